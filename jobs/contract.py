@@ -1,0 +1,89 @@
+"""What a stage is given, and what it gives back.
+
+A stage is a function `run(works, hooks)` in its `job.py`. It receives every step of its kind that
+is ready, so that it can share processes between them, and answers for each one apart: a step that
+fails is reported with its error, and its siblings go on. A stage writes only into `Work.output`
+and `Work.scratch`; the caller commits the output once the stage has reported it.
+
+This module imports nothing heavy, because the command line imports it through the specs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, StringConstraints
+
+from jobs.place import Place
+
+NOT_SEMANTIC = "not-semantic"
+"""Marks a field that changes how a result is obtained, never what it is (workers, say)."""
+
+Slug = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=80)]
+"""A name that may stand in an address: small letters, digits, dot, dash, underscore."""
+
+
+class Spec(BaseModel):
+    """Base of everything an experiment file can say: unknown fields are refused, values frozen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    def semantic(self) -> dict[str, Any]:
+        """The fields that bear identity, as JSON values (those marked NOT_SEMANTIC left out)."""
+        kept: dict[str, Any] = {}
+        dumped = self.model_dump(mode="json")
+        for name, info in type(self).model_fields.items():
+            if NOT_SEMANTIC in info.metadata:
+                continue
+            value = getattr(self, name)
+            kept[name] = _semantic_value(value, dumped[name])
+        return kept
+
+
+def _semantic_value(value: Any, dumped: Any) -> Any:
+    if isinstance(value, Spec):
+        return value.semantic()
+    if isinstance(value, (list, tuple)):
+        return [_semantic_value(v, d) for v, d in zip(value, dumped, strict=True)]
+    if isinstance(value, Mapping):
+        return {str(k): _semantic_value(v, dumped[str(k)]) for k, v in value.items()}
+    return dumped
+
+
+class StageError(Exception):
+    """A step cannot be done with what it was given: one sentence of what, where, and what to do.
+
+    Raised by a stage for faults that trying again cannot cure (a NaN loss, no row left, a caption
+    nobody can swap with). It crosses process borders, so it carries its sentence alone.
+    """
+
+
+@dataclass(frozen=True)
+class Work:
+    """One step to be done by a stage."""
+
+    address: str  # readable name, and the output folder's path under the storage root
+    fingerprint: str  # hash of everything that bears on the result
+    spec: Spec  # the stage's own spec type
+    inputs: Mapping[str, Place]  # role -> committed output folder of the step it depends on
+    output: Place  # empty folder; committed by the caller after the stage reports it
+    scratch: Place  # survives interruption; bound to the fingerprint; removed after the commit
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a stage says of a step that it finished."""
+
+    counts: Mapping[str, int] = field(default_factory=dict)  # rows read, kept, skipped and why
+    metrics: Mapping[str, float] = field(default_factory=dict)  # summary numbers, at most some 30
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """How a stage talks back while it runs. Every function may be called from any thread."""
+
+    done: Callable[[str, Outcome | BaseException], None]  # address, result; once for each work
+    say: Callable[[str, float, str], None]  # address, share done in [0, 1], a few words
+    stopping: Callable[[], bool]  # true once the user asked to stop

@@ -1,0 +1,52 @@
+"""What an experiment file can say of features and of the shifts that make an OOD test."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from jobs.contract import NOT_SEMANTIC, Slug, Spec
+from jobs.pretrain.spec import Augment
+
+
+class Shift(Spec):
+    """A declared change of every test image, drawn from the seed and the key alone."""
+
+    kind: Literal["rotate", "blur", "invert", "noise"]
+    strength: float = Field(
+        1.0,
+        gt=0,
+        description="rotate: degrees, the sign drawn by key; blur: Gaussian sigma in source "
+        "pixels; noise: standard deviation, as a share of the full range; invert: unused",
+    )
+    seed: int = Field(0, ge=0)
+
+
+class Views(Spec):
+    """Seeded augmented views of the training part, shared by all methods of all cells."""
+
+    count: int = Field(2, ge=0, le=16)
+    augment: Augment = Augment()
+    seed: int = Field(0, ge=0)
+
+
+class Features(Spec):
+    """The features section of an experiment file."""
+
+    views: Views = Views()
+    dtype: Literal["float32", "float16"] = "float32"
+    batch_size: Annotated[int, NOT_SEMANTIC] = Field(256, ge=1)
+    gpus_per_worker: Annotated[float, NOT_SEMANTIC] = Field(0, ge=0)
+
+
+class FeaturesStep(Spec):
+    """One encoder (an input step) over one set of images (an input step), perhaps shifted."""
+
+    images: Slug
+    parts: tuple[Literal["train", "validation", "test"], ...]
+    shift: Shift | None = None
+    views: Views = Views()
+    dtype: Literal["float32", "float16"] = "float32"
+    batch_size: Annotated[int, NOT_SEMANTIC] = 256
+    gpus_per_worker: Annotated[float, NOT_SEMANTIC] = 0

@@ -1,0 +1,148 @@
+"""A folder on any filesystem pyarrow knows: local, s3:// or gs://.
+
+A `Place` is a picklable address; it is opened where it is used. Names below it are relative and
+use forward slashes. Writing a file is atomic: on a local disk it appears by rename, in an object
+store by the PUT itself. Nothing here knows of steps or manifests.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.fs as pafs
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder, by absolute local path or URI."""
+
+    uri: str
+
+    @staticmethod
+    def of(where: str | os.PathLike[str]) -> Place:
+        """The place a user wrote: a URI is kept, a local path made absolute."""
+        text = os.fspath(where)
+        if text.startswith("file://"):
+            text = text.removeprefix("file://")
+        if "://" in text:
+            return Place(text.rstrip("/"))
+        return Place(str(Path(text).expanduser().absolute()))
+
+    @property
+    def is_local(self) -> bool:
+        """Whether this is a folder of this machine's own file tree."""
+        return "://" not in self.uri
+
+    def __truediv__(self, name: str) -> Place:
+        return Place(f"{self.uri}/{name}")
+
+    def open(self) -> tuple[pafs.FileSystem, str]:
+        """The pyarrow filesystem and the path within it."""
+        import pyarrow.fs as pafs
+
+        if self.is_local:
+            return pafs.LocalFileSystem(), self.uri
+        filesystem, path = pafs.FileSystem.from_uri(self.uri)
+        return filesystem, path
+
+    def local_path(self) -> Path:
+        """This folder as a path; ValueError when it lies in an object store."""
+        if not self.is_local:
+            raise ValueError(f"{self.uri} is not on a local filesystem")
+        return Path(self.uri)
+
+    # -- reading ---------------------------------------------------------------------------------
+
+    def exists(self, name: str) -> bool:
+        """Whether a file or folder of that name is here."""
+        import pyarrow.fs as pafs
+
+        filesystem, path = self.open()
+        info = filesystem.get_file_info(f"{path}/{name}")
+        return bool(info.type != pafs.FileType.NotFound)
+
+    def files(self) -> Iterator[tuple[str, int]]:
+        """Every file below as (relative name, bytes), sorted; none if the folder is absent."""
+        import pyarrow.fs as pafs
+
+        filesystem, path = self.open()
+        selector = pafs.FileSelector(path, recursive=True, allow_not_found=True)
+        found = [
+            (info.path[len(path) :].lstrip("/"), int(info.size))
+            for info in filesystem.get_file_info(selector)
+            if info.type == pafs.FileType.File
+        ]
+        yield from sorted(found)
+
+    def read_bytes(self, name: str) -> bytes:
+        """The whole content of a file; FileNotFoundError when it is not here."""
+        filesystem, path = self.open()
+        with filesystem.open_input_stream(f"{path}/{name}") as stream:
+            return bytes(stream.read())
+
+    def read_json(self, name: str) -> Any:
+        """A JSON file's value."""
+        return json.loads(self.read_bytes(name))
+
+    def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
+        """One Parquet file as a table (all columns, or those named)."""
+        import pyarrow.parquet as pq
+
+        filesystem, path = self.open()
+        with filesystem.open_input_file(f"{path}/{name}") as source:
+            return pq.ParquetFile(source).read(columns=columns)
+
+    # -- writing ---------------------------------------------------------------------------------
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        """Put a file here, whole or not at all; folders are made as needed."""
+        filesystem, path = self.open()
+        target = f"{path}/{name}"
+        if self.is_local:
+            partial = Path(f"{target}.{uuid.uuid4().hex[:8]}.partial")
+            partial.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with partial.open("wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                partial.replace(target)
+            finally:
+                partial.unlink(missing_ok=True)
+        else:
+            with filesystem.open_output_stream(target) as stream:
+                stream.write(data)
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Put a JSON file here, keys sorted, so that equal values are equal bytes."""
+        text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False)
+        self.write_bytes(name, (text + "\n").encode())
+
+    def write_table(self, name: str, table: pa.Table, **options: Any) -> None:
+        """Put a Parquet file here (options go to `pyarrow.parquet.write_table`)."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, **options)
+        self.write_bytes(name, sink.getvalue().to_pybytes())
+
+    def delete(self, name: str = "") -> None:
+        """Remove a file or folder below this one (or this folder itself); silent when absent."""
+        import pyarrow.fs as pafs
+
+        filesystem, path = self.open()
+        target = f"{path}/{name}" if name else path
+        info = filesystem.get_file_info(target)
+        if info.type == pafs.FileType.Directory:
+            filesystem.delete_dir(target)
+        elif info.type == pafs.FileType.File:
+            filesystem.delete_file(target)

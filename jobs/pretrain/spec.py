@@ -1,0 +1,103 @@
+"""What an experiment file can say of pre-training.
+
+A recipe is semantic from end to end; the resources it runs on are not: the batch is the global
+one, whatever the number of workers.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, JsonValue
+
+from jobs.contract import NOT_SEMANTIC, Slug, Spec
+
+
+class ImageInput(Spec):
+    """How decoded pixels become the encoder's input tensor."""
+
+    size: int = Field(224, ge=8, le=1024, description="side in pixels after resizing")
+    channels: Literal[1, 3] = 3
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+
+
+class Augment(Spec):
+    """Random changes of a training image, drawn from the seed, the epoch and the key alone."""
+
+    degrees: float = Field(0, ge=0, le=180, description="rotation, uniform in +-degrees")
+    translate: float = Field(0, ge=0, lt=1, description="shift, share of the side")
+    scale: tuple[float, float] = (1.0, 1.0)
+    flip: bool = False
+
+
+class Schedule(Spec):
+    """Optimiser and length of a pre-training run."""
+
+    epochs: int = Field(ge=1)
+    batch_size: int = Field(ge=1, description="global: over all workers and accumulated steps")
+    optimizer: Literal["sgd", "adamw", "lamb"] = "adamw"
+    lr: float = Field(gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    warmup_epochs: float = Field(0.0, ge=0)
+    clip_grad_norm: float | None = Field(None, gt=0)
+
+
+class Supervised(Spec):
+    """A timm model under cross-entropy on the (noisy) labels."""
+
+    objective: Literal["supervised"] = "supervised"
+    name: Slug
+    model: str = Field(description="a timm model name")
+    model_options: dict[str, JsonValue] = Field(default_factory=dict)
+    image: ImageInput = ImageInput()
+    augment: Augment = Augment()
+    schedule: Schedule
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+
+
+class Contrastive(Spec):
+    """An open_clip model under its contrastive loss on images and (noisy) captions."""
+
+    objective: Literal["contrastive"] = "contrastive"
+    name: Slug
+    model: str = Field(description="an open_clip model name, or a label for `model_options`")
+    model_options: dict[str, JsonValue] = Field(
+        default_factory=dict, description="an open_clip model configuration given in place"
+    )
+    image: ImageInput = ImageInput()
+    augment: Augment = Augment()
+    schedule: Schedule
+    templates: tuple[str, ...] = Field(
+        ("a photo of a {}.",), min_length=1, description="for zero-shot evaluation by class name"
+    )
+
+
+Recipe = Annotated[Supervised | Contrastive, Field(discriminator="objective")]
+
+
+class Resources(Spec):
+    """What each pre-training run is given. Never bears on the result's identity."""
+
+    workers: int = Field(1, ge=1)
+    cpus_per_worker: int = Field(1, ge=1)
+    gpus_per_worker: float = Field(0, ge=0)
+    max_failures: int = Field(3, ge=0, description="worker losses survived before giving up")
+
+
+class Pretrain(Spec):
+    """The pre-training section of an experiment file."""
+
+    recipe: Recipe
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1)
+    checkpoint_minutes: Annotated[float, NOT_SEMANTIC] = Field(10, gt=0)
+    resources: Annotated[Resources, NOT_SEMANTIC] = Resources()
+
+
+class PretrainStep(Spec):
+    """One encoder: one recipe, one noise level (an input step), one seed."""
+
+    recipe: Recipe
+    seed: int
+    checkpoint_minutes: Annotated[float, NOT_SEMANTIC] = 10
+    resources: Annotated[Resources, NOT_SEMANTIC] = Resources()

@@ -1,0 +1,1 @@
+"""The downstream registry: one YAML file a task."""

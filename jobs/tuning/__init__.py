@@ -1,0 +1,1 @@
+"""Tuning: every method's hyper-parameters over every task, on frozen features."""

@@ -1,0 +1,1 @@
+"""The control plane: what to run, where it stands, where results go."""
