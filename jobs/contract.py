@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, StringConstraints
 
@@ -29,6 +29,8 @@ class Spec(BaseModel):
     """Base of everything an experiment file can say: unknown fields are refused, values frozen."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    protocol: ClassVar[int] = 1  # of a step's spec: raised when its stage's results change meaning
 
     def semantic(self) -> dict[str, Any]:
         """The fields that bear identity, as JSON values (those marked NOT_SEMANTIC left out)."""

@@ -9,6 +9,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.errors import ClusterError
 
 WORKER_ENV = {
     "RAY_DATA_USE_DATASOURCE_V2": "0",  # its Parquet reader starts footer actors for each file
@@ -23,23 +27,43 @@ WORKER_ENV = {
 
 @contextmanager
 def session(cpus: int | None = None) -> Iterator[None]:
-    """Ray, up for the length of the block."""
+    """Ray, up for the length of the block. Raises ClusterError when it cannot be had."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     for name, value in WORKER_ENV.items():
         os.environ.setdefault(name, value)
     import ray
 
     address = os.environ.get("RAY_ADDRESS")
-    own = {} if address else {"address": "local", "num_cpus": cpus, "include_dashboard": False}
-    ray.init(
-        **own,
-        logging_level="ERROR",
-        log_to_driver=False,
-        configure_logging=False,
-        runtime_env={"env_vars": WORKER_ENV} if address else None,
-    )
+    options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
+    if address:
+        options |= {"address": address, "runtime_env": {"env_vars": WORKER_ENV}}
+    else:
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a private cluster, on loopback
+        options |= {"address": "local", "num_cpus": cpus, "include_dashboard": False}
+    try:
+        ray.init(**options)
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        where = f"join the Ray cluster at {address}" if address else "start Ray on this machine"
+        raise ClusterError(f"cannot {where}: {' '.join(str(error).split())[:300]}") from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What the joined cluster has in all."""
+
+    nodes: int
+    cpus: float
+    gpus: float
+
+
+def resources() -> Resources:
+    """The cluster's resources; inside a `session` only."""
+    import ray
+
+    total = ray.cluster_resources()
+    alive = sum(1 for node in ray.nodes() if node["Alive"])
+    return Resources(alive, total.get("CPU", 0.0), total.get("GPU", 0.0))

@@ -1,0 +1,104 @@
+"""The command line. One file a verb; nothing heavy is imported before a verb needs it."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from typing import Any
+
+import click
+
+VERBS = {
+    "sweep": "Plan and run an experiment: noise, pre-training, tuning, report.",
+    "plan": "Show what a sweep would do, and its cost. Runs nothing.",
+    "status": "Show the matrix of noise, task, method and seed as it stands.",
+    "report": "Write the report from what the store holds.",
+    "sync": "Bring MLflow up to the store.",
+    "ui": "Open MLflow's pages on this machine.",
+    "doctor": "Check versions, storage, disk, Ray and tracking.",
+}
+"""Every verb, with the line that `--help` shows; its module has the same name."""
+
+
+class _Lazy(click.Group):
+    """A group whose commands are imported when they are called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        module = importlib.import_module(f"orchestrator.cli.{cmd_name}")
+        command: click.Command = module.command
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in VERBS:
+            import difflib
+
+            near = difflib.get_close_matches(args[0], VERBS, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"verbs: {', '.join(VERBS)}"
+            raise click.UsageError(f"no verb {args[0]!r}; {hint}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Verbs"):
+            formatter.write_dl(list(VERBS.items()))
+
+
+@click.group(
+    cls=_Lazy,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="""\b
+Examples:
+  nml-orch sweep --noise 0,5,10,20,30            the demo: handwritten digits
+  nml-orch sweep my.yaml --seeds 0,1,2           an experiment file, three seeds
+  nml-orch plan my.yaml --set tuning.epochs=5    what would run, and why
+  nml-orch status && nml-orch ui                 where it stands; browse the runs""",
+)
+@click.version_option(package_name="nml-orch", prog_name="nml-orch")
+@click.option("--debug", is_flag=True, help="Show tracebacks and the libraries' own logs.")
+def cli(debug: bool) -> None:
+    """Noisy Model Learning, the whole experiment, on a laptop or a Ray cluster."""
+    if debug:
+        os.environ["NML_DEBUG"] = "1"
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line; exit 0 done, 1 some steps failed, 2 the user's mistake, 130 stopped."""
+    sys.exit(_run(argv))
+
+
+def _run(argv: list[str] | None) -> int:
+    from orchestrator.errors import NmlError
+
+    try:
+        result: Any = cli.main(args=argv, prog_name="nml-orch", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except NmlError as error:
+        return _complain(str(error), error.exit_code)
+    except click.ClickException as error:
+        return _complain(error.format_message(), 2)
+    except (KeyboardInterrupt, click.Abort):
+        return _complain("stopped; the same command goes on from here", 130)
+    except BrokenPipeError:
+        return 1
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [""]
+        return _complain(
+            f"{type(error).__name__}: {lines[0]} (this is a defect of nml-orch; "
+            f"`nml-orch --debug ...` shows where)",
+            1,
+        )
+
+
+def _complain(message: str, code: int) -> int:
+    if os.environ.get("NML_DEBUG"):
+        traceback.print_exc()
+    click.echo(f"nml-orch: {message}", err=True)
+    return code

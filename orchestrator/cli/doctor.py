@@ -1,0 +1,101 @@
+"""`nml-orch doctor`: is everything that a sweep needs here? One line a check, with the remedy."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import click
+
+from orchestrator.cli.options import Chosen, experiment_options
+
+Check = tuple[bool, str]  # passed, what was found or what to do
+
+LOW_DISK_GB = 5
+
+
+@click.command("doctor", epilog="Example: nml-orch doctor my.yaml")
+@experiment_options
+@click.option("--no-ray", is_flag=True, help="Do not start or join Ray.")
+def command(chosen: Chosen, no_ray: bool) -> int:
+    """Check versions, storage, disk, tracking and Ray, and say what to do about what is wrong."""
+    failed = 0
+    for name, (passed, words) in _checks(chosen, no_ray):
+        failed += not passed
+        click.echo(f"{'ok  ' if passed else 'FAIL'}  {name:<10} {words}")
+    return 1 if failed else 0
+
+
+def _checks(chosen: Chosen, no_ray: bool) -> Iterator[tuple[str, Check]]:
+    yield "versions", _versions()
+    yield "experiment", (True, f"{chosen.experiment.name}: {len(chosen.plan.steps)} steps planned")
+    yield "storage", _guarded(lambda: _storage(chosen))
+    yield "disk", _disk(chosen)
+    yield "tracking", _guarded(lambda: _tracking(chosen))
+    if not no_ray:
+        yield "ray", _guarded(lambda: _ray(chosen))
+
+
+def _guarded(check: Callable[[], Check]) -> Check:
+    from orchestrator.executor import sentence
+
+    try:
+        return check()
+    except Exception as error:  # a check's own failure is its finding
+        return False, sentence(error)
+
+
+def _versions() -> Check:
+    from orchestrator.provenance import PACKAGES, versions
+
+    found = versions()
+    missing = [name for name in PACKAGES if name not in found]
+    if missing:
+        return False, f"not installed: {', '.join(missing)}; run pip install -e . again"
+    return True, ", ".join(f"{name} {version}" for name, version in found.items())
+
+
+def _storage(chosen: Chosen) -> Check:
+    chosen.store.prepare()
+    return True, f"{chosen.store.root.uri} can be written"
+
+
+def _disk(chosen: Chosen) -> Check:
+    if not chosen.store.root.is_local:
+        return True, "not a local disk"
+    folder = chosen.store.root.local_path()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free / 1e9
+    if free < LOW_DISK_GB:
+        return False, f"{free:.1f} GB free at {folder}; free some, or use --storage elsewhere"
+    return True, f"{free:.0f} GB free at {folder}"
+
+
+def _tracking(chosen: Chosen) -> Check:
+    from orchestrator.provenance import redact
+    from orchestrator.tracking import reachable, resolve_uri
+
+    if not chosen.experiment.tracking.enabled:
+        return True, "switched off in the experiment file"
+    uri = resolve_uri(chosen.experiment.tracking.uri)
+    if uri.startswith("sqlite:////") and not Path(uri.removeprefix("sqlite:///")).exists():
+        return True, f"{uri} (made by the first sweep)"
+    reachable(uri)
+    return True, f"{redact(uri)} answers"
+
+
+def _ray(chosen: Chosen) -> Check:
+    from orchestrator import cluster
+
+    with cluster.session():
+        have = cluster.resources()
+    need = chosen.experiment.pretrain.resources
+    cpus, gpus = need.workers * need.cpus_per_worker, need.workers * need.gpus_per_worker
+    if cpus > have.cpus or gpus > have.gpus:
+        return False, (
+            f"a pre-training run asks for {cpus} CPUs and {gpus:g} GPUs, Ray has {have.cpus:g} and "
+            f"{have.gpus:g}; lower pretrain.resources or join a larger cluster (RAY_ADDRESS)"
+        )
+    return True, f"{have.nodes} node(s), {have.cpus:g} CPUs, {have.gpus:g} GPUs"

@@ -1,0 +1,81 @@
+"""The words that several verbs share: which experiment, and what to change in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from orchestrator.experiment import Experiment
+    from orchestrator.plan import Plan
+    from orchestrator.store import Store
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The experiment that the command line named."""
+
+    experiment: Experiment
+    plan: Plan
+    store: Store
+
+
+def experiment_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add FILE, --noise, --seeds, --set and --storage; the verb receives a `Chosen` first."""
+
+    @click.argument("file", required=False, metavar="[FILE]")
+    @click.option(
+        "--noise",
+        metavar="LEVELS",
+        help="Noise levels in percent of the training samples, as in 0,5,10,20,30.",
+    )
+    @click.option("--seeds", metavar="SEEDS", help="Pre-training seeds, as in 0,1,2.")
+    @click.option(
+        "--set",
+        "overrides",
+        multiple=True,
+        metavar="PATH=VALUE",
+        help="Change any field, as in pretrain.recipe.schedule.epochs=5. Repeatable.",
+    )
+    @click.option("--storage", metavar="PLACE", help="Where results go: a folder, s3:// or gs://.")
+    @wraps(function)
+    def wrapped(
+        file: str | None,
+        noise: str | None,
+        seeds: str | None,
+        overrides: tuple[str, ...],
+        storage: str | None,
+        **rest: Any,
+    ) -> Any:
+        return function(choose(file, noise, seeds, overrides, storage), **rest)
+
+    return wrapped
+
+
+def choose(
+    file: str | None,
+    noise: str | None = None,
+    seeds: str | None = None,
+    overrides: tuple[str, ...] = (),
+    storage: str | None = None,
+) -> Chosen:
+    """Read, validate and plan an experiment; UserError for every mistake in it."""
+    from jobs.place import Place
+    from jobs.pretrain.catalogue import check_model
+    from orchestrator import experiment as experiments
+    from orchestrator import plan as plans
+    from orchestrator.errors import UserError
+    from orchestrator.store import Store
+
+    if storage is not None:
+        overrides = (*overrides, f"storage={storage}")
+    experiment = experiments.load(file, overrides=overrides, noise=noise, seeds=seeds)
+    complaint = check_model(experiment.pretrain.recipe)
+    if complaint:
+        raise UserError(f"pretrain.recipe.model: {complaint}")
+    plan = plans.build(experiment)
+    return Chosen(experiment, plan, Store(Place.of(experiment.storage)))

@@ -1,0 +1,76 @@
+"""`nml-orch plan`: what a sweep would do with each step and why, and what it would cost."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+import click
+
+from orchestrator.cli.options import Chosen, experiment_options
+
+
+@click.command(
+    "plan",
+    epilog="""\b
+Examples:
+  nml-orch plan --noise 0,5,10,20,30
+  nml-orch plan my.yaml -v            every step with its reason
+  nml-orch plan my.yaml --json        for a machine""",
+)
+@experiment_options
+@click.option("-v", "--verbose", is_flag=True, help="List every step.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option(
+    "--images-per-second",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Pre-training speed of one run, to turn samples into hours (else: as measured before).",
+)
+def command(chosen: Chosen, verbose: bool, as_json: bool, images_per_second: float | None) -> None:
+    """Show what a sweep would do: run, done, drift or blocked, and its cost. Runs nothing."""
+    from orchestrator import cost
+    from orchestrator.plan import KINDS, Standing, assess
+
+    assessments = assess(chosen.plan, chosen.store)
+    estimate = cost.estimate(chosen.plan, assessments, images_per_second)
+    if as_json:
+        click.echo(
+            json.dumps(
+                {
+                    "experiment": chosen.experiment.name,
+                    "storage": chosen.store.root.uri,
+                    "cost": estimate.as_dict(),
+                    "steps": [
+                        {
+                            "address": address,
+                            "kind": chosen.plan.steps[address].kind,
+                            "fingerprint": chosen.plan.steps[address].fingerprint,
+                            "standing": found.standing,
+                            "reason": found.reason,
+                        }
+                        for address, found in assessments.items()
+                    ],
+                },
+                indent=2,
+            )
+        )
+        return
+    click.echo(f"{chosen.experiment.name} in {chosen.store.root.uri}\n")
+    click.echo(f"{'':10}" + "".join(f"{s.value:>9}" for s in Standing))
+    for kind in KINDS:
+        counts = Counter(assessments[s.address].standing for s in chosen.plan.of_kind(kind))
+        if counts:
+            click.echo(f"{kind:10}" + "".join(f"{counts[s] or '':>9}" for s in Standing))
+    if verbose:
+        click.echo("")
+        for address, found in assessments.items():
+            click.echo(
+                f"{found.standing:8} {address}" + (f"  ({found.reason})" * bool(found.reason))
+            )
+    else:
+        drifted = [a for a, f in assessments.items() if f.standing is Standing.DRIFT]
+        for address in drifted[:5]:
+            click.echo(f"\ndrift {address}\n  {assessments[address].reason}")
+        if len(drifted) > 5:
+            click.echo(f"\n... and {len(drifted) - 5} more; -v lists them")
+    click.echo("\n" + "\n".join(estimate.lines()))

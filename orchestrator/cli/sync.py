@@ -1,0 +1,21 @@
+"""`nml-orch sync`: bring MLflow up to the store, after it was away or lost."""
+
+from __future__ import annotations
+
+import click
+
+from orchestrator.cli.options import Chosen, experiment_options
+
+
+@click.command("sync", epilog="Example: nml-orch sync my.yaml --set tracking.uri=http://host:5000")
+@experiment_options
+def command(chosen: Chosen) -> None:
+    """Mirror to MLflow every finished step that it lacks."""
+    from orchestrator import readout
+    from orchestrator.provenance import redact
+    from orchestrator.tracking import resolve_uri, sync
+
+    uri = resolve_uri(chosen.experiment.tracking.uri)
+    with readout.local_copy(chosen.plan, chosen.store) as report:
+        count = sync(chosen.plan, chosen.store, uri, report.record())
+    click.echo(f"{count} steps mirrored to {redact(uri)}; MLflow now shows the store")

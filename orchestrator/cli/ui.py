@@ -1,0 +1,35 @@
+"""`nml-orch ui`: MLflow's pages on this machine, over the database that sweeps here write to."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+
+
+@click.command("ui", epilog="Example: nml-orch ui --port 5001")
+@click.option("--port", default=5000, show_default=True, type=click.IntRange(1, 65535))
+@click.option("--uri", help="Tracking store; else $MLFLOW_TRACKING_URI, else mlflow.db here.")
+def command(port: int, uri: str | None) -> None:
+    """Open MLflow on loopback. Ctrl-C ends it."""
+    from pathlib import Path
+
+    from orchestrator.errors import UserError
+    from orchestrator.tracking import resolve_uri
+
+    store = resolve_uri(uri)
+    if store.startswith(("http://", "https://")):
+        raise UserError(f"{store} is a running server: open it in a browser")
+    if store.startswith("sqlite:////") and not Path(store.removeprefix("sqlite:///")).exists():
+        raise UserError(f"no MLflow database at {store}; run a sweep in this folder first")
+    click.echo(f"MLflow: http://127.0.0.1:{port}  (Ctrl-C ends it)")
+    environment = {
+        **os.environ,
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # two thirds of its processes, unused here
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }
+    words = ["ui", "--backend-store-uri", store, "--host", "127.0.0.1", "--port", str(port)]
+    os.execve(  # nosec: our own interpreter, no shell
+        sys.executable, [sys.executable, "-m", "mlflow", *words, "--workers", "1"], environment
+    )

@@ -1,0 +1,35 @@
+"""What can go wrong through a user, an experiment file, a store or a cluster, and the remedy.
+
+Every message is one sentence: what is wrong, where (file, field, value), what to do. The command
+line prints it without a traceback and ends with `exit_code`.
+"""
+
+from __future__ import annotations
+
+
+class NmlError(Exception):
+    """Base of all errors that are told in a sentence."""
+
+    exit_code = 1
+
+
+class UserError(NmlError):
+    """A command, an option or an experiment file says something that cannot be."""
+
+    exit_code = 2
+
+
+class DriftError(UserError):
+    """Finished steps were made from other settings than those now asked for."""
+
+
+class StoreError(UserError):
+    """The storage cannot be reached, read or written, or holds something that is not ours."""
+
+
+class ClusterError(NmlError):
+    """Ray cannot be started or joined, or lacks what a step needs."""
+
+
+class TrackingError(NmlError):
+    """The MLflow server cannot be reached. Never stops a sweep."""

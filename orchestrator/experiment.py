@@ -1,0 +1,273 @@
+"""The experiment file: everything that decides what a sweep does, validated before it starts.
+
+Read from YAML (safe loader, duplicate keys refused), changed by dotted overrides, checked by
+pydantic models that refuse unknown fields. Fields that say how or where to run, not what (storage,
+tracking, resources), are marked NOT_SEMANTIC and never bear on a result's identity.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Hashable, Iterable
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import yaml
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from jobs.contract import NOT_SEMANTIC, Slug, Spec
+from jobs.corpus.spec import Corpus, Noise
+from jobs.features.spec import Features
+from jobs.pretrain.spec import Pretrain
+from jobs.tasks import registry
+from jobs.tasks.spec import Task
+from jobs.tuning.spec import Tuning
+from orchestrator.errors import UserError
+
+DEMO = "demo"
+"""The bundled experiment that runs when no file is given."""
+
+
+class Tracking(Spec):
+    """Where the store is mirrored to."""
+
+    enabled: bool = True
+    uri: str | None = Field(
+        None, description="MLflow; else $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db here"
+    )
+
+
+class Experiment(Spec):
+    """A whole experiment of Noisy Model Learning."""
+
+    name: Slug
+    title: str = ""
+    corpus: Corpus
+    noise: Noise
+    pretrain: Pretrain
+    features: Features = Features()
+    tasks: tuple[Slug, ...] = Field(min_length=1)
+    tuning: Tuning
+    task_folders: Annotated[tuple[str, ...], NOT_SEMANTIC] = ()
+    storage: Annotated[str, NOT_SEMANTIC] = "nml-store"
+    tracking: Annotated[Tracking, NOT_SEMANTIC] = Tracking()
+
+    @field_validator("tasks")
+    @classmethod
+    def _once(cls, tasks: tuple[str, ...]) -> tuple[str, ...]:
+        twice = sorted({name for name in tasks if tasks.count(name) > 1})
+        if twice:
+            raise ValueError(f"{', '.join(twice)} named twice; an average counts a task once")
+        return tasks
+
+    @model_validator(mode="after")
+    def _noise_fits_objective(self) -> Experiment:
+        wanted = {"supervised": "symmetric", "contrastive": "caption_swap"}
+        objective = self.pretrain.recipe.objective
+        if self.noise.kind != wanted[objective]:
+            raise ValueError(
+                f"noise.kind={self.noise.kind} does not change what a {objective} recipe "
+                f"learns from; use {wanted[objective]}"
+            )
+        return self
+
+    def load_tasks(self) -> tuple[Task, ...]:
+        """Every task, in the file's order, each OOD task after the one it is trained on.
+
+        Raises UserError for unknown names and for an OOD task whose ID task is not listed.
+        """
+        folders = [Path(folder) for folder in self.task_folders]
+        try:
+            tasks = [registry.load(name, folders) for name in self.tasks]
+        except (ValueError, OSError) as error:
+            raise UserError(f"tasks: {error}") from error
+        names = {task.name for task in tasks}
+        for task in tasks:
+            if task.trained_on is not None and task.trained_on not in names:
+                raise UserError(
+                    f"tasks: {task.name} is trained on {task.trained_on}, which is not listed; "
+                    f"add it"
+                )
+        return tuple(sorted(tasks, key=lambda task: task.domain == "ood"))
+
+
+# -- reading ---------------------------------------------------------------------------------------
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """A safe loader that refuses a key given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = [key for key in keys if keys.count(key) > 1]
+        if twice:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"key {twice[0]!r} is given twice", node.start_mark
+            )
+        return super().construct_mapping(node, deep)
+
+
+def bundled() -> list[str]:
+    """Names of the experiment files that ship with the project."""
+    folder = resources.files("experiments")
+    return sorted(f.name[:-5] for f in folder.iterdir() if f.name.endswith(".yaml"))
+
+
+def _read(source: str) -> tuple[str, str]:
+    """(what to call it in messages, its text) of a path, or of a bundled experiment's name."""
+    path = Path(source)
+    if path.is_file():
+        try:
+            return str(path), path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{path}: cannot be read as text ({error})") from error
+    if source in bundled():
+        text = (resources.files("experiments") / f"{source}.yaml").read_text(encoding="utf-8")
+        return f"{source}.yaml", text
+    near = difflib.get_close_matches(path.name.removesuffix(".yaml"), bundled(), n=1)
+    hint = f"did you mean the bundled {near[0]!r}?" if near else f"bundled: {', '.join(bundled())}"
+    raise UserError(f"{source}: no such experiment file; give a YAML file or a name ({hint})")
+
+
+def load(
+    source: str | None = None,
+    *,
+    overrides: Iterable[str] = (),
+    noise: str | None = None,
+    seeds: str | None = None,
+) -> Experiment:
+    """The experiment of a file or bundled name (none: the demo), with the command line's changes.
+
+    `overrides` are `path.to.field=value` (value in YAML); `noise` a list of levels in percent,
+    `seeds` a list of pre-training seeds, both comma-separated. Raises UserError.
+    """
+    label, text = _read(source or DEMO)
+    try:
+        raw = yaml.load(text, Loader=_StrictLoader)
+    except yaml.YAMLError as error:
+        raise UserError(f"{label}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(raw, dict):
+        raise UserError(f"{label}: must be a mapping of fields, such as `name: my-experiment`")
+    if noise is not None:
+        _assign(raw, "noise.levels", parse_levels(noise))
+    if seeds is not None:
+        _assign(raw, "pretrain.seeds", parse_seeds(seeds))
+    for item in overrides:
+        path, equals, value = item.partition("=")
+        if not equals or not path.strip():
+            raise UserError(f"--set {item}: must read path=value, as in noise.seed=1")
+        try:
+            _assign(raw, path.strip(), yaml.safe_load(value))
+        except yaml.YAMLError as error:
+            raise UserError(f"--set {item}: the value is not valid YAML") from error
+    try:
+        return Experiment.model_validate(raw)
+    except ValidationError as error:
+        raise UserError(f"{label}: {explain(error, Experiment)}") from error
+
+
+def _assign(raw: dict[str, Any], path: str, value: Any) -> None:
+    """Set a dotted path in nested mappings and lists, making mappings on the way."""
+    *parents, last = path.split(".")
+    node: Any = raw
+    for name in parents:
+        node = node[_index(node, name, path)] if isinstance(node, list) else _child(node, name)
+    if isinstance(node, list):
+        node[_index(node, last, path)] = value
+    elif isinstance(node, dict):
+        node[last] = value
+    else:
+        raise UserError(f"--set {path}: {'.'.join(parents)} is a value, it has no fields")
+
+
+def _child(node: Any, name: str) -> Any:
+    if not isinstance(node, dict):
+        raise UserError(f"--set: {name} lies below a value, which has no fields")
+    if node.get(name) is None:
+        node[name] = {}
+    return node[name]
+
+
+def _index(node: list[Any], name: str, path: str) -> int:
+    if not name.isdigit() or int(name) >= len(node):
+        raise UserError(f"--set {path}: {name} must be an index from 0 to {len(node) - 1}")
+    return int(name)
+
+
+def parse_levels(text: str) -> list[float]:
+    """Noise levels in percent, ascending, from a comma-separated list; UserError otherwise."""
+    levels: list[float] = []
+    for item in text.split(","):
+        try:
+            level = float(item)
+        except ValueError:
+            raise UserError(
+                f"--noise {text}: {item.strip()!r} is not a number; "
+                f"give percentages such as 0,5,10,20,30"
+            ) from None
+        if not 0 <= level < 100:
+            raise UserError(f"--noise {text}: {item.strip()} is outside 0 <= level < 100 percent")
+        if level in levels:
+            raise UserError(f"--noise {text}: {level:g} is given twice; name each level once")
+        levels.append(level)
+    return sorted(levels)
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Pre-training seeds, ascending, from a comma-separated list; UserError otherwise."""
+    items = [item.strip() for item in text.split(",")]
+    wrong = [item for item in items if not item.isdigit()]
+    if wrong:
+        raise UserError(f"--seeds {text}: {wrong[0]!r} is not a whole number; give e.g. 0,1,2")
+    seeds = [int(item) for item in items]
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"--seeds {text}: a seed is given twice; name each once")
+    return sorted(seeds)
+
+
+# -- explaining ------------------------------------------------------------------------------------
+
+
+def explain(error: ValidationError, model: type[Spec]) -> str:
+    """One sentence for the first thing wrong, with field, value and remedy."""
+    problems = error.errors()
+    first = problems[0]
+    path = [str(part) for part in first["loc"] if not str(part).startswith(("function-", "tagged"))]
+    field = ".".join(path) or "the file"
+    kind, value = first["type"], first.get("input")
+    if kind == "extra_forbidden":
+        known = _fields_at(model, path[:-1])
+        near = difflib.get_close_matches(path[-1], known, n=1)
+        remedy = f"did you mean {near[0]}?" if near else f"known here: {', '.join(sorted(known))}"
+        sentence = f"unknown field {field} ({remedy})"
+    elif kind == "missing":
+        sentence = f"{field} is missing; give it a value"
+    else:
+        message = first["msg"].removeprefix("Value error, ")
+        message = message[:1].lower() + message[1:]
+        shown = "" if isinstance(value, (dict, Spec)) else f" = {value!r}"
+        sentence = f"{field}{shown}: {message}"
+    more = len(problems) - 1
+    return sentence + (f" (and {more} more problem{'s' if more > 1 else ''})" if more else "")
+
+
+def _fields_at(model: type[Spec], path: list[str]) -> list[str]:
+    """Field names of the model that stands at a path of an experiment."""
+    candidates = [model]
+    for name in path:
+        found: list[type[Spec]] = []
+        for candidate in candidates:
+            info = candidate.model_fields.get(name)
+            if info is not None:
+                found += _specs_in(info.annotation)
+            elif candidate.model_fields.get("objective") or candidate.model_fields.get("kind"):
+                found.append(candidate)  # a discriminator's tag in the path, not a field
+        candidates = found or candidates
+    return sorted({name for candidate in candidates for name in candidate.model_fields})
+
+
+def _specs_in(annotation: Any) -> list[type[Spec]]:
+    if isinstance(annotation, type) and issubclass(annotation, Spec):
+        return [annotation]
+    return [spec for inner in get_args(annotation) for spec in _specs_in(inner)]

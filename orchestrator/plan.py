@@ -1,0 +1,311 @@
+"""From an experiment to the graph of its steps, and where each one stands in a store.
+
+A step is known by its *address* (readable, and its folder in the store) and by its *fingerprint*,
+a hash of everything that bears on its result: its spec's semantic fields, its stage's protocol
+version and the fingerprints of the steps it reads. Workers, paths, storage and log settings bear on
+neither. Planning reads manifests alone; nothing heavy is imported.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+from jobs.contract import Spec
+from jobs.corpus.spec import NoiseStep
+from jobs.features.spec import FeaturesStep
+from jobs.pretrain.spec import PretrainStep
+from jobs.tasks.spec import Task
+from jobs.tuning.spec import TuneStep
+from orchestrator.errors import DriftError, UserError
+from orchestrator.experiment import Experiment
+
+if TYPE_CHECKING:
+    from orchestrator.store import Manifest, Store
+
+KINDS = ("corpus", "noise", "pretrain", "features", "tune")
+"""Every kind of step, in the order data flows."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing to be done once."""
+
+    address: str
+    kind: str  # one of KINDS
+    spec: Spec
+    inputs: Mapping[str, str]  # role -> address of the step read
+    fields: Mapping[str, Any]  # what the fingerprint is a hash of
+    fingerprint: str
+    labels: Mapping[str, str | float | int] = field(default_factory=dict)  # place in the matrix
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The steps of one experiment, each after the ones it reads."""
+
+    experiment: Experiment
+    steps: Mapping[str, Step]
+
+    def of_kind(self, kind: str) -> list[Step]:
+        """The steps of one kind, in order."""
+        return [step for step in self.steps.values() if step.kind == kind]
+
+
+def fingerprint(fields: Mapping[str, Any]) -> str:
+    """sha256 of a step's fields as canonical JSON, in hex."""
+    text = json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+# -- building --------------------------------------------------------------------------------------
+
+
+class _Builder:
+    """Collects steps; two definitions of one address are a user's mistake."""
+
+    def __init__(self) -> None:
+        self.steps: dict[str, Step] = {}
+
+    def add(
+        self,
+        kind: str,
+        address: str,
+        spec: Spec,
+        inputs: Mapping[str, str] | None = None,
+        **labels: str | float | int,
+    ) -> str:
+        inputs = dict(inputs or {})
+        fields = {
+            "kind": kind,
+            "protocol": spec.protocol,
+            "spec": spec.semantic(),
+            "inputs": {role: self.steps[name].fingerprint for role, name in inputs.items()},
+        }
+        step = Step(address, kind, spec, inputs, fields, fingerprint(fields), labels)
+        known = self.steps.get(address)
+        if known is not None and known.fingerprint != step.fingerprint:
+            changes = "; ".join(map(str, differences(known.fields, step.fields)))
+            raise UserError(
+                f"{address} is defined twice, differently ({changes}); "
+                f"give one of the two another name"
+            )
+        self.steps.setdefault(address, step)
+        return address
+
+
+def build(experiment: Experiment) -> Plan:
+    """Every step of an experiment. Raises UserError for what cannot be planned."""
+    builder = _Builder()
+    tasks = experiment.load_tasks()
+    corpus, noise, pretrain = experiment.corpus, experiment.noise, experiment.pretrain
+    source = builder.add("corpus", f"corpus/{corpus.name}", corpus)
+    for task in tasks:
+        builder.add("corpus", f"corpus/{task.corpus.name}", task.corpus)
+    for level in noise.levels:
+        overlay = builder.add(
+            "noise",
+            f"noise/{corpus.name}/{noise.name}/level={level:g}",
+            NoiseStep(corpus=corpus.name, kind=noise.kind, level=level, seed=noise.seed),
+            {"corpus": source},
+            noise=level,
+        )
+        for seed in pretrain.seeds:
+            run = f"{corpus.name}/{noise.name}/{pretrain.recipe.name}/noise={level:g}/seed={seed}"
+            encoder = builder.add(
+                "pretrain",
+                f"pretrain/{run}",
+                PretrainStep(
+                    recipe=pretrain.recipe,
+                    seed=seed,
+                    checkpoint_minutes=pretrain.checkpoint_minutes,
+                    resources=pretrain.resources,
+                ),
+                {"corpus": source, "noise": overlay},
+                noise=level,
+                seed=seed,
+            )
+            _add_downstream(builder, experiment, tasks, run, encoder, level, seed)
+    _check_nesting(builder.steps)
+    return Plan(experiment, _in_order(builder.steps))
+
+
+def _add_downstream(
+    builder: _Builder,
+    experiment: Experiment,
+    tasks: tuple[Task, ...],
+    run: str,
+    encoder: str,
+    level: float,
+    seed: int,
+) -> None:
+    """The features and cells of one encoder."""
+    settings, tuning = experiment.features, experiment.tuning
+    for task in tasks:
+        features = builder.add(
+            "features",
+            f"features/{run}/{task.images}",
+            FeaturesStep(
+                images=task.images,
+                parts=("test",) if task.shift else ("train", "validation", "test"),
+                shift=task.shift,
+                views=settings.views,
+                dtype=settings.dtype,
+                batch_size=settings.batch_size,
+                gpus_per_worker=settings.gpus_per_worker,
+            ),
+            {"encoder": encoder, "corpus": f"corpus/{task.corpus.name}"},
+            noise=level,
+            seed=seed,
+            images=task.images,
+            domain=task.domain,
+        )
+        for name, method in tuning.methods.items():
+            for fraction in tuning.fractions:
+                for tuning_seed in tuning.seeds:
+                    tail = f"{name}/fraction={fraction:g}/seed={tuning_seed}"
+                    inputs = {"features": features}
+                    if task.trained_on is not None:
+                        inputs["head"] = f"tune/{run}/{task.trained_on}/{tail}"
+                    builder.add(
+                        "tune",
+                        f"tune/{run}/{task.name}/{tail}",
+                        TuneStep(
+                            task=task,
+                            method_name=name,
+                            method=method,
+                            fraction=fraction,
+                            seed=tuning_seed,
+                            configurations=tuning.configurations,
+                            epochs=tuning.epochs,
+                            batch_size=tuning.batch_size,
+                        ),
+                        inputs,
+                        noise=level,
+                        seed=seed,
+                        task=task.name,
+                        domain=task.domain,
+                        method=name,
+                        fraction=fraction,
+                        tuning_seed=tuning_seed,
+                    )
+
+
+def _check_nesting(steps: Mapping[str, Step]) -> None:
+    """No step's folder may lie inside another's: emptying one would take the other with it."""
+    for address in steps:
+        parents = address.split("/")
+        for length in range(1, len(parents)):
+            if "/".join(parents[:length]) in steps:
+                raise UserError(f"{address} would lie inside another step's folder; rename it")
+
+
+def _in_order(steps: Mapping[str, Step]) -> dict[str, Step]:
+    """Steps by kind, so that every step stands after its inputs (insertion order inside a kind)."""
+    return {s.address: s for kind in KINDS for s in steps.values() if s.kind == kind}
+
+
+# -- where each step stands ------------------------------------------------------------------------
+
+
+class Standing(StrEnum):
+    """What a sweep would do with a step."""
+
+    DONE = "done"  # committed with this fingerprint: reused
+    RUN = "run"  # to be done
+    DRIFT = "drift"  # committed with another fingerprint: refused
+    BLOCKED = "blocked"  # reads a step that has drifted
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One field in which a recorded step and a planned one differ."""
+
+    path: str
+    recorded: Any
+    planned: Any
+
+    def __str__(self) -> str:
+        return f"{self.path}: {_short(self.recorded)} -> {_short(self.planned)}"
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """A step's standing, with the reason."""
+
+    standing: Standing
+    reason: str = ""
+    differences: tuple[Difference, ...] = ()
+    manifest: Manifest | None = None
+
+
+def assess(plan: Plan, store: Store) -> dict[str, Assessment]:
+    """Where every step of the plan stands, from the store's manifests alone."""
+    found: dict[str, Assessment] = {}
+    for step in plan.steps.values():
+        manifest = store.manifest(step.address)
+        if manifest is not None and manifest.fingerprint != step.fingerprint:
+            changes = tuple(differences(manifest.fields, step.fields))
+            reason = "; ".join(map(str, changes))
+            found[step.address] = Assessment(Standing.DRIFT, reason, changes, manifest)
+        elif manifest is not None:
+            found[step.address] = Assessment(Standing.DONE, manifest=manifest)
+        else:
+            drifted = [
+                address
+                for address in step.inputs.values()
+                if found[address].standing in (Standing.DRIFT, Standing.BLOCKED)
+            ]
+            if drifted:
+                found[step.address] = Assessment(Standing.BLOCKED, f"reads {drifted[0]}")
+            else:
+                found[step.address] = Assessment(Standing.RUN)
+    return found
+
+
+def refuse_drift(assessments: Mapping[str, Assessment]) -> None:
+    """Raise DriftError with the differences, unless no step has drifted.
+
+    Drift that only follows from an input's is counted, not repeated.
+    """
+    drifted = {a: s for a, s in assessments.items() if s.standing is Standing.DRIFT}
+    if not drifted:
+        return
+    roots: dict[str, list[str]] = {}
+    followers = 0
+    for address, assessment in drifted.items():
+        own = [d for d in assessment.differences if not d.path.startswith("inputs.")]
+        if own:
+            roots.setdefault("\n".join(f"    {d}" for d in own), []).append(address)
+        else:
+            followers += 1
+    lines = [f"{len(drifted)} finished steps were made from other settings:"]
+    for changes, addresses in roots.items():
+        more = f" (and {len(addresses) - 1} more)" if len(addresses) > 1 else ""
+        lines += [f"  {addresses[0]}{more}", changes]
+    if followers:
+        lines.append(f"  {followers} more read a step that changed")
+    lines.append(
+        "Give what changed a new name (the recipe's, the corpus's, ... `name` field) to keep both, "
+        "or redo these steps with --force."
+    )
+    raise DriftError("\n".join(lines))
+
+
+def differences(recorded: Any, planned: Any, path: str = "") -> Iterator[Difference]:
+    """Every field in which two steps' fields differ, by dotted path."""
+    if isinstance(recorded, Mapping) and isinstance(planned, Mapping):
+        for name in sorted({*recorded, *planned}):
+            below = f"{path}.{name}" if path else name
+            yield from differences(recorded.get(name), planned.get(name), below)
+    elif recorded != planned:
+        yield Difference(path.removeprefix("spec."), recorded, planned)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value) if not isinstance(value, str) else value
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,208 @@
+"""What a person sees while a plan runs: live bars on a terminal, one line an interval elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Protocol, TextIO
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+INTERVAL_SECONDS = 10.0
+
+
+class Progress(Protocol):
+    """Told of every step's life; callable from any thread."""
+
+    def begin(self, address: str) -> None:
+        """A step starts."""
+
+    def say(self, address: str, share: float, words: str) -> None:
+        """A running step is `share` (0 to 1) done."""
+
+    def settle(self, address: str, status: str, reason: str) -> None:
+        """A step has ended."""
+
+    def note(self, line: str) -> None:
+        """Something worth one line."""
+
+    def close(self) -> None:
+        """The run is over."""
+
+
+class _Tally:
+    """Counts by kind, shared by both faces."""
+
+    def __init__(self, totals: Mapping[str, int], reused: Mapping[str, int]) -> None:
+        self.totals = dict(totals)
+        self.settled = {kind: reused.get(kind, 0) for kind in totals}
+        self.failed = dict.fromkeys(totals, 0)
+        self.shares: dict[str, float] = {}
+        self.words: dict[str, str] = {}
+        self.lock = threading.Lock()
+
+    def begin(self, address: str) -> str:
+        self.shares[address] = 0.0
+        return kind_of(address)
+
+    def say(self, address: str, share: float, words: str) -> str:
+        kind = kind_of(address)
+        if address in self.shares:
+            self.shares[address] = min(max(share, 0.0), 1.0)
+        self.words[kind] = f"{address.partition('/')[2]}  {words}"
+        return kind
+
+    def settle(self, address: str, status: str) -> str:
+        kind = kind_of(address)
+        self.shares.pop(address, None)
+        self.settled[kind] += 1
+        self.failed[kind] += status in ("failed", "blocked")
+        if self.settled[kind] >= self.totals[kind]:
+            self.words[kind] = ""
+        return kind
+
+    def completed(self, kind: str) -> float:
+        running = sum(share for a, share in self.shares.items() if kind_of(a) == kind)
+        return self.settled[kind] + running
+
+
+def kind_of(address: str) -> str:
+    """The kind of a step, which its address starts with."""
+    return address.partition("/")[0]
+
+
+class Bars:
+    """Live bars, one a kind of step."""
+
+    def __init__(self, totals: Mapping[str, int], reused: Mapping[str, int]) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+        self._tally = _Tally(totals, reused)
+        self._bars = Progress(
+            TextColumn("{task.description:<9}"),
+            BarColumn(bar_width=28),
+            TextColumn("{task.fields[count]:>9}"),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[words]}", style="dim"),
+            console=Console(stderr=True),
+            refresh_per_second=5,
+        )
+        self._tasks: dict[str, TaskID] = {}
+        for kind, total in totals.items():
+            if total:
+                self._tasks[kind] = self._bars.add_task(
+                    kind, total=total, start=False, count="", words=""
+                )
+                self._show(kind)
+        self._bars.start()
+
+    def begin(self, address: str) -> None:
+        """Start the clock of the step's kind."""
+        with self._tally.lock:
+            kind = self._tally.begin(address)
+            self._bars.start_task(self._tasks[kind])
+
+    def say(self, address: str, share: float, words: str) -> None:
+        """Move the bar by a running step's share."""
+        with self._tally.lock:
+            self._show(self._tally.say(address, share, words))
+
+    def settle(self, address: str, status: str, reason: str) -> None:
+        """Count a step, and print a failure above the bars."""
+        with self._tally.lock:
+            kind = self._tally.settle(address, status)
+            self._show(kind)
+        if status == "failed":
+            self._bars.console.print(f"[red]failed[/red] {address}: {_plain(reason)}")
+
+    def note(self, line: str) -> None:
+        """Print a line above the bars."""
+        self._bars.console.print(_plain(line))
+
+    def close(self) -> None:
+        """Leave the last state on the screen."""
+        self._bars.stop()
+
+    def _show(self, kind: str) -> None:
+        tally = self._tally
+        failed = f" {tally.failed[kind]}!" if tally.failed[kind] else ""
+        self._bars.update(
+            self._tasks[kind],
+            completed=tally.completed(kind),
+            count=f"{tally.settled[kind]}/{tally.totals[kind]}{failed}",
+            words=_plain(tally.words.get(kind, ""))[:70],
+        )
+
+
+def _plain(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+class Lines:
+    """One line an interval, for logs."""
+
+    def __init__(
+        self,
+        totals: Mapping[str, int],
+        reused: Mapping[str, int],
+        *,
+        stream: TextIO | None = None,
+        interval: float = INTERVAL_SECONDS,
+    ) -> None:
+        self._tally = _Tally(totals, reused)
+        self._stream = stream or sys.stderr
+        self._interval = interval
+        self._begun = self._last = time.monotonic()
+
+    def begin(self, address: str) -> None:
+        """Nothing is printed when a step starts."""
+        with self._tally.lock:
+            self._tally.begin(address)
+
+    def say(self, address: str, share: float, words: str) -> None:
+        """Print the state of all kinds, at most once an interval."""
+        with self._tally.lock:
+            self._tally.say(address, share, words)
+            self._print_if_due()
+
+    def settle(self, address: str, status: str, reason: str) -> None:
+        """Count a step; failures are printed at once."""
+        with self._tally.lock:
+            self._tally.settle(address, status)
+            if status == "failed":
+                self._print(f"failed {address}: {reason}")
+            self._print_if_due()
+
+    def note(self, line: str) -> None:
+        """Print a line."""
+        self._print(line)
+
+    def close(self) -> None:
+        """Print the last state."""
+        self._print(self._state())
+
+    def _print_if_due(self) -> None:
+        if time.monotonic() - self._last >= self._interval:
+            self._last = time.monotonic()
+            self._print(self._state())
+
+    def _state(self) -> str:
+        tally = self._tally
+        kinds = [
+            f"{kind} {tally.settled[kind]}/{total}"
+            + (f" ({tally.failed[kind]} failed)" if tally.failed[kind] else "")
+            for kind, total in tally.totals.items()
+            if total
+        ]
+        busy = " | ".join(words for words in tally.words.values() if words)
+        return "  ".join(kinds) + (f" | {busy}" if busy else "")
+
+    def _print(self, line: str) -> None:
+        seconds = time.monotonic() - self._begun
+        print(f"[{seconds:6.1f} s] {line}", file=self._stream, flush=True)

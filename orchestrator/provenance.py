@@ -1,0 +1,91 @@
+"""Where and with what a step was made: recorded in its manifest, never part of its identity."""
+
+from __future__ import annotations
+
+import functools
+import platform
+import re
+import socket
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = (
+    "nml-orch",
+    "ray",
+    "torch",
+    "torchvision",
+    "timm",
+    "open_clip_torch",
+    "mlflow",
+    "pyarrow",
+    "numpy",
+    "scikit-learn",
+    "safetensors",
+)
+
+_CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+(?=@)")
+
+
+def redact(text: str) -> str:
+    """The text with user and password taken out of every URI in it."""
+    return _CREDENTIALS.sub("***", text)
+
+
+def now() -> str:
+    """The present moment, UTC, ISO 8601 to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+@functools.cache
+def environment() -> dict[str, Any]:
+    """Versions, source commit, command and host of this process."""
+    commit, dirty = _source()
+    return {
+        "versions": versions(),
+        "python": platform.python_version(),
+        "commit": commit,
+        "dirty": dirty,
+        "argv": [redact(word) for word in [Path(sys.argv[0]).name, *sys.argv[1:]]],
+        "host": socket.gethostname(),
+        "platform": platform.platform(),
+    }
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Installed versions of the packages that results can depend on; absent ones are left out."""
+    found: dict[str, str] = {}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _source() -> tuple[str | None, bool | None]:
+    """Commit of the checkout this code runs from, and whether it has changes; None outside one."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None, None
+    try:
+        commit, status = (
+            subprocess.run(
+                ["git", "-C", str(root), *command],
+                capture_output=True,
+                text=True,
+                check=True,
+                timeout=10,
+            ).stdout.strip()
+            for command in (
+                ["rev-parse", "HEAD"],
+                ["status", "--porcelain", "--untracked-files=no"],
+            )
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None, None
+    return commit, bool(status)

@@ -1,0 +1,122 @@
+"""One sweep from end to end: assess, refuse drift, run what is left, report, mirror."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import FrameType
+
+from orchestrator import cluster, readout
+from orchestrator.errors import ClusterError
+from orchestrator.executor import Executor, Result, Status
+from orchestrator.plan import KINDS, Plan, Standing, assess, refuse_drift
+from orchestrator.progress import Bars, Lines, Progress
+from orchestrator.store import Store
+from orchestrator.tracking import Tracker, resolve_uri
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a sweep ended."""
+
+    results: Mapping[str, Result]
+    report: readout.Report
+    tracking: str  # the URI that shows it all; empty if tracking is off or behind
+    seconds: float
+
+    def count(self, status: Status) -> int:
+        """How many steps ended so."""
+        return Counter(result.status for result in self.results.values())[status]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every step of the plan is now in the store."""
+        return all(r.status in (Status.DONE, Status.REUSED) for r in self.results.values())
+
+
+def run(
+    plan: Plan, store: Store, *, force: bool = False, say: Callable[[str], None] = print
+) -> Ending:
+    """Do what the plan asks and the store lacks. Raises DriftError, StoreError, ClusterError.
+
+    KeyboardInterrupt (or SIGTERM) ends it cleanly; what was committed stays, and the next run goes
+    on from there.
+    """
+    begun = time.monotonic()
+    signal.signal(signal.SIGTERM, _terminate)
+    store.prepare()
+    assessments = assess(plan, store)
+    if not force:
+        refuse_drift(assessments)
+    done = [a for a, found in assessments.items() if found.standing is Standing.DONE]
+    progress = _progress(plan, done) if len(done) < len(plan.steps) else None
+    tracker = _tracker(plan, store, progress.note if progress else say)
+    record = None
+    try:
+        results = _execute(plan, store, done, progress, tracker)
+        problems = {
+            a: r for a, r in results.items() if r.status not in (Status.DONE, Status.REUSED)
+        }
+        report = readout.refresh(plan, store, problems)
+        with readout.local_copy(plan, store, problems) as copy:
+            record = copy.record()
+            mirrored = tracker.close(record) if tracker else False
+    except BaseException:
+        if tracker and record is None:
+            tracker.close(None)
+        raise
+    uri = tracker.uri if tracker and mirrored else ""
+    return Ending(results, report, uri, time.monotonic() - begun)
+
+
+def _execute(
+    plan: Plan, store: Store, done: list[str], progress: Progress | None, tracker: Tracker | None
+) -> Mapping[str, Result]:
+    if progress is None:
+        return {address: Result(Status.REUSED) for address in plan.steps}
+    try:
+        with cluster.session():
+            _check_resources(plan)
+            executor = Executor(
+                plan,
+                store,
+                done=done,
+                progress=progress,
+                on_commit=tracker.commit if tracker else lambda step, manifest: None,
+            )
+            return executor.run()
+    finally:
+        progress.close()
+
+
+def _check_resources(plan: Plan) -> None:
+    """Ray waits for ever for what the cluster does not have; say it instead."""
+    asked = plan.experiment.pretrain.resources
+    have = cluster.resources()
+    cpus, gpus = asked.workers * asked.cpus_per_worker, asked.workers * asked.gpus_per_worker
+    if cpus > have.cpus or gpus > have.gpus:
+        raise ClusterError(
+            f"pretrain.resources asks for {cpus} CPUs and {gpus:g} GPUs a run, Ray has "
+            f"{have.cpus:g} and {have.gpus:g}; lower it, or join a larger cluster with RAY_ADDRESS"
+        )
+
+
+def _progress(plan: Plan, done: list[str]) -> Progress:
+    totals = {kind: len(plan.of_kind(kind)) for kind in KINDS}
+    reused = Counter(plan.steps[address].kind for address in done)
+    return (Bars if sys.stderr.isatty() else Lines)(totals, reused)
+
+
+def _tracker(plan: Plan, store: Store, say: Callable[[str], None]) -> Tracker | None:
+    settings = plan.experiment.tracking
+    if not settings.enabled:
+        return None
+    return Tracker(plan, store, resolve_uri(settings.uri), say=say)
+
+
+def _terminate(signum: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,141 @@
+"""The executor, through real plans and real stores, with stages that the tests write."""
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from jobs.contract import Hooks, Outcome, StageError, Work
+from jobs.place import Place
+from orchestrator import experiment, plan
+from orchestrator.executor import Executor, Result, Status
+from orchestrator.plan import KINDS, Plan, Standing, assess
+from orchestrator.progress import Lines
+from orchestrator.store import Store
+
+RUNS: Counter[str] = Counter()
+TROUBLE: dict[str, list[BaseException]] = {}
+
+
+def stage(works: Sequence[Work], hooks: Hooks) -> None:
+    for work in works:
+        RUNS[work.address] += 1
+        for place in work.inputs.values():
+            assert place.exists("manifest.json"), "an input was not committed"
+        if TROUBLE.get(work.address):
+            hooks.done(work.address, TROUBLE[work.address].pop())
+            continue
+        work.output.write_bytes("made.txt", work.address.encode())
+        hooks.done(work.address, Outcome({"rows": 1}, {"metric": 1.0}))
+
+
+def silent_stage(works: Sequence[Work], hooks: Hooks) -> None:
+    """Answers for nothing."""
+
+
+def slow_stage(works: Sequence[Work], hooks: Hooks) -> None:
+    time.sleep(0.3)
+    stage(works, hooks)
+
+
+STAGES = {kind: f"{__name__}:stage" for kind in KINDS}
+
+
+@pytest.fixture(autouse=True)
+def _clean() -> None:
+    RUNS.clear()
+    TROUBLE.clear()
+
+
+@pytest.fixture
+def small() -> Plan:
+    return plan.build(experiment.load(noise="0,10", overrides=["tuning.fractions=[100]"]))
+
+
+def execute(small: Plan, root: Path, stages: dict[str, str] = STAGES) -> dict[str, Result]:
+    store = Store(Place.of(root))
+    store.prepare()
+    done = [a for a, s in assess(small, store).items() if s.standing is Standing.DONE]
+    progress = Lines({kind: 1000 for kind in KINDS}, {}, interval=60)
+    return Executor(small, store, done=done, progress=progress, stages=stages).run()
+
+
+def statuses(results: dict[str, Result]) -> Counter[str]:
+    return Counter(result.status.value for result in results.values())
+
+
+def test_every_step_runs_once_after_its_inputs(small: Plan, tmp_path: Path) -> None:
+    assert statuses(execute(small, tmp_path)) == {"done": len(small.steps)}
+    assert RUNS == Counter(list(small.steps))
+
+
+def test_a_finished_step_never_runs_twice(small: Plan, tmp_path: Path) -> None:
+    execute(small, tmp_path)
+    assert statuses(execute(small, tmp_path)) == {"reused": len(small.steps)}
+    assert max(RUNS.values()) == 1
+
+
+def test_a_failure_blocks_what_reads_it_and_nothing_else(small: Plan, tmp_path: Path) -> None:
+    broken = small.of_kind("pretrain")[0].address
+    TROUBLE[broken] = [StageError("the loss is not finite")]
+    results = execute(small, tmp_path)
+    assert results[broken] == Result(Status.FAILED, "the loss is not finite")
+    blocked = {a for a, r in results.items() if r.status is Status.BLOCKED}
+    assert blocked == {
+        s.address
+        for s in small.steps.values()
+        if s.labels.get("noise") == 0 and s.kind in ("features", "tune")
+    }
+    assert statuses(execute(small, tmp_path))["done"] == len(blocked) + 1
+
+
+def test_a_fault_that_is_not_the_steps_own_is_tried_again(small: Plan, tmp_path: Path) -> None:
+    shaky = small.of_kind("features")[0].address
+    TROUBLE[shaky] = [ConnectionError("lost")]
+    assert statuses(execute(small, tmp_path)) == {"done": len(small.steps)}
+    assert RUNS[shaky] == 2
+
+
+def test_a_step_that_keeps_failing_is_given_up_with_its_reason(small: Plan, tmp_path: Path) -> None:
+    shaky = small.of_kind("tune")[0].address
+    TROUBLE[shaky] = [ConnectionError("lost")] * 9
+    results = execute(small, tmp_path)
+    assert results[shaky].reason == "ConnectionError: lost"
+    scratch = Store(Place.of(tmp_path)).scratch(small.steps[shaky])
+    assert b"ConnectionError: lost" in scratch.read_bytes("error.txt")
+
+
+def test_a_stage_that_answers_for_nothing_fails_its_steps(small: Plan, tmp_path: Path) -> None:
+    results = execute(small, tmp_path, {**STAGES, "tune": f"{__name__}:silent_stage"})
+    cells = [results[step.address] for step in small.of_kind("tune")]
+    assert all(cell.status in (Status.FAILED, Status.BLOCKED) for cell in cells)
+    assert any("without an answer" in cell.reason for cell in cells)
+
+
+def test_two_drivers_on_one_store_share_the_work(small: Plan, tmp_path: Path) -> None:
+    stages = {**STAGES, "corpus": f"{__name__}:slow_stage", "pretrain": f"{__name__}:slow_stage"}
+    Store(Place.of(tmp_path)).prepare()
+    found: list[dict[str, Result]] = []
+    threads = [
+        threading.Thread(target=lambda: found.append(execute(small, tmp_path, stages)))
+        for _ in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert RUNS == Counter(list(small.steps))
+    assert all(set(statuses(results)) <= {"done", "reused"} for results in found)
+    assert len(found) == 2
+
+
+def test_an_unfinished_folder_is_redone_from_empty(small: Plan, tmp_path: Path) -> None:
+    step = small.of_kind("corpus")[0]
+    Store(Place.of(tmp_path)).output(step.address).write_bytes("half.txt", b"half")
+    execute(small, tmp_path)
+    manifest = Store(Place.of(tmp_path)).manifest(step.address)
+    assert manifest is not None
+    assert set(manifest.files) == {"made.txt"}

@@ -1,0 +1,113 @@
+"""The experiment file: what is accepted, and the one sentence for what is not."""
+
+import pytest
+
+from orchestrator import experiment
+from orchestrator.errors import UserError
+
+
+def complaint(source: str | None = None, **words: object) -> str:
+    with pytest.raises(UserError) as caught:
+        experiment.load(source, **words)  # type: ignore[arg-type]
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_the_demo_is_what_runs_without_a_file() -> None:
+    demo = experiment.load()
+    assert demo.name == "demo"
+    assert {task.domain for task in demo.load_tasks()} == {"id", "ood"}
+
+
+@pytest.mark.parametrize("name", experiment.bundled())
+def test_every_bundled_experiment_is_valid(name: str) -> None:
+    assert experiment.load(name).load_tasks()
+
+
+def test_levels_are_read_sorted_and_exact() -> None:
+    assert experiment.parse_levels("30, 0,2.5") == [0, 2.5, 30]
+
+
+@pytest.mark.parametrize(
+    ("levels", "said"),
+    [
+        ("0,5,5", "given twice"),
+        ("0,five", "'five' is not a number"),
+        ("-1", "outside 0 <= level < 100"),
+        ("100", "outside 0 <= level < 100"),
+        ("nan", "outside 0 <= level < 100"),
+        ("", "not a number"),
+    ],
+)
+def test_a_bad_level_is_refused_in_one_sentence(levels: str, said: str) -> None:
+    assert said in complaint(noise=levels)
+
+
+def test_duplicate_levels_in_a_file_are_refused_too() -> None:
+    assert "twice" in complaint(overrides=["noise.levels=[0, 5, 5]"])
+
+
+@pytest.mark.parametrize(("seeds", "said"), [("0,0", "twice"), ("a", "'a' is not a whole number")])
+def test_a_bad_seed_is_refused_in_one_sentence(seeds: str, said: str) -> None:
+    assert said in complaint(seeds=seeds)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("tuning.epoch=3", "unknown field tuning.epoch (did you mean epochs?)"),
+        ("pretrain.recipe.schedule.lr=-1", "lr = -1"),
+        ("pretrain.recipe.schedule.learning=1", "unknown field"),
+        ("tuning.epochs=many", "tuning.epochs = 'many'"),
+        ("corpus.parts.train=0.9", "must sum to 1"),
+        ("noise.kind=caption_swap", "use symmetric"),
+        ("tasks=[digits, digits]", "named twice"),
+        ("nonsense", "must read path=value"),
+        ("name.below=1", "has no fields"),
+        ("tuning.epochs=[", "not valid YAML"),
+    ],
+)
+def test_a_bad_override_names_the_field_and_the_remedy(override: str, said: str) -> None:
+    assert said in complaint(overrides=[override])
+
+
+def test_overrides_reach_any_field() -> None:
+    changed = experiment.load(
+        overrides=["pretrain.recipe.schedule.epochs=3", "tuning.fractions.0=25", "storage=/x"]
+    )
+    assert changed.pretrain.recipe.schedule.epochs == 3
+    assert changed.tuning.fractions == (25, 100)
+    assert changed.storage == "/x"
+
+
+def test_a_missing_file_is_answered_with_what_is_bundled() -> None:
+    assert "did you mean the bundled 'demo'?" in complaint("dem.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("name: a\nname: b\n", "given twice"),
+        ("- a list\n", "must be a mapping"),
+        ("name: [unclosed", "not valid YAML"),
+        ("name: !!python/object/apply:os.system [ls]\n", "not valid YAML"),
+        ("name: only\n", "corpus is missing"),
+    ],
+)
+def test_a_broken_file_is_one_sentence(tmp_path, text: str, said: str) -> None:  # type: ignore[no-untyped-def]
+    path = tmp_path / "broken.yaml"
+    path.write_text(text)
+    message = complaint(str(path))
+    assert said in message
+    assert "broken.yaml" in message
+
+
+def test_an_ood_task_without_its_id_task_is_refused() -> None:
+    with pytest.raises(UserError, match="trained on digits, which is not listed"):
+        experiment.load(overrides=["tasks=[digits-parity, digits-rotated]"]).load_tasks()
+
+
+def test_an_unknown_task_is_answered_with_the_nearest() -> None:
+    with pytest.raises(UserError, match="digits-parity"):
+        experiment.load(overrides=["tasks=[digits-party]"]).load_tasks()

@@ -1,0 +1,80 @@
+"""Leases: never two holders, never lost to a dead process."""
+
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+from jobs.place import Place
+from orchestrator.lease import Leases
+
+
+def test_one_holder_at_a_time(tmp_path: Path) -> None:
+    first, second = Leases(Place.of(tmp_path)), Leases(Place.of(tmp_path))
+    assert first.acquire("corpus/a")
+    assert not second.acquire("corpus/a")
+    assert second.acquire("corpus/b")
+    first.release("corpus/a")
+    assert second.acquire("corpus/a")
+    first.close()
+    second.close()
+
+
+def test_a_race_of_many_never_gives_two_holders(tmp_path: Path) -> None:
+    drivers = [Leases(Place.of(tmp_path)) for _ in range(8)]
+    holding, most, lock = 0, 0, threading.Lock()
+
+    def compete(driver: Leases) -> None:
+        nonlocal holding, most
+        for _ in range(30):
+            if driver.acquire("step"):
+                with lock:
+                    holding += 1
+                    most = max(most, holding)
+                time.sleep(0.001)
+                with lock:
+                    holding -= 1
+                driver.release("step")
+
+    threads = [threading.Thread(target=compete, args=(driver,)) for driver in drivers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for driver in drivers:
+        driver.close()
+    assert most == 1
+
+
+def test_the_lease_of_a_killed_process_is_free_at_once(tmp_path: Path) -> None:
+    code = (
+        "import os, sys; from jobs.place import Place; from orchestrator.lease import Leases;"
+        f"assert Leases(Place.of({str(tmp_path)!r})).acquire('step'); os.kill(os.getpid(), 9)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
+    mine = Leases(Place.of(tmp_path))
+    assert mine.acquire("step")
+    mine.close()
+
+
+def test_a_lease_that_is_no_longer_beaten_expires(tmp_path: Path) -> None:
+    silent = Leases(Place.of(tmp_path), beat=60, expire=0.3)
+    waiting = Leases(Place.of(tmp_path), beat=60, expire=0.3)
+    assert silent.acquire("step")
+    assert not waiting.acquire("step")
+    time.sleep(0.5)
+    assert waiting.acquire("step")
+    assert not silent.holds("step")
+    silent.close()
+    waiting.close()
+
+
+def test_a_beaten_lease_outlives_its_expiry(tmp_path: Path) -> None:
+    beating = Leases(Place.of(tmp_path), beat=0.1, expire=0.5)
+    other = Leases(Place.of(tmp_path), beat=60, expire=0.5)
+    assert beating.acquire("step")
+    time.sleep(1)
+    assert not other.acquire("step")
+    beating.close()
+    other.close()

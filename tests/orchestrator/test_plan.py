@@ -1,0 +1,135 @@
+"""Addresses, fingerprints and drift."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from jobs.contract import Outcome
+from jobs.place import Place
+from orchestrator import experiment, plan
+from orchestrator.errors import DriftError, StoreError, UserError
+from orchestrator.plan import Plan, Standing, assess, refuse_drift
+from orchestrator.store import Store
+
+
+def planned(*overrides: str, noise: str = "0,10", seeds: str = "0") -> Plan:
+    return plan.build(experiment.load(overrides=overrides, noise=noise, seeds=seeds))
+
+
+def prints(made: Plan) -> dict[str, str]:
+    return {address: step.fingerprint for address, step in made.steps.items()}
+
+
+def commit_all(made: Plan, root: Path) -> Store:
+    store = Store(Place.of(root))
+    store.prepare()
+    for step in made.steps.values():
+        store.begin(step).output.write_bytes("made.txt", b"made")
+        store.commit(step, Outcome(), {})
+    return store
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "pretrain.resources.workers=4",
+        "pretrain.resources.cpus_per_worker=2",
+        "pretrain.checkpoint_minutes=1",
+        "features.batch_size=7",
+        "storage=/elsewhere",
+        "tracking.uri=http://127.0.0.1:5000",
+        "name=other",
+        "title=Other",
+    ],
+)
+def test_how_and_where_do_not_affect_identity(override: str) -> None:
+    assert prints(planned(override)) == prints(planned())
+
+
+@pytest.mark.parametrize(
+    ("override", "kind"),
+    [
+        ("corpus.seed=1", "corpus"),
+        ("noise.seed=1", "noise"),
+        ("pretrain.recipe.schedule.epochs=3", "pretrain"),
+        ("features.views.count=3", "features"),
+        ("tuning.epochs=3", "tune"),
+    ],
+)
+def test_what_is_done_affects_its_stage_and_all_after(override: str, kind: str) -> None:
+    # The corpus of the demo's tasks is the demo's own, so changing one alone is a conflict.
+    if kind == "corpus":
+        with pytest.raises(UserError, match="defined twice, differently"):
+            planned(override)
+        return
+    before, after = planned(), planned(override)
+    changed = {
+        s.kind for a, s in after.steps.items() if s.fingerprint != before.steps[a].fingerprint
+    }
+    assert changed == set(plan.KINDS[plan.KINDS.index(kind) :])
+
+
+def test_levels_and_seeds_do_not_affect_each_other() -> None:
+    few, many = prints(planned(noise="10")), prints(planned(noise="0,5,10", seeds="0,1"))
+    assert few.items() <= many.items()
+
+
+def test_an_ood_cell_reads_the_head_of_its_id_cell() -> None:
+    made = planned()
+    cell = next(s for s in made.of_kind("tune") if s.labels["task"] == "digits-rotated")
+    assert made.steps[cell.inputs["head"]].labels["task"] == "digits"
+
+
+def test_every_step_stands_after_its_inputs() -> None:
+    seen: set[str] = set()
+    for address, step in planned().steps.items():
+        assert set(step.inputs.values()) <= seen
+        seen.add(address)
+
+
+def test_drift_is_refused_with_the_fields_that_differ(tmp_path: Path) -> None:
+    store = commit_all(planned(), tmp_path)
+    changed = planned("pretrain.recipe.schedule.lr=0.05")
+    assessments = assess(changed, store)
+    with pytest.raises(DriftError) as caught:
+        refuse_drift(assessments)
+    message = str(caught.value)
+    assert "recipe.schedule.lr: 0.1 -> 0.05" in message
+    assert "--force" in message
+    assert "name" in message
+    assert assessments["corpus/digits"].standing is Standing.DONE
+
+
+def test_a_step_that_reads_drift_is_blocked(tmp_path: Path) -> None:
+    store = commit_all(planned(), tmp_path)
+    for step in planned().of_kind("tune"):
+        store.forget(step.address)
+    assessments = assess(planned("features.views.count=3"), store)
+    assert {assessments[s.address].standing for s in planned().of_kind("tune")} == {
+        Standing.BLOCKED
+    }
+
+
+def test_a_manifest_says_what_its_files_are(tmp_path: Path) -> None:
+    made = planned()
+    store = commit_all(made, tmp_path)
+    manifest = store.manifest("corpus/digits")
+    assert manifest is not None
+    assert manifest.files["made.txt"].bytes == 4
+    assert plan.fingerprint(manifest.fields) == manifest.fingerprint
+    assert json.loads((tmp_path / "corpus/digits/manifest.json").read_text())["format"] == 1
+
+
+def test_a_broken_manifest_is_one_sentence_with_the_remedy(tmp_path: Path) -> None:
+    made = planned()
+    store = commit_all(made, tmp_path)
+    (tmp_path / "corpus/digits/manifest.json").write_text("{")
+    with pytest.raises(StoreError, match="delete that folder"):
+        assess(made, store)
+
+
+def test_storage_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(StoreError, match="--set storage=PATH"):
+        Store(Place.of(tmp_path / "file")).prepare()
