@@ -65,5 +65,5 @@ def resources() -> Resources:
     import ray
 
     total = ray.cluster_resources()
-    alive = sum(1 for node in ray.nodes() if node["Alive"])
+    alive = len([node for node in ray.nodes() if node["Alive"]])
     return Resources(alive, total.get("CPU", 0.0), total.get("GPU", 0.0))

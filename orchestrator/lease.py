@@ -15,7 +15,7 @@ import os
 import socket
 import threading
 import uuid
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 from jobs.place import Place
@@ -106,6 +106,21 @@ class Leases:
                         (self._root / address).write_bytes(f"{self._owner}.lease", self._claim)
                     except OSError:
                         continue  # the next beat tries again; expiry is six beats away
+
+
+def living(root: Place) -> set[str]:
+    """Addresses that some driver is writing now, as far as this host can tell."""
+    folder = root / ".leases"
+    filesystem, path = folder.open()
+    found: set[str] = set()
+    for name, _ in folder.files():
+        beaten = filesystem.get_file_info(f"{path}/{name}").mtime
+        fresh = beaten is not None and (
+            (datetime.now(UTC) - beaten.astimezone(UTC)).total_seconds() <= EXPIRE_SECONDS
+        )
+        if name.endswith(".lease") and fresh and not _dead(folder, name):
+            found.add(name.rpartition("/")[0])
+    return found
 
 
 def _dead(folder: Place, name: str) -> bool:

@@ -59,11 +59,13 @@ def run(
     try:
         results = _execute(plan, store, done, progress, tracker)
         problems = {
-            a: r for a, r in results.items() if r.status not in (Status.DONE, Status.REUSED)
+            address: (result.status.value, result.reason)
+            for address, result in results.items()
+            if result.status not in (Status.DONE, Status.REUSED)
         }
         report = readout.refresh(plan, store, problems)
-        with readout.local_copy(plan, store, problems) as copy:
-            record = copy.record()
+        with readout.local(report) as folder:
+            record = report.record(folder)
             mirrored = tracker.close(record) if tracker else False
     except BaseException:
         if tracker and record is None:

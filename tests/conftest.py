@@ -1,8 +1,14 @@
-"""Shared parts of the tests: one Ray for the whole run."""
+"""Shared parts of the tests: one Ray for the whole run, and sweeps as a person starts them."""
 
+import os
+import subprocess
+import sys
+import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from commands import Command, Start
 
 from orchestrator import cluster
 
@@ -11,3 +17,33 @@ from orchestrator import cluster
 def ray_session() -> Iterator[None]:
     with cluster.session(cpus=2):
         yield
+
+
+@pytest.fixture(scope="session")
+def start() -> Iterator[Start]:
+    """Start `nml-orch WORDS` in a folder, as a person would; nothing of it outlives the tests."""
+    started: list[Command] = []
+
+    def begin(folder: Path, *words: str, **environment: str) -> Command:
+        folder.mkdir(parents=True, exist_ok=True)
+        mark = uuid.uuid4().hex
+        clean = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "NML_DEBUG")}
+        clean.pop("MLFLOW_TRACKING_URI", None)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "orchestrator.cli", *words],
+            cwd=folder,
+            env={**clean, "NML_TEST_MARK": mark, **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        started.append(Command(process, mark, folder))
+        return started[-1]
+
+    yield begin
+    for command in started:
+        if command.process.poll() is None:
+            os.killpg(command.process.pid, 9)
+            command.process.wait()

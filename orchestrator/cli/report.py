@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from orchestrator.cli.options import Chosen, experiment_options
@@ -17,5 +19,5 @@ def command(chosen: Chosen, out: str | None) -> None:
     chosen.store.prepare()
     report = readout.refresh(chosen.plan, chosen.store)
     if out is not None:
-        readout.copy(report, out)
+        readout.copy(report, Path(out))
     click.echo(f"{out or report.place.uri}/report.html")

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
 import click
 
 from orchestrator.cli.options import Chosen, experiment_options
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 @click.command(
@@ -30,7 +36,7 @@ def command(chosen: Chosen, force: bool) -> int:
     ending = sweep.run(
         chosen.plan, chosen.store, force=force, say=lambda line: click.echo(line, err=True)
     )
-    for line in ending.report.lines():
+    for line in _summary(ending.report.summary):
         click.echo(line)
     counts = [f"{ending.count(status)} {status.value}" for status in Status if ending.count(status)]
     click.echo(f"\n{', '.join(counts)} in {ending.seconds:.0f} s")
@@ -42,3 +48,23 @@ def command(chosen: Chosen, force: bool) -> int:
         hint = "  (browse it: nml-orch ui)" if ending.tracking.startswith("sqlite:") else ""
         click.echo(f"MLflow   {redact(ending.tracking)}{hint}")
     return 0 if ending.complete else 1
+
+
+def _summary(summary: pa.Table) -> Iterator[str]:
+    """The averages by noise level, a row a metric; `+-` is half a 95 % interval over seeds."""
+    rows = summary.to_pylist()
+    levels = sorted({row["noise"] for row in rows})
+    metrics = list(dict.fromkeys(row["metric"] for row in rows))
+    width = max((len(metric) for metric in metrics), default=0) + 2
+    yield f"\n{'noise in percent':{width}}" + "".join(f"{level:>14g}" for level in levels)
+    values = {(row["metric"], row["noise"]): _value(row) for row in rows}
+    for metric in metrics:
+        yield f"{metric:{width}}" + "".join(
+            f"{values.get((metric, level), ''):>14}" for level in levels
+        )
+
+
+def _value(row: dict[str, Any]) -> str:
+    digits = 3 if row["metric"].startswith("features/") else 2
+    half = "" if row["high"] is None else f" +-{row['high'] - row['mean']:.{digits}f}"
+    return f"{row['mean']:.{digits}f}{half}"

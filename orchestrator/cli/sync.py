@@ -16,6 +16,7 @@ def command(chosen: Chosen) -> None:
     from orchestrator.tracking import resolve_uri, sync
 
     uri = resolve_uri(chosen.experiment.tracking.uri)
-    with readout.local_copy(chosen.plan, chosen.store) as report:
-        count = sync(chosen.plan, chosen.store, uri, report.record())
+    report = readout.refresh(chosen.plan, chosen.store)
+    with readout.local(report) as folder:
+        count = sync(chosen.plan, chosen.store, uri, report.record(folder))
     click.echo(f"{count} steps mirrored to {redact(uri)}; MLflow now shows the store")

@@ -41,7 +41,7 @@ def slow_stage(works: Sequence[Work], hooks: Hooks) -> None:
     stage(works, hooks)
 
 
-STAGES = {kind: f"{__name__}:stage" for kind in KINDS}
+STAGES = dict.fromkeys(KINDS, f"{__name__}:stage")
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +59,7 @@ def execute(small: Plan, root: Path, stages: dict[str, str] = STAGES) -> dict[st
     store = Store(Place.of(root))
     store.prepare()
     done = [a for a, s in assess(small, store).items() if s.standing is Standing.DONE]
-    progress = Lines({kind: 1000 for kind in KINDS}, {}, interval=60)
+    progress = Lines(dict.fromkeys(KINDS, 1000), {}, interval=60)
     return Executor(small, store, done=done, progress=progress, stages=stages).run()
 
 
@@ -69,7 +69,7 @@ def statuses(results: dict[str, Result]) -> Counter[str]:
 
 def test_every_step_runs_once_after_its_inputs(small: Plan, tmp_path: Path) -> None:
     assert statuses(execute(small, tmp_path)) == {"done": len(small.steps)}
-    assert RUNS == Counter(list(small.steps))
+    assert Counter(list(small.steps)) == RUNS
 
 
 def test_a_finished_step_never_runs_twice(small: Plan, tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_two_drivers_on_one_store_share_the_work(small: Plan, tmp_path: Path) ->
         thread.start()
     for thread in threads:
         thread.join()
-    assert RUNS == Counter(list(small.steps))
+    assert Counter(list(small.steps)) == RUNS
     assert all(set(statuses(results)) <= {"done", "reused"} for results in found)
     assert len(found) == 2
 

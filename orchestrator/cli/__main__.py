@@ -1,0 +1,5 @@
+"""`python -m orchestrator.cli`: the same as `nml-orch`."""
+
+from orchestrator.cli import main
+
+main()

@@ -1,0 +1,259 @@
+"""From the store to the report: collects the tables that `analysis` reads, keeps what it writes.
+
+The report is a view, not evidence: it has no drift. It is written anew whenever the steps it reads
+have changed, and kept under `report/<experiment>` in the store, its own manifest last.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from analysis import readout as tables
+from jobs.place import Place
+from orchestrator import provenance
+from orchestrator.errors import UserError
+from orchestrator.plan import Plan, Step, fingerprint
+from orchestrator.standing import State, look
+from orchestrator.store import MANIFEST, Manifest, Store
+from orchestrator.tracking import SweepRecord
+
+PROTOCOL = 1  # raised when the report's contents change
+SUMMARY = "summary.parquet"
+
+
+@dataclass(frozen=True)
+class Report:
+    """A written report."""
+
+    place: Place
+    fingerprint: str
+    summary: pa.Table  # of analysis.readout.SUMMARY_SCHEMA
+    complete: bool  # every step of the plan was there
+
+    def record(self, folder: Path) -> SweepRecord:
+        """What MLflow's parent run shows of it; `folder` holds the report's files."""
+        return SweepRecord(
+            fingerprint=self.fingerprint,
+            points=tuple(
+                (row["metric"], row["noise"], row["mean"]) for row in self.summary.to_pylist()
+            ),
+            folder=folder,
+            status="done" if self.complete else "incomplete",
+        )
+
+
+def refresh(
+    plan: Plan, store: Store, problems: Mapping[str, tuple[str, str]] | None = None
+) -> Report:
+    """The report of what the store holds, written only if that has changed.
+
+    `problems` are (status, reason) of steps that this run could not finish; without them, they are
+    read from the store. Raises UserError while there is nothing to report.
+    """
+    found = _Found(plan, store)
+    if problems is None:
+        states = look(plan, store)
+        problems = {a: (s.word, s.reason) for a, s in states.items() if s != State("done")}
+    mark = fingerprint(
+        {
+            "protocol": PROTOCOL,
+            "title": plan.experiment.title,
+            "steps": {address: m.fingerprint for address, m in found.manifests.items()},
+            "made": {a: str(m.provenance.get("finished")) for a, m in found.manifests.items()},
+            "problems": {a: list(problem) for a, problem in problems.items()},
+        }
+    )
+    place = store.root / f"report/{plan.experiment.name}"
+    complete = len(found.manifests) == len(plan.steps)
+    if place.exists(MANIFEST) and place.read_json(MANIFEST).get("fingerprint") == mark:
+        return Report(place, mark, place.read_table(SUMMARY), complete)
+    return _write(found, place, mark, problems, complete)
+
+
+def _write(
+    found: _Found,
+    place: Place,
+    mark: str,
+    problems: Mapping[str, tuple[str, str]],
+    complete: bool,
+) -> Report:
+    from analysis import report  # matplotlib is only paid for when there is something to draw
+
+    if not found.manifests:
+        raise UserError(f"nothing to report: {place.uri} has no finished step; run a sweep first")
+    readout = found.readout(problems)
+    summary = tables.summary(readout)
+    with tempfile.TemporaryDirectory() as folder:
+        report.write(readout, Path(folder))
+        experiment = found.plan.experiment.model_dump(mode="json")
+        (Path(folder) / "experiment.yaml").write_text(_yaml(experiment))
+        pq.write_table(summary, Path(folder) / SUMMARY)
+        place.delete()
+        files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+        for path in files:
+            place.write_bytes(path.relative_to(folder).as_posix(), path.read_bytes())
+    place.write_json(
+        MANIFEST,
+        {
+            "fingerprint": mark,
+            "kind": "report",
+            "provenance": {**provenance.environment(), "finished": provenance.now()},
+        },
+    )
+    return Report(place, mark, summary, complete)
+
+
+@contextmanager
+def local(report: Report) -> Iterator[Path]:
+    """A local folder that holds the report's files, for as long as the block lasts."""
+    if report.place.is_local:
+        yield report.place.local_path()
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        copy(report, Path(folder))
+        yield Path(folder)
+
+
+def copy(report: Report, target: Path) -> None:
+    """Copy the report's files into a local folder."""
+    for name, _ in report.place.files():
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        if report.place.is_local:
+            shutil.copyfile(report.place.local_path() / name, target / name)
+        else:
+            (target / name).write_bytes(report.place.read_bytes(name))
+
+
+class _Found:
+    """The plan's finished steps, and their tables."""
+
+    def __init__(self, plan: Plan, store: Store) -> None:
+        self.plan, self.store = plan, store
+        self.manifests: dict[str, Manifest] = {}
+        for step in plan.steps.values():
+            manifest = store.manifest(step.address)
+            if manifest is not None and manifest.fingerprint == step.fingerprint:
+                self.manifests[step.address] = manifest
+
+    def readout(self, problems: Mapping[str, tuple[str, str]]) -> tables.Readout:
+        """Everything the report is made of."""
+        return tables.Readout(
+            experiment=self.plan.experiment.name,
+            question=self._question(),
+            cells=_table(self._cells(), tables.CELLS_SCHEMA),
+            spectra=_table(self._spectra(), tables.SPECTRA_SCHEMA),
+            pretraining=_table(self._pretraining(), tables.PRETRAINING_SCHEMA),
+            pretraining_curves=_table(self._curves(), tables.CURVES_SCHEMA),
+            noise=_table(self._noise(), tables.NOISE_SCHEMA),
+            problems=_table(
+                [
+                    {"address": address, "status": status, "reason": reason}
+                    for address, (status, reason) in problems.items()
+                ],
+                tables.PROBLEMS_SCHEMA,
+            ),
+            provenance={**provenance.environment(), "written": provenance.now()},
+        )
+
+    def _question(self) -> tables.Question:
+        experiment = self.plan.experiment
+        tasks = experiment.load_tasks()
+        recipe = experiment.pretrain.recipe
+        return tables.Question(
+            title=experiment.title or experiment.name,
+            corpus=experiment.corpus.name,
+            noise_kind=experiment.noise.kind,
+            objective=recipe.objective,
+            recipe=recipe.name,
+            encoder=recipe.model,
+            levels=experiment.noise.levels,
+            seeds=experiment.pretrain.seeds,
+            id_tasks=tuple(task.name for task in tasks if task.domain == "id"),
+            ood_tasks=tuple(task.name for task in tasks if task.domain == "ood"),
+            methods=tuple(experiment.tuning.methods),
+            fractions=experiment.tuning.fractions,
+            tuning_seeds=experiment.tuning.seeds,
+        )
+
+    def _done(self, kind: str) -> Iterator[tuple[Step, Manifest]]:
+        for step in self.plan.of_kind(kind):
+            if step.address in self.manifests:
+                yield step, self.manifests[step.address]
+
+    def _read(self, step: Step, name: str) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = self.store.output(step.address).read_table(name).to_pylist()
+        return rows
+
+    def _cells(self) -> Iterator[dict[str, Any]]:
+        for step, _ in self._done("tune"):
+            for row in self._read(step, "cell.parquet"):
+                yield {
+                    **row,
+                    "address": step.address,
+                    "noise_kind": self.plan.experiment.noise.kind,
+                    "noise": step.labels["noise"],
+                    "pretrain_seed": step.labels["seed"],
+                }
+
+    def _spectra(self) -> Iterator[dict[str, Any]]:
+        for step, _ in self._done("features"):
+            for row in self._read(step, "spectrum.parquet"):
+                yield {
+                    **row,
+                    "address": step.address,
+                    "noise": step.labels["noise"],
+                    "pretrain_seed": step.labels["seed"],
+                    "images": step.labels["images"],
+                    "domain": step.labels["domain"],
+                }
+
+    def _pretraining(self) -> Iterator[dict[str, Any]]:
+        for step, manifest in self._done("pretrain"):
+            yield {
+                "address": step.address,
+                "noise": step.labels["noise"],
+                "seed": step.labels["seed"],
+                **{name.removeprefix("pretrain/"): v for name, v in manifest.metrics.items()},
+            }
+
+    def _curves(self) -> Iterator[dict[str, Any]]:
+        for step, manifest in self._done("pretrain"):
+            if "curves.parquet" in manifest.files:
+                for row in self._read(step, "curves.parquet"):
+                    yield {
+                        **row,
+                        "address": step.address,
+                        "noise": step.labels["noise"],
+                        "seed": step.labels["seed"],
+                    }
+
+    def _noise(self) -> Iterator[dict[str, Any]]:
+        for step, manifest in self._done("noise"):
+            yield {
+                "level": step.labels["noise"],
+                "eligible": manifest.counts["eligible"],
+                "changed": manifest.counts["changed"],
+                "realised_percent": manifest.metrics["noise/realised_percent"],
+            }
+
+
+def _table(
+    rows: Iterator[dict[str, Any]] | Sequence[dict[str, Any]], schema: pa.Schema
+) -> pa.Table:
+    """Rows as a table of the schema; fields it does not name are left out."""
+    return pa.Table.from_pylist(list(rows), schema=schema)
+
+
+def _yaml(value: Mapping[str, Any]) -> str:
+    import yaml
+
+    return yaml.safe_dump(dict(value), sort_keys=False)

@@ -1,0 +1,120 @@
+"""What happens to a sweep whose driver is killed, or stopped, or whose step fails."""
+
+import json
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from commands import TINY, Command, Start
+from mlflow import MlflowClient
+
+pytestmark = [pytest.mark.faults, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(start: Start, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The final table of a sweep that nothing happened to."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    code, output = start(folder, "sweep", *TINY).finish()
+    assert code == 0, output
+    return table(folder)
+
+
+def table(folder: Path) -> bytes:
+    return (folder / "nml-store/report/demo/table.csv").read_bytes()
+
+
+def finished(folder: Path) -> dict[str, str]:
+    """When each committed step was finished."""
+    root = folder / "nml-store"
+    return {
+        str(path.parent.relative_to(root)): json.loads(path.read_text())["provenance"]["finished"]
+        for path in root.rglob("manifest.json")
+        if "report" not in path.parts
+    }
+
+
+def wait_until(command: Command, reached: Callable[[], bool], timeout: float = 180) -> None:
+    deadline = time.monotonic() + timeout
+    while not reached():
+        assert command.process.poll() is None, command.finish()
+        assert time.monotonic() < deadline, "the moment to strike never came"
+        time.sleep(0.05)
+
+
+def training(folder: Path) -> Callable[[], bool]:
+    scratch = folder / "nml-store/.scratch/pretrain"
+    return lambda: any(p.suffix == ".safetensors" for p in scratch.rglob("*"))
+
+
+def tuning(folder: Path) -> Callable[[], bool]:
+    cells = folder / "nml-store/tune"
+    return lambda: len(list(cells.rglob("manifest.json"))) >= 2
+
+
+@pytest.mark.parametrize("moment", [training, tuning])
+def test_a_killed_sweep_goes_on_to_the_same_numbers(
+    moment: Callable[[Path], Callable[[], bool]],
+    undisturbed: bytes,
+    start: Start,
+    tmp_path: Path,
+) -> None:
+    command = start(tmp_path, "sweep", *TINY)
+    wait_until(command, moment(tmp_path))
+    os.kill(command.process.pid, signal.SIGKILL)
+    command.process.wait()
+    deadline = time.monotonic() + 30
+    while command.alive() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert command.alive() == []
+    before = finished(tmp_path)
+    assert before
+    code, output = start(tmp_path, "sweep", *TINY).finish()
+    assert code == 0, output
+    after = finished(tmp_path)
+    assert before.items() <= after.items(), "a finished step was run twice"
+    assert table(tmp_path) == undisturbed
+    assert max(runs_by_address(tmp_path).values()) == 1
+    assert set(runs_by_address(tmp_path)) == {*after, "sweep/demo"}
+
+
+def runs_by_address(folder: Path) -> Counter[str]:
+    client = MlflowClient(tracking_uri=f"sqlite:///{folder}/mlflow.db")
+    experiment = client.get_experiment_by_name("demo")
+    runs = client.search_runs([experiment.experiment_id], max_results=1000)
+    return Counter(run.data.tags["nml.address"] for run in runs)
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_sweep_leaves_no_process_behind(
+    sent: signal.Signals, start: Start, tmp_path: Path
+) -> None:
+    command = start(tmp_path, "sweep", *TINY)
+    wait_until(command, training(tmp_path))
+    os.killpg(command.process.pid, sent) if sent is signal.SIGINT else command.process.send_signal(
+        sent
+    )
+    code, output = command.finish(timeout=60)
+    assert code == 130
+    assert "the same command goes on from here" in output
+    assert "Traceback" not in output
+    deadline = time.monotonic() + 10
+    while command.alive() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert command.alive() == []
+
+
+def test_a_step_that_cannot_be_done_is_named_and_the_rest_goes_on(
+    start: Start, tmp_path: Path
+) -> None:
+    broken = ["--set", "pretrain.recipe.model_options={no_such_option: 1}"]
+    code, output = start(tmp_path, "sweep", *TINY, *broken).finish()
+    assert code == 1, output
+    assert "pretrain/digits/symmetric/resnet-small/noise=0/seed=0" in output
+    assert "no_such_option" in output
+    assert "Traceback" not in output
+    assert any(address.startswith("noise/") for address in finished(tmp_path))

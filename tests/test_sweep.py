@@ -1,0 +1,173 @@
+"""The sweep from end to end, as a person starts it: what it leaves, and that it leaves the same."""
+
+import json
+import os
+import re
+from collections import Counter
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from commands import TINY, Start
+from mlflow import MlflowClient
+
+
+@pytest.fixture(scope="module")
+def swept(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("swept")
+    code, output = start(folder, "sweep", *TINY).finish()
+    assert code == 0, output
+    (folder / "screen.txt").write_text(output)
+    return folder
+
+
+def manifests(folder: Path) -> dict[str, dict[str, object]]:
+    root = folder / "nml-store"
+    return {
+        str(path.parent.relative_to(root)): json.loads(path.read_text())
+        for path in sorted(root.rglob("manifest.json"))
+        if not path.is_relative_to(root / "report")
+    }
+
+
+def test_it_leaves_a_manifest_for_every_planned_step(swept: Path, start: Start) -> None:
+    _, output = start(swept, "plan", "--json", *TINY).finish()
+    planned = {step["address"]: step["fingerprint"] for step in json.loads(output)["steps"]}
+    left = {address: m["fingerprint"] for address, m in manifests(swept).items()}
+    assert left == planned
+
+
+def test_it_leaves_no_scratch_and_no_lease(swept: Path) -> None:
+    root = swept / "nml-store"
+    left = [p for name in (".scratch", ".leases") for p in (root / name).rglob("*") if p.is_file()]
+    assert left == []
+
+
+def test_its_report_stands_alone(swept: Path) -> None:
+    folder = swept / "nml-store/report/demo"
+    html = (folder / "report.html").read_text()
+    assert not re.search(r"""(src|href)=["']?(https?:)?//""", html)
+    assert (folder / "table.csv").read_text().count("\n") == 1 + 2 * 2 * 4
+    assert list(folder.rglob("*.png"))
+
+
+def test_mlflow_shows_it_without_further_settings(swept: Path) -> None:
+    client = MlflowClient(tracking_uri=f"sqlite:///{swept}/mlflow.db")
+    experiment = client.get_experiment_by_name("demo")
+    runs = client.search_runs([experiment.experiment_id], max_results=1000)
+    kinds = Counter(run.data.tags["nml.kind"] for run in runs)
+    assert kinds == {"sweep": 1, "corpus": 1, "noise": 2, "pretrain": 2, "features": 4, "tune": 16}
+    parent = next(run for run in runs if run.data.tags["nml.kind"] == "sweep")
+    names = set(parent.data.metrics)
+    assert {
+        "id/lp/accuracy",
+        "ood/nmtune-paper/accuracy",
+        "id/nmtune-released/macro_f1",
+        "features/sve",
+        "features/lsvr",
+        "pretrain/val_accuracy",
+        "noise/realised_percent",
+    } <= names
+    for name in names:
+        steps = {point.step for point in client.get_metric_history(parent.info.run_id, name)}
+        assert steps == {0, 20}
+
+
+def test_again_it_recomputes_nothing(swept: Path, start: Start) -> None:
+    before = manifests(swept)
+    code, output = start(swept, "sweep", *TINY).finish()
+    assert code == 0, output
+    assert f"{len(before)} reused in" in output
+    assert manifests(swept) == before
+
+
+def test_other_workers_and_paths_recompute_nothing(swept: Path, start: Start) -> None:
+    before = manifests(swept)
+    words = ["--set", "pretrain.resources.cpus_per_worker=2", "--set", "features.batch_size=32"]
+    words += ["--storage", str(swept / "nml-store"), "--set", "tracking.enabled=false"]
+    code, output = start(swept, "sweep", *TINY, *words).finish()
+    assert code == 0, output
+    assert manifests(swept) == before
+
+
+def test_a_changed_recipe_is_refused_field_by_field(swept: Path, start: Start) -> None:
+    before = manifests(swept)
+    changed = ["--set", "pretrain.recipe.schedule.lr=0.05"]
+    code, output = start(swept, "sweep", *TINY, *changed).finish()
+    assert code == 2
+    assert "recipe.schedule.lr: 0.1 -> 0.05" in output
+    assert "--force" in output
+    assert "Traceback" not in output
+    assert manifests(swept) == before
+
+
+def test_the_same_command_elsewhere_gives_the_same_numbers(
+    swept: Path, start: Start, tmp_path: Path
+) -> None:
+    code, output = start(tmp_path, "sweep", *TINY).finish()
+    assert code == 0, output
+    first, second = manifests(swept), manifests(tmp_path)
+    assert set(first) == set(second)
+    for address in first:
+        same = {key: first[address][key] for key in ("fingerprint", "counts")}
+        assert same == {key: second[address][key] for key in same}, address
+        if not address.startswith("pretrain/"):  # its metrics hold a speed, its files do not
+            assert first[address]["metrics"] == second[address]["metrics"], address
+        assert first[address]["files"] == second[address]["files"], address
+    tables = [f / "nml-store/report/demo/table.csv" for f in (swept, tmp_path)]
+    assert tables[0].read_bytes() == tables[1].read_bytes()
+
+
+def test_noise_is_nested_and_listed_row_by_row(swept: Path) -> None:
+    folder = swept / "nml-store/noise/digits/symmetric"
+    clean = pq.read_table(folder / "level=0/changed.parquet")
+    noisy = pq.read_table(folder / "level=20/changed.parquet")
+    found = json.loads((folder / "level=20/manifest.json").read_text())
+    assert clean.num_rows == 0
+    assert noisy.num_rows == found["counts"]["changed"]
+    assert noisy.num_rows == round(found["counts"]["eligible"] * 0.2)
+    assert all(c != n for c, n in zip(noisy["clean"], noisy["noisy"], strict=True))
+
+
+def test_status_shows_the_matrix_and_its_gaps(swept: Path, start: Start) -> None:
+    code, output = start(swept, "status", *TINY, "--noise", "0,5,20").finish()
+    assert code == 0
+    assert "missing" in output
+    row = next(line for line in output.splitlines() if "digits-rotated" in line and " lp" in line)
+    assert row.split()[-3:] == ["1/1", "0/1", "1/1"]
+
+
+def test_report_needs_no_ray(swept: Path, start: Start, tmp_path: Path) -> None:
+    out = tmp_path / "copied"
+    code, output = start(swept, "report", *TINY, "--out", str(out), RAY_ADDRESS="nowhere").finish()
+    assert code == 0, output
+    assert (out / "report.html").exists()
+
+
+def test_doctor_finds_nothing_wrong(swept: Path, start: Start) -> None:
+    code, output = start(swept, "doctor", *TINY).finish()
+    assert code == 0, output
+    assert "FAIL" not in output
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--noise", "0,200"], "outside 0 <= level < 100"),
+        (["--set", "tuning.epoch=1"], "did you mean epochs?"),
+        (["--set", "pretrain.recipe.model=resnet81"], "resnet18"),
+        (["no-such-file.yaml"], "no such experiment file"),
+        (["--set", "tuning.epochs=many"], "tuning.epochs = 'many'"),
+        (["--storage", "/proc/nml"], "--set storage=PATH"),
+        (["--nois", "5"], "--noise"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_leaves_nothing(
+    words: list[str], said: str, start: Start, tmp_path: Path
+) -> None:
+    code, output = start(tmp_path, "sweep", *words).finish()
+    assert code == 2, output
+    assert said in output
+    assert "Traceback" not in output
+    assert output.strip().count("\n") == 0
+    assert os.listdir(tmp_path) == []
