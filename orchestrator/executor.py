@@ -235,7 +235,7 @@ class Executor:
         except BaseException as raised:  # a lane must never die unheard
             error = raised
         for work in works:
-            if work.address not in answered:
+            if work.address not in answered and not self._stop.is_set():
                 silent = RuntimeError(f"the {kind} stage ended without an answer for it")
                 done(work.address, error or silent)
         self._events.put(_Event(kind))
@@ -246,8 +246,9 @@ class Executor:
         if isinstance(result, BaseException):
             cause = root_cause(result)
             text = "".join(traceback.format_exception(result))
-            with contextlib.suppress(OSError):
-                self._store.scratch(step).write_bytes("error.txt", text.encode())
+            if not self._stop.is_set():  # what ends with the run has not failed
+                with contextlib.suppress(OSError):
+                    self._store.scratch(step).write_bytes("error.txt", text.encode())
             return _Event(kind, address, cause)
         try:
             if not self._leases.holds(address):

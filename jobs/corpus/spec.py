@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from jobs.contract import Slug, Spec
 
 
 class DigitsReader(Spec):
     """scikit-learn's handwritten digits: 1,797 real 8 x 8 images, shipped inside the package."""
+
+    rows: ClassVar[int | None] = 1797  # known before it is read; for the cost preview
 
     kind: Literal["digits"] = "digits"
 
@@ -55,6 +57,14 @@ class Noise(Spec):
     kind: Literal["symmetric", "caption_swap"]
     levels: tuple[Level, ...] = Field(min_length=1)
     seed: int = Field(0, ge=0)
+
+    @field_validator("levels")
+    @classmethod
+    def _each_once(cls, levels: tuple[float, ...]) -> tuple[float, ...]:
+        twice = [level for level in levels if levels.count(level) > 1]
+        if twice:
+            raise ValueError(f"{twice[0]:g} is given twice; name each level once")
+        return tuple(sorted(levels))
 
 
 class NoiseStep(Spec):

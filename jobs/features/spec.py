@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from jobs.contract import NOT_SEMANTIC, Slug, Spec
 from jobs.pretrain.spec import Augment
@@ -18,9 +18,18 @@ class Shift(Spec):
         1.0,
         gt=0,
         description="rotate: degrees, the sign drawn by key; blur: Gaussian sigma in source "
-        "pixels; noise: standard deviation, as a share of the full range; invert: unused",
+        "pixels; noise: standard deviation, as a share of the full range; invert: share of the "
+        "way to the negative",
     )
     seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _negative_at_most(self) -> Shift:
+        if self.kind == "invert" and self.strength > 1:
+            raise ValueError(
+                f"invert goes to the negative at most: strength 1, not {self.strength:g}"
+            )
+        return self
 
 
 class Views(Spec):

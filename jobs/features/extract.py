@@ -1,0 +1,170 @@
+"""Extraction: rows of a corpus, through a frozen encoder, as rows of features.
+
+Takes a unit of work (some rows of one shard), the encoder and what the step asks for; gives the
+plain features and, for training rows, those of each augmented view. A unit's rows and batches are
+fixed by the corpus and the batch size alone, so that features are the same bytes wherever and in
+whatever order units are done. Nothing here imports Ray, trains, or looks at labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+
+from analysis.spectrum import Spectrum, spectra, to_table
+from jobs.contract import Outcome, StageError
+from jobs.corpus.shards import Index, read_rows
+from jobs.features.shifts import decode, draws, shifted
+from jobs.features.spec import FeaturesStep
+from jobs.features.views import augmented
+from jobs.place import Place
+from jobs.pretrain.encoder import Encoder
+
+UNIT_ROWS = 2_048  # rows in a unit: a worthwhile task, and little to redo after an interruption
+SPECTRUM_ROWS = 4_096  # rows handed to the spectrum at a time
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Rows [start, stop) of one shard."""
+
+    part: str
+    file: str
+    start: int
+    stop: int
+
+    @property
+    def name(self) -> str:
+        """The file that holds the unit's features until the step is finished."""
+        return f"{self.file.removesuffix('.parquet')}-{self.start:09d}.parquet"
+
+
+def schema(dtype: str, dim: int) -> pa.Schema:
+    """The schema of `features-<part>.parquet`; rows lie in the order of (view, key)."""
+    kind = pa.float16() if dtype == "float16" else pa.float32()
+    return pa.schema(
+        [
+            pa.field("key", pa.string(), nullable=False),
+            pa.field("view", pa.int16(), nullable=False),  # 0: plain; 1..V: augmented, train only
+            pa.field("label", pa.int32()),  # the corpus's own
+            pa.field("vector", pa.list_(pa.field("element", kind), dim), nullable=False),
+        ]
+    )
+
+
+def units_of(index: Index, parts: Sequence[str]) -> list[Unit]:
+    """The units that together are these parts of a corpus, in training order."""
+    return [
+        Unit(part, file.file, start, min(start + UNIT_ROWS, file.rows))
+        for part in parts
+        for file in index.parts[part]
+        for start in range(0, file.rows, UNIT_ROWS)
+    ]
+
+
+def extract(
+    unit: Unit, corpus: Place, scope: str, encoder: Encoder, step: FeaturesStep
+) -> pa.Table:
+    """A unit's features in the order of (view, row); `scope` is the corpus's name.
+
+    Raises StageError for an image that cannot be decoded and for features that are not finite.
+    """
+    rows = read_rows(corpus, unit.file, unit.start, unit.stop, ["key", "image", "label"])
+    keys = rows["key"].combine_chunks()
+    images = _pixels(rows, encoder, step)
+    views = range(step.views.count + 1 if unit.part == "train" else 1)
+    tables = []
+    for view in views:
+        found = np.concatenate(list(_batches(images, keys, scope, view, encoder, step)))
+        finite = np.isfinite(found).all(axis=1)
+        if not finite.all():
+            raise StageError(
+                f"the encoder's features are not finite for {int((~finite).sum())} samples of "
+                f"{unit.file} (the first: {keys[int(np.argmin(finite))]}, view {view}, "
+                f"{step.dtype}); train it anew or ask for float32"
+            )
+        form = schema(step.dtype, found.shape[1])
+        flat = pa.array(found.reshape(-1), type=form.field("vector").type.value_type)
+        vectors = pa.FixedSizeListArray.from_arrays(flat, type=form.field("vector").type)
+        numbers = np.full(len(keys), view, np.int16)
+        columns = [keys, numbers, rows["label"].combine_chunks(), vectors]
+        tables.append(pa.table(columns, schema=form))
+    return pa.concat_tables(tables)
+
+
+def _pixels(rows: pa.Table, encoder: Encoder, step: FeaturesStep) -> torch.Tensor:
+    """The rows' images, decoded, shifted at the source's resolution, resized: uint8 [N,C,H,W]."""
+    keys = rows["key"].to_pylist()
+    images = [decode(data.as_py(), key) for data, key in zip(rows["image"], keys, strict=True)]
+    if step.shift is not None:
+        drawn = draws(rows["key"], step.shift)
+        images = [shifted(i, step.shift, d) for i, d in zip(images, drawn, strict=True)]
+    return torch.stack([encoder.prepare(image) for image in images])
+
+
+def _batches(
+    images: torch.Tensor,
+    keys: pa.Array,
+    scope: str,
+    view: int,
+    encoder: Encoder,
+    step: FeaturesStep,
+) -> Iterator[npt.NDArray[Any]]:
+    for start in range(0, len(images), step.batch_size):
+        batch = images[start : start + step.batch_size]
+        if view:
+            named = keys[start : start + step.batch_size]
+            batch = augmented(batch, named, step.views, view, scope)
+        found = encoder.features(batch).numpy()
+        with np.errstate(over="ignore"):  # beyond float16: infinite, and refused as such
+            yield found.astype(step.dtype)
+
+
+def finish(
+    step: FeaturesStep, index: Index, units: Sequence[Unit], scratch: Place, output: Place
+) -> Outcome:
+    """Join the units into `features-<part>.parquet`, sorted by (view, key), with the spectrum.
+
+    Also writes `classes.json` (names in label order) and, where there is a test part,
+    `spectrum.parquet` of its plain features. Metrics: features/sve, features/lsvr and
+    features/effective_rank after preprocessing `released`, the others under their own names.
+    """
+    counts, metrics = {}, {}
+    for part in step.parts:
+        tables = [scratch.read_table(unit.name) for unit in units if unit.part == part]
+        table = pa.concat_tables(tables).sort_by([("view", "ascending"), ("key", "ascending")])
+        output.write_table(
+            f"features-{part}.parquet",
+            table.combine_chunks(),
+            compression="NONE",
+            use_dictionary=["view", "label"],
+        )
+        counts[f"rows_{part}"] = len(table)
+        counts["dim"] = table.schema.field("vector").type.list_size
+        if part == "test":
+            found = spectra(_matrices(table))
+            output.write_table("spectrum.parquet", to_table(part, found))
+            metrics = dict(_summary(found))
+    output.write_json("classes.json", list(index.classes))
+    return Outcome(counts, metrics)
+
+
+def _matrices(table: pa.Table) -> Iterator[npt.NDArray[Any]]:
+    """A part's vectors, some rows at a time, [m, D]."""
+    for batch in table.select(["vector"]).to_batches(max_chunksize=SPECTRUM_ROWS):
+        column = batch.column(0)
+        yield column.flatten().to_numpy().reshape(len(batch), column.type.list_size)
+
+
+def _summary(found: Sequence[Spectrum]) -> Iterator[tuple[str, float]]:
+    for spectrum in found:
+        tail = "" if spectrum.preprocessing == "released" else f"_{spectrum.preprocessing}"
+        yield f"features/sve{tail}", spectrum.sve
+        yield f"features/lsvr{tail}", spectrum.lsvr
+        yield f"features/effective_rank{tail}", spectrum.effective_rank

@@ -1,0 +1,215 @@
+"""The features stage: frozen encoders over corpora, by Ray Data.
+
+All works of a call are one execution over small units of shards, ordered by encoder, so that a
+process that has opened an encoder keeps it for every unit and image set that needs it. A unit's
+features are kept in the step's scratch as soon as they exist; an interrupted step goes on with the
+units that are missing. When a step's last unit is there, one task joins them into its output.
+Nothing here decides what to run, commits an output or retries.
+"""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache, partial
+from typing import Any, cast
+
+import pyarrow as pa
+import ray
+import ray.data
+import torch
+from ray.data import ActorPoolStrategy, DataContext, Dataset
+
+from jobs.contract import Hooks, Outcome, StageError, Work
+from jobs.corpus.shards import Index
+from jobs.features.extract import Unit, extract, finish, units_of
+from jobs.features.spec import FeaturesStep
+from jobs.place import Place
+from jobs.pretrain.encoder import CARD, Encoder, load
+
+
+def run(works: Sequence[Work], hooks: Hooks) -> None:
+    """Extract each work's features (spec: `FeaturesStep`; inputs: `encoder`, `corpus`).
+
+    Output: `features-<part>.parquet`, `classes.json`, `spectrum.parquet`; counts and metrics: see
+    `extract.finish`. A work that fails is reported with its error and the others go on. After a
+    stop, unfinished works are left unreported, their finished units in scratch.
+    """
+    _settle()
+    groups: dict[float, list[_Job]] = defaultdict(list)
+    for work in sorted(works, key=lambda work: work.inputs["encoder"].uri):
+        step = cast(FeaturesStep, work.spec)
+        try:
+            index = Index.read(work.inputs["corpus"])
+            _require(step.gpus_per_worker)
+        except Exception as error:
+            hooks.done(work.address, error)
+            continue
+        units = units_of(index, step.parts)
+        groups[step.gpus_per_worker].append(_Job(work, step, index, units))
+    for gpus, jobs in groups.items():
+        _Execution(jobs, gpus, hooks).run()
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One work, opened."""
+
+    work: Work
+    step: FeaturesStep
+    index: Index
+    units: list[Unit]
+
+
+class _Execution:
+    """Some jobs as one Ray Data execution, and the state that its results are gathered in."""
+
+    def __init__(self, jobs: Sequence[_Job], gpus: float, hooks: Hooks) -> None:
+        self._jobs, self._gpus, self._hooks = jobs, gpus, hooks
+        self._left = [len(job.units) for job in jobs]
+        self._answered: set[int] = set()
+        self._finishing: dict[ray.ObjectRef[Outcome], int] = {}
+
+    def run(self) -> None:
+        """Do everything, answering for each job as soon as it is finished."""
+        try:
+            for result in self._results():
+                self._take(result)
+                self._collect(wait=0)
+                if self._hooks.stopping():
+                    break
+            while self._finishing and not self._hooks.stopping():
+                self._collect(wait=1)
+        except Exception as error:  # of the execution as a whole: nobody's own fault
+            for number in range(len(self._jobs)):
+                self._answer(number, error)
+
+    def _results(self) -> Iterator[dict[str, Any]]:
+        items = [
+            {"job": number} | asdict(unit)
+            for number, job in enumerate(self._jobs)
+            for unit in job.units
+        ]
+        source = ray.data.from_items(items, override_num_blocks=len(items))
+        encoded = _encoding(source, self._jobs, self._gpus)
+        for batch in encoded.iter_batches(batch_size=None, batch_format="pyarrow"):
+            yield from cast(pa.Table, batch).to_pylist()
+
+    def _take(self, result: dict[str, Any]) -> None:
+        """One unit is done, or has failed and its job with it."""
+        number = result["job"]
+        job = self._jobs[number]
+        self._left[number] -= 1
+        if result["error"]:
+            kind = StageError if result["final"] else RuntimeError
+            error = kind(result["error"])
+            error.add_note(result["trace"])
+            self._answer(number, error)
+        elif self._left[number] == 0 and number not in self._answered:
+            self._finishing[_finish.remote(job)] = number
+        share = 1 - self._left[number] / len(job.units)
+        if number not in self._answered:
+            rows = sum(unit.stop - unit.start for unit in job.units)
+            self._hooks.say(job.work.address, 0.95 * share, f"{share:.0%} of {rows:,} images")
+
+    def _collect(self, wait: float) -> None:
+        finished, _ = (
+            ray.wait(list(self._finishing), num_returns=len(self._finishing), timeout=wait)
+            if self._finishing
+            else ([], [])
+        )
+        for reference in finished:
+            number = self._finishing.pop(reference)
+            try:
+                self._answer(number, ray.get(reference))
+            except Exception as error:
+                self._answer(number, error)
+
+    def _answer(self, number: int, result: Outcome | BaseException) -> None:
+        if number not in self._answered:
+            self._answered.add(number)
+            self._hooks.done(self._jobs[number].work.address, result)
+
+
+# -- in the workers --------------------------------------------------------------------------------
+
+
+def _encoding(source: Dataset, jobs: Sequence[_Job], gpus: float) -> Dataset:
+    """Units through encoders: tasks on CPUs, whose processes Ray reuses; on GPUs, actors."""
+    if gpus == 0:
+        return source.map_batches(partial(_encode, jobs), batch_size=1, num_cpus=1)
+    most = max(1, int(ray.cluster_resources()["GPU"] / gpus))
+    return source.map_batches(
+        _EncodeActor,
+        fn_constructor_args=(jobs,),
+        batch_size=1,
+        num_gpus=gpus,
+        compute=ActorPoolStrategy(min_size=1, max_size=most),
+    )
+
+
+class _EncodeActor:
+    """`_encode` in a process that is kept: Ray ends a GPU task's process with the task."""
+
+    def __init__(self, jobs: Sequence[_Job]) -> None:
+        self._jobs = jobs
+
+    def __call__(self, batch: Any) -> pa.Table:
+        """One unit; see `_encode`."""
+        return _encode(self._jobs, batch)
+
+
+def _encode(jobs: Sequence[_Job], batch: Any) -> pa.Table:
+    """Extract one unit into its job's scratch, unless it is there; how that went, as one row."""
+    job = jobs[int(batch["job"][0])]
+    unit = Unit(
+        str(batch["part"][0]),
+        str(batch["file"][0]),
+        int(batch["start"][0]),
+        int(batch["stop"][0]),
+    )
+    error, final, trace = "", False, ""
+    try:
+        if not job.work.scratch.exists(unit.name):
+            corpus, place = job.work.inputs["corpus"], job.work.inputs["encoder"]
+            encoder = _encoder(place, place.read_bytes(CARD), job.step.gpus_per_worker > 0)
+            table = extract(unit, corpus, job.index.name, encoder, job.step)
+            job.work.scratch.write_table(unit.name, table, compression="NONE")
+    except StageError as raised:
+        error, final = str(raised), True
+    except Exception as raised:
+        error, trace = f"{type(raised).__name__}: {raised}", traceback.format_exc()
+    row = {"job": int(batch["job"][0]), "error": error, "final": final, "trace": trace}
+    return pa.Table.from_pylist([row])
+
+
+@lru_cache(maxsize=2)
+def _encoder(place: Place, card: bytes, on_gpu: bool) -> Encoder:
+    """An opened encoder; its card (with its weights' hash) tells a replaced one apart."""
+    torch.set_num_threads(1)
+    return load(place, torch.device("cuda" if on_gpu else "cpu"))
+
+
+@ray.remote(num_cpus=1)
+def _finish(job: _Job) -> Outcome:
+    return finish(job.step, job.index, job.units, job.work.scratch, job.work.output)
+
+
+def _require(gpus: float) -> None:
+    if gpus > ray.cluster_resources().get("GPU", 0):
+        raise StageError(
+            f"features.gpus_per_worker={gpus:g}, but the cluster has "
+            f"{ray.cluster_resources().get('GPU', 0):g} GPUs; set it to 0 or add a node with GPUs"
+        )
+
+
+def _settle() -> None:
+    """Ray Data's settings, the same in every stage, since all of a process's threads share them."""
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    context = DataContext.get_current()
+    context.print_on_execution_start = False
+    context.enable_progress_bars = False
+    context.execution_options.preserve_order = True

@@ -1,0 +1,252 @@
+"""The features stage on a real Ray, with real digits and a real (untrained) timm encoder."""
+
+import hashlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from jobs.contract import Hooks, Outcome, StageError, Work
+from jobs.corpus.job import run_corpus
+from jobs.corpus.shards import Index, read_part
+from jobs.corpus.spec import Corpus, DigitsReader
+from jobs.features.extract import extract, finish, schema, units_of
+from jobs.features.job import run
+from jobs.features.shifts import decode
+from jobs.features.spec import FeaturesStep, Shift, Views
+from jobs.place import Place
+from jobs.pretrain.encoder import Architecture, Encoder, EncoderCard, load, save, weights_bytes
+from jobs.pretrain.spec import Augment, ImageInput
+
+CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+VIEWS = Views(count=2, augment=Augment(degrees=10, translate=0.1))
+PLAIN = FeaturesStep(images="digits", parts=("train", "validation", "test"), views=VIEWS)
+INVERTED = FeaturesStep(images="inverted", parts=("test",), shift=Shift(kind="invert"))
+
+
+@dataclass
+class Results:
+    of: dict[str, Outcome | BaseException] = field(default_factory=dict)
+    stop: Callable[[], bool] = lambda: False
+
+    def hooks(self) -> Hooks:
+        def done(address: str, result: Outcome | BaseException) -> None:
+            assert address not in self.of
+            self.of[address] = result
+
+        return Hooks(done=done, say=lambda *_: None, stopping=lambda: self.stop())
+
+    def outcome(self, address: str) -> Outcome:
+        result = self.of[address]
+        assert isinstance(result, Outcome), result
+        return result
+
+
+def put_encoder(place: Place, seed: int, spoilt: bool = False) -> Place:
+    image = ImageInput(size=16, channels=1, mean=(0.5,), std=(0.5,))
+    options = {"channels": [8, 8, 16, 24]}
+    architecture = Architecture("timm", "resnet18", options, image, len(CLASSES))
+    torch.manual_seed(seed)
+    model = architecture.build()
+    if spoilt:
+        with torch.no_grad():
+            next(iter(model.parameters())).fill_(math.nan)
+    weights = weights_bytes(model)
+    digest = hashlib.sha256(weights).hexdigest()
+    card = EncoderCard("timm", "resnet18", options, image, CLASSES, 24, digest, "order", digest)
+    save(place, card, weights)
+    return place
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Place:
+    root = Place.of(tmp_path_factory.mktemp("store"))
+    spec = Corpus(name="digits", reader=DigitsReader(), rows_per_shard=300)
+    results = Results()
+    run_corpus([Work("c", "f", spec, {}, root / "corpus", root / "scratch")], results.hooks())
+    assert isinstance(results.of["c"], Outcome)
+    return root / "corpus"
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    return put_encoder(Place.of(tmp_path_factory.mktemp("encoder")), 0)
+
+
+def work(root: Path, address: str, step: FeaturesStep, encoder: Place, corpus: Place) -> Work:
+    place = Place.of(root)
+    inputs = {"encoder": encoder, "corpus": corpus}
+    return Work(address, "f", step, inputs, place / "out" / address, place / "scratch" / address)
+
+
+def bytes_of(place: Place) -> dict[str, bytes]:
+    return {name: place.read_bytes(name) for name, _ in place.files()}
+
+
+@pytest.fixture(scope="module")
+def extracted(tmp_path_factory: pytest.TempPathFactory, digits: Place, encoder: Place) -> Work:
+    step = work(tmp_path_factory.mktemp("features"), "plain", PLAIN, encoder, digits)
+    results = Results()
+    run([step], results.hooks())
+    outcome = results.outcome("plain")
+    index = Index.read(digits)
+    assert outcome.counts == {
+        "rows_train": 3 * index.rows("train"),
+        "rows_validation": index.rows("validation"),
+        "rows_test": index.rows("test"),
+        "dim": 24,
+    }
+    assert 0 < outcome.metrics["features/sve"] <= math.log(24)
+    assert outcome.metrics["features/lsvr"] >= 0
+    assert {"features/sve_raw", "features/lsvr_centred"} <= set(outcome.metrics)
+    return step
+
+
+def test_every_row_has_its_label_and_all_its_views_in_order(extracted: Work, digits: Place) -> None:
+    for part, views in (("train", 3), ("validation", 1), ("test", 1)):
+        table = extracted.output.read_table(f"features-{part}.parquet")
+        assert table.schema.equals(schema("float32", 24))
+        rows = list(zip(table["view"].to_pylist(), table["key"].to_pylist(), strict=True))
+        source = read_part(digits, part, ["key", "label"])
+        label = dict(zip(source["key"].to_pylist(), source["label"].to_pylist(), strict=True))
+        assert rows == [(view, key) for view in range(views) for key in sorted(label)]
+        assert table["label"].to_pylist() == [label[key] for _, key in rows]
+    assert extracted.output.read_json("classes.json") == list(CLASSES)
+    assert extracted.output.read_table("spectrum.parquet")["part"].to_pylist() == ["test"] * 3
+
+
+def test_plain_features_are_the_encoders_own(
+    extracted: Work, digits: Place, encoder: Place
+) -> None:
+    opened = load(encoder)
+    source = read_part(digits, "test", ["key", "image"]).sort_by("key")
+    images = [decode(data.as_py(), "k") for data in source["image"]]
+    expected = opened.features(torch.stack([opened.prepare(image) for image in images])).numpy()
+    table = extracted.output.read_table("features-test.parquet")
+    found = np.stack(table["vector"].to_numpy())
+    assert np.allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_each_view_differs_from_the_plain_image_and_from_the_other(extracted: Work) -> None:
+    table = extracted.output.read_table("features-train.parquet")
+    plain, one, two = np.stack(table["vector"].to_numpy()).reshape(3, -1, 24)
+    for a, b in ((plain, one), (plain, two), (one, two)):
+        assert np.abs(a - b).max(axis=1).min() > 0
+
+
+def test_ray_does_not_affect_the_bytes(
+    extracted: Work, digits: Place, encoder: Place, tmp_path: Path
+) -> None:
+    torch.set_num_threads(1)
+    index, scratch, output = Index.read(digits), Place.of(tmp_path / "s"), Place.of(tmp_path / "o")
+    units = units_of(index, PLAIN.parts)
+    opened = load(encoder)
+    for unit in reversed(units):
+        scratch.write_table(unit.name, extract(unit, digits, index.name, opened, PLAIN))
+    finish(PLAIN, index, units, scratch, output)
+    assert bytes_of(output) == bytes_of(extracted.output)
+
+
+def test_batch_size_affects_features_by_rounding_alone(
+    extracted: Work, digits: Place, encoder: Place, tmp_path: Path
+) -> None:
+    step = PLAIN.model_copy(update={"batch_size": 17})
+    one = work(tmp_path, "one", step, encoder, digits)
+    run([one], Results().hooks())
+    for part in PLAIN.parts:
+        a, b = (w.output.read_table(f"features-{part}.parquet") for w in (one, extracted))
+        assert a.drop_columns("vector").equals(b.drop_columns("vector"))
+        one_by_one, by_default = (np.stack(t["vector"].to_numpy()) for t in (a, b))
+        assert np.allclose(one_by_one, by_default, rtol=1e-4, atol=1e-5)
+
+
+def test_a_shift_reaches_the_test_part_alone_and_changes_it(
+    extracted: Work, digits: Place, encoder: Place, tmp_path: Path
+) -> None:
+    step = work(tmp_path, "inverted", INVERTED, encoder, digits)
+    results = Results()
+    run([step], results.hooks())
+    assert set(results.outcome("inverted").counts) == {"rows_test", "dim"}
+    a, b = (w.output.read_table("features-test.parquet") for w in (step, extracted))
+    assert a["key"].equals(b["key"])
+    assert np.abs(np.stack(a["vector"].to_numpy()) - np.stack(b["vector"].to_numpy())).max() > 0.01
+
+
+def test_many_works_share_one_call_and_a_broken_encoder_fails_alone(
+    extracted: Work, digits: Place, encoder: Place, tmp_path: Path
+) -> None:
+    other = put_encoder(Place.of(tmp_path / "other"), 1)
+    spoilt = put_encoder(Place.of(tmp_path / "spoilt"), 2, spoilt=True)
+    altered = put_encoder(Place.of(tmp_path / "altered"), 3)
+    altered.write_bytes("model.safetensors", b"not the weights")
+    works = [
+        work(tmp_path, "plain", PLAIN, encoder, digits),
+        work(tmp_path, "spoilt", INVERTED, spoilt, digits),
+        work(tmp_path, "missing", INVERTED, Place.of(tmp_path / "nowhere"), digits),
+        work(tmp_path, "altered", INVERTED, altered, digits),
+        work(tmp_path, "no-corpus", INVERTED, encoder, Place.of(tmp_path / "nowhere")),
+        work(tmp_path, "other", INVERTED, other, digits),
+    ]
+    results = Results()
+    run(works, results.hooks())
+    assert set(results.of) == {w.address for w in works}
+    assert bytes_of(works[0].output) == bytes_of(extracted.output)
+    assert results.outcome("other").counts["rows_test"] > 0
+    for address, sentence in (("spoilt", "not finite"), ("altered", "other sha256")):
+        assert isinstance(results.of[address], StageError)
+        assert sentence in str(results.of[address])
+    assert "FileNotFoundError" in str(results.of["missing"])
+    assert not isinstance(results.of["missing"], StageError)
+    assert isinstance(results.of["no-corpus"], FileNotFoundError)
+
+
+def test_an_interrupted_step_goes_on_and_gives_the_same_bytes(
+    extracted: Work, digits: Place, encoder: Place, tmp_path: Path
+) -> None:
+    step = work(tmp_path, "plain", PLAIN, encoder, digits)
+    stopped = Results(stop=lambda: any(True for _ in step.scratch.files()))
+    run([step], stopped.hooks())
+    assert stopped.of == {}
+    kept = [name for name, _ in step.scratch.files()]
+    assert kept
+    marked = step.scratch.local_path() / kept[0]
+    before = marked.stat().st_mtime_ns
+    results = Results()
+    run([step], results.hooks())
+    assert bytes_of(step.output) == bytes_of(extracted.output)
+    assert marked.stat().st_mtime_ns == before
+
+
+def test_more_gpus_than_the_cluster_has_are_refused(
+    digits: Place, encoder: Place, tmp_path: Path
+) -> None:
+    step = INVERTED.model_copy(update={"gpus_per_worker": 99.0})
+    results = Results()
+    run([work(tmp_path, "w", step, encoder, digits)], results.hooks())
+    assert "gpus_per_worker=99, but the cluster has" in str(results.of["w"])
+
+
+def test_features_beyond_float16_are_refused_rather_than_stored(
+    digits: Place, tmp_path: Path
+) -> None:
+    place = put_encoder(Place.of(tmp_path / "e"), 0)
+    opened = load(place)
+    index = Index.read(digits)
+    unit = units_of(index, ["test"])[0]
+    half = INVERTED.model_copy(update={"dtype": "float16"})
+    table = extract(unit, digits, "digits", opened, half)
+    assert table.schema.equals(schema("float16", 24))
+    assert pa.types.is_float16(table.schema.field("vector").type.value_type)
+
+    class Loud(Encoder):
+        def features(self, images: torch.Tensor) -> torch.Tensor:
+            return super().features(images) * 1e6
+
+    loud = Loud(opened.card, opened.card.architecture.build(), torch.device("cpu"))
+    with pytest.raises(StageError, match=r"not finite .* or ask for float32"):
+        extract(unit, digits, "digits", loud, half)
