@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -15,11 +16,25 @@ class LogUniform(Spec):
 
     loguniform: tuple[float, float]
 
+    @model_validator(mode="after")
+    def _ordered(self) -> LogUniform:
+        low, high = self.loguniform
+        if not 0 < low < high:
+            raise ValueError(f"loguniform [{low:g}, {high:g}] needs 0 < low < high")
+        return self
+
 
 class Uniform(Spec):
     """Tune's `uniform(low, high)`."""
 
     uniform: tuple[float, float]
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Uniform:
+        low, high = self.uniform
+        if not low < high:
+            raise ValueError(f"uniform [{low:g}, {high:g}] needs low < high")
+        return self
 
 
 class Choice(Spec):
@@ -32,6 +47,17 @@ Domain = LogUniform | Uniform | Choice | float
 """A Tune domain, or a fixed value."""
 
 
+def _bounds(domain: Domain) -> tuple[float, float]:
+    """The least and the greatest value a domain can give."""
+    match domain:
+        case LogUniform(loguniform=bounds) | Uniform(uniform=bounds):
+            return bounds
+        case Choice(choice=values):
+            return min(values), max(values)
+        case fixed:
+            return fixed, fixed
+
+
 class Space(Spec):
     """The hyper-parameters of one method. Loss weights of 0 turn a regulariser off."""
 
@@ -41,6 +67,20 @@ class Space(Spec):
     cov: Domain = 0.0
     svd: Domain = 0.0
     scale: Domain = Field(1.0, description="multiplies the three weights of one configuration")
+
+    @model_validator(mode="after")
+    def _in_range(self) -> Space:
+        for name in type(self).model_fields:
+            low, high = _bounds(getattr(self, name))
+            if not (low >= 0 and high < math.inf) or (name == "lr" and low == 0):
+                least = "above 0" if name == "lr" else "0 or more"
+                raise ValueError(f"{name} spans [{low:g}, {high:g}]; must be finite and {least}")
+        return self
+
+    @property
+    def regularised(self) -> bool:
+        """Whether any configuration can weigh a regulariser."""
+        return any(_bounds(domain)[1] > 0 for domain in (self.mse, self.cov, self.svd))
 
 
 class Method(Spec):
@@ -53,6 +93,14 @@ class Method(Spec):
 
     head: Literal["linear", "paper", "released"]
     space: Space
+
+    @model_validator(mode="after")
+    def _has_something_to_regularise(self) -> Method:
+        if self.head == "linear" and self.space.regularised:
+            raise ValueError(
+                "a linear head has no output to regularise; leave out mse, cov and svd"
+            )
+        return self
 
 
 class Tuning(Spec):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,6 +11,8 @@ from orchestrator.cli.options import Chosen, experiment_options
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from orchestrator.executor import Result
 
 
 @click.command(
@@ -40,9 +42,8 @@ def command(chosen: Chosen, force: bool) -> int:
         click.echo(line)
     counts = [f"{ending.count(status)} {status.value}" for status in Status if ending.count(status)]
     click.echo(f"\n{', '.join(counts)} in {ending.seconds:.0f} s")
-    for address, result in ending.results.items():
-        if result.status is Status.FAILED:
-            click.echo(f"failed   {address}: {result.reason}")
+    for line in _failures(ending.results):
+        click.echo(line)
     click.echo(f"report   {ending.report.place.uri}/report.html")
     if ending.tracking:
         hint = "  (browse it: nml-orch ui)" if ending.tracking.startswith("sqlite:") else ""
@@ -62,6 +63,17 @@ def _summary(summary: pa.Table) -> Iterator[str]:
         yield f"{metric:{width}}" + "".join(
             f"{values.get((metric, level), ''):>14}" for level in levels
         )
+
+
+def _failures(results: Mapping[str, Result]) -> Iterator[str]:
+    """One line a reason, with the first step that failed for it and how many more did."""
+    by_reason: dict[str, list[str]] = {}
+    for address, result in results.items():
+        if result.status == "failed":
+            by_reason.setdefault(result.reason, []).append(address)
+    for reason, addresses in by_reason.items():
+        more = f" (and {len(addresses) - 1} more)" if len(addresses) > 1 else ""
+        yield f"failed   {addresses[0]}{more}: {reason}"
 
 
 def _value(row: dict[str, Any]) -> str:

@@ -1,0 +1,88 @@
+"""The figures of a readout, each drawn by one function.
+
+Takes a `Readout`, gives named matplotlib figures with a title and a caption. What the readout has
+no data for is not drawn. matplotlib is imported when the first figure is drawn, not before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from analysis import names
+from analysis.figures import accuracy, encoder
+from analysis.figures.style import save
+from analysis.readout import Readout
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["Drawing", "draw", "save"]
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure and what a reader is told of it."""
+
+    name: str  # of its files, without the ending
+    title: str
+    caption: str
+    figure: Figure
+
+
+def draw(readout: Readout) -> Iterator[Drawing]:
+    """Every figure the readout has data for, in the report's order."""
+    wrong = names.target(readout.question.noise_kind)
+    if readout.cells.num_rows:
+        yield Drawing(
+            "accuracy",
+            "Accuracy against pre-training noise",
+            "Test accuracy in percent, averaged over the tasks named above each panel.",
+            accuracy.against_noise(readout),
+        )
+        yield Drawing(
+            "macro-f1",
+            "Macro F1 against pre-training noise",
+            "Test macro F1 in percent, over the same tasks.",
+            accuracy.against_noise(readout, "test_macro_f1"),
+        )
+        yield Drawing(
+            "by-task",
+            "Task by task",
+            "Each task's own metric in percent. The scales differ from panel to panel.",
+            accuracy.by_task(readout),
+        )
+        if len(readout.question.fractions) > 1:
+            yield Drawing(
+                "by-fraction",
+                "By share of the training rows",
+                "Test accuracy in percent against the percent of training rows per class that "
+                "the heads saw.",
+                accuracy.by_fraction(readout),
+            )
+    if readout.spectra.num_rows:
+        yield Drawing(
+            "feature-space",
+            "The feature space against pre-training noise",
+            "Singular value entropy (SVE) and largest singular value ratio (LSVR) of the test "
+            "features. Higher SVE: more even directions. Higher LSVR: less of one direction.",
+            encoder.feature_space(readout),
+        )
+    if readout.pretraining.num_rows:
+        yield Drawing(
+            "pretraining",
+            "Pre-training accuracy against noise",
+            "Left: accuracy on held-out images with clean labels. Right: accuracy in the last "
+            "epoch on training samples left clean, and on flipped ones (right when they give "
+            f"their wrong {wrong} back: what was memorised).",
+            encoder.pretraining(readout),
+        )
+    if encoder.has_memorisation(readout):
+        yield Drawing(
+            "memorisation",
+            "What was memorised, epoch by epoch",
+            "Training accuracy in percent on samples left clean and on flipped samples; the "
+            f"latter are right when they give their wrong {wrong} back.",
+            encoder.memorisation(readout),
+        )

@@ -1,0 +1,154 @@
+"""Figures of downstream accuracy: against noise, task by task, by share of the training rows."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from analysis import names
+from analysis.averages import Average
+from analysis.figures import style
+from analysis.readout import Readout
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+NOISE = "Pre-training noise (%)"
+_MEASURES = {"test_accuracy": "Test accuracy (%)", "test_macro_f1": "Test macro F1 (%)"}
+_COLUMNS = 4  # panels in a row of small multiples
+
+
+def against_noise(readout: Readout, measure: str = "test_accuracy") -> Figure:
+    """Mean over the tasks of each domain against noise, one line a method.
+
+    `measure` is "test_accuracy" or "test_macro_f1".
+    """
+    domains = readout.domains()
+    figure, panels = style.sheet(1, max(len(domains), 1), width=5.2 * max(len(domains), 1.25))
+    everything: list[Average] = []
+    for axes, domain in zip(panels, domains, strict=False):
+        found = {m: readout.accuracy(domain, m, measure) for m in readout.methods()}
+        members = {a.members for a in found.values() if a.levels}
+        over = (
+            names.mean_of(next(iter(members)))
+            if len(members) == 1
+            else "means over each method's finished tasks"
+        )
+        style.dress(axes, title=names.domain(domain), x=NOISE, y=_MEASURES[measure])
+        _lines(axes, readout, found)
+        style.subtitle(axes, over)
+        everything += found.values()
+    if not domains:
+        style.dress(panels[0], title="", x=NOISE, y=_MEASURES[measure])
+        style.empty(panels[0], "no finished cell yet")
+    style.legend(figure, panels)
+    style.note(figure, f"{style.certainty(everything)} {_share(readout)}")
+    return figure
+
+
+def by_task(readout: Readout) -> Figure:
+    """Each task's own metric against noise: one panel a task, one line a method."""
+    tasks = _tasks(readout)
+    metrics = dict(
+        zip(readout.cells["task"].to_pylist(), readout.cells["metric"].to_pylist(), strict=True)
+    )
+    columns = min(_COLUMNS, max(len(tasks), 1)) if len(tasks) != 6 else 3
+    rows = math.ceil(max(len(tasks), 1) / columns)
+    figure, panels = style.sheet(rows, columns, width=3.5 * columns, height=0.8 + 2.7 * rows)
+    everything: list[Average] = []
+    for axes, (domain, task) in zip(panels, tasks, strict=False):
+        found = {
+            m: readout.accuracy(domain, m, "test_metric", task=task) for m in readout.methods()
+        }
+        title = f"{task} ({domain.upper()})"
+        style.dress(axes, title=title, x=NOISE, y=f"{names.metric(metrics[task])} (%)")
+        _lines(axes, readout, found)
+        everything += found.values()
+    for axes in panels[len(tasks) :]:
+        axes.set_axis_off()
+    style.legend(figure, panels)
+    style.note(figure, f"{style.certainty(everything)} {_share(readout)} Each panel has its scale.")
+    return figure
+
+
+def by_fraction(readout: Readout) -> Figure:
+    """Mean accuracy against the share of training rows: a row a domain, a panel a noise level."""
+    domains, levels = readout.domains(), readout.levels
+    fractions = sorted(readout.question.fractions)
+    figure, panels = style.sheet(
+        len(domains),
+        len(levels),
+        width=max(2.5 * len(levels), 5.0),
+        height=0.9 + 2.9 * len(domains),
+        sharey="row",
+    )
+    everything: list[Average] = []
+    methods = readout.methods()
+    for row, domain in enumerate(domains):
+        for method, look in style.looks(methods).items():
+            found = {f: readout.accuracy(domain, method, fraction=f) for f in fractions}
+            everything += found.values()
+            for column, level in enumerate(levels):
+                axes = panels[row * len(levels) + column]
+                _by_share(axes, found, level, look, names.method(method))
+        for column, level in enumerate(levels):
+            axes = panels[row * len(levels) + column]
+            last, first = row == len(domains) - 1, column == 0
+            style.dress(
+                axes,
+                title=f"{domain.upper()}, {names.percent(level)} noise",
+                x="Training rows used (%)" if last else "",
+                y="Test accuracy (%)" if first else "",
+            )
+            axes.set_xscale("log")
+            axes.set_xticks(fractions, [f"{f:g}" for f in fractions])
+            axes.minorticks_off()
+            axes.margins(x=0.15)
+    style.legend(figure, panels)
+    style.note(figure, style.certainty(everything))
+    return figure
+
+
+def _by_share(
+    axes: Axes, found: dict[float, Average], level: float, look: style.Look, label: str
+) -> None:
+    points = [(fraction, of.interval(level)) for fraction, of in found.items()]
+    drawn = [(fraction, of) for fraction, of in points if of is not None]
+    if not drawn:
+        return
+    axes.plot(
+        [fraction for fraction, _ in drawn],
+        [of.mean for _, of in drawn],
+        color=look.colour,
+        marker=look.marker,
+        linestyle=look.dash,
+        markersize=5,
+        linewidth=1.6,
+        label=style.plain(label),
+    )
+    for fraction, of in drawn:
+        if of.low is not None and of.high is not None:
+            axes.plot([fraction] * 2, [of.low, of.high], color=look.colour, linewidth=1.1)
+
+
+def _lines(axes: Axes, readout: Readout, found: dict[str, Average]) -> None:
+    levels = readout.levels
+    chosen = style.looks(list(found))
+    moves = style.shifts(levels, len(found))
+    for (method, average), shift in zip(found.items(), moves, strict=True):
+        style.line(axes, average, chosen[method], names.method(method), shift=shift)
+    style.noise_axis(axes, levels)
+    style.widen(axes, top=100.0)
+
+
+def _tasks(readout: Readout) -> list[tuple[str, str]]:
+    """(domain, task) of the finished cells: ID first, in the experiment's order."""
+    domains, tasks = readout.cells["domain"].to_pylist(), readout.cells["task"].to_pylist()
+    found = set(zip(domains, tasks, strict=True))
+    asked = [(d, t) for d in ("id", "ood") for t in readout.question.tasks(d)]
+    return [place for place in asked if place in found] + sorted(found - set(asked))
+
+
+def _share(readout: Readout) -> str:
+    return f"Heads trained on {names.percent(readout.fraction)} of the training rows."

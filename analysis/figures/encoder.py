@@ -1,0 +1,146 @@
+"""Figures of the encoder itself: its feature space, its pre-training, what it memorised."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from analysis import names
+from analysis.averages import Average
+from analysis.figures import style
+from analysis.figures.accuracy import NOISE
+from analysis.readout import PREPROCESSING, Readout
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_SPACE = {
+    "sve": "SVE: singular value entropy (nats)",
+    "lsvr": "LSVR: −log share of the largest (nats)",
+}
+_MEMORY = ("train_accuracy_clean", "train_accuracy_flipped")
+_COLUMNS = 5
+
+
+def feature_space(readout: Readout) -> Figure:
+    """SVE and LSVR of the test features against noise, ID and OOD image sets apart."""
+    figure, panels = style.sheet(1, 2, height=4.0)
+    everything: list[Average] = []
+    for axes, (measure, label) in zip(panels, _SPACE.items(), strict=True):
+        style.dress(axes, title=measure.upper(), x=NOISE, y=label)
+        for at, domain in enumerate(("id", "ood")):
+            found = readout.space(measure, domain=domain)
+            if found.levels:
+                text = f"{domain.upper()} ({names.mean_of(found.members, 'image set')})"
+                shift = style.shifts(readout.levels, 2)[at]
+                style.line(axes, found, style.look(3 * at), text, shift=shift)
+                everything.append(found)
+        style.noise_axis(axes, readout.levels)
+        style.widen(axes, least=0.05)
+    style.legend(figure, panels)
+    style.note(figure, f"{style.certainty(everything)} Preprocessing: {PREPROCESSING}; test parts.")
+    return figure
+
+
+def pretraining(readout: Readout) -> Figure:
+    """Validation accuracy of the encoders, and training accuracy on clean and flipped samples."""
+    figure, panels = style.sheet(1, 2, height=4.0)
+    validation = readout.pretrained("val_accuracy")
+    style.dress(panels[0], title="Held-out images, clean labels", x=NOISE, y="Accuracy (%)")
+    style.line(panels[0], validation, style.PLAIN, "Validation")
+    memory = {measure: readout.pretrained(measure) for measure in _MEMORY}
+    style.dress(panels[1], title="Training images, last epoch", x=NOISE, y="Accuracy (%)")
+    for at, (measure, label) in enumerate(zip(_MEMORY, _labels(readout), strict=True)):
+        style.line(panels[1], memory[measure], style.look(3 * at), label)
+    if not any(found.levels for found in memory.values()):
+        style.empty(panels[1], "not recorded by this objective")
+    for axes in panels:
+        style.noise_axis(axes, readout.levels)
+    style.widen(panels[0], top=100.0)
+    panels[1].set_ylim(-3, 103)
+    style.legend(figure, panels)
+    style.note(figure, style.certainty([validation, *memory.values()]))
+    return figure
+
+
+def memorisation(readout: Readout) -> Figure:
+    """Training accuracy on clean and flipped samples by epoch: one panel a noise level."""
+    curves = _curves(readout)
+    levels = sorted({level for level, _, _ in curves})
+    columns = min(_COLUMNS, max(len(levels), 1))
+    rows = math.ceil(max(len(levels), 1) / columns)
+    figure, panels = style.sheet(
+        rows, columns, width=max(2.4 * columns, 5.0), height=0.9 + 2.7 * rows, sharey=True
+    )
+    for at, (axes, level) in enumerate(zip(panels, levels, strict=False)):
+        first = at % columns == 0
+        title = f"{names.percent(level)} noise"
+        style.dress(axes, title=title, x="Epoch", y="Training accuracy (%)" if first else "")
+        for which, (metric, label) in enumerate(zip(_MEMORY, _labels(readout), strict=True)):
+            _mean_curve(axes, curves, level, metric, style.look(3 * which), label)
+        axes.set_ylim(-3, 103)
+    for axes in panels[len(levels) :]:
+        axes.set_axis_off()
+    seeds = len({seed for _, seed, _ in curves})
+    style.legend(figure, panels)
+    style.note(
+        figure,
+        "One pre-training seed."
+        if seeds == 1
+        else f"Thick: mean of {names.count(seeds, 'pre-training seed')}; thin: each of them.",
+    )
+    return figure
+
+
+def has_memorisation(readout: Readout) -> bool:
+    """Whether any run recorded the curves that `memorisation` draws."""
+    return bool(_curves(readout))
+
+
+def _labels(readout: Readout) -> tuple[str, str]:
+    return (
+        "Samples left clean",
+        f"Flipped samples, on their wrong {names.target(readout.question.noise_kind)}s",
+    )
+
+
+Curves = dict[tuple[float, int, str], list[tuple[int, float]]]
+
+
+def _curves(readout: Readout) -> Curves:
+    """(level, seed, metric) -> (epoch, value) in order, of the clean and flipped accuracies."""
+    found: Curves = {}
+    row: dict[str, Any]
+    for row in readout.pretraining_curves.to_pylist():
+        metric = row["metric"].rsplit("/", 1)[-1]
+        if metric in _MEMORY:
+            place = (row["noise"], row["seed"], metric)
+            found.setdefault(place, []).append((row["step"], row["value"]))
+    return {place: sorted(points) for place, points in found.items()}
+
+
+def _mean_curve(
+    axes: Axes, curves: Curves, level: float, metric: str, look: style.Look, label: str
+) -> None:
+    """The mean over seeds where all have reached the epoch, and each seed thinly when several."""
+    of_level = [points for (at, _, name), points in curves.items() if (at, name) == (level, metric)]
+    if not of_level:
+        return
+    if len(of_level) > 1:
+        for points in of_level:
+            epochs, values = zip(*points, strict=True)
+            axes.plot(epochs, values, color=look.colour, linewidth=0.7, alpha=0.45)
+    by_epoch = [dict(points) for points in of_level]
+    shared = sorted(set.intersection(*(set(points) for points in by_epoch)))
+    axes.plot(
+        shared,
+        [math.fsum(points[epoch] for points in by_epoch) / len(by_epoch) for epoch in shared],
+        color=look.colour,
+        linestyle=look.dash,
+        linewidth=1.9,
+        marker=look.marker,
+        markersize=4.5,
+        markevery=max(len(shared) // 6, 1),
+        label=style.plain(label),
+    )

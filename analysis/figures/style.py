@@ -1,0 +1,227 @@
+"""How every figure looks: colours, markers, lines, axes, and how it becomes PNG and SVG.
+
+Colours are Okabe and Ito's, told apart by the colour-blind; each line has its own marker and dash
+as well, so that figures read in grey. Uses matplotlib's objects alone, never pyplot's global state,
+so that figures may be drawn on any thread.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from analysis import names
+from analysis.averages import Average
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK = "#1a1a1a"
+FAINT = "#5c5c5c"
+GRID = "#e3e3e3"
+NARROWEST = 2.0  # points of accuracy an axis spans at least, so that chance is not blown up
+
+_SAVING = threading.Lock()  # saving sets matplotlib's process-wide parameters for a moment
+
+
+@dataclass(frozen=True)
+class Look:
+    """How one line is drawn."""
+
+    colour: str
+    marker: str
+    dash: Any  # matplotlib's line style
+
+
+_LOOKS = (
+    Look("#0072B2", "o", "-"),
+    Look("#E69F00", "s", (0, (5, 2))),
+    Look("#009E73", "^", (0, (1, 1.3))),
+    Look("#D55E00", "D", (0, (6, 1.5, 1, 1.5))),
+    Look("#CC79A7", "v", (0, (3, 1, 1, 1, 1, 1))),
+    Look("#56B4E9", "P", (0, (8, 2))),
+    Look("#000000", "X", (0, (2, 2))),
+)
+_KNOWN = {"lp": 0, "mlp": 1, "nmtune-paper": 2, "nmtune-released": 3}
+
+
+def looks(methods: Sequence[str]) -> dict[str, Look]:
+    """A look for each method: the known ones keep theirs in every experiment."""
+    free = [i for i in range(len(_LOOKS)) if i not in {_KNOWN.get(m) for m in methods}]
+    others = [m for m in methods if m not in _KNOWN]
+    chosen = {m: _LOOKS[_KNOWN[m]] for m in methods if m in _KNOWN}
+    for at, method in enumerate(others):
+        chosen[method] = _LOOKS[free[at % len(free)]]
+    return chosen
+
+
+PLAIN = Look("#000000", "o", "-")
+"""The look of a line that stands alone."""
+
+
+def look(at: int) -> Look:
+    """The look of a line that is no method's."""
+    return _LOOKS[at % len(_LOOKS)]
+
+
+def sheet(
+    rows: int, columns: int, *, width: float = 10.0, height: float = 4.2, **options: Any
+) -> tuple[Figure, list[Axes]]:
+    """An empty figure of rows x columns panels (inches for the whole), and the panels in order."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08, wspace=0.03, hspace=0.05)
+    figure = Figure(figsize=(width, height), layout=layout, facecolor="white")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(rows, columns, squeeze=False, **options)
+    return figure, [panel for row in panels for panel in row]
+
+
+def plain(text: str) -> str:
+    """Text that matplotlib takes as it stands: a dollar sign opens no formula."""
+    return text.replace("$", r"\$")
+
+
+def dress(axes: Axes, *, title: str, x: str, y: str) -> None:
+    """Title, axis labels with their units, light grid, no box."""
+    axes.set_title(plain(title), loc="left", fontsize=10.5, color=INK, fontweight="bold")
+    axes.set_xlabel(x, fontsize=9.5, color=INK)
+    axes.set_ylabel(y, fontsize=9.5, color=INK)
+    axes.grid(True, axis="y", color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=FAINT, labelsize=9, length=3)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color("#9a9a9a")
+
+
+def subtitle(axes: Axes, text: str) -> None:
+    """A faint line between a panel and its title."""
+    title = axes.get_title(loc="left")
+    axes.set_title(title, loc="left", pad=19, fontsize=10.5, color=INK, fontweight="bold")
+    axes.annotate(
+        plain(text),
+        (0, 1),
+        xycoords="axes fraction",
+        xytext=(0, 6),
+        textcoords="offset points",
+        fontsize=8.5,
+        color=FAINT,
+    )
+
+
+def noise_axis(axes: Axes, levels: Sequence[float]) -> None:
+    """Ticks at the noise levels alone, with room at both ends."""
+    axes.set_xticks(list(levels), [f"{level:g}" for level in levels])
+    room = 0.06 * (max(levels) - min(levels)) or 1.0
+    axes.set_xlim(min(levels) - room, max(levels) + room)
+
+
+def widen(axes: Axes, least: float = NARROWEST, top: float | None = None) -> None:
+    """Spread a y axis to at least that many units, and keep it under its greatest value."""
+    low, high = axes.get_ylim()
+    short = least - (high - low)
+    if short > 0:
+        low, high = low - short / 2, high + short / 2
+    if top is not None and high > top:
+        room = 0.03 * (top - low)
+        low, high = min(low, top - least), top + room
+    axes.set_ylim(low, high)
+
+
+def line(axes: Axes, found: Average, look: Look, label: str, *, shift: float = 0.0) -> None:
+    """An average against noise, with interval bars where there are seeds; nothing if empty."""
+    points = [(level, found.interval(level)) for level in sorted(found.levels)]
+    drawn = [(level, of) for level, of in points if of is not None]
+    if not drawn:
+        return
+    x = [level + shift for level, _ in drawn]
+    axes.plot(
+        x,
+        [of.mean for _, of in drawn],
+        color=look.colour,
+        marker=look.marker,
+        linestyle=look.dash,
+        linewidth=1.8,
+        markersize=6,
+        markeredgecolor="white",
+        markeredgewidth=0.7,
+        label=plain(label),
+        zorder=3,
+    )
+    for at, (_, of) in zip(x, drawn, strict=True):
+        if of.low is not None and of.high is not None:
+            axes.plot([at, at], [of.low, of.high], color=look.colour, linewidth=1.3, zorder=2)
+
+
+def shifts(levels: Sequence[float], count: int) -> list[float]:
+    """Small sideways moves that keep the interval bars of `count` lines apart."""
+    gaps = [b - a for a, b in itertools.pairwise(levels)]
+    step = 0.07 * min(gaps, default=1.0)
+    return [step * (at - (count - 1) / 2) for at in range(count)]
+
+
+def legend(figure: Figure, panels: Sequence[Axes]) -> None:
+    """One legend for all panels, above them; each label once."""
+    handles: dict[str, Any] = {}
+    for panel in panels:
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    if not handles:
+        return
+    figure.legend(
+        list(handles.values()),
+        list(handles),
+        loc="outside upper left",
+        ncol=min(len(handles), 5),
+        frameon=False,
+        fontsize=9.5,
+        handlelength=3.2,
+        labelcolor=INK,
+    )
+
+
+def note(figure: Figure, text: str) -> None:
+    """A faint line under the panels."""
+    figure.supxlabel(plain(text), x=0.01, ha="left", fontsize=8.5, color=FAINT)
+
+
+def empty(axes: Axes, text: str) -> None:
+    """Says in the panel why it is empty."""
+    axes.text(
+        0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=FAINT, fontsize=9
+    )
+
+
+def certainty(averages: Sequence[Average]) -> str:
+    """What the intervals of a figure are, in one line."""
+    counts = sorted({len(found.seed_means(level)) for found in averages for level in found.levels})
+    if not counts:
+        return "Nothing finished yet."
+    if counts == [1]:
+        return "One pre-training seed: no interval."
+    if len(counts) == 1:
+        return f"Bars: 95 % t interval over {counts[0]} pre-training seeds."
+    return (
+        f"Bars: 95 % t interval over {counts[0]} to {names.count(counts[-1], 'pre-training seed')}"
+        + ("; a point of one seed has none." if counts[0] == 1 else ".")
+    )
+
+
+def save(figure: Figure, kind: str) -> bytes:
+    """The figure as "png" (150 dpi) or "svg" bytes; equal figures give equal bytes."""
+    import matplotlib
+
+    buffer = io.BytesIO()
+    metadata: dict[str, Any] = {"Date": None} if kind == "svg" else {"Software": None}
+    with _SAVING, matplotlib.rc_context({"svg.hashsalt": "nml-orch"}):
+        figure.savefig(buffer, format=kind, dpi=150, metadata=metadata)
+    return buffer.getvalue()

@@ -1,0 +1,303 @@
+"""The answer in plain sentences, with the numbers and how sure they are.
+
+Takes a `Readout`, gives findings: losses are said as plainly as wins, a difference from one seed
+gets no verdict, and what could not be compared is said rather than left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from analysis import names
+from analysis.averages import Average
+from analysis.readout import PREPROCESSING, Readout
+from analysis.statistics import Difference, pearson
+
+CLEAN = 0.0
+SLIGHT = 10.0  # percent; what the papers call slight noise
+_EQUAL = 1e-9  # points; nearer than that is a tie
+_BASELINES = ("mlp", "lp")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One answer: what it is about, and the sentences."""
+
+    heading: str
+    text: str
+
+
+@dataclass(frozen=True)
+class HeadToHead:
+    """One method against another over the noise levels of a domain, paired by task and seed."""
+
+    domain: str
+    method: str
+    baseline: str
+    wins: int  # levels at which the method's mean is higher
+    ties: int
+    losses: int
+    overall: Difference  # over all levels
+
+    @property
+    def levels(self) -> int:
+        """Levels at which both were measured."""
+        return self.wins + self.ties + self.losses
+
+
+def certainty(readout: Readout) -> str:
+    """How far the numbers may be trusted, in a sentence or two."""
+    seeds = readout.seeds()
+    if not seeds:
+        return "Nothing is finished yet, so there is no answer."
+    if len(seeds) == 1:
+        return (
+            "One pre-training seed: no verdict. Every difference below may be chance; "
+            "run again with more seeds (--seeds 0,1,2) for intervals."
+        )
+    few = " With so few seeds the intervals are wide." if len(seeds) < 4 else ""
+    return (
+        f"{len(seeds)} pre-training seeds; brackets are 95 % t intervals over seeds of paired "
+        f"means, not corrected for the number of comparisons.{few}"
+    )
+
+
+def findings(readout: Readout) -> list[Finding]:
+    """Every finding the readout has numbers for, the most asked-for first."""
+    found: list[Finding] = []
+    for domain in readout.domains():
+        found.append(Finding(names.domain(domain), _noise_effect(readout, domain)))
+    found += _methods(readout)
+    space = _space(readout)
+    found += [Finding("Feature space", space)] if space else []
+    pretraining = _pretraining(readout)
+    found += [Finding("Pre-training", pretraining)] if pretraining else []
+    return found
+
+
+def head_to_heads(readout: Readout) -> list[HeadToHead]:
+    """Every NMTune variant against every plain method, and MLP against LP, where both were run."""
+    methods = readout.methods()
+    variants = [method for method in methods if method.startswith("nmtune")]
+    pairs = [(v, b) for v in variants for b in _BASELINES if b in methods]
+    if set(_BASELINES) <= set(methods):
+        pairs.append(_BASELINES)
+    met = [
+        _meet(readout, domain, method, baseline)
+        for method, baseline in pairs
+        for domain in readout.domains()
+    ]
+    return [one for one in met if one is not None]
+
+
+def _meet(readout: Readout, domain: str, method: str, baseline: str) -> HeadToHead | None:
+    ours, theirs = readout.accuracy(domain, method), readout.accuracy(domain, baseline)
+    overall = ours.against_overall(theirs)
+    if overall is None:
+        return None
+    apart = [ours.against(theirs, level) for level in readout.levels]
+    means = [one.interval.mean for one in apart if one is not None]
+    wins = sum(mean > _EQUAL for mean in means)
+    losses = sum(mean < -_EQUAL for mean in means)
+    ties = len(means) - wins - losses
+    return HeadToHead(domain, method, baseline, wins, ties, losses, overall)
+
+
+# -- noise -----------------------------------------------------------------------------------------
+
+
+def _noise_effect(readout: Readout, domain: str) -> str:
+    averages = {m: readout.accuracy(domain, m) for m in readout.methods()}
+    averages = {m: found for m, found in averages.items() if found.levels}
+    if not averages:
+        return "No task is finished at every level and seed of any method: no average yet."
+    levels = sorted({level for found in averages.values() for level in found.levels})
+    over = names.mean_of(next(iter(averages.values())).members)
+    if len({found.members for found in averages.values()}) > 1:
+        over = "over each method's own finished tasks, listed below"
+    if len(levels) == 1:
+        only = "; ".join(
+            f"{names.method(m)} {names.interval(of)}"
+            for m, found in averages.items()
+            if (of := found.interval(levels[0])) is not None
+        )
+        return (
+            f"Test accuracy in percent at {names.percent(levels[0])} noise ({over}): {only}. "
+            f"One noise level: nothing to compare it with."
+        )
+    if levels[0] != CLEAN:
+        return (
+            f"Test accuracy ({over}) was measured at {names.levels(levels)} noise, but nothing "
+            f"at 0 %: no change from clean can be stated."
+        )
+    slight = [level for level in levels if CLEAN < level <= SLIGHT]
+    if domain == "id" and slight:
+        text = _tally("Slight noise", averages, slight)
+    else:
+        text = _tally("Any noise", averages, levels[1:])
+    ends = "; ".join(_end_to_end(m, found, levels[-1]) for m, found in averages.items())
+    return (
+        f"{text}From 0 to {names.percent(levels[-1])} noise, test accuracy in percent ({over}) "
+        f"goes {ends}."
+    )
+
+
+def _end_to_end(method: str, found: Average, last: float) -> str:
+    start, end, change = found.interval(CLEAN), found.interval(last), found.change(last)
+    if start is None or end is None or change is None:
+        return f"{names.method(method)}: not finished at both ends"
+    alone = ", one seed" if change.interval.n == 1 and len(found.seed_means(CLEAN)) > 1 else ""
+    return (
+        f"{names.method(method)} {names.number(start.mean)} → {names.number(end.mean)} "
+        f"({names.interval(change.interval, sign=True)}{alone})"
+    )
+
+
+def _tally(what: str, averages: dict[str, Average], levels: Sequence[float]) -> str:
+    """Over methods and levels: how often accuracy is above and below clean, and how surely."""
+    changes = [
+        (change.interval, method, level)
+        for method, found in averages.items()
+        for level in levels
+        if (change := found.change(level)) is not None
+    ]
+    if not changes:
+        return ""
+    above = [one for one in changes if one[0].mean > _EQUAL]
+    below = [one for one in changes if one[0].mean < -_EQUAL]
+    total = names.count(len(changes), "comparison")
+    text = (
+        f"{what} ({names.levels(levels)}): accuracy is above clean in {len(above)} and below in "
+        f"{len(below)} of {total} (method by level)"
+    )
+    for word, side in (("gain", above), ("loss", below)):
+        if side:
+            of, method, level = max(side, key=lambda one: abs(one[0].mean))
+            text += (
+                f"; the largest {word} is {names.interval(of, sign=True)} points "
+                f"({names.method(method)} at {names.percent(level)})"
+            )
+    if all(of.low is None for of, _, _ in changes):
+        return f"{text}. One seed: no verdict. "
+    gains = sum(of.excludes_zero for of, _, _ in above)
+    losses = sum(of.excludes_zero for of, _, _ in below)
+    return (
+        f"{text}. The interval excludes zero in {gains + losses} of {total}: "
+        f"{names.count(gains, 'gain')}, {names.count(losses, 'loss', 'losses')}. "
+    )
+
+
+# -- methods ---------------------------------------------------------------------------------------
+
+
+def _methods(readout: Readout) -> list[Finding]:
+    met = head_to_heads(readout)
+    found: list[Finding] = []
+    for method in dict.fromkeys(one.method for one in met if one.method.startswith("nmtune")):
+        of_method = [one for one in met if one.method == method]
+        baseline = next(b for b in _BASELINES if any(one.baseline == b for one in of_method))
+        sentences = [_outcome(one) for one in of_method if one.baseline == baseline]
+        found.append(Finding(names.method(method), " ".join(sentences)))
+    return found
+
+
+def _outcome(one: HeadToHead) -> str:
+    """ "Loses to MLP at 3 of 5 levels OOD and wins at 2 (−0.4 points on average)." """
+    other, where = names.method(one.baseline), one.domain.upper()
+    of = f"of {names.count(one.levels, 'level')} {where}"
+    ties = f", ties at {one.ties}" if one.ties else ""
+    if one.wins > one.losses:
+        also = f" and loses at {one.losses}" if one.losses else ""
+        verb = f"Beats {other} at {one.wins} {of}{also}{ties}"
+    elif one.losses > one.wins:
+        also = f" and wins at {one.wins}" if one.wins else ""
+        verb = f"Loses to {other} at {one.losses} {of}{also}{ties}"
+    else:
+        verb = f"Wins at {one.wins} and loses at {one.losses} {of} against {other}{ties}"
+    interval = one.overall.interval
+    if interval.low is None:
+        sure = ", one seed: no verdict"
+    elif interval.excludes_zero:
+        sure = ", interval without zero"
+    else:
+        sure = ", undecided: the interval holds zero"
+    if one.overall.unpaired:
+        sure += f"; {names.count(one.overall.unpaired, 'score')} without a partner left out"
+    return f"{verb} ({names.interval(interval, sign=True)} points on average{sure})."
+
+
+# -- the encoder -----------------------------------------------------------------------------------
+
+
+def _space(readout: Readout) -> str:
+    sve, lsvr = readout.space("sve"), readout.space("lsvr")
+    levels = sorted(sve.levels)
+    if len(levels) < 2:
+        return ""
+    text = (
+        f"From {levels[0]:g} to {names.percent(levels[-1])} noise, SVE goes "
+        f"{_ends(sve, levels)} and LSVR {_ends(lsvr, levels)} ({PREPROCESSING} preprocessing, "
+        f"ID test features, {names.mean_of(sve.members, 'image set')})."
+    )
+    for domain, measure in (("id", "sve"), ("ood", "lsvr")):
+        text += _correlation(readout, domain, measure)
+    return text
+
+
+def _ends(found: Average, levels: Sequence[float]) -> str:
+    first, last = found.interval(levels[0]), found.interval(levels[-1])
+    assert first is not None, "a level of an average holds a score"
+    assert last is not None, "a level of an average holds a score"
+    return f"{names.interval(first, 2)} → {names.interval(last, 2)}"
+
+
+def _correlation(readout: Readout, domain: str, measure: str) -> str:
+    """Between a measure of the feature space and accuracy, over encoders."""
+    method = next((m for m in ("lp", *readout.methods()) if m in readout.methods()), None)
+    if method is None:
+        return ""
+    space, accuracy = readout.space(measure, domain=domain), readout.accuracy(domain, method)
+    pairs = [
+        (value, scores[seed])
+        for level in sorted(space.levels)
+        if (scores := accuracy.seed_means(level))
+        for seed, value in space.seed_means(level).items()
+        if seed in scores
+    ]
+    found = pearson([x for x, _ in pairs], [y for _, y in pairs])
+    if found.r is None:
+        return ""
+    r = names.signed(found.r, 2)
+    if len(readout.seeds()) < 2:
+        r += " (one seed: no verdict)"
+    elif found.low is not None and found.high is not None:
+        r += f" [{names.signed(found.low, 2)}, {names.signed(found.high, 2)}]"
+    return (
+        f" {measure.upper()} against {domain.upper()} accuracy ({names.method(method)}): "
+        f"r = {r} over {names.count(found.n, 'encoder')}, which differ in noise and so are not "
+        f"independent."
+    )
+
+
+def _pretraining(readout: Readout) -> str:
+    found = readout.pretrained("val_accuracy")
+    levels = sorted(found.levels)
+    if not levels:
+        return ""
+    first, last = found.interval(levels[0]), found.interval(levels[-1])
+    if first is None or last is None:
+        return ""
+    text = f"Accuracy on held-out images with clean labels is {names.interval(first)} %"
+    text += f" at {names.percent(levels[0])} noise"
+    if len(levels) > 1:
+        text += f" and {names.interval(last)} % at {names.percent(levels[-1])}"
+    memory = readout.pretrained("train_accuracy_flipped")
+    memorised = memory.interval(max(memory.levels)) if memory.levels else None
+    if memorised is not None:
+        wrong = names.target(readout.question.noise_kind)
+        text += (
+            f"; by the last epoch {names.interval(memorised)} % of the flipped training samples "
+            f"give their wrong {wrong} back at {names.percent(max(memory.levels))}"
+        )
+    return text + "."

@@ -1,0 +1,101 @@
+"""How names are written for a reader: methods, domains, noise, numbers.
+
+Takes the slugs and numbers of the tables, gives short plain text, the same in figures and report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from analysis.statistics import Interval
+
+_METHODS = {
+    "lp": "LP",
+    "mlp": "MLP",
+    "nmtune-paper": "NMTune (paper)",
+    "nmtune-released": "NMTune (released)",
+    "lora": "LoRA",
+    "ft": "FT",
+}
+_DOMAINS = {"id": "In-domain (ID)", "ood": "Out-of-domain (OOD)"}
+_METRICS = {
+    "accuracy": "Accuracy",
+    "mean_per_class_accuracy": "Mean per-class accuracy",
+    "macro_f1": "Macro F1",
+}
+_MANY = 6  # names listed in a sentence before it says "and n more"
+
+
+def method(slug: str) -> str:
+    """A method's written name; a slug unknown here stays as it is."""
+    return _METHODS.get(slug, slug)
+
+
+def domain(slug: str) -> str:
+    """ "In-domain (ID)" or "Out-of-domain (OOD)"."""
+    return _DOMAINS.get(slug, slug)
+
+
+def metric(slug: str | None) -> str:
+    """A task metric's written name."""
+    return _METRICS.get(slug or "", slug or "Metric")
+
+
+def target(noise_kind: str) -> str:
+    """What a kind of noise makes wrong: "label" or "caption"."""
+    return "caption" if noise_kind.startswith("caption") else "label"
+
+
+def percent(level: float) -> str:
+    """A noise level or a share: "5 %", "2.5 %"."""
+    return f"{level:g} %"
+
+
+def levels(values: Sequence[float]) -> str:
+    """Noise levels in one phrase: "0, 5 and 10 %"."""
+    words = [f"{value:g}" for value in values]
+    return f"{listed(words)} %" if words else "none"
+
+
+def listed(words: Sequence[str], many: int | None = None) -> str:
+    """Words in one phrase: "a, b and c"; beyond `many` of them, "a, b and 7 more"."""
+    if many is not None and len(words) > many:
+        return f"{', '.join(words[:many])} and {len(words) - many} more"
+    if len(words) < 2:
+        return "".join(words)
+    return f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def mean_of(members: Sequence[str], kind: str = "task") -> str:
+    """What an average is over: "mean of 3 tasks: a, b and c"."""
+    if len(members) == 1:
+        return f"one {kind}: {members[0]}"
+    return f"mean of {len(members)} {kind}s: {listed(members, _MANY)}"
+
+
+def count(number: int, noun: str, plural: str | None = None) -> str:
+    """ "1 seed", "3 seeds"; the plural where it is not the noun and an s."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def number(value: float, digits: int = 1) -> str:
+    """A number with a true minus sign; never "-0.0"."""
+    text = f"{value:.{digits}f}"
+    if float(text) == 0:
+        text = text.removeprefix("-")
+    return text.replace("-", "−")
+
+
+def signed(value: float, digits: int = 1) -> str:
+    """A change: "+0.4", "−1.2", "0.0"."""
+    text = number(value, digits)
+    return f"+{text}" if float(text.replace("−", "-")) > 0 else text
+
+
+def interval(of: Interval, digits: int = 1, sign: bool = False) -> str:
+    """ "97.1 [96.0, 98.2]", or the mean alone when there is no interval."""
+    write = signed if sign else number
+    mean = write(of.mean, digits)
+    if of.low is None or of.high is None:
+        return mean
+    return f"{mean} [{write(of.low, digits)}, {write(of.high, digits)}]"

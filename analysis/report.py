@@ -1,0 +1,147 @@
+"""The report: one self-contained HTML page, the figures and the tables beside it.
+
+Takes a `Readout`, writes `report.html`, `table.csv` (cells), `summary.csv` and `figures/*` into a
+local folder. The page loads nothing from outside itself; equal readouts give equal CSV bytes.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from analysis import figures, markup, names, tables
+from analysis.findings import certainty, findings
+from analysis.readout import CELLS_SCHEMA, SUMMARY_SCHEMA, Readout, summary
+
+
+def write(readout: Readout, folder: Path) -> list[Path]:
+    """Write the report's files into a folder (made if absent); the files, the page first.
+
+    A figure is drawn once and kept as PNG and SVG under `figures/`. Raises OSError when the folder
+    cannot be written.
+    """
+    pictures = folder / "figures"
+    pictures.mkdir(parents=True, exist_ok=True)
+    written: list[Path] = []
+    shown: list[str] = []
+    for drawing in figures.draw(readout):
+        saved = {kind: figures.save(drawing.figure, kind) for kind in ("png", "svg")}
+        for kind, data in saved.items():
+            path = pictures / f"{drawing.name}.{kind}"
+            path.write_bytes(data)
+            written.append(path)
+        shown.append(markup.figure(saved["svg"], drawing.title, drawing.caption, drawing.name))
+    files = {
+        "report.html": page(readout, "".join(shown)),
+        "table.csv": cells_csv(readout),
+        "summary.csv": summary_csv(readout),
+    }
+    for name, content in files.items():
+        (folder / name).write_text(content, encoding="utf-8", newline="")
+    return [*(folder / name for name in files), *written]
+
+
+def page(readout: Readout, drawn: str) -> str:
+    """The HTML document, around figures that are already HTML."""
+    title = readout.question.title or f"Experiment {readout.experiment}"
+    gaps = tables.problems(readout)
+    note = "" if gaps else markup.paragraph("Nothing failed, was blocked or skipped.")
+    f1 = [tables.averages(readout, domain, "test_macro_f1") for domain in readout.domains()]
+    sections = [
+        markup.section("figures", "Figures", drawn),
+        markup.section("f1", "Macro F1 by noise level", *f1),
+        markup.section("methods", "Methods head to head", tables.methods(readout)),
+        markup.section("members", "How each average is made", tables.members(readout)),
+        markup.section(
+            "encoders",
+            "Encoders and their feature space",
+            tables.pretraining(readout),
+            tables.spaces(readout),
+        ),
+        markup.section("noise", "Noise: asked for and realised", tables.noise(readout)),
+        markup.section(
+            "gaps", "What is missing, failed or was skipped", tables.matrix(readout), gaps, note
+        ),
+        markup.section("cells", "Every cell", tables.cells(readout)),
+        markup.section("provenance", "Provenance", tables.provenance(readout)),
+    ]
+    rest = "".join(sections)
+    return markup.page(title, _first_screen(readout, title, rest) + rest)
+
+
+def _first_screen(readout: Readout, title: str, rest: str) -> str:
+    """The question, how sure the answer is, the answer, its numbers, the way to the rest."""
+    question = readout.question
+    done, asked = tables.finished(readout)
+    facts = [
+        f"{question.objective} pre-training of {question.encoder} (recipe {question.recipe}) on "
+        f"{question.corpus}",
+        f"{question.noise_kind.replace('_', ' ')} noise at {names.levels(question.levels)}",
+        names.count(len(question.seeds), "pre-training seed"),
+        f"{done:,} of {names.count(asked, 'cell')} finished",
+    ]
+    answers = "".join(
+        f"<dt>{markup.text(one.heading)}</dt><dd>{markup.text(one.text)}</dd>\n"
+        for one in findings(readout)
+    )
+    unsure = "sure unsure" if len(readout.seeds()) < 2 or done < asked else "sure"
+    sure = certainty(readout)
+    if done < asked:
+        sure += (
+            f" Incomplete: {names.count(asked - done, 'cell')} of {asked:,} "
+            f"{'is' if asked - done == 1 else 'are'} not finished (listed below)."
+        )
+    return "".join(
+        [
+            markup.paragraph(f"Noisy Model Learning · experiment {readout.experiment}", "kicker"),
+            f"<h1>{markup.text(title)}</h1>\n",
+            markup.paragraph(" · ".join(facts), "facts"),
+            _contents(rest),
+            markup.paragraph(sure, unsure),
+            f'<dl class="answers">\n{answers}</dl>\n' if answers else "",
+            *(tables.averages(readout, domain) for domain in readout.domains()),
+        ]
+    )
+
+
+def _contents(rest: str) -> str:
+    """Links to the sections that are there."""
+    places = {
+        "figures": "Figures",
+        "methods": "Head to head",
+        "members": "How averages are made",
+        "noise": "Noise",
+        "gaps": "What is missing",
+        "cells": "Every cell",
+        "provenance": "Provenance",
+    }
+    links = "".join(
+        f'<a href="#{at}">{markup.text(name)}</a>'
+        for at, name in places.items()
+        if f'<section id="{at}">' in rest
+    )
+    return f'<nav aria-label="Contents">{links}</nav>\n'
+
+
+def cells_csv(readout: Readout) -> str:
+    """Every finished cell, one line each, columns of CELLS_SCHEMA."""
+    return _csv(CELLS_SCHEMA.names, tables.cell_rows(readout))
+
+
+def summary_csv(readout: Readout) -> str:
+    """The summary, one line a metric and noise level, columns of SUMMARY_SCHEMA."""
+    return _csv(SUMMARY_SCHEMA.names, summary(readout).to_pylist())
+
+
+def _csv(columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> str:
+    """Comma-separated, "\\n" at line ends, nothing for null; lists joined by semicolons."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(columns)
+    for row in rows:
+        values = [row[column] for column in columns]
+        writer.writerow([";".join(v) if isinstance(v, list) else v for v in values])
+    return out.getvalue()

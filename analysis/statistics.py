@@ -1,0 +1,193 @@
+"""How sure a number is: intervals over seeds, paired differences, bootstrap, correlation.
+
+Takes plain numbers and arrays, gives means with intervals. The unit of replication is the
+pre-training seed; what was measured once has no interval, and none is made up for it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import NDArray
+
+CONFIDENCE = 0.95
+
+_CHUNK = 64  # bootstrap draws held in memory at once
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean and the interval around it; no interval (None) when n is below 2."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    n: int  # independent values behind the mean
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether there is an interval and zero lies outside it."""
+        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A mean of paired differences, and what was paired."""
+
+    interval: Interval  # over seeds, each the mean over `tasks`
+    tasks: tuple[str, ...]  # paired in every seed
+    seeds: tuple[int, ...]
+    unpaired: int  # values of either side left out for want of a partner
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """Pearson's r with its interval; None where it is not defined."""
+
+    r: float | None
+    low: float | None
+    high: float | None
+    n: int
+
+
+def student_quantile(probability: float, df: int) -> float:
+    """t such that P(|T| <= t) = probability, for Student's T with a whole number df >= 1.
+
+    Inverts the finite sums of Abramowitz and Stegun 26.7.3 and 26.7.4 by bisection.
+    """
+    if not 0 <= probability < 1 or df < 1:
+        raise ValueError(f"no t quantile for probability={probability}, df={df}")
+    low, high = 0.0, 1.0
+    while _student_within(high, df) < probability:
+        high *= 2
+    for _ in range(200):
+        middle = (low + high) / 2
+        if _student_within(middle, df) < probability:
+            low = middle
+        else:
+            high = middle
+    return (low + high) / 2
+
+
+def _student_within(t: float, df: int) -> float:
+    """P(|T| <= t)."""
+    angle = math.atan2(t, math.sqrt(df))
+    sine, cosine = math.sin(angle), math.cos(angle)
+    odd = df % 2
+    if df == 1:
+        return 2 * angle / math.pi
+    term = cosine if odd else 1.0
+    total = term
+    for k in range(3 if odd else 2, df - 1, 2):
+        term *= cosine * cosine * ((k - 1) / k)
+        total += term
+    return 2 / math.pi * (angle + sine * total) if odd else sine * total
+
+
+def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
+    """Mean of independent values with Student's t interval; no interval for a single value.
+
+    Raises ValueError for no value at all.
+    """
+    if not values:
+        raise ValueError("a mean needs at least one value")
+    n = len(values)
+    mean = math.fsum(values) / n
+    if n == 1:
+        return Interval(mean, None, None, 1)
+    spread = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1))
+    half = student_quantile(confidence, n - 1) * spread / math.sqrt(n)
+    return Interval(mean, mean - half, mean + half, n)
+
+
+def paired_difference(
+    first: Mapping[tuple[int, str], float],
+    second: Mapping[tuple[int, str], float],
+    confidence: float = CONFIDENCE,
+) -> Difference:
+    """Mean of first - second, paired by (seed, task): over tasks inside a seed, then over seeds.
+
+    Only tasks paired in every shared seed count, so that each seed's mean is over the same tasks.
+    Raises ValueError when no pair is left.
+    """
+    pairs = first.keys() & second.keys()
+    seeds = sorted({seed for seed, _ in pairs})
+    tasks = sorted({task for _, task in pairs if all((seed, task) in pairs for seed in seeds)})
+    if not tasks:
+        raise ValueError("no task was measured on both sides in every shared seed")
+    means = [
+        math.fsum(first[seed, task] - second[seed, task] for task in tasks) / len(tasks)
+        for seed in seeds
+    ]
+    used = len(seeds) * len(tasks)
+    unpaired = len(first) + len(second) - 2 * used
+    return Difference(mean_interval(means, confidence), tuple(tasks), tuple(seeds), unpaired)
+
+
+def paired_bootstrap(
+    first: NDArray[np.float64],
+    second: NDArray[np.float64],
+    *,
+    draws: int = 2000,
+    confidence: float = CONFIDENCE,
+    seed: int = 0,
+) -> Interval:
+    """Mean of first - second with a percentile interval, resampled by test sample, then by seed.
+
+    Args:
+        first: a score for each seed and test sample, [S, N]; 0/1 for right or wrong.
+        second: the same of the other condition: same seeds, same samples, same order.
+        draws: resamples; each draws N test samples (shared by all seeds) and S seeds.
+        confidence: share of the draws inside the interval.
+        seed: of the resampling.
+
+    Returns:
+        An `Interval` with n = S; for S = 1 it speaks of the test samples' chance alone.
+
+    Raises:
+        ValueError: the two differ in shape or are empty.
+    """
+    if first.shape != second.shape or first.ndim != 2 or first.size == 0:
+        raise ValueError(
+            f"paired scores need one shape [seeds, samples], not {first.shape} and {second.shape}"
+        )
+    apart = np.asarray(first, np.float64) - np.asarray(second, np.float64)
+    seeds, samples = apart.shape
+    generator = np.random.default_rng(seed)
+    means: list[NDArray[np.float64]] = []
+    for start in range(0, draws, _CHUNK):
+        count = min(_CHUNK, draws - start)
+        by_sample = generator.multinomial(samples, np.full(samples, 1 / samples), size=count)
+        by_seed = generator.multinomial(seeds, np.full(seeds, 1 / seeds), size=count)
+        means.append(((by_sample @ apart.T) * by_seed).sum(axis=1) / (samples * seeds))
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(np.concatenate(means), [tail, 1 - tail])
+    return Interval(float(apart.mean()), float(low), float(high), seeds)
+
+
+def pearson(x: Sequence[float], y: Sequence[float], confidence: float = CONFIDENCE) -> Correlation:
+    """Pearson's correlation of two equally long sequences, with Fisher's z interval.
+
+    r is None for fewer than two points or a constant side; the interval is None below four points.
+    Raises ValueError for unequal lengths.
+    """
+    if len(x) != len(y):
+        raise ValueError(f"correlation of {len(x)} and {len(y)} values; give as many of each")
+    n = len(x)
+    if n < 2 or min(x) == max(x) or min(y) == max(y):
+        return Correlation(None, None, None, n)
+    a, b = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    a, b = a - a.mean(), b - b.mean()
+    scale = math.sqrt(float(a @ a)) * math.sqrt(float(b @ b))
+    if scale == 0.0:
+        return Correlation(None, None, None, n)
+    r = float(np.clip((a @ b) / scale, -1.0, 1.0))
+    if n < 4 or abs(r) == 1.0:
+        return Correlation(r, None, None, n)
+    half = NormalDist().inv_cdf((1 + confidence) / 2) / math.sqrt(n - 3)
+    z = math.atanh(r)
+    return Correlation(r, math.tanh(z - half), math.tanh(z + half), n)

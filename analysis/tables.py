@@ -1,0 +1,341 @@
+"""The report's tables: averages and their members, methods head to head, gaps, noise, cells.
+
+Takes a `Readout`, gives HTML tables. Each says in its caption what its numbers are and over what.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from analysis import names
+from analysis.averages import Average
+from analysis.findings import CLEAN, head_to_heads
+from analysis.markup import Cell, table
+from analysis.readout import Readout
+from analysis.spectrum import PREPROCESSINGS
+from analysis.statistics import Interval
+
+MOST_CELLS = 1000  # rows of the cell table shown on the page; all are in table.csv
+MOST_PROBLEMS = 300
+_MEASURES = {"test_accuracy": "test accuracy", "test_macro_f1": "test macro F1"}
+
+
+def averages(readout: Readout, domain: str, measure: str = "test_accuracy") -> str:
+    """Methods by noise level: mean, interval over seeds, change from the clean level."""
+    rows: list[list[Cell | str]] = []
+    for method in readout.methods():
+        found = readout.accuracy(domain, method, measure)
+        if found.levels:
+            several = len(readout.seeds()) > 1
+            cells = [_mean(found, level, several=several) for level in readout.levels]
+            rows.append([names.method(method), *cells])
+    if not rows:
+        return ""
+    return table(
+        ["Method", *(f"{names.percent(level)} noise" for level in readout.levels)],
+        rows,
+        caption=f"{names.domain(domain)}: {_MEASURES[measure]} in percent, mean over tasks, then "
+        f"seeds; below it the change from clean in points"
+        + (", with 95 % intervals" if len(readout.seeds()) > 1 else "; one seed: no intervals"),
+        numbers=len(readout.levels),
+    )
+
+
+def _mean(found: Average, level: float, digits: int = 1, *, several: bool) -> Cell:
+    """A mean, its interval and its change from clean; a lone seed among several is pointed out."""
+    interval = found.interval(level)
+    if interval is None:
+        return Cell("–", mark="gap")
+    under = []
+    if interval.low is not None:
+        under.append(_bracket(interval, digits))
+    elif several:
+        under.append("one seed")
+    change = found.change(level) if level != CLEAN else None
+    if change is not None:
+        under.append(f"Δ {names.interval(change.interval, digits, sign=True)}")
+    return Cell(names.number(interval.mean, digits), tuple(under), interval.mean)
+
+
+def _bracket(interval: Interval, digits: int) -> str:
+    return names.interval(interval, digits).split(" ", 1)[1]
+
+
+def methods(readout: Readout) -> str:
+    """Methods head to head, paired by level, seed and task."""
+    rows: list[list[Cell | str]] = [
+        [
+            names.method(one.method),
+            names.method(one.baseline),
+            one.domain.upper(),
+            _count(one.wins),
+            _count(one.ties),
+            _count(one.losses),
+            Cell(names.interval(one.overall.interval, 2, sign=True), key=one.overall.interval.mean),
+            _count(one.overall.unpaired),
+        ]
+        for one in head_to_heads(readout)
+    ]
+    if not rows:
+        return ""
+    heads = ["Method", "Against", "Domain", "Wins", "Ties", "Losses", "Points", "Unpaired"]
+    return table(
+        heads,
+        rows,
+        caption="Wins, ties and losses count noise levels; points is the mean difference in "
+        "accuracy over all levels, paired by level, seed and task; unpaired scores are left out",
+        numbers=5,
+    )
+
+
+def members(readout: Readout) -> str:
+    """What each average is over, and what was left out of it for want of a score."""
+    rows: list[list[Cell | str]] = []
+    for domain in readout.domains():
+        for method in readout.methods():
+            found = readout.accuracy(domain, method)
+            planned = set(readout.question.tasks(domain))
+            absent = sorted({*found.left_out, *(planned - set(found.members))})
+            if found.members or absent:
+                name = f"{names.method(method)}, {domain.upper()}"
+                rows.append([name, _listing(found.members), _gap(absent)])
+    for domain in ("id", "ood"):
+        found = readout.space("sve", domain=domain)
+        if found.members or found.left_out:
+            name = f"SVE and LSVR, {domain.upper()}"
+            rows.append([name, _listing(found.members), _gap(found.left_out)])
+    if not rows:
+        return ""
+    return table(
+        ["Average", "Members", "Left out"],
+        rows,
+        caption="A member is in an average only if it has a score at every noise level and seed "
+        "at which the method has any; the rest is left out at every level",
+    )
+
+
+def spaces(readout: Readout) -> str:
+    """SVE and LSVR by noise level for each preprocessing and domain."""
+    rows: list[list[Cell | str]] = []
+    for preprocessing in PREPROCESSINGS:
+        for domain in ("id", "ood"):
+            for measure in ("sve", "lsvr", "effective_rank"):
+                found = readout.space(measure, domain=domain, preprocessing=preprocessing)
+                if found.levels:
+                    title = "Effective rank" if measure == "effective_rank" else measure.upper()
+                    several = len(readout.seeds()) > 1
+                    cells = [_mean(found, level, 2, several=several) for level in readout.levels]
+                    rows.append([title, domain.upper(), preprocessing, *cells])
+    if not rows:
+        return ""
+    return table(
+        ["Measure", "Images", "Preprocessing", *map(names.percent, readout.levels)],
+        rows,
+        caption="Feature space of the test parts by noise level: mean over image sets, then seeds; "
+        "below it the change from clean",
+        numbers=len(readout.levels),
+    )
+
+
+def pretraining(readout: Readout) -> str:
+    """One row an encoder."""
+    columns = {
+        "val_accuracy": "Validation accuracy (%)",
+        "train_accuracy_clean": "Train accuracy, clean (%)",
+        "train_accuracy_flipped": "Train accuracy, flipped (%)",
+        "train_loss_clean": "Train loss, clean",
+        "train_loss_flipped": "Train loss, flipped",
+    }
+    rows: list[list[Cell | str]] = []
+    for row in sorted(readout.pretraining.to_pylist(), key=lambda r: (r["noise"], r["seed"])):
+        values = [_number(row[name], 3 if "loss" in name else 1) for name in columns]
+        rows.append([_level(row["noise"]), _count(row["seed"]), *values])
+    if not rows:
+        return ""
+    return table(
+        ["Noise", "Seed", *columns.values()],
+        rows,
+        caption="Pre-training runs: last epoch; flipped samples count as right on their wrong "
+        f"{names.target(readout.question.noise_kind)}s",
+        numbers=len(columns) + 2,
+    )
+
+
+def noise(readout: Readout) -> str:
+    """Asked and realised noise by level."""
+    rows: list[list[Cell | str]] = [
+        [
+            _level(row["level"]),
+            _count(row["eligible"]),
+            _count(row["changed"]),
+            Cell(f"{row['realised_percent']:.2f} %", key=row["realised_percent"]),
+            Cell(
+                f"{names.signed(row['realised_percent'] - row['level'], 2)}",
+                key=row["realised_percent"] - row["level"],
+            ),
+        ]
+        for row in sorted(readout.noise.to_pylist(), key=lambda row: row["level"])
+    ]
+    if not rows:
+        return ""
+    return table(
+        ["Level asked for", "Rows that could change", "Rows changed", "Realised", "Apart (points)"],
+        rows,
+        caption=f"Noise kind {readout.question.noise_kind} over the training part of "
+        f"{readout.question.corpus}",
+        numbers=5,
+    )
+
+
+def matrix(readout: Readout) -> str:
+    """Finished cells of those asked for, task by noise level."""
+    question = readout.question
+    wanted = set(_planned(readout))
+    done = Counter((place[2], place[0]) for place in wanted & set(_places(readout)))
+    asked = Counter((place[2], place[0]) for place in wanted)
+    rows: list[list[Cell | str]] = []
+    for domain in ("id", "ood"):
+        for task in question.tasks(domain):
+            row: list[Cell | str] = [task, domain.upper()]
+            for level in question.levels:
+                got, all_ = done[task, level], asked[task, level]
+                row.append(Cell(f"{got}/{all_}", key=got, mark="" if got == all_ else "gap"))
+            rows.append(row)
+    return table(
+        ["Task", "Domain", *map(names.percent, question.levels)],
+        rows,
+        caption="Finished cells of those asked for (methods, fractions and seeds together) by "
+        "noise level; shaded where some lack",
+        numbers=len(question.levels),
+    )
+
+
+def finished(readout: Readout) -> tuple[int, int]:
+    """How many of the cells asked for are finished, and how many were asked for."""
+    wanted = set(_planned(readout))
+    return len(wanted & set(_places(readout))), len(wanted)
+
+
+Place = tuple[float, int, str, str, float, int]
+
+
+def _planned(readout: Readout) -> Iterator[Place]:
+    """Noise, pre-training seed, task, method, fraction, tuning seed of each cell asked for."""
+    question = readout.question
+    for level in question.levels:
+        for seed in question.seeds:
+            for task in (*question.id_tasks, *question.ood_tasks):
+                for method in question.methods:
+                    for fraction in question.fractions:
+                        for tuning_seed in question.tuning_seeds:
+                            yield level, seed, task, method, fraction, tuning_seed
+
+
+def _places(readout: Readout) -> Iterator[Place]:
+    names_ = ("noise", "pretrain_seed", "task", "method", "fraction", "tuning_seed")
+    columns = [readout.cells[name].to_pylist() for name in names_]
+    yield from zip(*columns, strict=True)
+
+
+def problems(readout: Readout) -> str:
+    """What failed, was blocked, is missing or was skipped, and why."""
+    found = readout.problems.to_pylist()
+    rows: list[list[Cell | str]] = [
+        [row["status"], row["address"], row["reason"] or "not said"]
+        for row in sorted(found, key=lambda row: (row["status"], row["address"]))
+    ]
+    if not rows:
+        return ""
+    counts = Counter(row["status"] for row in found)
+    caption = names.listed([f"{counts[status]:,} {status}" for status in sorted(counts)])
+    if len(rows) > MOST_PROBLEMS:
+        caption += f"; the first {MOST_PROBLEMS:,} are shown"
+    return table(["Status", "Step", "Reason"], rows[:MOST_PROBLEMS], caption=caption)
+
+
+def cells(readout: Readout) -> str:
+    """Every finished cell, up to MOST_CELLS of them."""
+    rows: list[list[Cell | str]] = []
+    for row in cell_rows(readout)[:MOST_CELLS]:
+        rows.append(
+            [
+                row["task"],
+                row["domain"].upper(),
+                names.method(row["method"]),
+                _level(row["noise"]),
+                _count(row["pretrain_seed"]),
+                _count(row["tuning_seed"]),
+                _level(row["fraction"]),
+                _number(row["test_accuracy"], 2),
+                _number(row["test_macro_f1"], 2),
+                _number(row["validation_accuracy"], 2),
+                _tried(row["configurations"], row["configurations_failed"]),
+                Cell(_short(row["lr"]), key=row["lr"]),
+                f"{_short(row['mse'])} / {_short(row['cov'])} / {_short(row['svd'])}",
+            ]
+        )
+    if not rows:
+        return ""
+    total = readout.cells.num_rows
+    shown = f"; the first {MOST_CELLS:,} are shown" if total > MOST_CELLS else ""
+    heads = ["Task", "Domain", "Method", "Noise", "Seed", "Tuning seed", "Rows used", "Accuracy"]
+    heads += ["Macro F1", "Validation", "Tried", "lr", "mse / cov / svd"]
+    caption = f"{total:,} finished cells{shown}; accuracy and F1 in percent; all in table.csv"
+    return table(heads, rows, caption=caption, numbers=10)
+
+
+def cell_rows(readout: Readout) -> list[dict[str, Any]]:
+    """The cells as rows, in an order that depends on nothing but their places."""
+    rows: list[dict[str, Any]] = readout.cells.to_pylist()
+    keys = ("domain", "task", "method", "fraction", "noise", "pretrain_seed", "tuning_seed")
+    return sorted(rows, key=lambda row: (*(row[key] for key in keys), row["address"]))
+
+
+def provenance(readout: Readout) -> str:
+    """Where and with what the results were made."""
+    rows = [[name, value] for name, value in _flat(readout.provenance)]
+    return table(["What", "Value"], rows, caption="Provenance") if rows else ""
+
+
+def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(value, Mapping):
+        for name in sorted(value, key=str):
+            yield from _flat(value[name], f"{path}.{name}" if path else str(name))
+    elif isinstance(value, (list, tuple)):
+        plain = all(isinstance(item, str) for item in value)
+        yield path, " ".join(value) if plain else json.dumps(value, default=str)
+    else:
+        yield path, "unknown" if value is None else str(value)
+
+
+def _listing(found: tuple[str, ...]) -> Cell | str:
+    return ", ".join(found) if found else Cell("none shared by all levels", mark="gap")
+
+
+def _gap(found: tuple[str, ...] | list[str]) -> Cell | str:
+    return Cell(", ".join(found), mark="gap") if found else "nothing"
+
+
+def _level(value: float) -> Cell:
+    return Cell(names.percent(value), key=value)
+
+
+def _count(value: int | None) -> Cell:
+    return Cell("–") if value is None else Cell(f"{value:,}", key=value)
+
+
+def _tried(count: int | None, failed: int | None) -> Cell:
+    """Configurations tried; those that failed are a gap to see."""
+    cell = _count(count)
+    return Cell(cell.text, (f"{failed:,} failed",), cell.key, "gap") if failed else cell
+
+
+def _number(value: float | None, digits: int) -> Cell:
+    return Cell("–") if value is None else Cell(names.number(value, digits), key=value)
+
+
+def _short(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}"

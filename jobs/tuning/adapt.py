@@ -1,0 +1,325 @@
+"""One cell, start to end: train and select (ID), or take a selected head (OOD); then test it once.
+
+Takes a step's `Work` and, for an ID cell, the configurations to try; writes the cell's files into
+`Work.output` (see `cells`) and gives its `Outcome`. Accuracies and F1 are percentages, 0-100. Knows
+nothing of Ray, and never decides where or when a cell runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import pyarrow as pa
+import safetensors
+import safetensors.torch
+import torch
+
+from jobs.contract import Outcome, StageError, Work
+from jobs.place import Place
+from jobs.tuning import cells, data
+from jobs.tuning.heads import Shape, StackedHeads
+from jobs.tuning.scores import Scores, score
+from jobs.tuning.spec import TuneStep
+from jobs.tuning.stacked import TERMS, Budget, Configuration, Trained, evaluate, select, train
+
+_CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """A trained stack with what it was trained on, and the configuration selected."""
+
+    shape: Shape
+    classes: data.ClassMap
+    views: int
+    training: data.TaskRows
+    validation: data.TaskRows
+    configurations: Sequence[Configuration]
+    trained: Trained
+    chosen: int
+
+    @property
+    def failed(self) -> int:
+        return sum(failure is not None for failure in self.trained.failures)
+
+
+@dataclass(frozen=True)
+class _Tested:
+    """A selected head's answers on a test part."""
+
+    rows: data.TaskRows
+    predicted: torch.Tensor  # [N]
+    scores: Scores  # of one member
+    loss: float
+    reads: int
+
+
+def step_of(work: Work) -> TuneStep:
+    """The work's spec, as what it must be."""
+    if not isinstance(work.spec, TuneStep):
+        raise TypeError(f"{work.address}: a {type(work.spec).__name__} is not a tuning step")
+    return work.spec
+
+
+def adapt(work: Work, configurations: Sequence[Configuration], cache: data.FeatureCache) -> Outcome:
+    """An ID cell: train every configuration, select one on the validation part, test that one.
+
+    Raises StageError when the features do not fit the task or every configuration failed.
+    """
+    step = step_of(work)
+    torch.set_num_threads(step.cpus)
+    fit = _fit(work, step, configurations, cache)
+    selected = data.Selected(fit.trained.heads.member(fit.chosen), fit.classes.names)
+    tested = _test(work.inputs["features"], step, fit.shape, selected, fit.classes)
+    cell = _id_cell(step, fit, tested)
+    _write_head(work.output, fit.shape, selected)
+    work.output.write_table(cells.CONFIGURATIONS, cells.to_table(cells.Tried, _tried(fit)))
+    work.output.write_table(cells.CURVES, cells.to_table(cells.Point, _curves(fit)))
+    _write_result(work.output, cell, tested)
+    return Outcome(
+        counts={
+            "n_train": cell.n_train,
+            "n_validation": cell.n_validation,
+            "n_test": cell.n_test,
+            "configurations": cell.configurations,
+            "configurations_failed": cell.configurations_failed,
+            "test_reads": cell.test_reads,
+            "train_other_classes": fit.training.other_classes,
+            "train_beyond_fraction": fit.training.beyond_fraction,
+            "validation_other_classes": fit.validation.other_classes,
+            "test_other_classes": tested.rows.other_classes,
+        },
+        metrics={"tune/validation_accuracy": cell.validation_accuracy, **_test_metrics(cell)},
+    )
+
+
+def transfer(work: Work) -> Outcome:
+    """An OOD cell: test the head that an ID cell selected. Nothing is trained.
+
+    Raises StageError when the head is not the one this cell needs, or does not fit the features.
+    """
+    step = step_of(work)
+    torch.set_num_threads(step.cpus)
+    folder, source = work.inputs["features"], work.inputs["head"]
+    shape, selected, trained = _read_head(source, step)
+    classes = data.ClassMap.of(step.task, data.read_classes(folder))
+    if classes.names != selected.classes:
+        raise StageError(
+            f"task {step.task.name} has classes {', '.join(classes.names)}, but the heads of "
+            f"{step.task.trained_on} answer {', '.join(selected.classes)}; make `classes` agree"
+        )
+    tested = _test(folder, step, shape, selected, classes)
+    cell = replace(
+        trained,
+        task=step.task.name,
+        domain=step.task.domain,
+        trained_on=step.task.trained_on,
+        metric=step.task.metric,
+        test_metric=_own_metric(step, tested.scores),
+        test_accuracy=float(tested.scores.accuracy),
+        test_macro_f1=float(tested.scores.macro_f1),
+        test_mean_per_class_accuracy=float(tested.scores.mean_per_class_accuracy),
+        test_loss=tested.loss,
+        n_test=len(tested.predicted),
+        test_reads=tested.reads,
+    )
+    _write_result(work.output, cell, tested)
+    return Outcome(
+        counts={
+            "n_train": cell.n_train,
+            "n_validation": cell.n_validation,
+            "n_test": cell.n_test,
+            "configurations": cell.configurations,
+            "configurations_failed": cell.configurations_failed,
+            "test_reads": cell.test_reads,
+            "test_other_classes": tested.rows.other_classes,
+        },
+        metrics=_test_metrics(cell),
+    )
+
+
+# -- the parts of both -----------------------------------------------------------------------------
+
+
+def _fit(
+    work: Work,
+    step: TuneStep,
+    configurations: Sequence[Configuration],
+    cache: data.FeatureCache,
+) -> _Fit:
+    fitting = cache.load(work.inputs["features"])
+    classes = data.ClassMap.of(step.task, fitting.classes)
+    training = data.training_rows(
+        fitting.train, classes, step.task, percent=step.fraction, seed=step.seed
+    )
+    validation = data.plain_rows(fitting.validation, classes, step.task)
+    shape = Shape(step.method.head, fitting.train.views.shape[-1], len(classes.names))
+    budget = Budget(step.epochs, step.batch_size)
+    trained = train(shape, training.rows, validation.rows, configurations, budget, seed=step.seed)
+    chosen = select(trained)
+    if chosen is None:
+        raise StageError(
+            f"{work.address}: all {len(configurations)} configurations failed (first: "
+            f"{trained.failures[0]}); narrow space.lr of method {step.method_name}"
+        )
+    augmented = fitting.train.augmented
+    return _Fit(shape, classes, augmented, training, validation, configurations, trained, chosen)
+
+
+def _test(
+    folder: Place,
+    step: TuneStep,
+    shape: Shape,
+    selected: data.Selected,
+    classes: data.ClassMap,
+) -> _Tested:
+    """Open the test part for the selected head, and score it."""
+    part = data.TestPart(folder)
+    features = part.open(selected)
+    if features.views.shape[-1] != shape.dim:
+        raise StageError(
+            f"{folder.uri}: test features have {features.views.shape[-1]} dimensions, the head "
+            f"takes {shape.dim}; extract both with the same encoder"
+        )
+    rows = data.plain_rows(features, classes, step.task)
+    heads = StackedHeads.single(shape, selected.state)
+    loss, predicted = evaluate(heads, rows.rows, _CPU)
+    scores = score(rows.rows.labels, predicted, shape.classes)
+    return _Tested(rows, predicted[0], scores, float(loss), part.reads)
+
+
+def _own_metric(step: TuneStep, scores: Scores) -> float:
+    if step.task.metric == "mean_per_class_accuracy":
+        return float(scores.mean_per_class_accuracy)
+    return float(scores.accuracy)
+
+
+def _test_metrics(cell: cells.Cell) -> dict[str, float]:
+    return {"tune/test_accuracy": cell.test_accuracy, "tune/test_macro_f1": cell.test_macro_f1}
+
+
+def _id_cell(step: TuneStep, fit: _Fit, tested: _Tested) -> cells.Cell:
+    last, configuration = fit.trained.epochs[-1], fit.configurations[fit.chosen]
+    return cells.Cell(
+        task=step.task.name,
+        domain=step.task.domain,
+        trained_on=None,
+        method=step.method_name,
+        head=step.method.head,
+        fraction=step.fraction,
+        tuning_seed=step.seed,
+        metric=step.task.metric,
+        test_metric=_own_metric(step, tested.scores),
+        test_accuracy=float(tested.scores.accuracy),
+        test_macro_f1=float(tested.scores.macro_f1),
+        test_mean_per_class_accuracy=float(tested.scores.mean_per_class_accuracy),
+        test_loss=tested.loss,
+        validation_accuracy=float(last.validation.accuracy[fit.chosen]),
+        validation_macro_f1=float(last.validation.macro_f1[fit.chosen]),
+        validation_loss=float(last.validation_loss[fit.chosen]),
+        n_train=len(fit.training.keys),
+        n_validation=len(fit.validation.keys),
+        n_test=len(tested.predicted),
+        n_classes=fit.shape.classes,
+        views=fit.views,
+        dim=fit.shape.dim,
+        configurations=len(fit.configurations),
+        configurations_failed=fit.failed,
+        epochs=step.epochs,
+        batch_size=step.batch_size,
+        selected=fit.chosen,
+        lr=configuration.lr,
+        weight_decay=configuration.weight_decay,
+        mse=configuration.mse,
+        cov=configuration.cov,
+        svd=configuration.svd,
+        test_reads=tested.reads,
+    )
+
+
+# -- files -----------------------------------------------------------------------------------------
+
+
+def _tried(fit: _Fit) -> list[cells.Tried]:
+    """Every configuration's row; a number that is not finite is null."""
+    last = fit.trained.epochs[-1]
+    rows = []
+    for index, configuration in enumerate(fit.configurations):
+        failure = fit.trained.failures[index]
+        validated: dict[str, float | None] = {
+            "validation_accuracy": float(last.validation.accuracy[index]),
+            "validation_macro_f1": float(last.validation.macro_f1[index]),
+            "validation_loss": float(last.validation_loss[index]),
+        }
+        trained: dict[str, float | None] = {
+            f"train_{term}": float(last.train[term][index]) if term in last.train else None
+            for term in TERMS
+        }
+        if failure is not None:
+            validated = dict.fromkeys(validated)
+            trained = dict.fromkeys(trained)
+        rows.append(
+            cells.Tried(
+                configuration=index,
+                lr=configuration.lr,
+                weight_decay=configuration.weight_decay,
+                mse=configuration.mse,
+                cov=configuration.cov,
+                svd=configuration.svd,
+                **validated,
+                **trained,
+                selected=index == fit.chosen,
+                failed=failure,
+            )
+        )
+    return rows
+
+
+def _curves(fit: _Fit) -> list[cells.Point]:
+    """The selected configuration's numbers, epoch by epoch."""
+    points = []
+    for number, epoch in enumerate(fit.trained.epochs, start=1):
+        curves = {f"train/{name}": values for name, values in epoch.train.items()}
+        curves["validation/accuracy"] = epoch.validation.accuracy
+        curves["validation/macro_f1"] = epoch.validation.macro_f1
+        curves["validation/loss"] = epoch.validation_loss
+        points += [
+            cells.Point(name, number, float(values[fit.chosen])) for name, values in curves.items()
+        ]
+    return points
+
+
+def _write_result(output: Place, cell: cells.Cell, tested: _Tested) -> None:
+    predictions = pa.table(
+        [tested.rows.keys, tested.rows.rows.labels.numpy(), tested.predicted.numpy()],
+        schema=cells.schema(cells.Prediction),
+    )
+    output.write_table(cells.PREDICTIONS, predictions)
+    output.write_table(cells.CELL, cells.to_table(cells.Cell, [cell]))
+
+
+def _write_head(output: Place, shape: Shape, selected: data.Selected) -> None:
+    output.write_bytes(cells.HEAD, safetensors.torch.save(dict(selected.state)))
+    card = {"kind": shape.kind, "dim": shape.dim, "classes": list(selected.classes)}
+    output.write_json(cells.HEAD_CARD, card)
+
+
+def _read_head(source: Place, step: TuneStep) -> tuple[Shape, data.Selected, cells.Cell]:
+    """The head an ID cell selected, and that cell's row."""
+    try:
+        card = source.read_json(cells.HEAD_CARD)
+        state = safetensors.torch.load(source.read_bytes(cells.HEAD))
+        (cell,) = cells.from_table(cells.Cell, source.read_table(cells.CELL))
+    except (FileNotFoundError, ValueError, pa.ArrowInvalid, safetensors.SafetensorError) as error:
+        raise StageError(
+            f"{source.uri} is not the output of an ID cell ({error}); run that cell again"
+        ) from error
+    wanted = (step.task.trained_on, step.method_name, step.fraction, step.seed)
+    if (cell.task, cell.method, cell.fraction, cell.tuning_seed) != wanted:
+        raise StageError(
+            f"{source.uri} holds the head of {cell.task}/{cell.method}/fraction={cell.fraction:g}/"
+            f"seed={cell.tuning_seed}, not of {'/'.join(map(str, wanted))}; run it again"
+        )
+    shape = Shape(card["kind"], int(card["dim"]), len(card["classes"]))
+    return shape, data.Selected(state, tuple(card["classes"])), cell

@@ -1,0 +1,168 @@
+"""The heads that are put on frozen features, K members of one kind stacked along the first axis.
+
+Takes features [R, D] shared by all members; gives the head's output z and the logits. Rows stand
+last inside ([K, D, R]): a layer common to all members is then one matrix product, BatchNorm is one
+call over K x H channels, and cross-entropy finds its classes on axis 1.
+
+    linear    z = f;                                                  classifier on f
+    paper     z = W2 relu(W1 f + b1) + b2, hidden width 4D;           classifier on z (section 4)
+    released  z = s * (W2 relu(BatchNorm(W1 f)) + b2) + f,
+              s of D entries that start at 1;                         classifier on z (their code)
+
+The layer before BatchNorm has no bias: BatchNorm takes its mean away, so its gradient would be
+rounding noise, which AdamW turns into steps of full size; the authors' code has one, to no effect
+but that drift.
+
+Initial weights follow from the seed and each parameter's name and shape, so members, and methods
+that share a parameter, start alike. A single member travels as named float32 tensors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+HeadKind = Literal["linear", "paper", "released"]
+
+WIDENING = 4  # hidden width of the two-layer heads, in multiples of D
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a stack of heads computes."""
+
+    kind: HeadKind
+    dim: int  # D, the features' dimensions
+    classes: int  # C
+
+    @property
+    def hidden(self) -> int:
+        """Width of the hidden layer (0 for the linear probe)."""
+        return 0 if self.kind == "linear" else WIDENING * self.dim
+
+
+def seeded(seed: int, *names: str | int) -> torch.Generator:
+    """A generator that depends on the seed and on what is to be drawn, and on nothing else."""
+    digest = hashlib.blake2b(json.dumps([seed, *names]).encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+def _initial(shape: Shape, seed: int) -> dict[str, Tensor]:
+    """One member's trained parameters, without the stack's axis: torch's own Linear defaults."""
+    layers = {"classifier": (shape.classes, shape.dim)}
+    if shape.hidden:
+        layers["first"] = (shape.hidden, shape.dim)
+        layers["second"] = (shape.dim, shape.hidden)
+    parameters: dict[str, Tensor] = {}
+    for layer, (wide, deep) in layers.items():
+        bound = 1 / math.sqrt(deep)
+        for name, size in ((f"{layer}.weight", (wide, deep)), (f"{layer}.bias", (wide,))):
+            drawn = torch.rand(size, generator=seeded(seed, "weights", name, *size))
+            parameters[name] = (2 * drawn - 1) * bound
+    if shape.kind == "released":
+        del parameters["first.bias"]
+        parameters["norm.weight"] = torch.ones(shape.hidden)
+        parameters["norm.bias"] = torch.zeros(shape.hidden)
+        parameters["residual.scale"] = torch.ones(shape.dim)
+    return parameters
+
+
+class StackedHeads:
+    """K heads of one shape.
+
+    `parameters` (trained) and `buffers` (BatchNorm's running statistics) are [K, ...] tensors.
+    """
+
+    def __init__(
+        self, shape: Shape, parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor]
+    ) -> None:
+        self.shape = shape
+        self.parameters = dict(parameters)
+        self.buffers = dict(buffers)
+        self.members = self.parameters["classifier.weight"].shape[0]
+
+    @staticmethod
+    def fresh(shape: Shape, members: int, seed: int, device: torch.device) -> StackedHeads:
+        """`members` heads with the same initial weights, ready to be trained."""
+        parameters = {
+            name: value.repeat(members, *[1] * value.dim()).to(device).requires_grad_()
+            for name, value in _initial(shape, seed).items()
+        }
+        buffers = {}
+        if shape.kind == "released":
+            buffers = {
+                "norm.mean": torch.zeros(members, shape.hidden, device=device),
+                "norm.variance": torch.ones(members, shape.hidden, device=device),
+            }
+        return StackedHeads(shape, parameters, buffers)
+
+    @staticmethod
+    def single(shape: Shape, state: Mapping[str, Tensor]) -> StackedHeads:
+        """A stack of one, from the tensors that `member` gave. Raises ValueError if they differ."""
+        expected = StackedHeads.fresh(shape, 1, 0, torch.device("cpu")).member(0)
+        wanted = {name: tuple(value.shape) for name, value in expected.items()}
+        found = {name: tuple(value.shape) for name, value in state.items()}
+        if wanted != found:
+            raise ValueError(f"tensors {found} are not those of a {shape.kind} head, {wanted}")
+        stacked = {name: value[None] for name, value in state.items()}
+        names = {name for name in stacked if name in ("norm.mean", "norm.variance")}
+        return StackedHeads(
+            shape,
+            {name: value for name, value in stacked.items() if name not in names},
+            {name: stacked[name] for name in names},
+        )
+
+    def member(self, index: int) -> dict[str, Tensor]:
+        """One member's tensors, on the CPU, without the stack's axis."""
+        both = {**self.parameters, **self.buffers}
+        return {name: value[index].detach().cpu().clone() for name, value in both.items()}
+
+    def forward(self, rows: Tensor, *, training: bool) -> tuple[Tensor, Tensor]:
+        """(z [K, D, R], logits [K, C, R]) of features [R, D].
+
+        While training, BatchNorm uses the batch's own statistics over all R rows and updates the
+        running ones (momentum 0.1); else it uses the running ones.
+        """
+        if self.shape.kind == "linear":
+            z = rows.mT.expand(self.members, -1, -1)
+            return z, self._shared_layer("classifier", rows)
+        hidden = self._shared_layer("first", rows)
+        if self.shape.kind == "released":
+            hidden = self._batch_norm(hidden, training)
+        z = self._layer("second", hidden.relu())
+        if self.shape.kind == "released":
+            z = self.parameters["residual.scale"][:, :, None] * z + rows.mT
+        return z, self._layer("classifier", z)
+
+    def _shared_layer(self, name: str, rows: Tensor) -> Tensor:
+        """A linear layer whose input all members share: [R, in] to [K, out, R]."""
+        weight = self.parameters[f"{name}.weight"]
+        bias = self.parameters.get(f"{name}.bias")
+        flat = weight.flatten(0, 1)
+        out = flat @ rows.mT if bias is None else torch.addmm(bias.reshape(-1, 1), flat, rows.mT)
+        return out.view(self.members, -1, len(rows))
+
+    def _layer(self, name: str, columns: Tensor) -> Tensor:
+        """A linear layer on each member's own input: [K, in, R] to [K, out, R]."""
+        bias = self.parameters[f"{name}.bias"][:, :, None]
+        return torch.baddbmm(bias, self.parameters[f"{name}.weight"], columns)
+
+    def _batch_norm(self, hidden: Tensor, training: bool) -> Tensor:
+        """BatchNorm1d of each member and channel of [K, H, R] over the rows."""
+        normed = functional.batch_norm(
+            hidden.reshape(1, -1, hidden.shape[-1]),
+            self.buffers["norm.mean"].view(-1),
+            self.buffers["norm.variance"].view(-1),
+            self.parameters["norm.weight"].reshape(-1),
+            self.parameters["norm.bias"].reshape(-1),
+            training=training,
+        )
+        return normed.view_as(hidden)

@@ -1,0 +1,152 @@
+"""NMTune's three feature-space regularisers, exact and cheap, for a stack of heads at once.
+
+Takes Z, the head's output [K, R, D] for K members and R rows (every view of every sample of a
+batch), and F, the frozen features the head was given. Gives one loss a member for each term:
+
+    MSE  (paper)     mean_i || f_i/||f_i|| - z_i/||z_i|| ||^2
+         (released)  the same difference, averaged over all R x D entries: 1/D of the above
+    COV  (both)      (1/D) sum_{i != j} C_ij^2,  C = (Z - mean)^T (Z - mean) / (R - 1)
+    SVD  (paper)     - sigma_1 / sum_j sigma_j, sigma the singular values of the un-centred Z
+         (released)  - mean of the 5 largest sigma_i / sum_j sigma_j
+
+(paper 1, section 4; the authors' code). COV and SVD of both variants read the same R rows. Both
+come from one Gram matrix G in float64, over the rows or over the dimensions, whichever are fewer:
+singular values are the roots of its eigenvalues, and the squared covariances sum to
+||H G H||_F^2 / (R - 1)^2 with H the centring matrix.
+
+Gradients are analytic, for differentiating through an eigendecomposition divides by differences of
+eigenvalues: d(sum_i g_i sigma_i)/dZ = U diag(g_i / sigma_i) U^T Z needs none. Singular values under
+about 3e-7 of the largest cannot be told from zero in G: they count as zero and their directions
+get no gradient (the smallest subgradient), so that everything stays finite on rank-deficient,
+constant and all-zero batches. Nothing here forms a singular value decomposition of Z.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_EPS = torch.finfo(torch.float64).eps
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Which of the two published forms of the losses is meant."""
+
+    top: int  # SVD: how many of the largest normalised singular values are averaged
+    per_entry: bool  # MSE: averaged over all entries rather than summed over dimensions
+
+
+PAPER = Variant(top=1, per_entry=False)
+RELEASED = Variant(top=5, per_entry=True)
+
+
+def mse(z: Tensor, features: Tensor, variant: Variant) -> Tensor:
+    """Distance of directions between head output and features, one value a member: [K].
+
+    `z` is [K, R, D], `features` [R, D] or [K, R, D], taken as constants. In [0, 4] for `paper`,
+    [0, 4/D] for `released`. A zero row counts as a direction of zero length and gets no gradient.
+    """
+    squares = (_directions(features.detach()) - _directions(z)).square()
+    return squares.mean(dim=(-2, -1)) if variant.per_entry else squares.sum(-1).mean(-1)
+
+
+def _directions(rows: Tensor) -> Tensor:
+    squared = rows.square().sum(-1, keepdim=True)
+    longer = squared > torch.finfo(rows.dtype).tiny
+    return rows * torch.where(longer, squared, torch.inf).rsqrt()
+
+
+def spread(
+    z: Tensor, variant: Variant, *, cov: bool = True, svd: bool = True
+) -> tuple[Tensor, Tensor]:
+    """(COV, SVD) of the rows of `z` [K, R, D], one value a member each: [K], [K].
+
+    COV is at least 0 (0 for a single row), SVD in [-1, 0]. A term not asked for costs nothing and
+    is 0. A member with a non-finite entry gets NaN and leaves the others alone.
+    """
+    values: tuple[Tensor, Tensor] = _Spread.apply(z, variant.top, cov, svd)
+    return values
+
+
+class _Spread(torch.autograd.Function):
+    """COV and SVD from one Gram matrix; the gradient of both costs one matrix product."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, top: int, cov: bool, svd: bool) -> tuple[Tensor, Tensor]:
+        finite = z.isfinite().all(-1).all(-1)
+        z64 = torch.where(finite[:, None, None], z, 0.0).double()
+        by_rows = z.shape[1] <= z.shape[2]
+        gram = z64 @ z64.mT if by_rows else z64.mT @ z64
+        zero = z64.new_zeros(z.shape[0])
+        cov_value, cov_operator, shift = zero, None, None
+        svd_value, svd_operator = zero, None
+        if cov:
+            form = _covariance_by_rows if by_rows else _covariance_by_dims
+            cov_value, cov_operator, shift = form(z64, gram)
+        if svd:
+            svd_value, svd_operator = _dominance(gram, top)
+        ctx.by_rows = by_rows
+        ctx.save_for_backward(z64, cov_operator, shift, svd_operator)
+        return tuple(  # type: ignore[return-value]
+            torch.where(finite, value, torch.nan).to(z.dtype) for value in (cov_value, svd_value)
+        )
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        z64, cov_operator, shift, svd_operator = ctx.saved_tensors
+        for_cov, for_svd = (grad.double()[:, None, None] for grad in grads)
+        operator = z64.new_zeros(())
+        if cov_operator is not None:
+            operator = operator + for_cov * cov_operator
+        if svd_operator is not None:
+            operator = operator + for_svd * svd_operator
+        if operator.dim() == 0:
+            return torch.zeros_like(z64, dtype=grads[0].dtype), None, None, None
+        slope = operator @ z64 if ctx.by_rows else z64 @ operator
+        if shift is not None:
+            slope -= for_cov * shift
+        return slope.to(grads[0].dtype), None, None, None
+
+
+def _covariance_by_rows(z: Tensor, gram: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """COV, and its gradient as `operator @ z - shift`, from the R x R Gram matrix."""
+    rows, dims = z.shape[1:]
+    free = max(rows - 1, 1)
+    centred = gram - gram.mean(1, keepdim=True)
+    centred = (centred - centred.mean(2, keepdim=True)) / free
+    deviations = z - z.mean(1, keepdim=True)
+    variances = deviations.square().sum(1, keepdim=True) / free
+    value = centred.square().sum((1, 2)) - variances.square().sum((1, 2))
+    slope = 4 / (dims * free)
+    return value.clamp_min(0) / dims, slope * centred, slope * variances * deviations
+
+
+def _covariance_by_dims(z: Tensor, gram: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """COV, and its gradient as `z @ operator - shift`, from the D x D Gram matrix."""
+    rows, dims = z.shape[1:]
+    free = max(rows - 1, 1)
+    mean = z.mean(1, keepdim=True)
+    covariance = (gram - rows * mean.mT @ mean) / free
+    covariance.diagonal(dim1=1, dim2=2).zero_()
+    operator = 4 / (dims * free) * covariance
+    return covariance.square().sum((1, 2)) / dims, operator, mean @ operator
+
+
+def _dominance(gram: Tensor, top: int) -> tuple[Tensor, Tensor]:
+    """SVD's value and the matrix that turns Z into its gradient."""
+    size = gram.shape[-1]
+    top = min(top, size)
+    eigenvalues, vectors = torch.linalg.eigh(gram)  # ascending
+    resolved = eigenvalues > eigenvalues[:, -1:].clamp_min(0) * (4 * size * _EPS)
+    sigma = torch.where(resolved, eigenvalues, 0.0).sqrt()
+    total = sigma.sum(1, keepdim=True)
+    safe = torch.where(total > 0, total, 1.0)
+    share = sigma[:, -top:].sum(1, keepdim=True) / safe / top
+    slopes = share / safe * torch.ones_like(sigma)
+    slopes[:, -top:] -= 1 / (safe * top)
+    slopes = torch.where(resolved, slopes / torch.where(resolved, sigma, 1.0), 0.0)
+    return -share[:, 0], (vectors * slopes[:, None, :]) @ vectors.mT

@@ -1,0 +1,214 @@
+"""Promises of the report: whole in one file, safe, complete, and frank about what is missing."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Callable, Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from analysis import report
+from analysis.readout import CELLS_SCHEMA, SUMMARY_SCHEMA, Readout, summary
+
+Make = Callable[..., Readout]
+HOSTILE = '<script>alert("x")</script>&\'$\\frac'
+
+
+class Page(HTMLParser):
+    """The tags, the texts and the attributes of a page."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.texts: list[str] = []
+        self.feed(source)
+        assert self.open == [], "every tag is closed"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, f"</{tag}> closes another tag"
+
+    def handle_data(self, data: str) -> None:
+        if "script" not in self.open and "style" not in self.open:
+            self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(self.texts)
+
+    def references(self) -> Iterator[str]:
+        for tag, attributes in self.tags:
+            for name in ("src", "href", "action", "data", "srcset", "poster"):
+                if attributes.get(name) is not None:
+                    yield f"{tag} {attributes[name]}"
+
+
+@pytest.fixture(scope="module")
+def written(make: Make, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Path]]:
+    folder = tmp_path_factory.mktemp("report") / "deep" / "er"
+    return folder, report.write(make(), folder)
+
+
+def page(readout: Readout) -> Page:
+    return Page(report.page(readout, ""))
+
+
+def test_what_is_written_is_what_is_said(written: tuple[Path, list[Path]]) -> None:
+    folder, files = written
+    found = {path for path in folder.rglob("*") if path.is_file()}
+    assert set(files) == found
+    assert {"report.html", "table.csv", "summary.csv"} <= {path.name for path in found}
+    kinds = [path.suffix for path in files if path.parent.name == "figures"]
+    assert kinds.count(".png") == kinds.count(".svg") == 7
+    for path in found:
+        magic = {".png": b"\x89PNG", ".svg": b"<?xml"}.get(path.suffix, b"")
+        assert path.read_bytes().startswith(magic)
+
+
+def test_the_page_loads_nothing_from_outside(written: tuple[Path, list[Path]]) -> None:
+    source = (written[0] / "report.html").read_text()
+    parsed = Page(source)
+    references = list(parsed.references())
+    assert sum(one.startswith("img data:image/svg+xml;base64,") for one in references) == 7
+    assert all(one.startswith(("img data:", "a #")) for one in references)
+    assert not {"link", "iframe", "object", "embed", "base"} & {tag for tag, _ in parsed.tags}
+    styles = re.findall(r"<style>(.*?)</style>", source, re.DOTALL)
+    assert len(styles) == 1
+    assert "url(" not in styles[0]
+    assert "@import" not in styles[0]
+
+
+def test_links_inside_the_page_lead_somewhere(make: Make) -> None:
+    for parsed in (page(make()), page(make(drop=lambda row: True)), page(make(methods=("lp",)))):
+        places = {attributes.get("id") for _, attributes in parsed.tags}
+        links = {one.removeprefix("a #") for one in parsed.references() if one.startswith("a #")}
+        assert links
+        assert links <= places
+
+
+def test_the_first_screen_is_question_certainty_answer(make: Make) -> None:
+    readout = make(seeds=(0,))
+    source = report.page(readout, "")
+    order = [
+        source.index(word)
+        for word in (readout.question.title, "One pre-training seed: no verdict", "Slight noise")
+    ]
+    assert order == sorted(order)
+    assert max(order) < source.index("<section")
+
+
+def test_hostile_names_are_text(make: Make, tmp_path: Path) -> None:
+    readout = make(
+        seeds=(0,),
+        levels=(0.0, 30.0),
+        title=HOSTILE,
+        id_tasks=(HOSTILE, "digits"),
+        methods=("lp", HOSTILE),
+        problems=((HOSTILE, "failed", HOSTILE),),
+    )
+    report.write(readout, tmp_path)
+    source = (tmp_path / "report.html").read_text()
+    assert source.count("<script>") == 1
+    assert "alert(" not in re.sub(r"&lt;script&gt;alert\(", "", source)
+    assert HOSTILE in Page(source).text
+
+
+def test_what_failed_and_why_is_shown(make: Make) -> None:
+    readout = make(
+        seeds=(0, 1),
+        drop=lambda row: row["noise"] == 30 and row["pretrain_seed"] == 1,
+        problems=(("pretrain/a/noise=30/seed=1", "failed", "the loss is NaN; lower schedule.lr"),),
+    )
+    text = page(readout).text
+    assert "pretrain/a/noise=30/seed=1" in text
+    assert "the loss is NaN; lower schedule.lr" in text
+    assert "48 cells of 480 are not finished" in text
+    assert "8/16" in text
+    assert "Nothing failed" not in text
+    assert "Nothing failed" in page(make()).text
+
+
+def test_every_average_names_its_members_and_what_it_lacks(make: Make) -> None:
+    def gone(row: dict[str, Any]) -> bool:
+        return (row["task"], row["noise"]) == ("digits-parity", 10.0)
+
+    source = report.page(make(drop=gone), "")
+    members = source[source.index('id="members"') : source.index('id="encoders"')]
+    row = next(line for line in members.splitlines() if "LP, ID" in line)
+    assert "<td>digits, digits-magnitude</td>" in row
+    assert '<td class="gap">digits-parity</td>' in row
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"levels": (10.0,), "seeds": (0,)},
+        {"ood_tasks": ()},
+        {"drop": lambda row: True},
+        {"drop": lambda row: row["noise"] == 0},
+        {"methods": ("lp",)},
+        {"levels": (0.0, 30.0), "methods": ("nmtune-paper",)},
+    ],
+)
+def test_any_shape_of_experiment_has_a_page(make: Make, shape: dict[str, Any]) -> None:
+    readout = make(**shape)
+    parsed = page(readout)
+    assert readout.question.title in parsed.text
+    assert "nan" not in parsed.text.lower().split()
+    assert "None" not in parsed.text
+
+
+def test_numbers_sort_as_numbers(make: Make) -> None:
+    keys = [a["data-key"] for tag, a in page(make()).tags if tag == "td" and "data-key" in a]
+    assert len(keys) > 100
+    assert all(re.fullmatch(r"-?\d+(\.\d+)?(e-?\d+)?", key or "") for key in keys)
+
+
+def test_csv_is_the_same_bytes_whatever_the_row_order(make: Make) -> None:
+    readout = make(seeds=(0, 1))
+    turned = readout.cells.take(list(range(readout.cells.num_rows))[::-1])
+    again = Readout(
+        readout.experiment,
+        readout.question,
+        turned,
+        readout.spectra.take(list(range(readout.spectra.num_rows))[::-1]),
+        readout.pretraining,
+        readout.pretraining_curves,
+        readout.noise,
+    )
+    assert report.cells_csv(readout) == report.cells_csv(again)
+    assert report.summary_csv(readout) == report.summary_csv(again)
+
+
+def test_csv_holds_every_number_exactly(make: Make) -> None:
+    readout = make(seeds=(0, 1))
+    cells = list(csv.DictReader(report.cells_csv(readout).splitlines()))
+    assert list(cells[0]) == CELLS_SCHEMA.names
+    assert {(row["address"], float(row["test_accuracy"])) for row in cells} == set(
+        zip(
+            readout.cells["address"].to_pylist(),
+            readout.cells["test_accuracy"].to_pylist(),
+            strict=True,
+        )
+    )
+    rows = list(csv.DictReader(report.summary_csv(readout).splitlines()))
+    assert list(rows[0]) == SUMMARY_SCHEMA.names
+    assert [float(row["mean"]) for row in rows] == summary(readout)["mean"].to_pylist()
+    assert rows[0]["members"] == "digits;digits-magnitude;digits-parity"
+
+
+def test_a_long_cell_table_is_cut_and_says_so(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("analysis.tables.MOST_CELLS", 10)
+    source = report.page(make(), "")
+    cells = source[source.index('id="cells"') : source.index('id="provenance"')]
+    assert cells.count("<tr>") == 11
+    assert "720 finished cells; the first 10 are shown" in cells

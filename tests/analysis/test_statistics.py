@@ -1,0 +1,167 @@
+"""Promises of the intervals: right where known, absent where nothing was repeated."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from analysis.averages import Score, average
+from analysis.statistics import (
+    mean_interval,
+    paired_bootstrap,
+    paired_difference,
+    pearson,
+    student_quantile,
+)
+
+
+@pytest.mark.parametrize(
+    ("probability", "df", "quantile"),
+    [
+        (0.95, 1, 12.706205),
+        (0.95, 2, 4.302653),
+        (0.95, 3, 3.182446),
+        (0.95, 4, 2.776445),
+        (0.95, 7, 2.364624),
+        (0.95, 10, 2.228139),
+        (0.95, 30, 2.042272),
+        (0.99, 5, 4.032143),
+        (0.99, 1, 63.656741),
+    ],
+)
+def test_student_quantiles_are_the_tables(probability: float, df: int, quantile: float) -> None:
+    assert student_quantile(probability, df) == pytest.approx(quantile, rel=1e-6)
+
+
+def test_the_interval_is_students_t() -> None:
+    found = mean_interval([1.0, 2.0, 3.0, 4.0])
+    half = 3.182446 * np.std([1, 2, 3, 4], ddof=1) / 2
+    assert found.mean == 2.5
+    assert (found.low, found.high) == (pytest.approx(2.5 - half), pytest.approx(2.5 + half))
+
+
+def test_one_value_has_a_mean_and_no_interval() -> None:
+    found = mean_interval([7.0])
+    assert (found.mean, found.low, found.high, found.n) == (7.0, None, None, 1)
+    assert not found.excludes_zero
+    with pytest.raises(ValueError, match="at least one"):
+        mean_interval([])
+
+
+def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
+    random = np.random.default_rng(0)
+    draws = random.standard_normal((2000, 4)) + 5
+    held = [mean_interval(list(row)) for row in draws]
+    share = np.mean([one.low is not None and one.low <= 5 <= (one.high or 0) for one in held])
+    assert 0.93 < share < 0.97
+
+
+@given(st.lists(st.floats(-100, 100), min_size=2, max_size=8), st.floats(-50, 50))
+def test_pairing_removes_what_both_sides_share(shared: list[float], apart: float) -> None:
+    clean = {(seed, "a"): value for seed, value in enumerate(shared)}
+    noisy = {place: value + apart for place, value in clean.items()}
+    found = paired_difference(noisy, clean)
+    assert found.interval.mean == pytest.approx(apart, abs=1e-9)
+    assert found.interval.low == pytest.approx(apart, abs=1e-9)
+    assert found.interval.n == len(shared)
+    assert found.unpaired == 0
+
+
+def test_only_tasks_paired_in_every_seed_count() -> None:
+    first = {(0, "a"): 3.0, (0, "b"): 100.0, (1, "a"): 5.0, (2, "a"): 9.0}
+    second = {(0, "a"): 1.0, (0, "b"): 1.0, (1, "a"): 1.0, (1, "b"): 1.0}
+    found = paired_difference(first, second)
+    assert (found.tasks, found.seeds) == (("a",), (0, 1))
+    assert found.interval.mean == 3.0  # of 2 and 4; b is not paired in seed 1, seed 2 is alone
+    assert found.unpaired == 4
+    with pytest.raises(ValueError, match="both sides"):
+        paired_difference({(0, "a"): 1.0}, {(0, "b"): 1.0})
+
+
+def test_bootstrap_is_seeded_paired_and_narrower_for_more_samples() -> None:
+    random = np.random.default_rng(1)
+    hard = random.random((3, 4000)) < 0.6
+    better = hard | (random.random((3, 4000)) < 0.05)
+    first, second = better.astype(float), hard.astype(float)
+    found = paired_bootstrap(first, second, seed=4)
+    assert found == paired_bootstrap(first, second, seed=4)
+    assert found.low is not None
+    assert found.high is not None
+    assert 0 < found.low < found.mean < found.high
+    assert found.mean == pytest.approx(float((first - second).mean()))
+    fewer = paired_bootstrap(first[:, :200], second[:, :200], seed=4)
+    assert fewer.low is not None
+    assert fewer.high is not None
+    assert fewer.high - fewer.low > found.high - found.low
+    assert fewer.excludes_zero
+    with pytest.raises(ValueError, match="one shape"):
+        paired_bootstrap(first, second[:2])
+
+
+def test_seeds_that_disagree_widen_the_bootstrap() -> None:
+    agree = np.zeros((4, 500))
+    agree[:, ::10] = 1.0
+    disagree = np.zeros((4, 500))
+    disagree[0, ::10], disagree[1, :150] = 1.0, 1.0
+    none = np.zeros((4, 500))
+    calm, torn = paired_bootstrap(agree, none), paired_bootstrap(disagree, none)
+    assert torn.low is not None
+    assert calm.low is not None
+    assert torn.mean - torn.low > 2 * (calm.mean - calm.low)
+
+
+def test_bootstrap_covers_about_as_often_as_it_says() -> None:
+    random = np.random.default_rng(2)
+    held = 0
+    for at in range(200):
+        apart = random.standard_normal((1, 80)) + 1.0
+        found = paired_bootstrap(apart, np.zeros((1, 80)), draws=400, seed=at)
+        assert found.low is not None
+        assert found.high is not None
+        held += found.low <= 1.0 <= found.high
+    assert 0.89 <= held / 200 <= 0.99
+
+
+def test_correlation_is_pearsons_with_fishers_interval() -> None:
+    x, y = [1.0, 2.0, 3.0, 4.0, 5.0], [2.0, 1.0, 4.0, 3.0, 6.0]
+    found = pearson(x, y)
+    assert found.r == pytest.approx(np.corrcoef(x, y)[0, 1])
+    half = 1.959964 / math.sqrt(2)
+    assert found.low == pytest.approx(math.tanh(math.atanh(found.r or 0) - half), rel=1e-6)
+    assert pearson([1.0, 2.0, 3.0], [1.0, 5.0, 2.0]).low is None
+    assert pearson([1.0, 1.0], [1.0, 2.0]).r is None
+    assert pearson([], []).n == 0
+    with pytest.raises(ValueError, match="as many"):
+        pearson([1.0], [1.0, 2.0])
+
+
+def test_a_member_missing_anywhere_is_left_out_everywhere() -> None:
+    scores = [
+        Score(noise, seed, task, noise + seed + len(task))
+        for noise in (0.0, 10.0)
+        for seed in (0, 1)
+        for task in ("a", "bb")
+    ]
+    whole, short = average(scores), average(scores[:-1])
+    assert (whole.members, whole.left_out) == (("a", "bb"), ())
+    assert (short.members, short.left_out) == (("a",), ("bb",))
+    assert short.seed_means(0.0) == {0: 1.0, 1: 2.0}
+    change = short.change(10.0)
+    assert change is not None
+    assert change.interval.mean == 10.0
+
+
+def test_tuning_seeds_are_averaged_and_are_not_replicates() -> None:
+    found = average([Score(0.0, 0, "a", value, at) for at, value in enumerate((1.0, 3.0))])
+    interval = found.interval(0.0)
+    assert interval is not None
+    assert (interval.mean, interval.low, interval.n) == (2.0, None, 1)
+
+
+def test_an_average_counts_a_member_once() -> None:
+    with pytest.raises(ValueError, match="counts each member once"):
+        average([Score(0.0, 0, "a", 1.0), Score(0.0, 0, "a", 2.0)])
