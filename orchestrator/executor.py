@@ -2,8 +2,9 @@
 
 Each kind of step has one lane. A free lane takes every step of its kind that is ready and hands
 them to the stage together, so that the stage can share processes between them; while it runs, newly
-ready steps gather for its next turn, and the other lanes work beside it. A stage answers for each
-step apart; the answer is committed to the store at once. A step's failure blocks what reads it and
+ready steps gather for its next turn, and the other lanes work beside it. (A lane waits for a moment
+in which no step that feeds it ends, so that five levels that become ready one by one are handed on as five.) A
+stage answers for each step apart; the answer is committed to the store at once. A step's failure blocks what reads it and
 nothing else.
 
 Stages are named here and imported when first needed. Nothing else in `orchestrator` knows them.
@@ -32,7 +33,7 @@ from orchestrator.store import Manifest, Store
 
 STAGES: Mapping[str, str] = {
     "corpus": "jobs.corpus.job:run_corpus",
-    "noise": "jobs.corpus.job:run_noise",
+    "noise": "jobs.noise.job:run",
     "pretrain": "jobs.pretrain.job:run",
     "features": "jobs.features.job:run",
     "tune": "jobs.tuning.job:run",
@@ -43,6 +44,7 @@ Stage = Callable[[Sequence[Work], Hooks], None]
 
 RETRIES = 1  # tries after the first, for faults that are not the step's own
 POLL_SECONDS = 0.2
+GATHER_SECONDS = 0.5  # quiet that a lane waits for, so that siblings go to their stage together
 ELSEWHERE_SECONDS = 2.0  # how often to look after a step that another driver holds
 STOP_SECONDS = 15.0  # how long lanes may take to end politely
 
@@ -100,6 +102,11 @@ class Executor:
         self._stop = threading.Event()
         self._leases = Leases(store.root)
         self._started: dict[str, tuple[str, float]] = {}
+        self._newest: dict[str, float] = {}  # kind -> when a step of it last ended
+        self._fed_by = {
+            kind: {plan.steps[a].kind for step in plan.of_kind(kind) for a in step.inputs.values()}
+            for kind in KINDS
+        }
 
     def run(self) -> dict[str, Result]:
         """Do everything that can be done; every step's end. KeyboardInterrupt after cleaning up."""
@@ -134,7 +141,7 @@ class Executor:
 
     def _start_lanes(self) -> None:
         for kind in KINDS:
-            if kind in self._busy:
+            if kind in self._busy or self._gathering(kind):
                 continue
             works = [work for step in self._ready(kind) if (work := self._take(step)) is not None]
             if works:
@@ -142,6 +149,12 @@ class Executor:
                 threading.Thread(
                     target=self._lane, args=(kind, works), name=f"lane-{kind}", daemon=True
                 ).start()
+
+    def _gathering(self, kind: str) -> bool:
+        """Whether siblings of what is ready may be a moment away."""
+        feeding = {self._plan.steps[address].kind for address in self._running}
+        recent = time.monotonic() - GATHER_SECONDS
+        return any(self._newest.get(fed, 0) > recent for fed in self._fed_by[kind] & feeding)
 
     def _ready(self, kind: str) -> list[Step]:
         now = time.monotonic()
@@ -204,6 +217,7 @@ class Executor:
 
     def _settle(self, address: str, result: Result) -> None:
         self._results[address] = result
+        self._newest[self._plan.steps[address].kind] = time.monotonic()
         self._progress.settle(address, result.status, result.reason)
 
     def _drain(self) -> None:

@@ -139,3 +139,25 @@ def test_an_unfinished_folder_is_redone_from_empty(small: Plan, tmp_path: Path) 
     manifest = Store(Place.of(tmp_path)).manifest(step.address)
     assert manifest is not None
     assert set(manifest.files) == {"made.txt"}
+
+
+def trickling_stage(works: Sequence[Work], hooks: Hooks) -> None:
+    for work in works:
+        stage([work], hooks)
+        time.sleep(0.05)
+
+
+def counting_stage(works: Sequence[Work], hooks: Hooks) -> None:
+    BATCHES.append(len(works))
+    stage(works, hooks)
+
+
+BATCHES: list[int] = []
+
+
+def test_siblings_that_become_ready_one_by_one_go_to_their_stage_together(tmp_path: Path) -> None:
+    BATCHES.clear()
+    many = plan.build(experiment.load(noise="0,1,2,3,4,5", overrides=["tasks=[digits]"]))
+    stages = {**STAGES, "noise": f"{__name__}:trickling_stage"}
+    execute(many, tmp_path, {**stages, "pretrain": f"{__name__}:counting_stage"})
+    assert BATCHES == [6]
