@@ -41,6 +41,9 @@ _SETTINGS = {
     "GIT_PYTHON_REFRESH": "quiet",
 }
 
+# Without it MLflow opens an experiment on its page for language-model traces.
+_EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+
 
 def resolve_uri(configured: str | None) -> str:
     """The tracking URI: the experiment's, else the environment's, else a database right here."""
@@ -94,7 +97,8 @@ class _Mirror:
             if self.uri.startswith("sqlite:////"):
                 database = Path(self.uri.removeprefix("sqlite:///"))
                 location = (database.parent / "mlartifacts" / self.name).as_uri()
-            self.experiment_id = self.client.create_experiment(self.name, location)
+            tags = dict(_EXPERIMENT_TAGS)
+            self.experiment_id = self.client.create_experiment(self.name, location, tags)
         else:
             if experiment.lifecycle_stage == "deleted":
                 self.client.restore_experiment(experiment.experiment_id)

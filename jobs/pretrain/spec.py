@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, model_validator
 
 from jobs.contract import NOT_SEMANTIC, Slug, Spec
 
@@ -18,8 +18,20 @@ class ImageInput(Spec):
 
     size: int = Field(224, ge=8, le=1024, description="side in pixels after resizing")
     channels: Literal[1, 3] = 3
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    mean: tuple[float, ...] = Field((0.485, 0.456, 0.406), description="of pixels in [0, 1]")
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
+
+    @model_validator(mode="after")
+    def _fit_the_channels(self) -> ImageInput:
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) not in (1, self.channels):
+                raise ValueError(
+                    f"{name} needs one number, or one for each of {self.channels} channels, "
+                    f"not {len(values)}"
+                )
+        if min(self.std) <= 0:
+            raise ValueError(f"std must be above 0, not {min(self.std):g}")
+        return self
 
 
 class Augment(Spec):
@@ -82,6 +94,12 @@ class Resources(Spec):
     workers: int = Field(1, ge=1)
     cpus_per_worker: int = Field(1, ge=1)
     gpus_per_worker: float = Field(0, ge=0)
+    images_per_pass: int | None = Field(
+        None,
+        ge=1,
+        description="most images a worker holds at once; its share of the batch is "
+        "accumulated over as many passes as that takes; none: in one pass",
+    )
     max_failures: int = Field(3, ge=0, description="worker losses survived before giving up")
 
 

@@ -1,0 +1,72 @@
+"""The model names that the installed timm and open_clip know, without importing them.
+
+Takes a recipe, says what is wrong with its model. Names are read from the packages' files: timm's
+registered functions, open_clip's configuration files. Never builds a model; that a name is known
+does not mean that its options fit it.
+"""
+
+from __future__ import annotations
+
+import re
+from difflib import get_close_matches
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+from jobs.pretrain.spec import Contrastive, Recipe
+
+IN_PLACE = ("embed_dim", "vision_cfg", "text_cfg")
+"""The fields that make `model_options` an open_clip configuration of its own."""
+
+_REGISTERED = re.compile(r"^@register_model\b.*\n(?:@.*\n)*def (\w+)\(", re.MULTILINE)
+
+
+@cache
+def timm_models() -> frozenset[str]:
+    """Names that `timm.create_model` takes; empty when timm is not installed."""
+    files = _folder("timm", "models").glob("*.py")
+    return frozenset(
+        name for file in files for name in _REGISTERED.findall(file.read_text(encoding="utf-8"))
+    )
+
+
+@cache
+def open_clip_models() -> frozenset[str]:
+    """Names of open_clip's model configurations; empty when it is not installed."""
+    return frozenset(file.stem for file in _folder("open_clip", "model_configs").glob("*.json"))
+
+
+def check_model(recipe: Recipe) -> str | None:
+    """What is wrong with the recipe's model, with the nearest names; None when it is known."""
+    if isinstance(recipe, Contrastive):
+        if recipe.model_options:
+            missing = [field for field in IN_PLACE if field not in recipe.model_options]
+            if missing:
+                return (
+                    f"model_options of {recipe.model!r} lack {', '.join(missing)}; give a whole "
+                    f"open_clip configuration, or none and the name of one"
+                )
+            return None
+        return _unknown(recipe.model, "open_clip", open_clip_models())
+    return _unknown(recipe.model, "timm", timm_models())
+
+
+def _unknown(name: str, package: str, known: frozenset[str]) -> str | None:
+    if name in known:
+        return None
+    if not known:
+        return f"{package} is not installed, so model {name!r} cannot be built; install {package}"
+    folded: dict[str, list[str]] = {}
+    for candidate in sorted(known):
+        folded.setdefault(candidate.lower(), []).append(candidate)
+    near = get_close_matches(name.lower(), folded, n=3, cutoff=0.5)
+    names = [candidate for match in near for candidate in folded[match]][:3]
+    advice = f"; did you mean {', '.join(names)}?" if names else f"; see {package}'s list of models"
+    return f"{package} knows no model {name!r}{advice}"
+
+
+def _folder(package: str, below: str) -> Path:
+    spec = find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        return Path("/nonexistent")
+    return Path(next(iter(spec.submodule_search_locations))) / below

@@ -1,0 +1,162 @@
+"""One pre-training run, from its inputs to its output folder, in the process at hand.
+
+Takes a step's work and this process's place among the run's workers; writes the encoder
+(`encoder.py`) and `curves.parquet` (metric: string, step: int64 in epochs, value: float64) and
+gives the outcome. Checkpoints go to the work's scratch folder. It knows no Ray.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import pyarrow as pa
+from torch import nn
+
+from jobs.contract import Outcome, StageError, Work
+from jobs.pretrain import encoder
+from jobs.pretrain.checkpoint import Checkpoints, Point
+from jobs.pretrain.contrastive import ContrastiveObjective
+from jobs.pretrain.data import MemorySource, Part, Targets, load_part, noisy_targets
+from jobs.pretrain.group import Group
+from jobs.pretrain.loop import Loop, Pace, Trained, Watch, settled
+from jobs.pretrain.objective import Objective
+from jobs.pretrain.spec import Contrastive, PretrainStep, Recipe
+from jobs.pretrain.supervised import SupervisedObjective
+
+CURVES = "curves.parquet"
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """Everything a run needs before its first batch."""
+
+    objective: Objective
+    train: Part
+    validation: Part
+    targets: Targets
+    source: MemorySource
+    model: nn.Module
+    initial_sha256: str
+    dim: int
+
+
+def train_run(
+    work: Work, group: Group | None = None, watch: Watch | None = None, pace: Pace | None = None
+) -> Outcome:
+    """Train a `PretrainStep` (inputs: `corpus`, `noise`) to its end and write its output.
+
+    Goes on from the last checkpoint in `work.scratch`. Metrics are named `pretrain/...`; those of
+    flipped rows are absent where no row is flipped; `pretrain/images_per_s` is of this process's
+    own steps, and the only one that is not a function of the step. Raises StageError for what
+    trying again cannot cure, `loop.StoppedError` when `watch` asks to stop.
+    """
+    step = cast(PretrainStep, work.spec)
+    group, watch = group or Group(), watch or Watch()
+    with settled(step.resources.cpus_per_worker):
+        watch.say(0.0, "reading the corpus")
+        prepared = _prepare_together(work, step, group)
+        checkpoints = Checkpoints(work.scratch)
+        loop = Loop(
+            prepared.model,
+            prepared.objective,
+            prepared.source,
+            prepared.validation,
+            checkpoints,
+            schedule=step.recipe.schedule,
+            image=step.recipe.image,
+            augment=step.recipe.augment,
+            seed=step.seed,
+            group=group,
+            images_per_pass=step.resources.images_per_pass,
+            pace=pace or Pace(minutes=step.checkpoint_minutes),
+            watch=watch,
+        )
+        trained = loop.train()
+        final = prepared.objective.memorised(trained.model, prepared.train, prepared.targets, group)
+        if group.writes:
+            _write(work, prepared, trained)
+    metrics = {point.metric: point.value for point in trained.curves} | dict(final)
+    if trained.images_per_s:
+        metrics["images_per_s"] = trained.images_per_s
+    source = prepared.source
+    return Outcome(
+        counts={
+            "rows": source.rows,
+            "flipped": int(prepared.targets.flipped.sum()),
+            "rows_left_out_per_epoch": source.rows - source.steps_per_epoch * source.batch_size,
+            "steps": trained.updates,
+            "images": trained.updates * source.batch_size,
+            "damaged_checkpoints": checkpoints.damaged,
+        },
+        metrics={f"pretrain/{name}": value for name, value in metrics.items()},
+    )
+
+
+def _prepare_together(work: Work, step: PretrainStep, group: Group) -> _Prepared:
+    """Prepare on every worker; if one cannot, none goes on, or the others would wait for it."""
+    prepared, error = None, None
+    try:
+        prepared = _prepare(work, step, group)
+    except StageError as raised:
+        error = str(raised)
+    error = group.first_error(error)
+    if error is not None or prepared is None:
+        raise StageError(error)
+    return prepared
+
+
+def _prepare(work: Work, step: PretrainStep, group: Group) -> _Prepared:
+    recipe = step.recipe
+    train = load_part(work.inputs["corpus"], "train", recipe.image)
+    validation = load_part(work.inputs["corpus"], "validation", recipe.image)
+    objective = _objective(recipe, train, group)
+    targets = noisy_targets(train, work.inputs["noise"], objective.field, objective.encode)
+    source = MemorySource(train, targets, seed=step.seed, batch_size=recipe.schedule.batch_size)
+    model = objective.build(step.seed)
+    return _Prepared(
+        objective=objective,
+        train=train,
+        validation=validation,
+        targets=targets,
+        source=source,
+        model=model,
+        initial_sha256=hashlib.sha256(encoder.weights_bytes(model)).hexdigest(),
+        dim=objective.architecture.feature_dim(model),
+    )
+
+
+def _objective(recipe: Recipe, train: Part, group: Group) -> Objective:
+    if isinstance(recipe, Contrastive):
+        return ContrastiveObjective(recipe, group)
+    return SupervisedObjective(recipe, len(train.classes))
+
+
+def _write(work: Work, prepared: _Prepared, trained: Trained) -> None:
+    weights = encoder.weights_bytes(trained.model)
+    architecture = prepared.objective.architecture
+    card = encoder.EncoderCard(
+        family=architecture.family,
+        model=architecture.model,
+        model_options=architecture.model_options,
+        image=architecture.image,
+        classes=prepared.train.classes,
+        feature_dim=prepared.dim,
+        initial_weights_sha256=prepared.initial_sha256,
+        order_sha256=prepared.source.order_sha256(),
+        weights_sha256=hashlib.sha256(weights).hexdigest(),
+    )
+    work.output.write_table(CURVES, _curves(trained.curves))
+    encoder.save(work.output, card, weights)
+
+
+def _curves(points: Sequence[Point]) -> pa.Table:
+    return pa.table(
+        {
+            "metric": pa.array([point.metric for point in points], pa.string()),
+            "step": pa.array([point.step for point in points], pa.int64()),
+            "value": pa.array([point.value for point in points], pa.float64()),
+        }
+    )

@@ -1,0 +1,158 @@
+"""The order and the content of training batches."""
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jobs.contract import StageError
+from jobs.corpus.shards import Index
+from jobs.pretrain.data import Batch, MemorySource, Part, load_part, noisy_targets
+from jobs.pretrain.group import Group
+from jobs.pretrain.spec import ImageInput
+from jobs.pretrain.supervised import SupervisedObjective
+
+IMAGE = ImageInput(size=16, channels=1, mean=(0.5,), std=(0.5,))
+
+
+def encode(part: Part, values: pa.Array) -> torch.Tensor:
+    return torch.from_numpy(values.to_numpy().astype("int64"))
+
+
+@pytest.fixture(scope="module")
+def source(toy: Any) -> Callable[..., MemorySource]:
+    def make(seed: int = 0, level: int = 30, batch_size: int = 16) -> MemorySource:
+        part = load_part(toy.corpus, "train", IMAGE)
+        targets = noisy_targets(part, toy.noise("label", level), "label", encode)
+        return MemorySource(part, targets, seed=seed, batch_size=batch_size)
+
+    return make
+
+
+@given(seed=st.integers(0, 2**31), epoch=st.integers(0, 200))
+def test_an_epoch_takes_every_row_once_segment_by_segment(
+    source: Callable[..., MemorySource], toy: Any, seed: int, epoch: int
+) -> None:
+    order = source(seed).order(epoch)
+    assert sorted(order.tolist()) == list(range(100))
+    segments = load_part(toy.corpus, "train", IMAGE).segments[order]
+    assert len(list(itertools.groupby(segments.tolist()))) == 3
+
+
+def test_epochs_and_seeds_have_orders_of_their_own(source: Callable[..., MemorySource]) -> None:
+    orders = [source(seed).order(epoch).tolist() for seed in (0, 1) for epoch in (0, 1, 2)]
+    assert all(a != b for a, b in itertools.combinations(orders, 2))
+    firsts = {source(0).order(epoch)[0] // 40 for epoch in range(20)}
+    assert firsts == {0, 1, 2}, "every segment comes first at some time"
+
+
+def test_the_noise_level_bears_on_neither_order_nor_augmentation(
+    source: Callable[..., MemorySource],
+) -> None:
+    clean, noisy = source(level=0), source(level=30)
+    assert clean.order_sha256() == noisy.order_sha256() != source(seed=1).order_sha256()
+    for a, b in zip(clean.batches(3, 0, Group()), noisy.batches(3, 0, Group()), strict=True):
+        assert torch.equal(a.images, b.images)
+        assert np.array_equal(a.hashes, b.hashes)
+        assert torch.equal(a.targets.clean, b.targets.clean)
+
+
+def joined(shares: list[Batch]) -> tuple[list[int], list[int]]:
+    hashes = np.concatenate([share.hashes for share in shares])
+    return hashes.tolist(), torch.cat([share.targets.noisy for share in shares]).tolist()
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_workers_share_out_the_same_global_batches(
+    source: Callable[..., MemorySource], world: int
+) -> None:
+    one = [joined([batch]) for batch in source().batches(1, 0, Group())]
+    workers = [source().batches(1, 0, Group(rank, world)) for rank in range(world)]
+    assert [joined(list(shares)) for shares in zip(*workers, strict=True)] == one
+
+
+def test_an_epoch_can_be_entered_at_any_step(source: Callable[..., MemorySource]) -> None:
+    whole = [joined([batch]) for batch in source().batches(2, 0, Group())]
+    assert len(whole) == 6
+    for first in range(7):
+        assert [joined([b]) for b in source().batches(2, first, Group())] == whole[first:]
+
+
+def test_segment_ends_are_marked(source: Callable[..., MemorySource], toy: Any) -> None:
+    batches = list(source().batches(0, 0, Group()))
+    segments = load_part(toy.corpus, "train", IMAGE).segments[source().order(0)]
+    ends = np.flatnonzero(segments[1:] != segments[:-1]) // 16
+    assert {i for i, batch in enumerate(batches) if batch.ends_segment} == set(ends.tolist())
+
+
+def test_flipped_rows_are_those_of_the_overlay_and_no_others(toy: Any) -> None:
+    part = load_part(toy.corpus, "train", IMAGE)
+    targets = noisy_targets(part, toy.noise("label", 30), "label", encode)
+    changed = toy.noise("label", 30).read_table("changed.parquet")
+    flipped = part.keys.filter(pa.array(targets.flipped.numpy()))
+    assert sorted(flipped.to_pylist()) == sorted(changed["key"].to_pylist())
+    assert len(changed) == 30
+    assert torch.equal(targets.noisy != targets.clean, targets.flipped)
+
+
+def test_noise_of_the_field_that_is_not_trained_on_is_refused(toy: Any) -> None:
+    part = load_part(toy.corpus, "train", IMAGE)
+    with pytest.raises(StageError, match="changes captions and this recipe trains on labels"):
+        noisy_targets(part, toy.noise("caption", 10), "label", encode)
+
+
+def test_an_overlay_of_other_rows_is_refused(own_toy: Any) -> None:
+    part, place = load_part(own_toy.corpus, "train", IMAGE), own_toy.noise("label", 30)
+    changed = place.read_table("changed.parquet")
+    place.write_table("changed.parquet", changed.slice(1))
+    with pytest.raises(StageError, match="changes 30 rows of corpus toy and only 29 of them"):
+        noisy_targets(part, place, "label", encode)
+    keys = pa.array(["toy/none", *changed["key"].to_pylist()[1:]])
+    place.write_table("changed.parquet", changed.set_column(1, "key", keys))
+    with pytest.raises(StageError, match="does not belong to these rows: key 'toy/none'"):
+        noisy_targets(part, place, "label", encode)
+
+
+def test_a_shard_that_is_altered_or_missing_stops_with_its_name(own_toy: Any) -> None:
+    shard = own_toy.corpus.local_path() / "train-00001.parquet"
+    data = shard.read_bytes()
+    shard.write_bytes(data[:100] + bytes([data[100] ^ 1]) + data[101:])
+    with pytest.raises(StageError, match=r"train-00001\.parquet .*other sha256"):
+        load_part(own_toy.corpus, "train", ImageInput(size=20))
+    shard.unlink()
+    with pytest.raises(StageError, match=r"train-00001\.parquet .* is missing"):
+        load_part(own_toy.corpus, "train", ImageInput(size=20))
+    own_toy.corpus.delete("_index.json")
+    with pytest.raises(StageError, match=r"holds no _index\.json"):
+        load_part(own_toy.corpus, "train", ImageInput(size=20))
+
+
+def test_a_batch_larger_than_the_part_is_refused(source: Callable[..., MemorySource]) -> None:
+    with pytest.raises(StageError, match="100 training rows do not fill a batch of 101"):
+        source(batch_size=101)
+
+
+def test_a_part_that_does_not_fit_in_memory_is_refused_before_it_is_read(toy: Any) -> None:
+    index = Index.read(toy.corpus)
+    huge = tuple(
+        type(file)(file.file, 10**9, file.bytes, file.sha256) for file in index.parts["train"]
+    )
+    from jobs.pretrain.data import _decoded
+
+    with pytest.raises(StageError, match=r"GB of memory are free"):
+        _decoded(toy.corpus, "toy", index.classes, huge, IMAGE)
+
+
+def test_a_row_without_a_label_is_refused_by_its_count(
+    toy: Any, supervised: Callable[..., Any]
+) -> None:
+    part = load_part(toy.corpus, "train", IMAGE)
+    objective = SupervisedObjective(supervised(), 3)
+    with pytest.raises(StageError, match="2 of 4 training rows have no label"):
+        objective.encode(part, pa.array([0, None, 3, 2], pa.int32()))

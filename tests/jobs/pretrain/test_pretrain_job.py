@@ -1,0 +1,182 @@
+"""The pre-training stage on a real Ray."""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import psutil
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jobs.contract import Hooks, Outcome, StageError, Work
+from jobs.pretrain import job
+from jobs.pretrain.encoder import EncoderCard
+from jobs.pretrain.run import train_run
+
+
+@dataclass
+class Results:
+    of: dict[str, Outcome | BaseException] = field(default_factory=dict)
+    said: list[tuple[str, float, str]] = field(default_factory=list)
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    def hooks(self) -> Hooks:
+        def done(address: str, result: Outcome | BaseException) -> None:
+            assert address not in self.of
+            self.of[address] = result
+
+        return Hooks(
+            done=done,
+            say=lambda address, share, words: self.said.append((address, share, words)),
+            stopping=self.stop.is_set,
+        )
+
+    def outcome(self, address: str) -> Outcome:
+        result = self.of[address]
+        assert isinstance(result, Outcome), result
+        return result
+
+
+def weights(work: Work) -> bytes:
+    return work.output.read_bytes("model.safetensors")
+
+
+@given(st.integers(1, 30), st.integers(1, 9))
+def test_packs_hold_every_run_once_and_differ_by_one_at_most(runs: int, slots: int) -> None:
+    works: list[Any] = list(range(runs))
+    dealt: list[list[Any]] = [list(pack) for pack in job.packs(works, slots)]
+    assert sorted(work for pack in dealt for work in pack) == works
+    assert len(dealt) == min(runs, slots)
+    assert max(map(len, dealt)) - min(map(len, dealt)) <= 1
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_packed_runs_are_those_of_a_process_of_their_own_and_a_failing_one_fails_alone(
+    supervised: Callable[..., Any], make_work: Callable[..., Work]
+) -> None:
+    # The session's two CPUs hold two worker groups: the first run shares its group with the last.
+    works = [
+        make_work(supervised(batch_size=1000), "too-large"),
+        make_work(supervised(epochs=40), "noisy", level=30),
+        make_work(supervised(epochs=4), "clean", level=0),
+    ]
+    results = Results()
+    job.run(works, results.hooks())
+    failed = results.of["pretrain/too-large"]
+    assert isinstance(failed, StageError)
+    assert "do not fill a batch of 1000" in str(failed)
+    for packed, epochs, level in ((works[1], 40, 30), (works[2], 4, 0)):
+        assert results.outcome(packed.address).counts["flipped"] == level
+        alone = make_work(supervised(epochs=epochs), f"alone-{level}", level=level)
+        train_run(alone)
+        assert weights(packed) == weights(alone)
+    shares = [share for address, share, _ in results.said if address == "pretrain/noisy"]
+    assert shares == sorted(shares)
+    assert any("epoch" in words for _, _, words in results.said)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_what_the_cluster_cannot_hold_is_refused_at_once_in_one_sentence(
+    supervised: Callable[..., Any], make_work: Callable[..., Work]
+) -> None:
+    results = Results()
+    started = time.monotonic()
+    job.run([make_work(supervised(), workers=3)], results.hooks())
+    assert time.monotonic() - started < 2
+    error = results.of["pretrain/run"]
+    assert isinstance(error, StageError)
+    assert "asks for 3 workers of 1 CPUs each" in str(error)
+    assert "lower pretrain.resources or add nodes" in str(error)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+def test_a_stopped_run_is_left_unanswered_and_goes_on_where_it_was(
+    supervised: Callable[..., Any], make_work: Callable[..., Work]
+) -> None:
+    recipe = supervised(epochs=60)
+    work = make_work(recipe)
+    results = Results()
+    hooks = results.hooks()
+
+    def say(address: str, share: float, words: str) -> None:
+        if share > 0:
+            results.stop.set()
+
+    started = time.monotonic()
+    job.run([work], Hooks(done=hooks.done, say=say, stopping=hooks.stopping))
+    assert results.of == {}
+    assert time.monotonic() - started < 60
+    assert [name for name, _ in work.scratch.files() if name.startswith("checkpoint")]
+    alone = make_work(recipe, "alone")
+    train_run(alone)
+    train_run(work)
+    assert weights(work) == weights(alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["supervised", "contrastive"])
+@pytest.mark.usefixtures("ray_session")
+def test_two_workers_train_what_one_trains(
+    objective: str, request: pytest.FixtureRequest, make_work: Callable[..., Work]
+) -> None:
+    if objective == "supervised":  # without batch statistics, which are each worker's own
+        vit = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}
+        recipe = request.getfixturevalue("supervised")(
+            model="vit_tiny_patch16_224", model_options=vit, optimizer="sgd"
+        )
+    else:
+        recipe = request.getfixturevalue("contrastive")(optimizer="sgd")
+    pair, alone = make_work(recipe, "pair", workers=2), make_work(recipe, "alone")
+    results = Results()
+    job.run([pair], results.hooks())
+    outcome, expected = results.outcome("pretrain/pair"), train_run(alone)
+    assert outcome.counts == expected.counts
+    for name, value in expected.metrics.items():
+        if name != "pretrain/images_per_s":
+            assert outcome.metrics[name] == pytest.approx(value, rel=1e-3), name
+    cards = [EncoderCard.read(work.output) for work in (pair, alone)]
+    assert cards[0].initial_weights_sha256 == cards[1].initial_weights_sha256
+    assert cards[0].order_sha256 == cards[1].order_sha256
+
+
+def training_worker() -> psutil.Process | None:
+    """The Ray Train worker below this very process, if it is up."""
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if "RayTrainWorker" in " ".join(process.cmdline()):
+                return process
+        except psutil.NoSuchProcess:
+            continue
+    return None
+
+
+@pytest.mark.faults
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+def test_a_killed_worker_is_replaced_and_the_run_ends_with_the_same_weights(
+    supervised: Callable[..., Any], make_work: Callable[..., Work]
+) -> None:
+    recipe = supervised(epochs=150)
+    work = make_work(recipe, "killed")
+    results = Results()
+    killed: list[str] = []
+    hooks = results.hooks()
+
+    def say(address: str, share: float, words: str) -> None:
+        checkpoints = [n for n, _ in work.scratch.files() if n.startswith("checkpoint-")]
+        worker = training_worker()
+        if not killed and checkpoints and share > 0.1 and worker is not None:
+            killed.append(words)
+            worker.kill()
+
+    job.run([work], Hooks(done=hooks.done, say=say, stopping=hooks.stopping))
+    assert killed, "the run was over before its worker could be killed"
+    outcome = results.outcome("pretrain/killed")
+    alone = make_work(recipe, "alone")
+    expected = train_run(alone)
+    assert weights(work) == weights(alone)
+    assert outcome.counts == expected.counts

@@ -1,0 +1,136 @@
+"""The two losses are their libraries' own, and are measured sample by sample."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import open_clip
+import pyarrow as pa
+import pytest
+import torch
+import torch.nn.functional as F
+
+from jobs.contract import StageError
+from jobs.pretrain.contrastive import MAX_LOGIT_SCALE, ContrastiveObjective
+from jobs.pretrain.data import Targets, load_part
+from jobs.pretrain.group import Group
+from jobs.pretrain.supervised import SupervisedObjective
+
+
+def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def targets(noisy: torch.Tensor, clean: torch.Tensor) -> Targets:
+    rows = len(noisy)
+    differ = (noisy.view(rows, -1) != clean.view(rows, -1)).any(dim=1)
+    return Targets(noisy, clean, differ)
+
+
+def test_the_supervised_loss_is_cross_entropy_with_label_smoothing(
+    supervised: Callable[..., Any],
+) -> None:
+    objective = SupervisedObjective(supervised(label_smoothing=0.1), 3)
+    model = objective.build(0).train()
+    images = torch.randn(8, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    noisy, clean = torch.arange(8) % 3, torch.zeros(8, dtype=torch.int64)
+    scored = objective.step(model, images, targets(noisy, clean), 8)
+    stepped = gradients(model)
+    model.zero_grad()
+    logits = model(images)
+    F.cross_entropy(logits, noisy, label_smoothing=0.1).backward()  # type: ignore[no-untyped-call]
+    direct = gradients(model)
+    assert stepped.keys() == direct.keys()
+    assert all(torch.allclose(stepped[name], direct[name], atol=1e-6) for name in direct)
+    assert torch.equal(scored.as_noisy, logits.argmax(dim=1) == noisy)
+    assert torch.equal(scored.as_clean, logits.argmax(dim=1) == clean)
+    assert scored.losses.shape == (8,)
+
+
+@pytest.mark.parametrize("most", [8, 3])
+def test_the_contrastive_loss_is_open_clips_in_one_pass_or_in_pieces(
+    contrastive: Callable[..., Any], most: int
+) -> None:
+    objective = ContrastiveObjective(contrastive(), Group())
+    model = objective.build(0).train()
+    images = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    texts = open_clip.SimpleTokenizer(context_length=8)([f"number {i}" for i in range(8)])
+    scored = objective.step(model, images, targets(texts, texts), most)
+    stepped = gradients(model)
+    model.zero_grad()
+    loss = open_clip.ClipLoss()(*model(images, texts))
+    loss.backward()
+    direct = gradients(model)
+    assert float(scored.losses.mean()) == pytest.approx(loss.item(), rel=1e-5)
+    assert stepped.keys() == direct.keys()
+    for name, value in direct.items():
+        assert torch.allclose(stepped[name], value, rtol=1e-3, atol=1e-6), name
+
+
+def test_an_image_nearest_to_an_equal_caption_counts_as_right(
+    contrastive: Callable[..., Any],
+) -> None:
+    objective = ContrastiveObjective(contrastive(), Group())
+    same = open_clip.SimpleTokenizer(context_length=8)(["a dot"] * 6)
+    images = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    scored = objective.step(objective.build(0), images, targets(same, same), 6)
+    assert scored.as_noisy.all()
+    assert scored.as_clean.all()
+
+
+def test_initial_weights_are_a_function_of_the_seed(
+    supervised: Callable[..., Any], contrastive: Callable[..., Any]
+) -> None:
+    for objective in (
+        SupervisedObjective(supervised(), 3),
+        ContrastiveObjective(contrastive(), Group()),
+    ):
+        first, again, other = (list(objective.build(s).parameters()) for s in (0, 0, 1))
+        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+        assert not all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+def test_the_logit_scale_is_kept_at_a_hundred_at_most(contrastive: Callable[..., Any]) -> None:
+    objective = ContrastiveObjective(contrastive(), Group())
+    model = objective.build(0)
+    scale = model.get_parameter("logit_scale")
+    for value, kept in ((9.0, math.log(100)), (-1.0, 0.0), (2.0, 2.0)):
+        torch.nn.init.constant_(scale, value)
+        objective.after_update(model)
+        assert scale.item() == pytest.approx(kept)
+    assert pytest.approx(100) == math.exp(MAX_LOGIT_SCALE)
+
+
+def test_zero_shot_accuracy_is_by_class_name_and_absent_without_labels(
+    contrastive: Callable[..., Any], toy: Any
+) -> None:
+    from dataclasses import replace
+
+    recipe = contrastive()
+    objective = ContrastiveObjective(recipe, Group())
+    part = load_part(toy.corpus, "validation", recipe.image)
+    model = objective.build(0).eval()
+    accuracy = objective.evaluate(model, part, Group())["val_accuracy"]
+    tokenizer = open_clip.SimpleTokenizer(context_length=8)
+    with torch.no_grad():
+        texts = model.encode_text(  # type: ignore[operator]
+            tokenizer([f"a drawing of a {name}" for name in part.classes]), normalize=True
+        )
+        mean = torch.tensor(recipe.image.mean).view(1, 3, 1, 1)
+        std = torch.tensor(recipe.image.std).view(1, 3, 1, 1)
+        image = model.encode_image((part.images / 255 - mean) / std, normalize=True)  # type: ignore[operator]
+    right = (image @ texts.T).argmax(dim=1) == torch.tensor(part.labels.to_pylist())
+    assert accuracy == pytest.approx(100 * float(right.float().mean()))
+    unlabelled = replace(part, labels=pa.nulls(part.rows, pa.int32()))
+    assert objective.evaluate(model, unlabelled, Group()) == {}
+
+
+def test_a_corpus_that_cannot_serve_the_objective_is_refused(
+    supervised: Callable[..., Any], contrastive: Callable[..., Any], toy: Any
+) -> None:
+    with pytest.raises(StageError, match="supervised and its corpus has 0 classes"):
+        SupervisedObjective(supervised(), 0)
+    recipe = contrastive()
+    part = load_part(toy.corpus, "train", recipe.image)
+    with pytest.raises(StageError, match="1 of 2 training rows have no caption"):
+        ContrastiveObjective(recipe, Group()).encode(part, pa.array(["a", None]))
