@@ -2,10 +2,10 @@
 
 Each kind of step has one lane. A free lane takes every step of its kind that is ready and hands
 them to the stage together, so that the stage can share processes between them; while it runs, newly
-ready steps gather for its next turn, and the other lanes work beside it. (A lane waits for a moment
-in which no step that feeds it ends, so that five levels that become ready one by one are handed on as five.) A
-stage answers for each step apart; the answer is committed to the store at once. A step's failure blocks what reads it and
-nothing else.
+ready steps gather for its next turn, and the other lanes work beside it. A lane waits for a moment
+in which no step that feeds it ends, so that five levels that become ready one by one are handed on
+as five. A stage answers for each step apart; the answer is committed to the store at once. A step's
+failure blocks what reads it and nothing else.
 
 Stages are named here and imported when first needed. Nothing else in `orchestrator` knows them.
 """

@@ -17,8 +17,9 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from jobs.contract import NOT_SEMANTIC, Slug, Spec
-from jobs.corpus.spec import Corpus, Noise
+from jobs.corpus.spec import Corpus
 from jobs.features.spec import Features
+from jobs.noise.spec import Noise
 from jobs.pretrain.spec import Pretrain
 from jobs.tasks import registry
 from jobs.tasks.spec import Task
@@ -63,12 +64,13 @@ class Experiment(Spec):
 
     @model_validator(mode="after")
     def _noise_fits_objective(self) -> Experiment:
-        wanted = {"supervised": "symmetric", "contrastive": "caption_swap"}
         objective = self.pretrain.recipe.objective
-        if self.noise.kind != wanted[objective]:
+        target = {"supervised": "label", "contrastive": "caption"}[objective]
+        usual = {"label": "symmetric", "caption": "caption_swap"}[target]
+        if self.noise.replaces != target:
             raise ValueError(
-                f"noise.kind={self.noise.kind} does not change what a {objective} recipe "
-                f"learns from; use {wanted[objective]}"
+                f"noise.kind={self.noise.kind} changes {self.noise.replaces}s and a {objective} "
+                f"recipe learns from {target}s; use {usual} or another kind for {target}s"
             )
         return self
 
@@ -233,7 +235,7 @@ def explain(error: ValidationError, model: type[Spec]) -> str:
     """One sentence for the first thing wrong, with field, value and remedy."""
     problems = error.errors()
     first = problems[0]
-    path = [str(part) for part in first["loc"] if not str(part).startswith(("function-", "tagged"))]
+    path = _field_path(model, first["loc"])
     field = ".".join(path) or "the file"
     kind, value = first["type"], first.get("input")
     if kind == "extra_forbidden":
@@ -243,6 +245,8 @@ def explain(error: ValidationError, model: type[Spec]) -> str:
         sentence = f"unknown field {field} ({remedy})"
     elif kind == "missing":
         sentence = f"{field} is missing; give it a value"
+    elif kind == "union_tag_not_found":
+        sentence = f"{field}.{first['ctx']['discriminator'].strip(chr(39))} is missing; give it one"
     else:
         message = first["msg"].removeprefix("Value error, ")
         message = message[:1].lower() + message[1:]
@@ -250,6 +254,29 @@ def explain(error: ValidationError, model: type[Spec]) -> str:
         sentence = f"{field}{shown}: {message}"
     more = len(problems) - 1
     return sentence + (f" (and {more} more problem{'s' if more > 1 else ''})" if more else "")
+
+
+def _field_path(model: type[Spec], location: tuple[int | str, ...]) -> list[str]:
+    """An error's place as fields alone, without pydantic's names for the branches it took."""
+    candidates, path = [model], []
+    for part in location:
+        tags = {
+            info.default
+            for candidate in candidates
+            for name, info in candidate.model_fields.items()
+            if name in ("kind", "objective")
+        }
+        if part in tags or str(part).startswith(("function-", "tagged")):
+            continue
+        path.append(str(part))
+        inner = [
+            spec
+            for candidate in candidates
+            if part in candidate.model_fields
+            for spec in _specs_in(candidate.model_fields[str(part)].annotation)
+        ]
+        candidates = inner or candidates
+    return path
 
 
 def _fields_at(model: type[Spec], path: list[str]) -> list[str]:

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from jobs.contract import Spec
-from jobs.corpus.spec import NoiseStep
+from jobs.contract import Spec, StageError
 from jobs.features.spec import FeaturesStep
+from jobs.noise.spec import Noise, NoiseStep
 from jobs.pretrain.spec import PretrainStep
 from jobs.tasks.spec import Task
 from jobs.tuning.spec import TuneStep
@@ -54,6 +54,14 @@ class Plan:
     def of_kind(self, kind: str) -> list[Step]:
         """The steps of one kind, in order."""
         return [step for step in self.steps.values() if step.kind == kind]
+
+    def only(self, *kinds: str) -> Plan:
+        """The steps of some kinds, and all that they read."""
+        kept = {step.address for step in self.steps.values() if step.kind in kinds}
+        for step in reversed(list(self.steps.values())):  # each stands after its inputs
+            if step.address in kept:
+                kept.update(step.inputs.values())
+        return Plan(self.experiment, {a: s for a, s in self.steps.items() if a in kept})
 
 
 def fingerprint(fields: Mapping[str, Any]) -> str:
@@ -102,7 +110,8 @@ def build(experiment: Experiment) -> Plan:
     """Every step of an experiment. Raises UserError for what cannot be planned."""
     builder = _Builder()
     tasks = experiment.load_tasks()
-    corpus, noise, pretrain = experiment.corpus, experiment.noise, experiment.pretrain
+    corpus, pretrain = experiment.corpus, experiment.pretrain
+    noise = _pinned(experiment.noise)
     source = builder.add("corpus", f"corpus/{corpus.name}", corpus)
     for task in tasks:
         builder.add("corpus", f"corpus/{task.corpus.name}", task.corpus)
@@ -110,7 +119,7 @@ def build(experiment: Experiment) -> Plan:
         overlay = builder.add(
             "noise",
             f"noise/{corpus.name}/{noise.name}/level={level:g}",
-            NoiseStep(corpus=corpus.name, kind=noise.kind, level=level, seed=noise.seed),
+            NoiseStep(corpus=corpus.name, noise=noise, level=level),
             {"corpus": source},
             noise=level,
         )
@@ -132,6 +141,18 @@ def build(experiment: Experiment) -> Plan:
             _add_downstream(builder, experiment, tasks, run, encoder, level, seed)
     _check_nesting(builder.steps)
     return Plan(experiment, _in_order(builder.steps))
+
+
+def _pinned(noise: Noise) -> Noise:
+    """The noise, known by the content of the small file it names."""
+    if getattr(noise, "file", None) is None:
+        return noise
+    from jobs.noise.files import pin  # numpy and Arrow, paid where a noise names a file
+
+    try:
+        return pin(noise)
+    except StageError as error:
+        raise UserError(f"noise.file: {error}") from error
 
 
 def _add_downstream(

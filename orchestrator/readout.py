@@ -86,14 +86,14 @@ def _write(
     problems: Mapping[str, tuple[str, str]],
     complete: bool,
 ) -> Report:
-    from analysis import report  # matplotlib is only paid for when there is something to draw
+    from analysis.report import write  # matplotlib is only paid for when there is something to draw
 
     if not found.manifests:
         raise UserError(f"nothing to report: {place.uri} has no finished step; run a sweep first")
     readout = found.readout(problems)
     summary = tables.summary(readout)
     with tempfile.TemporaryDirectory() as folder:
-        report.write(readout, Path(folder))
+        write(readout, Path(folder))
         experiment = found.plan.experiment.model_dump(mode="json")
         (Path(folder) / "experiment.yaml").write_text(_yaml(experiment))
         pq.write_table(summary, Path(folder) / SUMMARY)

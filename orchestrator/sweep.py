@@ -75,6 +75,22 @@ def run(
     return Ending(results, report, uri, time.monotonic() - begun)
 
 
+def build(plan: Plan, store: Store, *, force: bool = False) -> Mapping[str, Result]:
+    """Do a plan's steps and no more; how each ended. Raises as `run` does.
+
+    No report is written, for one without what comes after these steps would replace a sweep's;
+    MLflow hears of them from the next sweep or `sync`.
+    """
+    signal.signal(signal.SIGTERM, _terminate)
+    store.prepare()
+    assessments = assess(plan, store)
+    if not force:
+        refuse_drift(assessments)
+    done = [a for a, found in assessments.items() if found.standing is Standing.DONE]
+    progress = _progress(plan, done) if len(done) < len(plan.steps) else None
+    return _execute(plan, store, done, progress, None)
+
+
 def _execute(
     plan: Plan, store: Store, done: list[str], progress: Progress | None, tracker: Tracker | None
 ) -> Mapping[str, Result]:
@@ -82,6 +98,7 @@ def _execute(
         return {address: Result(Status.REUSED) for address in plan.steps}
     try:
         with cluster.session():
+            signal.signal(signal.SIGTERM, _terminate)  # Ray has just set a handler of its own
             _check_resources(plan)
             executor = Executor(
                 plan,
@@ -97,6 +114,8 @@ def _execute(
 
 def _check_resources(plan: Plan) -> None:
     """Ray waits for ever for what the cluster does not have; say it instead."""
+    if not plan.of_kind("pretrain"):
+        return
     asked = plan.experiment.pretrain.resources
     have = cluster.resources()
     cpus, gpus = asked.workers * asked.cpus_per_worker, asked.workers * asked.gpus_per_worker

@@ -41,9 +41,6 @@ _SETTINGS = {
     "GIT_PYTHON_REFRESH": "quiet",
 }
 
-# Without it MLflow opens an experiment on its page for language-model traces.
-_EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
-
 
 def resolve_uri(configured: str | None) -> str:
     """The tracking URI: the experiment's, else the environment's, else a database right here."""
@@ -97,8 +94,7 @@ class _Mirror:
             if self.uri.startswith("sqlite:////"):
                 database = Path(self.uri.removeprefix("sqlite:///"))
                 location = (database.parent / "mlartifacts" / self.name).as_uri()
-            tags = dict(_EXPERIMENT_TAGS)
-            self.experiment_id = self.client.create_experiment(self.name, location, tags)
+            self.experiment_id = self.client.create_experiment(self.name, location)
         else:
             if experiment.lifecycle_stage == "deleted":
                 self.client.restore_experiment(experiment.experiment_id)
@@ -437,11 +433,20 @@ def _reason(error: Exception) -> str:
     return redact(lines[0])[:160] if lines else type(cause).__name__
 
 
-def reachable(uri: str) -> None:
-    """Raise whatever MLflow's client raises when the tracking store does not answer."""
+def pages(uri: str, host: str) -> dict[str, str]:
+    """Each experiment's page on a server at `host`, newest first; raises what the client raises.
+
+    MLflow's own front page opens on its views for language-model traces; these links do not.
+    """
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
 
     _quieten()
-    MlflowClient(tracking_uri=uri).search_experiments(max_results=1)
+    found = MlflowClient(tracking_uri=uri).search_experiments(max_results=50)
+    return {
+        experiment.name: f"{host}/#/experiments/{experiment.experiment_id}/runs"
+        f"?workflowType=machine_learning"
+        for experiment in found
+        if experiment.name != "Default"
+    }

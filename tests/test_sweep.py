@@ -171,3 +171,20 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing(
     assert "Traceback" not in output
     assert output.strip().count("\n") == 0
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.slow
+def test_captions_are_swapped_and_trained_contrastively(start: Start, tmp_path: Path) -> None:
+    words = ["pretrain.recipe.schedule.epochs=8", "tuning.configurations=2", "tuning.epochs=2"]
+    words += ["tasks=[digits, digits-rotated]"]
+    sets = [word for value in words for word in ("--set", value)]
+    code, output = start(tmp_path, "sweep", "digits-clip", "--noise", "30", *sets).finish()
+    assert code == 0, output
+    found = manifests(tmp_path)
+    encoder = found["pretrain/digits/swap/clip-small/noise=30/seed=0"]
+    assert encoder["metrics"]["pretrain/val_accuracy"] > 20  # zero-shot; chance is 10
+    changed = pq.read_table(
+        tmp_path / "nml-store/noise/digits/swap/level=30/changed.parquet"
+    ).to_pylist()
+    assert len(changed) == found["noise/digits/swap/level=30"]["counts"]["changed"]
+    assert sorted(r["clean"] for r in changed) == sorted(r["noisy"] for r in changed)

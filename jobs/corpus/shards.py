@@ -1,16 +1,17 @@
 """Shards: the one copy of a corpus's pixels, and the index that lists it.
 
-Takes rows with keys; gives, for each part, Parquet files `<part>-00000.parquet`, ... in the order
-of a seeded global shuffle, and `_index.json`. Part and place in the shuffle are functions of the
-key, so the files' bytes do not depend on how the source was cut, read or spread over workers.
-Nothing here decodes an image.
+A corpus's folder holds, for each part, Parquet files `<part>-00000.parquet`, ... in the corpus's
+order, `quarantine.parquet` with the rows that were refused, and `_index.json`. Here are their
+schemas, the index, how a shard is written from slices of runs, and how shards are read: whoever
+reads one is told when it is missing or not the one that was built. Nothing here decodes an image.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +19,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.contract import StageError
-from jobs.corpus.keyed import hash64, unit
-from jobs.corpus.spec import Corpus
+from jobs.corpus.layout import Cut
+from jobs.corpus.readers.source import Listing
+from jobs.corpus.runs import PARTS as PARTS
+from jobs.corpus.runs import Blobs, Run, read_slice, writing
 from jobs.place import Place
 
 SCHEMA = pa.schema(
@@ -34,9 +37,10 @@ SCHEMA = pa.schema(
 )
 """A shard's row."""
 
-PARTS = ("train", "validation", "test")
 INDEX = "_index.json"
-ROW_GROUP = 1_000
+QUARANTINE = "quarantine.parquet"
+ROW_GROUP = 1_000  # rows, or
+ROW_GROUP_BYTES = 128 << 20  # of images: what bounds a writing worker's memory
 
 
 @dataclass(frozen=True)
@@ -54,8 +58,13 @@ class Index:
     """What a corpus's folder holds."""
 
     name: str
-    classes: tuple[str, ...]  # in label order; empty without labels
+    classes: tuple[str, ...]  # names in label order; empty without labels
     parts: Mapping[str, tuple[File, ...]]  # part -> its files, in training order
+    class_ids: tuple[str, ...] = ()  # as the source names the classes: folders, WordNet ids
+    rows_read: int = 0
+    quarantined: Mapping[str, int] = field(default_factory=dict)  # reason -> rows
+    notes: Mapping[str, int] = field(default_factory=dict)  # what is unusual but kept -> rows
+    sources: Mapping[str, Listing] = field(default_factory=dict)  # reader, or part with its own
 
     def rows(self, part: str) -> int:
         """Rows of a part."""
@@ -73,61 +82,84 @@ class Index:
             name=stored["name"],
             classes=tuple(stored["classes"]),
             parts={p: tuple(File(**f) for f in files) for p, files in stored["parts"].items()},
+            class_ids=tuple(stored["class_ids"]),
+            rows_read=stored["rows_read"],
+            quarantined=stored["quarantined"],
+            notes=stored["notes"],
+            sources={name: Listing(**said) for name, said in stored["sources"].items()},
         )
 
 
+# -- reading ---------------------------------------------------------------------------------------
+
+
 def read_part(place: Place, part: str, columns: Sequence[str]) -> pa.Table:
-    """The named columns of all of a part's rows, in training order."""
+    """The named columns of all of a part's rows, in training order.
+
+    Raises StageError when a shard is missing, or has other rows than the index says.
+    """
     files = Index.read(place).parts[part]
     schema = pa.schema([SCHEMA.field(c) for c in columns])
-    tables = [place.read_table(file.file, columns=list(columns)) for file in files]
+    tables = []
+    for file in files:
+        with opened(place, file.file) as parquet:
+            if parquet.metadata.num_rows != file.rows:
+                raise _altered(place, file.file, f"{parquet.metadata.num_rows} rows")
+            tables.append(_read(place, file.file, parquet, list(columns)))
     return pa.concat_tables(tables) if tables else schema.empty_table()
 
 
 def read_rows(place: Place, file: str, start: int, stop: int, columns: Sequence[str]) -> pa.Table:
-    """The named columns of rows [start, stop) of one shard, opening only their row groups."""
-    filesystem, path = place.open()
-    with filesystem.open_input_file(f"{path}/{file}") as source:
-        parquet = pq.ParquetFile(source)
+    """The named columns of rows [start, stop) of one shard, opening only their row groups.
+
+    Raises StageError when the shard is missing, damaged or has fewer rows.
+    """
+    with opened(place, file) as parquet:
+        if parquet.metadata.num_rows < stop:
+            raise _altered(place, file, f"{parquet.metadata.num_rows} rows")
         sizes = [parquet.metadata.row_group(g).num_rows for g in range(parquet.num_row_groups)]
         ends = np.cumsum([0, *sizes])
         groups = [g for g in range(len(sizes)) if ends[g] < stop and ends[g + 1] > start]
-        rows = parquet.read_row_groups(groups, columns=list(columns))
+        rows = _read(place, file, parquet, list(columns), groups)
         return rows.slice(start - int(ends[groups[0]]), stop - start)
 
 
-@dataclass(frozen=True)
-class Shard:
-    """A file to be written: which of the corpus's rows, in which order."""
+def opened(place: Place, file: str) -> pq.ParquetFile:
+    """A shard, open; StageError when it is missing or no Parquet file any more."""
+    filesystem, path = place.open()
+    try:
+        return pq.ParquetFile(filesystem.open_input_file(f"{path}/{file}"))
+    except FileNotFoundError:
+        raise StageError(
+            f"shard {file} of {place.uri} is missing; build the corpus again"
+        ) from None
+    except (pa.ArrowInvalid, OSError) as error:
+        raise _altered(place, file, str(error)) from None
 
-    part: str
-    file: str
-    rows: npt.NDArray[np.int64]  # positions in the key array that the layout was made from
+
+def _read(
+    place: Place,
+    file: str,
+    parquet: pq.ParquetFile,
+    columns: list[str],
+    groups: list[int] | None = None,
+) -> pa.Table:
+    try:
+        if groups is None:
+            return parquet.read(columns=columns)
+        return parquet.read_row_groups(groups, columns=columns)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise _altered(place, file, str(error)) from None
 
 
-def layout(corpus: Corpus, keys: pa.ChunkedArray) -> list[Shard]:
-    """Which row goes where: shards by part, then by place in the seeded shuffle.
+def _altered(place: Place, file: str, found: str) -> StageError:
+    return StageError(
+        f"shard {file} of {place.uri} is not the one that {INDEX} lists ({found}); "
+        f"build the corpus again"
+    )
 
-    A row's part is where u(key) in [0, 1) falls among the cumulative shares. Raises StageError
-    when a key occurs twice or a part would hold no row.
-    """
-    _refuse_duplicates(corpus.name, keys)
-    u = unit(hash64(keys, seed=corpus.seed, scope=corpus.name, stream="part"))
-    shares = (corpus.parts.train, corpus.parts.train + corpus.parts.validation)
-    part_of = np.searchsorted(np.array(shares), u, side="right")
-    order = rank(hash64(keys, seed=corpus.seed, scope=corpus.name, stream="order"), keys)
-    shards = []
-    for number, part in enumerate(PARTS):
-        rows = order[part_of[order] == number]
-        if len(rows) == 0:
-            raise StageError(
-                f"corpus {corpus.name}: part {part!r} holds none of the {len(keys)} rows; "
-                f"give it a larger share in `parts` or the corpus more rows"
-            )
-        for shard, start in enumerate(range(0, len(rows), corpus.rows_per_shard)):
-            cut = rows[start : start + corpus.rows_per_shard]
-            shards.append(Shard(part, f"{part}-{shard:05d}.parquet", cut))
-    return shards
+
+# -- writing ---------------------------------------------------------------------------------------
 
 
 def rank(
@@ -142,28 +174,97 @@ def rank(
     return order.astype(np.int64, copy=False)
 
 
-def write_shard(place: Place, shard: Shard, rows: pa.Table) -> File:
-    """Write one shard's rows, already in its order; equal rows give equal bytes."""
-    sink = pa.BufferOutputStream()
-    with pq.ParquetWriter(
-        sink,
-        SCHEMA,
-        compression={name: "NONE" if name == "image" else "ZSTD" for name in SCHEMA.names},
-        use_dictionary=["label", "width", "height"],
-        write_statistics=["key", "label"],
-    ) as writer:
-        writer.write_table(rows.cast(SCHEMA).combine_chunks(), row_group_size=ROW_GROUP)
-    data = sink.getvalue().to_pybytes()
-    place.write_bytes(shard.file, data)
-    return File(shard.file, len(rows), len(data), hashlib.sha256(data).hexdigest())
+def write_shard(scratch: Place, runs: Sequence[Run], cut: Cut, output: Place) -> File:
+    """Write one shard from its slices of the runs; equal rows give equal bytes."""
+    tables, buffers = [], []
+    for run, rows, at in zip(runs, cut.rows, cut.bytes, strict=True):
+        if rows[1] > rows[0]:
+            span, within = (int(rows[0]), int(rows[1])), (int(at[0]), int(at[1]))
+            piece, encoded = read_slice(scratch, run, span, within)
+            tables.append(piece)
+            buffers.append(encoded)
+    table = pa.concat_tables(tables)
+    which = np.repeat(np.arange(len(tables)), [len(piece) for piece in tables])
+    stops = np.concatenate([np.cumsum(piece["size"].to_numpy()) for piece in tables])
+    sizes = table["size"].to_numpy()
+    images = Blobs(buffers, which, stops - sizes, stops)
+    order = rank(table["order"].to_numpy(), table["key"])
+    groups = (_group(table, images, sizes, rows) for rows in _row_groups(order, sizes))
+    return _write(output, cut.file, groups)
 
 
-def _refuse_duplicates(name: str, keys: pa.ChunkedArray) -> None:
-    counts = keys.value_counts()
-    repeated = counts.filter(pa.array(counts.field("counts").to_numpy() > 1))
-    if len(repeated):
-        shown = ", ".join(sorted(repeated.field("values").to_pylist())[:3])
-        raise StageError(
-            f"corpus {name}: {len(repeated)} keys occur more than once ({shown}, ...); "
-            f"every sample needs a key of its own, so remove or rename the repeated source rows"
-        )
+def write_rows(output: Place, file: str, rows: pa.Table) -> File:
+    """Write rows (by SCHEMA), already in their order, as one shard: as `write_shard` would."""
+    groups = (rows.slice(start, ROW_GROUP) for start in range(0, len(rows), ROW_GROUP))
+    return _write(output, file, (group.combine_chunks() for group in groups))
+
+
+def _write(output: Place, name: str, groups: Iterable[pa.Table]) -> File:
+    rows = 0
+    with writing(output, name) as file:
+        sink = _Hashing(file)
+        with pq.ParquetWriter(
+            pa.PythonFile(sink, mode="w"),
+            SCHEMA,
+            compression={name: "NONE" if name == "image" else "ZSTD" for name in SCHEMA.names},
+            use_dictionary=["label", "width", "height"],
+            write_statistics=["key", "label"],
+        ) as writer:
+            for group in groups:
+                writer.write_table(group, row_group_size=len(group))
+                rows += len(group)
+    return File(name, rows, sink.bytes, sink.sha256)
+
+
+def _row_groups(
+    order: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64]
+) -> list[npt.NDArray[np.int64]]:
+    """The order cut into groups of ROW_GROUP rows, of fewer where images are large."""
+    ends = np.cumsum(sizes[order])
+    groups, start = [], 0
+    while start < len(order):
+        held = ends[start - 1] if start else 0
+        fits = int(np.searchsorted(ends, held + ROW_GROUP_BYTES, side="right"))
+        stop = min(start + ROW_GROUP, max(fits, start + 1), len(order))
+        groups.append(order[start:stop])
+        start = stop
+    return groups
+
+
+def _group(
+    table: pa.Table, images: Blobs, sizes: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]
+) -> pa.Table:
+    """Some rows by SCHEMA."""
+    offsets = np.concatenate([[0], np.cumsum(sizes[rows])]).astype(np.int32)
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(images.join(rows))]
+    column = pa.Array.from_buffers(pa.binary(), len(rows), buffers)
+    others = table.select([name for name in SCHEMA.names if name != "image"]).take(pa.array(rows))
+    whole = others.add_column(1, "image", column).cast(SCHEMA)
+    return whole.combine_chunks()
+
+
+class _Hashing:
+    """A file that is hashed and counted as it is written."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._digest, self.bytes = file, hashlib.sha256(), 0
+        self.closed = False
+
+    def write(self, data: Any) -> int:
+        """Write on."""
+        self._digest.update(data)
+        self.bytes += len(data)
+        self._file.write(data)
+        return len(data)
+
+    def flush(self) -> None:
+        """Nothing is held back here."""
+
+    def close(self) -> None:
+        """The file itself is its opener's to close."""
+        self.closed = True
+
+    @property
+    def sha256(self) -> str:
+        """Of what has been written, in hex."""
+        return self._digest.hexdigest()

@@ -13,6 +13,8 @@ import click
 VERBS = {
     "sweep": "Plan and run an experiment: noise, pre-training, tuning, report.",
     "plan": "Show what a sweep would do, and its cost. Runs nothing.",
+    "corpus": "Build the corpora alone, verify them, or show what they hold.",
+    "noise": "Build the noise alone, or audit it row by row.",
     "status": "Show the matrix of noise, task, method and seed as it stands.",
     "report": "Write the report from what the store holds.",
     "sync": "Bring MLflow up to the store.",

@@ -75,14 +75,14 @@ def _disk(chosen: Chosen) -> Check:
 
 def _tracking(chosen: Chosen) -> Check:
     from orchestrator.provenance import redact
-    from orchestrator.tracking import reachable, resolve_uri
+    from orchestrator.tracking import pages, resolve_uri
 
     if not chosen.experiment.tracking.enabled:
         return True, "switched off in the experiment file"
     uri = resolve_uri(chosen.experiment.tracking.uri)
     if uri.startswith("sqlite:////") and not Path(uri.removeprefix("sqlite:///")).exists():
         return True, f"{uri} (made by the first sweep)"
-    reachable(uri)
+    pages(uri, uri)
     return True, f"{redact(uri)} answers"
 
 

@@ -16,14 +16,16 @@ def command(port: int, uri: str | None) -> None:
     from pathlib import Path
 
     from orchestrator.errors import UserError
-    from orchestrator.tracking import resolve_uri
+    from orchestrator.tracking import pages, resolve_uri
 
     store = resolve_uri(uri)
     if store.startswith(("http://", "https://")):
         raise UserError(f"{store} is a running server: open it in a browser")
     if store.startswith("sqlite:////") and not Path(store.removeprefix("sqlite:///")).exists():
         raise UserError(f"no MLflow database at {store}; run a sweep in this folder first")
-    click.echo(f"MLflow: http://127.0.0.1:{port}  (Ctrl-C ends it)")
+    click.echo("MLflow takes some seconds to start; Ctrl-C ends it. Then open")
+    for name, page in pages(store, f"http://127.0.0.1:{port}").items():
+        click.echo(f"  {name:<20} {page}")
     environment = {
         **os.environ,
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # two thirds of its processes, unused here

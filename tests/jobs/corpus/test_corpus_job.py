@@ -1,37 +1,48 @@
-"""The corpus and noise stages on a real Ray."""
+"""The corpus stage on a real Ray."""
 
 import hashlib
+import io
 import itertools
-from collections.abc import Sequence
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from jobs.contract import Hooks, Outcome, Spec, StageError, Work
+from jobs.corpus import build as building
 from jobs.corpus import job
-from jobs.corpus.overlay import Overlay
 from jobs.corpus.readers import Digits, Unit
 from jobs.corpus.shards import PARTS, SCHEMA, Index, read_part
-from jobs.corpus.spec import Corpus, DigitsReader, NoiseStep
+from jobs.corpus.spec import Corpus, DigitsReader
+from jobs.corpus.verify import compare_source, verify
 from jobs.place import Place
 
 DIGITS = Corpus(name="digits", reader=DigitsReader())
 
-pytestmark = pytest.mark.usefixtures("ray_session")
+Build = Callable[[Corpus, Path], tuple[Place, Outcome]]
 
 
 @dataclass
 class Results:
     of: dict[str, Outcome | BaseException] = field(default_factory=dict)
+    stop: Callable[[], bool] = lambda: False
 
     def hooks(self) -> Hooks:
         def done(address: str, result: Outcome | BaseException) -> None:
             assert address not in self.of
             self.of[address] = result
 
-        return Hooks(done=done, say=lambda *_: None, stopping=lambda: False)
+        return Hooks(done=done, say=lambda *_: None, stopping=lambda: self.stop())
 
     def outcome(self, address: str) -> Outcome:
         result = self.of[address]
@@ -44,12 +55,12 @@ def work(root: Path, address: str, spec: Spec, **inputs: Place) -> Work:
     return Work(address, "f", spec, inputs, place, Place.of(root / "scratch" / address))
 
 
-def build(root: Path, spec: Corpus = DIGITS) -> Place:
+def on_ray(root: Path, spec: Corpus = DIGITS) -> Place:
     step = work(root, f"corpus/{spec.name}", spec)
     results = Results()
     job.run_corpus([step], results.hooks())
     counts = results.outcome(step.address).counts
-    assert counts["rows_read"] == 1797 == sum(counts[f"rows_{part}"] for part in PARTS)
+    assert counts["rows_read"] == sum(counts[f"rows_{part}"] for part in PARTS)
     return step.output
 
 
@@ -59,13 +70,13 @@ def bytes_of(place: Place) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Place:
-    return build(tmp_path_factory.mktemp("store"))
+    return on_ray(tmp_path_factory.mktemp("store"))
 
 
 def test_the_index_tells_the_truth(digits: Place) -> None:
     index = Index.read(digits)
     listed = {file.file: file for files in index.parts.values() for file in files}
-    assert {*listed, "_index.json"} == {name for name, _ in digits.files()}
+    assert {*listed, "_index.json", "quarantine.parquet"} == {name for name, _ in digits.files()}
     for name, file in listed.items():
         data = digits.read_bytes(name)
         assert (len(data), hashlib.sha256(data).hexdigest()) == (file.bytes, file.sha256)
@@ -81,97 +92,145 @@ def test_classes_are_mixed_within_a_shard(digits: Place) -> None:
     assert len(set(labels[:50])) == 10
 
 
-def test_how_the_source_is_cut_does_not_affect_the_files(
-    digits: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_how_the_source_is_cut_and_who_reads_it_do_not_affect_the_files(
+    digits: Place, tmp_path: Path, build: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Finely(Digits):
         def units(self) -> Sequence[Unit]:
             cuts = [1797, 1300, 1299, 700, 350, 0]
-            return [Unit(b, a) for a, b in itertools.pairwise(cuts)]
+            return [Unit("digits", b, a) for a, b in itertools.pairwise(cuts)]
 
-    monkeypatch.setattr(job, "reader_of", Finely)
-    assert bytes_of(build(tmp_path)) == bytes_of(digits)
+    monkeypatch.setattr(building, "reader_of", Finely)
+    monkeypatch.setattr(building, "RUN_ROWS", 100)
+    place, _ = build(DIGITS, tmp_path)  # in this process, without Ray
+    assert bytes_of(place) == bytes_of(digits)
 
 
-def test_a_bad_corpus_fails_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Repeating(Digits):
-        def units(self) -> Sequence[Unit]:
-            return [Unit(0, 1797), Unit(5, 6)]
+@pytest.fixture
+def source(tmp_path: Path) -> Corpus:
+    """Forty files of Parquet, each a unit of its own, of images as large as photographs."""
+    rng = np.random.default_rng(0)
+    stream = io.BytesIO()
+    Image.fromarray(rng.integers(0, 256, (120, 160, 3), np.uint8)).save(stream, "JPEG", quality=95)
+    for number in range(40):
+        keys = [f"{number}/{row}" for row in range(60)]
+        columns = {"image": [stream.getvalue()] * 60, "label": list(range(60)), "key": keys}
+        (tmp_path / "source").mkdir(exist_ok=True)
+        pq.write_table(pa.table(columns), tmp_path / f"source/{number:02d}.parquet")
+    reader = {"kind": "parquet", "path": str(tmp_path / "source"), "label": "label", "key": ["key"]}
+    return Corpus.model_validate({"name": "photos", "reader": reader, "shard_mb": 10})
 
-    readers = iter([Repeating, Digits])
-    monkeypatch.setattr(job, "reader_of", lambda spec: next(readers)(spec))
+
+def test_a_bad_corpus_fails_alone(tmp_path: Path, source: Corpus, ray_session: None) -> None:
+    again = pq.read_table(tmp_path / "source/07.parquet")
+    pq.write_table(again.slice(5, 1), tmp_path / "source/again.parquet")
     results = Results()
-    bad = work(tmp_path, "corpus/bad", DIGITS.model_copy(update={"name": "bad"}))
-    job.run_corpus([bad, work(tmp_path, "corpus/digits", DIGITS)], results.hooks())
-    assert isinstance(results.of["corpus/bad"], StageError)
-    assert "digits/0005" in str(results.of["corpus/bad"])
+    works = [work(tmp_path, f"corpus/{spec.name}", spec) for spec in (source, DIGITS)]
+    job.run_corpus(works, results.hooks())
+    assert isinstance(results.of["corpus/photos"], StageError)
+    assert "7/5" in str(results.of["corpus/photos"])
     assert results.outcome("corpus/digits").counts["rows_read"] == 1797
 
 
-def noise_works(root: Path, digits: Place, kind: str, levels: Sequence[float]) -> list[Work]:
-    return [
-        work(
-            root,
-            f"noise/digits/{kind}/level={level:g}",
-            NoiseStep.model_validate({"corpus": "digits", "kind": kind, "level": level, "seed": 0}),
-            corpus=digits,
-        )
-        for level in levels
-    ]
-
-
-@pytest.mark.parametrize("kind", ["symmetric", "caption_swap"])
-def test_levels_are_exact_nested_and_the_same_bytes_wherever_they_run(
-    digits: Place, tmp_path: Path, kind: str
+def test_a_stopped_build_goes_on_without_reading_again(
+    tmp_path: Path, source: Corpus, build: Build, ray_session: None
 ) -> None:
-    levels = [0, 5, 10, 20, 30]
-    one, other = Results(), Results()
-    works = noise_works(tmp_path / "a", digits, kind, levels)
-    job.run_noise(works, one.hooks())
-    again = noise_works(tmp_path / "b", digits, kind, [30, 10])
-    job.run_noise(again[:1], other.hooks())
-    job.run_noise(again[1:], other.hooks())
-    assert bytes_of(again[0].output) == bytes_of(works[4].output)
-    assert bytes_of(again[1].output) == bytes_of(works[2].output)
+    expected, _ = build(source, tmp_path / "whole")
+    step, scratch = work(tmp_path, "corpus/photos", source), tmp_path / "scratch/corpus/photos"
 
-    eligible = Index.read(digits).rows("train")
-    train = set(read_part(digits, "train", ["key"])["key"].to_pylist())
-    lower: set[tuple[object, ...]] = set()
-    for level, step in zip(levels, works, strict=True):
-        outcome, overlay = one.outcome(step.address), Overlay.read(step.output)
-        rows = {tuple(r.values()) for r in step.output.read_table("changed.parquet").to_pylist()}
-        assert len(rows) == overlay.changed == outcome.counts["changed"]
-        assert outcome.counts["eligible"] == overlay.eligible == eligible
-        assert abs(len(rows) - level / 100 * eligible) <= (1 if kind == "caption_swap" else 0.5)
-        assert outcome.metrics["noise/realised_percent"] == 100 * len(rows) / eligible
-        assert lower <= rows
-        assert {row[0] for row in rows} <= train
-        lower = rows
+    def records() -> dict[str, int]:
+        return {p.name: p.stat().st_mtime_ns for p in scratch.glob("unit-*.json")}
+
+    stopped = Results(stop=lambda: len(records()) >= 5)
+    job.run_corpus([step], stopped.hooks())
+    assert stopped.of == {}
+    before = records()
+    assert 5 <= len(before) <= 40
+    assert bytes_of(on_ray(tmp_path, source)) == bytes_of(expected)
+    after = records()
+    assert {name: after[name] for name in before} == before
 
 
-def test_the_corpus_shard_size_does_not_affect_the_noise(digits: Place, tmp_path: Path) -> None:
-    small = build(tmp_path, DIGITS.model_copy(update={"rows_per_shard": 64}))
-    assert len(Index.read(small).parts["train"]) > len(Index.read(digits).parts["train"])
-    for kind in ("symmetric", "caption_swap"):
-        one = noise_works(tmp_path / "a", digits, kind, [10])
-        other = noise_works(tmp_path / "b", small, kind, [10])
-        for works in (one, other):
-            job.run_noise(works, Results().hooks())
-        assert bytes_of(one[0].output) == bytes_of(other[0].output)
+def test_a_source_that_changed_meanwhile_is_read_again(
+    tmp_path: Path, source: Corpus, build: Build
+) -> None:
+    build(source, tmp_path / "a")
+    first = tmp_path / "source/00.parquet"
+    pq.write_table(pq.read_table(first).slice(1), first)
+    _, outcome = build(source, tmp_path / "a")
+    assert outcome.counts["rows_read"] == 40 * 60 - 1
 
 
-def test_an_unreachable_level_fails_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class SameCaptions(Digits):
-        def read(self, unit: Unit) -> pa.Table:
-            rows = super().read(unit)
-            texts = ["rare" if i % 20 == 0 else "the same" for i in range(len(rows))]
-            return rows.set_column(3, SCHEMA.field("caption"), pa.array(texts))
+KILLED = """
+import sys
+from pathlib import Path
+from jobs.corpus.spec import Corpus
+from jobs.contract import Hooks, Work
+from jobs.corpus.job import run_corpus
+from jobs.place import Place
+from orchestrator import cluster
+root, spec = Path(sys.argv[1]), Corpus.model_validate_json(sys.argv[2])
+hooks = Hooks(done=lambda *_: None, say=lambda *said: print(*said, flush=True), stopping=bool)
+place = lambda name: Place.of(root / name)
+with cluster.session(cpus=2):
+    run_corpus([Work("c", "f", spec, {}, place("out"), place("scratch"))], hooks)
+"""
 
-    monkeypatch.setattr(job, "reader_of", SameCaptions)
-    corpus = build(tmp_path)
-    works = noise_works(tmp_path, corpus, "caption_swap", [5, 30])
-    results = Results()
-    job.run_noise(works, results.hooks())
-    assert results.outcome(works[0].address).counts["changed"] > 0
-    assert "give a level of at most" in str(results.of[works[1].address])
-    assert isinstance(results.of[works[1].address], StageError)
+
+@pytest.mark.slow
+@pytest.mark.faults
+@pytest.mark.parametrize("phase", ["units of the source read", "shards written"])
+def test_a_build_killed_at_any_moment_ends_in_the_same_bytes(
+    tmp_path: Path, source: Corpus, build: Build, phase: str
+) -> None:
+    expected, _ = build(source, tmp_path / "whole")
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "killed"), source.model_dump_json()]
+    root = Path(__file__).resolve().parents[3]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    begun = subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    )
+    assert begun.stdout is not None
+    for line in begun.stdout:
+        if phase in line and " 0 of " not in line:
+            break
+    os.killpg(begun.pid, signal.SIGKILL)
+    begun.wait()
+    time.sleep(1)
+    left = Place.of(tmp_path / "killed/out")
+    left.delete()  # as the store does before a step is begun again
+    subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL, timeout=120)
+    assert bytes_of(left) == bytes_of(expected)
+
+
+def test_verification_finds_what_was_lost_altered_or_added(tmp_path: Path, build: Build) -> None:
+    place, _ = build(DIGITS, tmp_path)
+    assert list(verify(place)) == []
+    data = place.read_bytes("train-00000.parquet")
+    place.write_bytes("train-00000.parquet", data[:500] + b"!" + data[501:])
+    place.write_bytes("train-00001.parquet", data[:-1])
+    place.delete("test-00000.parquet")
+    place.write_bytes("train-00009.parquet", data)
+    assert {(finding.file, finding.what) for finding in verify(place)} == {
+        ("train-00000.parquet", "altered"),
+        ("train-00001.parquet", "altered"),
+        ("test-00000.parquet", "missing"),
+        ("train-00009.parquet", "unlisted"),
+    }
+
+
+def test_verification_finds_a_source_that_changed(
+    tmp_path: Path, source: Corpus, build: Build
+) -> None:
+    place, _ = build(source, tmp_path)
+    assert list(compare_source(source, place)) == []
+    moved = (tmp_path / "source").rename(tmp_path / "moved")
+    (gone,) = compare_source(source, place)
+    assert (gone.what, gone.harmless) == ("source not here", True)
+    elsewhere = source.model_dump() | {"reader": {**source.reader.model_dump(), "path": str(moved)}}
+    again = Corpus.model_validate(elsewhere)
+    assert again.semantic() == source.semantic()
+    assert list(compare_source(again, place)) == []
+    (moved / "39.parquet").unlink()
+    (changed,) = compare_source(again, place)
+    assert (changed.what, changed.harmless) == ("source changed", False)

@@ -1,19 +1,33 @@
-"""The layout of shards: a function of the keys alone."""
+"""The layout of shards: a function of the keys alone, and what reading one tells."""
 
-import io
+import tempfile
+from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
-from sklearn.datasets import load_digits
 
 from jobs.contract import StageError
-from jobs.corpus.readers import DIGIT_NAMES, Digits
-from jobs.corpus.shards import PARTS, Shard, layout, rank
-from jobs.corpus.spec import Corpus, DigitsReader, Parts
+from jobs.corpus import layout
+from jobs.corpus.check import CHECKED
+from jobs.corpus.layout import lay_out
+from jobs.corpus.runs import PARTS, Run, write_run
+from jobs.corpus.shards import (
+    ROW_GROUP,
+    SCHEMA,
+    Index,
+    opened,
+    rank,
+    read_part,
+    read_rows,
+    write_rows,
+    write_shard,
+)
+from jobs.corpus.spec import Corpus, DigitsReader
+from jobs.place import Place
 
 KEYS = [f"k{i:04d}" for i in range(600)]
 
@@ -23,61 +37,132 @@ def corpus(**changes: object) -> Corpus:
     return Corpus.model_validate(fields)
 
 
-def members(shards: list[Shard], keys: list[str]) -> dict[str, list[str]]:
-    return {shard.file: [keys[i] for i in shard.rows] for shard in shards}
+def checked(keys: list[str]) -> pa.Table:
+    """Rows whose image is their key, several times over: no two sizes need be alike."""
+    images = [key.encode() * (1 + sum(key.encode()) % 9) for key in keys]
+    count = len(keys)
+    columns = [keys, images, range(count), [f"a {k}" for k in keys], [1] * count, [2] * count]
+    return pa.table([pa.array(c) for c in columns], names=CHECKED.names).cast(CHECKED)
 
 
-@given(st.permutations(KEYS[:60]))
-def test_source_order_does_not_affect_the_shards(shuffled: list[str]) -> None:
-    small = corpus(rows_per_shard=7)
-    expected = members(layout(small, pa.chunked_array([KEYS[:60]])), KEYS[:60])
-    found = layout(small, pa.chunked_array([shuffled[:11], shuffled[11:]]))
-    assert members(found, shuffled) == expected
+def shards(
+    spec: Corpus, keys: list[str], cuts: tuple[int, ...] = (), parts: tuple[str | None, ...] = ()
+) -> dict[str, list[str]]:
+    """Each shard's keys in order, from runs of the keys cut at these places."""
+    with tempfile.TemporaryDirectory() as folder:
+        scratch, output = Place.of(Path(folder) / "s"), Place.of(Path(folder) / "o")
+        runs: list[Run] = []
+        for number, (start, stop) in enumerate(pairwise([0, *cuts, len(keys)])):
+            places = np.arange(start, stop, dtype=np.uint64)
+            part = parts[number] if parts else None
+            rows = checked(keys[start:stop])
+            runs.append(write_run(scratch, f"r{number}", rows, spec, part, places))
+        found = {}
+        for cut in lay_out(spec, scratch, runs):
+            file = write_shard(scratch, runs, cut, output)
+            table = output.read_table(file.file)
+            assert table.schema.equals(SCHEMA)
+            assert len(table) == file.rows == cut.count
+            expected = {row["key"]: row["image"] for row in checked(keys).to_pylist()}
+            assert all(expected[r["key"]] == r["image"] for r in table.to_pylist())
+            found[cut.file] = table["key"].to_pylist()
+        return found
+
+
+@settings(max_examples=25)
+@given(st.permutations(KEYS[:60]), st.sets(st.integers(1, 59), max_size=4), st.booleans())
+def test_source_order_and_runs_do_not_affect_the_shards(
+    shuffled: list[str], cuts: set[int], by_bytes: bool
+) -> None:
+    small = corpus(shard_mb=150e-6) if by_bytes else corpus(rows_per_shard=7)
+    expected = shards(small, KEYS[:60])
+    assert len(expected) > 4
+    assert shards(small, shuffled, tuple(sorted(cuts))) == expected
+
+
+@given(st.sets(st.integers(1, 59), max_size=4))
+@settings(max_examples=10)
+def test_unshuffled_rows_keep_the_sources_order_however_it_was_cut(cuts: set[int]) -> None:
+    keys = KEYS[:60][::-1]
+    found = shards(corpus(shuffle="none", rows_per_shard=7), keys, tuple(sorted(cuts)))
+    for part in PARTS:
+        kept = [key for file, held in found.items() if file.startswith(part) for key in held]
+        assert kept == sorted(kept, reverse=True)
+        assert all(len(held) <= 7 for held in found.values())
+    assert sorted(key for held in found.values() for key in held) == KEYS[:60]
+
+
+def test_the_layout_does_not_depend_on_how_many_rows_it_looks_at_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for spec in (corpus(), corpus(shard_mb=2e-3)):
+        expected = shards(spec, KEYS, (200, 400))
+        with monkeypatch.context() as patch:
+            patch.setattr(layout, "BLOCK_ROWS", 37)
+            assert shards(spec, KEYS, (200, 400)) == expected
 
 
 def test_every_row_is_in_one_shard_and_parts_have_their_shares() -> None:
-    shards = layout(corpus(), pa.chunked_array([KEYS]))
-    rows = np.concatenate([shard.rows for shard in shards])
-    assert sorted(rows.tolist()) == list(range(600))
-    share = {p: sum(len(s.rows) for s in shards if s.part == p) / 600 for p in PARTS}
+    found = shards(corpus(), KEYS)
+    assert sorted(key for held in found.values() for key in held) == KEYS
+    share = {p: sum(len(h) for f, h in found.items() if f.startswith(p)) / 600 for p in PARTS}
     assert share == pytest.approx({"train": 0.6, "validation": 0.15, "test": 0.25}, abs=0.06)
-    assert all(len(s.rows) <= 100 for s in shards)
+    assert all(len(held) <= 100 for held in found.values())
+
+
+def test_shards_cut_by_size_are_of_that_size() -> None:
+    with_sizes = {row["key"]: len(row["image"]) for row in checked(KEYS).to_pylist()}
+    found = shards(corpus(shard_mb=1.5e-3, parts={"train": 1, "validation": 0, "test": 0}), KEYS)
+    sizes = [sum(with_sizes[key] for key in held) for held in found.values()]
+    assert len(sizes) == round(sum(with_sizes.values()) / 1500)
+    assert max(sizes) - min(sizes) <= 2 * max(with_sizes.values())
 
 
 def test_a_keys_part_does_not_depend_on_the_other_keys() -> None:
-    whole = {
-        key: shard.part
-        for shard in layout(corpus(), pa.chunked_array([KEYS]))
-        for key in (KEYS[i] for i in shard.rows)
-    }
-    half = KEYS[::2]
-    for shard in layout(corpus(), pa.chunked_array([half])):
-        assert all(whole[half[i]] == shard.part for i in shard.rows)
+    def part_of(keys: list[str]) -> dict[str, str]:
+        found = shards(corpus(), keys)
+        return {key: file.partition("-")[0] for file, held in found.items() for key in held}
+
+    whole = part_of(KEYS)
+    assert part_of(KEYS[::2]) == {key: whole[key] for key in KEYS[::2]}
 
 
 def test_rows_per_shard_does_not_affect_parts_or_order() -> None:
-    def order(rows_per_shard: int) -> dict[str, list[int]]:
-        shards = layout(corpus(rows_per_shard=rows_per_shard), pa.chunked_array([KEYS]))
-        return {p: [r for s in shards if s.part == p for r in s.rows.tolist()] for p in PARTS}
+    def order(rows_per_shard: int) -> dict[str, list[str]]:
+        found = shards(corpus(rows_per_shard=rows_per_shard), KEYS)
+        return {p: [k for f, h in found.items() if f.startswith(p) for k in h] for p in PARTS}
 
     assert order(13) == order(1000)
 
 
+def test_a_part_with_a_source_of_its_own_holds_that_source_and_nothing_else() -> None:
+    spec = corpus(parts={"train": 0.9, "validation": 0.1, "test": DigitsReader()})
+    found = shards(spec, KEYS, (400,), (None, "test"))
+    held = {part: {k for f, h in found.items() if f.startswith(part) for k in h} for part in PARTS}
+    assert held["test"] == set(KEYS[400:])
+    assert held["train"] | held["validation"] == set(KEYS[:400])
+
+
 def test_another_seed_gives_other_parts_and_another_order() -> None:
-    one = members(layout(corpus(), pa.chunked_array([KEYS])), KEYS)
-    other = members(layout(corpus(seed=1), pa.chunked_array([KEYS])), KEYS)
+    one, other = shards(corpus(), KEYS), shards(corpus(seed=1), KEYS)
     assert one["train-00000.parquet"] != other["train-00000.parquet"]
 
 
-def test_duplicate_keys_are_refused_by_name() -> None:
-    with pytest.raises(StageError, match=r"1 keys occur more than once \(b, \.\.\.\)"):
-        layout(corpus(), pa.chunked_array([["a", "b"], ["b"]]))
+@pytest.mark.parametrize("shuffle", ["global", "none"])
+def test_duplicate_keys_are_refused_by_name_wherever_they_lie(shuffle: str) -> None:
+    with pytest.raises(StageError, match=r"1 keys occur more than once \(k0007, \.\.\.\)"):
+        shards(corpus(shuffle=shuffle), [*KEYS, "k0007"], (300, 600))
+    spec = corpus(shuffle=shuffle, parts={"train": 0.9, "validation": 0.1, "test": DigitsReader()})
+    with pytest.raises(StageError, match=r"1 keys occur more than once \(k0007, \.\.\.\)"):
+        shards(spec, [*KEYS, "k0007"], (600,), (None, "test"))
 
 
-def test_an_empty_part_is_refused() -> None:
-    parts = Parts(train=0.9998, validation=0.0001, test=0.0001)
+def test_an_empty_part_is_refused_and_one_not_asked_for_is_not() -> None:
+    parts = {"train": 0.9998, "validation": 0.0001, "test": 0.0001}
     with pytest.raises(StageError, match="part 'validation' holds none of the 3 rows"):
-        layout(corpus(parts=parts), pa.chunked_array([["a", "b", "c"]]))
+        shards(corpus(parts=parts), ["a", "b", "c"])
+    found = shards(corpus(parts={"train": 1, "validation": 0, "test": 0}), ["a", "b", "c"])
+    assert list(found) == ["train-00000.parquet"]
 
 
 def test_equal_hashes_are_ordered_by_key() -> None:
@@ -85,16 +170,61 @@ def test_equal_hashes_are_ordered_by_key() -> None:
     assert rank(hashes, ["x", "c", "a", "b", "y"]).tolist() == [4, 2, 3, 1, 0]
 
 
-def test_the_digits_are_read_as_they_are() -> None:
-    reader = Digits(DigitsReader())
-    rows = pa.concat_tables([reader.read(unit) for unit in reader.units()])
-    images, labels = load_digits(return_X_y=True)
-    assert rows["key"].to_pylist() == [f"digits/{i:04d}" for i in range(1797)]
-    assert rows["label"].to_pylist() == labels.tolist()
-    for number in (0, 899, 900, 1796):
-        with Image.open(io.BytesIO(rows["image"][number].as_py())) as image:
-            assert (image.mode, image.size) == ("L", (8, 8))
-            pixels = np.asarray(image)
-        assert np.array_equal(pixels, np.rint(images[number].reshape(8, 8) * 255 / 16))
-        assert DIGIT_NAMES[labels[number]] in rows["caption"][number].as_py()
-    assert len(set(rows["caption"].to_pylist())) == 40
+# -- reading ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    place = Place.of(tmp_path)
+    rows = checked([f"k{i:05d}" for i in range(2500)])
+    file = write_rows(place, "train-00000.parquet", rows.cast(SCHEMA))
+    Index("c", (), {"train": (file,), "validation": (), "test": ()}).write(place)
+    return place
+
+
+def test_row_groups_have_a_thousand_rows_and_fewer_where_images_are_large(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(place, "train-00000.parquet") as parquet:
+        groups = range(parquet.num_row_groups)
+        assert [parquet.metadata.row_group(g).num_rows for g in groups] == [ROW_GROUP] * 2 + [500]
+    monkeypatch.setattr("jobs.corpus.shards.ROW_GROUP_BYTES", 300)
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Place.of(folder)
+        spec = corpus(parts={"train": 1, "validation": 0, "test": 0})
+        run = write_run(scratch, "r", checked(KEYS), spec, None, np.arange(600, dtype=np.uint64))
+        cut = lay_out(spec, scratch, [run])[0]
+        file = write_shard(scratch, [run], cut, scratch / "o")
+        with opened(scratch / "o", file.file) as parquet:
+            sizes = [
+                parquet.read_row_group(g)["image"].nbytes for g in range(parquet.num_row_groups)
+            ]
+    assert len(sizes) > 3
+
+
+def test_rows_are_read_from_their_row_groups_alone(place: Place) -> None:
+    rows = read_rows(place, "train-00000.parquet", 995, 2003, ["key"])
+    assert rows["key"].to_pylist() == [f"k{i:05d}" for i in range(995, 2003)]
+    assert (
+        read_part(place, "train", ["key"])["key"].to_pylist()[995:2003] == rows["key"].to_pylist()
+    )
+
+
+def test_a_missing_or_altered_shard_is_one_sentence(place: Place) -> None:
+    name = "train-00000.parquet"
+    with pytest.raises(StageError, match="is not the one"):
+        read_rows(place, name, 0, 2501, ["key"])
+    data = place.read_bytes(name)
+    for broken in (data[:-30], data[:100] + bytes(4000) + data[4100:]):
+        place.write_bytes(name, broken)
+        with pytest.raises(StageError, match=r"is not the one that _index\.json lists"):
+            read_part(place, "train", ["key", "image", "caption"])
+        with pytest.raises(StageError, match=r"is not the one that _index\.json lists"):
+            read_rows(place, name, 0, 10, ["key", "image", "caption"])
+    place.write_bytes(name, data)
+    write_rows(place, name, checked(["a"]).cast(SCHEMA))
+    with pytest.raises(StageError, match="1 rows"):
+        read_part(place, "train", ["key"])
+    place.delete(name)
+    with pytest.raises(StageError, match="is missing; build the corpus again"):
+        read_part(place, "train", ["key"])

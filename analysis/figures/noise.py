@@ -1,0 +1,54 @@
+"""The figure of a noise audit: what each class's labels read after the noise.
+
+Takes counts, gives a matplotlib figure. Knows nothing of how the noise was made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from analysis.figures.style import FAINT, INK, dress, note, plain, sheet, subtitle
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+WRITTEN_OUT = 20  # classes up to which every cell says its percentage
+
+Counts = npt.NDArray[np.int64]
+
+
+def transition(counts: Counts, classes: Sequence[str], *, title: str, detail: str = "") -> Figure:
+    """The realised transition matrix, in percent of each class's rows.
+
+    `counts` [C, C]: rows by clean label, columns by the label as trained on. Colours span the
+    off-diagonal cells alone, for the diagonal would drown them; it is left white.
+    """
+    size = len(classes)
+    totals = np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    percent = 100 * counts / totals
+    wrong = np.ma.masked_array(percent, mask=np.eye(size, dtype=bool))
+    side = min(4.0 + 0.45 * size, 11.0)
+    figure, (axes,) = sheet(1, 1, width=side + 1.2, height=side)
+    top = float(wrong.max()) if size > 1 else 0.0
+    image = axes.imshow(wrong, cmap="Blues", vmin=0, vmax=top or 1.0, interpolation="nearest")
+    dress(axes, title=title, x="label trained on", y="clean label")
+    subtitle(axes, detail)
+    axes.grid(False)
+    if size <= WRITTEN_OUT:
+        ticks = [plain(name) for name in classes]
+        axes.set_xticks(range(size), ticks, rotation=45, ha="right")
+        axes.set_yticks(range(size), ticks)
+        for (row, column), value in np.ndenumerate(percent):
+            if counts[row, column]:
+                shade = "white" if row != column and value > 0.6 * top else INK
+                text = f"{value:.1f}"
+                axes.text(column, row, text, color=shade, ha="center", va="center", fontsize=8)
+    bar = figure.colorbar(image, ax=axes, shrink=0.8)
+    bar.set_label("percent of the class's rows", color=FAINT, fontsize=9)
+    bar.ax.tick_params(colors=FAINT, labelsize=8)
+    note(figure, "The diagonal is white: labels that are right.")
+    return figure

@@ -1,0 +1,262 @@
+"""Building a corpus, piece by piece: survey, scan, lay out, write, and finish.
+
+A build has two phases, each of whole, large, independent pieces. *Scanning* reads a unit of a
+source, checks its rows and leaves them as sorted runs in scratch, with a record of the unit;
+*writing* takes a shard's slices out of all the runs. Between them the layout is made. A unit whose
+record is there is not scanned again, so a build that was killed goes on; what comes out is the same
+bytes whatever the units, the workers or the interruptions were. Nothing here knows Ray.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from jobs.contract import Outcome, StageError
+from jobs.corpus.check import QUARANTINE_SCHEMA, Rules, check
+from jobs.corpus.readers import Classes, Reader, Unit, reader_of
+from jobs.corpus.readers.source import Listing
+from jobs.corpus.runs import PARTS, RUN_BYTES, Run, write_run
+from jobs.corpus.shards import QUARANTINE, File, Index
+from jobs.corpus.spec import Corpus
+from jobs.place import Place
+
+MAIN = "reader"
+"""The source that shares of the parts are cut from, by the name of its field."""
+
+SURVEY = "survey.json"
+_REFUSED = ".quarantine.parquet"
+RUN_ROWS = 1_000_000  # in a run, however small the images
+POSITION_BITS = 40  # of a row's place in the source: its number within its unit
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A unit of one of a corpus's sources."""
+
+    number: int  # over all sources, in their order
+    source: str  # MAIN, or the part whose source it is
+    unit: Unit
+
+    @property
+    def name(self) -> str:
+        """The stem of its files in scratch."""
+        return f"unit-{self.number:06d}"
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What is known of a corpus before an image is read."""
+
+    classes: Classes
+    captions: bool
+    relabel: dict[str, tuple[int, ...]]  # a part's own source -> its labels as the corpus's
+    sources: dict[str, Listing]
+    pieces: tuple[Piece, ...]
+
+
+def survey(corpus: Corpus) -> Survey:
+    """List the sources, their classes and units.
+
+    Raises StageError where a source cannot be read, or a part's own source has other classes.
+    """
+    readers = _readers(corpus)
+    main = readers[MAIN].classes()
+    relabel, sources, pieces = {}, {}, list[Piece]()
+    for name, reader in readers.items():
+        if name != MAIN:
+            relabel[name] = _relabel(corpus.name, name, reader.classes(), main)
+            if reader.captions != readers[MAIN].captions:
+                raise StageError(
+                    f"corpus {corpus.name}: only one of corpus.reader and corpus.parts.{name} has "
+                    f"captions; name a caption in both or in neither"
+                )
+        sources[name] = Listing.of(reader.files())
+        for unit in reader.units():
+            pieces.append(Piece(len(pieces), name, unit))
+    return Survey(main, readers[MAIN].captions, relabel, sources, tuple(pieces))
+
+
+def _readers(corpus: Corpus) -> dict[str, Reader]:
+    named = {MAIN: corpus.reader, **corpus.parts.sources}
+    return {name: reader_of(spec) for name, spec in named.items()}
+
+
+def _relabel(corpus: str, part: str, own: Classes, main: Classes) -> tuple[int, ...]:
+    strange = [name for name in own.ids if name not in main.ids]
+    if strange or bool(own.ids) != bool(main.ids):
+        shown = ", ".join(strange[:3]) or "none where corpus.reader has some"
+        raise StageError(
+            f"corpus {corpus}: corpus.parts.{part} has classes that corpus.reader lacks ({shown}); "
+            f"the two must name their classes alike"
+        )
+    return tuple(main.ids.index(name) for name in own.ids)
+
+
+def resume(scratch: Place, found: Survey) -> None:
+    """Keep what an interrupted build left in scratch, if its sources are still the same."""
+    said = {
+        "sources": {name: asdict(listing) for name, listing in found.sources.items()},
+        "pieces": [asdict(piece) for piece in found.pieces],
+        "classes": list(found.classes.ids),
+    }
+    if scratch.exists(SURVEY) and scratch.read_json(SURVEY) == said:
+        return
+    scratch.delete()
+    scratch.write_json(SURVEY, said)
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What came of a unit."""
+
+    runs: tuple[Run, ...]
+    read: int  # rows
+    quarantined: Counter[str]  # reason -> rows
+    notes: Counter[str]
+
+    def as_json(self) -> dict[str, Any]:
+        """As `of` takes it."""
+        return {
+            "runs": [asdict(run) for run in self.runs],
+            "read": self.read,
+            "quarantined": dict(self.quarantined),
+            "notes": dict(self.notes),
+        }
+
+    @staticmethod
+    def of(said: dict[str, Any]) -> Scan:
+        """From `as_json`, perhaps after a journey as JSON."""
+        runs = tuple(Run(run["name"], tuple(run["rows"])) for run in said["runs"])
+        return Scan(runs, said["read"], Counter(said["quarantined"]), Counter(said["notes"]))
+
+
+def scan(corpus: Corpus, found: Survey, piece: Piece, scratch: Place) -> Scan:
+    """Read and check a unit, and leave its rows as runs; what was left before is not redone."""
+    record = f"{piece.name}.json"
+    if scratch.exists(record):
+        return Scan.of(scratch.read_json(record))
+    rules = Rules(
+        classes=len(found.classes.ids),
+        relabel=found.relabel.get(piece.source),
+        captions=found.captions,
+        max_pixels=corpus.max_pixels,
+        decode=corpus.verify == "full",
+    )
+    runs = _Runs(corpus, piece, scratch)
+    bad, notes, read = [QUARANTINE_SCHEMA.empty_table()], Counter[str](), 0
+    for rows in _readers(corpus)[piece.source].read(piece.unit):
+        checked = check(rows, rules)
+        runs.add(checked.good, np.flatnonzero(checked.kept) + read)
+        bad.append(checked.bad)
+        notes += checked.notes
+        read += len(rows)
+    refused = pa.concat_tables(bad)
+    if len(refused):
+        scratch.write_table(f"{piece.name}{_REFUSED}", refused)
+    done = Scan(runs.close(), read, Counter(refused["reason"].to_pylist()), notes)
+    scratch.write_json(record, done.as_json())
+    return done
+
+
+class _Runs:
+    """A unit's good rows, gathered into runs of a bounded size."""
+
+    def __init__(self, corpus: Corpus, piece: Piece, scratch: Place) -> None:
+        self._corpus, self._piece, self._scratch = corpus, piece, scratch
+        self._written: list[Run] = []
+        self._tables: list[pa.Table] = []
+        self._places: list[npt.NDArray[np.int64]] = []  # row numbers within the unit
+        self._rows = self._bytes = 0
+
+    def add(self, rows: pa.Table, places: npt.NDArray[np.int64]) -> None:
+        """Some rows more."""
+        if len(rows):
+            self._tables.append(rows)
+            self._places.append(places)
+            self._rows += len(rows)
+            self._bytes += rows["image"].nbytes
+        if self._bytes >= RUN_BYTES or self._rows >= RUN_ROWS:
+            self._flush()
+
+    def close(self) -> tuple[Run, ...]:
+        """All the runs."""
+        self._flush()
+        return tuple(self._written)
+
+    def _flush(self) -> None:
+        if not self._tables:
+            return
+        base = np.uint64(self._piece.number << POSITION_BITS)
+        positions = np.concatenate(self._places).astype(np.uint64) + base
+        name = f"{self._piece.name}-{len(self._written):03d}"
+        part = None if self._piece.source == MAIN else self._piece.source
+        rows = pa.concat_tables(self._tables)
+        self._written.append(write_run(self._scratch, name, rows, self._corpus, part, positions))
+        self._tables, self._places, self._rows, self._bytes = [], [], 0, 0
+
+
+def refuse_bad(corpus: Corpus, scans: Sequence[Scan]) -> None:
+    """Raise StageError when more than `max_bad_share` of the rows, or all, are in quarantine."""
+    read, reasons = sum(scan.read for scan in scans), _sum(scan.quarantined for scan in scans)
+    bad = reasons.total()
+    if read == 0:
+        raise StageError(f"corpus {corpus.name}: the source holds no row; correct corpus.reader")
+    if bad > corpus.max_bad_share * read:
+        said = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
+        raise StageError(
+            f"corpus {corpus.name}: {bad:,} of {read:,} rows ({bad / read:.2%}) are bad ({said}), "
+            f"more than max_bad_share = {corpus.max_bad_share:.2%}; mend the source, or raise "
+            f"corpus.max_bad_share to leave them out"
+        )
+
+
+def finish(
+    corpus: Corpus,
+    found: Survey,
+    scans: Sequence[Scan],
+    files: Sequence[tuple[str, File]],
+    scratch: Place,
+    output: Place,
+) -> Outcome:
+    """Write the quarantine and the index over the shards, given as (part, file).
+
+    Counts: rows_read, rows_<part>, quarantined, and `bad_<reason>` and `note_<what>` where any.
+    """
+    refused = [QUARANTINE_SCHEMA.empty_table()]
+    for piece, scanned in zip(found.pieces, scans, strict=True):
+        if scanned.quarantined:
+            refused.append(scratch.read_table(f"{piece.name}{_REFUSED}"))
+    order: list[tuple[str, str]] = [(name, "ascending") for name in QUARANTINE_SCHEMA.names]
+    table = pa.concat_tables(refused).sort_by(order).combine_chunks()
+    output.write_table(QUARANTINE, table, compression="ZSTD")
+    reasons, notes = _sum(s.quarantined for s in scans), _sum(s.notes for s in scans)
+    index = Index(
+        name=corpus.name,
+        classes=found.classes.names,
+        parts={part: tuple(file for name, file in files if name == part) for part in PARTS},
+        class_ids=found.classes.ids,
+        rows_read=sum(scan.read for scan in scans),
+        quarantined=dict(sorted(reasons.items())),
+        notes=dict(sorted(notes.items())),
+        sources=found.sources,
+    )
+    index.write(output)
+    counts = {"rows_read": index.rows_read, "quarantined": reasons.total()}
+    counts |= {f"rows_{part}": index.rows(part) for part in PARTS}
+    counts |= {f"bad_{reason}": count for reason, count in index.quarantined.items()}
+    counts |= {f"note_{what}": count for what, count in index.notes.items()}
+    return Outcome(counts)
+
+
+def _sum(counters: Iterable[Counter[str]]) -> Counter[str]:
+    total: Counter[str] = Counter()
+    for counter in counters:
+        total += counter
+    return total

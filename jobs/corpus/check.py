@@ -1,0 +1,180 @@
+"""Checks: which of a reader's rows may enter a corpus, and why the others may not.
+
+Takes rows as readers give them (`readers.rows.RAW`); gives the good ones with their images' width
+and height, the others as rows of the quarantine (source, key, reason), and counts of what is
+unusual but kept. Images are looked at by their headers; one whose end is not where it should be, or
+all of them on request, is decoded. Nothing is repaired and nothing is dropped uncounted.
+
+Reasons: no_key, no_image, empty_image, not_an_image, broken_header, too_many_pixels, truncated,
+undecodable, no_caption, empty_caption, caption_not_utf8, no_label, label_unknown, and a reader's
+own (unsafe_path, link, two_images, broken_json).
+Notes: cmyk, sixteen_bit, palette, animated, exif_rotated, wrong_extension.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from jobs.corpus.headers import HeaderError, decode_fault, read_header
+
+QUARANTINE_SCHEMA = pa.schema(
+    [
+        pa.field("source", pa.string(), nullable=False),  # file, as the reader names it
+        pa.field("key", pa.string(), nullable=False),  # empty where the row has none
+        pa.field("reason", pa.string(), nullable=False),  # one of the words above
+    ]
+)
+
+CHECKED = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("image", pa.large_binary(), nullable=False),
+        pa.field("label", pa.int32()),
+        pa.field("caption", pa.string()),
+        pa.field("width", pa.int32(), nullable=False),
+        pa.field("height", pa.int32(), nullable=False),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a corpus asks of its rows."""
+
+    classes: int  # labels are 0..classes-1; 0: the source has none
+    relabel: tuple[int, ...] | None  # this source's label -> the corpus's; None: the same
+    captions: bool  # every row must have one
+    max_pixels: int
+    decode: bool  # every image, not only the suspicious
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Rows told apart."""
+
+    good: pa.Table  # by CHECKED
+    kept: npt.NDArray[np.bool_]  # which rows those are, [N]
+    bad: pa.Table  # by QUARANTINE_SCHEMA
+    notes: Counter[str]  # of the good ones
+
+
+def check(rows: pa.Table, rules: Rules) -> Checked:
+    """Tell the good rows from the bad. The first fault found is a row's reason."""
+    rows = rows.combine_chunks()
+    reasons: list[str | None] = rows["fault"].to_pylist()
+    _fill(reasons, "no_key", _empty(rows["key"]))
+    _fill(reasons, "no_image", rows["image"].is_null())
+    labels = _labels(rows["label"], rules, reasons)
+    captions = _captions(rows["caption"], rules, reasons)
+    sizes, notes = _images(rows, rules, reasons)
+    bad = np.array([reason is not None for reason in reasons], dtype=bool)
+    good = pa.array(~bad)
+    table = pa.table(
+        [rows["key"], rows["image"], labels, captions, sizes[:, 0], sizes[:, 1]],
+        names=CHECKED.names,
+    )
+    table = table.filter(good) if bad.any() else table
+    faulty = pa.table(
+        [
+            rows["source"].filter(pa.array(bad)),
+            rows["key"].filter(pa.array(bad)).fill_null(""),
+            pa.array([reason for reason in reasons if reason], type=pa.string()),
+        ],
+        schema=QUARANTINE_SCHEMA,
+    )
+    return Checked(table.cast(CHECKED), ~bad, faulty, notes)
+
+
+def _fill(reasons: list[str | None], reason: str, where: Any) -> None:
+    """Give the reason to rows that have none yet."""
+    for row in np.flatnonzero(_as_numpy(where)):
+        reasons[row] = reasons[row] or reason
+
+
+def _as_numpy(mask: Any) -> Any:
+    return mask.to_numpy() if isinstance(mask, pa.ChunkedArray) else np.asarray(mask)
+
+
+def _empty(texts: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pc.equal(pc.fill_null(pc.binary_length(texts), 0), 0)
+
+
+def _labels(column: pa.ChunkedArray, rules: Rules, reasons: list[str | None]) -> pa.Array:
+    if not rules.classes:
+        return pa.nulls(len(column), pa.int32())
+    _fill(reasons, "no_label", column.is_null())
+    labels = column.fill_null(0).to_numpy()
+    known = len(rules.relabel) if rules.relabel is not None else rules.classes
+    outside = (labels < 0) | (labels >= known)
+    _fill(reasons, "label_unknown", outside)
+    inside = np.where(outside, 0, labels)
+    if rules.relabel is not None:
+        inside = np.array(rules.relabel, np.int64)[inside]
+    return pa.array(inside.astype(np.int32))
+
+
+def _captions(column: pa.ChunkedArray, rules: Rules, reasons: list[str | None]) -> Any:
+    if not rules.captions:
+        return pa.nulls(len(column), pa.string())
+    _fill(reasons, "no_caption", column.is_null())
+    try:
+        texts = column.cast(pa.string())
+    except pa.ArrowInvalid:
+        texts = _text_by_text(column, reasons)
+    _fill(reasons, "empty_caption", _empty(pc.utf8_trim_whitespace(texts)))
+    return texts
+
+
+def _text_by_text(column: pa.ChunkedArray, reasons: list[str | None]) -> pa.Array:
+    texts: list[str | None] = []
+    for row, data in enumerate(column.to_pylist()):
+        try:
+            texts.append(None if data is None else data.decode("utf-8"))
+        except UnicodeDecodeError:
+            texts.append(None)
+            reasons[row] = reasons[row] or "caption_not_utf8"
+    return pa.array(texts, type=pa.string())
+
+
+def _images(
+    rows: pa.Table, rules: Rules, reasons: list[str | None]
+) -> tuple[npt.NDArray[np.int32], Counter[str]]:
+    """Every good row's (width, height), [N, 2], and the notes."""
+    sizes = np.zeros((len(rows), 2), np.int32)
+    notes: Counter[str] = Counter()
+    _, offsets_buffer, data = rows["image"].combine_chunks().buffers()
+    if data is None:
+        return sizes, notes
+    image = rows["image"].combine_chunks()
+    offsets = np.frombuffer(offsets_buffer, np.int64, len(rows) + 1, 8 * image.offset).tolist()
+    view = memoryview(data).cast("B")
+    claims = rows["claims"].to_pylist()
+    for row, claimed in enumerate(claims):
+        if reasons[row] is not None:
+            continue
+        encoded = view[offsets[row] : offsets[row + 1]]
+        try:
+            header = read_header(encoded)
+        except HeaderError as error:
+            reasons[row] = error.reason
+            continue
+        if header.width * header.height > rules.max_pixels:
+            reasons[row] = "too_many_pixels"
+            continue
+        if rules.decode or not header.whole:
+            reasons[row] = decode_fault(encoded)
+            if reasons[row] is not None:
+                continue
+        sizes[row] = header.width, header.height
+        if header.notes:
+            notes.update(header.notes)
+        if claimed is not None and claimed != header.format:
+            notes["wrong_extension"] += 1
+    return sizes, notes

@@ -1,0 +1,41 @@
+"""Readers: a source's own files, as rows with stable keys, one kind of source a module.
+
+A reader takes its spec and gives the source's classes and its *units of work*: pieces that can be
+read apart, on any machine, each large enough to be worth a task. Keys are unique and come from the
+source's own naming, never from an order of reading. Encoded bytes travel untouched. A reader
+decides neither parts nor shards nor order, decodes nothing and writes nothing.
+"""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+from jobs.corpus import spec as specs
+from jobs.corpus.readers.digits import Digits
+from jobs.corpus.readers.ilsvrc import IlsvrcTar
+from jobs.corpus.readers.imagefolder import ImageFolder
+from jobs.corpus.readers.parquet import Parquet
+from jobs.corpus.readers.rows import Classes, Reader, Unit
+from jobs.corpus.readers.table import Table
+from jobs.corpus.readers.webdataset import WebDataset
+
+__all__ = ["Classes", "Digits", "Reader", "Unit", "reader_of"]
+
+
+def reader_of(spec: specs.Reader) -> Reader:
+    """The reader that an experiment file names by `kind`."""
+    match spec:
+        case specs.DigitsReader():
+            return Digits(spec)
+        case specs.ImageFolderReader():
+            return ImageFolder(spec)
+        case specs.IlsvrcTarReader():
+            return IlsvrcTar(spec)
+        case specs.WebDatasetReader():
+            return WebDataset(spec)
+        case specs.ParquetReader():
+            return Parquet(spec)
+        case specs.TableReader():
+            return Table(spec)
+        case _:
+            assert_never(spec)

@@ -1,0 +1,82 @@
+"""scikit-learn's handwritten digits, the corpus of the demo."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from jobs.corpus.keyed import hash64
+from jobs.corpus.readers.rows import RAW, Classes, Unit
+from jobs.corpus.spec import DigitsReader
+
+NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+CAPTIONS = (
+    "a photo of the handwritten digit {}",
+    "the number {} written by hand",
+    "a small scan of a {}",
+    "a handwritten {}",
+)
+
+
+@dataclass(frozen=True)
+class Digits:
+    """scikit-learn's digits: keys `digits/0000` to `digits/1796`, 8 x 8 grey PNGs.
+
+    The 17 grey levels of the source are spread over 0 to 255. Each caption names the digit in
+    one of a few templates, chosen by key.
+    """
+
+    spec: DigitsReader
+
+    captions = True
+
+    def classes(self) -> Classes:
+        """The ten digits' names."""
+        return Classes.of(NAMES)
+
+    def units(self) -> Sequence[Unit]:
+        """One: the whole source is read in milliseconds."""
+        return (Unit("digits", 0, 1797),)
+
+    def files(self) -> Iterator[tuple[str, int]]:
+        """None that is the user's to change."""
+        return iter(())
+
+    def read(self, unit: Unit) -> Iterator[pa.Table]:
+        """The images numbered from `unit.start` to before `unit.stop`."""
+        from sklearn.datasets import load_digits
+
+        images, labels = load_digits(return_X_y=True)
+        pixels = np.rint(images[unit.start : unit.stop] * (255 / 16)).astype(np.uint8)
+        labels = labels[unit.start : unit.stop]
+        keys = pa.array([f"digits/{i:04d}" for i in range(unit.start, unit.stop)])
+        drawn = hash64(keys, seed=0, scope="digits", stream="caption") % np.uint64(len(CAPTIONS))
+        captions = [
+            CAPTIONS[template].format(NAMES[label]).encode()
+            for template, label in zip(drawn, labels, strict=True)
+        ]
+        yield pa.table(
+            {
+                "source": ["digits"] * len(keys),
+                "key": keys,
+                "image": [_png(row.reshape(8, 8)) for row in pixels],
+                "label": labels,
+                "caption": captions,
+                "claims": ["png"] * len(keys),
+                "fault": [None] * len(keys),
+            },
+            schema=RAW,
+        )
+
+
+def _png(grey: np.ndarray[tuple[int, int], np.dtype[np.uint8]]) -> bytes:
+    from PIL import Image
+
+    stream = io.BytesIO()
+    Image.fromarray(grey).save(stream, format="PNG")
+    return stream.getvalue()

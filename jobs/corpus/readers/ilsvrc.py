@@ -1,0 +1,155 @@
+"""ILSVRC2012's own tars, read where they lie: nothing is unpacked to a disk.
+
+The training tar holds a tar for each class (`n01440764.tar`), each of them a unit of work: a range
+of bytes of the outer file. The validation tar is flat (`ILSVRC2012_val_00000001.JPEG`, ...) and its
+classes are in a ground-truth file, one line an image: the devkit's numbers (then `synsets` must
+number the classes as the devkit's meta.mat does) or WordNet ids. Either way labels count the ids in
+alphabetical order, as image folders do, so both tars and an unpacked tree agree.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from jobs.contract import StageError
+from jobs.corpus.readers.names import Entry, class_names, entries
+from jobs.corpus.readers.rows import Classes, Gather, Unit, claim
+from jobs.corpus.readers.source import files, locate, stream, text
+from jobs.corpus.readers.tar import Member, members
+from jobs.corpus.spec import IlsvrcTarReader
+
+
+@dataclass(frozen=True)
+class IlsvrcTar:
+    """Rows keyed by class and member name (training tar) or by member name (validation tar)."""
+
+    spec: IlsvrcTarReader
+
+    captions = False
+
+    def classes(self) -> Classes:
+        """The class tars' names; for the flat tar, the ids of `synsets`; in alphabetical order."""
+        if self.spec.ground_truth is not None:
+            named = entries(str(self.spec.synsets))
+            return Classes.of(sorted(e.id for e in named), {e.id: e.name for e in named})
+        ids = sorted(_stem(member.name) for member in self._class_tars())
+        return Classes.of(ids, class_names(self.spec.synsets) if self.spec.synsets else {})
+
+    def units(self) -> Sequence[Unit]:
+        """The class tars' byte ranges; the flat tar is one, since its headers lie all over it."""
+        if self.spec.ground_truth is not None:
+            return [Unit(name, 0, size) for name, size in self.files()]
+        tars = sorted(self._class_tars(), key=lambda member: _stem(member.name))
+        return [
+            Unit(_stem(member.name), member.offset, member.offset + member.size, label)
+            for label, member in enumerate(tars)
+        ]
+
+    def files(self) -> Iterator[tuple[str, int]]:
+        """The one tar."""
+        yield from files(self.spec.path)
+
+    def read(self, unit: Unit) -> Iterator[pa.Table]:
+        """One class tar, or the whole flat one."""
+        if self.spec.ground_truth is not None:
+            yield from self._read_flat(unit)
+            return
+        source = f"{unit.file}.tar"
+        rows = Gather(source)
+        filesystem, full = locate(self.spec.path, "")
+        with filesystem.open_input_file(full) as opened:
+            window = _Window(opened, unit.start, unit.stop)
+            for member in members(window, f"{self.spec.path}, {source}"):
+                _add(rows, member, f"{unit.file}/{member.name}", unit.label)
+                yield from rows.full()
+        yield from rows.rest()
+
+    def _read_flat(self, unit: Unit) -> Iterator[pa.Table]:
+        truth = self._truth()
+        rows = Gather(unit.file)
+        with stream(self.spec.path, unit.file) as opened:
+            for member in members(opened, self.spec.path):
+                number = re.search(r"(\d+)\.\w+$", member.name)
+                place = int(number.group(1)) if number else 0
+                label = truth[place - 1] if 1 <= place <= len(truth) else None
+                _add(rows, member, member.name, label)
+                yield from rows.full()
+        yield from rows.rest()
+
+    def _truth(self) -> list[int]:
+        """Each validation image's label, by its number from 1."""
+        named = entries(str(self.spec.synsets))
+        ids = sorted(entry.id for entry in named)
+        label_of = {identity: label for label, identity in enumerate(ids)}
+        lines = text(str(self.spec.ground_truth)).split()
+        if lines and lines[0].isdigit():
+            label_of = self._by_number(named, label_of)
+        unknown = [line for line in lines if line not in label_of]
+        if unknown:
+            raise StageError(
+                f"{self.spec.ground_truth}: class {unknown[0]!r} is not in {self.spec.synsets}; "
+                f"give the two files that belong together"
+            )
+        return [label_of[line] for line in lines]
+
+    def _by_number(self, named: Sequence[Entry], label_of: dict[str, int]) -> dict[str, int]:
+        if any(entry.number is None for entry in named):
+            raise StageError(
+                f"{self.spec.ground_truth} says classes by the devkit's numbers, and "
+                f"{self.spec.synsets} does not number its classes; give lines `number WNID name` "
+                f"as in the devkit's meta.mat"
+            )
+        return {str(entry.number): label_of[entry.id] for entry in named}
+
+    def _class_tars(self) -> list[Member]:
+        filesystem, full = locate(self.spec.path, "")
+        with filesystem.open_input_file(full) as opened:
+            window = _Window(opened, 0, opened.size())
+            found = members(window, self.spec.path, wanted=lambda name: False, skip=window.skip)
+            tars = [member for member in found if member.kind != "folder"]
+        strange = [
+            m.name for m in tars if m.kind != "file" or not re.fullmatch(r"\w+\.tar", m.name)
+        ]
+        if strange or not tars:
+            raise StageError(
+                f"{self.spec.path} holds {strange[0] if strange else 'nothing'} instead of a tar "
+                f"for each class; for the flat validation tar give `ground_truth`"
+            )
+        return tars
+
+
+def _add(rows: Gather, member: Member, key: str, label: int | None) -> None:
+    if member.kind == "folder":
+        return
+    fault = None if member.is_safe else "unsafe_path"
+    if member.kind != "file":
+        fault = "link"
+    rows.add(key, member.data, label=label, claims=claim(member.name), fault=fault)
+
+
+def _stem(name: str) -> str:
+    return name.removesuffix(".tar")
+
+
+class _Window:
+    """Bytes [start, stop) of an open file, as a stream."""
+
+    def __init__(self, opened: Any, start: int, stop: int) -> None:
+        self._opened, self._left = opened, stop - start
+        opened.seek(start)
+
+    def read(self, size: int) -> bytes:
+        """The next bytes, fewer only at the window's end."""
+        data = bytes(self._opened.read(min(size, self._left)))
+        self._left -= len(data)
+        return data
+
+    def skip(self, size: int) -> None:
+        """Move on without reading."""
+        self._opened.seek(size, 1)
+        self._left -= size

@@ -1,0 +1,68 @@
+"""Image folders: a folder for each class, images anywhere below it.
+
+The layout of ImageNet on most disks: `train/n01440764/n01440764_10026.JPEG`. Folders are classes in
+alphabetical order; every file below one is a row, and one that is no image goes to quarantine.
+Hidden files (`.DS_Store`) are passed over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from jobs.corpus.readers.names import class_names
+from jobs.corpus.readers.rows import Classes, Gather, Unit, claim
+from jobs.corpus.readers.source import contents, files, folders
+from jobs.corpus.spec import ImageFolderReader
+
+UNITS = 64  # at least so many for a source, so that few large classes still make enough work
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    """Rows keyed by the path below the root, with the folder as their class."""
+
+    spec: ImageFolderReader
+
+    captions = False
+
+    def classes(self) -> Classes:
+        """The folders, named by `class_names` where it is given."""
+        ids = folders(self.spec.path)
+        return Classes.of(ids, class_names(self.spec.class_names) if self.spec.class_names else {})
+
+    def units(self) -> Sequence[Unit]:
+        """Pieces of each class folder: `start` of `stop` equal shares of its sorted files."""
+        names = folders(self.spec.path)
+        shares = -(-UNITS // len(names))
+        return [
+            Unit(name, share, shares, label)
+            for label, name in enumerate(names)
+            for share in range(shares)
+        ]
+
+    def files(self) -> Iterator[tuple[str, int]]:
+        """Every image."""
+        for folder in folders(self.spec.path):
+            yield from self._files(folder)
+
+    def read(self, unit: Unit) -> Iterator[pa.Table]:
+        """One share of one class folder."""
+        found = self._files(unit.file)
+        cut = [len(found) * share // unit.stop for share in (unit.start, unit.start + 1)]
+        names = [name for name, _ in found[cut[0] : cut[1]]]
+        rows = Gather(unit.file)
+        for name, data in zip(names, contents(self.spec.path, names), strict=True):
+            rows.add(name, data, label=unit.label, claims=claim(name))
+            yield from rows.full()
+        yield from rows.rest()
+
+    def _files(self, folder: str) -> list[tuple[str, int]]:
+        below = files(f"{self.spec.path.rstrip('/')}/{folder}", empty=True)
+        return [
+            (f"{folder}/{name}", size)
+            for name, size in below
+            if not name.rpartition("/")[2].startswith(".")
+        ]

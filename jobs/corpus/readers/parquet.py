@@ -1,0 +1,225 @@
+"""Parquet in the layout of Hugging Face's data sets, and near it.
+
+The image is a column of encoded bytes or a struct of bytes and path; label, caption and key are
+columns that the experiment file names. Class names come from a column, from the `huggingface`
+metadata of the schema, from the experiment file, or are the labels themselves. Rows can be chosen
+by a column's value, so that each domain of one file is a source of its own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from jobs.contract import StageError
+from jobs.corpus.headers import EXTENSIONS
+from jobs.corpus.readers.rows import BATCH_ROWS, RAW, Classes, Unit
+from jobs.corpus.readers.source import files, locate
+from jobs.corpus.spec import ParquetReader
+
+UNIT_BYTES = 256 << 20  # of a file's image column, as stored: what a unit holds at least
+
+
+@dataclass(frozen=True)
+class Parquet:
+    """Rows keyed by the columns of `key`, else by file and row number within it."""
+
+    spec: ParquetReader
+
+    @property
+    def captions(self) -> bool:
+        """Whether the experiment file names a column of them."""
+        return self.spec.caption is not None
+
+    def classes(self) -> Classes:
+        """Names in label order; reads the label columns of every row where nothing else says."""
+        if self.spec.label is None:
+            return Classes()
+        if self.spec.classes:
+            return Classes.of(self.spec.classes)
+        with self._open(next(self.files())[0]) as first:
+            schema = first.schema_arrow
+        if not _is_text(schema.field(self.spec.label).type):
+            declared = _declared(schema, self.spec.label)
+            return Classes.of(declared if declared is not None else self._scanned_names())
+        return Classes.of(sorted(str(name) for name in self._distinct([self.spec.label])))
+
+    def units(self) -> Sequence[Unit]:
+        """Runs of row groups of a file."""
+        found = []
+        for name, _ in self.files():
+            with self._open(name) as opened:
+                meta, first, held = opened.metadata, 0, 0
+                for group in range(meta.num_row_groups):
+                    held += meta.row_group(group).total_byte_size
+                    if held >= UNIT_BYTES or group == meta.num_row_groups - 1:
+                        found.append(Unit(name, first, group + 1))
+                        first, held = group + 1, 0
+        return found
+
+    def files(self) -> Iterator[tuple[str, int]]:
+        """The Parquet files."""
+        yield from files(self.spec.path, self.spec.files)
+
+    def read(self, unit: Unit) -> Iterator[pa.Table]:
+        """The rows of some row groups that fit `where`."""
+        with self._open(unit.file) as opened:
+            meta = opened.metadata
+            row = sum(meta.row_group(group).num_rows for group in range(unit.start))
+            groups = list(range(unit.start, unit.stop))
+            columns = self._columns(opened.schema_arrow)
+            label_of = self._label_of(opened.schema_arrow)
+            rows = min(BATCH_ROWS, max(1, _rows_in(meta, groups, bytes_in=64 << 20)))
+            for batch in opened.iter_batches(rows, row_groups=groups, columns=columns):
+                table = pa.Table.from_batches([batch])
+                numbers = pa.array(range(row, row + len(table)), type=pa.int64())
+                row += len(table)
+                kept = self._kept(table)
+                if kept is not None:
+                    table, numbers = table.filter(kept), numbers.filter(kept)
+                if len(table):
+                    yield self._rows(table, unit.file, numbers, label_of)
+
+    def _rows(
+        self, table: pa.Table, file: str, numbers: pa.Array, label_of: dict[str, int] | None
+    ) -> pa.Table:
+        image, path = _bytes_of(table[self.spec.image])
+        none = pa.nulls(len(table))
+        return pa.table(
+            {
+                "source": pa.repeat(file, len(table)),
+                "key": self._keys(table, file, numbers),
+                "image": image,
+                "label": none if self.spec.label is None else self._labels(table, label_of),
+                "caption": none if self.spec.caption is None else table[self.spec.caption],
+                "claims": none if path is None else _claims(path),
+                "fault": none,
+            }
+        ).cast(RAW)
+
+    def _keys(self, table: pa.Table, file: str, numbers: pa.Array) -> pa.ChunkedArray:
+        if not self.spec.key:
+            return pc.binary_join_element_wise(file, numbers.cast(pa.string()), "/")
+        parts = [table[name].cast(pa.string()) for name in self.spec.key]
+        return parts[0] if len(parts) == 1 else pc.binary_join_element_wise(*parts, "/")
+
+    def _labels(self, table: pa.Table, label_of: dict[str, int] | None) -> pa.ChunkedArray:
+        column = table[str(self.spec.label)]
+        if label_of is None:
+            return column.cast(pa.int64())
+        return pc.index_in(column.cast(pa.string()), value_set=pa.array(label_of)).cast(pa.int64())
+
+    def _label_of(self, schema: pa.Schema) -> dict[str, int] | None:
+        """The numbers of a text column's labels; None where the column has the numbers."""
+        if self.spec.label is None or not _is_text(schema.field(self.spec.label).type):
+            return None
+        return {name: number for number, name in enumerate(self.classes().ids)}
+
+    def _kept(self, table: pa.Table) -> pa.ChunkedArray | None:
+        kept = None
+        for column, said in self.spec.where.items():
+            values = said if isinstance(said, tuple) else (said,)
+            one_of = pa.array(values).cast(table[column].type)
+            fits = pc.is_in(table[column], value_set=one_of)
+            kept = fits if kept is None else pc.and_(kept, fits)
+        return kept
+
+    def _columns(self, schema: pa.Schema) -> list[str]:
+        named = [self.spec.image, self.spec.label, self.spec.caption, *self.spec.key]
+        wanted = [name for name in (*named, *self.spec.where) if name is not None]
+        missing = [name for name in wanted if name not in schema.names]
+        if missing:
+            raise StageError(
+                f"{self.spec.path} has no column {missing[0]!r}; it has {', '.join(schema.names)}"
+            )
+        return list(dict.fromkeys(wanted))
+
+    def _scanned_names(self) -> list[str]:
+        """Class names in the order of their numbers, from the label columns of all rows."""
+        label, named = str(self.spec.label), self.spec.label_name
+        if named is None:
+            top = max((int(row) for row in self._distinct([label]) if row is not None), default=-1)
+            return [str(number) for number in range(top + 1)]
+        pairs = sorted(pair for pair in self._distinct([label, named]) if None not in pair)
+        numbers = [number for number, _ in pairs]
+        if numbers != list(range(len(pairs))):
+            raise StageError(
+                f"{self.spec.path}: columns {label!r} and {named!r} do not name the classes 0, 1, "
+                f"2, ... one by one; give the names in `classes`"
+            )
+        return [str(name) for _, name in pairs]
+
+    def _distinct(self, columns: list[str]) -> set[Any]:
+        """The distinct values of a column, or tuples of several, over all rows of the source."""
+        found: set[Any] = set()
+        for name, _ in self.files():
+            with self._open(name) as opened:
+                for batch in opened.iter_batches(1 << 16, columns=columns):
+                    table = pa.Table.from_batches([batch]).group_by(columns).aggregate([])
+                    rows = zip(*(table[c].to_pylist() for c in columns), strict=True)
+                    found |= {row if len(columns) > 1 else row[0] for row in rows}
+        return found
+
+    @contextmanager
+    def _open(self, name: str) -> Iterator[pq.ParquetFile]:
+        filesystem, full = locate(self.spec.path, name)
+        with filesystem.open_input_file(full) as source:
+            try:
+                opened = pq.ParquetFile(source)
+            except pa.ArrowInvalid as error:
+                raise StageError(
+                    f"{full} is no Parquet file, or a damaged one ({error}); fetch it again"
+                ) from None
+            self._columns(opened.schema_arrow)
+            yield opened
+
+
+def _rows_in(meta: Any, groups: Sequence[int], bytes_in: int) -> int:
+    """How many rows of these row groups have about so many bytes."""
+    rows = sum(meta.row_group(group).num_rows for group in groups)
+    held = sum(meta.row_group(group).total_byte_size for group in groups)
+    return int(bytes_in * rows / max(held, 1))
+
+
+def _bytes_of(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, pa.ChunkedArray | None]:
+    """The encoded bytes, and the images' paths where the column is a struct that has them."""
+    if not pa.types.is_struct(column.type):
+        return column, None
+    fields = {column.type.field(i).name for i in range(column.type.num_fields)}
+    if "bytes" not in fields:
+        raise StageError(
+            f"the image column is a struct of {', '.join(sorted(fields))}, without `bytes`; "
+            f"embed the images' bytes in the files"
+        )
+    return (
+        pc.struct_field(column, "bytes"),
+        pc.struct_field(column, "path") if "path" in fields else None,
+    )
+
+
+def _claims(path: pa.ChunkedArray) -> pa.ChunkedArray:
+    ends = pc.utf8_lower(pc.extract_regex(path, r"\.(?P<end>\w+)$").combine_chunks().field("end"))
+    known = pc.index_in(ends, value_set=pa.array(list(EXTENSIONS)))
+    return pa.array(list(EXTENSIONS.values())).take(known)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _declared(schema: pa.Schema, label: str) -> list[str] | None:
+    """The class names of Hugging Face's own metadata."""
+    said = (schema.metadata or {}).get(b"huggingface")
+    if said is None:
+        return None
+    found = json.loads(said).get("info", {}).get("features", {}).get(label, {}).get("names")
+    return [str(name) for name in found] if found else None

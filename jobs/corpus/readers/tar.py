@@ -1,0 +1,159 @@
+"""Tar: the members of a tar file, read in place.
+
+Takes an open stream at the start of a tar (perhaps inside another) and gives its members one after
+another, with their bytes where they are files. Knows POSIX ustar, GNU and pax long names and GNU
+and pax sizes. Nothing is ever written to a disk, so a member's name is a name and no path: links
+and devices are told apart by `kind` and never followed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from jobs.contract import StageError
+
+BLOCK = 512
+MAX_NAME = 1 << 20  # bytes of a long name or a pax header; more than that is no tar
+
+_FILES = (b"0", b"\x00", b"7")
+_KINDS = {b"1": "link", b"2": "link", b"5": "folder"}
+
+
+class Stream(Protocol):
+    """What is read from: the bytes from here on."""
+
+    def read(self, size: int) -> bytes:
+        """The next bytes, fewer only at the end."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """One member of a tar."""
+
+    name: str
+    kind: str  # file, folder, link, other
+    offset: int  # of its first byte, from the start of the stream
+    size: int  # bytes
+    data: bytes  # a file's content; empty for whatever else, and when it was not wanted
+
+    @property
+    def is_safe(self) -> bool:
+        """Whether the name stays below the folder that a tar is unpacked into."""
+        return not self.name.startswith(("/", "\\")) and ".." not in self.name.split("/")
+
+
+def members(
+    stream: Stream,
+    label: str,
+    *,
+    wanted: Callable[[str], bool] = lambda name: True,
+    skip: Callable[[int], None] | None = None,
+) -> Iterator[Member]:
+    """Every member, in order; the data of those whose name is not `wanted` is passed over.
+
+    `skip` moves the stream on without reading, where it can. Raises StageError, with `label` for
+    the tar's name, when the stream is no tar or ends inside a member.
+    """
+    at, long_name, extended = 0, "", dict[str, str]()
+    while True:
+        header = stream.read(BLOCK)
+        if len(header) < BLOCK:
+            raise _truncated(label, at)
+        if header.count(0) == BLOCK:  # the end is marked, so that a file cut short is told apart
+            return
+        name, kind, size = _parse(header, label, at)
+        at += BLOCK
+        if kind in (b"L", b"x", b"g", b"K"):
+            if size > MAX_NAME:
+                raise _broken(label, at)
+            text = _exactly(stream, size, label, at)
+            at += size + _pad(stream, size, label, at)
+            if kind == b"L":
+                long_name = text.rstrip(b"\x00").decode("utf-8", "backslashreplace")
+            elif kind == b"x":
+                extended = _pax(text, label, at)
+            continue
+        size = int(extended.get("size", size))
+        name = extended.get("path", long_name or name)
+        long_name, extended = "", {}
+        is_file = kind in _FILES
+        data = b""
+        if is_file and wanted(name):
+            data = _exactly(stream, size, label, at)
+        elif skip is not None:
+            skip(size)
+        else:
+            _pass(stream, size, label, at)
+        yield Member(name, "file" if is_file else _KINDS.get(kind, "other"), at, size, data)
+        at += size + _pad(stream, size, label, at)
+
+
+def _parse(header: bytes, label: str, at: int) -> tuple[str, bytes, int]:
+    """(name, kind, size) of a header block whose checksum holds."""
+    try:
+        stated = int(header[148:156].strip(b" \x00") or b"-1", 8)
+        size = _number(header[124:136])
+    except ValueError:
+        raise _broken(label, at) from None
+    if stated != sum(header) - sum(header[148:156]) + 8 * 32 or size < 0:
+        raise _broken(label, at)
+    name = header[:100].split(b"\x00", 1)[0]
+    if header[257:263] == b"ustar\x00":
+        prefix = header[345:500].split(b"\x00", 1)[0]
+        name = prefix + b"/" + name if prefix else name
+    return name.decode("utf-8", "backslashreplace"), header[156:157], size
+
+
+def _number(field: bytes) -> int:
+    if field[0] & 0x80:  # GNU: binary, for sizes of 8 GB and more
+        return int.from_bytes(field[1:], "big")
+    return int(field.strip(b" \x00") or b"0", 8)
+
+
+def _pax(text: bytes, label: str, at: int) -> dict[str, str]:
+    found: dict[str, str] = {}
+    while text:
+        length, _, rest = text.partition(b" ")
+        if not length.isdigit() or not 0 < int(length) - len(length) - 1 <= len(rest):
+            raise _broken(label, at)
+        record = rest[: int(length) - len(length) - 1]
+        name, _, value = record[:-1].partition(b"=")
+        found[name.decode("utf-8", "replace")] = value.decode("utf-8", "backslashreplace")
+        text = text[int(length) :]
+    if not found.get("size", "0").isdigit():
+        raise _broken(label, at)
+    return found
+
+
+def _exactly(stream: Stream, size: int, label: str, at: int) -> bytes:
+    data = stream.read(size) if size else b""
+    if len(data) < size:
+        raise _truncated(label, at + len(data))
+    return data
+
+
+def _pass(stream: Stream, size: int, label: str, at: int) -> None:
+    while size:
+        step = min(size, 1 << 22)
+        _exactly(stream, step, label, at)
+        size -= step
+
+
+def _pad(stream: Stream, size: int, label: str, at: int) -> int:
+    """Read on to the next block; how many bytes that was. A tar may end without its padding."""
+    spare = -size % BLOCK
+    if spare:
+        stream.read(spare)
+    return spare
+
+
+def _truncated(label: str, at: int) -> StageError:
+    return StageError(f"{label} ends before its end mark, at byte {at:,}; fetch it again")
+
+
+def _broken(label: str, at: int) -> StageError:
+    return StageError(
+        f"{label} is no tar, or a damaged one: byte {at:,} should begin a member; fetch it again"
+    )

@@ -1,0 +1,211 @@
+"""Runs: a corpus's rows on their way into shards, sorted piece by piece in scratch.
+
+Takes checked rows of a unit; gives *runs*: some hundred megabytes of rows each, sorted by part and
+place in the corpus's order, so that the rows of any shard are one slice of every run. This is how a
+corpus of any size is shuffled as a whole in bounded memory: runs are written once, and each shard
+reads its slices of them. A row's place is a hash of its key (or, unshuffled, where it stood in the
+source), so runs may be cut anywhere. Nothing here knows images or sources.
+
+A run is three files: `.images` (the encoded bytes on end), `.rows` (Arrow IPC: everything else and
+each image's size) and `.places` (the hashes and sizes alone, for the layout).
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from jobs.corpus.check import CHECKED
+from jobs.corpus.keyed import hash64, unit
+from jobs.corpus.spec import Corpus
+from jobs.place import Place
+
+PARTS = ("train", "validation", "test")
+
+RUN_BYTES = 256 << 20  # of images in a run: what bounds a reading worker's memory
+WRITE_BYTES = 8 << 20
+IPC_ROWS = 1_024
+
+PLACES = np.dtype([("order", "<u8"), ("hash", "<u8"), ("size", "<i8")])
+"""A row as the layout sees it: its place, its key's hash, its image's bytes."""
+
+ROWS = pa.schema(
+    [
+        pa.field("order", pa.uint64(), nullable=False),
+        *(CHECKED.field(name) for name in CHECKED.names if name != "image"),
+        pa.field("size", pa.int64(), nullable=False),
+    ]
+)
+
+Order = npt.NDArray[np.uint64]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run, by its name in scratch."""
+
+    name: str
+    rows: tuple[int, ...]  # of each part
+
+    def span(self, part: str) -> tuple[int, int]:
+        """The run's rows that are a part's, [first, past the last)."""
+        number = PARTS.index(part)
+        first = sum(self.rows[:number])
+        return first, first + self.rows[number]
+
+
+def part_numbers(corpus: Corpus, keys: pa.ChunkedArray, part: str | None) -> npt.NDArray[np.int64]:
+    """Each row's part, as its number in PARTS, [N].
+
+    A source of one part gives that; else it is where u(key) in [0, 1) falls among the shares.
+    """
+    if part is not None:
+        return np.full(len(keys), PARTS.index(part), np.int64)
+    u = unit(hash64(keys, seed=corpus.seed, scope=corpus.name, stream="part"))
+    shares = corpus.parts.shares
+    last = max(number for number, share in enumerate(shares) if share > 0)
+    edges = np.cumsum(shares)
+    edges[last:] = 1.0  # no rounding of the shares' sum may leave a key without a part
+    return np.searchsorted(edges, u, side="right").astype(np.int64)
+
+
+def write_run(
+    scratch: Place, name: str, rows: pa.Table, corpus: Corpus, part: str | None, positions: Order
+) -> Run:
+    """Sort some rows (by CHECKED) and write them as a run.
+
+    `positions` are the rows' places in the source, [N], for a corpus that keeps its order.
+    """
+    keys = rows["key"]
+    hashes = hash64(keys, seed=corpus.seed, scope=corpus.name, stream="order")
+    order = hashes if corpus.shuffle == "global" else positions
+    part_of = part_numbers(corpus, keys, part)
+    sorting = np.lexsort((order, part_of))
+    images = Blobs.of(rows["image"])
+    sizes = images.stops - images.starts
+    places = np.empty(len(rows), PLACES)
+    places["order"], places["hash"], places["size"] = (
+        order[sorting],
+        hashes[sorting],
+        sizes[sorting],
+    )
+    with writing(scratch, f"{name}.images") as file:
+        for data in images.pieces(sorting, WRITE_BYTES):
+            file.write(data)
+    with writing(scratch, f"{name}.places") as file:
+        file.write(places.tobytes())
+    table = rows.drop_columns(["image"]).take(pa.array(sorting))
+    table = table.add_column(0, "order", pa.array(places["order"]))
+    table = table.append_column("size", pa.array(places["size"])).cast(ROWS).combine_chunks()
+    with writing(scratch, f"{name}.rows") as file, pa.ipc.new_file(file, ROWS) as writer:
+        writer.write_table(table, max_chunksize=IPC_ROWS)
+    return Run(name, tuple(np.bincount(part_of, minlength=len(PARTS)).tolist()))
+
+
+def read_places(scratch: Place, run: Run) -> npt.NDArray[Any]:
+    """A run's rows as the layout sees them, by PLACES, [N], in the run's order."""
+    return np.frombuffer(scratch.read_bytes(f"{run.name}.places"), PLACES)
+
+
+def read_slice(
+    scratch: Place, run: Run, rows: tuple[int, int], at: tuple[int, int]
+) -> tuple[pa.Table, memoryview]:
+    """Rows [first, past the last) of a run, by ROWS, and bytes [at) of its images.
+
+    On a local disk both are mapped, not read.
+    """
+    with opening(scratch, f"{run.name}.rows") as source, pa.ipc.open_file(source) as opened:
+        first, last = rows[0] // IPC_ROWS, -(-rows[1] // IPC_ROWS)
+        batches = [opened.get_batch(number) for number in range(first, last)]
+    table = pa.Table.from_batches(batches, schema=ROWS)
+    with opening(scratch, f"{run.name}.images") as source:
+        source.seek(at[0])
+        images = source.read_buffer(at[1] - at[0])
+    return table.slice(rows[0] - first * IPC_ROWS, rows[1] - rows[0]), memoryview(images)
+
+
+@dataclass(frozen=True)
+class Blobs:
+    """Byte strings that lie in several buffers, [N]."""
+
+    buffers: Sequence[memoryview]
+    which: npt.NDArray[np.int64]  # each string's buffer
+    starts: npt.NDArray[np.int64]
+    stops: npt.NDArray[np.int64]
+
+    @staticmethod
+    def of(column: pa.ChunkedArray) -> Blobs:
+        """Of a large_binary column without nulls."""
+        buffers, starts, stops = [], [], []
+        for chunk in column.chunks:
+            _, offsets_buffer, data = chunk.buffers()
+            ends = np.frombuffer(offsets_buffer, np.int64, len(chunk) + 1, 8 * chunk.offset)
+            buffers.append(memoryview(data if data is not None else b""))
+            starts.append(ends[:-1])
+            stops.append(ends[1:])
+        which = np.repeat(np.arange(len(buffers)), [len(part) for part in starts])
+        none = np.empty(0, np.int64)
+        return Blobs(
+            buffers, which, np.concatenate([none, *starts]), np.concatenate([none, *stops])
+        )
+
+    def join(self, rows: npt.NDArray[np.int64]) -> bytes:
+        """These strings on end."""
+        places = zip(
+            self.which[rows].tolist(),
+            self.starts[rows].tolist(),
+            self.stops[rows].tolist(),
+            strict=True,
+        )
+        return b"".join([self.buffers[w][start:stop] for w, start, stop in places])
+
+    def pieces(self, rows: npt.NDArray[np.int64], size: int) -> Iterator[bytes]:
+        """These strings on end, in pieces of about `size` bytes."""
+        ends = np.cumsum((self.stops - self.starts)[rows])
+        wanted = np.arange(0, int(ends[-1]) if len(ends) else 0, size)
+        for start, stop in pairwise([*np.unique(np.searchsorted(ends, wanted)), len(rows)]):
+            yield self.join(rows[start:stop])
+
+
+@contextmanager
+def writing(place: Place, name: str) -> Iterator[BinaryIO]:
+    """A file to be written on end, whole or not at all; unlike `write_bytes`, of any size.
+
+    It is not forced to the disk: whoever reads shards compares their sha256.
+    """
+    if not place.is_local:
+        filesystem, path = place.open()
+        with filesystem.open_output_stream(f"{path}/{name}") as remote:
+            yield remote
+        return
+    target = place.local_path() / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(f"{target}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        with partial.open("wb") as file:
+            yield file
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def opening(place: Place, name: str) -> Iterator[Any]:
+    """A file to read anywhere in: mapped where it is local, by ranges where it is not."""
+    if place.is_local:
+        with pa.memory_map(str(place.local_path() / name)) as source:
+            yield source
+        return
+    filesystem, path = place.open()
+    with filesystem.open_input_file(f"{path}/{name}") as source:
+        yield source

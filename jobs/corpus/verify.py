@@ -1,0 +1,90 @@
+"""Verifying a corpus: is every file still the one that was built, and the source the one it was?
+
+Takes a corpus's folder; gives what is wrong with it, one finding a line. Reads every byte of the
+shards once. Nothing here repairs or writes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from jobs.contract import StageError
+from jobs.corpus.build import MAIN
+from jobs.corpus.readers import reader_of
+from jobs.corpus.readers.source import Listing
+from jobs.corpus.shards import INDEX, QUARANTINE, File, Index, opened
+from jobs.corpus.spec import Corpus
+from jobs.place import Place
+
+CHUNK = 8 << 20
+_OURS = (INDEX, QUARANTINE, "manifest.json")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is not as it was built."""
+
+    file: str
+    what: str  # missing, altered, unlisted, source changed, source not here
+    detail: str
+    harmless: bool = False  # says that something could not be compared
+
+
+def verify(place: Place) -> Iterator[Finding]:
+    """What is wrong with the files in a corpus's folder; FileNotFoundError without an index."""
+    index = Index.read(place)
+    here = dict(place.files())
+    listed = {file.file: file for files in index.parts.values() for file in files}
+    for name in sorted({*listed, *here} - set(_OURS)):
+        if name not in here:
+            yield Finding(name, "missing", f"{INDEX} lists it; build the corpus again")
+        elif name not in listed:
+            yield Finding(name, "unlisted", f"{INDEX} does not list it; remove it")
+        else:
+            yield from _compare(place, listed[name], here[name])
+
+
+def _compare(place: Place, file: File, size: int) -> Iterator[Finding]:
+    if size != file.bytes:
+        detail = f"{size:,} bytes instead of {file.bytes:,}"
+    elif (digest := _sha256(place, file.file)) != file.sha256:
+        detail = f"sha256 {digest[:12]}... instead of {file.sha256[:12]}..."
+    else:
+        with opened(place, file.file) as parquet:
+            rows = parquet.metadata.num_rows
+        if rows == file.rows:
+            return
+        detail = f"{rows:,} rows instead of {file.rows:,}"
+    yield Finding(file.file, "altered", f"{detail}; build the corpus again")
+
+
+def compare_source(corpus: Corpus, place: Place) -> Iterator[Finding]:
+    """How the sources' files (names and sizes) differ from those that the corpus was built from."""
+    index = Index.read(place)
+    for name, spec in {MAIN: corpus.reader, **corpus.parts.sources}.items():
+        path = str(getattr(spec, "path", ""))
+        try:
+            now = Listing.of(reader_of(spec).files())
+        except StageError as error:
+            yield Finding(path, "source not here", str(error), harmless=True)
+            continue
+        built = index.sources.get(name)
+        if now != built:
+            detail = "none" if built is None else f"{built.files:,} files of {built.bytes:,} bytes"
+            yield Finding(
+                path,
+                "source changed",
+                f"built from {detail}, now {now.files:,} files of {now.bytes:,} bytes; give "
+                f"the reader another `version` and build again, or put the old data back",
+            )
+
+
+def _sha256(place: Place, name: str) -> str:
+    digest = hashlib.sha256()
+    filesystem, path = place.open()
+    with filesystem.open_input_stream(f"{path}/{name}") as stream:
+        while chunk := stream.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()

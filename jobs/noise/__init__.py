@@ -1,0 +1,1 @@
+"""Noise: which samples of a corpus are wrong at each level, as an overlay on its shards."""

@@ -1,0 +1,208 @@
+"""Audit: every changed row derived again from seed and key, and the rates as they really are.
+
+Takes a corpus's folder, the noise it was given and the folder of a level; plans the noise afresh
+and compares row by row. Gives counts of what differs and rates, per class and overall. Reads the
+corpus as the noise stage does; writes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from jobs.corpus.shards import Index, read_part
+from jobs.noise.derive import derive
+from jobs.noise.labels import Mask
+from jobs.noise.overlay import CHANGED, Overlay
+from jobs.noise.spec import Noise
+from jobs.place import Place
+
+QUARANTINE = "quarantine.parquet"  # of a corpus's folder; its column `key` names rows that fell out
+
+Counts = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class ClassRate:
+    """What happened to the samples of one class that are really there."""
+
+    name: str
+    rows: int
+    changed: int
+
+    @property
+    def percent(self) -> float:
+        """100 * changed / rows; 0 for an empty class."""
+        return 100 * self.changed / self.rows if self.rows else 0.0
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What one level of noise is, beside what it says it is."""
+
+    overlay: Overlay  # as written
+    rederived: int  # rows that seed and keys say are changed
+    faults: Mapping[str, int]  # what differs, by kind; see `_compare`
+    first_fault: str  # in words; empty without faults
+    present: int  # training rows without those in quarantine
+    present_changed: int
+    classes: tuple[ClassRate, ...]  # empty where the corpus has no labels
+    transition: Counts | None  # [C, C], rows clean, columns as written; None for captions
+
+    @property
+    def sound(self) -> bool:
+        """Whether every row and every figure is as derived again."""
+        return not any(self.faults.values())
+
+    @property
+    def nominal_percent(self) -> float:
+        """The level asked for."""
+        return self.overlay.level
+
+    @property
+    def written_percent(self) -> float:
+        """Changed rows of all that the level is a percentage of."""
+        base = self.overlay.rows if self.overlay.of == "corpus" else self.overlay.eligible
+        return 100 * self.overlay.changed / base if base else 0.0
+
+    @property
+    def realised_percent(self) -> float:
+        """Changed rows of the corpus's training rows that are really there."""
+        return 100 * self.present_changed / self.present if self.present else 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything, as JSON values."""
+        return {
+            "overlay": asdict(self.overlay),
+            "sound": self.sound,
+            "nominal_percent": self.nominal_percent,
+            "written_percent": self.written_percent,
+            "realised_percent": self.realised_percent,
+            "rederived": self.rederived,
+            "faults": dict(self.faults),
+            "first_fault": self.first_fault,
+            "present": self.present,
+            "present_changed": self.present_changed,
+            "classes": [{**asdict(rate), "percent": rate.percent} for rate in self.classes],
+            "transition": None if self.transition is None else self.transition.tolist(),
+        }
+
+
+class Auditor:
+    """A noise over a corpus, planned afresh: audits any of its levels."""
+
+    def __init__(self, noise: Noise, corpus: Place) -> None:
+        """Raises StageError where the noise cannot be planned over this corpus."""
+        self._plan = derive(noise, corpus)
+        self._names = Index.read(corpus).classes
+        rows = read_part(corpus, "train", ["key", "label"])
+        labelled = bool(self._names) and rows["label"].null_count == 0
+        self._labels = rows["label"].to_numpy() if labelled else None
+        self._present = _present(corpus, rows["key"])
+
+    def audit(self, level: Place) -> Audit:
+        """Compare the level in a noise step's folder; FileNotFoundError when it is not there."""
+        overlay, written = Overlay.read(level), level.read_table(CHANGED)
+        expected = self._plan.levels.changed(overlay.level)
+        described = self._plan.overlay(overlay.level, expected)
+        faults, first = _compare(written, expected, len(self._present))
+        wrong = [name for name, value in asdict(described).items() if value != _of(overlay, name)]
+        if wrong and not first:
+            first = (
+                f"overlay.json says {wrong[0]} = {_of(overlay, wrong[0])!r}, "
+                f"not {_of(described, wrong[0])!r}"
+            )
+        row, end = written["row"], len(self._present)
+        inside = written.filter(pc.and_(pc.greater_equal(row, 0), pc.less(row, end)))
+        changed = np.zeros(len(self._present), np.bool_)
+        changed[inside["row"].to_numpy()] = True
+        classes, transition = self._by_class(overlay, inside, changed)
+        return Audit(
+            overlay=overlay,
+            rederived=len(expected),
+            faults={**faults, "misdescribed": len(wrong)},
+            first_fault=first,
+            present=int(self._present.sum()),
+            present_changed=int((changed & self._present).sum()),
+            classes=classes,
+            transition=transition,
+        )
+
+    def _by_class(
+        self, overlay: Overlay, written: pa.Table, changed: Mask
+    ) -> tuple[tuple[ClassRate, ...], Counts | None]:
+        if self._labels is None:
+            return (), None
+        size, here = len(self._names), self._present
+        rows = np.bincount(self._labels[here], minlength=size)
+        hit = np.bincount(self._labels[here & changed], minlength=size)
+        rates = tuple(
+            ClassRate(name, int(n), int(k))
+            for name, n, k in zip(self._names, rows, hit, strict=True)
+        )
+        if overlay.field != "label":
+            return rates, None
+        noisy = self._labels.copy()
+        noisy[written["row"].to_numpy()] = written["noisy"].to_numpy()
+        # A label that is no class is a fault already; here it only must not go astray.
+        pairs = self._labels[here].astype(np.int64) * size + np.clip(noisy[here], 0, size - 1)
+        return rates, np.bincount(pairs, minlength=size * size).reshape(size, size)
+
+
+def _of(overlay: Overlay, name: str) -> object:
+    return getattr(overlay, name)
+
+
+def _present(corpus: Place, keys: pa.ChunkedArray) -> Mask:
+    """Which training rows did not fall out, [N]."""
+    if not corpus.exists(QUARANTINE):
+        return np.ones(len(keys), np.bool_)
+    gone = corpus.read_table(QUARANTINE, columns=["key"])["key"].drop_null().combine_chunks()
+    lost = pc.is_in(keys, value_set=gone.cast(keys.type))
+    present: Mask = pc.invert(lost).to_numpy()
+    return present
+
+
+def _compare(written: pa.Table, expected: pa.Table, rows: int) -> tuple[dict[str, int], str]:
+    """Rows that differ, by kind, and the first of them in words.
+
+    missing: should be changed and is not listed. unexpected: is listed and should not be.
+    altered: its key, clean or noisy value is another. out_of_order: not behind the one before it.
+    """
+    theirs, ours = written["row"].to_numpy(), expected["row"].to_numpy()
+    unsorted = int((np.diff(theirs) <= 0).sum())
+    theirs, first_of = np.unique(theirs, return_index=True)
+    both, in_theirs, in_ours = np.intersect1d(theirs, ours, True, return_indices=True)
+    found, wanted = written.take(pa.array(first_of[in_theirs])), expected.take(pa.array(in_ours))
+    altered = np.zeros(len(both), np.bool_)
+    for name in ("key", "clean", "noisy"):
+        same = pc.equal(found[name], wanted[name].cast(found[name].type)).fill_null(False)
+        altered |= ~same.to_numpy()
+    missing, unexpected = np.setdiff1d(ours, both), np.setdiff1d(theirs, both)
+    faults = {
+        "missing": len(missing),
+        "unexpected": len(unexpected),
+        "altered": int(altered.sum()),
+        "out_of_order": unsorted,
+    }
+    words = ""
+    if len(missing):
+        key = expected["key"][int(np.searchsorted(ours, missing[0]))].as_py()
+        words = f"row {missing[0]} (key {key!r}) should be changed and is not listed"
+    elif len(unexpected):
+        where = f"row {unexpected[0]}" + (" (beyond the corpus)" * bool(unexpected[0] >= rows))
+        words = f"{where} is listed and should not be changed"
+    elif altered.any():
+        at = int(np.argmax(altered))
+        is_, should = found.slice(at, 1).to_pylist()[0], wanted.slice(at, 1).to_pylist()[0]
+        name = next(n for n in ("key", "clean", "noisy") if is_[n] != should[n])
+        words = f"row {both[at]} has {name} {is_[name]!r}, not {should[name]!r}"
+    elif unsorted:
+        words = "rows do not rise"
+    return faults, words

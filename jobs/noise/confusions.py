@@ -1,0 +1,216 @@
+"""Label noise that follows what somebody measured: a matrix, an annotator, or their very labels.
+
+Takes a corpus's training rows as `labels.py` does, and confusions: a C x C matrix, class
+probabilities for each sample, or the noisy labels themselves. Gives plans of the same kind: exact
+in count, nested over levels, keyed. Pure numpy and Arrow; nothing here reads files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from jobs.contract import StageError
+from jobs.corpus.keyed import unit
+from jobs.corpus.shards import rank
+from jobs.noise.labels import Choice, Flips, Labelled, Labels, Rows, listing
+
+Weights = npt.NDArray[np.float64]
+
+ROW_SUM_TOLERANCE = 1e-6
+PROBABILITY_TOLERANCE = 1e-2  # of a sample's class probabilities: they may come as float16
+RATE_TOLERANCE = 0.05  # percentage points between a given noise's level and its measured rate
+
+
+@dataclass(frozen=True)
+class GivenLabels:
+    """Labels that somebody gave: clean ones at level 0, all of theirs at the measured rate."""
+
+    samples: Labelled
+    noisy: Labels  # [N]
+    counts: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def eligible(self) -> int:
+        """Every sample might have been given a wrong label."""
+        return len(self.noisy)
+
+    def rows(self, level: float) -> Rows:
+        """The mislabelled samples' positions, rising; StageError unless the level is their rate."""
+        if level == 0:
+            return np.empty(0, np.int64)
+        wrong = np.flatnonzero(self.noisy != self.samples.labels)
+        rate = 100 * len(wrong) / max(len(self.noisy), 1)
+        if abs(level - rate) > RATE_TOLERANCE + 1e-9:
+            raise StageError(
+                f"corpus {self.samples.corpus}: the given labels differ from the clean ones in "
+                f"{rate:.3f} % of the training rows, not in {level:g} %; "
+                f"give noise.levels=[0, {rate:.1f}]"
+            )
+        return wrong
+
+    def changed(self, level: float) -> pa.Table:
+        """The mislabelled samples by position: row (int64), key, clean and noisy label (int32)."""
+        return listing(self.samples, self.noisy, self.rows(level))
+
+
+def transition(samples: Labelled, choice: Choice, matrix: Weights) -> Flips:
+    """Labels change by a row-stochastic matrix [C, C]; row c is what c reads at full strength.
+
+    A level's samples are shared out over the classes in proportion to n_c (1 - T_cc) by
+    Sainte-Lague's divisors, whose shares never shrink as the total grows (largest remainders do),
+    so levels nest. Levels may exceed full strength for as long as every class can keep its share.
+    Raises StageError when the matrix is not C x C, not finite, negative, or its rows do not sum
+    to 1.
+    """
+    _check_matrix(samples, matrix)
+    flips = matrix.copy()
+    np.fill_diagonal(flips, 0)
+    share = flips.sum(axis=1)
+    allowed = samples.allowed(choice) & (share[samples.labels] > 0)
+    noisy = samples.labels.copy()
+    draws = unit(samples.hashes(choice, "transition/what"))
+    for label in np.unique(samples.labels[allowed]):
+        here = np.flatnonzero(samples.labels == label)
+        noisy[here] = _draw(np.broadcast_to(flips[label], (1, samples.classes)), draws[here])
+    everyone = rank(samples.hashes(choice, "transition/who"), samples.keys)
+    order = _share_out(everyone[allowed[everyone]], samples.labels, share)
+    return Flips(
+        samples,
+        noisy,
+        order,
+        int(allowed.sum()),
+        choice.of,
+        {"rows_never_flipped": int((share[samples.labels] == 0).sum())},
+    )
+
+
+def instance(samples: Labelled, choice: Choice, blocks: Iterable[tuple[Rows, Weights]]) -> Flips:
+    """An annotator's confusions decide who is changed and to what.
+
+    `blocks` give, for some rows at a time, their positions [n] and class probabilities [n, C]; all
+    rows together, each once. The order is an exponential race: sample i comes at -log(u_i) / w_i
+    with w_i = 1 - p_i(clean), so a sample is first with a probability proportional to w_i. The
+    replacement is drawn from p_i without the clean class. Samples with w_i = 0 cannot be changed
+    (counted as `rows_certain`). Raises StageError for rows without probabilities, and for
+    probabilities that are negative, not finite or do not sum to 1.
+    """
+    draws = unit(samples.hashes(choice, "instance/what"))
+    # Above 0, so that the logarithm is finite.
+    uniform = unit(samples.hashes(choice, "instance/who")) + 2.0**-54
+    arrival = np.full(len(draws), np.nan)
+    noisy = samples.labels.copy()
+    for rows, given in blocks:
+        probabilities = _check_probabilities(samples, rows, given)
+        probabilities[np.arange(len(rows)), samples.labels[rows]] = 0
+        doubt = probabilities.sum(axis=1)
+        unsure = doubt > 0
+        noisy[rows[unsure]] = _draw(probabilities[unsure], draws[rows[unsure]])
+        with np.errstate(divide="ignore"):
+            arrival[rows] = -np.log(uniform[rows]) / doubt
+    missing = int(np.isnan(arrival).sum())
+    if missing:
+        raise StageError(
+            f"corpus {samples.corpus}: {missing} of {len(arrival)} training rows have no class "
+            f"probabilities; give noise.file a row for every key"
+        )
+    allowed = samples.allowed(choice) & np.isfinite(arrival)
+    # Ties by the hash, then by the key: `rank` settles both.
+    by_hash = rank(samples.hashes(choice, "instance/who"), samples.keys)
+    order = by_hash[np.argsort(arrival[by_hash], kind="stable")]
+    certain = int(np.isinf(arrival).sum())
+    return Flips(
+        samples,
+        noisy,
+        order[allowed[order]],
+        int(allowed.sum()),
+        choice.of,
+        {"rows_certain": certain},
+    )
+
+
+def given(samples: Labelled, noisy: Labels) -> GivenLabels:
+    """Real noisy labels [N], in the samples' order; StageError when one is no class."""
+    outside = np.flatnonzero((noisy < 0) | (noisy >= samples.classes))
+    if len(outside):
+        raise StageError(
+            f"corpus {samples.corpus}: the given label {noisy[outside[0]]} of key "
+            f"{samples.keys[int(outside[0])].as_py()!r} lies outside 0..{samples.classes - 1}; "
+            f"correct noise.file"
+        )
+    return GivenLabels(samples, noisy)
+
+
+def _share_out(order: Rows, labels: Labels, share: Weights) -> Rows:
+    """Rows in an order whose every beginning is shared over the classes by n_c * share_c.
+
+    The k-th row of class c (k = 0, 1, ...; in the given order) comes at (k + 1/2) / (n_c share_c).
+    Rows after the one at which the class that is used up first would be used up are left out.
+    """
+    if len(order) == 0:
+        return order
+    classes = labels[order]
+    counts = np.bincount(classes, minlength=len(share))
+    by_class = np.argsort(classes, kind="stable")
+    starts = np.cumsum(counts) - counts
+    place = np.empty(len(order), np.int64)
+    place[by_class] = np.arange(len(order)) - np.repeat(starts, counts)
+    arrival = (place + 0.5) / (counts * share)[classes]
+    end = 1 / share[counts > 0].max()
+    kept = np.flatnonzero(arrival <= end)
+    # Equal arrivals are settled by the class, then by the hash's order.
+    return order[kept[np.lexsort((place[kept], classes[kept], arrival[kept]))]]
+
+
+def _draw(weights: Weights, u: Weights) -> Labels:
+    """One class for each u in [0, 1), by the weights [n, C] (or [1, C] for all alike)."""
+    ends = np.cumsum(weights, axis=1)
+    if len(ends) == 1:
+        drawn = np.searchsorted(ends[0], u * ends[0, -1], side="right")
+    else:
+        drawn = (ends <= (u * ends[:, -1])[:, None]).sum(axis=1)
+    # u times the total may round up to the total: the last class with any weight stands for it.
+    last = weights.shape[1] - 1 - np.argmax(weights[:, ::-1] > 0, axis=1)
+    chosen: Labels = np.minimum(drawn, last).astype(np.int32)
+    return chosen
+
+
+def _check_matrix(samples: Labelled, matrix: Weights) -> None:
+    where, size = f"corpus {samples.corpus}: the transition matrix", samples.classes
+    if matrix.shape != (size, size):
+        shape = " x ".join(map(str, matrix.shape))
+        raise StageError(f"{where} is {shape}; give one of {size} x {size}, a row for each class")
+    bad = np.flatnonzero(~np.isfinite(matrix).all(axis=1) | (matrix < 0).any(axis=1))
+    if len(bad):
+        raise StageError(f"{where} holds a negative or missing number in row {bad[0]}; correct it")
+    sums = matrix.sum(axis=1)
+    off = np.flatnonzero(np.abs(sums - 1) > ROW_SUM_TOLERANCE)
+    if len(off):
+        raise StageError(
+            f"{where}'s row {off[0]} sums to {sums[off[0]]:.6g}; make every row sum to 1"
+        )
+
+
+def _check_probabilities(samples: Labelled, rows: Rows, given: Weights) -> Weights:
+    """The probabilities as float64, each row divided by its sum."""
+    if given.shape != (len(rows), samples.classes):
+        raise StageError(
+            f"corpus {samples.corpus}: noise.file gives {given.shape[1]} probabilities a key; "
+            f"give one for each of the {samples.classes} classes"
+        )
+    values = given.astype(np.float64)
+    sums = values.sum(axis=1)
+    sound = np.isfinite(values).all(axis=1) & (values >= 0).all(axis=1)
+    bad = np.flatnonzero(~sound | (np.abs(sums - 1) > PROBABILITY_TOLERANCE))
+    if len(bad):
+        key = samples.keys[int(rows[bad[0]])].as_py()
+        raise StageError(
+            f"corpus {samples.corpus}: the class probabilities of key {key!r} are not numbers of "
+            f"at least 0 that sum to 1; correct noise.file"
+        )
+    scaled: Weights = values / sums[:, None]
+    return scaled

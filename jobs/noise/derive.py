@@ -1,0 +1,171 @@
+"""From a corpus and what an experiment file says of noise to the plan of all its levels.
+
+Takes a built corpus's folder and a noise; reads keys and clean values once, and the file that the
+noise names. Gives the plan (`labels.Flips`, ...) whose `changed(level)` any level is written from,
+and audited against. Writes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol, assert_never
+
+import numpy as np
+import pyarrow as pa
+
+from jobs.contract import StageError
+from jobs.corpus.shards import Index, read_part
+from jobs.noise import confusions, files, labels
+from jobs.noise.captions import Captioned, Clusters, Swaps, caption_swap
+from jobs.noise.files import Source
+from jobs.noise.labels import Choice, Labelled, Labels, Mask
+from jobs.noise.overlay import Overlay
+from jobs.noise.spec import (
+    CaptionSwap,
+    CaptionSwapNear,
+    Given,
+    Groups,
+    Instance,
+    Noise,
+    Pair,
+    Subset,
+    Symmetric,
+    Transition,
+)
+from jobs.place import Place
+
+
+class Levels(Protocol):
+    """Which samples each level changes, and to what."""
+
+    @property
+    def eligible(self) -> int:
+        """Samples that the noise may change at all."""
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """Samples that it may not, by reason."""
+
+    def changed(self, level: float) -> pa.Table:
+        """The changed samples by rising `row`, with key, clean and noisy value."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A noise over a corpus, for every level."""
+
+    noise: Noise
+    corpus: str
+    rows: int  # training rows
+    levels: Levels
+    file_sha256: str | None  # of the file that the noise names
+
+    def overlay(self, level: float, changed: pa.Table) -> Overlay:
+        """What the folder of a level says of itself; `changed` is that level's table."""
+        count, eligible = len(changed), self.levels.eligible
+        return Overlay(
+            kind=self.noise.kind,
+            field=self.noise.replaces,
+            level=level,
+            of=getattr(self.noise, "of", "corpus"),
+            seed=getattr(self.noise, "seed", None),
+            corpus=self.corpus,
+            rows=self.rows,
+            eligible=eligible,
+            changed=count,
+            realised_percent=100 * count / self.rows,
+            realised_percent_of_subset=100 * count / eligible if eligible else 0.0,
+            file_sha256=self.file_sha256,
+        )
+
+
+def derive(noise: Noise, corpus: Place) -> Plan:
+    """The plan of a noise over a corpus, fresh from its rows.
+
+    Raises StageError where the corpus lacks labels or captions, names no such class, or the file
+    that the noise names does not fit.
+    """
+    index = Index.read(corpus)
+    source = files.source_of(noise) if getattr(noise, "file", None) else None
+    digest = source.digest() if source else None
+    if isinstance(noise, (CaptionSwap, CaptionSwapNear)):
+        levels: Levels = _captions(noise, corpus, index, source)
+    else:
+        levels = _labels(noise, corpus, index, source)
+    return Plan(noise, index.name, index.rows("train"), levels, digest)
+
+
+def _labels(
+    noise: Symmetric | Pair | Groups | Transition | Subset | Instance | Given,
+    corpus: Place,
+    index: Index,
+    source: Source | None,
+) -> Levels:
+    rows = read_part(corpus, "train", ["key", "label"])
+    samples = Labelled(
+        index.name,
+        _whole(rows["key"]),
+        _present(rows["label"], index.name, "label to flip", "captions"),
+        len(index.classes),
+    )
+    if isinstance(noise, Given):
+        assert source is not None
+        given = files.labels_by_key(source, noise.key, noise.column, samples.keys, index.classes)
+        return confusions.given(samples, given)
+    choice = Choice(noise.seed, files.class_numbers(noise.classes, index.classes), noise.of)
+    match noise:
+        case Symmetric():
+            return labels.symmetric(samples, choice)
+        case Pair():
+            return labels.pair(samples, choice)
+        case Subset():
+            return labels.subset(samples, choice)
+        case Groups():
+            assert source is not None
+            return labels.groups(samples, choice, files.grouping(source, index.classes))
+        case Transition():
+            assert source is not None
+            return confusions.transition(samples, choice, files.matrix(source))
+        case Instance():
+            assert source is not None
+            blocks = files.probabilities_by_key(source, noise.key, noise.column, samples.keys)
+            return confusions.instance(samples, choice, blocks)
+    assert_never(noise)
+
+
+def _captions(
+    noise: CaptionSwap | CaptionSwapNear, corpus: Place, index: Index, source: Source | None
+) -> Swaps:
+    by_label = bool(noise.classes) or (isinstance(noise, CaptionSwapNear) and source is None)
+    rows = read_part(corpus, "train", ["key", "caption", *(["label"] if by_label else [])])
+    samples = Captioned(index.name, _whole(rows["key"]), _whole(rows["caption"]))
+    label = (
+        _present(rows["label"], index.name, "label to choose by", "all captions")
+        if by_label
+        else np.zeros(0, np.int32)
+    )
+    named = files.class_numbers(noise.classes, index.classes)
+    allowed: Mask | None = np.isin(label, named) if named else None
+    clusters: Clusters | None = None
+    if isinstance(noise, CaptionSwapNear):
+        clusters = label
+        if source is not None and noise.column is not None:
+            clusters = files.clusters_by_key(source, noise.key, noise.column, samples.keys)
+    choice = Choice(noise.seed, named, noise.of)
+    return caption_swap(samples, choice, allowed=allowed, clusters=clusters)
+
+
+def _present(column: pa.ChunkedArray, corpus: str, what: str, other: str) -> Labels:
+    if column.null_count:
+        raise StageError(
+            f"corpus {corpus}: {column.null_count} of {len(column)} training rows have no {what}; "
+            f"use a kind of noise for {other}"
+        )
+    found: Labels = column.to_numpy()
+    return found
+
+
+def _whole(column: pa.ChunkedArray) -> pa.Array:
+    """One array, with offsets that a corpus's texts cannot outgrow."""
+    return column.cast(pa.large_string()).combine_chunks()

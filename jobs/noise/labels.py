@@ -1,0 +1,196 @@
+"""Label noise: which samples' labels are wrong at a level, and what they become.
+
+Takes keys and clean labels of a corpus's training rows, in the order of training; gives a plan
+that holds for every level at once. Levels are nested: what is changed at 5 % is changed, to the
+same class, at 10 %. Counts are exact. A sample's fate depends on the set of samples, the seed and
+its own key, never on row order, shards or workers. Pure numpy and Arrow; nothing here reads files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from jobs.contract import StageError
+from jobs.corpus.keyed import Hashes, hash64
+from jobs.corpus.shards import rank
+
+Rows = npt.NDArray[np.int64]
+Labels = npt.NDArray[np.int32]
+Mask = npt.NDArray[np.bool_]
+
+
+def changed_count(level: float, samples: int) -> int:
+    """How many of `samples` a level in percent changes: the nearest integer, halves up.
+
+    The level counts as the decimal number that was written: 2.3 % of 1,000 is exactly 23.
+    """
+    return int(Fraction(str(level)) * samples / 100 + Fraction(1, 2))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What an experiment file chooses for any noise that is drawn."""
+
+    seed: int = 0
+    classes: tuple[int, ...] = ()  # only these may be changed; empty: all may
+    of: Literal["corpus", "subset"] = "corpus"  # what a level is a percentage of
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A corpus's training rows as label noise sees them."""
+
+    corpus: str
+    keys: pa.Array  # [N]
+    labels: Labels  # clean, [N]
+    classes: int  # C
+
+    def __post_init__(self) -> None:
+        """Raises StageError for fewer than two classes or a label outside 0..C-1."""
+        if self.classes < 2:
+            raise StageError(
+                f"corpus {self.corpus}: label noise needs two classes or more, not {self.classes};"
+                f" use another kind of noise"
+            )
+        outside = np.flatnonzero((self.labels < 0) | (self.labels >= self.classes))
+        if len(outside):
+            raise StageError(
+                f"corpus {self.corpus}: {len(outside)} labels lie outside 0..{self.classes - 1} "
+                f"(the first: {self.labels[outside[0]]}); correct the source or its list of classes"
+            )
+
+    def hashes(self, choice: Choice, stream: str) -> Hashes:
+        """One number for each row, of the choice that `stream` names."""
+        return hash64(self.keys, seed=choice.seed, scope=self.corpus, stream=stream)
+
+    def allowed(self, choice: Choice) -> Mask:
+        """The rows whose class may be changed, [N]."""
+        if not choice.classes:
+            return np.ones(len(self.labels), np.bool_)
+        named = np.zeros(self.classes, np.bool_)
+        named[list(choice.classes)] = True
+        allowed: Mask = named[self.labels]
+        return allowed
+
+
+@dataclass(frozen=True)
+class Flips:
+    """Label noise over N samples, for every level."""
+
+    samples: Labelled
+    noisy: Labels  # what each label becomes if it is changed, [N]
+    order: Rows  # the samples that can be changed, first to be changed first, [E]
+    eligible: int  # samples that the noise may change at all, at least E
+    of: Literal["corpus", "subset"] = "corpus"
+    counts: Mapping[str, int] = field(default_factory=dict)  # what was left out, by reason
+
+    def count(self, level: float) -> int:
+        """How many samples `level` percent changes; StageError when so many cannot be."""
+        of = len(self.noisy) if self.of == "corpus" else self.eligible
+        wanted = changed_count(level, of)
+        if wanted > len(self.order):
+            # Rounded down, so that the level named can be asked for.
+            reach = int(10_000 * len(self.order) / of) / 100
+            raise StageError(
+                f"corpus {self.samples.corpus}: level {level:g} changes {wanted} of {of} rows and "
+                f"only {len(self.order)} can be; give a level of at most {reach:.2f}"
+            )
+        return wanted
+
+    def rows(self, level: float) -> Rows:
+        """The changed samples' positions, rising."""
+        return np.sort(self.order[: self.count(level)])
+
+    def changed(self, level: float) -> pa.Table:
+        """The changed samples by position: row (int64), key, clean and noisy label (int32)."""
+        return listing(self.samples, self.noisy, self.rows(level))
+
+
+def symmetric(samples: Labelled, choice: Choice) -> Flips:
+    """A chosen sample's label becomes one of the *other* classes, uniformly.
+
+    (Paper 1, section 2.1, without its draw of the clean class itself.)
+    """
+    return _among(samples, choice, np.zeros(samples.classes, np.int64), "symmetric")
+
+
+def subset(samples: Labelled, choice: Choice) -> Flips:
+    """The chosen classes' labels become another of the chosen classes, uniformly (paper 2)."""
+    group_of = np.arange(1, samples.classes + 1)
+    group_of[list(choice.classes)] = 0
+    return _among(samples, choice, group_of, "subset")
+
+
+def groups(samples: Labelled, choice: Choice, group_of: Rows) -> Flips:
+    """A label becomes another class of its group, uniformly.
+
+    `group_of` [C] numbers each class's group. Samples of a class that is alone in its group
+    cannot be changed; they are counted as `rows_alone_in_group`.
+    """
+    return _among(samples, choice, group_of, "groups")
+
+
+def pair(samples: Labelled, choice: Choice) -> Flips:
+    """A label c becomes (c + 1) mod C."""
+    following = ((samples.labels + 1) % samples.classes).astype(np.int32)
+    return in_key_order(samples, choice, following, samples.allowed(choice), "pair")
+
+
+# -- who -------------------------------------------------------------------------------------------
+
+
+def in_key_order(
+    samples: Labelled,
+    choice: Choice,
+    noisy: Labels,
+    allowed: Mask,
+    kind: str,
+    counts: Mapping[str, int] | None = None,
+) -> Flips:
+    """A plan that takes the allowed samples in the order of a hash of their keys (ties by key)."""
+    order = rank(samples.hashes(choice, f"{kind}/who"), samples.keys)
+    if not allowed.all():
+        order = order[allowed[order]]
+    return Flips(samples, noisy, order, len(order), choice.of, counts or {})
+
+
+# -- what ------------------------------------------------------------------------------------------
+
+
+def _among(samples: Labelled, choice: Choice, group_of: Rows, kind: str) -> Flips:
+    """Each label becomes another class of its own group, each as likely."""
+    members = np.argsort(group_of, kind="stable")
+    _, group, sizes = np.unique(group_of, return_inverse=True, return_counts=True)
+    starts = np.cumsum(sizes) - sizes
+    place = np.empty(len(group_of), np.int64)  # of a class among its group's members
+    place[members] = np.arange(len(group_of)) - starts[group[members]]
+    labels, size = samples.labels, sizes[group][samples.labels]
+    what = samples.hashes(choice, f"{kind}/what") >> np.uint64(32)
+    # 32 bits times the other classes' number, divided by 2^32: uniform within 2^-32, in integers.
+    others = np.maximum(size - 1, 0).astype(np.uint64)
+    drawn = (what * others >> np.uint64(32)).astype(np.int64)
+    drawn += drawn >= place[labels]
+    alone = size == 1
+    noisy = members[starts[group][labels] + np.where(alone, 0, drawn)].astype(np.int32)
+    counts = {"rows_alone_in_group": int(alone.sum())} if kind == "groups" else {}
+    return in_key_order(samples, choice, noisy, samples.allowed(choice) & ~alone, kind, counts)
+
+
+def listing(samples: Labelled, noisy: Labels, rows: Rows) -> pa.Table:
+    """The named rows as a manifest lists them: row (int64), key, clean and noisy label (int32)."""
+    positions = pa.array(rows)
+    return pa.table(
+        {
+            "row": positions,
+            "key": samples.keys.take(positions),
+            "clean": pa.array(samples.labels[rows], pa.int32()),
+            "noisy": pa.array(noisy[rows], pa.int32()),
+        }
+    )

@@ -1,0 +1,192 @@
+"""`nml-orch corpus`: build an experiment's corpora alone, verify them, and show what they hold."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from orchestrator.cli.options import Chosen, choose, experiment_options
+
+if TYPE_CHECKING:
+    from jobs.corpus.shards import Index
+    from jobs.place import Place
+    from orchestrator.plan import Step
+
+CLASSES_SHOWN = 20
+KEYS_SHOWN = 5
+
+
+@click.group("corpus")
+def command() -> None:
+    """Build the corpora of an experiment alone, verify them, or show what they hold."""
+
+
+@command.command(
+    "build",
+    epilog="""\b
+Examples:
+  nml-orch corpus build corpora/cifar10 --set corpus.reader.path=/data/cifar10_train.parquet
+  nml-orch corpus build my.yaml --verify full      decode every image
+  nml-orch corpus build my.yaml --shuffle none     keep the source's order
+Exit status: 0 done, 1 a corpus failed, 2 a mistake in the command or the file.""",
+)
+@click.argument("file", required=False, metavar="[FILE]")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Change any field. Repeatable."
+)
+@click.option("--storage", metavar="PLACE", help="Where it goes: a folder, s3:// or gs://.")
+@click.option(
+    "--verify", type=click.Choice(["headers", "full"]), help="full: decode every image once."
+)
+@click.option(
+    "--shuffle", type=click.Choice(["global", "none"]), help="none: keep the source's order."
+)
+@click.option("--force", is_flag=True, help="Redo what was built from other settings.")
+def build(
+    file: str | None,
+    overrides: tuple[str, ...],
+    storage: str | None,
+    verify: str | None,
+    shuffle: str | None,
+    force: bool,
+) -> int:
+    """Read the sources of the experiment and its tasks into shards; a stopped build goes on.
+
+    --verify and --shuffle are for the experiment's own corpus.
+    """
+    from orchestrator import sweep
+    from orchestrator.executor import Status
+
+    said = {"corpus.verify": verify, "corpus.shuffle": shuffle}
+    overrides += tuple(f"{field}={value}" for field, value in said.items() if value is not None)
+    chosen = choose(file, overrides=overrides, storage=storage)
+    plan = chosen.plan.only("corpus")
+    results = sweep.build(plan, chosen.store, force=force)
+    bad = {a: r for a, r in results.items() if r.status not in (Status.DONE, Status.REUSED)}
+    for step in plan.of_kind("corpus"):
+        if step.address not in bad:
+            click.echo(f"{step.address}: {_in_a_line(_index(chosen, step))}")
+    for address, result in bad.items():
+        click.echo(f"{result.status.value:8} {address}: {result.reason}")
+    return 1 if bad else 0
+
+
+@command.command(
+    "verify", epilog="Exit status: 0 all is as built, 1 something is not, 2 a mistake."
+)
+@experiment_options
+def verify(chosen: Chosen) -> int:
+    """Compare every shard with its sha256, and the sources' files with those built from."""
+    from jobs.corpus.spec import Corpus
+    from jobs.corpus.verify import compare_source
+    from jobs.corpus.verify import verify as findings_in
+
+    wrong = 0
+    for step in _built(chosen):
+        assert isinstance(step.spec, Corpus)
+        place = chosen.store.output(step.address)
+        found = [*findings_in(place), *compare_source(step.spec, place)]
+        for finding in found:
+            click.echo(f"{step.address}: {finding.what} {finding.file}: {finding.detail}")
+        faults = sum(not finding.harmless for finding in found)
+        wrong += faults
+        if not faults:
+            click.echo(f"{step.address}: as built, {_in_a_line(_index(chosen, step))}")
+    return 1 if wrong else 0
+
+
+@command.command("show")
+@experiment_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def show(chosen: Chosen, as_json: bool) -> None:
+    """Show rows by part, classes, bytes, what is in quarantine and why, and some keys."""
+    found = {step.address: _summary(chosen.store.output(step.address)) for step in _built(chosen)}
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return
+    for address, summary in found.items():
+        click.echo("\n".join(_lines(address, summary)))
+
+
+def _built(chosen: Chosen) -> list[Step]:
+    """The experiment's corpora that the store holds; UserError when there is none."""
+    from orchestrator.errors import UserError
+    from orchestrator.plan import Standing, assess, refuse_drift
+
+    plan = chosen.plan.only("corpus")
+    standing = assess(plan, chosen.store)
+    refuse_drift(standing)
+    steps = [s for s in plan.of_kind("corpus") if standing[s.address].standing is Standing.DONE]
+    if not steps:
+        raise UserError(
+            f"no corpus lies in {chosen.store.root.uri}; run `nml-orch corpus build` first"
+        )
+    return steps
+
+
+def _index(chosen: Chosen, step: Step) -> Index:
+    from jobs.corpus.shards import Index
+
+    return Index.read(chosen.store.output(step.address))
+
+
+def _in_a_line(index: Index) -> str:
+    from jobs.corpus.shards import PARTS
+
+    parts = ", ".join(f"{index.rows(part):,} {part}" for part in PARTS)
+    files = [file for part in PARTS for file in index.parts[part]]
+    size = sum(file.bytes for file in files) / 1e6
+    bad = sum(index.quarantined.values())
+    return f"{parts}; {len(files)} shards, {size:,.1f} MB; {bad:,} rows in quarantine"
+
+
+def _summary(place: Place) -> dict[str, Any]:
+    """What `show` tells of one corpus, as JSON values."""
+    from jobs.corpus.shards import PARTS, Index, read_part, read_rows
+
+    index = Index.read(place)
+    labels = read_part(place, "train", ["label"])["label"].drop_null()
+    counts = {c["values"].as_py(): c["counts"].as_py() for c in labels.value_counts()}
+    first = index.parts["train"][0]
+    keys = read_rows(place, first.file, 0, min(KEYS_SHOWN, first.rows), ["key"])["key"]
+    return {
+        "place": place.uri,
+        "parts": {
+            part: {
+                "rows": index.rows(part),
+                "shards": len(index.parts[part]),
+                "bytes": sum(file.bytes for file in index.parts[part]),
+            }
+            for part in PARTS
+        },
+        "rows_read": index.rows_read,
+        "quarantined": dict(index.quarantined),
+        "notes": dict(index.notes),
+        "classes": [
+            {"id": identity, "name": name, "train_rows": counts.get(label, 0)}
+            for label, (identity, name) in enumerate(
+                zip(index.class_ids, index.classes, strict=True)
+            )
+        ],
+        "keys": keys.to_pylist(),
+    }
+
+
+def _lines(address: str, summary: dict[str, Any]) -> Iterator[str]:
+    yield f"{address} in {summary['place']}"
+    for part, said in summary["parts"].items():
+        size = said["bytes"] / 1e6
+        yield f"  {part:12}{said['rows']:>12,} rows{said['shards']:>8,} shards{size:>12,.1f} MB"
+    for word, counts in (("quarantine", summary["quarantined"]), ("notes", summary["notes"])):
+        shown = ", ".join(f"{count:,} {name}" for name, count in counts.items()) or "none"
+        yield f"  {word:12}{shown}"
+    classes = summary["classes"]
+    for entry in classes[:CLASSES_SHOWN]:
+        named = "" if entry["id"] == entry["name"] else f"  ({entry['id']})"
+        yield f"  {'class':12}{entry['train_rows']:>12,} rows  {entry['name']}{named}"
+    if len(classes) > CLASSES_SHOWN:
+        yield f"  {'':12}... and {len(classes) - CLASSES_SHOWN:,} classes more; --json lists them"
+    yield f"  {'keys':12}{', '.join(summary['keys'])}, ..."

@@ -1,0 +1,139 @@
+"""`nml-orch noise`: lay an experiment's noise alone, and prove what was changed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import click
+
+from orchestrator.cli.options import Chosen, experiment_options
+
+if TYPE_CHECKING:
+    from jobs.noise.audit import Audit
+
+CLASSES_SHOWN = 20
+
+
+@click.group("noise")
+def command() -> None:
+    """Build the noise of an experiment alone, or audit it row by row."""
+
+
+@command.command("build", epilog="Example: nml-orch noise build my.yaml --noise 0,5,10,20,30")
+@experiment_options
+@click.option("--force", is_flag=True, help="Redo the steps whose settings have changed.")
+def build(chosen: Chosen, force: bool) -> int:
+    """Build the corpus, and the overlay of every noise level on it."""
+    from orchestrator import sweep
+    from orchestrator.executor import Status
+
+    plan = chosen.plan.only("noise")
+    results = sweep.build(plan, chosen.store, force=force)
+    bad = {a: r for a, r in results.items() if r.status not in (Status.DONE, Status.REUSED)}
+    for step in plan.of_kind("noise"):
+        if step.address not in bad:
+            manifest = chosen.store.manifest(step.address)
+            if manifest is not None:
+                percent = manifest.metrics["noise/realised_percent"]
+                click.echo(f"{step.address}: {manifest.counts['changed']:,} rows ({percent:.2f} %)")
+    for address, result in bad.items():
+        click.echo(f"{result.status.value:8} {address}: {result.reason}")
+    return 1 if bad else 0
+
+
+@command.command(
+    "audit",
+    epilog="""\b
+Examples:
+  nml-orch noise audit my.yaml             derive every changed row again, and compare
+  nml-orch noise audit my.yaml --json      for a machine
+Exit status: 0 all as derived, 1 anything differs, 2 a mistake in the command or the file.""",
+)
+@experiment_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def audit(chosen: Chosen, as_json: bool) -> int:
+    """Derive every changed row again from seed and key, and state the rates as they are.
+
+    Writes audit.json, and transition.png for noise on labels, for each level under audit/ in the
+    store.
+    """
+    from jobs.contract import StageError
+    from jobs.noise.audit import Auditor
+    from jobs.noise.spec import NoiseStep
+    from orchestrator.errors import UserError
+    from orchestrator.plan import Standing, assess, refuse_drift
+
+    plan = chosen.plan.only("noise")
+    standing = assess(plan, chosen.store)
+    refuse_drift(standing)
+    steps = [s for s in plan.of_kind("noise") if standing[s.address].standing is Standing.DONE]
+    if not steps:
+        raise UserError(
+            f"no level of noise lies in {chosen.store.root.uri}; run `nml-orch noise build` first"
+        )
+    spec = steps[0].spec
+    assert isinstance(spec, NoiseStep)
+    try:
+        auditor = Auditor(spec.noise, chosen.store.output(steps[0].inputs["corpus"]))
+        audits = {step.address: auditor.audit(chosen.store.output(step.address)) for step in steps}
+    except (StageError, FileNotFoundError) as error:
+        raise UserError(f"the noise cannot be derived again: {error}") from error
+    for address, found in audits.items():
+        _keep(chosen, address, found)
+    if as_json:
+        click.echo(json.dumps({a: found.as_dict() for a, found in audits.items()}, indent=2))
+    else:
+        for line in _lines(audits):
+            click.echo(line)
+        click.echo(f"\nkept in {chosen.store.root.uri}/audit")
+    return 0 if all(found.sound for found in audits.values()) else 1
+
+
+def _keep(chosen: Chosen, address: str, found: Audit) -> None:
+    from analysis.figures import noise, save
+
+    place = chosen.store.root / f"audit/{address}"
+    place.write_json("audit.json", found.as_dict())
+    if found.transition is not None:
+        said = found.overlay
+        figure = noise.transition(
+            found.transition,
+            [rate.name for rate in found.classes],
+            title=f"{said.corpus}: {said.kind} noise at {said.level:g} %",
+            detail=f"{found.present_changed:,} of {found.present:,} training rows are wrong "
+            f"({found.realised_percent:.2f} %)",
+        )
+        place.write_bytes("transition.png", save(figure, "png"))
+
+
+def _lines(audits: dict[str, Audit]) -> Iterator[str]:
+    """A row a level, then a row a class if there are few; at last what differs."""
+    found = list(audits.values())
+    yield f"{found[0].overlay.kind} noise over {found[0].overlay.corpus}"
+    heads = ("level %", "written %", "realised %", "rows", "changed", "derived", "differ")
+    yield "".join(f"{head:>12}" for head in heads)
+    for one in found:
+        values = (
+            f"{one.nominal_percent:g}",
+            f"{one.written_percent:.3f}",
+            f"{one.realised_percent:.3f}",
+            f"{one.present:,}",
+            f"{one.present_changed:,}",
+            f"{one.rederived:,}",
+            f"{sum(one.faults.values()):,}",
+        )
+        yield "".join(f"{value:>12}" for value in values)
+    classes = found[0].classes
+    if 0 < len(classes) <= CLASSES_SHOWN:
+        width = max(len(rate.name) for rate in classes) + 2
+        yield "\nrealised % of each class"
+        yield f"{'':{width}}{'rows':>10}" + "".join(f"{one.nominal_percent:>10g}" for one in found)
+        for number, rate in enumerate(classes):
+            row = "".join(f"{one.classes[number].percent:>10.2f}" for one in found)
+            yield f"{rate.name:{width}}{rate.rows:>10,}{row}"
+    for address, one in audits.items():
+        if not one.sound:
+            kinds = ", ".join(f"{count} {kind}" for kind, count in one.faults.items() if count)
+            yield f"\nDIFFERS {address}: {kinds}; {one.first_fault}"

@@ -1,0 +1,76 @@
+"""Sources as users have them, made of real encoded images, and a corpus built from one."""
+
+import io
+import tarfile
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from PIL import Image
+
+from jobs.contract import Outcome
+from jobs.corpus import build as building
+from jobs.corpus.layout import lay_out
+from jobs.corpus.shards import write_shard
+from jobs.corpus.spec import Corpus
+from jobs.place import Place
+
+# How long an example takes is the machine's affair; a deadline makes a busy one fail.
+settings.register_profile("unhurried", deadline=None)
+settings.load_profile("unhurried")
+
+Picture = Callable[..., bytes]
+Build = Callable[[Corpus, Path], tuple[Place, Outcome]]
+WriteTar = Callable[[Path, Mapping[str, bytes]], Path]
+
+
+@pytest.fixture(scope="session")
+def picture() -> Picture:
+    """An encoded image of its own for every number, 16 x 12."""
+
+    @lru_cache
+    def encode(number: int, kind: str = "JPEG", mode: str = "RGB") -> bytes:
+        pixels = np.random.default_rng(number).integers(0, 256, (12, 16, 3), np.uint8)
+        stream = io.BytesIO()
+        Image.fromarray(pixels).convert(mode).save(stream, kind)
+        return stream.getvalue()
+
+    return encode
+
+
+@pytest.fixture
+def write_tar() -> WriteTar:
+    """Write a tar with these members, in their order."""
+
+    def write(path: Path, members: Mapping[str, bytes]) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        mode = "w:gz" if path.name.endswith("gz") else "w"
+        with tarfile.open(path, mode) as tar:  # type: ignore[call-overload]
+            for name, data in members.items():
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def build() -> Build:
+    """Build a corpus below a folder, in this process: the stage without Ray."""
+
+    def run(corpus: Corpus, root: Path) -> tuple[Place, Outcome]:
+        output, scratch = Place.of(root / "corpus"), Place.of(root / "scratch")
+        found = building.survey(corpus)
+        building.resume(scratch, found)
+        scans = [building.scan(corpus, found, piece, scratch) for piece in found.pieces]
+        building.refuse_bad(corpus, scans)
+        runs = [run for scan in scans for run in scan.runs]
+        cuts = lay_out(corpus, scratch, runs)
+        files = [(cut.part, write_shard(scratch, runs, cut, output)) for cut in cuts]
+        return output, building.finish(corpus, found, scans, files, scratch, output)
+
+    return run

@@ -1,0 +1,268 @@
+"""What is wrong with a source: quarantined and counted, or one sentence; never silent."""
+
+import io
+import json
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from jobs.contract import Outcome, StageError
+from jobs.corpus.shards import Index, read_part
+from jobs.corpus.spec import Corpus
+from jobs.features.shifts import decode
+from jobs.place import Place
+from jobs.pretrain.pixels import to_pixels
+from jobs.pretrain.spec import ImageInput
+
+Picture = Callable[..., bytes]
+Build = Callable[[Corpus, Path], tuple[Place, Outcome]]
+
+ALL_TRAIN = {"train": 1, "validation": 0, "test": 0}
+
+
+def corpus(max_bad_share: float = 1, **fields: object) -> Corpus:
+    said = {"name": "c", "parts": ALL_TRAIN, "max_bad_share": max_bad_share}
+    return Corpus.model_validate(said | fields)
+
+
+def parquet(path: Path, **columns: object) -> dict[str, object]:
+    """A reader of a file with these columns, each row keyed by `key`."""
+    pq.write_table(pa.table(columns), path)
+    fields = {"kind": "parquet", "path": str(path), "key": ["key"]}
+    return fields | {name: name for name in ("label", "caption") if name in columns}
+
+
+def quarantine(place: Place) -> dict[str, str]:
+    return {row["key"]: row["reason"] for row in place.read_table("quarantine.parquet").to_pylist()}
+
+
+def saved(image: Image.Image, kind: str, **options: object) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)  # type: ignore[arg-type]
+    return stream.getvalue()
+
+
+def test_faulty_images_are_quarantined_with_their_reason(
+    tmp_path: Path, picture: Picture, build: Build
+) -> None:
+    images = {
+        "good": picture(0),
+        "no bytes": b"",
+        "null": None,
+        "html": b"<html>gone</html>",
+        "cut": picture(1)[:-40],
+        "cut png": picture(1, "PNG")[:-40],
+        "header": picture(2)[:25],
+        "bomb": saved(Image.new("1", (4000, 3000)), "PNG"),
+    }
+    source = parquet(
+        tmp_path / "t.parquet",
+        image=pa.array(images.values(), pa.binary()),
+        label=[0] * len(images),
+        key=list(images),
+    )
+    place, outcome = build(corpus(reader=source, max_pixels=1_000_000), tmp_path)
+    assert quarantine(place) == {
+        "no bytes": "empty_image",
+        "null": "no_image",
+        "html": "not_an_image",
+        "cut": "truncated",
+        "cut png": "truncated",
+        "header": "broken_header",
+        "bomb": "too_many_pixels",
+    }
+    assert read_part(place, "train", ["key"])["key"].to_pylist() == ["good"]
+    index = Index.read(place)
+    assert index.rows_read == 8 == outcome.counts["rows_read"]
+    assert outcome.counts["quarantined"] == 7 == sum(index.quarantined.values())
+    assert outcome.counts["bad_truncated"] == 2 == index.quarantined["truncated"]
+    sources = place.read_table("quarantine.parquet")["source"].to_pylist()
+    assert set(sources) == {"t.parquet"}
+
+
+def test_faulty_captions_and_labels_are_quarantined(
+    tmp_path: Path, picture: Picture, build: Build
+) -> None:
+    captions = [b"a cat", None, b"", b" \n", b"caf\xe9", "café".encode(), b"x", b"x", b"x"]
+    labels = [0, 0, 0, 0, 0, 1, 2, -1, None]
+    source = parquet(
+        tmp_path / "t.parquet",
+        image=[picture(n) for n in range(9)],
+        caption=pa.array(captions, pa.binary()),
+        label=labels,
+        key=[f"k{n}" for n in range(9)],
+    )
+    place, _ = build(corpus(reader=source | {"classes": ["cat", "dog"]}), tmp_path)
+    assert quarantine(place) == {
+        "k1": "no_caption",
+        "k2": "empty_caption",
+        "k3": "empty_caption",
+        "k4": "caption_not_utf8",
+        "k6": "label_unknown",
+        "k7": "label_unknown",
+        "k8": "no_label",
+    }
+    kept = {
+        row["key"]: row["caption"]
+        for row in read_part(place, "train", ["key", "caption"]).to_pylist()
+    }
+    assert kept == {"k0": "a cat", "k5": "café"}
+
+
+def test_faulty_samples_of_a_tar_are_quarantined(
+    tmp_path: Path, picture: Picture, build: Build
+) -> None:
+    members = {
+        "ok.jpg": picture(0), "ok.txt": b"a cat",
+        "mute.jpg": picture(1),
+        "blind.txt": b"a dog",
+        "two.jpg": picture(2), "two.png": picture(2, "PNG"), "two.txt": b"two",
+        "../up.jpg": picture(3), "../up.txt": b"up",
+        "json.jpg": picture(4), "json.txt": b"kept",
+    }  # fmt: skip
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+        link = tarfile.TarInfo("link.jpg")
+        link.type, link.linkname = tarfile.LNKTYPE, "ok.jpg"
+        tar.addfile(link)
+    place, _ = build(corpus(reader={"kind": "webdataset", "path": str(tmp_path)}), tmp_path / "o")
+    assert quarantine(place) == {
+        "mute": "no_caption",
+        "blind": "no_image",
+        "two": "two_images",
+        "../up": "unsafe_path",
+        "link": "link",
+    }
+
+
+def test_a_field_of_broken_json_is_one_rows_fault(
+    tmp_path: Path, picture: Picture, build: Build
+) -> None:
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        said = {"a": b"{oops", "b": b'["no"]', "c": json.dumps({"alt": "a cat"}).encode()}
+        for number, (stem, text) in enumerate(said.items()):
+            for end, data in (("jpg", picture(number)), ("json", text)):
+                info = tarfile.TarInfo(f"{stem}.{end}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    reader = {"kind": "webdataset", "path": str(tmp_path), "caption": "json:alt"}
+    place, _ = build(corpus(reader=reader), tmp_path / "o")
+    assert quarantine(place) == {"a": "broken_json", "b": "no_caption"}
+
+
+def test_paths_of_a_table_never_leave_its_folder(
+    tmp_path: Path, picture: Picture, build: Build
+) -> None:
+    (tmp_path / "secret.jpg").write_bytes(picture(0))
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a.jpg").write_bytes(picture(1))
+    paths = ["a.jpg", "../secret.jpg", str(tmp_path / "secret.jpg"), "none.jpg", "."]
+    (tmp_path / "in/t.csv").write_text("path,caption\n" + "".join(f"{p},x\n" for p in paths))
+    reader = {"kind": "table", "path": str(tmp_path / "in/t.csv"), "caption": "caption"}
+    place, _ = build(corpus(reader=reader), tmp_path)
+    assert quarantine(place) == {
+        "../secret.jpg": "unsafe_path",
+        str(tmp_path / "secret.jpg"): "unsafe_path",
+        "none.jpg": "no_image",
+        ".": "no_image",
+    }
+
+
+def test_a_build_fails_above_max_bad_share_and_says_what_is_bad(
+    tmp_path: Path, picture: Picture, build: Build
+) -> None:
+    images = [picture(n % 9) for n in range(98)] + [b"", b"<html>"]
+    source = parquet(
+        tmp_path / "t.parquet", image=images, label=[0] * 100, key=[str(n) for n in range(100)]
+    )
+    with pytest.raises(StageError) as caught:
+        build(corpus(0.01, reader=source), tmp_path / "a")
+    assert str(caught.value) == (
+        "corpus c: 2 of 100 rows (2.00%) are bad (1 empty_image, 1 not_an_image), more than "
+        "max_bad_share = 1.00%; mend the source, or raise corpus.max_bad_share to leave them out"
+    )
+    place, _ = build(corpus(0.02, reader=source), tmp_path / "b")
+    assert Index.read(place).rows("train") == 98
+
+
+def test_every_row_is_decoded_when_asked(tmp_path: Path, picture: Picture, build: Build) -> None:
+    whole = picture(0, "PNG")
+    middle = whole[:60] + b"\0" * 200 + whole[260:]  # its header and its end are as they should be
+    source = parquet(
+        tmp_path / "t.parquet", image=[whole, middle], label=[0, 0], key=["whole", "middle"]
+    )
+    place, _ = build(corpus(reader=source), tmp_path / "a")
+    assert quarantine(place) == {}
+    place, _ = build(corpus(reader=source, verify="full"), tmp_path / "b")
+    assert quarantine(place) == {"middle": "undecodable"}
+
+
+def unusual() -> dict[str, bytes]:
+    rng = np.random.default_rng(0)
+    rgb = Image.fromarray(rng.integers(0, 256, (14, 20, 3), np.uint8))
+    deep = Image.fromarray((rng.integers(0, 256, (14, 20)) * 257).astype(np.uint16))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    frames = [Image.new("RGB", (20, 14), c) for c in ("red", "green")]
+    return {
+        "cmyk": saved(rgb.convert("CMYK"), "JPEG"),
+        "sixteen_bit": saved(deep, "PNG"),
+        "palette": saved(rgb.convert("P"), "PNG"),
+        "animated": saved(frames[0], "WEBP", save_all=True, append_images=frames[1:]),
+        "exif_rotated": saved(rgb, "JPEG", exif=exif),
+        "wrong_extension": saved(rgb, "PNG"),
+    }
+
+
+def test_unusual_images_are_kept_as_they_are_counted_and_can_be_decoded(
+    tmp_path: Path, build: Build
+) -> None:
+    (tmp_path / "tree/class").mkdir(parents=True)
+    images = unusual()
+    for note, data in images.items():
+        with Image.open(io.BytesIO(data)) as image:
+            end = "jpg" if note == "wrong_extension" else str(image.format).lower()
+        (tmp_path / f"tree/class/{note}.{end}").write_bytes(data)
+    reader = {"kind": "imagefolder", "path": str(tmp_path / "tree")}
+    place, outcome = build(corpus(0, reader=reader, verify="full"), tmp_path)
+    assert Index.read(place).notes == dict.fromkeys(sorted(images), 1)
+    assert {c: n for c, n in outcome.counts.items() if c.startswith("note_")} == {
+        f"note_{note}": 1 for note in images
+    }
+    for row in read_part(place, "train", ["key", "image", "width", "height"]).to_pylist():
+        note = row["key"].partition("/")[2].partition(".")[0]
+        assert row["image"] == images[note]
+        decoded = decode(row["image"], row["key"])
+        assert decoded.mode in ("L", "RGB")
+        assert decoded.size == (row["width"], row["height"]) == (20, 14)
+        for channels in (1, 3):
+            mean = (0.5,) * channels
+            spec = ImageInput(size=14, channels=channels, mean=mean, std=mean)  # type: ignore[arg-type]
+            with Image.open(io.BytesIO(row["image"])) as image:
+                assert to_pixels(image, spec).shape == (channels, 14, 14)
+
+
+def test_a_parts_own_source_must_name_its_classes_alike(
+    tmp_path: Path, picture: Picture, build: Build
+) -> None:
+    for tree, classes in (("train", ("a", "b", "c")), ("val", ("c", "a")), ("bad", ("a", "x"))):
+        for number, name in enumerate(classes):
+            (tmp_path / tree / name).mkdir(parents=True)
+            (tmp_path / tree / name / f"{tree}{number}.jpg").write_bytes(picture(number))
+    reader = {"kind": "imagefolder", "path": str(tmp_path / "train")}
+    parts = {"train": 1, "validation": reader | {"path": str(tmp_path / "val")}, "test": 0}
+    place, _ = build(corpus(reader=reader, parts=parts), tmp_path)
+    rows = read_part(place, "validation", ["key", "label"]).to_pylist()
+    assert {row["key"]: row["label"] for row in rows} == {"a/val1.jpg": 0, "c/val0.jpg": 2}
+    bad = {"train": 1, "validation": reader | {"path": str(tmp_path / "bad")}, "test": 0}
+    with pytest.raises(StageError, match=r"classes that corpus.reader lacks \(x\)"):
+        build(corpus(reader=reader, parts=bad), tmp_path)

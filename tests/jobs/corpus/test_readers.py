@@ -1,0 +1,382 @@
+"""Every reader: its keys, its classes, its bytes."""
+
+import io
+import json
+import tarfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from jobs.contract import StageError
+from jobs.corpus.readers import Digits, Reader, reader_of
+from jobs.corpus.readers import parquet as parquet_module
+from jobs.corpus.readers.digits import NAMES
+from jobs.corpus.spec import Corpus, DigitsReader
+
+Picture = Callable[..., bytes]
+WriteTar = Callable[[Path, Mapping[str, bytes]], Path]
+
+
+def reader(**fields: object) -> Reader:
+    return reader_of(Corpus.model_validate({"name": "c", "reader": fields}).reader)
+
+
+def rows(source: Reader) -> dict[str, dict[str, object]]:
+    """Every row by key; no key may come twice."""
+    tables = [table for unit in source.units() for table in source.read(unit)]
+    found = pa.concat_tables(tables).to_pylist()
+    assert len({row["key"] for row in found}) == len(found)
+    return {row["key"]: row for row in found}
+
+
+def test_the_digits_are_read_as_they_are() -> None:
+    found = rows(Digits(DigitsReader()))
+    images, labels = load_digits(return_X_y=True)
+    assert list(found) == [f"digits/{i:04d}" for i in range(1797)]
+    assert [row["label"] for row in found.values()] == labels.tolist()
+    for number in (0, 899, 900, 1796):
+        row = found[f"digits/{number:04d}"]
+        with Image.open(io.BytesIO(row["image"])) as image:  # type: ignore[arg-type]
+            assert (image.mode, image.size) == ("L", (8, 8))
+            pixels = np.asarray(image)
+        assert np.array_equal(pixels, np.rint(images[number].reshape(8, 8) * 255 / 16))
+        assert NAMES[labels[number]].encode() in row["caption"]  # type: ignore[operator]
+    assert len({row["caption"] for row in found.values()}) == 40
+
+
+# -- ImageNet's layouts ----------------------------------------------------------------------------
+
+WNIDS = ("n01440764", "n01443537", "n02119789")
+
+
+@pytest.fixture
+def tree(tmp_path: Path, picture: Picture) -> Path:
+    for label, wnid in enumerate(WNIDS):
+        for number in range(5):
+            path = tmp_path / "tree" / wnid / f"{wnid}_{number}.JPEG"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(picture(10 * label + number))
+    (tmp_path / "tree" / WNIDS[0] / ".DS_Store").write_bytes(b"\0")
+    return tmp_path / "tree"
+
+
+def test_an_image_folder_keeps_classes_names_and_wordnet_ids(tree: Path, tmp_path: Path) -> None:
+    names = tmp_path / "LOC_synset_mapping.txt"
+    names.write_text("n01440764 tench, Tinca tinca\nn02119789 kit fox\n")
+    source = reader(kind="imagefolder", path=str(tree), class_names=str(names))
+    assert source.classes().ids == WNIDS
+    assert source.classes().names == ("tench, Tinca tinca", "n01443537", "kit fox")
+    found = rows(source)
+    assert len(found) == 15
+    for key, row in found.items():
+        assert row["image"] == (tree / key).read_bytes()
+        assert row["label"] == WNIDS.index(key.partition("/")[0])
+    assert sum(size for _, size in source.files()) == sum(len(r["image"]) for r in found.values())  # type: ignore[arg-type]
+
+
+def test_official_tars_give_the_rows_of_the_unpacked_tree(
+    tree: Path, tmp_path: Path, write_tar: WriteTar
+) -> None:
+    inner = {}
+    for wnid in reversed(WNIDS):
+        files = {f.name: f.read_bytes() for f in (tree / wnid).glob("*.JPEG")}
+        inner[f"{wnid}.tar"] = write_tar(tmp_path / f"{wnid}.tar", files).read_bytes()
+    outer = write_tar(tmp_path / "ILSVRC2012_img_train.tar", inner)
+    source = reader(kind="ilsvrc_tar", path=str(outer))
+    assert source.classes().ids == WNIDS
+    folder = rows(reader(kind="imagefolder", path=str(tree)))
+    tars = rows(source)
+    assert tars.keys() == folder.keys()
+    for key, row in tars.items():
+        for column in ("image", "label", "claims"):
+            assert row[column] == folder[key][column]
+
+
+@pytest.fixture
+def flat(tmp_path: Path, picture: Picture, write_tar: WriteTar) -> Path:
+    names = [f"ILSVRC2012_val_{n:08d}.JPEG" for n in (3, 1, 2)]
+    return write_tar(tmp_path / "val.tar", {n: picture(i) for i, n in enumerate(names)})
+
+
+@pytest.mark.parametrize(
+    ("synsets", "truth"),
+    [
+        ("1 n02119789 kit fox\n2 n01440764 tench\n3 n01443537 goldfish\n", "3\n1\n2\n"),
+        ('{"1": "n02119789", "2": "n01440764", "3": "n01443537"}', "3\n1\n2\n"),
+        ('{"0": ["n01440764", "tench"], "1": ["n01443537", "g"], "2": ["n02119789", "k"]}', None),
+        ("n01440764 tench\nn01443537 goldfish\nn02119789 kit fox\n", None),
+    ],
+)
+def test_the_flat_tar_takes_its_labels_from_the_ground_truth(
+    flat: Path, tmp_path: Path, synsets: str, truth: str | None
+) -> None:
+    (tmp_path / "synsets").write_text(synsets)
+    (tmp_path / "truth.txt").write_text(truth or "n01443537\nn02119789\nn01440764\n")
+    source = reader(
+        kind="ilsvrc_tar",
+        path=str(flat),
+        synsets=str(tmp_path / "synsets"),
+        ground_truth=str(tmp_path / "truth.txt"),
+    )
+    assert source.classes().ids == WNIDS
+    labels = {key: row["label"] for key, row in rows(source).items()}
+    assert labels == {
+        f"ILSVRC2012_val_{n:08d}.JPEG": label for n, label in ((1, 1), (2, 2), (3, 0))
+    }
+
+
+def test_ground_truth_numbers_without_the_devkits_own_numbering_are_refused(
+    flat: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "synsets").write_text("n01440764 tench\nn01443537 goldfish\n")
+    (tmp_path / "truth.txt").write_text("1\n2\n1\n")
+    source = reader(
+        kind="ilsvrc_tar",
+        path=str(flat),
+        synsets=str(tmp_path / "synsets"),
+        ground_truth=str(tmp_path / "truth.txt"),
+    )
+    with pytest.raises(StageError, match="does not number its classes"):
+        rows(source)
+
+
+def test_a_flat_tar_given_as_the_nested_one_is_refused(flat: Path) -> None:
+    with pytest.raises(StageError, match="for the flat validation tar give `ground_truth`"):
+        reader(kind="ilsvrc_tar", path=str(flat)).units()
+
+
+# -- WebDataset ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("end", ["tar", "tar.gz"])
+@pytest.mark.parametrize(("caption", "expected"), [("txt", "a cat"), ("json:alt", "ein Katze é")])
+def test_webdataset_captions_come_from_the_field_that_is_chosen(
+    tmp_path: Path, picture: Picture, write_tar: WriteTar, end: str, caption: str, expected: str
+) -> None:
+    said = json.dumps({"alt": "ein Katze é", "caption": "no"}, ensure_ascii=False).encode()
+    for number, image in enumerate(("jpg", "png", "webp")):
+        kind = {"jpg": "JPEG"}.get(image, image.upper())
+        stem = f"{number:05d}0001"
+        files = {f"{stem}.{image}": picture(number, kind), f"{stem}.json": said}
+        write_tar(tmp_path / f"s/{number:05d}.{end}", files | {f"{stem}.txt": b"a cat"})
+    source = reader(kind="webdataset", path=str(tmp_path / "s"), caption=caption)
+    found = rows(source)
+    assert list(found) == ["000000001", "000010001", "000020001"]
+    assert [row["claims"] for row in found.values()] == ["jpeg", "png", "webp"]
+    assert {row["caption"].decode() for row in found.values()} == {expected}  # type: ignore[attr-defined]
+    assert [row["image"] for row in found.values()] == [
+        picture(0),
+        picture(1, "PNG"),
+        picture(2, "WEBP"),
+    ]
+
+
+def test_webdataset_labels_and_keys_by_tar(
+    tmp_path: Path, picture: Picture, write_tar: WriteTar
+) -> None:
+    for tar in ("a", "b"):
+        files = {"x/1.jpg": picture(0), "x/1.cls": b"1", "x/2.jpg": picture(1), "x/2.cls": b"cat"}
+        write_tar(tmp_path / f"{tar}.tar", files)
+    source = reader(
+        kind="webdataset",
+        path=str(tmp_path),
+        caption=None,
+        label="cls",
+        classes=["cat", "dog"],
+        tar_in_key=True,
+    )
+    found = rows(source)
+    assert {key: row["label"] for key, row in found.items()} == {
+        "a.tar/x/1": 1,
+        "a.tar/x/2": 0,
+        "b.tar/x/1": 1,
+        "b.tar/x/2": 0,
+    }
+
+
+# -- Parquet ---------------------------------------------------------------------------------------
+
+
+def write_parquet(path: Path, columns: dict[str, object], **options: object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), path, **options)
+    return path
+
+
+def test_hugging_faces_layout_is_read_with_its_own_class_names(
+    tmp_path: Path, picture: Picture
+) -> None:
+    images = [{"bytes": picture(i), "path": f"{i}.jpg"} for i in range(6)]
+    features = {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}
+    said = json.dumps({"info": {"features": features}})
+    for number in range(2):
+        table = pa.table({"image": images[3 * number :][:3], "label": [0, 1, 1]})
+        table = table.replace_schema_metadata({"huggingface": said})
+        (tmp_path / "data").mkdir(exist_ok=True)
+        pq.write_table(table, tmp_path / f"data/train-{number:05d}-of-00002.parquet")
+    write_parquet(
+        tmp_path / "data/test-00000-of-00001.parquet", {"image": images, "label": [0] * 6}
+    )
+    source = reader(kind="parquet", path=str(tmp_path), files="train-*.parquet", label="label")
+    assert source.classes().names == ("cat", "dog")
+    found = rows(source)
+    assert next(iter(found)) == "data/train-00000-of-00002.parquet/0"
+    assert [row["label"] for row in found.values()] == [0, 1, 1, 0, 1, 1]
+    assert [row["image"] for row in found.values()] == [picture(i) for i in range(6)]
+    assert {row["claims"] for row in found.values()} == {"jpeg"}
+
+
+def test_a_row_number_counts_the_rows_of_the_file_whatever_is_chosen_or_how_it_is_cut(
+    tmp_path: Path, picture: Picture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    columns = {
+        "image": [picture(i % 7) for i in range(50)],
+        "label": [i % 3 for i in range(50)],
+        "domain": ["photo" if i % 2 else "sketch" for i in range(50)],
+    }
+    path = write_parquet(tmp_path / "pacs.parquet", columns, row_group_size=6)
+    fields = {"kind": "parquet", "path": str(path), "label": "label"}
+    whole = rows(reader(**fields))
+    photos = rows(reader(**fields, where={"domain": "photo"}))
+    assert photos == {k: v for k, v in whole.items() if int(k.rpartition("/")[2]) % 2}
+    assert rows(reader(**fields, where={"domain": ["photo", "sketch"]})) == whole
+    monkeypatch.setattr(parquet_module, "UNIT_BYTES", 1)
+    monkeypatch.setattr(parquet_module, "BATCH_ROWS", 4)
+    cut = reader(**fields)
+    assert len(cut.units()) == 9
+    assert rows(cut) == whole
+
+
+def test_class_names_come_from_a_column(tmp_path: Path, picture: Picture) -> None:
+    columns = {
+        "image": [picture(0)] * 3,
+        "label": [1, 0, 1],
+        "name": ["b", "a", "b"],
+        "id": [7, 8, 9],
+    }
+    path = write_parquet(tmp_path / "t.parquet", columns)
+    fields = {"kind": "parquet", "path": str(path), "key": ["name", "id"]}
+    source = reader(**fields, label="label", label_name="name")
+    assert source.classes().names == ("a", "b")
+    assert list(rows(source)) == ["b/7", "a/8", "b/9"]
+    assert reader(**fields, label="label").classes().names == ("0", "1")
+    text = reader(**fields, label="name")
+    assert text.classes().names == ("a", "b")
+    assert [row["label"] for row in rows(text).values()] == [1, 0, 1]
+
+
+def test_two_names_for_one_label_are_refused(tmp_path: Path, picture: Picture) -> None:
+    columns = {"image": [picture(0)] * 2, "label": [0, 0], "name": ["a", "b"]}
+    path = write_parquet(tmp_path / "t.parquet", columns)
+    with pytest.raises(StageError, match="do not name the classes"):
+        reader(kind="parquet", path=str(path), label="label", label_name="name").classes()
+
+
+# -- tables ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "comma"), [("t.csv", ","), ("t.tsv", "\t")])
+def test_tables_give_captions_by_path(
+    tmp_path: Path, picture: Picture, name: str, comma: str
+) -> None:
+    (tmp_path / "images").mkdir()
+    lines = [f"path{comma}caption"]
+    for number in range(3):
+        (tmp_path / f"images/{number}.jpg").write_bytes(picture(number))
+        lines.append(f'images/{number}.jpg{comma}"a cat, no {number}\nagain"')
+    (tmp_path / name).write_text("\n".join(lines))
+    found = rows(reader(kind="table", path=str(tmp_path / name), caption="caption"))
+    assert list(found) == [f"images/{number}.jpg" for number in range(3)]
+    assert [row["caption"] for row in found.values()] == [
+        f"a cat, no {number}\nagain".encode() for number in range(3)
+    ]
+    assert [row["image"] for row in found.values()] == [picture(number) for number in range(3)]
+
+
+def test_tables_give_labels_and_keys_of_their_own(tmp_path: Path, picture: Picture) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/a.jpg").write_bytes(picture(0))
+    (tmp_path / "t.csv").write_text("a.jpg,dog,k1\n./a.jpg,cat,k2\n")
+    source = reader(
+        kind="table",
+        path=str(tmp_path / "t.csv"),
+        root=str(tmp_path / "images"),
+        columns=["file", "what", "id"],
+        image="file",
+        label="what",
+        key="id",
+    )
+    assert source.classes().names == ("cat", "dog")
+    assert {key: row["label"] for key, row in rows(source).items()} == {"k1": 1, "k2": 0}
+    assert all(row["image"] == picture(0) for row in rows(source).values())
+
+
+# -- what cannot be read ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"kind": "imagefolder"},
+        {"kind": "ilsvrc_tar"},
+        {"kind": "webdataset"},
+        {"kind": "parquet", "label": "label"},
+        {"kind": "table", "caption": "caption"},
+    ],
+)
+def test_a_path_that_leads_nowhere_is_one_sentence(
+    tmp_path: Path, fields: dict[str, object]
+) -> None:
+    with pytest.raises(StageError, match="does not exist; correct the reader's path"):
+        reader(**fields, path=str(tmp_path / "nothing")).units()
+
+
+def test_a_column_that_is_not_there_is_answered_with_those_that_are(
+    tmp_path: Path, picture: Picture
+) -> None:
+    path = write_parquet(tmp_path / "t.parquet", {"image": [picture(0)], "lab": [0]})
+    with pytest.raises(StageError, match="no column 'label'; it has image, lab"):
+        reader(kind="parquet", path=str(path), label="label").units()
+    (tmp_path / "t.csv").write_text("path,text\n")
+    with pytest.raises(StageError, match="columns path, caption"):
+        reader(kind="table", path=str(tmp_path / "t.csv"), caption="caption").units()
+
+
+def test_a_truncated_source_is_structural(
+    tmp_path: Path, picture: Picture, write_tar: WriteTar
+) -> None:
+    tar = write_tar(tmp_path / "0.tar", {"1.jpg": picture(0), "1.txt": b"a cat"})
+    tar.write_bytes(tar.read_bytes()[:700])
+    with pytest.raises(StageError, match=r"0\.tar ends before its end mark"):
+        rows(reader(kind="webdataset", path=str(tmp_path)))
+    path = write_parquet(tmp_path / "t.parquet", {"image": [picture(0)], "label": [0]})
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(StageError, match="is no Parquet file, or a damaged one"):
+        reader(kind="parquet", path=str(path), label="label").units()
+
+
+def test_nothing_is_ever_unpacked(tmp_path: Path, picture: Picture) -> None:
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for name in ("../up.jpg", "/abs.jpg", "ok.jpg"):
+            info = tarfile.TarInfo(name)
+            info.size = len(picture(0))
+            tar.addfile(info, io.BytesIO(picture(0)))
+        link = tarfile.TarInfo("link.jpg")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+    before = sorted(tmp_path.parent.rglob("*"))
+    found = rows(reader(kind="webdataset", path=str(tmp_path)))
+    assert sorted(tmp_path.parent.rglob("*")) == before
+    assert {key: row["fault"] for key, row in found.items()} == {
+        "../up": "unsafe_path",
+        "/abs": "unsafe_path",
+        "ok": None,
+        "link": "link",
+    }
+    assert not found["link"]["image"]

@@ -1,0 +1,78 @@
+"""Tars read in place, against the standard library's."""
+
+import io
+import tarfile
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jobs.contract import StageError
+from jobs.corpus.readers.tar import members
+
+NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\x00/"), min_size=1, max_size=150)
+
+
+def pack(files: dict[str, bytes], form: int = tarfile.PAX_FORMAT) -> bytes:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w", format=form) as tar:
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_every_format_gives_names_and_bytes(form: int) -> None:
+    files = {"a/b.jpg": b"x" * 700, "d" * 90 + "/" + "e" * 90: b"", "c.txt": b"y" * 512}
+    found = {m.name: m.data for m in members(io.BytesIO(pack(files, form)), "t")}
+    assert found == files
+
+
+@given(st.dictionaries(NAMES, st.binary(max_size=1100), max_size=6))
+def test_any_names_and_contents_are_read_as_the_standard_library_reads_them(
+    files: dict[str, bytes],
+) -> None:
+    data = pack(files)
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        expected = [(m.name, m.offset_data, m.size) for m in tar]
+    assert [(m.name, m.offset, m.size) for m in members(io.BytesIO(data), "t")] == expected
+
+
+@given(st.data())
+def test_a_tar_cut_anywhere_is_refused_in_a_sentence(data: st.DataObject) -> None:
+    whole = pack({"a.jpg": b"x" * 1500, "b.jpg": b"y" * 10})
+    end = whole.rindex(b"y") + 1
+    cut = data.draw(st.integers(0, end))
+    with pytest.raises(StageError, match=r"^some\.tar (ends before|is no tar)"):
+        list(members(io.BytesIO(whole[:cut]), "some.tar"))
+
+
+def test_what_is_no_tar_is_refused() -> None:
+    with pytest.raises(StageError, match="is no tar"):
+        list(members(io.BytesIO(b"not a tar at all " * 100), "some.tar"))
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../up.jpg", "a/../../up.jpg"])
+def test_names_that_climb_out_are_told(name: str) -> None:
+    (found,) = members(io.BytesIO(pack({name: b"x"}, tarfile.GNU_FORMAT)), "t")
+    assert not found.is_safe
+
+
+def test_links_and_folders_are_told_from_files() -> None:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as tar:
+        for name, kind in (("s", tarfile.SYMTYPE), ("h", tarfile.LNKTYPE), ("d", tarfile.DIRTYPE)):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "/etc/passwd"
+            tar.addfile(info)
+        tar.addfile(tarfile.TarInfo("dev"))
+    stream.seek(0)
+    assert [m.kind for m in members(stream, "t")] == ["link", "link", "folder", "file"]
+
+
+def test_what_is_not_wanted_is_passed_over() -> None:
+    data = pack({"a.bin": b"x" * 3000, "b.jpg": b"y"})
+    found = list(members(io.BytesIO(data), "t", wanted=lambda name: name.endswith("jpg")))
+    assert [(m.name, m.size, m.data) for m in found] == [("a.bin", 3000, b""), ("b.jpg", 1, b"y")]

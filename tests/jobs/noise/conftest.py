@@ -1,0 +1,55 @@
+"""A corpus folder of the test's own rows, without images worth decoding."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from hypothesis import settings
+
+from jobs.corpus.shards import SCHEMA, Index, write_rows
+from jobs.place import Place
+
+# How long an example takes is the machine's affair; a deadline makes a busy one fail.
+settings.register_profile("unhurried", deadline=None)
+settings.load_profile("unhurried")
+
+Write = Callable[..., Place]
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Write:
+    """Write a corpus whose training part has these rows, in shards of so many."""
+
+    def write(
+        keys: Sequence[str],
+        labels: Sequence[int | None] | None = None,
+        captions: Sequence[str | None] | None = None,
+        *,
+        classes: Sequence[str] = (),
+        shard: int = 64,
+        name: str = "c",
+        folder: str = "corpus",
+    ) -> Place:
+        place = Place.of(tmp_path / folder)
+        files = []
+        for number, start in enumerate(range(0, len(keys), shard)):
+            rows = slice(start, start + shard)
+            table = pa.table(
+                {
+                    "key": keys[rows],
+                    "image": [b"-"] * len(keys[rows]),
+                    "label": labels[rows] if labels else [None] * len(keys[rows]),
+                    "caption": captions[rows] if captions else [None] * len(keys[rows]),
+                    "width": [1] * len(keys[rows]),
+                    "height": [1] * len(keys[rows]),
+                },
+                schema=SCHEMA,
+            )
+            files.append(write_rows(place, f"train-{number:05d}.parquet", table))
+        Index(name, tuple(classes), {"train": tuple(files), "validation": (), "test": ()}).write(
+            place
+        )
+        return place
+
+    return write

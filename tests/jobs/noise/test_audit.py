@@ -1,0 +1,172 @@
+"""The audit finds whatever is not as seed and keys say, and states the rates as they are."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from jobs.contract import Outcome, StageError, Work
+from jobs.noise.audit import Auditor
+from jobs.noise.job import lay
+from jobs.noise.spec import NoiseStep
+from jobs.place import Place
+from tests.jobs.noise.conftest import Write
+
+CLASSES = ("cat", "dog", "fox")
+N = 300
+KEYS = [f"k{i:03d}" for i in range(N)]
+LABELS = [i % 3 for i in range(N)]
+CAPTIONS = [f"caption {i % 50}" for i in range(N)]
+
+Edit = Callable[[pa.Table], pa.Table]
+
+
+def step(level: float = 20, kind: str = "symmetric", **fields: object) -> NoiseStep:
+    noise = {"name": "n", "kind": kind, "levels": [level], **fields}
+    return NoiseStep.model_validate({"corpus": "c", "noise": noise, "level": level})
+
+
+def laid(root: Path, corpus: Place, spec: NoiseStep) -> Place:
+    place = Place.of(root / "noise")
+    (outcome,) = lay([Work("a", "f", spec, {"corpus": corpus}, place, place)])
+    assert isinstance(outcome, Outcome), outcome
+    return place
+
+
+def edit(place: Place, change: Edit) -> None:
+    place.write_table("changed.parquet", change(place.read_table("changed.parquet")))
+
+
+def replaced(name: str, row: int, value: object) -> Edit:
+    def change(table: pa.Table) -> pa.Table:
+        values = table[name].to_pylist()
+        values[row] = value
+        at = table.column_names.index(name)
+        return table.set_column(at, name, pa.array(values, table[name].type))
+
+    return change
+
+
+@pytest.mark.parametrize("kind", ["symmetric", "pair", "caption_swap", "caption_swap_near"])
+def test_what_the_stage_wrote_is_sound(corpus: Write, tmp_path: Path, kind: str) -> None:
+    place = corpus(KEYS, LABELS, CAPTIONS, classes=CLASSES)
+    spec = step(kind=kind)
+    found = Auditor(spec.noise, place).audit(laid(tmp_path, place, spec))
+    assert found.sound
+    assert found.first_fault == ""
+    assert found.rederived == found.overlay.changed == found.present_changed == 60
+    assert found.nominal_percent == found.written_percent == found.realised_percent == 20
+    assert sum(rate.changed for rate in found.classes) == 60
+    assert [rate.rows for rate in found.classes] == [100, 100, 100]
+
+
+FAULTS: dict[str, tuple[Edit, str]] = {
+    "missing": (lambda t: t.slice(1), "should be changed and is not listed"),
+    "altered": (replaced("noisy", 3, 99), "has noisy 99, not"),
+    "unexpected": (
+        lambda t: pa.concat_tables([t, t.slice(0, 1).set_column(0, "row", pa.array([N + 5]))]),
+        f"row {N + 5} (beyond the corpus) is listed and should not be changed",
+    ),
+    "out_of_order": (lambda t: t.take(pa.array(range(len(t) - 1, -1, -1))), "rows do not rise"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_tampered_row_is_found_counted_and_shown(
+    corpus: Write, tmp_path: Path, fault: str
+) -> None:
+    place = corpus(KEYS, LABELS, CAPTIONS, classes=CLASSES)
+    spec = step(kind="pair")
+    level = laid(tmp_path, place, spec)
+    change, said = FAULTS[fault]
+    edit(level, change)
+    found = Auditor(spec.noise, place).audit(level)
+    assert not found.sound
+    assert found.faults[fault] > 0
+    assert [name for name, count in found.faults.items() if count] == [fault]
+    assert said in found.first_fault
+
+
+@pytest.mark.parametrize("name", ["key", "clean"])
+def test_a_row_of_another_sample_is_found(corpus: Write, tmp_path: Path, name: str) -> None:
+    place = corpus(KEYS, LABELS, CAPTIONS, classes=CLASSES)
+    spec = step(kind="caption_swap")
+    level = laid(tmp_path, place, spec)
+    edit(level, replaced(name, 7, "another"))
+    found = Auditor(spec.noise, place).audit(level)
+    assert found.faults["altered"] == 1
+    assert f"has {name} 'another', not" in found.first_fault
+
+
+def test_a_false_description_is_found(corpus: Write, tmp_path: Path) -> None:
+    place = corpus(KEYS, LABELS, classes=CLASSES)
+    spec = step()
+    level = laid(tmp_path, place, spec)
+    said: dict[str, Any] = level.read_json("overlay.json")
+    level.write_json("overlay.json", {**said, "eligible": 299})
+    found = Auditor(spec.noise, place).audit(level)
+    assert found.faults["misdescribed"] == 1
+    assert found.first_fault == "overlay.json says eligible = 299, not 300"
+
+
+def test_another_seed_is_another_noise(corpus: Write, tmp_path: Path) -> None:
+    place = corpus(KEYS, LABELS, classes=CLASSES)
+    level = laid(tmp_path, place, step())
+    found = Auditor(step(seed=1).noise, place).audit(level)
+    assert found.faults["missing"] == found.faults["unexpected"] > 30
+
+
+def test_rates_are_those_of_the_rows_that_are_left(corpus: Write, tmp_path: Path) -> None:
+    place = corpus(KEYS, LABELS, classes=CLASSES)
+    spec = step()
+    level = laid(tmp_path, place, spec)
+    changed = level.read_table("changed.parquet")["key"].to_pylist()
+    gone = [*changed[:10], *(set(KEYS) - set(changed))][:40]
+    place.write_table(
+        "quarantine.parquet",
+        pa.table({"source": ["s"] * 41, "key": [*gone, None], "reason": ["r"] * 41}),
+    )
+    found = Auditor(spec.noise, place).audit(level)
+    assert found.sound
+    assert (found.present, found.present_changed) == (260, 50)
+    assert found.realised_percent == pytest.approx(100 * 50 / 260)
+    assert found.written_percent == 20
+    assert sum(rate.rows for rate in found.classes) == 260
+    assert found.transition is not None
+    assert found.transition.sum() == 260
+    assert found.transition.sum() - np.trace(found.transition) == 50
+
+
+def test_the_transition_matrix_is_that_of_the_written_labels(corpus: Write, tmp_path: Path) -> None:
+    place = corpus(KEYS, LABELS, classes=CLASSES)
+    spec = step(30, kind="pair")
+    found = Auditor(spec.noise, place).audit(laid(tmp_path, place, spec))
+    assert found.transition is not None
+    hit = [rate.changed for rate in found.classes]
+    expected = np.diag([100 - k for k in hit]) + np.roll(np.diag(hit), 1, axis=1)
+    assert found.transition.tolist() == expected.tolist()
+    assert found.as_dict()["transition"] == expected.tolist()
+
+
+def test_a_corpus_that_changed_under_the_noise_is_found(corpus: Write, tmp_path: Path) -> None:
+    spec = step()
+    level = laid(tmp_path, corpus(KEYS, LABELS, classes=CLASSES), spec)
+    other = corpus(KEYS[:-30], LABELS[:-30], classes=CLASSES, folder="other")
+    found = Auditor(spec.noise, other).audit(level)
+    assert not found.sound
+    assert found.faults["misdescribed"] >= 3
+    unlabelled = corpus(KEYS, captions=CAPTIONS, folder="third")
+    with pytest.raises(StageError, match="have no label"):
+        Auditor(spec.noise, unlabelled)
+
+
+def test_a_caption_audit_needs_no_labels(corpus: Write, tmp_path: Path) -> None:
+    place = corpus(KEYS, captions=CAPTIONS)
+    spec = step(kind="caption_swap")
+    found = Auditor(spec.noise, place).audit(laid(tmp_path, place, spec))
+    assert found.sound
+    assert found.classes == ()
+    assert found.transition is None

@@ -1,0 +1,190 @@
+"""The files a noise names: what they may hold, and the one sentence for what they may not."""
+
+import hashlib
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pyarrow import csv
+from pydantic import TypeAdapter
+
+from jobs.contract import StageError
+from jobs.noise import files
+from jobs.noise.files import Source
+from jobs.noise.spec import Noise
+
+CLASSES = ("cat", "dog", "oak", "7")
+KEYS = pa.array(["a", "b", "c"])
+
+
+def source(path: Path, sha256: str | None = None) -> Source:
+    return Source(str(path), sha256)
+
+
+def noise(**fields: object) -> Noise:
+    adapter: TypeAdapter[Noise] = TypeAdapter(Noise)
+    return adapter.validate_python({"name": "n", "levels": [5], **fields})
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("g.csv", "class,group\ncat,animal\ndog,animal\noak,tree\n7,number\n"),
+        ("g.csv", "\ufeffgroup,class\r\nanimal,0\r\nanimal,1\r\ntree,2\r\nnumber,7\r\n"),
+        ("g.json", json.dumps({"cat": "animal", "dog": "animal", "oak": "tree", "7": 7})),
+    ],
+)
+def test_a_grouping_is_read_by_class_name_or_number(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    group_of = files.grouping(source(tmp_path / name), CLASSES)
+    assert group_of.tolist() == [0, 0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        (
+            "g.csv",
+            "class,group\ncat,a\ndog,a\noak,b\n",
+            "no group to 1 of 4 classes (the first: '7",
+        ),
+        ("g.csv", "class,group\ncat,a\ncat,b\n", "names class 'cat' twice"),
+        ("g.csv", "class,group\ncta,a\n", "did you mean 'cat'?"),
+        ("g.csv", "name,parent\ncat,a\n", "give a CSV with the columns class and group"),
+        ("g.json", "[1, 2]", "is no grouping"),
+        ("g.json", "{", "is no grouping"),
+    ],
+)
+def test_a_bad_grouping_is_refused(tmp_path: Path, name: str, text: str, said: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(StageError) as caught:
+        files.grouping(source(tmp_path / name), CLASSES)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_matrix_is_the_same_from_npy_csv_and_parquet(tmp_path: Path) -> None:
+    wanted = np.array([[0.9, 0.1], [0.25, 0.75]])
+    np.save(tmp_path / "m.npy", wanted)
+    np.savetxt(tmp_path / "m.csv", wanted, delimiter=",")
+    pq.write_table(pa.table({"x": wanted[:, 0], "y": wanted[:, 1]}), tmp_path / "m.parquet")
+    for name in ("m.npy", "m.csv", "m.parquet"):
+        assert files.matrix(source(tmp_path / name)).tolist() == wanted.tolist()
+
+
+def test_a_pickled_matrix_is_never_opened(tmp_path: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return (exec, (f"open({str(tmp_path / 'sprung')!r}, 'w')",))
+
+    np.save(tmp_path / "m.npy", np.array([Trap()], object), allow_pickle=True)
+    (tmp_path / "n.npy").write_bytes(pickle.dumps(Trap()))
+    for name in ("m.npy", "n.npy"):
+        with pytest.raises(StageError, match="is no matrix of numbers"):
+            files.matrix(source(tmp_path / name))
+    assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "csv"])
+def test_labels_are_joined_by_key_from_numbers_or_names(tmp_path: Path, suffix: str) -> None:
+    table = pa.table(
+        {"id": ["c", "x", "a", "b"], "n": [2, 0, 3, 1], "named": ["oak", "cat", "7", "dog"]}
+    )
+    path = tmp_path / f"t.{suffix}"
+    if suffix == "csv":
+        csv.write_csv(table, path)
+    else:
+        pq.write_table(table, path)
+    for column in ("n", "named"):
+        found = files.labels_by_key(source(path), "id", column, KEYS, CLASSES)
+        assert found.tolist() == [3, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ({"key": ["a", "b"], "v": [1, 2]}, "no 'v' to 1 of 3 training rows (the first: key 'c')"),
+        ({"key": ["a", "b", "c"], "v": [1, None, 2]}, "(the first: key 'b')"),
+        ({"key": ["a", "b", "c", "a"], "v": [1, 1, 1, 1]}, "gives a key twice"),
+        ({"key": ["a", "b", "c"], "w": [1, 1, 1]}, "has no column 'v'; it has key, w"),
+        ({"key": ["a", "b", "c"], "v": ["cat", "cta", "dog"]}, "'cta', which is no class"),
+        ({"key": ["a", "b", "c"], "v": [0.5, 1.0, 2.0]}, "holds no labels"),
+    ],
+)
+def test_a_table_that_does_not_fit_the_keys_is_refused(
+    tmp_path: Path, columns: dict[str, list[object]], said: str
+) -> None:
+    pq.write_table(pa.table(columns), tmp_path / "t.parquet")
+    with pytest.raises(StageError) as caught:
+        files.labels_by_key(source(tmp_path / "t.parquet"), "key", "v", KEYS, CLASSES)
+    assert said in str(caught.value)
+
+
+def test_what_is_no_table_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "t.parquet").write_text("no parquet")
+    with pytest.raises(StageError, match="is no table"):
+        files.clusters_by_key(source(tmp_path / "t.parquet"), "key", "v", KEYS)
+
+
+@pytest.mark.parametrize("kind", [pa.list_(pa.float32()), pa.list_(pa.float64(), 4)])
+def test_probabilities_come_for_the_asked_keys_in_any_batches(
+    tmp_path: Path, kind: pa.DataType
+) -> None:
+    keys = [f"k{i}" for i in range(9000)]
+    values = np.random.default_rng(0).dirichlet(np.ones(4), 9000)
+    table = pa.table({"key": keys, "p": pa.array(values.tolist(), kind)})
+    pq.write_table(table, tmp_path / "p.parquet")
+    asked = pa.array(keys[8999:10:-2])
+    found = np.zeros((len(asked), 4))
+    blocks = list(files.probabilities_by_key(source(tmp_path / "p.parquet"), "key", "p", asked))
+    for rows, given in blocks:
+        found[rows] = given
+    assert len(blocks) == 3
+    assert np.abs(found - values[8999:10:-2]).max() < 1e-7
+
+
+def test_probability_lists_of_unequal_length_are_refused(tmp_path: Path) -> None:
+    table = pa.table({"key": ["a", "b"], "p": [[0.5, 0.5], [0.2, 0.3, 0.5]]})
+    pq.write_table(table, tmp_path / "p.parquet")
+    with pytest.raises(StageError, match="differ in length"):
+        list(files.probabilities_by_key(source(tmp_path / "p.parquet"), "key", "p", KEYS))
+
+
+def test_a_small_file_is_pinned_by_its_content_and_never_by_its_path(tmp_path: Path) -> None:
+    pinned = []
+    for folder in ("one", "other"):
+        (tmp_path / folder).mkdir()
+        path = tmp_path / folder / "g.csv"
+        path.write_text("class,group\n")
+        pinned.append(files.pin(noise(kind="groups", file=str(path))))
+    assert pinned[0].semantic() == pinned[1].semantic()
+    sha256 = hashlib.sha256(b"class,group\n").hexdigest()
+    assert pinned[0].semantic()["sha256"] == sha256
+    path.write_text("class,group\ncat,a\n")
+    with pytest.raises(StageError, match="holds other bytes"):
+        files.pin(pinned[1])
+    with pytest.raises(StageError, match="cannot be read"):
+        files.pin(noise(kind="groups", file=str(tmp_path / "absent.csv")))
+
+
+def test_a_large_table_is_checked_only_against_a_given_digest(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    path.write_bytes(b"many rows")
+    spec = files.pin(noise(kind="given", file=str(path), column="v"))
+    assert spec.semantic()["sha256"] is None
+    assert files.source_of(spec).digest() == hashlib.sha256(b"many rows").hexdigest()
+    named = noise(kind="given", file=str(path), column="v", sha256="0" * 64)
+    with pytest.raises(StageError, match="holds other bytes"):
+        files.source_of(named).digest()
+
+
+def test_class_names_stand_before_numbers() -> None:
+    assert files.class_numbers(["7", 2, "dog"], CLASSES) == (3, 2, 1)
+    with pytest.raises(StageError, match="a class 4 that the corpus does not have"):
+        files.class_numbers([4], CLASSES)
+    with pytest.raises(StageError, match="class 'dog' twice"):
+        files.class_numbers(["dog", 1], CLASSES)

@@ -1,0 +1,130 @@
+"""`nml-orch noise` and how an experiment file plans its noise."""
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from commands import Start
+
+from orchestrator import experiment, plan
+from orchestrator.errors import UserError
+from orchestrator.plan import Plan
+
+LEVELS = ["--noise", "0,20"]
+
+
+@pytest.fixture(scope="module")
+def built(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("built")
+    code, output = start(folder, "noise", "build", *LEVELS).finish()
+    assert code == 0, output
+    assert "noise/digits/symmetric/level=20: 211 rows (20.00 %)" in output
+    return folder
+
+
+def test_building_the_noise_builds_what_it_reads_and_nothing_else(built: Path) -> None:
+    root = built / "nml-store"
+    found = {str(path.parent.relative_to(root)) for path in root.rglob("manifest.json")}
+    assert found == {"corpus/digits", *(f"noise/digits/symmetric/level={n}" for n in (0, 20))}
+    assert not (root / "report").exists()
+
+
+def test_an_audit_proves_states_and_keeps_what_was_changed(built: Path, start: Start) -> None:
+    code, output = start(built, "noise", "audit", *LEVELS).finish()
+    assert code == 0, output
+    (row,) = (line.split() for line in output.splitlines() if line.split()[:1] == ["20"])
+    assert row == ["20", "20.000", "20.000", "1,055", "211", "211", "0"]
+    kept = built / "nml-store/audit/noise/digits/symmetric/level=20"
+    assert {path.name for path in kept.iterdir()} == {"audit.json", "transition.png"}
+
+
+def test_a_tampered_row_fails_the_audit_and_is_named(built: Path, start: Start) -> None:
+    path = built / "nml-store/noise/digits/symmetric/level=20/changed.parquet"
+    whole = pq.read_table(path)
+    pq.write_table(whole.slice(1), path)
+    code, output = start(built, "noise", "audit", *LEVELS).finish()
+    pq.write_table(whole, path)
+    assert code == 1
+    key = whole["key"][0].as_py()
+    assert f"(key {key!r}) should be changed and is not listed" in output
+
+
+def test_other_settings_are_drift_and_an_empty_store_is_said(
+    built: Path, tmp_path: Path, start: Start
+) -> None:
+    drift = start(built, "noise", "audit", *LEVELS, "--set", "noise.seed=1")
+    empty = start(tmp_path, "noise", "audit", *LEVELS)
+    code, output = drift.finish()
+    assert code == 2
+    assert "noise.seed: 0 -> 1" in output
+    code, output = empty.finish()
+    assert code == 2
+    assert "run `nml-orch noise build` first" in output
+
+
+# -- planning --------------------------------------------------------------------------------------
+
+
+def planned(*overrides: str, source: str | None = None) -> Plan:
+    return plan.build(experiment.load(source, overrides=["noise.levels=[10]", *overrides]))
+
+
+def prints(of: Plan) -> set[str]:
+    return {step.fingerprint for step in of.of_kind("noise")}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        "{kind: pair}",
+        "{kind: symmetric, of: subset, classes: [one, 2]}",
+        "{kind: subset, classes: [one, seven]}",
+        "{kind: instance, file: p.parquet}",
+        "{kind: given, file: t.csv, column: worse}",
+    ],
+)
+def test_every_kind_of_label_noise_fits_a_supervised_recipe(fields: str) -> None:
+    noise = f"noise={fields[:-1]}, name: n, levels: [10]}}"
+    assert prints(planned(noise)) != prints(planned())
+
+
+def test_a_small_files_content_bears_on_identity_and_its_path_does_not(tmp_path: Path) -> None:
+    files = [tmp_path / "one.csv", tmp_path / "other.csv"]
+    for file in files:
+        file.write_text("class,group\nzero,even\n")
+    one, other = (
+        prints(planned(f"noise={{name: n, kind: groups, levels: [5], file: {file}}}"))
+        for file in files
+    )
+    assert one == other
+    files[0].write_text("class,group\nzero,odd\n")
+    changed = prints(planned(f"noise={{name: n, kind: groups, levels: [5], file: {files[0]}}}"))
+    assert changed != one
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["noise.kind=nonsense"], "'nonsense' found using 'kind' does not match any"),
+        (["noise.rate=5"], "unknown field noise.rate"),
+        (["noise.clases=[1, 2]"], "unknown field noise.clases (did you mean classes?)"),
+        (["noise.of=everything"], "noise.of = 'everything': input should be 'corpus' or 'subset'"),
+        (["noise.kind=groups"], "noise.file is missing"),
+        (["noise={name: n, levels: [5]}"], "noise.kind is missing"),
+        (["noise={name: n, kind: groups, levels: [5], file: gone.csv}"], "cannot be read"),
+        (["noise.kind=caption_swap_near"], "changes captions and a supervised recipe learns from"),
+    ],
+)
+def test_a_noise_that_cannot_be_is_one_sentence(overrides: list[str], said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        planned(*overrides)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_part_of_a_plan_holds_what_it_reads() -> None:
+    whole = planned()
+    part = whole.only("noise")
+    assert {step.kind for step in part.steps.values()} == {"corpus", "noise"}
+    assert all(address in part.steps for s in part.steps.values() for address in s.inputs.values())
+    assert list(whole.only("tune").steps) == list(whole.steps)
