@@ -1,14 +1,6 @@
 """MLflow as a mirror: a real database, a real server, and nothing twice."""
 
-import os
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -166,62 +158,3 @@ def test_the_environment_names_the_server_unless_the_experiment_does(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
     assert resolve_uri(None) == "http://127.0.0.1:1"
     assert resolve_uri("sqlite:///x.db") == f"sqlite:///{tmp_path}/x.db"
-
-
-@contextmanager
-def server(tmp_path: Path, port: int) -> Iterator[str]:
-    """A real MLflow server on loopback."""
-    uri = f"http://127.0.0.1:{port}"
-    words = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", database(tmp_path)]
-    words += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    process = subprocess.Popen(
-        words,
-        cwd=tmp_path,
-        env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        deadline = time.monotonic() + 120
-        while True:
-            try:
-                urllib.request.urlopen(f"{uri}/health", timeout=1)
-                break
-            except OSError:
-                assert time.monotonic() < deadline, "the MLflow server did not start"
-                time.sleep(0.3)
-        yield uri
-    finally:
-        os.killpg(process.pid, 15)
-        process.wait(timeout=30)
-
-
-def free_port() -> int:
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@pytest.mark.slow
-def test_a_server_that_stops_half_way_is_caught_up_with_later(
-    small: Plan, store: Store, tmp_path: Path
-) -> None:
-    port, said = free_port(), list[str]()
-    steps = list(small.steps.values())
-    with server(tmp_path, port) as uri:
-        tracker = Tracker(small, store, uri, say=said.append)
-        for step in steps[: len(steps) // 2]:
-            tracker.commit(step, commit(store, step))
-        deadline = time.monotonic() + 60
-        while not tracker._queue.empty() and time.monotonic() < deadline:
-            time.sleep(0.1)
-    for step in steps[len(steps) // 2 :]:
-        tracker.commit(step, commit(store, step))
-    assert not tracker.close(record(tmp_path))
-    assert len(said) == 1
-    assert "nml-orch sync" in said[0]
-    with server(tmp_path, port) as uri:
-        assert sync(small, store, uri, record(tmp_path)) > 0
-        assert addresses(uri) == Counter([*small.steps, "sweep/demo"])
-        assert {run.data.tags["nml.status"] for run in runs_of(uri)} == {"done"}
