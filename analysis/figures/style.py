@@ -165,7 +165,9 @@ def line(axes: Axes, found: Average, look: Look, label: str, *, shift: float = 0
 def shifts(levels: Sequence[float], count: int) -> list[float]:
     """Small sideways moves that keep the interval bars of `count` lines apart."""
     gaps = [b - a for a, b in itertools.pairwise(levels)]
-    step = 0.07 * min(gaps, default=1.0)
+    span = max(levels) - min(levels) if levels else 0.0
+    # Never wider than the room that `noise_axis` leaves at both ends.
+    step = min(0.07 * min(gaps, default=1.0), 0.08 * (span or 1.0) / max(count, 1))
     return [step * (at - (count - 1) / 2) for at in range(count)]
 
 
