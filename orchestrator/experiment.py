@@ -8,8 +8,9 @@ tracking, resources), are marked NOT_SEMANTIC and never bear on a result's ident
 from __future__ import annotations
 
 import difflib
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Iterator
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -111,9 +112,16 @@ class _StrictLoader(yaml.SafeLoader):
 
 
 def bundled() -> list[str]:
-    """Names of the experiment files that ship with the project."""
-    folder = resources.files("experiments")
-    return sorted(f.name[:-5] for f in folder.iterdir() if f.name.endswith(".yaml"))
+    """Names of the experiment files that ship with the project, as in demo or corpora/cifar10."""
+    return sorted(_named(resources.files("experiments"), ""))
+
+
+def _named(folder: Traversable, above: str) -> Iterator[str]:
+    for found in folder.iterdir():
+        if found.is_dir():
+            yield from _named(found, f"{above}{found.name}/")
+        elif found.name.endswith(".yaml"):
+            yield f"{above}{found.name.removesuffix('.yaml')}"
 
 
 def _read(source: str) -> tuple[str, str]:

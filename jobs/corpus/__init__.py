@@ -1,1 +1,1 @@
-"""Corpora: any source in, keyed Parquet shards out, and noise as an overlay on them."""
+"""Corpora: any source in; keyed, checked, shuffled Parquet shards out."""

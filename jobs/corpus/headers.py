@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import io
 import struct
-from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from PIL import Image
 
@@ -48,8 +47,7 @@ class HeaderError(ValueError):
         self.reason = reason
 
 
-@dataclass(frozen=True)
-class Header:
+class Header(NamedTuple):  # a tuple, for one is made for every row of every corpus
     """What an image says of itself."""
 
     format: str  # jpeg, png, gif, webp, bmp, tiff, ppm

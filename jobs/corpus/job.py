@@ -58,19 +58,20 @@ def run_corpus(works: Sequence[Work], hooks: Hooks) -> None:
 
 
 def _build(work: Work, hooks: Hooks) -> Outcome:
-    corpus = cast(Corpus, work.spec)
+    corpus = build.rooted(cast(Corpus, work.spec))
     hooks.say(work.address, 0.0, "looking at the source")
     found: Survey = ray.get(_survey.remote(corpus))
     build.resume(work.scratch, found)
     scanning = _Phase(work, hooks, 0.0, SCANNING, "units of the source read")
     scan = partial(_scan, corpus, found, work.scratch)
-    scans = [Scan.of(said) for said in scanning.run(scan, len(found.pieces))]
+    pieces = [{"number": piece.number} for piece in found.pieces]
+    scans = [Scan.of(said) for said in scanning.run(scan, pieces)]
     build.refuse_bad(corpus, scans)
     runs = [run for scanned in scans for run in scanned.runs]
     cuts: list[Cut] = ray.get(_lay_out.remote(corpus, work.scratch, runs))
     writing = _Phase(work, hooks, SCANNING, 1.0, "shards written")
-    write = partial(_write, work.scratch, runs, cuts, work.output)
-    files = [File(**said) for said in writing.run(write, len(cuts))]
+    write = partial(_write, work.scratch, runs, work.output)
+    files = [File(**said) for said in writing.run(write, [cut.as_json() for cut in cuts])]
     shards = [(cut.part, file) for cut, file in zip(cuts, files, strict=True)]
     return build.finish(corpus, found, scans, shards, work.scratch, work.output)
 
@@ -85,17 +86,17 @@ def _lay_out(corpus: Corpus, scratch: Place, runs: list[Run]) -> list[Cut]:
     return lay_out(corpus, scratch, runs)
 
 
-def _scan(corpus: Corpus, found: Survey, scratch: Place, number: int) -> Json:
-    return build.scan(corpus, found, found.pieces[number], scratch).as_json()
+def _scan(corpus: Corpus, found: Survey, scratch: Place, said: Json) -> Json:
+    return build.scan(corpus, found, found.pieces[said["number"]], scratch).as_json()
 
 
-def _write(scratch: Place, runs: list[Run], cuts: list[Cut], output: Place, number: int) -> Json:
-    return asdict(write_shard(scratch, runs, cuts[number], output))
+def _write(scratch: Place, runs: list[Run], output: Place, said: Json) -> Json:
+    return asdict(write_shard(scratch, runs, Cut.of(said), output))
 
 
 @dataclass(frozen=True)
 class _Phase:
-    """One execution of Ray Data over numbered pieces of work."""
+    """One execution of Ray Data over pieces of work."""
 
     work: Work
     hooks: Hooks
@@ -103,20 +104,20 @@ class _Phase:
     end: float
     words: str
 
-    def run(self, do: Callable[[int], Json], count: int) -> list[Json]:
+    def run(self, do: Callable[[Json], Json], pieces: Sequence[Json]) -> list[Json]:
         """What came of every piece, in their order. Raises the first error, and _StoppedError."""
         results: list[Json] = []
-        self._say(0, count)
-        for result in self._results(do, count):
+        self._say(0, len(pieces))
+        for result in self._results(do, pieces):
             results.append(result)
-            self._say(len(results), count)
+            self._say(len(results), len(pieces))
             if self.hooks.stopping():
                 raise _StoppedError
         return results
 
-    def _results(self, do: Callable[[int], Json], count: int) -> Iterator[Json]:
-        items = [{"number": number} for number in range(count)]
-        source = ray.data.from_items(items, override_num_blocks=count)
+    def _results(self, do: Callable[[Json], Json], pieces: Sequence[Json]) -> Iterator[Json]:
+        items = [{"piece": json.dumps(piece)} for piece in pieces]
+        source = ray.data.from_items(items, override_num_blocks=len(items))
         done = source.map_batches(partial(_do, do), batch_size=1, num_cpus=1)
         for batch in done.iter_batches(batch_size=None, batch_format="pyarrow"):
             for row in cast(pa.Table, batch).to_pylist():
@@ -131,11 +132,11 @@ class _Phase:
         self.hooks.say(self.work.address, share, f"{done:,} of {count:,} {self.words}")
 
 
-def _do(do: Callable[[int], Json], batch: Any) -> pa.Table:
+def _do(do: Callable[[Json], Json], batch: Any) -> pa.Table:
     """One piece of work; how it went, as one row."""
     result, error, final, trace = "", "", False, ""
     try:
-        result = json.dumps(do(int(batch["number"][0])))
+        result = json.dumps(do(json.loads(str(batch["piece"][0]))))
     except StageError as raised:
         error, final = str(raised), True
     except Exception as raised:

@@ -42,6 +42,17 @@ class Cut:
         """The shard's rows."""
         return int((self.rows[:, 1] - self.rows[:, 0]).sum())
 
+    def as_json(self) -> dict[str, Any]:
+        """As `of` takes it."""
+        spans = {"rows": self.rows.tolist(), "bytes": self.bytes.tolist()}
+        return {"part": self.part, "file": self.file} | spans
+
+    @staticmethod
+    def of(said: dict[str, Any]) -> Cut:
+        """From `as_json`, perhaps after a journey as JSON."""
+        rows, places = np.array(said["rows"], np.int64), np.array(said["bytes"], np.int64)
+        return Cut(said["part"], said["file"], rows, places)
+
 
 def lay_out(corpus: Corpus, scratch: Place, runs: Sequence[Run]) -> list[Cut]:
     """The corpus's shards, part by part in their order.

@@ -150,11 +150,12 @@ Reader = Annotated[AnyReader, Field(discriminator="kind")]
 
 
 def _share_or_source(value: Any) -> str:
-    return "share" if isinstance(value, (int, float, str)) else "reader"
+    return "tagged-share" if isinstance(value, (int, float, str)) else "tagged-reader"
 
 
 ShareOrSource = Annotated[
-    Annotated[float, Field(ge=0, lt=1), Tag("share")] | Annotated[Reader, Tag("reader")],
+    Annotated[float, Field(ge=0, lt=1), Tag("tagged-share")]
+    | Annotated[Reader, Tag("tagged-reader")],
     Discriminator(_share_or_source),
 ]
 

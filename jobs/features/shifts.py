@@ -15,6 +15,7 @@ import pyarrow as pa
 from PIL import Image, ImageFilter
 
 from jobs.contract import StageError
+from jobs.corpus.depth import eight_bits
 from jobs.corpus.keyed import Hashes, expand, hash64, unit
 from jobs.features.spec import Shift
 
@@ -25,8 +26,9 @@ def decode(data: bytes, key: str) -> Image.Image:
     Raises StageError naming the sample when the bytes are not a whole image.
     """
     try:
-        image = Image.open(io.BytesIO(data))
+        image: Image.Image = Image.open(io.BytesIO(data))
         image.load()
+        image = eight_bits(image)
     except (OSError, SyntaxError, ValueError) as error:
         raise StageError(
             f"sample {key}: its {len(data)} bytes cannot be decoded as an image ({error}); "

@@ -19,7 +19,7 @@ from jobs.noise.derive import Plan, derive
 from jobs.noise.spec import NoiseStep
 from jobs.place import Place
 
-WRITERS = 2  # levels encoded and sent to storage at a time
+WRITERS = 4  # levels encoded and sent to storage at a time
 
 
 def run(works: Sequence[Work], hooks: Hooks) -> None:

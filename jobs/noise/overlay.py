@@ -22,7 +22,7 @@ from jobs.place import Place
 
 CHANGED = "changed.parquet"  # row (int64), key (string), clean and noisy (the field's own type)
 OVERLAY = "overlay.json"
-ROW_GROUP = 1 << 14  # changed rows that a reader takes at a time
+ROW_GROUP = 1 << 12  # changed rows that a reader takes at a time
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,10 @@ class Overlay:
         place.write_table(
             CHANGED,
             changed,
-            compression="zstd",
+            compression="lz4",  # zstd halves a file that is small already, and is read half as fast
             row_group_size=ROW_GROUP,
             use_dictionary=["clean", "noisy"] if self.field == "label" else False,
-            column_encoding={"row": "DELTA_BINARY_PACKED", "key": "DELTA_BYTE_ARRAY"},
+            column_encoding={"row": "DELTA_BINARY_PACKED"},
             write_statistics=["row"],
             store_schema=False,  # strings are strings, whatever offsets they had in memory
         )
@@ -73,21 +73,39 @@ class Changes:
         self._file = pq.ParquetFile(filesystem.open_input_file(f"{path}/{CHANGED}"))
         metadata = self._file.metadata
         # A file without rows has one group, of which nothing is known.
-        groups = range(metadata.num_row_groups if metadata.num_rows else 0)
-        last = [metadata.row_group(group).column(0).statistics.max for group in groups]
-        self._last = np.array(last, np.int64)  # each row group's highest row
-        self._groups: tuple[range, pa.Table] | None = None  # the ones read last
+        groups = [metadata.row_group(g) for g in range(metadata.num_row_groups if len(self) else 0)]
+        self._last = np.array([g.column(0).statistics.max for g in groups], np.int64)
+        self._ends = np.cumsum([0, *(group.num_rows for group in groups)])
+        schema = self._file.schema_arrow
+        # Captions tell samples apart by themselves; keys would cost as much again to read.
+        texts = pa.types.is_string(schema.field("clean").type)
+        self._columns = [name for name in schema.names if not (texts and name == "key")]
+        empty = self._file.read_row_groups([], columns=self._columns)
+        self._held, self._table = range(0), empty
+
+    def __len__(self) -> int:
+        """How many rows are changed."""
+        return int(self._file.metadata.num_rows)
 
     def rows(self, start: int, stop: int) -> pa.Table:
-        """The changed rows with start <= row < stop."""
+        """The changed rows with start <= row < stop, of captions without their keys."""
         first = int(np.searchsorted(self._last, start))
         end = min(int(np.searchsorted(self._last, stop - 1)) + 1, len(self._last))
-        groups = range(first, max(first, end))
-        if self._groups is None or self._groups[0] != groups:
-            self._groups = (groups, self._file.read_row_groups(list(groups)))
-        table = self._groups[1]
-        low, high = np.searchsorted(table["row"].to_numpy(), [start, stop])
-        return table.slice(low, high - low)
+        if first < end:
+            self._hold(range(first, end))
+        low, high = np.searchsorted(self._table["row"].to_numpy(), [start, stop])
+        return self._table.slice(low, high - low)
+
+    def _hold(self, groups: range) -> None:
+        """Read row groups, but for those held already: shards next to each other share one."""
+        kept = self._table.slice(0, 0)
+        fresh = groups
+        if self._held.start <= groups.start < self._held.stop <= groups.stop:
+            kept = self._table.slice(self._ends[groups.start] - self._ends[self._held.start])
+            fresh = range(self._held.stop, groups.stop)
+        # One thread: so few rows are not worth waking others for.
+        read = self._file.read_row_groups(list(fresh), self._columns, use_threads=False)
+        self._held, self._table = groups, pa.concat_tables([kept, read])
 
 
 def apply(
@@ -99,8 +117,9 @@ def apply(
     """The values as the overlay has them, and which of them it changed, both [n].
 
     `keys` and `values` are the training rows from number `start` on, `changed` the overlay's rows
-    among them (`Changes.rows(start, start + n)`). Raises StageError when a row's key or value is
-    not the one that the overlay was made from: then overlay and rows are not of the same corpus.
+    among them (`Changes.rows(start, start + n)`). Raises StageError when a row's value, or its key
+    where `changed` has keys, is not the one that the overlay was made from: then overlay and rows
+    are not of the same corpus.
     """
     values = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
     at = changed["row"].to_numpy() - start
@@ -111,8 +130,10 @@ def apply(
         raise _foreign(changed, 0 if at[0] < 0 else len(at) - 1)
     mask[at] = True
     chosen = pa.array(mask)
-    for found, expected in ((keys, changed["key"]), (values, changed["clean"])):
-        here = found.filter(chosen)
+    for found, name in ((keys, "key"), (values, "clean")):
+        if name not in changed.column_names:
+            continue
+        here, expected = found.filter(chosen), changed[name]
         same = pc.equal(here, expected.cast(here.type)).fill_null(False)
         if not pc.all(same).as_py():
             raise _foreign(changed, pc.index(same, False).as_py())
@@ -121,7 +142,9 @@ def apply(
 
 
 def _foreign(changed: pa.Table, at: int) -> StageError:
+    row = changed.slice(at, 1).to_pylist()[0]
+    name = f"key {row['key']!r}" if "key" in row else f"row {row['row']}"
     return StageError(
-        f"the overlay does not belong to these rows: key {changed['key'][at].as_py()!r} is not "
-        f"here with the clean value it replaces; lay the noise over this corpus again"
+        f"the overlay does not belong to these rows: {name} is not here with the clean value it "
+        f"replaces; lay the noise over this corpus again"
     )

@@ -12,12 +12,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from jobs.corpus.depth import eight_bits
 from jobs.pretrain.spec import ImageInput
 
 
 def to_pixels(image: Image.Image, spec: ImageInput) -> Tensor:
     """The image as uint8 [C, S, S]: grey or RGB, resized (bilinear, not cropped) to S = size."""
-    converted = image.convert("L" if spec.channels == 1 else "RGB")
+    converted = eight_bits(image).convert("L" if spec.channels == 1 else "RGB")
     if converted.size != (spec.size, spec.size):
         converted = converted.resize((spec.size, spec.size), Image.Resampling.BILINEAR)
     array = np.array(converted, dtype=np.uint8).reshape(spec.size, spec.size, spec.channels)

@@ -30,13 +30,13 @@ class Listing:
 
     files: int
     bytes: int
-    sha256: str  # of "name<tab>size<newline>" for every file, by rising name
+    sha256: str  # of "name<tab>size<newline>" for every file, in the reader's order
 
     @staticmethod
     def of(files: Iterable[tuple[str, int]]) -> Listing:
-        """The listing of (name, bytes), sorted here."""
+        """The listing of (name, bytes); the order is the reader's, and always the same."""
         digest, count, total = hashlib.sha256(), 0, 0
-        for name, size in sorted(files):
+        for name, size in files:
             digest.update(f"{name}\t{size}\n".encode())
             count, total = count + 1, total + size
         return Listing(count, total, digest.hexdigest())

@@ -251,6 +251,15 @@ def test_unusual_images_are_kept_as_they_are_counted_and_can_be_decoded(
                 assert to_pixels(image, spec).shape == (channels, 14, 14)
 
 
+def test_sixteen_bits_become_eight_without_clipping() -> None:
+    grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    data = saved(Image.fromarray(grey.astype(np.uint16) * 257), "PNG")
+    assert np.array_equal(np.asarray(decode(data, "deep")), grey)
+    with Image.open(io.BytesIO(data)) as image:
+        spec = ImageInput(size=16, channels=1, mean=(0.5,), std=(0.5,))
+        assert np.array_equal(to_pixels(image, spec)[0].numpy(), grey)
+
+
 def test_a_parts_own_source_must_name_its_classes_alike(
     tmp_path: Path, picture: Picture, build: Build
 ) -> None:

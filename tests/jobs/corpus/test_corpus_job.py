@@ -21,8 +21,9 @@ from PIL import Image
 from jobs.contract import Hooks, Outcome, Spec, StageError, Work
 from jobs.corpus import build as building
 from jobs.corpus import job
+from jobs.corpus.layout import lay_out
 from jobs.corpus.readers import Digits, Unit
-from jobs.corpus.shards import PARTS, SCHEMA, Index, read_part
+from jobs.corpus.shards import PARTS, SCHEMA, Index, read_part, write_shard
 from jobs.corpus.spec import Corpus, DigitsReader
 from jobs.corpus.verify import compare_source, verify
 from jobs.place import Place
@@ -159,6 +160,23 @@ def test_a_source_that_changed_meanwhile_is_read_again(
     pq.write_table(pq.read_table(first).slice(1), first)
     _, outcome = build(source, tmp_path / "a")
     assert outcome.counts["rows_read"] == 40 * 60 - 1
+
+
+def test_an_object_store_is_read_and_written_like_a_disk(
+    tmp_path: Path, source: Corpus, build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, _ = build(source, tmp_path / "local")
+    scratch, output = Place.of(tmp_path / "scratch"), Place.of(tmp_path / "output")
+    for place in (scratch, output):
+        place.local_path().mkdir()  # an object store needs no folders
+    monkeypatch.setattr(Place, "is_local", False)
+    found = building.survey(source)
+    scans = [building.scan(source, found, piece, scratch) for piece in found.pieces]
+    runs = [run for scan in scans for run in scan.runs]
+    cuts = lay_out(source, scratch, runs)
+    files = [(cut.part, write_shard(scratch, runs, cut, output)) for cut in cuts]
+    building.finish(source, found, scans, files, scratch, output)
+    assert bytes_of(output) == bytes_of(expected)
 
 
 KILLED = """

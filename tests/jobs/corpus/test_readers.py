@@ -18,6 +18,7 @@ from jobs.corpus.readers import Digits, Reader, reader_of
 from jobs.corpus.readers import parquet as parquet_module
 from jobs.corpus.readers.digits import NAMES
 from jobs.corpus.spec import Corpus, DigitsReader
+from jobs.place import Place
 
 Picture = Callable[..., bytes]
 WriteTar = Callable[[Path, Mapping[str, bytes]], Path]
@@ -315,6 +316,15 @@ def test_tables_give_labels_and_keys_of_their_own(tmp_path: Path, picture: Pictu
     assert source.classes().names == ("cat", "dog")
     assert {key: row["label"] for key, row in rows(source).items()} == {"k1": 1, "k2": 0}
     assert all(row["image"] == picture(0) for row in rows(source).values())
+
+
+def test_small_files_of_an_object_store_are_asked_for_together_and_come_in_order(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = reader(kind="imagefolder", path=str(tree))
+    expected = rows(source)
+    monkeypatch.setattr(Place, "is_local", False)
+    assert rows(source) == expected
 
 
 # -- what cannot be read ---------------------------------------------------------------------------

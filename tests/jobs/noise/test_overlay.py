@@ -2,6 +2,7 @@
 
 import itertools
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pyarrow as pa
@@ -35,9 +36,9 @@ def describe(changed: int) -> Overlay:
 
 
 @pytest.mark.parametrize("group", [7, 1 << 14])
-@given(cuts=st.sets(st.integers(1, N - 1), max_size=12))
+@given(cuts=st.sets(st.integers(1, N - 1), max_size=12), random=st.randoms())
 def test_shard_by_shard_gives_what_the_whole_part_gives(
-    tmp_path_factory: pytest.TempPathFactory, group: int, cuts: set[int]
+    tmp_path_factory: pytest.TempPathFactory, group: int, cuts: set[int], random: Random
 ) -> None:
     place = Place.of(tmp_path_factory.mktemp("noise"))
     with pytest.MonkeyPatch.context() as patch:
@@ -47,7 +48,8 @@ def test_shard_by_shard_gives_what_the_whole_part_gives(
     assert mask.sum() == 100
     assert (whole.to_numpy() != LABELS).tolist() == mask.tolist()
     changes, edges = Changes(place), [0, *sorted(cuts), N]
-    for start, stop in itertools.pairwise(edges):
+    shards = list(itertools.pairwise(edges))
+    for start, stop in [*shards, *random.sample(shards, len(shards))]:
         rows = changes.rows(start, stop)
         keys, labels = KEYS[start:stop], pa.chunked_array([pa.array(LABELS[start:stop])])
         part, part_mask = apply(rows, keys, labels, start)
@@ -103,3 +105,15 @@ def test_rows_of_another_corpus_are_refused(
     assert changed["key"].to_pylist() == ["k1"]
     with pytest.raises(StageError, match="key 'k1' is not here with the clean value it replaces"):
         apply(changed, pa.array(keys), pa.array(labels, pa.int32()), start)
+
+
+def test_captions_of_another_corpus_are_refused(tmp_path: Path) -> None:
+    place, changed = Place.of(tmp_path), swapped(50)
+    describe(250).write(place, changed)
+    first = changed["row"][0].as_py()
+    texts = TEXTS.to_pylist()
+    texts[first] = "another"
+    with pytest.raises(StageError, match=f"row {first} is not here with the clean value"):
+        apply(Changes(place).rows(0, N), KEYS, pa.array(texts))
+    noisy, _ = apply(Changes(place).rows(0, N), KEYS, TEXTS)
+    assert noisy.equals(apply(changed, KEYS, TEXTS)[0])

@@ -69,7 +69,7 @@ def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
         ("- a\n- b\n", r"mine\.yaml: the whole file: "),
         (GOOD.format(name="mine") + "colour: red\n", r"mine\.yaml: colour: Extra inputs .*'red'"),
         (GOOD.format(name="mine").replace("title: Mine", ""), r"mine\.yaml: title: Field required"),
-        (GOOD.format(name="mine").replace("kind: digits", "kind: x"), r"corpus\.reader\.kind: "),
+        (GOOD.format(name="mine").replace("kind: digits", "kind: x"), r"corpus\.reader: "),
         (GOOD.format(name="mine").replace("id", "ood", 1), r"must say which task it is `trained_"),
         (GOOD.format(name="other"), r"mine\.yaml: name: 'other' is not the file's own name"),
     ],

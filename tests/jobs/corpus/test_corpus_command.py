@@ -1,0 +1,69 @@
+"""`nml-orch corpus`, as a person types it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from commands import Start
+
+from orchestrator import experiment, plan
+
+Picture = Callable[..., bytes]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, picture: Picture) -> Path:
+    for number in range(60):
+        path = tmp_path / f"tree/{'abc'[number % 3]}/{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(picture(number))
+    (tmp_path / "tree/a/broken.jpg").write_bytes(picture(0)[:-50])
+    return tmp_path
+
+
+def words(verb: str, *more: str) -> tuple[str, ...]:
+    reader = "corpus.reader={kind: imagefolder, path: tree}"
+    chosen = ("--set", reader, "--set", "corpus.name=letters", "--storage", "store")
+    return ("corpus", verb, "demo", *chosen, *more)
+
+
+@pytest.mark.slow
+def test_a_corpus_is_built_shown_and_verified(folder: Path, start: Start) -> None:
+    code, said = start(folder, *words("build")).finish()
+    assert code == 1
+    assert "1 of 61 rows (1.64%) are bad (1 truncated)" in said
+    assert "Traceback" not in said
+
+    code, said = start(folder, *words("build", "--set", "corpus.max_bad_share=0.1")).finish()
+    assert code == 0
+    assert "1 rows in quarantine" in said
+
+    _, said = start(folder, *words("show", "--json")).finish()
+    summary = json.loads(said)["corpus/letters"]
+    assert summary["quarantined"] == {"truncated": 1}
+    assert sum(part["rows"] for part in summary["parts"].values()) == 60
+    assert [entry["name"] for entry in summary["classes"]] == ["a", "b", "c"]
+    assert (
+        sum(entry["train_rows"] for entry in summary["classes"])
+        == (summary["parts"]["train"]["rows"])
+    )
+
+    assert start(folder, *words("verify")).finish()[0] == 0
+    (folder / "store/corpus/letters/train-00000.parquet").unlink()
+    (folder / "tree/a/0.jpg").unlink()
+    code, said = start(folder, *words("verify")).finish()
+    assert code == 1
+    assert "missing train-00000.parquet" in said
+    assert "source changed" in said
+
+
+def test_what_is_not_built_is_said(tmp_path: Path, start: Start) -> None:
+    code, said = start(tmp_path, "corpus", "show").finish()
+    assert code == 2
+    assert "run `nml-orch corpus build` first" in said
+
+
+def test_building_corpora_runs_no_other_step() -> None:
+    part = plan.build(experiment.load()).only("corpus")
+    assert {step.kind for step in part.steps.values()} == {"corpus"}
