@@ -33,6 +33,13 @@ class Task(Spec):
             raise ValueError(f"OOD task {self.name} must say which task it is `trained_on`")
         if self.domain == "id" and (self.trained_on or self.shift):
             raise ValueError(f"ID task {self.name} takes neither `trained_on` nor `shift`")
+        needed = ("train", "validation", "test") if self.domain == "id" else ("test",)
+        empty = [part for part in needed if getattr(self.corpus.parts, part) == 0]
+        if empty:
+            raise ValueError(
+                f"task {self.name} needs a {empty[0]} part and corpus {self.corpus.name} has none; "
+                f"give corpus.parts.{empty[0]} a share or a reader"
+            )
         return self
 
     @property

@@ -85,3 +85,10 @@ def test_a_file_that_is_not_text_gets_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(TaskError, match="cannot be read as YAML text"):
         load("mine", [tmp_path])
+
+
+def test_a_task_on_a_corpus_without_a_test_part_is_refused(tmp_path: Path) -> None:
+    corpus = "{name: digits, reader: {kind: digits}, parts: {train: 0.8, validation: 0.2, test: 0}}"
+    folder = put(tmp_path, "no-test", "name: no-test\ntitle: x\ndomain: id\ncorpus: " + corpus)
+    with pytest.raises(TaskError, match=r"needs a test part.*corpus\.parts\.test"):
+        load("no-test", [folder])
