@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from commands import Command, Start
 
+from commands import Command, Start
 from orchestrator import cluster
 
 

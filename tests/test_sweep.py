@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from commands import TINY, Start
 from mlflow import MlflowClient
+
+from commands import TINY, Start
 
 
 @pytest.fixture(scope="module")

@@ -64,9 +64,8 @@ def choose(
     storage: str | None = None,
 ) -> Chosen:
     """Read, validate and plan an experiment; UserError for every mistake in it."""
-    from jobs.pretrain.catalogue import check_model
-
     from jobs.place import Place
+    from jobs.pretrain.catalogue import check_model
     from orchestrator import experiment as experiments
     from orchestrator import plan as plans
     from orchestrator.errors import UserError

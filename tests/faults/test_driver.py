@@ -9,8 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from commands import TINY, Command, Start
 from mlflow import MlflowClient
+
+from commands import TINY, Command, Start
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
 

@@ -12,8 +12,9 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
-from commands import TINY, Start
 from mlflow import MlflowClient
+
+from commands import TINY, Start
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
 

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from commands import Start
 
+from commands import Start
 from orchestrator import experiment, plan
 
 Picture = Callable[..., bytes]

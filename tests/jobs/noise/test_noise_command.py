@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from commands import Start
 
+from commands import Start
 from orchestrator import experiment, plan
 from orchestrator.errors import UserError
 from orchestrator.plan import Plan
