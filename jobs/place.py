@@ -7,6 +7,7 @@ store by the PUT itself. Nothing here knows of steps or manifests.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import uuid
@@ -18,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.fs as pafs
+
+HASH_CHUNK = 8 << 20  # bytes read at once
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,15 @@ class Place:
         filesystem, path = self.open()
         with filesystem.open_input_stream(f"{path}/{name}") as stream:
             return bytes(stream.read())
+
+    def sha256(self, name: str) -> str:
+        """A file's sha256 in hex, read in chunks; FileNotFoundError when it is not here."""
+        digest = hashlib.sha256()
+        filesystem, path = self.open()
+        with filesystem.open_input_stream(f"{path}/{name}") as stream:
+            while chunk := stream.read(HASH_CHUNK):
+                digest.update(chunk)
+        return digest.hexdigest()
 
     def read_json(self, name: str) -> Any:
         """A JSON file's value."""

@@ -11,7 +11,6 @@ Beside the outputs: `.scratch/` keeps what lets an interrupted step go on, bound
 
 from __future__ import annotations
 
-import hashlib
 import uuid
 from collections.abc import Mapping
 from typing import Any
@@ -25,7 +24,6 @@ from orchestrator.plan import Step
 
 FORMAT = 1
 MANIFEST = "manifest.json"
-HASH_CHUNK = 8 << 20
 
 
 class FileRecord(BaseModel):
@@ -135,7 +133,7 @@ class Store:
         """Record the output now in the step's folder as finished, and drop its scratch."""
         output = self.output(step.address)
         files = {
-            name: FileRecord(bytes=size, sha256=_sha256(output, name))
+            name: FileRecord(bytes=size, sha256=output.sha256(name))
             for name, size in output.files()
         }
         manifest = Manifest(
@@ -155,15 +153,6 @@ class Store:
     def forget(self, address: str) -> None:
         """Uncommit a step, so that it is run again."""
         self.output(address).delete(MANIFEST)
-
-
-def _sha256(place: Place, name: str) -> str:
-    digest = hashlib.sha256()
-    filesystem, path = place.open()
-    with filesystem.open_input_stream(f"{path}/{name}") as stream:
-        while chunk := stream.read(HASH_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _reason(error: Exception) -> str:

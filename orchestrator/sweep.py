@@ -13,10 +13,11 @@ from types import FrameType
 from orchestrator import cluster, readout
 from orchestrator.errors import ClusterError
 from orchestrator.executor import Executor, Result, Status
+from orchestrator.mirror import Tracker
 from orchestrator.plan import KINDS, Plan, Standing, assess, refuse_drift
 from orchestrator.progress import Bars, Lines, Progress
 from orchestrator.store import Store
-from orchestrator.tracking import Tracker, resolve_uri
+from orchestrator.tracking import resolve_uri
 
 
 @dataclass(frozen=True)
@@ -47,13 +48,7 @@ def run(
     on from there.
     """
     begun = time.monotonic()
-    signal.signal(signal.SIGTERM, _terminate)
-    store.prepare()
-    assessments = assess(plan, store)
-    if not force:
-        refuse_drift(assessments)
-    done = [a for a, found in assessments.items() if found.standing is Standing.DONE]
-    progress = _progress(plan, done) if len(done) < len(plan.steps) else None
+    done, progress = _begin(plan, store, force)
     tracker = _tracker(plan, store, progress.note if progress else say)
     record = None
     try:
@@ -81,14 +76,19 @@ def build(plan: Plan, store: Store, *, force: bool = False) -> Mapping[str, Resu
     No report is written, for one without what comes after these steps would replace a sweep's;
     MLflow hears of them from the next sweep or `sync`.
     """
+    done, progress = _begin(plan, store, force)
+    return _execute(plan, store, done, progress, None)
+
+
+def _begin(plan: Plan, store: Store, force: bool) -> tuple[list[str], Progress | None]:
+    """What is done already, and the face of the run (None when nothing is left to do)."""
     signal.signal(signal.SIGTERM, _terminate)
     store.prepare()
     assessments = assess(plan, store)
     if not force:
         refuse_drift(assessments)
     done = [a for a, found in assessments.items() if found.standing is Standing.DONE]
-    progress = _progress(plan, done) if len(done) < len(plan.steps) else None
-    return _execute(plan, store, done, progress, None)
+    return done, _progress(plan, done) if len(done) < len(plan.steps) else None
 
 
 def _execute(

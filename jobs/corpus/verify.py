@@ -6,7 +6,6 @@ shards once. Nothing here repairs or writes.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -18,7 +17,6 @@ from jobs.corpus.shards import INDEX, QUARANTINE, File, Index, opened
 from jobs.corpus.spec import Corpus
 from jobs.place import Place
 
-CHUNK = 8 << 20
 _OURS = (INDEX, QUARANTINE, "manifest.json")
 
 
@@ -49,7 +47,7 @@ def verify(place: Place) -> Iterator[Finding]:
 def _compare(place: Place, file: File, size: int) -> Iterator[Finding]:
     if size != file.bytes:
         detail = f"{size:,} bytes instead of {file.bytes:,}"
-    elif (digest := _sha256(place, file.file)) != file.sha256:
+    elif (digest := place.sha256(file.file)) != file.sha256:
         detail = f"sha256 {digest[:12]}... instead of {file.sha256[:12]}..."
     else:
         with opened(place, file.file) as parquet:
@@ -79,12 +77,3 @@ def compare_source(corpus: Corpus, place: Place) -> Iterator[Finding]:
                 f"built from {detail}, now {now.files:,} files of {now.bytes:,} bytes; give "
                 f"the reader another `version` and build again, or put the old data back",
             )
-
-
-def _sha256(place: Place, name: str) -> str:
-    digest = hashlib.sha256()
-    filesystem, path = place.open()
-    with filesystem.open_input_stream(f"{path}/{name}") as stream:
-        while chunk := stream.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -22,7 +22,7 @@ from jobs.place import Place
 
 CHANGED = "changed.parquet"  # row (int64), key (string), clean and noisy (the field's own type)
 OVERLAY = "overlay.json"
-ROW_GROUP = 1 << 12  # changed rows that a reader takes at a time
+ROW_GROUP = 1 << 11  # changed rows that a reader takes at a time
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def apply(
     where `changed` has keys, is not the one that the overlay was made from: then overlay and rows
     are not of the same corpus.
     """
-    values = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
+    values = _whole(values)
     at = changed["row"].to_numpy() - start
     mask = np.zeros(len(values), np.bool_)
     if len(at) == 0:
@@ -137,8 +137,15 @@ def apply(
         same = pc.equal(here, expected.cast(here.type)).fill_null(False)
         if not pc.all(same).as_py():
             raise _foreign(changed, pc.index(same, False).as_py())
-    noisy = changed["noisy"].cast(values.type).combine_chunks()
+    noisy = _whole(changed["noisy"].cast(values.type))
     return pc.replace_with_mask(values, chosen, noisy), mask
+
+
+def _whole(values: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """One array; the very one, where there is no more than that."""
+    if isinstance(values, pa.ChunkedArray):
+        return values.chunk(0) if values.num_chunks == 1 else values.combine_chunks()
+    return values
 
 
 def _foreign(changed: pa.Table, at: int) -> StageError:

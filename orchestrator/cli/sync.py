@@ -12,8 +12,9 @@ from orchestrator.cli.options import Chosen, experiment_options
 def command(chosen: Chosen) -> None:
     """Mirror to MLflow every finished step that it lacks."""
     from orchestrator import readout
+    from orchestrator.mirror import sync
     from orchestrator.provenance import redact
-    from orchestrator.tracking import resolve_uri, sync
+    from orchestrator.tracking import resolve_uri
 
     uri = resolve_uri(chosen.experiment.tracking.uri)
     report = readout.refresh(chosen.plan, chosen.store)

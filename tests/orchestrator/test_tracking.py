@@ -10,9 +10,10 @@ from mlflow.entities import Run
 from jobs.contract import Outcome
 from jobs.place import Place
 from orchestrator import experiment, plan, provenance
+from orchestrator.mirror import Tracker, sync
 from orchestrator.plan import Plan, Step
 from orchestrator.store import Manifest, Store
-from orchestrator.tracking import SweepRecord, Tracker, resolve_uri, step_unit, sync
+from orchestrator.tracking import SweepRecord, resolve_uri, step_unit
 
 POINTS = (("id/lp/accuracy", 0.0, 90.0), ("id/lp/accuracy", 10.0, 85.0))
 
