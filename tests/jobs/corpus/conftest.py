@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import settings
 from PIL import Image
 
 from jobs.contract import Outcome
@@ -17,10 +16,6 @@ from jobs.corpus.layout import lay_out
 from jobs.corpus.shards import write_shard
 from jobs.corpus.spec import Corpus
 from jobs.place import Place
-
-# How long an example takes is the machine's affair; a deadline makes a busy one fail.
-settings.register_profile("unhurried", deadline=None)
-settings.load_profile("unhurried")
 
 Picture = Callable[..., bytes]
 Build = Callable[[Corpus, Path], tuple[Place, Outcome]]

@@ -5,14 +5,9 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from hypothesis import settings
 
 from jobs.corpus.shards import SCHEMA, Index, write_rows
 from jobs.place import Place
-
-# How long an example takes is the machine's affair; a deadline makes a busy one fail.
-settings.register_profile("unhurried", deadline=None)
-settings.load_profile("unhurried")
 
 Write = Callable[..., Place]
 

@@ -81,7 +81,7 @@ def test_losses_and_gradients_are_those_of_the_formulas(
         assert relative(gradient[0], direct_gradient) < 1e-5
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     rows=st.integers(2, 20),
     dims=st.integers(2, 20),
