@@ -150,10 +150,6 @@ class Store:
         self.scratch(step).delete()
         return manifest
 
-    def forget(self, address: str) -> None:
-        """Uncommit a step, so that it is run again."""
-        self.output(address).delete(MANIFEST)
-
 
 def _reason(error: Exception) -> str:
     """The shortest true words for an operating system's error."""

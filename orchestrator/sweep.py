@@ -25,7 +25,7 @@ class Ending:
     """How a sweep ended."""
 
     results: Mapping[str, Result]
-    report: readout.Report
+    report: readout.Report | None  # None while the store holds no finished step to report
     tracking: str  # the URI that shows it all; empty if tracking is off or behind
     seconds: float
 
@@ -58,10 +58,14 @@ def run(
             for address, result in results.items()
             if result.status not in (Status.DONE, Status.REUSED)
         }
-        report = readout.refresh(plan, store, problems)
-        with readout.local(report) as folder:
-            record = report.record(folder)
-            mirrored = tracker.close(record) if tracker else False
+        report, mirrored = None, False
+        if len(problems) < len(results):
+            report = readout.refresh(plan, store, problems)
+            with readout.local(report) as folder:
+                record = report.record(folder)
+                mirrored = tracker.close(record) if tracker else False
+        elif tracker:
+            tracker.close(None)
     except BaseException:
         if tracker and record is None:
             tracker.close(None)

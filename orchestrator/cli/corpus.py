@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from orchestrator.cli.options import Chosen, choose, experiment_options
+from orchestrator.cli.options import Chosen, choose, experiment_options, finished
 
 if TYPE_CHECKING:
     from jobs.corpus.shards import Index
@@ -85,7 +85,7 @@ def verify(chosen: Chosen) -> int:
     from jobs.corpus.verify import verify as findings_in
 
     wrong = 0
-    for step in _built(chosen):
+    for step in finished(chosen, "corpus"):
         assert isinstance(step.spec, Corpus)
         place = chosen.store.output(step.address)
         found = [*findings_in(place), *compare_source(step.spec, place)]
@@ -103,28 +103,15 @@ def verify(chosen: Chosen) -> int:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show(chosen: Chosen, as_json: bool) -> None:
     """Show rows by part, classes, bytes, what is in quarantine and why, and some keys."""
-    found = {step.address: _summary(chosen.store.output(step.address)) for step in _built(chosen)}
+    found = {
+        step.address: _summary(chosen.store.output(step.address))
+        for step in finished(chosen, "corpus")
+    }
     if as_json:
         click.echo(json.dumps(found, indent=2))
         return
     for address, summary in found.items():
         click.echo("\n".join(_lines(address, summary)))
-
-
-def _built(chosen: Chosen) -> list[Step]:
-    """The experiment's corpora that the store holds; UserError when there is none."""
-    from orchestrator.errors import UserError
-    from orchestrator.plan import Standing, assess, refuse_drift
-
-    plan = chosen.plan.only("corpus")
-    standing = assess(plan, chosen.store)
-    refuse_drift(standing)
-    steps = [s for s in plan.of_kind("corpus") if standing[s.address].standing is Standing.DONE]
-    if not steps:
-        raise UserError(
-            f"no corpus lies in {chosen.store.root.uri}; run `nml-orch corpus build` first"
-        )
-    return steps
 
 
 def _index(chosen: Chosen, step: Step) -> Index:

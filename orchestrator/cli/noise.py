@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from orchestrator.cli.options import Chosen, experiment_options
+from orchestrator.cli.options import Chosen, experiment_options, finished
 
 if TYPE_CHECKING:
     from jobs.noise.audit import Audit
@@ -63,16 +63,8 @@ def audit(chosen: Chosen, as_json: bool) -> int:
     from jobs.noise.audit import Auditor
     from jobs.noise.spec import NoiseStep
     from orchestrator.errors import UserError
-    from orchestrator.plan import Standing, assess, refuse_drift
 
-    plan = chosen.plan.only("noise")
-    standing = assess(plan, chosen.store)
-    refuse_drift(standing)
-    steps = [s for s in plan.of_kind("noise") if standing[s.address].standing is Standing.DONE]
-    if not steps:
-        raise UserError(
-            f"no level of noise lies in {chosen.store.root.uri}; run `nml-orch noise build` first"
-        )
+    steps = finished(chosen, "noise")
     spec = steps[0].spec
     assert isinstance(spec, NoiseStep)
     try:

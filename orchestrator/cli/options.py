@@ -11,7 +11,7 @@ import click
 
 if TYPE_CHECKING:
     from orchestrator.experiment import Experiment
-    from orchestrator.plan import Plan
+    from orchestrator.plan import Plan, Step
     from orchestrator.store import Store
 
 
@@ -79,3 +79,22 @@ def choose(
         raise UserError(f"pretrain.recipe.model: {complaint}")
     plan = plans.build(experiment)
     return Chosen(experiment, plan, Store(Place.of(experiment.storage)))
+
+
+def finished(chosen: Chosen, kind: str) -> list[Step]:
+    """The experiment's steps of a kind that the store holds.
+
+    Raises DriftError for one made from other settings, UserError when there is none.
+    """
+    from orchestrator.errors import UserError
+    from orchestrator.plan import Standing, assess, refuse_drift
+
+    plan = chosen.plan.only(kind)
+    standing = assess(plan, chosen.store)
+    refuse_drift(standing)
+    steps = [s for s in plan.of_kind(kind) if standing[s.address].standing is Standing.DONE]
+    if not steps:
+        raise UserError(
+            f"no {kind} step lies in {chosen.store.root.uri}; run `nml-orch {kind} build` first"
+        )
+    return steps

@@ -38,13 +38,14 @@ def command(chosen: Chosen, force: bool) -> int:
     ending = sweep.run(
         chosen.plan, chosen.store, force=force, say=lambda line: click.echo(line, err=True)
     )
-    for line in _summary(ending.report.summary):
+    for line in _summary(ending.report.summary) if ending.report else ():
         click.echo(line)
     counts = [f"{ending.count(status)} {status.value}" for status in Status if ending.count(status)]
     click.echo(f"\n{', '.join(counts)} in {ending.seconds:.0f} s")
     for line in _failures(ending.results):
         click.echo(line)
-    click.echo(f"report   {ending.report.place.uri}/report.html")
+    if ending.report:
+        click.echo(f"report   {ending.report.place.uri}/report.html")
     if ending.tracking:
         hint = "  (browse it: nml-orch ui)" if ending.tracking.startswith("sqlite:") else ""
         click.echo(f"MLflow   {redact(ending.tracking)}{hint}")

@@ -104,7 +104,7 @@ def test_drift_is_refused_with_the_fields_that_differ(tmp_path: Path) -> None:
 def test_a_step_that_reads_drift_is_blocked(tmp_path: Path) -> None:
     store = commit_all(planned(), tmp_path)
     for step in planned().of_kind("tune"):
-        store.forget(step.address)
+        store.output(step.address).delete("manifest.json")
     assessments = assess(planned("features.views.count=3"), store)
     assert {assessments[s.address].standing for s in planned().of_kind("tune")} == {
         Standing.BLOCKED
