@@ -132,6 +132,8 @@ def build(experiment: Experiment) -> Plan:
                     recipe=pretrain.recipe,
                     seed=seed,
                     checkpoint_minutes=pretrain.checkpoint_minutes,
+                    telemetry_steps=pretrain.telemetry_steps,
+                    on_nan=pretrain.on_nan,
                     resources=pretrain.resources,
                 ),
                 {"corpus": source, "noise": overlay},

@@ -50,6 +50,8 @@ class Progress:
     position: Position = Position()
     sums: tuple[tuple[float, ...], ...] = ()  # running sums of the current epoch
     curves: tuple[Point, ...] = ()
+    telemetry: tuple[tuple[float, ...], ...] = ()  # rows of `telemetry.Telemetry`
+    skipped: tuple[int, int] = (0, 0)  # updates left out: in all, and the last ones in a row
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,10 @@ class Checkpoint:
     tensors: Mapping[str, Tensor]
     scalars: Mapping[str, Mapping[str, float]]  # parameter -> what its optimiser state counts
     groups: Sequence[Mapping[str, float]]  # what the optimiser counts for each group of parameters
+
+    def extra(self, name: str) -> dict[str, Tensor]:
+        """What was saved as this extra; empty when nothing was."""
+        return _below(self.tensors, f"{name}.")
 
     def restore(self, model: nn.Module, optimizer: Optimizer) -> None:
         """Put weights and optimiser state back, in place.
@@ -93,10 +99,21 @@ class Checkpoints:
         self.damaged = 0
         """Checkpoints that `latest` found unreadable and passed over."""
 
-    def save(self, model: nn.Module, optimizer: Optimizer, progress: Progress) -> None:
-        """Write one, then drop all but the last two. Raises StageError for non-finite weights."""
+    def save(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        progress: Progress,
+        extras: Mapping[str, Mapping[str, Tensor]] | None = None,
+    ) -> None:
+        """Write one, then drop all but the last two. Raises StageError for non-finite weights.
+
+        `extras`: other tensors a run must have again (the moving average, the loss scale).
+        """
         tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
         _refuse_non_finite(tensors, progress.position, self.last_good())
+        for name, values in (extras or {}).items():
+            tensors.update({f"{name}.{key}": value for key, value in values.items()})
         scalars: dict[str, dict[str, float]] = {}
         stored = optimizer.state_dict()
         for number, state in stored["state"].items():
@@ -139,6 +156,8 @@ class Checkpoints:
                     position=Position(**stored["position"]),
                     sums=tuple(tuple(row) for row in stored["sums"]),
                     curves=tuple(Point(**point) for point in stored["curves"]),
+                    telemetry=tuple(tuple(row) for row in stored["telemetry"]),
+                    skipped=(stored["skipped"][0], stored["skipped"][1]),
                 )
                 tensors = safetensors.torch.load(data)
                 return Checkpoint(progress, tensors, described["scalars"], described["groups"])

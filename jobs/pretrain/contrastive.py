@@ -23,8 +23,9 @@ from jobs.contract import StageError
 from jobs.pretrain.data import Field, Part, Targets
 from jobs.pretrain.encoder import Architecture
 from jobs.pretrain.group import Group, gradients_stay
-from jobs.pretrain.objective import Scored
+from jobs.pretrain.objective import FULL, Scored
 from jobs.pretrain.pixels import normalise, unit_range
+from jobs.pretrain.precision import Precision
 from jobs.pretrain.spec import Contrastive
 
 MAX_LOGIT_SCALE = math.log(100)
@@ -70,7 +71,31 @@ class ContrastiveObjective:
         tokens: Tensor = self._tokenizer(coded.dictionary.to_pylist())
         return tokens[torch.from_numpy(coded.indices.to_numpy().astype("int64"))]
 
-    def step(self, model: nn.Module, images: Tensor, targets: Targets, most: int) -> Scored:
+    def parameter_groups(self, model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+        """open_clip's: no decay of vectors, norms, biases and the logit scale."""
+        named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+
+        def excluded(name: str, parameter: nn.Parameter) -> bool:
+            parts = ("bn", "ln", "bias", "logit_scale")
+            return parameter.ndim < 2 or any(part in name for part in parts)
+
+        return [
+            {"params": [p for n, p in named if excluded(n, p)], "weight_decay": 0.0},
+            {"params": [p for n, p in named if not excluded(n, p)], "weight_decay": weight_decay},
+        ]
+
+    def mix(self, images: Tensor, targets: Targets, seed: int) -> tuple[Tensor, Targets]:
+        """Nothing: captions do not mix."""
+        return images, targets
+
+    def step(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        targets: Targets,
+        most: int,
+        precision: Precision = FULL,
+    ) -> Scored:
         """One forward and backward pass, or, in pieces, two: for features, then for gradients.
 
         In pieces the loss is still that of the whole batch: its gradient with respect to all
@@ -78,25 +103,28 @@ class ContrastiveObjective:
         the parameters (Gao et al. 2021). A model with batch statistics updates them twice then.
         """
         if len(images) <= most:
-            image, text, scale = model(images, targets.noisy)
-            scored, loss = self._score(image, text, scale, targets)
-            loss.backward()  # type: ignore[no-untyped-call]
+            with precision.autocast():
+                image, text, scale = model(images, targets.noisy)
+            scored, loss = self._score(image.float(), text.float(), scale, targets)
+            precision.backward(loss)
             return scored
         pieces = [slice(i, i + most) for i in range(0, len(images), most)]
-        stream = torch.get_rng_state()  # both passes must drop the same units
-        with torch.no_grad():
+        stream = _random_state(self._group.device)  # both passes must drop the same units
+        with torch.no_grad(), precision.autocast():
             parts = [model(images[piece], targets.noisy[piece]) for piece in pieces]
-        image = torch.cat([part[0] for part in parts]).requires_grad_()
-        text = torch.cat([part[1] for part in parts]).requires_grad_()
+        image = torch.cat([part[0].float() for part in parts]).requires_grad_()
+        text = torch.cat([part[1].float() for part in parts]).requires_grad_()
         scale = parts[0][2].detach().clone().requires_grad_()
         scored, loss = self._score(image, text, scale, targets)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.set_rng_state(stream)
+        precision.backward(loss)
+        _set_random_state(self._group.device, stream)
         for piece in pieces:
             with gradients_stay(model, piece is not pieces[-1]):
-                again = model(images[piece], targets.noisy[piece])
-                carried = (again[0] * _grad(image)[piece]).sum()
-                carried = carried + (again[1] * _grad(text)[piece]).sum()
+                with precision.autocast():
+                    again = model(images[piece], targets.noisy[piece])
+                carried = (again[0].float() * _grad(image)[piece]).sum()
+                carried = carried + (again[1].float() * _grad(text)[piece]).sum()
+                # The gradients carried are scaled already.
                 (carried + again[2] * _grad(scale) / len(pieces)).sum().backward()
         return scored
 
@@ -186,3 +214,14 @@ def _texts(model: Any, tokens: Tensor) -> Tensor:
 def _grad(leaf: Tensor) -> Tensor:
     assert leaf.grad is not None
     return leaf.grad
+
+
+def _random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
+    on_device = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    return torch.get_rng_state(), on_device
+
+
+def _set_random_state(device: torch.device, state: tuple[Tensor, Tensor | None]) -> None:
+    torch.set_rng_state(state[0])
+    if state[1] is not None:
+        torch.cuda.set_rng_state(state[1], device)

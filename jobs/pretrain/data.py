@@ -68,6 +68,7 @@ class Targets:
     noisy: Tensor  # as trained on
     clean: Tensor
     flipped: Tensor  # bool [N]: the noise changed the row
+    soft: Tensor | None = None  # float [N, classes]: what mixing made of `noisy`
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """The workers of one run: which of them this process is, and what they agree on.
 
 One worker needs no process group, so that everything but `job.py` runs and is tested in a plain
-process. Only sums cross between workers: gradients (by DDP), statistics, and the wish to stop.
+process. Only sums cross between workers: gradients (by DDP), statistics, and the wish to stop. On
+a GPU what they agree on is read one update late, so that the host never waits for the device.
 """
 
 from __future__ import annotations
@@ -64,6 +65,57 @@ class Group:
     def mine(self, rows: int) -> slice:
         """This worker's rows of a set that the workers share out."""
         return slice(self.rank, rows, self.world)
+
+
+@dataclass(frozen=True)
+class Agreed:
+    """What all workers know of an update."""
+
+    update: int = 0  # from 1; 0: of none yet
+    epoch: int = 0  # from 1
+    loss: float = 0.0  # the global batch's mean
+    stop: bool = False
+    due: bool = False  # a checkpoint
+
+
+class Meeting:
+    """Where workers agree, once an update."""
+
+    def __init__(self, group: Group, late: bool) -> None:
+        """`late`: on a GPU, an answer may be of the update before."""
+        self._group, self._late = group, late and group.device.type == "cuda"
+        self._pending: tuple[int, int, Tensor, torch.cuda.Event] | None = None
+
+    def exchange(self, update: int, epoch: int, loss: Tensor, stop: bool, due: bool) -> Agreed:
+        """Sum the workers' parts (`loss`: a scalar on the device) and give what is known."""
+        device = self._group.device
+        wishes = torch.tensor([float(stop), float(due)], dtype=torch.float64)
+        if device.type == "cuda":
+            wishes = wishes.pin_memory().to(device, non_blocking=True)
+        mine = self._group.total(torch.cat([loss.double().reshape(1), wishes]))
+        if not self._late:
+            return _agreed(update, epoch, mine)
+        before = self.flush()
+        host = torch.empty(3, dtype=torch.float64, pin_memory=True)
+        host.copy_(mine, non_blocking=True)
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record()
+        self._pending = (update, epoch, host, event)
+        return before
+
+    def flush(self) -> Agreed:
+        """What is not yet known, once it is."""
+        if self._pending is None:
+            return Agreed()
+        update, epoch, host, event = self._pending
+        self._pending = None
+        event.synchronize()
+        return _agreed(update, epoch, host)
+
+
+def _agreed(update: int, epoch: int, summed: Tensor) -> Agreed:
+    loss, stop, due = summed.tolist()
+    return Agreed(update, epoch, loss, stop > 0, due > 0)
 
 
 @contextmanager

@@ -4,12 +4,12 @@ Takes an objective, a source of batches, the schedule and a seed; gives the trai
 curves. The global batch is what the recipe says, whatever the workers: each takes its share, in
 as many passes as it must. Every random draw comes from the seed and the position, so a run that
 goes on from a checkpoint ends with the same weights, bit for bit on a CPU with as many workers.
-It knows no Ray, no folder but its checkpoints', and nothing of other runs.
+Model, optimiser, schedule, average and mixing are timm's and open_clip's; this joins them. It knows
+no Ray, no folder but its checkpoints', and nothing of other runs.
 """
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,21 +18,26 @@ from typing import Any
 
 import numpy as np
 import torch
-from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]
-from timm.scheduler import CosineLRScheduler  # type: ignore[attr-defined]
-from torch import nn
-from torch.optim import Optimizer
+from torch import Tensor, nn
 
 from jobs.contract import StageError
 from jobs.pretrain.augment import augment, draws, mix
 from jobs.pretrain.checkpoint import Checkpoints, Point, Position, Progress
 from jobs.pretrain.data import Batch, Part, Source, Targets
-from jobs.pretrain.group import Group
+from jobs.pretrain.faults import Faults, out_of_memory
+from jobs.pretrain.group import Agreed, Group, Meeting
+from jobs.pretrain.mixing import erase
 from jobs.pretrain.objective import Objective, Scored
+from jobs.pretrain.optimise import (
+    lay_out_like_parameters,
+    make_average,
+    make_optimizer,
+    make_scheduler,
+)
 from jobs.pretrain.pixels import normalise, unit_range
-from jobs.pretrain.spec import Augment, ImageInput, Schedule
-
-WARMUP_START = 0.01  # share of the learning rate that a warm-up starts from
+from jobs.pretrain.precision import Precision
+from jobs.pretrain.spec import Augment, ImageInput, OnNan, Resources, Schedule
+from jobs.pretrain.telemetry import Row, Telemetry
 
 _CLEAN, _FLIPPED = 0, 1  # rows of the running sums; columns: rows, loss, as noisy, as clean
 
@@ -61,10 +66,13 @@ class Pace:
 class Trained:
     """A finished run."""
 
-    model: nn.Module
+    model: nn.Module  # the weights' moving average where the schedule has one
     curves: tuple[Point, ...]
     updates: int
     images_per_s: float  # of this process's own steps, over all workers; 0 when it took none
+    skipped: int = 0  # updates left out for a loss that was not finite
+    overflows: int = 0  # and for fp16 gradients that overflowed their scale
+    telemetry: tuple[Row, ...] = ()
 
 
 @contextmanager
@@ -98,7 +106,9 @@ class Loop:
         augment: Augment,
         seed: int,
         group: Group,
-        images_per_pass: int | None = None,
+        resources: Resources | None = None,
+        on_nan: OnNan = "stop",
+        telemetry_steps: int = 50,
         pace: Pace | None = None,
         watch: Watch | None = None,
     ) -> None:
@@ -111,90 +121,143 @@ class Loop:
                 f"schedule.batch_size {source.batch_size} cannot be shared evenly by "
                 f"{group.world} workers; change `pretrain.resources.workers`"
             )
+        resources = resources or Resources()
         self._objective, self._source, self._validation = objective, source, validation
         self._checkpoints, self._schedule, self._group = checkpoints, schedule, group
         self._image, self._augment, self._seed = image, augment, seed
-        self._most = images_per_pass or source.batch_size
+        self._most = resources.images_per_pass or source.batch_size
+        self._layout = torch.channels_last if resources.channels_last else torch.contiguous_format
         self._pace, self._watch = pace or Pace(), watch or Watch()
         self._spent = (0, 0.0)  # updates, and the seconds they took
         self._written, self._write_seconds = time.monotonic(), 0.0
         self._sums = torch.zeros(2, 4, dtype=torch.float64, device=group.device)
         self._progress = Progress()
         self._bare = model.to(group.device)
-        self._optimizer = self._make_optimizer()
-        self._scheduler = self._make_scheduler()
-        self._model = group.wrap(self._bare)
+        if resources.channels_last:
+            self._bare.to(memory_format=torch.channels_last)
+        groups = objective.parameter_groups(self._bare, schedule.weight_decay)
+        self._optimizer = make_optimizer(schedule, groups)
+        self._scheduler = make_scheduler(schedule, self._optimizer, source.steps_per_epoch)
+        self._average = make_average(schedule, self._bare)
+        self._precision = Precision(schedule.precision, group.device)
+        self._faults = Faults(self._bare, on_nan, checkpoints.last_good)
+        self._meeting = Meeting(group, late=on_nan == "stop")
+        self._total = schedule.epochs * source.steps_per_epoch
+        self._telemetry = Telemetry(telemetry_steps, self._total, source.batch_size, group.device)
+        inner: Any = torch.compile(self._bare) if resources.compile else self._bare
+        self._model = group.wrap(inner)
 
     def train(self) -> Trained:
         """Train from the last checkpoint, if there is one, to the end.
 
-        Raises StageError for a loss or weights that are not finite, StoppedError when asked to
-        stop.
+        Raises StageError for a loss or weights that are not finite and for memory that does not
+        suffice, StoppedError when asked to stop.
         """
         self._resume()
-        while self._progress.position.epoch < self._schedule.epochs:
-            self._epoch()
+        with out_of_memory(self._group.world, self._most):
+            while self._progress.position.epoch < self._schedule.epochs:
+                self._epoch()
         images = self._spent[0] * self._source.batch_size
         speed = images / self._spent[1] if self._spent[1] else 0.0
         done = self._progress
-        return Trained(self._bare, done.curves, done.position.updates, speed)
+        return Trained(
+            self._kept,
+            done.curves,
+            done.position.updates,
+            speed,
+            self._faults.skipped,
+            self._precision.overflows,
+            tuple(self._telemetry.rows),
+        )
+
+    @property
+    def _kept(self) -> nn.Module:
+        """The weights that are evaluated and kept."""
+        average: nn.Module | None = None if self._average is None else self._average.module
+        return self._bare if average is None else average
 
     # -- an epoch --------------------------------------------------------------------------------
 
     def _epoch(self) -> None:
         start = self._progress.position
         self._model.train()
-        for batch in self._source.batches(start.epoch, start.step, self._group):
+        self._telemetry.restart()
+        batches = self._source.batches(start.epoch, start.step, self._group)
+        while True:
+            asked = time.monotonic()
+            batch = next(batches, None)
+            if batch is None:
+                break
+            self._telemetry.waited(time.monotonic() - asked)
             position = self._progress.position
-            stop, due = self._update(batch, position)
+            agreed = self._update(batch, position)
+            self._spent = (self._spent[0] + 1, self._spent[1] + time.monotonic() - asked)
             position = Position(position.epoch, position.step + 1, position.updates + 1)
             self._progress = Progress(position, curves=self._progress.curves)
-            if stop:
+            if agreed.stop:
                 self._save()
                 raise StoppedError
-            if due and position.step < self._source.steps_per_epoch:
+            if agreed.due and position.step < self._source.steps_per_epoch:
                 self._save()
+        self._faults.check(self._meeting.flush())
         self._close_epoch()
 
-    def _update(self, batch: Batch, position: Position) -> tuple[bool, bool]:
-        """One batch; whether to stop after it, and whether a checkpoint is due."""
-        started = time.monotonic()
-        # A draw inside the model (dropout, say) is a function of where the run is.
-        torch.manual_seed(_step_seed(self._seed, position.updates, self._group.rank))
+    def _update(self, batch: Batch, position: Position) -> Agreed:
+        """One batch; what the workers agreed on, of this update or (on a GPU) the one before."""
         self._scheduler.step_update(position.updates)
         self._optimizer.zero_grad(set_to_none=True)
-        images = augment(unit_range(batch.images), self._augment, draws(batch.hashes))
-        images = normalise(images, self._image)
-        scored = self._objective.step(self._model, images, batch.targets, self._most)
-        loss, stop, due = self._meet(scored, batch.ends_segment)
-        if not math.isfinite(loss):
-            raise StageError(
-                f"the loss is {loss} at update {position.updates + 1} (epoch "
-                f"{position.epoch + 1}); {self._checkpoints.last_good()}; lower schedule.lr, "
-                f"lengthen schedule.warmup_epochs or set schedule.clip_grad_norm"
-            )
-        if self._schedule.clip_grad_norm is not None:
-            nn.utils.clip_grad_norm_(self._bare.parameters(), self._schedule.clip_grad_norm)
-        self._optimizer.step()
+        images, targets = self._inputs(batch, position)
+        self._faults.before_pass()
+        scored = self._objective.step(self._model, images, targets, self._most, self._precision)
+        agreed = self._meet(scored, batch.ends_segment, position)
+        self._faults.check(agreed)
+        update = position.updates + 1
+        recorded = self._telemetry.due(update)
+        norm: Tensor | None = None
+        if recorded or self._schedule.clip_grad_norm is not None or self._faults.skips:
+            clip = self._schedule.clip_grad_norm
+            norm = self._precision.norm(self._optimizer, self._bare, clip)
+        if self._faults.leave_out(agreed, None if self._precision.scales else norm):
+            return agreed
+        self._precision.update(self._optimizer)
         self._objective.after_update(self._bare)
-        self._count(scored, batch.targets)
-        self._spent = (self._spent[0] + 1, self._spent[1] + time.monotonic() - started)
-        total = self._schedule.epochs * self._source.steps_per_epoch
-        epochs = f"epoch {position.epoch + 1}/{self._schedule.epochs}"
-        self._watch.say((position.updates + 1) / total, f"{epochs} loss {loss:.3f}")
-        return stop, due
+        if self._average is not None:
+            self._average.update(self._bare, step=update)
+        self._count(scored, targets)
+        if recorded and norm is not None:
+            loss = self._group.total(scored.losses.double().mean()).item() / self._group.world
+            rate = self._optimizer.param_groups[-1]["lr"]
+            self._telemetry.record(update, loss, rate, norm.item())
+        if agreed.update:
+            self._say(position, agreed.loss)
+        return agreed
 
-    def _meet(self, scored: Scored, segment_ended: bool) -> tuple[float, bool, bool]:
+    def _inputs(self, batch: Batch, position: Position) -> tuple[Tensor, Targets]:
+        """Augmented, normalised, mixed; torch's generators as a function of where the run is."""
+        images = augment(unit_range(batch.images), self._augment, draws(batch.hashes))
+        images = erase(normalise(images, self._image), self._augment, batch.hashes)
+        # Of the run and the update, for draws that all workers share; mixed again for those
+        # of a worker's own.
+        drawn = _step_seed(self._seed, position.updates)
+        images, targets = self._objective.mix(images, batch.targets, drawn)
+        torch.manual_seed(_worker_seed(drawn, self._group.rank))  # dropout, say
+        return images.contiguous(memory_format=self._layout), targets
+
+    def _meet(self, scored: Scored, segment_ended: bool, position: Position) -> Agreed:
         """The global batch's mean loss, whether to stop and whether a checkpoint is due.
 
         The same on all workers: the first one's wishes count.
         """
         stop = self._group.writes and self._watch.stopping()
         due = self._group.writes and self._due(segment_ended)
-        loss = scored.losses.double().mean().item() / self._group.world
-        mine = torch.tensor([loss, float(stop), float(due)], dtype=torch.float64)
-        agreed = self._group.total(mine).tolist()
-        return agreed[0], agreed[1] > 0, agreed[2] > 0
+        loss = scored.losses.double().mean() / self._group.world
+        return self._meeting.exchange(position.updates + 1, position.epoch + 1, loss, stop, due)
+
+    def _say(self, position: Position, loss: float) -> None:
+        words = f"epoch {position.epoch + 1}/{self._schedule.epochs} loss {loss:.3f}"
+        if self._telemetry.speed:
+            words += f", {self._telemetry.speed:,.0f} images/s"
+        self._watch.say((position.updates + 1) / self._total, words)
 
     def _count(self, scored: Scored, targets: Targets) -> None:
         columns = (
@@ -210,11 +273,12 @@ class Loop:
 
     def _close_epoch(self) -> None:
         """Evaluate, add to the curves, start the next epoch, checkpoint."""
-        self._group.align(self._bare)
+        kept = self._kept
+        self._align()
         self._bare.eval()
         epoch = self._progress.position.epoch + 1
         measured = _train_measures(self._group.total(self._sums).tolist())
-        measured.update(self._objective.evaluate(self._bare, self._validation, self._group))
+        measured.update(self._objective.evaluate(kept, self._validation, self._group))
         points = tuple(Point(name, epoch, value) for name, value in measured.items())
         position = Position(epoch, 0, self._progress.position.updates)
         self._progress = Progress(position, curves=(*self._progress.curves, *points))
@@ -232,7 +296,13 @@ class Loop:
         if checkpoint is None:
             return
         checkpoint.restore(self._bare, self._optimizer)
+        lay_out_like_parameters(self._optimizer)
         self._progress = checkpoint.progress
+        self._faults.restore(self._progress.skipped)
+        self._telemetry.restore(self._progress.telemetry)
+        self._precision.restore(checkpoint.extra("scaler"))
+        if self._average is not None:
+            self._average.module.load_state_dict(checkpoint.extra("average"))
         if self._progress.sums and self._group.writes:  # they are of all workers together
             self._sums += torch.tensor(self._progress.sums, dtype=torch.float64).to(self._sums)
 
@@ -242,46 +312,38 @@ class Loop:
         return worth or since > 60 * self._pace.minutes
 
     def _save(self) -> None:
-        self._group.align(self._bare)
+        self._align()
         sums = self._group.total(self._sums)
         if self._group.writes:
             started = time.monotonic()
-            rows = tuple(tuple(row) for row in sums.tolist())
-            progress = Progress(self._progress.position, rows, self._progress.curves)
-            self._checkpoints.save(self._bare, self._optimizer, progress)
+            progress = Progress(
+                self._progress.position,
+                tuple(tuple(row) for row in sums.tolist()),
+                self._progress.curves,
+                tuple(self._telemetry.rows),
+                (self._faults.skipped, self._faults.in_a_row),
+            )
+            extras = {"scaler": self._precision.state()}
+            if self._average is not None:
+                extras["average"] = self._average.module.state_dict()
+            self._checkpoints.save(self._bare, self._optimizer, progress, extras)
             self._written = time.monotonic()
             self._write_seconds = self._written - started
 
-    # -- optimiser and schedule ------------------------------------------------------------------
-
-    def _make_optimizer(self) -> Optimizer:
-        schedule = self._schedule
-        # One kernel for an update where torch has one: small models spend much of a step on it.
-        fused: dict[str, Any] = {} if schedule.optimizer == "lamb" else {"fused": True}
-        optimizer: Optimizer = create_optimizer_v2(
-            self._bare,
-            opt=schedule.optimizer,
-            lr=schedule.lr,
-            weight_decay=schedule.weight_decay,
-            **fused,
-        )
-        return optimizer
-
-    def _make_scheduler(self) -> CosineLRScheduler:
-        """Linear warm-up, then half a cosine to 0 at the end, update by update."""
-        schedule, steps = self._schedule, self._source.steps_per_epoch
-        return CosineLRScheduler(
-            self._optimizer,
-            t_initial=schedule.epochs * steps,
-            warmup_t=round(schedule.warmup_epochs * steps),
-            warmup_lr_init=WARMUP_START * schedule.lr,
-            t_in_epochs=False,
-        )
+    def _align(self) -> None:
+        self._group.align(self._bare)
+        if self._average is not None:
+            self._group.align(self._average.module)
 
 
-def _step_seed(seed: int, updates: int, rank: int) -> int:
+def _step_seed(seed: int, updates: int) -> int:
+    """The seed of one update's draws, of all workers, below 2^64."""
+    return int(mix(np.array([seed], np.uint64), updates)[0])
+
+
+def _worker_seed(step_seed: int, rank: int) -> int:
     """The seed of one worker's draws in one step, below 2^63."""
-    return int(mix(mix(np.array([seed], np.uint64), updates), rank)[0] >> np.uint64(1))
+    return int(mix(np.array([step_seed], np.uint64), rank)[0] >> np.uint64(1))
 
 
 def _train_measures(sums: list[list[float]]) -> dict[str, float]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import pyarrow as pa
 from torch import Tensor, nn
@@ -16,6 +16,10 @@ from torch import Tensor, nn
 from jobs.pretrain.data import Field, Part, Targets
 from jobs.pretrain.encoder import Architecture
 from jobs.pretrain.group import Group
+from jobs.pretrain.precision import Precision
+
+FULL = Precision()
+"""fp32 throughout."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +46,25 @@ class Objective(Protocol):
     def encode(self, part: Part, values: pa.Array) -> Tensor:
         """Labels or captions as targets, one row each; StageError for a value that is none."""
 
-    def step(self, model: nn.Module, images: Tensor, targets: Targets, most: int) -> Scored:
-        """Add the gradient of the global batch's mean loss to the parameters.
+    def parameter_groups(self, model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+        """The model's parameters with the weight decay of each group."""
+
+    def mix(self, images: Tensor, targets: Targets, seed: int) -> tuple[Tensor, Targets]:
+        """This worker's share of a batch, mixed as the recipe says.
+
+        `seed` is of the run and the update, the same on all workers. May change the images in
+        place.
+        """
+
+    def step(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        targets: Targets,
+        most: int,
+        precision: Precision = FULL,
+    ) -> Scored:
+        """Add the (scaled) gradient of the global batch's mean loss to the parameters.
 
         `images` are this worker's, normalised, [n, C, S, S]; at most `most` of them are held at
         a time.

@@ -8,6 +8,7 @@ before they are normalised. Nothing here is random (`transforms.py` is where pix
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -61,6 +62,12 @@ def unit_range(pixels: Tensor) -> Tensor:
 
 def normalise(images: Tensor, spec: ImageInput) -> Tensor:
     """Images in [0, 1], [N, C, H, W], minus mean and divided by std, channel by channel."""
-    mean = torch.tensor(spec.mean, device=images.device).view(1, -1, 1, 1)
-    std = torch.tensor(spec.std, device=images.device).view(1, -1, 1, 1)
-    return (images - mean) / std
+    mean, std = _statistics(spec, images.device)
+    return images.sub(mean).div_(std)
+
+
+@lru_cache(maxsize=8)
+def _statistics(spec: ImageInput, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Kept, because a copy to a GPU would make each step wait for the one before it."""
+    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (spec.mean, spec.std))
+    return mean.to(device), std.to(device)

@@ -1,8 +1,9 @@
 """One pre-training run, from its inputs to its output folder, in the process at hand.
 
 Takes a step's work and this process's place among the run's workers; writes the encoder
-(`encoder.py`) and `curves.parquet` (metric: string, step: int64 in epochs, value: float64) and
-gives the outcome. Checkpoints go to the work's scratch folder. It knows no Ray.
+(`encoder.py`), `curves.parquet` (metric: string, step: int64 in epochs, value: float64) and what
+`telemetry.py` names, and gives the outcome. Checkpoints go to the work's scratch folder. It knows
+no Ray.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from jobs.pretrain.loop import Loop, Pace, Trained, Watch, settled
 from jobs.pretrain.objective import Objective
 from jobs.pretrain.spec import Contrastive, PretrainStep, Recipe
 from jobs.pretrain.supervised import SupervisedObjective
+from jobs.pretrain.telemetry import tables
 
 CURVES = "curves.parquet"
 
@@ -70,14 +72,16 @@ def train_run(
             augment=step.recipe.augment,
             seed=step.seed,
             group=group,
-            images_per_pass=step.resources.images_per_pass,
+            resources=step.resources,
+            on_nan=step.on_nan,
+            telemetry_steps=step.telemetry_steps,
             pace=pace or Pace(minutes=step.checkpoint_minutes),
             watch=watch,
         )
         trained = loop.train()
         final = prepared.objective.memorised(trained.model, prepared.train, prepared.targets, group)
         if group.writes:
-            _write(work, prepared, trained)
+            _write(work, prepared, trained, group)
     metrics = {point.metric: point.value for point in trained.curves} | dict(final)
     if trained.images_per_s:
         metrics["images_per_s"] = trained.images_per_s
@@ -89,7 +93,9 @@ def train_run(
             "rows_left_out_per_epoch": source.rows - source.steps_per_epoch * source.batch_size,
             "steps": trained.updates,
             "images": trained.updates * source.batch_size,
+            "skipped_updates": trained.skipped,
             "damaged_checkpoints": checkpoints.damaged,
+            **({"fp16_overflows": trained.overflows} if trained.overflows else {}),
         },
         metrics={f"pretrain/{name}": value for name, value in metrics.items()},
     )
@@ -131,10 +137,10 @@ def _prepare(work: Work, step: PretrainStep, group: Group) -> _Prepared:
 def _objective(recipe: Recipe, train: Part, group: Group) -> Objective:
     if isinstance(recipe, Contrastive):
         return ContrastiveObjective(recipe, group)
-    return SupervisedObjective(recipe, len(train.classes))
+    return SupervisedObjective(recipe, len(train.classes), group)
 
 
-def _write(work: Work, prepared: _Prepared, trained: Trained) -> None:
+def _write(work: Work, prepared: _Prepared, trained: Trained, group: Group) -> None:
     weights = encoder.weights_bytes(trained.model)
     architecture = prepared.objective.architecture
     card = encoder.EncoderCard(
@@ -149,6 +155,8 @@ def _write(work: Work, prepared: _Prepared, trained: Trained) -> None:
         weights_sha256=hashlib.sha256(weights).hexdigest(),
     )
     work.output.write_table(CURVES, _curves(trained.curves))
+    for name, table in tables(trained.telemetry, group.device.type == "cuda").items():
+        work.output.write_table(name, table)
     encoder.save(work.output, card, weights)
 
 

@@ -6,7 +6,7 @@ one, whatever the number of workers.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, JsonValue, model_validator
 
@@ -92,28 +92,88 @@ class Augment(Affine):
 
 
 class Schedule(Spec):
-    """Optimiser and length of a pre-training run."""
+    """Optimiser and length of a pre-training run.
+
+    Biases and norms are not decayed: a supervised model's as timm has it, a contrastive one's as
+    open_clip does.
+    """
 
     epochs: int = Field(ge=1)
     batch_size: int = Field(ge=1, description="global: over all workers and accumulated steps")
     optimizer: Literal["sgd", "adamw", "lamb"] = "adamw"
     lr: float = Field(gt=0)
     weight_decay: float = Field(0.0, ge=0)
+    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd, which is Nesterov's")
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
+        (0.9, 0.999), description="of adamw and lamb"
+    )
+    eps: float | None = Field(None, gt=0, description="of adamw and lamb; none: timm's own")
     warmup_epochs: float = Field(0.0, ge=0)
+    warmup_lr: float | None = Field(None, ge=0, description="its start; none: a hundredth of lr")
+    min_lr: float = Field(0.0, ge=0, description="where the cosine ends")
+    cosine: Literal["from_start", "after_warmup"] = Field(
+        "from_start", description="where the cosine begins: under the warm-up as timm's, or after"
+    )
     clip_grad_norm: float | None = Field(None, gt=0)
+    ema_decay: float | None = Field(
+        None, gt=0, lt=1, description="the weights' moving average is evaluated and kept instead"
+    )
+    ema_warmup: bool = Field(False, description="a faster average at the start (timm's)")
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32", description="of autocast; weights and optimiser stay fp32; fp16 scales its loss"
+    )
+
+
+class Mix(Spec):
+    """Mixup and CutMix of images and (noisy) labels, timm's.
+
+    Images are mixed inside fixed groups of the global batch, each with a draw of its own from
+    the seed, the update and the group's place: the same pairs at every noise level and for every
+    number of workers, which therefore must each take whole groups.
+    """
+
+    mixup: float = Field(0, ge=0, description="alpha of the beta distribution; 0: none")
+    cutmix: float = Field(0, ge=0, description="alpha of the beta distribution; 0: none")
+    prob: Share = Field(1, description="of a group to be mixed at all")
+    switch_prob: Share = Field(0.5, description="of cutmix when both are on")
+    mode: Literal["batch", "pair", "elem"] = Field("batch", description="draws: group, pair, image")
+    group: int = Field(64, ge=2, multiple_of=2, description="images; must divide the batch")
+
+    @property
+    def on(self) -> bool:
+        """Whether anything is mixed."""
+        return self.prob > 0 and (self.mixup > 0 or self.cutmix > 0)
 
 
 class Supervised(Spec):
-    """A timm model under cross-entropy on the (noisy) labels."""
+    """A timm model under cross-entropy, or a binary one for each class, on the (noisy) labels."""
 
     objective: Literal["supervised"] = "supervised"
     name: Slug
     model: str = Field(description="a timm model name")
-    model_options: dict[str, JsonValue] = Field(default_factory=dict)
+    model_options: dict[str, JsonValue] = Field(
+        default_factory=dict, description="timm's: drop_path_rate, drop_rate, ..."
+    )
     image: ImageInput = ImageInput()
     augment: Augment = Augment()
+    mix: Mix = Mix()
     schedule: Schedule
+    loss: Literal["ce", "bce"] = "ce"
     label_smoothing: float = Field(0.0, ge=0, lt=1)
+    bce_threshold: float | None = Field(
+        None, gt=0, lt=1, description="of bce: mixed targets above it count as 1, others as 0"
+    )
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Supervised:
+        if self.mix.on and self.schedule.batch_size % self.mix.group:
+            raise ValueError(
+                f"mix.group {self.mix.group} does not divide schedule.batch_size "
+                f"{self.schedule.batch_size}; choose an even divisor of it"
+            )
+        if self.bce_threshold is not None and self.loss != "bce":
+            raise ValueError("bce_threshold belongs to loss: bce; remove it or set the loss")
+        return self
 
 
 class Contrastive(Spec):
@@ -137,7 +197,11 @@ Recipe = Annotated[Supervised | Contrastive, Field(discriminator="objective")]
 
 
 class Resources(Spec):
-    """What each pre-training run is given. Never bears on the result's identity."""
+    """What each pre-training run is given. Never bears on the result's identity.
+
+    Layout and compilation are here because they compute the same function, like the number of
+    workers: results may differ in rounding, not in meaning.
+    """
 
     workers: int = Field(1, ge=1)
     cpus_per_worker: int = Field(1, ge=1)
@@ -148,7 +212,14 @@ class Resources(Spec):
         description="most images a worker holds at once; its share of the batch is "
         "accumulated over as many passes as that takes; none: in one pass",
     )
+    channels_last: bool = Field(False, description="lay out images and weights for tensor cores")
+    compile: bool = Field(False, description="torch.compile: pays where steps are many and alike")
     max_failures: int = Field(3, ge=0, description="worker losses survived before giving up")
+
+
+OnNan = Literal["stop", "skip"]
+"""What a loss that is not finite does. `skip` leaves the update out and counts it, up to ten in a
+row. It may be chosen late: a run that finishes under `stop` had no such loss, and is the same."""
 
 
 class Pretrain(Spec):
@@ -157,13 +228,21 @@ class Pretrain(Spec):
     recipe: Recipe
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1)
     checkpoint_minutes: Annotated[float, NOT_SEMANTIC] = Field(10, gt=0)
+    telemetry_steps: Annotated[int, NOT_SEMANTIC] = Field(
+        50, ge=1, description="updates between two points of loss, speed, ... over a run"
+    )
+    on_nan: Annotated[OnNan, NOT_SEMANTIC] = "stop"
     resources: Annotated[Resources, NOT_SEMANTIC] = Resources()
 
 
 class PretrainStep(Spec):
     """One encoder: one recipe, one noise level (an input step), one seed."""
 
+    protocol: ClassVar[int] = 2  # 2: a contrastive model's weight decay is open_clip's
+
     recipe: Recipe
     seed: int
     checkpoint_minutes: Annotated[float, NOT_SEMANTIC] = 10
+    telemetry_steps: Annotated[int, NOT_SEMANTIC] = Field(50, ge=1)
+    on_nan: Annotated[OnNan, NOT_SEMANTIC] = "stop"
     resources: Annotated[Resources, NOT_SEMANTIC] = Resources()

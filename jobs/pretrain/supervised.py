@@ -1,42 +1,62 @@
 """Supervised pre-training: a timm model under cross-entropy on the (noisy) labels.
 
-Paper 1 section 2.1, the ImageNet runs. Takes normalised images and class numbers.
+Paper 1 section 2.1, the ImageNet runs. Takes normalised images and class numbers. Losses, mixing
+and the choice of what decays are timm's. With mixing, the training measures are of mixed images,
+each counted under its own label alone; `memorised` is of the images as they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 import torch.nn.functional as F
+from timm.loss import BinaryCrossEntropy  # type: ignore[attr-defined]
+from timm.optim import param_groups_weight_decay  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
 from jobs.contract import StageError
 from jobs.pretrain.data import Field, Part, Targets
 from jobs.pretrain.encoder import Architecture
 from jobs.pretrain.group import Group, gradients_stay
-from jobs.pretrain.objective import Scored
+from jobs.pretrain.mixing import make_mixup, mixed
+from jobs.pretrain.objective import FULL, Scored
 from jobs.pretrain.pixels import normalise, unit_range
+from jobs.pretrain.precision import Precision
 from jobs.pretrain.spec import Supervised
 
 _CHUNK = 256  # images evaluated at a time
 
 
 class SupervisedObjective:
-    """Cross-entropy, with label smoothing when the recipe asks for it."""
+    """Cross-entropy, or a binary one for each class, with mixing and label smoothing if asked."""
 
     field: Field = "label"
 
-    def __init__(self, recipe: Supervised, classes: int) -> None:
-        """`classes`: of the corpus. Raises StageError for fewer than two."""
+    def __init__(self, recipe: Supervised, classes: int, group: Group | None = None) -> None:
+        """`classes`: of the corpus.
+
+        Raises StageError for fewer than two, or workers that do not take whole mixing groups.
+        """
         if classes < 2:
             raise StageError(
                 f"recipe {recipe.name!r} is supervised and its corpus has {classes} classes; "
                 f"use a corpus with labels or a contrastive recipe"
             )
-        self._recipe = recipe
+        self._recipe, self._group = recipe, group or Group()
+        share = recipe.schedule.batch_size // self._group.world
+        if recipe.mix.on and share % recipe.mix.group:
+            raise StageError(
+                f"each of {self._group.world} workers takes {share} images of a batch, not whole "
+                f"groups of mix.group {recipe.mix.group}; change `pretrain.resources.workers`"
+            )
+        self._mixup = make_mixup(recipe.mix, classes, recipe.label_smoothing)
+        self._loss = _loss(recipe)
         self.architecture = Architecture(
             "timm", recipe.model, recipe.model_options, recipe.image, classes
         )
@@ -59,21 +79,43 @@ class SupervisedObjective:
             )
         return torch.from_numpy(values.to_numpy(zero_copy_only=False).astype("int64"))
 
-    def step(self, model: nn.Module, images: Tensor, targets: Targets, most: int) -> Scored:
+    def parameter_groups(self, model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+        """timm's: no decay of vectors, biases and what the model itself excludes."""
+        excluded: Any = getattr(model, "no_weight_decay", set)
+        groups: list[dict[str, Any]] = param_groups_weight_decay(
+            model, weight_decay, no_weight_decay_list=excluded()
+        )
+        return groups
+
+    def mix(self, images: Tensor, targets: Targets, seed: int) -> tuple[Tensor, Targets]:
+        """Mixup and CutMix, when the recipe asks for them."""
+        spec = self._recipe.mix
+        if not spec.on:
+            return images, targets
+        first = self._group.rank * (len(images) // spec.group)
+        images, soft = mixed(images, targets.noisy, spec, self._mixup, seed=seed, first_group=first)
+        return images, replace(targets, soft=soft)
+
+    def step(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        targets: Targets,
+        most: int,
+        precision: Precision = FULL,
+    ) -> Scored:
         """One forward and backward pass, in pieces of at most `most` images."""
         share = len(images)
+        wanted = targets.noisy if targets.soft is None else targets.soft
         losses, predicted = [], []
         for start in range(0, share, most):
             piece = slice(start, start + most)
             with gradients_stay(model, start + most < share):
-                logits = model(images[piece])
-                loss = F.cross_entropy(
-                    logits,
-                    targets.noisy[piece],
-                    reduction="none",
-                    label_smoothing=self._recipe.label_smoothing,
-                )
-                (loss.sum() / share).backward()  # type: ignore[no-untyped-call]
+                with precision.autocast():
+                    logits = model(images[piece])
+                logits = logits.float()
+                loss = self._loss(logits, wanted[piece])
+                precision.backward(loss.sum() / share)
             losses.append(loss.detach())
             predicted.append(logits.detach().argmax(dim=1))
         answers = torch.cat(predicted)
@@ -117,3 +159,20 @@ class SupervisedObjective:
                 images = unit_range(part.images[chunk].to(group.device))
                 scores.append(model(normalise(images, self._recipe.image)).float().cpu())
         return torch.cat(scores)
+
+
+def _loss(recipe: Supervised) -> Callable[[Tensor, Tensor], Tensor]:
+    """Per-sample losses [n] of logits [n, classes] and class numbers or soft labels."""
+    if recipe.loss == "ce":
+        return partial(
+            F.cross_entropy,
+            reduction="none",
+            # Mixed labels come smoothed.
+            label_smoothing=0.0 if recipe.mix.on else recipe.label_smoothing,
+        )
+    binary = BinaryCrossEntropy(
+        smoothing=recipe.label_smoothing,
+        target_threshold=recipe.bce_threshold,
+        reduction="none",
+    )
+    return lambda logits, wanted: binary(logits, wanted).mean(dim=1)

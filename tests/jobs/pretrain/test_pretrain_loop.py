@@ -15,6 +15,7 @@ from jobs.pretrain.encoder import EncoderCard
 from jobs.pretrain.loop import Pace, StoppedError, Watch
 from jobs.pretrain.run import train_run
 from jobs.pretrain.spec import PretrainStep, Resources
+from jobs.pretrain.telemetry import TIMINGS
 
 OFTEN = Pace(time_share=float("inf"))  # a checkpoint at each segment end and epoch end
 SELDOM = Pace(time_share=0.0)  # only at the very end
@@ -29,7 +30,9 @@ class Killed(BaseException):
 
 
 def outputs(work: Work) -> dict[str, bytes]:
-    return {name: work.output.read_bytes(name) for name, _ in work.output.files()}
+    """All files but the one that the clock wrote."""
+    names = [name for name, _ in work.output.files() if name != TIMINGS]
+    return {name: work.output.read_bytes(name) for name in names}
 
 
 def same_metrics(a: Outcome, b: Outcome) -> bool:
@@ -71,7 +74,8 @@ def test_a_supervised_run_killed_after_each_checkpoint_ends_with_the_same_bytes(
     # Checkpoints lie at most three updates apart, so that four of them always get further.
     assert same_metrics(interrupted(pieces, 4, OFTEN), outcome)
     assert outputs(pieces) == outputs(whole)
-    assert set(outputs(whole)) == {"curves.parquet", "encoder.json", "model.safetensors"}
+    files = {"curves.parquet", "telemetry.parquet", "encoder.json", "model.safetensors"}
+    assert set(outputs(whole)) == files
 
 
 def test_a_contrastive_run_killed_after_each_checkpoint_ends_with_the_same_bytes(
@@ -177,6 +181,7 @@ def test_clean_and_flipped_rows_are_told_apart(
         "rows_left_out_per_epoch": 4,
         "steps": 36,
         "images": 576,
+        "skipped_updates": 0,
         "damaged_checkpoints": 0,
     }
     metrics = noisy.metrics
@@ -224,8 +229,12 @@ def test_resources_do_not_affect_identity(supervised: Callable[..., Any]) -> Non
     step = PretrainStep(recipe=supervised(), seed=0)
     other = step.model_copy(
         update={
-            "resources": Resources(workers=4, cpus_per_worker=2, images_per_pass=3),
+            "resources": Resources(
+                workers=4, cpus_per_worker=2, images_per_pass=3, channels_last=True, compile=True
+            ),
             "checkpoint_minutes": 1.0,
+            "telemetry_steps": 7,
+            "on_nan": "skip",
         }
     )
     assert other.semantic() == step.semantic()

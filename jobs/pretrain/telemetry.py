@@ -1,0 +1,94 @@
+"""Telemetry: how a run went between its epochs, a point every so many updates.
+
+Takes what the loop measured; gives two tables of (metric: string, step: int64 in updates, value:
+float64). `telemetry.parquet` holds what is a function of the step (loss, learning rate, gradient
+norm), `timings.parquet` what is the machine's (images/s, share of the time spent waiting for data,
+GPU memory). A run has at most some thousand points of each metric, however long it is: the distance
+between two is doubled until they fit. Points survive a resumed run through its checkpoints.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+
+import pyarrow as pa
+import torch
+
+TELEMETRY = "telemetry.parquet"
+TIMINGS = "timings.parquet"
+
+MOST = 1000  # points of a metric
+
+_OF_STEP = ("loss", "lr", "grad_norm")
+_OF_MACHINE = ("images_per_s", "data_wait_percent", "gpu_memory_mb")
+
+Row = tuple[float, ...]
+"""The update, then what `_OF_STEP` and `_OF_MACHINE` name."""
+
+
+class Telemetry:
+    """The points of one run, and the clock between them."""
+
+    def __init__(self, every: int, updates: int, batch_size: int, device: torch.device) -> None:
+        """`updates`: of the whole run, which bounds the points; `batch_size`: the global one."""
+        self._every = every
+        while updates // self._every > MOST:
+            self._every *= 2
+        self._batch_size, self._device = batch_size, device
+        self.rows: list[Row] = []
+        self.speed = 0.0
+        """Images/s over all workers since the point before the last one."""
+        self._since, self._waited, self._updates = time.monotonic(), 0.0, 0
+
+    def restore(self, rows: Iterable[Sequence[float]]) -> None:
+        """Go on after the points of a checkpoint."""
+        self.rows = [tuple(row) for row in rows]
+
+    def due(self, update: int) -> bool:
+        """Whether the update (from 1) is one to be recorded."""
+        return update % self._every == 0
+
+    def waited(self, seconds: float) -> None:
+        """The loop waited so long for a batch, and is about to take an update with it."""
+        self._waited += seconds
+        self._updates += 1
+
+    def restart(self) -> None:
+        """The clock starts anew: what lay before (evaluation, checkpoints) is no training."""
+        self._since, self._waited, self._updates = time.monotonic(), 0.0, 0
+
+    def record(self, update: int, loss: float, lr: float, grad_norm: float) -> None:
+        """Add a point."""
+        spent = max(time.monotonic() - self._since, 1e-9)
+        self.speed = self._updates * self._batch_size / spent
+        memory = 0.0
+        if self._device.type == "cuda":
+            memory = torch.cuda.max_memory_allocated(self._device) / 1e6
+        share = min(100.0, 100 * self._waited / spent)
+        self.rows.append((update, loss, lr, grad_norm, self.speed, share, memory))
+        self.restart()
+
+
+def tables(rows: Sequence[Row], on_gpu: bool) -> dict[str, pa.Table]:
+    """The points by file name; no GPU, no points of its memory."""
+    machine = _OF_MACHINE if on_gpu else _OF_MACHINE[:-1]
+    first = 1 + len(_OF_STEP)
+    return {
+        TELEMETRY: _table(rows, _OF_STEP, 1),
+        TIMINGS: _table(rows, machine, first),
+    }
+
+
+def _table(rows: Sequence[Row], names: Sequence[str], first: int) -> pa.Table:
+    points = [
+        (name, int(row[0]), row[column]) for column, name in enumerate(names, first) for row in rows
+    ]
+    metric, step, value = zip(*points, strict=True) if points else ((), (), ())
+    return pa.table(
+        {
+            "metric": pa.array(metric, pa.string()),
+            "step": pa.array(step, pa.int64()),
+            "value": pa.array(value, pa.float64()),
+        }
+    )
