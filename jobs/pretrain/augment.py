@@ -45,6 +45,11 @@ def draws(hashes: Hashes, n: int = DRAWS) -> Tensor:
     return torch.from_numpy(np.stack(columns, axis=1))
 
 
+def moves(spec: Affine) -> bool:
+    """Whether `augment` changes anything."""
+    return bool(spec.degrees or spec.translate or spec.flip) or spec.scale != (1.0, 1.0)
+
+
 def augment(images: Tensor, spec: Affine, draws: Tensor) -> Tensor:
     """Rotate, shift, scale and flip each image by its own row of draws.
 
@@ -52,11 +57,10 @@ def augment(images: Tensor, spec: Affine, draws: Tensor) -> Tensor:
     0), `draws` at least [N, DRAWS] in [0, 1). The result has the images' shape; each row depends
     on its own image and draws alone. Bilinear, about the image's centre; the flip comes first.
     """
-    moved = bool(spec.degrees or spec.translate) or spec.scale != (1.0, 1.0)
-    if not moved and not spec.flip:
+    if not moves(spec):
         return images
     u = draws.to(images.device)
-    if not moved:  # nothing to interpolate
+    if not (spec.degrees or spec.translate) and spec.scale == (1.0, 1.0):  # nothing to interpolate
         return torch.where((u[:, 4] < 0.5).view(-1, 1, 1, 1), images.flip(-1), images)
     angle = (2 * u[:, 0] - 1) * math.radians(spec.degrees)
     shift = (2 * u[:, 1:3] - 1) * (2 * spec.translate)  # in grid units: a side measures 2

@@ -21,12 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from jobs.contract import StageError
-from jobs.pretrain.augment import augment, draws, mix
+from jobs.pretrain.augment import augment, draws, mix, moves
 from jobs.pretrain.checkpoint import Checkpoints, Point, Position, Progress
 from jobs.pretrain.data import Batch, Part, Source, Targets
 from jobs.pretrain.faults import Faults, out_of_memory
 from jobs.pretrain.group import Agreed, Group, Meeting
-from jobs.pretrain.mixing import erase
+from jobs.pretrain.mixing import erase, seed_torch
 from jobs.pretrain.objective import Objective, Scored
 from jobs.pretrain.optimise import (
     lay_out_like_parameters,
@@ -38,8 +38,6 @@ from jobs.pretrain.pixels import normalise, unit_range
 from jobs.pretrain.precision import Precision
 from jobs.pretrain.spec import Augment, ImageInput, OnNan, Resources, Schedule
 from jobs.pretrain.telemetry import Row, Telemetry
-
-_CLEAN, _FLIPPED = 0, 1  # rows of the running sums; columns: rows, loss, as noisy, as clean
 
 
 class StoppedError(Exception):
@@ -81,13 +79,18 @@ def settled(threads: int) -> Iterator[None]:
     before = torch.get_num_threads()
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    filling: Any = torch.utils.deterministic  # its types do not know the setting
+    fill = filling.fill_uninitialized_memory
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
+    # Else every new tensor is first filled with NaN, which finds faults and costs a pass.
+    filling.fill_uninitialized_memory = False
     try:
         yield
     finally:
         torch.set_num_threads(before)
         torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        filling.fill_uninitialized_memory = fill
 
 
 class Loop:
@@ -130,6 +133,7 @@ class Loop:
         self._pace, self._watch = pace or Pace(), watch or Watch()
         self._spent = (0, 0.0)  # updates, and the seconds they took
         self._written, self._write_seconds = time.monotonic(), 0.0
+        # Of the epoch so far. Rows: clean, flipped; columns: rows, loss, as noisy, as clean.
         self._sums = torch.zeros(2, 4, dtype=torch.float64, device=group.device)
         self._progress = Progress()
         self._bare = model.to(group.device)
@@ -234,13 +238,15 @@ class Loop:
 
     def _inputs(self, batch: Batch, position: Position) -> tuple[Tensor, Targets]:
         """Augmented, normalised, mixed; torch's generators as a function of where the run is."""
-        images = augment(unit_range(batch.images), self._augment, draws(batch.hashes))
+        images = unit_range(batch.images)
+        if moves(self._augment):
+            images = augment(images, self._augment, draws(batch.hashes))
         images = erase(normalise(images, self._image), self._augment, batch.hashes)
         # Of the run and the update, for draws that all workers share; mixed again for those
         # of a worker's own.
         drawn = _step_seed(self._seed, position.updates)
         images, targets = self._objective.mix(images, batch.targets, drawn)
-        torch.manual_seed(_worker_seed(drawn, self._group.rank))  # dropout, say
+        seed_torch(_worker_seed(drawn, self._group.rank), self._group.device)  # dropout, say
         return images.contiguous(memory_format=self._layout), targets
 
     def _meet(self, scored: Scored, segment_ended: bool, position: Position) -> Agreed:
@@ -267,9 +273,7 @@ class Loop:
             scored.as_clean,
         )
         values = torch.stack([column.double() for column in columns], dim=1)
-        flipped = targets.flipped.double().unsqueeze(1)
-        self._sums[_FLIPPED] += (values * flipped).sum(dim=0)
-        self._sums[_CLEAN] += (values * (1 - flipped)).sum(dim=0)
+        self._sums += torch.stack([~targets.flipped, targets.flipped]).double() @ values
 
     def _close_epoch(self) -> None:
         """Evaluate, add to the curves, start the next epoch, checkpoint."""

@@ -73,11 +73,23 @@ def erase(images: Tensor, spec: Augment, hashes: Hashes) -> Tensor:
         for image, hashed in zip(images, mix(hashes, _ERASE).tolist(), strict=True):
             random.seed(hashed)
             if spec.erase_mode != "const":
-                torch.manual_seed(hashed >> 1)
+                seed_torch(hashed >> 1, images.device)
             erasing(image)
     finally:
         random.setstate(before)
     return images
+
+
+def seed_torch(seed: int, device: torch.device) -> None:
+    """Seed torch's global generators of the CPU and of this device, and no others.
+
+    `torch.manual_seed` also notes down, with the whole call stack, what to do on a GPU that is
+    not in use yet: too dear for every step.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
 
 
 @contextmanager
