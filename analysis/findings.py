@@ -79,8 +79,7 @@ def findings(readout: Readout) -> list[Finding]:
 def head_to_heads(readout: Readout) -> list[HeadToHead]:
     """Every NMTune variant against every plain method, and MLP against LP, where both were run."""
     methods = readout.methods()
-    variants = [method for method in methods if method.startswith("nmtune")]
-    pairs = [(v, b) for v in variants for b in _BASELINES if b in methods]
+    pairs = [(v, b) for v in readout.variants() for b in _BASELINES if b in methods]
     if set(_BASELINES) <= set(methods):
         pairs.append(_BASELINES)
     met = [
