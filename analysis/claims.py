@@ -35,12 +35,6 @@ def verdicts(readout: Readout) -> list[Verdict]:
     return judge(declared)
 
 
-def _probe(evidence: Evidence) -> str:
-    """The method that shows the encoder rather than the head: the linear probe where it was run."""
-    methods = evidence.readout.methods()
-    return "lp" if "lp" in methods or not methods else methods[0]
-
-
 def _named(levels: Sequence[float]) -> str:
     return f"{names.levels(levels)} noise"
 
@@ -49,7 +43,7 @@ def _named(levels: Sequence[float]) -> str:
 
 
 def _slight_helps(evidence: Evidence) -> Declared:
-    method = _probe(evidence)
+    method = evidence.readout.probe()
     slight, _ = _split(evidence, "id", method)
     parts = (
         evidence.part(f"{_named(slight)} − clean", 1, "id", _apart(method, slight, [CLEAN]))
@@ -68,7 +62,7 @@ def _slight_helps(evidence: Evidence) -> Declared:
 
 
 def _noise_hurts(evidence: Evidence) -> Declared:
-    method = _probe(evidence)
+    method = evidence.readout.probe()
     slight, heavy = _split(evidence, "ood", method)
     parts = [
         part
@@ -89,7 +83,7 @@ def _noise_hurts(evidence: Evidence) -> Declared:
 
 
 def _peak(evidence: Evidence) -> Declared:
-    method = _probe(evidence)
+    method = evidence.readout.probe()
     slight, heavy = _split(evidence, "id", method)
     others = [CLEAN, *heavy] if slight and heavy else []
     parts = [
@@ -159,7 +153,7 @@ def _moves(evidence: Evidence, measure: str, domain: str, figure: str, found: Av
 def _correlates(
     evidence: Evidence, measure: str, domain: str, figure: str, found: Average
 ) -> Declared:
-    method = _probe(evidence)
+    method = evidence.readout.probe()
     accuracy = evidence.accuracy(domain, method)
     label = f"{measure.upper()} against {domain.upper()} accuracy, Fisher z of r over levels"
     own = [one for one in published.space(measure) if one.method == "lp"]

@@ -304,6 +304,22 @@ class Readout:
             )
         )
 
+    def turned(self, measure: str, domain: str) -> Average:
+        """A measure of ROTATION_SCHEMA over a domain's image sets, by level; none at 0 %."""
+        return average(
+            Score(row["noise"], row["pretrain_seed"], row["images"], value)
+            for row, value in _valued(
+                self.rotation.filter(pc.field("domain") == domain),
+                ["noise", "pretrain_seed", "images"],
+                measure,
+            )
+        )
+
+    def probe(self) -> str:
+        """The method that shows the encoder, not the head: the linear probe where it was run."""
+        methods = self.methods()
+        return "lp" if "lp" in methods or not methods else methods[0]
+
     def pretrained(self, measure: str) -> Average:
         """A column of the pre-training table over the runs, by level."""
         return average(

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from analysis import names
-from analysis.figures import accuracy, encoder
+from analysis.figures import ablation, accuracy, encoder, matrix, noise, space
+from analysis.figures import published as beside
 from analysis.figures.style import save
+from analysis.published import CITATION
 from analysis.readout import Readout
 
 if TYPE_CHECKING:
@@ -53,6 +55,12 @@ def draw(readout: Readout) -> Iterator[Drawing]:
             "Each task's own metric in percent. The scales differ from panel to panel.",
             accuracy.by_task(readout),
         )
+        yield Drawing(
+            "published",
+            "Beside the papers' own curves",
+            f"Change of test accuracy from the clean level. Published: {CITATION}.",
+            beside.beside(readout),
+        )
         if len(readout.question.fractions) > 1:
             yield Drawing(
                 "by-fraction",
@@ -68,6 +76,35 @@ def draw(readout: Readout) -> Iterator[Drawing]:
             "Singular value entropy (SVE) and largest singular value ratio (LSVR) of the test "
             "features. Higher SVE: more even directions. Higher LSVR: less of one direction.",
             encoder.feature_space(readout),
+        )
+        yield Drawing(
+            "spectra",
+            "Singular values of the features",
+            "Each singular value's share of their sum, largest first, on test images; one line a "
+            "noise level.",
+            space.spectra(readout),
+        )
+    if readout.spectra.num_rows and readout.cells.num_rows:
+        yield Drawing(
+            "space-accuracy",
+            "The feature space against accuracy",
+            "SVE against ID accuracy, LSVR against OOD accuracy, one point an encoder.",
+            space.against_accuracy(readout),
+        )
+    if readout.rotation.num_rows:
+        yield Drawing(
+            "rotation",
+            "How far the feature space has turned",
+            "The same test images through the noisy and the clean encoder of a seed: overlap of "
+            "their strongest directions (in the space of samples), and linear CKA.",
+            space.rotation(readout),
+        )
+    if ablation.families(readout):
+        yield Drawing(
+            "ablation",
+            "NMTune without some of its regularisers",
+            "Test accuracy of NMTune with fewer regularisers, minus that with all three.",
+            ablation.ablation(readout),
         )
     if readout.pretraining.num_rows:
         yield Drawing(
@@ -86,3 +123,16 @@ def draw(readout: Readout) -> Iterator[Drawing]:
             f"latter are right when they give their wrong {wrong} back.",
             encoder.memorisation(readout),
         )
+    if readout.transition.num_rows:
+        yield Drawing(
+            "transition",
+            "Labels before and after the noise",
+            "The realised transition matrix of the training labels at the highest noise level.",
+            noise.realised(readout),
+        )
+    yield Drawing(
+        "matrix",
+        "What is there and what is missing",
+        "Every cell asked for.",
+        matrix.matrix(readout),
+    )
