@@ -5,6 +5,7 @@ Takes verdicts, gives plain sentences, HTML, Markdown and CSV rows of the same w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from analysis import markup, names
 from analysis.markup import Cell
 from analysis.published import CITATION
 from analysis.readout import Readout
+from analysis.statistics import Interval
 from analysis.verdicts import ALPHA, NEGLIGIBLE, Measured, Verdict, Word
 
 WORDS: tuple[Word, ...] = ("supported", "not supported", "undecided")
@@ -63,13 +65,22 @@ def rule() -> str:
 def numbers(one: Measured) -> str:
     """A comparison's mean with its interval, and the bootstrap's where there is one."""
     digits = 3 if one.part.unit == "nats" else 2
-    text = f"{names.interval(one.seeds, digits, sign=True)} {one.part.unit}"
+    if one.part.unit == "z":
+        text = f"r = {names.interval(_as_r(one.seeds), digits, sign=True)}"
+    else:
+        text = f"{names.interval(one.seeds, digits, sign=True)} {one.part.unit}"
     if one.samples is not None and one.samples.low is not None and one.samples.high is not None:
         low, high = names.signed(one.samples.low, digits), names.signed(one.samples.high, digits)
         text += f"; by test sample [{low}, {high}]"
     if one.part.shown:
-        text += f"; r = {names.listed([names.signed(r, 2) for r in one.part.shown], 6)}"
+        text += f"; in each seed {names.listed([names.signed(r, 2) for r in one.part.shown], 6)}"
     return text
+
+
+def _as_r(z: Interval) -> Interval:
+    """A mean of Fisher's z and its interval as correlations."""
+    low, high = (None if end is None else math.tanh(end) for end in (z.low, z.high))
+    return Interval(math.tanh(z.mean), low, high, z.n)
 
 
 def overview(found: Sequence[Verdict]) -> str:
@@ -78,11 +89,7 @@ def overview(found: Sequence[Verdict]) -> str:
         [
             Cell(one.word, mark=MARKS[one.word]),
             one.claim.sentence,
-            Cell(
-                names.interval(_main(one).seeds, 2, sign=True),
-                (_main(one).part.unit,),
-                _main(one).seeds.mean,
-            ),
+            Cell(numbers(_main(one)).split(";")[0], key=_main(one).seeds.mean),
         ]
         for one in sorted(found, key=lambda one: WORDS.index(one.word))
         if one.parts
@@ -92,8 +99,8 @@ def overview(found: Sequence[Verdict]) -> str:
     return markup.table(
         ["Verdict", "Published claim", "Here"],
         rows,
-        caption=f"{in_short(found)} Numbers: the comparison that weighs most against the claim, "
-        f"with its 95 % t interval over seeds",
+        caption="Here: the comparison that weighs most against the claim, with its 95 % t interval "
+        "over seeds; the rest of the evidence is under Claims",
         numbers=1,
     )
 

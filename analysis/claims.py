@@ -17,6 +17,7 @@ from analysis.statistics import pearson
 from analysis.verdicts import Claim, Verdict, judge
 
 _PAPER = "arXiv:2309.17002"
+_WHERE = {"id": "in-domain", "ood": "out-of-domain"}
 Declared = tuple[Claim, Sequence[Part]]
 
 
@@ -191,8 +192,7 @@ def _order(evidence: Evidence) -> Iterator[Declared]:
             parts = [part for a, b in pairs for part in _overall(evidence, domain, a, b)]
             claim = Claim(
                 f"{variant}-mlp-lp-{domain}",
-                f"{names.method(variant)} beats MLP, and MLP beats LP, "
-                f"{names.domain(domain).lower()}",
+                f"{names.method(variant)} beats MLP, and MLP beats LP, {_WHERE[domain]}",
                 f"{_PAPER}, Figure {figure}, Table 1",
                 f"{domain.upper()} accuracy, mean over tasks and all noise levels, of each minus "
                 f"the next",
@@ -243,7 +243,7 @@ def _gap(evidence: Evidence) -> Iterator[Declared]:
             claim = Claim(
                 f"{variant}-narrows-{domain}",
                 f"{names.method(variant)} narrows the gap between clean and noisy pre-training, "
-                f"{names.domain(domain).lower()}",
+                f"{_WHERE[domain]}",
                 f"{_PAPER}, Figure {figure}, section 4",
                 f"{domain.upper()} accuracy, mean over tasks: noisy levels minus clean under "
                 f"NMTune, minus the same under LP",

@@ -59,7 +59,7 @@ def certainty(readout: Readout) -> str:
     few = " With so few seeds the intervals are wide." if len(seeds) < 4 else ""
     return (
         f"{len(seeds)} pre-training seeds; brackets are 95 % t intervals over seeds of paired "
-        f"means, not corrected for the number of comparisons.{few}"
+        f"means; they are not corrected for the number of comparisons, the verdicts are.{few}"
     )
 
 

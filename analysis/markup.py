@@ -107,6 +107,7 @@ h3{font-size:15px;margin:0 0 .5em}
 .kicker,.facts,figcaption,small,caption,.faint{color:var(--faint)}
 .kicker{margin:0;font-size:13px;letter-spacing:.02em}
 .facts{margin:0 0 1.1em;font-size:13.5px}
+.answer{font-size:17px;font-weight:600;margin:.2em 0 .6em}
 .sure{background:var(--soft);border-left:4px solid var(--accent);padding:9px 13px;margin:0 0 1em}
 .unsure{background:var(--warn);border-left-color:var(--warnline)}
 dl.answers{display:grid;grid-template-columns:max-content 1fr;gap:.55em 1.2em;margin:0 0 1.4em}

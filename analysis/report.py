@@ -138,6 +138,7 @@ def _first_screen(readout: Readout, title: str, rest: str, found: Sequence[Verdi
             f"<h1>{markup.text(title)}</h1>\n",
             markup.paragraph(" · ".join(facts), "facts"),
             _contents(rest),
+            markup.paragraph(answers.in_short(found), "answer"),
             markup.paragraph(sure, unsure),
             answers.overview(found),
             f'<dl class="answers">\n{in_words}</dl>\n' if in_words else "",

@@ -60,7 +60,7 @@ def looks(methods: Sequence[str]) -> dict[str, Look]:
     return chosen
 
 
-_SCALE = ("#00224e", "#35456c", "#666970", "#948e77", "#c8b866", "#fee838")  # cividis
+_SCALE = ("#00224e", "#2a3f6d", "#575d6d", "#7d7c78", "#a59c74", "#d2c060")  # cividis, cut
 
 
 def scale(count: int) -> list[Look]:
