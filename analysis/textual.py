@@ -119,7 +119,7 @@ def _mean(of: Interval | None, best: float) -> str:
     if of is None:
         return "--"
     text = f"{of.mean:.1f}"
-    if of.mean == best:
+    if round(of.mean, 1) == round(best, 1):
         text = rf"\textbf{{{text}}}"
     if of.high is not None:
         text += rf" {{\scriptsize$\pm${of.high - of.mean:.1f}}}"

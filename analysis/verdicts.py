@@ -155,7 +155,9 @@ def _verdict(
             f"The seeds agree (p {_p(p_for)}), but chance in drawing the test samples could "
             f"explain it; more test images or tasks would decide.",
         )
-    return say("undecided", f"p {_p(p_for)} for it, {_p(p_against)} against it; {_wish(parts)}.")
+    return say(
+        "undecided", f"p {_p(p_for)} for it and p {_p(p_against)} against it; {_wish(parts)}."
+    )
 
 
 def _agrees(one: Measured) -> bool:
@@ -198,4 +200,4 @@ def _value(one: Measured) -> str:
 
 
 def _p(value: float) -> str:
-    return "< 0.001" if value < 0.001 else f"= {value:.3f}"
+    return "< 0.001" if value < 0.001 else f"= {value:.2g}"
