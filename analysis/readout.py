@@ -143,11 +143,11 @@ NOISE_SCHEMA = pa.schema(
 PROBLEMS_SCHEMA = pa.schema(
     [
         pa.field("address", pa.string(), nullable=False),
-        pa.field("status", pa.string(), nullable=False),  # failed, blocked, missing or skipped
+        pa.field("status", pa.string(), nullable=False),  # failed, blocked, missing, skipped, ...
         pa.field("reason", pa.string()),
     ]
 )
-"""One row a step without a result."""
+"""One row a step without a result, or with something left out or quarantined."""
 
 SUMMARY_SCHEMA = pa.schema(
     [

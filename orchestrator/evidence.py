@@ -29,16 +29,45 @@ _FEATURES = "features-test.parquet"
 _ROTATION = "rotation.json"
 
 Done = Iterable[tuple[Step, Manifest]]
+Remark = dict[str, str]  # a row of the report's table of what failed, was skipped or quarantined
 
 
-def answers(cells: Done, store: Store, fraction: float) -> Iterator[dict[str, Any]]:
-    """Which test samples each cell of a fraction got right; nothing beyond MOST_ANSWERS bytes."""
+def quarantined(corpora: Done) -> Iterator[Remark]:
+    """What fell out of each corpus, with its reasons."""
+    for step, manifest in corpora:
+        lost, read = manifest.counts.get("quarantined", 0), manifest.counts.get("rows_read", 0)
+        if lost:
+            reasons = ", ".join(
+                f"{count:,} {name.removeprefix('bad_').replace('_', ' ')}"
+                for name, count in sorted(manifest.counts.items())
+                if name.startswith("bad_")
+            )
+            yield _remark(step, "quarantined", f"{lost:,} of {read:,} rows: {reasons}")
+
+
+def _remark(step: Step, status: str, reason: str) -> Remark:
+    return {"address": step.address, "status": status, "reason": reason}
+
+
+def answers(
+    cells: Done, store: Store, fraction: float, remarks: list[Remark]
+) -> Iterator[dict[str, Any]]:
+    """Which test samples each cell of a fraction got right; nothing beyond MOST_ANSWERS bytes.
+
+    What is left out is added to `remarks`.
+    """
     chosen = [
         (step, manifest)
         for step, manifest in cells
         if step.labels["fraction"] == fraction and _PREDICTIONS in manifest.files
     ]
-    if sum(manifest.files[_PREDICTIONS].bytes for _, manifest in chosen) > MOST_ANSWERS:
+    total = sum(manifest.files[_PREDICTIONS].bytes for _, manifest in chosen)
+    if total > MOST_ANSWERS:
+        reason = (
+            f"{total:,} bytes of predictions in {len(chosen):,} cells are more than the report "
+            f"reads ({MOST_ANSWERS:,}); no interval is by test sample"
+        )
+        remarks.append({"address": "tune", "status": "skipped", "reason": reason})
         return
     for step, _ in chosen:
         found = store.output(step.address).read_table(_PREDICTIONS).sort_by("key")
@@ -56,10 +85,11 @@ def answers(cells: Done, store: Store, fraction: float) -> Iterator[dict[str, An
         }
 
 
-def transition(levels: Done, store: Store) -> Iterator[dict[str, Any]]:
+def transition(levels: Done, store: Store, remarks: list[Remark]) -> Iterator[dict[str, Any]]:
     """Training labels before and after the highest level; nothing where no label was changed.
 
-    Nothing either when the corpus's shards are gone, as they may be once encoders are trained.
+    Nothing either when the corpus's shards are gone, as they may be once encoders are trained; that
+    is added to `remarks`.
     """
     noisy = [step for step, _ in levels if float(step.labels["noise"]) > 0]
     if not noisy:
@@ -72,7 +102,8 @@ def transition(levels: Done, store: Store) -> Iterator[dict[str, Any]]:
     try:
         classes = Index.read(corpus).classes
         labels = read_part(corpus, "train", ["label"])["label"].to_numpy()
-    except (StageError, FileNotFoundError):
+    except (StageError, FileNotFoundError) as error:
+        remarks.append(_remark(step, "skipped", f"no transition matrix: {error}"))
         return
     kept = Counter(dict(enumerate(np.bincount(labels, minlength=len(classes)).tolist())))
     pairs = Counter(zip(changed["clean"].to_pylist(), changed["noisy"].to_pylist(), strict=True))

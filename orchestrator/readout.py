@@ -157,6 +157,14 @@ class _Found:
         self, problems: Mapping[str, tuple[str, str]], turned: Sequence[dict[str, Any]]
     ) -> tables.Readout:
         """Everything the report is made of."""
+        largest = max(self.plan.experiment.tuning.fractions)
+        remarks = list(evidence.quarantined(self.done("corpus")))
+        answers = list(evidence.answers(self.done("tune"), self.store, largest, remarks))
+        transition = list(evidence.transition(self.done("noise"), self.store, remarks))
+        unfinished = [
+            {"address": address, "status": status, "reason": reason}
+            for address, (status, reason) in problems.items()
+        ]
         return tables.Readout(
             experiment=self.plan.experiment.name,
             question=self._question(),
@@ -165,23 +173,10 @@ class _Found:
             pretraining=_table(self._pretraining(), tables.PRETRAINING_SCHEMA),
             pretraining_curves=_table(self._curves(), tables.CURVES_SCHEMA),
             noise=_table(self._noise(), tables.NOISE_SCHEMA),
-            problems=_table(
-                [
-                    {"address": address, "status": status, "reason": reason}
-                    for address, (status, reason) in problems.items()
-                ],
-                tables.PROBLEMS_SCHEMA,
-            ),
-            answers=_table(
-                evidence.answers(
-                    self.done("tune"), self.store, max(self.plan.experiment.tuning.fractions)
-                ),
-                tables.ANSWERS_SCHEMA,
-            ),
+            problems=_table([*unfinished, *remarks], tables.PROBLEMS_SCHEMA),
+            answers=_table(answers, tables.ANSWERS_SCHEMA),
             rotation=_table(turned, tables.ROTATION_SCHEMA),
-            transition=_table(
-                evidence.transition(self.done("noise"), self.store), tables.TRANSITION_SCHEMA
-            ),
+            transition=_table(transition, tables.TRANSITION_SCHEMA),
             provenance={**provenance.environment(), "written": provenance.now()},
         )
 
