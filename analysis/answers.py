@@ -42,14 +42,18 @@ seeds, `sample_*` the bootstrap by test sample and seed; p values are adjusted (
 
 
 def in_short(found: Sequence[Verdict]) -> str:
-    """Such as "Of 12 published claims, 2 supported here, 1 not supported, 9 undecided"."""
-    counts = {word: sum(one.word == word for one in found) for word in WORDS}
+    """Such as "Of 12 published claims, 2 are supported here, 1 is not and 9 are undecided"."""
+    yes, no, undecided = (sum(one.word == word for one in found) for word in WORDS)
     unmeasured = sum(not one.parts for one in found)
     aside = f" ({unmeasured} of them not measured)" if unmeasured else ""
     return (
-        f"Of {names.count(len(found), 'published claim')}, {counts['supported']} supported here, "
-        f"{counts['not supported']} not supported, {counts['undecided']} undecided{aside}."
+        f"Of {names.count(len(found), 'published claim')}, {yes} {_be(yes)} supported here, "
+        f"{no} {_be(no)} not and {undecided} {_be(undecided)} undecided{aside}."
     )
+
+
+def _be(number: int) -> str:
+    return "is" if number == 1 else "are"
 
 
 def rule() -> str:

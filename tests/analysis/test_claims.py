@@ -214,6 +214,14 @@ def test_markdown_holds_every_verdict_and_no_markup_of_strangers(make: Make) -> 
         assert one.claim.sentence.split(",")[0] in text
 
 
+def test_the_answer_in_short_counts_every_claim(make: Make) -> None:
+    found = verdicts(make(methods=("lp",)))
+    unmeasured = sum(not one.parts for one in found)
+    told = answers.in_short(found)
+    assert told.startswith(f"Of {len(found)} published claims, ")
+    assert told.endswith(f"are undecided ({unmeasured} of them not measured).")
+
+
 def test_claims_csv_has_every_claim_and_comparison(make: Make) -> None:
     found = verdicts(make())
     rows = list(answers.rows(found))
