@@ -35,7 +35,26 @@ class Drawing:
 
 def draw(readout: Readout) -> Iterator[Drawing]:
     """Every figure the readout has data for, in the report's order."""
-    wrong = names.target(readout.question.noise_kind)
+    yield from _downstream(readout)
+    yield from _feature_space(readout)
+    yield from _encoders(readout)
+    if readout.transition.num_rows:
+        yield Drawing(
+            "transition",
+            "Labels before and after the noise",
+            "The realised transition matrix of the training labels at the highest noise level.",
+            noise.realised(readout),
+        )
+    yield Drawing(
+        "matrix",
+        "What is there and what is missing",
+        "Every cell asked for.",
+        matrix.matrix(readout),
+    )
+
+
+def _downstream(readout: Readout) -> Iterator[Drawing]:
+    """Accuracies against noise."""
     if readout.cells.num_rows:
         yield Drawing(
             "accuracy",
@@ -69,6 +88,10 @@ def draw(readout: Readout) -> Iterator[Drawing]:
                 "the heads saw.",
                 accuracy.by_fraction(readout),
             )
+
+
+def _feature_space(readout: Readout) -> Iterator[Drawing]:
+    """The features and what the regularisers do."""
     if readout.spectra.num_rows:
         yield Drawing(
             "feature-space",
@@ -106,6 +129,11 @@ def draw(readout: Readout) -> Iterator[Drawing]:
             "Test accuracy of NMTune with fewer regularisers, minus that with all three.",
             ablation.ablation(readout),
         )
+
+
+def _encoders(readout: Readout) -> Iterator[Drawing]:
+    """Pre-training itself."""
+    wrong = names.target(readout.question.noise_kind)
     if readout.pretraining.num_rows:
         yield Drawing(
             "pretraining",
@@ -123,16 +151,3 @@ def draw(readout: Readout) -> Iterator[Drawing]:
             f"latter are right when they give their wrong {wrong} back.",
             encoder.memorisation(readout),
         )
-    if readout.transition.num_rows:
-        yield Drawing(
-            "transition",
-            "Labels before and after the noise",
-            "The realised transition matrix of the training labels at the highest noise level.",
-            noise.realised(readout),
-        )
-    yield Drawing(
-        "matrix",
-        "What is there and what is missing",
-        "Every cell asked for.",
-        matrix.matrix(readout),
-    )
