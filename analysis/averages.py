@@ -75,6 +75,48 @@ def _difference(
         return None  # an absent comparison is shown as a gap
 
 
+@dataclass(frozen=True)
+class Term:
+    """One average at one noise level in a contrast, with its weight."""
+
+    weight: float
+    average: Average
+    level: float
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A weighted sum of averages in each seed, over the members that all of them hold."""
+
+    members: tuple[str, ...]
+    values: Mapping[int, float]  # seed -> weighted sum of the means over the members
+
+
+def contrast(terms: Iterable[Term]) -> Contrast | None:
+    """The weighted sum of some averages, paired by seed and member; None where nothing is shared.
+
+    "10 % minus clean" is two terms of one average, weights 1 and -1; "the same for one method minus
+    another's" is four.
+    """
+    terms = list(terms)
+    held = [set(term.average.members) for term in terms]
+    seeds = [{seed for seed, _ in term.average.levels.get(term.level, {})} for term in terms]
+    members = tuple(sorted(set.intersection(*held))) if held else ()
+    shared = sorted(set.intersection(*seeds)) if seeds else []
+    if not members or not shared:
+        return None
+    values = {
+        seed: math.fsum(
+            term.weight * term.average.levels[term.level][seed, member]
+            for term in terms
+            for member in members
+        )
+        / len(members)
+        for seed in shared
+    }
+    return Contrast(members, values)
+
+
 def average(scores: Iterable[Score]) -> Average:
     """Balance scores over levels and seeds, tuning seeds averaged inside each.
 

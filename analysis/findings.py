@@ -59,7 +59,7 @@ def certainty(readout: Readout) -> str:
     few = " With so few seeds the intervals are wide." if len(seeds) < 4 else ""
     return (
         f"{len(seeds)} pre-training seeds; brackets are 95 % t intervals over seeds of paired "
-        f"means, not corrected for the number of comparisons.{few}"
+        f"means; they are not corrected for the number of comparisons, the verdicts are.{few}"
     )
 
 
@@ -79,8 +79,7 @@ def findings(readout: Readout) -> list[Finding]:
 def head_to_heads(readout: Readout) -> list[HeadToHead]:
     """Every NMTune variant against every plain method, and MLP against LP, where both were run."""
     methods = readout.methods()
-    variants = [method for method in methods if method.startswith("nmtune")]
-    pairs = [(v, b) for v in variants for b in _BASELINES if b in methods]
+    pairs = [(v, b) for v in readout.variants() for b in _BASELINES if b in methods]
     if set(_BASELINES) <= set(methods):
         pairs.append(_BASELINES)
     met = [

@@ -107,6 +107,7 @@ h3{font-size:15px;margin:0 0 .5em}
 .kicker,.facts,figcaption,small,caption,.faint{color:var(--faint)}
 .kicker{margin:0;font-size:13px;letter-spacing:.02em}
 .facts{margin:0 0 1.1em;font-size:13.5px}
+.answer{font-size:17px;font-weight:600;margin:.2em 0 .6em}
 .sure{background:var(--soft);border-left:4px solid var(--accent);padding:9px 13px;margin:0 0 1em}
 .unsure{background:var(--warn);border-left-color:var(--warnline)}
 dl.answers{display:grid;grid-template-columns:max-content 1fr;gap:.55em 1.2em;margin:0 0 1.4em}
@@ -121,6 +122,16 @@ th{white-space:nowrap;border-bottom:1.5px solid var(--faint)}
 .n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap;padding:5px 0 5px 13px}
 td small{display:block;font-size:11.5px;line-height:1.35}
 td.gap{background:var(--warn)}
+td.yes,td.no,td.open{font-weight:600;white-space:nowrap}
+td.yes::before,.claim.yes h3::before{content:"\\2713\\00a0"}
+td.no::before,.claim.no h3::before{content:"\\2717\\00a0"}
+td.open::before,.claim.open h3::before{content:"?\\00a0"}
+td.yes,.claim.yes{border-left:4px solid #009e73;padding-left:9px}
+td.no,.claim.no{border-left:4px solid #d55e00;padding-left:9px}
+td.open,.claim.open{border-left:4px solid var(--line);padding-left:9px}
+.claim{margin:0 0 1.2em;padding-left:13px}.claim p{margin:.2em 0}
+.claim dl{display:grid;grid-template-columns:minmax(10em,max-content) 1fr;gap:.2em 1.2em;
+margin:.4em 0;font-size:13.5px}.claim dd{margin:0}.claim dd small{display:block}
 th button{all:unset;cursor:pointer;font-weight:600}
 th button:focus-visible{outline:2px solid var(--accent)}
 th[aria-sort=ascending] button::after{content:" \\2191"}
@@ -134,7 +145,7 @@ code{font-size:12.5px;overflow-wrap:anywhere}
 dl.answers dd{margin-bottom:.8em}}
 @media print{:root{--ink:#000;--faint:#444;--line:#bbb;--back:#fff;--soft:#f4f4f4;--warn:#f4ead6}
 body{font-size:11pt}main{max-width:none;padding:0}nav{display:none}
-#cells{display:none}h2{break-after:avoid}figure,tr,.sure{break-inside:avoid}.scroll{overflow:visible}
+#cells{display:none}h2{break-after:avoid}figure,tr,.sure,.claim{break-inside:avoid}.scroll{overflow:visible}
 table{font-size:8.5pt}th button::after{content:""!important}}
 """
 

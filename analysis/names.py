@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from analysis.statistics import Interval
+from analysis.statistics import Correlation, Interval
 
 _METHODS = {
     "lp": "LP",
     "mlp": "MLP",
+    "nmtune": "NMTune",
     "nmtune-paper": "NMTune (paper)",
     "nmtune-released": "NMTune (released)",
     "lora": "LoRA",
@@ -99,3 +100,13 @@ def interval(of: Interval, digits: int = 1, sign: bool = False) -> str:
     if of.low is None or of.high is None:
         return mean
     return f"{mean} [{write(of.low, digits)}, {write(of.high, digits)}]"
+
+
+def correlation(of: Correlation) -> str:
+    """ "r = −0.62 [−0.91, 0.04]", or that there is none."""
+    if of.r is None:
+        return "no correlation defined"
+    text = f"r = {signed(of.r, 2)}"
+    if of.low is None or of.high is None:
+        return text
+    return f"{text} [{signed(of.low, 2)}, {signed(of.high, 2)}]"

@@ -27,6 +27,7 @@ CELLS_SCHEMA = pa.schema(
         pa.field("domain", pa.string(), nullable=False),  # "id" or "ood"
         pa.field("trained_on", pa.string()),  # OOD: the ID task whose head is tested
         pa.field("method", pa.string(), nullable=False),
+        pa.field("head", pa.string()),  # what the method trains: linear, paper, released, ...
         pa.field("fraction", pa.float64(), nullable=False),  # of the training rows, percent
         pa.field("tuning_seed", pa.int64(), nullable=False),
         pa.field("test_accuracy", pa.float64()),
@@ -47,6 +48,44 @@ CELLS_SCHEMA = pa.schema(
     ]
 )
 """One row a finished cell."""
+
+ANSWERS_SCHEMA = pa.schema(
+    [
+        pa.field("noise", pa.float64(), nullable=False),
+        pa.field("pretrain_seed", pa.int64(), nullable=False),
+        pa.field("task", pa.string(), nullable=False),
+        pa.field("method", pa.string(), nullable=False),
+        pa.field("tuning_seed", pa.int64(), nullable=False),
+        pa.field("samples", pa.string(), nullable=False),  # digest of the test samples' keys
+        pa.field("correct", pa.list_(pa.bool_()), nullable=False),  # in order of the keys
+    ]
+)
+"""One row a finished cell of the largest fraction: which test samples its head got right."""
+
+ROTATION_SCHEMA = pa.schema(
+    [
+        pa.field("noise", pa.float64(), nullable=False),
+        pa.field("pretrain_seed", pa.int64(), nullable=False),
+        pa.field("images", pa.string(), nullable=False),
+        pa.field("domain", pa.string(), nullable=False),
+        pa.field("rows", pa.int64(), nullable=False),  # test samples compared
+        pa.field("k", pa.int64(), nullable=False),  # dimensions of the subspaces
+        pa.field("angles", pa.list_(pa.float64()), nullable=False),  # degrees, rising
+        pa.field("overlap", pa.float64(), nullable=False),  # mean cos^2 of the angles, 0-1
+        pa.field("cka", pa.float64(), nullable=False),  # linear, 0-1
+    ]
+)
+"""One row an encoder and image set, against the clean encoder of the same seed."""
+
+TRANSITION_SCHEMA = pa.schema(
+    [
+        pa.field("level", pa.float64(), nullable=False),
+        pa.field("clean", pa.string(), nullable=False),  # class name
+        pa.field("noisy", pa.string(), nullable=False),
+        pa.field("rows", pa.int64(), nullable=False),
+    ]
+)
+"""Training rows by label before and after the noise, at the highest level; pairs that occur."""
 
 SPECTRA_SCHEMA = pa.schema(
     [
@@ -104,11 +143,11 @@ NOISE_SCHEMA = pa.schema(
 PROBLEMS_SCHEMA = pa.schema(
     [
         pa.field("address", pa.string(), nullable=False),
-        pa.field("status", pa.string(), nullable=False),  # failed, blocked, missing or skipped
+        pa.field("status", pa.string(), nullable=False),  # failed, blocked, missing, skipped, ...
         pa.field("reason", pa.string()),
     ]
 )
-"""One row a step without a result."""
+"""One row a step without a result, or with something left out or quarantined."""
 
 SUMMARY_SCHEMA = pa.schema(
     [
@@ -126,6 +165,7 @@ SUMMARY_SCHEMA = pa.schema(
 """One row a metric and noise level."""
 
 DOMAINS = ("id", "ood")
+REGULARISERS = ("mse", "cov", "svd")
 PREPROCESSING = "released"
 """The preprocessing that `features/sve` and `features/lsvr` speak of: the papers' own."""
 
@@ -165,6 +205,9 @@ class Readout:
     pretraining_curves: pa.Table = field(default_factory=CURVES_SCHEMA.empty_table)
     noise: pa.Table = field(default_factory=NOISE_SCHEMA.empty_table)
     problems: pa.Table = field(default_factory=PROBLEMS_SCHEMA.empty_table)
+    answers: pa.Table = field(default_factory=ANSWERS_SCHEMA.empty_table)
+    rotation: pa.Table = field(default_factory=ROTATION_SCHEMA.empty_table)
+    transition: pa.Table = field(default_factory=TRANSITION_SCHEMA.empty_table)
     provenance: Mapping[str, Any] = field(default_factory=dict)  # JSON values, nested as it likes
 
     def __post_init__(self) -> None:
@@ -201,6 +244,23 @@ class Readout:
         """The methods asked for, in their order, then others found in the cells."""
         found = sorted(set(self.cells["method"].to_pylist()) - set(self.question.methods))
         return (*self.question.methods, *found)
+
+    def terms(self, method: str) -> frozenset[str]:
+        """The regularisers that any finished cell of the method gave a weight."""
+        cells = self.cells.filter(pc.field("method") == method)
+        return frozenset(
+            term for term in REGULARISERS if any(w for w in cells[term].unique().to_pylist())
+        )
+
+    def head(self, method: str) -> str | None:
+        """What the method trains, as its cells say."""
+        found = self.cells.filter(pc.field("method") == method)["head"].drop_null()
+        return found[0].as_py() if len(found) else None
+
+    def variants(self) -> tuple[str, ...]:
+        """The methods that are NMTune whole: of its name, and not short of a regulariser."""
+        named = (method for method in self.methods() if method.startswith("nmtune"))
+        return tuple(m for m in named if len(self.terms(m)) in (0, len(REGULARISERS)))
 
     def accuracy(
         self,
@@ -244,6 +304,22 @@ class Readout:
             )
         )
 
+    def turned(self, measure: str, domain: str) -> Average:
+        """A measure of ROTATION_SCHEMA over a domain's image sets, by level; none at 0 %."""
+        return average(
+            Score(row["noise"], row["pretrain_seed"], row["images"], value)
+            for row, value in _valued(
+                self.rotation.filter(pc.field("domain") == domain),
+                ["noise", "pretrain_seed", "images"],
+                measure,
+            )
+        )
+
+    def probe(self) -> str:
+        """The method that shows the encoder, not the head: the linear probe where it was run."""
+        methods = self.methods()
+        return "lp" if "lp" in methods or not methods else methods[0]
+
     def pretrained(self, measure: str) -> Average:
         """A column of the pre-training table over the runs, by level."""
         return average(
@@ -259,6 +335,9 @@ _TABLES = {
     "pretraining_curves": CURVES_SCHEMA,
     "noise": NOISE_SCHEMA,
     "problems": PROBLEMS_SCHEMA,
+    "answers": ANSWERS_SCHEMA,
+    "rotation": ROTATION_SCHEMA,
+    "transition": TRANSITION_SCHEMA,
 }
 
 

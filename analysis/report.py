@@ -1,7 +1,9 @@
 """The report: one self-contained HTML page, the figures and the tables beside it.
 
-Takes a `Readout`, writes `report.html`, `table.csv` (cells), `summary.csv` and `figures/*` into a
-local folder. The page loads nothing from outside itself; equal readouts give equal CSV bytes.
+Takes a `Readout`, writes into a local folder `report.html`, `report.md`, `verdicts.md` (the
+verdicts in short), `claims.csv`, `table.csv` (cells), `summary.csv`, other tables as CSV,
+`tables/*.tex` and `figures/*`. The page loads nothing from outside itself; equal readouts give
+equal bytes.
 """
 
 from __future__ import annotations
@@ -12,9 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from analysis import figures, markup, names, tables
+from analysis import answers, figures, markup, names, tables, textual
+from analysis.claims import verdicts
 from analysis.findings import certainty, findings
 from analysis.readout import CELLS_SCHEMA, SUMMARY_SCHEMA, Readout, summary
+from analysis.verdicts import Verdict
 
 
 def write(readout: Readout, folder: Path) -> list[Path]:
@@ -27,6 +31,7 @@ def write(readout: Readout, folder: Path) -> list[Path]:
     pictures.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
     shown: list[str] = []
+    drawn: list[tuple[str, str]] = []
     for drawing in figures.draw(readout):
         saved = {kind: figures.save(drawing.figure, kind) for kind in ("png", "svg")}
         for kind, data in saved.items():
@@ -34,24 +39,57 @@ def write(readout: Readout, folder: Path) -> list[Path]:
             path.write_bytes(data)
             written.append(path)
         shown.append(markup.figure(saved["svg"], drawing.title, drawing.caption, drawing.name))
+        drawn.append((drawing.name, drawing.title))
+    found = verdicts(readout)
     files = {
-        "report.html": page(readout, "".join(shown)),
+        "report.html": page(readout, "".join(shown), found),
+        "report.md": textual.markdown(readout, found, drawn),
+        "verdicts.md": answers.markdown(readout, found, certainty(readout)),
+        "claims.csv": _csv(answers.COLUMNS, list(answers.rows(found))),
         "table.csv": cells_csv(readout),
         "summary.csv": summary_csv(readout),
+        **_others(readout),
+        **textual.latex(readout, found),
     }
     for name, content in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(content, encoding="utf-8", newline="")
     return [*(folder / name for name in files), *written]
 
 
-def page(readout: Readout, drawn: str) -> str:
-    """The HTML document, around figures that are already HTML."""
+def _others(readout: Readout) -> dict[str, str]:
+    """The page's other tables as CSV; singular values are left to the store."""
+    found = {
+        "spectra.csv": readout.spectra.drop_columns(["singular_values"]),
+        "rotation.csv": readout.rotation.drop_columns(["angles"]),
+        "pretraining.csv": readout.pretraining,
+        "noise.csv": readout.noise,
+        "problems.csv": readout.problems,
+    }
+    return {
+        name: _csv(table.column_names, sorted(table.to_pylist(), key=lambda row: _place(row)))
+        for name, table in found.items()
+        if table.num_rows
+    }
+
+
+def _place(row: dict[str, Any]) -> tuple[str, ...]:
+    """Sorts rows by their columns as they stand, numbers as numbers."""
+    return tuple(f"{v:030.9f}" if isinstance(v, (int, float)) else str(v) for v in row.values())
+
+
+def page(readout: Readout, drawn: str, found: Sequence[Verdict] | None = None) -> str:
+    """The HTML document, around figures that are already HTML; verdicts are sought if not given."""
+    found = verdicts(readout) if found is None else found
     title = readout.question.title or f"Experiment {readout.experiment}"
     gaps = tables.problems(readout)
     note = "" if gaps else markup.paragraph("Nothing failed, was blocked or skipped.")
     f1 = [tables.averages(readout, domain, "test_macro_f1") for domain in readout.domains()]
     sections = [
         markup.section("figures", "Figures", drawn),
+        markup.section(
+            "claims", "The published claims, and what speaks for them here", answers.evidence(found)
+        ),
         markup.section("f1", "Macro F1 by noise level", *f1),
         markup.section("methods", "Methods head to head", tables.methods(readout)),
         markup.section("members", "How each average is made", tables.members(readout)),
@@ -69,10 +107,10 @@ def page(readout: Readout, drawn: str) -> str:
         markup.section("provenance", "Provenance", tables.provenance(readout)),
     ]
     rest = "".join(sections)
-    return markup.page(title, _first_screen(readout, title, rest) + rest)
+    return markup.page(title, _first_screen(readout, title, rest, found) + rest)
 
 
-def _first_screen(readout: Readout, title: str, rest: str) -> str:
+def _first_screen(readout: Readout, title: str, rest: str, found: Sequence[Verdict]) -> str:
     """The question, how sure the answer is, the answer, its numbers, the way to the rest."""
     question = readout.question
     done, asked = tables.finished(readout)
@@ -83,7 +121,7 @@ def _first_screen(readout: Readout, title: str, rest: str) -> str:
         names.count(len(question.seeds), "pre-training seed"),
         f"{done:,} of {names.count(asked, 'cell')} finished",
     ]
-    answers = "".join(
+    in_words = "".join(
         f"<dt>{markup.text(one.heading)}</dt><dd>{markup.text(one.text)}</dd>\n"
         for one in findings(readout)
     )
@@ -100,8 +138,10 @@ def _first_screen(readout: Readout, title: str, rest: str) -> str:
             f"<h1>{markup.text(title)}</h1>\n",
             markup.paragraph(" · ".join(facts), "facts"),
             _contents(rest),
+            markup.paragraph(answers.in_short(found), "answer"),
             markup.paragraph(sure, unsure),
-            f'<dl class="answers">\n{answers}</dl>\n' if answers else "",
+            answers.overview(found),
+            f'<dl class="answers">\n{in_words}</dl>\n' if in_words else "",
             *(tables.averages(readout, domain) for domain in readout.domains()),
         ]
     )
@@ -111,6 +151,7 @@ def _contents(rest: str) -> str:
     """Links to the sections that are there."""
     places = {
         "figures": "Figures",
+        "claims": "Claims",
         "methods": "Head to head",
         "members": "How averages are made",
         "noise": "Noise",

@@ -19,14 +19,14 @@ import pyarrow.parquet as pq
 
 from analysis import readout as tables
 from jobs.place import Place
-from orchestrator import provenance
+from orchestrator import evidence, provenance
 from orchestrator.errors import UserError
 from orchestrator.plan import Plan, Step, fingerprint
 from orchestrator.standing import State, look
 from orchestrator.store import MANIFEST, Manifest, Store
 from orchestrator.tracking import SweepRecord
 
-PROTOCOL = 1  # raised when the report's contents change
+PROTOCOL = 2  # raised when the report's contents change
 SUMMARY = "summary.parquet"
 
 
@@ -52,14 +52,21 @@ class Report:
 
 
 def refresh(
-    plan: Plan, store: Store, problems: Mapping[str, tuple[str, str]] | None = None
+    plan: Plan,
+    store: Store,
+    problems: Mapping[str, tuple[str, str]] | None = None,
+    *,
+    rotation: bool = False,
 ) -> Report:
     """The report of what the store holds, written only if that has changed.
 
     `problems` are (status, reason) of steps that this run could not finish; without them, they are
-    read from the store. Raises UserError while there is nothing to report.
+    read from the store. `rotation` measures how far the feature spaces have turned, which reads all
+    test features; once measured it stays in the report. Raises UserError while there is nothing to
+    report.
     """
     found = _Found(plan, store)
+    turned = list(evidence.rotations(found.done("features"), store, rotation))
     if problems is None:
         states = look(plan, store)
         problems = {a: (s.word, s.reason) for a, s in states.items() if s != State("done")}
@@ -69,6 +76,7 @@ def refresh(
             "title": plan.experiment.title,
             "steps": {address: m.fingerprint for address, m in found.manifests.items()},
             "made": {a: str(m.provenance.get("finished")) for a, m in found.manifests.items()},
+            "rotation": len(turned),
             "problems": {a: list(problem) for a, problem in problems.items()},
         }
     )
@@ -76,7 +84,7 @@ def refresh(
     complete = len(found.manifests) == len(plan.steps)
     if place.exists(MANIFEST) and place.read_json(MANIFEST).get("fingerprint") == mark:
         return Report(place, mark, place.read_table(SUMMARY), complete)
-    return _write(found, place, mark, problems, complete)
+    return _write(found, place, mark, problems, complete, turned)
 
 
 def _write(
@@ -85,12 +93,13 @@ def _write(
     mark: str,
     problems: Mapping[str, tuple[str, str]],
     complete: bool,
+    turned: Sequence[dict[str, Any]],
 ) -> Report:
     from analysis.report import write  # matplotlib is only paid for when there is something to draw
 
     if not found.manifests:
         raise UserError(f"nothing to report: {place.uri} has no finished step; run a sweep first")
-    readout = found.readout(problems)
+    readout = found.readout(problems, turned)
     summary = tables.summary(readout)
     with tempfile.TemporaryDirectory() as folder:
         write(readout, Path(folder))
@@ -144,8 +153,18 @@ class _Found:
             if manifest is not None and manifest.fingerprint == step.fingerprint:
                 self.manifests[step.address] = manifest
 
-    def readout(self, problems: Mapping[str, tuple[str, str]]) -> tables.Readout:
+    def readout(
+        self, problems: Mapping[str, tuple[str, str]], turned: Sequence[dict[str, Any]]
+    ) -> tables.Readout:
         """Everything the report is made of."""
+        largest = max(self.plan.experiment.tuning.fractions)
+        remarks = list(evidence.quarantined(self.done("corpus")))
+        answers = list(evidence.answers(self.done("tune"), self.store, largest, remarks))
+        transition = list(evidence.transition(self.done("noise"), self.store, remarks))
+        unfinished = [
+            {"address": address, "status": status, "reason": reason}
+            for address, (status, reason) in problems.items()
+        ]
         return tables.Readout(
             experiment=self.plan.experiment.name,
             question=self._question(),
@@ -154,13 +173,10 @@ class _Found:
             pretraining=_table(self._pretraining(), tables.PRETRAINING_SCHEMA),
             pretraining_curves=_table(self._curves(), tables.CURVES_SCHEMA),
             noise=_table(self._noise(), tables.NOISE_SCHEMA),
-            problems=_table(
-                [
-                    {"address": address, "status": status, "reason": reason}
-                    for address, (status, reason) in problems.items()
-                ],
-                tables.PROBLEMS_SCHEMA,
-            ),
+            problems=_table([*unfinished, *remarks], tables.PROBLEMS_SCHEMA),
+            answers=_table(answers, tables.ANSWERS_SCHEMA),
+            rotation=_table(turned, tables.ROTATION_SCHEMA),
+            transition=_table(transition, tables.TRANSITION_SCHEMA),
             provenance={**provenance.environment(), "written": provenance.now()},
         )
 
@@ -184,7 +200,8 @@ class _Found:
             tuning_seeds=experiment.tuning.seeds,
         )
 
-    def _done(self, kind: str) -> Iterator[tuple[Step, Manifest]]:
+    def done(self, kind: str) -> Iterator[tuple[Step, Manifest]]:
+        """The finished steps of a kind."""
         for step in self.plan.of_kind(kind):
             if step.address in self.manifests:
                 yield step, self.manifests[step.address]
@@ -194,7 +211,7 @@ class _Found:
         return rows
 
     def _cells(self) -> Iterator[dict[str, Any]]:
-        for step, _ in self._done("tune"):
+        for step, _ in self.done("tune"):
             for row in self._read(step, "cell.parquet"):
                 yield {
                     **row,
@@ -205,7 +222,7 @@ class _Found:
                 }
 
     def _spectra(self) -> Iterator[dict[str, Any]]:
-        for step, _ in self._done("features"):
+        for step, _ in self.done("features"):
             for row in self._read(step, "spectrum.parquet"):
                 yield {
                     **row,
@@ -217,7 +234,7 @@ class _Found:
                 }
 
     def _pretraining(self) -> Iterator[dict[str, Any]]:
-        for step, manifest in self._done("pretrain"):
+        for step, manifest in self.done("pretrain"):
             yield {
                 "address": step.address,
                 "noise": step.labels["noise"],
@@ -226,7 +243,7 @@ class _Found:
             }
 
     def _curves(self) -> Iterator[dict[str, Any]]:
-        for step, manifest in self._done("pretrain"):
+        for step, manifest in self.done("pretrain"):
             if "curves.parquet" in manifest.files:
                 for row in self._read(step, "curves.parquet"):
                     yield {
@@ -237,7 +254,7 @@ class _Found:
                     }
 
     def _noise(self) -> Iterator[dict[str, Any]]:
-        for step, manifest in self._done("noise"):
+        for step, manifest in self.done("noise"):
             yield {
                 "level": step.labels["noise"],
                 "eligible": manifest.counts["eligible"],

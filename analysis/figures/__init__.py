@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from analysis import names
-from analysis.figures import accuracy, encoder
+from analysis.figures import ablation, accuracy, encoder, matrix, noise, space
+from analysis.figures import published as beside
 from analysis.figures.style import save
+from analysis.published import CITATION
 from analysis.readout import Readout
 
 if TYPE_CHECKING:
@@ -33,7 +35,26 @@ class Drawing:
 
 def draw(readout: Readout) -> Iterator[Drawing]:
     """Every figure the readout has data for, in the report's order."""
-    wrong = names.target(readout.question.noise_kind)
+    yield from _downstream(readout)
+    yield from _feature_space(readout)
+    yield from _encoders(readout)
+    if readout.transition.num_rows:
+        yield Drawing(
+            "transition",
+            "Labels before and after the noise",
+            "The realised transition matrix of the training labels at the highest noise level.",
+            noise.realised(readout),
+        )
+    yield Drawing(
+        "matrix",
+        "What is there and what is missing",
+        "Every cell asked for.",
+        matrix.matrix(readout),
+    )
+
+
+def _downstream(readout: Readout) -> Iterator[Drawing]:
+    """Accuracies against noise."""
     if readout.cells.num_rows:
         yield Drawing(
             "accuracy",
@@ -53,6 +74,12 @@ def draw(readout: Readout) -> Iterator[Drawing]:
             "Each task's own metric in percent. The scales differ from panel to panel.",
             accuracy.by_task(readout),
         )
+        yield Drawing(
+            "published",
+            "Beside the papers' own curves",
+            f"Change of test accuracy from the clean level. Published: {CITATION}.",
+            beside.beside(readout),
+        )
         if len(readout.question.fractions) > 1:
             yield Drawing(
                 "by-fraction",
@@ -61,6 +88,10 @@ def draw(readout: Readout) -> Iterator[Drawing]:
                 "the heads saw.",
                 accuracy.by_fraction(readout),
             )
+
+
+def _feature_space(readout: Readout) -> Iterator[Drawing]:
+    """The features and what the regularisers do."""
     if readout.spectra.num_rows:
         yield Drawing(
             "feature-space",
@@ -69,6 +100,40 @@ def draw(readout: Readout) -> Iterator[Drawing]:
             "features. Higher SVE: more even directions. Higher LSVR: less of one direction.",
             encoder.feature_space(readout),
         )
+        yield Drawing(
+            "spectra",
+            "Singular values of the features",
+            "Each singular value's share of their sum, largest first, on test images; one line a "
+            "noise level.",
+            space.spectra(readout),
+        )
+    if readout.spectra.num_rows and readout.cells.num_rows:
+        yield Drawing(
+            "space-accuracy",
+            "The feature space against accuracy",
+            "SVE against ID accuracy, LSVR against OOD accuracy, one point an encoder.",
+            space.against_accuracy(readout),
+        )
+    if readout.rotation.num_rows:
+        yield Drawing(
+            "rotation",
+            "How far the feature space has turned",
+            "The same test images through the noisy and the clean encoder of a seed: overlap of "
+            "their strongest directions (in the space of samples), and linear CKA.",
+            space.rotation(readout),
+        )
+    if ablation.families(readout):
+        yield Drawing(
+            "ablation",
+            "NMTune without some of its regularisers",
+            "Test accuracy of NMTune with fewer regularisers, minus that with all three.",
+            ablation.ablation(readout),
+        )
+
+
+def _encoders(readout: Readout) -> Iterator[Drawing]:
+    """Pre-training itself."""
+    wrong = names.target(readout.question.noise_kind)
     if readout.pretraining.num_rows:
         yield Drawing(
             "pretraining",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from analysis import names
 from analysis.averages import Average
-from analysis.figures import style
+from analysis.figures import overlay, style
 from analysis.readout import Readout
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def against_noise(readout: Readout, measure: str = "test_accuracy") -> Figure:
         )
         style.dress(axes, title=names.domain(domain), x=NOISE, y=_MEASURES[measure])
         _lines(axes, readout, found)
+        overlay.published(axes, readout, domain, measure, style.looks(readout.methods()))
         style.subtitle(axes, over)
         everything += found.values()
     if not domains:

@@ -1,6 +1,7 @@
 """The figure of a noise audit: what each class's labels read after the noise.
 
-Takes counts, gives a matplotlib figure. Knows nothing of how the noise was made.
+Takes counts, or a readout that holds them, gives a matplotlib figure. Knows nothing of how the
+noise was made.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from analysis.figures.style import FAINT, INK, dress, note, plain, sheet, subtitle
+from analysis.readout import Readout
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -52,3 +54,25 @@ def transition(counts: Counts, classes: Sequence[str], *, title: str, detail: st
     bar.ax.tick_params(colors=FAINT, labelsize=8)
     note(figure, "The diagonal is white: labels that are right.")
     return figure
+
+
+def realised(readout: Readout) -> Figure:
+    """The transition matrix of a readout's highest level, classes in the order of its table."""
+    rows = readout.transition.to_pylist()
+    classes = list(dict.fromkeys(row["clean"] for row in rows))
+    classes += [
+        name for name in dict.fromkeys(r["noisy"] for r in rows) if name not in set(classes)
+    ]
+    at = {name: number for number, name in enumerate(classes)}
+    counts = np.zeros((len(classes), len(classes)), np.int64)
+    for row in rows:
+        counts[at[row["clean"]], at[row["noisy"]]] += row["rows"]
+    total = int(counts.sum())
+    wrong = total - int(np.trace(counts))
+    question = readout.question
+    return transition(
+        counts,
+        classes,
+        title=f"{question.corpus}: {question.noise_kind} noise at {rows[0]['level']:g} %",
+        detail=f"{wrong:,} of {total:,} training rows are wrong ({100 * wrong / total:.2f} %)",
+    )

@@ -60,6 +60,18 @@ def looks(methods: Sequence[str]) -> dict[str, Look]:
     return chosen
 
 
+_SCALE = ("#00224e", "#2a3f6d", "#575d6d", "#7d7c78", "#a59c74", "#d2c060")  # cividis, cut
+
+
+def scale(count: int) -> list[Look]:
+    """Looks for ordered lines: dark to light, so that order survives grey and colour-blindness."""
+    step = (len(_SCALE) - 1) / max(count - 1, 1)
+    return [
+        Look(_SCALE[round(at * step)], _LOOKS[at % len(_LOOKS)].marker, _LOOKS[at % 5].dash)
+        for at in range(count)
+    ]
+
+
 PLAIN = Look("#000000", "o", "-")
 """The look of a line that stands alone."""
 

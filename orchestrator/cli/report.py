@@ -12,12 +12,25 @@ from orchestrator.cli.options import Chosen, experiment_options
 @click.command("report", epilog="Example: nml-orch report my.yaml --out figures/")
 @experiment_options
 @click.option("--out", metavar="FOLDER", help="Also copy the report's files here.")
-def command(chosen: Chosen, out: str | None) -> None:
-    """Write report.html, the figures and the tables from the store."""
+@click.option("--tex", is_flag=True, help="Print the paths of the tables in LaTeX.")
+@click.option(
+    "--rotation",
+    is_flag=True,
+    help="Measure how far each feature space has turned from the clean encoder's; reads all test "
+    "features once.",
+)
+def command(chosen: Chosen, out: str | None, tex: bool, rotation: bool) -> None:
+    """Write report.html, report.md, the figures and the tables from the store."""
     from orchestrator import readout
 
     chosen.store.prepare()
-    report = readout.refresh(chosen.plan, chosen.store)
+    report = readout.refresh(chosen.plan, chosen.store, rotation=rotation)
     if out is not None:
         readout.copy(report, Path(out))
-    click.echo(f"{out or report.place.uri}/report.html")
+    folder = out or report.place.uri
+    if tex:
+        names = sorted(name for name, _ in report.place.files() if name.endswith(".tex"))
+        for name in names:
+            click.echo(f"{folder}/{name}")
+    else:
+        click.echo(f"{folder}/report.html")

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from analysis import figures
-from analysis.figures import accuracy, encoder, style
-from analysis.readout import Readout, summary
+from analysis.figures import ablation, accuracy, encoder, matrix, noise, published, space, style
+from analysis.readout import CELLS_SCHEMA, ROTATION_SCHEMA, TRANSITION_SCHEMA, Readout, summary
 
 Make = Callable[..., Readout]
 
@@ -32,10 +34,14 @@ def test_every_figure_is_drawn_once_with_axes_that_name_their_units(make: Make) 
         "accuracy",
         "macro-f1",
         "by-task",
+        "published",
         "by-fraction",
         "feature-space",
+        "spectra",
+        "space-accuracy",
         "pretraining",
         "memorisation",
+        "matrix",
     ]
     for one in drawn[:2]:
         for axes in one.figure.axes:
@@ -113,3 +119,109 @@ def test_figures_are_the_same_bytes_on_any_thread(make: Make) -> None:
 
     with ThreadPoolExecutor(3) as threads:
         assert len(set(threads.map(drawn, range(3)))) == 1
+
+
+def test_published_curves_lie_over_ones_own_only_where_they_match(make: Make) -> None:
+    readout = make()
+    assert "published" not in words(accuracy.against_noise(readout))
+    same = replace(readout.question, corpus="ImageNet-1K", encoder="resnet50")
+    over = lines(accuracy.against_noise(replace(readout, question=same)).axes[0])
+    assert list(over["LP, published"].get_ydata()) == [73.535, 74.122, 73.229, 72.614, 71.43]
+    assert "MLP, published" not in over
+
+
+def test_published_curves_stand_beside_ones_own_as_changes(make: Make) -> None:
+    axes = published.beside(make(jitter=0.0)).axes[0]
+    assert lines(axes)["LP, ImageNet-1K"].get_ydata()[1] == pytest.approx(74.122 - 73.535)
+    own = lines(axes)["LP, here"].get_ydata()
+    assert list(own) == pytest.approx([0.0, -0.45, -0.9, -1.8, -2.7])
+
+
+def test_spectra_are_shares_of_their_sum(make: Make) -> None:
+    axes = space.spectra(make()).axes[0]
+    assert list(lines(axes)) == [f"{level} % noise" for level in (0, 5, 10, 20, 30)]
+    assert list(lines(axes)["0 % noise"].get_ydata()) == pytest.approx([50, 100 / 3, 50 / 3])
+
+
+def test_each_encoder_is_a_point_against_its_accuracy(make: Make) -> None:
+    readout = make()
+    axes = space.against_accuracy(readout).axes[0]
+    assert sum(len(line.get_xdata()) for line in lines(axes).values()) == 15
+    seeds = readout.accuracy("id", "lp").seed_means(30.0)
+    assert list(lines(axes)["30 % noise"].get_ydata()) == pytest.approx(list(seeds.values()))
+    assert "15 encoders" in words(axes.figure)
+
+
+def test_ordered_looks_grow_lighter() -> None:
+    def light(colour: str) -> int:
+        return sum(int(colour[at : at + 2], 16) for at in (1, 3, 5))
+
+    shades = [light(look.colour) for look in style.scale(5)]
+    assert shades == sorted(shades)
+    assert len(set(shades)) == 5
+
+
+def test_the_ablation_is_paired_with_the_whole(make: Make) -> None:
+    methods = ("mlp", "nmtune-paper", "less")
+    readout = make(methods=methods, jitter=0.0)
+    assert ablation.families(readout) == {}
+    rows = readout.cells.to_pylist()
+    for row in rows:
+        on = {"mlp": 0.0, "nmtune-paper": 0.01, "less": 0.01}[row["method"]]
+        row |= {"head": "paper", "mse": on, "cov": on * (row["method"] != "less"), "svd": on}
+    readout = replace(readout, cells=pa.Table.from_pylist(rows, schema=CELLS_SCHEMA))
+    assert ablation.families(readout) == {"nmtune-paper": ["less", "mlp"]}
+    axes = ablation.ablation(readout).axes[0]
+    dots = [line.get_xdata()[0] for line in axes.lines if line.get_marker() == "o"]
+    assert dots == pytest.approx([0.3 - 1.1, 0.8 - 1.1])
+    assert [t.get_text() for t in axes.get_yticklabels()] == ["MSE + SVD", "none (MLP)"]
+
+
+def test_the_matrix_shows_gaps_and_failures(make: Make) -> None:
+    address = "tune/c/symmetric/r/noise=30/seed=1/digits/lp/fraction=100/seed=0"
+    figure = matrix.matrix(
+        make(
+            drop=lambda row: row["task"] == "digits" and row["method"] == "lp",
+            problems=((address, "failed", "why"),),
+        )
+    )
+    (axes,) = figure.axes
+    marks = [line.get_marker() for line in axes.lines]
+    assert (marks.count("x"), marks.count(".")) == (1, 14)
+    assert len(axes.patches) == 6 * 4 * 15
+
+
+def test_a_large_matrix_joins_the_methods_of_a_task(make: Make) -> None:
+    figure = matrix.matrix(make(id_tasks=tuple(f"t{i}" for i in range(20)), seeds=(0,)))
+    assert len(figure.axes[0].patches) == 23 * 5
+
+
+def test_the_transition_matrix_counts_every_row(make: Make) -> None:
+    pairs = [("a", "a", 70), ("a", "b", 30), ("b", "b", 100)]
+    rows = [{"level": 30.0, "clean": c, "noisy": n, "rows": r} for c, n, r in pairs]
+    table = pa.Table.from_pylist(rows, schema=TRANSITION_SCHEMA)
+    text = words(noise.realised(replace(make(), transition=table)))
+    assert "30 of 200 training rows are wrong (15.00 %)" in text
+    assert "70.0" in text
+
+
+def test_rotation_is_drawn_where_it_was_measured(make: Make) -> None:
+    rows = [
+        {
+            "noise": level,
+            "pretrain_seed": seed,
+            "images": "digits",
+            "domain": "id",
+            "rows": 452,
+            "k": 16,
+            "angles": [10.0] * 16,
+            "overlap": 1 - level / 100,
+            "cka": 0.9,
+        }
+        for level in (5.0, 10.0, 20.0, 30.0)
+        for seed in (0, 1, 2)
+    ]
+    readout = replace(make(), rotation=pa.Table.from_pylist(rows, schema=ROTATION_SCHEMA))
+    assert "rotation" in [one.name for one in figures.draw(readout)]
+    (line,) = lines(space.rotation(readout).axes[0]).values()
+    assert list(line.get_ydata()) == pytest.approx([0.95, 0.9, 0.8, 0.7])

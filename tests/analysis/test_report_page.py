@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from analysis import report
+from analysis.claims import verdicts
 from analysis.readout import CELLS_SCHEMA, SUMMARY_SCHEMA, Readout, summary
 
 Make = Callable[..., Readout]
@@ -68,7 +69,7 @@ def test_what_is_written_is_what_is_said(written: tuple[Path, list[Path]]) -> No
     assert set(files) == found
     assert {"report.html", "table.csv", "summary.csv"} <= {path.name for path in found}
     kinds = [path.suffix for path in files if path.parent.name == "figures"]
-    assert kinds.count(".png") == kinds.count(".svg") == 7
+    assert kinds.count(".png") == kinds.count(".svg") == 11
     for path in found:
         magic = {".png": b"\x89PNG", ".svg": b"<?xml"}.get(path.suffix, b"")
         assert path.read_bytes().startswith(magic)
@@ -78,13 +79,30 @@ def test_the_page_loads_nothing_from_outside(written: tuple[Path, list[Path]]) -
     source = (written[0] / "report.html").read_text()
     parsed = Page(source)
     references = list(parsed.references())
-    assert sum(one.startswith("img data:image/svg+xml;base64,") for one in references) == 7
+    assert sum(one.startswith("img data:image/svg+xml;base64,") for one in references) == 11
     assert all(one.startswith(("img data:", "a #")) for one in references)
     assert not {"link", "iframe", "object", "embed", "base"} & {tag for tag, _ in parsed.tags}
     styles = re.findall(r"<style>(.*?)</style>", source, re.DOTALL)
     assert len(styles) == 1
     assert "url(" not in styles[0]
     assert "@import" not in styles[0]
+
+
+def test_equal_readouts_give_equal_bytes(
+    make: Make, written: tuple[Path, list[Path]], tmp_path: Path
+) -> None:
+    for path in report.write(make(), tmp_path):
+        assert path.read_bytes() == (written[0] / path.relative_to(tmp_path)).read_bytes(), path
+
+
+def test_every_claim_stands_on_the_page_with_its_verdict_and_source(make: Make) -> None:
+    parsed = page(make())
+    found = verdicts(make())
+    articles = [a for tag, a in parsed.tags if tag == "article"]
+    assert [a["id"] for a in articles] == [f"claim-{one.claim.id}" for one in found]
+    for one in found:
+        assert one.reason in parsed.text
+        assert one.claim.papers in parsed.text
 
 
 def test_links_inside_the_page_lead_somewhere(make: Make) -> None:

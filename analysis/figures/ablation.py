@@ -1,0 +1,105 @@
+"""The figure of NMTune's ablation: what is lost with each regulariser taken away."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from analysis import names
+from analysis.averages import Term, contrast
+from analysis.figures import style
+from analysis.readout import REGULARISERS, Readout
+from analysis.statistics import Interval, mean_interval
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def families(readout: Readout) -> dict[str, list[str]]:
+    """Each whole NMTune -> the methods of its head with fewer regularisers, most terms first."""
+    found: dict[str, list[str]] = {}
+    for variant in readout.variants():
+        if not readout.terms(variant):
+            continue
+        head = readout.head(variant)
+        less = [
+            method
+            for method in readout.methods()
+            if method != variant
+            and readout.head(method) == head
+            and len(readout.terms(method)) < len(REGULARISERS)
+        ]
+        if any(readout.terms(method) for method in less):
+            found[variant] = sorted(
+                less, key=lambda m: (-len(readout.terms(m)), _order(readout, m))
+            )
+    return found
+
+
+def _order(readout: Readout, method: str) -> list[int]:
+    return [REGULARISERS.index(term) for term in REGULARISERS if term in readout.terms(method)]
+
+
+def ablation(readout: Readout) -> Figure:
+    """Accuracy of each reduced NMTune minus the whole one, over tasks and levels, by domain."""
+    found = families(readout)
+    domains = readout.domains()
+    rows = max(map(len, found.values()), default=1)
+    figure, panels = style.sheet(
+        len(found),
+        len(domains),
+        width=5.4 * max(len(domains), 1),
+        height=1.6 + 0.42 * rows * len(found),
+    )
+    at = iter(panels)
+    for variant, less in found.items():
+        for domain in domains:
+            axes = next(at)
+            style.dress(
+                axes,
+                title=f"{names.method(variant)}, {domain.upper()}",
+                x="Accuracy minus whole NMTune's (points)",
+                y="",
+            )
+            drawn = {m: _apart(readout, domain, m, variant) for m in less}
+            _rows(axes, readout, drawn)
+    seeds = len(readout.seeds())
+    style.note(
+        figure,
+        "Mean over tasks and noise levels, paired; left of the line: worse than with all three. "
+        + (f"Bars: 95 % t interval over {seeds} seeds." if seeds > 1 else "One seed: no interval."),
+    )
+    return figure
+
+
+def _rows(axes: Axes, readout: Readout, drawn: dict[str, Interval | None]) -> None:
+    for row, of in enumerate(drawn.values()):
+        if of is None:
+            axes.text(0, row, " not finished", va="center", fontsize=8.5, color=style.FAINT)
+            continue
+        look = style.look(0)
+        if of.low is not None and of.high is not None:
+            axes.plot([of.low, of.high], [row, row], color=look.colour, linewidth=1.6)
+        axes.plot([of.mean], [row], color=look.colour, marker=look.marker, markersize=7)
+    axes.axvline(0, color=style.INK, linewidth=1.0)
+    labels = [_terms(readout, method) for method in drawn]
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_ylim(len(labels) - 0.4, -0.6)
+    axes.grid(True, axis="x", color=style.GRID, linewidth=0.8)
+    axes.grid(False, axis="y")
+
+
+def _terms(readout: Readout, method: str) -> str:
+    terms = [term.upper() for term in REGULARISERS if term in readout.terms(method)]
+    return " + ".join(terms) or f"none ({names.method(method)})"
+
+
+def _apart(readout: Readout, domain: str, method: str, whole: str) -> Interval | None:
+    ours, theirs = readout.accuracy(domain, method), readout.accuracy(domain, whole)
+    levels = sorted(ours.levels.keys() & theirs.levels.keys())
+    found = contrast(
+        Term(sign / len(levels), average, level)
+        for sign, average in ((1, ours), (-1, theirs))
+        for level in levels
+    )
+    return None if found is None else mean_interval(list(found.values.values()))

@@ -1,0 +1,101 @@
+"""The figure of what is there: task and method by noise level and seed, gaps visible."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from analysis import names
+from analysis.figures import style
+from analysis.readout import Readout
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_MOST_ROWS = 60  # above it, a row is a task with all its methods
+_DONE, _PART, _NONE, _FAILED = "#0072B2", "#9cc7e4", "#ffffff", "#E69F00"
+
+Square = tuple[str, str, float, int]  # task, method ("" when joined), level, seed
+
+
+def matrix(readout: Readout) -> Figure:
+    """Finished cells of those asked for: a square is a task, a method, a level and a seed."""
+    question = readout.question
+    tasks = [*question.id_tasks, *question.ood_tasks]
+    joined = len(tasks) * len(question.methods) > _MOST_ROWS
+    rows = (
+        [(task, "") for task in tasks]
+        if joined
+        else [(task, method) for task in tasks for method in question.methods]
+    )
+    columns = [(level, seed) for level in question.levels for seed in question.seeds]
+    asked = len(question.fractions) * len(question.tuning_seeds)
+    asked *= len(question.methods) if joined else 1
+    done, failed = _done(readout, joined), _failed(readout, joined)
+    width = min(3.4 + 0.34 * len(columns), 16.0)
+    figure, (axes,) = style.sheet(1, 1, width=max(width, 10.0), height=1.9 + 0.21 * len(rows))
+    style.dress(axes, title="Cells by task, method, noise level and seed", x="", y="")
+    for y, (task, method) in enumerate(rows):
+        for x, (level, seed) in enumerate(columns):
+            place = (task, method, level, seed)
+            _square(axes, x, y, done[place] / asked, place in failed)
+    _ticks(axes, rows, columns, question.seeds)
+    style.note(
+        figure,
+        "Dark: finished; light: in part; white with a dot: missing;\n"
+        "orange with a cross: failed or blocked. Columns: noise level, then pre-training seed.",
+    )
+    return figure
+
+
+def _square(axes: Axes, x: int, y: int, share: float, failed: bool) -> None:
+    from matplotlib.patches import Rectangle
+
+    colour = _DONE if share >= 1 else _FAILED if failed else _PART if share > 0 else _NONE
+    box = Rectangle((x - 0.45, y - 0.45), 0.9, 0.9, facecolor=colour, edgecolor="#9a9a9a", lw=0.5)
+    axes.add_patch(box)
+    if share < 1:
+        axes.plot(
+            [x], [y], marker="x" if failed else ".", color=style.INK, markersize=5 if failed else 3
+        )
+
+
+def _ticks(
+    axes: Axes,
+    rows: list[tuple[str, str]],
+    columns: list[tuple[float, int]],
+    seeds: tuple[int, ...],
+) -> None:
+    labels = [f"{task}  {names.method(method)}".strip() for task, method in rows]
+    axes.set_yticks(range(len(rows)), [style.plain(label) for label in labels], fontsize=8)
+    marks = [f"{level:g} %\n{seed}" if seed == seeds[0] else f"\n{seed}" for level, seed in columns]
+    axes.set_xticks(range(len(columns)), marks, fontsize=8)
+    axes.set_xlim(-0.6, len(columns) - 0.4)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.grid(False)
+    axes.tick_params(length=0)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_visible(False)
+
+
+def _done(readout: Readout, joined: bool) -> Counter[Square]:
+    names_ = ("task", "method", "noise", "pretrain_seed")
+    columns = [readout.cells[name].to_pylist() for name in names_]
+    return Counter(
+        (task, "" if joined else method, level, seed)
+        for task, method, level, seed in zip(*columns, strict=True)
+    )
+
+
+def _failed(readout: Readout, joined: bool) -> set[Square]:
+    """The squares that a failed or blocked cell lies in, by its address."""
+    found: set[Square] = set()
+    for row in readout.problems.to_pylist():
+        parts = row["address"].split("/")
+        if row["status"] in ("failed", "blocked") and parts[0] == "tune" and len(parts) >= 8:
+            noise, seed = parts[-6].removeprefix("noise="), parts[-5].removeprefix("seed=")
+            if seed.isdigit() and noise.replace(".", "", 1).isdigit():
+                method = "" if joined else parts[-3]
+                found.add((parts[-4], method, float(noise), int(seed)))
+    return found

@@ -1,0 +1,36 @@
+"""The papers' curves laid over the experiment's own, where both speak of the same thing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from analysis import names
+from analysis import published as papers
+from analysis.figures import style
+from analysis.readout import Readout
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def published(
+    axes: Axes, readout: Readout, domain: str, measure: str, looks: Mapping[str, style.Look]
+) -> None:
+    """The published curves of the same corpus, encoder and method over the experiment's own."""
+    for method, look in looks.items():
+        for one in papers.curves(domain, measure):
+            if papers.matches(one, readout.question, method):
+                x = sorted(one.levels)
+                axes.plot(
+                    x,
+                    [one.levels[level] for level in x],
+                    color=look.colour,
+                    marker=look.marker,
+                    markerfacecolor="white",
+                    linestyle=(0, (1, 2)),
+                    linewidth=1.2,
+                    markersize=6,
+                    label=f"{names.method(method)}, published",
+                    zorder=2,
+                )

@@ -1,0 +1,90 @@
+"""The figure of the papers' curves beside the experiment's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from analysis import names, published
+from analysis.averages import Average
+from analysis.figures import style
+from analysis.figures.accuracy import NOISE
+from analysis.readout import Readout
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_MARKS = {"lp": "o", "nmtune": "^"}
+_DASHES = {"ImageNet-1K": (0, (1, 1)), "YFCC15M": (0, (4, 2))}
+_GREY = "#6e6e6e"
+
+
+def beside(readout: Readout) -> Figure:
+    """Change from clean against noise: own methods with intervals, the papers' in grey, hollow.
+
+    Changes, not accuracies: corpora, encoders and tasks of other difficulty have no common scale.
+    """
+    domains = readout.domains()
+    figure, panels = style.sheet(1, max(len(domains), 1), width=5.2 * max(len(domains), 1.25))
+    methods = [m for m in (readout.probe(), *readout.variants()) if m in readout.methods()]
+    looks = style.looks(methods)
+    levels = sorted({*readout.levels, 0.0, 5.0, 10.0, 20.0, 30.0})
+    for axes, domain in zip(panels, domains, strict=False):
+        style.dress(axes, title=names.domain(domain), x=NOISE, y="Change from clean (points)")
+        for method, shift in zip(methods, style.shifts(levels, len(methods)), strict=True):
+            _own(axes, readout.accuracy(domain, method), looks[method], names.method(method), shift)
+        for one in published.curves(domain):
+            _theirs(axes, one.levels, one)
+        axes.axhline(0, color=style.INK, linewidth=0.8)
+        style.noise_axis(axes, levels)
+    style.legend(figure, panels)
+    style.note(
+        figure,
+        "Grey and hollow: published, one run each, other corpora, encoders and tasks "
+        f"(arXiv:2309.17002v2, Figure 1). {_bars(readout)}",
+    )
+    return figure
+
+
+def _bars(readout: Readout) -> str:
+    seeds = len(readout.seeds())
+    return f"Bars: 95 % t interval over {seeds} seeds." if seeds > 1 else "One seed: no interval."
+
+
+def _own(axes: Axes, found: Average, look: style.Look, label: str, shift: float) -> None:
+    changes = {level: found.change(level) for level in sorted(found.levels) if level > 0}
+    drawn = {level: one.interval for level, one in changes.items() if one is not None}
+    if not drawn:
+        return
+    x = [0.0, *(level + shift for level in drawn)]
+    axes.plot(
+        x,
+        [0.0, *(of.mean for of in drawn.values())],
+        color=look.colour,
+        marker=look.marker,
+        linestyle=look.dash,
+        linewidth=1.8,
+        markersize=6,
+        label=f"{label}, here",
+        zorder=3,
+    )
+    for at, of in zip(x[1:], drawn.values(), strict=True):
+        if of.low is not None and of.high is not None:
+            axes.plot([at, at], [of.low, of.high], color=look.colour, linewidth=1.3)
+
+
+def _theirs(axes: Axes, levels: Mapping[float, float], one: published.Series) -> None:
+    x = sorted(levels)
+    axes.plot(
+        x,
+        [levels[level] - levels[0.0] for level in x],
+        color=_GREY,
+        marker=_MARKS.get(one.method, "s"),
+        markerfacecolor="white",
+        linestyle=_DASHES.get(one.corpus, "-"),
+        linewidth=1.2,
+        markersize=5,
+        label=f"{names.method(one.method)}, {one.corpus}",
+        zorder=2,
+    )

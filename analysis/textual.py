@@ -1,0 +1,198 @@
+"""The report as text: Markdown for reading anywhere, LaTeX tables for a paper.
+
+Takes a `Readout` and its verdicts, gives text. The LaTeX tables are laid out as the papers' are
+(methods by noise level; the ablation as in Table 16) and need the package booktabs alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from analysis import answers, names, tables
+from analysis.averages import Average
+from analysis.figures.ablation import families
+from analysis.findings import certainty, findings
+from analysis.readout import REGULARISERS, Readout
+from analysis.statistics import Interval
+from analysis.verdicts import Verdict
+
+_SPECIAL = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "−": "$-$",
+    "±": r"$\pm$",
+    "→": r"$\rightarrow$",
+    "Δ": r"$\Delta$",
+}
+
+
+# -- Markdown --------------------------------------------------------------------------------------
+
+
+def markdown(readout: Readout, found: Sequence[Verdict], drawn: Sequence[tuple[str, str]]) -> str:
+    """The report in Markdown; `drawn` are the figures' names and titles."""
+    done, asked = tables.finished(readout)
+    lines = [answers.markdown(readout, found, certainty(readout))]
+    lines += ["## In words", ""]
+    lines += [f"- **{one.heading}**: {one.text}" for one in findings(readout)]
+    lines += ["", f"{done:,} of {names.count(asked, 'cell')} finished.", ""]
+    for domain in readout.domains():
+        lines += [f"## {names.domain(domain)}: test accuracy (%)", "", *_averages(readout, domain)]
+        lines.append("")
+    if drawn:
+        lines += ["## Figures", ""]
+        lines += [f"![{title}](figures/{name}.png)" for name, title in drawn]
+        lines.append("")
+    lines += [
+        "Every number is in the CSV files beside this one: claims, summary, table (cells).",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _averages(readout: Readout, domain: str) -> list[str]:
+    heads = ["Method", *(f"{names.percent(level)} noise" for level in readout.levels)]
+    lines = [f"| {' | '.join(heads)} |", f"|---|{'---:|' * len(readout.levels)}"]
+    for method in readout.methods():
+        found = readout.accuracy(domain, method)
+        if found.levels:
+            cells = [_value(found.interval(level)) for level in readout.levels]
+            lines.append(f"| {names.method(method).replace('|', '/')} | {' | '.join(cells)} |")
+    return lines
+
+
+def _value(of: Interval | None) -> str:
+    return "–" if of is None else names.interval(of)
+
+
+# -- LaTeX -----------------------------------------------------------------------------------------
+
+
+def latex(readout: Readout, found: Sequence[Verdict]) -> dict[str, str]:
+    """File name -> table, of those the readout has numbers for."""
+    made = {
+        **{f"accuracy-{domain}.tex": _accuracy(readout, domain) for domain in readout.domains()},
+        "ablation.tex": _ablation(readout),
+        "claims.tex": _claims(found),
+    }
+    return {f"tables/{name}": text for name, text in made.items() if text}
+
+
+def _accuracy(readout: Readout, domain: str) -> str:
+    """Methods by noise level: mean over tasks and seeds, half the interval behind it; best bold."""
+    averages = {m: readout.accuracy(domain, m) for m in readout.methods()}
+    averages = {m: found for m, found in averages.items() if found.levels}
+    if not averages:
+        return ""
+    best = {level: _best(list(averages.values()), level) for level in readout.levels}
+    rows = [
+        [names.method(m), *(_mean(found.interval(x), best[x]) for x in readout.levels)]
+        for m, found in averages.items()
+    ]
+    members = names.mean_of(next(iter(averages.values())).members)
+    if len({found.members for found in averages.values()}) > 1:
+        members = "each method over its own finished tasks"
+    seeds = names.count(len(readout.seeds()), "pre-training seed")
+    return _tabular(
+        ["Method", *(f"{names.percent(level)}" for level in readout.levels)],
+        rows,
+        f"{names.domain(domain)}: test accuracy (%) by pre-training noise, {members}; {seeds}"
+        + ("; ± half the 95 % t interval." if len(readout.seeds()) > 1 else "; no intervals."),
+        f"accuracy-{domain}",
+    )
+
+
+def _best(averages: Sequence[Average], level: float) -> float:
+    values = [of.mean for found in averages if (of := found.interval(level)) is not None]
+    return max(values, default=float("inf"))
+
+
+def _mean(of: Interval | None, best: float) -> str:
+    if of is None:
+        return "--"
+    text = f"{of.mean:.1f}"
+    if round(of.mean, 1) == round(best, 1):
+        text = rf"\textbf{{{text}}}"
+    if of.high is not None:
+        text += rf" {{\scriptsize$\pm${of.high - of.mean:.1f}}}"
+    return _RAW + text
+
+
+def _ablation(readout: Readout) -> str:
+    """As in Table 16: the regularisers that are on, and accuracy by noise level, ID."""
+    rows: list[list[str]] = []
+    for variant, less in families(readout).items():
+        for method in (variant, *less):
+            found = readout.accuracy("id", method)
+            marks = [
+                _RAW + (r"$\checkmark$" if term in readout.terms(method) else "")
+                for term in REGULARISERS
+            ]
+            values = [_mean(found.interval(level), float("inf")) for level in readout.levels]
+            rows.append([names.method(method), *marks, *values])
+    if not rows:
+        return ""
+    heads = [
+        "Method",
+        *(term.upper() for term in REGULARISERS),
+        *map(names.percent, readout.levels),
+    ]
+    caption = "NMTune's regularisers: ID test accuracy (%) by pre-training noise."
+    return _tabular(heads, rows, caption, "ablation")
+
+
+def _claims(found: Sequence[Verdict]) -> str:
+    rows = [
+        [one.claim.sentence, one.word, answers.numbers(one.parts[0]) if one.parts else "–"]
+        for one in found
+    ]
+    columns = r"p{0.42\linewidth}lp{0.36\linewidth}"
+    heads = ["Published claim", "Verdict", "First comparison"]
+    return _tabular(heads, rows, f"{answers.in_short(found)} {answers.rule()}", "claims", columns)
+
+
+_RAW = "\0"  # marks a cell that is LaTeX already
+
+
+def _tabular(
+    heads: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    caption: str,
+    label: str,
+    columns: str | None = None,
+) -> str:
+    form = columns or "l" + "c" * (len(heads) - 1)
+    body = [" & ".join(map(_tex, row)) + r" \\" for row in rows]
+    return "\n".join(
+        [
+            "% needs \\usepackage{booktabs} and, for check marks, amssymb",
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{_tex(caption)}}}",
+            rf"\label{{tab:nml-{label}}}",
+            rf"\begin{{tabular}}{{{form}}}",
+            r"\toprule",
+            " & ".join(map(_tex, heads)) + r" \\",
+            r"\midrule",
+            *body,
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+def _tex(text: str) -> str:
+    """Text in which LaTeX sees no commands; cells marked as LaTeX pass as they are."""
+    if text.startswith(_RAW):
+        return text.removeprefix(_RAW)
+    return "".join(_SPECIAL.get(letter, letter) for letter in text.replace("–", "--"))

@@ -1,0 +1,51 @@
+"""The three spectra of a stream of features: seconds and peak memory.
+
+    python benchmarks/spectrum.py --rows 200000 --dim 2048
+
+Features are generated in chunks and never held, so that the peak is what `analysis.spectrum` needs;
+it does not grow with the number of rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import time
+from collections.abc import Iterator
+
+import numpy as np
+
+from analysis.spectrum import spectra
+
+CHUNK = 4096
+
+
+def batches(rows: int, dim: int, spent: list[float]) -> Iterator[np.ndarray]:
+    random = np.random.default_rng(0)
+    scale = np.geomspace(10, 0.01, dim).astype(np.float32)
+    for start in range(0, rows, CHUNK):
+        began = time.perf_counter()
+        chunk = random.standard_normal((min(CHUNK, rows - start), dim), np.float32) * scale + 1
+        spent.append(time.perf_counter() - began)
+        yield chunk
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rows", type=int, default=200_000)
+    parser.add_argument("--dim", type=int, default=2048)
+    asked = parser.parse_args()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    making: list[float] = []
+    began = time.perf_counter()
+    found = spectra(batches(asked.rows, asked.dim, making))
+    spent = time.perf_counter() - began - sum(making)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(f"{asked.rows:,} x {asked.dim}: {spent:.1f} s ({asked.rows / spent:,.0f} rows/s)")
+    print(f"peak memory {peak / 1024:,.0f} MiB, of it {before / 1024:,.0f} MiB before it began")
+    for one in found:
+        print(f"{one.preprocessing:9} SVE {one.sve:.4f}  LSVR {one.lsvr:.4f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,270 @@
+"""Promises of the verdicts: earned over seeds, told with what would decide, never from one seed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from analysis import answers, published, textual
+from analysis.claims import verdicts
+from analysis.evidence import Evidence, Part, Side
+from analysis.readout import ANSWERS_SCHEMA, CELLS_SCHEMA, Readout
+from analysis.statistics import bootstrap, directed_p, holm, paired_bootstrap, seeds_needed
+from analysis.verdicts import Claim, Verdict, judge
+
+Make = Callable[..., Readout]
+CLAIM = Claim("c", "A claim", "somewhere", "a test", "data")
+
+
+def by_id(found: list[Verdict]) -> dict[str, Verdict]:
+    return {one.claim.id: one for one in found}
+
+
+def part(*values: float, direction: int = 1, samples: Mapping[str, Any] | None = None) -> Part:
+    return Part("a − b", "points", direction, dict(enumerate(values)), samples or {})
+
+
+def changed(readout: Readout, change: Callable[[dict[str, Any]], None], **tables: Any) -> Readout:
+    rows = readout.cells.to_pylist()
+    for row in rows:
+        change(row)
+    cells = pa.Table.from_pylist(rows, schema=CELLS_SCHEMA)
+    given = {"spectra": readout.spectra, **tables}
+    return Readout(readout.experiment, readout.question, cells, **given)
+
+
+# -- statistics ------------------------------------------------------------------------------------
+
+
+def test_holm_is_the_textbooks() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_p_values_reject_as_often_as_they_say() -> None:
+    draws = np.random.default_rng(3).standard_normal((4000, 4))
+    share = np.mean([directed_p(list(row), 1) < 0.1 for row in draws])
+    assert 0.035 < share < 0.065  # the two-sided p is not halved
+    assert directed_p([1.0, 1.1, 0.9], -1) == 1.0
+    assert directed_p([1.0], 1) == 1.0
+
+
+def test_the_seeds_asked_for_give_the_power_promised() -> None:
+    n = seeds_needed(1.0, 0.5)
+    assert n is not None
+    draws = np.random.default_rng(5).standard_normal((3000, n)) + 0.5
+    assert 0.78 < np.mean([directed_p(list(row), 1) < 0.05 for row in draws]) < 0.83
+    assert seeds_needed(0.0, 0.5) == 2
+    assert seeds_needed(1.0, 0.0) is None
+    assert seeds_needed(1.0, 1e-3) is None
+
+
+def test_contrasts_share_their_draws_and_test_sets_add_up() -> None:
+    random = np.random.default_rng(0)
+    first, second = (random.standard_normal((3, n)) for n in (200, 300))
+    alone = paired_bootstrap(first, np.zeros_like(first))
+    same, twin, both = bootstrap([{"": first}, {"": first}, {"": first, "b": second}])
+    assert (same.low, same.high) != (None, None)
+    assert same.mean == pytest.approx(alone.mean)
+    assert abs((same.low or 0) - (alone.low or 0)) < 0.02
+    assert twin.mean == same.mean
+    assert both.mean == pytest.approx(first.mean() + second.mean())
+
+
+# -- verdicts --------------------------------------------------------------------------------------
+
+
+def test_one_seed_never_gives_a_verdict(make: Make) -> None:
+    found = verdicts(make(seeds=(0,), jitter=0.0))
+    assert {one.word for one in found} == {"undecided"}
+    measured = [one for one in found if one.parts]
+    assert measured
+    assert all("a verdict needs at least 2" in one.reason for one in measured)
+
+
+def test_a_clear_effect_is_supported_and_its_opposite_is_not() -> None:
+    values = (1.0, 1.1, 0.9, 1.05)
+    yes, no = judge([(CLAIM, [part(*values)]), (CLAIM, [part(*values, direction=-1)])])
+    assert (yes.word, no.word) == ("supported", "not supported")
+    assert "rules the claim out" in no.reason
+
+
+def test_a_negligible_effect_is_none_however_sure() -> None:
+    (found,) = judge([(CLAIM, [part(0.02, 0.021, 0.019, 0.02)])])
+    assert found.word == "not supported"
+
+
+def test_every_part_must_hold() -> None:
+    sure = part(1.0, 1.1, 0.9, 1.05)
+    (found,) = judge([(CLAIM, [sure, part(1.0, -1.1, 0.9, -1.0)])])
+    assert found.word == "undecided"
+    (found,) = judge([(CLAIM, [sure, part(-1.0, -1.1, -0.9, -1.0)])])
+    assert found.word == "not supported"
+
+
+def test_more_claims_ask_for_more() -> None:
+    weak = (CLAIM, [part(1.0, 1.3, 0.7)])
+    (alone,) = judge([weak])
+    crowd = judge([weak] * 20)
+    assert alone.word == "supported"
+    assert {one.word for one in crowd} == {"undecided"}
+
+
+def test_chance_in_the_test_samples_can_withhold_a_verdict() -> None:
+    values = (1.0, 1.1, 0.9, 1.05)
+    few = np.array([[100.0] * 3 + [-100.0] * 2 + [0.0] * (95)] * 4)
+    (found,) = judge([(CLAIM, [part(*values, samples={"t": few})])])
+    assert found.word == "undecided"
+    assert "test samples" in found.reason
+
+
+def test_an_undecided_claim_says_how_many_seeds_would_decide(make: Make) -> None:
+    found = by_id(verdicts(make(jitter=2.0)))["slight-noise-helps-id"]
+    assert found.word == "undecided"
+    assert "seeds would be needed" in found.reason
+    assert "to see 0.5 points" in found.reason
+
+
+def test_the_truth_of_a_synthetic_experiment_is_found(make: Make) -> None:
+    found = by_id(verdicts(make(jitter=0.05, seeds=(0, 1, 2, 3, 4))))
+    words = {name: one.word for name, one in found.items()}
+    assert words["slight-noise-helps-id"] == "not supported"  # it only ever loses there
+    assert words["any-noise-hurts-ood"] == "supported"
+    assert words["id-peaks-at-5-10"] == "not supported"
+    assert words["sve-moves"] == words["lsvr-moves"] == "supported"
+    assert words["nmtune-paper-mlp-lp-id"] == "supported"
+    assert words["nmtune-released-mlp-lp-id"] == "not supported"  # below MLP by construction
+    assert words["nmtune-paper-narrows-ood"] == "not supported"  # 1.4 times the slope
+
+
+def test_a_gain_at_slight_noise_is_found_where_there_is_one(make: Make) -> None:
+    def helped(row: dict[str, Any]) -> None:
+        row["test_accuracy"] += 3.0 if row["noise"] in (5.0, 10.0) else 0.0
+
+    found = by_id(verdicts(changed(make(jitter=0.05, seeds=(0, 1, 2, 3, 4)), helped)))
+    assert found["slight-noise-helps-id"].word == "supported"
+    assert found["id-peaks-at-5-10"].word == "supported"
+    assert found["any-noise-hurts-ood"].word == "not supported"
+
+
+def test_what_was_not_measured_says_what_it_needs(make: Make) -> None:
+    found = by_id(verdicts(make(methods=("lp",), ood_tasks=(), levels=(0.0, 30.0))))
+    for name in ("slight-noise-helps-id", "any-noise-hurts-ood", "nmtune-paper-mlp-lp-id"):
+        assert (found[name].word, found[name].parts) == ("undecided", ())
+        assert "it needs" in found[name].reason
+
+
+def test_a_regularisers_share_is_read_from_the_weights_not_the_names(make: Make) -> None:
+    readout = make(methods=("lp", "mlp", "nmtune-paper", "my-own"), jitter=0.05, seeds=range(5))
+
+    def weighed(row: dict[str, Any]) -> None:
+        row["head"] = "linear" if row["method"] == "lp" else "paper"
+        if row["method"] in ("nmtune-paper", "my-own"):
+            row |= {"mse": 0.01, "cov": 0.01, "svd": 0.01}
+        if row["method"] == "my-own":
+            row["cov"] = 0.0
+
+    found = by_id(verdicts(changed(readout, weighed)))
+    assert found["nmtune-paper-share-of-cov"].word == "supported"  # +1.1 against +0.3
+    assert not found["nmtune-paper-share-of-mse"].parts
+
+
+def answered(readout: Readout, right: float) -> Readout:
+    """The readout with answers such that every cell of level 0 has `right` more right."""
+    rows = []
+    for row in readout.cells.to_pylist():
+        if row["fraction"] == readout.fraction:
+            correct = np.arange(200) < (150 + 200 * right * (row["noise"] == 0))
+            rows.append(
+                {
+                    **{name: row[name] for name in ("noise", "pretrain_seed", "task", "method")},
+                    "tuning_seed": row["tuning_seed"],
+                    "samples": f"set of {row['task']}",
+                    "correct": correct.tolist(),
+                }
+            )
+    table = pa.Table.from_pylist(rows, schema=ANSWERS_SCHEMA)
+    return changed(readout, lambda row: None, answers=table)
+
+
+def test_answers_are_paired_by_sample(make: Make) -> None:
+    evidence = Evidence(answered(make(seeds=(0, 1)), right=0.1))
+    (found,) = evidence.part("", -1, "id", [Side(1, "lp", 10.0), Side(-1, "lp", 0.0)])
+    assert len(found.samples) == 3
+    total = sum(float(one.mean()) for one in found.samples.values())
+    assert total == pytest.approx(-10.0)
+    (nothing,) = Evidence(make()).part("", -1, "id", [Side(1, "lp", 10.0)])
+    assert nothing.samples == {}
+
+
+# -- as told ---------------------------------------------------------------------------------------
+
+
+def test_markdown_holds_every_verdict_and_no_markup_of_strangers(make: Make) -> None:
+    readout = make(title="What *is* <this>?")
+    found = verdicts(readout)
+    text = answers.markdown(readout, found, "Sure.")
+    assert "What \\*is\\* \\<this\\>?" in text
+    for one in found:
+        assert one.claim.sentence.split(",")[0] in text
+
+
+def test_the_answer_in_short_counts_every_claim(make: Make) -> None:
+    found = verdicts(make(methods=("lp",)))
+    unmeasured = sum(not one.parts for one in found)
+    told = answers.in_short(found)
+    assert told.startswith(f"Of {len(found)} published claims, ")
+    assert told.endswith(f"are undecided ({unmeasured} of them not measured).")
+
+
+def test_claims_csv_has_every_claim_and_comparison(make: Make) -> None:
+    found = verdicts(make())
+    rows = list(answers.rows(found))
+    assert {row["claim"] for row in rows} == {one.claim.id for one in found}
+    assert len(rows) == sum(max(len(one.parts), 1) for one in found)
+    assert all(tuple(row) == answers.COLUMNS for row in rows)
+
+
+def test_latex_is_balanced_and_escaped(make: Make) -> None:
+    readout = make(methods=("lp", "mlp", "nmtune-paper", "50%_&{odd}"))
+    made = textual.latex(readout, verdicts(readout))
+    assert set(made) == {f"tables/{n}.tex" for n in ("accuracy-id", "accuracy-ood", "claims")}
+    for text in made.values():
+        assert text.count(r"\begin{") == text.count(r"\end{") == 2
+        assert "%" not in text.replace(r"\%", "").replace("% needs", "")
+        body = text[text.index(r"\midrule") : text.index(r"\bottomrule")]
+        heads = (
+            next(x for x in text.splitlines() if x.endswith(r"\\")).replace(r"\&", "").count("&")
+        )
+        for line in body.splitlines()[1:]:
+            assert line.replace(r"\&", "").count("&") == heads
+            assert line.endswith(r"\\")
+    assert r"50\%\_\&\{odd\}" in made["tables/accuracy-id.tex"]
+
+
+# -- the papers' numbers ---------------------------------------------------------------------------
+
+
+def test_the_published_numbers_are_all_there() -> None:
+    assert len(published.rows()) == 1787
+    curves = {(s.corpus, s.method): s.levels for s in published.curves("id")}
+    assert curves["ImageNet-1K", "lp"] == {0: 73.535, 5: 74.122, 10: 73.229, 20: 72.614, 30: 71.43}
+    assert curves["YFCC15M", "nmtune"][5.0] == 67.436
+    assert len(list(published.ablation())) == 16
+
+
+def test_published_curves_match_by_corpus_encoder_and_method(make: Make) -> None:
+    from dataclasses import replace
+
+    question = make().question
+    same = replace(question, corpus="imagenet-1k", encoder="resnet50")
+    curves = list(published.curves("id"))
+    assert not any(published.matches(one, question, "lp") for one in curves)
+    assert [one.corpus for one in curves if published.matches(one, same, "lp")] == ["ImageNet-1K"]
+    assert any(published.matches(one, same, "nmtune-paper") for one in curves)
+    assert not any(published.matches(one, same, "mlp") for one in curves)
