@@ -12,9 +12,12 @@ import json
 import os
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from jobs import bucket
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -45,16 +48,34 @@ class Place:
         return "://" not in self.uri
 
     def __truediv__(self, name: str) -> Place:
-        return Place(f"{self.uri}/{name}")
+        if self.is_local:
+            return Place(f"{self.uri}/{name}")
+        path, mark, options = self.uri.partition("?")
+        return Place(f"{path.rstrip('/')}/{name}{mark}{options}")
 
     def open(self) -> tuple[pafs.FileSystem, str]:
-        """The pyarrow filesystem and the path within it."""
+        """The pyarrow filesystem and the path within it.
+
+        `s3://bucket/folder?endpoint_override=http://host:port&region=...` names another S3 store
+        than Amazon's. Raises ValueError for options and credentials that may not stand there.
+        """
         import pyarrow.fs as pafs
 
         if self.is_local:
             return pafs.LocalFileSystem(), self.uri
+        if self.uri.startswith("s3://"):
+            return bucket.open_s3(self.uri)
         filesystem, path = pafs.FileSystem.from_uri(self.uri)
         return filesystem, path
+
+    @contextmanager
+    def _asked(self) -> Iterator[tuple[pafs.FileSystem, str]]:
+        """As `open`, for requests that should not go unanswered in silence."""
+        if self.is_local:
+            yield self.open()
+        else:
+            with bucket.patience(self.uri):
+                yield self.open()
 
     def local_path(self) -> Path:
         """This folder as a path; ValueError when it lies in an object store."""
@@ -68,27 +89,29 @@ class Place:
         """Whether a file or folder of that name is here."""
         import pyarrow.fs as pafs
 
-        filesystem, path = self.open()
-        info = filesystem.get_file_info(f"{path}/{name}")
+        with self._asked() as (filesystem, path):
+            info = filesystem.get_file_info(f"{path}/{name}")
         return bool(info.type != pafs.FileType.NotFound)
 
     def files(self) -> Iterator[tuple[str, int]]:
         """Every file below as (relative name, bytes), sorted; none if the folder is absent."""
         import pyarrow.fs as pafs
 
-        filesystem, path = self.open()
-        selector = pafs.FileSelector(path, recursive=True, allow_not_found=True)
-        found = [
-            (info.path[len(path) :].lstrip("/"), int(info.size))
-            for info in filesystem.get_file_info(selector)
-            if info.type == pafs.FileType.File
-        ]
+        with self._asked() as (filesystem, path):
+            selector = pafs.FileSelector(path, recursive=True, allow_not_found=True)
+            found = [
+                (info.path[len(path) :].lstrip("/"), int(info.size))
+                for info in filesystem.get_file_info(selector)
+                if info.type == pafs.FileType.File
+            ]
         yield from sorted(found)
 
     def read_bytes(self, name: str) -> bytes:
         """The whole content of a file; FileNotFoundError when it is not here."""
-        filesystem, path = self.open()
-        with filesystem.open_input_stream(f"{path}/{name}") as stream:
+        with (
+            self._asked() as (filesystem, path),
+            filesystem.open_input_stream(f"{path}/{name}") as stream,
+        ):
             return bytes(stream.read())
 
     def sha256(self, name: str) -> str:
@@ -116,9 +139,8 @@ class Place:
 
     def write_bytes(self, name: str, data: bytes) -> None:
         """Put a file here, whole or not at all; folders are made as needed."""
-        filesystem, path = self.open()
-        target = f"{path}/{name}"
         if self.is_local:
+            target = f"{self.uri}/{name}"
             partial = Path(f"{target}.{uuid.uuid4().hex[:8]}.partial")
             partial.parent.mkdir(parents=True, exist_ok=True)
             try:
@@ -130,7 +152,10 @@ class Place:
             finally:
                 partial.unlink(missing_ok=True)
         else:
-            with filesystem.open_output_stream(target) as stream:
+            with (
+                self._asked() as (filesystem, path),
+                filesystem.open_output_stream(f"{path}/{name}") as stream,
+            ):
                 stream.write(data)
 
     def write_json(self, name: str, value: Any) -> None:
@@ -151,10 +176,10 @@ class Place:
         """Remove a file or folder below this one (or this folder itself); silent when absent."""
         import pyarrow.fs as pafs
 
-        filesystem, path = self.open()
-        target = f"{path}/{name}" if name else path
-        info = filesystem.get_file_info(target)
-        if info.type == pafs.FileType.Directory:
-            filesystem.delete_dir(target)
-        elif info.type == pafs.FileType.File:
-            filesystem.delete_file(target)
+        with self._asked() as (filesystem, path):
+            target = f"{path}/{name}" if name else path
+            info = filesystem.get_file_info(target)
+            if info.type == pafs.FileType.Directory:
+                filesystem.delete_dir(target)
+            elif info.type == pafs.FileType.File:
+                filesystem.delete_file(target)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import platform
 import re
 import socket
@@ -68,7 +69,13 @@ def versions() -> dict[str, str]:
 
 
 def _source() -> tuple[str | None, bool | None]:
-    """Commit of the checkout this code runs from, and whether it has changes; None outside one."""
+    """Commit of the checkout this code runs from, and whether it has changes; None outside one.
+
+    A submitted sweep is told by `NML_COMMIT` where it was sent from.
+    """
+    told = os.environ.get("NML_COMMIT")
+    if told:
+        return told.removesuffix("+changes"), told.endswith("+changes")
     root = Path(__file__).resolve().parent.parent
     if not (root / ".git").exists():
         return None, None

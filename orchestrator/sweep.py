@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from types import FrameType
 
 from orchestrator import cluster, readout
+from orchestrator.cluster import nodes
 from orchestrator.errors import ClusterError
 from orchestrator.executor import Executor, Result, Status
 from orchestrator.mirror import Tracker
@@ -104,6 +105,7 @@ def _execute(
         with cluster.session():
             signal.signal(signal.SIGTERM, _terminate)  # Ray has just set a handler of its own
             _check_resources(plan)
+            nodes.check(store.root)
             executor = Executor(
                 plan,
                 store,

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from commands import Command, Start
+from commands import TINY, Command, Start
 from orchestrator import cluster
 
 # How long an example takes is the machine's affair; a deadline makes a busy one fail.
@@ -52,3 +52,12 @@ def start() -> Iterator[Start]:
         if command.process.poll() is None:
             os.killpg(command.process.pid, 9)
             command.process.wait()
+
+
+@pytest.fixture(scope="session")
+def undisturbed(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a TINY sweep that nothing happened to; not to be changed."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    code, output = start(folder, "sweep", *TINY).finish()
+    assert code == 0, output
+    return folder

@@ -19,6 +19,7 @@ VERBS = {
     "report": "Write the report from what the store holds.",
     "sync": "Bring MLflow up to the store.",
     "ui": "Open MLflow's pages on this machine.",
+    "submit": "Send a sweep to a running Ray cluster.",
     "doctor": "Check versions, storage, disk, Ray and tracking.",
 }
 """Every verb, with the line that `--help` shows; its module has the same name."""

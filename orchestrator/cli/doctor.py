@@ -18,21 +18,33 @@ LOW_DISK_GB = 5
 @click.command("doctor", epilog="Example: nml-orch doctor my.yaml")
 @experiment_options
 @click.option("--no-ray", is_flag=True, help="Do not start or join Ray.")
-def command(chosen: Chosen, no_ray: bool) -> int:
-    """Check versions, storage, disk, tracking and Ray, and say what to do about what is wrong."""
+@click.option(
+    "--cluster",
+    "cluster_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Check a cluster file for `ray up` as well: fields, versions, open ports.",
+)
+def command(chosen: Chosen, no_ray: bool, cluster_file: Path | None) -> int:
+    """Check versions, storage, disk, tracking and Ray, and say what to do about what is wrong.
+
+    With RAY_ADDRESS set, every node of that cluster is asked for its versions and for the storage.
+    """
     failed = 0
-    for name, (passed, words) in _checks(chosen, no_ray):
+    for name, (passed, words) in _checks(chosen, no_ray, cluster_file):
         failed += not passed
         click.echo(f"{'ok  ' if passed else 'FAIL'}  {name:<10} {words}")
     return 1 if failed else 0
 
 
-def _checks(chosen: Chosen, no_ray: bool) -> Iterator[tuple[str, Check]]:
+def _checks(chosen: Chosen, no_ray: bool, cluster_file: Path | None) -> Iterator[tuple[str, Check]]:
     yield "versions", _versions()
     yield "experiment", (True, f"{chosen.experiment.name}: {len(chosen.plan.steps)} steps planned")
     yield "storage", _guarded(lambda: _storage(chosen))
     yield "disk", _disk(chosen)
     yield "tracking", _guarded(lambda: _tracking(chosen))
+    if cluster_file is not None:
+        yield "cluster", _guarded(lambda: _cluster(cluster_file))
     if not no_ray:
         yield "ray", _guarded(lambda: _ray(chosen))
 
@@ -86,11 +98,27 @@ def _tracking(chosen: Chosen) -> Check:
     return True, f"{redact(uri)} answers"
 
 
+def _cluster(file: Path) -> Check:
+    from orchestrator.cluster import launch
+
+    content = launch.validate(file)
+    wrong = [
+        *launch.pins(content).differences(),
+        *(f"it listens on every address: {line}" for line in launch.open_to_the_world(content)),
+    ]
+    if wrong:
+        return False, f"{file}: {'; '.join(wrong)}"
+    kinds = ", ".join(content.get("available_node_types") or [content["provider"]["type"]])
+    return True, f"{file}: accepted by the installed Ray ({kinds})"
+
+
 def _ray(chosen: Chosen) -> Check:
     from orchestrator import cluster
+    from orchestrator.cluster import nodes
 
     with cluster.session():
         have = cluster.resources()
+        nodes.check(chosen.store.root)
     need = chosen.experiment.pretrain.resources
     cpus, gpus = need.workers * need.cpus_per_worker, need.workers * need.gpus_per_worker
     if cpus > have.cpus or gpus > have.gpus:

@@ -16,15 +16,6 @@ from commands import TINY, Command, Start
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
 
 
-@pytest.fixture(scope="module")
-def undisturbed(start: Start, tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """The final table of a sweep that nothing happened to."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    code, output = start(folder, "sweep", *TINY).finish()
-    assert code == 0, output
-    return table(folder)
-
-
 def table(folder: Path) -> bytes:
     return (folder / "nml-store/report/demo/table.csv").read_bytes()
 
@@ -60,7 +51,7 @@ def tuning(folder: Path) -> Callable[[], bool]:
 @pytest.mark.parametrize("moment", [training, tuning])
 def test_a_killed_sweep_goes_on_to_the_same_numbers(
     moment: Callable[[Path], Callable[[], bool]],
-    undisturbed: bytes,
+    undisturbed: Path,
     start: Start,
     tmp_path: Path,
 ) -> None:
@@ -78,7 +69,7 @@ def test_a_killed_sweep_goes_on_to_the_same_numbers(
     assert code == 0, output
     after = finished(tmp_path)
     assert before.items() <= after.items(), "a finished step was run twice"
-    assert table(tmp_path) == undisturbed
+    assert table(tmp_path) == table(undisturbed)
     assert max(runs_by_address(tmp_path).values()) == 1
     assert set(runs_by_address(tmp_path)) == {*after, "sweep/demo"}
 

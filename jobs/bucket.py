@@ -1,0 +1,81 @@
+"""S3 buckets: one client for each, which tries again what is refused for the moment.
+
+A request that meets 503, a reset connection or no answer is sent again by the client, with growing
+random pauses, for about a minute; what lasts longer raises OSError. A line says so once an outage.
+Nothing imports pyarrow before a bucket is opened.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import threading
+import time
+import urllib.parse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pyarrow.fs as pafs
+
+ATTEMPTS = 10  # pauses double up to 20 s
+CONNECT_SECONDS = 10.0
+SILENT_SECONDS = 5.0  # a request may take this long before a line says so
+QUIET_SECONDS = 60.0  # between two such lines of a process
+OPTIONS = ("endpoint_override", "region", "scheme")  # after the ? of an s3:// URI
+
+log = logging.getLogger("nml.storage")
+
+
+def open_s3(uri: str) -> tuple[pafs.FileSystem, str]:
+    """The filesystem and the path within it of `s3://bucket/folder?option=value`.
+
+    Raises ValueError for an option that is none of OPTIONS, and for credentials.
+    """
+    parts = urllib.parse.urlsplit(uri)
+    return _client(parts.netloc, parts.query), f"{parts.netloc}{parts.path}".rstrip("/")
+
+
+@functools.lru_cache(maxsize=8)
+def _client(bucket: str, query: str) -> pafs.FileSystem:
+    import pyarrow.fs as pafs
+
+    if "@" in bucket:
+        raise ValueError(
+            "an s3:// URI may hold no credentials, since it is recorded; give them by "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile or the machine's role"
+        )
+    options = dict(urllib.parse.parse_qsl(query))
+    unknown = sorted(options.keys() - set(OPTIONS))
+    if unknown:
+        raise ValueError(f"an s3:// URI takes {', '.join(OPTIONS)} after its ?, not {unknown[0]}")
+    scheme, mark, host = options.get("endpoint_override", "").rpartition("://")
+    if mark:
+        options |= {"scheme": scheme, "endpoint_override": host}
+    return pafs.S3FileSystem(
+        **options,
+        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
+        connect_timeout=CONNECT_SECONDS,
+    )
+
+
+_said = [-QUIET_SECONDS]
+
+
+@contextmanager
+def patience(uri: str) -> Iterator[None]:
+    """Say that a request is not answered, once it has taken SILENT_SECONDS."""
+
+    def say() -> None:
+        if time.monotonic() - _said[0] >= QUIET_SECONDS:
+            _said[0] = time.monotonic()
+            log.warning("storage %s does not answer; trying again for about a minute", uri)
+
+    timer = threading.Timer(SILENT_SECONDS, say)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

@@ -1,0 +1,115 @@
+"""Storage in a bucket: the same results as on a disk, and none lost to a bad network."""
+
+import hashlib
+import threading
+import time
+from pathlib import Path
+
+import pyarrow.fs as pafs
+import pytest
+
+from commands import TINY, Start
+from jobs.place import Place
+from orchestrator.lease import Leases
+from outages import Bucket
+
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+
+
+def digests(root: Place) -> dict[str, str]:
+    """Every step's files but its record, whose times and hosts are its own."""
+    kept = {}
+    for name, _ in root.files():
+        stage = name.partition("/")[0]
+        if stage in ("corpus", "noise", "pretrain", "features", "tune") and not name.endswith(
+            ("manifest.json", "timings.parquet")
+        ):
+            kept[name] = hashlib.sha256(root.read_bytes(name)).hexdigest()
+    return kept
+
+
+def test_a_file_is_there_whole_or_not_at_all(bucket: Bucket) -> None:
+    place = Place.of(bucket.uri("whole")) / "a"
+    place.write_json("x/y.json", {"a": 1})
+    assert (place / "x").read_json("y.json") == {"a": 1}
+    assert list(place.files()) == [("x/y.json", 13)]
+    place.delete("x")
+    assert list(place.files()) == []
+    with pytest.raises(FileNotFoundError):
+        place.read_bytes("x/y.json")
+
+
+def test_two_drivers_never_hold_one_lease(bucket: Bucket) -> None:
+    root = Place.of(bucket.uri("leases"))
+    first, second = Leases(root), Leases(root)
+    try:
+        assert first.acquire("tune/a")
+        assert not second.acquire("tune/a")
+        first.release("tune/a")
+        assert second.acquire("tune/a")
+    finally:
+        first.close()
+        second.close()
+
+
+@pytest.mark.parametrize("mood", ["busy", "resetting"])
+def test_a_request_outlives_an_outage(bucket: Bucket, mood: str) -> None:
+    place = Place.of(bucket.uri("outage"))
+    place.write_bytes("before", b"1")
+    bucket.relay.mood = mood  # type: ignore[assignment]
+    refused = bucket.relay.refused
+    healing = threading.Timer(8, lambda: setattr(bucket.relay, "mood", "well"))
+    healing.start()
+    started = time.monotonic()
+    place.write_bytes("after", b"2")
+    assert time.monotonic() - started >= 7
+    assert bucket.relay.refused > refused
+    assert place.read_bytes("before") + place.read_bytes("after") == b"12"
+
+
+def test_what_cannot_be_reached_at_all_is_an_error_not_a_wait(bucket: Bucket) -> None:
+    place = Place.of(bucket.uri("x").replace("nml/x", "nobodys-bucket/x"))
+    with pytest.raises(OSError, match="nobodys-bucket"):
+        place.write_bytes("a", b"1")
+
+
+def test_credentials_in_a_uri_are_refused() -> None:
+    with pytest.raises(ValueError, match="credentials") as raised:
+        Place.of("s3://key:secret-9d1@bucket/nml").read_bytes("x")
+    assert "secret-9d1" not in str(raised.value)
+
+
+def test_a_sweep_through_a_bad_network_ends_as_on_a_disk(
+    bucket: Bucket, undisturbed: Path, start: Start, tmp_path: Path
+) -> None:
+    """503 for 15 s and resets for 15 s, from the first finished step on."""
+    uri = bucket.uri("sweep")
+    root = Place.of(uri)
+    command = start(tmp_path, "sweep", *TINY, "--storage", uri)
+    deadline = time.monotonic() + 300
+    while not any("manifest.json" in name for name, _ in root.files()):
+        assert command.process.poll() is None, command.finish()
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    for mood in ("busy", "resetting"):
+        bucket.relay.mood = mood  # type: ignore[assignment]
+        time.sleep(15)
+    bucket.relay.mood = "well"
+    code, output = command.finish(timeout=600)
+    assert code == 0, output
+    assert "Traceback" not in output
+    assert "testing-secret" not in output
+    assert digests(root) == digests(Place.of(undisturbed / "nml-store"))
+    left = [name for name, _ in root.files() if name.startswith((".scratch/", ".leases/"))]
+    assert left == []
+
+
+def test_no_secret_is_kept_in_the_storage(bucket: Bucket) -> None:
+    """After the sweep above: not in a manifest, a report or a name."""
+    filesystem, path = Place.of(bucket.uri("sweep")).open()
+    found = filesystem.get_file_info(pafs.FileSelector(path, recursive=True))
+    small = [i for i in found if i.type == pafs.FileType.File and i.size < 1_000_000]
+    assert small
+    for info in small:
+        with filesystem.open_input_stream(info.path) as stream:
+            assert b"testing-secret" not in stream.read(), info.path
