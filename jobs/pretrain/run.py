@@ -27,6 +27,7 @@ from jobs.pretrain.objective import Objective
 from jobs.pretrain.spec import Contrastive, PretrainStep, Recipe
 from jobs.pretrain.supervised import SupervisedObjective
 from jobs.pretrain.telemetry import tables
+from jobs.pretrain.transforms import needs_source_image
 
 CURVES = "curves.parquet"
 
@@ -116,6 +117,12 @@ def _prepare_together(work: Work, step: PretrainStep, group: Group) -> _Prepared
 
 def _prepare(work: Work, step: PretrainStep, group: Group) -> _Prepared:
     recipe = step.recipe
+    if needs_source_image(recipe.augment):
+        raise StageError(
+            f"recipe {recipe.name!r} crops, RandAugments or jitters the images as they lie in the "
+            f"corpus, and a corpus held as decoded pixels has them no more; remove augment.crop, "
+            f"augment.rand_augment and augment.color_jitter"
+        )
     train = load_part(work.inputs["corpus"], "train", recipe.image)
     validation = load_part(work.inputs["corpus"], "validation", recipe.image)
     objective = _objective(recipe, train, group)
