@@ -134,6 +134,7 @@ class Loop:
         self._resume()
         while self._progress.position.epoch < self._schedule.epochs:
             self._epoch()
+        self._checkpoints.join()
         images = self._spent[0] * self._source.batch_size
         speed = images / self._spent[1] if self._spent[1] else 0.0
         done = self._progress
@@ -149,8 +150,10 @@ class Loop:
             stop, due = self._update(batch, position)
             position = Position(position.epoch, position.step + 1, position.updates + 1)
             self._progress = Progress(position, curves=self._progress.curves)
+            self._checkpoints.check()
             if stop:
                 self._save()
+                self._checkpoints.join()
                 raise StoppedError
             if due and position.step < self._source.steps_per_epoch:
                 self._save()
@@ -250,7 +253,7 @@ class Loop:
             progress = Progress(self._progress.position, rows, self._progress.curves)
             self._checkpoints.save(self._bare, self._optimizer, progress)
             self._written = time.monotonic()
-            self._write_seconds = self._written - started
+            self._write_seconds = max(self._written - started, self._checkpoints.seconds)
 
     # -- optimiser and schedule ------------------------------------------------------------------
 

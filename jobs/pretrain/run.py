@@ -19,12 +19,23 @@ from jobs.contract import Outcome, StageError, Work
 from jobs.pretrain import encoder
 from jobs.pretrain.checkpoint import Checkpoints, Point
 from jobs.pretrain.contrastive import ContrastiveObjective
-from jobs.pretrain.data import MemorySource, Part, Targets, load_part, noisy_targets
+from jobs.pretrain.data import (
+    MemorySource,
+    Part,
+    Source,
+    fits,
+    load_part,
+    noisy_targets,
+    read_index,
+)
 from jobs.pretrain.group import Group
 from jobs.pretrain.loop import Loop, Pace, Trained, Watch, settled
 from jobs.pretrain.objective import Objective
+from jobs.pretrain.reader import lazy_part
 from jobs.pretrain.spec import Contrastive, PretrainStep, Recipe
+from jobs.pretrain.stream import StreamedSource
 from jobs.pretrain.supervised import SupervisedObjective
+from jobs.pretrain.transforms import needs_source_image
 
 CURVES = "curves.parquet"
 
@@ -34,10 +45,9 @@ class _Prepared:
     """Everything a run needs before its first batch."""
 
     objective: Objective
-    train: Part
+    classes: tuple[str, ...]
     validation: Part
-    targets: Targets
-    source: MemorySource
+    source: Source
     model: nn.Module
     initial_sha256: str
     dim: int
@@ -74,8 +84,12 @@ def train_run(
             pace=pace or Pace(minutes=step.checkpoint_minutes),
             watch=watch,
         )
-        trained = loop.train()
-        final = prepared.objective.memorised(trained.model, prepared.train, prepared.targets, group)
+        try:
+            trained = loop.train()
+        finally:
+            checkpoints.settle()
+        flipped = prepared.source.flipped_rows()
+        final = prepared.objective.memorised(trained.model, *flipped, group)
         if group.writes:
             _write(work, prepared, trained)
     metrics = {point.metric: point.value for point in trained.curves} | dict(final)
@@ -85,7 +99,7 @@ def train_run(
     return Outcome(
         counts={
             "rows": source.rows,
-            "flipped": int(prepared.targets.flipped.sum()),
+            "flipped": source.flipped,
             "rows_left_out_per_epoch": source.rows - source.steps_per_epoch * source.batch_size,
             "steps": trained.updates,
             "images": trained.updates * source.batch_size,
@@ -109,18 +123,20 @@ def _prepare_together(work: Work, step: PretrainStep, group: Group) -> _Prepared
 
 
 def _prepare(work: Work, step: PretrainStep, group: Group) -> _Prepared:
-    recipe = step.recipe
-    train = load_part(work.inputs["corpus"], "train", recipe.image)
-    validation = load_part(work.inputs["corpus"], "validation", recipe.image)
-    objective = _objective(recipe, train, group)
-    targets = noisy_targets(train, work.inputs["noise"], objective.field, objective.encode)
-    source = MemorySource(train, targets, seed=step.seed, batch_size=recipe.schedule.batch_size)
+    recipe, corpus = step.recipe, work.inputs["corpus"]
+    index = read_index(corpus)
+    objective = _objective(recipe, index.classes, group)
+    source = _source(work, step, objective)
+    if fits(index.rows("validation"), recipe.image, step.resources.decoded_gb):
+        validation = load_part(corpus, "validation", recipe.image)
+    else:
+        threads = step.resources.cpus_per_worker
+        validation = lazy_part(corpus, index, "validation", recipe.image, threads)
     model = objective.build(step.seed)
     return _Prepared(
         objective=objective,
-        train=train,
+        classes=index.classes,
         validation=validation,
-        targets=targets,
         source=source,
         model=model,
         initial_sha256=hashlib.sha256(encoder.weights_bytes(model)).hexdigest(),
@@ -128,10 +144,34 @@ def _prepare(work: Work, step: PretrainStep, group: Group) -> _Prepared:
     )
 
 
-def _objective(recipe: Recipe, train: Part, group: Group) -> Objective:
+def _source(work: Work, step: PretrainStep, objective: Objective) -> Source:
+    """The training part: held decoded where that will do and it fits, else streamed."""
+    recipe, corpus, noise = step.recipe, work.inputs["corpus"], work.inputs["noise"]
+    index, resources = read_index(corpus), step.resources
+    batch_size = recipe.schedule.batch_size
+    held = fits(index.rows("train"), recipe.image, resources.decoded_gb)
+    if held and not needs_source_image(recipe.augment):
+        train = load_part(corpus, "train", recipe.image)
+        targets = noisy_targets(train, noise, objective.field, objective.encode)
+        return MemorySource(train, targets, seed=step.seed, batch_size=batch_size)
+    return StreamedSource(
+        corpus,
+        index,
+        noise,
+        field=objective.field,
+        encode=objective.encode,
+        image=recipe.image,
+        augment=recipe.augment,
+        processes=resources.cpus_per_worker,
+        seed=step.seed,
+        batch_size=batch_size,
+    )
+
+
+def _objective(recipe: Recipe, classes: tuple[str, ...], group: Group) -> Objective:
     if isinstance(recipe, Contrastive):
         return ContrastiveObjective(recipe, group)
-    return SupervisedObjective(recipe, len(train.classes))
+    return SupervisedObjective(recipe, len(classes))
 
 
 def _write(work: Work, prepared: _Prepared, trained: Trained) -> None:
@@ -142,7 +182,7 @@ def _write(work: Work, prepared: _Prepared, trained: Trained) -> None:
         model=architecture.model,
         model_options=architecture.model_options,
         image=architecture.image,
-        classes=prepared.train.classes,
+        classes=prepared.classes,
         feature_dim=prepared.dim,
         initial_weights_sha256=prepared.initial_sha256,
         order_sha256=prepared.source.order_sha256(),

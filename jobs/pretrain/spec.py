@@ -6,7 +6,7 @@ one, whatever the number of workers.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, JsonValue, model_validator
 
@@ -100,6 +100,12 @@ class Resources(Spec):
         description="most images a worker holds at once; its share of the batch is "
         "accumulated over as many passes as that takes; none: in one pass",
     )
+    decoded_gb: float | None = Field(
+        None,
+        ge=0,
+        description="most that a worker's decoded images may take; a larger part of a corpus is "
+        "read and decoded anew in each epoch; none: what memory is free",
+    )
     max_failures: int = Field(3, ge=0, description="worker losses survived before giving up")
 
 
@@ -114,6 +120,8 @@ class Pretrain(Spec):
 
 class PretrainStep(Spec):
     """One encoder: one recipe, one noise level (an input step), one seed."""
+
+    protocol: ClassVar[int] = 2
 
     recipe: Recipe
     seed: int
