@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from jobs.contract import NOT_SEMANTIC, Slug, Spec
-from jobs.pretrain.spec import Augment
+from jobs.pretrain.spec import Affine
 
 
 class Shift(Spec):
@@ -36,7 +36,7 @@ class Views(Spec):
     """Seeded augmented views of the training part, shared by all methods of all cells."""
 
     count: int = Field(2, ge=0, le=16)
-    augment: Augment = Augment()
+    augment: Affine = Affine()
     seed: int = Field(0, ge=0)
 
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from jobs.pretrain.spec import Augment
+from jobs.pretrain.spec import Affine
 
 Hashes = npt.NDArray[np.uint64]
 
@@ -45,16 +45,19 @@ def draws(hashes: Hashes, n: int = DRAWS) -> Tensor:
     return torch.from_numpy(np.stack(columns, axis=1))
 
 
-def augment(images: Tensor, spec: Augment, draws: Tensor) -> Tensor:
+def augment(images: Tensor, spec: Affine, draws: Tensor) -> Tensor:
     """Rotate, shift, scale and flip each image by its own row of draws.
 
     `images` is float [N, C, H, W] in [0, 1] (before normalisation: what comes in from outside is
     0), `draws` at least [N, DRAWS] in [0, 1). The result has the images' shape; each row depends
     on its own image and draws alone. Bilinear, about the image's centre; the flip comes first.
     """
-    if spec == Augment():
+    moved = bool(spec.degrees or spec.translate) or spec.scale != (1.0, 1.0)
+    if not moved and not spec.flip:
         return images
     u = draws.to(images.device)
+    if not moved:  # nothing to interpolate
+        return torch.where((u[:, 4] < 0.5).view(-1, 1, 1, 1), images.flip(-1), images)
     angle = (2 * u[:, 0] - 1) * math.radians(spec.degrees)
     shift = (2 * u[:, 1:3] - 1) * (2 * spec.translate)  # in grid units: a side measures 2
     low, high = spec.scale

@@ -2,10 +2,12 @@
 
 Takes a PIL image and an `ImageInput`; gives uint8 pixels, and floats normalised by the input's
 mean and std. The two steps are apart so that pixels are kept in memory as bytes and augmented
-before they are normalised. Nothing here is random.
+before they are normalised. Nothing here is random (`transforms.py` is where pixels are).
 """
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import torch
@@ -15,14 +17,41 @@ from torch import Tensor
 from jobs.corpus.depth import eight_bits
 from jobs.pretrain.spec import ImageInput
 
+_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
 
 def to_pixels(image: Image.Image, spec: ImageInput) -> Tensor:
-    """The image as uint8 [C, S, S]: grey or RGB, resized (bilinear, not cropped) to S = size."""
+    """The image as uint8 [C, S, S]: grey or RGB, its sides made equal to S = size.
+
+    With `crop_pct`, timm's evaluation transform instead: the shorter side becomes S / crop_pct and
+    the S x S centre is kept.
+    """
     converted = eight_bits(image).convert("L" if spec.channels == 1 else "RGB")
+    if spec.crop_pct is not None:
+        return pixels_of(_centre(converted, spec.size, spec.crop_pct, spec.interpolation))
     if converted.size != (spec.size, spec.size):
-        converted = converted.resize((spec.size, spec.size), Image.Resampling.BILINEAR)
-    array = np.array(converted, dtype=np.uint8).reshape(spec.size, spec.size, spec.channels)
+        converted = converted.resize((spec.size, spec.size), _FILTERS[spec.interpolation])
+    return pixels_of(converted)
+
+
+def pixels_of(image: Image.Image) -> Tensor:
+    """A grey or RGB image as uint8 [C, H, W]."""
+    array = np.array(image, dtype=np.uint8).reshape(image.height, image.width, -1)
     return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
+
+
+def _centre(image: Image.Image, size: int, crop_pct: float, interpolation: str) -> Image.Image:
+    """torchvision's Resize and CenterCrop, which timm evaluates with, without importing them."""
+    short = math.floor(size / crop_pct)
+    width, height = image.size
+    if width <= height:
+        scaled = (short, int(short * height / width))
+    else:
+        scaled = (int(short * width / height), short)
+    if scaled != image.size:
+        image = image.resize(scaled, _FILTERS[interpolation])
+    left, top = (round((side - size) / 2.0) for side in scaled)
+    return image.crop((left, top, left + size, top + size))
 
 
 def unit_range(pixels: Tensor) -> Tensor:
