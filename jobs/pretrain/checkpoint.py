@@ -158,13 +158,14 @@ class Checkpoints:
     ) -> None:
         begun = time.monotonic()
         try:
-            self._write(tensors, described, position)
-        except OSError as error:
-            self._error = StageError(
-                f"the checkpoint after update {position.updates} cannot be written to "
-                f"{self._place.uri} ({error.strerror or error}); {self._last_written()}; see to "
-                f"space and rights there, and the same command goes on from it"
-            )
+            try:
+                self._write(tensors, described, position)
+            except OSError as error:
+                raise StageError(
+                    f"the checkpoint after update {position.updates} cannot be written to "
+                    f"{self._place.uri} ({error.strerror or error}); {self._last_written()}; see "
+                    f"to space and rights there, and the same command goes on from it"
+                ) from error
         except Exception as error:  # raised by the next call, in the thread that trains
             self._error = error
         self.seconds = time.monotonic() - begun
