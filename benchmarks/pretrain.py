@@ -27,7 +27,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -48,7 +48,14 @@ from jobs.pretrain.group import Group
 from jobs.pretrain.loop import Pace, Watch, settled
 from jobs.pretrain.pixels import normalise, unit_range
 from jobs.pretrain.run import train_run
-from jobs.pretrain.spec import Augment, ImageInput, PretrainStep, Resources, Supervised
+from jobs.pretrain.spec import (
+    Augment,
+    Contrastive,
+    ImageInput,
+    PretrainStep,
+    Resources,
+    Supervised,
+)
 from jobs.pretrain.stream import StreamedSource
 
 REPEATS = 3
@@ -77,7 +84,7 @@ def jpegs(count: int, width: int, height: int, quality: int) -> Iterator[bytes]:
         yield stream.getvalue()
 
 
-def write_corpus(root: Path, images: list[bytes], per_shard: int, folders: bool) -> None:
+def write_corpus(root: Path, images: list[bytes], per_shard: int, folders: bool = False) -> None:
     """Shards of the images (a tenth of them again for validation), noise, perhaps a tree too."""
     corpus = Place.of(root / "corpus")
     parts = {}
@@ -88,7 +95,7 @@ def write_corpus(root: Path, images: list[bytes], per_shard: int, folders: bool)
                 "key": [f"{part}/{n:06d}" for n in range(len(taken))],
                 "image": taken,
                 "label": pa.array([n % CLASSES for n in range(len(taken))], pa.int32()),
-                "caption": pa.nulls(len(taken), pa.string()),
+                "caption": [f"a thing of kind {n % CLASSES}" for n in range(len(taken))],
                 "width": pa.array([0] * len(taken), pa.int32()),
                 "height": pa.array([0] * len(taken), pa.int32()),
             },
@@ -99,38 +106,55 @@ def write_corpus(root: Path, images: list[bytes], per_shard: int, folders: bool)
             for i, start in enumerate(range(0, len(rows), per_shard))
         )
     Index("bench", tuple(f"c{i}" for i in range(CLASSES)), parts).write(corpus)
-    write_noise(root, len(images))
+    for field in ("label", "caption"):
+        write_noise(root, len(images), field)
     for number, image in enumerate(images if folders else []):
         folder = root / "tree" / f"c{number % CLASSES}"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{number:06d}.jpg").write_bytes(image)
 
 
-def write_noise(root: Path, rows: int) -> None:
-    """Every tenth label is the next one."""
+def write_noise(root: Path, rows: int, field: Literal["label", "caption"]) -> None:
+    """Every tenth label or caption is the next kind's."""
     changed = list(range(0, rows, 10))
+    value = pa.int32() if field == "label" else pa.string()
+    kinds = [[(n + by) % CLASSES for n in changed] for by in (0, 1)]
+    clean, noisy = (
+        pa.array([kind if field == "label" else f"a thing of kind {kind}" for kind in side], value)
+        for side in kinds
+    )
     table = pa.table(
         {
             "row": pa.array(changed, pa.int64()),
             "key": [f"train/{n:06d}" for n in changed],
-            "clean": pa.array([n % CLASSES for n in changed], pa.int32()),
-            "noisy": pa.array([(n + 1) % CLASSES for n in changed], pa.int32()),
+            "clean": clean,
+            "noisy": noisy,
         }
     )
     share = 100 * len(changed) / rows
-    Overlay(
-        "symmetric", "label", 10, "corpus", 0, "bench", rows, rows, len(changed), share, share
-    ).write(Place.of(root / "noise"), table)
+    kind = "symmetric" if field == "label" else "caption_swap"
+    Overlay(kind, field, 10, "corpus", 0, "bench", rows, rows, len(changed), share, share).write(
+        Place.of(root / f"noise-{field}"), table
+    )
 
 
-def work(root: Path, name: str, model: str, fields: dict[str, Any], resources: Resources) -> Work:
+def work(
+    root: Path,
+    name: str,
+    model: str,
+    fields: dict[str, Any],
+    resources: Resources,
+    objective: str = "supervised",
+) -> Work:
     """A run over that corpus; `fields` are the recipe's."""
-    recipe = Supervised.model_validate({"name": "bench", "model": model} | fields)
+    kind: Any = Supervised if objective == "supervised" else Contrastive
+    recipe = kind.model_validate({"name": "bench", "model": model} | fields)
+    noise = Place.of(root / f"noise-{'label' if objective == 'supervised' else 'caption'}")
     return Work(
         address=f"pretrain/{name}",
         fingerprint=name,
         spec=PretrainStep(recipe=recipe, seed=0, checkpoint_minutes=60, resources=resources),
-        inputs={"corpus": Place.of(root / "corpus"), "noise": Place.of(root / "noise")},
+        inputs={"corpus": Place.of(root / "corpus"), "noise": noise},
         output=Place.of(root / "runs" / name / "output"),
         scratch=Place.of(root / "runs" / name / "scratch"),
     )
@@ -173,8 +197,8 @@ def rate(times: list[float], batch: int) -> float:
 
 
 def loop_vs_bare(root: Path) -> dict[str, float]:
-    batch, steps = 128, 40
-    write_corpus(root, list(jpegs(steps * batch, 32, 32, 90)), 2_000, folders=False)
+    batch, steps = 128, 25
+    write_corpus(root, list(jpegs(steps * batch, 32, 32, 90)), 2_000)
     fields = {
         "model_options": SMALL_MODEL,
         "image": SMALL,
@@ -197,7 +221,7 @@ def source(root: Path, batch: int, processes: int = PROCESSES) -> StreamedSource
     return StreamedSource(
         corpus,
         Index.read(corpus),
-        Place.of(root / "noise"),
+        Place.of(root / "noise-label"),
         field="label",
         encode=lambda _, values: torch.from_numpy(values.to_numpy().astype("int64")),
         image=CROPPED,
@@ -239,7 +263,7 @@ def dataloader(root: Path, batch: int, by_batch: bool) -> float:
 
 
 def input_vs_dataloader(root: Path) -> dict[str, float]:
-    batch, count = 64, 1_536
+    batch, count = 64, 768
     images = list(jpegs(count, 400, 300, 92))
     print(f"  {count} JPEGs of {np.mean([len(i) for i in images]) / 1e3:.0f} kB", flush=True)
     write_corpus(root, images, 500, folders=True)
@@ -263,7 +287,7 @@ def data_wait_share(root: Path) -> dict[str, float]:
     batches = source(root, batch, processes=1).batches(0, 0, Group())
     next(batches)
     waited, begun = 0.0, time.perf_counter()
-    for _ in range(24):
+    for _ in range(16):
         time.sleep(step_seconds)  # as a GPU does it: the cores are the input's
         asked = time.perf_counter()
         next(batches)
@@ -333,7 +357,7 @@ def main() -> None:
         if torch.cuda.is_available():
             from pretrain_gpu import measure
 
-            result |= measure(large)
+            result |= measure(Path(name) / "gpu", list(jpegs(1_024, 400, 300, 92)))
         else:
             print("no GPU here: images_per_s, ceiling_share, vs_timm and vs_open_clip left out")
     print(json.dumps({name: round(value, 4) for name, value in result.items()}))

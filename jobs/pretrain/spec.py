@@ -154,7 +154,11 @@ class Resources(Spec):
         description="most that a worker's decoded images may take; a larger part of a corpus is "
         "read and decoded anew in each epoch; none: what memory is free",
     )
-    max_failures: int = Field(3, ge=0, description="worker losses survived before giving up")
+    max_failures: int = Field(
+        3,
+        ge=0,
+        description="errors of the training, and losses of workers without progress, survived",
+    )
 
 
 class Pretrain(Spec):
