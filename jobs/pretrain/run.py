@@ -59,9 +59,9 @@ def train_run(
     """Train a `PretrainStep` (inputs: `corpus`, `noise`) to its end and write its output.
 
     Goes on from the last checkpoint in `work.scratch`. Metrics are named `pretrain/...`; those of
-    flipped rows are absent where no row is flipped, and memorisation is that of a seeded sample where
-    more than `MOST_MEMORISED` are; `pretrain/images_per_s` is of this process's
-    own steps, and the only one that is not a function of the step. Raises StageError for what
+    flipped rows are absent where no row is flipped, and memorisation is that of a seeded sample
+    where more than `data.MOST_MEMORISED` are; `pretrain/images_per_s` is of this process's own
+    steps, and the only one that is not a function of the step. Raises StageError for what
     trying again cannot cure, `loop.StoppedError` when `watch` asks to stop.
     """
     step = cast(PretrainStep, work.spec)
