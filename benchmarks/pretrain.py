@@ -5,10 +5,11 @@ cores). Both sides run alternately in one process; figures are medians. Ends wit
 
 - loop_vs_bare: images a second of a run's updates over those of the plainest PyTorch loop over
   normalised tensors in memory, same model, batch, optimiser and precision.
-- input_vs_dataloader: images a second from shards, augmented and normalised, over those of a torch
-  DataLoader over the same JPEGs as an ImageFolder, with torchvision's RandomResizedCrop, flip,
-  ToTensor and Normalize; same number of processes. `input_vs_dataloader_uint8`: the DataLoader is
-  spared ToTensor and Normalize for each image, and does both by batch as the loop does.
+- input_vs_dataloader: images a second from shards (after a first epoch, which checks them too),
+  augmented and normalised, over those of a torch DataLoader over the same JPEGs as an ImageFolder,
+  with torchvision's RandomResizedCrop, flip, ToTensor and Normalize; same number of processes.
+  `input_vs_dataloader_uint8`: the DataLoader is spared ToTensor and Normalize for each image, and
+  both are done by batch, as the loop does them.
 - data_wait_share: of the time of an epoch after its first batch, what a training step waits for
   its streamed batch when a step takes three times what decoding its images does.
 - first_step_s: from handing a run to the stage until its first update, Ray being up;
@@ -238,10 +239,10 @@ def ready(batch: Any) -> torch.Tensor:
     return normalise(images, CROPPED)
 
 
-def streamed(root: Path, batch: int) -> float:
+def streamed(shards: StreamedSource, epoch: int) -> float:
     """Seconds of an epoch's input from shards."""
     begun = time.perf_counter()
-    for each in source(root, batch).batches(0, 0, Group()):
+    for each in shards.batches(epoch, 0, Group()):
         ready(each)
     return time.perf_counter() - begun
 
@@ -268,8 +269,10 @@ def input_vs_dataloader(root: Path) -> dict[str, float]:
     print(f"  {count} JPEGs of {np.mean([len(i) for i in images]) / 1e3:.0f} kB", flush=True)
     write_corpus(root, images, 500, folders=True)
     ratios: dict[str, list[float]] = {"": [], "_uint8": []}
-    for _ in range(REPEATS):
-        ours = streamed(root, batch)
+    shards = source(root, batch)
+    streamed(shards, 0)  # the first epoch checks the shards' sha256 as well
+    for turn in range(REPEATS):
+        ours = streamed(shards, 1 + turn)
         for tail, by_batch in (("", False), ("_uint8", True)):
             theirs = dataloader(root, batch, by_batch)
             ratios[tail].append(theirs / ours)
@@ -283,7 +286,7 @@ def input_vs_dataloader(root: Path) -> dict[str, float]:
 def data_wait_share(root: Path) -> dict[str, float]:
     """Waiting for streamed batches of 32 while a step does three times their decoding's time."""
     batch = 32
-    step_seconds = 3 * streamed(root, batch) / source(root, batch).steps_per_epoch
+    step_seconds = 3 * streamed(source(root, batch), 0) / source(root, batch).steps_per_epoch
     batches = source(root, batch, processes=1).batches(0, 0, Group())
     next(batches)
     waited, begun = 0.0, time.perf_counter()

@@ -1,8 +1,10 @@
 """Checkpoints: written beside the training, whole or not at all, their faults never lost."""
 
 import errno
+import os
+import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -108,5 +110,38 @@ def test_a_run_stops_at_the_step_after_a_checkpoint_that_could_not_be_written(
     whole = make_work(supervised(epochs=4), "whole")
     train_run(whole)
     train_run(work)
+    name = "model.safetensors"
+    assert work.output.read_bytes(name) == whole.output.read_bytes(name)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[str], None]]:
+    """The scratch of the run `run` on a file system of its own, whose size can be changed."""
+    place = tmp_path / "run/scratch"
+    place.mkdir(parents=True)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", str(place)]
+    if os.geteuid() != 0 or subprocess.run(mount, check=False).returncode:
+        pytest.skip("needs the right to mount a tmpfs")
+
+    def resize(size: str) -> None:
+        subprocess.run(["mount", "-o", f"remount,size={size}", str(place)], check=True)
+
+    yield resize
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+@pytest.mark.faults
+def test_a_full_disk_is_said_in_a_sentence_and_nothing_is_lost(
+    supervised: Callable[..., Any],
+    make_work: Callable[..., Work],
+    small_disk: Callable[[str], None],
+) -> None:
+    whole, work = make_work(supervised(), "whole"), make_work(supervised())
+    train_run(whole)
+    with pytest.raises(StageError, match=r"cannot be written to .*run/scratch \(.*No space left"):
+        train_run(work, pace=Pace(minutes=0))
+    assert not [name for name, _ in work.scratch.files() if "partial" in name]
+    small_disk("16m")
+    train_run(work, pace=Pace(minutes=0))
     name = "model.safetensors"
     assert work.output.read_bytes(name) == whole.output.read_bytes(name)
