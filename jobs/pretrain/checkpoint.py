@@ -5,11 +5,17 @@ Takes model, optimiser, position, running sums and curves; keeps them in a run's
 tensors' sha256. The last two are kept. Schedule, data order, augmentation and every random draw
 are functions of the seed and the position, so there is no other state to keep. Nothing is
 unpickled.
+
+Saving copies the state to host memory and returns; a thread checks and writes the copy while
+training goes on. What goes wrong there is raised by the next call, so that a run ends with the last
+checkpoint that was written whole.
 """
 
 from __future__ import annotations
 
 import hashlib
+import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -96,8 +102,12 @@ class Checkpoints:
 
     def __init__(self, place: Place) -> None:
         self._place = place
+        self._writer: threading.Thread | None = None
+        self._error: Exception | None = None
         self.damaged = 0
         """Checkpoints that `latest` found unreadable and passed over."""
+        self.seconds = 0.0
+        """What writing the last one took."""
 
     def save(
         self,
@@ -106,12 +116,13 @@ class Checkpoints:
         progress: Progress,
         extras: Mapping[str, Mapping[str, Tensor]] | None = None,
     ) -> None:
-        """Write one, then drop all but the last two. Raises StageError for non-finite weights.
+        """Copy the state and have it written, once the one before it is; then all but the last
+        two are dropped. Raises what `check` raises of the one before it.
 
         `extras`: other tensors a run must have again (the moving average, the loss scale).
         """
+        self.join()
         tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
-        _refuse_non_finite(tensors, progress.position, self.last_good())
         for name, values in (extras or {}).items():
             tensors.update({f"{name}.{key}": value for key, value in values.items()})
         scalars: dict[str, dict[str, float]] = {}
@@ -122,11 +133,6 @@ class Checkpoints:
                     tensors[f"optimizer.{number}.{key}"] = value
                 elif value is not None:
                     scalars.setdefault(str(number), {})[key] = value
-        data = safetensors.torch.save(
-            {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-        )
-        name = f"checkpoint-{progress.position.updates:09d}"
-        self._place.write_bytes(f"{name}.safetensors", data)
         described = {
             "progress": asdict(progress),
             "scalars": scalars,
@@ -135,15 +141,69 @@ class Checkpoints:
                 {"step": float(group["step"])} if "step" in group else {}
                 for group in stored["param_groups"]
             ],
-            "sha256": hashlib.sha256(data).hexdigest(),
         }
-        self._place.write_json(f"{name}.json", described)
+        copies = {name: _host_copy(tensor) for name, tensor in tensors.items()}
+        self._writer = threading.Thread(
+            target=self._write_apart, args=(copies, described, progress.position), name="checkpoint"
+        )
+        self._writer.start()
+
+    def check(self) -> None:
+        """Raise what went wrong with the last one: StageError for weights that are not finite and
+        for a checkpoint that cannot be written.
+        """
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def join(self) -> None:
+        """Wait until the last one is written. Raises what `check` raises."""
+        self.settle()
+        self.check()
+
+    def settle(self) -> None:
+        """Wait until nothing is being written; raises nothing."""
+        if self._writer is not None:
+            self._writer.join()
+            self._writer = None
+
+    # -- in the writer's thread ------------------------------------------------------------------
+
+    def _write_apart(
+        self, tensors: Mapping[str, Tensor], described: dict[str, Any], position: Position
+    ) -> None:
+        begun = time.monotonic()
+        try:
+            try:
+                self._write(tensors, described, position)
+            except OSError as error:
+                raise StageError(
+                    f"the checkpoint after update {position.updates} cannot be written to "
+                    f"{self._place.uri} ({error.strerror or error}); {self._last_written()}; see "
+                    f"to space and rights there, and the same command goes on from it"
+                ) from error
+        except Exception as error:  # raised by the next call, in the thread that trains
+            self._error = error
+        self.seconds = time.monotonic() - begun
+
+    def _write(
+        self, tensors: Mapping[str, Tensor], described: dict[str, Any], position: Position
+    ) -> None:
+        _refuse_non_finite(tensors, position, self._last_written())
+        data = safetensors.torch.save(dict(tensors))
+        name = f"checkpoint-{position.updates:09d}"
+        self._place.write_bytes(f"{name}.safetensors", data)
+        digest = hashlib.sha256(data).hexdigest()
+        self._place.write_json(f"{name}.json", {**described, "sha256": digest})
         for old in self._names()[:-KEEP]:
             self._place.delete(f"{old}.json")
             self._place.delete(f"{old}.safetensors")
 
+    # -- reading ---------------------------------------------------------------------------------
+
     def latest(self) -> Checkpoint | None:
         """The newest whole checkpoint; None without any. Damaged ones are counted."""
+        self.settle()
         for name in reversed(self._names()):
             described = self._place.read_json(f"{name}.json")
             try:
@@ -166,6 +226,10 @@ class Checkpoints:
 
     def last_good(self) -> str:
         """The newest checkpoint in words, for an error's sentence."""
+        self.settle()
+        return self._last_written()
+
+    def _last_written(self) -> str:
         names = self._names()
         if not names:
             return "no checkpoint was taken before it"
@@ -180,9 +244,15 @@ class Checkpoints:
         ]
 
 
+def _host_copy(tensor: Tensor) -> Tensor:
+    """The tensor's values now, in memory that nobody else changes."""
+    return tensor.detach().to("cpu", copy=True).contiguous()
+
+
 def _refuse_non_finite(tensors: Mapping[str, Tensor], position: Position, good: str) -> None:
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        weights = name.startswith("model.") and tensor.is_floating_point()
+        if weights and not bool(torch.isfinite(tensor).all()):
             raise StageError(
                 f"{name.removeprefix('model.')} is not finite after update {position.updates}; "
                 f"{good}; lower schedule.lr, lengthen schedule.warmup_epochs or set "

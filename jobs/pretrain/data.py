@@ -1,11 +1,10 @@
-"""Training data: a corpus's part with one level of noise over it, in a seeded order of segments.
+"""Training data: a corpus's part with one level of noise over it, in a seeded order.
 
 Takes a corpus's folder and a noise step's folder (see `jobs.corpus.shards` and
-`jobs.noise.overlay`); gives batches. An epoch is a seeded order of segments (one shard file each)
-and a seeded shuffle inside each: a pure function of the seed, the epoch and the keys, so it is the
-same at every noise level and for every number of workers, and can be entered at any step. A part
-that fits is read and decoded once (`MemorySource`); a streamed source needs only to be another
-`Source`. Nothing here changes what lies in storage.
+`jobs.noise.overlay`); gives batches, in the order that `order.py` states: the same at every noise
+level and for every number of workers, and to be entered at any step. A part that fits is read and
+decoded once (`MemorySource`, here); another is read as it is needed (`stream.py`). Which of the two
+it is never bears on a batch. Nothing here changes what lies in storage.
 """
 
 from __future__ import annotations
@@ -17,8 +16,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, Protocol
 
-import numpy as np
-import numpy.typing as npt
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -27,33 +24,43 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from jobs.contract import StageError
-from jobs.corpus.keyed import hash64
 from jobs.corpus.shards import INDEX, File, Index
-from jobs.noise.overlay import Changes, Overlay, apply
+from jobs.noise.overlay import CHANGED, Changes, Overlay, apply
 from jobs.place import Place
 from jobs.pretrain.augment import Hashes, mix
 from jobs.pretrain.group import Group
+from jobs.pretrain.order import Order, Rows
 from jobs.pretrain.pixels import to_pixels
 from jobs.pretrain.spec import ImageInput
 
-Rows = npt.NDArray[np.int64]
 Field = Literal["label", "caption"]
+
+MOST_MEMORISED = 10_000
+"""Flipped rows that memorisation is measured on: when more are flipped, a seeded sample of them."""
 
 _MEMORY_SHARE = 0.7  # of the free memory that decoded pixels may take
 
 
+class Images(Protocol):
+    """Decoded pixels by row: a uint8 tensor [N, C, S, S], or what decodes them when asked."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        """The pixels of some rows, uint8 [n, C, S, S]."""
+
+
 @dataclass(frozen=True)
 class Part:
-    """One part of a corpus, decoded: N rows in the order of its shard files."""
+    """Rows of one part of a corpus, N of them, in the order of its shard files."""
 
     corpus: str
     classes: tuple[str, ...]  # in label order; empty for a corpus without labels
     keys: pa.Array  # string [N]
-    images: Tensor  # uint8 [N, C, S, S]
+    images: Images  # N of them
     labels: pa.Array  # int32 [N], clean; may hold nulls
     captions: pa.Array  # string [N], clean; may hold nulls
-    segments: Rows  # [N], the number of each row's segment
-    files: tuple[File, ...]  # one for each segment
+    files: tuple[File, ...]  # that it was read from
 
     @property
     def rows(self) -> int:
@@ -78,7 +85,7 @@ class Batch:
     images: Tensor  # uint8 [n, C, S, S]
     hashes: Hashes  # [n], of seed, epoch and key: what augmentation draws from
     targets: Targets
-    ends_segment: bool  # the global batch holds the last row of a segment
+    ends_segment: bool  # the global batch gets to the end of a segment
 
 
 class Source(Protocol):
@@ -93,20 +100,46 @@ class Source(Protocol):
     steps_per_epoch: int
     """Whole global batches in an epoch; the rows left over wait for an epoch that takes them."""
 
+    flipped: int
+    """Rows of the whole part that the noise changed."""
+
+    def order_sha256(self) -> str:
+        """What proves that two runs saw their rows alike (`Order.sha256`)."""
+
     def batches(self, epoch: int, first: int, group: Group) -> Iterator[Batch]:
         """The epoch's batches from number `first` on, this worker's rows of each."""
+
+    def flipped_rows(self) -> tuple[Part, Targets]:
+        """The flipped rows, un-augmented; a seeded sample where more than MOST_MEMORISED are."""
+
+
+Encode = Callable[[Part, pa.Array], Tensor]
+"""Labels or captions of a part as a tensor of one row each."""
+
+
+def read_index(corpus: Place) -> Index:
+    """What a corpus's folder holds; StageError when it holds no corpus."""
+    try:
+        return Index.read(corpus)
+    except FileNotFoundError:
+        raise StageError(f"{corpus.uri} holds no {INDEX}; build the corpus again") from None
+
+
+def fits(rows: int, image: ImageInput, decoded_gb: float | None = None) -> bool:
+    """Whether that many decoded images may be held; by default in what memory is free."""
+    needed = rows * image.channels * image.size**2
+    if decoded_gb is not None:
+        return needed <= decoded_gb * 1e9
+    return needed <= _MEMORY_SHARE * psutil.virtual_memory().available
 
 
 def load_part(corpus: Place, part: str, image: ImageInput) -> Part:
     """Read and decode a part whole; the last ones read are kept by the process.
 
     Every shard is checked against the index. Raises StageError when the folder holds no corpus,
-    a shard is missing, altered or holds an image that cannot be decoded, or memory is short.
+    or a shard is missing, altered or holds an image that cannot be decoded.
     """
-    try:
-        index = Index.read(corpus)
-    except FileNotFoundError:
-        raise StageError(f"{corpus.uri} holds no {INDEX}; build the corpus again") from None
+    index = read_index(corpus)
     return _decoded(corpus, index.name, index.classes, index.parts[part], image)
 
 
@@ -120,13 +153,12 @@ def _decoded(
 ) -> Part:
     rows = sum(file.rows for file in files)
     shape = (rows, image.channels, image.size, image.size)
-    _refuse_too_large(name, shape)
     images = torch.empty(shape, dtype=torch.uint8)
     tables, start = [], 0
     for file in files:
         table = _read_shard(corpus, file)
         for key, data in zip(table["key"].to_pylist(), table["image"].to_pylist(), strict=True):
-            images[start] = _decode(file.file, key, data, image)
+            images[start] = decoded(file.file, key, data, lambda it: to_pixels(it, image))
             start += 1
         tables.append(table.select(["key", "label", "caption"]))
     whole = pa.concat_tables(tables)
@@ -137,19 +169,8 @@ def _decoded(
         images=images,
         labels=whole["label"].combine_chunks(),
         captions=whole["caption"].combine_chunks(),
-        segments=np.repeat(np.arange(len(files)), [file.rows for file in files]),
         files=files,
     )
-
-
-def _refuse_too_large(name: str, shape: tuple[int, ...]) -> None:
-    needed, free = int(np.prod(shape)), psutil.virtual_memory().available
-    if needed > _MEMORY_SHARE * free:
-        raise StageError(
-            f"corpus {name}: {shape[0]:,} images of {shape[2]} x {shape[3]} take {needed / 1e9:.1f}"
-            f" GB decoded and {free / 1e9:.1f} GB of memory are free; use a smaller `image.size` "
-            f"or a machine with more memory"
-        )
 
 
 def _read_shard(corpus: Place, file: File) -> pa.Table:
@@ -167,10 +188,11 @@ def _read_shard(corpus: Place, file: File) -> pa.Table:
     return pq.read_table(pa.BufferReader(data))
 
 
-def _decode(file: str, key: str, data: bytes, image: ImageInput) -> Tensor:
+def decoded(file: str, key: str, data: bytes, pixels: Callable[[Image.Image], Tensor]) -> Tensor:
+    """An encoded image's pixels; StageError, naming shard and key, when it cannot be decoded."""
     try:
         with Image.open(io.BytesIO(data)) as opened:
-            return to_pixels(opened, image)
+            return pixels(opened)
     except (UnidentifiedImageError, OSError) as error:
         raise StageError(
             f"shard {file}: image {key!r} cannot be decoded ({error}); remove it from the source "
@@ -178,13 +200,9 @@ def _decode(file: str, key: str, data: bytes, image: ImageInput) -> Tensor:
         ) from error
 
 
-def noisy_targets(
-    part: Part, noise: Place, field: Field, encode: Callable[[Part, pa.Array], Tensor]
-) -> Targets:
-    """The training part's targets under a noise step's overlay.
-
-    `encode` turns labels or captions into a tensor of one row each. Raises StageError when the
-    overlay changes another field than the one trained on, or belongs to another corpus.
+def read_overlay(noise: Place, field: Field) -> Overlay:
+    """A noise step's description; StageError when it changes another field than the one trained
+    on.
     """
     overlay = Overlay.read(noise)
     if overlay.field != field:
@@ -192,13 +210,34 @@ def noisy_targets(
             f"noise {overlay.kind!r} changes {overlay.field}s and this recipe trains on {field}s: "
             f"it would see no noise; use a kind of noise for {field}s"
         )
+    return overlay
+
+
+def foreign(overlay: Overlay, here: int) -> StageError:
+    """The error of an overlay of which only `here` changed rows are found in the corpus."""
+    return StageError(
+        f"the overlay changes {overlay.changed} rows of corpus {overlay.corpus} and only "
+        f"{here} of them are here; lay the noise over this corpus again"
+    )
+
+
+def changed_rows(noise: Place) -> Rows:
+    """Numbers of the changed training rows, rising."""
+    rows: Rows = noise.read_table(CHANGED, ["row"])["row"].to_numpy()
+    return rows
+
+
+def noisy_targets(part: Part, noise: Place, field: Field, encode: Encode) -> Targets:
+    """The training part's targets under a noise step's overlay.
+
+    `encode` turns labels or captions into a tensor of one row each. Raises StageError when the
+    overlay changes another field than the one trained on, or belongs to another corpus.
+    """
+    overlay = read_overlay(noise, field)
     values = part.labels if field == "label" else part.captions
     noisy, changed = apply(Changes(noise).rows(0, part.rows), part.keys, values)
     if int(changed.sum()) != overlay.changed:
-        raise StageError(
-            f"the overlay changes {overlay.changed} rows of corpus {overlay.corpus} and only "
-            f"{int(changed.sum())} of them are here; lay the noise over this corpus again"
-        )
+        raise foreign(overlay, int(changed.sum()))
     return Targets(encode(part, noisy), encode(part, values), torch.from_numpy(changed.copy()))
 
 
@@ -207,43 +246,25 @@ class MemorySource:
 
     def __init__(self, part: Part, targets: Targets, *, seed: int, batch_size: int) -> None:
         """Raises StageError when the part does not fill one batch."""
-        if part.rows < batch_size:
-            raise StageError(
-                f"corpus {part.corpus}: {part.rows} training rows do not fill a batch of "
-                f"{batch_size}; lower `schedule.batch_size`"
-            )
+        self._order = Order(part.corpus, part.files, seed=seed, batch_size=batch_size)
         self.batch_size, self.rows = batch_size, part.rows
-        self.steps_per_epoch = part.rows // batch_size
+        self.steps_per_epoch = self._order.steps
+        self.flipped = int(targets.flipped.sum())
         self._part, self._targets = part, targets
-        scope = part.corpus
-        self._order = hash64(part.keys, seed=seed, scope=scope, stream="pretrain/order")
-        self._augment = hash64(part.keys, seed=seed, scope=scope, stream="pretrain/augment")
-        self._segment = hash64(
-            [file.file for file in part.files], seed=seed, scope=scope, stream="pretrain/segments"
-        )
+        self._keys = self._order.of_keys(part.keys)
+        self._augment = self._order.augmentation(part.keys)
 
     def order(self, epoch: int) -> Rows:
-        """Row numbers in the order that an epoch takes them, [N]: segment by segment."""
-        place = np.empty(len(self._segment), np.int64)
-        place[np.argsort(mix(self._segment, epoch), kind="stable")] = np.arange(len(place))
-        return np.lexsort((mix(self._order, epoch), place[self._part.segments]))
+        """Row numbers in the order that an epoch takes them, [steps * batch]."""
+        return self._order.whole(epoch, self._keys)
 
     def order_sha256(self) -> str:
-        """What proves that two runs saw their rows alike: order, augmentation and batches.
-
-        Every epoch follows from the keys' hashes, the segments and the batch size, so these are
-        what is hashed.
-        """
-        digest = hashlib.sha256(f"{self.batch_size} {self.rows}".encode())
-        for values in (self._order, self._augment, self._segment, self._part.segments):
-            digest.update(values.astype(values.dtype.newbyteorder("<")).tobytes())
-        return digest.hexdigest()
+        """What proves that two runs saw their rows alike (`Order.sha256`)."""
+        return self._order.sha256()
 
     def batches(self, epoch: int, first: int, group: Group) -> Iterator[Batch]:
         """The epoch's batches from number `first` on: worker r takes the r-th piece of each."""
-        order = self.order(epoch)
-        segments = self._part.segments[order]
-        ends = np.append(segments[1:] != segments[:-1], True)
+        order, ends = self.order(epoch), self._order.ends(epoch)
         hashes = mix(self._augment, epoch)
         share = self.batch_size // group.world
         for step in range(first, self.steps_per_epoch):
@@ -253,10 +274,31 @@ class MemorySource:
             yield Batch(
                 images=self._part.images[picked].to(group.device),
                 hashes=hashes[rows],
-                targets=Targets(
-                    self._targets.noisy[picked].to(group.device),
-                    self._targets.clean[picked].to(group.device),
-                    self._targets.flipped[picked].to(group.device),
-                ),
-                ends_segment=bool(ends[start : start + self.batch_size].any()),
+                targets=picked_targets(self._targets, picked, group.device),
+                ends_segment=bool(ends[step]),
             )
+
+    def flipped_rows(self) -> tuple[Part, Targets]:
+        """The flipped rows, un-augmented; a seeded sample where more than MOST_MEMORISED are."""
+        flipped = torch.nonzero(self._targets.flipped).flatten()
+        rows = torch.from_numpy(self._order.sample(flipped.numpy(), MOST_MEMORISED))
+        taken, part = pa.array(rows.numpy()), self._part
+        sample = Part(
+            corpus=part.corpus,
+            classes=part.classes,
+            keys=part.keys.take(taken),
+            images=part.images[rows],
+            labels=part.labels.take(taken),
+            captions=part.captions.take(taken),
+            files=part.files,
+        )
+        return sample, picked_targets(self._targets, rows, torch.device("cpu"))
+
+
+def picked_targets(targets: Targets, rows: Tensor, device: torch.device) -> Targets:
+    """The targets of some rows, on a device."""
+    return Targets(
+        targets.noisy[rows].to(device),
+        targets.clean[rows].to(device),
+        targets.flipped[rows].to(device),
+    )

@@ -9,9 +9,9 @@ What is resumed is resumed from our own checkpoints in each work's scratch folde
 Train's: those belong to a whole trainer, not to a run of a pack; they restart an epoch's data at
 row 0 where ours go on at the next batch; and Ray Train takes them up by the trainer's name without
 comparing any configuration. Ray Train keeps what it is good at: placing workers, their process
-group, and a new worker group when one is lost, which skips the finished runs and goes on with the
-current one. Its trainer's name holds the pack's fingerprints and the attempt, so it never takes
-anything up itself.
+group, noticing a loss. A lost group is started anew with the runs that are not answered for yet
+(`losses.py` says how often); Ray Train's own budget would count a preempted node as a failure. Its
+trainer's name holds the pack's fingerprints and the attempt, so it never takes anything up itself.
 
 A worker says how far a run is by small files in the run's scratch: `progress.json`, and, last,
 `result.json`. The caller's thread polls for them, so that they may lie on any filesystem.
@@ -37,6 +37,7 @@ import ray.train.torch
 
 from jobs.contract import Hooks, Outcome, StageError, Work
 from jobs.place import Place
+from jobs.pretrain.losses import Budget, in_words, own_error
 from jobs.pretrain.spec import PretrainStep, Resources
 
 RESULT = "result.json"
@@ -63,6 +64,7 @@ class _Pack:
     resources: Resources
     thread: threading.Thread | None = None
     error: BaseException | None = None
+    stopped: bool = False
     unanswered: dict[str, Work] = field(default_factory=dict)
 
 
@@ -161,6 +163,7 @@ def _run_packs(dealt: Sequence[Sequence[Work]], resources: Resources, hooks: Hoo
 
 def _ask_to_stop(running: Sequence[_Pack]) -> None:
     for pack in running:
+        pack.stopped = True
         for work in pack.unanswered.values():
             work.scratch.write_json(STOP, {})
 
@@ -198,12 +201,49 @@ def _result(stored: Mapping[str, Any]) -> Outcome | BaseException:
 
 
 def _fit(pack: _Pack) -> None:
-    """Train a pack in this thread; its error, if it has one, is kept with it."""
+    """Train a pack in this thread, again after a loss; an error that stays is kept with it."""
+    budget = Budget(pack.resources.max_failures)
     try:
         with _bookkeeping(pack) as storage:
-            _trainer(pack, storage).fit()
+            while True:
+                works, nodes, before = _left(pack), _node_ids(), _how_far(pack)
+                if not works or pack.stopped:
+                    return
+                try:
+                    _trainer(works, pack.resources, storage).fit()
+                    return
+                except ray.train.WorkerGroupError as error:
+                    errors = list(error.worker_failures.values())
+                    if len(_left(pack)) < len(works):
+                        continue  # one of its runs has failed by itself, and said so
+                    pack.error = own_error(errors)
+                    if pack.error is not None:
+                        return
+                    gone, further = bool(nodes - _node_ids()), _how_far(pack) != before
+                    if not budget.allows(errors, node_gone=gone, further=further):
+                        pack.error = RuntimeError(in_words(errors, budget.spent))
+                        return
     except BaseException as error:  # the polling thread answers with it
         pack.error = error
+
+
+def _left(pack: _Pack) -> list[Work]:
+    """The runs without a result. Those answered for are gone from their scratch, result and all."""
+    left = list(pack.unanswered.values())
+    return [work for work in left if not work.scratch.exists(RESULT)]
+
+
+def _how_far(pack: _Pack) -> set[tuple[str, str]]:
+    """The newest checkpoint of each run without a result."""
+    found = set()
+    for work in _left(pack):
+        names = [name for name, _ in work.scratch.files() if name.startswith("checkpoint-")]
+        found.add((work.address, max(names, default="")))
+    return found
+
+
+def _node_ids() -> set[str]:
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
 
 
 @contextlib.contextmanager
@@ -224,23 +264,24 @@ def _bookkeeping(pack: _Pack) -> Iterator[str]:
             shared.delete()
 
 
-def _trainer(pack: _Pack, storage: str) -> ray.train.torch.TorchTrainer:
-    resources = pack.resources
+def _trainer(
+    works: Sequence[Work], resources: Resources, storage: str
+) -> ray.train.torch.TorchTrainer:
     each = {"CPU": float(resources.cpus_per_worker)}
     if resources.gpus_per_worker:
         each["GPU"] = resources.gpus_per_worker
     return ray.train.torch.TorchTrainer(
         _train_pack,
-        train_loop_config={"works": list(pack.works)},
+        train_loop_config={"works": list(works)},
         scaling_config=ray.train.ScalingConfig(
             num_workers=resources.workers,
             use_gpu=resources.gpus_per_worker > 0,
             resources_per_worker=each,
         ),
         run_config=ray.train.RunConfig(
-            name=_name(pack.works),
+            name=_name(works),
             storage_path=storage,
-            failure_config=ray.train.FailureConfig(max_failures=resources.max_failures),
+            failure_config=ray.train.FailureConfig(max_failures=0),  # `_fit` counts
         ),
     )
 
@@ -273,7 +314,10 @@ def _train_pack(config: Mapping[str, Any]) -> None:
         except StoppedError:
             return
         except StageError as error:
-            result = {"error": str(error), "own": True}
+            _write_result(work, {"error": str(error), "own": True}, error)
+            if group.world > 1:  # it may be this worker's alone, and the others wait for it
+                raise
+            continue
         except Exception as error:
             if group.world > 1:  # the others wait in the middle of a step: only all can end
                 raise
@@ -281,6 +325,14 @@ def _train_pack(config: Mapping[str, Any]) -> None:
             result = {"error": f"{type(error).__name__}: {error}", "own": False}
         if group.writes:
             work.scratch.write_json(RESULT, result)
+
+
+def _write_result(work: Work, result: Mapping[str, Any], error: StageError) -> None:
+    """Leave a failed run's result; where there is no room for it, let the error tell it."""
+    try:
+        work.scratch.write_json(RESULT, result)
+    except OSError:
+        raise error from None
 
 
 class _Reporter:
@@ -298,7 +350,8 @@ class _Reporter:
 
     def _say(self, share: float, words: str) -> None:
         if time.monotonic() - self._said >= POLL_SECONDS:
-            self._scratch.write_json(PROGRESS, {"share": share, "words": words})
+            with contextlib.suppress(OSError):  # a checkpoint will say so, in better words
+                self._scratch.write_json(PROGRESS, {"share": share, "words": words})
             self._said = time.monotonic()
 
     def _stopping(self) -> bool:

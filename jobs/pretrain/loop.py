@@ -161,6 +161,7 @@ class Loop:
         with out_of_memory(self._group.world, self._most):
             while self._progress.position.epoch < self._schedule.epochs:
                 self._epoch()
+            self._checkpoints.join()
         images = self._spent[0] * self._source.batch_size
         speed = images / self._spent[1] if self._spent[1] else 0.0
         done = self._progress
@@ -198,8 +199,10 @@ class Loop:
             self._spent = (self._spent[0] + 1, self._spent[1] + time.monotonic() - asked)
             position = Position(position.epoch, position.step + 1, position.updates + 1)
             self._progress = Progress(position, curves=self._progress.curves)
+            self._checkpoints.check()
             if agreed.stop:
                 self._save()
+                self._checkpoints.join()
                 raise StoppedError
             if agreed.due and position.step < self._source.steps_per_epoch:
                 self._save()
@@ -332,7 +335,7 @@ class Loop:
                 extras["average"] = self._average.module.state_dict()
             self._checkpoints.save(self._bare, self._optimizer, progress, extras)
             self._written = time.monotonic()
-            self._write_seconds = self._written - started
+            self._write_seconds = max(self._written - started, self._checkpoints.seconds)
 
     def _align(self) -> None:
         self._group.align(self._bare)

@@ -20,11 +20,21 @@ from jobs.contract import Outcome, StageError, Work
 from jobs.pretrain import encoder
 from jobs.pretrain.checkpoint import Checkpoints, Point
 from jobs.pretrain.contrastive import ContrastiveObjective
-from jobs.pretrain.data import MemorySource, Part, Targets, load_part, noisy_targets
+from jobs.pretrain.data import (
+    MemorySource,
+    Part,
+    Source,
+    fits,
+    load_part,
+    noisy_targets,
+    read_index,
+)
 from jobs.pretrain.group import Group
 from jobs.pretrain.loop import Loop, Pace, Trained, Watch, settled
 from jobs.pretrain.objective import Objective
+from jobs.pretrain.reader import lazy_part
 from jobs.pretrain.spec import Contrastive, PretrainStep, Recipe
+from jobs.pretrain.stream import StreamedSource
 from jobs.pretrain.supervised import SupervisedObjective
 from jobs.pretrain.telemetry import tables
 from jobs.pretrain.transforms import needs_source_image
@@ -37,10 +47,9 @@ class _Prepared:
     """Everything a run needs before its first batch."""
 
     objective: Objective
-    train: Part
+    classes: tuple[str, ...]
     validation: Part
-    targets: Targets
-    source: MemorySource
+    source: Source
     model: nn.Module
     initial_sha256: str
     dim: int
@@ -52,8 +61,9 @@ def train_run(
     """Train a `PretrainStep` (inputs: `corpus`, `noise`) to its end and write its output.
 
     Goes on from the last checkpoint in `work.scratch`. Metrics are named `pretrain/...`; those of
-    flipped rows are absent where no row is flipped; `pretrain/images_per_s` is of this process's
-    own steps, and the only one that is not a function of the step. Raises StageError for what
+    flipped rows are absent where no row is flipped, and memorisation is that of a seeded sample
+    where more than `data.MOST_MEMORISED` are; `pretrain/images_per_s` is of this process's own
+    steps, and the only one that is not a function of the step. Raises StageError for what
     trying again cannot cure, `loop.StoppedError` when `watch` asks to stop.
     """
     step = cast(PretrainStep, work.spec)
@@ -79,8 +89,12 @@ def train_run(
             pace=pace or Pace(minutes=step.checkpoint_minutes),
             watch=watch,
         )
-        trained = loop.train()
-        final = prepared.objective.memorised(trained.model, prepared.train, prepared.targets, group)
+        try:
+            trained = loop.train()
+        finally:
+            checkpoints.settle()
+        flipped = prepared.source.flipped_rows()
+        final = prepared.objective.memorised(trained.model, *flipped, group)
         if group.writes:
             _write(work, prepared, trained, group)
     metrics = {point.metric: point.value for point in trained.curves} | dict(final)
@@ -90,7 +104,7 @@ def train_run(
     return Outcome(
         counts={
             "rows": source.rows,
-            "flipped": int(prepared.targets.flipped.sum()),
+            "flipped": source.flipped,
             "rows_left_out_per_epoch": source.rows - source.steps_per_epoch * source.batch_size,
             "steps": trained.updates,
             "images": trained.updates * source.batch_size,
@@ -116,24 +130,20 @@ def _prepare_together(work: Work, step: PretrainStep, group: Group) -> _Prepared
 
 
 def _prepare(work: Work, step: PretrainStep, group: Group) -> _Prepared:
-    recipe = step.recipe
-    if needs_source_image(recipe.augment):
-        raise StageError(
-            f"recipe {recipe.name!r} crops, RandAugments or jitters the images as they lie in the "
-            f"corpus, and a corpus held as decoded pixels has them no more; remove augment.crop, "
-            f"augment.rand_augment and augment.color_jitter"
-        )
-    train = load_part(work.inputs["corpus"], "train", recipe.image)
-    validation = load_part(work.inputs["corpus"], "validation", recipe.image)
-    objective = _objective(recipe, train, group)
-    targets = noisy_targets(train, work.inputs["noise"], objective.field, objective.encode)
-    source = MemorySource(train, targets, seed=step.seed, batch_size=recipe.schedule.batch_size)
+    recipe, corpus = step.recipe, work.inputs["corpus"]
+    index = read_index(corpus)
+    objective = _objective(recipe, index.classes, group)
+    source = _source(work, step, objective)
+    if fits(index.rows("validation"), recipe.image, step.resources.decoded_gb):
+        validation = load_part(corpus, "validation", recipe.image)
+    else:
+        threads = step.resources.cpus_per_worker
+        validation = lazy_part(corpus, index, "validation", recipe.image, threads)
     model = objective.build(step.seed)
     return _Prepared(
         objective=objective,
-        train=train,
+        classes=index.classes,
         validation=validation,
-        targets=targets,
         source=source,
         model=model,
         initial_sha256=hashlib.sha256(encoder.weights_bytes(model)).hexdigest(),
@@ -141,10 +151,34 @@ def _prepare(work: Work, step: PretrainStep, group: Group) -> _Prepared:
     )
 
 
-def _objective(recipe: Recipe, train: Part, group: Group) -> Objective:
+def _source(work: Work, step: PretrainStep, objective: Objective) -> Source:
+    """The training part: held decoded where that will do and it fits, else streamed."""
+    recipe, corpus, noise = step.recipe, work.inputs["corpus"], work.inputs["noise"]
+    index, resources = read_index(corpus), step.resources
+    batch_size = recipe.schedule.batch_size
+    held = fits(index.rows("train"), recipe.image, resources.decoded_gb)
+    if held and not needs_source_image(recipe.augment):
+        train = load_part(corpus, "train", recipe.image)
+        targets = noisy_targets(train, noise, objective.field, objective.encode)
+        return MemorySource(train, targets, seed=step.seed, batch_size=batch_size)
+    return StreamedSource(
+        corpus,
+        index,
+        noise,
+        field=objective.field,
+        encode=objective.encode,
+        image=recipe.image,
+        augment=recipe.augment,
+        processes=resources.cpus_per_worker,
+        seed=step.seed,
+        batch_size=batch_size,
+    )
+
+
+def _objective(recipe: Recipe, classes: tuple[str, ...], group: Group) -> Objective:
     if isinstance(recipe, Contrastive):
         return ContrastiveObjective(recipe, group)
-    return SupervisedObjective(recipe, len(train.classes), group)
+    return SupervisedObjective(recipe, len(classes), group)
 
 
 def _write(work: Work, prepared: _Prepared, trained: Trained, group: Group) -> None:
@@ -155,7 +189,7 @@ def _write(work: Work, prepared: _Prepared, trained: Trained, group: Group) -> N
         model=architecture.model,
         model_options=architecture.model_options,
         image=architecture.image,
-        classes=prepared.train.classes,
+        classes=prepared.classes,
         feature_dim=prepared.dim,
         initial_weights_sha256=prepared.initial_sha256,
         order_sha256=prepared.source.order_sha256(),

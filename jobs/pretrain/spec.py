@@ -214,7 +214,17 @@ class Resources(Spec):
     )
     channels_last: bool = Field(False, description="lay out images and weights for tensor cores")
     compile: bool = Field(False, description="torch.compile: pays where steps are many and alike")
-    max_failures: int = Field(3, ge=0, description="worker losses survived before giving up")
+    decoded_gb: float | None = Field(
+        None,
+        ge=0,
+        description="most that a worker's decoded images may take; a larger part of a corpus is "
+        "read and decoded anew in each epoch; none: what memory is free",
+    )
+    max_failures: int = Field(
+        3,
+        ge=0,
+        description="errors of the training, and losses of workers without progress, survived",
+    )
 
 
 OnNan = Literal["stop", "skip"]
@@ -238,7 +248,8 @@ class Pretrain(Spec):
 class PretrainStep(Spec):
     """One encoder: one recipe, one noise level (an input step), one seed."""
 
-    protocol: ClassVar[int] = 2  # 2: a contrastive model's weight decay is open_clip's
+    # 2: a contrastive model's weight decay is open_clip's; the order is one for held and streamed
+    protocol: ClassVar[int] = 2
 
     recipe: Recipe
     seed: int

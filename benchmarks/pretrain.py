@@ -1,0 +1,370 @@
+"""Pre-training: the loop, its input and its start, each against what a user would run instead.
+
+Run it with the project installed: `python benchmarks/pretrain.py` (some three minutes on two
+cores). Both sides run alternately in one process; figures are medians. Ends with one line of JSON:
+
+- loop_vs_bare: images a second of a run's updates over those of the plainest PyTorch loop over
+  normalised tensors in memory, same model, batch, optimiser and precision.
+- input_vs_dataloader: images a second from shards (after a first epoch, which checks them too),
+  augmented and normalised, over those of a torch DataLoader over the same JPEGs as an ImageFolder,
+  with torchvision's RandomResizedCrop, flip, ToTensor and Normalize; same number of processes.
+  `input_vs_dataloader_uint8`: the DataLoader is spared ToTensor and Normalize for each image, and
+  both are done by batch, as the loop does them.
+- data_wait_share: of the time of an epoch after its first batch, what a training step waits for
+  its streamed batch when a step takes three times what decoding its images does.
+- first_step_s: from handing a run to the stage until its first update, Ray being up;
+  five_levels_vs_one: wall time of five such runs over that of one.
+- on a GPU, what `pretrain_gpu.py` measures.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import timm
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch.utils.data import DataLoader
+from torchvision import transforms
+from torchvision.datasets import ImageFolder
+
+from jobs.contract import Hooks, Outcome, Work
+from jobs.corpus.shards import PARTS, SCHEMA, Index, write_rows
+from jobs.noise.overlay import Overlay
+from jobs.place import Place
+from jobs.pretrain.augment import augment, draws
+from jobs.pretrain.group import Group
+from jobs.pretrain.loop import Pace, Watch, settled
+from jobs.pretrain.pixels import normalise, unit_range
+from jobs.pretrain.run import train_run
+from jobs.pretrain.spec import (
+    Augment,
+    Contrastive,
+    ImageInput,
+    PretrainStep,
+    Resources,
+    Supervised,
+)
+from jobs.pretrain.stream import StreamedSource
+
+REPEATS = 3
+PROCESSES = 2
+CLASSES = 10
+
+SMALL = ImageInput(size=32)
+CROPPED = ImageInput(size=224)
+CROP = Augment(crop=(0.08, 1.0), crop_interpolation="bilinear", flip=True)
+SMALL_MODEL = {"channels": [16, 32, 64, 96]}
+
+
+# -- corpora ---------------------------------------------------------------------------------------
+
+
+def jpegs(count: int, width: int, height: int, quality: int) -> Iterator[bytes]:
+    """Images with structure and noise, no two alike."""
+    rng = np.random.default_rng(0)
+    noises = [rng.integers(-60, 60, (height, width, 3)) for _ in range(16)]
+    for number in range(count):
+        coarse = rng.integers(0, 256, (12, 16, 3), np.uint8)
+        smooth = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+        stream = io.BytesIO()
+        pixels = (np.asarray(smooth) + noises[number % 16]).clip(0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(stream, "JPEG", quality=quality)
+        yield stream.getvalue()
+
+
+def write_corpus(root: Path, images: list[bytes], per_shard: int, folders: bool = False) -> None:
+    """Shards of the images (a tenth of them again for validation), noise, perhaps a tree too."""
+    corpus = Place.of(root / "corpus")
+    parts = {}
+    for part in PARTS:
+        taken = images if part == "train" else images[: max(1, len(images) // 10)]
+        rows = pa.table(
+            {
+                "key": [f"{part}/{n:06d}" for n in range(len(taken))],
+                "image": taken,
+                "label": pa.array([n % CLASSES for n in range(len(taken))], pa.int32()),
+                "caption": [f"a thing of kind {n % CLASSES}" for n in range(len(taken))],
+                "width": pa.array([0] * len(taken), pa.int32()),
+                "height": pa.array([0] * len(taken), pa.int32()),
+            },
+            schema=SCHEMA,
+        )
+        parts[part] = tuple(
+            write_rows(corpus, f"{part}-{i:05d}.parquet", rows.slice(start, per_shard))
+            for i, start in enumerate(range(0, len(rows), per_shard))
+        )
+    Index("bench", tuple(f"c{i}" for i in range(CLASSES)), parts).write(corpus)
+    for field in ("label", "caption"):
+        write_noise(root, len(images), field)
+    for number, image in enumerate(images if folders else []):
+        folder = root / "tree" / f"c{number % CLASSES}"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{number:06d}.jpg").write_bytes(image)
+
+
+def write_noise(root: Path, rows: int, field: Literal["label", "caption"]) -> None:
+    """Every tenth label or caption is the next kind's."""
+    changed = list(range(0, rows, 10))
+    value = pa.int32() if field == "label" else pa.string()
+    kinds = [[(n + by) % CLASSES for n in changed] for by in (0, 1)]
+    clean, noisy = (
+        pa.array([kind if field == "label" else f"a thing of kind {kind}" for kind in side], value)
+        for side in kinds
+    )
+    table = pa.table(
+        {
+            "row": pa.array(changed, pa.int64()),
+            "key": [f"train/{n:06d}" for n in changed],
+            "clean": clean,
+            "noisy": noisy,
+        }
+    )
+    share = 100 * len(changed) / rows
+    kind = "symmetric" if field == "label" else "caption_swap"
+    Overlay(kind, field, 10, "corpus", 0, "bench", rows, rows, len(changed), share, share).write(
+        Place.of(root / f"noise-{field}"), table
+    )
+
+
+def work(
+    root: Path,
+    name: str,
+    model: str,
+    fields: dict[str, Any],
+    resources: Resources,
+    objective: str = "supervised",
+) -> Work:
+    """A run over that corpus; `fields` are the recipe's."""
+    kind: Any = Supervised if objective == "supervised" else Contrastive
+    recipe = kind.model_validate({"name": "bench", "model": model} | fields)
+    noise = Place.of(root / f"noise-{'label' if objective == 'supervised' else 'caption'}")
+    return Work(
+        address=f"pretrain/{name}",
+        fingerprint=name,
+        spec=PretrainStep(recipe=recipe, seed=0, checkpoint_minutes=60, resources=resources),
+        inputs={"corpus": Place.of(root / "corpus"), "noise": noise},
+        output=Place.of(root / "runs" / name / "output"),
+        scratch=Place.of(root / "runs" / name / "scratch"),
+    )
+
+
+# -- the loop --------------------------------------------------------------------------------------
+
+
+def update_times(one: Work, group: Group | None = None) -> list[float]:
+    """When each update of a run ended."""
+    times: list[float] = []
+
+    def say(share: float, words: str) -> None:
+        if share > 0:
+            times.append(time.perf_counter())
+
+    train_run(one, group, Watch(say=say), Pace(minutes=60, time_share=0))
+    return times
+
+
+def bare(root: Path, batch: int, steps: int) -> float:
+    """Images a second of the plainest loop."""
+    images = torch.randn(steps * batch, 3, SMALL.size, SMALL.size)
+    labels = torch.randint(0, CLASSES, (len(images),))
+    model = timm.create_model("resnet18", num_classes=CLASSES, **SMALL_MODEL).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+    times = []
+    with settled(PROCESSES):
+        for rows in torch.randperm(len(images)).split(batch):
+            optimizer.zero_grad(set_to_none=True)
+            F.cross_entropy(model(images[rows]), labels[rows]).backward()
+            optimizer.step()
+            times.append(time.perf_counter())
+    return rate(times, batch)
+
+
+def rate(times: list[float], batch: int) -> float:
+    """Images a second after the first updates, by the median step."""
+    return batch / float(np.median(np.diff(times[3:])))
+
+
+def loop_vs_bare(root: Path) -> dict[str, float]:
+    batch, steps = 128, 25
+    write_corpus(root, list(jpegs(steps * batch, 32, 32, 90)), 2_000)
+    fields = {
+        "model_options": SMALL_MODEL,
+        "image": SMALL,
+        "schedule": {"epochs": 1, "batch_size": batch, "lr": 1e-3},
+    }
+    ours, theirs = [], []
+    for turn in range(REPEATS):
+        one = work(root, f"loop-{turn}", "resnet18", fields, Resources(cpus_per_worker=PROCESSES))
+        ours.append(rate(update_times(one), batch))
+        theirs.append(bare(root, batch, steps))
+        print(f"  loop {ours[-1]:.0f}, bare {theirs[-1]:.0f} images/s", flush=True)
+    return {"loop_vs_bare": median(a / b for a, b in zip(ours, theirs, strict=True))}
+
+
+# -- the input -------------------------------------------------------------------------------------
+
+
+def source(root: Path, batch: int, processes: int = PROCESSES) -> StreamedSource:
+    corpus = Place.of(root / "corpus")
+    return StreamedSource(
+        corpus,
+        Index.read(corpus),
+        Place.of(root / "noise-label"),
+        field="label",
+        encode=lambda _, values: torch.from_numpy(values.to_numpy().astype("int64")),
+        image=CROPPED,
+        augment=CROP,
+        seed=0,
+        batch_size=batch,
+        processes=processes,
+    )
+
+
+def ready(batch: Any) -> torch.Tensor:
+    """A streamed batch as the loop passes it to the model."""
+    images = augment(unit_range(batch.images), CROP, draws(batch.hashes))
+    return normalise(images, CROPPED)
+
+
+def streamed(shards: StreamedSource, epoch: int) -> float:
+    """Seconds of an epoch's input from shards."""
+    begun = time.perf_counter()
+    for each in shards.batches(epoch, 0, Group()):
+        ready(each)
+    return time.perf_counter() - begun
+
+
+def dataloader(root: Path, batch: int, by_batch: bool) -> float:
+    """Seconds of an epoch's input by torch's DataLoader and torchvision."""
+    steps: list[Any] = [transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip()]
+    if by_batch:
+        steps += [transforms.PILToTensor()]
+    else:
+        steps += [transforms.ToTensor(), transforms.Normalize(CROPPED.mean, CROPPED.std)]
+    folder = ImageFolder(str(root / "tree"), transforms.Compose(steps))
+    begun = time.perf_counter()
+    loader = DataLoader(folder, batch, shuffle=True, num_workers=PROCESSES, drop_last=True)
+    for images, _ in loader:
+        if by_batch:
+            normalise(unit_range(images), CROPPED)
+    return time.perf_counter() - begun
+
+
+def input_vs_dataloader(root: Path) -> dict[str, float]:
+    batch, count = 64, 768
+    images = list(jpegs(count, 400, 300, 92))
+    print(f"  {count} JPEGs of {np.mean([len(i) for i in images]) / 1e3:.0f} kB", flush=True)
+    write_corpus(root, images, 500, folders=True)
+    ratios: dict[str, list[float]] = {"": [], "_uint8": []}
+    shards = source(root, batch)
+    streamed(shards, 0)  # the first epoch checks the shards' sha256 as well
+    for turn in range(REPEATS):
+        ours = streamed(shards, 1 + turn)
+        for tail, by_batch in (("", False), ("_uint8", True)):
+            theirs = dataloader(root, batch, by_batch)
+            ratios[tail].append(theirs / ours)
+            print(
+                f"  shards {count / ours:.0f}, DataLoader{tail} {count / theirs:.0f} images/s",
+                flush=True,
+            )
+    return {f"input_vs_dataloader{tail}": median(found) for tail, found in ratios.items()}
+
+
+def data_wait_share(root: Path) -> dict[str, float]:
+    """Waiting for streamed batches of 32 while a step does three times their decoding's time."""
+    batch = 32
+    step_seconds = 3 * streamed(source(root, batch), 0) / source(root, batch).steps_per_epoch
+    batches = source(root, batch, processes=1).batches(0, 0, Group())
+    next(batches)
+    waited, begun = 0.0, time.perf_counter()
+    for _ in range(16):
+        time.sleep(step_seconds)  # as a GPU does it: the cores are the input's
+        asked = time.perf_counter()
+        next(batches)
+        waited += time.perf_counter() - asked
+    return {"data_wait_share": waited / (time.perf_counter() - begun)}
+
+
+# -- the start -------------------------------------------------------------------------------------
+
+
+def stage_seconds(root: Path, levels: int, turn: int) -> tuple[float, float]:
+    """Seconds of the stage over some runs: to the first update, and to the end."""
+    from jobs.pretrain import job
+
+    fields = {
+        "model_options": SMALL_MODEL,
+        "image": SMALL,
+        "schedule": {"epochs": 2, "batch_size": 128, "lr": 1e-3},
+    }
+    works = [
+        work(root, f"stage-{turn}-{levels}-{i}", "resnet18", fields, Resources())
+        for i in range(levels)
+    ]
+    first: list[float] = []
+    errors: list[BaseException] = []
+    lock = threading.Lock()
+
+    def say(address: str, share: float, words: str) -> None:
+        with lock:
+            if share > 0:
+                first.append(time.perf_counter())
+
+    def done(address: str, result: Outcome | BaseException) -> None:
+        if isinstance(result, BaseException):
+            errors.append(result)
+
+    begun = time.perf_counter()
+    job.run(works, Hooks(done, say, lambda: False))
+    if errors:
+        raise errors[0]
+    return first[0] - begun, time.perf_counter() - begun
+
+
+def start(root: Path) -> dict[str, float]:
+    from orchestrator import cluster
+
+    with cluster.session(cpus=os.cpu_count()):
+        firsts, ratios = [], []
+        for turn in range(REPEATS):
+            first, one = stage_seconds(root, 1, turn)
+            _, five = stage_seconds(root, 5, turn)
+            firsts.append(first)
+            ratios.append(five / one)
+            print(f"  first step {first:.1f} s, one {one:.1f} s, five {five:.1f} s", flush=True)
+    return {"first_step_s": median(firsts), "five_levels_vs_one": median(ratios)}
+
+
+def main() -> None:
+    torch.set_num_threads(PROCESSES)
+    result: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as name:
+        small, large = Path(name) / "small", Path(name) / "large"
+        result |= loop_vs_bare(small)
+        result |= input_vs_dataloader(large)
+        result |= data_wait_share(large)
+        result |= start(small)
+        if torch.cuda.is_available():
+            from pretrain_gpu import measure
+
+            result |= measure(Path(name) / "gpu", list(jpegs(1_024, 400, 300, 92)))
+        else:
+            print("no GPU here: images_per_s, ceiling_share, vs_timm and vs_open_clip left out")
+    print(json.dumps({name: round(value, 4) for name, value in result.items()}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""Pre-training on a GPU: against timm's own train step and open_clip's, and the card's ceiling.
+
+Used by `pretrain.py`; needs CUDA. For ResNet-50 (timm) and CLIP RN50 and ViT-B/16 (open_clip), at
+224 px, bf16, channels-last, on pictures made up on the spot and, for ResNet-50, from shards:
+
+- images_per_s: of our runs' updates. `_<model>`, `_shards`.
+- vs_timm, vs_open_clip: over those of the library's own model, loss and AdamW in the plainest loop,
+  tensors already on the card, same batch and precision.
+- ceiling_share: floating-point operations a second (forward and backward, by torch's counter) over
+  those of a large bf16 matrix product measured here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import open_clip
+import timm
+import torch
+import torch.nn.functional as F
+from pretrain import CLASSES, update_times, work, write_corpus
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from jobs.pretrain.group import Group
+from jobs.pretrain.spec import Resources
+
+BATCH = 256
+STEPS = 30
+DEVICE = torch.device("cuda")
+
+
+def seconds_a_step(step: Callable[[], Any]) -> float:
+    """The median of the steps after the first ten."""
+    times = []
+    for _ in range(STEPS):
+        torch.cuda.synchronize()
+        begun = time.perf_counter()
+        step()
+        torch.cuda.synchronize()
+        times.append(time.perf_counter() - begun)
+    return median(times[10:])
+
+
+def ceiling() -> float:
+    """Floating-point operations a second of a bf16 matrix product."""
+    side = 8192
+    a = torch.randn(side, side, device=DEVICE, dtype=torch.bfloat16)
+    return 2 * side**3 / seconds_a_step(lambda: a @ a)
+
+
+def plain_step(model: nn.Module, loss_of: Callable[[], Tensor]) -> tuple[float, float]:
+    """Seconds of the plainest step of a model, and its floating-point operations."""
+    model.to(DEVICE, memory_format=torch.channels_last).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast("cuda", torch.bfloat16):
+            loss = loss_of()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return seconds_a_step(step), float(counter.get_total_flops())
+
+
+def pictures() -> Tensor:
+    """A batch on the card."""
+    images = torch.randn(BATCH, 3, 224, 224, device=DEVICE)
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+def by_timm() -> tuple[float, float]:
+    model = timm.create_model("resnet50", num_classes=CLASSES)
+    images, labels = pictures(), torch.randint(0, CLASSES, (BATCH,), device=DEVICE)
+    return plain_step(model, lambda: F.cross_entropy(model(images), labels))
+
+
+def by_open_clip(name: str) -> tuple[float, float]:
+    model = open_clip.create_model(name)
+    images = pictures()
+    texts = open_clip.get_tokenizer(name)(["a photo of a thing"] * BATCH).to(DEVICE)
+    loss = open_clip.ClipLoss()
+    return plain_step(model, lambda: loss(*model(images, texts)))
+
+
+def ours(root: Path, name: str, fields: dict[str, Any], objective: str = "supervised") -> float:
+    """Images a second of a run of ours."""
+    schedule = {"epochs": 1, "batch_size": BATCH, "lr": 1e-4, "precision": "bf16"}
+    resources = Resources.model_validate({"cpus_per_worker": 14, "channels_last": True})
+    model = fields.pop("model")
+    one = work(root, name, model, fields | {"schedule": schedule}, resources, objective)
+    times = update_times(one, Group(device=DEVICE))
+    torch.cuda.synchronize()
+    steps = times[4:]
+    return BATCH * (len(steps) - 1) / (steps[-1] - steps[0])
+
+
+def measure(root: Path, images: list[bytes]) -> dict[str, float]:
+    """All of the above; `images` are the JPEGs that shards and pictures are made of."""
+    write_corpus(root, (images * (1 + STEPS * BATCH // len(images)))[: STEPS * BATCH], 1_000)
+    peak = ceiling()
+    seconds, flops = by_timm()
+    held = ours(root, "held", {"model": "resnet50"})
+    augment = {"crop": [0.08, 1.0], "flip": True}
+    found = {
+        "images_per_s": held,
+        "images_per_s_shards": ours(root, "shards", {"model": "resnet50", "augment": augment}),
+        "vs_timm": held * seconds / BATCH,
+        "ceiling_share": held / BATCH * flops / peak,
+    }
+    for name in ("RN50", "ViT-B-16"):
+        seconds, flops = by_open_clip(name)
+        speed = ours(root, f"clip-{name}", {"model": name}, "contrastive")
+        tail = name.lower().replace("-", "")
+        found[f"images_per_s_clip_{tail}"] = speed
+        found[f"vs_open_clip_{tail}"] = speed * seconds / BATCH
+        found[f"ceiling_share_clip_{tail}"] = speed / BATCH * flops / peak
+    found["vs_open_clip"] = min(v for k, v in found.items() if k.startswith("vs_open_clip_"))
+    return found
