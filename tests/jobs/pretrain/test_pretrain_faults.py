@@ -155,10 +155,3 @@ def test_a_long_run_has_no_more_points_than_a_thousand() -> None:
     due = [update for update in range(1, 187_501) if telemetry.due(update)]
     assert MOST / 2 < len(due) <= MOST
     assert due[0] == due[1] - due[0]
-
-
-def test_an_augmentation_that_needs_the_source_image_is_never_left_out_silently(
-    supervised: Callable[..., Any], make_work: Callable[..., Work]
-) -> None:
-    with pytest.raises(StageError, match=r"remove augment\.crop"):
-        train_run(make_work(supervised(augment={"crop": (0.5, 1.0)})))
