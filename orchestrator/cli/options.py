@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
@@ -24,8 +25,27 @@ class Chosen:
     store: Store
 
 
+def task_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --tasks-path and --data: where task files lie, and where their data does."""
+    folders = click.option(
+        "--tasks-path",
+        multiple=True,
+        metavar="FOLDER",
+        help="A folder of task files beside the shipped ones. Repeatable.",
+    )
+    data = click.option(
+        "--data",
+        metavar="FOLDER",
+        help="Where the paths of task files start (else $NML_DATA, else the present folder).",
+    )
+    return folders(data(function))
+
+
 def experiment_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add FILE, --noise, --seeds, --set and --storage; the verb receives a `Chosen` first."""
+    """Add FILE, --noise, --seeds, --set, --storage, --tasks-path and --data.
+
+    The verb receives a `Chosen` first.
+    """
 
     @click.argument("file", required=False, metavar="[FILE]")
     @click.option(
@@ -42,6 +62,7 @@ def experiment_options(function: Callable[..., Any]) -> Callable[..., Any]:
         help="Change any field, as in pretrain.recipe.schedule.epochs=5. Repeatable.",
     )
     @click.option("--storage", metavar="PLACE", help="Where results go: a folder, s3:// or gs://.")
+    @task_options
     @wraps(function)
     def wrapped(
         file: str | None,
@@ -49,8 +70,14 @@ def experiment_options(function: Callable[..., Any]) -> Callable[..., Any]:
         seeds: str | None,
         overrides: tuple[str, ...],
         storage: str | None,
+        tasks_path: tuple[str, ...],
+        data: str | None,
         **rest: Any,
     ) -> Any:
+        if tasks_path:
+            overrides = (*overrides, f"task_folders={json.dumps(tasks_path)}")
+        if data is not None:
+            overrides = (*overrides, f"data={json.dumps(data)}")
         return function(choose(file, noise, seeds, overrides, storage), **rest)
 
     return wrapped
