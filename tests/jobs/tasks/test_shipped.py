@@ -18,7 +18,12 @@ from tests.jobs.corpus.conftest import Build, build  # noqa: F401
 from tests.jobs.tasks import shape
 
 NAMES = registry.names()
-WITH_FILES = [n for n in NAMES if not n.startswith(("digits", "glue"))]
+WIDE = ("imagenet", "imagenet-v2", "imagenet-sketch")  # a thousand folders each
+WITH_FILES = [
+    pytest.param(n, marks=pytest.mark.slow) if n in WIDE else n
+    for n in NAMES
+    if not n.startswith(("digits", "glue"))
+]
 PUBLISHED_ID = (
     *("cifar10", "cifar100", "flowers102", "food101", "oxford-pets", "stanford-cars", "dtd"),
     *("fgvc-aircraft", "svhn", "caltech101", "eurosat", "patch-camelyon", "resisc45"),
