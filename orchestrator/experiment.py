@@ -8,7 +8,7 @@ tracking, resources), are marked NOT_SEMANTIC and never bear on a result's ident
 from __future__ import annotations
 
 import difflib
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -162,11 +162,13 @@ def load(
     overrides: Iterable[str] = (),
     noise: str | None = None,
     seeds: str | None = None,
+    task_folders: Sequence[str] = (),
 ) -> Experiment:
     """The experiment of a file or bundled name (none: the demo), with the command line's changes.
 
     `overrides` are `path.to.field=value` (value in YAML); `noise` a list of levels in percent,
-    `seeds` a list of pre-training seeds, both comma-separated. Raises UserError.
+    `seeds` a list of pre-training seeds, both comma-separated; `task_folders` are added to the
+    file's own. Raises UserError.
     """
     label, text = _read(source or DEMO)
     try:
@@ -187,6 +189,8 @@ def load(
             _assign(raw, path.strip(), yaml.safe_load(value))
         except yaml.YAMLError as error:
             raise UserError(f"--set {item}: the value is not valid YAML") from error
+    if task_folders:
+        raw["task_folders"] = [*(raw.get("task_folders") or ()), *task_folders]
     try:
         return Experiment.model_validate(raw)
     except ValidationError as error:

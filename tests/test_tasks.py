@@ -128,6 +128,12 @@ def test_data_that_is_not_there_is_one_sentence_and_nothing_starts(
     assert not list(tmp_path.rglob("manifest.json"))
 
 
+def test_folders_of_the_command_line_are_added_to_the_files_own() -> None:
+    words = ["task_folders=[first]"]
+    found = experiment.load(overrides=words, task_folders=["second", "third"])
+    assert found.task_folders == ("first", "second", "third")
+
+
 def test_a_plan_needs_no_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert _run(["plan", "--set", "tasks=[imagenet, imagenet-r]", "--storage", str(tmp_path)]) == 0
     assert "tune" in capsys.readouterr().out

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from typing import TYPE_CHECKING, Any
@@ -74,11 +74,10 @@ def experiment_options(function: Callable[..., Any]) -> Callable[..., Any]:
         data: str | None,
         **rest: Any,
     ) -> Any:
-        if tasks_path:
-            overrides = (*overrides, f"task_folders={json.dumps(tasks_path)}")
         if data is not None:
             overrides = (*overrides, f"data={json.dumps(data)}")
-        return function(choose(file, noise, seeds, overrides, storage), **rest)
+        chosen = choose(file, noise, seeds, overrides, storage, tasks_path)
+        return function(chosen, **rest)
 
     return wrapped
 
@@ -89,6 +88,7 @@ def choose(
     seeds: str | None = None,
     overrides: tuple[str, ...] = (),
     storage: str | None = None,
+    task_folders: Sequence[str] = (),
 ) -> Chosen:
     """Read, validate and plan an experiment; UserError for every mistake in it."""
     from jobs.place import Place
@@ -100,7 +100,9 @@ def choose(
 
     if storage is not None:
         overrides = (*overrides, f"storage={storage}")
-    experiment = experiments.load(file, overrides=overrides, noise=noise, seeds=seeds)
+    experiment = experiments.load(
+        file, overrides=overrides, noise=noise, seeds=seeds, task_folders=task_folders
+    )
     complaint = check_model(experiment.pretrain.recipe)
     if complaint:
         raise UserError(f"pretrain.recipe.model: {complaint}")
