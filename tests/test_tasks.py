@@ -12,7 +12,7 @@ import pytest
 
 from commands import Start
 from jobs.tasks import registry
-from orchestrator import experiment
+from orchestrator import experiment, readout
 from orchestrator.cli import _run
 from orchestrator.errors import UserError
 from tests.jobs.tasks import shape
@@ -149,6 +149,14 @@ def test_one_test_under_two_names_is_refused_before_anything_runs(tmp_path: Path
         UserError, match="svhn and patches test the same samples by the same labels"
     ):
         experiment.load(overrides=overrides).load_tasks()
+
+
+def test_a_report_that_would_count_a_test_twice_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    cell = {"noise": 0, "pretrain_seed": 0, "domain": "id", "trained_on": None, "test_digest": "d"}
+    cells = [cell | {"task": "svhn"}, cell | {"task": "patches"}]
+    monkeypatch.setattr(readout._Found, "_cells", lambda self: iter(cells))
+    with pytest.raises(UserError, match="patches and svhn were tested on the same features"):
+        object.__new__(readout._Found).readout({})
 
 
 def test_a_corpus_without_a_training_part_is_not_pretrained_on() -> None:
