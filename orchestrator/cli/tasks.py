@@ -79,15 +79,12 @@ def check(
 
     tasks = _load(tasks_path, data)
     chosen = {name: tasks[name] for name in names} if _known(names, tasks) else tasks
+    same = list(twins(list(tasks.values())))
     found: dict[str, dict[str, Any]] = {}
     for task in chosen.values():
         standing = _standing(task)
         said = [*faults(task), *link_faults(task, tasks)]
-        said += [
-            f"tests the samples of {first}"
-            for first, n in twins([*tasks.values()])
-            if n == task.name
-        ]
+        said += [f"tests the samples of {first}" for first, name in same if name == task.name]
         if standing == "at hand":
             said += data_faults(task)
         found[task.name] = {"data": standing, "faults": said}
