@@ -8,7 +8,7 @@ tracking, resources), are marked NOT_SEMANTIC and never bear on a result's ident
 from __future__ import annotations
 
 import difflib
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -24,6 +24,7 @@ from jobs.noise.spec import Noise
 from jobs.pretrain.spec import Pretrain
 from jobs.tasks import registry
 from jobs.tasks.spec import Task
+from jobs.tasks.twins import twins
 from jobs.tuning.spec import Tuning
 from orchestrator.errors import UserError
 
@@ -52,6 +53,9 @@ class Experiment(Spec):
     tasks: tuple[Slug, ...] = Field(min_length=1)
     tuning: Tuning
     task_folders: Annotated[tuple[str, ...], NOT_SEMANTIC] = ()
+    data: Annotated[str | None, NOT_SEMANTIC] = Field(
+        None, description="where the paths of task files start; else $NML_DATA, else here"
+    )
     storage: Annotated[str, NOT_SEMANTIC] = "nml-store"
     tracking: Annotated[Tracking, NOT_SEMANTIC] = Tracking()
 
@@ -62,6 +66,12 @@ class Experiment(Spec):
         if twice:
             raise ValueError(f"{', '.join(twice)} named twice; an average counts a task once")
         return tasks
+
+    @model_validator(mode="after")
+    def _corpus_can_be_learned(self) -> Experiment:
+        if self.corpus.parts.train == 0:
+            raise ValueError("corpus.parts.train is 0: nothing is left to pre-train on; raise it")
+        return self
 
     @model_validator(mode="after")
     def _noise_fits_objective(self) -> Experiment:
@@ -78,11 +88,12 @@ class Experiment(Spec):
     def load_tasks(self) -> tuple[Task, ...]:
         """Every task, in the file's order, each OOD task after the one it is trained on.
 
-        Raises UserError for unknown names and for an OOD task whose ID task is not listed.
+        Raises UserError for unknown names, for an OOD task whose ID task is not listed, and for two
+        tasks that would test the same samples by the same labels.
         """
         folders = [Path(folder) for folder in self.task_folders]
         try:
-            tasks = [registry.load(name, folders) for name in self.tasks]
+            tasks = [registry.load(name, folders, self.data) for name in self.tasks]
         except (ValueError, OSError) as error:
             raise UserError(f"tasks: {error}") from error
         names = {task.name for task in tasks}
@@ -92,6 +103,11 @@ class Experiment(Spec):
                     f"tasks: {task.name} is trained on {task.trained_on}, which is not listed; "
                     f"add it"
                 )
+        for first, second in twins(tasks):
+            raise UserError(
+                f"tasks: {first} and {second} test the same samples by the same labels, and an "
+                f"average counts a task once; take one out, or correct its reader"
+            )
         return tuple(sorted(tasks, key=lambda task: task.domain == "ood"))
 
 
@@ -146,11 +162,13 @@ def load(
     overrides: Iterable[str] = (),
     noise: str | None = None,
     seeds: str | None = None,
+    task_folders: Sequence[str] = (),
 ) -> Experiment:
     """The experiment of a file or bundled name (none: the demo), with the command line's changes.
 
     `overrides` are `path.to.field=value` (value in YAML); `noise` a list of levels in percent,
-    `seeds` a list of pre-training seeds, both comma-separated. Raises UserError.
+    `seeds` a list of pre-training seeds, both comma-separated; `task_folders` are added to the
+    file's own. Raises UserError.
     """
     label, text = _read(source or DEMO)
     try:
@@ -171,6 +189,8 @@ def load(
             _assign(raw, path.strip(), yaml.safe_load(value))
         except yaml.YAMLError as error:
             raise UserError(f"--set {item}: the value is not valid YAML") from error
+    if task_folders:
+        raw["task_folders"] = [*(raw.get("task_folders") or ()), *task_folders]
     try:
         return Experiment.model_validate(raw)
     except ValidationError as error:

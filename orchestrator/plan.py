@@ -114,6 +114,8 @@ def build(experiment: Experiment) -> Plan:
     noise = _pinned(experiment.noise)
     source = builder.add("corpus", f"corpus/{corpus.name}", corpus)
     for task in tasks:
+        if task.corpus is None:
+            raise UserError(f"tasks: {task.name} has given features, and no encoder here gives any")
         builder.add("corpus", f"corpus/{task.corpus.name}", task.corpus)
     for level in noise.levels:
         overlay = builder.add(
@@ -174,14 +176,14 @@ def _add_downstream(
             f"features/{run}/{task.images}",
             FeaturesStep(
                 images=task.images,
-                parts=("test",) if task.shift else ("train", "validation", "test"),
+                parts=task.parts,
                 shift=task.shift,
                 views=settings.views,
                 dtype=settings.dtype,
                 batch_size=settings.batch_size,
                 gpus_per_worker=settings.gpus_per_worker,
             ),
-            {"encoder": encoder, "corpus": f"corpus/{task.corpus.name}"},
+            {"encoder": encoder, "corpus": f"corpus/{task.scope}"},
             noise=level,
             seed=seed,
             images=task.images,

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from analysis import readout as tables
 from jobs.place import Place
+from jobs.tasks.twins import counted_twice
 from orchestrator import evidence, provenance
 from orchestrator.errors import UserError
 from orchestrator.plan import Plan, Step, fingerprint
@@ -156,7 +157,13 @@ class _Found:
     def readout(
         self, problems: Mapping[str, tuple[str, str]], turned: Sequence[dict[str, Any]]
     ) -> tables.Readout:
-        """Everything the report is made of."""
+        """Everything the report is made of; UserError where a task would be counted twice."""
+        cells = list(self._cells())
+        if (pair := counted_twice(cells)) is not None:
+            raise UserError(
+                f"tasks: {pair[0]} and {pair[1]} were tested on the same features and labels, and "
+                f"an average counts a task once; take one out, or correct where its data comes from"
+            )
         largest = max(self.plan.experiment.tuning.fractions)
         remarks = list(evidence.quarantined(self.done("corpus")))
         answers = list(evidence.answers(self.done("tune"), self.store, largest, remarks))
@@ -168,7 +175,7 @@ class _Found:
         return tables.Readout(
             experiment=self.plan.experiment.name,
             question=self._question(),
-            cells=_table(self._cells(), tables.CELLS_SCHEMA),
+            cells=_table(cells, tables.CELLS_SCHEMA),
             spectra=_table(self._spectra(), tables.SPECTRA_SCHEMA),
             pretraining=_table(self._pretraining(), tables.PRETRAINING_SCHEMA),
             pretraining_curves=_table(self._curves(), tables.CURVES_SCHEMA),

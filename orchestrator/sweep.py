@@ -10,9 +10,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import FrameType
 
+from jobs.tasks.check import absent
 from orchestrator import cluster, readout
 from orchestrator.cluster import nodes
-from orchestrator.errors import ClusterError
+from orchestrator.errors import ClusterError, UserError
 from orchestrator.executor import Executor, Result, Status
 from orchestrator.mirror import Tracker
 from orchestrator.plan import KINDS, Plan, Standing, assess, refuse_drift
@@ -93,6 +94,7 @@ def _begin(plan: Plan, store: Store, force: bool) -> tuple[list[str], Progress |
     if not force:
         refuse_drift(assessments)
     done = [a for a, found in assessments.items() if found.standing is Standing.DONE]
+    _check_data(plan, done)
     return done, _progress(plan, done) if len(done) < len(plan.steps) else None
 
 
@@ -116,6 +118,25 @@ def _execute(
             return executor.run()
     finally:
         progress.close()
+
+
+def _check_data(plan: Plan, done: list[str]) -> None:
+    """Say before anything is run that the data of a task is not there, and where it comes from."""
+    left = set(plan.steps) - set(done)
+    lacking = {
+        task.name: (paths, task)
+        for task in plan.experiment.load_tasks()
+        if f"corpus/{task.scope}" in left and (paths := absent(task))
+    }
+    if not lacking:
+        return
+    name, (paths, task) = next(iter(lacking.items()))
+    how = f": {task.facts.get}" if task.facts else ""
+    others = f" (nor is that of {', '.join(list(lacking)[1:])})" if len(lacking) > 1 else ""
+    raise UserError(
+        f"tasks: the data of {name} is not at {paths[0]}{others}; get it{how}; or say where it is "
+        f"with --data FOLDER or $NML_DATA, or take the task out"
+    )
 
 
 def _check_resources(plan: Plan) -> None:

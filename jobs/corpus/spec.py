@@ -154,7 +154,7 @@ def _share_or_source(value: Any) -> str:
 
 
 ShareOrSource = Annotated[
-    Annotated[float, Field(ge=0, lt=1), Tag("tagged-share")]
+    Annotated[float, Field(ge=0, le=1), Tag("tagged-share")]
     | Annotated[Reader, Tag("tagged-reader")],
     Discriminator(_share_or_source),
 ]
@@ -166,7 +166,7 @@ class Parts(Spec):
     A row's part is a function of its key alone. The shares sum to 1.
     """
 
-    train: float = Field(0.60, gt=0, le=1)
+    train: float = Field(0.60, ge=0, le=1, description="0: a corpus to be tested on alone")
     validation: ShareOrSource = 0.15
     test: ShareOrSource = 0.25
 

@@ -18,6 +18,7 @@ import torch
 from jobs.contract import Outcome, StageError, Work
 from jobs.place import Place
 from jobs.tuning import cells, data
+from jobs.tuning.answers import Answers
 from jobs.tuning.heads import Shape, StackedHeads
 from jobs.tuning.scores import Scores, score
 from jobs.tuning.spec import TuneStep
@@ -104,12 +105,8 @@ def transfer(work: Work) -> Outcome:
     folder, source = work.inputs["features"], work.inputs["head"]
     shape, selected, trained = _read_head(source, step)
     classes = data.ClassMap.of(step.task, data.read_classes(folder))
-    if classes.names != selected.classes:
-        raise StageError(
-            f"task {step.task.name} has classes {', '.join(classes.names)}, but the heads of "
-            f"{step.task.trained_on} answer {', '.join(selected.classes)}; make `classes` agree"
-        )
-    tested = _test(folder, step, shape, selected, classes)
+    answers = Answers.of(step.task, classes.names, selected.classes)
+    tested = _test(folder, step, shape, selected, classes, answers)
     cell = replace(
         trained,
         task=step.task.name,
@@ -122,7 +119,9 @@ def transfer(work: Work) -> Outcome:
         test_mean_per_class_accuracy=float(tested.scores.mean_per_class_accuracy),
         test_loss=tested.loss,
         n_test=len(tested.predicted),
+        n_classes=len(classes.names),
         test_reads=tested.reads,
+        test_digest=data.digest(tested.rows),
     )
     _write_result(work.output, cell, tested)
     return Outcome(
@@ -173,8 +172,9 @@ def _test(
     shape: Shape,
     selected: data.Selected,
     classes: data.ClassMap,
+    answers: Answers | None = None,
 ) -> _Tested:
-    """Open the test part for the selected head, and score it."""
+    """Open the test part for the selected head, and score it; `answers`: a task not its own."""
     part = data.TestPart(folder)
     features = part.open(selected)
     if features.views.shape[-1] != shape.dim:
@@ -184,15 +184,16 @@ def _test(
         )
     rows = data.plain_rows(features, classes, step.task)
     heads = StackedHeads.single(shape, selected.state)
-    loss, predicted = evaluate(heads, rows.rows, _CPU)
-    scores = score(rows.rows.labels, predicted, shape.classes)
+    if answers is None:
+        loss, predicted = evaluate(heads, rows.rows, _CPU)
+    else:
+        loss, predicted = answers.evaluate(heads, rows.rows)
+    scores = score(rows.rows.labels, predicted, len(classes.names))
     return _Tested(rows, predicted[0], scores, float(loss), part.reads)
 
 
 def _own_metric(step: TuneStep, scores: Scores) -> float:
-    if step.task.metric == "mean_per_class_accuracy":
-        return float(scores.mean_per_class_accuracy)
-    return float(scores.accuracy)
+    return float(scores.of(step.task.metric))
 
 
 def _test_metrics(cell: cells.Cell) -> dict[str, float]:
@@ -235,6 +236,7 @@ def _id_cell(step: TuneStep, fit: _Fit, tested: _Tested) -> cells.Cell:
         cov=configuration.cov,
         svd=configuration.svd,
         test_reads=tested.reads,
+        test_digest=data.digest(tested.rows),
     )
 
 

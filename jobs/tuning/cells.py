@@ -46,7 +46,7 @@ class Cell:
     head: str = _column("linear, paper or released")
     fraction: float = _column("percent of each class's training rows that were used")
     tuning_seed: int = _column("seed of weights, batch order, fraction and configurations")
-    metric: str = _column("the task's own metric: accuracy or mean_per_class_accuracy")
+    metric: str = _column("the task's own metric: accuracy, matthews, ... (jobs/tasks/spec.py)")
     test_metric: float = _column("the task's own metric on the test part, percent")
     test_accuracy: float = _column("percent")
     test_macro_f1: float = _column("percent, over classes with a label or a prediction")
@@ -72,6 +72,7 @@ class Cell:
     cov: float = _column("loss weight of the selected configuration, scale included")
     svd: float = _column("loss weight of the selected configuration, scale included")
     test_reads: int = _column("times the test part was read, always after selection: 1")
+    test_digest: str = _column("of the test features and labels: equal where the samples are")
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,14 @@ image, views 1..V augmented ones of the training part) and `classes.json`. Gives
 depends on the keys alone, so that nothing downstream depends on how the files were written. The
 task's classes and the fraction of the training rows are applied here; both are pure functions of
 labels, keys and seed, so they are the same at every noise level, and a smaller fraction lies
-inside a larger one.
+inside a larger one. `digest` says what was tested, whatever the task and its keys are called.
 
 Never reads the test part except through `TestPart`, which opens it once, for a selected head.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -183,16 +184,17 @@ class ClassMap:
     @staticmethod
     def of(task: Task, corpus_classes: tuple[str, ...]) -> ClassMap:
         """The task's classes over the corpus's. Raises StageError on labels that do not fit."""
+        if task.target == "number":
+            raise StageError(
+                f"task {task.name} predicts a number, which no head fits yet; take it out of tasks"
+            )
         if task.classes is None:
             return ClassMap(corpus_classes, np.arange(len(corpus_classes)))
         index_of = np.full(len(corpus_classes), -1)
-        for index, (name, labels) in enumerate(task.classes.items()):
-            for label in labels:
-                if not 0 <= label < len(corpus_classes):
-                    raise StageError(
-                        f"task {task.name}: classes.{name} names label {label}, but corpus "
-                        f"{task.corpus.name} has labels 0 to {len(corpus_classes) - 1}"
-                    )
+        place = {name: label for label, name in enumerate(corpus_classes)}
+        for index, (name, members) in enumerate(task.classes.items()):
+            for member in members:
+                label = _label(task, name, member, place)
                 if index_of[label] >= 0:
                     raise StageError(
                         f"task {task.name}: label {label} counts as two classes; "
@@ -200,6 +202,23 @@ class ClassMap:
                     )
                 index_of[label] = index
         return ClassMap(tuple(task.classes), index_of)
+
+
+def _label(task: Task, name: str, member: int | str, place: Mapping[str, int]) -> int:
+    """The corpus's label that a member of a class names. Raises StageError for one it has not."""
+    if isinstance(member, str):
+        if member not in place:
+            raise StageError(
+                f"task {task.name}: classes.{name} names class {member!r}, which corpus "
+                f"{task.scope} lacks; `nml-orch tasks check {task.name}` compares the two"
+            )
+        return place[member]
+    if not 0 <= member < len(place):
+        raise StageError(
+            f"task {task.name}: classes.{name} names label {member}, but corpus "
+            f"{task.scope} has labels 0 to {len(place) - 1}"
+        )
+    return member
 
 
 def training_rows(
@@ -221,7 +240,7 @@ def training_rows(
         )
     if percent >= 100:
         return whole
-    kept = fraction(whole.keys, labels, percent=percent, seed=seed, scope=task.corpus.name)
+    kept = fraction(whole.keys, labels, percent=percent, seed=seed, scope=task.scope)
     features = whole.rows.features[:, torch.from_numpy(kept)]
     return TaskRows(
         whole.keys.take(pa.array(kept)),
@@ -269,3 +288,33 @@ def _of_task(part: Part, classes: ClassMap, task: Task) -> TaskRows:
         return TaskRows(part.keys, rows, 0)
     rows = Labelled(torch.from_numpy(part.views[:, inside]), torch.from_numpy(indices[inside]))
     return TaskRows(part.keys.take(pa.array(inside)), rows, len(indices) - len(inside))
+
+
+# -- what was tested -------------------------------------------------------------------------------
+
+
+def digest(rows: TaskRows) -> str:
+    """A hash of the plain features and class indices alone: equal for the same samples.
+
+    Neither keys nor order nor the task's name bear on it, so that two tasks which test the same
+    samples by the same labels are found out. 64 bits, in hex.
+    """
+    vectors = np.ascontiguousarray(rows.rows.features.numpy(), dtype=np.float32)
+    words = vectors.view(np.uint32)
+    weights = np.random.default_rng(0).integers(1, 2**63, words.shape[1], dtype=np.uint64)
+    sums = np.zeros(len(words), np.uint64)
+    for start in range(0, len(words), _DIGEST_ROWS):
+        piece = words[start : start + _DIGEST_ROWS].astype(np.uint64)
+        sums[start : start + _DIGEST_ROWS] = (_mixed(piece) * weights).sum(axis=1, dtype=np.uint64)
+    labels = rows.rows.labels.numpy().astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    ordered = np.sort(_mixed(sums ^ _mixed(labels)))
+    return hashlib.blake2b(ordered.astype("<u8").tobytes(), digest_size=8).hexdigest()
+
+
+_DIGEST_ROWS = 4_096
+
+
+def _mixed(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """MurmurHash3's finaliser, so that sums of words do not cancel."""
+    mixed = (words ^ (words >> np.uint64(33))) * np.uint64(0xFF51AFD7ED558CCD)
+    return mixed ^ (mixed >> np.uint64(33))

@@ -1,7 +1,8 @@
-"""Scores of predicted classes, for a stack of members at once.
+"""Scores of predictions, for a stack of members at once: classes in percent, numbers as published.
 
-Takes labels [N] and predictions [K, N], both class indices in [0, C); gives percentages, 0-100,
-as everywhere in the product. Never averages over members.
+Takes labels [N] and predictions [K, N]. Classes are indices in [0, C); their scores are
+percentages, 0-100, as everywhere in the product, and so are correlations and Matthews' coefficient,
+-100 to 100, which GLUE publishes times 100. Never averages over members.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from jobs.tasks.spec import Metric
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -19,14 +22,35 @@ class Scores:
     accuracy: Tensor
     macro_f1: Tensor
     mean_per_class_accuracy: Tensor
+    matthews: Tensor
+    f1: Tensor  # of the last class, which in a task of two classes is the positive one
+
+    def of(self, metric: Metric) -> Tensor:
+        """The scores by a task's own metric. Raises ValueError for one of numbers."""
+        match metric:
+            case "accuracy":
+                return self.accuracy
+            case "mean_per_class_accuracy":
+                return self.mean_per_class_accuracy
+            case "macro_f1":
+                return self.macro_f1
+            case "f1":
+                return self.f1
+            case "accuracy_f1":
+                return (self.accuracy + self.f1) / 2
+            case "matthews":
+                return self.matthews
+            case _:
+                raise ValueError(f"metric {metric} is of numbers; these are scores of classes")
 
 
 def score(labels: Tensor, predicted: Tensor, classes: int) -> Scores:
-    """Accuracy, macro F1 and mean-per-class accuracy of `predicted` [K, N] against `labels` [N].
+    """Scores of `predicted` [K, N] against `labels` [N].
 
     Macro F1 averages over the classes that occur among the member's labels or predictions (0 where
-    precision and recall are both 0), mean-per-class accuracy over the classes that have rows: the
-    conventions of scikit-learn. Raises ValueError when there is no row.
+    precision and recall are both 0), mean-per-class accuracy over the classes that have rows, and
+    Matthews' coefficient is the one of many classes, R_K (0 where the labels or the predictions
+    are of one class): the conventions of scikit-learn. Raises ValueError when there is no row.
     """
     members, rows = predicted.shape
     if rows == 0:
@@ -42,9 +66,72 @@ def score(labels: Tensor, predicted: Tensor, classes: int) -> Scores:
         accuracy=100 * hits.sum(1) / rows,
         macro_f1=100 * f1.sum(1) / ((chosen + present) > 0).sum(1),
         mean_per_class_accuracy=100 * recall.sum(1) / (present > 0).sum(1),
+        matthews=100 * _matthews(hits.sum(1), chosen, present, rows),
+        f1=100 * f1[:, -1],
     )
+
+
+def _matthews(hits: Tensor, chosen: Tensor, present: Tensor, rows: int) -> Tensor:
+    """R_K from the counts of hits [K], predictions [K, C] and labels [1, C]."""
+    covariance = hits * rows - (chosen * present).sum(1)
+    spread = (rows**2 - (chosen**2).sum(1)) * (rows**2 - (present**2).sum(1))
+    return torch.where(spread > 0, covariance / spread.clamp_min(1).sqrt(), torch.zeros_like(hits))
 
 
 def _count(flat: Tensor, members: int, classes: int) -> Tensor:
     counts = torch.bincount(flat, minlength=members * classes)
     return counts.view(members, classes).double().cpu()
+
+
+# -- numbers ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Correlations:
+    """One value a member each: [K] float64 tensors on the CPU, times 100."""
+
+    pearson: Tensor
+    spearman: Tensor
+
+    def of(self, metric: Metric) -> Tensor:
+        """The correlations by a task's own metric. Raises ValueError for one of classes."""
+        match metric:
+            case "pearson":
+                return self.pearson
+            case "spearman":
+                return self.spearman
+            case "pearson_spearman":
+                return (self.pearson + self.spearman) / 2
+            case _:
+                raise ValueError(f"metric {metric} is of classes; these are scores of numbers")
+
+
+def correlate(targets: Tensor, predicted: Tensor) -> Correlations:
+    """Correlations of `predicted` [K, N] with `targets` [N]; ties share the mean of their ranks.
+
+    0 where the targets or a member's predictions are all the same. Raises ValueError for fewer
+    than two rows.
+    """
+    if predicted.shape[1] < 2:
+        raise ValueError("a correlation takes two rows or more")
+    first, others = targets.double().cpu(), predicted.double().cpu()
+    ranks = torch.stack([_ranks(member) for member in others])
+    return Correlations(
+        pearson=100 * _pearson(first, others), spearman=100 * _pearson(_ranks(first), ranks)
+    )
+
+
+def _pearson(first: Tensor, others: Tensor) -> Tensor:
+    a, b = first - first.mean(), others - others.mean(1, keepdim=True)
+    spread = a.norm() * b.norm(dim=1)
+    return torch.where(spread > 0, (b @ a) / spread.clamp_min(1e-300), torch.zeros_like(spread))
+
+
+def _ranks(values: Tensor) -> Tensor:
+    """Ranks from 0, ties at the mean of theirs."""
+    ordered, order = values.sort()
+    first = torch.searchsorted(ordered, ordered)
+    last = torch.searchsorted(ordered, ordered, right=True) - 1
+    ranks = torch.empty_like(values)
+    ranks[order] = (first + last).double() / 2
+    return ranks

@@ -15,6 +15,7 @@ VERBS = {
     "plan": "Show what a sweep would do, and its cost. Runs nothing.",
     "corpus": "Build the corpora alone, verify them, or show what they hold.",
     "noise": "Build the noise alone, or audit it row by row.",
+    "tasks": "List the downstream tasks, show one, or check files and data.",
     "status": "Show the matrix of noise, task, method and seed as it stands.",
     "report": "Write the report from what the store holds.",
     "sync": "Bring MLflow up to the store.",

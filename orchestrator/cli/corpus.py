@@ -137,7 +137,7 @@ def _summary(place: Place) -> dict[str, Any]:
     index = Index.read(place)
     labels = read_part(place, "train", ["label"])["label"].drop_null()
     counts = {c["values"].as_py(): c["counts"].as_py() for c in labels.value_counts()}
-    first = index.parts["train"][0]
+    first = next(files[0] for files in index.parts.values() if files)
     keys = read_rows(place, first.file, 0, min(KEYS_SHOWN, first.rows), ["key"])["key"]
     return {
         "place": place.uri,

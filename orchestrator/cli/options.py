@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from typing import TYPE_CHECKING, Any
@@ -24,8 +25,27 @@ class Chosen:
     store: Store
 
 
+def task_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --tasks-path and --data: where task files lie, and where their data does."""
+    folders = click.option(
+        "--tasks-path",
+        multiple=True,
+        metavar="FOLDER",
+        help="A folder of task files beside the shipped ones. Repeatable.",
+    )
+    data = click.option(
+        "--data",
+        metavar="FOLDER",
+        help="Where the paths of task files start (else $NML_DATA, else the present folder).",
+    )
+    return folders(data(function))
+
+
 def experiment_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add FILE, --noise, --seeds, --set and --storage; the verb receives a `Chosen` first."""
+    """Add FILE, --noise, --seeds, --set, --storage, --tasks-path and --data.
+
+    The verb receives a `Chosen` first.
+    """
 
     @click.argument("file", required=False, metavar="[FILE]")
     @click.option(
@@ -42,6 +62,7 @@ def experiment_options(function: Callable[..., Any]) -> Callable[..., Any]:
         help="Change any field, as in pretrain.recipe.schedule.epochs=5. Repeatable.",
     )
     @click.option("--storage", metavar="PLACE", help="Where results go: a folder, s3:// or gs://.")
+    @task_options
     @wraps(function)
     def wrapped(
         file: str | None,
@@ -49,9 +70,14 @@ def experiment_options(function: Callable[..., Any]) -> Callable[..., Any]:
         seeds: str | None,
         overrides: tuple[str, ...],
         storage: str | None,
+        tasks_path: tuple[str, ...],
+        data: str | None,
         **rest: Any,
     ) -> Any:
-        return function(choose(file, noise, seeds, overrides, storage), **rest)
+        if data is not None:
+            overrides = (*overrides, f"data={json.dumps(data)}")
+        chosen = choose(file, noise, seeds, overrides, storage, tasks_path)
+        return function(chosen, **rest)
 
     return wrapped
 
@@ -62,6 +88,7 @@ def choose(
     seeds: str | None = None,
     overrides: tuple[str, ...] = (),
     storage: str | None = None,
+    task_folders: Sequence[str] = (),
 ) -> Chosen:
     """Read, validate and plan an experiment; UserError for every mistake in it."""
     from jobs.place import Place
@@ -73,7 +100,9 @@ def choose(
 
     if storage is not None:
         overrides = (*overrides, f"storage={storage}")
-    experiment = experiments.load(file, overrides=overrides, noise=noise, seeds=seeds)
+    experiment = experiments.load(
+        file, overrides=overrides, noise=noise, seeds=seeds, task_folders=task_folders
+    )
     complaint = check_model(experiment.pretrain.recipe)
     if complaint:
         raise UserError(f"pretrain.recipe.model: {complaint}")

@@ -88,11 +88,12 @@ def test_classes_merge_and_leave_out_labels(write_features: WriteFeatures) -> No
     ("classes", "message"),
     [
         ({"a": (0,), "b": (9,)}, "classes.b names label 9, but corpus blobs has labels 0 to 3"),
-        ({"a": (0, 1), "b": (1,)}, "label 1 counts as two classes"),
+        ({"a": (0, 1), "b": ("one",)}, "label 1 counts as two classes"),
+        ({"a": (0,), "b": ("five",)}, "classes.b names class 'five', which corpus blobs lacks"),
     ],
 )
 def test_labels_that_do_not_fit_are_refused(
-    classes: dict[str, tuple[int, ...]], message: str
+    classes: dict[str, tuple[int | str, ...]], message: str
 ) -> None:
     with pytest.raises(StageError, match=message):
         data.ClassMap.of(id_task(classes=classes), CLASSES)

@@ -1,0 +1,191 @@
+"""`nml-orch tasks`: the downstream tasks that can be named, what each is, and whether it holds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from orchestrator.cli.options import task_options
+
+if TYPE_CHECKING:
+    from jobs.tasks.spec import Task
+
+CLASSES_SHOWN = 12
+
+
+@click.group("tasks")
+def command() -> None:
+    """List the downstream tasks, show one whole, or check files and data."""
+
+
+@command.command(
+    "list",
+    epilog="""\b
+Examples:
+  nml-orch tasks list --data /data
+  nml-orch tasks list --tasks-path my-tasks --json""",
+)
+@task_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def list_(tasks_path: tuple[str, ...], data: str | None, as_json: bool) -> None:
+    """Every task: classes, rows, metric, and whether its data is at hand."""
+    found = [_row(task) for task in _load(tasks_path, data).values()]
+    found.sort(key=lambda row: (row["domain"] == "ood", row["trained_on"] or "", row["name"]))
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return
+    width = max(len(row["name"]) for row in found) + 2
+    for domain, words in (("id", "trained and tested"), ("ood", "tested with another's heads")):
+        click.echo(f"{domain.upper()} tasks, {words}")
+        for row in found:
+            if row["domain"] == domain:
+                click.echo(_list_line(row, width))
+
+
+@command.command("show", epilog="Example: nml-orch tasks show imagenet-r --data /data")
+@click.argument("name")
+@task_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def show(name: str, tasks_path: tuple[str, ...], data: str | None, as_json: bool) -> None:
+    """One task whole: where to get its data, parts, classes, metric, what it is linked to."""
+    task = _load(tasks_path, data, [name])[name]
+    if as_json:
+        click.echo(json.dumps({**task.model_dump(mode="json"), "data": _standing(task)}, indent=2))
+        return
+    for word, said in _shown(task):
+        click.echo(f"{word:12}{said}")
+
+
+@command.command(
+    "check",
+    epilog="""\b
+Examples:
+  nml-orch tasks check                          every file, and the data that is at hand
+  nml-orch tasks check imagenet-r --data /data
+Exit status: 0 all holds (data not at hand is no fault), 1 something does not, 2 a mistake.""",
+)
+@click.argument("names", nargs=-1)
+@task_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def check(
+    names: tuple[str, ...], tasks_path: tuple[str, ...], data: str | None, as_json: bool
+) -> int:
+    """Compare task files with each other and their data: fields, classes, rows, some images."""
+    from jobs.tasks.check import data_faults, faults, link_faults
+    from jobs.tasks.twins import twins
+
+    tasks = _load(tasks_path, data)
+    chosen = {name: tasks[name] for name in names} if _known(names, tasks) else tasks
+    same = list(twins(list(tasks.values())))
+    found: dict[str, dict[str, Any]] = {}
+    for task in chosen.values():
+        standing = _standing(task)
+        said = [*faults(task), *link_faults(task, tasks)]
+        said += [f"tests the samples of {first}" for first, name in same if name == task.name]
+        if standing == "at hand":
+            said += data_faults(task)
+        found[task.name] = {"data": standing, "faults": said}
+    bad = sum(bool(each["faults"]) for each in found.values())
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return 1 if bad else 0
+    width = max(map(len, found)) + 2
+    for name, each in found.items():
+        click.echo(f"{'FAIL' if each['faults'] else 'ok':6}{name:{width}}{each['data']}")
+        for fault in each["faults"]:
+            click.echo(f"      {fault}")
+    return 1 if bad else 0
+
+
+def _load(
+    folders: Sequence[str], data: str | None, names: Sequence[str] | None = None
+) -> dict[str, Task]:
+    """Tasks by name; UserError for an unknown name or a file that cannot be understood."""
+    from jobs.tasks import registry
+    from orchestrator.errors import UserError
+
+    try:
+        wanted = registry.names(folders) if names is None else names
+        return {name: registry.load(name, folders, data) for name in wanted}
+    except registry.TaskError as error:
+        raise UserError(str(error)) from error
+
+
+def _known(names: Sequence[str], tasks: Mapping[str, Task]) -> bool:
+    """Whether any task is named; UserError with the nearest for one that is not there."""
+    import difflib
+
+    from orchestrator.errors import UserError
+
+    for name in names:
+        if name not in tasks:
+            near = difflib.get_close_matches(name, tasks, n=3, cutoff=0.5)
+            meant = f"did you mean {' or '.join(near)}?" if near else "see `nml-orch tasks list`"
+            raise UserError(f"no task is named {name!r}; {meant}")
+    return bool(names)
+
+
+def _standing(task: Task) -> str:
+    from jobs.tasks.check import absent
+
+    if task.corpus is None:
+        return "given features"
+    return "not at hand" if absent(task) else "at hand"
+
+
+def _row(task: Task) -> dict[str, Any]:
+    facts = task.facts
+    count = len(task.classes) if task.classes else facts.classes if facts else None
+    return {
+        "name": task.name,
+        "title": task.title,
+        "domain": task.domain,
+        "trained_on": task.trained_on,
+        "classes": count,
+        "sizes": dict(facts.sizes) if facts else {},
+        "metric": task.metric,
+        "data": _standing(task),
+    }
+
+
+def _list_line(row: Mapping[str, Any], width: int) -> str:
+    sizes = " + ".join(f"{rows:,}" for rows in row["sizes"].values()) or "?"
+    classes = "number" if row["classes"] == 0 else f"{row['classes']} classes"
+    line = f"  {row['name']:{width}}{classes:>13}{sizes:>28}  {row['metric']:24}{row['data']}"
+    return f"{line}  (on {row['trained_on']})" if row["trained_on"] else line
+
+
+def _shown(task: Task) -> Iterator[tuple[str, str]]:
+    from jobs.tasks.check import absent, class_names, sources
+
+    yield "name", f"{task.name}: {task.title}"
+    if task.trained_on:
+        yield "domain", f"{task.domain}, tested with the heads of {task.trained_on}"
+    else:
+        yield "domain", task.domain
+    yield "metric", task.metric
+    if task.shift:
+        yield "shift", f"{task.shift.kind}, strength {task.shift.strength:g}"
+    for name, reader in sources(task).items():
+        said = ", ".join(f"{k}={v}" for k, v in reader.model_dump(exclude_defaults=True).items())
+        yield name, f"{reader.kind}: {said}"
+    if task.corpus is not None:
+        shares = zip(("train", "validation", "test"), task.corpus.parts.shares, strict=True)
+        cut = ", ".join(f"{share:.0%} {part}" for part, share in shares if share)
+        yield "parts", f"of the reader's rows: {cut}"
+    names = class_names(task)
+    more = f", ... ({len(names)} in all)" if len(names) > CLASSES_SHOWN else ""
+    yield "classes", (", ".join(names[:CLASSES_SHOWN]) + more) or "the corpus's own"
+    if task.answers:
+        many = sum(len(outputs) > 1 for outputs in task.answers.values())
+        outputs = sum(map(len, task.answers.values()))
+        yield "answers", f"{outputs} outputs; {many} classes are answered by several"
+    if task.facts:
+        yield "rows", ", ".join(f"{name} {rows:,}" for name, rows in task.facts.sizes.items())
+        yield "homepage", task.facts.homepage
+        yield "get", task.facts.get
+    missing = absent(task)
+    yield "data", f"not at hand: {', '.join(missing)}" if missing else _standing(task)

@@ -1,0 +1,113 @@
+"""Generated data in the layout that a task's file expects: its classes, a few tiny images each."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from jobs.corpus.spec import AnyReader, ImageFolderReader, ParquetReader, TableReader
+from jobs.tasks.check import sources
+from jobs.tasks.spec import Task
+
+LEAST_ROWS = 60  # of a source, so that no part of it is empty
+MANY = 300  # classes, above which one image of each will do
+
+
+@cache
+def picture(number: int) -> bytes:
+    """A PNG of one of some colours, 8 x 8."""
+    colour = np.random.default_rng(number % 50).integers(0, 256, 3, np.uint8)
+    noise = np.random.default_rng(1_000 + number).integers(0, 40, (8, 8, 3), np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray((colour // 2 + noise).astype(np.uint8)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def names_of(task: Task) -> tuple[str, ...]:
+    """The corpus's classes: those the file knows, else invented ones."""
+    assert task.facts is not None
+    return task.facts.class_names or tuple(f"class-{i}" for i in range(task.facts.classes))
+
+
+def write(task: Task, each: int = 2) -> int:
+    """Write all the sources of a task, `each` images a class at least; rows of the main one."""
+    rows = {}
+    for role, reader in sources(task).items():
+        count = max(
+            1 if len(names_of(task)) > MANY else each, -(-LEAST_ROWS // len(names_of(task)))
+        )
+        rows[role] = write_source(reader, names_of(task), count, role)
+    return rows["reader"]
+
+
+def write_source(reader: AnyReader, names: Sequence[str], each: int, role: str) -> int:
+    match reader:
+        case ImageFolderReader():
+            for label, name in enumerate(names):
+                folder = Path(reader.path) / name
+                folder.mkdir(parents=True, exist_ok=True)
+                for i in range(each):
+                    (folder / f"{role}-{i}.png").write_bytes(picture(label + 50 * i))
+            return each * len(names)
+        case ParquetReader():
+            return _parquet(reader, names, each, role)
+        case TableReader():
+            return _table(reader, names, each, role)
+    raise NotImplementedError(reader.kind)
+
+
+def _parquet(reader: ParquetReader, names: Sequence[str], each: int, role: str) -> int:
+    path = Path(reader.path)
+    if path.suffix != ".parquet":
+        path = path / "data" / reader.files.replace("*", "00000-of-00001")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    labels = [label for label in range(len(names)) for _ in range(each)]
+    said = reader.where.get("domain", "")
+    columns: dict[str, list[object]] = {reader.image: [], str(reader.label): []}
+    more: dict[str, list[object]] = {"label_name": [], "domain": [], "key": []}
+    for domain in said if isinstance(said, tuple) else (said,):
+        for number, label in enumerate(labels):
+            image = picture(label + 50 * number)
+            bare = reader.label_name is not None
+            columns[reader.image].append(
+                image if bare else {"bytes": image, "path": f"{number}.png"}
+            )
+            columns[str(reader.label)].append(label)
+            more["label_name"].append(names[label])
+            more["domain"].append(domain)
+            more["key"].append(f"{domain}/{number}")
+    if reader.label_name is not None:
+        columns |= more
+        table = pa.table(columns)
+        if reader.where and path.exists():  # another task's domains lie there
+            before = pq.read_table(path)
+            kept = [d not in set(more["domain"]) for d in before["domain"].to_pylist()]
+            table = pa.concat_tables([before.filter(pa.array(kept)), table])
+    else:
+        features = {str(reader.label): {"names": list(names), "_type": "ClassLabel"}}
+        meta = {"huggingface": json.dumps({"info": {"features": features}})}
+        table = pa.table(columns).replace_schema_metadata(meta)
+    pq.write_table(table, path)
+    return len(columns[reader.image])
+
+
+def _table(reader: TableReader, names: Sequence[str], each: int, role: str) -> int:
+    path, delimiter = Path(reader.path), reader.delimiter or ","
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [] if reader.columns else [delimiter.join(("path", "label"))]
+    for number, name in enumerate(names):
+        for i in range(each):
+            image = Path(path.stem) / name / f"{role}-{i}.png"
+            (path.parent / image).parent.mkdir(parents=True, exist_ok=True)
+            (path.parent / image).write_bytes(picture(number + 50 * i))
+            lines.append(f"{image.as_posix()}{delimiter}{name}")
+    path.write_text("\n".join(lines) + "\n")
+    return each * len(names)
