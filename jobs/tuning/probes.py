@@ -74,7 +74,7 @@ def _ridge(rows: Tensor, labels: Tensor, classes: int, penalties: Sequence[float
     values, vectors = torch.linalg.eigh(centred.mT @ centred / len(rows))
     right = vectors.mT @ (centred.mT @ (targets - share) / len(rows))  # [D, C]
     shrunk = values.clamp_min(0) + torch.tensor(penalties, dtype=torch.float64)[:, None]  # [K, D]
-    weight = (vectors @ (right / shrunk[:, :, None])).mT
+    weight = (vectors @ (right / shrunk[:, :, None])).mT.contiguous()
     return weight, share - weight @ mean, [None] * len(penalties)
 
 

@@ -164,8 +164,8 @@ class Method(Spec):
         if self.head in PROBES:
             foreign = sorted(self.space.model_fields_set - {"l2"})
             if foreign or self.space.l2 is None:
-                stray = f"; leave out {', '.join(foreign)}" if foreign else ""
-                raise ValueError(f"a {self.head} head is searched over l2 alone{stray}; give l2")
+                remedy = f"leave out {', '.join(foreign)}" if foreign else "give l2"
+                raise ValueError(f"a {self.head} head is searched over l2 alone; {remedy}")
         elif self.space.lr is None or self.space.l2 is not None:
             raise ValueError(f"a {self.head} head needs lr in its space, and takes no l2")
         return self
@@ -239,6 +239,8 @@ class Tuning(Spec):
                     f"the grid of method {name} has {points} combinations and the budget is "
                     f"configurations={self.configurations}; every method tries as many"
                 )
+        if self.search == "optuna" and self.halving is not None:
+            raise ValueError("search: optuna trains in batches of its own; leave out halving")
         if self.precision == "tf32" and not self.gpus:
             raise ValueError("precision: tf32 exists on GPUs alone; set gpus, or take float32")
         if len(set(self.label_noise)) < len(self.label_noise):
