@@ -193,8 +193,10 @@ def sweep_ratios() -> dict[str, object]:
     at_once = max(1, MEMORY // bytes_of_member(shape, ROWS))
     turns = -(-CONFIGURATIONS // at_once)
     members = -(-CONFIGURATIONS // turns)
+    smaller = [count for count in (1, 2, 4, 8) if count < members]
     found = fastest(
         {
+            **{str(n): engine_epoch(SWEEP_DIM, n, WEIGHT, steps) for n in smaller},
             "engine": engine_epoch(SWEEP_DIM, members, WEIGHT, steps),
             "bf16": engine_epoch(SWEEP_DIM, members, WEIGHT, steps, "bf16"),
             "published": published_epoch(SWEEP_DIM, WEIGHT, 5 * steps),
@@ -205,6 +207,7 @@ def sweep_ratios() -> dict[str, object]:
     engine = found["engine"] / steps / members  # seconds a step and configuration
     bf16 = found["bf16"] / steps / members
     published = found["published"] / (5 * steps)
+    by_size = {n: round(1e3 * found[str(n)] / steps / n, 2) for n in smaller}
     left, before, spent = CONFIGURATIONS, 0, 0
     for epoch, goes_on in (*Halving(first=2, eta=4).cuts(CONFIGURATIONS, EPOCHS), (EPOCHS, 0)):
         spent, before, left = spent + left * (epoch - before), epoch, goes_on
@@ -214,8 +217,8 @@ def sweep_ratios() -> dict[str, object]:
     tune = published * epoch_steps * EPOCHS + trial
     print(
         f"milliseconds a step and configuration: engine {1e3 * engine:.2f} ({members} members, "
-        f"{turns} turns), bf16 {1e3 * bf16:.2f}, published {1e3 * published:.2f}; products at "
-        f"{rate / 1e9:.0f} Gflop/s; a Tune trial costs {trial:.2f} s besides its epochs",
+        f"{turns} turns; in turns of fewer: {by_size}), bf16 {1e3 * bf16:.2f}, "
+        f"published {1e3 * published:.2f}; products at {rate / 1e9:.0f} Gflop/s; a Tune trial costs {trial:.2f} s besides its epochs",
         flush=True,
     )
     return {
