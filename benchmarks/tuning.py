@@ -218,7 +218,8 @@ def sweep_ratios() -> dict[str, object]:
     print(
         f"milliseconds a step and configuration: engine {1e3 * engine:.2f} ({members} members, "
         f"{turns} turns; in turns of fewer: {by_size}), bf16 {1e3 * bf16:.2f}, "
-        f"published {1e3 * published:.2f}; products at {rate / 1e9:.0f} Gflop/s; a Tune trial costs {trial:.2f} s besides its epochs",
+        f"published {1e3 * published:.2f}; products at {rate / 1e9:.0f} Gflop/s; "
+        f"a Tune trial costs {trial:.2f} s besides its epochs",
         flush=True,
     )
     return {

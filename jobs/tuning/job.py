@@ -49,6 +49,7 @@ from jobs.tuning.stacked import Configuration
 
 _LOST_WORKERS = 1  # times a cell is started again after the process it ran in has died
 _LONGEST = 32  # iterations of a trial at most: what is done again at worst if its process dies
+_SIBLINGS = 16  # cells of a stack at most: they are answered together
 _BATCHES_A_PROCESS = 4  # so that the last ones to end leave few processes idle
 _POLL_S = 0.5  # how often a wait looks whether the user asked to stop
 
@@ -273,17 +274,21 @@ def _fit(works: Sequence[Work], hooks: Hooks) -> None:
 
 def _batches(works: Sequence[Work]) -> list[Batch]:
     """Works in batches that share features and needs, a few for each process that can run."""
-    stacks: dict[tuple[str, ...], list[Work]] = defaultdict(list)
+    families: dict[tuple[str, ...], list[Work]] = defaultdict(list)
     for work in sorted(works, key=lambda work: (work.inputs["features"].uri, work.address)):
-        stacks[sibling_key(work)].append(work)
-    together: dict[tuple[str, int, float], list[tuple[Work, ...]]] = defaultdict(list)
-    for siblings in stacks.values():
-        step = step_of(siblings[0])
-        alike = siblings[0].inputs["features"].uri, step.cpus, step.gpus
-        together[alike].append(tuple(siblings))
+        families[sibling_key(work)].append(work)
     least = min(step_of(work).cpus for work in works)
     processes = max(1, int(ray.cluster_resources().get("CPU", 1)) // least)
-    size = min(_LONGEST, -(-len(stacks) // (_BATCHES_A_PROCESS * processes)))
+    most = min(_SIBLINGS, -(-len(works) // (_BATCHES_A_PROCESS * processes)))
+    together: dict[tuple[str, int, float], list[tuple[Work, ...]]] = defaultdict(list)
+    for family in families.values():
+        step = step_of(family[0])
+        alike = family[0].inputs["features"].uri, step.cpus, step.gpus
+        together[alike] += [
+            tuple(family[first : first + most]) for first in range(0, len(family), most)
+        ]
+    stacks = sum(map(len, together.values()))
+    size = min(_LONGEST, -(-stacks // (_BATCHES_A_PROCESS * processes)))
     return [
         tuple(group[first : first + size])
         for group in together.values()
