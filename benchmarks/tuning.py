@@ -325,19 +325,13 @@ def cell_milliseconds(folder: Path) -> float:
 
 
 def main() -> None:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    import ray
+    from orchestrator import cluster
 
-    torch.set_num_threads(2)
     result: dict[str, object] = step_ratios()
-    ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
-    try:
+    with cluster.session(cpus=os.cpu_count()), tempfile.TemporaryDirectory() as folder:
         result |= sweep_ratios()
-        with tempfile.TemporaryDirectory() as folder:
-            result["plan_s"] = round(plan_seconds(Path(folder)), 2)
-            result["per_cell_ms"] = round(cell_milliseconds(Path(folder)), 1)
-    finally:
-        ray.shutdown()
+        result["plan_s"] = round(plan_seconds(Path(folder)), 2)
+        result["per_cell_ms"] = round(cell_milliseconds(Path(folder)), 1)
     print(json.dumps(result))
 
 
