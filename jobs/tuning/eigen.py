@@ -1,8 +1,9 @@
 """Eigenvalues and vectors of a stack of symmetric matrices, the members side by side on a CPU.
 
-torch solves a batch one matrix after another, and LAPACK gains next to nothing from a second thread
-at the sizes of a batch of features (128 or so). Here each of the process's threads takes a share of
-the members and solves it with one thread of its own.
+torch solves a batch one matrix after another, and at the sizes of a batch of features (128 or so)
+LAPACK gains next to nothing from a second thread, and loses much where cores are contended, for its
+threads meet thousands of times. Here each of the process's threads takes a share of the members and
+solves it on its own.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from torch import Tensor
 
 def eigh(matrices: Tensor) -> tuple[Tensor, Tensor]:
     """As `torch.linalg.eigh` of [K, N, N], finite: ascending values [K, N], vectors [K, N, N]."""
-    workers = min(torch.get_num_threads(), len(matrices))
-    if matrices.device.type != "cpu" or workers < 2:
+    threads = torch.get_num_threads()
+    workers = min(threads, len(matrices))
+    if matrices.device.type != "cpu" or threads == 1:
         values, vectors = torch.linalg.eigh(matrices)
         return values, vectors
     solved = list(_pool(workers).map(torch.linalg.eigh, matrices.tensor_split(workers)))
