@@ -41,7 +41,7 @@ def write_tasks(folder: Path) -> None:
     for table in ("synsets.tsv", "imagenet-r.tsv"):
         (folder / table).write_bytes((registry.SHIPPED / "imagenet" / table).read_bytes())
     said = [
-        ("wide", "id", "{train: 0.6, validation: 0.2, test: 0.2}", "", 6000, 1000, "synsets.tsv"),
+        ("wide", "id", "{train: 0.9, validation: 0.05, test: 0.05}", "", 6000, 1000, "synsets.tsv"),
         (
             *("wide-r", "ood", "{train: 0, validation: 0, test: 1}"),
             "trained_on: wide\nclasses: {file: imagenet-r.tsv}",

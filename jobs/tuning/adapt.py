@@ -19,30 +19,13 @@ from jobs.contract import Outcome, StageError, Work
 from jobs.place import Place
 from jobs.tuning import cells, data
 from jobs.tuning.answers import Answers
+from jobs.tuning.fit import Fit, fit, fit_siblings, step_of
 from jobs.tuning.heads import Shape, StackedHeads
 from jobs.tuning.scores import Scores, score
 from jobs.tuning.spec import TuneStep
-from jobs.tuning.stacked import TERMS, Budget, Configuration, Trained, evaluate, select, train
+from jobs.tuning.stacked import TERMS, Configuration, evaluate
 
 _CPU = torch.device("cpu")
-
-
-@dataclass(frozen=True)
-class _Fit:
-    """A trained stack with what it was trained on, and the configuration selected."""
-
-    shape: Shape
-    classes: data.ClassMap
-    views: int
-    training: data.TaskRows
-    validation: data.TaskRows
-    configurations: Sequence[Configuration]
-    trained: Trained
-    chosen: int
-
-    @property
-    def failed(self) -> int:
-        return sum(failure is not None for failure in self.trained.failures)
 
 
 @dataclass(frozen=True)
@@ -56,22 +39,38 @@ class _Tested:
     reads: int
 
 
-def step_of(work: Work) -> TuneStep:
-    """The work's spec, as what it must be."""
-    if not isinstance(work.spec, TuneStep):
-        raise TypeError(f"{work.address}: a {type(work.spec).__name__} is not a tuning step")
-    return work.spec
-
-
-def adapt(work: Work, configurations: Sequence[Configuration], cache: data.FeatureCache) -> Outcome:
+def adapt(
+    work: Work, configurations: Sequence[Configuration] | None, cache: data.FeatureCache
+) -> Outcome:
     """An ID cell: train every configuration, select one on the validation part, test that one.
 
-    Raises StageError when the features do not fit the task or every configuration failed.
+    Without configurations the step's own search asks for them. Raises StageError when the features
+    do not fit the task or every configuration failed.
     """
+    torch.set_num_threads(step_of(work).cpus)
+    return _finish(work, fit(work, configurations, cache))
+
+
+def adapt_siblings(
+    works: Sequence[Work],
+    configurations: Sequence[Sequence[Configuration]],
+    cache: data.FeatureCache,
+) -> list[Outcome | StageError]:
+    """ID cells of one `fit.sibling_key`, trained as one stack; each is answered apart."""
+    torch.set_num_threads(step_of(works[0]).cpus)
+    answers: list[Outcome | StageError] = []
+    for work, found in zip(works, fit_siblings(works, configurations, cache), strict=True):
+        try:
+            answers.append(found if isinstance(found, StageError) else _finish(work, found))
+        except StageError as error:
+            answers.append(error)
+    return answers
+
+
+def _finish(work: Work, fit: Fit) -> Outcome:
+    """Test the selected configuration, and write the cell."""
     step = step_of(work)
-    torch.set_num_threads(step.cpus)
-    fit = _fit(work, step, configurations, cache)
-    selected = data.Selected(fit.trained.heads.member(fit.chosen), fit.classes.names)
+    selected = data.Selected(fit.trained.state, fit.classes.names)
     tested = _test(work.inputs["features"], step, fit.shape, selected, fit.classes)
     cell = _id_cell(step, fit, tested)
     _write_head(work.output, fit.shape, selected)
@@ -85,6 +84,7 @@ def adapt(work: Work, configurations: Sequence[Configuration], cache: data.Featu
             "n_test": cell.n_test,
             "configurations": cell.configurations,
             "configurations_failed": cell.configurations_failed,
+            "configurations_dropped": sum(d is not None for d in fit.trained.dropped),
             "test_reads": cell.test_reads,
             "train_other_classes": fit.training.other_classes,
             "train_beyond_fraction": fit.training.beyond_fraction,
@@ -141,31 +141,6 @@ def transfer(work: Work) -> Outcome:
 # -- the parts of both -----------------------------------------------------------------------------
 
 
-def _fit(
-    work: Work,
-    step: TuneStep,
-    configurations: Sequence[Configuration],
-    cache: data.FeatureCache,
-) -> _Fit:
-    fitting = cache.load(work.inputs["features"])
-    classes = data.ClassMap.of(step.task, fitting.classes)
-    training = data.training_rows(
-        fitting.train, classes, step.task, percent=step.fraction, seed=step.seed
-    )
-    validation = data.plain_rows(fitting.validation, classes, step.task)
-    shape = Shape(step.method.head, fitting.train.views.shape[-1], len(classes.names))
-    budget = Budget(step.epochs, step.batch_size)
-    trained = train(shape, training.rows, validation.rows, configurations, budget, seed=step.seed)
-    chosen = select(trained)
-    if chosen is None:
-        raise StageError(
-            f"{work.address}: all {len(configurations)} configurations failed (first: "
-            f"{trained.failures[0]}); narrow space.lr of method {step.method_name}"
-        )
-    augmented = fitting.train.augmented
-    return _Fit(shape, classes, augmented, training, validation, configurations, trained, chosen)
-
-
 def _test(
     folder: Place,
     step: TuneStep,
@@ -200,7 +175,7 @@ def _test_metrics(cell: cells.Cell) -> dict[str, float]:
     return {"tune/test_accuracy": cell.test_accuracy, "tune/test_macro_f1": cell.test_macro_f1}
 
 
-def _id_cell(step: TuneStep, fit: _Fit, tested: _Tested) -> cells.Cell:
+def _id_cell(step: TuneStep, fit: Fit, tested: _Tested) -> cells.Cell:
     last, configuration = fit.trained.epochs[-1], fit.configurations[fit.chosen]
     return cells.Cell(
         task=step.task.name,
@@ -209,6 +184,7 @@ def _id_cell(step: TuneStep, fit: _Fit, tested: _Tested) -> cells.Cell:
         method=step.method_name,
         head=step.method.head,
         fraction=step.fraction,
+        label_noise=step.label_noise,
         tuning_seed=step.seed,
         metric=step.task.metric,
         test_metric=_own_metric(step, tested.scores),
@@ -235,6 +211,7 @@ def _id_cell(step: TuneStep, fit: _Fit, tested: _Tested) -> cells.Cell:
         mse=configuration.mse,
         cov=configuration.cov,
         svd=configuration.svd,
+        l2=configuration.l2,
         test_reads=tested.reads,
         test_digest=data.digest(tested.rows),
     )
@@ -243,7 +220,7 @@ def _id_cell(step: TuneStep, fit: _Fit, tested: _Tested) -> cells.Cell:
 # -- files -----------------------------------------------------------------------------------------
 
 
-def _tried(fit: _Fit) -> list[cells.Tried]:
+def _tried(fit: Fit) -> list[cells.Tried]:
     """Every configuration's row; a number that is not finite is null."""
     last = fit.trained.epochs[-1]
     rows = []
@@ -255,7 +232,7 @@ def _tried(fit: _Fit) -> list[cells.Tried]:
             "validation_loss": float(last.validation_loss[index]),
         }
         trained: dict[str, float | None] = {
-            f"train_{term}": float(last.train[term][index]) if term in last.train else None
+            f"train_{term}": _finite(last.train[term][index]) if term in last.train else None
             for term in TERMS
         }
         if failure is not None:
@@ -269,25 +246,35 @@ def _tried(fit: _Fit) -> list[cells.Tried]:
                 mse=configuration.mse,
                 cov=configuration.cov,
                 svd=configuration.svd,
+                l2=configuration.l2,
+                epochs=fit.trained.trained_for[index],
                 **validated,
                 **trained,
                 selected=index == fit.chosen,
+                dropped=fit.trained.dropped[index],
                 failed=failure,
             )
         )
     return rows
 
 
-def _curves(fit: _Fit) -> list[cells.Point]:
-    """The selected configuration's numbers, epoch by epoch."""
+def _finite(value: torch.Tensor) -> float | None:
+    return float(value) if value.isfinite() else None
+
+
+def _curves(fit: Fit) -> list[cells.Point]:
+    """The selected configuration's numbers, epoch by epoch, as long as it was trained."""
     points = []
-    for number, epoch in enumerate(fit.trained.epochs, start=1):
+    mine = fit.trained.epochs[: fit.trained.trained_for[fit.chosen]]
+    for number, epoch in enumerate(mine, start=1):
         curves = {f"train/{name}": values for name, values in epoch.train.items()}
         curves["validation/accuracy"] = epoch.validation.accuracy
         curves["validation/macro_f1"] = epoch.validation.macro_f1
         curves["validation/loss"] = epoch.validation_loss
         points += [
-            cells.Point(name, number, float(values[fit.chosen])) for name, values in curves.items()
+            cells.Point(name, number, float(values[fit.chosen]))
+            for name, values in curves.items()
+            if values[fit.chosen].isfinite()
         ]
     return points
 
@@ -317,11 +304,13 @@ def _read_head(source: Place, step: TuneStep) -> tuple[Shape, data.Selected, cel
         raise StageError(
             f"{source.uri} is not the output of an ID cell ({error}); run that cell again"
         ) from error
-    wanted = (step.task.trained_on, step.method_name, step.fraction, step.seed)
-    if (cell.task, cell.method, cell.fraction, cell.tuning_seed) != wanted:
+    wanted = (step.task.trained_on, step.method_name, step.fraction, step.label_noise, step.seed)
+    found = (cell.task, cell.method, cell.fraction, cell.label_noise, cell.tuning_seed)
+    if found != wanted:
         raise StageError(
             f"{source.uri} holds the head of {cell.task}/{cell.method}/fraction={cell.fraction:g}/"
-            f"seed={cell.tuning_seed}, not of {'/'.join(map(str, wanted))}; run it again"
+            f"label_noise={cell.label_noise:g}/seed={cell.tuning_seed}, "
+            f"not of {'/'.join(map(str, wanted))}; run it again"
         )
     shape = Shape(card["kind"], int(card["dim"]), len(card["classes"]))
     return shape, data.Selected(state, tuple(card["classes"])), cell

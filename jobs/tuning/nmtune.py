@@ -29,6 +29,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from jobs.tuning.eigen import eigh
+
 _EPS = torch.finfo(torch.float64).eps
 
 
@@ -77,27 +79,29 @@ class _Spread(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, top: int, cov: bool, svd: bool) -> tuple[Tensor, Tensor]:
-        finite = z.isfinite().all(-1).all(-1)
-        z64 = torch.where(finite[:, None, None], z, 0.0).double()
         by_rows = z.shape[1] <= z.shape[2]
+        z64 = z.double()
         gram = z64 @ z64.mT if by_rows else z64.mT @ z64
+        finite = gram.diagonal(dim1=1, dim2=2).isfinite().all(1)  # float32 squares stay in range
+        if not finite.all():
+            z64, gram = (torch.where(finite[:, None, None], t, 0.0) for t in (z64, gram))
         zero = z64.new_zeros(z.shape[0])
-        cov_value, cov_operator, shift = zero, None, None
+        cov_value, cov_operator, shift, stretch = zero, None, None, None
         svd_value, svd_operator = zero, None
         if cov:
             form = _covariance_by_rows if by_rows else _covariance_by_dims
-            cov_value, cov_operator, shift = form(z64, gram)
+            cov_value, cov_operator, shift, stretch = form(z64, gram)
         if svd:
             svd_value, svd_operator = _dominance(gram, top)
         ctx.by_rows = by_rows
-        ctx.save_for_backward(z64, cov_operator, shift, svd_operator)
+        ctx.save_for_backward(z64, cov_operator, shift, stretch, svd_operator)
         return tuple(  # type: ignore[return-value]
             torch.where(finite, value, torch.nan).to(z.dtype) for value in (cov_value, svd_value)
         )
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        z64, cov_operator, shift, svd_operator = ctx.saved_tensors
+        z64, cov_operator, shift, stretch, svd_operator = ctx.saved_tensors
         for_cov, for_svd = (grad.double()[:, None, None] for grad in grads)
         operator = z64.new_zeros(())
         if cov_operator is not None:
@@ -108,12 +112,12 @@ class _Spread(torch.autograd.Function):
             return torch.zeros_like(z64, dtype=grads[0].dtype), None, None, None
         slope = operator @ z64 if ctx.by_rows else z64 @ operator
         if shift is not None:
-            slope -= for_cov * shift
+            slope.addcmul_(shift, for_cov * stretch, value=-1)
         return slope.to(grads[0].dtype), None, None, None
 
 
-def _covariance_by_rows(z: Tensor, gram: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """COV, and its gradient as `operator @ z - shift`, from the R x R Gram matrix."""
+def _covariance_by_rows(z: Tensor, gram: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """COV, and its gradient as `operator @ z - shift * stretch`, from the R x R Gram matrix."""
     rows, dims = z.shape[1:]
     free = max(rows - 1, 1)
     centred = gram - gram.mean(1, keepdim=True)
@@ -122,25 +126,26 @@ def _covariance_by_rows(z: Tensor, gram: Tensor) -> tuple[Tensor, Tensor, Tensor
     variances = deviations.square().sum(1, keepdim=True) / free
     value = centred.square().sum((1, 2)) - variances.square().sum((1, 2))
     slope = 4 / (dims * free)
-    return value.clamp_min(0) / dims, slope * centred, slope * variances * deviations
+    return value.clamp_min(0) / dims, slope * centred, deviations, slope * variances
 
 
-def _covariance_by_dims(z: Tensor, gram: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """COV, and its gradient as `z @ operator - shift`, from the D x D Gram matrix."""
+def _covariance_by_dims(z: Tensor, gram: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """COV, and its gradient as `z @ operator - shift * stretch`, from the D x D Gram matrix."""
     rows, dims = z.shape[1:]
     free = max(rows - 1, 1)
     mean = z.mean(1, keepdim=True)
     covariance = (gram - rows * mean.mT @ mean) / free
     covariance.diagonal(dim1=1, dim2=2).zero_()
     operator = 4 / (dims * free) * covariance
-    return covariance.square().sum((1, 2)) / dims, operator, mean @ operator
+    value = covariance.square().sum((1, 2)) / dims
+    return value, operator, mean @ operator, z.new_ones(())
 
 
 def _dominance(gram: Tensor, top: int) -> tuple[Tensor, Tensor]:
     """SVD's value and the matrix that turns Z into its gradient."""
     size = gram.shape[-1]
     top = min(top, size)
-    eigenvalues, vectors = torch.linalg.eigh(gram)  # ascending
+    eigenvalues, vectors = eigh(gram)  # ascending
     resolved = eigenvalues > eigenvalues[:, -1:].clamp_min(0) * (4 * size * _EPS)
     sigma = torch.where(resolved, eigenvalues, 0.0).sqrt()
     total = sigma.sum(1, keepdim=True)

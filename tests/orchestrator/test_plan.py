@@ -133,3 +133,26 @@ def test_storage_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(StoreError, match="--set storage=PATH"):
         Store(Place.of(tmp_path / "file")).prepare()
+
+
+def test_label_noise_is_an_axis_of_the_address_and_clean_cells_keep_theirs() -> None:
+    clean = plan.build(experiment.load(noise="0"))
+    noisy = plan.build(experiment.load(noise="0", overrides=["tuning.label_noise=[0,40]"]))
+    before = {step.address: step.fingerprint for step in clean.of_kind("tune")}
+    after = {step.address: step.fingerprint for step in noisy.of_kind("tune")}
+    added = after.keys() - before.keys()
+    assert before.items() <= after.items()
+    assert len(added) == len(before)
+    assert all("/label_noise=40/seed=" in address for address in added)
+    heads = [step.inputs["head"] for step in noisy.of_kind("tune") if "head" in step.inputs]
+    assert any("/label_noise=40/" in head for head in heads)
+
+
+def test_the_ablation_has_each_regulariser_alone_in_pairs_and_together() -> None:
+    methods = experiment.load("ablation").tuning.methods
+    weighed = {
+        name: frozenset(term for term in ("mse", "cov", "svd") if getattr(method.space, term))
+        for name, method in methods.items()
+        if method.head == "paper"
+    }
+    assert len(set(weighed.values())) == len(weighed) == 8

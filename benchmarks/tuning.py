@@ -1,0 +1,339 @@
+"""Tuning: NMTune's step, a sweep against what one would write oneself, the control plane.
+
+Run it with the project installed: `python benchmarks/tuning.py` (some minutes on two idle cores; on
+a busy machine its ratios mean little). Sides of a ratio are timed in turns, and the fastest of
+several turns counts. Ends with one line of JSON:
+
+- nmtune_step_vs_mlp: an optimiser step of the engine with all three regularisers over one without,
+  one member, at (rows, D, H) = (128, 512, 2048) and (128, 2048, 8192); the worse of the two.
+- published_step_vs_mlp: the same ratio of the published form (baseline A), the worse of the two.
+- stacked_vs_one_by_one: configurations an hour of the engine over baseline A's: nmtune, 64
+  configurations, D = 512, 10,000 samples, batch 128, 30 epochs. A is torch.nn, torch.optim.AdamW as
+  it comes, torch.svd of the batch and a D x D covariance, one configuration after another. Both are
+  timed over a part of an epoch and extended in proportion, for every step costs the same.
+  `halving_vs_one_by_one`: the engine with `halving: {first: 2, eta: 4}` declared (fewer epochs for
+  the configurations that are dropped, so not the same work), by the epochs it then trains.
+  `bf16_vs_one_by_one`: with `precision: bf16`.
+- stacked_vs_tune_trials: the same over baseline B, one Ray Tune trial a configuration running A's
+  code. What a trial costs besides its epochs is measured on a few; its epochs cost what A's do.
+- one_by_one_arithmetic_share: the share of A's time that its head's matrix products would take at
+  the measured ceiling. Its inverse bounds every engine that does the same products in float32.
+- matmul_ceiling_share: the engine's useful flops a second over those of a bare batched product of
+  the same shapes.
+- plan_s: planning 5 levels x 20 tasks x 5 methods x 5 fractions (2,500 cells and what they read).
+- per_cell_ms: wall time a cell of the stage on Ray, over cells with next to nothing to compute.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from jobs.contract import Hooks, Work
+from jobs.place import Place
+from jobs.tuning.budget import Budget
+from jobs.tuning.heads import Shape
+from jobs.tuning.spec import Halving, Precision, TuneStep
+from jobs.tuning.stacked import Configuration, Group, Labelled, Stack, bytes_of_member
+from jobs.tuning.training import MEMORY
+
+ROWS = 128
+STEP_SHAPES = (512, 2048)  # D; H = 4 D
+SWEEP_DIM, SAMPLES, EPOCHS, CONFIGURATIONS, CLASSES = 512, 10_000, 30, 64, 10
+WEIGHT = 0.01
+CELLS = 200
+TURNS = 5
+TRIALS = 4
+
+
+def features(samples: int, dim: int) -> Labelled:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, CLASSES, (samples,), generator=generator)
+    return Labelled(torch.randn(1, samples, dim, generator=generator), labels)
+
+
+def fastest(sides: dict[str, Callable[[], float]], turns: int) -> dict[str, float]:
+    """Each side's least seconds; sides take turns."""
+    found = {name: [side() for _ in range(1)] for name, side in sides.items()}  # warm
+    for _ in range(turns):
+        for name, side in sides.items():
+            found[name].append(side())
+    return {name: min(times[1:]) for name, times in found.items()}
+
+
+# -- the engine ------------------------------------------------------------------------------------
+
+
+def configurations(count: int, weight: float) -> list[Configuration]:
+    rates = np.geomspace(1e-4, 1e-2, count)
+    return [Configuration(float(rate), 1e-4, weight, weight, weight) for rate in rates]
+
+
+def engine_epoch(
+    dim: int, members: int, weight: float, steps: int, precision: Precision = "float32"
+) -> Callable[[], float]:
+    """Seconds of an epoch of `steps` steps with hardly a validation, for all members."""
+    shape = Shape("paper", dim, CLASSES)
+    given = features(steps * ROWS, dim)
+    validation = Labelled(given.features[0, :2], given.labels[:2])
+    group = Group(given, configurations(members, weight), 0)
+    stack = Stack(shape, [group], validation, Budget(EPOCHS, ROWS), precision=precision)
+
+    def run() -> float:
+        begun = time.perf_counter()
+        stack.run_epoch()
+        return time.perf_counter() - begun
+
+    return run
+
+
+# -- baseline A: one configuration after another ---------------------------------------------------
+
+
+class Published:
+    """A head, its losses and its optimiser as the published code has them."""
+
+    def __init__(self, dim: int, weight: float) -> None:
+        torch.manual_seed(0)
+        self.weight = weight
+        self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.ReLU(), nn.Linear(4 * dim, dim))
+        self.classifier = nn.Linear(dim, CLASSES)
+        weights = [*self.mlp.parameters(), *self.classifier.parameters()]
+        self.optimiser = torch.optim.AdamW(weights, lr=1e-3, weight_decay=1e-4)
+
+    def step(self, rows: Tensor, labels: Tensor) -> None:
+        z = self.mlp(rows)
+        loss = functional.cross_entropy(self.classifier(z), labels)
+        if self.weight:
+            loss = loss + self.weight * self.regularisers(rows, z)
+        self.optimiser.zero_grad()
+        loss.backward()
+        self.optimiser.step()
+
+    @staticmethod
+    def regularisers(rows: Tensor, z: Tensor) -> Tensor:
+        distance = functional.normalize(rows) - functional.normalize(z)
+        centred = z - z.mean(0)
+        covariance = centred.T @ centred / (len(z) - 1)
+        off = covariance - torch.diag(torch.diag(covariance))
+        _, sigma, _ = torch.svd(z)
+        mse, cov = distance.square().sum(1).mean(), off.square().sum() / z.shape[1]
+        return mse + cov - sigma[0] / sigma.sum()
+
+    def epoch(self, given: Labelled, batches: int) -> None:
+        order = torch.randperm(len(given.labels))
+        for samples in order.split(ROWS)[:batches]:
+            self.step(given.features[0, samples], given.labels[samples])
+
+
+def published_epoch(dim: int, weight: float, steps: int) -> Callable[[], float]:
+    model, given = Published(dim, weight), features(steps * ROWS, dim)
+
+    def run() -> float:
+        begun = time.perf_counter()
+        model.epoch(given, steps)
+        return time.perf_counter() - begun
+
+    return run
+
+
+# -- what is measured ------------------------------------------------------------------------------
+
+
+def step_ratios() -> dict[str, object]:
+    ours, published, details = [], [], {}
+    for dim in STEP_SHAPES:
+        steps, turns = (10, 2 * TURNS) if dim == STEP_SHAPES[0] else (2, TURNS)
+        sides = {
+            "mlp": engine_epoch(dim, 1, 0.0, steps),
+            "nmtune": engine_epoch(dim, 1, WEIGHT, steps),
+            "published_mlp": published_epoch(dim, 0.0, steps),
+            "published_nmtune": published_epoch(dim, WEIGHT, steps),
+        }
+        found = fastest(sides, turns)
+        ours.append(found["nmtune"] / found["mlp"])
+        published.append(found["published_nmtune"] / found["published_mlp"])
+        details[dim] = {name: round(1e3 * s / steps, 2) for name, s in found.items()}
+    print(f"milliseconds a step, by D: {details}", flush=True)
+    return {
+        "nmtune_step_vs_mlp": round(max(ours), 3),
+        "published_step_vs_mlp": round(max(published), 3),
+        "step_ratio_by_dim": dict(zip(STEP_SHAPES, (round(r, 3) for r in ours), strict=True)),
+    }
+
+
+def product_rate(members: int) -> float:
+    """Flops a second of a bare batched product of the head's larger shapes."""
+    hidden = 4 * SWEEP_DIM
+    weights = torch.randn(members, hidden, SWEEP_DIM)
+    rows = torch.randn(members, SWEEP_DIM, ROWS)
+    out = torch.empty(members, hidden, ROWS)
+
+    def run() -> float:
+        begun = time.perf_counter()
+        torch.bmm(weights, rows, out=out)
+        return time.perf_counter() - begun
+
+    return 2 * members * hidden * SWEEP_DIM * ROWS / fastest({"bmm": run}, 4 * TURNS)["bmm"]
+
+
+def sweep_ratios() -> dict[str, object]:
+    steps = 4
+    shape = Shape("paper", SWEEP_DIM, CLASSES)
+    at_once = max(1, MEMORY // bytes_of_member(shape, ROWS))
+    turns = -(-CONFIGURATIONS // at_once)
+    members = -(-CONFIGURATIONS // turns)
+    smaller = [count for count in (1, 2, 4, 8) if count < members]
+    found = fastest(
+        {
+            **{str(n): engine_epoch(SWEEP_DIM, n, WEIGHT, steps) for n in smaller},
+            "engine": engine_epoch(SWEEP_DIM, members, WEIGHT, steps),
+            "bf16": engine_epoch(SWEEP_DIM, members, WEIGHT, steps, "bf16"),
+            "published": published_epoch(SWEEP_DIM, WEIGHT, 5 * steps),
+        },
+        TURNS,
+    )
+    epoch_steps = SAMPLES // ROWS + (SAMPLES % ROWS > 1)
+    engine = found["engine"] / steps / members  # seconds a step and configuration
+    bf16 = found["bf16"] / steps / members
+    published = found["published"] / (5 * steps)
+    by_size = {n: round(1e3 * found[str(n)] / steps / n, 2) for n in smaller}
+    left, before, spent = CONFIGURATIONS, 0, 0
+    for epoch, goes_on in (*Halving(first=2, eta=4).cuts(CONFIGURATIONS, EPOCHS), (EPOCHS, 0)):
+        spent, before, left = spent + left * (epoch - before), epoch, goes_on
+    flops = 5 * 2 * ROWS * SWEEP_DIM * 4 * SWEEP_DIM  # two layers forward, three products back
+    rate = product_rate(8)
+    trial = trial_overhead()
+    tune = published * epoch_steps * EPOCHS + trial
+    print(
+        f"milliseconds a step and configuration: engine {1e3 * engine:.2f} ({members} members, "
+        f"{turns} turns; in turns of fewer: {by_size}), bf16 {1e3 * bf16:.2f}, "
+        f"published {1e3 * published:.2f}; products at {rate / 1e9:.0f} Gflop/s; "
+        f"a Tune trial costs {trial:.2f} s besides its epochs",
+        flush=True,
+    )
+    return {
+        "stacked_vs_one_by_one": round(published / engine, 2),
+        "halving_vs_one_by_one": round(published * CONFIGURATIONS * EPOCHS / (engine * spent), 2),
+        "bf16_vs_one_by_one": round(published / bf16, 2),
+        "stacked_vs_tune_trials": round(tune / (engine * epoch_steps * EPOCHS), 2),
+        "one_by_one_arithmetic_share": round(flops / rate / published, 3),
+        "matmul_ceiling_share": round(flops / engine / rate, 3),
+    }
+
+
+def trial_overhead() -> float:
+    """Wall seconds a trial of baseline B adds to its epochs: a few trials of one step each."""
+    from ray import tune
+
+    def trial(config: dict[str, float]) -> None:
+        given = features(SAMPLES, SWEEP_DIM)
+        model = Published(SWEEP_DIM, WEIGHT)
+        model.epoch(given, 1)
+        tune.report({"loss": 0.0})
+
+    space = {"lr": tune.grid_search([1e-4 * (n + 1) for n in range(TRIALS)])}
+    begun = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        run_config = tune.RunConfig(storage_path=folder, verbose=0)
+        tune.Tuner(trial, param_space=space, run_config=run_config).fit()
+    return (time.perf_counter() - begun) / TRIALS
+
+
+def plan_seconds(folder: Path) -> float:
+    """Planning the full matrix, from the experiment file on."""
+    from orchestrator import experiment, plan
+
+    tasks = [f"task-{number:02d}" for number in range(20)]
+    for name in tasks:
+        lines = [
+            f"name: {name}",
+            f"title: {name}",
+            "domain: id",
+            "corpus:",
+            f"  name: images-{name}",
+        ]
+        (folder / f"{name}.yaml").write_text("\n".join([*lines, "  reader: {kind: digits}", ""]))
+    space = {"lr": {"loguniform": [1e-4, 1e-2]}}
+    methods = {f"method-{number}": {"head": "paper", "space": space} for number in range(5)}
+    begun = time.perf_counter()
+    chosen = experiment.load(
+        noise="0,5,10,20,30",
+        overrides=[
+            f"tasks={json.dumps(tasks)}",
+            f"task_folders={json.dumps([str(folder)])}",
+            "tuning.fractions=[10,25,50,75,100]",
+            f"tuning.methods={json.dumps(methods)}",
+        ],
+    )
+    planned = plan.build(chosen)
+    seconds = time.perf_counter() - begun
+    assert len(planned.of_kind("tune")) == 5 * 20 * 5 * 5
+    return seconds
+
+
+def cell_milliseconds(folder: Path) -> float:
+    """The stage over cells of one epoch on 40 rows of 8 dimensions; Ray is up already."""
+    from jobs.tuning.job import run
+
+    place = Place.of(folder / "features")
+    for part, rows in (("train", 40), ("validation", 20), ("test", 20)):
+        vectors = np.random.default_rng(rows).normal(size=(rows, 8)).astype(np.float32)
+        table = {
+            "key": [f"{part}-{row:03d}" for row in range(rows)],
+            "view": pa.array([0] * rows, pa.int16()),
+            "label": pa.array(np.arange(rows) % 4, pa.int32()),
+            "vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), 8),
+        }
+        place.write_table(f"features-{part}.parquet", pa.table(table))
+    place.write_json("classes.json", ["a", "b", "c", "d"])
+    corpus = {"name": "tiny", "reader": {"kind": "digits"}}
+    works = []
+    for number in range(CELLS):
+        step = TuneStep.model_validate(
+            {
+                "task": {"name": "tiny", "title": "Tiny", "domain": "id", "corpus": corpus},
+                "method_name": "lp",
+                "method": {"head": "linear", "space": {"lr": 0.1}},
+                "fraction": 100 - 0.1 * number,  # no two train as one stack
+                "seed": 0,
+                "configurations": 1,
+                "epochs": 1,
+                "batch_size": 20,
+            }
+        )
+        output, scratch = (Place.of(folder / kind / str(number)) for kind in ("out", "scratch"))
+        works.append(Work(f"c{number}", "0" * 64, step, {"features": place}, output, scratch))
+    answers: list[object] = []
+    hooks = Hooks(lambda _, answer: answers.append(answer), lambda *_: None, lambda: False)
+    begun = time.perf_counter()
+    run(works, hooks)
+    seconds = time.perf_counter() - begun
+    assert len(answers) == CELLS
+    assert not any(isinstance(answer, BaseException) for answer in answers)
+    return 1e3 * seconds / CELLS
+
+
+def main() -> None:
+    from orchestrator import cluster
+
+    result: dict[str, object] = step_ratios()
+    with cluster.session(cpus=os.cpu_count()), tempfile.TemporaryDirectory() as folder:
+        result |= sweep_ratios()
+        result["plan_s"] = round(plan_seconds(Path(folder)), 2)
+        result["per_cell_ms"] = round(cell_milliseconds(Path(folder)), 1)
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

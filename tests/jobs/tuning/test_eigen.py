@@ -1,0 +1,23 @@
+"""The eigensolver's threads change nothing but the time."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from jobs.tuning.eigen import eigh
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("members", [1, 2, 5])
+def test_threads_solve_what_one_solves_and_leave_the_processs_count(
+    threads: int, members: int
+) -> None:
+    generator = torch.Generator().manual_seed(members)
+    rows = torch.randn(members, 20, 30, generator=generator, dtype=torch.float64)
+    matrices = rows @ rows.mT
+    torch.set_num_threads(threads)
+    values, vectors = eigh(matrices)
+    assert torch.get_num_threads() == threads
+    torch.testing.assert_close(values, torch.linalg.eigvalsh(matrices))
+    torch.testing.assert_close((vectors * values[:, None, :]) @ vectors.mT, matrices)

@@ -1,0 +1,186 @@
+"""Training to a budget: turns, siblings, halving and patience change cost, never a member."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from jobs.tuning import training
+from jobs.tuning.budget import Budget, Patience
+from jobs.tuning.heads import HeadKind, Shape, StackedHeads
+from jobs.tuning.spec import Halving
+from jobs.tuning.stacked import Configuration, Group, Labelled, Stack, bytes_of_member
+from jobs.tuning.training import Trained, train, train_groups
+from tests.jobs.tuning.test_stacked import CLASSES, DIM, blobs
+
+TRAINING, VALIDATION = blobs(70, 2, 1), blobs(50, 0, 2)
+TRIED = [
+    Configuration(lr, 1e-4, *weights)
+    for lr, weights in zip(
+        (1e-5, 3e-2, 1e-2, 3e-3, 1e-3, 1e-4, 3e-4),
+        [(0.0, 0.0, 0.0), (1.0, 0.04, 0.001), (0.0, 0.1, 0.0)] * 2 + [(0.01, 0.01, 0.01)],
+        strict=True,
+    )
+]
+
+
+def run(
+    kind: HeadKind = "paper",
+    tried: list[Configuration] = TRIED,
+    budget: Budget = Budget(6, 16),  # noqa: B008
+    **kept: int,
+) -> Trained:
+    shape = Shape(kind, DIM, CLASSES)
+    return train(shape, TRAINING, VALIDATION, tried, budget, seed=0, **kept)
+
+
+def assert_same(one: Trained, other: Trained) -> None:
+    assert one.chosen == other.chosen
+    assert one.trained_for == other.trained_for
+    assert one.dropped == other.dropped
+    for ours, theirs in zip(one.epochs, other.epochs, strict=True):
+        torch.testing.assert_close(ours.validation_loss, theirs.validation_loss, rtol=1e-4, atol=0)
+        for name, values in ours.train.items():
+            torch.testing.assert_close(
+                values, theirs.train[name], rtol=1e-4, atol=1e-7, equal_nan=True
+            )
+
+
+def count_turns(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    sizes: list[int] = []
+
+    class Counted(Stack):
+        def __init__(self, *given: object, **kept: object) -> None:
+            super().__init__(*given, **kept)  # type: ignore[arg-type]
+            sizes.append(len(self.members))
+
+    monkeypatch.setattr(training, "Stack", Counted)
+    return sizes
+
+
+@pytest.mark.parametrize("kind", ["paper", "released"])
+@pytest.mark.parametrize("halving", [None, Halving(first=1, eta=2)], ids=["full", "halving"])
+def test_a_tiny_memory_bound_gives_the_same_numbers(
+    kind: HeadKind, halving: Halving | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    budget = Budget(6, 16, halving)
+    whole = run(kind, budget=budget)
+    sizes = count_turns(monkeypatch)
+    two = 2 * bytes_of_member(Shape(kind, DIM, CLASSES), 32)
+    for memory, turns in ((two, 4), (1, len(TRIED))):
+        sizes.clear()
+        assert_same(run(kind, budget=budget, memory=memory), whole)
+        assert len(sizes) == turns
+
+
+@pytest.mark.parametrize("kind", ["linear", "paper", "released"])
+def test_groups_of_other_seeds_labels_and_rows_train_as_they_would_alone(kind: HeadKind) -> None:
+    tried = [Configuration(c.lr, c.weight_decay) for c in TRIED[:3]] if kind == "linear" else TRIED
+    noisy = Labelled(TRAINING.features, TRAINING.labels.roll(3))
+    other = blobs(70, 2, 9)
+    groups = [
+        Group(TRAINING, tried, 0),
+        Group(noisy, tried[:2], 0),
+        Group(TRAINING, tried, 5),
+        Group(other, tried[1:], 0),
+    ]
+    shape, budget = Shape(kind, DIM, CLASSES), Budget(4, 16)
+    together = train_groups(shape, groups, VALIDATION, budget)
+    for group, found in zip(groups, together, strict=True):
+        tried = list(group.configurations)
+        alone = train(shape, group.training, VALIDATION, tried, budget, seed=group.seed)
+        assert found.chosen == alone.chosen
+        for ours, own in zip(found.epochs, alone.epochs, strict=True):
+            torch.testing.assert_close(ours.validation_loss, own.validation_loss, rtol=1e-4, atol=0)
+            for name, values in own.train.items():
+                torch.testing.assert_close(
+                    ours.train[name], values, rtol=1e-4, atol=1e-7, equal_nan=True
+                )
+        for name, tensor in alone.state.items():
+            torch.testing.assert_close(found.state[name], tensor, rtol=1e-2, atol=1e-4)
+
+
+def test_groups_of_other_sizes_are_refused() -> None:
+    groups = [Group(blobs(n, 1, 1), TRIED[:1], 0) for n in (40, 50)]
+    with pytest.raises(ValueError, match=r"\[40, 50\] samples do not share their steps"):
+        train_groups(Shape("linear", DIM, CLASSES), groups, VALIDATION, Budget(1, 16))
+
+
+def test_halving_trains_the_better_ones_on_as_if_nobody_had_been_dropped() -> None:
+    full = run()
+    halved = run(budget=Budget(6, 16, Halving(first=1, eta=2)))
+    assert sorted(halved.trained_for) == [1, 1, 1, 1, 2, 2, 6]
+    for member, (epochs, dropped) in enumerate(
+        zip(halved.trained_for, halved.dropped, strict=True)
+    ):
+        assert (dropped is None) == (epochs == 6)
+        for number in range(epochs):
+            ours, theirs = halved.epochs[number], full.epochs[number]
+            assert ours.validation_loss[member].item() == pytest.approx(
+                theirs.validation_loss[member].item(), rel=1e-4
+            )
+        last = halved.epochs[-1]
+        assert last.validation_loss[member] == halved.epochs[epochs - 1].validation_loss[member]
+    best = sorted(range(7), key=halved.epochs[0].key)[:3]
+    assert {m for m, epochs in enumerate(halved.trained_for) if epochs > 1} == set(best)
+    assert halved.chosen == halved.trained_for.index(6)
+
+
+def test_a_failed_configuration_takes_no_place_among_those_that_go_on() -> None:
+    tried = [Configuration(lr=1e38), *TRIED[:3]]
+    halved = run(tried=tried, budget=Budget(4, 16, Halving(first=1, eta=2)))
+    assert halved.failures[0] is not None
+    assert halved.trained_for[0] == 1
+    assert sum(epochs > 1 for epochs in halved.trained_for) == 2
+
+
+def test_cuts_leave_one_at_least_and_none_at_the_end() -> None:
+    assert Halving(first=2, eta=2).cuts(8, 16) == ((2, 4), (4, 2), (8, 1))
+    assert Halving(first=2, eta=4).cuts(64, 30) == ((2, 16), (8, 4))
+    assert Halving(first=30).cuts(8, 30) == ()
+    assert Budget(30, 16).cuts(8) == {}
+
+
+def test_a_member_that_no_longer_gets_better_stops_and_can_still_win() -> None:
+    tried = [Configuration(lr=1e-12), Configuration(lr=1e-3)]
+    budget = Budget(8, 16, patience=2)
+    stopped = run(tried=tried, budget=budget)
+    assert stopped.trained_for[0] < 8
+    assert stopped.dropped == (None, None)
+    alone = run(tried=tried[:1], budget=budget)
+    assert alone.chosen == 0
+    assert alone.trained_for[0] == len(alone.epochs) < 8
+    weights = StackedHeads.single(Shape("paper", DIM, CLASSES), alone.state).member(0)
+    assert weights.keys() == run(tried=tried[:1]).state.keys()
+
+
+def test_the_weights_of_a_member_that_stopped_are_those_it_stopped_with() -> None:
+    tried = [Configuration(lr=1.0), Configuration(lr=1e-12)]
+    budget = Budget(9, 16, patience=1)
+    found = run(tried=tried, budget=budget)
+    assert found.chosen is not None
+    epochs = found.trained_for[found.chosen]
+    group = Group(TRAINING, [tried[found.chosen]], 0)
+    stack = Stack(Shape("paper", DIM, CLASSES), [group], VALIDATION, budget)
+    for _ in range(epochs):
+        stack.run_epoch()
+    for name, tensor in stack.state(0).items():
+        torch.testing.assert_close(found.state[name], tensor, rtol=1e-3, atol=1e-4)
+
+
+def test_patience_counts_epochs_without_a_better_one() -> None:
+    patience = Patience(2)
+    keys = [(-50.0, 1.0, 0), (-50.0, 0.9, 0), (-50.0, 0.9, 0), (-49.0, 0.1, 0)]
+    assert [patience.is_over(0, key) for key in keys] == [False, False, False, True]
+    assert not Patience(None).is_over(0, keys[0])
+
+
+def test_bf16_products_come_near_float32_and_leave_float32_weights() -> None:
+    shape, budget = Shape("released", DIM, CLASSES), Budget(4, 16)
+    fine = train(shape, TRAINING, VALIDATION, TRIED, budget, seed=0)
+    coarse = train(shape, TRAINING, VALIDATION, TRIED, budget, seed=0, precision="bf16")
+    assert coarse.failures == (None,) * len(TRIED)
+    assert all(tensor.dtype == torch.float32 for tensor in coarse.state.values())
+    first, other = fine.epochs[0].train["ce"], coarse.epochs[0].train["ce"]
+    torch.testing.assert_close(first, other, rtol=0.05, atol=0)
+    assert not torch.equal(first, other)

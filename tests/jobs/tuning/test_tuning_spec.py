@@ -1,0 +1,78 @@
+"""What an experiment file may say of the search, and how a mistake is answered."""
+
+from __future__ import annotations
+
+import pytest
+
+from jobs.tuning.job import draw
+from jobs.tuning.spec import Space, Tuning
+
+LR = {"loguniform": [1e-3, 1e-1]}
+LP = {"head": "linear", "space": {"lr": LR}}
+
+
+def tuning(**changes: object) -> Tuning:
+    return Tuning.model_validate({"methods": {"lp": LP}} | changes)
+
+
+def test_a_grid_is_every_combination_in_order() -> None:
+    space = Space.model_validate({"lr": {"grid": [0.1, 0.2]}, "svd": {"grid": [0, 1, 2]}, "mse": 3})
+    drawn = draw(space, 6, 0)
+    assert [(c.lr, c.svd) for c in drawn] == [(lr, svd) for lr in (0.1, 0.2) for svd in (0, 1, 2)]
+    assert {c.mse for c in drawn} == {3}
+    assert space.combinations == len(drawn)
+
+
+def test_quniform_and_randint_are_drawn_as_tune_defines_them() -> None:
+    space = Space.model_validate(
+        {"lr": {"quniform": [0.5, 2, 0.5]}, "weight_decay": {"randint": [1, 4]}}
+    )
+    drawn = draw(space, 60, 0)
+    assert {c.lr for c in drawn} == {0.5, 1, 1.5, 2}
+    assert {c.weight_decay for c in drawn} == {1, 2, 3}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"search": "grid"}, "method lp has a domain to draw from"),
+        (
+            {"methods": {"lp": {"head": "linear", "space": {"lr": {"grid": [1, 2]}}}}},
+            "gives lr as a grid, which needs search: grid",
+        ),
+        (
+            {
+                "search": "grid",
+                "configurations": 3,
+                "methods": {"lp": {"head": "linear", "space": {"lr": {"grid": [1, 2]}}}},
+            },
+            "has 2 combinations and the budget is configurations=3",
+        ),
+        ({"precision": "tf32"}, "exists on GPUs alone"),
+        ({"label_noise": [10, 10]}, "given twice"),
+        ({"label_noise": [51]}, "less than or equal to 50"),
+        ({"search": "optuna", "halving": {"first": 1}}, "leave out halving"),
+        ({"methods": {"r": {"head": "ridge", "space": {"lr": LR}}}}, "l2 alone; leave out lr"),
+        ({"methods": {"r": {"head": "ridge", "space": {}}}}, "l2 alone; give l2"),
+        ({"methods": {"r": {"head": "lbfgs", "space": {"l2": 0}}}}, "l2 spans .* above 0"),
+        ({"methods": {"lp": {"head": "linear", "space": {}}}}, "needs lr in its space"),
+        (
+            {"methods": {"lp": {"head": "linear", "space": {"lr": {"quniform": [1, 2, 3]}}}}},
+            "needs low < high and 0 < q",
+        ),
+        (
+            {"methods": {"lp": {"head": "linear", "space": {"lr": {"randint": [2, 2]}}}}},
+            "needs low < high",
+        ),
+    ],
+)
+def test_a_search_that_cannot_be_is_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tuning(**changes)
+
+
+def test_resources_do_not_bear_on_identity() -> None:
+    same = tuning(cpus=2, gpus=0.5, memory_mb=64).semantic()
+    assert same == tuning().semantic()
+    assert same != tuning(patience=2).semantic()
+    assert same != tuning(precision="bf16").semantic()
