@@ -20,7 +20,7 @@ from jobs.features.spec import FeaturesStep
 from jobs.noise.spec import Noise, NoiseStep
 from jobs.pretrain.spec import PretrainStep
 from jobs.tasks.spec import Task
-from jobs.tuning.spec import TuneStep
+from jobs.tuning.spec import EncoderTuning, TuneStep
 from orchestrator.errors import DriftError, UserError
 from orchestrator.experiment import Experiment
 
@@ -176,8 +176,10 @@ def _add_downstream(
                 shift=task.shift,
                 views=settings.views,
                 dtype=settings.dtype,
+                precision=settings.precision,
                 batch_size=settings.batch_size,
                 gpus_per_worker=settings.gpus_per_worker,
+                cpus_per_worker=settings.cpus_per_worker,
             ),
             {"encoder": encoder, "corpus": f"corpus/{task.corpus.name}"},
             noise=level,
@@ -190,6 +192,8 @@ def _add_downstream(
                 for tuning_seed in tuning.seeds:
                     tail = f"{name}/fraction={fraction:g}/seed={tuning_seed}"
                     inputs = {"features": features}
+                    if method.reads_images:
+                        inputs = {"encoder": encoder, "corpus": f"corpus/{task.corpus.name}"}
                     if task.trained_on is not None:
                         inputs["head"] = f"tune/{run}/{task.trained_on}/{tail}"
                     builder.add(
@@ -204,6 +208,7 @@ def _add_downstream(
                             configurations=tuning.configurations,
                             epochs=tuning.epochs,
                             batch_size=tuning.batch_size,
+                            encoder=_encoder_tuning(experiment) if method.reads_images else None,
                         ),
                         inputs,
                         noise=level,
@@ -214,6 +219,17 @@ def _add_downstream(
                         fraction=fraction,
                         tuning_seed=tuning_seed,
                     )
+
+
+def _encoder_tuning(experiment: Experiment) -> EncoderTuning:
+    """The same views and arithmetic as frozen methods get from the features."""
+    settings, tuning = experiment.features, experiment.tuning
+    return EncoderTuning(
+        views=settings.views,
+        precision=settings.precision,
+        asha=tuning.asha,
+        gpus=tuning.gpus_per_trial,
+    )
 
 
 def _check_nesting(steps: Mapping[str, Step]) -> None:

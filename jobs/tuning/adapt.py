@@ -27,7 +27,7 @@ _CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
-class _Fit:
+class Fit:
     """A trained stack with what it was trained on, and the configuration selected."""
 
     shape: Shape
@@ -38,14 +38,16 @@ class _Fit:
     configurations: Sequence[Configuration]
     trained: Trained
     chosen: int
+    epochs: tuple[int, ...]  # each configuration was trained for
 
     @property
     def failed(self) -> int:
+        """Configurations that failed."""
         return sum(failure is not None for failure in self.trained.failures)
 
 
 @dataclass(frozen=True)
-class _Tested:
+class Tested:
     """A selected head's answers on a test part."""
 
     rows: data.TaskRows
@@ -72,6 +74,13 @@ def adapt(work: Work, configurations: Sequence[Configuration], cache: data.Featu
     fit = _fit(work, step, configurations, cache)
     selected = data.Selected(fit.trained.heads.member(fit.chosen), fit.classes.names)
     tested = _test(work.inputs["features"], step, fit.shape, selected, fit.classes)
+    return record(work, step, fit, tested, selected)
+
+
+def record(
+    work: Work, step: TuneStep, fit: Fit, tested: Tested, selected: data.Selected
+) -> Outcome:
+    """Write the files of an ID cell whose selected configuration has been tested."""
     cell = _id_cell(step, fit, tested)
     _write_head(work.output, fit.shape, selected)
     work.output.write_table(cells.CONFIGURATIONS, cells.to_table(cells.Tried, _tried(fit)))
@@ -84,6 +93,10 @@ def adapt(work: Work, configurations: Sequence[Configuration], cache: data.Featu
             "n_test": cell.n_test,
             "configurations": cell.configurations,
             "configurations_failed": cell.configurations_failed,
+            "configurations_stopped": sum(
+                epochs < step.epochs and failure is None
+                for epochs, failure in zip(fit.epochs, fit.trained.failures, strict=True)
+            ),
             "test_reads": cell.test_reads,
             "train_other_classes": fit.training.other_classes,
             "train_beyond_fraction": fit.training.beyond_fraction,
@@ -102,14 +115,24 @@ def transfer(work: Work) -> Outcome:
     step = step_of(work)
     torch.set_num_threads(step.cpus)
     folder, source = work.inputs["features"], work.inputs["head"]
-    shape, selected, trained = _read_head(source, step)
+    shape, selected, trained = read_head(source, step)
     classes = data.ClassMap.of(step.task, data.read_classes(folder))
+    require_classes(step, classes, selected)
+    tested = _test(folder, step, shape, selected, classes)
+    return record_transfer(work, step, trained, tested)
+
+
+def require_classes(step: TuneStep, classes: data.ClassMap, selected: data.Selected) -> None:
+    """Raise StageError unless an OOD task has the classes that the selected head answers."""
     if classes.names != selected.classes:
         raise StageError(
             f"task {step.task.name} has classes {', '.join(classes.names)}, but the heads of "
             f"{step.task.trained_on} answer {', '.join(selected.classes)}; make `classes` agree"
         )
-    tested = _test(folder, step, shape, selected, classes)
+
+
+def record_transfer(work: Work, step: TuneStep, trained: cells.Cell, tested: Tested) -> Outcome:
+    """Write the files of an OOD cell: the ID cell's row `trained`, with this cell's test."""
     cell = replace(
         trained,
         task=step.task.name,
@@ -147,7 +170,7 @@ def _fit(
     step: TuneStep,
     configurations: Sequence[Configuration],
     cache: data.FeatureCache,
-) -> _Fit:
+) -> Fit:
     fitting = cache.load(work.inputs["features"])
     classes = data.ClassMap.of(step.task, fitting.classes)
     training = data.training_rows(
@@ -164,7 +187,10 @@ def _fit(
             f"{trained.failures[0]}); narrow space.lr of method {step.method_name}"
         )
     augmented = fitting.train.augmented
-    return _Fit(shape, classes, augmented, training, validation, configurations, trained, chosen)
+    epochs = (step.epochs,) * len(configurations)
+    return Fit(
+        shape, classes, augmented, training, validation, configurations, trained, chosen, epochs
+    )
 
 
 def _test(
@@ -173,7 +199,7 @@ def _test(
     shape: Shape,
     selected: data.Selected,
     classes: data.ClassMap,
-) -> _Tested:
+) -> Tested:
     """Open the test part for the selected head, and score it."""
     part = data.TestPart(folder)
     features = part.open(selected)
@@ -186,7 +212,7 @@ def _test(
     heads = StackedHeads.single(shape, selected.state)
     loss, predicted = evaluate(heads, rows.rows, _CPU)
     scores = score(rows.rows.labels, predicted, shape.classes)
-    return _Tested(rows, predicted[0], scores, float(loss), part.reads)
+    return Tested(rows, predicted[0], scores, float(loss), part.reads)
 
 
 def _own_metric(step: TuneStep, scores: Scores) -> float:
@@ -199,7 +225,7 @@ def _test_metrics(cell: cells.Cell) -> dict[str, float]:
     return {"tune/test_accuracy": cell.test_accuracy, "tune/test_macro_f1": cell.test_macro_f1}
 
 
-def _id_cell(step: TuneStep, fit: _Fit, tested: _Tested) -> cells.Cell:
+def _id_cell(step: TuneStep, fit: Fit, tested: Tested) -> cells.Cell:
     last, configuration = fit.trained.epochs[-1], fit.configurations[fit.chosen]
     return cells.Cell(
         task=step.task.name,
@@ -241,7 +267,7 @@ def _id_cell(step: TuneStep, fit: _Fit, tested: _Tested) -> cells.Cell:
 # -- files -----------------------------------------------------------------------------------------
 
 
-def _tried(fit: _Fit) -> list[cells.Tried]:
+def _tried(fit: Fit) -> list[cells.Tried]:
     """Every configuration's row; a number that is not finite is null."""
     last = fit.trained.epochs[-1]
     rows = []
@@ -267,6 +293,7 @@ def _tried(fit: _Fit) -> list[cells.Tried]:
                 mse=configuration.mse,
                 cov=configuration.cov,
                 svd=configuration.svd,
+                epochs=fit.epochs[index],
                 **validated,
                 **trained,
                 selected=index == fit.chosen,
@@ -276,10 +303,10 @@ def _tried(fit: _Fit) -> list[cells.Tried]:
     return rows
 
 
-def _curves(fit: _Fit) -> list[cells.Point]:
+def _curves(fit: Fit) -> list[cells.Point]:
     """The selected configuration's numbers, epoch by epoch."""
     points = []
-    for number, epoch in enumerate(fit.trained.epochs, start=1):
+    for number, epoch in enumerate(fit.trained.epochs[: fit.epochs[fit.chosen]], start=1):
         curves = {f"train/{name}": values for name, values in epoch.train.items()}
         curves["validation/accuracy"] = epoch.validation.accuracy
         curves["validation/macro_f1"] = epoch.validation.macro_f1
@@ -290,7 +317,7 @@ def _curves(fit: _Fit) -> list[cells.Point]:
     return points
 
 
-def _write_result(output: Place, cell: cells.Cell, tested: _Tested) -> None:
+def _write_result(output: Place, cell: cells.Cell, tested: Tested) -> None:
     predictions = pa.table(
         [tested.rows.keys, tested.rows.rows.labels.numpy(), tested.predicted.numpy()],
         schema=cells.schema(cells.Prediction),
@@ -305,7 +332,7 @@ def _write_head(output: Place, shape: Shape, selected: data.Selected) -> None:
     output.write_json(cells.HEAD_CARD, card)
 
 
-def _read_head(source: Place, step: TuneStep) -> tuple[Shape, data.Selected, cells.Cell]:
+def read_head(source: Place, step: TuneStep) -> tuple[Shape, data.Selected, cells.Cell]:
     """The head an ID cell selected, and that cell's row."""
     try:
         card = source.read_json(cells.HEAD_CARD)

@@ -7,6 +7,8 @@ A cell's output folder holds
     configurations.parquet  one `Tried` for each configuration           (ID cells)
     curves.parquet          `Point`s of the selected configuration       (ID cells)
     head.safetensors, head.json  the selected configuration's head       (ID cells)
+    model.safetensors, encoder.json      the fine-tuned encoder          (ID cells of `ft`)
+    adapter.safetensors, adapter.json    the encoder's adapters          (ID cells of `lora`)
 
 An OOD cell tests the head of the ID cell it is trained on, and repeats what was selected there.
 Accuracies and F1 are percentages, 0-100. A cell says what its own step knows: noise level,
@@ -63,7 +65,7 @@ class Cell:
     dim: int = _column("dimensions of the features")
     configurations: int = _column("configurations tried")
     configurations_failed: int = _column("configurations whose loss became non-finite")
-    epochs: int = _column("epochs each configuration was trained for")
+    epochs: int = _column("epochs each configuration is trained for, at most")
     batch_size: int = _column("samples a step, each with all its views")
     selected: int = _column("index of the selected configuration, in drawing order")
     lr: float = _column("of the selected configuration")
@@ -84,6 +86,7 @@ class Tried:
     mse: float = _column("loss weight, scale included")
     cov: float = _column("loss weight, scale included")
     svd: float = _column("loss weight, scale included")
+    epochs: int = _column("epochs it was trained for; fewer than the cell's: stopped at a rung")
     validation_accuracy: float | None = _column("percent; null if it failed")
     validation_macro_f1: float | None = _column("percent; null if it failed")
     validation_loss: float | None = _column("nats; null if it failed")

@@ -5,6 +5,8 @@ is an ID cell: all its configurations train inside it as one stack, so Tune sche
 stack does the arithmetic. Actors are reused, cells of the same features follow each other, and an
 actor keeps the features it read last. A failing cell is answered with its error and the rest goes
 on. Once the user asks to stop, no cell is started; a cell that was not finished is not answered.
+Cells that train the encoder (`lora`, `ft`) are handed to `jobs.finetune`, which gives each
+configuration a trial of its own.
 
 The configurations are drawn here, on Tune's own domains, from the tuning seed and the name of each
 hyper-parameter alone: all methods of a seed get the same number, and the same draws where their
@@ -27,6 +29,7 @@ import ray
 from ray import tune
 
 from jobs.contract import Hooks, Outcome, StageError, Work
+from jobs.finetune import job as finetune
 from jobs.tuning.adapt import adapt, step_of, transfer
 from jobs.tuning.data import FeatureCache
 from jobs.tuning.spec import Choice, Domain, LogUniform, Space, Uniform
@@ -46,12 +49,15 @@ def run(works: Sequence[Work], hooks: Hooks) -> None:
     """Do every tuning work, and answer each one. Ray must be up; any thread may call this."""
     fitting: list[Work] = []
     evaluations: list[Work] = []
+    on_images: list[Work] = []
     room = max(node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"])
     for work in works:
         if step_of(work).cpus > room:
             asked = step_of(work).cpus
             reason = f"{work.address}: asks for {asked} CPUs, the largest node has {room:g}"
             hooks.done(work.address, StageError(f"{reason}; lower its `cpus`"))
+        elif step_of(work).method.reads_images:
+            on_images.append(work)
         elif "head" in work.inputs:
             evaluations.append(work)
         else:
@@ -60,6 +66,14 @@ def run(works: Sequence[Work], hooks: Hooks) -> None:
         _evaluate(evaluations, hooks)
     if fitting and not hooks.stopping():
         _fit(fitting, hooks)
+    if on_images and not hooks.stopping():
+        finetune.run(on_images, {work.address: drawn(work) for work in on_images}, hooks)
+
+
+def drawn(work: Work) -> tuple[Configuration, ...]:
+    """The configurations of a work's cell."""
+    step = step_of(work)
+    return draw(step.method.space, step.configurations, step.seed)
 
 
 # -- the search space ------------------------------------------------------------------------------
@@ -130,9 +144,7 @@ def _answer(work: Work, cache: FeatureCache | None) -> Outcome | BaseException:
     try:
         if cache is None:
             return transfer(work)
-        step = step_of(work)
-        drawn = draw(step.method.space, step.configurations, step.seed)
-        return adapt(work, drawn, cache)
+        return adapt(work, drawn(work), cache)
     except StageError as error:
         return error
     except Exception as error:

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from jobs.contract import NOT_SEMANTIC, Slug, Spec
+from jobs.features.spec import Precision, Views
 from jobs.tasks.spec import Task
 
 
@@ -89,18 +90,64 @@ class Method(Spec):
     `linear`: a linear probe. `paper`, `released`: the two-layer head, the losses and the views of
     that name (paper 1 section 4; the authors' code). The plain MLP is a two-layer head whose
     regularisers weigh nothing.
+
+    `adapt` says what is trained: the head alone on frozen features, or with it the encoder itself,
+    by low-rank adapters (`lora`) or whole (`ft`). On a trained encoder stands a linear head, and
+    COV and SVD regularise the encoder's features (the authors' code).
     """
 
     head: Literal["linear", "paper", "released"]
     space: Space
+    adapt: Literal["frozen", "lora", "ft"] = "frozen"
+    rank: int = Field(8, ge=1, description="lora: of each adapter")
+    encoder_lr: float = Field(
+        1.0, ge=0, le=1, description="lora, ft: the encoder's share of the space's lr"
+    )
+
+    @property
+    def reads_images(self) -> bool:
+        """Whether the encoder is trained, so that features will not do."""
+        return self.adapt != "frozen"
+
+    @model_validator(mode="after")
+    def _fits_the_encoder(self) -> Method:
+        if self.reads_images and self.head != "linear":
+            raise ValueError(f"{self.adapt} puts a linear head on the encoder, not {self.head}")
+        if self.reads_images and _bounds(self.space.mse)[1] > 0:
+            raise ValueError(
+                f"mse compares a head's output with frozen features, and {self.adapt} has none; "
+                f"leave out mse"
+            )
+        return self
 
     @model_validator(mode="after")
     def _has_something_to_regularise(self) -> Method:
-        if self.head == "linear" and self.space.regularised:
+        if self.head == "linear" and not self.reads_images and self.space.regularised:
             raise ValueError(
                 "a linear head has no output to regularise; leave out mse, cov and svd"
             )
         return self
+
+
+class Asha(Spec):
+    """Tune's asynchronous successive halving over the configurations of a `lora` or `ft` cell.
+
+    Rungs stand at `grace`, `grace * reduction`, ... epochs; a configuration goes past one when its
+    validation accuracy is among the best 1/`reduction` of those that have reached it so far. Which
+    those are depends on the order in which trials report.
+    """
+
+    grace: int = Field(3, ge=1, description="epochs every configuration is trained for")
+    reduction: float = Field(3.0, gt=1)
+
+
+class EncoderTuning(Spec):
+    """What a cell that trains the encoder is told besides what every cell is."""
+
+    views: Views
+    precision: Precision = "float32"
+    asha: Asha | None = None
+    gpus: Annotated[float, NOT_SEMANTIC] = 0
 
 
 class Tuning(Spec):
@@ -112,6 +159,8 @@ class Tuning(Spec):
     batch_size: int = Field(64, ge=2, description="samples a step; each brings all its views")
     fractions: tuple[Annotated[float, Field(gt=0, le=100)], ...] = (100.0,)
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
+    asha: Asha | None = Field(Asha(), description="lora, ft; none: all train for all epochs")
+    gpus_per_trial: Annotated[float, NOT_SEMANTIC] = Field(0, ge=0, description="lora, ft")
 
 
 class TuneStep(Spec):
@@ -129,10 +178,13 @@ class TuneStep(Spec):
     configurations: int
     epochs: int
     batch_size: int
+    encoder: EncoderTuning | None = None  # of methods that read images; none: frozen features
     cpus: Annotated[int, NOT_SEMANTIC] = 1
 
     @model_validator(mode="after")
     def _consistent(self) -> TuneStep:
         if self.task.domain == "ood" and self.task.trained_on is None:
             raise ValueError(f"OOD task {self.task.name} must name the task it is trained on")
+        if self.method.reads_images != (self.encoder is not None):
+            raise ValueError(f"{self.method_name}: `encoder` goes with the methods that train it")
         return self
