@@ -44,8 +44,8 @@ from jobs.pretrain.pixels import unit_range
 from jobs.pretrain.spec import Augment, ImageInput
 
 SIDE = 160
-ROWS = 48
-REPEATS = 5
+ROWS = 32
+REPEATS = 3
 VIEWS = Views(count=2, augment=Augment(degrees=10, translate=0.08, flip=True))
 STEP = FeaturesStep(images="b", parts=("train",), views=VIEWS)
 SHARD = "train-00000.parquet"

@@ -224,6 +224,11 @@ def _add_downstream(
 def _encoder_tuning(experiment: Experiment) -> EncoderTuning:
     """The same views and arithmetic as frozen methods get from the features."""
     settings, tuning = experiment.features, experiment.tuning
+    if settings.precision == "float16":
+        raise UserError(
+            "features.precision = float16: lora and ft cannot train in it without underflow; use "
+            "bfloat16 or float32"
+        )
     return EncoderTuning(
         views=settings.views,
         precision=settings.precision,

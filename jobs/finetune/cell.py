@@ -19,11 +19,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import safetensors.torch
 import torch
 
 from jobs.contract import Outcome, StageError, Work
+from jobs.corpus.shards import Index
 from jobs.finetune.images import Images, Source, TestImages
 from jobs.finetune.model import AdaptedEncoder
 from jobs.finetune.training import EpochNumbers, FineTuning, Sight, State, evaluate, history_of
@@ -42,7 +44,7 @@ ADAPTER_CARD = "adapter.json"
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell that is open: its encoder and its images, shared by its configurations."""
+    """A cell that is open: its encoder and its rows."""
 
     work: Work
     step: TuneStep
@@ -50,18 +52,27 @@ class Cell:
     source: Source
     scope: str  # the corpus's name
     classes: data.ClassMap
-    training: Images
-    validation: Images
+    training_rows: data.TaskRows
+    validation_rows: data.TaskRows
 
     @staticmethod
     def open(work: Work) -> Cell:
-        """Load the encoder, decode training and validation images. Raises StageError."""
-        step, encoder, source = _opened(work)
-        index = source.index()
+        """Load the encoder, decide which rows belong to the cell. Raises StageError."""
+        step, encoder, source, index = _opened(work)
         classes = data.ClassMap.of(step.task, index.classes)
-        training = source.training(step.task, classes, percent=step.fraction, seed=step.seed)
-        validation = source.plain("validation", step.task, classes)
+        training = source.training_rows(step.task, classes, percent=step.fraction, seed=step.seed)
+        validation = source.plain_rows("validation", step.task, classes)
         return Cell(work, step, encoder, source, index.name, classes, training, validation)
+
+    @cached_property
+    def training(self) -> Images:
+        """The training images, decoded when they are first asked for."""
+        return self.source.decoded("train", self.training_rows)
+
+    @cached_property
+    def validation(self) -> Images:
+        """The validation images, likewise."""
+        return self.source.decoded("validation", self.validation_rows)
 
     def start(self, number: int, configuration: Configuration) -> FineTuning:
         """A configuration as it stands: fresh, or after the last epoch that scratch knows of."""
@@ -96,12 +107,13 @@ def settings_of(step: TuneStep) -> EncoderTuning:
     return step.encoder
 
 
-def _opened(work: Work) -> tuple[TuneStep, Encoder, Source]:
+def _opened(work: Work) -> tuple[TuneStep, Encoder, Source, Index]:
     step = step_of(work)
     torch.set_num_threads(step.cpus)
     device = torch.device("cuda" if settings_of(step).gpus > 0 else "cpu")
     encoder = load(work.inputs["encoder"], device)
-    return step, encoder, Source(work.inputs["corpus"], encoder.prepare, step.cpus)
+    corpus = work.inputs["corpus"]
+    return step, encoder, Source(corpus, encoder.prepare, step.cpus), Index.read(corpus)
 
 
 # -- closing an ID cell ----------------------------------------------------------------------------
@@ -133,8 +145,8 @@ def close(work: Work, configurations: Sequence[Configuration]) -> Outcome:
         shape=adapted.shape,
         classes=cell.classes,
         views=settings_of(cell.step).views.count,
-        training=cell.training.rows,
-        validation=cell.validation.rows,
+        training=cell.training_rows,
+        validation=cell.validation_rows,
         configurations=configurations,
         trained=_as_trained(StackedHeads.single(adapted.shape, state.head), histories),
         chosen=chosen,
@@ -231,12 +243,12 @@ def transfer(work: Work) -> Outcome:
 
     Raises StageError when the ID cell's output is not what this cell needs.
     """
-    step, encoder, source = _opened(work)
+    step, encoder, source, index = _opened(work)
     head = work.inputs["head"]
     shape, selected, trained = adapt.read_head(head, step)
     adapted = AdaptedEncoder(encoder, step.method, shape.classes, step.seed)
     adapted.load(_adapted_state(head, adapted), selected.state)
-    classes = data.ClassMap.of(step.task, source.index().classes)
+    classes = data.ClassMap.of(step.task, index.classes)
     adapt.require_classes(step, classes, selected)
     tested = _test(step, adapted, source, selected, classes)
     return adapt.record_transfer(work, step, trained, tested)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import psutil
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from PIL import Image
 
@@ -31,6 +32,7 @@ from jobs.tuning import data
 Prepare = Callable[[Image.Image], torch.Tensor]
 """An encoder's own input preparation, see `Encoder.prepare`."""
 
+_EXACT = 1 << 24  # row numbers under it are exact where features stand, in float32
 _SHARE = 0.5  # of the memory that is free, at most, for a part's pixels
 
 
@@ -60,70 +62,61 @@ class Source:
     prepare: Prepare
     threads: int = 1  # that decode
 
-    def index(self) -> Index:
-        """The corpus's index."""
-        return Index.read(self.corpus)
-
-    def training(self, task: Task, classes: data.ClassMap, *, percent: float, seed: int) -> Images:
+    def training_rows(
+        self, task: Task, classes: data.ClassMap, *, percent: float, seed: int
+    ) -> data.TaskRows:
         """The training rows of a cell; raises as `data.training_rows` does."""
-        part = self._numbered("train")
-        return self._pixels(
-            "train", data.training_rows(part, classes, task, percent=percent, seed=seed), None
-        )
+        numbered = self._numbered("train")
+        return data.training_rows(numbered, classes, task, percent=percent, seed=seed)
 
-    def plain(
-        self,
-        part: data.PartName,
-        task: Task,
-        classes: data.ClassMap,
-        shift: Shift | None = None,
-    ) -> Images:
-        """A validation or test part's rows, shifted if asked; raises as `data.plain_rows` does."""
-        return self._pixels(part, data.plain_rows(self._numbered(part), classes, task), shift)
+    def plain_rows(self, part: data.PartName, task: Task, classes: data.ClassMap) -> data.TaskRows:
+        """The rows of a validation or test part; raises as `data.plain_rows` does."""
+        return data.plain_rows(self._numbered(part), classes, task)
 
     def _numbered(self, part: data.PartName) -> data.Part:
         """A part sorted by key, each row's number in training order standing for its features."""
         table = read_part(self.corpus, part, ["key", "label"])
         if len(table) == 0:
             raise StageError(f"{self.corpus.uri} has no row in its {part} part; build one that has")
-        order = np.argsort(np.array(table["key"].to_pylist()), kind="stable")
-        keys = pa.array(table["key"].to_pylist(), pa.string()).take(pa.array(order))
-        labels = table["label"].to_numpy().astype(np.int64)[order]
-        if len(order) >= 1 << 24:
+        if len(table) >= _EXACT:
             raise StageError(
-                f"{self.corpus.uri}: {len(order):,} rows in the {part} part, and lora and ft take "
-                f"fewer than {1 << 24:,}; use a smaller corpus"
+                f"{self.corpus.uri}: {len(table):,} rows in the {part} part, and lora and ft take "
+                f"fewer than {_EXACT:,}; use a smaller corpus"
             )
-        numbers = order.astype(np.float32)[None, :, None]  # exact, as there are fewer than 2^24
+        order = pc.sort_indices(table["key"])
+        keys = pa.array(table["key"].take(order).to_pylist(), pa.string())
+        labels = table["label"].take(order).to_numpy().astype(np.int64)
+        numbers = order.to_numpy().astype(np.float32)[None, :, None]
         return data.Part(keys, labels, numbers, 0)
 
-    def _pixels(self, part: str, rows: data.TaskRows, shift: Shift | None) -> Images:
-        """Decode the rows, a shard at a time."""
+    def decoded(self, part: str, rows: data.TaskRows, shift: Shift | None = None) -> Images:
+        """The rows' pixels, shifted if asked; a shard at a time.
+
+        Raises StageError for an image that cannot be decoded, and when they do not fit in memory.
+        """
         numbers = rows.rows.features.reshape(-1).numpy().astype(np.int64)
         pixels: torch.Tensor | None = None
         start = 0
         with ThreadPoolExecutor(self.threads) as pool:
-            for file in self.index().parts[part]:
+            for file in Index.read(self.corpus).parts[part]:
                 here = np.flatnonzero((numbers >= start) & (numbers < start + file.rows))
+                within = numbers[here] - start
                 start += file.rows
                 if len(here) == 0:
                     continue
                 table = read_rows(self.corpus, file.file, 0, file.rows, ["key", "image"])
-                table = table.take(pa.array(numbers[here] - (start - file.rows)))
-                jobs = [
-                    pool.submit(self._one, image.as_py(), key, shift, draw)
-                    for image, key, draw in zip(
-                        table["image"],
-                        table["key"].to_pylist(),
-                        draws(table["key"], shift) if shift else [None] * len(here),
-                        strict=True,
-                    )
-                ]
-                for row, job in zip(here, jobs, strict=True):
-                    found = job.result()
+                table = table.take(pa.array(within))
+                drawn = draws(table["key"], shift) if shift else [None] * len(here)
+                found = pool.map(
+                    lambda image, key, draw: self._one(image.as_py(), key, shift, draw),
+                    table["image"],
+                    table["key"].to_pylist(),
+                    drawn,
+                )
+                for row, one in zip(here, found, strict=True):
                     if pixels is None:
-                        pixels = self._room(len(numbers), found)
-                    pixels[row] = found
+                        pixels = self._room(len(numbers), one)
+                    pixels[row] = one
         if pixels is None:
             raise AssertionError("a task's part has at least one row")
         return Images(rows, pixels)
@@ -162,4 +155,5 @@ class TestImages:
         if self.reads:
             raise StageError(f"{where}: the test part of a cell is read only once")
         self.reads += 1
-        return self._source.plain("test", task, classes, task.shift)
+        rows = self._source.plain_rows("test", task, classes)
+        return self._source.decoded("test", rows, task.shift)

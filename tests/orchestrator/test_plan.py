@@ -37,6 +37,8 @@ def commit_all(made: Plan, root: Path) -> Store:
         "pretrain.resources.cpus_per_worker=2",
         "pretrain.checkpoint_minutes=1",
         "features.batch_size=7",
+        "features.cpus_per_worker=2",
+        "tuning.gpus_per_trial=1",
         "storage=/elsewhere",
         "tracking.uri=http://127.0.0.1:5000",
         "name=other",
@@ -79,6 +81,35 @@ def test_an_ood_cell_reads_the_head_of_its_id_cell() -> None:
     made = planned()
     cell = next(s for s in made.of_kind("tune") if s.labels["task"] == "digits-rotated")
     assert made.steps[cell.inputs["head"]].labels["task"] == "digits"
+
+
+LORA = "tuning.methods.lora={adapt: lora, head: linear, space: {lr: 0.01}}"
+
+
+def test_a_cell_that_trains_the_encoder_reads_the_encoder_and_the_images() -> None:
+    made = planned(LORA)
+    assert prints(planned()).items() <= prints(made).items(), "the other methods' cells stand"
+    cells = {s.labels["task"]: s for s in made.of_kind("tune") if s.labels["method"] == "lora"}
+    for task, roles in (("digits", set()), ("digits-rotated", {"head"})):
+        inputs = cells[task].inputs
+        assert set(inputs) == {"encoder", "corpus"} | roles
+        assert made.steps[inputs["encoder"]].kind == "pretrain"
+        assert inputs["corpus"] == "corpus/digits"
+
+
+def test_an_arithmetic_that_cannot_train_is_refused() -> None:
+    assert planned("features.precision=float16")
+    with pytest.raises(UserError, match="lora and ft cannot train in it"):
+        planned(LORA, "features.precision=float16")
+
+
+@pytest.mark.parametrize("override", ["features.views.count=3", "tuning.asha=null"])
+def test_what_a_cell_that_trains_the_encoder_sees_is_part_of_its_identity(override: str) -> None:
+    before, after = planned(LORA), planned(LORA, override)
+    changed = {a for a, s in after.steps.items() if s.fingerprint != before.steps[a].fingerprint}
+    assert {a for a in after.steps if "/lora/" in a} <= changed
+    if "asha" in override:
+        assert all("/lora/" in address for address in changed)
 
 
 def test_every_step_stands_after_its_inputs() -> None:

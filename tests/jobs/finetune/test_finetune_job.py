@@ -46,6 +46,7 @@ def contents(place: Place) -> dict[str, bytes]:
     return {name: place.read_bytes(name) for name, _ in place.files()}
 
 
+@pytest.mark.slow
 def test_cells_of_all_methods_are_answered_with_equal_budgets_and_then_transferred(
     ray_session: None, digits: Place, encoder: Place, tmp_path: Path
 ) -> None:
@@ -82,6 +83,7 @@ def test_cells_of_all_methods_are_answered_with_equal_budgets_and_then_transferr
         assert row(cell).trained_on == "digits"
 
 
+@pytest.mark.slow
 def test_asha_stops_some_at_a_rung_within_a_cell_and_says_so(
     ray_session: None, digits: Place, encoder: Place, tmp_path: Path
 ) -> None:
@@ -115,6 +117,7 @@ def test_asha_stops_some_at_a_rung_within_a_cell_and_says_so(
         assert next(t for t in found if t.selected).epochs == 4
 
 
+@pytest.mark.slow
 def test_an_interrupted_cell_goes_on_where_it_stood_and_leaves_the_same_bytes(
     ray_session: None, digits: Place, encoder: Place, tmp_path: Path
 ) -> None:
