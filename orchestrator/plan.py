@@ -13,6 +13,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from jobs.contract import Spec, StageError
@@ -188,53 +189,59 @@ def _add_downstream(
             domain=task.domain,
         )
         for name, method in tuning.methods.items():
-            for fraction in tuning.fractions:
-                for tuning_seed in tuning.seeds:
-                    tail = f"{name}/fraction={fraction:g}/seed={tuning_seed}"
-                    inputs = {"features": features}
-                    if method.reads_images:
-                        inputs = {"encoder": encoder, "corpus": f"corpus/{task.corpus.name}"}
-                    if task.trained_on is not None:
-                        inputs["head"] = f"tune/{run}/{task.trained_on}/{tail}"
-                    builder.add(
-                        "tune",
-                        f"tune/{run}/{task.name}/{tail}",
-                        TuneStep(
-                            task=task,
-                            method_name=name,
-                            method=method,
-                            fraction=fraction,
-                            seed=tuning_seed,
-                            configurations=tuning.configurations,
-                            epochs=tuning.epochs,
-                            batch_size=tuning.batch_size,
-                            encoder=_encoder_tuning(experiment) if method.reads_images else None,
-                        ),
-                        inputs,
-                        noise=level,
-                        seed=seed,
-                        task=task.name,
-                        domain=task.domain,
-                        method=name,
+            for fraction, wrong, tuning_seed in product(
+                tuning.fractions, tuning.label_noise, tuning.seeds
+            ):
+                noisy = f"/label_noise={wrong:g}" if wrong else ""
+                tail = f"{name}/fraction={fraction:g}{noisy}/seed={tuning_seed}"
+                inputs = {"features": features}
+                if method.reads_images:
+                    inputs = {"encoder": encoder, "corpus": f"corpus/{task.corpus.name}"}
+                if task.trained_on is not None:
+                    inputs["head"] = f"tune/{run}/{task.trained_on}/{tail}"
+                builder.add(
+                    "tune",
+                    f"tune/{run}/{task.name}/{tail}",
+                    TuneStep(
+                        task=task,
+                        method_name=name,
+                        method=method,
                         fraction=fraction,
-                        tuning_seed=tuning_seed,
-                    )
+                        seed=tuning_seed,
+                        configurations=tuning.configurations,
+                        epochs=tuning.epochs,
+                        batch_size=tuning.batch_size,
+                        label_noise=wrong,
+                        search=tuning.search,
+                        halving=tuning.halving,
+                        patience=tuning.patience,
+                        precision=tuning.precision,
+                        cpus=tuning.cpus,
+                        gpus=tuning.gpus,
+                        memory_mb=tuning.memory_mb,
+                        encoder=_encoder_tuning(experiment) if method.reads_images else None,
+                    ),
+                    inputs,
+                    noise=level,
+                    seed=seed,
+                    task=task.name,
+                    domain=task.domain,
+                    method=name,
+                    fraction=fraction,
+                    label_noise=wrong,
+                    tuning_seed=tuning_seed,
+                )
 
 
 def _encoder_tuning(experiment: Experiment) -> EncoderTuning:
     """The same views and arithmetic as frozen methods get from the features."""
-    settings, tuning = experiment.features, experiment.tuning
+    settings = experiment.features
     if settings.precision == "float16":
         raise UserError(
             "features.precision = float16: lora and ft cannot train in it without underflow; use "
             "bfloat16 or float32"
         )
-    return EncoderTuning(
-        views=settings.views,
-        precision=settings.precision,
-        asha=tuning.asha,
-        gpus=tuning.gpus_per_trial,
-    )
+    return EncoderTuning(views=settings.views, precision=settings.precision)
 
 
 def _check_nesting(steps: Mapping[str, Step]) -> None:

@@ -195,6 +195,8 @@ class _Found:
 
     def _cells(self) -> Iterator[dict[str, Any]]:
         for step, _ in self._done("tune"):
+            if step.labels["label_noise"]:
+                continue  # an axis of its own, which no average here may mix in
             for row in self._read(step, "cell.parquet"):
                 yield {
                     **row,

@@ -32,11 +32,13 @@ from jobs.finetune.training import EpochNumbers, FineTuning, Sight, State, evalu
 from jobs.place import Place
 from jobs.pretrain.encoder import Encoder, load, save, weights_bytes
 from jobs.tuning import adapt, data
-from jobs.tuning.adapt import step_of
-from jobs.tuning.heads import StackedHeads
+from jobs.tuning.budget import Budget
+from jobs.tuning.fit import Fit, step_of
+from jobs.tuning.label_noise import corrupted
 from jobs.tuning.scores import Scores, score
 from jobs.tuning.spec import EncoderTuning, TuneStep
-from jobs.tuning.stacked import Budget, Configuration, Epoch, Trained
+from jobs.tuning.stacked import Configuration, Epoch, Labelled
+from jobs.tuning.training import DROPPED, Trained
 
 ADAPTER = "adapter.safetensors"
 ADAPTER_CARD = "adapter.json"
@@ -66,8 +68,19 @@ class Cell:
 
     @cached_property
     def training(self) -> Images:
-        """The training images, decoded when they are first asked for."""
-        return self.source.decoded("train", self.training_rows)
+        """The training images, decoded when they are first asked for, as they are learnt from."""
+        step, rows = self.step, self.training_rows
+        if step.label_noise:
+            noisy = corrupted(
+                rows.rows.labels.numpy(),
+                rows.keys,
+                classes=len(self.classes.names),
+                percent=step.label_noise,
+                seed=step.seed,
+                scope=step.task.corpus.name,
+            )
+            rows = replace(rows, rows=Labelled(rows.rows.features, torch.from_numpy(noisy)))
+        return self.source.decoded("train", rows)
 
     @cached_property
     def validation(self) -> Images:
@@ -110,7 +123,7 @@ def settings_of(step: TuneStep) -> EncoderTuning:
 def _opened(work: Work) -> tuple[TuneStep, Encoder, Source, Index]:
     step = step_of(work)
     torch.set_num_threads(step.cpus)
-    device = torch.device("cuda" if settings_of(step).gpus > 0 else "cpu")
+    device = torch.device("cuda" if step.gpus > 0 else "cpu")
     encoder = load(work.inputs["encoder"], device)
     corpus = work.inputs["corpus"]
     return step, encoder, Source(corpus, encoder.prepare, step.cpus), Index.read(corpus)
@@ -141,18 +154,17 @@ def close(work: Work, configurations: Sequence[Configuration]) -> Outcome:
     adapted.load(state.encoder, state.head)
     selected = data.Selected(state.head, cell.classes.names)
     tested = _test(cell.step, adapted, cell.source, selected, cell.classes)
-    fit = adapt.Fit(
+    fit = Fit(
         shape=adapted.shape,
         classes=cell.classes,
         views=settings_of(cell.step).views.count,
         training=cell.training_rows,
         validation=cell.validation_rows,
         configurations=configurations,
-        trained=_as_trained(StackedHeads.single(adapted.shape, state.head), histories),
+        trained=_as_trained(histories, cell.step.epochs, chosen, state.head),
         chosen=chosen,
-        epochs=tuple(len(history) for history in histories),
     )
-    outcome = adapt.record(work, cell.step, fit, tested, selected)
+    outcome = adapt.record(work, fit, tested, selected)
     _write_adapted(work, adapted)
     return outcome
 
@@ -172,11 +184,13 @@ def select(histories: Sequence[Sequence[EpochNumbers]]) -> int | None:
     )
 
 
-def _as_trained(head: StackedHeads, histories: Sequence[Sequence[EpochNumbers]]) -> Trained:
-    """The configurations' numbers as the stacked engine gives them.
-
-    A configuration that was stopped keeps its last numbers in the epochs it did not see.
-    """
+def _as_trained(
+    histories: Sequence[Sequence[EpochNumbers]],
+    epochs_asked: int,
+    chosen: int,
+    head: Mapping[str, torch.Tensor],
+) -> Trained:
+    """The configurations' numbers as the stacked engine gives them."""
     epochs = []
     for number in range(max(map(len, histories))):
         found = [history[min(number, len(history) - 1)] for history in histories]
@@ -194,7 +208,13 @@ def _as_trained(head: StackedHeads, histories: Sequence[Sequence[EpochNumbers]])
             for name in names
         }
         epochs.append(Epoch(train, column(lambda epoch: epoch.validation_loss), scores))
-    return Trained(head, tuple(epochs), tuple(history[-1].failed for history in histories))
+    trained_for = tuple(len(history) for history in histories)
+    failures = tuple(history[-1].failed for history in histories)
+    dropped = tuple(
+        None if many == epochs_asked or failed else f"{DROPPED} {many}"
+        for many, failed in zip(trained_for, failures, strict=True)
+    )
+    return Trained(tuple(epochs), failures, dropped, trained_for, chosen, head)
 
 
 def _test(
@@ -251,7 +271,7 @@ def transfer(work: Work) -> Outcome:
     classes = data.ClassMap.of(step.task, index.classes)
     adapt.require_classes(step, classes, selected)
     tested = _test(step, adapted, source, selected, classes)
-    return adapt.record_transfer(work, step, trained, tested)
+    return adapt.record_transfer(work, trained, tested)
 
 
 def _adapted_state(head: Place, adapted: AdaptedEncoder) -> Mapping[str, torch.Tensor]:

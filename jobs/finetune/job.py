@@ -2,10 +2,10 @@
 
 Takes the tuning works that train an encoder, with the configurations drawn for each; answers every
 one through `Hooks.done` as soon as it ends. A trial is one configuration of an ID cell; Tune calls
-it epoch by epoch, and the cell's own ASHA may stop it at a rung (a scheduler of Tune's for each
-cell: configurations of two cells are never compared). Trials are ordered by cell, actors are
-reused, and an actor keeps the cell it opened last. When a cell's last trial has ended, a task
-closes the cell.
+it epoch by epoch, and where the experiment declares `halving`, the cell's own ASHA may stop it at
+a rung (a scheduler of Tune's for each cell: configurations of two cells are never compared).
+Trials are ordered by cell, actors are reused, and an actor keeps the cell it opened last. When a
+cell's last trial has ended, a task closes the cell.
 
 A trial's state goes into the work's scratch after every epoch, so Tune checkpoints nothing: a
 trial whose process died, or whose sweep was interrupted, reports the epochs it has done and goes
@@ -26,9 +26,9 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
 from jobs.contract import Hooks, Outcome, StageError, Work
-from jobs.finetune.cell import Cell, close, settings_of, transfer
+from jobs.finetune.cell import Cell, close, transfer
 from jobs.finetune.training import FineTuning
-from jobs.tuning.adapt import step_of
+from jobs.tuning.fit import step_of
 from jobs.tuning.stacked import Configuration
 
 Drawn = Mapping[str, Sequence[Configuration]]
@@ -46,18 +46,8 @@ _QUIET = {
 
 def run(works: Sequence[Work], drawn: Drawn, hooks: Hooks) -> None:
     """Do every work, and answer each one. Ray must be up; any thread may call this."""
-    gpus = ray.cluster_resources().get("GPU", 0)
-    evaluations: list[Work] = []
-    fitting: list[Work] = []
-    for work in works:
-        asked = settings_of(step_of(work)).gpus
-        if asked > gpus:
-            reason = f"tuning.gpus_per_trial={asked:g}, but the cluster has {gpus:g} GPUs"
-            hooks.done(work.address, StageError(f"{reason}; set it to 0 or add a node with GPUs"))
-        elif "head" in work.inputs:
-            evaluations.append(work)
-        else:
-            fitting.append(work)
+    evaluations = [work for work in works if "head" in work.inputs]
+    fitting = [work for work in works if "head" not in work.inputs]
     if evaluations:
         _evaluate(evaluations, hooks)
     if fitting and not hooks.stopping():
@@ -66,7 +56,7 @@ def run(works: Sequence[Work], drawn: Drawn, hooks: Hooks) -> None:
 
 def _resources(work: Work) -> dict[str, float]:
     step = step_of(work)
-    return {"CPU": float(step.cpus), "GPU": settings_of(step).gpus}
+    return {"CPU": float(step.cpus), "GPU": float(step.gpus)}
 
 
 # -- in the workers --------------------------------------------------------------------------------
@@ -182,16 +172,15 @@ class _AshaByCell(FIFOScheduler):
 
 def _asha(work: Work) -> ASHAScheduler | None:
     step = step_of(work)
-    asked = settings_of(step).asha
-    if asked is None or asked.grace >= step.epochs:
+    if step.halving is None or step.halving.first >= step.epochs:
         return None
     return ASHAScheduler(
         time_attr="epoch",
         metric="accuracy",
         mode="max",
         max_t=step.epochs,
-        grace_period=asked.grace,
-        reduction_factor=asked.reduction,
+        grace_period=step.halving.first,
+        reduction_factor=step.halving.eta,
     )
 
 

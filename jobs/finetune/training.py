@@ -29,10 +29,11 @@ from jobs.finetune.images import Images
 from jobs.finetune.model import AdaptedEncoder
 from jobs.pretrain.pixels import unit_range
 from jobs.tuning import nmtune
+from jobs.tuning.budget import Budget
 from jobs.tuning.heads import seeded
 from jobs.tuning.optimiser import BETAS, EPS, cosine
 from jobs.tuning.scores import score
-from jobs.tuning.stacked import Budget, Configuration
+from jobs.tuning.stacked import Configuration
 
 _HISTORY = "history"  # in the metadata of a state file
 _PIECE = 256  # images at once while evaluating

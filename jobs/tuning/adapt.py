@@ -18,32 +18,13 @@ import torch
 from jobs.contract import Outcome, StageError, Work
 from jobs.place import Place
 from jobs.tuning import cells, data
+from jobs.tuning.fit import Fit, fit, fit_siblings, step_of
 from jobs.tuning.heads import Shape, StackedHeads
 from jobs.tuning.scores import Scores, score
 from jobs.tuning.spec import TuneStep
-from jobs.tuning.stacked import TERMS, Budget, Configuration, Trained, evaluate, select, train
+from jobs.tuning.stacked import TERMS, Configuration, evaluate
 
 _CPU = torch.device("cpu")
-
-
-@dataclass(frozen=True)
-class Fit:
-    """A trained stack with what it was trained on, and the configuration selected."""
-
-    shape: Shape
-    classes: data.ClassMap
-    views: int
-    training: data.TaskRows
-    validation: data.TaskRows
-    configurations: Sequence[Configuration]
-    trained: Trained
-    chosen: int
-    epochs: tuple[int, ...]  # each configuration was trained for
-
-    @property
-    def failed(self) -> int:
-        """Configurations that failed."""
-        return sum(failure is not None for failure in self.trained.failures)
 
 
 @dataclass(frozen=True)
@@ -57,31 +38,45 @@ class Tested:
     reads: int
 
 
-def step_of(work: Work) -> TuneStep:
-    """The work's spec, as what it must be."""
-    if not isinstance(work.spec, TuneStep):
-        raise TypeError(f"{work.address}: a {type(work.spec).__name__} is not a tuning step")
-    return work.spec
-
-
-def adapt(work: Work, configurations: Sequence[Configuration], cache: data.FeatureCache) -> Outcome:
+def adapt(
+    work: Work, configurations: Sequence[Configuration] | None, cache: data.FeatureCache
+) -> Outcome:
     """An ID cell: train every configuration, select one on the validation part, test that one.
 
-    Raises StageError when the features do not fit the task or every configuration failed.
+    Without configurations the step's own search asks for them. Raises StageError when the features
+    do not fit the task or every configuration failed.
     """
+    torch.set_num_threads(step_of(work).cpus)
+    return _finish(work, fit(work, configurations, cache))
+
+
+def adapt_siblings(
+    works: Sequence[Work],
+    configurations: Sequence[Sequence[Configuration]],
+    cache: data.FeatureCache,
+) -> list[Outcome | StageError]:
+    """ID cells of one `fit.sibling_key`, trained as one stack; each is answered apart."""
+    torch.set_num_threads(step_of(works[0]).cpus)
+    answers: list[Outcome | StageError] = []
+    for work, found in zip(works, fit_siblings(works, configurations, cache), strict=True):
+        try:
+            answers.append(found if isinstance(found, StageError) else _finish(work, found))
+        except StageError as error:
+            answers.append(error)
+    return answers
+
+
+def _finish(work: Work, fit: Fit) -> Outcome:
+    """Test the selected configuration, and write the cell."""
     step = step_of(work)
-    torch.set_num_threads(step.cpus)
-    fit = _fit(work, step, configurations, cache)
-    selected = data.Selected(fit.trained.heads.member(fit.chosen), fit.classes.names)
+    selected = data.Selected(fit.trained.state, fit.classes.names)
     tested = _test(work.inputs["features"], step, fit.shape, selected, fit.classes)
-    return record(work, step, fit, tested, selected)
+    return record(work, fit, tested, selected)
 
 
-def record(
-    work: Work, step: TuneStep, fit: Fit, tested: Tested, selected: data.Selected
-) -> Outcome:
+def record(work: Work, fit: Fit, tested: Tested, selected: data.Selected) -> Outcome:
     """Write the files of an ID cell whose selected configuration has been tested."""
-    cell = _id_cell(step, fit, tested)
+    cell = _id_cell(step_of(work), fit, tested)
     _write_head(work.output, fit.shape, selected)
     work.output.write_table(cells.CONFIGURATIONS, cells.to_table(cells.Tried, _tried(fit)))
     work.output.write_table(cells.CURVES, cells.to_table(cells.Point, _curves(fit)))
@@ -93,10 +88,7 @@ def record(
             "n_test": cell.n_test,
             "configurations": cell.configurations,
             "configurations_failed": cell.configurations_failed,
-            "configurations_stopped": sum(
-                epochs < step.epochs and failure is None
-                for epochs, failure in zip(fit.epochs, fit.trained.failures, strict=True)
-            ),
+            "configurations_dropped": sum(d is not None for d in fit.trained.dropped),
             "test_reads": cell.test_reads,
             "train_other_classes": fit.training.other_classes,
             "train_beyond_fraction": fit.training.beyond_fraction,
@@ -119,7 +111,7 @@ def transfer(work: Work) -> Outcome:
     classes = data.ClassMap.of(step.task, data.read_classes(folder))
     require_classes(step, classes, selected)
     tested = _test(folder, step, shape, selected, classes)
-    return record_transfer(work, step, trained, tested)
+    return record_transfer(work, trained, tested)
 
 
 def require_classes(step: TuneStep, classes: data.ClassMap, selected: data.Selected) -> None:
@@ -131,8 +123,9 @@ def require_classes(step: TuneStep, classes: data.ClassMap, selected: data.Selec
         )
 
 
-def record_transfer(work: Work, step: TuneStep, trained: cells.Cell, tested: Tested) -> Outcome:
+def record_transfer(work: Work, trained: cells.Cell, tested: Tested) -> Outcome:
     """Write the files of an OOD cell: the ID cell's row `trained`, with this cell's test."""
+    step = step_of(work)
     cell = replace(
         trained,
         task=step.task.name,
@@ -163,34 +156,6 @@ def record_transfer(work: Work, step: TuneStep, trained: cells.Cell, tested: Tes
 
 
 # -- the parts of both -----------------------------------------------------------------------------
-
-
-def _fit(
-    work: Work,
-    step: TuneStep,
-    configurations: Sequence[Configuration],
-    cache: data.FeatureCache,
-) -> Fit:
-    fitting = cache.load(work.inputs["features"])
-    classes = data.ClassMap.of(step.task, fitting.classes)
-    training = data.training_rows(
-        fitting.train, classes, step.task, percent=step.fraction, seed=step.seed
-    )
-    validation = data.plain_rows(fitting.validation, classes, step.task)
-    shape = Shape(step.method.head, fitting.train.views.shape[-1], len(classes.names))
-    budget = Budget(step.epochs, step.batch_size)
-    trained = train(shape, training.rows, validation.rows, configurations, budget, seed=step.seed)
-    chosen = select(trained)
-    if chosen is None:
-        raise StageError(
-            f"{work.address}: all {len(configurations)} configurations failed (first: "
-            f"{trained.failures[0]}); narrow space.lr of method {step.method_name}"
-        )
-    augmented = fitting.train.augmented
-    epochs = (step.epochs,) * len(configurations)
-    return Fit(
-        shape, classes, augmented, training, validation, configurations, trained, chosen, epochs
-    )
 
 
 def _test(
@@ -234,6 +199,7 @@ def _id_cell(step: TuneStep, fit: Fit, tested: Tested) -> cells.Cell:
         method=step.method_name,
         head=step.method.head,
         fraction=step.fraction,
+        label_noise=step.label_noise,
         tuning_seed=step.seed,
         metric=step.task.metric,
         test_metric=_own_metric(step, tested.scores),
@@ -260,6 +226,7 @@ def _id_cell(step: TuneStep, fit: Fit, tested: Tested) -> cells.Cell:
         mse=configuration.mse,
         cov=configuration.cov,
         svd=configuration.svd,
+        l2=configuration.l2,
         test_reads=tested.reads,
     )
 
@@ -279,7 +246,7 @@ def _tried(fit: Fit) -> list[cells.Tried]:
             "validation_loss": float(last.validation_loss[index]),
         }
         trained: dict[str, float | None] = {
-            f"train_{term}": float(last.train[term][index]) if term in last.train else None
+            f"train_{term}": _finite(last.train[term][index]) if term in last.train else None
             for term in TERMS
         }
         if failure is not None:
@@ -293,26 +260,35 @@ def _tried(fit: Fit) -> list[cells.Tried]:
                 mse=configuration.mse,
                 cov=configuration.cov,
                 svd=configuration.svd,
-                epochs=fit.epochs[index],
+                l2=configuration.l2,
+                epochs=fit.trained.trained_for[index],
                 **validated,
                 **trained,
                 selected=index == fit.chosen,
+                dropped=fit.trained.dropped[index],
                 failed=failure,
             )
         )
     return rows
 
 
+def _finite(value: torch.Tensor) -> float | None:
+    return float(value) if value.isfinite() else None
+
+
 def _curves(fit: Fit) -> list[cells.Point]:
-    """The selected configuration's numbers, epoch by epoch."""
+    """The selected configuration's numbers, epoch by epoch, as long as it was trained."""
     points = []
-    for number, epoch in enumerate(fit.trained.epochs[: fit.epochs[fit.chosen]], start=1):
+    mine = fit.trained.epochs[: fit.trained.trained_for[fit.chosen]]
+    for number, epoch in enumerate(mine, start=1):
         curves = {f"train/{name}": values for name, values in epoch.train.items()}
         curves["validation/accuracy"] = epoch.validation.accuracy
         curves["validation/macro_f1"] = epoch.validation.macro_f1
         curves["validation/loss"] = epoch.validation_loss
         points += [
-            cells.Point(name, number, float(values[fit.chosen])) for name, values in curves.items()
+            cells.Point(name, number, float(values[fit.chosen]))
+            for name, values in curves.items()
+            if values[fit.chosen].isfinite()
         ]
     return points
 
@@ -342,11 +318,13 @@ def read_head(source: Place, step: TuneStep) -> tuple[Shape, data.Selected, cell
         raise StageError(
             f"{source.uri} is not the output of an ID cell ({error}); run that cell again"
         ) from error
-    wanted = (step.task.trained_on, step.method_name, step.fraction, step.seed)
-    if (cell.task, cell.method, cell.fraction, cell.tuning_seed) != wanted:
+    wanted = (step.task.trained_on, step.method_name, step.fraction, step.label_noise, step.seed)
+    found = (cell.task, cell.method, cell.fraction, cell.label_noise, cell.tuning_seed)
+    if found != wanted:
         raise StageError(
             f"{source.uri} holds the head of {cell.task}/{cell.method}/fraction={cell.fraction:g}/"
-            f"seed={cell.tuning_seed}, not of {'/'.join(map(str, wanted))}; run it again"
+            f"label_noise={cell.label_noise:g}/seed={cell.tuning_seed}, "
+            f"not of {'/'.join(map(str, wanted))}; run it again"
         )
     shape = Shape(card["kind"], int(card["dim"]), len(card["classes"]))
     return shape, data.Selected(state, tuple(card["classes"])), cell

@@ -45,8 +45,9 @@ class Cell:
     domain: str = _column("id or ood")
     trained_on: str | None = _column("ood: the ID task whose head is tested here")
     method: str = _column("the method's name in the experiment")
-    head: str = _column("linear, paper or released")
+    head: str = _column("linear, paper, released, ridge or lbfgs")
     fraction: float = _column("percent of each class's training rows that were used")
+    label_noise: float = _column("percent of those rows whose label was made wrong; nowhere else")
     tuning_seed: int = _column("seed of weights, batch order, fraction and configurations")
     metric: str = _column("the task's own metric: accuracy or mean_per_class_accuracy")
     test_metric: float = _column("the task's own metric on the test part, percent")
@@ -65,7 +66,7 @@ class Cell:
     dim: int = _column("dimensions of the features")
     configurations: int = _column("configurations tried")
     configurations_failed: int = _column("configurations whose loss became non-finite")
-    epochs: int = _column("epochs each configuration is trained for, at most")
+    epochs: int = _column("epochs each configuration could be trained for")
     batch_size: int = _column("samples a step, each with all its views")
     selected: int = _column("index of the selected configuration, in drawing order")
     lr: float = _column("of the selected configuration")
@@ -73,6 +74,7 @@ class Cell:
     mse: float = _column("loss weight of the selected configuration, scale included")
     cov: float = _column("loss weight of the selected configuration, scale included")
     svd: float = _column("loss weight of the selected configuration, scale included")
+    l2: float = _column("of the selected configuration; 0: its head has none")
     test_reads: int = _column("times the test part was read, always after selection: 1")
 
 
@@ -81,12 +83,13 @@ class Tried:
     """One configuration of a cell, selected or not, after its last epoch."""
 
     configuration: int = _column("index in drawing order")
-    lr: float = _column("base learning rate")
+    lr: float = _column("base learning rate; 0: solved, not trained by steps")
     weight_decay: float = _column("AdamW's decoupled weight decay")
     mse: float = _column("loss weight, scale included")
     cov: float = _column("loss weight, scale included")
     svd: float = _column("loss weight, scale included")
-    epochs: int = _column("epochs it was trained for; fewer than the cell's: stopped at a rung")
+    l2: float = _column("ridge and lbfgs: their penalty; else 0")
+    epochs: int = _column("epochs it was trained for; 1 for a head that is solved")
     validation_accuracy: float | None = _column("percent; null if it failed")
     validation_macro_f1: float | None = _column("percent; null if it failed")
     validation_loss: float | None = _column("nats; null if it failed")
@@ -96,7 +99,8 @@ class Tried:
     train_cov: float | None = _column("unweighted, mean of the last epoch; null: no weight")
     train_svd: float | None = _column("unweighted, mean of the last epoch; null: no weight")
     selected: bool = _column("whether this is the cell's configuration")
-    failed: str | None = _column("why it was frozen; null if it finished")
+    dropped: str | None = _column("why it was not trained to the end; null: it could win")
+    failed: str | None = _column("why it was frozen; null if its losses stayed finite")
 
 
 @dataclass(frozen=True)

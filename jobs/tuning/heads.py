@@ -1,8 +1,9 @@
 """The heads that are put on frozen features, K members of one kind stacked along the first axis.
 
-Takes features [R, D] shared by all members; gives the head's output z and the logits. Rows stand
-last inside ([K, D, R]): a layer common to all members is then one matrix product, BatchNorm is one
-call over K x H channels, and cross-entropy finds its classes on axis 1.
+Takes features [R, D] shared by all members, or each member's own, [K, R, D]; gives the head's
+output z and the logits. Rows stand last inside ([K, D, R]): a layer on shared features is then one
+matrix product, BatchNorm is one call over K x H channels, and cross-entropy finds its classes on
+axis 1.
 
     linear    z = f;                                                  classifier on f
     paper     z = W2 relu(W1 f + b1) + b2, hidden width 4D;           classifier on z (section 4)
@@ -22,7 +23,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -105,6 +106,26 @@ class StackedHeads:
         return StackedHeads(shape, parameters, buffers)
 
     @staticmethod
+    def joined(stacks: Sequence[StackedHeads]) -> StackedHeads:
+        """The members of several stacks of one shape as one stack."""
+        if len(stacks) == 1:
+            return stacks[0]
+        first = stacks[0]
+        with torch.no_grad():
+            parameters = {n: torch.cat([s.parameters[n] for s in stacks]) for n in first.parameters}
+            buffers = {n: torch.cat([s.buffers[n] for s in stacks]) for n in first.buffers}
+        for value in parameters.values():
+            value.requires_grad_()
+        return StackedHeads(first.shape, parameters, buffers)
+
+    def keep(self, members: Tensor) -> StackedHeads:
+        """Some members (indices [K']) as a stack of their own."""
+        parameters = {n: v.detach()[members].requires_grad_() for n, v in self.parameters.items()}
+        return StackedHeads(
+            self.shape, parameters, {n: v[members] for n, v in self.buffers.items()}
+        )
+
+    @staticmethod
     def single(shape: Shape, state: Mapping[str, Tensor]) -> StackedHeads:
         """A stack of one, from the tensors that `member` gave. Raises ValueError if they differ."""
         expected = StackedHeads.fresh(shape, 1, 0, torch.device("cpu")).member(0)
@@ -126,15 +147,15 @@ class StackedHeads:
         return {name: value[index].detach().cpu().clone() for name, value in both.items()}
 
     def forward(self, rows: Tensor, *, training: bool) -> tuple[Tensor, Tensor]:
-        """(z [K, D, R], logits [K, C, R]) of features [R, D].
+        """(z [K, D, R], logits [K, C, R]) of features [R, D] or [K, R, D].
 
         While training, BatchNorm uses the batch's own statistics over all R rows and updates the
         running ones (momentum 0.1); else it uses the running ones.
         """
         if self.shape.kind == "linear":
             z = rows.mT.expand(self.members, -1, -1)
-            return z, self._shared_layer("classifier", rows)
-        hidden = self._shared_layer("first", rows)
+            return z, self._first_layer("classifier", rows)
+        hidden = self._first_layer("first", rows)
         if self.shape.kind == "released":
             hidden = self._batch_norm(hidden, training)
         z = self._layer("second", hidden.relu())
@@ -142,10 +163,13 @@ class StackedHeads:
             z = self.parameters["residual.scale"][:, :, None] * z + rows.mT
         return z, self._layer("classifier", z)
 
-    def _shared_layer(self, name: str, rows: Tensor) -> Tensor:
-        """A linear layer whose input all members share: [R, in] to [K, out, R]."""
+    def _first_layer(self, name: str, rows: Tensor) -> Tensor:
+        """A linear layer on the features: one matrix product where all members share them."""
         weight = self.parameters[f"{name}.weight"]
         bias = self.parameters.get(f"{name}.bias")
+        if rows.dim() == 3:
+            own = rows.mT
+            return weight @ own if bias is None else torch.baddbmm(bias[:, :, None], weight, own)
         flat = weight.flatten(0, 1)
         out = flat @ rows.mT if bias is None else torch.addmm(bias.reshape(-1, 1), flat, rows.mT)
         return out.view(self.members, -1, len(rows))

@@ -1,27 +1,32 @@
-"""The tuning stage on Ray: cells as trials of one Tune run, OOD evaluations as a few plain tasks.
+"""The tuning stage on Ray: cells in trials of one Tune run, OOD evaluations as a few plain tasks.
 
 Takes every tuning work that is ready; answers each through `Hooks.done` as soon as it ends. A trial
-is an ID cell: all its configurations train inside it as one stack, so Tune schedules cells and the
-stack does the arithmetic. Actors are reused, cells of the same features follow each other, and an
-actor keeps the features it read last. A failing cell is answered with its error and the rest goes
-on. Once the user asks to stop, no cell is started; a cell that was not finished is not answered.
+is a batch of ID cells over the same features; each of its iterations does the cells that can train
+as one stack (`fit.sibling_key`), so Tune schedules batches, the stack does the arithmetic, and a
+cell costs a share of a trial. Actors are reused, and keep the features they read last. A failing
+cell is answered with its error and the rest goes on; cells whose process died are done once more,
+each in a trial of its own. Once the user asks to stop, no cell is started; a cell that was not
+finished is not answered.
+
 Cells that train the encoder (`lora`, `ft`) are handed to `jobs.finetune`, which gives each
 configuration a trial of its own.
 
 The configurations are drawn here, on Tune's own domains, from the tuning seed and the name of each
 hyper-parameter alone: all methods of a seed get the same number, and the same draws where their
-domains agree; a larger budget begins with the smaller one's draws.
+domains agree; a larger budget begins with the smaller one's draws. A grid is every combination.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import tempfile
 import traceback
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -30,12 +35,25 @@ from ray import tune
 
 from jobs.contract import Hooks, Outcome, StageError, Work
 from jobs.finetune import job as finetune
-from jobs.tuning.adapt import adapt, step_of, transfer
+from jobs.tuning.adapt import adapt, adapt_siblings, transfer
 from jobs.tuning.data import FeatureCache
-from jobs.tuning.spec import Choice, Domain, LogUniform, Space, Uniform
+from jobs.tuning.fit import sibling_key, step_of
+from jobs.tuning.search import configuration
+from jobs.tuning.spec import (
+    Choice,
+    Domain,
+    Grid,
+    LogUniform,
+    QUniform,
+    RandInt,
+    Space,
+    Uniform,
+)
 from jobs.tuning.stacked import Configuration
 
 _LOST_WORKERS = 1  # times a cell is started again after the process it ran in has died
+_LONGEST = 32  # iterations of a trial at most: what is done again at worst if its process dies
+_BATCHES_A_PROCESS = 4  # so that the last ones to end leave few processes idle
 _POLL_S = 0.5  # how often a wait looks whether the user asked to stop
 
 _QUIET = {
@@ -50,12 +68,11 @@ def run(works: Sequence[Work], hooks: Hooks) -> None:
     fitting: list[Work] = []
     evaluations: list[Work] = []
     on_images: list[Work] = []
-    room = max(node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"])
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     for work in works:
-        if step_of(work).cpus > room:
-            asked = step_of(work).cpus
-            reason = f"{work.address}: asks for {asked} CPUs, the largest node has {room:g}"
-            hooks.done(work.address, StageError(f"{reason}; lower its `cpus`"))
+        refused = _no_room(work, nodes)
+        if refused is not None:
+            hooks.done(work.address, refused)
         elif step_of(work).method.reads_images:
             on_images.append(work)
         elif "head" in work.inputs:
@@ -67,33 +84,40 @@ def run(works: Sequence[Work], hooks: Hooks) -> None:
     if fitting and not hooks.stopping():
         _fit(fitting, hooks)
     if on_images and not hooks.stopping():
-        finetune.run(on_images, {work.address: drawn(work) for work in on_images}, hooks)
+        finetune.run(on_images, {work.address: _tried(work) or () for work in on_images}, hooks)
 
 
-def drawn(work: Work) -> tuple[Configuration, ...]:
-    """The configurations of a work's cell."""
-    step = step_of(work)
-    return draw(step.method.space, step.configurations, step.seed)
+def _no_room(work: Work, nodes: Sequence[Mapping[str, float]]) -> StageError | None:
+    """Why no node could ever run the work, if so."""
+    for unit, asked in (("CPU", step_of(work).cpus), ("GPU", step_of(work).gpus)):
+        room = max(node.get(unit, 0) for node in nodes)
+        if asked > room:
+            reason = f"{work.address}: asks for {asked:g} {unit}s, the largest node has {room:g}"
+            return StageError(f"{reason}; lower its `{unit.lower()}s`")
+    return None
 
 
 # -- the search space ------------------------------------------------------------------------------
 
 
 def draw(space: Space, configurations: int, seed: int) -> tuple[Configuration, ...]:
-    """`configurations` points of a space, in an order that only the seed decides."""
+    """`configurations` points of a space, in an order that only the seed decides.
+
+    A space with grids gives each of its combinations instead, in the order of its fields.
+    """
+    grids = {n: domain.grid for n, domain in space.domains.items() if isinstance(domain, Grid)}
+    count = math.prod(map(len, grids.values())) if grids else configurations
     drawn = {
-        name: _draw_one(getattr(space, name), configurations, seed, name)
-        for name in Space.model_fields
+        name: _draw_one(domain, count, seed, name)
+        for name, domain in space.domains.items()
+        if not isinstance(domain, Grid)
     }
+    points = product(*grids.values()) if grids else iter([()] * count)
     return tuple(
-        Configuration(
-            lr=drawn["lr"][i],
-            weight_decay=drawn["weight_decay"][i],
-            mse=drawn["mse"][i] * drawn["scale"][i],
-            cov=drawn["cov"][i] * drawn["scale"][i],
-            svd=drawn["svd"][i] * drawn["scale"][i],
+        configuration(
+            {n: values[i] for n, values in drawn.items()} | dict(zip(grids, point, strict=True))
         )
-        for i in range(configurations)
+        for i, point in enumerate(points)
     )
 
 
@@ -106,7 +130,11 @@ def _draw_one(domain: Domain, count: int, seed: int, name: str) -> list[float]:
             sampled = tune.loguniform(low, high)
         case Uniform(uniform=(low, high)):
             sampled = tune.uniform(low, high)
-        case Choice(choice=values):
+        case QUniform(quniform=(low, high, step)):
+            sampled = tune.quniform(low, high, step)
+        case RandInt(randint=(least, limit)):
+            sampled = tune.randint(least, limit)
+        case Choice(choice=values) | Grid(grid=values):
             sampled = tune.choice(list(values))
         case fixed:
             return [float(fixed)] * count
@@ -116,21 +144,27 @@ def _draw_one(domain: Domain, count: int, seed: int, name: str) -> list[float]:
 # -- ID cells: one Tune run ------------------------------------------------------------------------
 
 
-class _Trial(tune.Trainable):
-    """An actor that does one cell after another."""
+Batch = tuple[tuple[Work, ...], ...]
+"""What a trial does: the cells of one stack in each iteration."""
 
-    def setup(self, config: dict[str, Any], works: tuple[Work, ...] = ()) -> None:
-        self._works = works
+
+class _Trial(tune.Trainable):
+    """An actor that does one batch after another."""
+
+    def setup(self, config: dict[str, Any], batches: tuple[Batch, ...] = ()) -> None:
+        self._batches = batches
         self._cache = FeatureCache()
-        self._cell = int(config["cell"])
+        self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self._cell = int(new_config["cell"])
+        self._left = list(self._batches[int(new_config["batch"])])
         return True
 
     def step(self) -> dict[str, Any]:
-        work = self._works[self._cell]
-        return {"done": True, "answer": _answer(work, self._cache)}
+        works = self._left.pop(0)
+        answers = _answer_siblings(works, self._cache)
+        named = [(work.address, answer) for work, answer in zip(works, answers, strict=True)]
+        return {"done": not self._left, "answers": named}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """A cell has no state worth keeping: it is done again or not at all."""
@@ -139,51 +173,70 @@ class _Trial(tune.Trainable):
         """See `save_checkpoint`."""
 
 
-def _answer(work: Work, cache: FeatureCache | None) -> Outcome | BaseException:
-    """Do one work; what it raises is its answer, in a form that can leave the process."""
+def _answer_siblings(
+    works: Sequence[Work], cache: FeatureCache
+) -> Sequence[Outcome | BaseException]:
+    """Do the cells of one stack; what is raised is the answer, in a form that can travel."""
     try:
-        if cache is None:
-            return transfer(work)
-        return adapt(work, drawn(work), cache)
-    except StageError as error:
-        return error
+        if len(works) == 1:
+            return [adapt(works[0], _tried(works[0]), cache)]
+        return adapt_siblings(works, [_tried(work) or () for work in works], cache)
     except Exception as error:
-        answer = RuntimeError(f"{type(error).__name__}: {error}")
-        answer.add_note("".join(traceback.format_exception(error)))
-        return answer
+        return [_portable(error)] * len(works)
+
+
+def _tried(work: Work) -> tuple[Configuration, ...] | None:
+    """What a cell is to try; none when its own search asks, one batch after another."""
+    step = step_of(work)
+    if step.search == "optuna":
+        return None
+    return draw(step.method.space, step.configurations, step.seed)
+
+
+def _portable(error: Exception) -> Exception:
+    if isinstance(error, StageError):
+        return error
+    answer = RuntimeError(f"{type(error).__name__}: {error}")
+    answer.add_note("".join(traceback.format_exception(error)))
+    return answer
 
 
 class _Answers(tune.Callback):
-    """Passes each trial's answer on, the moment Tune hears of it."""
+    """Passes the answers of each iteration on, the moment Tune hears of them."""
 
-    def __init__(self, works: Sequence[Work], hooks: Hooks) -> None:
-        self._works = works
+    def __init__(self, batches: Sequence[Batch], hooks: Hooks) -> None:
+        self._batches = batches
         self._hooks = hooks
         self.answered: set[str] = set()
+        self.deaths: dict[str, str] = {}  # by address, of cells that were not answered
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune writes a copy of its settings, which nobody restores
 
-    def _work(self, trial: Any) -> Work:
-        return self._works[int(trial.config["cell"])]
+    def done(self, address: str, answer: Outcome | BaseException) -> None:
+        if address not in self.answered:
+            self.answered.add(address)
+            self._hooks.done(address, answer)
 
-    def done(self, work: Work, answer: Outcome | BaseException) -> None:
-        if work.address not in self.answered:
-            self.answered.add(work.address)
-            self._hooks.done(work.address, answer)
+    def _works(self, trial: Any) -> Iterator[Work]:
+        for siblings in self._batches[int(trial.config["batch"])]:
+            yield from siblings
 
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        step = step_of(self._work(trial))
-        words = f"{step.configurations} configurations, {step.epochs} epochs"
-        self._hooks.say(self._work(trial).address, 0.0, words)
+        for work in self._works(trial):
+            step = step_of(work)
+            words = f"{step.configurations} configurations, {step.epochs} epochs"
+            self._hooks.say(work.address, 0.0, words)
 
     def on_trial_result(
         self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        self.done(self._work(trial), result["answer"])
+        for address, answer in result["answers"]:
+            self.done(address, answer)
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        self.done(self._work(trial), RuntimeError(f"the cell's process died: {trial.error_msg}"))
+        for work in self._works(trial):
+            self.deaths[work.address] = f"the cell's process died: {trial.error_msg}"
 
 
 class _Stop(tune.Stopper):
@@ -203,31 +256,63 @@ class _Stop(tune.Stopper):
 
 
 def _fit(works: Sequence[Work], hooks: Hooks) -> None:
-    ordered = sorted(works, key=lambda work: (work.inputs["features"].uri, work.address))
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
-    answers = _Answers(ordered, hooks)
-    try:
-        with tempfile.TemporaryDirectory(prefix="nml-tune-") as folder:
-            _tuner(ordered, answers, _Stop(hooks), folder).fit()
-    except Exception as error:
-        for work in ordered:
-            answers.done(work, error)
-    if not hooks.stopping():
-        for work in ordered:
-            answers.done(work, RuntimeError(f"{work.address}: Tune ended without an answer"))
+    left = list(works)
+    for attempt in range(1 + _LOST_WORKERS):
+        batches = _batches(left) if attempt == 0 else [((work,),) for work in left]
+        answers = _Answers(batches, hooks)
+        last = attempt == _LOST_WORKERS
+        try:
+            with tempfile.TemporaryDirectory(prefix="nml-tune-") as folder:
+                _tuner(batches, answers, _Stop(hooks), folder).fit()
+        except Exception as error:
+            for work in left:
+                answers.done(work.address, error)
+        left = [work for work in left if work.address not in answers.answered]
+        if hooks.stopping() or not left:
+            return
+        for work in left:
+            died = answers.deaths.get(work.address)
+            if last or died is None:
+                reason = died or f"{work.address}: Tune ended without an answer"
+                answers.done(work.address, RuntimeError(reason))
+        left = [work for work in left if work.address not in answers.answered]
 
 
-def _tuner(works: Sequence[Work], answers: _Answers, stop: _Stop, folder: str) -> tune.Tuner:
-    trainable = tune.with_parameters(_Trial, works=tuple(works))
-    cpus = [float(step_of(work).cpus) for work in works]
+def _batches(works: Sequence[Work]) -> list[Batch]:
+    """Works in batches that share features and needs, a few for each process that can run."""
+    stacks: dict[tuple[str, ...], list[Work]] = defaultdict(list)
+    for work in sorted(works, key=lambda work: (work.inputs["features"].uri, work.address)):
+        stacks[sibling_key(work)].append(work)
+    together: dict[tuple[str, int, float], list[tuple[Work, ...]]] = defaultdict(list)
+    for siblings in stacks.values():
+        step = step_of(siblings[0])
+        alike = siblings[0].inputs["features"].uri, step.cpus, step.gpus
+        together[alike].append(tuple(siblings))
+    least = min(step_of(work).cpus for work in works)
+    processes = max(1, int(ray.cluster_resources().get("CPU", 1)) // least)
+    size = min(_LONGEST, -(-len(stacks) // (_BATCHES_A_PROCESS * processes)))
+    return [
+        tuple(group[first : first + size])
+        for group in together.values()
+        for first in range(0, len(group), size)
+    ]
+
+
+def _tuner(batches: Sequence[Batch], answers: _Answers, stop: _Stop, folder: str) -> tune.Tuner:
+    trainable = tune.with_parameters(_Trial, batches=tuple(batches))
+    steps = [step_of(batch[0][0]) for batch in batches]
+    needs = [
+        {"CPU": float(step.cpus)} | ({"GPU": step.gpus} if step.gpus else {}) for step in steps
+    ]
 
     def resources(config: dict[str, Any]) -> tune.PlacementGroupFactory:
-        return tune.PlacementGroupFactory([{"CPU": cpus[int(config["cell"])]}])
+        return tune.PlacementGroupFactory([needs[int(config["batch"])]])
 
     return tune.Tuner(
         tune.with_resources(trainable, resources),
-        param_space={"cell": tune.grid_search(list(range(len(works))))},
+        param_space={"batch": tune.grid_search(list(range(len(batches))))},
         tune_config=tune.TuneConfig(reuse_actors=True),
         run_config=tune.RunConfig(
             name="cells",
@@ -235,7 +320,7 @@ def _tuner(works: Sequence[Work], answers: _Answers, stop: _Stop, folder: str) -
             verbose=0,
             callbacks=[answers],
             stop=stop,
-            failure_config=tune.FailureConfig(max_failures=_LOST_WORKERS),
+            failure_config=tune.FailureConfig(max_failures=0),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
         ),
     )
@@ -245,7 +330,13 @@ def _tuner(works: Sequence[Work], answers: _Answers, stop: _Stop, folder: str) -
 
 
 def _answer_all(works: Sequence[Work]) -> list[Outcome | BaseException]:
-    return [_answer(work, None) for work in works]
+    answers: list[Outcome | BaseException] = []
+    for work in works:
+        try:
+            answers.append(transfer(work))
+        except Exception as error:
+            answers.append(_portable(error))
+    return answers
 
 
 def _evaluate(works: Sequence[Work], hooks: Hooks) -> None:

@@ -29,6 +29,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from jobs.tuning.eigen import eigh
+
 _EPS = torch.finfo(torch.float64).eps
 
 
@@ -140,7 +142,7 @@ def _dominance(gram: Tensor, top: int) -> tuple[Tensor, Tensor]:
     """SVD's value and the matrix that turns Z into its gradient."""
     size = gram.shape[-1]
     top = min(top, size)
-    eigenvalues, vectors = torch.linalg.eigh(gram)  # ascending
+    eigenvalues, vectors = eigh(gram)  # ascending
     resolved = eigenvalues > eigenvalues[:, -1:].clamp_min(0) * (4 * size * _EPS)
     sigma = torch.where(resolved, eigenvalues, 0.0).sqrt()
     total = sigma.sum(1, keepdim=True)

@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from jobs.contract import NOT_SEMANTIC, Slug, Spec
-from jobs.features.spec import Precision, Views
+from jobs.features.spec import Precision as EncoderPrecision
+from jobs.features.spec import Views
 from jobs.tasks.spec import Task
 
 
@@ -38,13 +39,47 @@ class Uniform(Spec):
         return self
 
 
+class QUniform(Spec):
+    """Tune's `quniform(low, high, q)`: uniform, rounded to multiples of q."""
+
+    quniform: tuple[float, float, float]
+
+    @model_validator(mode="after")
+    def _ordered(self) -> QUniform:
+        low, high, step = self.quniform
+        if not (low < high and 0 < step <= high - low):
+            raise ValueError(
+                f"quniform [{low:g}, {high:g}, {step:g}] needs low < high and 0 < q <= high - low"
+            )
+        return self
+
+
+class RandInt(Spec):
+    """Tune's `randint(low, high)`: whole numbers, the upper bound left out."""
+
+    randint: tuple[int, int]
+
+    @model_validator(mode="after")
+    def _ordered(self) -> RandInt:
+        low, high = self.randint
+        if not low < high:
+            raise ValueError(f"randint [{low}, {high}] needs low < high")
+        return self
+
+
 class Choice(Spec):
     """Tune's `choice(values)`."""
 
     choice: tuple[float, ...] = Field(min_length=1)
 
 
-Domain = LogUniform | Uniform | Choice | float
+class Grid(Spec):
+    """Tune's `grid_search(values)`: every value, with every combination of the other grids."""
+
+    grid: tuple[float, ...] = Field(min_length=1)
+
+
+Domain = LogUniform | Uniform | QUniform | RandInt | Choice | Grid | float
 """A Tune domain, or a fixed value."""
 
 
@@ -53,7 +88,11 @@ def _bounds(domain: Domain) -> tuple[float, float]:
     match domain:
         case LogUniform(loguniform=bounds) | Uniform(uniform=bounds):
             return bounds
-        case Choice(choice=values):
+        case QUniform(quniform=(low, high, _)):
+            return low, high
+        case RandInt(randint=(low, high)):
+            return low, high - 1
+        case Choice(choice=values) | Grid(grid=values):
             return min(values), max(values)
         case fixed:
             return fixed, fixed
@@ -62,26 +101,48 @@ def _bounds(domain: Domain) -> tuple[float, float]:
 class Space(Spec):
     """The hyper-parameters of one method. Loss weights of 0 turn a regulariser off."""
 
-    lr: Domain
+    lr: Domain | None = Field(None, description="heads that are trained by steps: needed")
     weight_decay: Domain = 0.0
     mse: Domain = 0.0
     cov: Domain = 0.0
     svd: Domain = 0.0
     scale: Domain = Field(1.0, description="multiplies the three weights of one configuration")
+    l2: Domain | None = Field(None, description="ridge and lbfgs: needed, their only parameter")
 
     @model_validator(mode="after")
     def _in_range(self) -> Space:
         for name in type(self).model_fields:
-            low, high = _bounds(getattr(self, name))
-            if not (low >= 0 and high < math.inf) or (name == "lr" and low == 0):
-                least = "above 0" if name == "lr" else "0 or more"
+            domain = getattr(self, name)
+            if domain is None:
+                continue
+            low, high = _bounds(domain)
+            positive = name in ("lr", "l2")
+            if not (low >= 0 and high < math.inf) or (positive and low == 0):
+                least = "above 0" if positive else "0 or more"
                 raise ValueError(f"{name} spans [{low:g}, {high:g}]; must be finite and {least}")
         return self
+
+    @property
+    def domains(self) -> dict[str, Domain]:
+        """What is given, by name."""
+        return {n: d for n in type(self).model_fields if (d := getattr(self, n)) is not None}
 
     @property
     def regularised(self) -> bool:
         """Whether any configuration can weigh a regulariser."""
         return any(_bounds(domain)[1] > 0 for domain in (self.mse, self.cov, self.svd))
+
+    @property
+    def combinations(self) -> int | None:
+        """Points of a grid; none when a domain is drawn from."""
+        domains = self.domains.values()
+        if any(not isinstance(domain, (Grid, int, float)) for domain in domains):
+            return None
+        return math.prod(len(domain.grid) for domain in domains if isinstance(domain, Grid))
+
+
+PROBES = ("ridge", "lbfgs")
+"""Linear heads that are solved, not trained by steps: oracles of what a linear probe can reach."""
 
 
 class Method(Spec):
@@ -89,14 +150,15 @@ class Method(Spec):
 
     `linear`: a linear probe. `paper`, `released`: the two-layer head, the losses and the views of
     that name (paper 1 section 4; the authors' code). The plain MLP is a two-layer head whose
-    regularisers weigh nothing.
+    regularisers weigh nothing. `ridge`: least squares on the classes' indicators, in closed form;
+    `lbfgs`: logistic regression to convergence; both linear, with `l2` as their only parameter.
 
     `adapt` says what is trained: the head alone on frozen features, or with it the encoder itself,
     by low-rank adapters (`lora`) or whole (`ft`). On a trained encoder stands a linear head, and
     COV and SVD regularise the encoder's features (the authors' code).
     """
 
-    head: Literal["linear", "paper", "released"]
+    head: Literal["linear", "paper", "released", "ridge", "lbfgs"]
     space: Space
     adapt: Literal["frozen", "lora", "ft"] = "frozen"
     rank: int = Field(8, ge=1, description="lora: of each adapter")
@@ -121,50 +183,119 @@ class Method(Spec):
         return self
 
     @model_validator(mode="after")
-    def _has_something_to_regularise(self) -> Method:
-        if self.head == "linear" and not self.reads_images and self.space.regularised:
+    def _has_what_its_head_reads(self) -> Method:
+        if not self.reads_images and self.head in ("linear", *PROBES) and self.space.regularised:
             raise ValueError(
-                "a linear head has no output to regularise; leave out mse, cov and svd"
+                f"a {self.head} head has no output to regularise; leave out mse, cov and svd"
             )
+        if self.head in PROBES:
+            foreign = sorted(self.space.model_fields_set - {"l2"})
+            if foreign or self.space.l2 is None:
+                stray = f"; leave out {', '.join(foreign)}" if foreign else ""
+                raise ValueError(f"a {self.head} head is searched over l2 alone{stray}; give l2")
+        elif self.space.lr is None or self.space.l2 is not None:
+            raise ValueError(f"a {self.head} head needs lr in its space, and takes no l2")
         return self
 
 
-class Asha(Spec):
-    """Tune's asynchronous successive halving over the configurations of a `lora` or `ft` cell.
-
-    Rungs stand at `grace`, `grace * reduction`, ... epochs; a configuration goes past one when its
-    validation accuracy is among the best 1/`reduction` of those that have reached it so far. Which
-    those are depends on the order in which trials report.
+class Halving(Spec):
+    """Successive halving: after `first` epochs, and at every `eta` times as many, the better
+    1/`eta` of a method's configurations goes on; the others are kept as rows that were dropped.
+    Configurations of `lora` and `ft` are trials of their own and halved by Tune's asynchronous
+    form (ASHA) at the same epochs: who goes on there depends on the order in which trials report.
     """
 
-    grace: int = Field(3, ge=1, description="epochs every configuration is trained for")
-    reduction: float = Field(3.0, gt=1)
+    first: int = Field(ge=1, description="epochs before the first cut")
+    eta: int = Field(2, ge=2)
+
+    def cuts(self, configurations: int, epochs: int) -> tuple[tuple[int, int], ...]:
+        """(after this many epochs, this many configurations go on), in order, before the end."""
+        found = []
+        epoch, left = self.first, configurations
+        while epoch < epochs and left > 1:
+            left = max(1, left // self.eta)
+            found.append((epoch, left))
+            epoch *= self.eta
+        return tuple(found)
+
+
+Search = Literal["random", "grid", "optuna"]
+Precision = Literal["float32", "tf32", "bf16"]
+Percent = Annotated[float, Field(ge=0, le=50)]
 
 
 class EncoderTuning(Spec):
-    """What a cell that trains the encoder is told besides what every cell is."""
+    """What a cell that trains the encoder (`lora`, `ft`) sees in the place of features."""
 
     views: Views
-    precision: Precision = "float32"
-    asha: Asha | None = None
-    gpus: Annotated[float, NOT_SEMANTIC] = 0
+    precision: EncoderPrecision = "float32"
 
 
 class Tuning(Spec):
     """The tuning section of an experiment file. Budgets are equal for all methods by design."""
 
     methods: dict[Slug, Method] = Field(min_length=1)
-    configurations: int = Field(8, ge=1, description="drawn for each method in each cell")
+    configurations: int = Field(8, ge=1, description="tried for each method in each cell")
     epochs: int = Field(30, ge=1)
     batch_size: int = Field(64, ge=2, description="samples a step; each brings all its views")
     fractions: tuple[Annotated[float, Field(gt=0, le=100)], ...] = (100.0,)
+    label_noise: tuple[Percent, ...] = Field(
+        (0.0,), min_length=1, description="percent of training labels made wrong; never others"
+    )
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
-    asha: Asha | None = Field(Asha(), description="lora, ft; none: all train for all epochs")
-    gpus_per_trial: Annotated[float, NOT_SEMANTIC] = Field(0, ge=0, description="lora, ft")
+    search: Search = "random"
+    halving: Halving | None = None
+    patience: int | None = Field(
+        None, ge=1, description="epochs without a better validation after which a member stops"
+    )
+    precision: Precision = Field("float32", description="of matrix products; tf32 needs a GPU")
+    cpus: Annotated[int, NOT_SEMANTIC] = Field(1, ge=1, description="of a cell")
+    gpus: Annotated[float, NOT_SEMANTIC] = Field(0, ge=0, description="of a cell; may be a share")
+    memory_mb: Annotated[int, NOT_SEMANTIC] = Field(
+        1024, ge=1, description="that a stack may work in; larger ones train in turns"
+    )
+
+    @model_validator(mode="after")
+    def _fits_trained_encoders(self) -> Tuning:
+        for name, method in self.methods.items():
+            if method.reads_images and (self.search == "optuna" or self.patience is not None):
+                what = "patience" if self.patience is not None else "search: optuna"
+                raise ValueError(
+                    f"method {name} trains the encoder, a trial for each configuration, which "
+                    f"{what} does not reach; leave it out, or put {name} in an experiment of its "
+                    f"own"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _searchable(self) -> Tuning:
+        for name, method in self.methods.items():
+            points = method.space.combinations
+            grids = [n for n, d in method.space.domains.items() if isinstance(d, Grid)]
+            if self.search != "grid" and grids:
+                raise ValueError(
+                    f"method {name} gives {grids[0]} as a grid, which needs search: grid "
+                    f"(it is {self.search}); use choice"
+                )
+            if self.search == "grid" and points is None:
+                raise ValueError(
+                    f"method {name} has a domain to draw from, which search: grid cannot; "
+                    f"give grid: [...] or one value"
+                )
+            if self.search == "grid" and points != self.configurations:
+                raise ValueError(
+                    f"the grid of method {name} has {points} combinations and the budget is "
+                    f"configurations={self.configurations}; every method tries as many"
+                )
+        if self.precision == "tf32" and not self.gpus:
+            raise ValueError("precision: tf32 exists on GPUs alone; set gpus, or take float32")
+        if len(set(self.label_noise)) < len(self.label_noise):
+            raise ValueError("a level of label_noise is given twice; name each once")
+        return self
 
 
 class TuneStep(Spec):
-    """One cell: a task, a method, a share of the training rows and a tuning seed.
+    """One cell: a task, a method, a share of the training rows, label noise and a tuning seed.
 
     For an OOD task the head comes from the cell it is trained on (an input step) and is only
     evaluated here: an added OOD task re-runs nothing.
@@ -178,8 +309,15 @@ class TuneStep(Spec):
     configurations: int
     epochs: int
     batch_size: int
+    label_noise: Percent = 0.0
+    search: Search = "random"
+    halving: Halving | None = None
+    patience: int | None = None
+    precision: Precision = "float32"
     encoder: EncoderTuning | None = None  # of methods that read images; none: frozen features
     cpus: Annotated[int, NOT_SEMANTIC] = 1
+    gpus: Annotated[float, NOT_SEMANTIC] = 0
+    memory_mb: Annotated[int, NOT_SEMANTIC] = 1024
 
     @model_validator(mode="after")
     def _consistent(self) -> TuneStep:

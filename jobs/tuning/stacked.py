@@ -1,34 +1,40 @@
-"""The stacked engine: every configuration of a cell trains at once, as one model of K members.
+"""The stacked engine: many configurations train at once, as one model of K members.
 
-Takes the training features in all their views, the validation features, K configurations and a
-budget; gives the trained heads, what each member's losses and validation scores were after every
-epoch, and why members failed, if any did. All members start from the same weights and see the same
-batches in the same order; both follow from the tuning seed alone. A member gets what it would get
-if it were trained alone, up to rounding.
+Takes one or more groups, each a training set with all its views, a tuning seed and configurations;
+trains one head for each configuration, and tells after every epoch what each member's losses and
+validation scores were. The members of a group start from the same weights and see the same batches
+in the same order; both follow from the group's seed alone. Groups differ in labels (label noise),
+in seed, or in rows; they share the shape of their features and the validation part. Where all
+share features and seed, the first layer is one matrix product for all. A member gets what it would
+get if it were trained alone, up to rounding.
 
 A batch is `batch_size` samples with all their views (a last batch of one sample is left out).
 Cross-entropy reads every row of it, and so do COV and SVD. MSE pairs each row's output with the
 row's own features (`paper`), or the second view's output with the first view's features
-(`released`; with a single view, with its own). A regulariser that no member weighs is not computed.
+(`released`; with a single view, with its own). A regulariser is computed for the members that weigh
+it, and is NaN for the others.
 
 A member whose loss stops being finite is frozen where it stood and recorded with the reason; the
-others do not change by a bit. The weights kept are those after the last epoch, never the best
-epoch's. Nothing here reads or writes files, or knows of a test part.
+others do not change by a bit. Nothing here reads or writes files, or knows of a test part.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from jobs.tuning import nmtune
+from jobs.tuning.budget import Budget, Key
 from jobs.tuning.heads import Shape, StackedHeads, seeded
 from jobs.tuning.optimiser import StackedAdamW, cosine
 from jobs.tuning.scores import Scores, score
+from jobs.tuning.spec import Precision
 
 _ENTRIES = 1 << 24  # activations held at once while evaluating, over all members
 
@@ -40,19 +46,12 @@ TERMS = ("loss", "ce", "mse", "cov", "svd")
 class Configuration:
     """One point of a method's search space."""
 
-    lr: float
+    lr: float  # 0: solved, not trained by steps
     weight_decay: float = 0.0
     mse: float = 0.0  # loss weights, the space's `scale` already multiplied in
     cov: float = 0.0
     svd: float = 0.0
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What every method of a cell may spend."""
-
-    epochs: int
-    batch_size: int  # samples a step, each with all its views
+    l2: float = 0.0  # ridge and lbfgs
 
 
 @dataclass(frozen=True)
@@ -64,51 +63,29 @@ class Labelled:
 
 
 @dataclass(frozen=True)
+class Group:
+    """Configurations that train on the same rows and labels from the same seed."""
+
+    training: Labelled
+    configurations: Sequence[Configuration]
+    seed: int
+
+
+@dataclass(frozen=True)
 class Epoch:
-    """What is known of all members after an epoch; [K] float64 tensors on the CPU."""
+    """What is known of all members after an epoch; [K] float64 tensors on the CPU.
+
+    A member that no longer trains repeats what it had when it left.
+    """
 
     train: dict[str, Tensor]  # by name in TERMS, means over the epoch; absent: not computed
     validation_loss: Tensor
     validation: Scores
 
-
-@dataclass(frozen=True)
-class Trained:
-    """A stack after its last epoch."""
-
-    heads: StackedHeads
-    epochs: tuple[Epoch, ...]
-    failures: tuple[str | None, ...]  # by member; none: it finished
-
-
-def train(
-    shape: Shape,
-    training: Labelled,
-    validation: Labelled,
-    configurations: Sequence[Configuration],
-    budget: Budget,
-    *,
-    seed: int,
-    device: str = "cpu",
-) -> Trained:
-    """Train one head for each configuration. Raises ValueError on fewer than two samples."""
-    stack = Stack(shape, training, validation, configurations, budget, seed=seed, device=device)
-    epochs = tuple(stack.run_epoch() for _ in range(budget.epochs))
-    return Trained(stack.heads, epochs, tuple(stack.failures))
-
-
-def select(trained: Trained) -> int | None:
-    """The member with the best validation accuracy after the last epoch; none if all failed.
-
-    Ties go to the lower validation loss, then to the first drawn.
-    """
-    last = trained.epochs[-1]
-    running = [k for k, failure in enumerate(trained.failures) if failure is None]
-    return min(
-        running,
-        key=lambda k: (-float(last.validation.accuracy[k]), float(last.validation_loss[k]), k),
-        default=None,
-    )
+    def key(self, member: int) -> Key:
+        """Where a member stands: the higher validation accuracy, then the lower loss, first."""
+        accuracy = float(self.validation.accuracy[member])
+        return -accuracy, float(self.validation_loss[member]), member
 
 
 class Stack:
@@ -117,71 +94,151 @@ class Stack:
     def __init__(
         self,
         shape: Shape,
-        training: Labelled,
+        groups: Sequence[Group],
         validation: Labelled,
-        configurations: Sequence[Configuration],
         budget: Budget,
         *,
-        seed: int,
         device: str = "cpu",
+        precision: Precision = "float32",
     ) -> None:
-        if len(training.labels) < 2:
-            raise ValueError(f"{len(training.labels)} training samples; a batch needs two")
+        samples = {len(group.training.labels) for group in groups}
+        if len(samples) != 1:
+            raise ValueError(f"groups of {sorted(samples)} samples do not share their steps")
+        (self._samples,) = samples
+        if self._samples < 2:
+            raise ValueError(f"{self._samples} training samples; a batch needs two")
         self._device = torch.device(device)
-        self._features = training.features.to(self._device)
-        self._labels = training.labels.to(self._device)
+        self._precision: Precision = precision
         self._validation = validation
         self._budget = budget
-        self._seed = seed
         self._variant = nmtune.RELEASED if shape.kind == "released" else nmtune.PAPER
+        configurations = [c for group in groups for c in group.configurations]
+        self._place(groups)
         self._weights = {
             name: self._column([getattr(c, name) for c in configurations])
             for name in ("mse", "cov", "svd")
         }
-        self.heads = StackedHeads.fresh(shape, len(configurations), seed, self._device)
+        self.heads = StackedHeads.joined(
+            [
+                StackedHeads.fresh(shape, len(group.configurations), group.seed, self._device)
+                for group in groups
+            ]
+        )
+        self.members = list(range(len(configurations)))  # that still train, by index from the start
         self.failures: list[str | None] = [None] * len(configurations)
+        self.epochs: list[Epoch] = []
         self._alive = torch.ones(len(configurations), dtype=torch.bool, device=self._device)
-        self._epochs_done = 0
         self._steps_done = 0
         self._optimiser = StackedAdamW(
             self.heads.parameters.values(),
             self._column([c.lr for c in configurations]),
             self._column([c.weight_decay for c in configurations]),
         )
+        self._weighed = self._who_weighs()
+
+    def _place(self, groups: Sequence[Group]) -> None:
+        """Features and labels on the device; each distinct feature matrix with its seed once."""
+        self._labels = torch.stack([group.training.labels for group in groups]).to(self._device)
+        known: dict[tuple[int, int], int] = {}
+        self._sources: list[tuple[Tensor, int]] = []
+        source_of = []  # by group
+        for group in groups:
+            mark = (group.training.features.data_ptr(), group.seed)
+            if mark not in known:
+                known[mark] = len(self._sources)
+                self._sources.append((group.training.features.to(self._device), group.seed))
+            source_of.append(known[mark])
+        sizes = torch.tensor([len(group.configurations) for group in groups])
+        self._source_of_group = torch.tensor(source_of)
+        self._group_of = torch.arange(len(groups)).repeat_interleave(sizes).to(self._device)
 
     def _column(self, values: list[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float64, device=self._device)
 
+    def _who_weighs(self) -> dict[str, Tensor | None]:
+        """By regulariser, the members that weigh it; none: all do. Absent: nobody does.
+
+        COV and SVD share their work, so they go together.
+        """
+        mse = self._weights["mse"] != 0
+        spread = (self._weights["cov"] != 0) | (self._weights["svd"] != 0)
+        return {
+            name: None if who.all() else who.nonzero().flatten()
+            for name, who in (("mse", mse), ("spread", spread))
+            if who.any()
+        }
+
     @property
     def steps_per_epoch(self) -> int:
         """Optimiser steps in an epoch."""
-        samples, size = len(self._labels), self._budget.batch_size
-        return samples // size + (samples % size > 1)
+        size = self._budget.batch_size
+        return self._samples // size + (self._samples % size > 1)
 
-    def run_epoch(self) -> Epoch:
-        """Train every member for one epoch, then validate it."""
-        self._epochs_done += 1
+    def run_epoch(self) -> None:
+        """Train every member for one epoch, then validate it; the result is `epochs[-1]`."""
         sums: dict[str, Tensor] = {}
         seen = 0
-        for samples in self._batches():
-            for name, values in self._step(samples).items():
-                sums[name] = sums.get(name, 0.0) + len(samples) * values.detach().double()
-            seen += len(samples)
-        loss, scores = self._validate()
+        with _tensor_cores(self._precision, self._device):
+            for batch in self._batches():
+                for name, values in self._step(batch).items():
+                    sums[name] = sums.get(name, 0.0) + len(batch[0]) * values.detach().double()
+                seen += len(batch[0])
+        loss, predicted = evaluate(self.heads, self._validation, self._device)
+        scores = score(
+            self._validation.labels.to(self._device), predicted, self.heads.shape.classes
+        )
         self._freeze(~loss.isfinite(), "validation loss")
-        return Epoch({name: (s / seen).cpu() for name, s in sums.items()}, loss.cpu(), scores)
+        epoch = Epoch({name: (s / seen).cpu() for name, s in sums.items()}, loss.cpu(), scores)
+        self.epochs.append(self._beside_those_who_left(epoch))
 
-    def _batches(self) -> Iterator[Tensor]:
-        generator = seeded(self._seed, "order", self._epochs_done)
-        order = torch.randperm(len(self._labels), generator=generator).to(self._device)
+    def keep(self, members: Sequence[int]) -> None:
+        """Go on with these members alone, by their index from the start."""
+        rows = torch.tensor([self.members.index(m) for m in members], device=self._device)
+        self.heads = self.heads.keep(rows)
+        self._optimiser.keep(self.heads.parameters.values(), rows)
+        self._weights = {name: weights[rows] for name, weights in self._weights.items()}
+        self._alive, self._group_of = self._alive[rows], self._group_of[rows]
+        self.members = list(members)
+        self._weighed = self._who_weighs()
+
+    def state(self, member: int) -> dict[str, Tensor]:
+        """A member's tensors as they stand, on the CPU."""
+        return self.heads.member(self.members.index(member))
+
+    def _beside_those_who_left(self, epoch: Epoch) -> Epoch:
+        if len(self.members) == len(self.failures):
+            return epoch
+        before = self.epochs[-1]
+
+        def full(new: Tensor | None, old: Tensor | None) -> Tensor:
+            blank = torch.full((len(self.failures),), torch.nan, dtype=torch.float64)
+            values = blank if old is None else old.clone()
+            if new is not None:
+                values[self.members] = new.double()
+            return values
+
+        names = [term for term in TERMS if term in before.train or term in epoch.train]
+        found, last = epoch.validation, before.validation
+        return Epoch(
+            {n: full(epoch.train.get(n), before.train.get(n)) for n in names},
+            full(epoch.validation_loss, before.validation_loss),
+            Scores(**{n: full(getattr(found, n), getattr(last, n)) for n in vars(found)}),
+        )
+
+    def _batches(self) -> Iterator[list[Tensor]]:
+        """The samples of each step: one index tensor for each source."""
+        orders = [
+            torch.randperm(self._samples, generator=seeded(seed, "order", len(self.epochs) + 1))
+            for _, seed in self._sources
+        ]
         size = self._budget.batch_size
         for step in range(self.steps_per_epoch):
-            yield order[step * size : (step + 1) * size]
+            rows = slice(step * size, (step + 1) * size)
+            yield [order[rows].to(self._device) for order in orders]
 
-    def _step(self, samples: Tensor) -> dict[str, Tensor]:
+    def _step(self, batch: Sequence[Tensor]) -> dict[str, Tensor]:
         """One optimiser step on a batch; its losses by name, [K] each."""
-        features = self._features[:, samples]
-        terms = self._terms(features, self._labels[samples])
+        terms = self._terms(batch)
         loss = terms["ce"]
         for name, weights in self._weights.items():
             if name in terms:
@@ -195,25 +252,54 @@ class Stack:
         self._steps_done += 1
         return {"loss": loss, **terms}
 
-    def _terms(self, features: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Cross-entropy and each regulariser that is weighed, on features [V, M, D]."""
-        views, samples, _ = features.shape
-        rows = features.flatten(0, 1)
-        columns, logits = self.heads.forward(rows, training=True)
-        z = columns.mT
-        targets = labels.repeat(views).expand(self.heads.members, -1)
-        terms = {"ce": functional.cross_entropy(logits, targets, reduction="none").mean(1)}
-        wanted = {name: bool((weights != 0).any()) for name, weights in self._weights.items()}
-        if wanted["mse"]:
+    def _features(self, batch: Sequence[Tensor]) -> Tensor:
+        """[V, M, D] where all members share them, else [K, V, M, D]."""
+        found = [
+            features[:, samples]
+            for (features, _), samples in zip(self._sources, batch, strict=True)
+        ]
+        if len(found) == 1:
+            return found[0]
+        return torch.stack(found)[self._source_of_group.to(self._device)[self._group_of]]
+
+    def _terms(self, batch: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Cross-entropy and each regulariser that is weighed."""
+        features = self._features(batch)
+        views, samples = features.shape[-3:-1]
+        rows = features.flatten(-3, -2)
+        with _products_in(self._precision, self._device):
+            columns, logits = self.heads.forward(rows, training=True)
+        z = columns.mT.float()
+        labels = torch.stack(
+            [
+                own[batch[source]]
+                for own, source in zip(self._labels, self._source_of_group.tolist(), strict=True)
+            ]
+        )
+        targets = labels[self._group_of].repeat(1, views)
+        terms = {"ce": functional.cross_entropy(logits.float(), targets, reduction="none").mean(1)}
+        if "mse" in self._weighed:
+            who = self._weighed["mse"]
+            outputs, given = (z, rows) if who is None else (z[who], _of(rows, who))
             if self._variant.per_entry and views > 1:
-                second = z[:, samples : 2 * samples]
-                terms["mse"] = nmtune.mse(second, features[0], self._variant)
-            else:
-                terms["mse"] = nmtune.mse(z, rows, self._variant)
-        if wanted["cov"] or wanted["svd"]:
-            cov, svd = nmtune.spread(z, self._variant, cov=wanted["cov"], svd=wanted["svd"])
-            terms |= {n: v for n, v in (("cov", cov), ("svd", svd)) if wanted[n]}
+                outputs, given = outputs[:, samples : 2 * samples], given[..., :samples, :]
+            self._put(terms, "mse", nmtune.mse(outputs, given, self._variant), who)
+        if "spread" in self._weighed:
+            who = self._weighed["spread"]
+            wanted = {name: bool((self._weights[name] != 0).any()) for name in ("cov", "svd")}
+            outputs = z if who is None else z[who]
+            found = nmtune.spread(outputs, self._variant, cov=wanted["cov"], svd=wanted["svd"])
+            for name, values in zip(("cov", "svd"), found, strict=True):
+                if wanted[name]:
+                    self._put(terms, name, values, who)
         return terms
+
+    def _put(self, terms: dict[str, Tensor], name: str, values: Tensor, who: Tensor | None) -> None:
+        if who is not None:
+            nothing = values.new_full((len(self.members),), torch.nan)
+            values = nothing.index_put((who,), values)
+        weighs = self._weights[name] != 0
+        terms[name] = torch.where(weighs, values, torch.nan)
 
     def _freeze(self, broken: Tensor, what: str) -> None:
         """Take members out of training for good, with the reason."""
@@ -221,14 +307,45 @@ class Stack:
         if not newly.any():
             return
         self._alive = self._alive & ~newly
-        reason = f"{what} not finite in epoch {self._epochs_done} after {self._steps_done} steps"
-        for member in newly.nonzero().flatten().tolist():
-            self.failures[member] = reason
+        epoch = len(self.epochs) + 1
+        reason = f"{what} not finite in epoch {epoch} after {self._steps_done} steps"
+        for row in newly.nonzero().flatten().tolist():
+            self.failures[self.members[row]] = reason
 
-    def _validate(self) -> tuple[Tensor, Scores]:
-        loss, predicted = evaluate(self.heads, self._validation, self._device)
-        labels = self._validation.labels.to(self._device)
-        return loss, score(labels, predicted, self.heads.shape.classes)
+
+def _of(rows: Tensor, who: Tensor) -> Tensor:
+    return rows if rows.dim() == 2 else rows[who]
+
+
+def _products_in(
+    precision: Precision, device: torch.device
+) -> contextlib.AbstractContextManager[Any]:
+    """The heads' own matrix products in this precision; weights and losses stay float32."""
+    if precision == "bf16":
+        return torch.autocast(device.type, torch.bfloat16)
+    return contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def _tensor_cores(precision: Precision, device: torch.device) -> Iterator[None]:
+    """TF32 products, forward and backward, on a GPU and while the block lasts, if asked for."""
+    if precision != "tf32" or device.type != "cuda":
+        yield
+        return
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def bytes_of_member(shape: Shape, rows: int) -> int:
+    """About what one member holds while a step of `rows` rows (views included) is taken."""
+    weights = shape.classes * shape.dim + 2 * shape.hidden * shape.dim
+    activations = rows * (4 * shape.hidden + 6 * shape.dim + 3 * shape.classes)
+    doubles = rows * (4 * min(rows, shape.dim) + 3 * shape.dim) if shape.hidden else 0
+    return 4 * (5 * weights + activations) + 8 * doubles  # weight, gradient, moments, change
 
 
 @torch.no_grad()

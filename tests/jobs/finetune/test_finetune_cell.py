@@ -19,8 +19,10 @@ from jobs.finetune.training import EpochNumbers, State
 from jobs.place import Place
 from jobs.pretrain.encoder import load
 from jobs.tuning import cells, data
+from jobs.tuning.budget import Budget
 from jobs.tuning.spec import EncoderTuning, Method, Space
-from jobs.tuning.stacked import Budget, Configuration, train
+from jobs.tuning.stacked import Configuration
+from jobs.tuning.training import train
 from tests.jobs.finetune.digits import (
     INVERTED,
     METHODS,
@@ -83,7 +85,7 @@ def test_with_the_encoder_standing_still_ft_is_the_linear_probe(
         assert epoch.train["loss"] == pytest.approx(float(frozen.train["loss"]), rel=1e-4)
         assert epoch.validation_loss == pytest.approx(float(frozen.validation_loss), rel=1e-4)
     for name, value in tuning.adapted.head_state().items():
-        assert torch.allclose(value, probe.heads.member(0)[name], atol=1e-4)
+        assert torch.allclose(value, probe.state[name], atol=1e-4)
     untouched = load(encoder).model.state_dict()
     for name, value in tuning.adapted.state().items():
         assert torch.allclose(value, untouched[name], atol=0), name

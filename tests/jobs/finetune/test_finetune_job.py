@@ -15,8 +15,8 @@ from jobs.finetune.training import history_of
 from jobs.place import Place
 from jobs.tuning import cells
 from jobs.tuning.job import run
-from jobs.tuning.spec import Asha, EncoderTuning, Method, Space, TuneStep
-from tests.jobs.finetune.digits import INVERTED, METHODS, VIEWS, step, work
+from jobs.tuning.spec import Halving, Method, Space, TuneStep
+from tests.jobs.finetune.digits import INVERTED, METHODS, step, work
 
 
 @dataclass
@@ -56,15 +56,14 @@ def test_cells_of_all_methods_are_answered_with_equal_budgets_and_then_transferr
     works.append(work(tmp_path, "diverges", step(diverging), **inputs))
     nowhere = {"encoder": Place.of(tmp_path / "nowhere"), "corpus": digits}
     works.append(work(tmp_path, "missing", step("ft"), **nowhere))
-    greedy = EncoderTuning(views=VIEWS, gpus=99)
-    works.append(work(tmp_path, "greedy", step("ft", encoder=greedy), **inputs))
+    works.append(work(tmp_path, "greedy", step("ft", gpus=99), **inputs))
     answers = Answers()
     thread = threading.Thread(target=run, args=(works, answers.hooks))
     thread.start()
     thread.join(timeout=240)
     assert set(answers.results) == {w.address for w in works}
     assert "all 2 configurations failed" in str(answers.results["diverges"])
-    assert "gpus_per_trial=99, but the cluster has" in str(answers.results["greedy"])
+    assert "asks for 99 GPUs" in str(answers.results["greedy"])
     assert isinstance(answers.results["greedy"], StageError)
     assert "FileNotFoundError" in str(answers.results["missing"])
     for cell in works[:3]:
@@ -87,7 +86,7 @@ def test_cells_of_all_methods_are_answered_with_equal_budgets_and_then_transferr
 def test_asha_stops_some_at_a_rung_within_a_cell_and_says_so(
     ray_session: None, digits: Place, encoder: Place, tmp_path: Path
 ) -> None:
-    halved = EncoderTuning(views=VIEWS, asha=Asha(grace=1, reduction=2))
+    halved = Halving(first=1, eta=2)
     spread = Method(
         head="linear", adapt="ft", space=Space.model_validate({"lr": {"loguniform": [1e-5, 1e-2]}})
     )
@@ -96,7 +95,7 @@ def test_asha_stops_some_at_a_rung_within_a_cell_and_says_so(
         work(
             tmp_path,
             f"seed={seed}",
-            step(spread, encoder=halved, seed=seed, **changes),
+            step(spread, halving=halved, seed=seed, **changes),
             encoder=encoder,
             corpus=digits,
         )
@@ -112,7 +111,8 @@ def test_asha_stops_some_at_a_rung_within_a_cell_and_says_so(
         assert {t.epochs for t in found} <= {1, 2, 4}, "rungs stand at 1, 2 and 4 epochs"
         stopped = [t for t in found if t.epochs < 4]
         assert stopped
-        assert outcome.counts["configurations_stopped"] == len(stopped)
+        assert outcome.counts["configurations_dropped"] == len(stopped)
+        assert all((t.dropped is None) == (t.epochs == 4) for t in found)
         assert all(t.failed is None and t.validation_accuracy is not None for t in found)
         assert next(t for t in found if t.selected).epochs == 4
 

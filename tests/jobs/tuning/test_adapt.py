@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pyarrow.compute as pc
 import pytest
@@ -13,6 +14,7 @@ from jobs.place import Place
 from jobs.tuning import adapt as adapt_module
 from jobs.tuning import cells, data
 from jobs.tuning.adapt import adapt, transfer
+from jobs.tuning.fit import Fit
 from jobs.tuning.stacked import Configuration
 from tests.jobs.tuning.blobs import CLASSES, DIM, SIZES, id_task, ood_task, step
 from tests.jobs.tuning.conftest import MakeWork, WriteFeatures
@@ -79,11 +81,15 @@ def test_the_test_part_is_untouched_until_a_head_is_selected(
 ) -> None:
     features = write_features(parts=("train", "validation"))
     work = make_work("cell", step(), features=features)
-    selections: list[int | None] = []
-    original = adapt_module.select
-    monkeypatch.setattr(
-        adapt_module, "select", lambda trained: selections.append(original(trained)) or 1
-    )
+    selections: list[int] = []
+    original = adapt_module.fit
+
+    def fit(*given: Any) -> Fit:
+        found = original(*given)
+        selections.append(found.chosen)
+        return found
+
+    monkeypatch.setattr(adapt_module, "fit", fit)
     with pytest.raises(StageError, match=r"has no features-test\.parquet"):
         adapt(work, TRIED, data.FeatureCache())
     assert selections == [1]

@@ -1,0 +1,54 @@
+"""What every configuration of a cell may spend, and which ones may go on spending.
+
+Takes what is known of the members after an epoch; says who stops and who goes on. By default nobody
+stops: every configuration of every method gets the same epochs. Two declared ways out, the same for
+all methods of a cell, and what each configuration was trained for is recorded with it:
+
+- patience: a member stops when its validation (accuracy, then loss) has not bettered its own best
+  for so many epochs; it can still be selected, as it stands then;
+- halving: at the epochs of `Halving.cuts` the better 1/eta of a method's configurations goes on;
+  the others can no longer be selected. The learning rate follows the whole budget's schedule.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jobs.tuning.spec import Halving
+
+Key = tuple[float, float, int]
+"""Orders members, best first: minus validation accuracy, validation loss, drawing order."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What every method of a cell may spend."""
+
+    epochs: int
+    batch_size: int  # samples a step, each with all its views
+    halving: Halving | None = None
+    patience: int | None = None  # epochs without a better validation
+
+    def cuts(self, configurations: int) -> dict[int, int]:
+        """How many configurations go on, by the epoch after which the others are dropped."""
+        return {} if self.halving is None else dict(self.halving.cuts(configurations, self.epochs))
+
+
+class Patience:
+    """Remembers each member's best epoch."""
+
+    def __init__(self, epochs: int | None) -> None:
+        self._epochs = epochs
+        self._best: dict[int, tuple[float, float]] = {}
+        self._waited: dict[int, int] = {}
+
+    def is_over(self, member: int, key: Key) -> bool:
+        """Told a member's validation after an epoch: whether it is to stop now."""
+        if self._epochs is None:
+            return False
+        if member not in self._best or key[:2] < self._best[member]:
+            self._best[member] = key[:2]
+            self._waited[member] = 0
+            return False
+        self._waited[member] += 1
+        return self._waited[member] >= self._epochs

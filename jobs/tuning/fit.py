@@ -1,0 +1,244 @@
+"""Fitting ID cells: data, labels, training and selection, for one cell or for siblings at once.
+
+Siblings are cells that can train as one stack: same features, task, head and budget, as many
+training rows; they differ in method (loss weights), label noise or tuning seed. Each gets what it
+would get alone, up to rounding. They are joined as long as they fit the memory side by side, which
+is where joining pays: small heads, whose time goes into the number of operations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+
+from jobs.contract import StageError, Work
+from jobs.tuning import data, probes
+from jobs.tuning.budget import Budget
+from jobs.tuning.heads import Shape
+from jobs.tuning.label_noise import corrupted
+from jobs.tuning.scores import Scores
+from jobs.tuning.search import Optuna
+from jobs.tuning.spec import TuneStep
+from jobs.tuning.stacked import Configuration, Epoch, Group, Labelled, bytes_of_member
+from jobs.tuning.training import Trained, train_groups
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Trained heads with what they were trained on, and the configuration selected."""
+
+    shape: Shape
+    classes: data.ClassMap
+    views: int
+    training: data.TaskRows
+    validation: data.TaskRows
+    configurations: Sequence[Configuration]
+    trained: Trained
+    chosen: int
+
+    @property
+    def failed(self) -> int:
+        """Configurations whose losses did not stay finite."""
+        return sum(failure is not None for failure in self.trained.failures)
+
+
+def step_of(work: Work) -> TuneStep:
+    """The work's spec, as what it must be."""
+    if not isinstance(work.spec, TuneStep):
+        raise TypeError(f"{work.address}: a {type(work.spec).__name__} is not a tuning step")
+    return work.spec
+
+
+def sibling_key(work: Work) -> tuple[str, ...]:
+    """Equal for works that can train as one stack; a work of no siblings has its own address."""
+    step = step_of(work)
+    if step.method.head in ("ridge", "lbfgs") or step.search == "optuna":
+        return (work.address,)
+    same = step.model_dump_json(exclude={"method", "method_name", "label_noise", "seed"})
+    return work.inputs["features"].uri, step.method.head, same
+
+
+def fit(
+    work: Work, configurations: Sequence[Configuration] | None, cache: data.FeatureCache
+) -> Fit:
+    """Fit one cell; without configurations, the step's own search asks for them.
+
+    Raises StageError when the features do not fit the task or every configuration failed.
+    """
+    prepared = _Prepared(cache, work)
+    step = prepared.step
+    if configurations is not None:
+        return prepared.fit_of(configurations, _train([prepared], [configurations])[0])
+    searcher = Optuna(step.method.space, step.configurations, step.seed)
+    asked: list[Configuration] = []
+    parts = []
+    while batch := searcher.ask():
+        (trained,) = _train([prepared], [batch])
+        last = trained.epochs[-1]
+        searcher.tell(last.validation.accuracy.tolist(), trained.failures)
+        asked += batch
+        parts.append(trained)
+    return prepared.fit_of(asked, _joined(parts))
+
+
+def fit_siblings(
+    works: Sequence[Work],
+    configurations: Sequence[Sequence[Configuration]],
+    cache: data.FeatureCache,
+) -> list[Fit | StageError]:
+    """Fit cells of one `sibling_key`; each is answered apart."""
+    answers: list[Fit | StageError | None] = [None] * len(works)
+    prepared: dict[int, _Prepared] = {}
+    rows: dict[tuple[float, int], data.TaskRows] = {}
+    for index, work in enumerate(works):
+        try:
+            prepared[index] = _Prepared(cache, work, rows)
+        except StageError as error:
+            answers[index] = error
+    for joined in _that_fit([(i, p, len(configurations[i])) for i, p in prepared.items()]):
+        found = _train([prepared[i] for i in joined], [configurations[i] for i in joined])
+        for index, trained in zip(joined, found, strict=True):
+            try:
+                answers[index] = prepared[index].fit_of(configurations[index], trained)
+            except StageError as error:
+                answers[index] = error
+    return [answer for answer in answers if answer is not None]
+
+
+class _Prepared:
+    """A cell's data, ready for the engine."""
+
+    def __init__(
+        self,
+        cache: data.FeatureCache,
+        work: Work,
+        rows: dict[tuple[float, int], data.TaskRows] | None = None,
+    ) -> None:
+        """`rows` keeps what siblings share, so that they also share it in memory."""
+        self.work, self.step = work, step_of(work)
+        step = self.step
+        fitting = cache.load(work.inputs["features"])
+        self.classes = data.ClassMap.of(step.task, fitting.classes)
+        rows = {} if rows is None else rows
+        which = (step.fraction, 0 if step.fraction >= 100 else step.seed)
+        if which not in rows:
+            rows[which] = data.training_rows(
+                fitting.train, self.classes, step.task, percent=step.fraction, seed=step.seed
+            )
+        self.training = rows[which]
+        self.validation = data.plain_rows(fitting.validation, self.classes, step.task)
+        self.views = fitting.train.augmented
+        head = step.method.head
+        self.shape = Shape(
+            "linear" if head == "ridge" or head == "lbfgs" else head,
+            fitting.train.views.shape[-1],
+            len(self.classes.names),
+        )
+
+    def labelled(self) -> Labelled:
+        """The training rows, with the labels this cell is to learn from."""
+        step, clean = self.step, self.training.rows
+        if not step.label_noise:
+            return clean
+        noisy = corrupted(
+            clean.labels.numpy(),
+            self.training.keys,
+            classes=self.shape.classes,
+            percent=step.label_noise,
+            seed=step.seed,
+            scope=step.task.corpus.name,
+        )
+        return Labelled(clean.features, torch.from_numpy(noisy))
+
+    def fit_of(self, configurations: Sequence[Configuration], trained: Trained) -> Fit:
+        """What was trained, unless every configuration failed: StageError."""
+        if trained.chosen is None:
+            domain = "lr" if self.shape.kind == self.step.method.head else "l2"
+            raise StageError(
+                f"{self.work.address}: all {len(configurations)} configurations failed (first: "
+                f"{trained.failures[0]}); narrow space.{domain} of method {self.step.method_name}"
+            )
+        return Fit(
+            self.shape,
+            self.classes,
+            self.views,
+            self.training,
+            self.validation,
+            configurations,
+            trained,
+            trained.chosen,
+        )
+
+
+def _that_fit(members: Sequence[tuple[int, _Prepared, int]]) -> list[list[int]]:
+    """Cells (index, data, configurations) in stacks of equal rows that fit the memory."""
+    stacks: list[tuple[int, int, list[int]]] = []  # rows, bytes, cells
+    for index, prepared, configurations in members:
+        rows = len(prepared.training.keys)
+        step = prepared.step
+        batch = step.batch_size * prepared.training.rows.features.shape[0]
+        own = configurations * bytes_of_member(prepared.shape, batch)
+        if stacks and stacks[-1][0] == rows and stacks[-1][1] + own <= step.memory_mb << 20:
+            stacks[-1] = rows, stacks[-1][1] + own, [*stacks[-1][2], index]
+        else:
+            stacks.append((rows, own, [index]))
+    return [cells for _, _, cells in stacks]
+
+
+def _train(
+    prepared: Sequence[_Prepared], configurations: Sequence[Sequence[Configuration]]
+) -> list[Trained]:
+    first, step = prepared[0], prepared[0].step
+    head = step.method.head
+    if head == "ridge" or head == "lbfgs":
+        rows = first.labelled(), first.validation.rows
+        return [probes.solve(head, first.shape, *rows, configurations[0])]
+    return train_groups(
+        first.shape,
+        [
+            Group(cell.labelled(), tried, cell.step.seed)
+            for cell, tried in zip(prepared, configurations, strict=True)
+        ],
+        first.validation.rows,
+        Budget(step.epochs, step.batch_size, step.halving, step.patience),
+        device="cuda" if step.gpus and torch.cuda.is_available() else "cpu",
+        precision=step.precision,
+        memory=step.memory_mb << 20,
+    )
+
+
+def _joined(parts: Sequence[Trained]) -> Trained:
+    """Batches of one search as if they had been one."""
+    longest = max(len(part.epochs) for part in parts)
+    epochs = []
+    for number in range(longest):
+        found = [part.epochs[min(number, len(part.epochs) - 1)] for part in parts]
+        terms = [t for t in found[0].train if all(t in epoch.train for epoch in found)]
+        scores = {
+            field.name: torch.cat([getattr(epoch.validation, field.name) for epoch in found])
+            for field in fields(Scores)
+        }
+        epochs.append(
+            Epoch(
+                {term: torch.cat([epoch.train[term] for epoch in found]) for term in terms},
+                torch.cat([epoch.validation_loss for epoch in found]),
+                Scores(**scores),
+            )
+        )
+    standing = []  # (key over all batches, part)
+    before = 0
+    for part in parts:
+        if part.chosen is not None:
+            standing.append((epochs[-1].key(before + part.chosen), part))
+        before += len(part.failures)
+    best = min(standing, key=lambda found: found[0], default=None)
+    return Trained(
+        tuple(epochs),
+        tuple(f for part in parts for f in part.failures),
+        tuple(d for part in parts for d in part.dropped),
+        tuple(t for part in parts for t in part.trained_for),
+        None if best is None else best[0][2],
+        {} if best is None else best[1].state,
+    )

@@ -1,0 +1,116 @@
+"""Oracles: linear probes that are solved to the optimum instead of trained by steps.
+
+Takes what the stacked engine takes and gives what it gives (`Trained`), with linear heads, so that
+selection, testing and files are the same; `l2` is searched on the validation part with as many
+configurations as any other method has. Every view of a training sample is a row.
+
+    ridge   W, b minimise mean_i |W f_i + b - e(y_i)|^2 + l2 |W|^2, e(y) the class's indicator:
+            from one eigendecomposition of the D x D covariance for all configurations
+    lbfgs   W, b minimise mean_i CE(W f_i + b, y_i) + l2/2 |W|^2 by L-BFGS, in float64, until no
+            entry of the gradient exceeds 1e-5; a configuration that does not get there has failed
+
+What they do not have: steps, epochs (one is recorded, of the solved head) and a batch order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from jobs.tuning.heads import Shape, StackedHeads
+from jobs.tuning.scores import score
+from jobs.tuning.stacked import Configuration, Epoch, Labelled, evaluate
+from jobs.tuning.training import Trained
+
+_CONVERGED = 1e-5  # largest entry of the gradient
+_ITERATIONS = 2000
+
+
+def solve(
+    kind: Literal["ridge", "lbfgs"],
+    shape: Shape,
+    training: Labelled,
+    validation: Labelled,
+    configurations: Sequence[Configuration],
+) -> Trained:
+    """The best linear head for each configuration's `l2`, and the one that validates best."""
+    views = training.features.shape[0]
+    rows = training.features.flatten(0, 1).double()
+    labels = training.labels.repeat(views)
+    penalties = [configuration.l2 for configuration in configurations]
+    solved = (_ridge if kind == "ridge" else _lbfgs)(rows, labels, shape.classes, penalties)
+    weight, bias, failures = solved
+    broken = ~(weight.isfinite().all(-1).all(-1) & bias.isfinite().all(-1))
+    for index in broken.nonzero().flatten().tolist():
+        failures[index] = "the solution is not finite"
+    heads = StackedHeads(
+        shape, {"classifier.weight": weight.float(), "classifier.bias": bias.float()}, {}
+    )
+    cpu = torch.device("cpu")
+    fitted, _ = evaluate(heads, Labelled(rows.float(), labels), cpu)
+    loss, predicted = evaluate(heads, validation, cpu)
+    epoch = Epoch(
+        {"loss": fitted, "ce": fitted}, loss, score(validation.labels, predicted, shape.classes)
+    )
+    running = [k for k, failure in enumerate(failures) if failure is None]
+    chosen = min(running, key=epoch.key, default=None)
+    state: Mapping[str, Tensor] = {} if chosen is None else heads.member(chosen)
+    many = len(configurations)
+    return Trained((epoch,), tuple(failures), (None,) * many, (1,) * many, chosen, state)
+
+
+Solution = tuple[Tensor, Tensor, list[str | None]]
+"""Weights [K, C, D], biases [K, C], and why a configuration has none."""
+
+
+def _ridge(rows: Tensor, labels: Tensor, classes: int, penalties: Sequence[float]) -> Solution:
+    targets = functional.one_hot(labels, classes).double()
+    mean, share = rows.mean(0), targets.mean(0)
+    centred = rows - mean
+    values, vectors = torch.linalg.eigh(centred.mT @ centred / len(rows))
+    right = vectors.mT @ (centred.mT @ (targets - share) / len(rows))  # [D, C]
+    shrunk = values.clamp_min(0) + torch.tensor(penalties, dtype=torch.float64)[:, None]  # [K, D]
+    weight = (vectors @ (right / shrunk[:, :, None])).mT
+    return weight, share - weight @ mean, [None] * len(penalties)
+
+
+def _lbfgs(rows: Tensor, labels: Tensor, classes: int, penalties: Sequence[float]) -> Solution:
+    found = [_descend(rows, labels, classes, penalty) for penalty in penalties]
+    failures = [
+        f"L-BFGS stopped at a gradient of {slope:.1e} after {_ITERATIONS} iterations at most"
+        if not slope <= _CONVERGED
+        else None
+        for _, _, slope in found
+    ]
+    return torch.stack([w for w, _, _ in found]), torch.stack([b for _, b, _ in found]), failures
+
+
+def _descend(
+    rows: Tensor, labels: Tensor, classes: int, penalty: float
+) -> tuple[Tensor, Tensor, float]:
+    """(weight, bias, largest entry of the gradient) of one logistic regression."""
+    weight = rows.new_zeros(classes, rows.shape[1]).requires_grad_()
+    bias = rows.new_zeros(classes).requires_grad_()
+    optimiser = torch.optim.LBFGS(
+        [weight, bias],
+        max_iter=_ITERATIONS,
+        tolerance_grad=_CONVERGED,
+        tolerance_change=0,
+        line_search_fn="strong_wolfe",
+    )
+
+    def objective() -> Tensor:
+        optimiser.zero_grad()
+        logits = torch.addmm(bias, rows, weight.mT)
+        loss = functional.cross_entropy(logits, labels) + penalty / 2 * weight.square().sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    optimiser.step(objective)  # type: ignore[no-untyped-call]
+    objective()
+    slope = max(float(p.grad.abs().max()) for p in (weight, bias) if p.grad is not None)
+    return weight.detach(), bias.detach(), slope
