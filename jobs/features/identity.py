@@ -12,6 +12,7 @@ step's units, wherever and whenever they are extracted, are batched alike and co
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -60,6 +61,7 @@ def images_at_once(asked: BatchSize, encoder: Encoder, precision: Precision) -> 
     return max(LEAST, min(MOST, 1 << (fits.bit_length() - 1)))
 
 
+@lru_cache(maxsize=2)
 def _widest(encoder: Encoder, precision: Precision) -> int:
     """Bytes that the widest layer takes and gives for one image."""
     most = 1

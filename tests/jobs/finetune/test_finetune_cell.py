@@ -287,3 +287,17 @@ def test_autocast_changes_the_arithmetic_alone(encoder: Place) -> None:
     assert half.dtype == torch.float32
     assert not torch.equal(full, half)
     assert torch.allclose(full, half, rtol=0.1, atol=0.1)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("method", ["ft", "lora", "ft-nmtune"])
+def test_a_gpu_affects_it_by_rounding_alone(
+    method: str, digits: Place, encoder: Place, tmp_path: Path
+) -> None:
+    losses = []
+    for gpus in (0, 1):
+        spec = step(method, gpus=gpus)
+        cell = Cell.open(work(tmp_path, f"g{gpus}", spec, encoder=encoder, corpus=digits))
+        losses.append(cell.start(0, CONFIGURATIONS[0]).run_epoch().train["loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-2)
