@@ -3,11 +3,12 @@
 Run it with the project installed: `python benchmarks/tuning_extract.py` (a minute or two on two
 cores). Ends with one line of JSON:
 
-- extract_vs_forward: rows a second (by the wall clock) of `jobs.features.extract.extract` over those of the slower of
-  the two things it cannot do without, each alone and with the same threads: the encoder's bare
-  forward pass over tensors that are decoded, augmented and normalised already, in the same batches;
-  and decoding (to the encoder's input) by itself. The sides alternate in one process; the median of
-  the rounds' ratios. `_cpu`: the same by processor time, which a busy machine disturbs less.
+- extract_vs_forward: rows a second (by the wall clock) of `jobs.features.extract.extract` over
+  those of the slower of the two things it cannot do without, each alone and with the same threads:
+  the encoder's bare forward pass over tensors that are decoded and augmented already, in the same
+  batches; and decoding (to the encoder's input) by itself. The sides alternate in one process; the
+  median of the rounds' ratios. `_cpu`: the same by processor time, which a busy machine disturbs
+  less.
 - bound_by: which of the two it was; forward_rows_per_s, decode_rows_per_s, extract_rows_per_s.
 - batch_size: what `auto` chose.
 
