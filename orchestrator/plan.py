@@ -21,7 +21,7 @@ from jobs.features.spec import FeaturesStep
 from jobs.noise.spec import Noise, NoiseStep
 from jobs.pretrain.spec import PretrainStep
 from jobs.tasks.spec import Task
-from jobs.tuning.spec import TuneStep
+from jobs.tuning.spec import EncoderTuning, TuneStep
 from orchestrator.errors import DriftError, UserError
 from orchestrator.experiment import Experiment
 
@@ -181,8 +181,10 @@ def _add_downstream(
                 shift=task.shift,
                 views=settings.views,
                 dtype=settings.dtype,
+                precision=settings.precision,
                 batch_size=settings.batch_size,
                 gpus_per_worker=settings.gpus_per_worker,
+                cpus_per_worker=settings.cpus_per_worker,
             ),
             {"encoder": encoder, "corpus": f"corpus/{task.scope}"},
             noise=level,
@@ -197,6 +199,8 @@ def _add_downstream(
                 noisy = f"/label_noise={wrong:g}" if wrong else ""
                 tail = f"{name}/fraction={fraction:g}{noisy}/seed={tuning_seed}"
                 inputs = {"features": features}
+                if method.reads_images:
+                    inputs = {"encoder": encoder, "corpus": f"corpus/{task.scope}"}
                 if task.trained_on is not None:
                     inputs["head"] = f"tune/{run}/{task.trained_on}/{tail}"
                 builder.add(
@@ -219,6 +223,7 @@ def _add_downstream(
                         cpus=tuning.cpus,
                         gpus=tuning.gpus,
                         memory_mb=tuning.memory_mb,
+                        encoder=_encoder_tuning(experiment) if method.reads_images else None,
                     ),
                     inputs,
                     noise=level,
@@ -230,6 +235,17 @@ def _add_downstream(
                     label_noise=wrong,
                     tuning_seed=tuning_seed,
                 )
+
+
+def _encoder_tuning(experiment: Experiment) -> EncoderTuning:
+    """The same views and arithmetic as frozen methods get from the features."""
+    settings = experiment.features
+    if settings.precision == "float16":
+        raise UserError(
+            "features.precision = float16: lora and ft cannot train in it without underflow; use "
+            "bfloat16 or float32"
+        )
+    return EncoderTuning(views=settings.views, precision=settings.precision)
 
 
 def _check_nesting(steps: Mapping[str, Step]) -> None:

@@ -8,18 +8,22 @@ whatever order units are done. Nothing here imports Ray, trains, or looks at lab
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 
 from analysis.spectrum import Spectrum, spectra, to_table
 from jobs.contract import Outcome, StageError
 from jobs.corpus.shards import Index, read_rows
+from jobs.features.identity import identity, images_at_once
 from jobs.features.shifts import decode, draws, shifted
 from jobs.features.spec import FeaturesStep
 from jobs.features.views import augmented
@@ -28,6 +32,9 @@ from jobs.pretrain.encoder import Encoder
 
 UNIT_ROWS = 2_048  # rows in a unit: a worthwhile task, and little to redo after an interruption
 SPECTRUM_ROWS = 4_096  # rows handed to the spectrum at a time
+
+MADE_WITH = "extraction.json"
+IDENTITY, BATCH = "made_with", "batch_size"  # in the metadata of a unit's file
 
 
 @dataclass(frozen=True)
@@ -73,29 +80,67 @@ def extract(
 ) -> pa.Table:
     """A unit's features in the order of (view, row); `scope` is the corpus's name.
 
+    Images are decoded once for all their views, and the next batch's while the encoder has this
+    one's. The table's metadata says what the features were made with (`identity`).
     Raises StageError for an image that cannot be decoded and for features that are not finite.
     """
     rows = read_rows(corpus, unit.file, unit.start, unit.stop, ["key", "image", "label"])
     keys = rows["key"].combine_chunks()
-    images = _pixels(rows, encoder, step)
+    size = images_at_once(step.batch_size, encoder, step.precision)
     views = range(step.views.count + 1 if unit.part == "train" else 1)
-    tables = []
-    for view in views:
-        found = np.concatenate(list(_batches(images, keys, scope, view, encoder, step)))
-        finite = np.isfinite(found).all(axis=1)
-        if not finite.all():
-            raise StageError(
-                f"the encoder's features are not finite for {int((~finite).sum())} samples of "
-                f"{unit.file} (the first: {keys[int(np.argmin(finite))]}, view {view}, "
-                f"{step.dtype}); train it anew or ask for float32"
-            )
-        form = schema(step.dtype, found.shape[1])
-        flat = pa.array(found.reshape(-1), type=form.field("vector").type.value_type)
-        vectors = pa.FixedSizeListArray.from_arrays(flat, type=form.field("vector").type)
-        numbers = np.full(len(keys), view, np.int16)
-        columns = [keys, numbers, rows["label"].combine_chunks(), vectors]
-        tables.append(pa.table(columns, schema=form))
-    return pa.concat_tables(tables)
+    found: list[list[npt.NDArray[Any]]] = [[] for _ in views]
+    for start, images in _decoded(rows, size, encoder, step):
+        named = keys[start : start + size]
+        for view in views:
+            seen = augmented(images, named, step.views, view, scope) if view else images
+            features = encoder.features(seen, step.precision).numpy()
+            with np.errstate(over="ignore"):  # beyond float16: infinite, and refused as such
+                found[view].append(features.astype(step.dtype))
+    tables = [_table(unit, rows, view, np.concatenate(found[view]), step) for view in views]
+    said = {IDENTITY: identity(step, encoder.card, encoder.device.type), BATCH: str(size)}
+    return pa.concat_tables(tables).replace_schema_metadata(said)
+
+
+def _table(
+    unit: Unit, rows: pa.Table, view: int, found: npt.NDArray[Any], step: FeaturesStep
+) -> pa.Table:
+    """A view's features by `schema`. Raises StageError when some are not finite."""
+    keys = rows["key"].combine_chunks()
+    finite = np.isfinite(found).all(axis=1)
+    if not finite.all():
+        raise StageError(
+            f"the encoder's features are not finite for {int((~finite).sum())} samples of "
+            f"{unit.file} (the first: {keys[int(np.argmin(finite))]}, view {view}, "
+            f"{step.dtype}); train it anew or ask for float32"
+        )
+    form = schema(step.dtype, found.shape[1])
+    flat = pa.array(found.reshape(-1), type=form.field("vector").type.value_type)
+    vectors = pa.FixedSizeListArray.from_arrays(flat, type=form.field("vector").type)
+    numbers = np.full(len(keys), view, np.int16)
+    columns = [keys, numbers, rows["label"].combine_chunks(), vectors]
+    return pa.table(columns, schema=form)
+
+
+def _decoded(
+    rows: pa.Table, size: int, encoder: Encoder, step: FeaturesStep
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """(first row, pixels uint8 [M, C, S, S]) batch by batch, one batch ahead of the reader."""
+    starts = range(0, len(rows), size)
+    with ThreadPoolExecutor(step.cpus_per_worker) as pool:
+
+        def submit(start: int) -> list[Future[torch.Tensor]]:
+            batch = rows.slice(start, size)
+            share = -(-len(batch) // step.cpus_per_worker)
+            return [
+                pool.submit(_pixels, batch.slice(at, share), encoder, step)
+                for at in range(0, len(batch), share)
+            ]
+
+        ahead = submit(0)
+        for start in starts:
+            ready = ahead
+            ahead = submit(start + size) if start + size < len(rows) else []
+            yield start, torch.cat([piece.result() for piece in ready])
 
 
 def _pixels(rows: pa.Table, encoder: Encoder, step: FeaturesStep) -> torch.Tensor:
@@ -108,22 +153,17 @@ def _pixels(rows: pa.Table, encoder: Encoder, step: FeaturesStep) -> torch.Tenso
     return torch.stack([encoder.prepare(image) for image in images])
 
 
-def _batches(
-    images: torch.Tensor,
-    keys: pa.Array,
-    scope: str,
-    view: int,
-    encoder: Encoder,
-    step: FeaturesStep,
-) -> Iterator[npt.NDArray[Any]]:
-    for start in range(0, len(images), step.batch_size):
-        batch = images[start : start + step.batch_size]
-        if view:
-            named = keys[start : start + step.batch_size]
-            batch = augmented(batch, named, step.views, view, scope)
-        found = encoder.features(batch).numpy()
-        with np.errstate(over="ignore"):  # beyond float16: infinite, and refused as such
-            yield found.astype(step.dtype)
+def kept(scratch: Place, unit: Unit, made_with: str) -> bool:
+    """Whether scratch holds the unit's features, made with just that (see `identity`).
+
+    Those of other weights or another library are extracted again: a step never mixes two.
+    """
+    if not scratch.exists(unit.name):
+        return False
+    filesystem, path = scratch.open()
+    with filesystem.open_input_file(f"{path}/{unit.name}") as source:
+        said = pq.read_schema(source).metadata or {}
+    return bool(said.get(IDENTITY.encode()) == made_with.encode())
 
 
 def finish(
@@ -131,14 +171,22 @@ def finish(
 ) -> Outcome:
     """Join the units into `features-<part>.parquet`, sorted by (view, key), with the spectrum.
 
-    Also writes `classes.json` (names in label order) and, where there is a test part,
+    Also writes `classes.json` (names in label order), `extraction.json` (what the features were
+    made with: weights, input, views, arithmetic, library versions) and, where there is a test part,
     `spectrum.parquet` of its plain features. Metrics: features/sve, features/lsvr and
     features/effective_rank after preprocessing `released`, the others under their own names.
     """
-    counts, metrics = {}, {}
+    counts: dict[str, int] = {}
+    metrics: dict[str, float] = {}
+    made_with: set[tuple[bytes, bytes]] = set()
     for part in step.parts:
         tables = [scratch.read_table(unit.name) for unit in units if unit.part == part]
-        table = pa.concat_tables(tables).sort_by([("view", "ascending"), ("key", "ascending")])
+        made_with |= {
+            (t.schema.metadata[IDENTITY.encode()], t.schema.metadata[BATCH.encode()])
+            for t in tables
+        }
+        plain = [table.replace_schema_metadata(None) for table in tables]
+        table = pa.concat_tables(plain).sort_by([("view", "ascending"), ("key", "ascending")])
         output.write_table(
             f"features-{part}.parquet",
             table.combine_chunks(),
@@ -152,7 +200,19 @@ def finish(
             output.write_table("spectrum.parquet", to_table(part, found))
             metrics = dict(_summary(found))
     output.write_json("classes.json", list(index.classes))
+    output.write_json(MADE_WITH, _made_with(made_with, scratch))
     return Outcome(counts, metrics)
+
+
+def _made_with(found: set[tuple[bytes, bytes]], scratch: Place) -> dict[str, Any]:
+    """What all units say they were made with, and the batches they were made in."""
+    (said, *others) = {identity for identity, _ in found}
+    if others:
+        raise StageError(
+            f"{scratch.uri} holds features made with {len(found)} different encoders or library "
+            f"versions; use one version on all nodes and run the step again"
+        )
+    return {**json.loads(said), "batch_sizes": sorted({int(size) for _, size in found})}
 
 
 def _matrices(table: pa.Table) -> Iterator[npt.NDArray[Any]]:

@@ -25,21 +25,22 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset
 
 from jobs.contract import Hooks, Outcome, StageError, Work
 from jobs.corpus.shards import Index
-from jobs.features.extract import Unit, extract, finish, units_of
+from jobs.features.extract import Unit, extract, finish, kept, units_of
+from jobs.features.identity import identity
 from jobs.features.spec import FeaturesStep
 from jobs.place import Place
-from jobs.pretrain.encoder import CARD, Encoder, load
+from jobs.pretrain.encoder import CARD, Encoder, EncoderCard, load
 
 
 def run(works: Sequence[Work], hooks: Hooks) -> None:
     """Extract each work's features (spec: `FeaturesStep`; inputs: `encoder`, `corpus`).
 
-    Output: `features-<part>.parquet`, `classes.json`, `spectrum.parquet`; counts and metrics: see
-    `extract.finish`. A work that fails is reported with its error and the others go on. After a
-    stop, unfinished works are left unreported, their finished units in scratch.
+    Output: `features-<part>.parquet`, `classes.json`, `extraction.json`, `spectrum.parquet`; counts
+    and metrics: see `extract.finish`. A work that fails is reported with its error and the others
+    go on. After a stop, unfinished works are left unreported, their finished units in scratch.
     """
     _settle()
-    groups: dict[float, list[_Job]] = defaultdict(list)
+    groups: dict[tuple[float, int], list[_Job]] = defaultdict(list)
     for work in sorted(works, key=lambda work: work.inputs["encoder"].uri):
         step = cast(FeaturesStep, work.spec)
         try:
@@ -49,9 +50,10 @@ def run(works: Sequence[Work], hooks: Hooks) -> None:
             hooks.done(work.address, error)
             continue
         units = units_of(index, step.parts)
-        groups[step.gpus_per_worker].append(_Job(work, step, index, units))
-    for gpus, jobs in groups.items():
-        _Execution(jobs, gpus, hooks).run()
+        wanted = (step.gpus_per_worker, step.cpus_per_worker)
+        groups[wanted].append(_Job(work, step, index, units))
+    for (gpus, cpus), jobs in groups.items():
+        _Execution(jobs, gpus, cpus, hooks).run()
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,8 @@ class _Job:
 class _Execution:
     """Some jobs as one Ray Data execution, and the state that its results are gathered in."""
 
-    def __init__(self, jobs: Sequence[_Job], gpus: float, hooks: Hooks) -> None:
-        self._jobs, self._gpus, self._hooks = jobs, gpus, hooks
+    def __init__(self, jobs: Sequence[_Job], gpus: float, cpus: int, hooks: Hooks) -> None:
+        self._jobs, self._gpus, self._cpus, self._hooks = jobs, gpus, cpus, hooks
         self._left = [len(job.units) for job in jobs]
         self._answered: set[int] = set()
         self._finishing: dict[ray.ObjectRef[Outcome], int] = {}
@@ -94,7 +96,7 @@ class _Execution:
             for unit in job.units
         ]
         source = ray.data.from_items(items, override_num_blocks=len(items))
-        encoded = _encoding(source, self._jobs, self._gpus)
+        encoded = _encoding(source, self._jobs, self._gpus, self._cpus)
         for batch in encoded.iter_batches(batch_size=None, batch_format="pyarrow"):
             yield from cast(pa.Table, batch).to_pylist()
 
@@ -137,15 +139,16 @@ class _Execution:
 # -- in the workers --------------------------------------------------------------------------------
 
 
-def _encoding(source: Dataset, jobs: Sequence[_Job], gpus: float) -> Dataset:
+def _encoding(source: Dataset, jobs: Sequence[_Job], gpus: float, cpus: int) -> Dataset:
     """Units through encoders: tasks on CPUs, whose processes Ray reuses; on GPUs, actors."""
     if gpus == 0:
-        return source.map_batches(partial(_encode, jobs), batch_size=1, num_cpus=1)
+        return source.map_batches(partial(_encode, jobs), batch_size=1, num_cpus=cpus)
     most = max(1, int(ray.cluster_resources()["GPU"] / gpus))
     return source.map_batches(
         _EncodeActor,
         fn_constructor_args=(jobs,),
         batch_size=1,
+        num_cpus=cpus,
         num_gpus=gpus,
         compute=ActorPoolStrategy(min_size=1, max_size=most),
     )
@@ -173,13 +176,18 @@ def _encode(jobs: Sequence[_Job], batch: Any) -> pa.Table:
     )
     error, final, trace = "", False, ""
     try:
-        if not job.work.scratch.exists(unit.name):
-            corpus, place = job.work.inputs["corpus"], job.work.inputs["encoder"]
-            encoder = _encoder(place, place.read_bytes(CARD), job.step.gpus_per_worker > 0)
+        corpus, place = job.work.inputs["corpus"], job.work.inputs["encoder"]
+        device = "cuda" if job.step.gpus_per_worker > 0 else "cpu"
+        made_with = identity(job.step, EncoderCard.read(place), device)
+        if not kept(job.work.scratch, unit, made_with):
+            encoder = _encoder(place, place.read_bytes(CARD), device, job.step.cpus_per_worker)
             table = extract(unit, corpus, job.index.name, encoder, job.step)
             job.work.scratch.write_table(unit.name, table, compression="NONE")
     except StageError as raised:
         error, final = str(raised), True
+    except torch.OutOfMemoryError as raised:
+        error = f"{' '.join(str(raised).split())[:200]}; set features.batch_size to a small number"
+        final = True
     except Exception as raised:
         error, trace = f"{type(raised).__name__}: {raised}", traceback.format_exc()
     row = {"job": int(batch["job"][0]), "error": error, "final": final, "trace": trace}
@@ -187,10 +195,10 @@ def _encode(jobs: Sequence[_Job], batch: Any) -> pa.Table:
 
 
 @lru_cache(maxsize=2)
-def _encoder(place: Place, card: bytes, on_gpu: bool) -> Encoder:
+def _encoder(place: Place, card: bytes, device: str, threads: int) -> Encoder:
     """An opened encoder; its card (with its weights' hash) tells a replaced one apart."""
-    torch.set_num_threads(1)
-    return load(place, torch.device("cuda" if on_gpu else "cpu"))
+    torch.set_num_threads(threads)
+    return load(place, torch.device(device))
 
 
 @ray.remote(num_cpus=1)

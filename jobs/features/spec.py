@@ -40,13 +40,25 @@ class Views(Spec):
     seed: int = Field(0, ge=0)
 
 
+Precision = Literal["float32", "bfloat16", "float16"]
+
+BatchSize = Literal["auto"] | Annotated[int, Field(ge=1)]
+
+
 class Features(Spec):
     """The features section of an experiment file."""
 
     views: Views = Views()
-    dtype: Literal["float32", "float16"] = "float32"
-    batch_size: Annotated[int, NOT_SEMANTIC] = Field(256, ge=1)
+    dtype: Literal["float32", "float16"] = Field("float32", description="as features are stored")
+    precision: Precision = Field("float32", description="the encoder's arithmetic (autocast)")
+    batch_size: Annotated[BatchSize, NOT_SEMANTIC] = Field(
+        "auto",
+        description="images an encoder sees at once; auto: as many as its memory is good for",
+    )
     gpus_per_worker: Annotated[float, NOT_SEMANTIC] = Field(0, ge=0)
+    cpus_per_worker: Annotated[int, NOT_SEMANTIC] = Field(
+        1, ge=1, description="threads that decode, and without a GPU also compute"
+    )
 
 
 class FeaturesStep(Spec):
@@ -57,5 +69,7 @@ class FeaturesStep(Spec):
     shift: Shift | None = None
     views: Views = Views()
     dtype: Literal["float32", "float16"] = "float32"
-    batch_size: Annotated[int, NOT_SEMANTIC] = 256
+    precision: Precision = "float32"
+    batch_size: Annotated[BatchSize, NOT_SEMANTIC] = "auto"
     gpus_per_worker: Annotated[float, NOT_SEMANTIC] = 0
+    cpus_per_worker: Annotated[int, NOT_SEMANTIC] = 1

@@ -29,6 +29,7 @@ WEIGHTS = "model.safetensors"
 CARD = "encoder.json"
 
 Family = Literal["timm", "open_clip"]
+Precision = Literal["float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True)
@@ -53,14 +54,15 @@ class Architecture:
         except Exception as error:  # whatever a library says of options it cannot use
             raise self._refusal("cannot be built with", error) from error
         try:
-            _features(self.family, model.eval(), self._blank())
+            self.feature_dim(model)
         except Exception as error:
             raise self._refusal("does not take its images with", error) from error
         return model
 
     def feature_dim(self, model: nn.Module) -> int:
         """Dimensions of the model's features."""
-        return int(_features(self.family, model.eval(), self._blank()).shape[1])
+        with torch.no_grad():
+            return int(_features(self.family, model.eval(), self._blank()).shape[1])
 
     def tokenizer(self) -> Any:
         """open_clip's own tokenizer for this model: texts -> int64 [N, context length]."""
@@ -153,12 +155,12 @@ class EncoderCard:
 
 
 class Encoder:
-    """A frozen encoder on one device."""
+    """An encoder on one device: frozen, unless someone trains its `model`."""
 
     def __init__(self, card: EncoderCard, model: nn.Module, device: torch.device) -> None:
         self.card = card
-        self._device = device
-        self._model = model.eval().requires_grad_(False).to(device)
+        self.device = device
+        self.model = model.eval().requires_grad_(False).to(device)
 
     @property
     def dim(self) -> int:
@@ -169,23 +171,32 @@ class Encoder:
         """A decoded image as the pixels that `features` takes: uint8 [C, S, S]."""
         return to_pixels(image, self.card.image)
 
-    def features(self, images: Tensor) -> Tensor:
+    def features(self, images: Tensor, precision: Precision = "float32") -> Tensor:
         """Features of images, float32 [N, D] on the CPU.
 
         `images` is [N, C, S, S]: uint8 pixels, or floats in [0, 1] (augmented views, say). timm:
         the pooled features before the classifier; open_clip: the image embedding, not normalised.
         """
         with torch.inference_mode():
-            inputs = normalise(unit_range(images.to(self._device)), self.card.image)
-            return _features(self.card.family, self._model, inputs).float().cpu()
+            return self.forward(images, precision).cpu()
+
+    def forward(self, images: Tensor, precision: Precision = "float32") -> Tensor:
+        """As `features`, but on the encoder's device, and with gradients where they are asked for.
+
+        Under another precision than float32 the layers that torch deems safe run in it (autocast).
+        """
+        inputs = normalise(unit_range(images.to(self.device)), self.card.image)
+        if precision == "float32":
+            return _features(self.card.family, self.model, inputs).float()
+        with torch.autocast(self.device.type, dtype=getattr(torch, precision)):
+            return _features(self.card.family, self.model, inputs).float()
 
 
 def _features(family: Family, model: Any, images: Tensor) -> Tensor:
-    with torch.no_grad():
-        if family == "timm":
-            features: Tensor = model.forward_head(model.forward_features(images), pre_logits=True)
-        else:
-            features = model.encode_image(images)
+    if family == "timm":
+        features: Tensor = model.forward_head(model.forward_features(images), pre_logits=True)
+    else:
+        features = model.encode_image(images)
     if features.ndim != 2:
         raise ValueError(f"its features have the shape {tuple(features.shape)}, not [N, D]")
     return features

@@ -29,7 +29,7 @@ _CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
-class _Tested:
+class Tested:
     """A selected head's answers on a test part."""
 
     rows: data.TaskRows
@@ -72,7 +72,12 @@ def _finish(work: Work, fit: Fit) -> Outcome:
     step = step_of(work)
     selected = data.Selected(fit.trained.state, fit.classes.names)
     tested = _test(work.inputs["features"], step, fit.shape, selected, fit.classes)
-    cell = _id_cell(step, fit, tested)
+    return record(work, fit, tested, selected)
+
+
+def record(work: Work, fit: Fit, tested: Tested, selected: data.Selected) -> Outcome:
+    """Write the files of an ID cell whose selected configuration has been tested."""
+    cell = _id_cell(step_of(work), fit, tested)
     _write_head(work.output, fit.shape, selected)
     work.output.write_table(cells.CONFIGURATIONS, cells.to_table(cells.Tried, _tried(fit)))
     work.output.write_table(cells.CURVES, cells.to_table(cells.Point, _curves(fit)))
@@ -103,10 +108,16 @@ def transfer(work: Work) -> Outcome:
     step = step_of(work)
     torch.set_num_threads(step.cpus)
     folder, source = work.inputs["features"], work.inputs["head"]
-    shape, selected, trained = _read_head(source, step)
+    shape, selected, trained = read_head(source, step)
     classes = data.ClassMap.of(step.task, data.read_classes(folder))
     answers = Answers.of(step.task, classes.names, selected.classes)
     tested = _test(folder, step, shape, selected, classes, answers)
+    return record_transfer(work, trained, tested, len(classes.names))
+
+
+def record_transfer(work: Work, trained: cells.Cell, tested: Tested, classes: int) -> Outcome:
+    """Write the files of an OOD cell: the ID cell's row `trained`, with this cell's test."""
+    step = step_of(work)
     cell = replace(
         trained,
         task=step.task.name,
@@ -119,7 +130,7 @@ def transfer(work: Work) -> Outcome:
         test_mean_per_class_accuracy=float(tested.scores.mean_per_class_accuracy),
         test_loss=tested.loss,
         n_test=len(tested.predicted),
-        n_classes=len(classes.names),
+        n_classes=classes,
         test_reads=tested.reads,
         test_digest=data.digest(tested.rows),
     )
@@ -148,7 +159,7 @@ def _test(
     selected: data.Selected,
     classes: data.ClassMap,
     answers: Answers | None = None,
-) -> _Tested:
+) -> Tested:
     """Open the test part for the selected head, and score it; `answers`: a task not its own."""
     part = data.TestPart(folder)
     features = part.open(selected)
@@ -164,7 +175,7 @@ def _test(
     else:
         loss, predicted = answers.evaluate(heads, rows.rows)
     scores = score(rows.rows.labels, predicted, len(classes.names))
-    return _Tested(rows, predicted[0], scores, float(loss), part.reads)
+    return Tested(rows, predicted[0], scores, float(loss), part.reads)
 
 
 def _own_metric(step: TuneStep, scores: Scores) -> float:
@@ -175,7 +186,7 @@ def _test_metrics(cell: cells.Cell) -> dict[str, float]:
     return {"tune/test_accuracy": cell.test_accuracy, "tune/test_macro_f1": cell.test_macro_f1}
 
 
-def _id_cell(step: TuneStep, fit: Fit, tested: _Tested) -> cells.Cell:
+def _id_cell(step: TuneStep, fit: Fit, tested: Tested) -> cells.Cell:
     last, configuration = fit.trained.epochs[-1], fit.configurations[fit.chosen]
     return cells.Cell(
         task=step.task.name,
@@ -279,7 +290,7 @@ def _curves(fit: Fit) -> list[cells.Point]:
     return points
 
 
-def _write_result(output: Place, cell: cells.Cell, tested: _Tested) -> None:
+def _write_result(output: Place, cell: cells.Cell, tested: Tested) -> None:
     predictions = pa.table(
         [tested.rows.keys, tested.rows.rows.labels.numpy(), tested.predicted.numpy()],
         schema=cells.schema(cells.Prediction),
@@ -294,7 +305,7 @@ def _write_head(output: Place, shape: Shape, selected: data.Selected) -> None:
     output.write_json(cells.HEAD_CARD, card)
 
 
-def _read_head(source: Place, step: TuneStep) -> tuple[Shape, data.Selected, cells.Cell]:
+def read_head(source: Place, step: TuneStep) -> tuple[Shape, data.Selected, cells.Cell]:
     """The head an ID cell selected, and that cell's row."""
     try:
         card = source.read_json(cells.HEAD_CARD)

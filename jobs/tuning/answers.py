@@ -53,7 +53,7 @@ class Answers:
 
         Ties between outputs go to the class that stands first. Raises ValueError without a row.
         """
-        if self._is_their_own(heads.shape.classes):
+        if self.is_their_own(heads.shape.classes):
             return evaluate(heads, part, torch.device("cpu"))
         if len(part.labels) == 0:
             raise ValueError("there is no row to evaluate")
@@ -63,16 +63,22 @@ class Answers:
         for start in range(0, len(part.labels), piece):
             rows = slice(start, start + piece)
             _, logits = heads.forward(part.features[rows], training=False)
-            open_ = logits[0, self.outputs]
-            predicted.append(self.classes[open_.argmax(0)])
-            chances = open_.double().softmax(0)
-            by_class = torch.zeros(self.count, chances.shape[1], dtype=torch.float64)
-            by_class.index_add_(0, self.classes, chances)
-            own = by_class.gather(0, part.labels[rows][None])[0]
-            losses.append(-own.clamp_min(torch.finfo(torch.float64).tiny).log())
+            found = self.choose(logits[0].mT, part.labels[rows])
+            losses.append(found[0])
+            predicted.append(found[1])
         return torch.cat(losses).mean()[None], torch.cat(predicted)[None]
 
-    def _is_their_own(self, outputs: int) -> bool:
+    def choose(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """(loss [N], float64; predicted classes [N]) of a head's logits [N, outputs]."""
+        open_ = logits[:, self.outputs]
+        chances = open_.double().softmax(1)
+        by_class = torch.zeros(len(chances), self.count, dtype=torch.float64)
+        by_class.index_add_(1, self.classes, chances)
+        own = by_class.gather(1, labels[:, None])[:, 0]
+        losses = -own.clamp_min(torch.finfo(torch.float64).tiny).log()
+        return losses, self.classes[open_.argmax(1)]
+
+    def is_their_own(self, outputs: int) -> bool:
         """Whether the task is the one that the head was trained for, class by class."""
         whole = torch.arange(outputs)
         return torch.equal(self.outputs, whole) and torch.equal(self.classes, whole)

@@ -7,6 +7,8 @@ A cell's output folder holds
     configurations.parquet  one `Tried` for each configuration           (ID cells)
     curves.parquet          `Point`s of the selected configuration       (ID cells)
     head.safetensors, head.json  the selected configuration's head       (ID cells)
+    model.safetensors, encoder.json      the fine-tuned encoder          (ID cells of `ft`)
+    adapter.safetensors, adapter.json    the encoder's adapters          (ID cells of `lora`)
 
 An OOD cell tests the head of the ID cell it is trained on, and repeats what was selected there.
 Accuracies and F1 are percentages, 0-100. A cell says what its own step knows: noise level,

@@ -8,6 +8,9 @@ cell is answered with its error and the rest goes on; cells whose process died a
 each in a trial of its own. Once the user asks to stop, no cell is started; a cell that was not
 finished is not answered.
 
+Cells that train the encoder (`lora`, `ft`) are handed to `jobs.finetune`, which gives each
+configuration a trial of its own.
+
 The configurations are drawn here, on Tune's own domains, from the tuning seed and the name of each
 hyper-parameter alone: all methods of a seed get the same number, and the same draws where their
 domains agree; a larger budget begins with the smaller one's draws. A grid is every combination.
@@ -31,6 +34,7 @@ import ray
 from ray import tune
 
 from jobs.contract import Hooks, Outcome, StageError, Work
+from jobs.finetune import job as finetune
 from jobs.tuning.adapt import adapt, adapt_siblings, transfer
 from jobs.tuning.data import FeatureCache
 from jobs.tuning.fit import sibling_key, step_of
@@ -64,11 +68,14 @@ def run(works: Sequence[Work], hooks: Hooks) -> None:
     """Do every tuning work, and answer each one. Ray must be up; any thread may call this."""
     fitting: list[Work] = []
     evaluations: list[Work] = []
+    on_images: list[Work] = []
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     for work in works:
         refused = _no_room(work, nodes)
         if refused is not None:
             hooks.done(work.address, refused)
+        elif step_of(work).method.reads_images:
+            on_images.append(work)
         elif "head" in work.inputs:
             evaluations.append(work)
         else:
@@ -77,6 +84,8 @@ def run(works: Sequence[Work], hooks: Hooks) -> None:
         _evaluate(evaluations, hooks)
     if fitting and not hooks.stopping():
         _fit(fitting, hooks)
+    if on_images and not hooks.stopping():
+        finetune.run(on_images, {work.address: _tried(work) or () for work in on_images}, hooks)
 
 
 def _no_room(work: Work, nodes: Sequence[Mapping[str, float]]) -> StageError | None:

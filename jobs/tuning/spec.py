@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from jobs.contract import NOT_SEMANTIC, Slug, Spec
+from jobs.features.spec import Precision as EncoderPrecision
+from jobs.features.spec import Views
 from jobs.tasks.spec import Task
 
 
@@ -150,14 +152,39 @@ class Method(Spec):
     that name (paper 1 section 4; the authors' code). The plain MLP is a two-layer head whose
     regularisers weigh nothing. `ridge`: least squares on the classes' indicators, in closed form;
     `lbfgs`: logistic regression to convergence; both linear, with `l2` as their only parameter.
+
+    `adapt` says what is trained: the head alone on frozen features, or with it the encoder itself,
+    by low-rank adapters (`lora`) or whole (`ft`). On a trained encoder stands a linear head, and
+    COV and SVD regularise the encoder's features (the authors' code).
     """
 
     head: Literal["linear", "paper", "released", "ridge", "lbfgs"]
     space: Space
+    adapt: Literal["frozen", "lora", "ft"] = "frozen"
+    rank: int = Field(8, ge=1, description="lora: of each adapter")
+    encoder_lr: float = Field(
+        1.0, ge=0, le=1, description="lora, ft: the encoder's share of the space's lr"
+    )
+
+    @property
+    def reads_images(self) -> bool:
+        """Whether the encoder is trained, so that features will not do."""
+        return self.adapt != "frozen"
+
+    @model_validator(mode="after")
+    def _fits_the_encoder(self) -> Method:
+        if self.reads_images and self.head != "linear":
+            raise ValueError(f"{self.adapt} puts a linear head on the encoder, not {self.head}")
+        if self.reads_images and _bounds(self.space.mse)[1] > 0:
+            raise ValueError(
+                f"mse compares a head's output with frozen features, and {self.adapt} has none; "
+                f"leave out mse"
+            )
+        return self
 
     @model_validator(mode="after")
     def _has_what_its_head_reads(self) -> Method:
-        if self.head in ("linear", *PROBES) and self.space.regularised:
+        if not self.reads_images and self.head in ("linear", *PROBES) and self.space.regularised:
             raise ValueError(
                 f"a {self.head} head has no output to regularise; leave out mse, cov and svd"
             )
@@ -174,6 +201,8 @@ class Method(Spec):
 class Halving(Spec):
     """Successive halving: after `first` epochs, and at every `eta` times as many, the better
     1/`eta` of a method's configurations goes on; the others are kept as rows that were dropped.
+    Configurations of `lora` and `ft` are trials of their own and halved by Tune's asynchronous
+    form (ASHA) at the same epochs: who goes on there depends on the order in which trials report.
     """
 
     first: int = Field(ge=1, description="epochs before the first cut")
@@ -193,6 +222,13 @@ class Halving(Spec):
 Search = Literal["random", "grid", "optuna"]
 Precision = Literal["float32", "tf32", "bf16"]
 Percent = Annotated[float, Field(ge=0, le=50)]
+
+
+class EncoderTuning(Spec):
+    """What a cell that trains the encoder (`lora`, `ft`) sees in the place of features."""
+
+    views: Views
+    precision: EncoderPrecision = "float32"
 
 
 class Tuning(Spec):
@@ -218,6 +254,18 @@ class Tuning(Spec):
     memory_mb: Annotated[int, NOT_SEMANTIC] = Field(
         1024, ge=1, description="that a stack may work in; larger ones train in turns"
     )
+
+    @model_validator(mode="after")
+    def _fits_trained_encoders(self) -> Tuning:
+        for name, method in self.methods.items():
+            if method.reads_images and (self.search == "optuna" or self.patience is not None):
+                what = "patience" if self.patience is not None else "search: optuna"
+                raise ValueError(
+                    f"method {name} trains the encoder, a trial for each configuration, which "
+                    f"{what} does not reach; leave it out, or put {name} in an experiment of its "
+                    f"own"
+                )
+        return self
 
     @model_validator(mode="after")
     def _searchable(self) -> Tuning:
@@ -268,6 +316,7 @@ class TuneStep(Spec):
     halving: Halving | None = None
     patience: int | None = None
     precision: Precision = "float32"
+    encoder: EncoderTuning | None = None  # of methods that read images; none: frozen features
     cpus: Annotated[int, NOT_SEMANTIC] = 1
     gpus: Annotated[float, NOT_SEMANTIC] = 0
     memory_mb: Annotated[int, NOT_SEMANTIC] = 1024
@@ -276,4 +325,6 @@ class TuneStep(Spec):
     def _consistent(self) -> TuneStep:
         if self.task.domain == "ood" and self.task.trained_on is None:
             raise ValueError(f"OOD task {self.task.name} must name the task it is trained on")
+        if self.method.reads_images != (self.encoder is not None):
+            raise ValueError(f"{self.method_name}: `encoder` goes with the methods that train it")
         return self

@@ -37,6 +37,8 @@ def commit_all(made: Plan, root: Path) -> Store:
         "pretrain.resources.cpus_per_worker=2",
         "pretrain.checkpoint_minutes=1",
         "features.batch_size=7",
+        "features.cpus_per_worker=2",
+        "tuning.gpus=1",
         "storage=/elsewhere",
         "tracking.uri=http://127.0.0.1:5000",
         "name=other",
@@ -79,6 +81,39 @@ def test_an_ood_cell_reads_the_head_of_its_id_cell() -> None:
     made = planned()
     cell = next(s for s in made.of_kind("tune") if s.labels["task"] == "digits-rotated")
     assert made.steps[cell.inputs["head"]].labels["task"] == "digits"
+
+
+LORA = "tuning.methods.lora={adapt: lora, head: linear, space: {lr: 0.01}}"
+
+
+def test_a_cell_that_trains_the_encoder_reads_the_encoder_and_the_images() -> None:
+    made = planned(LORA)
+    assert prints(planned()).items() <= prints(made).items(), "the other methods' cells stand"
+    cells = {s.labels["task"]: s for s in made.of_kind("tune") if s.labels["method"] == "lora"}
+    for task, roles in (("digits", set()), ("digits-rotated", {"head"})):
+        inputs = cells[task].inputs
+        assert set(inputs) == {"encoder", "corpus"} | roles
+        assert made.steps[inputs["encoder"]].kind == "pretrain"
+        assert inputs["corpus"] == "corpus/digits"
+
+
+def test_an_arithmetic_that_cannot_train_is_refused() -> None:
+    assert planned("features.precision=float16")
+    with pytest.raises(UserError, match="lora and ft cannot train in it"):
+        planned(LORA, "features.precision=float16")
+
+
+def test_the_views_are_part_of_what_a_cell_that_trains_the_encoder_is() -> None:
+    before, after = planned(LORA), planned(LORA, "features.views.seed=3")
+    trains = [a for a, s in after.steps.items() if s.labels.get("method") == "lora"]
+    assert trains
+    assert all(after.steps[a].fingerprint != before.steps[a].fingerprint for a in trains)
+
+
+@pytest.mark.parametrize("override", ["tuning.search=optuna", "tuning.patience=2"])
+def test_what_cannot_reach_a_trial_of_its_own_is_refused(override: str) -> None:
+    with pytest.raises(UserError, match="lora trains the encoder"):
+        planned(LORA, override)
 
 
 def test_every_step_stands_after_its_inputs() -> None:

@@ -1,6 +1,8 @@
 """The features stage on a real Ray, with real digits and a real (untrained) timm encoder."""
 
+import dataclasses
 import hashlib
+import importlib.metadata
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,9 +18,10 @@ from jobs.corpus.job import run_corpus
 from jobs.corpus.shards import Index, read_part
 from jobs.corpus.spec import Corpus, DigitsReader
 from jobs.features.extract import extract, finish, schema, units_of
+from jobs.features.identity import LEAST, MOST, images_at_once
 from jobs.features.job import run
 from jobs.features.shifts import decode
-from jobs.features.spec import FeaturesStep, Shift, Views
+from jobs.features.spec import FeaturesStep, Precision, Shift, Views
 from jobs.place import Place
 from jobs.pretrain.encoder import Architecture, Encoder, EncoderCard, load, save, weights_bytes
 from jobs.pretrain.spec import Augment, ImageInput
@@ -222,6 +225,63 @@ def test_an_interrupted_step_goes_on_and_gives_the_same_bytes(
     assert marked.stat().st_mtime_ns == before
 
 
+def test_features_say_what_they_were_made_with(extracted: Work, encoder: Place) -> None:
+    said = extracted.output.read_json("extraction.json")
+    assert said["weights_sha256"] == load(encoder).card.weights_sha256
+    assert said["views"] == VIEWS.semantic()
+    assert (said["dtype"], said["precision"], said["device"]) == ("float32", "float32", "cpu")
+    assert said["versions"]["torch"] == importlib.metadata.version("torch")
+    assert said["batch_sizes"] == [images_at_once("auto", load(encoder), "float32")]
+
+
+def test_a_resumed_step_takes_nothing_up_that_another_encoder_made(
+    digits: Place, encoder: Place, tmp_path: Path
+) -> None:
+    other = put_encoder(Place.of(tmp_path / "other"), 5)
+    alone = work(tmp_path, "alone", INVERTED, encoder, digits)
+    run([alone], Results().hooks())
+    unit = units_of(Index.read(digits), INVERTED.parts)[0]
+    mixed = work(tmp_path, "mixed", INVERTED, encoder, digits)
+    foreign = extract(unit, digits, "digits", load(other), INVERTED)
+    mixed.scratch.write_table(unit.name, foreign)
+    run([mixed], Results().hooks())
+    assert bytes_of(mixed.output) == bytes_of(alone.output)
+
+
+def test_the_automatic_batch_is_the_models_own_and_bounded(encoder: Place, tmp_path: Path) -> None:
+    opened = load(encoder)
+    assert images_at_once(17, opened, "float32") == 17
+    small = images_at_once("auto", opened, "float32")
+    assert small == images_at_once("auto", load(encoder), "float32")
+    image = ImageInput(size=64, channels=1, mean=(0.5,), std=(0.5,))
+    card = dataclasses.replace(opened.card, image=image)
+    large = images_at_once("auto", Encoder(card, opened.model, opened.device), "float32")
+    assert small & (small - 1) == large & (large - 1) == 0
+    assert LEAST <= large < small <= MOST
+
+
+def test_decoding_threads_do_not_affect_the_bytes(
+    digits: Place, encoder: Place, tmp_path: Path
+) -> None:
+    index, opened = Index.read(digits), load(encoder)
+    unit = units_of(index, ["train"])[0]
+    threads = PLAIN.model_copy(update={"cpus_per_worker": 3})
+    one, three = (extract(unit, digits, index.name, opened, s) for s in (PLAIN, threads))
+    assert one.equals(three, check_metadata=True)
+
+
+def test_reduced_precision_is_the_encoders_arithmetic_alone(digits: Place, encoder: Place) -> None:
+    index, opened = Index.read(digits), load(encoder)
+    unit = units_of(index, ["test"])[0]
+    half = PLAIN.model_copy(update={"precision": "bfloat16"})
+    full, less = (
+        np.stack(extract(unit, digits, index.name, opened, s)["vector"].to_numpy())
+        for s in (PLAIN, half)
+    )
+    assert full.dtype == less.dtype == np.float32
+    assert 0 < np.abs(full - less).max() < 0.1 * np.abs(full).max()
+
+
 def test_more_gpus_than_the_cluster_has_are_refused(
     digits: Place, encoder: Place, tmp_path: Path
 ) -> None:
@@ -244,8 +304,8 @@ def test_features_beyond_float16_are_refused_rather_than_stored(
     assert pa.types.is_float16(table.schema.field("vector").type.value_type)
 
     class Loud(Encoder):
-        def features(self, images: torch.Tensor) -> torch.Tensor:
-            return super().features(images) * 1e6
+        def features(self, images: torch.Tensor, precision: Precision = "float32") -> torch.Tensor:
+            return super().features(images, precision) * 1e6
 
     loud = Loud(opened.card, opened.card.architecture.build(), torch.device("cpu"))
     with pytest.raises(StageError, match=r"not finite .* or ask for float32"):

@@ -28,7 +28,7 @@ def test_a_timm_encoder_gives_the_pooled_features_of_its_trained_weights(
     assert torch.equal(features, opened.features(pixels.float() / 255)), "floats in [0, 1] too"
     assert torch.equal(features, encoder.load(work.output).features(pixels))
     assert not features.requires_grad
-    model: Any = opened._model
+    model: Any = opened.model
     logits = model((pixels.float() / 255 - 0.5) / 0.5)
     assert torch.allclose(model.get_classifier()(features), logits, atol=1e-5)
 

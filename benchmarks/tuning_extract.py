@@ -1,0 +1,148 @@
+"""Extraction against the bare forward pass, and against the decoder.
+
+Run it with the project installed: `python benchmarks/tuning_extract.py` (a minute or two on two
+cores). Ends with one line of JSON:
+
+- extract_vs_forward: rows a second (by the wall clock) of `jobs.features.extract.extract` over
+  those of the slower of the two things it cannot do without, each alone and with the same threads:
+  the encoder's bare forward pass over tensors that are decoded and augmented already, in the same
+  batches; and decoding (to the encoder's input) by itself. The sides alternate in one process; the
+  median of the rounds' ratios. `_cpu`: the same by processor time, which a busy machine disturbs
+  less.
+- bound_by: which of the two it was; forward_rows_per_s, decode_rows_per_s, extract_rows_per_s.
+- batch_size: what `auto` chose.
+
+The images are JPEGs of 160 x 160 (natural in their smoothness, about 5 kB), the encoder a ResNet-50
+at 160 pixels with random weights; a training unit with two augmented views, so three passes a row.
+On a CPU decoding and forward pass share the cores: what decoding and augmenting take is taken from
+the forward pass, and the ratio says how much that is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from statistics import median
+
+import numpy as np
+import pyarrow as pa
+import torch
+from PIL import Image, ImageFilter
+
+from jobs.corpus.shards import SCHEMA, write_rows
+from jobs.features.extract import Unit, extract
+from jobs.features.identity import images_at_once
+from jobs.features.shifts import decode
+from jobs.features.spec import FeaturesStep, Views
+from jobs.features.views import augmented
+from jobs.place import Place
+from jobs.pretrain.encoder import Architecture, Encoder, EncoderCard
+from jobs.pretrain.pixels import unit_range
+from jobs.pretrain.spec import Augment, ImageInput
+
+SIDE = 160
+ROWS = 16
+REPEATS = 5
+VIEWS = Views(count=2, augment=Augment(degrees=10, translate=0.08, flip=True))
+STEP = FeaturesStep(images="b", parts=("train",), views=VIEWS)
+SHARD = "train-00000.parquet"
+
+
+def images(place: Place) -> list[bytes]:
+    """ROWS JPEGs in one shard of `place`."""
+    rng = np.random.default_rng(0)
+    encoded = []
+    for _ in range(ROWS):
+        noise = Image.fromarray(rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8))
+        sink = io.BytesIO()
+        noise.filter(ImageFilter.GaussianBlur(2)).save(sink, "JPEG", quality=90)
+        encoded.append(sink.getvalue())
+    rows = {
+        "key": [f"b/{n:04d}" for n in range(ROWS)],
+        "image": encoded,
+        "label": [n % 10 for n in range(ROWS)],
+        "caption": [None] * ROWS,
+        "width": [SIDE] * ROWS,
+        "height": [SIDE] * ROWS,
+    }
+    write_rows(place, SHARD, pa.table(rows, schema=SCHEMA))
+    return encoded
+
+
+def encoder() -> Encoder:
+    """A ResNet-50 with random weights, on the GPU where there is one."""
+    image = ImageInput(size=SIDE, channels=3, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    architecture = Architecture("timm", "resnet50", {}, image, 10)
+    torch.manual_seed(0)
+    model = architecture.build()
+    digest = hashlib.sha256(b"random").hexdigest()
+    classes = tuple(map(str, range(10)))
+    card = EncoderCard("timm", "resnet50", {}, image, classes, 2048, digest, digest, digest)
+    return Encoder(card, model, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def timed(do: Callable[[], object]) -> tuple[float, float]:
+    """(seconds by the wall clock, seconds of processor time)."""
+    began, spent = time.perf_counter(), time.process_time()
+    do()
+    return time.perf_counter() - began, time.process_time() - spent
+
+
+def measure() -> dict[str, float | str]:
+    """Everything the module's docstring names."""
+    torch.set_num_threads(os.cpu_count() or 1)
+    opened = encoder()
+    step = STEP.model_copy(update={"cpus_per_worker": os.cpu_count() or 1})
+    size = images_at_once(step.batch_size, opened, step.precision)
+    with tempfile.TemporaryDirectory() as folder:
+        place = Place.of(folder)
+        encoded = images(place)
+        unit = Unit("train", SHARD, 0, ROWS)
+        pixels = torch.stack([opened.prepare(decode(data, "b")) for data in encoded])
+        keys = pa.array([f"b/{n:04d}" for n in range(ROWS)])
+        views = [unit_range(pixels)]
+        views += [augmented(pixels, keys, VIEWS, view, "b") for view in (1, 2)]
+        ready = [view[start : start + size] for view in views for start in range(0, ROWS, size)]
+
+        def forward() -> None:
+            for batch in ready:
+                opened.features(batch)
+
+        def decoding() -> None:
+            for data in encoded:
+                opened.prepare(decode(data, "b"))
+
+        sides: dict[str, Callable[[], object]] = {
+            "forward": forward,
+            "decode": decoding,
+            "extract": lambda: extract(unit, place, "b", opened, step),
+        }
+        forward()  # warm
+        taken: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
+        for _ in range(REPEATS):
+            for name, do in sides.items():
+                taken[name].append(timed(do))
+    seconds = {name: median(wall for wall, _ in values) for name, values in taken.items()}
+    bound = max(("forward", "decode"), key=seconds.__getitem__)
+    rounds = list(zip(taken[bound], taken["extract"], strict=True))
+    return {
+        "extract_vs_forward": round(median(b[0] / e[0] for b, e in rounds), 3),
+        "extract_vs_forward_cpu": round(median(b[1] / e[1] for b, e in rounds), 3),
+        "bound_by": bound,
+        **{f"{name}_rows_per_s": round(ROWS / s, 1) for name, s in seconds.items()},
+        "batch_size": size,
+    }
+
+
+def extract_vs_forward() -> float:
+    """The ratio alone."""
+    return float(measure()["extract_vs_forward"])
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure()))

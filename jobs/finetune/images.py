@@ -1,0 +1,159 @@
+"""A task's images as a cell that trains the encoder sees them: decoded once, cut to the task.
+
+Takes a corpus's folder and a task; gives the rows' pixels as the encoder takes them, in memory, in
+the order of their keys. Which rows a cell has (classes, fraction) is decided by the very functions
+that cut features (`jobs.tuning.data`), on row numbers in the features' place: a cell that trains
+the encoder has the samples that a frozen method's cell has.
+
+Never reads the test part except through `TestImages`, which opens it once, for what was selected.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from PIL import Image
+
+from jobs.contract import StageError
+from jobs.corpus.shards import Index, read_part, read_rows
+from jobs.features.shifts import decode, draws, shifted
+from jobs.features.spec import Shift
+from jobs.place import Place
+from jobs.tasks.spec import Task
+from jobs.tuning import data
+
+Prepare = Callable[[Image.Image], torch.Tensor]
+"""An encoder's own input preparation, see `Encoder.prepare`."""
+
+_EXACT = 1 << 24  # row numbers under it are exact where features stand, in float32
+_SHARE = 0.5  # of the memory that is free, at most, for a part's pixels
+
+
+@dataclass(frozen=True)
+class Images:
+    """Rows of a part that belong to a task."""
+
+    rows: data.TaskRows  # keys and labels; in place of features, row numbers within the part
+    pixels: torch.Tensor  # uint8 [N, C, S, S]
+
+    @property
+    def keys(self) -> pa.Array:
+        """The samples' keys, [N]."""
+        return self.rows.keys
+
+    @property
+    def labels(self) -> torch.Tensor:
+        """Class indices of the task, int64 [N]."""
+        return self.rows.rows.labels
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a task's images come from, and how an encoder wants them."""
+
+    corpus: Place
+    prepare: Prepare
+    threads: int = 1  # that decode
+
+    def training_rows(
+        self, task: Task, classes: data.ClassMap, *, percent: float, seed: int
+    ) -> data.TaskRows:
+        """The training rows of a cell; raises as `data.training_rows` does."""
+        numbered = self._numbered("train")
+        return data.training_rows(numbered, classes, task, percent=percent, seed=seed)
+
+    def plain_rows(self, part: data.PartName, task: Task, classes: data.ClassMap) -> data.TaskRows:
+        """The rows of a validation or test part; raises as `data.plain_rows` does."""
+        return data.plain_rows(self._numbered(part), classes, task)
+
+    def _numbered(self, part: data.PartName) -> data.Part:
+        """A part sorted by key, each row's number in training order standing for its features."""
+        table = read_part(self.corpus, part, ["key", "label"])
+        if len(table) == 0:
+            raise StageError(f"{self.corpus.uri} has no row in its {part} part; build one that has")
+        if len(table) >= _EXACT:
+            raise StageError(
+                f"{self.corpus.uri}: {len(table):,} rows in the {part} part, and lora and ft take "
+                f"fewer than {_EXACT:,}; use a smaller corpus"
+            )
+        order = pc.sort_indices(table["key"])
+        keys = pa.array(table["key"].take(order).to_pylist(), pa.string())
+        labels = table["label"].take(order).to_numpy().astype(np.int64)
+        numbers = order.to_numpy().astype(np.float32)[None, :, None]
+        return data.Part(keys, labels, numbers, 0)
+
+    def decoded(self, part: str, rows: data.TaskRows, shift: Shift | None = None) -> Images:
+        """The rows' pixels, shifted if asked; a shard at a time.
+
+        Raises StageError for an image that cannot be decoded, and when they do not fit in memory.
+        """
+        numbers = rows.rows.features.reshape(-1).numpy().astype(np.int64)
+        pixels: torch.Tensor | None = None
+        start = 0
+        with ThreadPoolExecutor(self.threads) as pool:
+            for file in Index.read(self.corpus).parts[part]:
+                here = np.flatnonzero((numbers >= start) & (numbers < start + file.rows))
+                within = numbers[here] - start
+                start += file.rows
+                if len(here) == 0:
+                    continue
+                table = read_rows(self.corpus, file.file, 0, file.rows, ["key", "image"])
+                table = table.take(pa.array(within))
+                drawn = draws(table["key"], shift) if shift else [None] * len(here)
+                found = pool.map(
+                    lambda image, key, draw: self._one(image.as_py(), key, shift, draw),
+                    table["image"],
+                    table["key"].to_pylist(),
+                    drawn,
+                )
+                for row, one in zip(here, found, strict=True):
+                    if pixels is None:
+                        pixels = self._room(len(numbers), one)
+                    pixels[row] = one
+        if pixels is None:
+            raise AssertionError("a task's part has at least one row")
+        return Images(rows, pixels)
+
+    def _one(
+        self, image: bytes, key: str, shift: Shift | None, draw: np.uint64 | None
+    ) -> torch.Tensor:
+        decoded = decode(image, key)
+        if shift is not None and draw is not None:
+            decoded = shifted(decoded, shift, draw)
+        return self.prepare(decoded)
+
+    def _room(self, rows: int, one: torch.Tensor) -> torch.Tensor:
+        needed, free = rows * one.numel(), psutil.virtual_memory().available
+        if needed > _SHARE * free:
+            raise StageError(
+                f"{self.corpus.uri}: {rows:,} images of {tuple(one.shape)} need "
+                f"{needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; train on a smaller "
+                f"fraction, or where there is more memory"
+            )
+        return torch.empty(rows, *one.shape, dtype=torch.uint8)
+
+
+class TestImages:
+    """The test part of a task, closed until an encoder and a head have been selected."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self.reads = 0
+
+    def open(self, selected: data.Selected, task: Task, classes: data.ClassMap) -> Images:
+        """Decode the part for what was `selected`. Raises StageError the second time."""
+        where = self._source.corpus.uri
+        if not selected.state:
+            raise StageError(f"{where}: the test part was asked for without a head")
+        if self.reads:
+            raise StageError(f"{where}: the test part of a cell is read only once")
+        self.reads += 1
+        rows = self._source.plain_rows("test", task, classes)
+        return self._source.decoded("test", rows, task.shift)
