@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from analysis import named
 from analysis.averages import Average, Score, average
 
 CELLS_SCHEMA = pa.schema(
@@ -125,6 +126,12 @@ SUMMARY_SCHEMA = pa.schema(
 )
 """One row a metric and noise level."""
 
+NAMED_SCHEMA = named.schema_of(CELLS_SCHEMA)
+"""One row a finished cell of an encoder that was named, not trained here."""
+
+NAMED_SPECTRA_SCHEMA = named.schema_of(SPECTRA_SCHEMA)
+"""One row such an encoder, image set, part and preprocessing."""
+
 DOMAINS = ("id", "ood")
 PREPROCESSING = "released"
 """The preprocessing that `features/sve` and `features/lsvr` speak of: the papers' own."""
@@ -147,6 +154,7 @@ class Question:
     methods: tuple[str, ...]
     fractions: tuple[float, ...]
     tuning_seeds: tuple[int, ...]
+    encoders: tuple[str, ...] = ()  # named, not trained here
 
     def tasks(self, domain: str) -> tuple[str, ...]:
         """The tasks of "id" or "ood"."""
@@ -165,6 +173,8 @@ class Readout:
     pretraining_curves: pa.Table = field(default_factory=CURVES_SCHEMA.empty_table)
     noise: pa.Table = field(default_factory=NOISE_SCHEMA.empty_table)
     problems: pa.Table = field(default_factory=PROBLEMS_SCHEMA.empty_table)
+    named: pa.Table = field(default_factory=NAMED_SCHEMA.empty_table)
+    named_spectra: pa.Table = field(default_factory=NAMED_SPECTRA_SCHEMA.empty_table)
     provenance: Mapping[str, Any] = field(default_factory=dict)  # JSON values, nested as it likes
 
     def __post_init__(self) -> None:
@@ -259,6 +269,8 @@ _TABLES = {
     "pretraining_curves": CURVES_SCHEMA,
     "noise": NOISE_SCHEMA,
     "problems": PROBLEMS_SCHEMA,
+    "named": NAMED_SCHEMA,
+    "named_spectra": NAMED_SPECTRA_SCHEMA,
 }
 
 

@@ -1,7 +1,8 @@
 """The report: one self-contained HTML page, the figures and the tables beside it.
 
-Takes a `Readout`, writes `report.html`, `table.csv` (cells), `summary.csv` and `figures/*` into a
-local folder. The page loads nothing from outside itself; equal readouts give equal CSV bytes.
+Takes a `Readout`, writes `report.html`, `table.csv` (cells), `summary.csv`, `encoders.csv` (cells
+of named encoders, if there are any) and `figures/*` into a local folder. The page loads nothing
+from outside itself; equal readouts give equal CSV bytes.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from analysis import figures, markup, names, tables
+from analysis import figures, markup, named, names, tables
 from analysis.findings import certainty, findings
-from analysis.readout import CELLS_SCHEMA, SUMMARY_SCHEMA, Readout, summary
+from analysis.readout import CELLS_SCHEMA, NAMED_SCHEMA, SUMMARY_SCHEMA, Readout, summary
 
 
 def write(readout: Readout, folder: Path) -> list[Path]:
@@ -39,6 +40,8 @@ def write(readout: Readout, folder: Path) -> list[Path]:
         "table.csv": cells_csv(readout),
         "summary.csv": summary_csv(readout),
     }
+    if readout.named.num_rows:
+        files["encoders.csv"] = _csv(NAMED_SCHEMA.names, named.rows(readout))
     for name, content in files.items():
         (folder / name).write_text(content, encoding="utf-8", newline="")
     return [*(folder / name for name in files), *written]
@@ -51,6 +54,7 @@ def page(readout: Readout, drawn: str) -> str:
     note = "" if gaps else markup.paragraph("Nothing failed, was blocked or skipped.")
     f1 = [tables.averages(readout, domain, "test_macro_f1") for domain in readout.domains()]
     sections = [
+        markup.section("named", "Named encoders", named.accuracies(readout), named.spaces(readout)),
         markup.section("figures", "Figures", drawn),
         markup.section("f1", "Macro F1 by noise level", *f1),
         markup.section("methods", "Methods head to head", tables.methods(readout)),
@@ -83,6 +87,10 @@ def _first_screen(readout: Readout, title: str, rest: str) -> str:
         names.count(len(question.seeds), "pre-training seed"),
         f"{done:,} of {names.count(asked, 'cell')} finished",
     ]
+    if not question.levels:
+        facts = []
+    if question.encoders:
+        facts.append(f"named encoders: {names.listed(question.encoders, many=6)}")
     answers = "".join(
         f"<dt>{markup.text(one.heading)}</dt><dd>{markup.text(one.text)}</dd>\n"
         for one in findings(readout)
@@ -110,6 +118,7 @@ def _first_screen(readout: Readout, title: str, rest: str) -> str:
 def _contents(rest: str) -> str:
     """Links to the sections that are there."""
     places = {
+        "named": "Named encoders",
         "figures": "Figures",
         "methods": "Head to head",
         "members": "How averages are made",

@@ -135,24 +135,35 @@ def finish(
     `spectrum.parquet` of its plain features. Metrics: features/sve, features/lsvr and
     features/effective_rank after preprocessing `released`, the others under their own names.
     """
-    counts, metrics = {}, {}
+    counts: dict[str, int] = {}
+    metrics: dict[str, float] = {}
     for part in step.parts:
         tables = [scratch.read_table(unit.name) for unit in units if unit.part == part]
-        table = pa.concat_tables(tables).sort_by([("view", "ascending"), ("key", "ascending")])
-        output.write_table(
-            f"features-{part}.parquet",
-            table.combine_chunks(),
-            compression="NONE",
-            use_dictionary=["view", "label"],
-        )
-        counts[f"rows_{part}"] = len(table)
-        counts["dim"] = table.schema.field("vector").type.list_size
-        if part == "test":
-            found = spectra(_matrices(table))
-            output.write_table("spectrum.parquet", to_table(part, found))
-            metrics = dict(_summary(found))
+        written = write_part(output, part, pa.concat_tables(tables))
+        counts |= written.counts
+        metrics |= written.metrics
     output.write_json("classes.json", list(index.classes))
     return Outcome(counts, metrics)
+
+
+def write_part(output: Place, part: str, rows: pa.Table) -> Outcome:
+    """Write a part's rows (of `schema`, in any order), with their spectrum if it is the test part.
+
+    Counts and metrics are as in `finish`.
+    """
+    table = rows.sort_by([("view", "ascending"), ("key", "ascending")])
+    output.write_table(
+        f"features-{part}.parquet",
+        table.combine_chunks(),
+        compression="NONE",
+        use_dictionary=["view", "label"],
+    )
+    counts = {f"rows_{part}": len(table), "dim": table.schema.field("vector").type.list_size}
+    if part != "test":
+        return Outcome(counts)
+    found = spectra(_matrices(table))
+    output.write_table("spectrum.parquet", to_table(part, found))
+    return Outcome(counts, dict(_summary(found)))
 
 
 def _matrices(table: pa.Table) -> Iterator[npt.NDArray[Any]]:

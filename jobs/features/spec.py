@@ -59,3 +59,18 @@ class FeaturesStep(Spec):
     dtype: Literal["float32", "float16"] = "float32"
     batch_size: Annotated[int, NOT_SEMANTIC] = 256
     gpus_per_worker: Annotated[float, NOT_SEMANTIC] = 0
+
+
+class GivenStep(Spec):
+    """Features that somebody else extracted, of one task, from one Parquet file."""
+
+    images: Slug = Field(description="the task's name: its rows are this file's")
+    parts: tuple[Literal["train", "validation", "test"], ...]
+    file: Annotated[str, NOT_SEMANTIC]
+    sha256: str
+    key: str = "key"
+    vector: str = "vector"
+    label: str = "label"
+    split: str | None = None
+    classes: tuple[str, ...] = ()
+    dtype: Literal["float32", "float16"] = "float32"

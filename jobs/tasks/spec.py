@@ -17,7 +17,10 @@ class Task(Spec):
     name: Slug
     title: str
     domain: Literal["id", "ood"]
-    corpus: Corpus
+    source: Literal["images", "features"] = Field(
+        "images", description="features: given by an encoder of that kind, without images"
+    )
+    corpus: Corpus | None = None
     shift: Shift | None = None
     classes: dict[str, tuple[int, ...]] | None = Field(
         None,
@@ -33,6 +36,12 @@ class Task(Spec):
             raise ValueError(f"OOD task {self.name} must say which task it is `trained_on`")
         if self.domain == "id" and (self.trained_on or self.shift):
             raise ValueError(f"ID task {self.name} takes neither `trained_on` nor `shift`")
+        if self.source == "features":
+            if self.corpus or self.shift:
+                raise ValueError(f"task {self.name} has given features: no `corpus`, no `shift`")
+            return self
+        if self.corpus is None:
+            raise ValueError(f"task {self.name} needs a `corpus`, or `source: features`")
         needed = ("train", "validation", "test") if self.domain == "id" else ("test",)
         empty = [part for part in needed if getattr(self.corpus.parts, part) == 0]
         if empty:
@@ -45,4 +54,9 @@ class Task(Spec):
     @property
     def images(self) -> str:
         """The name of this task's image set: the corpus, and the shift when there is one."""
-        return self.corpus.name if self.shift is None else self.name
+        return self.name if self.shift is not None else self.scope
+
+    @property
+    def scope(self) -> str:
+        """What its keys belong to: the corpus; for given features, the task itself."""
+        return self.name if self.corpus is None else self.corpus.name

@@ -191,7 +191,7 @@ class ClassMap:
                 if not 0 <= label < len(corpus_classes):
                     raise StageError(
                         f"task {task.name}: classes.{name} names label {label}, but corpus "
-                        f"{task.corpus.name} has labels 0 to {len(corpus_classes) - 1}"
+                        f"{task.scope} has labels 0 to {len(corpus_classes) - 1}"
                     )
                 if index_of[label] >= 0:
                     raise StageError(
@@ -221,7 +221,7 @@ def training_rows(
         )
     if percent >= 100:
         return whole
-    kept = fraction(whole.keys, labels, percent=percent, seed=seed, scope=task.corpus.name)
+    kept = fraction(whole.keys, labels, percent=percent, seed=seed, scope=task.scope)
     features = whole.rows.features[:, torch.from_numpy(kept)]
     return TaskRows(
         whole.keys.take(pa.array(kept)),

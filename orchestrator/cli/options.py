@@ -25,7 +25,7 @@ class Chosen:
 
 
 def experiment_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add FILE, --noise, --seeds, --set and --storage; the verb receives a `Chosen` first."""
+    """Add FILE and the options that change it; the verb receives a `Chosen` first."""
 
     @click.argument("file", required=False, metavar="[FILE]")
     @click.option(
@@ -42,6 +42,12 @@ def experiment_options(function: Callable[..., Any]) -> Callable[..., Any]:
         help="Change any field, as in pretrain.recipe.schedule.epochs=5. Repeatable.",
     )
     @click.option("--storage", metavar="PLACE", help="Where results go: a folder, s3:// or gs://.")
+    @click.option(
+        "--features",
+        metavar="PARQUET",
+        help="Adapt these features alone: columns key, vector, label and perhaps split.",
+    )
+    @click.option("--task", metavar="NAME", help="What to call the task of --features.")
     @wraps(function)
     def wrapped(
         file: str | None,
@@ -49,9 +55,12 @@ def experiment_options(function: Callable[..., Any]) -> Callable[..., Any]:
         seeds: str | None,
         overrides: tuple[str, ...],
         storage: str | None,
+        features: str | None,
+        task: str | None,
         **rest: Any,
     ) -> Any:
-        return function(choose(file, noise, seeds, overrides, storage), **rest)
+        chosen = choose(file, noise, seeds, overrides, storage, features, task)
+        return function(chosen, **rest)
 
     return wrapped
 
@@ -62,8 +71,11 @@ def choose(
     seeds: str | None = None,
     overrides: tuple[str, ...] = (),
     storage: str | None = None,
+    features: str | None = None,
+    task: str | None = None,
 ) -> Chosen:
     """Read, validate and plan an experiment; UserError for every mistake in it."""
+    from jobs.encoders.known import check_named
     from jobs.place import Place
     from jobs.pretrain.catalogue import check_model
     from orchestrator import experiment as experiments
@@ -73,10 +85,16 @@ def choose(
 
     if storage is not None:
         overrides = (*overrides, f"storage={storage}")
-    experiment = experiments.load(file, overrides=overrides, noise=noise, seeds=seeds)
-    complaint = check_model(experiment.pretrain.recipe)
+    experiment = experiments.load(
+        file, overrides=overrides, noise=noise, seeds=seeds, features=features, task=task
+    )
+    complaint = check_model(experiment.pretrain.recipe) if experiment.pretrain else None
     if complaint:
         raise UserError(f"pretrain.recipe.model: {complaint}")
+    for encoder in experiment.encoders:
+        complaint = check_named(encoder)
+        if complaint:
+            raise UserError(f"encoders: {encoder.name}: {complaint}")
     plan = plans.build(experiment)
     return Chosen(experiment, plan, Store(Place.of(experiment.storage)))
 
