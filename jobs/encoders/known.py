@@ -14,7 +14,9 @@ from jobs.pretrain.catalogue import open_clip_models, timm_models, timm_tags, un
 def check_named(encoder: NamedEncoder) -> str | None:
     """What is wrong with the encoder's model or tag, with the nearest ones; None when both fit."""
     match encoder:
-        case OpenClipEncoder() | FileEncoder(family="open_clip", model_options={}):
+        case FileEncoder(family="open_clip") if encoder.model_options:
+            return None  # a configuration of its own, under any name
+        case OpenClipEncoder() | FileEncoder(family="open_clip"):
             return unknown(encoder.model, "open_clip", open_clip_models())
         case TimmEncoder():
             return unknown(encoder.model, "timm", timm_models()) or _tag(encoder)

@@ -79,12 +79,12 @@ def by_name(
 def by_order(tensors: Tensors, wanted: Tensors, dim: int) -> tuple[dict[str, Tensor], int]:
     """`wanted` filled tensor after tensor; how many of the file's last were left out.
 
-    Shapes must agree all along. What may be left over is the classifier at the end: a weight of
-    `dim` columns and perhaps a bias. Raises StageError at the first place that does not fit.
+    Shapes must agree all along; batches counted by BatchNorm are passed over on both sides. What
+    may be left over is the classifier at the end: a weight of `dim` columns and perhaps a bias.
+    Raises StageError at the first place that does not fit.
     """
-    counted = any(name.endswith(_COUNTER) for name in tensors)
-    places = [n for n in wanted if counted or not n.endswith(_COUNTER)]
-    found = list(tensors.items())
+    places = [name for name, value in wanted.items() if not _counts(value)]
+    found = [(name, value) for name, value in tensors.items() if not _counts(value)]
     if len(found) < len(places):
         raise StageError(
             f"the file has {len(found)} tensors and the model {len(places)}; name its "
@@ -101,6 +101,11 @@ def by_order(tensors: Tensors, wanted: Tensors, dim: int) -> tuple[dict[str, Ten
             f"which are no classifier; name its architecture in `model`"
         )
     return filled, len(rest)
+
+
+def _counts(value: Tensor) -> bool:
+    """Whether it is a whole number by itself: a count, under whatever name."""
+    return value.ndim == 0 and not value.is_floating_point()
 
 
 def _is_classifier(rest: list[Tensor], dim: int) -> bool:
