@@ -1,4 +1,4 @@
-"""Encoders that are not trained here, swept from the command line: weights, given features, both."""
+"""Encoders that are not trained here, swept from the command line: weights and given features."""
 
 import json
 from pathlib import Path

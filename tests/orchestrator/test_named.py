@@ -112,7 +112,7 @@ def test_the_command_line_makes_an_experiment_of_one_file(tmp_path: Path) -> Non
         (
             [LITE],
             ["digits"],
-            {"noise": {"kind": "symmetric", "levels": [0]}},
+            {"noise": {"name": "n", "kind": "symmetric", "levels": [0]}},
             "corpus and pretrain",
         ),
         ([{**LITE, "kind": "file", "file": "gone.pth"}], ["digits"], {}, "does not exist"),
