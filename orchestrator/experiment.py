@@ -206,6 +206,11 @@ def load(
                 "out --noise and --seeds"
             )
         raw = named.on_given(raw, features, task)
+    elif (noise is not None or seeds is not None) and raw.get("encoders") and not raw.get("noise"):
+        raise UserError(
+            f"{label} pre-trains nothing; leave out --noise and --seeds, or give it corpus, noise "
+            f"and pretrain"
+        )
     elif task is not None:
         raise UserError(f"--task {task}: it names the task of --features FILE; give that too")
     if noise is not None:

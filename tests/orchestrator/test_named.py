@@ -142,3 +142,8 @@ def test_a_task_of_given_features_needs_somebody_to_give_them(tmp_path: Path) ->
     )
     with pytest.raises(UserError, match="no encoder of kind features gives them"):
         made(tmp_path, [LITE], ["sst"], task_folders=[str(tmp_path / "tasks")]).load_tasks()
+
+
+def test_levels_for_an_experiment_that_trains_nothing_are_refused() -> None:
+    with pytest.raises(UserError, match="pre-trains nothing; leave out --noise and --seeds"):
+        experiment.load("encoders-file", noise="0,10")
