@@ -93,7 +93,9 @@ def test_the_report_keeps_them_in_a_table_of_their_own(swept: Path) -> None:
     html = (folder / "report.html").read_text()
     assert "Named encoders" in html
     assert "nothing is said of noise" in html
-    assert "None" not in html.partition("Provenance")[0]
+    section = html.partition('<section id="named">')[2].partition("</section>")[0]
+    assert section.count("<table") == 2
+    assert "None" not in section
     cells = (folder / "encoders.csv").read_text().splitlines()
     assert len(cells) == 1 + 3 * 2
     assert (folder / "table.csv").read_text().count("\n") == 1
