@@ -49,6 +49,11 @@ class HeadToHead:
 def certainty(readout: Readout) -> str:
     """How far the numbers may be trusted, in a sentence or two."""
     seeds = readout.seeds()
+    if not readout.question.levels:
+        return (
+            "Nothing was pre-trained here, so nothing is said of noise: the encoders below are as "
+            "their makers left them."
+        )
     if not seeds:
         return "Nothing is finished yet, so there is no answer."
     if len(seeds) == 1:

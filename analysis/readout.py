@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from analysis import named
 from analysis.averages import Average, Score, average
 
 CELLS_SCHEMA = pa.schema(
@@ -164,6 +165,12 @@ SUMMARY_SCHEMA = pa.schema(
 )
 """One row a metric and noise level."""
 
+NAMED_SCHEMA = named.schema_of(CELLS_SCHEMA)
+"""One row a finished cell of an encoder that was named, not trained here."""
+
+NAMED_SPECTRA_SCHEMA = named.schema_of(SPECTRA_SCHEMA)
+"""One row such an encoder, image set, part and preprocessing."""
+
 DOMAINS = ("id", "ood")
 REGULARISERS = ("mse", "cov", "svd")
 PREPROCESSING = "released"
@@ -187,6 +194,7 @@ class Question:
     methods: tuple[str, ...]
     fractions: tuple[float, ...]
     tuning_seeds: tuple[int, ...]
+    encoders: tuple[str, ...] = ()  # named, not trained here
 
     def tasks(self, domain: str) -> tuple[str, ...]:
         """The tasks of "id" or "ood"."""
@@ -208,6 +216,8 @@ class Readout:
     answers: pa.Table = field(default_factory=ANSWERS_SCHEMA.empty_table)
     rotation: pa.Table = field(default_factory=ROTATION_SCHEMA.empty_table)
     transition: pa.Table = field(default_factory=TRANSITION_SCHEMA.empty_table)
+    named: pa.Table = field(default_factory=NAMED_SCHEMA.empty_table)
+    named_spectra: pa.Table = field(default_factory=NAMED_SPECTRA_SCHEMA.empty_table)
     provenance: Mapping[str, Any] = field(default_factory=dict)  # JSON values, nested as it likes
 
     def __post_init__(self) -> None:
@@ -338,6 +348,8 @@ _TABLES = {
     "answers": ANSWERS_SCHEMA,
     "rotation": ROTATION_SCHEMA,
     "transition": TRANSITION_SCHEMA,
+    "named": NAMED_SCHEMA,
+    "named_spectra": NAMED_SPECTRA_SCHEMA,
 }
 
 

@@ -1,7 +1,8 @@
 """The report: one self-contained HTML page, the figures and the tables beside it.
 
 Takes a `Readout`, writes into a local folder `report.html`, `report.md`, `verdicts.md` (the
-verdicts in short), `claims.csv`, `table.csv` (cells), `summary.csv`, other tables as CSV,
+verdicts in short), `claims.csv`, `table.csv` (cells), `summary.csv`, `encoders.csv` (cells of
+named encoders, if there are any), other tables as CSV,
 `tables/*.tex` and `figures/*`. The page loads nothing from outside itself; equal readouts give
 equal bytes.
 """
@@ -14,10 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from analysis import answers, figures, markup, names, tables, textual
+from analysis import answers, figures, markup, named, names, tables, textual
 from analysis.claims import verdicts
 from analysis.findings import certainty, findings
-from analysis.readout import CELLS_SCHEMA, SUMMARY_SCHEMA, Readout, summary
+from analysis.readout import CELLS_SCHEMA, NAMED_SCHEMA, SUMMARY_SCHEMA, Readout, summary
 from analysis.verdicts import Verdict
 
 
@@ -51,6 +52,8 @@ def write(readout: Readout, folder: Path) -> list[Path]:
         **_others(readout),
         **textual.latex(readout, found),
     }
+    if readout.named.num_rows:
+        files["encoders.csv"] = _csv(NAMED_SCHEMA.names, named.rows(readout))
     for name, content in files.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(content, encoding="utf-8", newline="")
@@ -86,6 +89,7 @@ def page(readout: Readout, drawn: str, found: Sequence[Verdict] | None = None) -
     note = "" if gaps else markup.paragraph("Nothing failed, was blocked or skipped.")
     f1 = [tables.averages(readout, domain, "test_macro_f1") for domain in readout.domains()]
     sections = [
+        markup.section("named", "Named encoders", named.accuracies(readout), named.spaces(readout)),
         markup.section("figures", "Figures", drawn),
         markup.section(
             "claims", "The published claims, and what speaks for them here", answers.evidence(found)
@@ -121,6 +125,10 @@ def _first_screen(readout: Readout, title: str, rest: str, found: Sequence[Verdi
         names.count(len(question.seeds), "pre-training seed"),
         f"{done:,} of {names.count(asked, 'cell')} finished",
     ]
+    if not question.levels:
+        facts = []
+    if question.encoders:
+        facts.append(f"named encoders: {names.listed(question.encoders, many=6)}")
     in_words = "".join(
         f"<dt>{markup.text(one.heading)}</dt><dd>{markup.text(one.text)}</dd>\n"
         for one in findings(readout)
@@ -150,6 +158,7 @@ def _first_screen(readout: Readout, title: str, rest: str, found: Sequence[Verdi
 def _contents(rest: str) -> str:
     """Links to the sections that are there."""
     places = {
+        "named": "Named encoders",
         "figures": "Figures",
         "claims": "Claims",
         "methods": "Head to head",

@@ -193,6 +193,8 @@ def noise(readout: Readout) -> str:
 def matrix(readout: Readout) -> str:
     """Finished cells of those asked for, task by noise level."""
     question = readout.question
+    if not question.levels:
+        return ""
     wanted = set(_planned(readout))
     done = Counter((place[2], place[0]) for place in wanted & set(_places(readout)))
     asked = Counter((place[2], place[0]) for place in wanted)

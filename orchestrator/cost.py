@@ -84,6 +84,8 @@ def estimate(
 def _training_rows(plan: Plan, assessments: Mapping[str, Assessment]) -> int | None:
     """Rows of the corpus's training part: counted if it is built, else as its reader declares."""
     corpus = plan.experiment.corpus
+    if corpus is None:  # nothing is pre-trained
+        return 0
     found = assessments[f"corpus/{corpus.name}"].manifest
     if found is not None and "rows_train" in found.counts:
         return found.counts["rows_train"]

@@ -35,6 +35,7 @@ STAGES: Mapping[str, str] = {
     "corpus": "jobs.corpus.job:run_corpus",
     "noise": "jobs.noise.job:run",
     "pretrain": "jobs.pretrain.job:run",
+    "encoder": "jobs.encoders.job:run",
     "features": "jobs.features.job:run",
     "tune": "jobs.tuning.job:run",
 }

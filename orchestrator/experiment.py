@@ -19,6 +19,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from jobs.contract import NOT_SEMANTIC, Slug, Spec
 from jobs.corpus.spec import Corpus
+from jobs.encoders.spec import NamedEncoder
 from jobs.features.spec import Features
 from jobs.noise.spec import Noise
 from jobs.pretrain.spec import Pretrain
@@ -26,6 +27,7 @@ from jobs.tasks import registry
 from jobs.tasks.spec import Task
 from jobs.tasks.twins import twins
 from jobs.tuning.spec import Tuning
+from orchestrator import named
 from orchestrator.errors import UserError
 
 DEMO = "demo"
@@ -46,9 +48,10 @@ class Experiment(Spec):
 
     name: Slug
     title: str = ""
-    corpus: Corpus
-    noise: Noise
-    pretrain: Pretrain
+    corpus: Corpus | None = None
+    noise: Noise | None = None
+    pretrain: Pretrain | None = None
+    encoders: tuple[NamedEncoder, ...] = Field((), description="named, not trained here")
     features: Features = Features()
     tasks: tuple[Slug, ...] = Field(min_length=1)
     tuning: Tuning
@@ -67,14 +70,40 @@ class Experiment(Spec):
             raise ValueError(f"{', '.join(twice)} named twice; an average counts a task once")
         return tasks
 
+    @field_validator("encoders")
+    @classmethod
+    def _named_once(cls, encoders: tuple[NamedEncoder, ...]) -> tuple[NamedEncoder, ...]:
+        names = [encoder.name for encoder in encoders]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"{', '.join(twice)} named twice; give each encoder its own name")
+        return encoders
+
+    @model_validator(mode="after")
+    def _trains_all_or_nothing(self) -> Experiment:
+        sections = {"corpus": self.corpus, "noise": self.noise, "pretrain": self.pretrain}
+        missing = [name for name, section in sections.items() if section is None]
+        if len(missing) == len(sections) and not self.encoders:
+            raise ValueError(
+                "corpus, noise and pretrain are missing; give all three, or `encoders`, or both"
+            )
+        if missing and len(missing) < len(sections):
+            raise ValueError(
+                f"{' and '.join(missing)} missing; pre-training needs corpus, noise and pretrain "
+                f"together, and an experiment on named encoders alone none of them"
+            )
+        return self
+
     @model_validator(mode="after")
     def _corpus_can_be_learned(self) -> Experiment:
-        if self.corpus.parts.train == 0:
+        if self.corpus is not None and self.corpus.parts.train == 0:
             raise ValueError("corpus.parts.train is 0: nothing is left to pre-train on; raise it")
         return self
 
     @model_validator(mode="after")
     def _noise_fits_objective(self) -> Experiment:
+        if self.pretrain is None or self.noise is None:
+            return self
         objective = self.pretrain.recipe.objective
         target = {"supervised": "label", "contrastive": "caption"}[objective]
         usual = {"label": "symmetric", "caption": "caption_swap"}[target]
@@ -88,12 +117,19 @@ class Experiment(Spec):
     def load_tasks(self) -> tuple[Task, ...]:
         """Every task, in the file's order, each OOD task after the one it is trained on.
 
+        A name without a task file is an ID task of its own when an encoder gives features for it.
         Raises UserError for unknown names, for an OOD task whose ID task is not listed, and for two
         tasks that would test the same samples by the same labels.
         """
         folders = [Path(folder) for folder in self.task_folders]
         try:
-            tasks = [registry.load(name, folders, self.data) for name in self.tasks]
+            known, given = registry.names(folders), named.given_tasks(self.encoders)
+            tasks = [
+                Task(name=name, title=name, domain="id", source="features")
+                if name not in known and name in given
+                else registry.load(name, folders, self.data)
+                for name in self.tasks
+            ]
         except (ValueError, OSError) as error:
             raise UserError(f"tasks: {error}") from error
         names = {task.name for task in tasks}
@@ -108,6 +144,7 @@ class Experiment(Spec):
                 f"tasks: {first} and {second} test the same samples by the same labels, and an "
                 f"average counts a task once; take one out, or correct its reader"
             )
+        named.check(self.encoders, {task.name: task for task in tasks})
         return tuple(sorted(tasks, key=lambda task: task.domain == "ood"))
 
 
@@ -163,12 +200,15 @@ def load(
     noise: str | None = None,
     seeds: str | None = None,
     task_folders: Sequence[str] = (),
+    features: str | None = None,
+    task: str | None = None,
 ) -> Experiment:
     """The experiment of a file or bundled name (none: the demo), with the command line's changes.
 
     `overrides` are `path.to.field=value` (value in YAML); `noise` a list of levels in percent,
     `seeds` a list of pre-training seeds, both comma-separated; `task_folders` are added to the
-    file's own. Raises UserError.
+    file's own. `features` is a Parquet file: the experiment is then the adaptation of those
+    features alone, to one ID task. Raises UserError.
     """
     label, text = _read(source or DEMO)
     try:
@@ -177,6 +217,20 @@ def load(
         raise UserError(f"{label}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict):
         raise UserError(f"{label}: must be a mapping of fields, such as `name: my-experiment`")
+    if features is not None:
+        if noise is not None or seeds is not None:
+            raise UserError(
+                "--features: given features have no noise level and no pre-training seed; leave "
+                "out --noise and --seeds"
+            )
+        raw = named.on_given(raw, features, task)
+    elif (noise is not None or seeds is not None) and raw.get("encoders") and not raw.get("noise"):
+        raise UserError(
+            f"{label} pre-trains nothing; leave out --noise and --seeds, or give it corpus, noise "
+            f"and pretrain"
+        )
+    elif task is not None:
+        raise UserError(f"--task {task}: it names the task of --features FILE; give that too")
     if noise is not None:
         _assign(raw, "noise.levels", parse_levels(noise))
     if seeds is not None:

@@ -17,7 +17,9 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from jobs.contract import Spec, StageError
-from jobs.features.spec import FeaturesStep
+from jobs.encoders.pins import pin
+from jobs.encoders.spec import EncoderStep, GivenEncoder, NamedEncoder
+from jobs.features.spec import FeaturesStep, GivenStep
 from jobs.noise.spec import Noise, NoiseStep
 from jobs.pretrain.spec import PretrainStep
 from jobs.tasks.spec import Task
@@ -28,7 +30,7 @@ from orchestrator.experiment import Experiment
 if TYPE_CHECKING:
     from orchestrator.store import Manifest, Store
 
-KINDS = ("corpus", "noise", "pretrain", "features", "tune")
+KINDS = ("corpus", "noise", "pretrain", "encoder", "features", "tune")
 """Every kind of step, in the order data flows."""
 
 
@@ -111,13 +113,23 @@ def build(experiment: Experiment) -> Plan:
     """Every step of an experiment. Raises UserError for what cannot be planned."""
     builder = _Builder()
     tasks = experiment.load_tasks()
+    for corpus in (experiment.corpus, *(task.corpus for task in tasks)):
+        if corpus is not None:
+            builder.add("corpus", f"corpus/{corpus.name}", corpus)
+    _add_trained(builder, experiment, tasks)
+    for encoder in experiment.encoders:
+        _add_named(builder, experiment, tasks, encoder)
+    _check_nesting(builder.steps)
+    return Plan(experiment, _in_order(builder.steps))
+
+
+def _add_trained(builder: _Builder, experiment: Experiment, tasks: tuple[Task, ...]) -> None:
+    """The noise levels, the encoders pre-trained on them, and what is done with those."""
     corpus, pretrain = experiment.corpus, experiment.pretrain
+    if corpus is None or pretrain is None or experiment.noise is None:
+        return
     noise = _pinned(experiment.noise)
-    source = builder.add("corpus", f"corpus/{corpus.name}", corpus)
-    for task in tasks:
-        if task.corpus is None:
-            raise UserError(f"tasks: {task.name} has given features, and no encoder here gives any")
-        builder.add("corpus", f"corpus/{task.corpus.name}", task.corpus)
+    source = f"corpus/{corpus.name}"
     for level in noise.levels:
         overlay = builder.add(
             "noise",
@@ -128,6 +140,7 @@ def build(experiment: Experiment) -> Plan:
         )
         for seed in pretrain.seeds:
             run = f"{corpus.name}/{noise.name}/{pretrain.recipe.name}/noise={level:g}/seed={seed}"
+            place = {"noise": level, "seed": seed}
             encoder = builder.add(
                 "pretrain",
                 f"pretrain/{run}",
@@ -140,12 +153,28 @@ def build(experiment: Experiment) -> Plan:
                     resources=pretrain.resources,
                 ),
                 {"corpus": source, "noise": overlay},
-                noise=level,
-                seed=seed,
+                **place,
             )
-            _add_downstream(builder, experiment, tasks, run, encoder, level, seed)
-    _check_nesting(builder.steps)
-    return Plan(experiment, _in_order(builder.steps))
+            _add_downstream(builder, experiment, tasks, run, encoder, place)
+
+
+def _add_named(
+    builder: _Builder, experiment: Experiment, tasks: tuple[Task, ...], named: NamedEncoder
+) -> None:
+    """An encoder that is not trained here, and what is done with it."""
+    try:
+        named = pin(named)
+    except StageError as error:
+        raise UserError(f"encoders: {named.name}: {error}") from error
+    place: dict[str, str | float | int] = {"encoder": named.name}
+    if isinstance(named, GivenEncoder):
+        own = tuple(task for task in tasks if task.name in named.files)
+        _add_downstream(builder, experiment, own, f"encoder/{named.name}", named, place)
+        return
+    encoder = builder.add(
+        "encoder", f"encoder/{named.name}", EncoderStep(encoder=named), None, **place
+    )
+    _add_downstream(builder, experiment, tasks, encoder, encoder, place)
 
 
 def _pinned(noise: Noise) -> Noise:
@@ -165,33 +194,18 @@ def _add_downstream(
     experiment: Experiment,
     tasks: tuple[Task, ...],
     run: str,
-    encoder: str,
-    level: float,
-    seed: int,
+    encoder: str | GivenEncoder,
+    place: Mapping[str, str | float | int],
 ) -> None:
-    """The features and cells of one encoder."""
-    settings, tuning = experiment.features, experiment.tuning
+    """The features and cells of one encoder; `place` are its labels."""
+    tuning = experiment.tuning
     for task in tasks:
-        features = builder.add(
-            "features",
-            f"features/{run}/{task.images}",
-            FeaturesStep(
-                images=task.images,
-                parts=task.parts,
-                shift=task.shift,
-                views=settings.views,
-                dtype=settings.dtype,
-                precision=settings.precision,
-                batch_size=settings.batch_size,
-                gpus_per_worker=settings.gpus_per_worker,
-                cpus_per_worker=settings.cpus_per_worker,
-            ),
-            {"encoder": encoder, "corpus": f"corpus/{task.scope}"},
-            noise=level,
-            seed=seed,
-            images=task.images,
-            domain=task.domain,
-        )
+        if isinstance(encoder, GivenEncoder):
+            features = _add_given(builder, experiment, task, encoder, place)
+        elif task.corpus is None:  # its features come from elsewhere, not from this encoder
+            continue
+        else:
+            features = _add_features(builder, experiment, task, run, encoder, place)
         for name, method in tuning.methods.items():
             for fraction, wrong, tuning_seed in product(
                 tuning.fractions, tuning.label_noise, tuning.seeds
@@ -200,7 +214,7 @@ def _add_downstream(
                 tail = f"{name}/fraction={fraction:g}{noisy}/seed={tuning_seed}"
                 inputs = {"features": features}
                 if method.reads_images:
-                    inputs = {"encoder": encoder, "corpus": f"corpus/{task.scope}"}
+                    inputs = _of_images(task, name, encoder)
                 if task.trained_on is not None:
                     inputs["head"] = f"tune/{run}/{task.trained_on}/{tail}"
                 builder.add(
@@ -226,8 +240,7 @@ def _add_downstream(
                         encoder=_encoder_tuning(experiment) if method.reads_images else None,
                     ),
                     inputs,
-                    noise=level,
-                    seed=seed,
+                    **place,
                     task=task.name,
                     domain=task.domain,
                     method=name,
@@ -235,6 +248,17 @@ def _add_downstream(
                     label_noise=wrong,
                     tuning_seed=tuning_seed,
                 )
+
+
+def _of_images(task: Task, method: str, encoder: str | GivenEncoder) -> dict[str, str]:
+    """What a method that trains the encoder itself reads; UserError when there is none to train."""
+    if isinstance(encoder, GivenEncoder) or task.corpus is None:
+        whose = f"encoder {encoder.name}" if isinstance(encoder, GivenEncoder) else task.name
+        raise UserError(
+            f"tuning.methods.{method} trains the encoder itself, and {whose} gives features alone; "
+            f"leave the method out"
+        )
+    return {"encoder": encoder, "corpus": f"corpus/{task.scope}"}
 
 
 def _encoder_tuning(experiment: Experiment) -> EncoderTuning:
@@ -246,6 +270,67 @@ def _encoder_tuning(experiment: Experiment) -> EncoderTuning:
             "bfloat16 or float32"
         )
     return EncoderTuning(views=settings.views, precision=settings.precision)
+
+
+def _add_features(
+    builder: _Builder,
+    experiment: Experiment,
+    task: Task,
+    run: str,
+    encoder: str,
+    place: Mapping[str, str | float | int],
+) -> str:
+    """An encoder's features of a task's images; their address."""
+    settings = experiment.features
+    return builder.add(
+        "features",
+        f"features/{run}/{task.images}",
+        FeaturesStep(
+            images=task.images,
+            parts=task.parts,
+            shift=task.shift,
+            views=settings.views,
+            dtype=settings.dtype,
+            precision=settings.precision,
+            batch_size=settings.batch_size,
+            gpus_per_worker=settings.gpus_per_worker,
+            cpus_per_worker=settings.cpus_per_worker,
+        ),
+        {"encoder": encoder, "corpus": f"corpus/{task.scope}"},
+        **place,
+        images=task.images,
+        domain=task.domain,
+    )
+
+
+def _add_given(
+    builder: _Builder,
+    experiment: Experiment,
+    task: Task,
+    encoder: GivenEncoder,
+    place: Mapping[str, str | float | int],
+) -> str:
+    """Features that somebody gave for a task; their address."""
+    return builder.add(
+        "features",
+        f"features/encoder/{encoder.name}/{task.name}",
+        GivenStep(
+            images=task.name,
+            parts=("test",) if task.domain == "ood" else ("train", "validation", "test"),
+            file=encoder.files[task.name],
+            sha256=encoder.sha256[task.name],
+            key=encoder.key,
+            vector=encoder.vector,
+            label=encoder.label,
+            split=encoder.split,
+            classes=encoder.classes.get(task.name, ()),
+            dtype=experiment.features.dtype,
+        ),
+        None,
+        **place,
+        images=task.name,
+        domain=task.domain,
+    )
 
 
 def _check_nesting(steps: Mapping[str, Step]) -> None:

@@ -53,6 +53,7 @@ def environment() -> dict[str, Any]:
         "argv": [redact(word) for word in [Path(sys.argv[0]).name, *sys.argv[1:]]],
         "host": socket.gethostname(),
         "platform": platform.platform(),
+        "cpu": _cpu(),
     }
 
 
@@ -66,6 +67,16 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+def _cpu() -> str:
+    """The processor's name, where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor() or platform.machine()
 
 
 def _source() -> tuple[str | None, bool | None]:

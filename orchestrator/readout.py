@@ -17,6 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from analysis import named
 from analysis import readout as tables
 from jobs.place import Place
 from jobs.tasks.twins import counted_twice
@@ -29,6 +30,7 @@ from orchestrator.tracking import SweepRecord
 
 PROTOCOL = 2  # raised when the report's contents change
 SUMMARY = "summary.parquet"
+NAMED = "encoders.parquet"
 
 
 @dataclass(frozen=True)
@@ -38,15 +40,27 @@ class Report:
     place: Place
     fingerprint: str
     summary: pa.Table  # of analysis.readout.SUMMARY_SCHEMA
+    named: pa.Table  # of analysis.named.SUMMARY_SCHEMA
     complete: bool  # every step of the plan was there
 
     def record(self, folder: Path) -> SweepRecord:
-        """What MLflow's parent run shows of it; `folder` holds the report's files."""
+        """What MLflow's parent run shows of it; `folder` holds the report's files.
+
+        Named encoders have metrics of their own, at step 0 for want of a noise level.
+        """
+        points = [(row["metric"], row["noise"], row["mean"]) for row in self.summary.to_pylist()]
+        points += [
+            (
+                f"encoders/{row['encoder']}/{row['task']}/{row['method']}/accuracy/"
+                f"fraction_{row['fraction']:g}",
+                0.0,
+                row["accuracy"],
+            )
+            for row in self.named.to_pylist()
+        ]
         return SweepRecord(
             fingerprint=self.fingerprint,
-            points=tuple(
-                (row["metric"], row["noise"], row["mean"]) for row in self.summary.to_pylist()
-            ),
+            points=tuple(points),
             folder=folder,
             status="done" if self.complete else "incomplete",
         )
@@ -84,7 +98,7 @@ def refresh(
     place = store.root / f"report/{plan.experiment.name}"
     complete = len(found.manifests) == len(plan.steps)
     if place.exists(MANIFEST) and place.read_json(MANIFEST).get("fingerprint") == mark:
-        return Report(place, mark, place.read_table(SUMMARY), complete)
+        return Report(place, mark, place.read_table(SUMMARY), place.read_table(NAMED), complete)
     return _write(found, place, mark, problems, complete, turned)
 
 
@@ -101,12 +115,13 @@ def _write(
     if not found.manifests:
         raise UserError(f"nothing to report: {place.uri} has no finished step; run a sweep first")
     readout = found.readout(problems, turned)
-    summary = tables.summary(readout)
+    summary, reached = tables.summary(readout), named.summary(readout)
     with tempfile.TemporaryDirectory() as folder:
         write(readout, Path(folder))
         experiment = found.plan.experiment.model_dump(mode="json")
         (Path(folder) / "experiment.yaml").write_text(_yaml(experiment))
         pq.write_table(summary, Path(folder) / SUMMARY)
+        pq.write_table(reached, Path(folder) / NAMED)
         place.delete()
         files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
         for path in files:
@@ -119,7 +134,7 @@ def _write(
             "provenance": {**provenance.environment(), "finished": provenance.now()},
         },
     )
-    return Report(place, mark, summary, complete)
+    return Report(place, mark, summary, reached, complete)
 
 
 @contextmanager
@@ -184,33 +199,38 @@ class _Found:
             answers=_table(answers, tables.ANSWERS_SCHEMA),
             rotation=_table(turned, tables.ROTATION_SCHEMA),
             transition=_table(transition, tables.TRANSITION_SCHEMA),
+            named=_table(self._named("tune", "cell.parquet"), tables.NAMED_SCHEMA),
+            named_spectra=_table(
+                self._named("features", "spectrum.parquet"), tables.NAMED_SPECTRA_SCHEMA
+            ),
             provenance={**provenance.environment(), "written": provenance.now()},
         )
 
     def _question(self) -> tables.Question:
         experiment = self.plan.experiment
         tasks = experiment.load_tasks()
-        recipe = experiment.pretrain.recipe
+        recipe = experiment.pretrain.recipe if experiment.pretrain else None
         return tables.Question(
             title=experiment.title or experiment.name,
-            corpus=experiment.corpus.name,
-            noise_kind=experiment.noise.kind,
-            objective=recipe.objective,
-            recipe=recipe.name,
-            encoder=recipe.model,
-            levels=experiment.noise.levels,
-            seeds=experiment.pretrain.seeds,
+            corpus=experiment.corpus.name if experiment.corpus else "",
+            noise_kind=experiment.noise.kind if experiment.noise else "",
+            objective=recipe.objective if recipe else "",
+            recipe=recipe.name if recipe else "",
+            encoder=recipe.model if recipe else "",
+            levels=experiment.noise.levels if experiment.noise else (),
+            seeds=experiment.pretrain.seeds if experiment.pretrain else (),
             id_tasks=tuple(task.name for task in tasks if task.domain == "id"),
             ood_tasks=tuple(task.name for task in tasks if task.domain == "ood"),
             methods=tuple(experiment.tuning.methods),
             fractions=experiment.tuning.fractions,
             tuning_seeds=experiment.tuning.seeds,
+            encoders=tuple(encoder.name for encoder in experiment.encoders),
         )
 
-    def done(self, kind: str) -> Iterator[tuple[Step, Manifest]]:
-        """The finished steps of a kind."""
+    def done(self, kind: str, *, named: bool = False) -> Iterator[tuple[Step, Manifest]]:
+        """Finished steps of a kind, of the encoders trained here or of the named ones."""
         for step in self.plan.of_kind(kind):
-            if step.address in self.manifests:
+            if step.address in self.manifests and ("encoder" in step.labels) == named:
                 yield step, self.manifests[step.address]
 
     def _read(self, step: Step, name: str) -> list[dict[str, Any]]:
@@ -218,6 +238,7 @@ class _Found:
         return rows
 
     def _cells(self) -> Iterator[dict[str, Any]]:
+        kind = self.plan.experiment.noise.kind if self.plan.experiment.noise else ""
         for step, _ in self.done("tune"):
             if step.labels["label_noise"]:
                 continue  # an axis of its own, which no average here may mix in
@@ -225,7 +246,7 @@ class _Found:
                 yield {
                     **row,
                     "address": step.address,
-                    "noise_kind": self.plan.experiment.noise.kind,
+                    "noise_kind": kind,
                     "noise": step.labels["noise"],
                     "pretrain_seed": step.labels["seed"],
                 }
@@ -241,6 +262,14 @@ class _Found:
                     "images": step.labels["images"],
                     "domain": step.labels["domain"],
                 }
+
+    def _named(self, kind: str, name: str) -> Iterator[dict[str, Any]]:
+        """The rows of one table of the steps of a kind, of the named encoders alone."""
+        for step, _ in self.done(kind, named=True):
+            if step.labels.get("label_noise"):
+                continue
+            for row in self._read(step, name):
+                yield {**step.labels, **row, "address": step.address}
 
     def _pretraining(self) -> Iterator[dict[str, Any]]:
         for step, manifest in self.done("pretrain"):

@@ -141,9 +141,10 @@ def _check_data(plan: Plan, done: list[str]) -> None:
 
 def _check_resources(plan: Plan) -> None:
     """Ray waits for ever for what the cluster does not have; say it instead."""
-    if not plan.of_kind("pretrain"):
+    pretrain = plan.experiment.pretrain
+    if pretrain is None or not plan.of_kind("pretrain"):
         return
-    asked = plan.experiment.pretrain.resources
+    asked = pretrain.resources
     have = cluster.resources()
     cpus, gpus = asked.workers * asked.cpus_per_worker, asked.workers * asked.gpus_per_worker
     if cpus > have.cpus or gpus > have.gpus:

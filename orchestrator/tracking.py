@@ -181,7 +181,7 @@ class Mirror:
             "nml.store": self.store_id,
             "nml.status": "mirroring",
         }
-        for name in ("noise", "seed", "task", "method"):
+        for name in ("noise", "seed", "encoder", "task", "method"):
             if name in step.labels:
                 tags[f"nml.{name}"] = _label(step.labels[name])
         if manifest.provenance.get("commit"):

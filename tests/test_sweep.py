@@ -146,6 +146,17 @@ def test_status_shows_the_matrix_and_its_gaps(swept: Path, start: Start) -> None
     assert row.split()[-3:] == ["1/1", "0/1", "1/1"]
 
 
+def test_its_two_levels_differ_in_noise_alone(swept: Path, start: Start) -> None:
+    run = "pretrain/digits/symmetric/resnet-small"
+    code, output = start(swept, "diff", f"{run}/noise=0", f"{run}/noise=20").finish()
+    assert code == 0, output
+    assert "inputs.noise.spec.level: 0.0 -> 20.0" in output
+    assert output.splitlines()[-1] == "These two runs differ in noise alone."
+    code, output = start(swept, "diff", f"{run}/noise=0", f"{run}/noise=02").finish()
+    assert code == 2
+    assert f"did you mean {run}/noise=0" in output
+
+
 def test_report_needs_no_ray(swept: Path, start: Start, tmp_path: Path) -> None:
     out = tmp_path / "copied"
     code, output = start(swept, "report", *TINY, "--out", str(out), RAY_ADDRESS="nowhere").finish()

@@ -186,19 +186,9 @@ def finish(
             for t in tables
         }
         plain = [table.replace_schema_metadata(None) for table in tables]
-        table = pa.concat_tables(plain).sort_by([("view", "ascending"), ("key", "ascending")])
-        output.write_table(
-            f"features-{part}.parquet",
-            table.combine_chunks(),
-            compression="NONE",
-            use_dictionary=["view", "label"],
-        )
-        counts[f"rows_{part}"] = len(table)
-        counts["dim"] = table.schema.field("vector").type.list_size
-        if part == "test":
-            found = spectra(_matrices(table))
-            output.write_table("spectrum.parquet", to_table(part, found))
-            metrics = dict(_summary(found))
+        written = write_part(output, part, pa.concat_tables(plain))
+        counts |= written.counts
+        metrics |= written.metrics
     output.write_json("classes.json", list(index.classes))
     output.write_json(MADE_WITH, _made_with(made_with, scratch))
     return Outcome(counts, metrics)
@@ -213,6 +203,26 @@ def _made_with(found: set[tuple[bytes, bytes]], scratch: Place) -> dict[str, Any
             f"versions; use one version on all nodes and run the step again"
         )
     return {**json.loads(said), "batch_sizes": sorted({int(size) for _, size in found})}
+
+
+def write_part(output: Place, part: str, rows: pa.Table) -> Outcome:
+    """Write a part's rows (of `schema`, in any order), with their spectrum if it is the test part.
+
+    Counts and metrics are as in `finish`.
+    """
+    table = rows.sort_by([("view", "ascending"), ("key", "ascending")])
+    output.write_table(
+        f"features-{part}.parquet",
+        table.combine_chunks(),
+        compression="NONE",
+        use_dictionary=["view", "label"],
+    )
+    counts = {f"rows_{part}": len(table), "dim": table.schema.field("vector").type.list_size}
+    if part != "test":
+        return Outcome(counts)
+    found = spectra(_matrices(table))
+    output.write_table("spectrum.parquet", to_table(part, found))
+    return Outcome(counts, dict(_summary(found)))
 
 
 def _matrices(table: pa.Table) -> Iterator[npt.NDArray[Any]]:

@@ -26,8 +26,9 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset
 from jobs.contract import Hooks, Outcome, StageError, Work
 from jobs.corpus.shards import Index
 from jobs.features.extract import Unit, extract, finish, kept, units_of
+from jobs.features.given import take_in
 from jobs.features.identity import identity
-from jobs.features.spec import FeaturesStep
+from jobs.features.spec import FeaturesStep, GivenStep
 from jobs.place import Place
 from jobs.pretrain.encoder import CARD, Encoder, EncoderCard, load
 
@@ -35,11 +36,14 @@ from jobs.pretrain.encoder import CARD, Encoder, EncoderCard, load
 def run(works: Sequence[Work], hooks: Hooks) -> None:
     """Extract each work's features (spec: `FeaturesStep`; inputs: `encoder`, `corpus`).
 
+    Features that are given (spec: `GivenStep`, no inputs) are taken in as they are.
+
     Output: `features-<part>.parquet`, `classes.json`, `extraction.json`, `spectrum.parquet`; counts
     and metrics: see `extract.finish`. A work that fails is reported with its error and the others
     go on. After a stop, unfinished works are left unreported, their finished units in scratch.
     """
     _settle()
+    works = _take_given(works, hooks)
     groups: dict[tuple[float, int], list[_Job]] = defaultdict(list)
     for work in sorted(works, key=lambda work: work.inputs["encoder"].uri):
         step = cast(FeaturesStep, work.spec)
@@ -204,6 +208,32 @@ def _encoder(place: Place, card: bytes, device: str, threads: int) -> Encoder:
 @ray.remote(num_cpus=1)
 def _finish(job: _Job) -> Outcome:
     return finish(job.step, job.index, job.units, job.work.scratch, job.work.output)
+
+
+def _take_given(works: Sequence[Work], hooks: Hooks) -> list[Work]:
+    """Answer for the works whose features are given, a task each; the others."""
+    waiting = {_take_in.remote(work): work for work in works if isinstance(work.spec, GivenStep)}
+    while waiting:
+        if hooks.stopping():
+            for reference in waiting:
+                ray.cancel(reference)
+            break
+        ended, _ = ray.wait(list(waiting), timeout=1)
+        for reference in ended:
+            work = waiting.pop(reference)
+            try:
+                hooks.done(work.address, ray.get(reference))
+            except Exception as error:
+                hooks.done(work.address, error)
+    return [work for work in works if not isinstance(work.spec, GivenStep)]
+
+
+@ray.remote(num_cpus=1)
+def _take_in(work: Work) -> Outcome | StageError:
+    try:
+        return take_in(work)
+    except StageError as error:
+        return error
 
 
 def _require(gpus: float) -> None:

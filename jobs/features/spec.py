@@ -73,3 +73,18 @@ class FeaturesStep(Spec):
     batch_size: Annotated[BatchSize, NOT_SEMANTIC] = "auto"
     gpus_per_worker: Annotated[float, NOT_SEMANTIC] = 0
     cpus_per_worker: Annotated[int, NOT_SEMANTIC] = 1
+
+
+class GivenStep(Spec):
+    """Features that somebody else extracted, of one task, from one Parquet file."""
+
+    images: Slug = Field(description="the task's name: its rows are this file's")
+    parts: tuple[Literal["train", "validation", "test"], ...]
+    file: Annotated[str, NOT_SEMANTIC]
+    sha256: str
+    key: str = "key"
+    vector: str = "vector"
+    label: str = "label"
+    split: str | None = None
+    classes: tuple[str, ...] = ()
+    dtype: Literal["float32", "float16"] = "float32"

@@ -18,6 +18,7 @@ from jobs.pretrain.spec import Contrastive, Recipe
 IN_PLACE = ("embed_dim", "vision_cfg", "text_cfg")
 """The fields that make `model_options` an open_clip configuration of its own."""
 
+_WEIGHTS = re.compile(r"""^\s+['"](\w+)\.([\w-]+)['"]\s*:""", re.MULTILINE)
 _REGISTERED = re.compile(r"^@register_model\b.*\n(?:@.*\n)*def (\w+)\(", re.MULTILINE)
 
 
@@ -47,11 +48,22 @@ def check_model(recipe: Recipe) -> str | None:
                     f"open_clip configuration, or none and the name of one"
                 )
             return None
-        return _unknown(recipe.model, "open_clip", open_clip_models())
-    return _unknown(recipe.model, "timm", timm_models())
+        return unknown(recipe.model, "open_clip", open_clip_models())
+    return unknown(recipe.model, "timm", timm_models())
 
 
-def _unknown(name: str, package: str, known: frozenset[str]) -> str | None:
+@cache
+def timm_tags() -> dict[str, frozenset[str]]:
+    """Model -> the tags of its pretrained weights, as far as timm's files name them one by one."""
+    found: dict[str, set[str]] = {}
+    for file in _folder("timm", "models").glob("*.py"):
+        for model, tag in _WEIGHTS.findall(file.read_text(encoding="utf-8")):
+            found.setdefault(model, set()).add(tag)
+    return {model: frozenset(tags) for model, tags in found.items()}
+
+
+def unknown(name: str, package: str, known: frozenset[str]) -> str | None:
+    """What is wrong with a model's name, with the nearest ones; None when the package knows it."""
     if name in known:
         return None
     if not known:

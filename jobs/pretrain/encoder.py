@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import safetensors.torch
@@ -131,9 +131,10 @@ class EncoderCard:
     image: ImageInput
     classes: tuple[str, ...]  # of the corpus, in label order
     feature_dim: int
-    initial_weights_sha256: str  # equal at every noise level of a seed
-    order_sha256: str  # equal at every noise level of a seed
+    initial_weights_sha256: str | None  # equal at every noise level of a seed; None: not trained
+    order_sha256: str | None  # equal at every noise level of a seed; None: not trained here
     weights_sha256: str  # of the file model.safetensors
+    source: Mapping[str, Any] = field(default_factory=dict)  # of weights that were named
 
     @property
     def architecture(self) -> Architecture:

@@ -9,6 +9,7 @@ between two is doubled until they fit. Points survive a resumed run through its 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Sequence
 
@@ -59,14 +60,15 @@ class Telemetry:
         self._since, self._waited, self._updates = time.monotonic(), 0.0, 0
 
     def record(self, update: int, loss: float, lr: float, grad_norm: float) -> None:
-        """Add a point."""
+        """Add a point; none for an update left out because fp16 overflowed."""
         spent = max(time.monotonic() - self._since, 1e-9)
         self.speed = self._updates * self._batch_size / spent
         memory = 0.0
         if self._device.type == "cuda":
             memory = torch.cuda.max_memory_allocated(self._device) / 1e6
         share = min(100.0, 100 * self._waited / spent)
-        self.rows.append((update, loss, lr, grad_norm, self.speed, share, memory))
+        if math.isfinite(loss) and math.isfinite(grad_norm):
+            self.rows.append((update, loss, lr, grad_norm, self.speed, share, memory))
         self.restart()
 
 

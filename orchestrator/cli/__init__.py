@@ -17,6 +17,7 @@ VERBS = {
     "noise": "Build the noise alone, or audit it row by row.",
     "tasks": "List the downstream tasks, show one, or check files and data.",
     "status": "Show the matrix of noise, task, method and seed as it stands.",
+    "diff": "Do two runs differ in noise alone? Every field in which they do.",
     "report": "Write the report from what the store holds.",
     "sync": "Bring MLflow up to the store.",
     "ui": "Open MLflow's pages on this machine.",

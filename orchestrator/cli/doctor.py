@@ -119,6 +119,9 @@ def _ray(chosen: Chosen) -> Check:
     with cluster.session():
         have = cluster.resources()
         nodes.check(chosen.store.root)
+    found = f"{have.nodes} node(s), {have.cpus:g} CPUs, {have.gpus:g} GPUs"
+    if chosen.experiment.pretrain is None:
+        return True, found
     need = chosen.experiment.pretrain.resources
     cpus, gpus = need.workers * need.cpus_per_worker, need.workers * need.gpus_per_worker
     if cpus > have.cpus or gpus > have.gpus:
@@ -126,4 +129,4 @@ def _ray(chosen: Chosen) -> Check:
             f"a pre-training run asks for {cpus} CPUs and {gpus:g} GPUs, Ray has {have.cpus:g} and "
             f"{have.gpus:g}; lower pretrain.resources or join a larger cluster (RAY_ADDRESS)"
         )
-    return True, f"{have.nodes} node(s), {have.cpus:g} CPUs, {have.gpus:g} GPUs"
+    return True, found

@@ -42,10 +42,7 @@ def task_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def experiment_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add FILE, --noise, --seeds, --set, --storage, --tasks-path and --data.
-
-    The verb receives a `Chosen` first.
-    """
+    """Add FILE and the options that change it; the verb receives a `Chosen` first."""
 
     @click.argument("file", required=False, metavar="[FILE]")
     @click.option(
@@ -63,6 +60,12 @@ def experiment_options(function: Callable[..., Any]) -> Callable[..., Any]:
     )
     @click.option("--storage", metavar="PLACE", help="Where results go: a folder, s3:// or gs://.")
     @task_options
+    @click.option(
+        "--features",
+        metavar="PARQUET",
+        help="Adapt these features alone: columns key, vector, label and perhaps split.",
+    )
+    @click.option("--task", metavar="NAME", help="What to call the task of --features.")
     @wraps(function)
     def wrapped(
         file: str | None,
@@ -72,11 +75,13 @@ def experiment_options(function: Callable[..., Any]) -> Callable[..., Any]:
         storage: str | None,
         tasks_path: tuple[str, ...],
         data: str | None,
+        features: str | None,
+        task: str | None,
         **rest: Any,
     ) -> Any:
         if data is not None:
             overrides = (*overrides, f"data={json.dumps(data)}")
-        chosen = choose(file, noise, seeds, overrides, storage, tasks_path)
+        chosen = choose(file, noise, seeds, overrides, storage, tasks_path, features, task)
         return function(chosen, **rest)
 
     return wrapped
@@ -89,8 +94,11 @@ def choose(
     overrides: tuple[str, ...] = (),
     storage: str | None = None,
     task_folders: Sequence[str] = (),
+    features: str | None = None,
+    task: str | None = None,
 ) -> Chosen:
     """Read, validate and plan an experiment; UserError for every mistake in it."""
+    from jobs.encoders.known import check_named
     from jobs.place import Place
     from jobs.pretrain.catalogue import check_model
     from orchestrator import experiment as experiments
@@ -101,11 +109,21 @@ def choose(
     if storage is not None:
         overrides = (*overrides, f"storage={storage}")
     experiment = experiments.load(
-        file, overrides=overrides, noise=noise, seeds=seeds, task_folders=task_folders
+        file,
+        overrides=overrides,
+        noise=noise,
+        seeds=seeds,
+        task_folders=task_folders,
+        features=features,
+        task=task,
     )
-    complaint = check_model(experiment.pretrain.recipe)
+    complaint = check_model(experiment.pretrain.recipe) if experiment.pretrain else None
     if complaint:
         raise UserError(f"pretrain.recipe.model: {complaint}")
+    for encoder in experiment.encoders:
+        complaint = check_named(encoder)
+        if complaint:
+            raise UserError(f"encoders: {encoder.name}: {complaint}")
     plan = plans.build(experiment)
     return Chosen(experiment, plan, Store(Place.of(experiment.storage)))
 

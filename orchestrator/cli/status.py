@@ -33,31 +33,47 @@ def command(chosen: Chosen, as_json: bool) -> None:
     words = Counter(state.word for state in found.values())
     click.echo(f"{chosen.experiment.name} in {chosen.store.root.uri}")
     click.echo(", ".join(f"{count} {word}" for word, count in words.items()) + "\n")
-    for line in _matrix(chosen, {address: state.word for address, state in found.items()}):
+    words_of = {address: state.word for address, state in found.items()}
+    for line in _matrix(chosen, words_of, "noise"):
+        click.echo(line)
+    for line in _matrix(chosen, words_of, "encoder"):
         click.echo(line)
     for address, state in found.items():
         if state.reason:
             click.echo(f"{state.word} {address}: {state.reason}")
 
 
-def _matrix(chosen: Chosen, words: Mapping[str, str]) -> Iterable[str]:
-    """One row a stage or a task's method, one column a noise level; done of planned in each."""
-    levels = list(chosen.experiment.noise.levels)
-    rows: dict[tuple[str, ...], dict[float, Counter[str]]] = {}
+def _matrix(chosen: Chosen, words: Mapping[str, str], across: str) -> Iterable[str]:
+    """One row a stage or a task's method; done of planned in each cell.
+
+    A column is a noise level, or (across="encoder") an encoder that is not trained here.
+    """
+    rows: dict[tuple[str, ...], dict[str | float | int, Counter[str]]] = {}
+    columns: dict[str | float | int, int] = {}
     for step in chosen.plan.steps.values():
-        if "noise" not in step.labels:
+        if across not in step.labels:
             continue
         row: tuple[str, ...] = (
             (str(step.labels["task"]), str(step.labels["domain"]), str(step.labels["method"]))
             if step.kind == "tune"
             else (step.kind,)
         )
-        level = float(step.labels["noise"])
-        rows.setdefault(row, {}).setdefault(level, Counter())[words[step.address]] += 1
-    width = max(len(_title(row)) for row in rows) + 2
-    yield f"{'noise in percent':{width}}" + "".join(f"{level:>8g}" for level in levels)
+        column = step.labels[across]
+        columns[column] = max(8, len(_name(column)) + 2)
+        rows.setdefault(row, {}).setdefault(column, Counter())[words[step.address]] += 1
+    if not rows:
+        return
+    head = "noise in percent" if across == "noise" else "\nnamed encoder"
+    width = max(len(head), *(len(_title(row)) for row in rows)) + 2
+    yield f"{head:{width}}" + "".join(f"{_name(c):>{w}}" for c, w in columns.items())
     for row, cells in rows.items():
-        yield f"{_title(row):{width}}" + "".join(f"{_cell(cells[level]):>8}" for level in levels)
+        yield f"{_title(row):{width}}" + "".join(
+            f"{_cell(cells[c]) if c in cells else '-':>{w}}" for c, w in columns.items()
+        )
+
+
+def _name(column: str | float | int) -> str:
+    return column if isinstance(column, str) else f"{column:g}"
 
 
 def _title(row: tuple[str, ...]) -> str:

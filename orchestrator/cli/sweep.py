@@ -22,6 +22,7 @@ Examples:
   nml-orch sweep --noise 0,5,10,20,30            the demo: handwritten digits
   nml-orch sweep digits-clip                     a bundled experiment
   nml-orch sweep my.yaml --seeds 0,1,2 --storage s3://bucket/nml
+  nml-orch sweep --features ada.parquet          features from anywhere, no encoder
 Exit status: 0 done, 1 some steps failed, 2 a mistake in the command or the file.""",
 )
 @experiment_options
@@ -38,8 +39,9 @@ def command(chosen: Chosen, force: bool) -> int:
     ending = sweep.run(
         chosen.plan, chosen.store, force=force, say=lambda line: click.echo(line, err=True)
     )
-    for line in _summary(ending.report.summary) if ending.report else ():
-        click.echo(line)
+    if ending.report:
+        for line in (*_summary(ending.report.summary), *_named(ending.report.named)):
+            click.echo(line)
     counts = [f"{ending.count(status)} {status.value}" for status in Status if ending.count(status)]
     click.echo(f"\n{', '.join(counts)} in {ending.seconds:.0f} s")
     for line in _failures(ending.results):
@@ -55,6 +57,8 @@ def command(chosen: Chosen, force: bool) -> int:
 def _summary(summary: pa.Table) -> Iterator[str]:
     """The averages by noise level, a row a metric; `+-` is half a 95 % interval over seeds."""
     rows = summary.to_pylist()
+    if not rows:
+        return
     levels = sorted({row["noise"] for row in rows})
     metrics = list(dict.fromkeys(row["metric"] for row in rows))
     width = max((len(metric) for metric in metrics), default=0) + 2
@@ -63,6 +67,24 @@ def _summary(summary: pa.Table) -> Iterator[str]:
     for metric in metrics:
         yield f"{metric:{width}}" + "".join(
             f"{values.get((metric, level), ''):>14}" for level in levels
+        )
+
+
+def _named(summary: pa.Table) -> Iterator[str]:
+    """Test accuracy of the named encoders with their largest fraction, a column a task."""
+    rows = summary.to_pylist()
+    if not rows:
+        return
+    fraction = max(row["fraction"] for row in rows)
+    rows = [row for row in rows if row["fraction"] == fraction]
+    tasks = {row["task"]: max(14, len(row["task"]) + 2) for row in rows}
+    values = {(r["encoder"], r["method"], r["task"]): f"{r['accuracy']:.2f}" for r in rows}
+    lines = list(dict.fromkeys((row["encoder"], row["method"]) for row in rows))
+    width = max(len(f"{encoder}  {method}") for encoder, method in lines) + 2
+    yield f"\n{'named encoder':{width}}" + "".join(f"{t:>{w}}" for t, w in tasks.items())
+    for encoder, method in lines:
+        yield f"{f'{encoder}  {method}':{width}}" + "".join(
+            f"{values.get((encoder, method, task), '-'):>{w}}" for task, w in tasks.items()
         )
 
 

@@ -92,7 +92,7 @@ def test_a_missing_file_is_answered_with_what_is_bundled() -> None:
         ("- a list\n", "must be a mapping"),
         ("name: [unclosed", "not valid YAML"),
         ("name: !!python/object/apply:os.system [ls]\n", "not valid YAML"),
-        ("name: only\n", "corpus is missing"),
+        ("name: only\n", "tasks is missing"),
     ],
 )
 def test_a_broken_file_is_one_sentence(tmp_path, text: str, said: str) -> None:  # type: ignore[no-untyped-def]

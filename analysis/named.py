@@ -1,0 +1,123 @@
+"""Encoders that were named, not trained here: what they reach, in a table of their own.
+
+They have no noise level and no pre-training seed, so they are kept apart from everything that is
+averaged by level. Takes the cells and spectra of such encoders; gives their means over tuning seeds
+alone, task by task: two encoders may have been given different tasks, and a mean over different
+tasks would show the tasks.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from analysis import names
+from analysis.markup import Cell, table
+
+if TYPE_CHECKING:
+    from analysis.readout import Readout
+
+_OF_LEVELS = ("noise_kind", "noise", "pretrain_seed")
+
+SUMMARY_SCHEMA = pa.schema(
+    [
+        pa.field("encoder", pa.string(), nullable=False),
+        pa.field("task", pa.string(), nullable=False),
+        pa.field("domain", pa.string(), nullable=False),
+        pa.field("method", pa.string(), nullable=False),
+        pa.field("fraction", pa.float64(), nullable=False),
+        pa.field("accuracy", pa.float64(), nullable=False),  # percent, mean over tuning seeds
+        pa.field("macro_f1", pa.float64(), nullable=False),
+        pa.field("tuning_seeds", pa.int64(), nullable=False),
+    ]
+)
+"""One row an encoder, task, method and fraction."""
+
+
+def schema_of(leveled: pa.Schema) -> pa.Schema:
+    """A table's schema with the encoder's name in place of noise level and seed."""
+    kept = [column for column in leveled if column.name not in _OF_LEVELS]
+    return pa.schema([pa.field("encoder", pa.string(), nullable=False), *kept])
+
+
+def summary(readout: Readout) -> pa.Table:
+    """What each named encoder reaches on the test parts, as SUMMARY_SCHEMA."""
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in readout.named.to_pylist():
+        place = tuple(row[name] for name in ("encoder", "task", "domain", "method", "fraction"))
+        groups.setdefault(place, []).append(row)
+    means = [
+        {
+            **dict(zip(SUMMARY_SCHEMA.names, place, strict=False)),
+            "accuracy": _mean(found, "test_accuracy"),
+            "macro_f1": _mean(found, "test_macro_f1"),
+            "tuning_seeds": len(found),
+        }
+        for place, found in groups.items()
+        if all(row["test_accuracy"] is not None for row in found)
+    ]
+    return pa.Table.from_pylist(means, schema=SUMMARY_SCHEMA)
+
+
+def rows(readout: Readout) -> list[dict[str, Any]]:
+    """The cells, in an order that depends on nothing but their places."""
+    found: list[dict[str, Any]] = readout.named.to_pylist()
+    places = ("domain", "task", "method", "fraction", "encoder", "tuning_seed", "address")
+    return sorted(found, key=lambda row: tuple(row[name] for name in places))
+
+
+def accuracies(readout: Readout) -> str:
+    """Encoder by method, a column a task: test accuracy with the largest fraction."""
+    means = [r for r in summary(readout).to_pylist() if r["fraction"] == readout.fraction]
+    question = readout.question
+    found = {row["task"] for row in means}
+    tasks = [name for name in (*question.id_tasks, *question.ood_tasks) if name in found]
+    values = {(r["encoder"], r["method"], r["task"]): r["accuracy"] for r in means}
+    lines: list[list[Cell | str]] = []
+    for encoder, method in dict.fromkeys((r["encoder"], r["method"]) for r in means):
+        cells = [_cell(values.get((encoder, method, task)), 1) for task in tasks]
+        lines.append([encoder, names.method(method), *cells])
+    if not lines:
+        return ""
+    return table(
+        ["Encoder", "Method", *tasks],
+        lines,
+        caption="Encoders that were not trained here: test accuracy in percent by task, mean over "
+        "tuning seeds; no noise level, and in no average",
+        numbers=len(tasks),
+    )
+
+
+def spaces(readout: Readout) -> str:
+    """SVE, LSVR and effective rank of each encoder and image set."""
+    columns = ("sve", "lsvr", "effective_rank")
+    lines: list[list[Cell | str]] = [
+        [
+            row["encoder"],
+            row["images"],
+            row["preprocessing"],
+            *(_cell(row[name], 2) for name in columns),
+        ]
+        for row in readout.named_spectra.to_pylist()
+        if row["part"] == "test"
+    ]
+    if not lines:
+        return ""
+    return table(
+        ["Encoder", "Images", "Preprocessing", "SVE", "LSVR", "Effective rank"],
+        lines,
+        caption="Feature space of the test parts of the named encoders",
+        numbers=len(columns),
+    )
+
+
+def _mean(cells: list[dict[str, Any]], name: str) -> float:
+    return math.fsum(cell[name] for cell in cells) / len(cells)
+
+
+def _cell(value: float | None, digits: int) -> Cell:
+    if value is None:
+        return Cell("–", mark="gap")
+    return Cell(names.number(value, digits), key=value)

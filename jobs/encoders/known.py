@@ -1,0 +1,37 @@
+"""Whether the installed libraries know a named encoder, said before anything is run.
+
+Takes an encoder of an experiment file, says what is wrong with its names. Imports neither library.
+"""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+
+from jobs.encoders.spec import FileEncoder, NamedEncoder, OpenClipEncoder, TimmEncoder
+from jobs.pretrain.catalogue import open_clip_models, timm_models, timm_tags, unknown
+
+
+def check_named(encoder: NamedEncoder) -> str | None:
+    """What is wrong with the encoder's model or tag, with the nearest ones; None when both fit."""
+    match encoder:
+        case FileEncoder(family="open_clip") if encoder.model_options:
+            return None  # a configuration of its own, under any name
+        case OpenClipEncoder() | FileEncoder(family="open_clip"):
+            return unknown(encoder.model, "open_clip", open_clip_models())
+        case TimmEncoder():
+            return unknown(encoder.model, "timm", timm_models()) or _tag(encoder)
+        case FileEncoder(family="timm"):
+            return unknown(encoder.model, "timm", timm_models())
+        case _:
+            return None
+
+
+def _tag(encoder: TimmEncoder) -> str | None:
+    tags = timm_tags().get(encoder.model, frozenset())
+    if encoder.tag is None or encoder.tag in tags or not tags:
+        return None
+    near = get_close_matches(encoder.tag, tags, n=3, cutoff=0.4) or sorted(tags)[:8]
+    return (
+        f"timm has no weights {encoder.tag!r} for {encoder.model!r}; did you mean "
+        f"{', '.join(near)}?"
+    )

@@ -1,0 +1,60 @@
+"""Local files that named encoders are made of: known by their digest before anything is run.
+
+Takes an encoder of an experiment file, gives it with absolute paths and every local file's sha256.
+Reads bytes alone; imports nothing heavy, for every plan pays for it.
+"""
+
+from __future__ import annotations
+
+from jobs.contract import StageError
+from jobs.encoders.spec import FileEncoder, GivenEncoder, NamedEncoder
+from jobs.place import Place
+
+
+def pin(encoder: NamedEncoder) -> NamedEncoder:
+    """The encoder, its files known by content.
+
+    Raises StageError when a file cannot be read or is not the one that `sha256` says. A file that
+    is absent here is taken at its declared sha256, so that results can be looked at elsewhere.
+    """
+    match encoder:
+        case FileEncoder():
+            path = Place.of(encoder.file).uri
+            sha256 = _digest(path, encoder.sha256, "file")
+            return encoder.model_copy(update={"file": path, "sha256": sha256})
+        case GivenEncoder():
+            paths = {task: Place.of(path).uri for task, path in encoder.files.items()}
+            found = {
+                task: _digest(path, encoder.sha256.get(task), f"files.{task}")
+                for task, path in paths.items()
+            }
+            return encoder.model_copy(update={"files": paths, "sha256": found})
+        case _:
+            return encoder
+
+
+def split_path(path: str) -> tuple[Place, str]:
+    """The folder and the name of a file by its absolute path or URI."""
+    folder, _, name = path.rpartition("/")
+    return Place(folder or "/"), name
+
+
+def _digest(path: str, declared: str | None, field: str) -> str:
+    place, name = split_path(path)
+    try:
+        found = place.sha256(name)
+    except FileNotFoundError:
+        if declared is None:
+            raise StageError(
+                f"{field} = {path} does not exist; correct the path, or give its sha256 to plan "
+                f"without it"
+            ) from None
+        return declared
+    except OSError as error:
+        raise StageError(f"{field} = {path} cannot be read ({error}); give a file") from None
+    if declared is not None and found != declared:
+        raise StageError(
+            f"{field} = {path} holds other bytes (sha256 {found[:12]}...) than sha256 says "
+            f"({declared[:12]}...); restore it, or give the encoder a new name"
+        )
+    return found

@@ -1,0 +1,247 @@
+"""Taking a named encoder in: its weights found, fitted, and left as pre-training leaves an encoder.
+
+Takes an `EncoderStep`; writes what `jobs/pretrain/encoder.py` describes and opens: the weights as
+safetensors, and a card without training hashes, whose `source` says where the weights came from.
+Weights of a tag come by timm's or open_clip's own loading and cache; nothing is downloaded here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from jobs.contract import Outcome, StageError, Work
+from jobs.encoders import weights
+from jobs.encoders.pins import split_path
+from jobs.encoders.spec import EncoderStep, FileEncoder, ImageChange, OpenClipEncoder, TimmEncoder
+from jobs.pretrain import encoder
+from jobs.pretrain.encoder import Architecture, EncoderCard
+from jobs.pretrain.spec import ImageInput
+
+
+@dataclass(frozen=True)
+class _Taken:
+    """A model with its weights, and where they came from."""
+
+    architecture: Architecture
+    model: nn.Module
+    source: Mapping[str, Any]
+    left_out: int = 0  # tensors of the source that are not the encoder's: its classifier
+
+
+def take_in(work: Work) -> Outcome:
+    """Write the step's encoder into `work.output`, and open it once to prove that it opens.
+
+    Raises StageError for weights that cannot be had or do not fit. Counts: parameters, dim,
+    tensors_left_out.
+    """
+    spec = cast(EncoderStep, work.spec).encoder
+    logging.getLogger("timm").setLevel(logging.ERROR)
+    with torch.random.fork_rng(devices=[]):  # building draws weights, which are replaced
+        match spec:
+            case TimmEncoder():
+                taken = _timm(spec)
+            case OpenClipEncoder():
+                taken = _open_clip(spec)
+            case FileEncoder():
+                taken = _file(spec)
+    data = encoder.weights_bytes(taken.model)
+    architecture = taken.architecture
+    card = EncoderCard(
+        family=architecture.family,
+        model=architecture.model,
+        model_options=architecture.model_options,
+        image=architecture.image,
+        classes=(),
+        feature_dim=architecture.feature_dim(taken.model),
+        initial_weights_sha256=None,
+        order_sha256=None,
+        weights_sha256=hashlib.sha256(data).hexdigest(),
+        source={"kind": spec.kind, **taken.source},
+    )
+    encoder.save(work.output, card, data)
+    del data
+    encoder.load(work.output)
+    return Outcome(
+        counts={
+            "parameters": sum(value.numel() for value in taken.model.parameters()),
+            "dim": card.feature_dim,
+            "tensors_left_out": taken.left_out,
+        }
+    )
+
+
+# -- by tag ----------------------------------------------------------------------------------------
+
+
+def _timm(spec: TimmEncoder) -> _Taken:
+    import timm
+
+    name = spec.model if spec.tag is None else f"{spec.model}.{spec.tag}"
+    try:
+        cfg = timm.get_pretrained_cfg(name, allow_unregistered=False)
+    except RuntimeError:
+        cfg = None
+    if cfg is None or not cfg.has_weights:
+        tags = [n for n in timm.list_pretrained(f"{spec.model}.*") if n != name]
+        raise StageError(_no_tag("timm", spec.model, spec.tag, [t.partition(".")[2] for t in tags]))
+    image = _image(_declared(cfg), spec.image)
+    own_size = cfg.fixed_input_size and image.size != cfg.input_size[-1]
+    options: dict[str, Any] = {"img_size": image.size} if own_size else {}
+    try:
+        model = timm.create_model(name, pretrained=True, num_classes=0, **options)
+    except Exception as error:  # whatever the hub, the cache or the library says
+        raise _not_had("timm", name, error) from error
+    source = {"tag": name, "license": cfg.license or "not stated"}
+    return _Taken(Architecture("timm", name, options, image, 0), model, source)
+
+
+def _open_clip(spec: OpenClipEncoder) -> _Taken:
+    import open_clip
+
+    known = open_clip.list_pretrained_tags_by_model(spec.model)
+    tag = open_clip.get_pretrained_cfg(spec.model, spec.tag)
+    if not tag:
+        raise StageError(_no_tag("open_clip", spec.model, spec.tag, known))
+    options = _open_clip_options(spec.model, quick_gelu=bool(tag.get("quick_gelu")))
+    found = {"input_size": options["vision_cfg"].get("image_size", 224), **tag}
+    architecture = Architecture(
+        "open_clip", spec.model, options, _image(found, spec.image), classes=0
+    )
+    try:
+        path = open_clip.download_pretrained(tag)
+    except Exception as error:  # as above
+        raise _not_had("open_clip", f"{spec.model} {spec.tag}", error) from error
+    model = architecture.build()
+    try:
+        open_clip.load_checkpoint(model, path)
+    except Exception as error:
+        raise _refused(f"the weights {spec.tag}", spec.model, error) from error
+    return _Taken(architecture, model, {"tag": f"{spec.model}.{spec.tag}"})
+
+
+def _open_clip_options(model: str, *, quick_gelu: bool = False) -> dict[str, Any]:
+    """A model's whole configuration, its towers not to be fetched one by one."""
+    import open_clip
+
+    options = open_clip.get_model_config(model)
+    if options is None:
+        near = get_close_matches(model, open_clip.list_models(), n=3, cutoff=0.5)
+        raise StageError(
+            f"open_clip knows no model {model!r}; did you mean {', '.join(near) or 'another'}?"
+        )
+    if quick_gelu:
+        options["quick_gelu"] = True
+    for tower, flag in (
+        ("vision_cfg", "timm_model_pretrained"),
+        ("text_cfg", "hf_model_pretrained"),
+    ):
+        if flag in options[tower]:
+            options[tower][flag] = False
+    return dict(options)
+
+
+# -- from a local file -----------------------------------------------------------------------------
+
+
+def _file(spec: FileEncoder) -> _Taken:
+    path = Path(spec.file)
+    place, name = split_path(spec.file)
+    try:
+        if place.sha256(name) != spec.sha256:
+            raise StageError(
+                f"{spec.file} is not the file that was planned (other sha256); run again"
+            )
+    except FileNotFoundError:
+        raise StageError(
+            f"{spec.file} does not exist where this step runs; put it there, or on storage that "
+            f"every node sees"
+        ) from None
+    options: dict[str, Any] = dict(spec.model_options)
+    cfg: Mapping[str, Any] = {}
+    spare = list(spec.leave_out)
+    if spec.family == "open_clip":
+        options = options or _open_clip_options(spec.model)
+        cfg = {"input_size": options.get("vision_cfg", {}).get("image_size", 224), **_CLIP_INPUT}
+    else:
+        cfg = _timm_cfg(spec.model)
+        named = cfg.get("classifier") or ()
+        spare += [f"{n}." for n in ((named,) if isinstance(named, str) else named)]
+    architecture = Architecture(spec.family, spec.model, options, _image(cfg, spec.image), 0)
+    model = architecture.build()
+    tensors, wanted = weights.read(path), model.state_dict()
+    if spec.match == "order":
+        filled, left_out = weights.by_order(tensors, wanted, architecture.feature_dim(model))
+    else:
+        filled, left_out = weights.by_name(tensors, wanted, spare)
+    model.load_state_dict(filled)
+    return _Taken(architecture, model, {"file": path.name, "sha256": spec.sha256}, left_out)
+
+
+_CLIP_INPUT = {
+    "mean": (0.48145466, 0.4578275, 0.40821073),
+    "std": (0.26862954, 0.26130258, 0.27577711),
+}
+
+
+def _timm_cfg(model: str) -> dict[str, Any]:
+    import timm
+
+    try:
+        cfg = timm.get_pretrained_cfg(model)
+    except RuntimeError:  # a name that timm does not know: building it says so, with the options
+        cfg = None
+    return _declared(cfg) if cfg is not None else {}
+
+
+def _declared(cfg: Any) -> dict[str, Any]:
+    """What timm's configuration of some weights says."""
+    return {name: value for name, value in asdict(cfg).items() if value is not None}
+
+
+# -- what the kinds share --------------------------------------------------------------------------
+
+
+def _image(cfg: Mapping[str, Any], change: ImageChange) -> ImageInput:
+    """The input that a library's configuration declares, with the file's changes."""
+    given = cfg.get("input_size", 224)
+    size = given[-1] if isinstance(given, (tuple, list)) else given
+    declared = {
+        "size": size,
+        "channels": given[0] if isinstance(given, (tuple, list)) and len(given) == 3 else 3,
+        **{name: tuple(cfg[name]) for name in ("mean", "std") if cfg.get(name)},
+    }
+    return ImageInput(**{**declared, **change.model_dump(exclude_none=True)})
+
+
+def _no_tag(library: str, model: str, tag: str | None, known: list[str]) -> str:
+    if not known:
+        return f"{library} has no pretrained weights for {model!r}; see its list of models"
+    near = get_close_matches(tag or "", known, n=3, cutoff=0.5) or known[:8]
+    return (
+        f"{library} has no weights {tag!r} for {model!r}; did you mean {', '.join(near)}?"
+        if tag
+        else f"{library} has no default weights for {model!r}; give a tag, as in {near[0]}"
+    )
+
+
+def _not_had(library: str, name: str, error: Exception) -> StageError:
+    reason = " ".join(str(error).split())[:160]
+    return StageError(
+        f"{library}'s weights {name} are not in the local cache and could not be fetched "
+        f"({type(error).__name__}: {reason}); connect to the network once, copy them into "
+        f"$HF_HOME/hub, or name a local file with kind: file"
+    )
+
+
+def _refused(what: str, model: str, error: Exception) -> StageError:
+    reason = " ".join(str(error).split())[:160]
+    return StageError(f"{what} do not fit {model!r} as installed ({reason}); name its own model")

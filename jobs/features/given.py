@@ -1,0 +1,219 @@
+"""Features from anywhere: a Parquet file of keys, vectors and labels, as a features step's output.
+
+Takes a `GivenStep`; writes what extraction writes (`extract.finish`), with view 0 alone, so that
+whatever reads features needs no encoder and no images. A row's part is what the file's split column
+says; without one it is a function of the key alone, in the shares that corpora have by default.
+Without validation rows, they are cut from the training rows by key. The test of an OOD task, which
+has that part alone, is every row unless the file says otherwise. Nothing is left out silently: a
+row that cannot be used is refused by its key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from jobs.contract import Outcome, StageError, Work
+from jobs.corpus.keyed import hash64, unit
+from jobs.features.extract import schema, write_part
+from jobs.features.spec import GivenStep
+from jobs.place import Place
+
+SPLIT = "split"  # the column that is taken for the split where the step names none
+PARTS = ("train", "validation", "test")
+SHARES = (0.60, 0.15, 0.25)
+VALIDATION_OF_TRAIN = 0.2  # cut from the training rows of a file that has no validation rows
+_WORDS = {"train": 0, "training": 0, "validation": 1, "valid": 1, "val": 1, "dev": 1, "test": 2}
+
+Numbers = npt.NDArray[np.int64]
+
+
+def take_in(work: Work) -> Outcome:
+    """Write the step's parts, `classes.json` and `spectrum.parquet`.
+
+    Counts: rows_<part>, dim, rows_other_parts. Raises StageError for a file, a column or a row that
+    cannot be used.
+    """
+    step = cast(GivenStep, work.spec)
+    table = _read(step)
+    keys = _keys(table[step.key], step)
+    vectors = _vectors(table[step.vector], keys, step)
+    labels, classes = _labels(table[step.label], keys, step)
+    split = step.split or (SPLIT if SPLIT in table.column_names else None)
+    part_of = _parts(table[split] if split else None, keys, step)
+    counts: dict[str, int] = {}
+    metrics: dict[str, float] = {}
+    form = schema(step.dtype, vectors.shape[1])
+    for part in step.parts:
+        mine = np.flatnonzero(part_of == PARTS.index(part))
+        if len(mine) == 0:
+            raise StageError(
+                f"{step.file} has no {part} rows for task {step.images}; mark some in column "
+                f"{split or SPLIT!r}"
+            )
+        rows = _rows(keys, vectors, labels, mine, form)
+        written = write_part(work.output, part, rows)
+        counts |= written.counts
+        metrics |= written.metrics
+    work.output.write_json("classes.json", list(classes))
+    used = sum(counts[f"rows_{part}"] for part in step.parts)
+    return Outcome({**counts, "rows_other_parts": len(keys) - used}, metrics)
+
+
+def _rows(
+    keys: pa.Array, vectors: npt.NDArray[Any], labels: Numbers, mine: Numbers, form: pa.Schema
+) -> pa.Table:
+    kind = form.field("vector").type
+    flat = pa.array(vectors[mine].reshape(-1), type=kind.value_type)
+    columns = [
+        keys.take(pa.array(mine)),
+        np.zeros(len(mine), np.int16),
+        pa.array(labels[mine], pa.int32()),
+        pa.FixedSizeListArray.from_arrays(flat, type=kind),
+    ]
+    return pa.table(columns, schema=form)
+
+
+# -- the file --------------------------------------------------------------------------------------
+
+
+def _read(step: GivenStep) -> pa.Table:
+    """The file's columns that matter; StageError when it is absent, altered or lacks one."""
+    folder, _, name = step.file.rpartition("/")
+    place = Place(folder or "/")
+    try:
+        if place.sha256(name) != step.sha256:
+            raise StageError(
+                f"{step.file} is not the file that was planned (other sha256); run again"
+            )
+        filesystem, path = place.open()
+        with filesystem.open_input_file(f"{path}/{name}") as source:
+            parquet = pq.ParquetFile(source)
+            found = parquet.schema_arrow.names
+            named = [c for c in (step.key, step.vector, step.label, step.split) if c is not None]
+            for column in named:
+                if column not in found:
+                    raise StageError(
+                        f"{step.file} has no column {column!r}; it has {', '.join(found)}: name "
+                        f"the right one in the encoder's key, vector, label or split"
+                    )
+            extra = [SPLIT] if SPLIT in found and SPLIT not in named else []
+            table = parquet.read(columns=[*named, *extra])
+    except FileNotFoundError:
+        raise StageError(
+            f"{step.file} does not exist where this step runs; put it there, or on storage that "
+            f"every node sees"
+        ) from None
+    except pa.ArrowException as error:
+        raise StageError(f"{step.file} is no Parquet file ({error}); convert it") from None
+    if table.num_rows == 0:
+        raise StageError(f"{step.file} has no rows; give it some")
+    return table
+
+
+def _keys(column: pa.ChunkedArray, step: GivenStep) -> pa.Array:
+    try:
+        keys = column.cast(pa.string()).combine_chunks()
+    except pa.ArrowException:
+        raise StageError(
+            f"{step.file}: column {step.key!r} is {column.type}, not a string; name another as key"
+        ) from None
+    keys = keys.chunk(0) if isinstance(keys, pa.ChunkedArray) else keys
+    if keys.null_count:
+        raise StageError(f"{step.file}: {keys.null_count} rows have no {step.key}; give each one")
+    counted = keys.value_counts()
+    twice = counted.filter(pc.greater(counted.field("counts"), 1))
+    if len(twice):
+        raise StageError(
+            f"{step.file}: {len(twice)} keys stand in several rows (the first: "
+            f"{twice.field('values')[0]}); give each sample one row"
+        )
+    return keys
+
+
+def _vectors(column: pa.ChunkedArray, keys: pa.Array, step: GivenStep) -> npt.NDArray[Any]:
+    """The vectors, [N, D], of the step's dtype and finite in it."""
+    where = f"{step.file}: column {step.vector!r}"
+    kind = column.type
+    lists = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    lists = lists or pa.types.is_fixed_size_list(kind)
+    if not lists or not pa.types.is_floating(kind.value_type):
+        raise StageError(f"{where} is {kind}, not a list of float; name another as vector")
+    lengths = pc.unique(pc.list_value_length(column)).to_pylist()
+    if len(lengths) != 1 or lengths[0] in (None, 0):
+        shown = ", ".join("none" if n is None else str(n) for n in lengths[:4])
+        raise StageError(f"{where} has vectors of different lengths ({shown}); give all the same")
+    values = pc.list_flatten(column)
+    if values.null_count:
+        raise StageError(f"{where} has {values.null_count} empty entries; give each a number")
+    with np.errstate(over="ignore"):  # beyond float16: infinite, and refused as such
+        flat = values.to_numpy().astype(step.dtype)
+    found: npt.NDArray[Any] = flat.reshape(len(keys), lengths[0])
+    bad = ~np.isfinite(found).all(axis=1)
+    if bad.any():
+        raise StageError(
+            f"{where} is not finite as {step.dtype} in {int(bad.sum())} rows (the first: key "
+            f"{keys[int(bad.argmax())]}); leave them out of the file, or ask for float32"
+        )
+    return found
+
+
+def _labels(
+    column: pa.ChunkedArray, keys: pa.Array, step: GivenStep
+) -> tuple[Numbers, Sequence[str]]:
+    """Class numbers, [N], and the classes in their order."""
+    where = f"{step.file}: column {step.label!r}"
+    if column.null_count:
+        raise StageError(f"{where} is empty in {column.null_count} rows; give each a class")
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        classes = step.classes or tuple(sorted(pc.unique(column).to_pylist()))
+        numbers = pc.index_in(column, value_set=pa.array(classes, column.type))
+        if numbers.null_count:
+            unknown = column.filter(pc.is_null(numbers))[0]
+            raise StageError(
+                f"{where} holds {unknown.as_py()!r}, which is none of classes.{step.images}; add it"
+            )
+        return numbers.to_numpy().astype(np.int64), classes
+    if not pa.types.is_integer(column.type):
+        raise StageError(
+            f"{where} is {column.type}; classes are integers or names (a target that is a number "
+            f"cannot be learnt yet)"
+        )
+    labels = column.to_numpy().astype(np.int64)
+    classes = step.classes or tuple(str(number) for number in range(int(labels.max()) + 1))
+    wrong = (labels < 0) | (labels >= len(classes))
+    if wrong.any():
+        at = int(wrong.argmax())
+        raise StageError(
+            f"{where} holds {labels[at]} (key {keys[at]}), outside 0 to {len(classes) - 1}; "
+            f"correct it, or classes.{step.images}"
+        )
+    return labels, classes
+
+
+def _parts(column: pa.ChunkedArray | None, keys: pa.Array, step: GivenStep) -> Numbers:
+    """Each row's part, as its number in PARTS, [N]."""
+    scope = step.images
+    if column is None:
+        if step.parts == ("test",):
+            return np.full(len(keys), PARTS.index("test"))
+        u = unit(hash64(keys, seed=0, scope=scope, stream="part"))
+        return np.searchsorted(np.cumsum(SHARES)[:-1], u, side="right").astype(np.int64)
+    words = column.to_pylist()
+    unknown = [str(word) for word in words if word not in _WORDS]
+    if unknown:
+        raise StageError(
+            f"{step.file}: the split of {len(unknown)} rows is {unknown[0]!r}; it must be train, "
+            f"validation or test"
+        )
+    part_of = np.array([_WORDS[word] for word in words], np.int64)
+    if "validation" in step.parts and not (part_of == 1).any():
+        u = unit(hash64(keys, seed=0, scope=scope, stream="validation"))
+        part_of[(part_of == 0) & (u < VALIDATION_OF_TRAIN)] = 1
+    return part_of

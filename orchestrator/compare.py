@@ -1,0 +1,276 @@
+"""Do two runs differ in noise alone? Told from what the store recorded of them.
+
+Takes two places in stores (an address, a folder of addresses, or a whole store); pairs the finished
+steps below them by the rest of their address; compares every pair field by field, with the steps
+that they read, the encoder's card and the circumstances they were made in. Fields of a noise step
+are *noise*, what came out (digests, sizes, metrics) is a *result* and proves nothing, everything
+else must be *identical*. Manifests and cards alone are read; nothing heavy is imported.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from jobs.place import Place
+from orchestrator.errors import UserError
+from orchestrator.plan import KINDS, Difference, differences
+from orchestrator.store import MANIFEST, Manifest, Store
+
+Group = Literal["noise", "differs", "result"]
+
+CARD = "encoder.json"  # of an encoder: jobs/pretrain/encoder.py
+_RESULTS_OF_CARD = ("weights_sha256",)
+_CIRCUMSTANCES = ("versions", "python", "platform", "cpu", "commit", "dirty")
+_ABSENT = "absent"
+
+
+@dataclass(frozen=True)
+class Found:
+    """A step that a store holds."""
+
+    store: Store
+    manifest: Manifest
+
+    @property
+    def address(self) -> str:
+        """Its address in its store."""
+        return self.manifest.address
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two steps, and every field in which they differ."""
+
+    first: str
+    second: str
+    identical: tuple[str, ...]  # fields that are the same
+    noise: tuple[Difference, ...]
+    differs: tuple[Difference, ...]
+    results: tuple[Difference, ...]
+    beside: tuple[str, ...] = ()  # what to know beside it, and what the records do not show
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All pairs, and the steps without a partner."""
+
+    pairs: tuple[Pair, ...]
+    alone: tuple[str, ...] = field(default=())
+
+    @property
+    def noise_alone(self) -> bool:
+        """Whether every step has its partner, and differs from it in noise at most."""
+        return not self.alone and not any(pair.differs for pair in self.pairs)
+
+    def verdict(self) -> str:
+        """The answer in a sentence."""
+        if self.noise_alone:
+            levels = sorted({str(d) for pair in self.pairs for d in pair.noise})
+            if not levels:
+                return "These two runs do not differ, not even in noise."
+            return "These two runs differ in noise alone."
+        paths = list(dict.fromkeys(d.path for pair in self.pairs for d in pair.differs))
+        shown = ", ".join(paths[:5]) + (f" and {len(paths) - 5} more" if len(paths) > 5 else "")
+        if self.alone:
+            steps = f"{len(self.alone)} steps without a partner"
+            shown = f"{shown}, {steps}" if shown else steps
+        return f"These two runs differ in more than noise: {shown}."
+
+
+def compare(first: str, second: str, storage: Place) -> Comparison:
+    """Compare two places: addresses in `storage`, or paths to stores or to folders in them.
+
+    Raises UserError for a place without a finished step (with the nearest addresses).
+    """
+    left, right = _steps(first, storage), _steps(second, storage)
+    pairs = [_pair(left[rest], right[rest]) for rest in left if rest in right]
+    alone = [left[rest].address for rest in left if rest not in right]
+    alone += [right[rest].address for rest in right if rest not in left]
+    if not pairs:
+        raise UserError(
+            f"{first} and {second} have no step in common; name two steps of a kind, or two "
+            f"folders with the same steps below them"
+        )
+    return Comparison(tuple(pairs), tuple(alone))
+
+
+# -- finding the steps -----------------------------------------------------------------------------
+
+
+def _steps(name: str, storage: Place) -> dict[str, Found]:
+    """The finished steps at or below a place, by the rest of their address."""
+    store, address = _located(name, storage)
+    one = store.manifest(address) if address else None
+    if one is not None:
+        return {"": Found(store, one)}
+    found = {
+        at.removeprefix(address).strip("/"): Found(store, manifest)
+        for at in _addresses(store, address)
+        if (manifest := store.manifest(at)) is not None
+    }
+    if not found:
+        raise UserError(_nowhere(name, address, store))
+    return found
+
+
+def _located(name: str, storage: Place) -> tuple[Store, str]:
+    """The store that a name lies in, and the address below its root ("" for the whole store)."""
+    text = name.rstrip("/")
+    if "://" not in text and not Path(text).expanduser().is_dir():
+        return Store(storage), text
+    place = Place.of(text)
+    *parents, _ = parts = place.uri.split("/")
+    for length in range(len(parts), max(len(parents) - 12, 0), -1):
+        root = Place("/".join(parts[:length]))
+        if root.exists("store.json"):
+            return Store(root), "/".join(parts[length:])
+    return Store(storage), text
+
+
+def _addresses(store: Store, below: str) -> list[str]:
+    """Addresses of the finished steps below one, in order."""
+    tail = f"/{MANIFEST}"
+    kinds = [below] if below else list(KINDS)
+    return [
+        f"{kind}/{name.removesuffix(tail)}"
+        for kind in kinds
+        for name, _ in (store.root / kind).files()
+        if name.endswith(tail)
+    ]
+
+
+def _nowhere(name: str, address: str, store: Store) -> str:
+    kind = address.partition("/")[0]
+    known = _addresses(store, kind if kind in KINDS else "")
+    prefixes = {"/".join(a.split("/")[:n]) for a in known for n in range(1, a.count("/") + 2)}
+    near = difflib.get_close_matches(address, sorted(prefixes), n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else "name another with --storage"
+    return f"{name}: no finished step lies there in {store.root.uri}; {hint}"
+
+
+# -- comparing two ---------------------------------------------------------------------------------
+
+
+def _pair(first: Found, second: Found) -> Pair:
+    beside: list[str] = []
+    ours, theirs = _record(first, beside), _record(second, beside)
+    groups: dict[Group, list[Difference]] = {"noise": [], "differs": [], "result": []}
+    for one in differences(ours, theirs):
+        path = one.path
+        named = Difference(path.removeprefix("step."), one.recorded, one.planned)
+        groups[_group(path)].append(named)
+    changed = {one.path for found in groups.values() for one in found}
+    if any(one.path.endswith("noise.seed") for one in groups["noise"]):
+        beside.append("their noise is drawn by different seeds: their levels are not nested")
+    if any(found.manifest.provenance.get("dirty") for found in (first, second)):
+        beside.append("made from a checkout with uncommitted changes: its commit is not all")
+    return Pair(
+        first=first.address,
+        second=second.address,
+        identical=tuple(
+            sorted(path for path in _paths(ours) if path.removeprefix("step.") not in changed)
+        ),
+        noise=tuple(groups["noise"]),
+        differs=tuple(groups["differs"]),
+        results=tuple(groups["result"]),
+        beside=tuple(dict.fromkeys(beside)),
+    )
+
+
+def _record(found: Found, beside: list[str]) -> dict[str, Any]:
+    """Everything that is known of a step, as nested fields."""
+    manifest = found.manifest
+    provenance = manifest.provenance
+    record: dict[str, Any] = {
+        "step": _fields(found, beside),
+        "made_with": {name: provenance.get(name, _ABSENT) for name in _CIRCUMSTANCES},
+        "results": {
+            "files": {name: one.sha256 for name, one in manifest.files.items()},
+            "counts": manifest.counts,
+            "metrics": manifest.metrics,
+        },
+    }
+    if CARD in manifest.files:
+        card = found.store.output(manifest.address).read_json(CARD)
+        record["results"]["card"] = {name: card.pop(name, None) for name in _RESULTS_OF_CARD}
+        record["card"] = card
+    return record
+
+
+def _fields(found: Found, beside: list[str]) -> dict[str, Any]:
+    """A step's own fields, each input replaced by the fields of the step that it read."""
+    fields = dict(found.manifest.fields)
+    inputs: dict[str, Any] = {}
+    for role, fingerprint in fields.pop("inputs", {}).items():
+        read = _input(found, role, fingerprint)
+        if read is None:
+            beside.append(f"the {role} that {found.address} read is no longer in its store")
+            inputs[role] = {"fingerprint": fingerprint}
+        else:
+            inputs[role] = _fields(read, beside)
+    return {**fields, "inputs": inputs}
+
+
+def _input(found: Found, role: str, fingerprint: str) -> Found | None:
+    """The step of a fingerprint that another one read, where its address says it must lie."""
+    for address in _candidates(found.store.root, found.address, role):
+        manifest = found.store.manifest(address)
+        if manifest is not None and manifest.fingerprint == fingerprint:
+            return Found(found.store, manifest)
+    return None
+
+
+def _candidates(root: Place, address: str, role: str) -> Iterator[str]:
+    """Addresses at which an input of a role can lie (docs/architecture.md says how they are made).
+
+    After its kind, an address has the encoder's run: `encoder/<name>`, or five parts.
+    """
+    kind, *parts = address.split("/")
+    run = parts[:2] if parts[0] == "encoder" else parts[:5]
+    if role == "corpus":
+        yield from (f"corpus/{name}" for name in _folders(root / "corpus"))
+    elif role == "noise":
+        yield f"noise/{parts[0]}/{parts[1]}/{parts[3].replace('noise=', 'level=')}"
+    elif role == "encoder":
+        yield "/".join(run if run[0] == "encoder" else ["pretrain", *run])
+    elif role == "features":
+        below = "/".join(["features", *run])
+        yield from (f"{below}/{name}" for name in _folders(root / below))
+    elif role == "head":
+        below, tail = "/".join([kind, *run]), "/".join(parts[len(run) + 1 :])
+        yield from (f"{below}/{name}/{tail}" for name in _folders(root / below))
+
+
+def _folders(place: Place) -> list[str]:
+    import pyarrow.fs as pafs
+
+    filesystem, path = place.open()
+    found = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+    return sorted(info.base_name for info in found if info.type == pafs.FileType.Directory)
+
+
+def _group(path: str) -> Group:
+    """What a difference at a dotted path means."""
+    if path.startswith("results."):
+        return "result"
+    spec = path.rpartition("inputs.noise.spec.")[2] if "inputs.noise.spec." in path else ""
+    own = path.removeprefix("step.spec.") if path.startswith("step.spec.") else ""
+    for below in (spec, own):
+        if below == "level" or below == "noise" or below.startswith("noise."):
+            return "noise"
+    return "differs"
+
+
+def _paths(value: Any, path: str = "") -> Iterator[str]:
+    """Every leaf's dotted path, without the results."""
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            below = f"{path}.{name}" if path else str(name)
+            if below != "results":
+                yield from _paths(inner, below)
+    else:
+        yield path

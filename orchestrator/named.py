@@ -1,0 +1,71 @@
+"""What an experiment's named encoders must agree on with its tasks, and the one made of a file.
+
+Encoders with weights take any task with images; given features take the tasks that they have a file
+for. Nothing here reads a file.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from jobs.encoders.spec import GivenEncoder, NamedEncoder
+from jobs.tasks.spec import Task
+from orchestrator.errors import UserError
+
+
+def given_tasks(encoders: Iterable[NamedEncoder]) -> set[str]:
+    """The tasks that some encoder gives features for."""
+    return {name for encoder in _given(encoders) for name in encoder.files}
+
+
+def check(encoders: Iterable[NamedEncoder], tasks: Mapping[str, Task]) -> None:
+    """Every file of given features has its task, and every task without images its features.
+
+    Raises UserError for the first that has not.
+    """
+    for encoder in _given(encoders):
+        for name in encoder.files:
+            where = f"encoders: {encoder.name}: files names {name}"
+            if name not in tasks:
+                near = difflib.get_close_matches(name, tasks, n=1)
+                hint = f"did you mean {near[0]}?" if near else "add it to `tasks`"
+                raise UserError(f"{where}, which is not listed in tasks; {hint}")
+            trained_on = tasks[name].trained_on
+            if trained_on is not None and trained_on not in encoder.files:
+                raise UserError(
+                    f"{where}, which is trained on {trained_on}; give that task's file as well"
+                )
+            if tasks[name].shift is not None:
+                raise UserError(f"{where}, whose images are shifted; features cannot be")
+    known = given_tasks(encoders)
+    for task in tasks.values():
+        if task.source == "features" and task.name not in known:
+            raise UserError(
+                f"tasks: {task.name} has given features, and no encoder of kind features gives "
+                f"them; add its file to one"
+            )
+
+
+def on_given(raw: Mapping[str, Any], file: str, task: str | None) -> dict[str, Any]:
+    """An experiment's features and tuning, over one file of features as one ID task alone.
+
+    The encoder is named after the file, and so is the task unless it has a name of its own.
+    """
+    stem = re.sub(r"[^a-z0-9._-]+", "-", Path(file).stem.lower()).strip("-._") or "given"
+    name = stem if task is None else task
+    kept = ("features", "tuning", "storage", "tracking")
+    return {
+        "name": f"features-{name}",
+        "title": f"Adapting given features: {name}",
+        "encoders": [{"kind": "features", "name": stem, "files": {name: file}}],
+        "tasks": [name],
+        **{section: raw[section] for section in kept if section in raw},
+    }
+
+
+def _given(encoders: Iterable[NamedEncoder]) -> list[GivenEncoder]:
+    return [encoder for encoder in encoders if isinstance(encoder, GivenEncoder)]

@@ -1,0 +1,66 @@
+"""Named encoders are shown, and are never mixed into what is averaged over noise levels."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from analysis import named, report
+from analysis.readout import NAMED_SCHEMA, NAMED_SPECTRA_SCHEMA, Readout, summary
+
+
+def with_named(readout: Readout) -> Readout:
+    """The readout, with an encoder that got other tasks than another one."""
+    rows: list[dict[str, Any]] = []
+    for row in readout.cells.to_pylist():
+        if row["noise"] == 0 and row["pretrain_seed"] == 0:
+            place = {k: v for k, v in row.items() if k in NAMED_SCHEMA.names}
+            rows.append({**place, "encoder": "big", "test_accuracy": 12.5})
+            if row["task"] == "digits":
+                rows.append({**place, "encoder": "api", "test_accuracy": 25.0})
+    spectra = [
+        {**row, "encoder": "big", "sve": 1.25}
+        for row in readout.spectra.to_pylist()
+        if row["noise"] == 0 and row["pretrain_seed"] == 0
+    ]
+    return replace(
+        readout,
+        question=replace(readout.question, encoders=("big", "api")),
+        named=pa.Table.from_pylist(rows, schema=NAMED_SCHEMA),
+        named_spectra=pa.Table.from_pylist(spectra, schema=NAMED_SPECTRA_SCHEMA),
+    )
+
+
+@pytest.fixture
+def both(make: Any) -> Readout:
+    return with_named(make())
+
+
+def test_they_change_no_average(make: Any, both: Readout) -> None:
+    assert summary(both).equals(summary(make()))
+    assert report.cells_csv(both) == report.cells_csv(make())
+
+
+def test_each_has_its_own_tasks_and_a_gap_where_it_has_none(both: Readout) -> None:
+    rows = named.summary(both).to_pylist()
+    assert {row["task"] for row in rows if row["encoder"] == "api"} == {"digits"}
+    assert {row["accuracy"] for row in rows if row["encoder"] == "big"} == {12.5}
+    html = named.accuracies(both)
+    assert "digits-rotated" in html
+    assert "25.0" in html
+    assert "–" in html
+    assert "1.25" in named.spaces(both)
+
+
+def test_the_report_has_a_section_for_them_only_where_they_are(
+    make: Any, both: Readout, tmp_path: Path
+) -> None:
+    report.write(make(), tmp_path / "without")
+    report.write(both, tmp_path / "with")
+    assert "Named encoders" not in (tmp_path / "without/report.html").read_text()
+    assert "Named encoders" in (tmp_path / "with/report.html").read_text()
+    assert not (tmp_path / "without/encoders.csv").exists()
+    lines = (tmp_path / "with/encoders.csv").read_text().splitlines()
+    assert len(lines) == 1 + both.named.num_rows

@@ -1,0 +1,159 @@
+"""Features from anywhere become a features step's output, or are refused in a sentence."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from jobs.contract import Outcome, StageError, Work
+from jobs.features.extract import schema
+from jobs.features.given import take_in
+from jobs.features.spec import GivenStep
+from jobs.place import Place
+from jobs.tuning.data import read_classes, read_part
+
+ALL = ("train", "validation", "test")
+
+
+def columns(rows: int = 200, dim: int = 6) -> dict[str, Any]:
+    generator = np.random.default_rng(0)
+    return {
+        "key": [f"k{i}" for i in range(rows)],
+        "vector": list(generator.normal(size=(rows, dim)).astype(np.float32)),
+        "label": [("cat", "dog")[i % 2] for i in range(rows)],
+    }
+
+
+def work(root: Path, table: pa.Table, parts: tuple[str, ...] = ALL, **fields: Any) -> Work:
+    root.mkdir(exist_ok=True)
+    pq.write_table(table, root / "f.parquet")
+    digest = Place.of(root).sha256("f.parquet")
+    step = GivenStep.model_validate(
+        {"images": "t", "parts": parts, "file": str(root / "f.parquet"), "sha256": digest, **fields}
+    )
+    return Work("features/encoder/e/t", "f", step, {}, Place.of(root / "o"), Place.of(root / "s"))
+
+
+def taken(root: Path, table: pa.Table, **fields: Any) -> tuple[Outcome, Place]:
+    one = work(root, table, **fields)
+    return take_in(one), one.output
+
+
+def _stacked(table: pa.Table) -> Any:
+    return np.stack(table["vector"].to_numpy())
+
+
+def test_it_leaves_what_extraction_leaves(tmp_path: Path) -> None:
+    outcome, output = taken(tmp_path, pa.table(columns()))
+    counts = outcome.counts
+    assert counts["dim"] == 6
+    assert sum(counts[f"rows_{part}"] for part in ALL) == 200
+    assert counts["rows_other_parts"] == 0
+    assert counts["rows_train"] > counts["rows_test"] > counts["rows_validation"] > 0
+    assert {"features/sve", "features/lsvr_raw"} <= set(outcome.metrics)
+    assert read_classes(output) == ("cat", "dog")
+    given = dict(zip(columns()["key"], columns()["vector"], strict=True))
+    for part in ALL:
+        table = output.read_table(f"features-{part}.parquet")
+        assert table.schema.equals(schema("float32", 6))
+        keys = table["key"].to_pylist()
+        assert keys == sorted(keys)
+        assert np.array_equal(np.stack([given[key] for key in keys]), _stacked(table))
+        opened = read_part(output, part)  # type: ignore[arg-type]
+        assert opened.augmented == 0
+        assert opened.labels.tolist() == [int(key[1:]) % 2 for key in keys]
+
+
+def test_a_rows_part_depends_on_its_key_alone(tmp_path: Path) -> None:
+    table = pa.table(columns())
+    _, one = taken(tmp_path / "a", table)
+    _, two = taken(tmp_path / "b", table.take(list(reversed(range(200)))))
+    for part in ALL:
+        name = f"features-{part}.parquet"
+        assert one.read_bytes(name) == two.read_bytes(name)
+    _, few = taken(tmp_path / "c", table.slice(0, 150))
+    kept = set(few.read_table("features-test.parquet")["key"].to_pylist())
+    assert kept <= set(one.read_table("features-test.parquet")["key"].to_pylist())
+
+
+def test_the_files_own_split_is_kept_and_validation_cut_from_training_alone(
+    tmp_path: Path,
+) -> None:
+    split = ["train" if i < 150 else "test" for i in range(200)]
+    outcome, output = taken(tmp_path, pa.table({**columns(), "split": split}))
+    assert outcome.counts["rows_test"] == 50
+    assert 15 <= outcome.counts["rows_validation"] <= 45
+    test = output.read_table("features-test.parquet")["key"].to_pylist()
+    assert {int(key[1:]) for key in test} == set(range(150, 200))
+
+
+def test_an_ood_test_is_every_row(tmp_path: Path) -> None:
+    outcome, output = taken(tmp_path, pa.table(columns()), parts=("test",))
+    assert outcome.counts == {"rows_test": 200, "dim": 6, "rows_other_parts": 0}
+    assert not output.exists("features-train.parquet")
+
+
+def test_other_columns_types_and_classes_are_named(tmp_path: Path) -> None:
+    given = columns()
+    table = pa.table(
+        {
+            "id": pa.array(range(200)),
+            "ada": pa.array(given["vector"], pa.list_(pa.float64())),
+            "y": pa.array([i % 2 for i in range(200)], pa.int8()),
+        }
+    )
+    names = {"key": "id", "vector": "ada", "label": "y", "classes": ("no", "yes", "unseen")}
+    _, output = taken(tmp_path, table, dtype="float16", **names)
+    assert read_classes(output) == ("no", "yes", "unseen")
+    assert output.read_table("features-test.parquet").schema.equals(schema("float16", 6))
+
+
+def spoilt(**changed: Any) -> pa.Table:
+    return pa.table({**columns(), **changed})
+
+
+@pytest.mark.parametrize(
+    ("table", "fields", "said"),
+    [
+        (spoilt(), {"key": "id"}, "has no column 'id'; it has key, vector, label"),
+        (spoilt(key=["same"] * 200), {}, r"1 keys stand in several rows \(the first: same\)"),
+        (spoilt(key=[None] + ["k"] * 199), {}, "1 rows have no key"),
+        (spoilt(vector=[[1.0]] * 199 + [[1.0, 2.0]]), {}, r"different lengths \(1, 2\)"),
+        (spoilt(vector=[[1.0, np.nan]] * 200), {}, "not finite as float32 in 200 rows"),
+        (spoilt(vector=[[1e30]] * 200), {"dtype": "float16"}, "or ask for float32"),
+        (spoilt(vector=["text"] * 200), {}, "is string, not a list of float"),
+        (spoilt(label=[0.5] * 200), {}, "classes are integers or names"),
+        (spoilt(label=[-1] + [0] * 199), {}, r"holds -1 \(key k0\), outside 0 to 0"),
+        (spoilt(), {"classes": ("cat",)}, "holds 'dog', which is none of classes.t"),
+        (spoilt(split=["trian"] * 200), {}, "the split of 200 rows is 'trian'"),
+        (spoilt(split=["train"] * 200), {}, "has no test rows for task t"),
+        (pa.table(columns()).slice(0, 0), {}, "has no rows"),
+    ],
+)
+def test_what_cannot_be_used_is_one_sentence(
+    tmp_path: Path, table: pa.Table, fields: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(StageError, match=said):
+        taken(tmp_path, table, **fields)
+
+
+def test_another_file_than_the_planned_one_is_refused(tmp_path: Path) -> None:
+    one = work(tmp_path, pa.table(columns()))
+    pq.write_table(pa.table(columns(100)), tmp_path / "f.parquet")
+    with pytest.raises(StageError, match="is not the file that was planned"):
+        take_in(one)
+    (tmp_path / "f.parquet").unlink()
+    with pytest.raises(StageError, match="does not exist where this step runs"):
+        take_in(one)
+
+
+def test_a_file_that_is_no_parquet_is_refused(tmp_path: Path) -> None:
+    one = work(tmp_path, pa.table(columns()))
+    (tmp_path / "f.parquet").write_bytes(b"key,vector,label")
+    sha256 = Place.of(tmp_path).sha256("f.parquet")
+    step = one.spec.model_copy(update={"sha256": sha256})
+    with pytest.raises(StageError, match="is no Parquet file"):
+        take_in(Work(one.address, "f", step, {}, one.output, one.scratch))

@@ -1,0 +1,149 @@
+"""Named encoders in the plan: their steps, their identity, and what they must agree on."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from orchestrator import experiment, plan
+from orchestrator.errors import UserError
+from orchestrator.experiment import Experiment
+from orchestrator.plan import Plan
+
+LITE = {"kind": "timm", "name": "lite", "model": "tf_efficientnet_b3.ns_jft_in1k"}
+DEMO = Path(__file__).parents[2] / "experiments/demo.yaml"
+
+
+@pytest.fixture
+def ada(tmp_path: Path) -> dict[str, Any]:
+    (tmp_path / "a.parquet").write_bytes(b"features")
+    return {"kind": "features", "name": "ada", "files": {"reviews": str(tmp_path / "a.parquet")}}
+
+
+def made(
+    tmp_path: Path,
+    encoders: list[dict[str, Any]],
+    tasks: list[str],
+    keep: tuple[str, ...] = (),
+    **more: Any,
+) -> Experiment:
+    demo = yaml.safe_load(DEMO.read_text())
+    sections = {name: demo[name] for name in ("tuning", *keep)}
+    path = tmp_path / "my.yaml"
+    path.write_text(
+        yaml.safe_dump({"name": "mine", "encoders": encoders, "tasks": tasks, **sections, **more})
+    )
+    return experiment.load(str(path))
+
+
+def kinds(found: Plan) -> dict[str, int]:
+    return {kind: len(found.of_kind(kind)) for kind in plan.KINDS if found.of_kind(kind)}
+
+
+def test_encoders_alone_need_no_corpus_noise_or_pretraining(tmp_path: Path) -> None:
+    found = plan.build(made(tmp_path, [LITE], ["digits", "digits-rotated"]))
+    assert kinds(found) == {"corpus": 1, "encoder": 1, "features": 2, "tune": 16}
+    cell = found.steps["tune/encoder/lite/digits-rotated/lp/fraction=100/seed=0"]
+    assert cell.labels["encoder"] == "lite"
+    assert not {"noise", "seed"} & set(cell.labels)
+    assert cell.inputs["features"] == "features/encoder/lite/digits-rotated"
+    assert cell.inputs["head"] == "tune/encoder/lite/digits/lp/fraction=100/seed=0"
+    assert found.steps["features/encoder/lite/digits"].inputs["encoder"] == "encoder/lite"
+
+
+def test_they_stand_beside_the_trained_ones_and_change_nothing_of_them(tmp_path: Path) -> None:
+    keep = ("corpus", "noise", "pretrain")
+    alone = plan.build(made(tmp_path, [], ["digits"], keep))
+    both = plan.build(made(tmp_path, [LITE], ["digits"], keep))
+    assert {a: s.fingerprint for a, s in alone.steps.items()}.items() <= {
+        a: s.fingerprint for a, s in both.steps.items()
+    }.items()
+    assert len(both.steps) == len(alone.steps) + 1 + 1 + 8
+
+
+def test_given_features_take_the_tasks_that_they_have_files_for(
+    tmp_path: Path, ada: dict[str, Any]
+) -> None:
+    found = plan.build(made(tmp_path, [LITE, ada], ["digits", "reviews"]))
+    assert kinds(found) == {"corpus": 1, "encoder": 1, "features": 2, "tune": 16}
+    given = found.steps["features/encoder/ada/reviews"]
+    assert given.inputs == {}
+    assert given.fields["spec"]["sha256"] == hashlib.sha256(b"features").hexdigest()
+    assert not any(a.startswith("features/encoder/lite/reviews") for a in found.steps)
+
+
+def test_where_a_file_lies_does_not_affect_identity_and_what_it_holds_does(
+    tmp_path: Path, ada: dict[str, Any]
+) -> None:
+    def prints(file: Path) -> dict[str, str]:
+        one = {**ada, "files": {"reviews": str(file)}}
+        steps = plan.build(made(tmp_path, [one], ["reviews"])).steps
+        return {address: step.fingerprint for address, step in steps.items()}
+
+    first = prints(tmp_path / "a.parquet")
+    (tmp_path / "b.parquet").write_bytes(b"features")
+    assert prints(tmp_path / "b.parquet") == first
+    (tmp_path / "b.parquet").write_bytes(b"others")
+    assert not set(prints(tmp_path / "b.parquet").values()) & set(first.values())
+
+
+def test_the_command_line_makes_an_experiment_of_one_file(tmp_path: Path) -> None:
+    (tmp_path / "Text Ada.parquet").write_bytes(b"features")
+    file = str(tmp_path / "Text Ada.parquet")
+    found = plan.build(experiment.load(features=file, task="sentiment"))
+    assert kinds(found) == {"features": 1, "tune": 8}
+    assert "features/encoder/text-ada/sentiment" in found.steps
+    assert experiment.load(features=file).name == "features-text-ada"
+    with pytest.raises(UserError, match="no noise level"):
+        experiment.load(features=file, noise="0,10")
+    with pytest.raises(UserError, match="--task sst: it names the task of --features"):
+        experiment.load(task="sst")
+
+
+@pytest.mark.parametrize(
+    ("encoders", "tasks", "more", "said"),
+    [
+        ([], ["digits"], {}, "corpus, noise and pretrain are missing"),
+        ([LITE, LITE], ["digits"], {}, "lite named twice"),
+        ([{**LITE, "kind": "tim"}], ["digits"], {}, "encoders"),
+        ([{**LITE, "tags": "a"}], ["digits"], {}, "did you mean tag?"),
+        (
+            [LITE],
+            ["digits"],
+            {"noise": {"name": "n", "kind": "symmetric", "levels": [0]}},
+            "corpus and pretrain",
+        ),
+        ([{**LITE, "kind": "file", "file": "gone.pth"}], ["digits"], {}, "does not exist"),
+        ([{"kind": "features", "name": "a", "files": {"t": "gone"}}], ["t"], {}, "does not exist"),
+        ([{"kind": "features", "name": "a", "files": {"t": "x"}}], ["digits"], {}, "not listed"),
+        (
+            [{"kind": "features", "name": "a", "files": {"digits-rotated": "x", "digits": "x"}}],
+            ["digits", "digits-rotated"],
+            {},
+            "whose images are shifted",
+        ),
+        ([{**LITE, "image": {"size": 2}}], ["digits"], {}, "image.size"),
+    ],
+)
+def test_a_mistake_is_one_sentence(
+    tmp_path: Path, encoders: list[Any], tasks: list[str], more: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(UserError, match=said) as caught:
+        plan.build(made(tmp_path, encoders, tasks, **more))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_task_of_given_features_needs_somebody_to_give_them(tmp_path: Path) -> None:
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks/sst.yaml").write_text(
+        "name: sst\ntitle: SST\ndomain: id\nsource: features\n"
+    )
+    with pytest.raises(UserError, match="no encoder of kind features gives them"):
+        made(tmp_path, [LITE], ["sst"], task_folders=[str(tmp_path / "tasks")]).load_tasks()
+
+
+def test_levels_for_an_experiment_that_trains_nothing_are_refused() -> None:
+    with pytest.raises(UserError, match="pre-trains nothing; leave out --noise and --seeds"):
+        experiment.load("encoders-file", noise="0,10")

@@ -1,0 +1,163 @@
+"""Encoders that are not trained here, swept from the command line: weights and given features."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import timm
+import torch
+import yaml
+from mlflow import MlflowClient
+from sklearn.datasets import load_digits
+
+from commands import Start
+
+METHODS = {
+    "lp": {"head": "linear", "space": {"lr": 0.03}},
+    "nmtune-released": {
+        "head": "released",
+        "space": {"lr": 0.003, "mse": 1.0, "cov": 0.04, "svd": 0.001},
+    },
+}
+TUNING = {"configurations": 1, "epochs": 8, "methods": METHODS}
+
+
+def write_features(path: Path) -> None:
+    """The digits' own pixels as an embedding: real data that a linear probe can read."""
+    digits = load_digits()
+    keys = [f"row-{number}" for number in range(len(digits.target))]
+    vectors = list((digits.data / 16).astype(np.float32))
+    pq.write_table(pa.table({"key": keys, "vector": vectors, "label": digits.target}), path)
+
+
+@pytest.fixture(scope="module")
+def swept(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("encoders")
+    torch.manual_seed(0)
+    small = {"channels": [8, 8, 16, 24]}
+    torch.save(timm.create_model("resnet18", **small).state_dict(), folder / "w.pth")
+    write_features(folder / "pixels.parquet")
+    encoder = {
+        "kind": "file",
+        "name": "small",
+        "model": "resnet18",
+        "model_options": small,
+        "file": "w.pth",
+        "image": {"size": 32},
+    }
+    given = {"kind": "features", "name": "pixels", "files": {"raw": "pixels.parquet"}}
+    mine = {
+        "name": "mine",
+        "encoders": [encoder, given],
+        "tasks": ["digits", "digits-rotated", "raw"],
+        "features": {"views": {"count": 0}},
+        "tuning": TUNING,
+    }
+    (folder / "mine.yaml").write_text(yaml.safe_dump(mine))
+    code, output = start(folder, "sweep", "mine.yaml").finish()
+    assert code == 0, output
+    (folder / "screen.txt").write_text(output)
+    return folder
+
+
+def test_the_screen_shows_each_encoder_by_task_and_no_noise(swept: Path) -> None:
+    lines = (swept / "screen.txt").read_text().splitlines()
+    head = next(line for line in lines if line.startswith("named encoder"))
+    assert head.split()[2:] == ["digits", "digits-rotated", "raw"]
+    rows = {tuple(line.split()[:2]): line.split()[2:] for line in lines}
+    digits, rotated, none = rows["small", "lp"]
+    assert float(digits) > float(rotated)
+    assert none == "-"
+    *missing, accuracy = rows["pixels", "lp"]
+    assert missing == ["-", "-"]
+    assert float(accuracy) > 85
+    assert not any("noise in percent" in line for line in lines)
+
+
+def test_the_store_holds_one_step_an_encoder(swept: Path) -> None:
+    root = swept / "nml-store"
+    found = json.loads((root / "encoder/small/manifest.json").read_text())
+    assert set(found["files"]) == {"model.safetensors", "encoder.json"}
+    assert found["counts"]["dim"] == 24
+    card = json.loads((root / "encoder/small/encoder.json").read_text())
+    assert card["source"]["sha256"] == found["fields"]["spec"]["encoder"]["sha256"]
+    assert (root / "features/encoder/pixels/raw/features-test.parquet").exists()
+    assert not (root / "noise").exists()
+
+
+def test_the_report_keeps_them_in_a_table_of_their_own(swept: Path) -> None:
+    folder = swept / "nml-store/report/mine"
+    html = (folder / "report.html").read_text()
+    assert "Named encoders" in html
+    assert "nothing is said of noise" in html
+    section = html.partition('<section id="named">')[2].partition("</section>")[0]
+    assert section.count("<table") == 2
+    assert "None" not in section
+    cells = (folder / "encoders.csv").read_text().splitlines()
+    assert len(cells) == 1 + 3 * 2
+    assert (folder / "table.csv").read_text().count("\n") == 1
+
+
+def test_mlflow_shows_them_without_a_noise_level(swept: Path) -> None:
+    client = MlflowClient(tracking_uri=f"sqlite:///{swept}/mlflow.db")
+    experiment = client.get_experiment_by_name("mine")
+    runs = client.search_runs([experiment.experiment_id], max_results=100)
+    encoders = [run for run in runs if run.data.tags.get("nml.encoder") == "small"]
+    assert encoders
+    assert not any("nml.noise" in run.data.tags for run in encoders)
+    parent = next(run for run in runs if run.data.tags["nml.kind"] == "sweep")
+    assert parent.data.metrics["encoders/pixels/raw/lp/accuracy/fraction_100"] > 85
+
+
+def test_status_shows_them_beside_each_other(swept: Path, start: Start) -> None:
+    code, output = start(swept, "status", "mine.yaml").finish()
+    assert code == 0, output
+    lines = output.splitlines()
+    head = next(line for line in lines if line.startswith("named encoder"))
+    assert head.split()[2:] == ["small", "pixels"]
+    row = next(line for line in lines if line.startswith("id  raw  lp"))
+    assert row.split()[-2:] == ["-", "1/1"]
+
+
+def test_again_nothing_is_recomputed_wherever_the_files_lie(swept: Path, start: Start) -> None:
+    (swept / "elsewhere").mkdir(exist_ok=True)
+    (swept / "elsewhere/w.pth").write_bytes((swept / "w.pth").read_bytes())
+    words = ["--set", "encoders.0.file=elsewhere/w.pth", "--set", "tracking.enabled=false"]
+    code, output = start(swept, "sweep", "mine.yaml", *words).finish()
+    assert code == 0, output
+    assert " reused in" in output
+    assert " done," not in output
+
+
+def test_other_weights_under_the_same_name_are_drift(swept: Path, start: Start) -> None:
+    torch.save({"conv1.weight": torch.zeros(1)}, swept / "other.pth")
+    words = ["--set", "encoders.0.file=other.pth"]
+    code, output = start(swept, "plan", "mine.yaml", *words).finish()
+    assert code == 0, output
+    assert "drift encoder/small" in output
+    assert "encoder.sha256:" in output
+
+
+def test_diff_compares_two_of_them_field_by_field(swept: Path, start: Start) -> None:
+    same = "features/encoder/small/digits"
+    code, output = start(swept, "diff", same, same).finish()
+    assert code == 0, output
+    code, output = start(swept, "diff", same, "features/encoder/pixels/raw").finish()
+    assert code == 1, output
+    assert "differs" in output
+    assert "These two runs differ in more than noise: " in output
+
+
+@pytest.mark.slow
+def test_a_file_of_features_alone_is_swept_by_one_option(start: Start, tmp_path: Path) -> None:
+    write_features(tmp_path / "Pixels.parquet")
+    words = ["--set", "tuning.configurations=1", "--set", "tuning.epochs=8"]
+    words += ["--set", "tuning.fractions=[100]"]
+    options = ["--features", "Pixels.parquet", "--task", "digits-by-pixel"]
+    code, output = start(tmp_path, "sweep", *options, *words).finish()
+    assert code == 0, output
+    row = next(line for line in output.splitlines() if line.startswith("pixels  lp"))
+    assert float(row.split()[-1]) > 85
