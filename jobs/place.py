@@ -114,8 +114,11 @@ class Place:
 
     # -- writing ---------------------------------------------------------------------------------
 
-    def write_bytes(self, name: str, data: bytes) -> None:
-        """Put a file here, whole or not at all; folders are made as needed."""
+    def write_bytes(self, name: str, data: bytes, *, durable: bool = True) -> None:
+        """Put a file here, whole or not at all; folders are made as needed.
+
+        `durable=False` spares the wait for the disk, for what means nothing after a power cut.
+        """
         filesystem, path = self.open()
         target = f"{path}/{name}"
         if self.is_local:
@@ -124,8 +127,9 @@ class Place:
             try:
                 with partial.open("wb") as file:
                     file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
+                    if durable:
+                        file.flush()
+                        os.fsync(file.fileno())
                 partial.replace(target)
             finally:
                 partial.unlink(missing_ok=True)

@@ -15,15 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from analysis import readout as tables
 from jobs.place import Place
 from orchestrator import provenance
 from orchestrator.errors import UserError
-from orchestrator.plan import Plan, Step, fingerprint
+from orchestrator.fingerprint import fingerprint
+from orchestrator.index import Record
+from orchestrator.plan import Plan, Step
 from orchestrator.standing import State, look
-from orchestrator.store import MANIFEST, Manifest, Store
+from orchestrator.store import MANIFEST, Store
 from orchestrator.tracking import SweepRecord
 
 PROTOCOL = 1  # raised when the report's contents change
@@ -51,6 +54,11 @@ class Report:
         )
 
 
+def collect(plan: Plan, store: Store) -> tables.Readout:
+    """What the store holds of a plan, as the tables that `analysis` reads."""
+    return _Found(plan, store).readout({})
+
+
 def refresh(
     plan: Plan, store: Store, problems: Mapping[str, tuple[str, str]] | None = None
 ) -> Report:
@@ -67,13 +75,13 @@ def refresh(
         {
             "protocol": PROTOCOL,
             "title": plan.experiment.title,
-            "steps": {address: m.fingerprint for address, m in found.manifests.items()},
-            "made": {a: str(m.provenance.get("finished")) for a, m in found.manifests.items()},
+            "steps": {address: r.fingerprint for address, r in found.records.items()},
+            "made": {address: r.finished for address, r in found.records.items()},
             "problems": {a: list(problem) for a, problem in problems.items()},
         }
     )
     place = store.root / f"report/{plan.experiment.name}"
-    complete = len(found.manifests) == len(plan.steps)
+    complete = len(found.records) == len(plan.steps)
     if place.exists(MANIFEST) and place.read_json(MANIFEST).get("fingerprint") == mark:
         return Report(place, mark, place.read_table(SUMMARY), complete)
     return _write(found, place, mark, problems, complete)
@@ -88,7 +96,7 @@ def _write(
 ) -> Report:
     from analysis.report import write  # matplotlib is only paid for when there is something to draw
 
-    if not found.manifests:
+    if not found.records:
         raise UserError(f"nothing to report: {place.uri} has no finished step; run a sweep first")
     readout = found.readout(problems)
     summary = tables.summary(readout)
@@ -138,18 +146,18 @@ class _Found:
 
     def __init__(self, plan: Plan, store: Store) -> None:
         self.plan, self.store = plan, store
-        self.manifests: dict[str, Manifest] = {}
-        for step in plan.steps.values():
-            manifest = store.manifest(step.address)
-            if manifest is not None and manifest.fingerprint == step.fingerprint:
-                self.manifests[step.address] = manifest
+        self.records = {
+            address: record
+            for address, record in store.records(plan.steps).items()
+            if record.fingerprint == plan.steps[address].fingerprint
+        }
 
     def readout(self, problems: Mapping[str, tuple[str, str]]) -> tables.Readout:
         """Everything the report is made of."""
         return tables.Readout(
             experiment=self.plan.experiment.name,
             question=self._question(),
-            cells=_table(self._cells(), tables.CELLS_SCHEMA),
+            cells=self._cells(),
             spectra=_table(self._spectra(), tables.SPECTRA_SCHEMA),
             pretraining=_table(self._pretraining(), tables.PRETRAINING_SCHEMA),
             pretraining_curves=_table(self._curves(), tables.CURVES_SCHEMA),
@@ -184,25 +192,38 @@ class _Found:
             tuning_seeds=experiment.tuning.seeds,
         )
 
-    def _done(self, kind: str) -> Iterator[tuple[Step, Manifest]]:
+    def _done(self, kind: str) -> Iterator[tuple[Step, Record]]:
         for step in self.plan.of_kind(kind):
-            if step.address in self.manifests:
-                yield step, self.manifests[step.address]
+            if step.address in self.records:
+                yield step, self.records[step.address]
 
     def _read(self, step: Step, name: str) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = self.store.output(step.address).read_table(name).to_pylist()
         return rows
 
-    def _cells(self) -> Iterator[dict[str, Any]]:
-        for step, _ in self._done("tune"):
-            for row in self._read(step, "cell.parquet"):
-                yield {
-                    **row,
-                    "address": step.address,
-                    "noise_kind": self.plan.experiment.noise.kind,
-                    "noise": step.labels["noise"],
-                    "pretrain_seed": step.labels["seed"],
-                }
+    def _cells(self) -> pa.Table:
+        """The cells' own rows, with what their addresses say beside them."""
+        found = self.store.cells([step.address for step, _ in self._done("tune")])
+        if found is None:
+            return tables.CELLS_SCHEMA.empty_table()
+        labels = [self.plan.steps[address].labels for address in found["address"].to_pylist()]
+        joined = {
+            "noise_kind": [self.plan.experiment.noise.kind] * len(labels),
+            "noise": [row["noise"] for row in labels],
+            "pretrain_seed": [row["seed"] for row in labels],
+        }
+        columns = []
+        for column in tables.CELLS_SCHEMA:
+            if column.name in joined:
+                columns.append(pa.array(joined[column.name], column.type))
+            elif column.name in found.column_names:
+                columns.append(found[column.name].cast(column.type))
+            else:
+                columns.append(pa.nulls(found.num_rows, column.type))
+        made = pa.Table.from_arrays(columns, schema=tables.CELLS_SCHEMA)
+        places = {address: at for at, address in enumerate(self.plan.steps)}
+        rank = pa.array([places[address] for address in found["address"].to_pylist()])
+        return made.take(pc.sort_indices(rank))
 
     def _spectra(self) -> Iterator[dict[str, Any]]:
         for step, _ in self._done("features"):
@@ -217,17 +238,17 @@ class _Found:
                 }
 
     def _pretraining(self) -> Iterator[dict[str, Any]]:
-        for step, manifest in self._done("pretrain"):
+        for step, record in self._done("pretrain"):
             yield {
                 "address": step.address,
                 "noise": step.labels["noise"],
                 "seed": step.labels["seed"],
-                **{name.removeprefix("pretrain/"): v for name, v in manifest.metrics.items()},
+                **{name.removeprefix("pretrain/"): v for name, v in record.metrics.items()},
             }
 
     def _curves(self) -> Iterator[dict[str, Any]]:
-        for step, manifest in self._done("pretrain"):
-            if "curves.parquet" in manifest.files:
+        for step, record in self._done("pretrain"):
+            if "curves.parquet" in record.files:
                 for row in self._read(step, "curves.parquet"):
                     yield {
                         **row,
@@ -237,12 +258,12 @@ class _Found:
                     }
 
     def _noise(self) -> Iterator[dict[str, Any]]:
-        for step, manifest in self._done("noise"):
+        for step, record in self._done("noise"):
             yield {
                 "level": step.labels["noise"],
-                "eligible": manifest.counts["eligible"],
-                "changed": manifest.counts["changed"],
-                "realised_percent": manifest.metrics["noise/realised_percent"],
+                "eligible": record.counts["eligible"],
+                "changed": record.counts["changed"],
+                "realised_percent": record.metrics["noise/realised_percent"],
             }
 
 

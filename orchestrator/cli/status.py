@@ -3,21 +3,43 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import click
 
 from orchestrator.cli.options import Chosen, experiment_options
 
+if TYPE_CHECKING:
+    from orchestrator.standing import State
 
-@click.command("status", epilog="Example: nml-orch status my.yaml --seeds 0,1,2")
+REASONS = 12  # lines of reasons; --json has them all
+WATCH_SECONDS = 2.0
+
+
+@click.command(
+    "status",
+    epilog="""\b
+Examples:
+  nml-orch status my.yaml --seeds 0,1,2
+  nml-orch status my.yaml --watch        live, until Ctrl-C
+In the matrix: done of planned; ! failed, ^ blocked, ~ running, * made from other settings.""",
+)
 @experiment_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, one entry a step.")
-def command(chosen: Chosen, as_json: bool) -> None:
+@click.option("--watch", is_flag=True, help="Look again every two seconds, until Ctrl-C.")
+def command(chosen: Chosen, as_json: bool, watch: bool) -> None:
     """Show what is done, running, failed and missing, from the store alone."""
+    from orchestrator.errors import UserError
     from orchestrator.standing import look
 
+    if as_json and watch:
+        raise UserError("--json and --watch exclude each other; give one")
+    if watch:
+        _watch(chosen)
+        return
     found = look(chosen.plan, chosen.store)
     if as_json:
         entries = {
@@ -30,22 +52,58 @@ def command(chosen: Chosen, as_json: bool) -> None:
         }
         click.echo(json.dumps(entries, indent=2))
         return
-    words = Counter(state.word for state in found.values())
-    click.echo(f"{chosen.experiment.name} in {chosen.store.root.uri}")
-    click.echo(", ".join(f"{count} {word}" for word, count in words.items()) + "\n")
-    for line in _matrix(chosen, {address: state.word for address, state in found.items()}):
-        click.echo(line)
-    for address, state in found.items():
-        if state.reason:
-            click.echo(f"{state.word} {address}: {state.reason}")
+    click.echo("\n".join(_page(chosen, found)))
 
 
-def _matrix(chosen: Chosen, words: Mapping[str, str]) -> Iterable[str]:
+def _watch(chosen: Chosen) -> None:
+    """Show the page, renewed in its place, until Ctrl-C or until nothing is left to come."""
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+    from orchestrator.standing import look
+
+    console = Console()
+    try:
+        with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
+            while True:
+                begun = time.monotonic()
+                found = look(chosen.plan, chosen.store)
+                lines = [*_page(chosen, found), "", f"{time.strftime('%H:%M:%S')}  Ctrl-C ends"]
+                live.update(Text("\n".join(lines), no_wrap=True, overflow="ellipsis"), refresh=True)
+                if all(state.word == "done" for state in found.values()):
+                    return
+                time.sleep(max(0.0, WATCH_SECONDS - (time.monotonic() - begun)))
+    except KeyboardInterrupt:
+        return
+
+
+def _page(chosen: Chosen, found: Mapping[str, State]) -> Iterator[str]:
+    """What a person reads: the counts, the matrix, one line a reason."""
+    from orchestrator.standing import WORDS, reasons
+
+    counts = Counter(state.word for state in found.values())
+    yield f"{chosen.experiment.name} in {chosen.store.root.uri}"
+    told = ", ".join(f"{counts[word]:,} {word}" for word in WORDS if counts[word])
+    yield f"{told}  ({100 * counts['done'] / len(found):.0f} % of {len(found):,} steps)"
+    yield ""
+    yield from _matrix(chosen, found)
+    told_reasons = list(reasons(found))
+    if told_reasons:
+        yield ""
+    for word, reason, address, count in told_reasons[:REASONS]:
+        more = f" (and {count - 1:,} more)" if count > 1 else ""
+        yield f"{word} {address}{more}: {reason}"
+    if len(told_reasons) > REASONS:
+        yield f"... and {len(told_reasons) - REASONS:,} more reasons; --json lists them"
+
+
+def _matrix(chosen: Chosen, found: Mapping[str, State]) -> Iterator[str]:
     """One row a stage or a task's method, one column a noise level; done of planned in each."""
     levels = list(chosen.experiment.noise.levels)
     rows: dict[tuple[str, ...], dict[float, Counter[str]]] = {}
     for step in chosen.plan.steps.values():
-        if "noise" not in step.labels:
+        if step.labels.get("noise") is None:
             continue
         row: tuple[str, ...] = (
             (str(step.labels["task"]), str(step.labels["domain"]), str(step.labels["method"]))
@@ -53,11 +111,13 @@ def _matrix(chosen: Chosen, words: Mapping[str, str]) -> Iterable[str]:
             else (step.kind,)
         )
         level = float(step.labels["noise"])
-        rows.setdefault(row, {}).setdefault(level, Counter())[words[step.address]] += 1
-    width = max(len(_title(row)) for row in rows) + 2
-    yield f"{'noise in percent':{width}}" + "".join(f"{level:>8g}" for level in levels)
-    for row, cells in rows.items():
-        yield f"{_title(row):{width}}" + "".join(f"{_cell(cells[level]):>8}" for level in levels)
+        rows.setdefault(row, {}).setdefault(level, Counter())[found[step.address].word] += 1
+    cells = {row: [_cell(counts[level]) for level in levels] for row, counts in rows.items()}
+    title = max(len(_title(row)) for row in rows) + 2
+    width = max(8, 2 + max(len(cell) for row in cells.values() for cell in row))
+    yield f"{'noise in percent':{title}}" + "".join(f"{level:>{width}g}" for level in levels)
+    for row, words in cells.items():
+        yield f"{_title(row):{title}}" + "".join(f"{word:>{width}}" for word in words)
 
 
 def _title(row: tuple[str, ...]) -> str:
@@ -65,6 +125,7 @@ def _title(row: tuple[str, ...]) -> str:
 
 
 def _cell(words: Counter[str]) -> str:
-    """`2/4`, with ! for a failure and ~ for something running."""
-    mark = "!" if words["failed"] else "~" if words["running"] else ""
+    """`2/4`, with a mark for the worst that is among them."""
+    marks = (("failed", "!"), ("drift", "*"), ("blocked", "^"), ("running", "~"))
+    mark = next((mark for word, mark in marks if words[word]), "")
     return f"{words['done']}/{words.total()}{mark}"
