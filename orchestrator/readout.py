@@ -25,6 +25,7 @@ from orchestrator.errors import UserError
 from orchestrator.fingerprint import fingerprint
 from orchestrator.index import Record
 from orchestrator.plan import Plan, Step
+from orchestrator.shown import Data, Showing
 from orchestrator.standing import State, look
 from orchestrator.store import MANIFEST, Store
 from orchestrator.tracking import SweepRecord
@@ -41,6 +42,7 @@ class Report:
     fingerprint: str
     summary: pa.Table  # of analysis.readout.SUMMARY_SCHEMA
     complete: bool  # every step of the plan was there
+    data: tuple[Data, ...]  # the corpora that it rests on
 
     def record(self, folder: Path) -> SweepRecord:
         """What MLflow's parent run shows of it; `folder` holds the report's files."""
@@ -51,6 +53,7 @@ class Report:
             ),
             folder=folder,
             status="done" if self.complete else "incomplete",
+            data=self.data,
         )
 
 
@@ -83,7 +86,7 @@ def refresh(
     place = store.root / f"report/{plan.experiment.name}"
     complete = len(found.records) == len(plan.steps)
     if place.exists(MANIFEST) and place.read_json(MANIFEST).get("fingerprint") == mark:
-        return Report(place, mark, place.read_table(SUMMARY), complete)
+        return Report(place, mark, place.read_table(SUMMARY), complete, found.data())
     return _write(found, place, mark, problems, complete)
 
 
@@ -117,7 +120,7 @@ def _write(
             "provenance": {**provenance.environment(), "finished": provenance.now()},
         },
     )
-    return Report(place, mark, summary, complete)
+    return Report(place, mark, summary, complete, found.data())
 
 
 @contextmanager
@@ -171,6 +174,10 @@ class _Found:
             ),
             provenance={**provenance.environment(), "written": provenance.now()},
         )
+
+    def data(self) -> tuple[Data, ...]:
+        """The corpora of the plan."""
+        return tuple(Showing(self.plan, self.store).sweep_data())
 
     def _question(self) -> tables.Question:
         experiment = self.plan.experiment

@@ -85,5 +85,5 @@ def test_the_sweep_finishes_says_so_once_and_sync_fills_the_gap(
         after = addresses(uri)
     assert before < after
     assert max(after.values()) == 1
-    planned = 1 + 2 + 2 + 4 + 16
-    assert len(after) == planned + 1  # and the sweep's own
+    steps, cells = 1 + 2 + 2 + 4, 2 * 4  # one run for the cells of an encoder and method
+    assert len(after) == steps + cells + 1  # and the sweep's own
