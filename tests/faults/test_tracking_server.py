@@ -1,20 +1,19 @@
 """What happens to a sweep whose MLflow server goes away half-way."""
 
 import os
-import socket
 import subprocess
 import sys
 import time
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 
-from commands import TINY, Start
+from commands import TINY, Start, free_port
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
 
@@ -47,12 +46,6 @@ def server(folder: Path, port: int) -> Iterator[str]:
     finally:
         os.killpg(process.pid, 15)
         process.wait(timeout=30)
-
-
-def free_port() -> int:
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def addresses(uri: str) -> Counter[str]:
