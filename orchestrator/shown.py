@@ -25,8 +25,9 @@ from orchestrator.store import Manifest, Store
 
 CURVE_POINTS = 200  # a curve is thinned to this many points
 CURVES = ("curves.parquet", "telemetry.parquet")  # files of (metric, step, value) rows
+DIGEST = 12  # characters of a fingerprint that tell data sets apart
 PARAMS = 100  # a server takes no more in one call
-LABELS = ("noise", "seed", "task", "method")
+LABELS = ("noise", "seed", "method", "images")
 CELLS_PROTOCOL = 1  # raised when the runs of cells show something else
 
 Point = tuple[str, int, float]
@@ -38,7 +39,7 @@ class Data:
     """A data set that a run read."""
 
     name: str
-    digest: str  # at most 36 characters, the tracking page's limit
+    digest: str  # the start of its step's fingerprint
     where: str  # kind of place: local, s3, gs
     uri: str
     context: str  # what it was read for
@@ -117,7 +118,7 @@ class Showing:
             step.address,
             step.kind,
             manifest.fingerprint,
-            run_name(step.address, step),
+            run_name(step, str(step.labels.get("images", ""))),
             manifest.provenance["started"],
             manifest.provenance["finished"],
             labels=_labels(step),
@@ -138,17 +139,16 @@ class Showing:
         shown = ("noise", "seed", "method")
         params = {n: v for n, v in first.labels.items() if n in shown} | _flatten(settings)
         moments = sorted(times[address] for address in done)
-        counts: list[Point] = [("cells/done", 0, len(done)), ("cells/planned", 0, len(group.cells))]
         return Shown(
             group.address,
             "tune",
             group.fingerprint(done),
-            run_name(group.address, first),
+            run_name(first, str(first.labels["method"])),
             moments[0],
             moments[-1],
-            labels={k: v for k, v in _labels(first).items() if k != "task"},
+            labels={**_labels(first), "cells": f"{len(done)} of {len(group.cells)}"},
             params=_params({n: v for n, v in params.items() if n != "fraction"}),
-            points=[*counts, *_accuracies(rows)],
+            points=list(_accuracies(rows)),
             data=list(self._data(group.cells)),
             encoder=_encoder(self._plan, first),
             files={"cells.csv": _csv(rows)},
@@ -182,7 +182,7 @@ class Showing:
             place = self._store.output(corpus)
             where = "local" if place.is_local else place.uri.partition(":")[0]
             name, mark = corpus.partition("/")[2], self._plan.steps[corpus].fingerprint
-            yield Data(name, mark[:36], where, place.uri, context, self._profile(corpus))
+            yield Data(name, mark[:DIGEST], where, place.uri, context, self._profile(corpus))
 
     def _profile(self, corpus: str) -> str:
         if corpus not in self._profiles:
@@ -203,18 +203,23 @@ def thinned(curves: pa.Table) -> Iterator[Point]:
             yield points[-1]
 
 
-def run_name(address: str, step: Step) -> str:
-    """An address with level and seed padded, so that runs sort as their levels and seeds do."""
-    name = f"{address}/"
-    if step.labels.get("noise") is not None:
-        level = float(step.labels["noise"])
-        padded = f"{level:g}" if level >= 10 else f"0{level:g}"
-        for word in ("noise", "level"):
-            name = name.replace(f"/{word}={level:g}/", f"/{word}={padded}/")
+def run_name(step: Step, detail: str = "") -> str:
+    """A short name that sorts as levels and seeds do, for columns that cut long ones off.
+
+    Corpus, noise and recipe are an experiment's own and stand in the run's address, params and
+    data sets. A step that no level is of is named by its address.
+    """
+    level = step.labels.get("noise")
+    if level is None:
+        return f"{step.address} {detail}".rstrip()
+    words = [step.kind, f"noise={_padded(float(level))}"]
     if "seed" in step.labels:
-        seed = int(step.labels["seed"])
-        name = name.replace(f"/seed={seed}/", f"/seed={seed:02d}/", 1)
-    return name.removesuffix("/")
+        words.append(f"seed={int(step.labels['seed']):02d}")
+    return " ".join([*words, *filter(None, [detail])])
+
+
+def _padded(level: float) -> str:
+    return f"{level:g}" if level >= 10 else f"0{level:g}"
 
 
 def _accuracies(rows: pa.Table) -> Iterator[Point]:
@@ -229,9 +234,12 @@ def _accuracies(rows: pa.Table) -> Iterator[Point]:
 
 
 def _csv(rows: pa.Table) -> bytes:
+    """The rows as a page previews them: the long address, which says it all again, comes last."""
     sink = pa.BufferOutputStream()
     ordered = rows.sort_by("address")
-    pacsv.write_csv(ordered, sink)
+    pacsv.write_csv(
+        ordered.drop_columns(["address"]).append_column("address", ordered["address"]), sink
+    )
     return bytes(sink.getvalue().to_pybytes())
 
 

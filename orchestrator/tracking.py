@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 BATCH = 900  # metrics in one call; the server's limit is 1,000
+KIND_TAG = "mlflow.experimentKind"
 NOTE = 7500  # characters of a description; a tag holds 8,000
 NOTES = ("verdicts.md", "report.md")  # the file of a report that describes it, best first
 _SETTINGS = {
@@ -105,6 +106,8 @@ class Mirror:
             if experiment.lifecycle_stage == "deleted":
                 self.client.restore_experiment(experiment.experiment_id)
             self.experiment_id = experiment.experiment_id
+        # Without it the pages open among views for language-model applications.
+        self.client.set_experiment_tag(self.experiment_id, KIND_TAG, "custom_model_development")
         self.children = {}
         for run in self._runs():
             tags = run.data.tags
@@ -332,8 +335,8 @@ def _inputs(data: Iterable[Data]) -> list[Any]:
 
 
 def _model_name(run_name: str) -> str:
-    """A model's name: a run's without its kind and without the marks that MLflow forbids."""
-    return re.sub(r"[^\w=-]+", "_", run_name.partition("/")[2])
+    """A model's name: a run's without the marks that MLflow forbids."""
+    return re.sub(r"[^\w=-]+", "_", run_name.removeprefix("pretrain "))
 
 
 def _milliseconds(moment: str) -> int:

@@ -67,15 +67,12 @@ class _Page:
                 return result
 
     async def text(self) -> str:
-        """What a reader sees, pages inside the page included."""
-        script = """(function read(d) {
-          let t = d.body ? d.body.innerText : '';
-          for (const f of d.querySelectorAll('iframe')) {
-            try { t += read(f.contentDocument) } catch (e) {}
-          }
-          return t })(document)"""
-        found = await self.call("Runtime.evaluate", expression=script, returnByValue=True)
-        return str(found.get("result", {}).get("value", ""))
+        """All that stands on the page, and on the pages framed in it."""
+        body = {"expression": "document.body.innerText", "returnByValue": True}
+        found = await self.call("Runtime.evaluate", **body)
+        snapshot = await self.call("DOMSnapshot.captureSnapshot", computedStyles=[])
+        framed = "\n".join(snapshot.get("strings", []))
+        return f"{found.get('result', {}).get('value', '')}\n{framed}"
 
     async def keep(self, path: Path) -> None:
         shot = await self.call("Page.captureScreenshot", format="png")
@@ -87,7 +84,8 @@ def browser(profile: Path, shots: Path) -> Iterator[Browser]:
     """A running chromium, ended with the block; its profile goes to a folder of the test's."""
     assert CHROMIUM is not None
     words = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
-    words += ["--window-size=1600,1000", "--hide-scrollbars", "--remote-debugging-port=0"]
+    words += ["--window-size=1600,1400", "--hide-scrollbars", "--remote-debugging-port=0"]
+    words += ["--disable-features=IsolateSandboxedIframes"]  # so that a framed report can be read
     process = subprocess.Popen(
         [CHROMIUM, *words, f"--user-data-dir={profile}", "about:blank"],
         stdout=subprocess.DEVNULL,

@@ -90,7 +90,7 @@ def test_the_sweeps_page_describes_it_and_names_its_corpus(pages: Pages, web: Br
 
 def test_the_sweeps_charts_are_the_curves_over_noise(pages: Pages, web: Browser) -> None:
     url = pages.run(pages.parent_id, "/model-metrics")
-    web.visit(url, "id/lp/accuracy", "ood/nmtune-paper/accuracy", shot="sweep-charts")
+    web.visit(url, "features (2)", "lsvr", "id/lp (2)", "accuracy", shot="sweep-charts")
 
 
 def test_a_childs_page_shows_its_tasks_and_what_it_read(pages: Pages, web: Browser) -> None:
