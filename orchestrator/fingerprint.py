@@ -68,10 +68,17 @@ class Texts:
                 text = self.of(value)
             elif type(value) is int:
                 text = str(value)
-            elif type(value) in _PLAIN:
+            elif _is_plain(value):
                 text = canonical(value)
             else:
                 semantic = spec.semantic() if semantic is None else semantic
                 text = canonical(semantic[name])
             parts.append(key + text)
         return f"{{{','.join(parts)}}}"
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether canonical JSON can take the value as it stands, alone or in a tuple."""
+    if type(value) is tuple:
+        return all(type(item) in _PLAIN for item in value)
+    return type(value) in _PLAIN

@@ -8,8 +8,10 @@ neither. Planning reads manifests alone; nothing heavy is imported.
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -110,6 +112,23 @@ class _Builder:
 
 def build(experiment: Experiment) -> Plan:
     """Every step of an experiment. Raises UserError for what cannot be planned."""
+    with _collector_paused():
+        return _build(experiment)
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """No search for garbage while many small things are made that all stay: a third of the time."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def _build(experiment: Experiment) -> Plan:
     builder = _Builder()
     tasks = experiment.load_tasks()
     corpus, pretrain = experiment.corpus, experiment.pretrain

@@ -157,7 +157,8 @@ class Store:
         by_kind: dict[str, list[str]] = {}
         for address in addresses:
             by_kind.setdefault(address.partition("/")[0], []).append(address)
-        wanted, found = set(addresses), dict[str, Stamp]()
+        wanted = set(addresses)
+        found: dict[str, Stamp] = {}
         for some in by_kind.values():
             common = os.path.commonpath(some) if len(some) > 1 else some[0]
             selector = pafs.FileSelector(f"{root}/{common}", recursive=True, allow_not_found=True)

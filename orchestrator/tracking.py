@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 BATCH = 900  # metrics in one call; the server's limit is 1,000
+VIEW = "workflowType=machine_learning"  # of a page's address
 KIND_TAG = "mlflow.experimentKind"
 NOTE = 7500  # characters of a description; a tag holds 8,000
 NOTES = ("verdicts.md", "report.md")  # the file of a report that describes it, best first
@@ -351,19 +352,27 @@ def _quieten() -> None:
 
 
 def pages(uri: str, host: str) -> dict[str, str]:
-    """Each experiment's page on a server at `host`, newest first; raises what the client raises.
+    """Each experiment's pages on a server at `host`: its runs, and its newest sweep's charts.
 
-    MLflow's own front page opens on its views for language-model traces; these links do not.
+    Raises what the client raises. MLflow's own front page opens on its views for language-model
+    traces; these links do not.
     """
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
 
     _quieten()
-    found = MlflowClient(tracking_uri=uri).search_experiments(max_results=50)
-    return {
-        experiment.name: f"{host}/#/experiments/{experiment.experiment_id}/runs"
-        f"?workflowType=machine_learning"
-        for experiment in found
-        if experiment.name != "Default"
-    }
+    client = MlflowClient(tracking_uri=uri)
+    found: dict[str, str] = {}
+    for experiment in client.search_experiments(max_results=50):
+        if experiment.name == "Default":
+            continue
+        runs, view = f"{host}/#/experiments/{experiment.experiment_id}/runs", f"?{VIEW}"
+        found[experiment.name] = f"{runs}{view}"
+        sweeps = client.search_runs(
+            [experiment.experiment_id], "tags.`nml.kind` = 'sweep'", max_results=1
+        )
+        for sweep in sweeps:
+            charts = f"{runs}/{sweep.info.run_id}/model-metrics{view}"
+            found[f"{experiment.name}: the curves over noise"] = charts
+    return found

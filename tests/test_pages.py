@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 
 from commands import Start, free_port
 from jobs.place import Place
-from orchestrator import experiment, plan, readout
+from orchestrator import experiment, plan, readout, tracking
 from orchestrator.mirror import sync
 from orchestrator.store import Store
 
@@ -29,13 +29,15 @@ pytestmark = [
 class Pages:
     """MLflow's pages over a finished sweep."""
 
+    folder: Path
     url: str
     experiment_id: str
     parent_id: str
     children: dict[str, str]  # address -> run id
 
     def run(self, run_id: str, tab: str = "") -> str:
-        return f"{self.url}/#/experiments/{self.experiment_id}/runs/{run_id}{tab}"
+        page = f"{self.url}/#/experiments/{self.experiment_id}/runs/{run_id}{tab}"
+        return f"{page}?workflowType=machine_learning"
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +67,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory, start: Start) -> Iterator[Pa
             assert command.process.poll() is None, command.finish()
             assert time.monotonic() < deadline, "MLflow did not start"
             time.sleep(0.5)
-    yield Pages(url, found.experiment_id, by_address["sweep/demo"], by_address)
+    yield Pages(folder, url, found.experiment_id, by_address["sweep/demo"], by_address)
     os.killpg(command.process.pid, signal.SIGTERM)
     command.process.wait(timeout=30)
 
@@ -88,9 +90,15 @@ def test_the_sweeps_page_describes_it_and_names_its_corpus(pages: Pages, web: Br
     assert "digits" in text
 
 
+def test_ui_prints_a_link_to_the_sweeps_charts(pages: Pages) -> None:
+    uri = f"sqlite:///{pages.folder}/mlflow.db"
+    charts = tracking.pages(uri, pages.url)["demo: the curves over noise"]
+    assert charts == pages.run(pages.parent_id, "/model-metrics")
+
+
 def test_the_sweeps_charts_are_the_curves_over_noise(pages: Pages, web: Browser) -> None:
     url = pages.run(pages.parent_id, "/model-metrics")
-    web.visit(url, "features (2)", "lsvr", "id/lp (2)", "accuracy", shot="sweep-charts")
+    web.visit(url, "lsvr", "id/lp", "macro_f1", shot="sweep-charts")
 
 
 def test_a_childs_page_shows_its_tasks_and_what_it_read(pages: Pages, web: Browser) -> None:
