@@ -137,8 +137,11 @@ class Place:
 
     # -- writing ---------------------------------------------------------------------------------
 
-    def write_bytes(self, name: str, data: bytes) -> None:
-        """Put a file here, whole or not at all; folders are made as needed."""
+    def write_bytes(self, name: str, data: bytes, *, durable: bool = True) -> None:
+        """Put a file here, whole or not at all; folders are made as needed.
+
+        `durable=False` spares the wait for the disk, for what means nothing after a power cut.
+        """
         if self.is_local:
             target = f"{self.uri}/{name}"
             partial = Path(f"{target}.{uuid.uuid4().hex[:8]}.partial")
@@ -146,8 +149,9 @@ class Place:
             try:
                 with partial.open("wb") as file:
                     file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
+                    if durable:
+                        file.flush()
+                        os.fsync(file.fileno())
                 partial.replace(target)
             finally:
                 partial.unlink(missing_ok=True)

@@ -86,7 +86,7 @@ def _training_rows(plan: Plan, assessments: Mapping[str, Assessment]) -> int | N
     corpus = plan.experiment.corpus
     if corpus is None:  # nothing is pre-trained
         return 0
-    found = assessments[f"corpus/{corpus.name}"].manifest
+    found = assessments[f"corpus/{corpus.name}"].record
     if found is not None and "rows_train" in found.counts:
         return found.counts["rows_train"]
     return _declared_rows(corpus)
@@ -101,9 +101,9 @@ def _rate(assessments: Mapping[str, Assessment], given: float | None) -> tuple[f
     if given is not None:
         return given, f"at the given {given:g} images/s"
     measured = [
-        found.manifest.metrics[SPEED_METRIC]
+        found.record.metrics[SPEED_METRIC]
         for found in assessments.values()
-        if found.manifest is not None and SPEED_METRIC in found.manifest.metrics
+        if found.record is not None and SPEED_METRIC in found.record.metrics
     ]
     if measured:
         return median(measured), f"at {median(measured):.0f} images/s, measured in this store"
@@ -111,7 +111,7 @@ def _rate(assessments: Mapping[str, Assessment], given: float | None) -> tuple[f
 
 
 def _bytes(found: Assessment) -> int:
-    return sum(f.bytes for f in found.manifest.files.values()) if found.manifest else 0
+    return found.record.bytes if found.record else 0
 
 
 def _bytes_to_write(plan: Plan, assessments: Mapping[str, Assessment]) -> int | None:

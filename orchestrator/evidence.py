@@ -20,26 +20,27 @@ from analysis import rotation as angles
 from jobs.contract import StageError
 from jobs.corpus.shards import Index, read_part
 from jobs.place import Place
+from orchestrator.index import Record
 from orchestrator.plan import Step
-from orchestrator.store import Manifest, Store
+from orchestrator.store import Store
 
-MOST_ANSWERS = 4 << 30  # bytes of predictions read; beyond them no interval is by test sample
+MOST_ANSWERS = 100_000_000  # answers read; beyond them no interval is by test sample
 _PREDICTIONS = "predictions.parquet"
 _FEATURES = "features-test.parquet"
 _ROTATION = "rotation.json"
 
-Done = Iterable[tuple[Step, Manifest]]
+Done = Iterable[tuple[Step, Record]]
 Remark = dict[str, str]  # a row of the report's table of what failed, was skipped or quarantined
 
 
 def quarantined(corpora: Done) -> Iterator[Remark]:
     """What fell out of each corpus, with its reasons."""
-    for step, manifest in corpora:
-        lost, read = manifest.counts.get("quarantined", 0), manifest.counts.get("rows_read", 0)
+    for step, record in corpora:
+        lost, read = record.counts.get("quarantined", 0), record.counts.get("rows_read", 0)
         if lost:
             reasons = ", ".join(
                 f"{count:,} {name.removeprefix('bad_').replace('_', ' ')}"
-                for name, count in sorted(manifest.counts.items())
+                for name, count in sorted(record.counts.items())
                 if name.startswith("bad_")
             )
             yield _remark(step, "quarantined", f"{lost:,} of {read:,} rows: {reasons}")
@@ -52,20 +53,20 @@ def _remark(step: Step, status: str, reason: str) -> Remark:
 def answers(
     cells: Done, store: Store, fraction: float, remarks: list[Remark]
 ) -> Iterator[dict[str, Any]]:
-    """Which test samples each cell of a fraction got right; nothing beyond MOST_ANSWERS bytes.
+    """Which test samples each cell of a fraction got right; nothing beyond MOST_ANSWERS.
 
     What is left out is added to `remarks`.
     """
     chosen = [
-        (step, manifest)
-        for step, manifest in cells
-        if step.labels["fraction"] == fraction and _PREDICTIONS in manifest.files
+        (step, record)
+        for step, record in cells
+        if step.labels["fraction"] == fraction and _PREDICTIONS in record.files
     ]
-    total = sum(manifest.files[_PREDICTIONS].bytes for _, manifest in chosen)
+    total = sum(record.counts["n_test"] for _, record in chosen)
     if total > MOST_ANSWERS:
         reason = (
-            f"{total:,} bytes of predictions in {len(chosen):,} cells are more than the report "
-            f"reads ({MOST_ANSWERS:,}); no interval is by test sample"
+            f"{total:,} answers in {len(chosen):,} cells are more than the report reads "
+            f" ({MOST_ANSWERS:,}); no interval is by test sample"
         )
         remarks.append({"address": "tune", "status": "skipped", "reason": reason})
         return
@@ -125,7 +126,7 @@ def rotations(features: Done, store: Store, measure: bool) -> Iterator[dict[str,
     Reads what was measured before; the rest is measured (two feature files are read for each) only
     if `measure` says so. Features of other samples, or constant ones, are passed over.
     """
-    steps = [step for step, manifest in features if _FEATURES in manifest.files]
+    steps = [step for step, record in features if _FEATURES in record.files]
     clean = {(s.labels["seed"], s.labels["images"]): s for s in steps if s.labels["noise"] == 0}
     opened: dict[str, tuple[list[str], angles.Space]] = {}
     for step in sorted(steps, key=lambda s: (str(s.labels["images"]), str(s.labels["seed"]))):

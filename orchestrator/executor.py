@@ -1,11 +1,15 @@
 """Runs a plan on Ray: reuses what is done, resumes, retries, goes on past failures.
 
-Each kind of step has one lane. A free lane takes every step of its kind that is ready and hands
-them to the stage together, so that the stage can share processes between them; while it runs, newly
-ready steps gather for its next turn, and the other lanes work beside it. A lane waits for a moment
-in which no step that feeds it ends, so that five levels that become ready one by one are handed on
-as five. A stage answers for each step apart; the answer is committed to the store at once. A step's
-failure blocks what reads it and nothing else.
+Each kind of step has one lane. A free lane takes the steps of its kind that are ready, a turn's
+worth of them, and hands them to the stage together, so that the stage can share processes between
+them; while it runs, newly ready steps gather for its next turn, and the other lanes work beside it.
+A turn is bounded so that two drivers on one store share 50,000 cells and work starts while the rest
+is still being taken. A lane waits for a moment in which no step that feeds it ends, so that five
+levels that become ready one by one are handed on as five. A stage answers for each step apart; the
+answer is committed to the store at once. A step's failure blocks what reads it and nothing else.
+
+What a step costs the driver does not depend on how many steps there are: each waits for a count of
+inputs, and nothing is searched.
 
 Stages are named here and imported when first needed. Nothing else in `orchestrator` knows them.
 """
@@ -20,12 +24,14 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
 
 from jobs.contract import Hooks, Outcome, StageError, Work
 from orchestrator import provenance
 from orchestrator.errors import NmlError
+from orchestrator.index import CELL_TABLE, Index, Journal
 from orchestrator.lease import Leases
 from orchestrator.plan import KINDS, Plan, Step
 from orchestrator.progress import Progress
@@ -44,6 +50,8 @@ STAGES: Mapping[str, str] = {
 Stage = Callable[[Sequence[Work], Hooks], None]
 
 RETRIES = 1  # tries after the first, for faults that are not the step's own
+TURN = 1000  # steps that a lane takes at once
+HANDS = 16  # leases or commits of one lane in flight, where each waits for an object store
 POLL_SECONDS = 0.2
 GATHER_SECONDS = 0.5  # quiet that a lane waits for, so that siblings go to their stage together
 ELSEWHERE_SECONDS = 2.0  # how often to look after a step that another driver holds
@@ -95,13 +103,20 @@ class Executor:
         self._on_commit, self._stages = on_commit, stages
         self._results = {address: Result(Status.REUSED) for address in done}
         self._waiting = {a: s for a, s in plan.steps.items() if a not in self._results}
+        self._readers: dict[str, list[str]] = {}  # address -> waiting steps that read it
+        self._lacking: dict[str, int] = {}  # waiting step -> inputs that have not ended well
+        self._ready: dict[str, dict[str, Step]] = {kind: {} for kind in KINDS}
+        for step in self._waiting.values():
+            self._await_inputs(step)
         self._running: set[str] = set()
+        self._at_work: Counter[str] = Counter()  # kind -> how many of it run
         self._busy: set[str] = set()  # kinds whose lane is taken
         self._attempts: Counter[str] = Counter()
         self._look_again: dict[str, float] = {}  # held elsewhere -> when to try for it again
         self._events: queue.Queue[_Event] = queue.Queue()
         self._stop = threading.Event()
         self._leases = Leases(store.root)
+        self._journal = Journal(Index(store.root))
         self._started: dict[str, tuple[str, float]] = {}
         self._newest: dict[str, float] = {}  # kind -> when a step of it last ended
         self._fed_by = {
@@ -113,14 +128,15 @@ class Executor:
         """Do everything that can be done; every step's end. KeyboardInterrupt after cleaning up."""
         try:
             while self._waiting or self._running:
-                self._block()
                 self._start_lanes()
                 self._listen()
+                self._journal.flush()
         except KeyboardInterrupt:
             self._stop.set()
             self._drain()
             raise
         finally:
+            self._journal.flush(force=True)
             with contextlib.suppress(OSError):
                 self._leases.close()
         return {
@@ -130,21 +146,20 @@ class Executor:
 
     # -- the loop's parts ------------------------------------------------------------------------
 
-    def _block(self) -> None:
-        """Settle what can no longer be done because something it reads failed."""
-        for step in list(self._waiting.values()):
-            for address in step.inputs.values():
-                result = self._results.get(address)
-                if result is not None and result.status in (Status.FAILED, Status.BLOCKED):
-                    del self._waiting[step.address]
-                    self._settle(step.address, Result(Status.BLOCKED, f"reads {address}"))
-                    break
+    def _await_inputs(self, step: Step) -> None:
+        """Have a waiting step become ready when the last of what it reads is there."""
+        lacking = [a for a in set(step.inputs.values()) if a not in self._results]
+        for address in lacking:
+            self._readers.setdefault(address, []).append(step.address)
+        self._lacking[step.address] = len(lacking)
+        if not lacking:
+            self._ready[step.kind][step.address] = step
 
     def _start_lanes(self) -> None:
         for kind in KINDS:
-            if kind in self._busy or self._gathering(kind):
+            if kind in self._busy or not self._ready[kind] or self._gathering(kind):
                 continue
-            works = [work for step in self._ready(kind) if (work := self._take(step)) is not None]
+            works = self._take_turn(kind)
             if works:
                 self._busy.add(kind)
                 threading.Thread(
@@ -153,40 +168,58 @@ class Executor:
 
     def _gathering(self, kind: str) -> bool:
         """Whether siblings of what is ready may be a moment away."""
-        feeding = {self._plan.steps[address].kind for address in self._running}
+        if len(self._ready[kind]) >= TURN:
+            return False
         recent = time.monotonic() - GATHER_SECONDS
-        return any(self._newest.get(fed, 0) > recent for fed in self._fed_by[kind] & feeding)
+        return any(
+            self._at_work[fed] and self._newest.get(fed, 0) > recent for fed in self._fed_by[kind]
+        )
 
-    def _ready(self, kind: str) -> list[Step]:
-        now = time.monotonic()
-        return [
-            step
-            for step in self._waiting.values()
-            if step.kind == kind
-            and self._look_again.get(step.address, 0) <= now
-            and all(address in self._results for address in step.inputs.values())
-        ]
+    def _take_turn(self, kind: str) -> list[Work]:
+        """As many ready steps of a kind as a turn has, those left out that another driver has."""
+        now, works = time.monotonic(), list[Work]()
+        ready = [s for s in self._ready[kind].values() if self._look_again.get(s.address, 0) <= now]
+        with self._hands() as pool:
+            while ready and len(works) < TURN and not self._stop.is_set():
+                room = TURN - len(works)
+                some, ready = ready[:room], ready[room:]
+                for step, taken in zip(some, pool.map(self._lease, some), strict=True):
+                    self._note_taken(step, taken)
+                    if isinstance(taken, Work):
+                        works.append(taken)
+        return works
 
-    def _take(self, step: Step) -> Work | None:
-        """Lease a step and open its folder; None if another driver has it or has done it."""
+    def _lease(self, step: Step) -> Work | Manifest | None:
+        """The step's lease, and its folder opened; what another driver made of it; or None."""
         if not self._leases.acquire(step.address):
-            if step.address not in self._look_again:
-                self._progress.note(f"{step.address}: another sweep on this store is doing it")
-            self._look_again[step.address] = time.monotonic() + ELSEWHERE_SECONDS
             return None
         manifest = self._store.manifest(step.address)
         if manifest is not None and manifest.fingerprint == step.fingerprint:
             self._leases.release(step.address)
-            del self._waiting[step.address]
-            self._on_commit(step, manifest)
-            self._settle(step.address, Result(Status.REUSED, "done by another sweep"))
-            return None
-        del self._waiting[step.address]
-        self._running.add(step.address)
-        self._attempts[step.address] += 1
-        self._started[step.address] = (provenance.now(), time.monotonic())
-        self._progress.begin(step.address)
+            return manifest
         return self._store.begin(step)
+
+    def _note_taken(self, step: Step, taken: Work | Manifest | None) -> None:
+        address = step.address
+        if taken is None:
+            if address not in self._look_again:
+                self._progress.note(f"{address}: another sweep on this store is doing it")
+            self._look_again[address] = time.monotonic() + ELSEWHERE_SECONDS
+            return
+        del self._waiting[address], self._ready[step.kind][address]
+        if isinstance(taken, Manifest):
+            self._on_commit(step, taken)
+            self._settle(address, Result(Status.REUSED, "done by another sweep"))
+            return
+        self._running.add(address)
+        self._at_work[step.kind] += 1
+        self._attempts[address] += 1
+        self._started[address] = (provenance.now(), time.monotonic())
+        self._progress.begin(address)
+
+    def _wait_again(self, address: str) -> None:
+        step = self._waiting[address] = self._plan.steps[address]
+        self._await_inputs(step)
 
     def _listen(self) -> None:
         """Take in what the lanes report, waiting a moment for the first of it."""
@@ -201,14 +234,15 @@ class Executor:
             return
         address = event.address
         self._running.discard(address)
+        self._at_work[event.kind] -= 1
         self._leases.release(address)
         if event.elsewhere:
-            self._waiting[address] = self._plan.steps[address]
+            self._wait_again(address)
         elif event.error is None:
             self._settle(address, Result(Status.DONE))
         elif self._may_retry(event.error, address):
             self._progress.note(f"{address}: {sentence(event.error)}; trying again")
-            self._waiting[address] = self._plan.steps[address]
+            self._wait_again(address)
         else:
             self._settle(address, Result(Status.FAILED, sentence(event.error)))
 
@@ -217,9 +251,25 @@ class Executor:
         return not own and not self._stop.is_set() and self._attempts[address] <= RETRIES
 
     def _settle(self, address: str, result: Result) -> None:
-        self._results[address] = result
-        self._newest[self._plan.steps[address].kind] = time.monotonic()
-        self._progress.settle(address, result.status, result.reason)
+        """Write down a step's end, and let what reads it go on or be blocked."""
+        ended = [(address, result)]
+        while ended:
+            address, result = ended.pop()
+            self._results[address] = result
+            self._newest[self._plan.steps[address].kind] = time.monotonic()
+            self._progress.settle(address, result.status, result.reason)
+            good = result.status in (Status.DONE, Status.REUSED)
+            for reader in self._readers.pop(address, ()):
+                if reader not in self._waiting:  # blocked already, by another input
+                    continue
+                if not good:
+                    del self._waiting[reader]
+                    ended.append((reader, Result(Status.BLOCKED, f"reads {address}")))
+                    continue
+                self._lacking[reader] -= 1
+                if not self._lacking[reader]:
+                    step = self._waiting[reader]
+                    self._ready[step.kind][reader] = step
 
     def _drain(self) -> None:
         """After a stop: let the lanes end, commit what they still report, wait no longer."""
@@ -229,30 +279,37 @@ class Executor:
 
     # -- in a lane's thread ----------------------------------------------------------------------
 
+    def _hands(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(1 if self._store.root.is_local else HANDS)
+
     def _lane(self, kind: str, works: Sequence[Work]) -> None:
-        """Hand the works to their stage, and answer for those that it leaves unanswered."""
+        """Hand the works to their stage, and answer for those that it leaves unanswered.
+
+        Commits are made beside the stage, which need not wait for the store; the lane does.
+        """
         answered: set[str] = set()
         lock = threading.Lock()
+        with self._hands() as pool:
 
-        def done(address: str, result: Outcome | BaseException) -> None:
-            with lock:
-                if address in answered:
-                    return
-                answered.add(address)
-            self._events.put(self._finish(kind, address, result))
+            def done(address: str, result: Outcome | BaseException) -> None:
+                with lock:
+                    if address in answered:
+                        return
+                    answered.add(address)
+                pool.submit(lambda: self._events.put(self._finish(kind, address, result)))
 
-        hooks = Hooks(done=done, say=self._progress.say, stopping=self._stop.is_set)
-        error: BaseException | None = None
-        try:
-            module, _, function = self._stages[kind].partition(":")
-            stage: Stage = getattr(importlib.import_module(module), function)
-            stage(works, hooks)
-        except BaseException as raised:  # a lane must never die unheard
-            error = raised
-        for work in works:
-            if work.address not in answered and not self._stop.is_set():
-                silent = RuntimeError(f"the {kind} stage ended without an answer for it")
-                done(work.address, error or silent)
+            hooks = Hooks(done=done, say=self._progress.say, stopping=self._stop.is_set)
+            error: BaseException | None = None
+            try:
+                module, _, function = self._stages[kind].partition(":")
+                stage: Stage = getattr(importlib.import_module(module), function)
+                stage(works, hooks)
+            except BaseException as raised:  # a lane must never die unheard
+                error = raised
+            for work in works:
+                if work.address not in answered and not self._stop.is_set():
+                    silent = RuntimeError(f"the {kind} stage ended without an answer for it")
+                    done(work.address, error or silent)
         self._events.put(_Event(kind))
 
     def _finish(self, kind: str, address: str, result: Outcome | BaseException) -> _Event:
@@ -280,10 +337,20 @@ class Executor:
                     "attempts": self._attempts[address],
                 },
             )
+            self._record(step, manifest)
             self._on_commit(step, manifest)
         except Exception as error:  # the loop decides about it like about the stage's own
             return _Event(kind, address, error)
         return _Event(kind, address)
+
+    def _record(self, step: Step, manifest: Manifest) -> None:
+        """Have the index know of a commit; a cache that fails costs nobody a result."""
+        with contextlib.suppress(OSError):
+            stamp = self._store.stamp(step.address)
+            has_rows = CELL_TABLE in manifest.files
+            rows = self._store.output(step.address).read_table(CELL_TABLE) if has_rows else None
+            if stamp is not None:
+                self._journal.add(manifest, stamp, rows)
 
 
 def root_cause(error: BaseException) -> BaseException:

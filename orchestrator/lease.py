@@ -1,19 +1,26 @@
 """One writer at a time for each step, on any filesystem, without rename or locks.
 
-A driver that wants a step writes a claim into the step's lease folder and then lists the folder:
-alone there, it holds the lease; beside another living claim, it takes its own back and waits. Two
-claims written at once both see each other and both withdraw, so two holders are impossible on a
-store whose listings are consistent (local disks, S3, GCS). A claim is kept alive by rewriting it;
-ages are differences between the store's own timestamps, so clocks of hosts need not agree. A claim
-whose process is known to be dead (same host, same boot) counts for nothing at once.
+A driver that wants a step writes a claim and then lists the claims: the only one for that step, it
+holds the lease; beside another living claim, it takes its own back and waits. Two claims written at
+once both see each other and both withdraw, so two holders are impossible on a store whose listings
+are consistent (local disks, S3, GCS). A driver keeps all its claims alive with one file, its beat,
+so that holding a thousand steps costs no more than holding one; ages are differences between the
+store's own timestamps, so clocks of hosts need not agree. A claim whose process is known to be dead
+(same host, same boot) counts for nothing at once.
+
+A claim is the file `.leases/claims/<two digits>/<hash of the address>.<owner>`: listings stay short
+and no folder is left behind for each step. A beat is `.leases/beats/<owner>`.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
 import socket
 import threading
+import time
 import uuid
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +30,7 @@ from orchestrator.errors import StoreError
 
 BEAT_SECONDS = 10.0
 EXPIRE_SECONDS = 60.0
+CLAIMS, BEATS = "claims", "beats"
 
 
 class Leases:
@@ -34,10 +42,9 @@ class Leases:
         self._root = root / ".leases"
         self._beat, self._expire = beat, expire
         self._owner = uuid.uuid4().hex
-        self._claim = json.dumps(
-            {"host": socket.gethostname(), "boot": _boot(), "pid": os.getpid()}
-        ).encode()
+        self._who = {"host": socket.gethostname(), "boot": _boot(), "pid": os.getpid()}
         self._held: set[str] = set()
+        self._beaten = float("-inf")  # when, by this host's clock, which goes on while it sleeps
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._keep_alive, daemon=True, name="leases")
@@ -45,11 +52,15 @@ class Leases:
 
     def acquire(self, address: str) -> bool:
         """Whether this driver now holds the step's lease; never blocks."""
-        folder = self._root / address
-        mine = f"{self._owner}.lease"
+        bucket, mark = _bucket(address)
+        folder, mine = self._root / bucket, f"{mark}.{self._owner}"
+        claim = json.dumps({**self._who, "address": address}).encode()
         try:
-            folder.write_bytes(mine, self._claim)
-            if self._others_alive(folder, mine):
+            with self._lock:
+                if time.time() - self._beaten >= self._beat:
+                    self._write_beat()
+            folder.write_bytes(mine, claim, durable=False)
+            if self._others_alive(folder, mark, mine):
                 folder.delete(mine)
                 return False
         except OSError as error:
@@ -63,7 +74,8 @@ class Leases:
 
     def holds(self, address: str) -> bool:
         """Whether the lease is still ours: after a long sleep another driver may have taken it."""
-        return address in self._held and (self._root / address).exists(f"{self._owner}.lease")
+        bucket, mark = _bucket(address)
+        return address in self._held and (self._root / bucket).exists(f"{mark}.{self._owner}")
 
     def release(self, address: str) -> None:
         """Give a step's lease back; silent when it is not held."""
@@ -71,7 +83,8 @@ class Leases:
             if address not in self._held:
                 return
             self._held.discard(address)
-            (self._root / address).delete(f"{self._owner}.lease")
+        bucket, mark = _bucket(address)
+        (self._root / bucket).delete(f"{mark}.{self._owner}")
 
     def close(self) -> None:
         """Give everything back and end the thread."""
@@ -79,19 +92,18 @@ class Leases:
         self._thread.join()
         for address in sorted(self._held):
             self.release(address)
+        (self._root / BEATS).delete(self._owner)
 
-    def _others_alive(self, folder: Place, mine: str) -> bool:
-        filesystem, path = folder.open()
-        times: dict[str, datetime] = {}
-        for name, _ in folder.files():
-            info = filesystem.get_file_info(f"{path}/{name}")
-            if info.mtime is not None and name.endswith(".lease"):
-                times[name] = info.mtime
+    def _others_alive(self, folder: Place, mark: str, mine: str) -> bool:
+        """Whether a living claim stands beside ours. Dead ones are cleared away."""
+        times = {n: t for n, t in _times(folder).items() if n.startswith(f"{mark}.")}
         now = times.pop(mine, None)
         if now is None:  # our own claim has vanished: somebody cleaned up under us
             return True
+        beats = _times(self._root / BEATS) if times else {}
         alive = False
-        for name, beaten in times.items():
+        for name, written in times.items():
+            beaten = max(written, beats.get(name.partition(".")[2], written))
             if (now - beaten).total_seconds() > self._expire or _dead(folder, name):
                 folder.delete(name)
             else:
@@ -100,27 +112,48 @@ class Leases:
 
     def _keep_alive(self) -> None:
         while not self._closed.wait(self._beat):
-            with self._lock:
-                for address in sorted(self._held):
-                    try:
-                        (self._root / address).write_bytes(f"{self._owner}.lease", self._claim)
-                    except OSError:
-                        continue  # the next beat tries again; expiry is six beats away
+            with self._lock, contextlib.suppress(OSError):
+                # The next beat tries again; expiry is six beats away.
+                if self._held:
+                    self._write_beat()
+
+    def _write_beat(self) -> None:
+        (self._root / BEATS).write_bytes(self._owner, b"", durable=False)
+        self._beaten = time.time()
 
 
 def living(root: Place) -> set[str]:
     """Addresses that some driver is writing now, as far as this host can tell."""
-    folder = root / ".leases"
-    filesystem, path = folder.open()
-    found: set[str] = set()
-    for name, _ in folder.files():
-        beaten = filesystem.get_file_info(f"{path}/{name}").mtime
-        fresh = beaten is not None and (
-            (datetime.now(UTC) - beaten.astimezone(UTC)).total_seconds() <= EXPIRE_SECONDS
-        )
-        if name.endswith(".lease") and fresh and not _dead(folder, name):
-            found.add(name.rpartition("/")[0])
+    claims, beats = root / f".leases/{CLAIMS}", _times(root / f".leases/{BEATS}")
+    now, found = datetime.now(UTC), set[str]()
+    for name, written in _times(claims).items():
+        beaten = max(written, beats.get(name.partition(".")[2], written))
+        if (now - beaten).total_seconds() > EXPIRE_SECONDS or _dead(claims, name):
+            continue
+        with contextlib.suppress(OSError, ValueError, KeyError):  # given back while we look
+            found.add(str(claims.read_json(name)["address"]))
     return found
+
+
+def _bucket(address: str) -> tuple[str, str]:
+    """The folder of a step's claims, and what their names start with."""
+    mark = hashlib.sha256(address.encode()).hexdigest()[:32]
+    return f"{CLAIMS}/{mark[:2]}", mark
+
+
+def _times(folder: Place) -> dict[str, datetime]:
+    """When each file below was last written, by the store's clock."""
+    import pyarrow.fs as pafs
+
+    filesystem, path = folder.open()
+    selector = pafs.FileSelector(path, recursive=True, allow_not_found=True)
+    return {
+        info.path[len(path) :].lstrip("/"): info.mtime.astimezone(UTC)
+        for info in filesystem.get_file_info(selector)
+        if info.mtime is not None
+        and info.type == pafs.FileType.File
+        and not info.path.endswith(".partial")  # a local file that is not here yet
+    }
 
 
 def _dead(folder: Place, name: str) -> bool:

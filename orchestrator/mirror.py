@@ -2,7 +2,8 @@
 
 The store is the truth; whatever MLflow lacks is told again from it. Mirroring happens on a thread
 of the driver and under a lease; a tracking server that is slow or gone costs the sweep one line on
-the screen and nothing else.
+the screen and nothing else. The cells of one encoder and method are one run (`shown.py`), told when
+the last of them is committed; what is incomplete when the sweep ends is told then.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 
-import pyarrow as pa
-
+from orchestrator import tracking
 from orchestrator.errors import NmlError, TrackingError
 from orchestrator.lease import Leases
 from orchestrator.plan import Plan, Step
 from orchestrator.provenance import redact
+from orchestrator.shown import Group, Showing, group_of, groups
 from orchestrator.store import Manifest, Store
 from orchestrator.tracking import Mirror, SweepRecord
 
@@ -34,6 +35,9 @@ class Tracker:
         self._lease = f"tracking/{plan.experiment.name}"
         self._queue: queue.Queue[tuple[Step, Manifest] | None] = queue.Queue()
         self._mirror: Mirror | None = None
+        self._showing = Showing(plan, store)
+        self._groups = groups(plan)
+        self._finished: dict[str, dict[str, str]] = {}  # group -> finished cell -> when
         self.down = ""  # why MLflow does not answer, once it did not
         self._thread = threading.Thread(target=self._follow, daemon=True, name="tracking")
         self._thread.start()
@@ -69,10 +73,24 @@ class Tracker:
                 continue  # the store has it; `close` or `sync` fills the gap
             try:
                 mirror = self._open()
-                if mirror is not None and not mirror.holds(item[0].address, item[1].fingerprint):
-                    mirror.step(*item, _curves(self._store, item[1]))
+                if mirror is not None:
+                    self._tell(mirror, *item)
             except Exception as error:  # as above
                 self._lost(error)
+
+    def _tell(self, mirror: Mirror, step: Step, manifest: Manifest) -> None:
+        if step.kind != "tune":
+            if not mirror.holds(step.address, step.fingerprint):
+                mirror.child(self._showing.step(step, manifest))
+            return
+        group = self._groups[group_of(self._plan, step)]
+        times = self._finished.setdefault(group.address, {})
+        times[step.address] = str(manifest.provenance["finished"])
+        if len(times) == len(group.cells) and not mirror.holds(
+            group.address, group.fingerprint(times)
+        ):
+            mirror.child(self._showing.cells(group, self._showing.rows(times), times))
+            del self._finished[group.address]
 
     def _open(self) -> Mirror | None:
         """The mirror, if this driver holds the right to write to it."""
@@ -91,8 +109,7 @@ class Tracker:
         if not self.down:
             self.down = _reason(error)
             self._say(
-                f"MLflow at {redact(self.uri)} does not answer ({self.down}); the sweep goes on, "
-                f"and `nml-orch sync` fills the gap when it is back"
+                f"{_story(error, self.uri)}; the sweep goes on, and `nml-orch sync` fills the gap"
             )
 
 
@@ -110,31 +127,58 @@ def sync(plan: Plan, store: Store, uri: str, record: SweepRecord) -> int:
     except NmlError:
         raise
     except Exception as error:
-        raise TrackingError(
-            f"MLflow at {redact(uri)} does not answer ({_reason(error)}); "
-            f"start it, or set MLFLOW_TRACKING_URI or --set tracking.uri=URI"
-        ) from error
+        remedy = {
+            "unreachable": "start it, or set MLFLOW_TRACKING_URI or --set tracking.uri=URI",
+            "refused": "the store is whole; name another server or experiment to have it shown",
+            "ours": "the store is whole; `nml-orch --debug sync` shows where it happened",
+        }[tracking.trouble(error)]
+        raise TrackingError(f"{_story(error, uri)}; {remedy}") from error
     finally:
         leases.close()
 
 
 def reconcile(plan: Plan, store: Store, mirror: Mirror) -> int:
-    """Mirror every committed step that MLflow lacks; how many those were."""
-    mirrored = 0
-    for step in plan.steps.values():
-        manifest = store.manifest(step.address)
-        if manifest is None or manifest.fingerprint != step.fingerprint:
+    """Mirror everything committed that MLflow lacks; how many runs those were.
+
+    Runs of cells that an earlier version made one by one go to MLflow's trash.
+    """
+    showing, mirrored = Showing(plan, store), 0
+    records = {
+        address: record
+        for address, record in store.records(plan.steps).items()
+        if record.fingerprint == plan.steps[address].fingerprint
+    }
+    for address, step in plan.steps.items():
+        if step.kind == "tune" or address not in records:
             continue
-        if not mirror.holds(step.address, manifest.fingerprint):
-            mirror.step(step, manifest, _curves(store, manifest))
-            mirrored += 1
-    return mirrored
+        if not mirror.holds(address, step.fingerprint):
+            manifest = store.manifest(address)
+            if manifest is not None and manifest.fingerprint == step.fingerprint:
+                mirror.child(showing.step(step, manifest))
+                mirrored += 1
+    lacking: list[tuple[Group, dict[str, str]]] = []
+    for group in groups(plan).values():
+        times = {
+            s.address: records[s.address].finished for s in group.cells if s.address in records
+        }
+        if times and not mirror.holds(group.address, group.fingerprint(times)):
+            lacking.append((group, times))
+    for group, times in lacking:
+        mirror.child(showing.cells(group, showing.rows(times), times))
+    for step in plan.of_kind("tune"):
+        if step.address in mirror.children:
+            mirror.drop(step.address)
+    return mirrored + len(lacking)
 
 
-def _curves(store: Store, manifest: Manifest) -> pa.Table | None:
-    if "curves.parquet" not in manifest.files:
-        return None
-    return store.output(manifest.address).read_table("curves.parquet")
+def _story(error: Exception, uri: str) -> str:
+    """What happened to MLflow, told apart from a mistake of our own."""
+    told = {
+        "unreachable": f"MLflow at {redact(uri)} does not answer",
+        "refused": f"MLflow at {redact(uri)} refuses what it is told",
+        "ours": "mirroring to MLflow failed by a defect of nml-orch or a store that cannot be read",
+    }[tracking.trouble(error)]
+    return f"{told} ({_reason(error)})"
 
 
 def _reason(error: Exception) -> str:

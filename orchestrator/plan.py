@@ -8,9 +8,10 @@ neither. Planning reads manifests alone; nothing heavy is imported.
 
 from __future__ import annotations
 
-import hashlib
+import gc
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import product
@@ -26,9 +27,11 @@ from jobs.tasks.spec import Task
 from jobs.tuning.spec import EncoderTuning, TuneStep
 from orchestrator.errors import DriftError, UserError
 from orchestrator.experiment import Experiment
+from orchestrator.fingerprint import Texts
 
 if TYPE_CHECKING:
-    from orchestrator.store import Manifest, Store
+    from orchestrator.index import Record
+    from orchestrator.store import Store
 
 KINDS = ("corpus", "noise", "pretrain", "encoder", "features", "tune")
 """Every kind of step, in the order data flows."""
@@ -42,9 +45,19 @@ class Step:
     kind: str  # one of KINDS
     spec: Spec
     inputs: Mapping[str, str]  # role -> address of the step read
-    fields: Mapping[str, Any]  # what the fingerprint is a hash of
+    read: Mapping[str, str]  # role -> fingerprint of the step read
     fingerprint: str
     labels: Mapping[str, str | float | int] = field(default_factory=dict)  # place in the matrix
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """What the fingerprint is a hash of."""
+        return {
+            "kind": self.kind,
+            "protocol": self.spec.protocol,
+            "spec": self.spec.semantic(),
+            "inputs": dict(self.read),
+        }
 
 
 @dataclass(frozen=True)
@@ -67,12 +80,6 @@ class Plan:
         return Plan(self.experiment, {a: s for a, s in self.steps.items() if a in kept})
 
 
-def fingerprint(fields: Mapping[str, Any]) -> str:
-    """sha256 of a step's fields as canonical JSON, in hex."""
-    text = json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 # -- building --------------------------------------------------------------------------------------
 
 
@@ -81,6 +88,7 @@ class _Builder:
 
     def __init__(self) -> None:
         self.steps: dict[str, Step] = {}
+        self._texts = Texts()
 
     def add(
         self,
@@ -91,13 +99,9 @@ class _Builder:
         **labels: str | float | int,
     ) -> str:
         inputs = dict(inputs or {})
-        fields = {
-            "kind": kind,
-            "protocol": spec.protocol,
-            "spec": spec.semantic(),
-            "inputs": {role: self.steps[name].fingerprint for role, name in inputs.items()},
-        }
-        step = Step(address, kind, spec, inputs, fields, fingerprint(fields), labels)
+        read = {role: self.steps[name].fingerprint for role, name in inputs.items()}
+        mark = self._texts.fingerprint(kind, spec, read)
+        step = Step(address, kind, spec, inputs, read, mark, labels)
         known = self.steps.get(address)
         if known is not None and known.fingerprint != step.fingerprint:
             changes = "; ".join(map(str, differences(known.fields, step.fields)))
@@ -111,6 +115,23 @@ class _Builder:
 
 def build(experiment: Experiment) -> Plan:
     """Every step of an experiment. Raises UserError for what cannot be planned."""
+    with _collector_paused():
+        return _build(experiment)
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """No search for garbage while many small things are made that all stay: a third of the time."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def _build(experiment: Experiment) -> Plan:
     builder = _Builder()
     tasks = experiment.load_tasks()
     for corpus in (experiment.corpus, *(task.corpus for task in tasks)):
@@ -335,11 +356,14 @@ def _add_given(
 
 def _check_nesting(steps: Mapping[str, Step]) -> None:
     """No step's folder may lie inside another's: emptying one would take the other with it."""
+    cleared: set[str] = set()  # folders already seen not to be a step's
     for address in steps:
-        parents = address.split("/")
-        for length in range(1, len(parents)):
-            if "/".join(parents[:length]) in steps:
+        folder = address.rpartition("/")[0]
+        while folder and folder not in cleared:
+            if folder in steps:
                 raise UserError(f"{address} would lie inside another step's folder; rename it")
+            cleared.add(folder)
+            folder = folder.rpartition("/")[0]
 
 
 def _in_order(steps: Mapping[str, Step]) -> dict[str, Step]:
@@ -378,20 +402,24 @@ class Assessment:
     standing: Standing
     reason: str = ""
     differences: tuple[Difference, ...] = ()
-    manifest: Manifest | None = None
+    record: Record | None = None  # of the committed step, done or drifted
 
 
-def assess(plan: Plan, store: Store) -> dict[str, Assessment]:
-    """Where every step of the plan stands, from the store's manifests alone."""
+def assess(plan: Plan, store: Store, *, verify: bool = False) -> dict[str, Assessment]:
+    """Where every step of the plan stands, from the store alone.
+
+    `verify` has every manifest opened, as is due before anything is run.
+    """
     found: dict[str, Assessment] = {}
+    records = store.records(plan.steps, verify=verify)
     for step in plan.steps.values():
-        manifest = store.manifest(step.address)
-        if manifest is not None and manifest.fingerprint != step.fingerprint:
+        record = records.get(step.address)
+        if record is not None and record.fingerprint == step.fingerprint:
+            found[step.address] = Assessment(Standing.DONE, record=record)
+        elif record is not None and (manifest := store.manifest(step.address)) is not None:
             changes = tuple(differences(manifest.fields, step.fields))
             reason = "; ".join(map(str, changes))
-            found[step.address] = Assessment(Standing.DRIFT, reason, changes, manifest)
-        elif manifest is not None:
-            found[step.address] = Assessment(Standing.DONE, manifest=manifest)
+            found[step.address] = Assessment(Standing.DRIFT, reason, changes, record)
         else:
             drifted = [
                 address

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from analysis import named
@@ -23,9 +24,12 @@ from jobs.place import Place
 from jobs.tasks.twins import counted_twice
 from orchestrator import evidence, provenance
 from orchestrator.errors import UserError
-from orchestrator.plan import Plan, Step, fingerprint
+from orchestrator.fingerprint import fingerprint
+from orchestrator.index import Record
+from orchestrator.plan import Plan, Step
+from orchestrator.shown import Data, Showing
 from orchestrator.standing import State, look
-from orchestrator.store import MANIFEST, Manifest, Store
+from orchestrator.store import MANIFEST, Store
 from orchestrator.tracking import SweepRecord
 
 PROTOCOL = 2  # raised when the report's contents change
@@ -42,6 +46,7 @@ class Report:
     summary: pa.Table  # of analysis.readout.SUMMARY_SCHEMA
     named: pa.Table  # of analysis.named.SUMMARY_SCHEMA
     complete: bool  # every step of the plan was there
+    data: tuple[Data, ...]  # the corpora that it rests on
 
     def record(self, folder: Path) -> SweepRecord:
         """What MLflow's parent run shows of it; `folder` holds the report's files.
@@ -63,7 +68,13 @@ class Report:
             points=tuple(points),
             folder=folder,
             status="done" if self.complete else "incomplete",
+            data=self.data,
         )
+
+
+def collect(plan: Plan, store: Store) -> tables.Readout:
+    """What the store holds of a plan, as the tables that `analysis` reads."""
+    return _Found(plan, store).readout({}, ())
 
 
 def refresh(
@@ -89,16 +100,17 @@ def refresh(
         {
             "protocol": PROTOCOL,
             "title": plan.experiment.title,
-            "steps": {address: m.fingerprint for address, m in found.manifests.items()},
-            "made": {a: str(m.provenance.get("finished")) for a, m in found.manifests.items()},
+            "steps": {address: r.fingerprint for address, r in found.records.items()},
+            "made": {address: r.finished for address, r in found.records.items()},
             "rotation": len(turned),
             "problems": {a: list(problem) for a, problem in problems.items()},
         }
     )
     place = store.root / f"report/{plan.experiment.name}"
-    complete = len(found.manifests) == len(plan.steps)
+    complete = len(found.records) == len(plan.steps)
     if place.exists(MANIFEST) and place.read_json(MANIFEST).get("fingerprint") == mark:
-        return Report(place, mark, place.read_table(SUMMARY), place.read_table(NAMED), complete)
+        summary, reached = place.read_table(SUMMARY), place.read_table(NAMED)
+        return Report(place, mark, summary, reached, complete, found.data())
     return _write(found, place, mark, problems, complete, turned)
 
 
@@ -112,7 +124,7 @@ def _write(
 ) -> Report:
     from analysis.report import write  # matplotlib is only paid for when there is something to draw
 
-    if not found.manifests:
+    if not found.records:
         raise UserError(f"nothing to report: {place.uri} has no finished step; run a sweep first")
     readout = found.readout(problems, turned)
     summary, reached = tables.summary(readout), named.summary(readout)
@@ -134,7 +146,7 @@ def _write(
             "provenance": {**provenance.environment(), "finished": provenance.now()},
         },
     )
-    return Report(place, mark, summary, reached, complete)
+    return Report(place, mark, summary, reached, complete, found.data())
 
 
 @contextmanager
@@ -163,22 +175,17 @@ class _Found:
 
     def __init__(self, plan: Plan, store: Store) -> None:
         self.plan, self.store = plan, store
-        self.manifests: dict[str, Manifest] = {}
-        for step in plan.steps.values():
-            manifest = store.manifest(step.address)
-            if manifest is not None and manifest.fingerprint == step.fingerprint:
-                self.manifests[step.address] = manifest
+        self.records = {
+            address: record
+            for address, record in store.records(plan.steps).items()
+            if record.fingerprint == plan.steps[address].fingerprint
+        }
 
     def readout(
         self, problems: Mapping[str, tuple[str, str]], turned: Sequence[dict[str, Any]]
     ) -> tables.Readout:
         """Everything the report is made of; UserError where a task would be counted twice."""
-        cells = list(self._cells())
-        if (pair := counted_twice(cells)) is not None:
-            raise UserError(
-                f"tasks: {pair[0]} and {pair[1]} were tested on the same features and labels, and "
-                f"an average counts a task once; take one out, or correct where its data comes from"
-            )
+        cells = self._cells()
         largest = max(self.plan.experiment.tuning.fractions)
         remarks = list(evidence.quarantined(self.done("corpus")))
         answers = list(evidence.answers(self.done("tune"), self.store, largest, remarks))
@@ -190,7 +197,7 @@ class _Found:
         return tables.Readout(
             experiment=self.plan.experiment.name,
             question=self._question(),
-            cells=_table(cells, tables.CELLS_SCHEMA),
+            cells=cells,
             spectra=_table(self._spectra(), tables.SPECTRA_SCHEMA),
             pretraining=_table(self._pretraining(), tables.PRETRAINING_SCHEMA),
             pretraining_curves=_table(self._curves(), tables.CURVES_SCHEMA),
@@ -205,6 +212,10 @@ class _Found:
             ),
             provenance={**provenance.environment(), "written": provenance.now()},
         )
+
+    def data(self) -> tuple[Data, ...]:
+        """The corpora of the plan."""
+        return tuple(Showing(self.plan, self.store).sweep_data())
 
     def _question(self) -> tables.Question:
         experiment = self.plan.experiment
@@ -227,29 +238,49 @@ class _Found:
             encoders=tuple(encoder.name for encoder in experiment.encoders),
         )
 
-    def done(self, kind: str, *, named: bool = False) -> Iterator[tuple[Step, Manifest]]:
-        """Finished steps of a kind, of the encoders trained here or of the named ones."""
+    def done(self, kind: str, *, named: bool = False) -> Iterator[tuple[Step, Record]]:
+        """Finished steps of a kind, of the encoders trained here or of the named ones.
+
+        Cells of labels made wrong on purpose are left out: an axis that no average may mix in.
+        """
         for step in self.plan.of_kind(kind):
-            if step.address in self.manifests and ("encoder" in step.labels) == named:
-                yield step, self.manifests[step.address]
+            if step.address not in self.records or step.labels.get("label_noise"):
+                continue
+            if ("encoder" in step.labels) == named:
+                yield step, self.records[step.address]
 
     def _read(self, step: Step, name: str) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = self.store.output(step.address).read_table(name).to_pylist()
         return rows
 
-    def _cells(self) -> Iterator[dict[str, Any]]:
-        kind = self.plan.experiment.noise.kind if self.plan.experiment.noise else ""
-        for step, _ in self.done("tune"):
-            if step.labels["label_noise"]:
-                continue  # an axis of its own, which no average here may mix in
-            for row in self._read(step, "cell.parquet"):
-                yield {
-                    **row,
-                    "address": step.address,
-                    "noise_kind": kind,
-                    "noise": step.labels["noise"],
-                    "pretrain_seed": step.labels["seed"],
-                }
+    def _cells(self) -> pa.Table:
+        """The cells' own rows, with what their addresses say beside them.
+
+        Raises UserError where a task would be counted twice.
+        """
+        found = self.store.cells([step.address for step, _ in self.done("tune")])
+        if found is None:
+            return tables.CELLS_SCHEMA.empty_table()
+        labels = [self.plan.steps[address].labels for address in found["address"].to_pylist()]
+        noise = self.plan.experiment.noise
+        joined: dict[str, Sequence[Any]] = {
+            "noise_kind": [noise.kind if noise else ""] * len(labels),
+            "noise": [row["noise"] for row in labels],
+            "pretrain_seed": [row["seed"] for row in labels],
+        }
+        _refuse_twins(found, joined)
+        columns = []
+        for column in tables.CELLS_SCHEMA:
+            if column.name in joined:
+                columns.append(pa.array(joined[column.name], column.type))
+            elif column.name in found.column_names:
+                columns.append(found[column.name].cast(column.type))
+            else:
+                columns.append(pa.nulls(found.num_rows, column.type))
+        made = pa.Table.from_arrays(columns, schema=tables.CELLS_SCHEMA)
+        places = {address: at for at, address in enumerate(self.plan.steps)}
+        rank = pa.array([places[address] for address in found["address"].to_pylist()])
+        return made.take(pc.sort_indices(rank))
 
     def _spectra(self) -> Iterator[dict[str, Any]]:
         for step, _ in self.done("features"):
@@ -266,23 +297,21 @@ class _Found:
     def _named(self, kind: str, name: str) -> Iterator[dict[str, Any]]:
         """The rows of one table of the steps of a kind, of the named encoders alone."""
         for step, _ in self.done(kind, named=True):
-            if step.labels.get("label_noise"):
-                continue
             for row in self._read(step, name):
                 yield {**step.labels, **row, "address": step.address}
 
     def _pretraining(self) -> Iterator[dict[str, Any]]:
-        for step, manifest in self.done("pretrain"):
+        for step, record in self.done("pretrain"):
             yield {
                 "address": step.address,
                 "noise": step.labels["noise"],
                 "seed": step.labels["seed"],
-                **{name.removeprefix("pretrain/"): v for name, v in manifest.metrics.items()},
+                **{name.removeprefix("pretrain/"): v for name, v in record.metrics.items()},
             }
 
     def _curves(self) -> Iterator[dict[str, Any]]:
-        for step, manifest in self.done("pretrain"):
-            if "curves.parquet" in manifest.files:
+        for step, record in self.done("pretrain"):
+            if "curves.parquet" in record.files:
                 for row in self._read(step, "curves.parquet"):
                     yield {
                         **row,
@@ -292,13 +321,27 @@ class _Found:
                     }
 
     def _noise(self) -> Iterator[dict[str, Any]]:
-        for step, manifest in self.done("noise"):
+        for step, record in self.done("noise"):
             yield {
                 "level": step.labels["noise"],
-                "eligible": manifest.counts["eligible"],
-                "changed": manifest.counts["changed"],
-                "realised_percent": manifest.metrics["noise/realised_percent"],
+                "eligible": record.counts["eligible"],
+                "changed": record.counts["changed"],
+                "realised_percent": record.metrics["noise/realised_percent"],
             }
+
+
+def _refuse_twins(found: pa.Table, joined: Mapping[str, Sequence[Any]]) -> None:
+    told = found.select(["domain", "trained_on", "task", "test_digest"]).to_pylist()
+    beside = zip(joined["noise"], joined["pretrain_seed"], strict=True)
+    cells = (
+        {**row, "noise": noise, "pretrain_seed": seed}
+        for row, (noise, seed) in zip(told, beside, strict=True)
+    )
+    if (pair := counted_twice(cells)) is not None:
+        raise UserError(
+            f"tasks: {pair[0]} and {pair[1]} were tested on the same features and labels, and "
+            f"an average counts a task once; take one out, or correct where its data comes from"
+        )
 
 
 def _table(

@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from orchestrator.lease import living
 from orchestrator.plan import Plan, Standing, assess
 from orchestrator.store import Store
 
+WORDS = ("done", "running", "failed", "blocked", "drift", "missing")
+"""Every state a step can be in, in the order they are told."""
+
 
 @dataclass(frozen=True)
 class State:
     """One step's state in a word, with the reason where there is one."""
 
-    word: str  # done, running, failed, missing, drift
+    word: str  # one of WORDS
     reason: str = ""
 
 
+DONE, RUNNING, MISSING = State("done"), State("running"), State("missing")
+
+
 def look(plan: Plan, store: Store) -> dict[str, State]:
-    """The state of every step. A lease tells a running step, a kept error a failed one."""
+    """The state of every step, each after the ones it reads.
+
+    A lease tells a running step, a kept error a failed one; what reads a step that failed or has
+    drifted is blocked, by the first such step.
+    """
     leased = living(store.root)
     errors = {
         name.rpartition("@")[0]: name
@@ -28,14 +40,40 @@ def look(plan: Plan, store: Store) -> dict[str, State]:
     found: dict[str, State] = {}
     for address, assessment in assess(plan, store).items():
         if assessment.standing is Standing.DONE:
-            found[address] = State("done")
+            found[address] = DONE
         elif assessment.standing is Standing.DRIFT:
             found[address] = State("drift", assessment.reason)
         elif address in leased:
-            found[address] = State("running")
+            found[address] = RUNNING
         elif address in errors:
             text = (store.root / ".scratch").read_bytes(errors[address]).decode(errors="replace")
             found[address] = State("failed", text.strip().splitlines()[-1])
         else:
-            found[address] = State("missing")
+            found[address] = _waiting(plan.steps[address].inputs, found)
     return found
+
+
+def _waiting(inputs: Mapping[str, str], found: Mapping[str, State]) -> State:
+    """Missing, or blocked by what it reads; a chain of blocks names the step at its root."""
+    for address in inputs.values():
+        state = found[address]
+        if state.word in ("failed", "drift"):
+            return State("blocked", f"reads {address}")
+        if state.word == "blocked":
+            return state
+    return MISSING
+
+
+def reasons(found: Mapping[str, State]) -> Iterator[tuple[str, str, str, int]]:
+    """(word, reason, first address, how many) of every reason there is, failures first.
+
+    The blocked are one line a root, so that a page of 50,000 cells says what to mend.
+    """
+    first: dict[State, str] = {}
+    count: Counter[State] = Counter()
+    for address, state in found.items():
+        if state.reason:
+            first.setdefault(state, address)
+            count[state] += 1
+    for state in sorted(first, key=lambda state: (WORDS.index(state.word), -count[state])):
+        yield state.word, state.reason, first[state], count[state]

@@ -6,14 +6,18 @@ from, every file's size and sha256, counts, summary metrics and provenance. Noth
 rename, so the same holds in an object store.
 
 Beside the outputs: `.scratch/` keeps what lets an interrupted step go on, bound to its fingerprint;
-`.leases/` says who is writing what (`lease.py`); `store.json` names the store.
+`.leases/` says who is writing what (`lease.py`); `.index/` has the manifests in short (`index.py`);
+`store.json` names the store.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import uuid
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -22,6 +26,12 @@ from jobs.place import Place
 from orchestrator.errors import StoreError
 from orchestrator.plan import Step
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from orchestrator.index import Record, Stamp
+
+READERS = 16  # manifests or tables of an object store that are asked for at once
 FORMAT = 1
 MANIFEST = "manifest.json"
 
@@ -112,6 +122,90 @@ class Store:
                 f"{self.output(address).uri}/{MANIFEST} is not a manifest of this version; "
                 f"delete that folder to have the step redone"
             ) from error
+
+    def stamp(self, address: str) -> Stamp | None:
+        """Size and time of writing of a step's manifest; None while there is none."""
+        if self.root.is_local:
+            try:
+                found = os.stat(f"{self.root.uri}/{address}/{MANIFEST}")
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+            return found.st_size, found.st_mtime_ns
+        filesystem, path = self.output(address).open()
+        info = filesystem.get_file_info(f"{path}/{MANIFEST}")
+        return (info.size, info.mtime_ns) if info.size is not None else None
+
+    def stamps(self, addresses: Collection[str]) -> dict[str, Stamp]:
+        """The stamps of those steps that have a manifest: one look each on a local disk, one
+        listing of each kind of step in an object store. StoreError when it cannot be read."""
+        try:
+            if self.root.is_local:
+                found = {a: s for a in addresses if (s := self.stamp(a)) is not None}
+            else:
+                found = self._listed(addresses)
+        except OSError as error:
+            raise StoreError(
+                f"storage {self.root.uri} cannot be read ({_reason(error)}); "
+                f"check that it is reachable and yours to read"
+            ) from error
+        return found
+
+    def _listed(self, addresses: Collection[str]) -> dict[str, Stamp]:
+        import pyarrow.fs as pafs
+
+        filesystem, root = self.root.open()
+        by_kind: dict[str, list[str]] = {}
+        for address in addresses:
+            by_kind.setdefault(address.partition("/")[0], []).append(address)
+        wanted = set(addresses)
+        found: dict[str, Stamp] = {}
+        for some in by_kind.values():
+            common = os.path.commonpath(some) if len(some) > 1 else some[0]
+            selector = pafs.FileSelector(f"{root}/{common}", recursive=True, allow_not_found=True)
+            for info in filesystem.get_file_info(selector):
+                address, _, name = info.path[len(root) :].lstrip("/").rpartition("/")
+                if name == MANIFEST and address in wanted:
+                    found[address] = (info.size, info.mtime_ns)
+        return found
+
+    def records(self, addresses: Collection[str], *, verify: bool = False) -> dict[str, Record]:
+        """The committed ones of these steps, in short; `verify` has every manifest opened.
+
+        What the index lacks is read from its manifest and added, where the store can be written.
+        """
+        from orchestrator.index import KEEP_ROWS, Index, Record
+
+        stamps = self.stamps(addresses)
+        index = Index(self.root)
+        found = {} if verify else index.records(stamps)
+        lacking = [address for address in stamps if address not in found]
+        with ThreadPoolExecutor(1 if self.root.is_local else READERS) as pool:
+            manifests = pool.map(self.manifest, lacking)
+            fresh = {m.address: Record.of(m) for m in manifests if m is not None}
+        if len(fresh) >= KEEP_ROWS and not verify:
+            with contextlib.suppress(OSError):  # a store that is not ours to write is read slowly
+                index.keep(fresh, stamps)
+        found.update(fresh)
+        return {address: found[address] for address in addresses if address in found}
+
+    def cells(self, addresses: Collection[str]) -> pa.Table | None:
+        """The result rows of finished cells, with the column `address`; None if there are none."""
+        from orchestrator.index import CELL_TABLE, KEEP_ROWS, Index, addressed, joined
+
+        stamps = self.stamps(addresses)
+        index = Index(self.root)
+        tables = index.cells(stamps)
+        lacking = set(stamps).difference(*(table["address"].to_pylist() for table in tables))
+
+        def read(address: str) -> pa.Table:
+            return addressed(self.output(address).read_table(CELL_TABLE), address)
+
+        with ThreadPoolExecutor(1 if self.root.is_local else READERS) as pool:
+            fresh = list(pool.map(read, sorted(lacking)))
+        if len(fresh) >= KEEP_ROWS:
+            with contextlib.suppress(OSError):  # as above
+                index.keep_cells(fresh, stamps)
+        return joined([*tables, *fresh]) if tables or fresh else None
 
     # -- writing ---------------------------------------------------------------------------------
 

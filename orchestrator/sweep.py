@@ -90,7 +90,7 @@ def _begin(plan: Plan, store: Store, force: bool) -> tuple[list[str], Progress |
     """What is done already, and the face of the run (None when nothing is left to do)."""
     signal.signal(signal.SIGTERM, _terminate)
     store.prepare()
-    assessments = assess(plan, store)
+    assessments = assess(plan, store, verify=True)
     if not force:
         refuse_drift(assessments)
     done = [a for a, found in assessments.items() if found.standing is Standing.DONE]

@@ -1,29 +1,32 @@
 """What MLflow shows of a store. The only module that imports mlflow.
 
-One parent run a sweep, one child run a step, each found again by its tags, so that nothing is ever
-logged twice. Names of tags and metrics are given here and nowhere else. When to call it, and what
+One parent run a sweep; below it the runs that `shown.py` makes, each found again by its tags, so
+that nothing is ever logged twice. Tags are named here and nowhere else. When to call it, and what
 to do when MLflow does not answer, is `mirror.py`'s.
 """
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+import re
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-
-from orchestrator.plan import Step
-from orchestrator.store import Manifest
+from orchestrator.shown import Data, Shown
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-CURVE_POINTS = 200  # a child run's curve is thinned to this many points
 BATCH = 900  # metrics in one call; the server's limit is 1,000
+VIEW = "workflowType=machine_learning"  # of a page's address
+KIND_TAG = "mlflow.experimentKind"
+NOTE = 7500  # characters of a description; a tag holds 8,000
+NOTES = ("verdicts.md", "report.md")  # the file of a report that describes it, best first
 _SETTINGS = {
     # One call to a dead server blocks for minutes with MLflow's own settings.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
@@ -51,6 +54,17 @@ class SweepRecord:
     points: tuple[tuple[str, float, float], ...]  # metric, noise level in percent, value
     folder: Path  # files to keep as artifacts
     status: str  # "done", or "incomplete" while cells are missing
+    data: Sequence[Data] = ()  # the corpora it rests on
+
+    @property
+    def note(self) -> str:
+        """The run's description in Markdown: the report's own words, cut at a line's end."""
+        for name in NOTES:
+            path = self.folder / name
+            if path.is_file():
+                text = path.read_text(encoding="utf-8")
+                return text if len(text) <= NOTE else text[:NOTE].rpartition("\n")[0] + "\n\n..."
+        return ""
 
 
 @dataclass
@@ -58,6 +72,7 @@ class _Child:
     run_id: str
     fingerprint: str
     complete: bool
+    model: str = ""  # id of the model that the run made
 
 
 @dataclass
@@ -92,6 +107,8 @@ class Mirror:
             if experiment.lifecycle_stage == "deleted":
                 self.client.restore_experiment(experiment.experiment_id)
             self.experiment_id = experiment.experiment_id
+        # Without it the pages open among views for language-model applications.
+        self.client.set_experiment_tag(self.experiment_id, KIND_TAG, "custom_model_development")
         self.children = {}
         for run in self._runs():
             tags = run.data.tags
@@ -103,6 +120,7 @@ class Mirror:
                     run.info.run_id,
                     tags.get("nml.fingerprint", ""),
                     tags.get("nml.status") == "done",
+                    tags.get("nml.model", ""),
                 )
         if not self.parent_id:
             self.parent_id = self._new_parent()
@@ -139,57 +157,85 @@ class Mirror:
         child = self.children.get(address)
         return child is not None and child.complete and child.fingerprint == fingerprint
 
-    def step(self, step: Step, manifest: Manifest, curves: pa.Table | None) -> None:
-        """Mirror one committed step, in place of what an earlier fingerprint left."""
+    def drop(self, address: str) -> None:
+        """Send a child run, and the model it made, to MLflow's trash."""
+        known = self.children.pop(address)
+        if known.model:
+            self.client.delete_logged_model(known.model)
+        self.client.delete_run(known.run_id)
+
+    def child(self, shown: Shown) -> None:
+        """Mirror one run, in place of what an earlier fingerprint left."""
         from mlflow.entities import Metric, Param, RunTag
 
-        known = self.children.get(step.address)
-        if known is not None and known.fingerprint != manifest.fingerprint:
-            self.client.delete_run(known.run_id)  # to MLflow's trash: redone with --force
+        known = self.children.get(shown.address)
+        if known is not None and known.fingerprint != shown.fingerprint:
+            self.drop(shown.address)
             known = None
-        started = _milliseconds(manifest.provenance["started"])
-        finished = _milliseconds(manifest.provenance["finished"])
-        run_id = known.run_id if known else self._new_child(step, manifest, started)
-        self.children[step.address] = _Child(run_id, manifest.fingerprint, False)
-        metrics = [Metric(name, value, finished, 0) for name, value in manifest.metrics.items()]
-        metrics += [
-            Metric(name, value, finished, at)
-            for name, at, value in _thinned(curves)
-            if name not in manifest.metrics
-        ]
-        metrics.append(Metric("seconds", float(manifest.provenance["seconds"]), finished, 0))
-        counts = {f"count.{name}": value for name, value in manifest.counts.items()}
-        flat = {**_flatten(manifest.fields["spec"]), **counts}
-        params = [Param(name, str(value)[:500]) for name, value in sorted(flat.items())[:100]]
+        if known is None:
+            known = _Child(self._new_child(shown), shown.fingerprint, False)
+            self.children[shown.address] = known
+            self._lineage(known, shown)
+        finished = _milliseconds(shown.finished)
+        metrics = [Metric(name, value, finished, at) for name, at, value in shown.points]
         for start in range(BATCH, len(metrics), BATCH):
-            self.client.log_batch(run_id, metrics=metrics[start : start + BATCH])
+            self.client.log_batch(known.run_id, metrics=metrics[start : start + BATCH])
+        for name, content in shown.files.items():
+            self._log_file(known.run_id, name, content)
         self.client.log_batch(
-            run_id,
+            known.run_id,
             metrics=metrics[:BATCH],
-            params=[] if known else params,
+            params=[Param(name, value) for name, value in shown.params.items()],
             tags=[RunTag("nml.status", "done")],
         )
-        self.client.set_terminated(run_id, "FINISHED", finished)
-        self.children[step.address].complete = True
+        self.client.set_terminated(known.run_id, "FINISHED", finished)
+        known.complete = True
 
-    def _new_child(self, step: Step, manifest: Manifest, started: int) -> str:
+    def _new_child(self, shown: Shown) -> str:
         tags = {
             "mlflow.parentRunId": self.parent_id,
-            "nml.kind": step.kind,
-            "nml.address": step.address,
-            "nml.fingerprint": manifest.fingerprint,
+            "nml.kind": shown.kind,
+            "nml.address": shown.address,
+            "nml.fingerprint": shown.fingerprint,
             "nml.store": self.store_id,
             "nml.status": "mirroring",
+            **{f"nml.{name}": value for name, value in shown.labels.items()},
         }
-        for name in ("noise", "seed", "encoder", "task", "method"):
-            if name in step.labels:
-                tags[f"nml.{name}"] = _label(step.labels[name])
-        if manifest.provenance.get("commit"):
-            tags["mlflow.source.git.commit"] = str(manifest.provenance["commit"])
+        if shown.commit:
+            tags["mlflow.source.git.commit"] = shown.commit
         run = self.client.create_run(
-            self.experiment_id, start_time=started, tags=tags, run_name=_run_name(step)
+            self.experiment_id,
+            start_time=_milliseconds(shown.started),
+            tags=tags,
+            run_name=shown.name,
         )
         return str(run.info.run_id)
+
+    def _lineage(self, known: _Child, shown: Shown) -> None:
+        """Which data and which encoder a run read, and the model it made."""
+        from mlflow.entities import LoggedModelInput, LoggedModelOutput
+
+        encoder = self.children.get(shown.encoder)
+        models = [LoggedModelInput(encoder.model)] if encoder and encoder.model else []
+        if shown.data or models:
+            self.client.log_inputs(known.run_id, _inputs(shown.data), models)
+        if shown.makes_model:
+            model = self.client.create_logged_model(
+                self.experiment_id,
+                name=_model_name(shown.name),
+                source_run_id=known.run_id,
+                tags={"nml.address": shown.address, "nml.fingerprint": shown.fingerprint},
+                model_type="encoder",
+            )
+            self.client.log_outputs(known.run_id, [LoggedModelOutput(model.model_id, 0)])
+            self.client.finalize_logged_model(model.model_id, "READY")
+            self.client.set_tag(known.run_id, "nml.model", model.model_id)
+            known.model = model.model_id
+
+    def _log_file(self, run_id: str, name: str, content: bytes) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / name).write_bytes(content)
+            self.client.log_artifact(run_id, f"{folder}/{name}")
 
     def sweep(self, record: SweepRecord) -> None:
         """Bring the parent run up to the readout: metrics by noise level, files, status."""
@@ -207,11 +253,16 @@ class Mirror:
         for start in range(0, len(metrics), BATCH):
             self.client.log_batch(self.parent_id, metrics=metrics[start : start + BATCH])
         self.client.log_artifacts(self.parent_id, str(record.folder))
+        if record.data:
+            self.client.log_inputs(self.parent_id, _inputs(record.data))
         tags = {
             "nml.fingerprint": record.fingerprint,
             "nml.status": record.status,
             "nml.step_unit": unit,
         }
+        if record.note:
+            tags["mlflow.note.content"] = record.note
+            self.client.set_experiment_tag(self.experiment_id, "mlflow.note.content", record.note)
         self.client.log_batch(self.parent_id, tags=[RunTag(k, v) for k, v in tags.items()])
         self.client.set_terminated(self.parent_id, "FINISHED")
         self.parent_fingerprint = record.fingerprint
@@ -250,45 +301,43 @@ def step_unit(levels: Iterable[float]) -> tuple[str, int]:
 # -- small parts -----------------------------------------------------------------------------------
 
 
-def _thinned(curves: pa.Table | None) -> list[tuple[str, int, float]]:
-    """(metric, step, value) of a curves table, at most CURVE_POINTS a metric, ends kept."""
-    if curves is None:
-        return []
-    by_name: dict[str, list[tuple[str, int, float]]] = {}
-    for row in curves.to_pylist():
-        by_name.setdefault(row["metric"], []).append((row["metric"], row["step"], row["value"]))
-    kept: list[tuple[str, int, float]] = []
-    for points in by_name.values():
-        stride = -(-len(points) // CURVE_POINTS)
-        kept += points[::stride]
-        if (len(points) - 1) % stride:
-            kept.append(points[-1])
-    return kept
+def trouble(error: Exception) -> str:
+    """Whose fault an error in mirroring is: "unreachable", "refused" (MLflow said no) or "ours"."""
+    from mlflow.exceptions import MlflowException
+    from requests import RequestException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    chain: list[BaseException] = [error]
+    while (below := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(below)
+    if any(isinstance(e, (RequestException, SQLAlchemyError, ConnectionError)) for e in chain):
+        return "unreachable"
+    for found in chain:
+        if isinstance(found, MlflowException):
+            code = found.get_http_status_code()
+            return "refused" if 400 <= code < 500 and code not in (408, 429) else "unreachable"
+    return "ours"
 
 
-def _flatten(value: Any, path: str = "") -> dict[str, Any]:
-    if isinstance(value, Mapping):
-        return {
-            name: inner
-            for key, item in value.items()
-            for name, inner in _flatten(item, f"{path}.{key}" if path else str(key)).items()
-        }
-    return {path: value}
+def _inputs(data: Iterable[Data]) -> list[Any]:
+    """Data sets as MLflow takes them; one that a run read for two ends is named once, with both."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    uses: dict[Data, list[str]] = {}
+    for item in data:
+        uses.setdefault(replace(item, context=""), []).append(item.context)
+    return [
+        DatasetInput(
+            Dataset(d.name, d.digest, d.where, json.dumps({"uri": d.uri}), profile=d.profile),
+            [InputTag("mlflow.data.context", ", ".join(contexts))],
+        )
+        for d, contexts in uses.items()
+    ]
 
 
-def _run_name(step: Step) -> str:
-    """A step's address with noise levels padded, so that runs sort as their levels do."""
-    name = step.address
-    if "noise" in step.labels:
-        level = float(step.labels["noise"])
-        padded = f"{level:g}" if level >= 10 else f"0{level:g}"
-        for word in ("noise", "level"):
-            name = name.replace(f"/{word}={level:g}", f"/{word}={padded}")
-    return name
-
-
-def _label(value: str | float | int) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+def _model_name(run_name: str) -> str:
+    """A model's name: a run's without the marks that MLflow forbids."""
+    return re.sub(r"[^\w=-]+", "_", run_name.removeprefix("pretrain "))
 
 
 def _milliseconds(moment: str) -> int:
@@ -303,19 +352,27 @@ def _quieten() -> None:
 
 
 def pages(uri: str, host: str) -> dict[str, str]:
-    """Each experiment's page on a server at `host`, newest first; raises what the client raises.
+    """Each experiment's pages on a server at `host`: its runs, and its newest sweep's charts.
 
-    MLflow's own front page opens on its views for language-model traces; these links do not.
+    Raises what the client raises. MLflow's own front page opens on its views for language-model
+    traces; these links do not.
     """
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
 
     _quieten()
-    found = MlflowClient(tracking_uri=uri).search_experiments(max_results=50)
-    return {
-        experiment.name: f"{host}/#/experiments/{experiment.experiment_id}/runs"
-        f"?workflowType=machine_learning"
-        for experiment in found
-        if experiment.name != "Default"
-    }
+    client = MlflowClient(tracking_uri=uri)
+    found: dict[str, str] = {}
+    for experiment in client.search_experiments(max_results=50):
+        if experiment.name == "Default":
+            continue
+        runs, view = f"{host}/#/experiments/{experiment.experiment_id}/runs", f"?{VIEW}"
+        found[experiment.name] = f"{runs}{view}"
+        sweeps = client.search_runs(
+            [experiment.experiment_id], "tags.`nml.kind` = 'sweep'", max_results=1
+        )
+        for sweep in sweeps:
+            charts = f"{runs}/{sweep.info.run_id}/model-metrics{view}"
+            found[f"{experiment.name}: the curves over noise"] = charts
+    return found

@@ -1,7 +1,9 @@
 """`nml-orch` as a person starts it: a process of its own, and everything that comes from it."""
 
+import socket
 import subprocess
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,3 +53,10 @@ class Command:
 
 
 Start = Callable[..., Command]
+
+
+def free_port() -> int:
+    """A port of this machine's loopback that nobody listens on."""
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -154,7 +154,7 @@ def test_diff_compares_two_of_them_field_by_field(swept: Path, start: Start) -> 
 @pytest.mark.slow
 def test_a_file_of_features_alone_is_swept_by_one_option(start: Start, tmp_path: Path) -> None:
     write_features(tmp_path / "Pixels.parquet")
-    words = ["--set", "tuning.configurations=1", "--set", "tuning.epochs=8"]
+    words = ["--set", "tuning.configurations=4", "--set", "tuning.epochs=8"]
     words += ["--set", "tuning.fractions=[100]"]
     options = ["--features", "Pixels.parquet", "--task", "digits-by-pixel"]
     code, output = start(tmp_path, "sweep", *options, *words).finish()

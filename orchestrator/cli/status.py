@@ -3,21 +3,43 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import click
 
 from orchestrator.cli.options import Chosen, experiment_options
 
+if TYPE_CHECKING:
+    from orchestrator.standing import State
 
-@click.command("status", epilog="Example: nml-orch status my.yaml --seeds 0,1,2")
+REASONS = 12  # lines of reasons; --json has them all
+WATCH_SECONDS = 2.0
+
+
+@click.command(
+    "status",
+    epilog="""\b
+Examples:
+  nml-orch status my.yaml --seeds 0,1,2
+  nml-orch status my.yaml --watch        live, until Ctrl-C
+In the matrix: done of planned; ! failed, ^ blocked, ~ running, * made from other settings.""",
+)
 @experiment_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, one entry a step.")
-def command(chosen: Chosen, as_json: bool) -> None:
+@click.option("--watch", is_flag=True, help="Look again every two seconds, until Ctrl-C.")
+def command(chosen: Chosen, as_json: bool, watch: bool) -> None:
     """Show what is done, running, failed and missing, from the store alone."""
+    from orchestrator.errors import UserError
     from orchestrator.standing import look
 
+    if as_json and watch:
+        raise UserError("--json and --watch exclude each other; give one")
+    if watch:
+        _watch(chosen)
+        return
     found = look(chosen.plan, chosen.store)
     if as_json:
         entries = {
@@ -30,26 +52,60 @@ def command(chosen: Chosen, as_json: bool) -> None:
         }
         click.echo(json.dumps(entries, indent=2))
         return
-    words = Counter(state.word for state in found.values())
-    click.echo(f"{chosen.experiment.name} in {chosen.store.root.uri}")
-    click.echo(", ".join(f"{count} {word}" for word, count in words.items()) + "\n")
-    words_of = {address: state.word for address, state in found.items()}
-    for line in _matrix(chosen, words_of, "noise"):
-        click.echo(line)
-    for line in _matrix(chosen, words_of, "encoder"):
-        click.echo(line)
-    for address, state in found.items():
-        if state.reason:
-            click.echo(f"{state.word} {address}: {state.reason}")
+    click.echo("\n".join(_page(chosen, found)))
 
 
-def _matrix(chosen: Chosen, words: Mapping[str, str], across: str) -> Iterable[str]:
+def _watch(chosen: Chosen) -> None:
+    """Show the page, renewed in its place, until Ctrl-C or until nothing is left to come."""
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+    from orchestrator.standing import look
+
+    console = Console()
+    try:
+        with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
+            while True:
+                begun = time.monotonic()
+                found = look(chosen.plan, chosen.store)
+                lines = [*_page(chosen, found), "", f"{time.strftime('%H:%M:%S')}  Ctrl-C ends"]
+                live.update(Text("\n".join(lines), no_wrap=True, overflow="ellipsis"), refresh=True)
+                if all(state.word == "done" for state in found.values()):
+                    return
+                time.sleep(max(0.0, WATCH_SECONDS - (time.monotonic() - begun)))
+    except KeyboardInterrupt:
+        return
+
+
+def _page(chosen: Chosen, found: Mapping[str, State]) -> Iterator[str]:
+    """What a person reads: the counts, the matrix, one line a reason."""
+    from orchestrator.standing import WORDS, reasons
+
+    counts = Counter(state.word for state in found.values())
+    yield f"{chosen.experiment.name} in {chosen.store.root.uri}"
+    told = ", ".join(f"{counts[word]:,} {word}" for word in WORDS if counts[word])
+    yield f"{told}  ({100 * counts['done'] / len(found):.0f} % of {len(found):,} steps)"
+    yield ""
+    yield from _matrix(chosen, found, "noise")
+    yield from _matrix(chosen, found, "encoder")
+    told_reasons = list(reasons(found))
+    if told_reasons:
+        yield ""
+    for word, reason, address, count in told_reasons[:REASONS]:
+        more = f" (and {count - 1:,} more)" if count > 1 else ""
+        yield f"{word} {address}{more}: {reason}"
+    if len(told_reasons) > REASONS:
+        yield f"... and {len(told_reasons) - REASONS:,} more reasons; --json lists them"
+
+
+def _matrix(chosen: Chosen, found: Mapping[str, State], across: str) -> Iterator[str]:
     """One row a stage or a task's method; done of planned in each cell.
 
     A column is a noise level, or (across="encoder") an encoder that is not trained here.
     """
     rows: dict[tuple[str, ...], dict[str | float | int, Counter[str]]] = {}
-    columns: dict[str | float | int, int] = {}
+    columns: dict[str | float | int, None] = {}
     for step in chosen.plan.steps.values():
         if across not in step.labels:
             continue
@@ -59,17 +115,23 @@ def _matrix(chosen: Chosen, words: Mapping[str, str], across: str) -> Iterable[s
             else (step.kind,)
         )
         column = step.labels[across]
-        columns[column] = max(8, len(_name(column)) + 2)
-        rows.setdefault(row, {}).setdefault(column, Counter())[words[step.address]] += 1
+        columns[column] = None
+        rows.setdefault(row, {}).setdefault(column, Counter())[found[step.address].word] += 1
     if not rows:
         return
-    head = "noise in percent" if across == "noise" else "\nnamed encoder"
-    width = max(len(head), *(len(_title(row)) for row in rows)) + 2
-    yield f"{head:{width}}" + "".join(f"{_name(c):>{w}}" for c, w in columns.items())
-    for row, cells in rows.items():
-        yield f"{_title(row):{width}}" + "".join(
-            f"{_cell(cells[c]) if c in cells else '-':>{w}}" for c, w in columns.items()
-        )
+    cells = {
+        row: [_cell(counts[c]) if c in counts else "-" for c in columns]
+        for row, counts in rows.items()
+    }
+    head = "noise in percent" if across == "noise" else "named encoder"
+    names = [_name(column) for column in columns]
+    title = max(len(head), *(len(_title(row)) for row in rows)) + 2
+    width = max(8, 2 + max(len(cell) for row in (names, *cells.values()) for cell in row))
+    if across == "encoder":
+        yield ""
+    yield f"{head:{title}}" + "".join(f"{name:>{width}}" for name in names)
+    for row, words in cells.items():
+        yield f"{_title(row):{title}}" + "".join(f"{word:>{width}}" for word in words)
 
 
 def _name(column: str | float | int) -> str:
@@ -81,6 +143,7 @@ def _title(row: tuple[str, ...]) -> str:
 
 
 def _cell(words: Counter[str]) -> str:
-    """`2/4`, with ! for a failure and ~ for something running."""
-    mark = "!" if words["failed"] else "~" if words["running"] else ""
+    """`2/4`, with a mark for the worst that is among them."""
+    marks = (("failed", "!"), ("drift", "*"), ("blocked", "^"), ("running", "~"))
+    mark = next((mark for word, mark in marks if words[word]), "")
     return f"{words['done']}/{words.total()}{mark}"

@@ -24,8 +24,10 @@ def command(port: int, uri: str | None) -> None:
     if store.startswith("sqlite:////") and not Path(store.removeprefix("sqlite:///")).exists():
         raise UserError(f"no MLflow database at {store}; run a sweep in this folder first")
     click.echo("MLflow takes some seconds to start; Ctrl-C ends it. Then open")
-    for name, page in pages(store, f"http://127.0.0.1:{port}").items():
-        click.echo(f"  {name:<20} {page}")
+    found = pages(store, f"http://127.0.0.1:{port}")
+    width = max(map(len, found), default=0)
+    for name, page in found.items():
+        click.echo(f"  {name:<{width}}  {page}")
     environment = {
         **os.environ,
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # two thirds of its processes, unused here

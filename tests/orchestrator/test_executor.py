@@ -10,7 +10,7 @@ import pytest
 
 from jobs.contract import Hooks, Outcome, StageError, Work
 from jobs.place import Place
-from orchestrator import experiment, plan
+from orchestrator import executor, experiment, plan
 from orchestrator.executor import Executor, Result, Status
 from orchestrator.plan import KINDS, Plan, Standing, assess
 from orchestrator.progress import Lines
@@ -161,3 +161,35 @@ def test_siblings_that_become_ready_one_by_one_go_to_their_stage_together(tmp_pa
     stages = {**STAGES, "noise": f"{__name__}:trickling_stage"}
     execute(many, tmp_path, {**stages, "pretrain": f"{__name__}:counting_stage"})
     assert BATCHES == [6]
+
+
+def test_a_turn_is_bounded_so_that_two_drivers_share_many_cells(
+    small: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executor, "TURN", 5)
+    BATCHES.clear()
+    stages = {**STAGES, "tune": f"{__name__}:counting_stage"}
+    assert statuses(execute(small, tmp_path, stages)) == {"done": len(small.steps)}
+    assert max(BATCHES) == 5
+    assert sum(BATCHES) == len(small.of_kind("tune"))
+
+
+def test_a_driver_leaves_an_index_of_what_it_committed(
+    small: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    execute(small, tmp_path)
+
+    def refuse(self: Store, address: str) -> None:
+        raise AssertionError(f"the manifest of {address} was opened")
+
+    monkeypatch.setattr(Store, "manifest", refuse)
+    found = assess(small, Store(Place.of(tmp_path)))
+    assert {assessment.standing for assessment in found.values()} == {Standing.DONE}
+
+
+def test_a_block_reaches_all_that_follows_and_counts_each_step_once(
+    small: Plan, tmp_path: Path
+) -> None:
+    TROUBLE["corpus/digits"] = [StageError("no such file")]
+    results = execute(small, tmp_path)
+    assert statuses(results) == {"failed": 1, "blocked": len(small.steps) - 1}

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from jobs.place import Place
-from orchestrator.lease import Leases
+from orchestrator.lease import Leases, living
 
 
 def test_one_holder_at_a_time(tmp_path: Path) -> None:
@@ -78,3 +78,16 @@ def test_a_beaten_lease_outlives_its_expiry(tmp_path: Path) -> None:
     assert not other.acquire("step")
     beating.close()
     other.close()
+
+
+def test_a_thousand_leases_are_kept_alive_by_one_file(tmp_path: Path) -> None:
+    driver = Leases(Place.of(tmp_path), beat=0.1, expire=5)
+    assert all(driver.acquire(f"tune/{n}") for n in range(50))
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
+    time.sleep(0.5)
+    after = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
+    assert before.keys() == after.keys()
+    assert len([path for path in before if before[path] != after[path]]) == 1
+    assert living(Place.of(tmp_path)) == {f"tune/{n}" for n in range(50)}
+    driver.close()
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []

@@ -9,6 +9,7 @@ from jobs.contract import Outcome
 from jobs.place import Place
 from orchestrator import experiment, plan
 from orchestrator.errors import DriftError, StoreError, UserError
+from orchestrator.fingerprint import fingerprint
 from orchestrator.plan import Plan, Standing, assess, refuse_drift
 from orchestrator.store import Store
 
@@ -152,7 +153,7 @@ def test_a_manifest_says_what_its_files_are(tmp_path: Path) -> None:
     manifest = store.manifest("corpus/digits")
     assert manifest is not None
     assert manifest.files["made.txt"].bytes == 4
-    assert plan.fingerprint(manifest.fields) == manifest.fingerprint
+    assert fingerprint(manifest.fields) == manifest.fingerprint
     assert json.loads((tmp_path / "corpus/digits/manifest.json").read_text())["format"] == 1
 
 

@@ -3,6 +3,7 @@
 from collections import Counter
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
@@ -10,8 +11,10 @@ from mlflow.entities import Run
 from jobs.contract import Outcome
 from jobs.place import Place
 from orchestrator import experiment, plan, provenance
+from orchestrator.errors import TrackingError
 from orchestrator.mirror import Tracker, sync
 from orchestrator.plan import Plan, Step
+from orchestrator.shown import group_of, groups
 from orchestrator.store import Manifest, Store
 from orchestrator.tracking import SweepRecord, resolve_uri, step_unit
 
@@ -31,8 +34,15 @@ def store(tmp_path: Path) -> Store:
     return made
 
 
-def commit(store: Store, step: Step) -> Manifest:
-    store.begin(step).output.write_bytes("made.txt", step.address.encode())
+def commit(store: Store, step: Step, accuracy: float = 50.0) -> Manifest:
+    output = store.begin(step).output
+    output.write_bytes("made.txt", step.address.encode())
+    if step.kind == "tune":
+        names = ("task", "domain", "method", "fraction", "tuning_seed")
+        row = {name: step.labels[name] for name in names}
+        output.write_table(
+            "cell.parquet", pa.Table.from_pylist([{**row, "test_accuracy": accuracy}])
+        )
     moment = provenance.now()
     facts = {"started": moment, "finished": moment, "seconds": 1.0}
     return store.commit(step, Outcome({"rows": 3}, {"metric": 0.5}), facts)
@@ -63,6 +73,12 @@ def runs_of(uri: str) -> list[Run]:
     return list(client.search_runs([found.experiment_id], max_results=1000))
 
 
+def shown(made: Plan) -> list[str]:
+    """Addresses of the runs that show a plan: one a step, one an encoder and method for cells."""
+    steps = [step.address for step in made.steps.values() if step.kind != "tune"]
+    return [*steps, *groups(made), f"sweep/{made.experiment.name}"]
+
+
 def addresses(uri: str) -> Counter[str]:
     return Counter(run.data.tags["nml.address"] for run in runs_of(uri))
 
@@ -72,10 +88,12 @@ def test_a_sweep_is_one_parent_and_one_child_a_step(
 ) -> None:
     uri = database(tmp_path)
     assert mirror_all(small, store, uri, []).close(record(tmp_path))
-    assert addresses(uri) == Counter([*small.steps, "sweep/demo"])
+    assert addresses(uri) == Counter(shown(small))
     runs = {run.data.tags["nml.address"]: run for run in runs_of(uri)}
     parent = runs["sweep/demo"]
     for address, step in small.steps.items():
+        if step.kind == "tune":
+            continue
         tags = runs[address].data.tags
         assert tags["mlflow.parentRunId"] == parent.info.run_id
         assert tags["nml.kind"] == step.kind
@@ -83,9 +101,105 @@ def test_a_sweep_is_one_parent_and_one_child_a_step(
         assert tags["nml.status"] == "done"
         assert runs[address].info.status == "FINISHED"
         assert runs[address].data.metrics["metric"] == 0.5
-    cell = runs[small.of_kind("tune")[0].address].data.tags
-    assert (cell["nml.noise"], cell["nml.seed"]) == ("0", "0")
-    assert (cell["nml.task"], cell["nml.method"]) == ("digits", "lp")
+
+
+def test_the_cells_of_an_encoder_and_method_are_one_run(store: Store, tmp_path: Path) -> None:
+    uri = database(tmp_path)
+    overrides = ["tuning.fractions=[10,100]", "tuning.seeds=[0,1]"]
+    made = plan.build(experiment.load(noise="5,10", overrides=overrides))
+    tracker = Tracker(made, store, uri)
+    for step in made.steps.values():
+        accuracy = (
+            float(step.labels["fraction"]) / 2 + float(step.labels["tuning_seed"])
+            if (step.kind == "tune")
+            else 0.0
+        )
+        tracker.commit(step, commit(store, step, accuracy))
+    assert tracker.close(record(tmp_path))
+    cells = [run for run in runs_of(uri) if run.data.tags["nml.kind"] == "tune"]
+    methods = len(made.experiment.tuning.methods)
+    assert len(cells) == 2 * methods
+    assert len({frozenset(run.data.metrics) for run in cells}) == 1, "metrics do not compare"
+    run = next(r for r in cells if r.data.tags["nml.address"].endswith("noise=5/seed=0/lp"))
+    assert run.info.run_name == "tune noise=05 seed=00 lp"
+    assert (run.data.params["noise"], run.data.params["method"]) == ("5", "lp")
+    client = MlflowClient(tracking_uri=uri)
+    history = client.get_metric_history(run.info.run_id, "digits/accuracy")
+    assert {(point.step, point.value) for point in history} == {(10, 5.5), (100, 50.5)}
+    table = client.download_artifacts(run.info.run_id, "cells.csv", str(tmp_path))
+    planned = [s for s in made.of_kind("tune") if s.labels["method"] == "lp"]
+    assert len(Path(table).read_text().splitlines()) == 1 + len(planned) / 2
+
+
+def test_cells_that_come_later_renew_their_run_and_leave_no_second(
+    store: Store, tmp_path: Path
+) -> None:
+    uri = database(tmp_path)
+    overrides = ["tuning.fractions=[10,100]", "tasks=[digits]"]
+    made = plan.build(experiment.load(noise="10", overrides=overrides))
+    *most, last = made.steps.values()
+    for step in most:
+        commit(store, step)
+    assert Tracker(made, store, uri).close(record(tmp_path))
+
+    def of_last() -> Run:
+        return next(r for r in runs_of(uri) if r.data.tags["nml.address"] == group_of(made, last))
+
+    assert of_last().data.tags["nml.cells"] == "1 of 2"
+    commit(store, last)
+    assert sync(made, store, uri, record(tmp_path)) == 1
+    assert of_last().data.tags["nml.cells"] == "2 of 2"
+    assert addresses(uri) == Counter(shown(made))
+
+
+def test_runs_say_which_corpus_and_which_encoder_they_read(
+    small: Plan, store: Store, tmp_path: Path
+) -> None:
+    uri = database(tmp_path)
+    mirror_all(small, store, uri, []).close(record(tmp_path))
+    runs = {run.data.tags["nml.address"]: run for run in runs_of(uri)}
+    encoder = small.of_kind("pretrain")[1]
+    corpus = small.steps["corpus/digits"]
+    for address in (encoder.address, *groups(small)):
+        (read,) = runs[address].inputs.dataset_inputs
+        assert (read.dataset.name, read.dataset.digest) == ("digits", corpus.fingerprint[:12])
+        assert str(store.root.uri) in read.dataset.source
+    client = MlflowClient(tracking_uri=uri)
+    (model,) = client.get_run(runs[encoder.address].info.run_id).outputs.model_outputs
+    readers = [s for s in small.of_kind("features") if s.inputs["encoder"] == encoder.address]
+    for step in readers:
+        (used,) = client.get_run(runs[step.address].info.run_id).inputs.model_inputs
+        assert used.model_id == model.model_id
+
+
+def test_the_sweeps_description_is_the_reports_verdicts(
+    small: Plan, store: Store, tmp_path: Path
+) -> None:
+    uri = database(tmp_path)
+    made = record(tmp_path)
+    (made.folder / "verdicts.md").write_text("**undecided**: one seed\n" + "more\n" * 3000)
+    mirror_all(small, store, uri, []).close(made)
+    parent = next(run for run in runs_of(uri) if run.data.tags["nml.kind"] == "sweep")
+    note = parent.data.tags["mlflow.note.content"]
+    assert note.startswith("**undecided**: one seed\n")
+    assert note.endswith("more\n\n...")
+    assert len(note) < 8000
+
+
+def test_a_defect_of_our_own_is_not_told_as_a_server_that_is_away(
+    small: Plan, store: Store, tmp_path: Path
+) -> None:
+    step = small.of_kind("tune")[0]
+    for other in small.steps.values():
+        commit(store, other)
+    store.output(step.address).write_bytes("cell.parquet", b"not a table")
+    said: list[str] = []
+    tracker = Tracker(small, store, database(tmp_path), say=said.append)
+    assert not tracker.close(record(tmp_path))
+    assert len(said) == 1
+    assert "does not answer" not in said[0]
+    with pytest.raises(TrackingError, match="nml-orch --debug sync"):
+        sync(small, store, database(tmp_path), record(tmp_path))
 
 
 def test_the_parents_metrics_have_the_noise_level_as_their_step(
@@ -118,7 +232,7 @@ def test_points_that_changed_replace_the_sweeps_run(
     mirror_all(small, store, uri, []).close(record(tmp_path))
     changed = record(tmp_path, (("id/lp/accuracy", 0.0, 91.0),))
     assert Tracker(small, store, uri).close(changed)
-    assert addresses(uri) == Counter([*small.steps, "sweep/demo"])
+    assert addresses(uri) == Counter(shown(small))
     parent = next(run for run in runs_of(uri) if run.data.tags["nml.kind"] == "sweep")
     assert parent.data.metrics == {"id/lp/accuracy": 91.0}
     children = {run.data.tags.get("mlflow.parentRunId") for run in runs_of(uri)} - {None}

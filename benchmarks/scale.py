@@ -1,0 +1,192 @@
+"""What 50,000 cells cost the control plane: planning, driving, looking, reading out. No training.
+
+`python benchmarks/scale.py [--cells 50400] [--keep FOLDER]` drives a whole plan through the real
+executor with stages that do no work (a cell leaves the one row it would), then times each verb as a
+person would start it, on the store that came of it. Ends with one line of JSON:
+
+    plan_50k_s          `nml-orch plan`, a process from start to end
+    status_50k_s        `nml-orch status`, the same
+    status_no_index_s   the same with the index deleted: every manifest is opened
+    report_rows_50k_s   all the report's tables from the store, planning left out
+    verify_50k_s        what a second sweep does before it says that nothing is left
+    executor_cells_per_s, driver_mb   cells driven a second; the driver's peak memory
+    listing_s           one recursive listing of the store
+"""
+
+import argparse
+import functools
+import json
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from statistics import median
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from jobs.contract import Hooks, Outcome, Work
+from jobs.features.spec import FeaturesStep
+from jobs.place import Place
+from jobs.tuning.cells import Cell, schema
+from jobs.tuning.spec import TuneStep
+from orchestrator import experiment, plan
+from orchestrator.executor import Executor
+from orchestrator.plan import KINDS, Plan
+from orchestrator.progress import Lines
+from orchestrator.store import Store
+
+CELLS_A_SEED = 5 * 6 * 4 * 4 * 5  # levels, tasks, methods, fractions, tuning seeds
+
+
+def words(cells: int) -> list[str]:
+    """The command line's words for a sweep of about so many cells."""
+    seeds = ",".join(map(str, range(max(1, round(cells / CELLS_A_SEED)))))
+    return [
+        *("--noise", "0,5,10,20,30", "--seeds", seeds),
+        *("--set", "tuning.fractions=[25,50,75,100]", "--set", "tuning.seeds=[0,1,2,3,4]"),
+    ]
+
+
+def planned(cells: int) -> Plan:
+    given = words(cells)
+    return plan.build(
+        experiment.load(noise=given[1], seeds=given[3], overrides=[given[5], given[7]])
+    )
+
+
+def idle(works: Sequence[Work], hooks: Hooks) -> None:
+    """A stage that has nothing to do."""
+    for work in works:
+        metrics = {"pretrain/images_per_s": 1000.0, "noise/realised_percent": 5.0}
+        if isinstance(work.spec, FeaturesStep):
+            row = {"part": "test", "preprocessing": "raw", "sve": 1.0, "lsvr": 1.0}
+            row |= {"effective_rank": 2.0, "singular_values": [1.0, 1.0]}
+            work.output.write_table("spectrum.parquet", pa.Table.from_pylist([row]))
+        hooks.done(
+            work.address, Outcome({"rows_train": 1000, "eligible": 9, "changed": 1}, metrics)
+        )
+
+
+@functools.cache
+def _cell_file(text: str) -> bytes:
+    """A cell's file, whose row says what the cell's spec says."""
+    spec = TuneStep.model_validate_json(text)
+    made: dict[str, object] = {f.name: 1 if f.type == "int" else 50.0 for f in fields(Cell)}
+    made |= {
+        "task": spec.task.name,
+        "domain": spec.task.domain,
+        "trained_on": spec.task.trained_on,
+        "method": spec.method_name,
+        "head": spec.method.head,
+        "fraction": spec.fraction,
+        "tuning_seed": spec.seed,
+        "metric": "accuracy",
+    }
+    sink = pa.BufferOutputStream()
+    row = {name: [made[name]] for name in schema(Cell).names}
+    pq.write_table(pa.table(row), sink, compression="none", write_statistics=False)
+    return bytes(sink.getvalue().to_pybytes())
+
+
+def idle_cell(works: Sequence[Work], hooks: Hooks) -> None:
+    """A tuning stage that leaves a cell's row and trains nothing."""
+    for work in works:
+        assert isinstance(work.spec, TuneStep)
+        work.output.write_bytes(
+            "cell.parquet", _cell_file(work.spec.model_dump_json()), durable=False
+        )
+        hooks.done(work.address, Outcome({}, {"test_accuracy": 50.0}))
+
+
+def drive(cells: int, root: str) -> None:
+    """Drive the plan in this process and print what it took."""
+    made, store = planned(cells), Store(Place.of(root))
+    store.prepare()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    begun = time.perf_counter()
+    stages = dict.fromkeys(KINDS, f"{__name__}:idle") | {"tune": f"{__name__}:idle_cell"}
+    totals = {kind: len(made.of_kind(kind)) for kind in KINDS}
+    results = Executor(made, store, done=[], progress=Lines(totals, {}), stages=stages).run()
+    seconds = time.perf_counter() - begun
+    assert all(result.status == "done" for result in results.values()), "a step failed"
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(
+        json.dumps(
+            {
+                "cells": totals["tune"],
+                "executor_cells_per_s": totals["tune"] / seconds,
+                "planned_mb": before / 1024,
+                "driver_mb": peak / 1024,
+            }
+        )
+    )
+
+
+def read(cells: int, root: str) -> None:
+    """Time the report's tables, a sweep's verification and a listing in this process."""
+    from orchestrator import readout
+
+    made, store = planned(cells), Store(Place.of(root))
+    took = {}
+    begun = time.perf_counter()
+    tables = readout.collect(made, store)
+    took["report_rows_50k_s"] = time.perf_counter() - begun
+    assert tables.cells.num_rows == len(made.of_kind("tune"))
+    begun = time.perf_counter()
+    found = plan.assess(made, store, verify=True)
+    took["verify_50k_s"] = time.perf_counter() - begun
+    assert all(assessment.standing == "done" for assessment in found.values())
+    begun = time.perf_counter()
+    took["files"] = sum(1 for _ in store.root.files())
+    took["listing_s"] = time.perf_counter() - begun
+    print(json.dumps(took))
+
+
+def verb(root: str, *given: str) -> float:
+    """Seconds of one `nml-orch` process."""
+    begun = time.perf_counter()
+    command = [sys.executable, "-m", "orchestrator.cli", *given, "--storage", root]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - begun
+
+
+def part(name: str, cells: int, root: str) -> dict[str, float]:
+    """One of the above in a process of its own."""
+    command = [sys.executable, __file__, "--cells", str(cells), "--part", name, "--keep", root]
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    found: dict[str, float] = json.loads(output.splitlines()[-1])
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cells", type=int, default=50_400)
+    parser.add_argument("--keep", help="an empty folder for the store, which is left there")
+    parser.add_argument("--part", choices=["drive", "read"], help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.part:
+        {"drive": drive, "read": read}[given.part](given.cells, given.keep)
+        return
+    root = given.keep or tempfile.mkdtemp()
+    try:
+        found = part("drive", given.cells, root)
+        for name in ("plan", "status"):
+            times = [verb(root, name, *words(given.cells)) for _ in range(3)]
+            found[f"{name}_50k_s"] = median(times)
+        found |= part("read", given.cells, root)
+        shutil.rmtree(Path(root) / ".index")
+        found["status_no_index_s"] = verb(root, "status", *words(given.cells))
+    finally:
+        if not given.keep:
+            shutil.rmtree(root)
+    print(json.dumps({name: round(value, 2) for name, value in found.items()}))
+
+
+if __name__ == "__main__":
+    main()

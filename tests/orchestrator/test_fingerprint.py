@@ -1,0 +1,27 @@
+"""Fingerprints that are put together are those of the fields themselves."""
+
+import pytest
+
+from orchestrator import experiment, plan
+from orchestrator.fingerprint import Texts, canonical, fingerprint
+
+
+@pytest.mark.parametrize("name", experiment.bundled())
+def test_every_steps_fingerprint_is_the_hash_of_its_fields(name: str) -> None:
+    loaded = experiment.load(name)
+    try:
+        made = plan.build(loaded)
+    except plan.UserError as error:
+        pytest.skip(f"its data is not here: {error}")
+    assert {a: fingerprint(s.fields) for a, s in made.steps.items()} == {
+        a: s.fingerprint for a, s in made.steps.items()
+    }
+
+
+def test_a_specs_text_is_the_canonical_json_of_what_bears_identity() -> None:
+    recipe = experiment.load().pretrain.recipe
+    texts = Texts()
+    assert texts.of(recipe) == canonical(recipe.semantic())
+    assert texts.of(recipe) is texts.of(recipe), "made twice"
+    other = recipe.model_copy(update={"name": "other"})
+    assert texts.of(other) == canonical(other.semantic()) != texts.of(recipe)

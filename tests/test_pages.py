@@ -1,0 +1,131 @@
+"""What a person sees in MLflow: a real browser before a real `nml-orch ui`."""
+
+import os
+import signal
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+import synthetic
+from browser import CHROMIUM, Browser, browser
+from commands import Start, free_port
+from jobs.place import Place
+from orchestrator import experiment, plan, readout, tracking
+from orchestrator.mirror import sync
+from orchestrator.store import Store
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine"),
+]
+
+
+@dataclass
+class Pages:
+    """MLflow's pages over a finished sweep."""
+
+    folder: Path
+    url: str
+    experiment_id: str
+    parent_id: str
+    children: dict[str, str]  # address -> run id
+
+    def run(self, run_id: str, tab: str = "") -> str:
+        page = f"{self.url}/#/experiments/{self.experiment_id}/runs/{run_id}{tab}"
+        return f"{page}?workflowType=machine_learning"
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory, start: Start) -> Iterator[Pages]:
+    folder = tmp_path_factory.mktemp("pages")
+    overrides = ["tuning.fractions=[10,100]", "tasks=[digits,digits-parity,digits-rotated]"]
+    made = plan.build(experiment.load(noise="0,5,10,20,30", seeds="0,1", overrides=overrides))
+    store = Store(Place.of(folder / "nml-store"))
+    synthetic.fill(made, store)
+    uri = f"sqlite:///{folder}/mlflow.db"
+    report = readout.refresh(made, store)
+    with readout.local(report) as files:
+        sync(made, store, uri, report.record(files))
+    client = MlflowClient(tracking_uri=uri)
+    found = client.get_experiment_by_name("demo")
+    runs = client.search_runs([found.experiment_id], max_results=1000)
+    by_address = {run.data.tags["nml.address"]: run.info.run_id for run in runs}
+    port = free_port()
+    command = start(folder, "ui", "--port", str(port))
+    url = f"http://127.0.0.1:{port}"
+    deadline = time.monotonic() + 180
+    while True:
+        try:
+            urllib.request.urlopen(f"{url}/health", timeout=1)
+            break
+        except OSError:
+            assert command.process.poll() is None, command.finish()
+            assert time.monotonic() < deadline, "MLflow did not start"
+            time.sleep(0.5)
+    yield Pages(folder, url, found.experiment_id, by_address["sweep/demo"], by_address)
+    os.killpg(command.process.pid, signal.SIGTERM)
+    command.process.wait(timeout=30)
+
+
+@pytest.fixture(scope="module")
+def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    folder = tmp_path_factory.mktemp("browser")
+    shots = Path(os.environ.get("NML_SCREENSHOTS", folder / "shots"))
+    with browser(folder / "profile", shots) as opened:
+        yield opened
+
+
+def test_the_experiments_page_lists_runs_by_level(pages: Pages, web: Browser) -> None:
+    url = f"{pages.url}/#/experiments/{pages.experiment_id}/runs?workflowType=machine_learning"
+    web.visit(url, "sweep demo", shot="experiment")
+
+
+def test_the_sweeps_page_describes_it_and_names_its_corpus(pages: Pages, web: Browser) -> None:
+    text = web.visit(pages.run(pages.parent_id), "sweep demo", "nml.step_unit", shot="sweep")
+    assert "digits" in text
+
+
+def test_ui_prints_a_link_to_the_sweeps_charts(pages: Pages) -> None:
+    uri = f"sqlite:///{pages.folder}/mlflow.db"
+    charts = tracking.pages(uri, pages.url)["demo: the curves over noise"]
+    assert charts == pages.run(pages.parent_id, "/model-metrics")
+
+
+def test_the_sweeps_charts_are_the_curves_over_noise(pages: Pages, web: Browser) -> None:
+    url = pages.run(pages.parent_id, "/model-metrics")
+    web.visit(url, "lsvr", "id/lp", "macro_f1", shot="sweep-charts")
+
+
+def test_a_childs_page_shows_its_tasks_and_what_it_read(pages: Pages, web: Browser) -> None:
+    address = "tune/digits/symmetric/resnet-small/noise=5/seed=0/nmtune-paper"
+    text = web.visit(
+        pages.run(pages.children[address]), "digits-rotated/accuracy", "noise=05", shot="cells"
+    )
+    assert "nmtune-paper" in text
+
+
+def test_the_report_opens_in_the_page(pages: Pages, web: Browser) -> None:
+    url = pages.run(pages.parent_id, "/artifacts/report.html")
+    web.visit(url, "What does label noise in pre-training do to handwritten digits?", shot="report")
+
+
+def test_the_cells_table_opens_in_the_page(pages: Pages, web: Browser) -> None:
+    address = "tune/digits/symmetric/resnet-small/noise=5/seed=0/lp"
+    url = pages.run(pages.children[address], "/artifacts/cells.csv")
+    web.visit(url, "cells.csv", "test_accuracy", shot="cells-table")
+
+
+def test_levels_compare_side_by_side(pages: Pages, web: Browser) -> None:
+    ids = [
+        pages.children[f"tune/digits/symmetric/resnet-small/noise={level}/seed=0/lp"]
+        for level in (0, 10, 30)
+    ]
+    quoted = "%22,%22".join(ids)
+    url = f"{pages.url}/#/compare-runs?runs=[%22{quoted}%22]"
+    url += f"&experiments=[%22{pages.experiment_id}%22]"
+    web.visit(url, "digits/accuracy", "digits-rotated/accuracy", shot="compare")
