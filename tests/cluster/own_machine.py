@@ -144,6 +144,7 @@ def main(folder: Path) -> dict[str, Any]:
     shown = run("nml-orch", "submit", "--attach", "first", timeout=600, check=False)
     again = run("nml-orch", "submit", "--id", "second", *words, timeout=300, check=False)
     listed = run("nml-orch", "submit", "--list")
+    print((home / "nml/mlflow.log").read_text()[-2000:], file=sys.stderr, flush=True)
     runs = run(sys.executable, "-c", MLFLOW)
     run("ray", "down", "--yes", str(file))
     return {
