@@ -11,6 +11,7 @@ import pytest
 
 from jobs.place import Place
 from orchestrator import evidence
+from orchestrator.index import Record
 from orchestrator.plan import Step
 from orchestrator.store import FileRecord, Manifest, Store
 
@@ -21,17 +22,19 @@ def step(address: str, kind: str, **labels: Any) -> Step:
 
 def manifest(
     of: Step, *, counts: dict[str, int] | None = None, files: dict[str, int] | None = None
-) -> Manifest:
+) -> Record:
     records = {name: FileRecord(bytes=size, sha256="") for name, size in (files or {}).items()}
-    return Manifest(
-        address=of.address,
-        kind=of.kind,
-        fingerprint=of.fingerprint,
-        fields={},
-        files=records,
-        counts=counts or {},
-        metrics={},
-        provenance={},
+    return Record.of(
+        Manifest(
+            address=of.address,
+            kind=of.kind,
+            fingerprint=of.fingerprint,
+            fields={},
+            files=records,
+            counts=counts or {},
+            metrics={},
+            provenance={},
+        )
     )
 
 
@@ -40,13 +43,13 @@ def store(tmp_path: Path) -> Store:
     return Store(Place(str(tmp_path)))
 
 
-def cell(store: Store, right: list[bool], keys: list[str]) -> tuple[Step, Manifest]:
+def cell(store: Store, right: list[bool], keys: list[str]) -> tuple[Step, Record]:
     one = step(
         "tune/c", "tune", noise=0.0, seed=0, task="t", method="lp", fraction=100.0, tuning_seed=0
     )
     table = pa.table({"key": keys, "label": [1] * len(keys), "predicted": [int(x) for x in right]})
     store.output(one.address).write_table("predictions.parquet", table)
-    return one, manifest(one, files={"predictions.parquet": 1000})
+    return one, manifest(one, counts={"n_test": 1000}, files={"predictions.parquet": 1})
 
 
 def test_answers_stand_in_the_order_of_their_keys(store: Store) -> None:
@@ -68,7 +71,7 @@ def test_too_many_answers_are_left_out_and_said(
     remarks: list[dict[str, str]] = []
     assert not list(evidence.answers([cell(store, [True], ["a"])], store, 100.0, remarks))
     assert remarks[0]["status"] == "skipped"
-    assert "1,000 bytes of predictions in 1 cells" in remarks[0]["reason"]
+    assert "1,000 answers in 1 cells" in remarks[0]["reason"]
 
 
 def test_what_a_corpus_lost_is_told_with_its_reasons() -> None:
@@ -81,7 +84,7 @@ def test_what_a_corpus_lost_is_told_with_its_reasons() -> None:
 
 def features(
     store: Store, noise: float, keys: list[str], vectors: np.ndarray
-) -> tuple[Step, Manifest]:
+) -> tuple[Step, Record]:
     one = step(f"features/{noise:g}", "features", noise=noise, seed=0, images="i", domain="id")
     flat = pa.array(vectors.astype(np.float32).reshape(-1))
     column = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])

@@ -20,13 +20,12 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     port = free_port()
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
     server.start()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     boto3.client("s3", endpoint_url=f"http://127.0.0.1:{port}").create_bucket(Bucket="nml")
-    yield Place("s3://nml/store")
+    yield Place(f"s3://nml/store?endpoint_override=http://127.0.0.1:{port}")
     server.stop()
 
 
