@@ -35,7 +35,7 @@ from jobs.features.spec import FeaturesStep
 from jobs.place import Place
 from jobs.tuning.cells import Cell, schema
 from jobs.tuning.spec import TuneStep
-from orchestrator import experiment, plan
+from orchestrator import experiment, plan, planner
 from orchestrator.executor import Executor
 from orchestrator.plan import KINDS, Plan
 from orchestrator.progress import Lines
@@ -55,7 +55,7 @@ def words(cells: int) -> list[str]:
 
 def planned(cells: int) -> Plan:
     given = words(cells)
-    return plan.build(
+    return planner.build(
         experiment.load(noise=given[1], seeds=given[3], overrides=[given[5], given[7]])
     )
 

@@ -102,7 +102,7 @@ def choose(
     from jobs.place import Place
     from jobs.pretrain.catalogue import check_model
     from orchestrator import experiment as experiments
-    from orchestrator import plan as plans
+    from orchestrator import planner
     from orchestrator.errors import UserError
     from orchestrator.store import Store
 
@@ -124,7 +124,7 @@ def choose(
         complaint = check_named(encoder)
         if complaint:
             raise UserError(f"encoders: {encoder.name}: {complaint}")
-    plan = plans.build(experiment)
+    plan = planner.build(experiment)
     return Chosen(experiment, plan, Store(Place.of(experiment.storage)))
 
 

@@ -13,7 +13,7 @@ import pytest
 
 import synthetic
 from jobs.place import Place
-from orchestrator import experiment, plan
+from orchestrator import experiment, planner
 from orchestrator.cli import _run
 from orchestrator.lease import Leases
 from orchestrator.plan import Plan
@@ -25,7 +25,7 @@ WORDS = ["--noise", "0,10", "--set", "tuning.fractions=[100]", "--set", "tasks=[
 
 @pytest.fixture
 def small() -> Plan:
-    return plan.build(
+    return planner.build(
         experiment.load(noise="0,10", overrides=["tuning.fractions=[100]", "tasks=[digits]"])
     )
 
