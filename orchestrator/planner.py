@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import product
 
 from jobs.contract import Spec, StageError
@@ -25,12 +26,29 @@ from orchestrator.fingerprint import Texts
 from orchestrator.plan import KINDS, Plan, Step, differences
 
 
+@dataclass(frozen=True)
+class _Cell:
+    """A cell but for its encoder, so that 50,000 cells share some hundred specs."""
+
+    tail: str  # of its address
+    labels: Mapping[str, str | float | int]
+    spec: TuneStep
+
+
 class _Builder:
     """Collects steps; two definitions of one address are a user's mistake."""
 
     def __init__(self) -> None:
         self.steps: dict[str, Step] = {}
         self._texts = Texts()
+        self._cells: dict[tuple[str, str], list[_Cell]] = {}
+
+    def cells(self, experiment: Experiment, task: Task, method: str) -> list[_Cell]:
+        """What every encoder's cells of a task and method have in common, made once."""
+        found = self._cells.get((task.name, method))
+        if found is None:
+            found = self._cells[task.name, method] = list(_cells(experiment, task, method))
+        return found
 
     def add(
         self,
@@ -170,47 +188,52 @@ def _add_downstream(
         else:
             features = _add_features(builder, experiment, task, run, encoder, place)
         for name, method in tuning.methods.items():
-            for fraction, wrong, tuning_seed in product(
-                tuning.fractions, tuning.label_noise, tuning.seeds
-            ):
-                noisy = f"/label_noise={wrong:g}" if wrong else ""
-                tail = f"{name}/fraction={fraction:g}{noisy}/seed={tuning_seed}"
-                inputs = {"features": features}
-                if method.reads_images:
-                    inputs = _of_images(task, name, encoder)
+            inputs = {"features": features}
+            if method.reads_images:
+                inputs = _of_images(task, name, encoder)
+            for cell in builder.cells(experiment, task, name):
                 if task.trained_on is not None:
-                    inputs["head"] = f"tune/{run}/{task.trained_on}/{tail}"
-                builder.add(
-                    "tune",
-                    f"tune/{run}/{task.name}/{tail}",
-                    TuneStep(
-                        task=task,
-                        method_name=name,
-                        method=method,
-                        fraction=fraction,
-                        seed=tuning_seed,
-                        configurations=tuning.configurations,
-                        epochs=tuning.epochs,
-                        batch_size=tuning.batch_size,
-                        label_noise=wrong,
-                        search=tuning.search,
-                        halving=tuning.halving,
-                        patience=tuning.patience,
-                        precision=tuning.precision,
-                        cpus=tuning.cpus,
-                        gpus=tuning.gpus,
-                        memory_mb=tuning.memory_mb,
-                        encoder=_encoder_tuning(experiment) if method.reads_images else None,
-                    ),
-                    inputs,
-                    **place,
-                    task=task.name,
-                    domain=task.domain,
-                    method=name,
-                    fraction=fraction,
-                    label_noise=wrong,
-                    tuning_seed=tuning_seed,
-                )
+                    inputs = {**inputs, "head": f"tune/{run}/{task.trained_on}/{cell.tail}"}
+                address = f"tune/{run}/{task.name}/{cell.tail}"
+                builder.add("tune", address, cell.spec, inputs, **place, **cell.labels)
+
+
+def _cells(experiment: Experiment, task: Task, name: str) -> Iterator[_Cell]:
+    """The cells of a task and method, whatever encoder they are of."""
+    tuning, method = experiment.tuning, experiment.tuning.methods[name]
+    encoder = _encoder_tuning(experiment) if method.reads_images else None
+    for fraction, wrong, seed in product(tuning.fractions, tuning.label_noise, tuning.seeds):
+        noisy = f"/label_noise={wrong:g}" if wrong else ""
+        yield _Cell(
+            tail=f"{name}/fraction={fraction:g}{noisy}/seed={seed}",
+            labels={
+                "task": task.name,
+                "domain": task.domain,
+                "method": name,
+                "fraction": fraction,
+                "label_noise": wrong,
+                "tuning_seed": seed,
+            },
+            spec=TuneStep(
+                task=task,
+                method_name=name,
+                method=method,
+                fraction=fraction,
+                seed=seed,
+                configurations=tuning.configurations,
+                epochs=tuning.epochs,
+                batch_size=tuning.batch_size,
+                label_noise=wrong,
+                search=tuning.search,
+                halving=tuning.halving,
+                patience=tuning.patience,
+                precision=tuning.precision,
+                cpus=tuning.cpus,
+                gpus=tuning.gpus,
+                memory_mb=tuning.memory_mb,
+                encoder=encoder,
+            ),
+        )
 
 
 def _of_images(task: Task, method: str, encoder: str | GivenEncoder) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -125,6 +126,7 @@ def choose(
         if complaint:
             raise UserError(f"encoders: {encoder.name}: {complaint}")
     plan = planner.build(experiment)
+    gc.freeze()  # 50,000 steps stay until the end; no search for garbage need visit them again
     return Chosen(experiment, plan, Store(Place.of(experiment.storage)))
 
 
