@@ -96,11 +96,11 @@ class Cost:
         to_write = (
             "unknown" if self.bytes_to_write is None else f"about {_size(self.bytes_to_write)}"
         )
-        total = f"Together: {self.gpu_hours:,.3g} GPU-hours"
+        total = f"Together: {_hours(self.gpu_hours)} GPU-hours"
         if self.unknown:
             total += f", without {' and '.join(self.unknown)}"
         if self.wall_hours is not None:
-            total += f"; {self.wall_hours:,.3g} h on {self.gpus} GPUs"
+            total += f"; {_hours(self.wall_hours)} h on {self.gpus} GPUs"
         if self.price is not None:
             total += f"; price {self.price:,.2f}"
         return [
@@ -303,7 +303,9 @@ def _count(value: int | None) -> str:
 
 
 def _hours(value: float | None) -> str:
-    return "unknown" if value is None else f"{value:,.3g}"
+    if value is None:
+        return "unknown"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _size(count: int) -> str:
