@@ -95,6 +95,7 @@ def _cell_file(text: str) -> bytes:
         "fraction": spec.fraction,
         "tuning_seed": spec.seed,
         "metric": "accuracy",
+        "test_digest": spec.task.name,
     }
     sink = pa.BufferOutputStream()
     row = {name: [made[name]] for name in schema(Cell).names}
