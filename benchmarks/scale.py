@@ -11,6 +11,14 @@ person would start it, on the store that came of it. Ends with one line of JSON:
     verify_50k_s        what a second sweep does before it says that nothing is left
     executor_cells_per_s, driver_mb   cells driven a second; the driver's peak memory
     listing_s           one recursive listing of the store
+
+`--part nodes` alone starts a simulated cluster of `--nodes` (32) raylets without CPUs beside a head
+that does the work, and ends with what the nodes cost the scheduler:
+
+    nodes_start_s       until all are there, and nodes_mb, the memory of their processes
+    tasks_per_s         tasks of nothing from one driver, on the head alone (`tasks_per_s_1`) and
+                        in the whole cluster (`tasks_per_s_n`)
+    resources_ms        one look at the cluster's resources and nodes, as a sweep takes it
 """
 
 import argparse
@@ -35,7 +43,7 @@ from jobs.features.spec import FeaturesStep
 from jobs.place import Place
 from jobs.tuning.cells import Cell, schema
 from jobs.tuning.spec import TuneStep
-from orchestrator import experiment, plan
+from orchestrator import experiment, plan, planner
 from orchestrator.executor import Executor
 from orchestrator.plan import KINDS, Plan
 from orchestrator.progress import Lines
@@ -55,7 +63,7 @@ def words(cells: int) -> list[str]:
 
 def planned(cells: int) -> Plan:
     given = words(cells)
-    return plan.build(
+    return planner.build(
         experiment.load(noise=given[1], seeds=given[3], overrides=[given[5], given[7]])
     )
 
@@ -87,6 +95,7 @@ def _cell_file(text: str) -> bytes:
         "fraction": spec.fraction,
         "tuning_seed": spec.seed,
         "metric": "accuracy",
+        "test_digest": spec.task.name,
     }
     sink = pa.BufferOutputStream()
     row = {name: [made[name]] for name in schema(Cell).names}
@@ -148,6 +157,47 @@ def read(cells: int, root: str) -> None:
     print(json.dumps(took))
 
 
+def nodes(count: int) -> None:
+    """Time Ray's scheduler with one node and with many, in this process."""
+    import psutil
+    import ray
+    from ray.cluster_utils import Cluster
+
+    @ray.remote(num_cpus=0.5)
+    def nothing() -> None:
+        return None
+
+    def rate(tasks: int = 400) -> float:
+        ray.get([nothing.remote() for _ in range(20)])  # workers have started
+        begun = time.perf_counter()
+        ray.get([nothing.remote() for _ in range(tasks)])
+        return tasks / (time.perf_counter() - begun)
+
+    def memory() -> float:
+        children = psutil.Process().children(recursive=True)
+        return sum(child.memory_full_info().uss for child in children) / 2**20
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+        took = {"tasks_per_s_1": rate()}
+        alone, begun = memory(), time.perf_counter()
+        for _ in range(count):
+            cluster.add_node(wait=False, num_cpus=0, object_store_memory=80 * 2**20)
+        cluster.wait_for_nodes(timeout=150)
+        took |= {"nodes": float(count), "nodes_start_s": time.perf_counter() - begun}
+        took |= {"nodes_mb": memory() - alone, "tasks_per_s_n": rate()}
+        begun = time.perf_counter()
+        for _ in range(10):
+            ray.cluster_resources()
+            ray.nodes()
+        took["resources_ms"] = 100 * (time.perf_counter() - begun)
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+    print(json.dumps({name: round(value, 2) for name, value in took.items()}))
+
+
 def verb(root: str, *given: str) -> float:
     """Seconds of one `nml-orch` process."""
     begun = time.perf_counter()
@@ -168,8 +218,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cells", type=int, default=50_400)
     parser.add_argument("--keep", help="an empty folder for the store, which is left there")
-    parser.add_argument("--part", choices=["drive", "read"], help=argparse.SUPPRESS)
+    parser.add_argument("--part", choices=["drive", "read", "nodes"], help="this part alone")
+    parser.add_argument("--nodes", type=int, default=32, help="of the simulated cluster")
     given = parser.parse_args()
+    if given.part == "nodes":
+        nodes(given.nodes)
+        return
     if given.part:
         {"drive": drive, "read": read}[given.part](given.cells, given.keep)
         return

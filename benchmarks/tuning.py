@@ -252,7 +252,7 @@ def trial_overhead() -> float:
 
 def plan_seconds(folder: Path) -> float:
     """Planning the full matrix, from the experiment file on."""
-    from orchestrator import experiment, plan
+    from orchestrator import experiment, planner
 
     tasks = [f"task-{number:02d}" for number in range(20)]
     for name in tasks:
@@ -276,7 +276,7 @@ def plan_seconds(folder: Path) -> float:
             f"tuning.methods={json.dumps(methods)}",
         ],
     )
-    planned = plan.build(chosen)
+    planned = planner.build(chosen)
     seconds = time.perf_counter() - begun
     assert len(planned.of_kind("tune")) == 5 * 20 * 5 * 5
     return seconds

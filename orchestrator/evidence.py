@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from jobs.corpus.shards import Index, read_part
 from jobs.place import Place
 from orchestrator.index import Record
 from orchestrator.plan import Step
-from orchestrator.store import Store
+from orchestrator.store import READERS, Store
 
 MOST_ANSWERS = 100_000_000  # answers read; beyond them no interval is by test sample
 _PREDICTIONS = "predictions.parquet"
@@ -65,25 +66,31 @@ def answers(
     total = sum(record.counts["n_test"] for _, record in chosen)
     if total > MOST_ANSWERS:
         reason = (
-            f"{total:,} answers in {len(chosen):,} cells are more than the report reads "
+            f"{total:,} answers in {len(chosen):,} cells are more than the report reads"
             f" ({MOST_ANSWERS:,}); no interval is by test sample"
         )
         remarks.append({"address": "tune", "status": "skipped", "reason": reason})
         return
-    for step, _ in chosen:
-        found = store.output(step.address).read_table(_PREDICTIONS).sort_by("key")
-        if not {"label", "predicted"} <= set(found.column_names):
-            continue  # a task without right and wrong
-        keys = "\n".join(found["key"].to_pylist())
-        yield {
-            "noise": step.labels["noise"],
-            "pretrain_seed": step.labels["seed"],
-            "task": step.labels["task"],
-            "method": step.labels["method"],
-            "tuning_seed": step.labels["tuning_seed"],
-            "samples": hashlib.sha256(keys.encode()).hexdigest(),
-            "correct": pc.equal(found["label"], found["predicted"]).combine_chunks(),
-        }
+    with ThreadPoolExecutor(READERS) as pool:
+        found = pool.map(lambda step: _answers(step, store), [step for step, _ in chosen])
+        yield from (row for row in found if row is not None)
+
+
+def _answers(step: Step, store: Store) -> dict[str, Any] | None:
+    """Which test samples one cell got right; None of a task without right and wrong."""
+    found = store.output(step.address).read_table(_PREDICTIONS).sort_by("key")
+    if not {"label", "predicted"} <= set(found.column_names):
+        return None
+    keys = "\n".join(found["key"].to_pylist())
+    return {
+        "noise": step.labels["noise"],
+        "pretrain_seed": step.labels["seed"],
+        "task": step.labels["task"],
+        "method": step.labels["method"],
+        "tuning_seed": step.labels["tuning_seed"],
+        "samples": hashlib.sha256(keys.encode()).hexdigest(),
+        "correct": pc.equal(found["label"], found["predicted"]).combine_chunks(),
+    }
 
 
 def transition(levels: Done, store: Store, remarks: list[Remark]) -> Iterator[dict[str, Any]]:

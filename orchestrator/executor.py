@@ -52,6 +52,7 @@ Stage = Callable[[Sequence[Work], Hooks], None]
 RETRIES = 1  # tries after the first, for faults that are not the step's own
 TURN = 1000  # steps that a lane takes at once
 HANDS = 16  # leases or commits of one lane in flight, where each waits for an object store
+HANDS_ON_DISK = 4  # the same where each waits for a disk
 POLL_SECONDS = 0.2
 GATHER_SECONDS = 0.5  # quiet that a lane waits for, so that siblings go to their stage together
 ELSEWHERE_SECONDS = 2.0  # how often to look after a step that another driver holds
@@ -280,7 +281,7 @@ class Executor:
     # -- in a lane's thread ----------------------------------------------------------------------
 
     def _hands(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(1 if self._store.root.is_local else HANDS)
+        return ThreadPoolExecutor(HANDS_ON_DISK if self._store.root.is_local else HANDS)
 
     def _lane(self, kind: str, works: Sequence[Work]) -> None:
         """Hand the works to their stage, and answer for those that it leaves unanswered.
@@ -348,7 +349,7 @@ class Executor:
         with contextlib.suppress(OSError):
             stamp = self._store.stamp(step.address)
             has_rows = CELL_TABLE in manifest.files
-            rows = self._store.output(step.address).read_table(CELL_TABLE) if has_rows else None
+            rows = self._store.cell(step.address) if has_rows else None
             if stamp is not None:
                 self._journal.add(manifest, stamp, rows)
 

@@ -44,13 +44,10 @@ class Texts:
         return text
 
     def fingerprint(self, kind: str, spec: Spec, inputs: Mapping[str, str]) -> str:
-        """The fingerprint of a step whose inputs (role -> fingerprint) these are.
-
-        The spec is the step's own and shared with no other, so its text is not kept.
-        """
+        """The fingerprint of a step whose inputs (role -> fingerprint) these are."""
         text = (
             f'{{"inputs":{canonical(inputs)},"kind":{canonical(kind)},'
-            f'"protocol":{canonical(spec.protocol)},"spec":{self._make(spec)}}}'
+            f'"protocol":{spec.protocol},"spec":{self.of(spec)}}}'
         )
         return hashlib.sha256(text.encode()).hexdigest()
 

@@ -34,6 +34,7 @@ FOLDER = ".index"
 STEPS, CELLS = "steps", "cells"
 CELL_TABLE = "cell.parquet"  # the one file of a step whose rows are kept here as well
 SEGMENTS = 24  # more than this are written into one
+HEAP = 256  # cells' rows that a driver keeps apart; a table of one row weighs 30 kB
 FLUSH_ROWS, FLUSH_SECONDS = 5000, 30.0  # what a driver may lose of the cache when it is killed
 KEEP_ROWS = 200  # a reader that had to look up fewer leaves no segment
 
@@ -212,7 +213,8 @@ class Journal:
     def _empty(self) -> None:
         self._stamps: dict[str, Stamp] = {}
         self._records: dict[str, Record] = {}
-        self._cells: dict[str, pa.Table] = {}
+        self._cells: list[pa.Table] = []
+        self._heap: list[pa.Table] = []  # of one cell each
 
     def add(self, manifest: Manifest, stamp: Stamp, cell: pa.Table | None) -> None:
         """Note a step that was just committed, and its result rows if it is a cell."""
@@ -220,7 +222,10 @@ class Journal:
             self._stamps[manifest.address] = stamp
             self._records[manifest.address] = Record.of(manifest)
             if cell is not None:
-                self._cells[manifest.address] = addressed(cell, manifest.address)
+                self._heap.append(addressed(cell, manifest.address))
+            if len(self._heap) >= HEAP:
+                self._cells.append(joined(self._heap))
+                self._heap = []
 
     def flush(self, *, force: bool = False) -> None:
         """Write a segment if there is much to write or it was long ago, or by `force`."""
@@ -228,12 +233,12 @@ class Journal:
             due = time.monotonic() - self._last >= FLUSH_SECONDS
             if not (force or due or len(self._records) >= FLUSH_ROWS):
                 return
-            stamps, records, cells = self._stamps, self._records, self._cells
+            stamps, records, cells = self._stamps, self._records, [*self._cells, *self._heap]
             self._empty()
             self._last = time.monotonic()
         with contextlib.suppress(OSError):
             self._index.keep(records, stamps)
-            self._index.keep_cells(cells.values(), stamps)
+            self._index.keep_cells(cells, stamps)
 
 
 def addressed(table: pa.Table, address: str) -> pa.Table:

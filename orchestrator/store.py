@@ -3,7 +3,9 @@
 A step's output lies in the folder of its address. `manifest.json` is written there last: a folder
 without it is unfinished and is redone. The manifest holds the fingerprint, the fields it was made
 from, every file's size and sha256, counts, summary metrics and provenance. Nothing relies on
-rename, so the same holds in an object store.
+rename, so the same holds in an object store. On a local disk every file that counts is on the disk
+(fsync) before its name appears, the manifest after the files it names. Folders are not waited for:
+a power cut may undo the last steps, which are then redone, and never leaves a false one.
 
 Beside the outputs: `.scratch/` keeps what lets an interrupted step go on, bound to its fingerprint;
 `.leases/` says who is writing what (`lease.py`); `.index/` has the manifests in short (`index.py`);
@@ -188,9 +190,20 @@ class Store:
         found.update(fresh)
         return {address: found[address] for address in addresses if address in found}
 
+    def cell(self, address: str) -> pa.Table:
+        """The result rows of one finished cell, as its stage left them."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        from orchestrator.index import CELL_TABLE
+
+        data = self.output(address).read_bytes(CELL_TABLE)
+        # One row: handing it to Arrow's threads takes longer than reading it.
+        return pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
+
     def cells(self, addresses: Collection[str]) -> pa.Table | None:
         """The result rows of finished cells, with the column `address`; None if there are none."""
-        from orchestrator.index import CELL_TABLE, KEEP_ROWS, Index, addressed, joined
+        from orchestrator.index import KEEP_ROWS, Index, addressed, joined
 
         stamps = self.stamps(addresses)
         index = Index(self.root)
@@ -198,7 +211,7 @@ class Store:
         lacking = set(stamps).difference(*(table["address"].to_pylist() for table in tables))
 
         def read(address: str) -> pa.Table:
-            return addressed(self.output(address).read_table(CELL_TABLE), address)
+            return addressed(self.cell(address), address)
 
         with ThreadPoolExecutor(1 if self.root.is_local else READERS) as pool:
             fresh = list(pool.map(read, sorted(lacking)))

@@ -15,7 +15,7 @@ import synthetic
 from browser import CHROMIUM, Browser, browser
 from commands import Start, free_port
 from jobs.place import Place
-from orchestrator import experiment, plan, readout, tracking
+from orchestrator import experiment, planner, readout, tracking
 from orchestrator.mirror import sync
 from orchestrator.store import Store
 
@@ -44,7 +44,7 @@ class Pages:
 def pages(tmp_path_factory: pytest.TempPathFactory, start: Start) -> Iterator[Pages]:
     folder = tmp_path_factory.mktemp("pages")
     overrides = ["tuning.fractions=[10,100]", "tasks=[digits,digits-parity,digits-rotated]"]
-    made = plan.build(experiment.load(noise="0,5,10,20,30", seeds="0,1", overrides=overrides))
+    made = planner.build(experiment.load(noise="0,5,10,20,30", seeds="0,1", overrides=overrides))
     store = Store(Place.of(folder / "nml-store"))
     synthetic.fill(made, store)
     uri = f"sqlite:///{folder}/mlflow.db"

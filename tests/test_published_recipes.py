@@ -8,7 +8,7 @@ from PIL import Image
 from jobs.pretrain.catalogue import check_model
 from jobs.pretrain.spec import Contrastive, Supervised
 from jobs.pretrain.transforms import needs_source_image, training_pixels
-from orchestrator import experiment, plan
+from orchestrator import experiment, planner
 
 SUPERVISED: dict[str, dict[str, Any]] = {
     "imagenet1k-resnet50": {"epochs": 300, "batch_size": 2048, "optimizer": "lamb", "lr": 5e-3},
@@ -23,7 +23,7 @@ def test_a_published_run_plans_with_a_model_that_exists(name: str) -> None:
     loaded = experiment.load(name, overrides=["corpus.reader.path=/data/given"])
     recipe = loaded.pretrain.recipe
     assert check_model(recipe) is None
-    steps = [address for address in plan.build(loaded).steps if address.startswith("pretrain/")]
+    steps = [address for address in planner.build(loaded).steps if address.startswith("pretrain/")]
     assert len(steps) == 5
     assert needs_source_image(recipe.augment)
     image = Image.new("RGB", (300, 200), (10, 200, 30))

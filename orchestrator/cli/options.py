@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -102,7 +103,7 @@ def choose(
     from jobs.place import Place
     from jobs.pretrain.catalogue import check_model
     from orchestrator import experiment as experiments
-    from orchestrator import plan as plans
+    from orchestrator import planner
     from orchestrator.errors import UserError
     from orchestrator.store import Store
 
@@ -124,7 +125,8 @@ def choose(
         complaint = check_named(encoder)
         if complaint:
             raise UserError(f"encoders: {encoder.name}: {complaint}")
-    plan = plans.build(experiment)
+    plan = planner.build(experiment)
+    gc.freeze()  # 50,000 steps stay until the end; no search for garbage need visit them again
     return Chosen(experiment, plan, Store(Place.of(experiment.storage)))
 
 

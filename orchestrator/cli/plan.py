@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from typing import Any
 
 import click
 
 from orchestrator.cli.options import Chosen, experiment_options
+
+ABOVE_0 = click.FloatRange(min=0, min_open=True)
 
 
 @click.command(
@@ -16,6 +19,7 @@ from orchestrator.cli.options import Chosen, experiment_options
 Examples:
   nml-orch plan --noise 0,5,10,20,30
   nml-orch plan my.yaml -v            every step with its reason
+  nml-orch plan my.yaml --rows 1281167 --images-per-second 1200 --gpus 8   hours, before any step
   nml-orch plan my.yaml --json        for a machine""",
 )
 @experiment_options
@@ -23,16 +27,29 @@ Examples:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option(
     "--images-per-second",
-    type=click.FloatRange(min=0, min_open=True),
-    help="Pre-training speed of one run, to turn samples into hours (else: as measured before).",
+    type=ABOVE_0,
+    help="Pre-training speed of one GPU, to turn samples into hours (else: as measured before).",
 )
-def command(chosen: Chosen, verbose: bool, as_json: bool, images_per_second: float | None) -> None:
+@click.option(
+    "--features-per-second",
+    type=ABOVE_0,
+    help="Images one GPU encodes in a second (else: as measured, or thrice the speed above).",
+)
+@click.option(
+    "--cells-per-hour",
+    type=ABOVE_0,
+    help="In-domain cells tuned in an hour for each GPU (else: as measured before).",
+)
+@click.option("--rows", type=click.IntRange(min=1), help="Training rows of a corpus not yet built.")
+@click.option("--gpus", type=click.IntRange(min=1), help="Say the hours on so many GPUs.")
+@click.option("--price-per-gpu-hour", type=click.FloatRange(min=0), help="Say the price.")
+def command(chosen: Chosen, verbose: bool, as_json: bool, **given: Any) -> None:
     """Show what a sweep would do: run, done, drift or blocked, and its cost. Runs nothing."""
     from orchestrator import cost
     from orchestrator.plan import KINDS, Standing, assess
 
     assessments = assess(chosen.plan, chosen.store)
-    estimate = cost.estimate(chosen.plan, assessments, images_per_second)
+    estimate = cost.estimate(chosen.plan, assessments, cost.Given(**given))
     if as_json:
         click.echo(
             json.dumps(

@@ -11,7 +11,7 @@ import pytest
 
 from jobs.contract import Outcome
 from jobs.place import Place
-from orchestrator import experiment, plan
+from orchestrator import experiment, planner
 from orchestrator.compare import Comparison, compare
 from orchestrator.errors import UserError
 from orchestrator.plan import Plan
@@ -22,7 +22,7 @@ MADE = {"versions": {"torch": "2.11"}, "python": "3.11", "commit": "c0ffee", "di
 
 
 def planned(*overrides: str, seeds: str = "0,1") -> Plan:
-    return plan.build(experiment.load(overrides=overrides, noise="0,10", seeds=seeds))
+    return planner.build(experiment.load(overrides=overrides, noise="0,10", seeds=seeds))
 
 
 def filled(

@@ -49,7 +49,8 @@ def cell(store: Store, right: list[bool], keys: list[str]) -> tuple[Step, Record
     )
     table = pa.table({"key": keys, "label": [1] * len(keys), "predicted": [int(x) for x in right]})
     store.output(one.address).write_table("predictions.parquet", table)
-    return one, manifest(one, counts={"n_test": 1000}, files={"predictions.parquet": 1})
+    files, counts = {"predictions.parquet": 1000}, {"n_test": len(keys)}
+    return one, manifest(one, counts=counts, files=files)
 
 
 def test_answers_stand_in_the_order_of_their_keys(store: Store) -> None:
@@ -67,11 +68,13 @@ def test_answers_stand_in_the_order_of_their_keys(store: Store) -> None:
 def test_too_many_answers_are_left_out_and_said(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evidence, "MOST_ANSWERS", 999)
+    monkeypatch.setattr(evidence, "MOST_ANSWERS", 2)
     remarks: list[dict[str, str]] = []
-    assert not list(evidence.answers([cell(store, [True], ["a"])], store, 100.0, remarks))
+    assert not list(
+        evidence.answers([cell(store, [True] * 3, ["a", "b", "c"])], store, 100.0, remarks)
+    )
     assert remarks[0]["status"] == "skipped"
-    assert "1,000 answers in 1 cells" in remarks[0]["reason"]
+    assert "3 answers in 1 cells are more than the report reads (2)" in remarks[0]["reason"]
 
 
 def test_what_a_corpus_lost_is_told_with_its_reasons() -> None:

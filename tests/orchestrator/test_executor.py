@@ -10,7 +10,7 @@ import pytest
 
 from jobs.contract import Hooks, Outcome, StageError, Work
 from jobs.place import Place
-from orchestrator import executor, experiment, plan
+from orchestrator import executor, experiment, planner
 from orchestrator.executor import Executor, Result, Status
 from orchestrator.plan import KINDS, Plan, Standing, assess
 from orchestrator.progress import Lines
@@ -52,7 +52,7 @@ def _clean() -> None:
 
 @pytest.fixture
 def small() -> Plan:
-    return plan.build(experiment.load(noise="0,10", overrides=["tuning.fractions=[100]"]))
+    return planner.build(experiment.load(noise="0,10", overrides=["tuning.fractions=[100]"]))
 
 
 def execute(small: Plan, root: Path, stages: dict[str, str] = STAGES) -> dict[str, Result]:
@@ -157,7 +157,7 @@ BATCHES: list[int] = []
 
 def test_siblings_that_become_ready_one_by_one_go_to_their_stage_together(tmp_path: Path) -> None:
     BATCHES.clear()
-    many = plan.build(experiment.load(noise="0,1,2,3,4,5", overrides=["tasks=[digits]"]))
+    many = planner.build(experiment.load(noise="0,1,2,3,4,5", overrides=["tasks=[digits]"]))
     stages = {**STAGES, "noise": f"{__name__}:trickling_stage"}
     execute(many, tmp_path, {**stages, "pretrain": f"{__name__}:counting_stage"})
     assert BATCHES == [6]

@@ -2,7 +2,8 @@
 
 import pytest
 
-from orchestrator import experiment, plan
+from orchestrator import experiment, planner
+from orchestrator.errors import UserError
 from orchestrator.fingerprint import Texts, canonical, fingerprint
 
 
@@ -10,8 +11,8 @@ from orchestrator.fingerprint import Texts, canonical, fingerprint
 def test_every_steps_fingerprint_is_the_hash_of_its_fields(name: str) -> None:
     loaded = experiment.load(name)
     try:
-        made = plan.build(loaded)
-    except plan.UserError as error:
+        made = planner.build(loaded)
+    except UserError as error:
         pytest.skip(f"its data is not here: {error}")
     assert {a: fingerprint(s.fields) for a, s in made.steps.items()} == {
         a: s.fingerprint for a, s in made.steps.items()

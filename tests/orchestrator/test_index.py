@@ -9,7 +9,7 @@ import pytest
 
 import synthetic
 from jobs.place import Place
-from orchestrator import experiment, index, plan
+from orchestrator import experiment, index, planner
 from orchestrator.index import Index, Journal, Record, Stamp
 from orchestrator.plan import Plan, Standing, assess
 from orchestrator.store import Manifest, Store
@@ -18,7 +18,7 @@ from orchestrator.store import Manifest, Store
 @pytest.fixture
 def small() -> Plan:
     overrides = ["tuning.fractions=[100]", "tasks=[digits]"]
-    return plan.build(experiment.load(noise="0,10", overrides=overrides))
+    return planner.build(experiment.load(noise="0,10", overrides=overrides))
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def test_a_step_that_was_redone_is_seen_as_it_is_now(small: Plan, kept: Store) -
 
 def test_settings_that_changed_are_drift_through_the_index_too(small: Plan, kept: Store) -> None:
     overrides = ["tuning.fractions=[100]", "tasks=[digits]", "pretrain.recipe.schedule.lr=0.05"]
-    changed = plan.build(experiment.load(noise="0,10", overrides=overrides))
+    changed = planner.build(experiment.load(noise="0,10", overrides=overrides))
     found = assess(changed, kept)
     reasons = {found[s.address].reason for s in changed.of_kind("pretrain")}
     assert reasons == {"recipe.schedule.lr: 0.1 -> 0.05"}

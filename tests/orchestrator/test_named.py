@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from orchestrator import experiment, plan
+from orchestrator import experiment, plan, planner
 from orchestrator.errors import UserError
 from orchestrator.experiment import Experiment
 from orchestrator.plan import Plan
@@ -43,7 +43,7 @@ def kinds(found: Plan) -> dict[str, int]:
 
 
 def test_encoders_alone_need_no_corpus_noise_or_pretraining(tmp_path: Path) -> None:
-    found = plan.build(made(tmp_path, [LITE], ["digits", "digits-rotated"]))
+    found = planner.build(made(tmp_path, [LITE], ["digits", "digits-rotated"]))
     assert kinds(found) == {"corpus": 1, "encoder": 1, "features": 2, "tune": 16}
     cell = found.steps["tune/encoder/lite/digits-rotated/lp/fraction=100/seed=0"]
     assert cell.labels["encoder"] == "lite"
@@ -55,8 +55,8 @@ def test_encoders_alone_need_no_corpus_noise_or_pretraining(tmp_path: Path) -> N
 
 def test_they_stand_beside_the_trained_ones_and_change_nothing_of_them(tmp_path: Path) -> None:
     keep = ("corpus", "noise", "pretrain")
-    alone = plan.build(made(tmp_path, [], ["digits"], keep))
-    both = plan.build(made(tmp_path, [LITE], ["digits"], keep))
+    alone = planner.build(made(tmp_path, [], ["digits"], keep))
+    both = planner.build(made(tmp_path, [LITE], ["digits"], keep))
     assert {a: s.fingerprint for a, s in alone.steps.items()}.items() <= {
         a: s.fingerprint for a, s in both.steps.items()
     }.items()
@@ -66,7 +66,7 @@ def test_they_stand_beside_the_trained_ones_and_change_nothing_of_them(tmp_path:
 def test_given_features_take_the_tasks_that_they_have_files_for(
     tmp_path: Path, ada: dict[str, Any]
 ) -> None:
-    found = plan.build(made(tmp_path, [LITE, ada], ["digits", "reviews"]))
+    found = planner.build(made(tmp_path, [LITE, ada], ["digits", "reviews"]))
     assert kinds(found) == {"corpus": 1, "encoder": 1, "features": 2, "tune": 16}
     given = found.steps["features/encoder/ada/reviews"]
     assert given.inputs == {}
@@ -79,7 +79,7 @@ def test_where_a_file_lies_does_not_affect_identity_and_what_it_holds_does(
 ) -> None:
     def prints(file: Path) -> dict[str, str]:
         one = {**ada, "files": {"reviews": str(file)}}
-        steps = plan.build(made(tmp_path, [one], ["reviews"])).steps
+        steps = planner.build(made(tmp_path, [one], ["reviews"])).steps
         return {address: step.fingerprint for address, step in steps.items()}
 
     first = prints(tmp_path / "a.parquet")
@@ -92,7 +92,7 @@ def test_where_a_file_lies_does_not_affect_identity_and_what_it_holds_does(
 def test_the_command_line_makes_an_experiment_of_one_file(tmp_path: Path) -> None:
     (tmp_path / "Text Ada.parquet").write_bytes(b"features")
     file = str(tmp_path / "Text Ada.parquet")
-    found = plan.build(experiment.load(features=file, task="sentiment"))
+    found = planner.build(experiment.load(features=file, task="sentiment"))
     assert kinds(found) == {"features": 1, "tune": 8}
     assert "features/encoder/text-ada/sentiment" in found.steps
     assert experiment.load(features=file).name == "features-text-ada"
@@ -131,7 +131,7 @@ def test_a_mistake_is_one_sentence(
     tmp_path: Path, encoders: list[Any], tasks: list[str], more: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(UserError, match=said) as caught:
-        plan.build(made(tmp_path, encoders, tasks, **more))
+        planner.build(made(tmp_path, encoders, tasks, **more))
     assert "\n" not in str(caught.value)
 
 

@@ -9,7 +9,7 @@ from moto.server import ThreadedMotoServer
 import synthetic
 from commands import free_port
 from jobs.place import Place
-from orchestrator import experiment, index, plan
+from orchestrator import experiment, index, planner
 from orchestrator.lease import Leases, living
 from orchestrator.plan import Plan, Standing, assess
 from orchestrator.store import Store
@@ -32,7 +32,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
 @pytest.fixture
 def small() -> Plan:
     overrides = ["tuning.fractions=[100]", "tasks=[digits]"]
-    return plan.build(experiment.load(noise="0,10", overrides=overrides))
+    return planner.build(experiment.load(noise="0,10", overrides=overrides))
 
 
 def test_standing_is_read_from_a_listing_and_the_index(

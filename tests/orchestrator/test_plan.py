@@ -7,7 +7,7 @@ import pytest
 
 from jobs.contract import Outcome
 from jobs.place import Place
-from orchestrator import experiment, plan
+from orchestrator import experiment, plan, planner
 from orchestrator.errors import DriftError, StoreError, UserError
 from orchestrator.fingerprint import fingerprint
 from orchestrator.plan import Plan, Standing, assess, refuse_drift
@@ -15,7 +15,7 @@ from orchestrator.store import Store
 
 
 def planned(*overrides: str, noise: str = "0,10", seeds: str = "0") -> Plan:
-    return plan.build(experiment.load(overrides=overrides, noise=noise, seeds=seeds))
+    return planner.build(experiment.load(overrides=overrides, noise=noise, seeds=seeds))
 
 
 def prints(made: Plan) -> dict[str, str]:
@@ -172,8 +172,8 @@ def test_storage_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
 
 
 def test_label_noise_is_an_axis_of_the_address_and_clean_cells_keep_theirs() -> None:
-    clean = plan.build(experiment.load(noise="0"))
-    noisy = plan.build(experiment.load(noise="0", overrides=["tuning.label_noise=[0,40]"]))
+    clean = planner.build(experiment.load(noise="0"))
+    noisy = planner.build(experiment.load(noise="0", overrides=["tuning.label_noise=[0,40]"]))
     before = {step.address: step.fingerprint for step in clean.of_kind("tune")}
     after = {step.address: step.fingerprint for step in noisy.of_kind("tune")}
     added = after.keys() - before.keys()

@@ -13,7 +13,7 @@ import pytest
 
 import synthetic
 from jobs.place import Place
-from orchestrator import experiment, plan
+from orchestrator import experiment, planner
 from orchestrator.cli import _run
 from orchestrator.lease import Leases
 from orchestrator.plan import Plan
@@ -25,7 +25,7 @@ WORDS = ["--noise", "0,10", "--set", "tuning.fractions=[100]", "--set", "tasks=[
 
 @pytest.fixture
 def small() -> Plan:
-    return plan.build(
+    return planner.build(
         experiment.load(noise="0,10", overrides=["tuning.fractions=[100]", "tasks=[digits]"])
     )
 
@@ -144,13 +144,14 @@ def test_the_plan_prices_what_is_left_from_the_rate_it_is_given(
 ) -> None:
     for step in small.of_kind("pretrain")[:1]:
         store.output(step.address).delete()
-    words = ["plan", "--json", "--images-per-second", "500", *WORDS]
+    words = ["plan", "--json", "--images-per-second", "500", "--gpus", "4", *WORDS]
     cost = json.loads(said(capsys, *words))["cost"]
     epochs = 30
     assert cost["pretrain_runs"] == 1
     assert cost["samples"] == epochs * 1000
     assert cost["optimiser_steps"] == epochs * 16  # batches of 64 in 1,000 rows
     assert cost["hours"] == pytest.approx(epochs * 1000 / 500 / 3600)
+    assert cost["wall_hours"] == pytest.approx(cost["gpu_hours"] / 4)
     left = next(s for s in small.of_kind("pretrain")[1:])
     manifest = store.manifest(left.address)
     assert manifest is not None

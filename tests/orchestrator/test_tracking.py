@@ -10,7 +10,7 @@ from mlflow.entities import Run
 
 from jobs.contract import Outcome
 from jobs.place import Place
-from orchestrator import experiment, plan, provenance
+from orchestrator import experiment, planner, provenance
 from orchestrator.errors import TrackingError
 from orchestrator.mirror import Tracker, sync
 from orchestrator.plan import Plan, Step
@@ -24,7 +24,7 @@ POINTS = (("id/lp/accuracy", 0.0, 90.0), ("id/lp/accuracy", 10.0, 85.0))
 @pytest.fixture
 def small() -> Plan:
     overrides = ["tuning.fractions=[100]", "tasks=[digits]"]
-    return plan.build(experiment.load(noise="0,10", overrides=overrides))
+    return planner.build(experiment.load(noise="0,10", overrides=overrides))
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def test_a_sweep_is_one_parent_and_one_child_a_step(
 def test_the_cells_of_an_encoder_and_method_are_one_run(store: Store, tmp_path: Path) -> None:
     uri = database(tmp_path)
     overrides = ["tuning.fractions=[10,100]", "tuning.seeds=[0,1]"]
-    made = plan.build(experiment.load(noise="5,10", overrides=overrides))
+    made = planner.build(experiment.load(noise="5,10", overrides=overrides))
     tracker = Tracker(made, store, uri)
     for step in made.steps.values():
         accuracy = (
@@ -136,7 +136,7 @@ def test_cells_that_come_later_renew_their_run_and_leave_no_second(
 ) -> None:
     uri = database(tmp_path)
     overrides = ["tuning.fractions=[10,100]", "tasks=[digits]"]
-    made = plan.build(experiment.load(noise="10", overrides=overrides))
+    made = planner.build(experiment.load(noise="10", overrides=overrides))
     *most, last = made.steps.values()
     for step in most:
         commit(store, step)

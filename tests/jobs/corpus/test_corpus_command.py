@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from commands import Start
-from orchestrator import experiment, plan
+from orchestrator import experiment, planner
 
 Picture = Callable[..., bytes]
 
@@ -65,5 +65,5 @@ def test_what_is_not_built_is_said(tmp_path: Path, start: Start) -> None:
 
 
 def test_building_corpora_runs_no_other_step() -> None:
-    part = plan.build(experiment.load()).only("corpus")
+    part = planner.build(experiment.load()).only("corpus")
     assert {step.kind for step in part.steps.values()} == {"corpus"}

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from commands import Start
-from orchestrator import experiment, plan
+from orchestrator import experiment, planner
 from orchestrator.errors import UserError
 from orchestrator.plan import Plan
 
@@ -66,7 +66,7 @@ def test_other_settings_are_drift_and_an_empty_store_is_said(
 
 
 def planned(*overrides: str, source: str | None = None) -> Plan:
-    return plan.build(experiment.load(source, overrides=["noise.levels=[10]", *overrides]))
+    return planner.build(experiment.load(source, overrides=["noise.levels=[10]", *overrides]))
 
 
 def prints(of: Plan) -> set[str]:

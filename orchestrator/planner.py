@@ -1,0 +1,336 @@
+"""From an experiment to its plan: every step, with its address, fingerprint and inputs.
+
+Reads the experiment and the small files that it names (tasks, noise tables); nothing of the store,
+nothing heavy. What cannot be planned is a UserError.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import product
+
+from jobs.contract import Spec, StageError
+from jobs.encoders.pins import pin
+from jobs.encoders.spec import EncoderStep, GivenEncoder, NamedEncoder
+from jobs.features.spec import FeaturesStep, GivenStep
+from jobs.noise.spec import Noise, NoiseStep
+from jobs.pretrain.spec import PretrainStep
+from jobs.tasks.spec import Task
+from jobs.tuning.spec import EncoderTuning, TuneStep
+from orchestrator.errors import UserError
+from orchestrator.experiment import Experiment
+from orchestrator.fingerprint import Texts
+from orchestrator.plan import KINDS, Plan, Step, differences
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """A cell but for its encoder, so that 50,000 cells share some hundred specs."""
+
+    tail: str  # of its address
+    labels: Mapping[str, str | float | int]
+    spec: TuneStep
+
+
+class _Builder:
+    """Collects steps; two definitions of one address are a user's mistake."""
+
+    def __init__(self) -> None:
+        self.steps: dict[str, Step] = {}
+        self._texts = Texts()
+        self._cells: dict[tuple[str, str], list[_Cell]] = {}
+
+    def cells(self, experiment: Experiment, task: Task, method: str) -> list[_Cell]:
+        """What every encoder's cells of a task and method have in common, made once."""
+        found = self._cells.get((task.name, method))
+        if found is None:
+            found = self._cells[task.name, method] = list(_cells(experiment, task, method))
+        return found
+
+    def add(
+        self,
+        kind: str,
+        address: str,
+        spec: Spec,
+        inputs: Mapping[str, str] | None = None,
+        **labels: str | float | int,
+    ) -> str:
+        inputs = dict(inputs or {})
+        read = {role: self.steps[name].fingerprint for role, name in inputs.items()}
+        mark = self._texts.fingerprint(kind, spec, read)
+        step = Step(address, kind, spec, inputs, read, mark, labels)
+        known = self.steps.get(address)
+        if known is not None and known.fingerprint != step.fingerprint:
+            changes = "; ".join(map(str, differences(known.fields, step.fields)))
+            raise UserError(
+                f"{address} is defined twice, differently ({changes}); "
+                f"give one of the two another name"
+            )
+        self.steps.setdefault(address, step)
+        return address
+
+
+def build(experiment: Experiment) -> Plan:
+    """Every step of an experiment. Raises UserError for what cannot be planned."""
+    with _collector_paused():
+        return _build(experiment)
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """No search for garbage while many small things are made that all stay: a third of the time."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def _build(experiment: Experiment) -> Plan:
+    builder = _Builder()
+    tasks = experiment.load_tasks()
+    for corpus in (experiment.corpus, *(task.corpus for task in tasks)):
+        if corpus is not None:
+            builder.add("corpus", f"corpus/{corpus.name}", corpus)
+    _add_trained(builder, experiment, tasks)
+    for encoder in experiment.encoders:
+        _add_named(builder, experiment, tasks, encoder)
+    _check_nesting(builder.steps)
+    return Plan(experiment, _in_order(builder.steps))
+
+
+def _add_trained(builder: _Builder, experiment: Experiment, tasks: tuple[Task, ...]) -> None:
+    """The noise levels, the encoders pre-trained on them, and what is done with those."""
+    corpus, pretrain = experiment.corpus, experiment.pretrain
+    if corpus is None or pretrain is None or experiment.noise is None:
+        return
+    noise = _pinned(experiment.noise)
+    source = f"corpus/{corpus.name}"
+    for level in noise.levels:
+        overlay = builder.add(
+            "noise",
+            f"noise/{corpus.name}/{noise.name}/level={level:g}",
+            NoiseStep(corpus=corpus.name, noise=noise, level=level),
+            {"corpus": source},
+            noise=level,
+        )
+        for seed in pretrain.seeds:
+            run = f"{corpus.name}/{noise.name}/{pretrain.recipe.name}/noise={level:g}/seed={seed}"
+            place = {"noise": level, "seed": seed}
+            encoder = builder.add(
+                "pretrain",
+                f"pretrain/{run}",
+                PretrainStep(
+                    recipe=pretrain.recipe,
+                    seed=seed,
+                    checkpoint_minutes=pretrain.checkpoint_minutes,
+                    telemetry_steps=pretrain.telemetry_steps,
+                    on_nan=pretrain.on_nan,
+                    resources=pretrain.resources,
+                ),
+                {"corpus": source, "noise": overlay},
+                **place,
+            )
+            _add_downstream(builder, experiment, tasks, run, encoder, place)
+
+
+def _add_named(
+    builder: _Builder, experiment: Experiment, tasks: tuple[Task, ...], named: NamedEncoder
+) -> None:
+    """An encoder that is not trained here, and what is done with it."""
+    try:
+        named = pin(named)
+    except StageError as error:
+        raise UserError(f"encoders: {named.name}: {error}") from error
+    place: dict[str, str | float | int] = {"encoder": named.name}
+    if isinstance(named, GivenEncoder):
+        own = tuple(task for task in tasks if task.name in named.files)
+        _add_downstream(builder, experiment, own, f"encoder/{named.name}", named, place)
+        return
+    encoder = builder.add(
+        "encoder", f"encoder/{named.name}", EncoderStep(encoder=named), None, **place
+    )
+    _add_downstream(builder, experiment, tasks, encoder, encoder, place)
+
+
+def _pinned(noise: Noise) -> Noise:
+    """The noise, known by the content of the small file it names."""
+    if getattr(noise, "file", None) is None:
+        return noise
+    from jobs.noise.files import pin  # numpy and Arrow, paid where a noise names a file
+
+    try:
+        return pin(noise)
+    except StageError as error:
+        raise UserError(f"noise.file: {error}") from error
+
+
+def _add_downstream(
+    builder: _Builder,
+    experiment: Experiment,
+    tasks: tuple[Task, ...],
+    run: str,
+    encoder: str | GivenEncoder,
+    place: Mapping[str, str | float | int],
+) -> None:
+    """The features and cells of one encoder; `place` are its labels."""
+    tuning = experiment.tuning
+    for task in tasks:
+        if isinstance(encoder, GivenEncoder):
+            features = _add_given(builder, experiment, task, encoder, place)
+        elif task.corpus is None:  # its features come from elsewhere, not from this encoder
+            continue
+        else:
+            features = _add_features(builder, experiment, task, run, encoder, place)
+        for name, method in tuning.methods.items():
+            inputs = {"features": features}
+            if method.reads_images:
+                inputs = _of_images(task, name, encoder)
+            for cell in builder.cells(experiment, task, name):
+                if task.trained_on is not None:
+                    inputs = {**inputs, "head": f"tune/{run}/{task.trained_on}/{cell.tail}"}
+                address = f"tune/{run}/{task.name}/{cell.tail}"
+                builder.add("tune", address, cell.spec, inputs, **place, **cell.labels)
+
+
+def _cells(experiment: Experiment, task: Task, name: str) -> Iterator[_Cell]:
+    """The cells of a task and method, whatever encoder they are of."""
+    tuning, method = experiment.tuning, experiment.tuning.methods[name]
+    encoder = _encoder_tuning(experiment) if method.reads_images else None
+    for fraction, wrong, seed in product(tuning.fractions, tuning.label_noise, tuning.seeds):
+        noisy = f"/label_noise={wrong:g}" if wrong else ""
+        yield _Cell(
+            tail=f"{name}/fraction={fraction:g}{noisy}/seed={seed}",
+            labels={
+                "task": task.name,
+                "domain": task.domain,
+                "method": name,
+                "fraction": fraction,
+                "label_noise": wrong,
+                "tuning_seed": seed,
+            },
+            spec=TuneStep(
+                task=task,
+                method_name=name,
+                method=method,
+                fraction=fraction,
+                seed=seed,
+                configurations=tuning.configurations,
+                epochs=tuning.epochs,
+                batch_size=tuning.batch_size,
+                label_noise=wrong,
+                search=tuning.search,
+                halving=tuning.halving,
+                patience=tuning.patience,
+                precision=tuning.precision,
+                cpus=tuning.cpus,
+                gpus=tuning.gpus,
+                memory_mb=tuning.memory_mb,
+                encoder=encoder,
+            ),
+        )
+
+
+def _of_images(task: Task, method: str, encoder: str | GivenEncoder) -> dict[str, str]:
+    """What a method that trains the encoder itself reads; UserError when there is none to train."""
+    if isinstance(encoder, GivenEncoder) or task.corpus is None:
+        whose = f"encoder {encoder.name}" if isinstance(encoder, GivenEncoder) else task.name
+        raise UserError(
+            f"tuning.methods.{method} trains the encoder itself, and {whose} gives features alone; "
+            f"leave the method out"
+        )
+    return {"encoder": encoder, "corpus": f"corpus/{task.scope}"}
+
+
+def _encoder_tuning(experiment: Experiment) -> EncoderTuning:
+    """The same views and arithmetic as frozen methods get from the features."""
+    settings = experiment.features
+    if settings.precision == "float16":
+        raise UserError(
+            "features.precision = float16: lora and ft cannot train in it without underflow; use "
+            "bfloat16 or float32"
+        )
+    return EncoderTuning(views=settings.views, precision=settings.precision)
+
+
+def _add_features(
+    builder: _Builder,
+    experiment: Experiment,
+    task: Task,
+    run: str,
+    encoder: str,
+    place: Mapping[str, str | float | int],
+) -> str:
+    """An encoder's features of a task's images; their address."""
+    settings = experiment.features
+    return builder.add(
+        "features",
+        f"features/{run}/{task.images}",
+        FeaturesStep(
+            images=task.images,
+            parts=task.parts,
+            shift=task.shift,
+            views=settings.views,
+            dtype=settings.dtype,
+            precision=settings.precision,
+            batch_size=settings.batch_size,
+            gpus_per_worker=settings.gpus_per_worker,
+            cpus_per_worker=settings.cpus_per_worker,
+        ),
+        {"encoder": encoder, "corpus": f"corpus/{task.scope}"},
+        **place,
+        images=task.images,
+        domain=task.domain,
+    )
+
+
+def _add_given(
+    builder: _Builder,
+    experiment: Experiment,
+    task: Task,
+    encoder: GivenEncoder,
+    place: Mapping[str, str | float | int],
+) -> str:
+    """Features that somebody gave for a task; their address."""
+    return builder.add(
+        "features",
+        f"features/encoder/{encoder.name}/{task.name}",
+        GivenStep(
+            images=task.name,
+            parts=("test",) if task.domain == "ood" else ("train", "validation", "test"),
+            file=encoder.files[task.name],
+            sha256=encoder.sha256[task.name],
+            key=encoder.key,
+            vector=encoder.vector,
+            label=encoder.label,
+            split=encoder.split,
+            classes=encoder.classes.get(task.name, ()),
+            dtype=experiment.features.dtype,
+        ),
+        None,
+        **place,
+        images=task.name,
+        domain=task.domain,
+    )
+
+
+def _check_nesting(steps: Mapping[str, Step]) -> None:
+    """No step's folder may lie inside another's: emptying one would take the other with it."""
+    cleared: set[str] = set()  # folders already seen not to be a step's
+    for address in steps:
+        folder = address.rpartition("/")[0]
+        while folder and folder not in cleared:
+            if folder in steps:
+                raise UserError(f"{address} would lie inside another step's folder; rename it")
+            cleared.add(folder)
+            folder = folder.rpartition("/")[0]
+
+
+def _in_order(steps: Mapping[str, Step]) -> dict[str, Step]:
+    """Steps by kind, so that every step stands after its inputs (insertion order inside a kind)."""
+    return {s.address: s for kind in KINDS for s in steps.values() if s.kind == kind}

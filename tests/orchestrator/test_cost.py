@@ -1,0 +1,108 @@
+"""What a plan says it will cost: what is counted, what it rests on, what it says it cannot know."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+import synthetic
+from jobs.contract import Outcome
+from jobs.place import Place
+from orchestrator import experiment, planner
+from orchestrator.cost import FORWARD_SHARE, Cost, Given, estimate
+from orchestrator.plan import Plan, Step, assess
+from orchestrator.store import Store
+
+LEVELS, EPOCHS, VIEWS = 2, 30, 2
+
+
+@pytest.fixture
+def plan() -> Plan:
+    return planner.build(experiment.load(noise="0,10", overrides=["tuning.fractions=[100]"]))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(Place.of(tmp_path))
+
+
+def priced(plan: Plan, store: Store, **given: float) -> Cost:
+    return estimate(plan, assess(plan, store), Given(**given))  # type: ignore[arg-type]
+
+
+def test_all_stages_are_priced_from_given_rates_before_anything_ran(
+    plan: Plan, store: Store
+) -> None:
+    rates = {"images_per_second": 100, "features_per_second": 400, "cells_per_hour": 60}
+    cost = priced(plan, store, rows=720, gpus=4, price_per_gpu_hour=2.5, **rates)
+    assert cost.samples == LEVELS * EPOCHS * 720
+    assert cost.hours == pytest.approx(cost.samples / 100 / 3600)
+    assert cost.feature_hours is not None
+    assert cost.feature_images is not None
+    assert cost.feature_hours == pytest.approx(cost.feature_images / 400 / 3600)
+    trained = [s for s in plan.of_kind("tune") if s.labels["domain"] == "id"]
+    assert 0 < len(trained) == cost.cells_trained < cost.cells
+    assert cost.tuning_hours == pytest.approx(len(trained) / 60)
+    assert cost.unknown == ()
+    assert cost.gpu_hours == pytest.approx(cost.hours + cost.feature_hours + cost.tuning_hours)
+    assert cost.wall_hours == pytest.approx(cost.gpu_hours / 4)
+    assert cost.price == pytest.approx(cost.gpu_hours * 2.5)
+
+
+def test_every_view_of_a_training_image_is_encoded(plan: Plan, store: Store) -> None:
+    digits = 1797  # the reader says so
+    corpus = plan.steps["corpus/digits"].spec
+    share = {name: getattr(corpus, "parts").model_dump()[name] for name in ("train", "test")}  # noqa: B009
+    share["validation"] = 1 - share["train"] - share["test"]
+    expected = 0
+    for step in plan.of_kind("features"):
+        for part in getattr(step.spec, "parts"):  # noqa: B009
+            expected += round(digits * share[part]) * (1 + VIEWS if part == "train" else 1)
+    assert priced(plan, store).feature_images == expected
+
+
+def test_what_nobody_knows_is_named_and_left_out_of_the_sum(plan: Plan, store: Store) -> None:
+    cost = priced(plan, store)
+    assert cost.unknown == ("pre-training", "features", "tuning")
+    assert cost.gpu_hours == 0
+    assert "without pre-training and features and tuning" in "\n".join(cost.lines())
+    cost = priced(plan, store, images_per_second=100)
+    assert cost.unknown == ("tuning",)
+    assert cost.feature_images is not None
+    hours = cost.feature_images / (FORWARD_SHARE * 100) / 3600
+    assert cost.feature_hours == pytest.approx(hours)
+    assert "assumed" in cost.feature_hours_rest_on
+
+
+def test_rates_are_measured_from_the_ends_of_steps_with_pauses_left_out(
+    plan: Plan, store: Store
+) -> None:
+    synthetic.fill(plan, store)
+    kinds: dict[str, list[Step]] = {}
+    for step in plan.steps.values():
+        kinds.setdefault(step.kind, []).append(step)
+    cells = kinds["tune"]
+    store.output(cells[-1].address).delete()  # one is left to do
+    for at, step in enumerate(plan.steps.values()):
+        if step is cells[-1]:
+            continue
+        pause = 60 if step.kind == "tune" else 0  # the sweep was stopped before its cells
+        moment = datetime(2026, 11, 21, tzinfo=UTC) + timedelta(minutes=at + pause)
+        outcome = Outcome({"rows_train": 1000}, {"pretrain/images_per_s": 1000.0})
+        store.commit(step, outcome, {"finished": moment.isoformat(timespec="seconds")})
+    cost = priced(plan, store)
+    done = [s for s in cells[:-1] if s.labels["domain"] == "id"]
+    spent = 60 * (len(cells) - 1 - 1)  # the gap before the first is longer than a pause
+    told = f"at {3600 * len(done) / spent:.0f} cells/h, measured in this store"
+    assert cost.tuning_hours_rest_on == told
+    assert cost.cells == 1
+    assert cost.pretrain_runs == 0
+    assert cost.hours == 0
+
+
+def test_a_finished_plan_costs_nothing(plan: Plan, store: Store) -> None:
+    synthetic.fill(plan, store)
+    cost = priced(plan, store)
+    assert cost.gpu_hours == 0
+    assert cost.unknown == ()
+    assert cost.lines()[0].startswith("Nothing left to run")
