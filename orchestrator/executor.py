@@ -58,6 +58,10 @@ GATHER_SECONDS = 0.5  # quiet that a lane waits for, so that siblings go to thei
 ELSEWHERE_SECONDS = 2.0  # how often to look after a step that another driver holds
 STOP_SECONDS = 15.0  # how long lanes may take to end politely
 
+_IMPORTING = threading.Lock()
+"""Stages are imported one after another: two threads that load torch's libraries at once can end
+the process (oneMKL: "Cannot load libtorch_cpu.so")."""
+
 
 class Status(StrEnum):
     """How a step ended in this run."""
@@ -302,9 +306,7 @@ class Executor:
             hooks = Hooks(done=done, say=self._progress.say, stopping=self._stop.is_set)
             error: BaseException | None = None
             try:
-                module, _, function = self._stages[kind].partition(":")
-                stage: Stage = getattr(importlib.import_module(module), function)
-                stage(works, hooks)
+                _stage(self._stages[kind])(works, hooks)
             except BaseException as raised:  # a lane must never die unheard
                 error = raised
             for work in works:
@@ -352,6 +354,14 @@ class Executor:
             rows = self._store.cell(step.address) if has_rows else None
             if stamp is not None:
                 self._journal.add(manifest, stamp, rows)
+
+
+def _stage(name: str) -> Stage:
+    """The function that a stage's name (`module:function`) stands for."""
+    module, _, function = name.partition(":")
+    with _IMPORTING:
+        stage: Stage = getattr(importlib.import_module(module), function)
+    return stage
 
 
 def root_cause(error: BaseException) -> BaseException:

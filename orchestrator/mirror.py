@@ -2,14 +2,16 @@
 
 The store is the truth; whatever MLflow lacks is told again from it. Mirroring happens on a thread
 of the driver and under a lease; a tracking server that is slow or gone costs the sweep one line on
-the screen and nothing else. The cells of one encoder and method are one run (`shown.py`), told when
-the last of them is committed; what is incomplete when the sweep ends is told then.
+the screen and nothing else, is asked again while the sweep runs, and is told what it missed. The
+cells of one encoder and method are one run (`shown.py`), told when the last of them is committed;
+what is incomplete when the sweep ends is told then.
 """
 
 from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -21,6 +23,8 @@ from orchestrator.provenance import redact
 from orchestrator.shown import Group, Showing, group_of, groups
 from orchestrator.store import Manifest, Store
 from orchestrator.tracking import Mirror, SweepRecord
+
+AGAIN_SECONDS = 15.0  # between two looks at a server that does not answer
 
 
 class Tracker:
@@ -38,7 +42,9 @@ class Tracker:
         self._showing = Showing(plan, store)
         self._groups = groups(plan)
         self._finished: dict[str, dict[str, str]] = {}  # group -> finished cell -> when
-        self.down = ""  # why MLflow does not answer, once it did not
+        self._untold: dict[str, tuple[Step, Manifest] | Group] = {}  # committed, not yet mirrored
+        self.down = ""  # why MLflow does not answer, while it does not
+        self._asked = 0.0  # when it did not answer last
         self._thread = threading.Thread(target=self._follow, daemon=True, name="tracking")
         self._thread.start()
 
@@ -68,29 +74,47 @@ class Tracker:
                 self._leases.close()
 
     def _follow(self) -> None:
-        while (item := self._queue.get()) is not None:
-            if self.down:
-                continue  # the store has it; `close` or `sync` fills the gap
+        while True:
+            with suppress(queue.Empty):
+                item = self._queue.get(timeout=AGAIN_SECONDS if self.down else None)
+                if item is None:
+                    return  # `close` tells what is left
+                self._note(*item)
+            if self.down and time.monotonic() - self._asked < AGAIN_SECONDS:
+                continue
             try:
-                mirror = self._open()
-                if mirror is not None:
-                    self._tell(mirror, *item)
+                self._catch_up()
             except Exception as error:  # as above
                 self._lost(error)
 
-    def _tell(self, mirror: Mirror, step: Step, manifest: Manifest) -> None:
+    def _note(self, step: Step, manifest: Manifest) -> None:
+        """Remember a committed step until MLflow has it; cells, once their group is whole."""
         if step.kind != "tune":
-            if not mirror.holds(step.address, step.fingerprint):
-                mirror.child(self._showing.step(step, manifest))
+            self._untold[step.address] = step, manifest
             return
         group = self._groups[group_of(self._plan, step)]
         times = self._finished.setdefault(group.address, {})
         times[step.address] = str(manifest.provenance["finished"])
-        if len(times) == len(group.cells) and not mirror.holds(
-            group.address, group.fingerprint(times)
-        ):
-            mirror.child(self._showing.cells(group, self._showing.rows(times), times))
-            del self._finished[group.address]
+        if len(times) == len(group.cells):
+            self._untold[group.address] = group
+
+    def _catch_up(self) -> None:
+        """Tell MLflow everything that it has not been told, oldest first."""
+        mirror = self._open()
+        if mirror is None:
+            return
+        for address, untold in list(self._untold.items()):
+            if isinstance(untold, Group):
+                times = self._finished[address]
+                if not mirror.holds(address, untold.fingerprint(times)):
+                    mirror.child(self._showing.cells(untold, self._showing.rows(times), times))
+                del self._finished[address]
+            elif not mirror.holds(address, untold[0].fingerprint):
+                mirror.child(self._showing.step(*untold))
+            del self._untold[address]
+        if self.down:
+            self.down = ""
+            self._say(f"MLflow at {redact(self.uri)} answers again and was told what it missed")
 
     def _open(self) -> Mirror | None:
         """The mirror, if this driver holds the right to write to it."""
@@ -106,10 +130,12 @@ class Tracker:
 
     def _lost(self, error: Exception) -> None:
         self._mirror = None
+        self._asked = time.monotonic()
         if not self.down:
             self.down = _reason(error)
             self._say(
-                f"{_story(error, self.uri)}; the sweep goes on, and `nml-orch sync` fills the gap"
+                f"{_story(error, self.uri)}; the sweep goes on and asks it again, and after the "
+                f"sweep `nml-orch sync` fills the gap"
             )
 
 

@@ -28,12 +28,16 @@ PACKAGES = (
     "safetensors",
 )
 
-_CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+(?=@)")
+_CREDENTIALS = re.compile(
+    r"(?<=://)[^/@\s]+(?=@)"  # user and password
+    r"|(?<=[?&])([\w.-]*(?:token|secret|passw|signature|credential|key)[\w.-]*=)[^&\s'\"]+",
+    re.IGNORECASE,
+)
 
 
 def redact(text: str) -> str:
-    """The text with user and password taken out of every URI in it."""
-    return _CREDENTIALS.sub("***", text)
+    """The text with user, password and the tokens of queries taken out of every URI in it."""
+    return _CREDENTIALS.sub(lambda found: f"{found[1] or ''}***", text)
 
 
 def now() -> str:

@@ -27,6 +27,7 @@ from orchestrator.errors import UserError
 from orchestrator.fingerprint import fingerprint
 from orchestrator.index import Record
 from orchestrator.plan import Plan, Step
+from orchestrator.provenance import redact
 from orchestrator.shown import Data, Showing
 from orchestrator.standing import State, look
 from orchestrator.store import MANIFEST, Store
@@ -131,7 +132,8 @@ def _write(
     with tempfile.TemporaryDirectory() as folder:
         write(readout, Path(folder))
         experiment = found.plan.experiment.model_dump(mode="json")
-        (Path(folder) / "experiment.yaml").write_text(_yaml(experiment))
+        # A tracking URI may hold a password; the store and MLflow are read by many.
+        (Path(folder) / "experiment.yaml").write_text(redact(_yaml(experiment)))
         pq.write_table(summary, Path(folder) / SUMMARY)
         pq.write_table(reached, Path(folder) / NAMED)
         place.delete()

@@ -6,14 +6,19 @@ import sys
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 
-from commands import TINY, Start, free_port
+import synthetic
+from commands import TINY, Command, Start, free_port
+from jobs.place import Place
+from orchestrator import experiment, mirror, plan
+from orchestrator.shown import groups
+from orchestrator.store import Store
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
 
@@ -55,17 +60,24 @@ def addresses(uri: str) -> Counter[str]:
     return Counter(run.data.tags["nml.address"] for run in runs)
 
 
+RUNS = 1 + 2 + 2 + 4 + 2 * 4 + 1  # steps, one for the cells of an encoder and method, the sweep
+
+
+def wait_until(command: Command, reached: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 240
+    while not reached():
+        assert command.process.poll() is None, command.finish()
+        assert time.monotonic() < deadline, "it never came to that"
+        time.sleep(0.5)
+
+
 def test_the_sweep_finishes_says_so_once_and_sync_fills_the_gap(
     start: Start, tmp_path: Path
 ) -> None:
     port, folder = free_port(), tmp_path / "sweep"
     with server(tmp_path, port) as uri:
         command = start(folder, "sweep", *TINY, MLFLOW_TRACKING_URI=uri)
-        deadline = time.monotonic() + 240
-        while not any(a.startswith("pretrain/") for a in addresses(uri)):
-            assert command.process.poll() is None, command.finish()
-            assert time.monotonic() < deadline, "no pre-training run was mirrored"
-            time.sleep(0.5)
+        wait_until(command, lambda: any(a.startswith("pretrain/") for a in addresses(uri)))
     code, output = command.finish()
     assert code == 0, output
     assert output.count("does not answer") == 1, output
@@ -78,5 +90,54 @@ def test_the_sweep_finishes_says_so_once_and_sync_fills_the_gap(
         after = addresses(uri)
     assert before < after
     assert max(after.values()) == 1
-    steps, cells = 1 + 2 + 2 + 4, 2 * 4  # one run for the cells of an encoder and method
-    assert len(after) == steps + cells + 1  # and the sweep's own
+    assert len(after) == RUNS
+
+
+def test_a_server_that_is_away_for_a_while_needs_no_sync(start: Start, tmp_path: Path) -> None:
+    port, folder = free_port(), tmp_path / "sweep"
+    longer = ["--set", "pretrain.recipe.schedule.epochs=60"]
+    with server(tmp_path, port) as uri:
+        command = start(folder, "sweep", *TINY, *longer, MLFLOW_TRACKING_URI=uri)
+        wait_until(command, lambda: "corpus/digits" in addresses(uri))
+    wait_until(command, lambda: bool(list((folder / "nml-store/pretrain").rglob("manifest.json"))))
+    with server(tmp_path, port) as uri:
+        code, output = command.finish()
+        assert code == 0, output
+        found = addresses(uri)
+    assert len(found) == RUNS
+    assert max(found.values()) == 1
+    assert output.count("does not answer") == 1, output
+
+
+def test_what_was_missed_is_told_as_soon_as_the_server_is_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the sweep goes on: whoever looks need not wait for its end."""
+    monkeypatch.setattr(mirror, "AGAIN_SECONDS", 1.0)
+    made = plan.build(experiment.load(noise="0,20", overrides=["tasks=[digits]"]))
+    store = Store(Place.of(tmp_path / "store"))
+    said: list[str] = []
+    port = free_port()
+    tracker = mirror.Tracker(made, store, f"http://127.0.0.1:{port}", say=said.append)
+    try:
+        for manifest in synthetic.fill(made, store):
+            tracker.commit(made.steps[manifest.address], manifest)
+        deadline = time.monotonic() + 120
+        while not said:
+            assert time.monotonic() < deadline, "nothing was said of a server that is not there"
+            time.sleep(0.1)
+        assert "does not answer" in said[0]
+        with server(tmp_path, port) as uri:
+            while len(said) < 2:
+                assert time.monotonic() < deadline, said
+                time.sleep(0.2)
+            found = addresses(uri)
+        assert "answers again" in said[1]
+        assert set(found) == {
+            *(step.address for step in made.steps.values() if step.kind != "tune"),
+            *groups(made),
+            "sweep/demo",
+        }
+        assert max(found.values()) == 1
+    finally:
+        tracker.close(None)

@@ -1,5 +1,6 @@
 """The executor, through real plans and real stores, with stages that the tests write."""
 
+import sys
 import threading
 import time
 from collections import Counter
@@ -193,3 +194,33 @@ def test_a_block_reaches_all_that_follows_and_counts_each_step_once(
     TROUBLE["corpus/digits"] = [StageError("no such file")]
     results = execute(small, tmp_path)
     assert statuses(results) == {"failed": 1, "blocked": len(small.steps) - 1}
+
+
+IMPORTS: list[str] = []
+SLOW_MODULE = """
+import time
+from test_executor_imports import IMPORTS, stage
+
+IMPORTS.append("begin")
+time.sleep(0.3)
+IMPORTS.append("end")
+"""
+
+
+def test_no_two_lanes_import_their_stages_at_once(
+    small: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two threads that import torch at once have ended a driver."""
+    monkeypatch.setitem(sys.modules, "test_executor_imports", sys.modules[__name__])
+    monkeypatch.syspath_prepend(str(tmp_path))
+    threads = []
+    IMPORTS.clear()
+    for name in ("first", "second"):
+        (tmp_path / f"slow_{name}.py").write_text(SLOW_MODULE)
+        stages = {**STAGES, "corpus": f"slow_{name}:stage"}
+        threads.append(threading.Thread(target=execute, args=(small, tmp_path / name, stages)))
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert IMPORTS == ["begin", "end", "begin", "end"]
