@@ -25,7 +25,7 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
@@ -46,7 +46,7 @@ from jobs.noise.overlay import Overlay
 from jobs.place import Place
 from jobs.pretrain.augment import augment, draws
 from jobs.pretrain.group import Group
-from jobs.pretrain.loop import Pace, Watch, settled
+from jobs.pretrain.loop import Pace, Watch
 from jobs.pretrain.pixels import normalise, unit_range
 from jobs.pretrain.run import train_run
 from jobs.pretrain.spec import (
@@ -176,42 +176,72 @@ def update_times(one: Work, group: Group | None = None) -> list[float]:
     return times
 
 
-def bare(root: Path, batch: int, steps: int) -> float:
-    """Images a second of the plainest loop."""
-    images = torch.randn(steps * batch, 3, SMALL.size, SMALL.size)
-    labels = torch.randint(0, CLASSES, (len(images),))
-    model = timm.create_model("resnet18", num_classes=CLASSES, **SMALL_MODEL).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
-    times = []
-    with settled(PROCESSES):
-        for rows in torch.randperm(len(images)).split(batch):
-            optimizer.zero_grad(set_to_none=True)
-            F.cross_entropy(model(images[rows]), labels[rows]).backward()
-            optimizer.step()
-            times.append(time.perf_counter())
-    return rate(times, batch)
+class Bare:
+    """The plainest loop over images in memory: as bytes, or as the floats a model takes."""
+
+    def __init__(self, model_options: dict[str, Any], batch: int, steps: int, floats: bool) -> None:
+        self._images = torch.randint(0, 256, (steps * batch, 3, SMALL.size, SMALL.size)).byte()
+        if floats:
+            self._images = normalise(unit_range(self._images), SMALL)
+        self._labels = torch.randint(0, CLASSES, (len(self._images),))
+        self._rows = iter(torch.randperm(len(self._images)).split(batch))
+        self._model = timm.create_model("resnet18", num_classes=CLASSES, **model_options).train()
+        self._optimizer = torch.optim.AdamW(self._model.parameters(), lr=1e-3, fused=True)
+        mean, std = (torch.tensor(each).view(1, 3, 1, 1) for each in (SMALL.mean, SMALL.std))
+        self._shift, self._scale = 255 * mean, 1 / (255 * std)
+
+    def step(self) -> float:
+        """Seconds of one step."""
+        begun = time.perf_counter()
+        rows = next(self._rows)
+        images = self._images[rows]
+        if images.dtype == torch.uint8:
+            images = (images.float() - self._shift) * self._scale
+        self._optimizer.zero_grad(set_to_none=True)
+        F.cross_entropy(self._model(images), self._labels[rows]).backward()
+        self._optimizer.step()
+        return time.perf_counter() - begun
 
 
-def rate(times: list[float], batch: int) -> float:
-    """Images a second after the first updates, by the median step."""
-    return batch / float(np.median(np.diff(times[3:])))
+def against_bare(one: Work, bares: Sequence[Bare]) -> list[float]:
+    """For each bare loop, its median step over that of a run, steps taken in turn.
+
+    In turn, because a shared machine is at no time as fast as a minute later.
+    """
+    ours: list[float] = []
+    theirs: list[list[float]] = [[] for _ in bares]
+    left = 0.0
+
+    def say(share: float, words: str) -> None:
+        nonlocal left
+        if share > 0:
+            ours.append(time.perf_counter() - left)
+            for bare, times in zip(bares, theirs, strict=True):
+                times.append(bare.step())
+            left = time.perf_counter()
+
+    train_run(one, watch=Watch(say=say), pace=Pace(minutes=60, time_share=0))
+    first = 4  # steps before it pay for what is set up at first use
+    print(f"  {1e3 * median(ours[first:]):.1f} ms an update", end="", flush=True)
+    print(f", bare {', '.join(f'{1e3 * median(t[first:]):.1f} ms' for t in theirs)}", flush=True)
+    return [median(times[first:]) / median(ours[first:]) for times in theirs]
 
 
 def loop_vs_bare(root: Path) -> dict[str, float]:
-    batch, steps = 128, 25
+    batch, steps = 64, 60
     write_corpus(root, list(jpegs(steps * batch, 32, 32, 90)), 2_000)
-    fields = {
-        "model_options": SMALL_MODEL,
-        "image": SMALL,
-        "schedule": {"epochs": 1, "batch_size": batch, "lr": 1e-3},
-    }
-    ours, theirs = [], []
-    for turn in range(REPEATS):
-        one = work(root, f"loop-{turn}", "resnet18", fields, Resources(cpus_per_worker=PROCESSES))
-        ours.append(rate(update_times(one), batch))
-        theirs.append(bare(root, batch, steps))
-        print(f"  loop {ours[-1]:.0f}, bare {theirs[-1]:.0f} images/s", flush=True)
-    return {"loop_vs_bare": median(a / b for a, b in zip(ours, theirs, strict=True))}
+    found: dict[str, float] = {}
+    for tail, options in (("", {}), ("_small", SMALL_MODEL)):
+        fields = {
+            "model_options": options,
+            "image": SMALL,
+            "schedule": {"epochs": 1, "batch_size": batch, "lr": 1e-3},
+        }
+        one = work(root, f"loop{tail}", "resnet18", fields, Resources(cpus_per_worker=PROCESSES))
+        bares = [Bare(options, batch, steps, floats) for floats in (False, True)]
+        as_bytes, as_floats = against_bare(one, bares)
+        found |= {f"loop_vs_bare{tail}": as_bytes, f"loop_vs_bare{tail}_floats": as_floats}
+    return found
 
 
 # -- the input -------------------------------------------------------------------------------------
