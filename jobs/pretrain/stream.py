@@ -369,7 +369,8 @@ class _Decoder(Dataset[Any]):
         rows = zip(piece.files, piece.keys, piece.images, piece.hashes, strict=True)
         try:
             # Of torch, because in a process it stacks into the memory that is then shared.
-            stacked: Tensor = default_collate([self._pixels(*row) for row in rows])
+            pixels = [self._pixels(*row) for row in rows]
+            stacked: Tensor = default_collate(pixels)  # type: ignore[no-untyped-call]
             return stacked
         except StageError as error:
             return str(error)
