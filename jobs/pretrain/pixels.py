@@ -79,7 +79,7 @@ def to_input(pixels: Tensor, spec: ImageInput) -> Tensor:
     mean, std = _statistics(spec, pixels.device)
     images = torch.empty(pixels.shape)
     rows = max(1, _PIECE // max(1, pixels[:1].numel()))
-    for piece, values in zip(images.split(rows), pixels.split(rows), strict=True):
+    for piece, values in zip(torch.split(images, rows), torch.split(pixels, rows), strict=True):
         piece.copy_(values).div_(255).sub_(mean).div_(std)
     return images
 

@@ -370,7 +370,7 @@ class _Decoder(Dataset[Any]):
         try:
             # Of torch, because in a process it stacks into the memory that is then shared.
             pixels = [self._pixels(*row) for row in rows]
-            stacked: Tensor = default_collate(pixels)  # type: ignore[no-untyped-call]
+            stacked: Tensor = default_collate(pixels)
             return stacked
         except StageError as error:
             return str(error)
