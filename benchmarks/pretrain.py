@@ -1,15 +1,18 @@
 """Pre-training: the loop, its input and its start, each against what a user would run instead.
 
-Run it with the project installed: `python benchmarks/pretrain.py` (some three minutes on two
-cores). Both sides run alternately in one process; figures are medians. Ends with one line of JSON:
+Run it with the project installed: `python benchmarks/pretrain.py` (some minutes on two
+cores). Both sides run in turn in one process; figures are medians. Ends with one line of JSON:
 
-- loop_vs_bare: images a second of a run's updates over those of the plainest PyTorch loop over
-  normalised tensors in memory, same model, batch, optimiser and precision.
-- input_vs_dataloader: images a second from shards (after a first epoch, which checks them too),
-  augmented and normalised, over those of a torch DataLoader over the same JPEGs as an ImageFolder,
-  with torchvision's RandomResizedCrop, flip, ToTensor and Normalize; same number of processes.
-  `input_vs_dataloader_uint8`: the DataLoader is spared ToTensor and Normalize for each image, and
-  both are done by batch, as the loop does them.
+- loop_vs_bare: processors' time of a step of the plainest PyTorch loop over images in memory over
+  that of a run's update, steps taken in turn, same model (timm's ResNet-18), batch, optimiser and
+  precision. Both start from bytes; `_floats`: the bare loop's images are normalised beforehand.
+  `_small`: a ResNet-18 of a few channels, where a loop's own work weighs most.
+- input_vs_dataloader: processors' time of an image by a torch DataLoader over the same JPEGs as an
+  ImageFolder, with torchvision's RandomResizedCrop, flip, ToTensor and Normalize, over that from
+  shards (after a first epoch, which checks them too), augmented and normalised; same number of
+  processes, children counted. `_uint8`: the DataLoader is spared ToTensor and Normalize for each
+  image, and both are done by batch, as the loop does them.
+- `_wall`: the same two by the clock, which on a shared machine measures its other tenants too.
 - data_wait_share: of the time of an epoch after its first batch, what a training step waits for
   its streamed batch when a step takes three times what decoding its images does.
 - first_step_s: from handing a run to the stage until its first update, Ray being up;
@@ -22,10 +25,12 @@ from __future__ import annotations
 import io
 import json
 import os
+import resource
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
@@ -46,8 +51,8 @@ from jobs.noise.overlay import Overlay
 from jobs.place import Place
 from jobs.pretrain.augment import augment, draws
 from jobs.pretrain.group import Group
-from jobs.pretrain.loop import Pace, Watch, settled
-from jobs.pretrain.pixels import normalise, unit_range
+from jobs.pretrain.loop import Pace, Watch
+from jobs.pretrain.pixels import normalise, to_input, unit_range
 from jobs.pretrain.run import train_run
 from jobs.pretrain.spec import (
     Augment,
@@ -67,6 +72,33 @@ SMALL = ImageInput(size=32)
 CROPPED = ImageInput(size=224)
 CROP = Augment(crop=(0.08, 1.0), crop_interpolation="bilinear", flip=True)
 SMALL_MODEL = {"channels": [16, 32, 64, 96]}
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Seconds by the clock, and of processors' time: this process's and its ended children's.
+
+    On a machine that is shared the clock measures its other tenants as well.
+    """
+
+    wall: float
+    cpu: float
+
+    @classmethod
+    def now(cls) -> Spent:
+        ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+        cpu = time.process_time() + ended.ru_utime + ended.ru_stime
+        return cls(time.perf_counter(), cpu)
+
+    def since(self, before: Spent) -> Spent:
+        return Spent(self.wall - before.wall, self.cpu - before.cpu)
+
+    def __str__(self) -> str:
+        return f"{1e3 * self.cpu:.1f} ms of a processor ({1e3 * self.wall:.1f} ms)"
+
+
+def middle(times: Sequence[Spent]) -> Spent:
+    return Spent(median(each.wall for each in times), median(each.cpu for each in times))
 
 
 # -- corpora ---------------------------------------------------------------------------------------
@@ -176,42 +208,76 @@ def update_times(one: Work, group: Group | None = None) -> list[float]:
     return times
 
 
-def bare(root: Path, batch: int, steps: int) -> float:
-    """Images a second of the plainest loop."""
-    images = torch.randn(steps * batch, 3, SMALL.size, SMALL.size)
-    labels = torch.randint(0, CLASSES, (len(images),))
-    model = timm.create_model("resnet18", num_classes=CLASSES, **SMALL_MODEL).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
-    times = []
-    with settled(PROCESSES):
-        for rows in torch.randperm(len(images)).split(batch):
-            optimizer.zero_grad(set_to_none=True)
-            F.cross_entropy(model(images[rows]), labels[rows]).backward()
-            optimizer.step()
-            times.append(time.perf_counter())
-    return rate(times, batch)
+class Bare:
+    """The plainest loop over images in memory: as bytes, or as the floats a model takes."""
+
+    def __init__(self, model_options: dict[str, Any], batch: int, steps: int, floats: bool) -> None:
+        self._images = torch.randint(0, 256, (steps * batch, 3, SMALL.size, SMALL.size)).byte()
+        if floats:
+            self._images = normalise(unit_range(self._images), SMALL)
+        self._labels = torch.randint(0, CLASSES, (len(self._images),))
+        self._rows = iter(torch.randperm(len(self._images)).split(batch))
+        self._model = timm.create_model("resnet18", num_classes=CLASSES, **model_options).train()
+        self._optimizer = torch.optim.AdamW(self._model.parameters(), lr=1e-3, fused=True)
+        mean, std = (torch.tensor(each).view(1, 3, 1, 1) for each in (SMALL.mean, SMALL.std))
+        self._shift, self._scale = 255 * mean, 1 / (255 * std)
+
+    def step(self) -> Spent:
+        """What one step takes."""
+        begun = Spent.now()
+        rows = next(self._rows)
+        images = self._images[rows]
+        if images.dtype == torch.uint8:
+            images = (images.float() - self._shift) * self._scale
+        self._optimizer.zero_grad(set_to_none=True)
+        F.cross_entropy(self._model(images), self._labels[rows]).backward()
+        self._optimizer.step()
+        return Spent.now().since(begun)
 
 
-def rate(times: list[float], batch: int) -> float:
-    """Images a second after the first updates, by the median step."""
-    return batch / float(np.median(np.diff(times[3:])))
+def against_bare(one: Work, bares: Sequence[Bare]) -> list[Spent]:
+    """For each bare loop, its median step over that of a run, steps taken in turn.
+
+    In turn, because a shared machine is at no time as fast as a minute later.
+    """
+    ours: list[Spent] = []
+    theirs: list[list[Spent]] = [[] for _ in bares]
+    left = Spent.now()
+
+    def say(share: float, words: str) -> None:
+        nonlocal left
+        if share > 0:
+            ours.append(Spent.now().since(left))
+            for bare, steps in zip(bares, theirs, strict=True):
+                steps.append(bare.step())
+        left = Spent.now()
+
+    train_run(one, watch=Watch(say=say), pace=Pace(minutes=60, time_share=0))
+    run, *loops = (middle(steps[4:]) for steps in (ours, *theirs))  # the first ones set things up
+    for loop in loops:
+        print(f"  an update {run}, a bare step {loop}", flush=True)
+    return [Spent(loop.wall / run.wall, loop.cpu / run.cpu) for loop in loops]
 
 
 def loop_vs_bare(root: Path) -> dict[str, float]:
-    batch, steps = 128, 25
+    """One thread, or the two would measure how long they wait for one another's turn."""
+    batch, steps = 64, 34
     write_corpus(root, list(jpegs(steps * batch, 32, 32, 90)), 2_000)
-    fields = {
-        "model_options": SMALL_MODEL,
-        "image": SMALL,
-        "schedule": {"epochs": 1, "batch_size": batch, "lr": 1e-3},
-    }
-    ours, theirs = [], []
-    for turn in range(REPEATS):
-        one = work(root, f"loop-{turn}", "resnet18", fields, Resources(cpus_per_worker=PROCESSES))
-        ours.append(rate(update_times(one), batch))
-        theirs.append(bare(root, batch, steps))
-        print(f"  loop {ours[-1]:.0f}, bare {theirs[-1]:.0f} images/s", flush=True)
-    return {"loop_vs_bare": median(a / b for a, b in zip(ours, theirs, strict=True))}
+    found: dict[str, float] = {}
+    torch.set_num_threads(1)
+    for tail, options in (("", {}), ("_small", SMALL_MODEL)):
+        fields = {
+            "model_options": options,
+            "image": SMALL,
+            "schedule": {"epochs": 1, "batch_size": batch, "lr": 1e-3},
+        }
+        one = work(root, f"loop{tail}", "resnet18", fields, Resources(cpus_per_worker=1))
+        bares = [Bare(options, batch, steps, floats) for floats in (False, True)]
+        for kind, ratio in zip(("", "_floats"), against_bare(one, bares), strict=True):
+            found[f"loop_vs_bare{tail}{kind}"] = ratio.cpu
+            found[f"loop_vs_bare{tail}{kind}_wall"] = ratio.wall
+    torch.set_num_threads(PROCESSES)
+    return found
 
 
 # -- the input -------------------------------------------------------------------------------------
@@ -235,58 +301,64 @@ def source(root: Path, batch: int, processes: int = PROCESSES) -> StreamedSource
 
 def ready(batch: Any) -> torch.Tensor:
     """A streamed batch as the loop passes it to the model."""
-    images = augment(unit_range(batch.images), CROP, draws(batch.hashes))
-    return normalise(images, CROPPED)
+    return to_input(augment(batch.images, CROP, draws(batch.hashes)), CROPPED)
 
 
-def streamed(shards: StreamedSource, epoch: int) -> float:
-    """Seconds of an epoch's input from shards."""
-    begun = time.perf_counter()
+def streamed(shards: StreamedSource, epoch: int) -> Spent:
+    """What an epoch's input from shards takes."""
+    begun = Spent.now()
     for each in shards.batches(epoch, 0, Group()):
         ready(each)
-    return time.perf_counter() - begun
+    return Spent.now().since(begun)
 
 
-def dataloader(root: Path, batch: int, by_batch: bool) -> float:
-    """Seconds of an epoch's input by torch's DataLoader and torchvision."""
+def dataloader(root: Path, batch: int, by_batch: bool) -> Spent:
+    """What an epoch's input by torch's DataLoader and torchvision takes."""
     steps: list[Any] = [transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip()]
     if by_batch:
         steps += [transforms.PILToTensor()]
     else:
         steps += [transforms.ToTensor(), transforms.Normalize(CROPPED.mean, CROPPED.std)]
     folder = ImageFolder(str(root / "tree"), transforms.Compose(steps))
-    begun = time.perf_counter()
+    begun = Spent.now()
     loader = DataLoader(folder, batch, shuffle=True, num_workers=PROCESSES, drop_last=True)
     for images, _ in loader:
         if by_batch:
             normalise(unit_range(images), CROPPED)
-    return time.perf_counter() - begun
+    return Spent.now().since(begun)
 
 
 def input_vs_dataloader(root: Path) -> dict[str, float]:
-    batch, count = 64, 768
+    batch, count = 64, 1_024
     images = list(jpegs(count, 400, 300, 92))
     print(f"  {count} JPEGs of {np.mean([len(i) for i in images]) / 1e3:.0f} kB", flush=True)
     write_corpus(root, images, 500, folders=True)
-    ratios: dict[str, list[float]] = {"": [], "_uint8": []}
+    ratios: dict[str, list[float]] = {}
     shards = source(root, batch)
     streamed(shards, 0)  # the first epoch checks the shards' sha256 as well
     for turn in range(REPEATS):
         ours = streamed(shards, 1 + turn)
         for tail, by_batch in (("", False), ("_uint8", True)):
             theirs = dataloader(root, batch, by_batch)
-            ratios[tail].append(theirs / ours)
+            ratios.setdefault(tail, []).append(theirs.cpu / ours.cpu)
+            ratios.setdefault(f"{tail}_wall", []).append(theirs.wall / ours.wall)
             print(
-                f"  shards {count / ours:.0f}, DataLoader{tail} {count / theirs:.0f} images/s",
+                f"  an image from shards {per_image(ours, count)}, "
+                f"DataLoader{tail} {per_image(theirs, count)}",
                 flush=True,
             )
     return {f"input_vs_dataloader{tail}": median(found) for tail, found in ratios.items()}
 
 
+def per_image(spent: Spent, count: int) -> Spent:
+    return Spent(spent.wall / count, spent.cpu / count)
+
+
 def data_wait_share(root: Path) -> dict[str, float]:
     """Waiting for streamed batches of 32 while a step does three times their decoding's time."""
     batch = 32
-    step_seconds = 3 * streamed(source(root, batch), 0) / source(root, batch).steps_per_epoch
+    shards = source(root, batch)
+    step_seconds = 3 * streamed(shards, 0).wall / shards.steps_per_epoch
     batches = source(root, batch, processes=1).batches(0, 0, Group())
     next(batches)
     waited, begun = 0.0, time.perf_counter()

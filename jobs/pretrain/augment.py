@@ -50,17 +50,23 @@ def moves(spec: Affine) -> bool:
     return bool(spec.degrees or spec.translate or spec.flip) or spec.scale != (1.0, 1.0)
 
 
+def flips_alone(spec: Affine) -> bool:
+    """Whether `augment` does nothing but flip, which leaves values as they are: bytes will do."""
+    return spec.flip and not (spec.degrees or spec.translate) and spec.scale == (1.0, 1.0)
+
+
 def augment(images: Tensor, spec: Affine, draws: Tensor) -> Tensor:
     """Rotate, shift, scale and flip each image by its own row of draws.
 
     `images` is float [N, C, H, W] in [0, 1] (before normalisation: what comes in from outside is
-    0), `draws` at least [N, DRAWS] in [0, 1). The result has the images' shape; each row depends
-    on its own image and draws alone. Bilinear, about the image's centre; the flip comes first.
+    0), or uint8 where it `flips_alone`; `draws` at least [N, DRAWS] in [0, 1). The result has the
+    images' shape; each row depends on its own image and draws alone. Bilinear, about the image's
+    centre; the flip comes first.
     """
     if not moves(spec):
         return images
     u = draws.to(images.device)
-    if not (spec.degrees or spec.translate) and spec.scale == (1.0, 1.0):  # nothing to interpolate
+    if flips_alone(spec):  # nothing to interpolate
         return torch.where((u[:, 4] < 0.5).view(-1, 1, 1, 1), images.flip(-1), images)
     angle = (2 * u[:, 0] - 1) * math.radians(spec.degrees)
     shift = (2 * u[:, 1:3] - 1) * (2 * spec.translate)  # in grid units: a side measures 2

@@ -24,7 +24,7 @@ from jobs.pretrain.data import Field, Part, Targets
 from jobs.pretrain.encoder import Architecture
 from jobs.pretrain.group import Group, gradients_stay
 from jobs.pretrain.objective import FULL, Scored
-from jobs.pretrain.pixels import normalise, unit_range
+from jobs.pretrain.pixels import to_input
 from jobs.pretrain.precision import Precision
 from jobs.pretrain.spec import Contrastive
 
@@ -201,7 +201,7 @@ class ContrastiveObjective:
         return {"memorised_percent": nearer, "recovered_percent": further}
 
     def _image_features(self, model: Any, part: Part, rows: Tensor, group: Group) -> Tensor:
-        images = normalise(unit_range(part.images[rows].to(group.device)), self._recipe.image)
+        images = to_input(part.images[rows].to(group.device), self._recipe.image)
         features: Tensor = model.encode_image(images, normalize=True)
         return features
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from jobs.contract import StageError
 from jobs.place import Place
 from jobs.pretrain.catalogue import IN_PLACE
-from jobs.pretrain.pixels import normalise, to_pixels, unit_range
+from jobs.pretrain.pixels import to_input, to_pixels
 from jobs.pretrain.spec import ImageInput
 
 WEIGHTS = "model.safetensors"
@@ -186,7 +186,7 @@ class Encoder:
 
         Under another precision than float32 the layers that torch deems safe run in it (autocast).
         """
-        inputs = normalise(unit_range(images.to(self.device)), self.card.image)
+        inputs = to_input(images.to(self.device), self.card.image)
         if precision == "float32":
             return _features(self.card.family, self.model, inputs).float()
         with torch.autocast(self.device.type, dtype=getattr(torch, precision)):

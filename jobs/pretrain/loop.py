@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from jobs.contract import StageError
-from jobs.pretrain.augment import augment, draws, mix, moves
+from jobs.pretrain.augment import augment, draws, flips_alone, mix, moves
 from jobs.pretrain.checkpoint import Checkpoints, Point, Position, Progress
 from jobs.pretrain.data import Batch, Part, Source, Targets
 from jobs.pretrain.faults import Faults, out_of_memory
@@ -34,7 +34,7 @@ from jobs.pretrain.optimise import (
     make_optimizer,
     make_scheduler,
 )
-from jobs.pretrain.pixels import normalise, unit_range
+from jobs.pretrain.pixels import to_input, unit_range
 from jobs.pretrain.precision import Precision
 from jobs.pretrain.spec import Augment, ImageInput, OnNan, Resources, Schedule
 from jobs.pretrain.telemetry import Row, Telemetry
@@ -241,10 +241,11 @@ class Loop:
 
     def _inputs(self, batch: Batch, position: Position) -> tuple[Tensor, Targets]:
         """Augmented, normalised, mixed; torch's generators as a function of where the run is."""
-        images = unit_range(batch.images)
+        images = batch.images
         if moves(self._augment):
+            images = images if flips_alone(self._augment) else unit_range(images)
             images = augment(images, self._augment, draws(batch.hashes))
-        images = erase(normalise(images, self._image), self._augment, batch.hashes)
+        images = erase(to_input(images, self._image), self._augment, batch.hashes)
         # Of the run and the update, for draws that all workers share; mixed again for those
         # of a worker's own.
         drawn = _step_seed(self._seed, position.updates)

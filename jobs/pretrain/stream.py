@@ -23,7 +23,7 @@ import pyarrow as pa
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from jobs.contract import StageError
 from jobs.corpus.shards import Index
@@ -368,7 +368,10 @@ class _Decoder(Dataset[Any]):
     def __getitem__(self, piece: _Encoded) -> Tensor | str:
         rows = zip(piece.files, piece.keys, piece.images, piece.hashes, strict=True)
         try:
-            return torch.stack([self._pixels(*row) for row in rows])
+            # Of torch, because in a process it stacks into the memory that is then shared.
+            pixels = [self._pixels(*row) for row in rows]
+            stacked: Tensor = default_collate(pixels)
+            return stacked
         except StageError as error:
             return str(error)
 

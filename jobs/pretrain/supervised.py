@@ -26,7 +26,7 @@ from jobs.pretrain.encoder import Architecture
 from jobs.pretrain.group import Group, gradients_stay
 from jobs.pretrain.mixing import make_mixup, mixed
 from jobs.pretrain.objective import FULL, Scored
-from jobs.pretrain.pixels import normalise, unit_range
+from jobs.pretrain.pixels import to_input
 from jobs.pretrain.precision import Precision
 from jobs.pretrain.spec import Supervised
 
@@ -156,8 +156,8 @@ class SupervisedObjective:
         scores = [torch.zeros(0, len(part.classes))]
         with torch.no_grad():
             for chunk in torch.split(rows, _CHUNK):
-                images = unit_range(part.images[chunk].to(group.device))
-                scores.append(model(normalise(images, self._recipe.image)).float().cpu())
+                images = to_input(part.images[chunk].to(group.device), self._recipe.image)
+                scores.append(model(images).float().cpu())
         return torch.cat(scores)
 
 

@@ -61,7 +61,9 @@ def training_pixels(
     """
     if not needs_source_image(augment):
         return to_pixels(image, image_input)
-    changed = eight_bits(image).convert("RGB")  # timm's operations take no grey images
+    changed = eight_bits(image)
+    if changed.mode != "RGB":  # timm's operations take no grey images; converting copies
+        changed = changed.convert("RGB")
     generator = random.Random(int(hashed))
     before, _draws.own = _draws.own, generator
     try:

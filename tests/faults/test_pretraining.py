@@ -1,9 +1,11 @@
-"""What happens to a sweep whose training worker is killed, or that is signalled as a whole."""
+"""What happens to pre-training when a worker dies, a disk fills, a shard rots or drivers meet."""
 
+import json
 import os
 import signal
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -108,3 +110,72 @@ def test_a_signal_to_all_of_a_sweep_leaves_what_the_next_one_goes_on_from(
     assert code == 0, output
     assert weights(tmp_path) == weights(undisturbed)
     assert table(tmp_path) == table(undisturbed)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[str], None]]:
+    """The pre-training's scratch on a file system of its own, of a size that can be changed."""
+    place = scratch(tmp_path)
+    place.mkdir(parents=True)
+    if (
+        os.geteuid() != 0
+        or subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=1200k", "tmpfs", place], check=False
+        ).returncode
+    ):
+        pytest.skip("needs the right to mount a tmpfs")
+
+    def resize(size: str) -> None:
+        subprocess.run(["mount", "-o", f"remount,size={size}", place], check=True)
+
+    yield resize
+    subprocess.run(["umount", "--lazy", place], check=True)
+
+
+def test_a_full_disk_is_said_in_a_sentence_and_nothing_is_lost(
+    start: Start, undisturbed: Path, small_disk: Callable[[str], None], tmp_path: Path
+) -> None:
+    code, output = start(tmp_path, *words()).finish()
+    assert code == 1, output
+    assert f"failed   {RUN}: the checkpoint after update" in output
+    assert "No space left on device" in output
+    assert "Traceback" not in output
+    small_disk("64m")
+    code, output = start(tmp_path, *words()).finish()
+    assert code == 0, output
+    assert weights(tmp_path) == weights(undisturbed)
+    assert table(tmp_path) == table(undisturbed)
+
+
+def test_a_shard_altered_between_epochs_of_a_streamed_run_is_named(
+    start: Start, tmp_path: Path
+) -> None:
+    # More files than a reader holds, so that each epoch reads them again.
+    small = ("corpus.name=shards", "corpus.rows_per_shard=48")
+    command = start(tmp_path, *words(STREAMED, *small))
+    wait_until(command, lambda: bool(checkpoints(tmp_path)))
+    for shard in sorted((tmp_path / "nml-store/corpus/shards").glob("train-*.parquet")):
+        data = shard.read_bytes()
+        shard.write_bytes(data[:200] + bytes([data[200] ^ 1]) + data[201:])
+    code, output = command.finish()
+    assert code == 1, output
+    assert f"failed   {RUN.replace('digits', 'shards')}: shard train-" in output
+    assert "other sha256" in output
+    assert "build the corpus again" in output
+    assert "Traceback" not in output
+
+
+def test_two_sweeps_on_one_store_share_its_steps_and_both_end_well(
+    start: Start, undisturbed: Path, tmp_path: Path
+) -> None:
+    commands = [start(tmp_path, *words()) for _ in range(2)]
+    for code, output in [command.finish() for command in commands]:
+        assert code == 0, output
+    assert table(tmp_path) == table(undisturbed)
+    manifests = [
+        json.loads(path.read_text())
+        for path in (tmp_path / "nml-store").rglob("manifest.json")
+        if "report" not in path.parts
+    ]
+    assert manifests
+    assert all(each["provenance"]["attempts"] == 1 for each in manifests)

@@ -5,8 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.pretrain.augment import DRAWS, augment, draws, mix
-from jobs.pretrain.spec import Augment
+from jobs.pretrain.augment import DRAWS, augment, draws, flips_alone, mix
+from jobs.pretrain.pixels import normalise, to_input, unit_range
+from jobs.pretrain.spec import Augment, ImageInput
 
 ALL = Augment(degrees=30, translate=0.2, scale=(0.7, 1.3), flip=True)
 
@@ -94,3 +95,29 @@ def test_scaling_by_two_enlarges_the_centre() -> None:
     larger = augment(batch, Augment(scale=(1.0, 2.0)), extreme(3, 1.0))
     assert float(larger[..., 3:9, 3:9].min()) > 0.99
     assert abs(float(larger.sum()) - 64) < 1e-3, "four times the area"
+
+
+@given(st.integers(1, 9), st.sampled_from([8, 32, 300]), st.sampled_from([1, 3]))
+def test_images_normalised_in_pieces_are_those_normalised_at_once(
+    count: int, size: int, channels: int
+) -> None:
+    mean, std = (0.485, 0.456, 0.406)[:channels], (0.229, 0.224, 0.225)[:channels]
+    spec = ImageInput(size=size, channels=channels, mean=mean, std=std)
+    generator = torch.Generator().manual_seed(count)
+    shape = (count, channels, size, size)
+    pixels = torch.randint(0, 256, shape, generator=generator).to(torch.uint8)
+    assert torch.equal(to_input(pixels, spec), normalise(unit_range(pixels), spec))
+    floats = unit_range(pixels)
+    before = floats.clone()
+    assert torch.equal(to_input(floats, spec), normalise(before, spec))
+    assert torch.equal(floats, before)
+
+
+def test_bytes_are_flipped_as_the_numbers_they_stand_for() -> None:
+    spec, u = Augment(flip=True), draws(np.arange(32, dtype=np.uint64))
+    assert flips_alone(spec)
+    assert not flips_alone(ALL)
+    pixels = (images(32) * 255).to(torch.uint8)
+    flipped = augment(pixels, spec, u)
+    assert not torch.equal(flipped, pixels)
+    assert torch.equal(unit_range(flipped), augment(unit_range(pixels), spec, u))
