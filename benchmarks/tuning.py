@@ -20,6 +20,10 @@ several turns counts. Ends with one line of JSON:
   the measured ceiling. Its inverse bounds every engine that does the same products in float32.
 - matmul_ceiling_share: the engine's useful flops a second over those of a bare batched product of
   the same shapes.
+- stacked_vs_one_by_one_small, stacked_vs_tune_trials_small: the same two at D = 96, where a step's
+  arithmetic is little and 64 members fit one stack.
+- extract_vs_forward: see `tuning_extract`; by the wall clock, the median of alternating rounds.
+  `extract_vs_forward_cpu`: by processor time, the one to read on a busy machine.
 - plan_s: planning 5 levels x 20 tasks x 5 methods x 5 fractions (2,500 cells and what they read).
 - per_cell_ms: wall time a cell of the stage on Ray, over cells with next to nothing to compute.
 """
@@ -36,6 +40,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import torch
+import tuning_extract  # beside this file
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -49,6 +54,7 @@ from jobs.tuning.training import MEMORY
 
 ROWS = 128
 STEP_SHAPES = (512, 2048)  # D; H = 4 D
+SMALL_DIM = 96
 SWEEP_DIM, SAMPLES, EPOCHS, CONFIGURATIONS, CLASSES = 512, 10_000, 30, 64, 10
 WEIGHT = 0.01
 CELLS = 200
@@ -232,13 +238,31 @@ def sweep_ratios() -> dict[str, object]:
     }
 
 
-def trial_overhead() -> float:
+def small_ratios() -> dict[str, object]:
+    """The sweep's two ratios for a small head, all configurations in one stack."""
+    steps = 4
+    sides = {
+        "engine": engine_epoch(SMALL_DIM, CONFIGURATIONS, WEIGHT, steps),
+        "published": published_epoch(SMALL_DIM, WEIGHT, 5 * steps),
+    }
+    found = fastest(sides, TURNS)
+    engine = found["engine"] / steps / CONFIGURATIONS
+    published = found["published"] / (5 * steps)
+    whole = (SAMPLES // ROWS + (SAMPLES % ROWS > 1)) * EPOCHS  # steps of a configuration
+    trial = trial_overhead(SMALL_DIM)
+    return {
+        "stacked_vs_one_by_one_small": round(published / engine, 2),
+        "stacked_vs_tune_trials_small": round((published * whole + trial) / (engine * whole), 2),
+    }
+
+
+def trial_overhead(dim: int = SWEEP_DIM) -> float:
     """Wall seconds a trial of baseline B adds to its epochs: a few trials of one step each."""
     from ray import tune
 
     def trial(config: dict[str, float]) -> None:
-        given = features(SAMPLES, SWEEP_DIM)
-        model = Published(SWEEP_DIM, WEIGHT)
+        given = features(SAMPLES, dim)
+        model = Published(dim, WEIGHT)
         model.epoch(given, 1)
         tune.report({"loss": 0.0})
 
@@ -329,9 +353,11 @@ def main() -> None:
 
     result: dict[str, object] = step_ratios()
     with cluster.session(cpus=os.cpu_count()), tempfile.TemporaryDirectory() as folder:
-        result |= sweep_ratios()
+        result |= sweep_ratios() | small_ratios()
         result["plan_s"] = round(plan_seconds(Path(folder)), 2)
         result["per_cell_ms"] = round(cell_milliseconds(Path(folder)), 1)
+    extracted = tuning_extract.measure()
+    result |= {k: v for k, v in extracted.items() if k.startswith("extract_vs_forward")}
     print(json.dumps(result))
 
 

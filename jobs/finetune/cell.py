@@ -28,15 +28,24 @@ from jobs.contract import Outcome, StageError, Work
 from jobs.corpus.shards import Index
 from jobs.finetune.images import Images, Source, TestImages
 from jobs.finetune.model import AdaptedEncoder
-from jobs.finetune.training import EpochNumbers, FineTuning, Sight, State, evaluate, history_of
+from jobs.finetune.training import (
+    EpochNumbers,
+    FineTuning,
+    Sight,
+    State,
+    evaluate,
+    history_of,
+    stacked,
+)
 from jobs.place import Place
 from jobs.pretrain.encoder import Encoder, load, save, weights_bytes
+from jobs.tasks.spec import Metric
 from jobs.tuning import adapt, data
 from jobs.tuning.answers import Answers
 from jobs.tuning.budget import Budget
 from jobs.tuning.fit import Fit, step_of
 from jobs.tuning.label_noise import corrupted
-from jobs.tuning.scores import Scores, score
+from jobs.tuning.scores import score
 from jobs.tuning.spec import EncoderTuning, TuneStep
 from jobs.tuning.stacked import Configuration, Epoch, Labelled
 from jobs.tuning.training import DROPPED, Trained
@@ -142,7 +151,7 @@ def close(work: Work, configurations: Sequence[Configuration]) -> Outcome:
     histories = [
         history_of(work.scratch.read_bytes(state_name(n))) for n in range(len(configurations))
     ]
-    chosen = select(histories)
+    chosen = select(histories, cell.step.task.metric)
     if chosen is None:
         raise StageError(
             f"{work.address}: all {len(configurations)} configurations failed (first: "
@@ -162,7 +171,7 @@ def close(work: Work, configurations: Sequence[Configuration]) -> Outcome:
         training=cell.training_rows,
         validation=cell.validation_rows,
         configurations=configurations,
-        trained=_as_trained(histories, cell.step.epochs, chosen, state.head),
+        trained=_as_trained(histories, cell.step, chosen, state.head),
         chosen=chosen,
     )
     outcome = adapt.record(work, fit, tested, selected)
@@ -170,8 +179,8 @@ def close(work: Work, configurations: Sequence[Configuration]) -> Outcome:
     return outcome
 
 
-def select(histories: Sequence[Sequence[EpochNumbers]]) -> int | None:
-    """The configuration with the best validation accuracy after its last epoch; none: all failed.
+def select(histories: Sequence[Sequence[EpochNumbers]], metric: Metric) -> int | None:
+    """The configuration that validates best by `metric` after its last epoch; none: all failed.
 
     Only those that were trained the longest are compared: the others were stopped because they
     were worse. Ties go to the lower validation loss, then to the first drawn.
@@ -180,14 +189,14 @@ def select(histories: Sequence[Sequence[EpochNumbers]]) -> int | None:
     longest = max((len(histories[k]) for k in running), default=0)
     return min(
         (k for k in running if len(histories[k]) == longest),
-        key=lambda k: (-histories[k][-1].validation_accuracy, histories[k][-1].validation_loss, k),
+        key=lambda k: (-histories[k][-1].by(metric), histories[k][-1].validation_loss, k),
         default=None,
     )
 
 
 def _as_trained(
     histories: Sequence[Sequence[EpochNumbers]],
-    epochs_asked: int,
+    step: TuneStep,
     chosen: int,
     head: Mapping[str, torch.Tensor],
 ) -> Trained:
@@ -202,24 +211,17 @@ def _as_trained(
         ) -> torch.Tensor:
             return torch.tensor([value(epoch) for epoch in found], dtype=torch.float64)
 
-        accuracy = column(lambda epoch: epoch.validation_accuracy)
-        unknown = torch.full_like(accuracy, float("nan"))
-        scores = Scores(
-            accuracy,
-            column(lambda epoch: epoch.validation_macro_f1),
-            mean_per_class_accuracy=unknown,
-            matthews=unknown,
-            f1=unknown,
-        )
+        scores = stacked(found)
         train = {
             name: column(lambda epoch, name=name: epoch.train.get(name, float("nan")))  # type: ignore[misc]
             for name in names
         }
-        epochs.append(Epoch(train, column(lambda epoch: epoch.validation_loss), scores))
+        loss = column(lambda epoch: epoch.validation_loss)
+        epochs.append(Epoch(train, loss, scores, step.task.metric))
     trained_for = tuple(len(history) for history in histories)
     failures = tuple(history[-1].failed for history in histories)
     dropped = tuple(
-        None if many == epochs_asked or failed else f"{DROPPED} {many}"
+        None if many == step.epochs or failed else f"{DROPPED} {many}"
         for many, failed in zip(trained_for, failures, strict=True)
     )
     return Trained(tuple(epochs), failures, dropped, trained_for, chosen, head)

@@ -108,8 +108,9 @@ class _Trial(tune.Trainable):
         numbers = self._tuning.history[self._reported]
         self._reported += 1
         ended = numbers.failed is not None or self._reported == step_of(self._work).epochs
-        # A broken configuration must not set a rung's bar: it reports no accuracy.
-        scored = {} if numbers.failed else {"accuracy": numbers.validation_accuracy}
+        # A broken configuration must not set a rung's bar: it reports no score.
+        own = step_of(self._work).task.metric
+        scored = {} if numbers.failed else {"score": numbers.by(own)}
         return {"done": ended, "epoch": self._reported, "error": None, **scored}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
@@ -176,7 +177,7 @@ def _asha(work: Work) -> ASHAScheduler | None:
         return None
     return ASHAScheduler(
         time_attr="epoch",
-        metric="accuracy",
+        metric="score",
         mode="max",
         max_t=step.epochs,
         grace_period=step.halving.first,

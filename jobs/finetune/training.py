@@ -14,8 +14,8 @@ numbers. A configuration whose loss stops being finite ends there, with the reas
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
 
 import pyarrow as pa
 import safetensors.torch
@@ -28,12 +28,13 @@ from jobs.features.views import augmented
 from jobs.finetune.images import Images
 from jobs.finetune.model import AdaptedEncoder
 from jobs.pretrain.pixels import unit_range
+from jobs.tasks.spec import Metric
 from jobs.tuning import nmtune
 from jobs.tuning.answers import Answers
 from jobs.tuning.budget import Budget
 from jobs.tuning.heads import seeded
 from jobs.tuning.optimiser import BETAS, EPS, cosine
-from jobs.tuning.scores import score
+from jobs.tuning.scores import Scores, score
 from jobs.tuning.stacked import Configuration
 
 _HISTORY = "history"  # in the metadata of a state file
@@ -46,9 +47,19 @@ class EpochNumbers:
 
     train: dict[str, float]  # by name in `stacked.TERMS`, means over the epoch
     validation_loss: float
-    validation_accuracy: float  # percent
-    validation_macro_f1: float  # percent
+    validation: dict[str, float]  # by name in `scores.Scores`, percent
     failed: str | None = None  # why it ended here
+
+    def by(self, metric: Metric) -> float:
+        """The validation by the task's own metric, percent."""
+        return float(stacked([self]).of(metric))
+
+
+def stacked(epochs: Sequence[EpochNumbers]) -> Scores:
+    """The validation scores of several configurations as of one stack."""
+    names = [field.name for field in fields(Scores)]
+    columns = {name: [epoch.validation[name] for epoch in epochs] for name in names}
+    return Scores(**{n: torch.tensor(c, dtype=torch.float64) for n, c in columns.items()})
 
 
 @dataclass(frozen=True)
@@ -126,8 +137,7 @@ class FineTuning:
             EpochNumbers(
                 {name: total / seen for name, total in sums.items()},
                 loss,
-                float(scores.accuracy),
-                float(scores.macro_f1),
+                {name: float(values) for name, values in vars(scores).items()},
                 failed,
             )
         )

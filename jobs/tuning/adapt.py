@@ -203,6 +203,7 @@ def _id_cell(step: TuneStep, fit: Fit, tested: Tested) -> cells.Cell:
         test_macro_f1=float(tested.scores.macro_f1),
         test_mean_per_class_accuracy=float(tested.scores.mean_per_class_accuracy),
         test_loss=tested.loss,
+        validation_metric=float(last.validation.of(last.metric)[fit.chosen]),
         validation_accuracy=float(last.validation.accuracy[fit.chosen]),
         validation_macro_f1=float(last.validation.macro_f1[fit.chosen]),
         validation_loss=float(last.validation_loss[fit.chosen]),
@@ -238,6 +239,7 @@ def _tried(fit: Fit) -> list[cells.Tried]:
     for index, configuration in enumerate(fit.configurations):
         failure = fit.trained.failures[index]
         validated: dict[str, float | None] = {
+            "validation_metric": float(last.validation.of(last.metric)[index]),
             "validation_accuracy": float(last.validation.accuracy[index]),
             "validation_macro_f1": float(last.validation.macro_f1[index]),
             "validation_loss": float(last.validation_loss[index]),

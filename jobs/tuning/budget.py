@@ -4,8 +4,8 @@ Takes what is known of the members after an epoch; says who stops and who goes o
 stops: every configuration of every method gets the same epochs. Two declared ways out, the same for
 all methods of a cell, and what each configuration was trained for is recorded with it:
 
-- patience: a member stops when its validation (accuracy, then loss) has not bettered its own best
-  for so many epochs; it can still be selected, as it stands then;
+- patience: a member stops when its validation (the task's metric, then the loss) has not bettered
+  its own best for so many epochs; it can still be selected, as it stands then;
 - halving: at the epochs of `Halving.cuts` the better 1/eta of a method's configurations goes on;
   the others can no longer be selected. The learning rate follows the whole budget's schedule.
 """
@@ -14,10 +14,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from jobs.tasks.spec import Metric
 from jobs.tuning.spec import Halving
 
 Key = tuple[float, float, int]
-"""Orders members, best first: minus validation accuracy, validation loss, drawing order."""
+"""Orders members, best first: minus the task's own metric on the validation part, validation loss,
+drawing order."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Budget:
     batch_size: int  # samples a step, each with all its views
     halving: Halving | None = None
     patience: int | None = None  # epochs without a better validation
+    metric: Metric = "accuracy"  # the task's own: what decides who is better
 
     def cuts(self, configurations: int) -> dict[int, int]:
         """How many configurations go on, by the epoch after which the others are dropped."""

@@ -55,6 +55,9 @@ class Cell:
     test_macro_f1: float = _column("percent, over classes with a label or a prediction")
     test_mean_per_class_accuracy: float = _column("percent, over classes with a label")
     test_loss: float = _column("mean cross-entropy on the test part, nats")
+    validation_metric: float = _column(
+        "what it was selected by: `metric` on validation; ood: its ID's"
+    )
     validation_accuracy: float = _column("of the selected configuration, percent; ood: its ID's")
     validation_macro_f1: float = _column("of the selected configuration, percent; ood: its ID's")
     validation_loss: float = _column("of the selected configuration, nats; ood: its ID's")
@@ -91,6 +94,7 @@ class Tried:
     svd: float = _column("loss weight, scale included")
     l2: float = _column("ridge and lbfgs: their penalty; else 0")
     epochs: int = _column("epochs it was trained for; 1 for a head that is solved")
+    validation_metric: float | None = _column("the task's own metric, percent; null if it failed")
     validation_accuracy: float | None = _column("percent; null if it failed")
     validation_macro_f1: float | None = _column("percent; null if it failed")
     validation_loss: float | None = _column("nats; null if it failed")

@@ -8,6 +8,7 @@ solves it on its own.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
@@ -17,13 +18,27 @@ from torch import Tensor
 
 def eigh(matrices: Tensor) -> tuple[Tensor, Tensor]:
     """As `torch.linalg.eigh` of [K, N, N], finite: ascending values [K, N], vectors [K, N, N]."""
+    return begin(matrices)()
+
+
+def begin(matrices: Tensor) -> Callable[[], tuple[Tensor, Tensor]]:
+    """Start what `eigh` does, and give what waits for it: other work can be done in between."""
     threads = torch.get_num_threads()
     workers = min(threads, len(matrices))
     if matrices.device.type != "cpu" or threads == 1:
         values, vectors = torch.linalg.eigh(matrices)
-        return values, vectors
-    solved = list(_pool(workers).map(torch.linalg.eigh, matrices.tensor_split(workers)))
-    return torch.cat([s[0] for s in solved]), torch.cat([s[1] for s in solved])
+        return lambda: (values, vectors)
+    solving = [
+        _pool(workers).submit(torch.linalg.eigh, share) for share in matrices.tensor_split(workers)
+    ]
+
+    def wait() -> tuple[Tensor, Tensor]:
+        solved = [share.result() for share in solving]
+        if len(solved) == 1:
+            return solved[0][0], solved[0][1]
+        return torch.cat([s[0] for s in solved]), torch.cat([s[1] for s in solved])
+
+    return wait
 
 
 @cache

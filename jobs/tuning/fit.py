@@ -77,7 +77,7 @@ def fit(
     while batch := searcher.ask():
         (trained,) = _train([prepared], [batch])
         last = trained.epochs[-1]
-        searcher.tell(last.validation.accuracy.tolist(), trained.failures)
+        searcher.tell(last.validation.of(last.metric).tolist(), trained.failures)
         asked += batch
         parts.append(trained)
     return prepared.fit_of(asked, _joined(parts))
@@ -194,7 +194,8 @@ def _train(
     head = step.method.head
     if head == "ridge" or head == "lbfgs":
         rows = first.labelled(), first.validation.rows
-        return [probes.solve(head, first.shape, *rows, configurations[0])]
+        metric = step.task.metric
+        return [probes.solve(head, first.shape, *rows, configurations[0], metric)]
     return train_groups(
         first.shape,
         [
@@ -202,7 +203,7 @@ def _train(
             for cell, tried in zip(prepared, configurations, strict=True)
         ],
         first.validation.rows,
-        Budget(step.epochs, step.batch_size, step.halving, step.patience),
+        Budget(step.epochs, step.batch_size, step.halving, step.patience, step.task.metric),
         device="cuda" if step.gpus and torch.cuda.is_available() else "cpu",
         precision=step.precision,
         memory=step.memory_mb << 20,
@@ -225,6 +226,7 @@ def _joined(parts: Sequence[Trained]) -> Trained:
                 {term: torch.cat([epoch.train[term] for epoch in found]) for term in terms},
                 torch.cat([epoch.validation_loss for epoch in found]),
                 Scores(**scores),
+                found[0].metric,
             )
         )
     standing = []  # (key over all batches, part)

@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jobs.tuning.eigen import eigh
+from jobs.tuning.eigen import begin
 
 _EPS = torch.finfo(torch.float64).eps
 
@@ -52,14 +52,43 @@ def mse(z: Tensor, features: Tensor, variant: Variant) -> Tensor:
     `z` is [K, R, D], `features` [R, D] or [K, R, D], taken as constants. In [0, 4] for `paper`,
     [0, 4/D] for `released`. A zero row counts as a direction of zero length and gets no gradient.
     """
-    squares = (_directions(features.detach()) - _directions(z)).square()
-    return squares.mean(dim=(-2, -1)) if variant.per_entry else squares.sum(-1).mean(-1)
+    value: Tensor = _Distance.apply(z, features.detach(), variant.per_entry)
+    return value
 
 
-def _directions(rows: Tensor) -> Tensor:
+class _Distance(torch.autograd.Function):
+    """MSE; by a row z of length l its gradient is -2 (d - (d . u) u) / l: u = z / l, d = f/|f| - u.
+
+    Of a row without a length it is 0.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, features: Tensor, per_entry: bool) -> Tensor:
+        target, _ = _directions(features)
+        if z.stride(-1) != 1:  # rows stand last in the heads: mixed orders cost more than a copy
+            target = target.mT.contiguous().mT
+        directions, shortening = _directions(z)
+        difference = target - directions
+        entries = z.shape[-2] * (z.shape[-1] if per_entry else 1)
+        ctx.entries = entries
+        ctx.save_for_backward(directions, shortening, difference)
+        return difference.square().sum((-2, -1)) / entries
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        directions, shortening, difference = ctx.saved_tensors
+        along = (difference * directions).sum(-1, keepdim=True)
+        across = torch.addcmul(difference, directions, along, value=-1)
+        slope = (-2 / ctx.entries) * grads[0][:, None, None] * shortening
+        return across.mul_(slope), None, None
+
+
+def _directions(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """(rows of length 1, or 0 where they have none; one over their length, or 0)."""
     squared = rows.square().sum(-1, keepdim=True)
     longer = squared > torch.finfo(rows.dtype).tiny
-    return rows * torch.where(longer, squared, torch.inf).rsqrt()
+    shortening = torch.where(longer, squared, torch.inf).rsqrt()
+    return rows * shortening, shortening
 
 
 def spread(
@@ -85,14 +114,15 @@ class _Spread(torch.autograd.Function):
         finite = gram.diagonal(dim1=1, dim2=2).isfinite().all(1)  # float32 squares stay in range
         if not finite.all():
             z64, gram = (torch.where(finite[:, None, None], t, 0.0) for t in (z64, gram))
+        solving = begin(gram) if svd else None  # beside the covariance
         zero = z64.new_zeros(z.shape[0])
         cov_value, cov_operator, shift, stretch = zero, None, None, None
         svd_value, svd_operator = zero, None
         if cov:
             form = _covariance_by_rows if by_rows else _covariance_by_dims
             cov_value, cov_operator, shift, stretch = form(z64, gram)
-        if svd:
-            svd_value, svd_operator = _dominance(gram, top)
+        if solving is not None:
+            svd_value, svd_operator = _dominance(*solving(), top)
         ctx.by_rows = by_rows
         ctx.save_for_backward(z64, cov_operator, shift, stretch, svd_operator)
         return tuple(  # type: ignore[return-value]
@@ -110,7 +140,9 @@ class _Spread(torch.autograd.Function):
             operator = operator + for_svd * svd_operator
         if operator.dim() == 0:
             return torch.zeros_like(z64, dtype=grads[0].dtype), None, None, None
-        slope = operator @ z64 if ctx.by_rows else z64 @ operator
+        # Operators are symmetric; the product is laid out as z is.
+        left, right = (operator, z64) if ctx.by_rows else (z64, operator)
+        slope = left @ right if z64.stride(-1) == 1 else (right.mT @ left.mT).mT
         if shift is not None:
             slope.addcmul_(shift, for_cov * stretch, value=-1)
         return slope.to(grads[0].dtype), None, None, None
@@ -123,7 +155,7 @@ def _covariance_by_rows(z: Tensor, gram: Tensor) -> tuple[Tensor, Tensor, Tensor
     centred = gram - gram.mean(1, keepdim=True)
     centred = (centred - centred.mean(2, keepdim=True)) / free
     deviations = z - z.mean(1, keepdim=True)
-    variances = deviations.square().sum(1, keepdim=True) / free
+    variances = torch.linalg.vector_norm(deviations, dim=1, keepdim=True).square() / free
     value = centred.square().sum((1, 2)) - variances.square().sum((1, 2))
     slope = 4 / (dims * free)
     return value.clamp_min(0) / dims, slope * centred, deviations, slope * variances
@@ -141,11 +173,10 @@ def _covariance_by_dims(z: Tensor, gram: Tensor) -> tuple[Tensor, Tensor, Tensor
     return value, operator, mean @ operator, z.new_ones(())
 
 
-def _dominance(gram: Tensor, top: int) -> tuple[Tensor, Tensor]:
-    """SVD's value and the matrix that turns Z into its gradient."""
-    size = gram.shape[-1]
+def _dominance(eigenvalues: Tensor, vectors: Tensor, top: int) -> tuple[Tensor, Tensor]:
+    """SVD's value and the matrix that turns Z into its gradient, from G's ascending eigenvalues."""
+    size = eigenvalues.shape[-1]
     top = min(top, size)
-    eigenvalues, vectors = eigh(gram)  # ascending
     resolved = eigenvalues > eigenvalues[:, -1:].clamp_min(0) * (4 * size * _EPS)
     sigma = torch.where(resolved, eigenvalues, 0.0).sqrt()
     total = sigma.sum(1, keepdim=True)

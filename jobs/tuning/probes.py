@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from jobs.tasks.spec import Metric
 from jobs.tuning.heads import Shape, StackedHeads
 from jobs.tuning.scores import score
 from jobs.tuning.stacked import Configuration, Epoch, Labelled, evaluate
@@ -36,8 +37,9 @@ def solve(
     training: Labelled,
     validation: Labelled,
     configurations: Sequence[Configuration],
+    metric: Metric = "accuracy",
 ) -> Trained:
-    """The best linear head for each configuration's `l2`, and the one that validates best."""
+    """The best linear head for each configuration's `l2`, and the one best by `metric`."""
     views = training.features.shape[0]
     rows = training.features.flatten(0, 1).double()
     labels = training.labels.repeat(views)
@@ -53,9 +55,8 @@ def solve(
     cpu = torch.device("cpu")
     fitted, _ = evaluate(heads, Labelled(rows.float(), labels), cpu)
     loss, predicted = evaluate(heads, validation, cpu)
-    epoch = Epoch(
-        {"loss": fitted, "ce": fitted}, loss, score(validation.labels, predicted, shape.classes)
-    )
+    scores = score(validation.labels, predicted, shape.classes)
+    epoch = Epoch({"loss": fitted, "ce": fitted}, loss, scores, metric)
     running = [k for k, failure in enumerate(failures) if failure is None]
     chosen = min(running, key=epoch.key, default=None)
     state: Mapping[str, Tensor] = {} if chosen is None else heads.member(chosen)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -302,6 +302,8 @@ class TuneStep(Spec):
     For an OOD task the head comes from the cell it is trained on (an input step) and is only
     evaluated here: an added OOD task re-runs nothing.
     """
+
+    protocol: ClassVar[int] = 2
 
     task: Task
     method_name: Slug

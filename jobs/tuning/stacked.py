@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from jobs.tasks.spec import Metric
 from jobs.tuning import nmtune
 from jobs.tuning.budget import Budget, Key
 from jobs.tuning.heads import Shape, StackedHeads, seeded
@@ -81,11 +82,12 @@ class Epoch:
     train: dict[str, Tensor]  # by name in TERMS, means over the epoch; absent: not computed
     validation_loss: Tensor
     validation: Scores
+    metric: Metric  # the task's own, by which members are compared
 
     def key(self, member: int) -> Key:
-        """Where a member stands: the higher validation accuracy, then the lower loss, first."""
-        accuracy = float(self.validation.accuracy[member])
-        return -accuracy, float(self.validation_loss[member]), member
+        """Where a member stands: the higher validation by `metric`, then the lower loss, first."""
+        own = float(self.validation.of(self.metric)[member])
+        return -own, float(self.validation_loss[member]), member
 
 
 class Stack:
@@ -188,7 +190,8 @@ class Stack:
             self._validation.labels.to(self._device), predicted, self.heads.shape.classes
         )
         self._freeze(~loss.isfinite(), "validation loss")
-        epoch = Epoch({name: (s / seen).cpu() for name, s in sums.items()}, loss.cpu(), scores)
+        train = {name: (s / seen).cpu() for name, s in sums.items()}
+        epoch = Epoch(train, loss.cpu(), scores, self._budget.metric)
         self.epochs.append(self._beside_those_who_left(epoch))
 
     def keep(self, members: Sequence[int]) -> None:
@@ -223,6 +226,7 @@ class Stack:
             {n: full(epoch.train.get(n), before.train.get(n)) for n in names},
             full(epoch.validation_loss, before.validation_loss),
             Scores(**{n: full(getattr(found, n), getattr(last, n)) for n in vars(found)}),
+            epoch.metric,
         )
 
     def _batches(self) -> Iterator[list[Tensor]]:

@@ -246,4 +246,5 @@ def _epoch(places: Sequence[tuple[_Turn, list[int]]], number: int) -> Epoch:
                 for name in (field.name for field in fields(Scores))
             }
         ),
+        found[0][0].metric,
     )

@@ -250,13 +250,16 @@ def test_a_configuration_that_diverges_is_a_row_with_its_reason(
 
 def test_those_stopped_at_a_rung_are_never_selected() -> None:
     def numbers(accuracy: float, failed: str | None = None) -> EpochNumbers:
-        return EpochNumbers({}, 1.0, accuracy, accuracy, failed)
+        others = dict.fromkeys(("macro_f1", "mean_per_class_accuracy", "f1"), accuracy)
+        scores = {"accuracy": accuracy, "matthews": -accuracy, **others}
+        return EpochNumbers({}, 1.0, scores, failed)
 
     stopped, better, worse = [numbers(99)], [numbers(50), numbers(60)], [numbers(50), numbers(55)]
     broken = [numbers(0), numbers(0), numbers(0, "broke")]
-    assert select([stopped, worse, better, broken]) == 2
-    assert select([stopped]) == 0
-    assert select([broken]) is None
+    assert select([stopped, worse, better, broken], "accuracy") == 2
+    assert select([stopped, worse, better, broken], "matthews") == 1  # the task's own metric
+    assert select([stopped], "accuracy") == 0
+    assert select([broken], "accuracy") is None
 
 
 def test_the_views_reach_training(digits: Place, encoder: Place, tmp_path: Path) -> None:

@@ -65,3 +65,16 @@ def test_a_descent_that_does_not_converge_is_a_failure_with_its_reason() -> None
     assert trained.chosen is None
     assert trained.failures[0] is not None
     assert solve("lbfgs", shape, separable, validation, tried(1e-3)).chosen == 0
+
+
+def test_the_probe_that_is_best_by_the_tasks_own_metric_is_selected() -> None:
+    """Of two probes one answers class 0 to everything, which only accuracy rewards."""
+    training = Labelled(torch.tensor([0.0] * 8 + [1.0] * 2)[None, :, None], torch.arange(10) // 8)
+    features = torch.tensor([0.0] * 6 + [1.0] * 4)[:, None]
+    validation = Labelled(features, torch.arange(10) // 9)
+    tried = [Configuration(lr=0, l2=1e3), Configuration(lr=0, l2=1e-6)]
+    shape = Shape("linear", 1, 2)
+    by_accuracy = solve("ridge", shape, training, validation, tried)
+    by_class = solve("ridge", shape, training, validation, tried, "mean_per_class_accuracy")
+    assert by_accuracy.epochs[-1].validation.accuracy.tolist() == pytest.approx([90, 70])
+    assert (by_accuracy.chosen, by_class.chosen) == (0, 1)

@@ -8,8 +8,9 @@ import torch
 from jobs.tuning import training
 from jobs.tuning.budget import Budget, Patience
 from jobs.tuning.heads import HeadKind, Shape, StackedHeads
+from jobs.tuning.scores import Scores
 from jobs.tuning.spec import Halving
-from jobs.tuning.stacked import Configuration, Group, Labelled, Stack, bytes_of_member
+from jobs.tuning.stacked import Configuration, Epoch, Group, Labelled, Stack, bytes_of_member
 from jobs.tuning.training import Trained, train, train_groups
 from tests.jobs.tuning.test_stacked import CLASSES, DIM, blobs
 
@@ -173,6 +174,19 @@ def test_patience_counts_epochs_without_a_better_one() -> None:
     keys = [(-50.0, 1.0, 0), (-50.0, 0.9, 0), (-50.0, 0.9, 0), (-49.0, 0.1, 0)]
     assert [patience.is_over(0, key) for key in keys] == [False, False, False, True]
     assert not Patience(None).is_over(0, keys[0])
+
+
+def test_members_are_compared_by_the_tasks_own_metric() -> None:
+    named = {name: torch.tensor([60.0, 70.0]) for name in ("macro_f1", "matthews", "f1")}
+    own = torch.tensor([50.0, 83.0])
+    scores = Scores(torch.tensor([90.0, 70.0]), mean_per_class_accuracy=own, **named)
+    for metric, best in (("accuracy", 0), ("mean_per_class_accuracy", 1), ("matthews", 1)):
+        epoch = Epoch({}, torch.tensor([1.0, 2.0]), scores, metric)  # type: ignore[arg-type]
+        assert min((0, 1), key=epoch.key) == best
+    trained = run(budget=Budget(2, 16, metric="macro_f1"))
+    last = trained.epochs[-1]
+    assert last.metric == "macro_f1"
+    assert last.validation.macro_f1[trained.chosen] == last.validation.macro_f1.max()
 
 
 def test_bf16_products_come_near_float32_and_leave_float32_weights() -> None:
