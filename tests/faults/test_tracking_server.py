@@ -16,7 +16,7 @@ from mlflow import MlflowClient
 import synthetic
 from commands import TINY, Command, Start, free_port
 from jobs.place import Place
-from orchestrator import experiment, mirror, plan
+from orchestrator import experiment, mirror, planner
 from orchestrator.shown import groups
 from orchestrator.store import Store
 
@@ -114,7 +114,7 @@ def test_what_was_missed_is_told_as_soon_as_the_server_is_back(
 ) -> None:
     """While the sweep goes on: whoever looks need not wait for its end."""
     monkeypatch.setattr(mirror, "AGAIN_SECONDS", 1.0)
-    made = plan.build(experiment.load(noise="0,20", overrides=["tasks=[digits]"]))
+    made = planner.build(experiment.load(noise="0,20", overrides=["tasks=[digits]"]))
     store = Store(Place.of(tmp_path / "store"))
     said: list[str] = []
     port = free_port()
