@@ -80,9 +80,7 @@ def experiment_options(function: Callable[..., Any]) -> Callable[..., Any]:
         task: str | None,
         **rest: Any,
     ) -> Any:
-        if data is not None:
-            overrides = (*overrides, f"data={json.dumps(data)}")
-        chosen = choose(file, noise, seeds, overrides, storage, tasks_path, features, task)
+        chosen = choose(file, noise, seeds, overrides, storage, tasks_path, data, features, task)
         return function(chosen, **rest)
 
     return wrapped
@@ -94,11 +92,15 @@ def choose(
     seeds: str | None = None,
     overrides: tuple[str, ...] = (),
     storage: str | None = None,
-    task_folders: Sequence[str] = (),
+    tasks_path: Sequence[str] = (),
+    data: str | None = None,
     features: str | None = None,
     task: str | None = None,
 ) -> Chosen:
-    """Read, validate and plan an experiment; UserError for every mistake in it."""
+    """Read, validate and plan an experiment; UserError for every mistake in it.
+
+    The parameters are those that `experiment_options` adds to a verb.
+    """
     from jobs.encoders.known import check_named
     from jobs.place import Place
     from jobs.pretrain.catalogue import check_model
@@ -109,12 +111,14 @@ def choose(
 
     if storage is not None:
         overrides = (*overrides, f"storage={storage}")
+    if data is not None:
+        overrides = (*overrides, f"data={json.dumps(data)}")
     experiment = experiments.load(
         file,
         overrides=overrides,
         noise=noise,
         seeds=seeds,
-        task_folders=task_folders,
+        task_folders=tasks_path,
         features=features,
         task=task,
     )
