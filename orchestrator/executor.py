@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import queue
+import sys
 import threading
 import time
 import traceback
@@ -354,6 +355,19 @@ class Executor:
             rows = self._store.cell(step.address) if has_rows else None
             if stamp is not None:
                 self._journal.add(manifest, stamp, rows)
+
+
+def load(kinds: Iterable[str]) -> None:
+    """Import the stages of some kinds in this thread, before others are started.
+
+    Threads that load torch, or ask MKL for its first product, while others load libraries have
+    been seen to end the process ("oneMKL FATAL ERROR: Cannot load libtorch_cpu.so").
+    """
+    for kind in kinds:
+        _stage(STAGES[kind])
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.ones(2, 2) @ torch.ones(2, 2)
 
 
 def _stage(name: str) -> Stage:

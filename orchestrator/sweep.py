@@ -14,7 +14,7 @@ from jobs.tasks.check import absent
 from orchestrator import cluster, readout
 from orchestrator.cluster import nodes
 from orchestrator.errors import ClusterError, UserError
-from orchestrator.executor import Executor, Result, Status
+from orchestrator.executor import Executor, Result, Status, load
 from orchestrator.mirror import Tracker
 from orchestrator.plan import KINDS, Plan, Standing, assess, refuse_drift
 from orchestrator.progress import Bars, Lines, Progress
@@ -95,7 +95,11 @@ def _begin(plan: Plan, store: Store, force: bool) -> tuple[list[str], Progress |
         refuse_drift(assessments)
     done = [a for a, found in assessments.items() if found.standing is Standing.DONE]
     _check_data(plan, done)
-    return done, _progress(plan, done) if len(done) < len(plan.steps) else None
+    left = plan.steps.keys() - set(done)
+    if not left:
+        return done, None
+    load(sorted({plan.steps[address].kind for address in left}))
+    return done, _progress(plan, done)
 
 
 def _execute(
