@@ -98,6 +98,7 @@ def _begin(plan: Plan, store: Store, force: bool) -> tuple[list[str], Progress |
     left = plan.steps.keys() - set(done)
     if not left:
         return done, None
+    cluster.settings()
     load(sorted({plan.steps[address].kind for address in left}))
     return done, _progress(plan, done)
 

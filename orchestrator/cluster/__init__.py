@@ -25,12 +25,17 @@ WORKER_ENV = {
 """Settings of every process of ours, driver and workers alike."""
 
 
-@contextmanager
-def session(cpus: int | None = None) -> Iterator[None]:
-    """Ray, up for the length of the block. Raises ClusterError when it cannot be had."""
+def settings() -> None:
+    """Put our settings into this process's environment; Ray reads some when it is imported."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     for name, value in WORKER_ENV.items():
         os.environ.setdefault(name, value)
+
+
+@contextmanager
+def session(cpus: int | None = None) -> Iterator[None]:
+    """Ray, up for the length of the block. Raises ClusterError when it cannot be had."""
+    settings()
     import ray
 
     address = os.environ.get("RAY_ADDRESS")
