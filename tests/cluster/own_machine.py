@@ -113,7 +113,7 @@ def wait_for_nodes(count: int) -> float:
 
 def left() -> list[str]:
     """Ray's processes in this namespace."""
-    found = [" ".join(p.cmdline()) for p in psutil.process_iter()]
+    found = [" ".join(p.info["cmdline"] or ()) for p in psutil.process_iter(["cmdline"])]
     return [line[:100] for line in found if "raylet" in line or "gcs_server" in line]
 
 
