@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -151,12 +152,12 @@ def test_one_test_under_two_names_is_refused_before_anything_runs(tmp_path: Path
         experiment.load(overrides=overrides).load_tasks()
 
 
-def test_a_report_that_would_count_a_test_twice_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    cell = {"noise": 0, "pretrain_seed": 0, "domain": "id", "trained_on": None, "test_digest": "d"}
-    cells = [cell | {"task": "svhn"}, cell | {"task": "patches"}]
-    monkeypatch.setattr(readout._Found, "_cells", lambda self: iter(cells))
+def test_a_report_that_would_count_a_test_twice_is_refused() -> None:
+    told = {"domain": "id", "trained_on": None, "test_digest": "d"}
+    found = pa.Table.from_pylist([told | {"task": "svhn"}, told | {"task": "patches"}])
+    beside = {"noise": [0.0, 0.0], "pretrain_seed": [0, 0]}
     with pytest.raises(UserError, match="patches and svhn were tested on the same features"):
-        object.__new__(readout._Found).readout({})
+        readout._refuse_twins(found, beside)
 
 
 def test_a_corpus_without_a_training_part_is_not_pretrained_on() -> None:
