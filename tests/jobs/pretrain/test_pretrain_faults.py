@@ -57,7 +57,7 @@ def test_a_nan_loss_is_left_out_and_counted_when_asked_and_leaves_no_trace(
     outcome = train_run(work, pace=OFTEN)
     assert outcome.counts["skipped_updates"] == 2
     assert outcome.counts["steps"] == 12
-    weights = load(work.output)._model.state_dict().values()
+    weights = load(work.output).model.state_dict().values()
     assert all(bool(torch.isfinite(w.float()).all()) for w in weights)
     assert np.isfinite(list(outcome.metrics.values())).all()
 

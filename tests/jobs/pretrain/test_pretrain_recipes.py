@@ -309,10 +309,10 @@ def test_the_moving_average_is_timms_and_is_what_is_kept(
     checkpoint = Checkpoints(averaged.scratch).latest()
     assert checkpoint is not None
     average, last = checkpoint.extra("average"), checkpoint.extra("model")
-    kept = load(averaged.output)._model.state_dict()
+    kept = load(averaged.output).model.state_dict()
     assert all(torch.equal(kept[name], average[name]) for name in kept)
     assert not all(torch.equal(kept[name], last[name]) for name in kept)
-    plain_last = load(plain.output)._model.state_dict()
+    plain_last = load(plain.output).model.state_dict()
     assert all(torch.equal(plain_last[name], last[name]) for name in kept)  # training is the same
     layer = nn.Linear(2, 2)
     made = make_average(schedule(ema_decay=0.9), layer)
