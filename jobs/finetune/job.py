@@ -245,19 +245,21 @@ class _Cells(tune.Callback):
         return bool(self._closing)
 
 
-class _Stop(tune.Stopper):
+class StopWhenAsked(tune.Stopper):
     """Ends the run once the user asked to."""
 
     def __init__(self, hooks: Hooks) -> None:
         self._hooks = hooks
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # as above
+        return {}  # Tune writes a copy of its settings, which nobody restores
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """No trial is stopped apart."""
         return False
 
     def stop_all(self) -> bool:
+        """Whether the whole run ends."""
         return self._hooks.stopping()
 
 
@@ -268,7 +270,7 @@ def _fit(works: Sequence[Work], drawn: Drawn, hooks: Hooks) -> None:
     cells = _Cells(ordered, drawn, hooks)
     try:
         with tempfile.TemporaryDirectory(prefix="nml-tune-") as folder:
-            _tuner(ordered, drawn, cells, _Stop(hooks), folder).fit()
+            _tuner(ordered, drawn, cells, StopWhenAsked(hooks), folder).fit()
         while cells.collect(_POLL_S) and not hooks.stopping():
             pass
     except Exception as error:
@@ -280,7 +282,7 @@ def _fit(works: Sequence[Work], drawn: Drawn, hooks: Hooks) -> None:
 
 
 def _tuner(
-    works: Sequence[Work], drawn: Drawn, cells: _Cells, stop: _Stop, folder: str
+    works: Sequence[Work], drawn: Drawn, cells: _Cells, stop: StopWhenAsked, folder: str
 ) -> tune.Tuner:
     trainable = tune.with_parameters(_Trial, works=tuple(works), drawn=dict(drawn))
     trials = [

@@ -240,22 +240,6 @@ class _Answers(tune.Callback):
             self.deaths[work.address] = f"the cell's process died: {trial.error_msg}"
 
 
-class _Stop(tune.Stopper):
-    """Ends the run once the user asked to."""
-
-    def __init__(self, hooks: Hooks) -> None:
-        self._hooks = hooks
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}  # as above
-
-    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        return False
-
-    def stop_all(self) -> bool:
-        return self._hooks.stopping()
-
-
 def _fit(works: Sequence[Work], hooks: Hooks) -> None:
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
@@ -266,7 +250,7 @@ def _fit(works: Sequence[Work], hooks: Hooks) -> None:
         last = attempt == _LOST_WORKERS
         try:
             with tempfile.TemporaryDirectory(prefix="nml-tune-") as folder:
-                _tuner(batches, answers, _Stop(hooks), folder).fit()
+                _tuner(batches, answers, finetune.StopWhenAsked(hooks), folder).fit()
         except Exception as error:
             for work in left:
                 answers.done(work.address, error)
@@ -305,7 +289,9 @@ def _batches(works: Sequence[Work]) -> list[Batch]:
     ]
 
 
-def _tuner(batches: Sequence[Batch], answers: _Answers, stop: _Stop, folder: str) -> tune.Tuner:
+def _tuner(
+    batches: Sequence[Batch], answers: _Answers, stop: finetune.StopWhenAsked, folder: str
+) -> tune.Tuner:
     trainable = tune.with_parameters(_Trial, batches=tuple(batches))
     steps = [step_of(batch[0][0]) for batch in batches]
     needs = [
