@@ -30,6 +30,9 @@ def finish(store: Store, step: Step) -> Manifest:
     elif step.kind == "noise":
         counts = {"eligible": 1000, "changed": round(10 * level)}
         metrics = {"noise/realised_percent": level}
+        columns = ("key", "clean", "noisy")  # of captions: no matrix is drawn of them
+        empty = pa.table({name: pa.array([], pa.string()) for name in columns})
+        output.write_table("changed.parquet", empty)
     elif step.kind == "pretrain":
         final = 90 - level / 2 + _jitter(step)
         rows = [
@@ -67,6 +70,7 @@ def _cell(step: Step, level: float) -> dict[str, object]:
         **{name: step.labels[name] for name in ("task", "domain", "method", "fraction")},
         "trained_on": getattr(step.spec, "task").trained_on,  # noqa: B009
         "tuning_seed": step.labels["tuning_seed"],
+        "test_digest": str(step.labels["task"]),  # every task has a test of its own
         "test_accuracy": accuracy,
         "test_macro_f1": accuracy - 1,
         "test_metric": accuracy,
