@@ -118,7 +118,8 @@ def test_a_step_that_cannot_be_done_is_named_and_the_rest_goes_on(
 
 
 def test_a_sweep_whose_first_step_fails_says_why_and_no_more(start: Start, tmp_path: Path) -> None:
-    corpus = "{name: mine, reader: {kind: parquet, path: nowhere.parquet, label: label}}"
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1 and then nothing of the kind")
+    corpus = "{name: mine, reader: {kind: parquet, path: broken.parquet, label: label}}"
     task = f"name: mine\ntitle: Mine\ndomain: id\ncorpus: {corpus}\n"
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks/mine.yaml").write_text(task)
@@ -127,6 +128,6 @@ def test_a_sweep_whose_first_step_fails_says_why_and_no_more(start: Start, tmp_p
     code, output = start(tmp_path, "sweep", "--noise", "0", *words).finish()
     assert code == 1, output
     assert "failed   corpus/mine: " in output
-    assert "nowhere.parquet" in output
+    assert "broken.parquet" in output
     assert "nothing to report" not in output
     assert "Traceback" not in output
