@@ -191,6 +191,8 @@ def _add_downstream(
             inputs = {"features": features}
             if method.reads_images:
                 inputs = _of_images(task, name, encoder)
+            elif method.head == "zero_shot" and task.trained_on is None:
+                inputs["encoder"] = _with_text(experiment, name, encoder)
             for cell in builder.cells(experiment, task, name):
                 if task.trained_on is not None:
                     inputs = {**inputs, "head": f"tune/{run}/{task.trained_on}/{cell.tail}"}
@@ -202,7 +204,11 @@ def _cells(experiment: Experiment, task: Task, name: str) -> Iterator[_Cell]:
     """The cells of a task and method, whatever encoder they are of."""
     tuning, method = experiment.tuning, experiment.tuning.methods[name]
     encoder = _encoder_tuning(experiment) if method.reads_images else None
-    for fraction, wrong, seed in product(tuning.fractions, tuning.label_noise, tuning.seeds):
+    axes: tuple[tuple[float, ...], tuple[float, ...], tuple[int, ...]]
+    axes = tuning.fractions, tuning.label_noise, tuning.seeds
+    if method.head == "zero_shot":  # reads no training row: one cell, as others have at their most
+        axes = (max(tuning.fractions),), (min(tuning.label_noise),), tuning.seeds[:1]
+    for fraction, wrong, seed in product(*axes):
         noisy = f"/label_noise={wrong:g}" if wrong else ""
         yield _Cell(
             tail=f"{name}/fraction={fraction:g}{noisy}/seed={seed}",
@@ -220,7 +226,7 @@ def _cells(experiment: Experiment, task: Task, name: str) -> Iterator[_Cell]:
                 method=method,
                 fraction=fraction,
                 seed=seed,
-                configurations=tuning.configurations,
+                configurations=method.tries(tuning.configurations),
                 epochs=tuning.epochs,
                 batch_size=tuning.batch_size,
                 label_noise=wrong,
@@ -245,6 +251,25 @@ def _of_images(task: Task, method: str, encoder: str | GivenEncoder) -> dict[str
             f"leave the method out"
         )
     return {"encoder": encoder, "corpus": f"corpus/{task.scope}"}
+
+
+def _with_text(experiment: Experiment, method: str, encoder: str | GivenEncoder) -> str:
+    """The encoder whose text tower a zero-shot head is made by; UserError when it has none."""
+    named = {f"encoder/{each.name}": each for each in experiment.encoders}
+    if isinstance(encoder, str):
+        known = named.get(encoder)
+        if known is None:  # trained here
+            recipe = experiment.pretrain.recipe if experiment.pretrain else None
+            reads = recipe is not None and recipe.objective == "contrastive"
+        else:
+            reads = known.kind == "open_clip" or getattr(known, "family", None) == "open_clip"
+        if reads:
+            return encoder
+    whose = encoder if isinstance(encoder, str) else f"encoder/{encoder.name}"
+    raise UserError(
+        f"tuning.methods.{method}: zero_shot needs an encoder that reads text (open_clip), and "
+        f"{whose} does not; leave the method out"
+    )
 
 
 def _encoder_tuning(experiment: Experiment) -> EncoderTuning:

@@ -45,7 +45,7 @@ class Cell:
     domain: str = _column("id or ood")
     trained_on: str | None = _column("ood: the ID task whose head is tested here")
     method: str = _column("the method's name in the experiment")
-    head: str = _column("linear, paper, released, ridge or lbfgs")
+    head: str = _column("linear, paper, released, ridge, lbfgs or zero_shot")
     fraction: float = _column("percent of each class's training rows that were used")
     label_noise: float = _column("percent of those rows whose label was made wrong; nowhere else")
     tuning_seed: int = _column("seed of weights, batch order, fraction and configurations")

@@ -14,13 +14,13 @@ from dataclasses import dataclass, fields
 import torch
 
 from jobs.contract import StageError, Work
-from jobs.tuning import data, probes
+from jobs.tuning import data, probes, zero_shot
 from jobs.tuning.budget import Budget
 from jobs.tuning.heads import Shape
 from jobs.tuning.label_noise import corrupted
 from jobs.tuning.scores import Scores
 from jobs.tuning.search import Optuna
-from jobs.tuning.spec import TuneStep
+from jobs.tuning.spec import GIVEN, TuneStep
 from jobs.tuning.stacked import Configuration, Epoch, Group, Labelled, bytes_of_member
 from jobs.tuning.training import Trained, train_groups
 
@@ -54,7 +54,7 @@ def step_of(work: Work) -> TuneStep:
 def sibling_key(work: Work) -> tuple[str, ...]:
     """Equal for works that can train as one stack; a work of no siblings has its own address."""
     step = step_of(work)
-    if step.method.head in ("ridge", "lbfgs") or step.search == "optuna":
+    if step.method.head in GIVEN or step.search == "optuna":
         return (work.address,)
     same = step.model_dump_json(exclude={"method", "method_name", "label_noise", "seed"})
     return work.inputs["features"].uri, step.method.head, same
@@ -132,7 +132,7 @@ class _Prepared:
         self.views = fitting.train.augmented
         head = step.method.head
         self.shape = Shape(
-            "linear" if head == "ridge" or head == "lbfgs" else head,
+            "linear" if head == "ridge" or head == "lbfgs" or head == "zero_shot" else head,
             fitting.train.views.shape[-1],
             len(self.classes.names),
         )
@@ -196,6 +196,12 @@ def _train(
         rows = first.labelled(), first.validation.rows
         metric = step.task.metric
         return [probes.solve(head, first.shape, *rows, configurations[0], metric)]
+    if head == "zero_shot":
+        place, templates = first.work.inputs["encoder"], step.method.templates
+        weight = zero_shot.classifier(place, first.classes.names, templates)
+        solution: probes.Solution = weight[None], weight.new_zeros(1, len(weight)), [None]
+        rows = first.labelled(), first.validation.rows
+        return [probes.judged(solution, first.shape, *rows, step.task.metric)]
     return train_groups(
         first.shape,
         [

@@ -189,7 +189,7 @@ def _answer_siblings(
 def _tried(work: Work) -> tuple[Configuration, ...] | None:
     """What a cell is to try; none when its own search asks, one batch after another."""
     step = step_of(work)
-    if step.search == "optuna":
+    if step.search == "optuna" and step.method.head != "zero_shot":
         return None
     return draw(step.method.space, step.configurations, step.seed)
 

@@ -27,6 +27,9 @@ from jobs.tuning.scores import score
 from jobs.tuning.stacked import Configuration, Epoch, Labelled, evaluate
 from jobs.tuning.training import Trained
 
+Solution = tuple[Tensor, Tensor, list[str | None]]
+"""Weights [K, C, D], biases [K, C], and why a configuration has none."""
+
 _CONVERGED = 1e-5  # largest entry of the gradient
 _ITERATIONS = 2000
 
@@ -40,12 +43,21 @@ def solve(
     metric: Metric = "accuracy",
 ) -> Trained:
     """The best linear head for each configuration's `l2`, and the one best by `metric`."""
-    views = training.features.shape[0]
-    rows = training.features.flatten(0, 1).double()
-    labels = training.labels.repeat(views)
+    rows, labels = _flat(training)
     penalties = [configuration.l2 for configuration in configurations]
     solved = (_ridge if kind == "ridge" else _lbfgs)(rows, labels, shape.classes, penalties)
+    return judged(solved, shape, training, validation, metric)
+
+
+def judged(
+    solved: Solution, shape: Shape, training: Labelled, validation: Labelled, metric: Metric
+) -> Trained:
+    """Linear heads that took no steps, as if trained for one epoch, and the one best by `metric`.
+
+    One that is not finite has failed.
+    """
     weight, bias, failures = solved
+    rows, labels = _flat(training)
     broken = ~(weight.isfinite().all(-1).all(-1) & bias.isfinite().all(-1))
     for index in broken.nonzero().flatten().tolist():
         failures[index] = "the solution is not finite"
@@ -60,12 +72,14 @@ def solve(
     running = [k for k, failure in enumerate(failures) if failure is None]
     chosen = min(running, key=epoch.key, default=None)
     state: Mapping[str, Tensor] = {} if chosen is None else heads.member(chosen)
-    many = len(configurations)
+    many = len(failures)
     return Trained((epoch,), tuple(failures), (None,) * many, (1,) * many, chosen, state)
 
 
-Solution = tuple[Tensor, Tensor, list[str | None]]
-"""Weights [K, C, D], biases [K, C], and why a configuration has none."""
+def _flat(training: Labelled) -> tuple[Tensor, Tensor]:
+    """Every view of every sample as a row, float64, and the rows' labels."""
+    views = training.features.shape[0]
+    return training.features.flatten(0, 1).double(), training.labels.repeat(views)
 
 
 def _ridge(rows: Tensor, labels: Tensor, classes: int, penalties: Sequence[float]) -> Solution:

@@ -144,6 +144,9 @@ class Space(Spec):
 PROBES = ("ridge", "lbfgs")
 """Linear heads that are solved, not trained by steps: oracles of what a linear probe can reach."""
 
+GIVEN = (*PROBES, "zero_shot")
+"""Linear heads that take no steps."""
+
 
 class Method(Spec):
     """A head and how its hyper-parameters are searched.
@@ -152,14 +155,19 @@ class Method(Spec):
     that name (paper 1 section 4; the authors' code). The plain MLP is a two-layer head whose
     regularisers weigh nothing. `ridge`: least squares on the classes' indicators, in closed form;
     `lbfgs`: logistic regression to convergence; both linear, with `l2` as their only parameter.
+    `zero_shot`: the classes' names in `templates`, as the text tower of an open_clip encoder reads
+    them; nothing is trained or searched, so that a task has one such cell.
 
     `adapt` says what is trained: the head alone on frozen features, or with it the encoder itself,
     by low-rank adapters (`lora`) or whole (`ft`). On a trained encoder stands a linear head, and
     COV and SVD regularise the encoder's features (the authors' code).
     """
 
-    head: Literal["linear", "paper", "released", "ridge", "lbfgs"]
-    space: Space
+    head: Literal["linear", "paper", "released", "ridge", "lbfgs", "zero_shot"]
+    space: Space = Space()
+    templates: tuple[str, ...] = Field(
+        ("a photo of a {}.",), min_length=1, description="zero_shot: {} stands for a class's name"
+    )
     adapt: Literal["frozen", "lora", "ft"] = "frozen"
     rank: int = Field(8, ge=1, description="lora: of each adapter")
     encoder_lr: float = Field(
@@ -184,7 +192,7 @@ class Method(Spec):
 
     @model_validator(mode="after")
     def _has_what_its_head_reads(self) -> Method:
-        if not self.reads_images and self.head in ("linear", *PROBES) and self.space.regularised:
+        if not self.reads_images and self.head in ("linear", *GIVEN) and self.space.regularised:
             raise ValueError(
                 f"a {self.head} head has no output to regularise; leave out mse, cov and svd"
             )
@@ -193,9 +201,25 @@ class Method(Spec):
             if foreign or self.space.l2 is None:
                 remedy = f"leave out {', '.join(foreign)}" if foreign else "give l2"
                 raise ValueError(f"a {self.head} head is searched over l2 alone; {remedy}")
+        elif self.head == "zero_shot":
+            if self.space.model_fields_set:
+                raise ValueError("a zero_shot head has nothing to search; leave out space")
         elif self.space.lr is None or self.space.l2 is not None:
             raise ValueError(f"a {self.head} head needs lr in its space, and takes no l2")
         return self
+
+    @model_validator(mode="after")
+    def _templates_name_a_class(self) -> Method:
+        if self.head != "zero_shot" and "templates" in self.model_fields_set:
+            raise ValueError(f"templates belong to a zero_shot head, not {self.head}; remove them")
+        mute = [template for template in self.templates if "{}" not in template]
+        if mute:
+            raise ValueError(f"template {mute[0]!r} has no {{}} where a class's name would stand")
+        return self
+
+    def tries(self, configurations: int) -> int:
+        """How many of the configurations that every method is given it has a use for."""
+        return 1 if self.head == "zero_shot" else configurations
 
 
 class Halving(Spec):
@@ -270,6 +294,8 @@ class Tuning(Spec):
     @model_validator(mode="after")
     def _searchable(self) -> Tuning:
         for name, method in self.methods.items():
+            if method.head == "zero_shot":
+                continue
             points = method.space.combinations
             grids = [n for n, d in method.space.domains.items() if isinstance(d, Grid)]
             if self.search != "grid" and grids:

@@ -7,6 +7,7 @@ import pytest
 
 from jobs.contract import Outcome
 from jobs.place import Place
+from jobs.tuning.spec import TuneStep
 from orchestrator import experiment, plan, planner
 from orchestrator.errors import DriftError, StoreError, UserError
 from orchestrator.fingerprint import fingerprint
@@ -192,3 +193,24 @@ def test_the_ablation_has_each_regulariser_alone_in_pairs_and_together() -> None
         if method.head == "paper"
     }
     assert len(set(weighed.values())) == len(weighed) == 8
+
+
+ZERO_SHOT = "tuning.methods.zs={head: zero_shot, templates: ['a drawing of {}']}"
+
+
+def test_zero_shot_is_one_cell_a_task_that_reads_the_encoder() -> None:
+    sets = [ZERO_SHOT, "tuning.fractions=[10, 100]", "tuning.label_noise=[0, 20]"]
+    made = planner.build(experiment.load("digits-clip", overrides=[*sets, "tuning.seeds=[0, 1]"]))
+    cells = [s for s in made.of_kind("tune") if s.labels["method"] == "zs"]
+    encoders, tasks = len(made.of_kind("pretrain")), len(made.experiment.tasks)
+    assert len(cells) == encoders * tasks
+    for cell in cells:
+        wanted = {"head"} if cell.labels["domain"] == "ood" else {"encoder"}
+        assert set(cell.inputs) == {"features", *wanted}
+        assert isinstance(cell.spec, TuneStep)
+        assert cell.spec.configurations == 1
+
+
+def test_zero_shot_of_an_encoder_without_a_text_tower_is_refused() -> None:
+    with pytest.raises(UserError, match="zero_shot needs an encoder that reads text"):
+        planned(ZERO_SHOT)

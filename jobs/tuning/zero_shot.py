@@ -1,0 +1,62 @@
+"""Zero-shot classification: a linear head that CLIP's text tower writes, with nothing trained.
+
+Takes a finished open_clip encoder's folder, the names of a task's classes and templates to say them
+in; gives the head of which class c's row is the normalised mean, over the templates, of the
+normalised text embeddings (open_clip's `build_zero_shot_classifier`; Radford et al. 2021, section
+3.1.4). Features are not normalised here as CLIP's are: no row's answer depends on its length, but
+its loss does, so that the loss of such a cell compares with no other method's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from jobs.contract import StageError
+from jobs.place import Place
+from jobs.pretrain import encoder
+
+_WORDNET = re.compile(r"n\d{8}")
+
+
+def classifier(place: Place, classes: Sequence[str], templates: Sequence[str]) -> Tensor:
+    """The head's weights, float32 [C, D]; D the dimensions of the encoder's features.
+
+    Raises StageError when the encoder has no text tower, or its classes no names that can be said.
+    """
+    import open_clip
+
+    opened = encoder.load(place)
+    if opened.card.family != "open_clip":
+        raise StageError(
+            f"{place.uri} holds a {opened.card.family} model, which reads no text; leave the "
+            f"zero_shot method out, or take an open_clip encoder"
+        )
+    tokenizer = opened.card.architecture.tokenizer()
+    with torch.no_grad():
+        weights: Tensor = open_clip.build_zero_shot_classifier(
+            opened.model, tokenizer, spoken(classes), tuple(templates)
+        )
+    return weights.float().mT.contiguous()
+
+
+def spoken(classes: Sequence[str]) -> list[str]:
+    """The words that stand for class names in a text: `fire_truck` becomes `fire truck`.
+
+    ImageNet-1K's thousand WordNet ids become the names that CLIP's authors gave them.
+    Raises StageError for other WordNet ids.
+    """
+    if not any(_WORDNET.fullmatch(name) for name in classes):
+        return [re.sub(r"[_\s]+", " ", name).strip() for name in classes]
+    from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
+
+    names = dict(zip(sorted(classes), IMAGENET_CLASSNAMES, strict=False))
+    if len(classes) != len(IMAGENET_CLASSNAMES):
+        raise StageError(
+            f"{len(classes)} classes are named by WordNet ids ({classes[0]}, ...), whose words are "
+            f"known for all thousand of ImageNet-1K alone; give the task class names in words"
+        )
+    return [names[name] for name in classes]
