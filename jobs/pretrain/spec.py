@@ -249,7 +249,8 @@ class PretrainStep(Spec):
     """One encoder: one recipe, one noise level (an input step), one seed."""
 
     # 2: a contrastive model's weight decay is open_clip's; the order is one for held and streamed
-    protocol: ClassVar[int] = 2
+    # 3: crops are scaled by torch, to within 1 of 255 of Pillow's
+    protocol: ClassVar[int] = 3
 
     recipe: Recipe
     seed: int

@@ -1,5 +1,6 @@
 """Augmentation of source images: timm's, a pure function of the hash, safe in threads."""
 
+import io
 import random
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -12,6 +13,7 @@ from pydantic import ValidationError
 from timm.data import create_transform
 from timm.data.transforms import RandomResizedCropAndInterpolation
 
+from jobs.corpus.depth import eight_bits
 from jobs.pretrain.pixels import to_pixels
 from jobs.pretrain.spec import Augment, ImageInput
 from jobs.pretrain.transforms import needs_source_image, training_pixels
@@ -76,7 +78,46 @@ def test_the_crop_is_timms() -> None:
         24, scale=(0.2, 0.9), ratio=(3 / 4, 4 / 3), interpolation="bicubic"
     )(picture())
     ours = training_pixels(picture(), INPUT, spec, 11)
-    assert torch.equal(ours, torch.from_numpy(np.array(direct)).permute(2, 0, 1))
+    assert_nearly(ours, np.array(direct))
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "random"])
+@pytest.mark.parametrize("mode", ["L", "CMYK", "RGB", "P", "RGBA", "I;16"])
+def test_the_crop_of_any_kind_of_image_is_timms(mode: str, interpolation: str) -> None:
+    image = picture(123, 77).convert("L" if mode == "I;16" else mode)
+    if mode == "I;16":
+        image = Image.fromarray(np.asarray(image).astype(np.uint16) * 257)
+    spec = Augment(crop=(0.2, 0.9), crop_interpolation=interpolation)
+    timms = RandomResizedCropAndInterpolation(24, (0.2, 0.9), interpolation=interpolation)
+    for hashed in range(6):
+        random.seed(hashed)
+        direct = timms(eight_bits(image).convert("RGB"))
+        assert_nearly(training_pixels(image, INPUT, spec, hashed), np.array(direct))
+
+
+def test_an_image_of_several_blocks_of_memory_is_cropped_alike() -> None:
+    image = picture(2400, 2300)
+    assert image.width * image.height * 4 > 16 << 20
+    spec = Augment(crop=(0.2, 0.9))
+    random.seed(3)
+    direct = RandomResizedCropAndInterpolation(24, (0.2, 0.9), interpolation="bicubic")(image)
+    spec = Augment(crop=(0.2, 0.9), crop_interpolation="bicubic")
+    assert_nearly(training_pixels(image, INPUT, spec, 3), np.array(direct))
+
+
+def test_a_file_that_is_cut_short_is_an_error() -> None:
+    stream = io.BytesIO()
+    picture(200, 200).save(stream, "jpeg", quality=95)
+    cut = io.BytesIO(stream.getvalue()[:3000])
+    with pytest.raises(OSError, match="truncated"):
+        training_pixels(Image.open(cut), INPUT, A2, 3)
+
+
+def assert_nearly(pixels: torch.Tensor, expected: np.ndarray[Any, Any]) -> None:
+    """uint8 [C, H, W] and [H, W, C], rounded in two ways."""
+    difference = np.abs(pixels.permute(1, 2, 0).numpy().astype(int) - expected.astype(int))
+    assert difference.max() <= 2
+    assert difference.mean() < 0.2
 
 
 def test_rand_augment_chooses_each_operation_equally_often() -> None:
