@@ -11,9 +11,27 @@ from jobs.pretrain.transforms import needs_source_image, training_pixels
 from orchestrator import experiment, planner
 
 SUPERVISED: dict[str, dict[str, Any]] = {
-    "imagenet1k-resnet50": {"epochs": 300, "batch_size": 2048, "optimizer": "lamb", "lr": 5e-3},
-    "imagenet1k-resnet50-a3": {"epochs": 100, "batch_size": 2048, "optimizer": "lamb", "lr": 8e-3},
-    "imagenet1k-vit-b16": {"epochs": 300, "batch_size": 1024, "optimizer": "adamw", "lr": 1e-3},
+    "imagenet1k-resnet50": {
+        "epochs": 300,
+        "batch_size": 2048,
+        "repeats": 3,
+        "optimizer": "lamb",
+        "lr": 5e-3,
+    },
+    "imagenet1k-resnet50-a3": {
+        "epochs": 100,
+        "batch_size": 2048,
+        "repeats": 1,
+        "optimizer": "lamb",
+        "lr": 8e-3,
+    },
+    "imagenet1k-vit-b16": {
+        "epochs": 300,
+        "batch_size": 1024,
+        "repeats": 3,
+        "optimizer": "adamw",
+        "lr": 1e-3,
+    },
 }
 CONTRASTIVE = {"yfcc15m-rn50": 4096, "yfcc15m-vit-b16": 8192, "cc12m-vit-b16": 8192}
 

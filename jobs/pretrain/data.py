@@ -244,9 +244,13 @@ def noisy_targets(part: Part, noise: Place, field: Field, encode: Encode) -> Tar
 class MemorySource:
     """A decoded part and its targets, in the order of `seed`."""
 
-    def __init__(self, part: Part, targets: Targets, *, seed: int, batch_size: int) -> None:
+    def __init__(
+        self, part: Part, targets: Targets, *, seed: int, batch_size: int, repeats: int = 1
+    ) -> None:
         """Raises StageError when the part does not fill one batch."""
-        self._order = Order(part.corpus, part.files, seed=seed, batch_size=batch_size)
+        self._order = Order(
+            part.corpus, part.files, seed=seed, batch_size=batch_size, repeats=repeats
+        )
         self.batch_size, self.rows = batch_size, part.rows
         self.steps_per_epoch = self._order.steps
         self.flipped = int(targets.flipped.sum())
@@ -256,7 +260,7 @@ class MemorySource:
 
     def order(self, epoch: int) -> Rows:
         """Row numbers in the order that an epoch takes them, [steps * batch]."""
-        return self._order.whole(epoch, self._keys)
+        return self._order.whole(epoch, self._keys)[0]
 
     def order_sha256(self) -> str:
         """What proves that two runs saw their rows alike (`Order.sha256`)."""
@@ -264,16 +268,17 @@ class MemorySource:
 
     def batches(self, epoch: int, first: int, group: Group) -> Iterator[Batch]:
         """The epoch's batches from number `first` on: worker r takes the r-th piece of each."""
-        order, ends = self.order(epoch), self._order.ends(epoch)
-        hashes = mix(self._augment, epoch)
+        (order, copies), ends = self._order.whole(epoch, self._keys), self._order.ends(epoch)
+        hashes = mix(self._augment, self._order.turn(epoch))
         share = self.batch_size // group.world
         for step in range(first, self.steps_per_epoch):
             start = step * self.batch_size
-            rows = order[start + group.rank * share : start + (group.rank + 1) * share]
+            mine = slice(start + group.rank * share, start + (group.rank + 1) * share)
+            rows = order[mine]
             picked = torch.from_numpy(rows)
             yield Batch(
                 images=self._part.images[picked].to(group.device),
-                hashes=hashes[rows],
+                hashes=self._order.of_copies(hashes[rows], copies[mine]),
                 targets=picked_targets(self._targets, picked, group.device),
                 ends_segment=bool(ends[step]),
             )

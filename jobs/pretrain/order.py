@@ -7,6 +7,10 @@ rows. A global batch takes its share of each lane, so that it mixes rows from al
 while a worker reads no lane but those its share of the batch lies in, from front to back. Nothing
 here depends on workers, noise or memory, and only a window's keys are needed to order it: whether a
 part is held or streamed is all the same. Lanes and windows are part of a result's identity.
+
+Under repeated augmentation (Hoffer et al. 2020) each row of a lane comes `repeats` times in a row.
+An epoch is as long as ever, so that the rows are gone through once in `repeats` epochs: a *turn*.
+(timm's sampler draws a new subset of the rows for each epoch instead.)
 """
 
 from __future__ import annotations
@@ -43,6 +47,7 @@ class Order:
         *,
         seed: int,
         batch_size: int,
+        repeats: int = 1,
         window: int = WINDOW,
     ) -> None:
         """Raises StageError when the part does not fill one batch."""
@@ -55,7 +60,8 @@ class Order:
         self.batch_size, self.steps = batch_size, self.rows // batch_size
         self.lanes = _lanes(self.steps, batch_size)
         self.per_step = batch_size // self.lanes
-        """Rows that a global batch takes of each lane."""
+        """Rows that a global batch takes of each lane, copies counted."""
+        self.repeats = repeats
         self._corpus, self._seed, self._window, self._files = corpus, seed, window, tuple(files)
         self._first, self._count = segments(files)
         names = [f"{file.file}:{at}" for file in files for at in range(0, file.rows, SEGMENT)]
@@ -71,16 +77,28 @@ class Order:
         """What the augmentation of `keys` draws from, before an epoch is mixed in."""
         return self._hash(keys, "augment")
 
+    def of_copies(self, hashes: Hashes, copies: Rows) -> Hashes:
+        """What the augmentation of copies of rows draws from; `hashes`: of the rows, in a turn."""
+        if self.repeats == 1:
+            return hashes
+        every = np.stack([mix(hashes, copy) for copy in range(self.repeats)])
+        drawn: Hashes = every[copies, np.arange(len(hashes))]
+        return drawn
+
     def _hash(self, keys: pa.Array | pa.ChunkedArray | Sequence[str], stream: str) -> Hashes:
         return hash64(keys, seed=self._seed, scope=self._corpus, stream=f"pretrain/{stream}")
 
-    # -- an epoch --------------------------------------------------------------------------------
+    # -- a turn: all rows once -------------------------------------------------------------------
 
-    def sequence(self, epoch: int) -> tuple[Rows, Rows]:
-        """An epoch's segments in their order: first row of each, and where each begins in the
+    def turn(self, epoch: int) -> int:
+        """Which turn through the rows an epoch belongs to: the epoch itself without repeats."""
+        return epoch // self.repeats
+
+    def sequence(self, turn: int) -> tuple[Rows, Rows]:
+        """A turn's segments in their order: first row of each, and where each begins in the
         sequence, with its end as the last ([n] and [n + 1]).
         """
-        taken = np.argsort(mix(self._segment, epoch), kind="stable")
+        taken = np.argsort(mix(self._segment, turn), kind="stable")
         return self._first[taken], np.concatenate([[0], np.cumsum(self._count[taken])])
 
     def windows(self, lane: int) -> list[Span]:
@@ -92,9 +110,9 @@ class Order:
         cuts = [0, *range(self._window - ahead, length, self._window), length]
         return list(itertools.pairwise(cuts))
 
-    def spans(self, epoch: int, lane: int, window: Span) -> list[Span]:
+    def spans(self, turn: int, lane: int, window: Span) -> list[Span]:
         """The rows of a window, before they are shuffled, as ranges of the part's rows."""
-        first, begins = self.sequence(epoch)
+        first, begins = self.sequence(turn)
         start, stop = (lane * self.steps * self.per_step + place for place in window)
         spans = []
         at = int(np.searchsorted(begins, start, side="right")) - 1
@@ -104,24 +122,41 @@ class Order:
             at += 1
         return spans
 
-    def whole(self, epoch: int, hashes: Hashes) -> Rows:
-        """All rows of an epoch, batch by batch, [steps * B]; `hashes` are `of_keys` of all N."""
-        lanes = []
+    # -- an epoch --------------------------------------------------------------------------------
+
+    def places(self, epoch: int, first: int, last: int, mine: Span) -> tuple[Rows, Rows]:
+        """What the steps `first` to before `last` take of a lane: places in it, and which copy of
+        the row there; `mine`: of the `per_step` that a step takes.
+        """
+        steps = np.arange(first, last) + epoch % self.repeats * self.steps
+        taken = (steps[:, None] * self.per_step + np.arange(*mine)).reshape(-1)
+        return taken // self.repeats, taken % self.repeats
+
+    def whole(self, epoch: int, hashes: Hashes) -> tuple[Rows, Rows]:
+        """All rows of an epoch, batch by batch, and which copy each is, [steps * B] both;
+        `hashes` are `of_keys` of all N.
+        """
+        turn, lanes = self.turn(epoch), []
         for lane in range(self.lanes):
             for window in self.windows(lane):
-                rows = np.concatenate([np.arange(*s) for s in self.spans(epoch, lane, window)])
-                lanes.append(rows[shuffle(hashes[rows], epoch)])
-        by_lane = np.concatenate(lanes).reshape(self.lanes, self.steps, self.per_step)
-        return by_lane.transpose(1, 0, 2).reshape(-1)
+                rows = np.concatenate([np.arange(*s) for s in self.spans(turn, lane, window)])
+                lanes.append(rows[shuffle(hashes[rows], turn)])
+        places, copies = self.places(epoch, 0, self.steps, (0, self.per_step))
+        by_lane = np.concatenate(lanes).reshape(self.lanes, -1)[:, places]
+        shape = self.lanes, self.steps, self.per_step
+        rows, copies = by_lane, np.broadcast_to(copies, by_lane.shape)
+        ordered = [each.reshape(shape).transpose(1, 0, 2).reshape(-1) for each in (rows, copies)]
+        return ordered[0], ordered[1]
 
     def ends(self, epoch: int) -> npt.NDArray[np.bool_]:
         """Whether the first lane gets to the end of a segment at each step, [steps]."""
-        _, begins = self.sequence(epoch)
-        steps = np.minimum((begins[1:] - 1) // self.per_step, self.steps)
-        ends = np.zeros(self.steps + 1, np.bool_)
-        ends[steps] = True
-        ends[self.steps - 1] = True
-        return ends[: self.steps]
+        _, begins = self.sequence(self.turn(epoch))
+        steps = (begins[1:] * self.repeats - 1) // self.per_step
+        steps -= epoch % self.repeats * self.steps
+        ends = np.zeros(self.steps, np.bool_)
+        ends[steps[(steps >= 0) & (steps < self.steps)]] = True
+        ends[-1] = True
+        return ends
 
     # -- beside it -------------------------------------------------------------------------------
 
@@ -141,12 +176,13 @@ class Order:
         """
         said = [self._corpus, self._seed, self.batch_size, SEGMENT, self._window, self.lanes]
         said += [(file.file, file.rows, file.sha256) for file in self._files]
+        said += [self.repeats] if self.repeats > 1 else []
         return hashlib.sha256(repr(said).encode()).hexdigest()
 
 
-def shuffle(hashes: Hashes, epoch: int) -> Rows:
-    """The places of a window's rows in the order that an epoch takes them."""
-    return np.argsort(mix(hashes, epoch), kind="stable")
+def shuffle(hashes: Hashes, turn: int) -> Rows:
+    """The places of a window's rows in the order that a turn takes them."""
+    return np.argsort(mix(hashes, turn), kind="stable")
 
 
 def segments(files: Sequence[File]) -> tuple[Rows, Rows]:

@@ -155,12 +155,12 @@ def _source(work: Work, step: PretrainStep, objective: Objective) -> Source:
     """The training part: held decoded where that will do and it fits, else streamed."""
     recipe, corpus, noise = step.recipe, work.inputs["corpus"], work.inputs["noise"]
     index, resources = read_index(corpus), step.resources
-    batch_size = recipe.schedule.batch_size
+    batch_size, repeats = recipe.schedule.batch_size, recipe.schedule.repeats
     held = fits(index.rows("train"), recipe.image, resources.decoded_gb)
     if held and not needs_source_image(recipe.augment):
         train = load_part(corpus, "train", recipe.image)
         targets = noisy_targets(train, noise, objective.field, objective.encode)
-        return MemorySource(train, targets, seed=step.seed, batch_size=batch_size)
+        return MemorySource(train, targets, seed=step.seed, batch_size=batch_size, repeats=repeats)
     return StreamedSource(
         corpus,
         index,
@@ -172,6 +172,7 @@ def _source(work: Work, step: PretrainStep, objective: Objective) -> Source:
         processes=resources.cpus_per_worker,
         seed=step.seed,
         batch_size=batch_size,
+        repeats=repeats,
     )
 
 

@@ -100,6 +100,12 @@ class Schedule(Spec):
 
     epochs: int = Field(ge=1)
     batch_size: int = Field(ge=1, description="global: over all workers and accumulated steps")
+    repeats: int = Field(
+        1,
+        ge=1,
+        description="repeated augmentation: copies of an image that a batch holds side by side, "
+        "each augmented on its own; an epoch sees as many images, so fewer different ones",
+    )
     optimizer: Literal["sgd", "adamw", "lamb"] = "adamw"
     lr: float = Field(gt=0)
     weight_decay: float = Field(0.0, ge=0)
@@ -191,6 +197,15 @@ class Contrastive(Spec):
     templates: tuple[str, ...] = Field(
         ("a photo of a {}.",), min_length=1, description="for zero-shot evaluation by class name"
     )
+
+    @model_validator(mode="after")
+    def _no_copies(self) -> Contrastive:
+        if self.schedule.repeats > 1:
+            raise ValueError(
+                "schedule.repeats would set a caption against its own copies in a batch; leave it "
+                "out of a contrastive recipe"
+            )
+        return self
 
 
 Recipe = Annotated[Supervised | Contrastive, Field(discriminator="objective")]

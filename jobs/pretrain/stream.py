@@ -78,10 +78,10 @@ class _Read:
 
 @dataclass(frozen=True)
 class _Window:
-    """A window's rows, and the order that an epoch takes them in."""
+    """A window's rows, and the order that a turn takes them in."""
 
     read: _Read
-    hashes: Hashes  # of augmentation, in the epoch
+    hashes: Hashes  # of augmentation, in the turn
     order: Rows
 
 
@@ -111,6 +111,7 @@ class StreamedSource:
         seed: int,
         batch_size: int,
         processes: int = 1,
+        repeats: int = 1,
         order: Order | None = None,
     ) -> None:
         """`processes`: that decode; 0: this one. Raises StageError as `noisy_targets` does, as far
@@ -118,7 +119,9 @@ class StreamedSource:
         """
         files = index.parts["train"]
         overlay = read_overlay(noise, field)
-        self._order = order or Order(index.name, files, seed=seed, batch_size=batch_size)
+        self._order = order or Order(
+            index.name, files, seed=seed, batch_size=batch_size, repeats=repeats
+        )
         self._changes, self._changes_lock = Changes(noise), threading.Lock()
         self.batch_size, self.rows = batch_size, self._order.rows
         self.steps_per_epoch, self.flipped = self._order.steps, overlay.changed
@@ -193,12 +196,12 @@ class StreamedSource:
             )
             mine = (max(low, 0), min(high, order.per_step))
             if mine[0] < mine[1]:
-                lanes.append(_Lane(self, epoch, lane, mine, first, pool))
+                lanes.append(_Lane(self, order, epoch, lane, mine, first, pool))
         for step in range(first, order.steps):
             parts = [taken for lane in lanes for taken in lane.take(step)]
             images = [one for part in parts for one in part.images()]
             targets = _joined([part.targets() for part in parts])
-            hashes = np.concatenate([part.hashes() for part in parts])
+            hashes = np.concatenate([part.drawn for part in parts])
             pieces = range(0, size, CHUNK)
             shares.append(_Share(hashes, targets, bool(ends[step]), len(pieces)))
             for start in pieces:
@@ -208,22 +211,13 @@ class StreamedSource:
 
     # -- rows ------------------------------------------------------------------------------------
 
-    @property
-    def per_lane(self) -> int:
-        """Rows that a global batch takes of each lane."""
-        return self._order.per_step
-
-    def windows(self, lane: int) -> list[Span]:
-        """A lane's windows, by places in it."""
-        return self._order.windows(lane)
-
-    def window(self, epoch: int, lane: int, window: Span) -> _Window:
+    def window(self, turn: int, lane: int, window: Span) -> _Window:
         """Read a window of a lane and find the order of its rows."""
-        read = self._read(self._order.spans(epoch, lane, window))
+        read = self._read(self._order.spans(turn, lane, window))
         return _Window(
             read,
-            mix(self._order.augmentation(read.keys), epoch),
-            shuffle(self._order.of_keys(read.keys), epoch),
+            mix(self._order.augmentation(read.keys), turn),
+            shuffle(self._order.of_keys(read.keys), turn),
         )
 
     def _read(self, spans: list[Span]) -> _Read:
@@ -288,6 +282,7 @@ class _Taken:
 
     window: _Window
     rows: Rows
+    drawn: Hashes  # what their augmentation draws from
 
     def images(self) -> list[tuple[str, str, bytes]]:
         """Their shards, keys and encoded images."""
@@ -296,10 +291,6 @@ class _Taken:
             (read.files[span], read.keys[row].as_py(), read.images[span][within].as_py())
             for row, (span, within) in zip(self.rows.tolist(), read.place[self.rows], strict=True)
         ]
-
-    def hashes(self) -> Hashes:
-        """What their augmentation draws from."""
-        return self.window.hashes[self.rows]
 
     def targets(self) -> Targets:
         """What they are trained to answer."""
@@ -313,6 +304,7 @@ class _Lane:
     def __init__(
         self,
         source: StreamedSource,
+        order: Order,
         epoch: int,
         lane: int,
         mine: Span,
@@ -320,37 +312,40 @@ class _Lane:
         pool: ThreadPoolExecutor,
     ) -> None:
         """`mine`: which of the rows that a batch takes of the lane; `first`: the first step."""
-        self._per_step, self._mine = source.per_lane, mine
-        begin = first * self._per_step + mine[0]
-        self._windows = deque(w for w in source.windows(lane) if w[1] > begin)
-        self._source, self._epoch, self._lane, self._pool = source, epoch, lane, pool
+        self._order, self._epoch, self._mine = order, epoch, mine
+        begin = order.places(epoch, first, first + 1, mine)[0][0]
+        self._windows = deque(w for w in order.windows(lane) if w[1] > begin)
+        self._source, self._lane, self._pool = source, lane, pool
         self._ahead: deque[tuple[Span, Future[_Window]]] = deque()
         self._start_next()
 
     def _start_next(self) -> None:
         if self._windows:
             window = self._windows.popleft()
-            read = self._pool.submit(self._source.window, self._epoch, self._lane, window)
+            turn = self._order.turn(self._epoch)
+            read = self._pool.submit(self._source.window, turn, self._lane, window)
             self._ahead.append((window, read))
 
     def take(self, step: int) -> list[_Taken]:
         """The worker's rows of a step; they may lie in several windows."""
-        start, stop = (step * self._per_step + at for at in self._mine)
+        places, copies = self._order.places(self._epoch, step, step + 1, self._mine)
         taken = []
-        while start < stop:
+        while len(places):
             (low, high), future = self._ahead[0]
-            if high <= start:
+            inside = int(np.searchsorted(places, high))
+            if inside == 0:
                 self._ahead.popleft()
                 if not self._ahead:
                     self._start_next()
-            else:
-                end = min(stop, high)
-                window = future.result()
-                taken.append(_Taken(window, window.order[start - low : end - low]))
-                start = end
-                half = (low + high) // 2
-                if (end >= half or end < stop) and len(self._ahead) == 1:
-                    self._start_next()
+                continue
+            window = future.result()
+            rows = window.order[places[:inside] - low]
+            drawn = self._order.of_copies(window.hashes[rows], copies[:inside])
+            taken.append(_Taken(window, rows, drawn))
+            past_half = places[inside - 1] >= (low + high) // 2 - 1
+            places, copies = places[inside:], copies[inside:]
+            if (past_half or len(places)) and len(self._ahead) == 1:
+                self._start_next()
         return taken
 
 

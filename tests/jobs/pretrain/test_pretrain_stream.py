@@ -40,10 +40,12 @@ def small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(order, "SEGMENT", 7)
 
 
-def held(toy: Any, level: int = 30, batch_size: int = 16, seed: int = 0) -> MemorySource:
+def held(
+    toy: Any, level: int = 30, batch_size: int = 16, seed: int = 0, repeats: int = 1
+) -> MemorySource:
     part = load_part(toy.corpus, "train", IMAGE)
     targets = noisy_targets(part, toy.noise("label", level), "label", encode)
-    return MemorySource(part, targets, seed=seed, batch_size=batch_size)
+    return MemorySource(part, targets, seed=seed, batch_size=batch_size, repeats=repeats)
 
 
 def streamed(
@@ -73,14 +75,15 @@ def same(a: Sequence[Batch], b: Sequence[Batch]) -> None:
         assert left.ends_segment == right.ends_segment
 
 
+@pytest.mark.parametrize("repeats", [1, 3])
 @pytest.mark.parametrize("batch_size", [5, 16, 48, 100])
 def test_a_streamed_part_gives_the_batches_of_a_held_one(
-    toy: Any, batch_size: int, monkeypatch: pytest.MonkeyPatch
+    toy: Any, batch_size: int, repeats: int
 ) -> None:
-    a, b = held(toy, batch_size=batch_size), streamed(toy, batch_size=batch_size)
+    a, b = (make(toy, batch_size=batch_size, repeats=repeats) for make in (held, streamed))
     assert a.order_sha256() == b.order_sha256()
     assert (a.rows, a.steps_per_epoch, a.flipped) == (b.rows, b.steps_per_epoch, b.flipped)
-    for epoch in (0, 1):
+    for epoch in range(repeats + 1):
         same(list(a.batches(epoch, 0, Group())), list(b.batches(epoch, 0, Group())))
 
 
@@ -90,19 +93,54 @@ def test_how_many_processes_decode_bears_on_nothing(toy: Any, processes: int) ->
     same(list(streamed(toy).batches(1, 2, Group())), list(other.batches(1, 2, Group())))
 
 
+@pytest.mark.parametrize("repeats", [1, 3])
 @pytest.mark.parametrize("world", [2, 4, 8])
-def test_workers_of_a_streamed_part_share_out_the_batches_of_one(toy: Any, world: int) -> None:
-    workers = [list(streamed(toy).batches(1, 1, Group(rank, world))) for rank in range(world)]
-    for whole, *shares in zip(held(toy).batches(1, 1, Group()), *workers, strict=True):
+def test_workers_of_a_streamed_part_share_out_the_batches_of_one(
+    toy: Any, world: int, repeats: int
+) -> None:
+    source = streamed(toy, repeats=repeats)
+    workers = [list(source.batches(1, 1, Group(rank, world))) for rank in range(world)]
+    whole_ones = held(toy, repeats=repeats).batches(1, 1, Group())
+    for whole, *shares in zip(whole_ones, *workers, strict=True):
         assert torch.equal(torch.cat([share.images for share in shares]), whole.images)
+        assert np.array_equal(np.concatenate([share.hashes for share in shares]), whole.hashes)
         noisy = torch.cat([share.targets.noisy for share in shares])
         assert torch.equal(noisy, whole.targets.noisy)
 
 
-def test_a_streamed_epoch_can_be_entered_at_any_step(toy: Any) -> None:
-    whole = list(streamed(toy).batches(2, 0, Group()))
+@pytest.mark.parametrize("repeats", [1, 4])
+def test_a_streamed_epoch_can_be_entered_at_any_step(toy: Any, repeats: int) -> None:
+    whole = list(streamed(toy, repeats=repeats).batches(2, 0, Group()))
     for first in range(7):
-        same(list(streamed(toy).batches(2, first, Group())), whole[first:])
+        same(list(streamed(toy, repeats=repeats).batches(2, first, Group())), whole[first:])
+
+
+def test_repeats_are_copies_side_by_side_each_with_draws_of_its_own(toy: Any) -> None:
+    """Over as many epochs as there are repeats each row comes as often, in one batch or two."""
+    repeats, plain = 3, held(toy, repeats=1)
+    source = held(toy, repeats=repeats)
+    assert source.steps_per_epoch == plain.steps_per_epoch
+    assert source.order_sha256() != plain.order_sha256()
+    epochs = [source.order(epoch) for epoch in range(repeats)]
+    assert len({len(epoch) for epoch in epochs}) == 1
+    counts = np.bincount(np.concatenate(epochs))
+    assert sorted(set(counts.tolist())) in ([repeats], [0, repeats])
+    assert len(set(epochs[0].tolist())) < len(set(plain.order(0).tolist()))
+    batches = [b for epoch in range(repeats) for b in source.batches(epoch, 0, Group())]
+    hashes = np.concatenate([batch.hashes for batch in batches])
+    assert len(set(hashes.tolist())) == len(hashes)
+    first = epochs[0][: source.batch_size]
+    assert len(set(first.tolist())) <= source.batch_size // repeats + 2 * 16
+    again = held(toy, repeats=repeats).order(repeats)
+    assert not np.array_equal(again, epochs[0]), "the next turn has an order of its own"
+
+
+def test_segments_end_at_the_last_copy_of_their_last_row(toy: Any) -> None:
+    plain, source = held(toy), held(toy, repeats=2)
+    ends = [b.ends_segment for e in range(2) for b in source.batches(e, 0, Group())]
+    whole = [b.ends_segment for b in plain.batches(0, 0, Group())]
+    assert sum(whole) <= sum(ends) <= sum(whole) + 2
+    assert ends[-1]
 
 
 def test_the_level_changes_labels_and_nothing_else(toy: Any) -> None:
@@ -177,14 +215,14 @@ def test_windows_of_lanes_hold_each_row_of_an_epoch_once(
             rows += [row for span in spans for row in range(*span)]
     assert len(rows) == len(set(rows)) == made.steps * batch_size
     keys = pa.array([f"k{i}" for i in range(made.rows)])
-    assert sorted(made.whole(epoch, made.of_keys(keys)).tolist()) == sorted(rows)
+    assert sorted(made.whole(epoch, made.of_keys(keys))[0].tolist()) == sorted(rows)
 
 
 def test_a_batch_takes_its_rows_from_all_over_a_large_part() -> None:
     made = Order("toy", files_of([50_000]), seed=0, batch_size=64)
     assert made.lanes == 16
     keys = pa.array([f"k{i}" for i in range(made.rows)])
-    batch = made.whole(0, made.of_keys(keys))[:64]
+    batch = made.whole(0, made.of_keys(keys))[0][:64]
     assert len(set((batch // 7).tolist())) > 50
 
 
@@ -199,7 +237,10 @@ def outputs(work: Work) -> dict[str, bytes]:
 def test_a_streamed_run_leaves_the_files_of_a_held_one(
     objective: str, request: pytest.FixtureRequest, make_work: Callable[..., Work]
 ) -> None:
-    recipe = request.getfixturevalue(objective)(augment={"degrees": 10, "flip": True})
+    repeats = 3 if objective == "supervised" else 1
+    recipe = request.getfixturevalue(objective)(
+        augment={"degrees": 10, "flip": True}, repeats=repeats
+    )
     whole, stream = make_work(recipe, "held"), make_work(recipe, "streamed", decoded_gb=0)
     a, b = train_run(whole), train_run(stream)
     assert outputs(stream) == outputs(whole)
