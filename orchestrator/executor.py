@@ -317,11 +317,13 @@ class Executor:
         self._events.put(_Event(kind))
 
     def _finish(self, kind: str, address: str, result: Outcome | BaseException) -> _Event:
-        """Commit a finished step, or keep the traceback of a failed one beside its scratch."""
+        """Commit a finished step, or keep a failed one's traceback beside its scratch, its sentence
+        last.
+        """
         step = self._plan.steps[address]
         if isinstance(result, BaseException):
             cause = root_cause(result)
-            text = "".join(traceback.format_exception(result))
+            text = "".join([*traceback.format_exception(result), sentence(cause), "\n"])
             if not self._stop.is_set():  # what ends with the run has not failed
                 with contextlib.suppress(OSError):
                     self._store.scratch(step).write_bytes("error.txt", text.encode())

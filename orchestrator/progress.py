@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol, TextIO
 
@@ -39,7 +40,7 @@ class _Tally:
     def __init__(self, totals: Mapping[str, int], reused: Mapping[str, int]) -> None:
         self.totals = dict(totals)
         self.settled = {kind: reused.get(kind, 0) for kind in totals}
-        self.failed = dict.fromkeys(totals, 0)
+        self.wrong: dict[str, Counter[str]] = {kind: Counter() for kind in totals}
         self.shares: dict[str, float] = {}
         self.words: dict[str, str] = {}
         self.lock = threading.Lock()
@@ -59,10 +60,18 @@ class _Tally:
         kind = kind_of(address)
         self.shares.pop(address, None)
         self.settled[kind] += 1
-        self.failed[kind] += status in ("failed", "blocked")
+        if status in ("failed", "blocked"):
+            self.wrong[kind][status] += 1
         if self.settled[kind] >= self.totals[kind]:
             self.words[kind] = ""
         return kind
+
+    def count(self, kind: str) -> str:
+        """How many of a kind are done, and what will not be: `3/8 (1 failed, 2 blocked)`."""
+        wrong = self.wrong[kind]
+        words = ", ".join(f"{wrong[status]} {status}" for status in sorted(wrong, reverse=True))
+        done = self.settled[kind] - wrong.total()
+        return f"{done}/{self.totals[kind]}" + (f" ({words})" if words else "")
 
     def completed(self, kind: str) -> float:
         running = sum(share for a, share in self.shares.items() if kind_of(a) == kind)
@@ -129,11 +138,10 @@ class Bars:
 
     def _show(self, kind: str) -> None:
         tally = self._tally
-        failed = f" {tally.failed[kind]}!" if tally.failed[kind] else ""
         self._bars.update(
             self._tasks[kind],
             completed=tally.completed(kind),
-            count=f"{tally.settled[kind]}/{tally.totals[kind]}{failed}",
+            count=tally.count(kind),
             words=_plain(tally.words.get(kind, ""))[:70],
         )
 
@@ -194,12 +202,7 @@ class Lines:
 
     def _state(self) -> str:
         tally = self._tally
-        kinds = [
-            f"{kind} {tally.settled[kind]}/{total}"
-            + (f" ({tally.failed[kind]} failed)" if tally.failed[kind] else "")
-            for kind, total in tally.totals.items()
-            if total
-        ]
+        kinds = [f"{kind} {tally.count(kind)}" for kind, total in tally.totals.items() if total]
         busy = " | ".join(words for words in tally.words.values() if words)
         return "  ".join(kinds) + (f" | {busy}" if busy else "")
 
