@@ -10,18 +10,12 @@ import torch
 
 from jobs.contract import StageError, Work
 from jobs.pretrain.encoder import load
-from jobs.pretrain.loop import Pace, StoppedError, Watch
+from jobs.pretrain.loop import StoppedError, Watch
 from jobs.pretrain.run import train_run
 from jobs.pretrain.spec import PretrainStep
 from jobs.pretrain.supervised import SupervisedObjective
 from jobs.pretrain.telemetry import MOST, TELEMETRY, TIMINGS, Telemetry
-
-OFTEN = Pace(time_share=float("inf"))
-
-
-def files(work: Work) -> dict[str, bytes]:
-    names = [name for name, _ in work.output.files() if name != TIMINGS]
-    return {name: work.output.read_bytes(name) for name in names}
+from tests.jobs.pretrain.interruption import OFTEN, outputs
 
 
 def with_step(work: Work, **fields: Any) -> Work:
@@ -90,7 +84,7 @@ def test_a_run_without_nan_is_the_same_under_skip(
     stop, skip = make_work(supervised(), "stop"), make_work(supervised(), "skip")
     train_run(stop)
     train_run(with_step(skip, on_nan="skip"))
-    assert files(stop) == files(skip)
+    assert outputs(stop) == outputs(skip)
 
 
 @pytest.mark.parametrize(
@@ -147,7 +141,7 @@ def test_telemetry_never_bears_on_the_weights(
     each, none = make_work(supervised(), "each"), make_work(supervised(), "none")
     train_run(with_step(each, telemetry_steps=1))
     train_run(with_step(none, telemetry_steps=1000))
-    assert files(each)["model.safetensors"] == files(none)["model.safetensors"]
+    assert outputs(each)["model.safetensors"] == outputs(none)["model.safetensors"]
 
 
 def test_a_long_run_has_no_more_points_than_a_thousand() -> None:

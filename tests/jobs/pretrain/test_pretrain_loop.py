@@ -15,24 +15,11 @@ from jobs.pretrain.encoder import EncoderCard
 from jobs.pretrain.loop import Pace, StoppedError, Watch
 from jobs.pretrain.run import train_run
 from jobs.pretrain.spec import PretrainStep, Resources
-from jobs.pretrain.telemetry import TIMINGS
-
-OFTEN = Pace(time_share=float("inf"))  # a checkpoint at each segment end and epoch end
-SELDOM = Pace(time_share=0.0)  # only at the very end
+from tests.jobs.pretrain.interruption import OFTEN, SELDOM, interrupted, outputs
 
 STEPS = 12  # two epochs of six batches
 
 AUGMENT = {"degrees": 10, "translate": 0.1, "flip": True}
-
-
-class Killed(BaseException):
-    """As sudden as a signal: nothing in the loop may catch it."""
-
-
-def outputs(work: Work) -> dict[str, bytes]:
-    """All files but the one that the clock wrote."""
-    names = [name for name, _ in work.output.files() if name != TIMINGS]
-    return {name: work.output.read_bytes(name) for name in names}
 
 
 def same_metrics(a: Outcome, b: Outcome) -> bool:
@@ -40,23 +27,6 @@ def same_metrics(a: Outcome, b: Outcome) -> bool:
         return {k: v for k, v in outcome.metrics.items() if k != "pretrain/images_per_s"}
 
     return kept(a) == kept(b)
-
-
-def interrupted(work: Work, after: int, pace: Pace) -> Outcome:
-    """The work, its process dying after every `after` updates of its own until it is done."""
-    while True:
-        updates = 0
-
-        def say(share: float, words: str) -> None:
-            nonlocal updates
-            updates += share > 0
-            if updates == after:
-                raise Killed
-
-        try:
-            return train_run(work, watch=Watch(say=say), pace=pace)
-        except Killed:
-            assert list(work.output.files()) == []
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw", "lamb"])

@@ -13,22 +13,18 @@ from timm.loss import BinaryCrossEntropy  # type: ignore[attr-defined]
 from timm.utils import ModelEmaV3  # type: ignore[attr-defined]
 from torch import nn
 
-from jobs.contract import Outcome, StageError, Work
+from jobs.contract import StageError, Work
 from jobs.pretrain.checkpoint import Checkpoints
 from jobs.pretrain.contrastive import ContrastiveObjective
 from jobs.pretrain.data import Targets
 from jobs.pretrain.encoder import EncoderCard, load
 from jobs.pretrain.group import Group
-from jobs.pretrain.loop import Pace, Watch
 from jobs.pretrain.mixing import erase
 from jobs.pretrain.optimise import make_average, make_optimizer, make_scheduler
 from jobs.pretrain.run import train_run
 from jobs.pretrain.spec import Augment, PretrainStep, Schedule
 from jobs.pretrain.supervised import SupervisedObjective
-from jobs.pretrain.telemetry import TIMINGS
-
-OFTEN = Pace(time_share=float("inf"))
-SELDOM = Pace(time_share=0.0)
+from tests.jobs.pretrain.interruption import SELDOM, interrupted, outputs
 
 RICH = {
     "augment": {"degrees": 10, "flip": True, "erase": 0.5},
@@ -40,32 +36,6 @@ RICH = {
     "min_lr": 1e-4,
     "warmup_lr": 1e-3,
 }
-
-
-class Killed(BaseException):
-    """As sudden as a signal."""
-
-
-def files(work: Work) -> dict[str, bytes]:
-    names = [name for name, _ in work.output.files() if name != TIMINGS]
-    return {name: work.output.read_bytes(name) for name in names}
-
-
-def in_pieces(work: Work, after: int = 4) -> Outcome:
-    """The work, its process dying after every `after` updates of its own until it is done."""
-    while True:
-        updates = 0
-
-        def say(share: float, words: str) -> None:
-            nonlocal updates
-            updates += share > 0
-            if updates == after:
-                raise Killed
-
-        try:
-            return train_run(work, watch=Watch(say=say), pace=OFTEN)
-        except Killed:
-            continue
 
 
 def with_step(work: Work, **fields: Any) -> Work:
@@ -91,8 +61,8 @@ def test_a_rich_recipe_killed_after_each_checkpoint_ends_with_the_same_bytes(
     whole, pieces = make_work(recipe, "whole"), make_work(recipe, "pieces")
     whole, pieces = with_step(whole, telemetry_steps=2), with_step(pieces, telemetry_steps=2)
     train_run(whole, pace=SELDOM)
-    in_pieces(pieces)
-    assert files(pieces) == files(whole)
+    interrupted(pieces)
+    assert outputs(pieces) == outputs(whole)
 
 
 def test_channels_last_resumes_bit_for_bit_too(
@@ -102,8 +72,8 @@ def test_channels_last_resumes_bit_for_bit_too(
     whole = make_work(recipe, "whole", channels_last=True)
     pieces = make_work(recipe, "pieces", channels_last=True)
     train_run(whole, pace=SELDOM)
-    in_pieces(pieces)
-    assert files(pieces) == files(whole)
+    interrupted(pieces)
+    assert outputs(pieces) == outputs(whole)
 
 
 def test_layout_changes_a_result_in_rounding_alone(
@@ -122,8 +92,8 @@ def test_a_contrastive_run_in_bf16_with_a_moving_average_resumes_bit_for_bit(
     recipe = contrastive(precision="bf16", ema_decay=0.8, cosine="after_warmup")
     whole, pieces = make_work(recipe, "whole"), make_work(recipe, "pieces")
     train_run(whole, pace=SELDOM)
-    in_pieces(pieces)
-    assert files(pieces) == files(whole)
+    interrupted(pieces)
+    assert outputs(pieces) == outputs(whole)
 
 
 # -- mixing and erasing --------------------------------------------------------------------------

@@ -20,12 +20,13 @@ from jobs.pretrain import data, order
 from jobs.pretrain.data import Batch, MemorySource, load_part, noisy_targets
 from jobs.pretrain.encoder import EncoderCard
 from jobs.pretrain.group import Group
-from jobs.pretrain.loop import Watch
+from jobs.pretrain.loop import Pace
 from jobs.pretrain.order import Order
 from jobs.pretrain.reader import lazy_part
 from jobs.pretrain.run import train_run
 from jobs.pretrain.spec import Augment, ImageInput
 from jobs.pretrain.stream import StreamedSource
+from tests.jobs.pretrain.interruption import interrupted, outputs
 
 IMAGE = ImageInput(size=16, channels=1, mean=(0.5,), std=(0.5,))
 
@@ -229,10 +230,6 @@ def test_a_batch_takes_its_rows_from_all_over_a_large_part() -> None:
 # -- runs ----------------------------------------------------------------------------------------
 
 
-def outputs(work: Work) -> dict[str, bytes]:
-    return {name: work.output.read_bytes(name) for name, _ in work.output.files()}
-
-
 @pytest.mark.parametrize("objective", ["supervised", "contrastive"])
 def test_a_streamed_run_leaves_the_files_of_a_held_one(
     objective: str, request: pytest.FixtureRequest, make_work: Callable[..., Work]
@@ -248,29 +245,13 @@ def test_a_streamed_run_leaves_the_files_of_a_held_one(
     assert a.metrics["pretrain/memorised_percent"] == b.metrics["pretrain/memorised_percent"]
 
 
-class Killed(BaseException):
-    """As sudden as a signal."""
-
-
 def test_a_streamed_run_goes_on_with_the_very_next_sample(
     supervised: Callable[..., Any], make_work: Callable[..., Work]
 ) -> None:
-    from jobs.pretrain.loop import Pace
-
     whole = make_work(supervised(), "whole")
     pieces = make_work(supervised(), "pieces", decoded_gb=0)
     train_run(whole)
-    for after in (3, 5):
-        seen: list[float] = []
-
-        def say(share: float, words: str, seen: list[float] = seen, after: int = after) -> None:
-            seen.append(share)
-            if len(seen) > after:
-                raise Killed
-
-        with pytest.raises(Killed):
-            train_run(pieces, watch=Watch(say=say), pace=Pace(minutes=0))
-    train_run(pieces)
+    interrupted(pieces, 3, Pace(minutes=0))
     assert outputs(pieces) == outputs(whole)
     assert EncoderCard.read(pieces.output) == EncoderCard.read(whole.output)
 
