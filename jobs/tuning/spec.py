@@ -303,7 +303,7 @@ class TuneStep(Spec):
     evaluated here: an added OOD task re-runs nothing.
     """
 
-    protocol: ClassVar[int] = 2
+    protocol: ClassVar[int] = 3
 
     task: Task
     method_name: Slug
@@ -329,4 +329,22 @@ class TuneStep(Spec):
             raise ValueError(f"OOD task {self.task.name} must name the task it is trained on")
         if self.method.reads_images != (self.encoder is not None):
             raise ValueError(f"{self.method_name}: `encoder` goes with the methods that train it")
+        return self
+
+    @model_validator(mode="after")
+    def _fits_a_number(self) -> TuneStep:
+        if self.task.target == "class":
+            return self
+        if self.method.head == "lbfgs":
+            raise ValueError(
+                f"method {self.method_name} is logistic regression, which needs classes, and task "
+                f"{self.task.name} predicts a number; use ridge, or put one of the two in an "
+                f"experiment of its own"
+            )
+        if self.label_noise:
+            raise ValueError(
+                f"label_noise {self.label_noise:g} takes a label for another class, and task "
+                f"{self.task.name} predicts a number; put one of the two in an experiment of its "
+                f"own"
+            )
         return self
