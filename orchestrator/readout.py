@@ -334,7 +334,7 @@ class _Found:
 
 
 def _refuse_twins(found: pa.Table, joined: Mapping[str, Sequence[Any]]) -> None:
-    told = found.select(["domain", "trained_on", "task", "test_digest"]).to_pylist()
+    told = found.select(["domain", "trained_on", "task", "method", "test_digest"]).to_pylist()
     beside = zip(joined["noise"], joined["pretrain_seed"], strict=True)
     cells = (
         {**row, "noise": noise, "pretrain_seed": seed}

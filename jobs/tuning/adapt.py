@@ -40,6 +40,7 @@ class Tested:
     scores: Judged  # of one member
     loss: float
     reads: int
+    digest: str  # of what was tested, see `data.digest`
 
 
 def adapt(
@@ -135,7 +136,7 @@ def record_transfer(work: Work, trained: cells.Cell, tested: Tested, classes: in
         n_test=len(tested.predicted),
         n_classes=classes,
         test_reads=tested.reads,
-        test_digest=data.digest(tested.rows),
+        test_digest=tested.digest,
     )
     _write_result(work.output, cell, tested)
     return Outcome(
@@ -178,7 +179,7 @@ def _test(
     else:
         loss, predicted = answers.evaluate(heads, rows.rows)
     scores = judge(rows.rows.labels, predicted, len(classes.names))
-    return Tested(rows, predicted[0], scores, float(loss), part.reads)
+    return Tested(rows, predicted[0], scores, float(loss), part.reads, data.digest(rows))
 
 
 def _own_metric(step: TuneStep, scores: Judged) -> float:
@@ -241,7 +242,7 @@ def _id_cell(step: TuneStep, fit: Fit, tested: Tested) -> cells.Cell:
         svd=configuration.svd,
         l2=configuration.l2,
         test_reads=tested.reads,
-        test_digest=data.digest(tested.rows),
+        test_digest=tested.digest,
     )
 
 

@@ -91,7 +91,9 @@ class Cell:
     svd: float = _column("loss weight of the selected configuration, scale included")
     l2: float = _column("of the selected configuration; 0: its head has none")
     test_reads: int = _column("times the test part was read, always after selection: 1")
-    test_digest: str = _column("of the test features and labels: equal where the samples are")
+    test_digest: str = _column(
+        "of the test features (lora, ft: images) and labels: equal where the samples are"
+    )
 
 
 @dataclass(frozen=True)

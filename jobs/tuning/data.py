@@ -340,13 +340,16 @@ def digest(rows: TaskRows) -> str:
     samples by the same labels are found out. 64 bits, in hex.
     """
     vectors = np.ascontiguousarray(rows.rows.features.numpy(), dtype=np.float32)
-    words = vectors.view(np.uint32)
+    return digest_of(vectors.view(np.uint32), rows.rows.labels.numpy())
+
+
+def digest_of(words: npt.NDArray[np.uint32], targets: Targets) -> str:
+    """`digest` of samples that are known by some words each, [N, W]."""
     weights = np.random.default_rng(0).integers(1, 2**63, words.shape[1], dtype=np.uint64)
     sums = np.zeros(len(words), np.uint64)
     for start in range(0, len(words), _DIGEST_ROWS):
         piece = words[start : start + _DIGEST_ROWS].astype(np.uint64)
         sums[start : start + _DIGEST_ROWS] = (_mixed(piece) * weights).sum(axis=1, dtype=np.uint64)
-    targets = rows.rows.labels.numpy()
     bits = targets.view(np.uint64) if targets.dtype == np.float64 else targets.astype(np.uint64)
     labels = bits * np.uint64(0x9E3779B97F4A7C15)
     ordered = np.sort(_mixed(sums ^ _mixed(labels)))
