@@ -28,8 +28,10 @@ SUMMARY_SCHEMA = pa.schema(
         pa.field("domain", pa.string(), nullable=False),
         pa.field("method", pa.string(), nullable=False),
         pa.field("fraction", pa.float64(), nullable=False),
-        pa.field("accuracy", pa.float64(), nullable=False),  # percent, mean over tuning seeds
-        pa.field("macro_f1", pa.float64(), nullable=False),
+        pa.field("accuracy", pa.float64()),  # percent, mean over tuning seeds; null: of numbers
+        pa.field("macro_f1", pa.float64()),
+        pa.field("metric", pa.string()),  # the task's own
+        pa.field("score", pa.float64()),  # by that metric, mean over tuning seeds
         pa.field("tuning_seeds", pa.int64(), nullable=False),
     ]
 )
@@ -53,10 +55,12 @@ def summary(readout: Readout) -> pa.Table:
             **dict(zip(SUMMARY_SCHEMA.names, place, strict=False)),
             "accuracy": _mean(found, "test_accuracy"),
             "macro_f1": _mean(found, "test_macro_f1"),
+            "metric": found[0]["metric"],
+            "score": _mean(found, "test_metric"),
             "tuning_seeds": len(found),
         }
         for place, found in groups.items()
-        if all(row["test_accuracy"] is not None for row in found)
+        if all(_reached(row) is not None for row in found)
     ]
     return pa.Table.from_pylist(means, schema=SUMMARY_SCHEMA)
 
@@ -69,12 +73,16 @@ def rows(readout: Readout) -> list[dict[str, Any]]:
 
 
 def accuracies(readout: Readout) -> str:
-    """Encoder by method, a column a task: test accuracy with the largest fraction."""
+    """Encoder by method, a column a task: test accuracy with the largest fraction.
+
+    A task whose target is a number has its own metric there, and its column's head says so.
+    """
     means = [r for r in summary(readout).to_pylist() if r["fraction"] == readout.fraction]
     question = readout.question
     found = {row["task"] for row in means}
     tasks = [name for name in (*question.id_tasks, *question.ood_tasks) if name in found]
-    values = {(r["encoder"], r["method"], r["task"]): r["accuracy"] for r in means}
+    values = {(r["encoder"], r["method"], r["task"]): shown(r) for r in means}
+    of_numbers = {r["task"]: r["metric"] for r in means if r["accuracy"] is None}
     lines: list[list[Cell | str]] = []
     for encoder, method in dict.fromkeys((r["encoder"], r["method"]) for r in means):
         cells = [_cell(values.get((encoder, method, task)), 1) for task in tasks]
@@ -82,10 +90,15 @@ def accuracies(readout: Readout) -> str:
     if not lines:
         return ""
     return table(
-        ["Encoder", "Method", *tasks],
+        [
+            "Encoder",
+            "Method",
+            *(f"{t}: {names.measured(of_numbers[t])}" if t in of_numbers else t for t in tasks),
+        ],
         lines,
-        caption="Encoders that were not trained here: test accuracy in percent by task, mean over "
-        "tuning seeds; no noise level, and in no average",
+        caption="Encoders that were not trained here: test accuracy in percent by task"
+        + (" (of numbers, the correlation that the column names)" if of_numbers else "")
+        + ", mean over tuning seeds; no noise level, and in no average",
         numbers=len(tasks),
     )
 
@@ -113,7 +126,20 @@ def spaces(readout: Readout) -> str:
     )
 
 
-def _mean(cells: list[dict[str, Any]], name: str) -> float:
+def shown(row: dict[str, Any]) -> float | None:
+    """What a row of the summary is shown by: accuracy, or of numbers the task's own metric."""
+    found: float | None = row["score"] if row["accuracy"] is None else row["accuracy"]
+    return found
+
+
+def _reached(cell: dict[str, Any]) -> float | None:
+    found: float | None = cell["test_accuracy"]
+    return cell["test_metric"] if found is None else found
+
+
+def _mean(cells: list[dict[str, Any]], name: str) -> float | None:
+    if any(cell[name] is None for cell in cells):
+        return None
     return math.fsum(cell[name] for cell in cells) / len(cells)
 
 

@@ -23,7 +23,14 @@ _METRICS = {
     "accuracy": "Accuracy",
     "mean_per_class_accuracy": "Mean per-class accuracy",
     "macro_f1": "Macro F1",
+    "f1": "F1",
+    "accuracy_f1": "Mean of accuracy and F1",
+    "matthews": "Matthews correlation",
+    "pearson": "Pearson correlation",
+    "spearman": "Spearman correlation",
+    "pearson_spearman": "Mean of Pearson and Spearman correlation",
 }
+_CORRELATIONS = ("matthews", "pearson", "spearman", "pearson_spearman")  # times 100, no percentages
 _MANY = 6  # names listed in a sentence before it says "and n more"
 
 
@@ -40,6 +47,11 @@ def domain(slug: str) -> str:
 def metric(slug: str | None) -> str:
     """A task metric's written name."""
     return _METRICS.get(slug or "", slug or "Metric")
+
+
+def measured(slug: str | None) -> str:
+    """A task metric's written name with its unit: "Accuracy (%)"."""
+    return f"{metric(slug)} {'(× 100)' if slug in _CORRELATIONS else '(%)'}"
 
 
 def target(noise_kind: str) -> str:

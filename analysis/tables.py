@@ -273,6 +273,7 @@ def cells(readout: Readout) -> str:
                 _level(row["fraction"]),
                 _number(row["test_accuracy"], 2),
                 _number(row["test_macro_f1"], 2),
+                _own_metric(row),
                 _number(row["validation_accuracy"], 2),
                 _tried(row["configurations"], row["configurations_failed"]),
                 Cell(_short(row["lr"]), key=row["lr"]),
@@ -284,9 +285,12 @@ def cells(readout: Readout) -> str:
     total = readout.cells.num_rows
     shown = f"; the first {MOST_CELLS:,} are shown" if total > MOST_CELLS else ""
     heads = ["Task", "Domain", "Method", "Noise", "Seed", "Tuning seed", "Rows used", "Accuracy"]
-    heads += ["Macro F1", "Validation", "Tried", "lr", "mse / cov / svd"]
-    caption = f"{total:,} finished cells{shown}; accuracy and F1 in percent; all in table.csv"
-    return table(heads, rows, caption=caption, numbers=10)
+    heads += ["Macro F1", "Own metric", "Validation", "Tried", "lr", "mse / cov / svd"]
+    caption = (
+        f"{total:,} finished cells{shown}; accuracies and F1 in percent, correlations times 100; "
+        f"validation is accuracy; all in table.csv"
+    )
+    return table(heads, rows, caption=caption, numbers=11)
 
 
 def cell_rows(readout: Readout) -> list[dict[str, Any]]:
@@ -333,6 +337,14 @@ def _tried(count: int | None, failed: int | None) -> Cell:
     """Configurations tried; those that failed are a gap to see."""
     cell = _count(count)
     return Cell(cell.text, (f"{failed:,} failed",), cell.key, "gap") if failed else cell
+
+
+def _own_metric(row: Mapping[str, Any]) -> Cell:
+    """The task's own metric and its name, where it is not the accuracy beside it."""
+    if row["metric"] in (None, "accuracy") or row["test_metric"] is None:
+        return Cell("–")
+    value = row["test_metric"]
+    return Cell(names.number(value, 2), (names.metric(row["metric"]),), value)
 
 
 def _number(value: float | None, digits: int) -> Cell:

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 
+from pydantic import ValidationError
+
 from jobs.contract import Spec, StageError
 from jobs.encoders.pins import pin
 from jobs.encoders.spec import EncoderStep, GivenEncoder, NamedEncoder
@@ -47,7 +49,12 @@ class _Builder:
         """What every encoder's cells of a task and method have in common, made once."""
         found = self._cells.get((task.name, method))
         if found is None:
-            found = self._cells[task.name, method] = list(_cells(experiment, task, method))
+            try:
+                found = list(_cells(experiment, task, method))
+            except ValidationError as error:
+                words = error.errors()[0]["msg"].removeprefix("Value error, ")
+                raise UserError(f"tuning: {words}") from error
+            self._cells[task.name, method] = found
         return found
 
     def add(
@@ -335,6 +342,7 @@ def _add_given(
             label=encoder.label,
             split=encoder.split,
             classes=encoder.classes.get(task.name, ()),
+            target=task.target,
             dtype=experiment.features.dtype,
         ),
         None,

@@ -33,7 +33,7 @@ from orchestrator.standing import State, look
 from orchestrator.store import MANIFEST, Store
 from orchestrator.tracking import SweepRecord
 
-PROTOCOL = 2  # raised when the report's contents change
+PROTOCOL = 3  # raised when the report's contents change
 SUMMARY = "summary.parquet"
 NAMED = "encoders.parquet"
 
@@ -57,10 +57,11 @@ class Report:
         points = [(row["metric"], row["noise"], row["mean"]) for row in self.summary.to_pylist()]
         points += [
             (
-                f"encoders/{row['encoder']}/{row['task']}/{row['method']}/accuracy/"
+                f"encoders/{row['encoder']}/{row['task']}/{row['method']}/"
+                f"{row['metric'] if row['accuracy'] is None else 'accuracy'}/"
                 f"fraction_{row['fraction']:g}",
                 0.0,
-                row["accuracy"],
+                named.shown(row),
             )
             for row in self.named.to_pylist()
         ]
@@ -333,7 +334,7 @@ class _Found:
 
 
 def _refuse_twins(found: pa.Table, joined: Mapping[str, Sequence[Any]]) -> None:
-    told = found.select(["domain", "trained_on", "task", "test_digest"]).to_pylist()
+    told = found.select(["domain", "trained_on", "task", "method", "test_digest"]).to_pylist()
     beside = zip(joined["noise"], joined["pretrain_seed"], strict=True)
     cells = (
         {**row, "noise": noise, "pretrain_seed": seed}

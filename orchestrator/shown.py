@@ -230,17 +230,26 @@ def _padded(level: float) -> str:
 def _accuracies(rows: pa.Table) -> Iterator[Point]:
     """Mean test accuracy and macro F1 of each task and fraction over tuning seeds.
 
-    Of clean downstream labels alone; cells of others stand in `cells.csv`.
+    A task whose target is a number has its own metric, under that metric's name. Of clean
+    downstream labels alone; cells of others stand in `cells.csv`.
     """
     if "label_noise" in rows.column_names:
         rows = rows.filter(pc.equal(rows["label_noise"], 0))
     for column, word in (("test_accuracy", "accuracy"), ("test_macro_f1", "macro_f1")):
-        if column not in rows.column_names:
-            continue
-        means = rows.group_by(["task", "fraction"]).aggregate([(column, "mean")]).to_pylist()
-        for row in sorted(means, key=lambda row: (row["task"], row["fraction"])):
-            if row[f"{column}_mean"] is not None:
-                yield f"{row['task']}/{word}", round(row["fraction"]), row[f"{column}_mean"]
+        if column in rows.column_names:
+            yield from _means(rows, column, word)
+    if {"metric", "test_metric", "test_accuracy"} <= set(rows.column_names):
+        of_numbers = rows.filter(pc.is_null(rows["test_accuracy"]))
+        for metric in pc.unique(of_numbers["metric"].drop_null()).to_pylist():
+            own = of_numbers.filter(pc.equal(of_numbers["metric"], metric))
+            yield from _means(own, "test_metric", metric)
+
+
+def _means(rows: pa.Table, column: str, word: str) -> Iterator[Point]:
+    means = rows.group_by(["task", "fraction"]).aggregate([(column, "mean")]).to_pylist()
+    for row in sorted(means, key=lambda row: (row["task"], row["fraction"])):
+        if row[f"{column}_mean"] is not None:
+            yield f"{row['task']}/{word}", round(row["fraction"]), row[f"{column}_mean"]
 
 
 def _csv(rows: pa.Table) -> bytes:

@@ -1,5 +1,6 @@
 """Encoders that are not trained here, swept from the command line: weights and given features."""
 
+import csv
 import json
 from pathlib import Path
 
@@ -25,12 +26,18 @@ METHODS = {
 TUNING = {"configurations": 1, "epochs": 8, "methods": METHODS}
 
 
-def write_features(path: Path) -> None:
-    """The digits' own pixels as an embedding: real data that a linear probe can read."""
+def write_features(path: Path, *, numbers: bool = False) -> None:
+    """The digits' own pixels as an embedding: real data that a linear probe can read.
+
+    `numbers`: the label is a digit's height of ink, in pixels from the top.
+    """
     digits = load_digits()
     keys = [f"row-{number}" for number in range(len(digits.target))]
     vectors = list((digits.data / 16).astype(np.float32))
-    pq.write_table(pa.table({"key": keys, "vector": vectors, "label": digits.target}), path)
+    ink = digits.images.sum(2)
+    heights = (ink * np.arange(8)).sum(1) / ink.sum(1)
+    labels = heights if numbers else digits.target
+    pq.write_table(pa.table({"key": keys, "vector": vectors, "label": labels}), path)
 
 
 @pytest.fixture(scope="module")
@@ -48,11 +55,13 @@ def swept(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "file": "w.pth",
         "image": {"size": 32},
     }
-    given = {"kind": "features", "name": "pixels", "files": {"raw": "pixels.parquet"}}
+    write_features(folder / "heights.parquet", numbers=True)
+    files = {"raw": "pixels.parquet", "glue-stsb": "heights.parquet"}
+    given = {"kind": "features", "name": "pixels", "files": files}
     mine = {
         "name": "mine",
         "encoders": [encoder, given],
-        "tasks": ["digits", "digits-rotated", "raw"],
+        "tasks": ["digits", "digits-rotated", "raw", "glue-stsb"],
         "features": {"views": {"count": 0}},
         "tuning": TUNING,
     }
@@ -66,14 +75,16 @@ def swept(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_screen_shows_each_encoder_by_task_and_no_noise(swept: Path) -> None:
     lines = (swept / "screen.txt").read_text().splitlines()
     head = next(line for line in lines if line.startswith("named encoder"))
-    assert head.split()[2:] == ["digits", "digits-rotated", "raw"]
+    columns = ["digits", "digits-rotated", "raw", "glue-stsb", "(pearson_spearman)"]
+    assert head.split()[2:] == columns
     rows = {tuple(line.split()[:2]): line.split()[2:] for line in lines}
-    digits, rotated, none = rows["small", "lp"]
+    digits, rotated, *none = rows["small", "lp"]
     assert float(digits) > float(rotated)
-    assert none == "-"
-    *missing, accuracy = rows["pixels", "lp"]
+    assert none == ["-", "-"]
+    *missing, accuracy, correlation = rows["pixels", "lp"]
     assert missing == ["-", "-"]
     assert float(accuracy) > 85
+    assert float(correlation) > 85
     assert not any("noise in percent" in line for line in lines)
 
 
@@ -97,7 +108,11 @@ def test_the_report_keeps_them_in_a_table_of_their_own(swept: Path) -> None:
     assert section.count("<table") == 2
     assert "None" not in section
     cells = (folder / "encoders.csv").read_text().splitlines()
-    assert len(cells) == 1 + 3 * 2
+    assert len(cells) == 1 + 4 * 2
+    assert "glue-stsb: Mean of Pearson and Spearman correlation (× 100)" in section
+    of_numbers = [row for row in csv.DictReader(cells) if row["task"] == "glue-stsb"]
+    assert {row["test_accuracy"] for row in of_numbers} == {""}
+    assert all(85 < float(row["test_metric"]) <= 100 for row in of_numbers)
     assert (folder / "table.csv").read_text().count("\n") == 1
 
 
@@ -109,7 +124,15 @@ def test_mlflow_shows_them_without_a_noise_level(swept: Path) -> None:
     assert encoders
     assert not any("nml.noise" in run.data.tags for run in encoders)
     parent = next(run for run in runs if run.data.tags["nml.kind"] == "sweep")
-    assert parent.data.metrics["encoders/pixels/raw/lp/accuracy/fraction_100"] > 85
+    metrics = parent.data.metrics
+    assert metrics["encoders/pixels/raw/lp/accuracy/fraction_100"] > 85
+    assert metrics["encoders/pixels/glue-stsb/lp/pearson_spearman/fraction_100"] > 85
+    assert "encoders/pixels/glue-stsb/lp/accuracy/fraction_100" not in metrics
+    (lp,) = (
+        r for r in runs if "raw/accuracy" in r.data.metrics and r.data.tags["nml.method"] == "lp"
+    )
+    assert lp.data.metrics["glue-stsb/pearson_spearman"] > 85
+    assert "glue-stsb/accuracy" not in lp.data.metrics
 
 
 def test_status_shows_them_beside_each_other(swept: Path, start: Start) -> None:

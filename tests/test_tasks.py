@@ -153,7 +153,7 @@ def test_one_test_under_two_names_is_refused_before_anything_runs(tmp_path: Path
 
 
 def test_a_report_that_would_count_a_test_twice_is_refused() -> None:
-    told = {"domain": "id", "trained_on": None, "test_digest": "d"}
+    told = {"domain": "id", "trained_on": None, "method": "lp", "test_digest": "d"}
     found = pa.Table.from_pylist([told | {"task": "svhn"}, told | {"task": "patches"}])
     beside = {"noise": [0.0, 0.0], "pretrain_seed": [0, 0]}
     with pytest.raises(UserError, match="patches and svhn were tested on the same features"):

@@ -63,7 +63,7 @@ def by_task(readout: Readout) -> Figure:
             m: readout.accuracy(domain, m, "test_metric", task=task) for m in readout.methods()
         }
         title = f"{task} ({domain.upper()})"
-        style.dress(axes, title=title, x=NOISE, y=f"{names.metric(metrics[task])} (%)")
+        style.dress(axes, title=title, x=NOISE, y=names.measured(metrics[task]))
         _lines(axes, readout, found)
         everything += found.values()
     for axes in panels[len(tasks) :]:

@@ -93,7 +93,7 @@ class GivenEncoder(Spec):
     )
     key: str = Field("key", description="the column that names a sample, string")
     vector: str = Field("vector", description="the column of features, list of float")
-    label: str = Field("label", description="the column of classes, integer or name")
+    label: str = Field("label", description="the column of classes, integer or name, or numbers")
     split: str | None = Field(
         None,
         description="the column that says train, validation or test; none: `split` where the file "

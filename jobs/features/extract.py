@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -52,14 +52,15 @@ class Unit:
         return f"{self.file.removesuffix('.parquet')}-{self.start:09d}.parquet"
 
 
-def schema(dtype: str, dim: int) -> pa.Schema:
+def schema(dtype: str, dim: int, target: Literal["class", "number"] = "class") -> pa.Schema:
     """The schema of `features-<part>.parquet`; rows lie in the order of (view, key)."""
+    label = pa.int32() if target == "class" else pa.float64()
     kind = pa.float16() if dtype == "float16" else pa.float32()
     return pa.schema(
         [
             pa.field("key", pa.string(), nullable=False),
             pa.field("view", pa.int16(), nullable=False),  # 0: plain; 1..V: augmented, train only
-            pa.field("label", pa.int32()),  # the corpus's own
+            pa.field("label", label),  # the corpus's own
             pa.field("vector", pa.list_(pa.field("element", kind), dim), nullable=False),
         ]
     )

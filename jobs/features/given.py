@@ -44,12 +44,16 @@ def take_in(work: Work) -> Outcome:
     table = _read(step)
     keys = _keys(table[step.key], step)
     vectors = _vectors(table[step.vector], keys, step)
-    labels, classes = _labels(table[step.label], keys, step)
+    labels, classes = (
+        (_targets(table[step.label], keys, step), ())
+        if step.target == "number"
+        else _labels(table[step.label], keys, step)
+    )
     split = step.split or (SPLIT if SPLIT in table.column_names else None)
     part_of = _parts(table[split] if split else None, keys, step)
     counts: dict[str, int] = {}
     metrics: dict[str, float] = {}
-    form = schema(step.dtype, vectors.shape[1])
+    form = schema(step.dtype, vectors.shape[1], step.target)
     for part in step.parts:
         mine = np.flatnonzero(part_of == PARTS.index(part))
         if len(mine) == 0:
@@ -67,14 +71,18 @@ def take_in(work: Work) -> Outcome:
 
 
 def _rows(
-    keys: pa.Array, vectors: npt.NDArray[Any], labels: Numbers, mine: Numbers, form: pa.Schema
+    keys: pa.Array,
+    vectors: npt.NDArray[Any],
+    labels: npt.NDArray[Any],
+    mine: Numbers,
+    form: pa.Schema,
 ) -> pa.Table:
     kind = form.field("vector").type
     flat = pa.array(vectors[mine].reshape(-1), type=kind.value_type)
     columns = [
         keys.take(pa.array(mine)),
         np.zeros(len(mine), np.int16),
-        pa.array(labels[mine], pa.int32()),
+        pa.array(labels[mine], form.field("label").type),
         pa.FixedSizeListArray.from_arrays(flat, type=kind),
     ]
     return pa.table(columns, schema=form)
@@ -182,8 +190,8 @@ def _labels(
         return numbers.to_numpy().astype(np.int64), classes
     if not pa.types.is_integer(column.type):
         raise StageError(
-            f"{where} is {column.type}; classes are integers or names (a target that is a number "
-            f"cannot be learnt yet)"
+            f"{where} is {column.type}; classes are integers or names (numbers are the labels of "
+            f"a task whose file says `target: number`, as glue-stsb's does)"
         )
     labels = column.to_numpy().astype(np.int64)
     classes = step.classes or tuple(str(number) for number in range(int(labels.max()) + 1))
@@ -195,6 +203,26 @@ def _labels(
             f"correct it, or classes.{step.images}"
         )
     return labels, classes
+
+
+def _targets(column: pa.ChunkedArray, keys: pa.Array, step: GivenStep) -> npt.NDArray[np.float64]:
+    """The targets of a task that predicts a number, [N], finite."""
+    where = f"{step.file}: column {step.label!r}"
+    kind = column.type
+    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)):
+        raise StageError(
+            f"{where} is {kind}, but task {step.images} predicts a number; name another"
+        )
+    if column.null_count:
+        raise StageError(f"{where} is empty in {column.null_count} rows; give each a number")
+    found: npt.NDArray[np.float64] = column.cast(pa.float64()).to_numpy()
+    bad = ~np.isfinite(found)
+    if bad.any():
+        raise StageError(
+            f"{where} is not finite in {int(bad.sum())} rows (the first: key "
+            f"{keys[int(bad.argmax())]}); give each a number"
+        )
+    return found
 
 
 def _parts(column: pa.ChunkedArray | None, keys: pa.Array, step: GivenStep) -> Numbers:

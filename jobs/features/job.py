@@ -31,6 +31,7 @@ from jobs.features.identity import identity
 from jobs.features.spec import FeaturesStep, GivenStep
 from jobs.place import Place
 from jobs.pretrain.encoder import CARD, Encoder, EncoderCard, load
+from jobs.remote import answer_each
 
 
 def run(works: Sequence[Work], hooks: Hooks) -> None:
@@ -212,28 +213,9 @@ def _finish(job: _Job) -> Outcome:
 
 def _take_given(works: Sequence[Work], hooks: Hooks) -> list[Work]:
     """Answer for the works whose features are given, a task each; the others."""
-    waiting = {_take_in.remote(work): work for work in works if isinstance(work.spec, GivenStep)}
-    while waiting:
-        if hooks.stopping():
-            for reference in waiting:
-                ray.cancel(reference)
-            break
-        ended, _ = ray.wait(list(waiting), timeout=1)
-        for reference in ended:
-            work = waiting.pop(reference)
-            try:
-                hooks.done(work.address, ray.get(reference))
-            except Exception as error:
-                hooks.done(work.address, error)
+    given = [work for work in works if isinstance(work.spec, GivenStep)]
+    answer_each(take_in, [([work], 1, 0) for work in given], hooks)
     return [work for work in works if not isinstance(work.spec, GivenStep)]
-
-
-@ray.remote(num_cpus=1)
-def _take_in(work: Work) -> Outcome | StageError:
-    try:
-        return take_in(work)
-    except StageError as error:
-        return error
 
 
 def _require(gpus: float) -> None:

@@ -87,4 +87,5 @@ class GivenStep(Spec):
     label: str = "label"
     split: str | None = None
     classes: tuple[str, ...] = ()
+    target: Literal["class", "number"] = "class"
     dtype: Literal["float32", "float16"] = "float32"

@@ -240,7 +240,7 @@ def _test(
     images = part.open(selected, step.task, classes)
     loss, predicted = evaluate(adapted, images, settings_of(step).precision, answers)
     scores = score(images.labels, predicted[None], len(classes.names))
-    return adapt.Tested(images.rows, predicted, scores, loss, part.reads)
+    return adapt.Tested(images.rows, predicted, scores, loss, part.reads, images.digest)
 
 
 def _write_adapted(work: Work, adapted: AdaptedEncoder) -> None:

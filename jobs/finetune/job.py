@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,9 +24,10 @@ import ray
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
-from jobs.contract import Hooks, Outcome, StageError, Work
+from jobs.contract import Hooks, Outcome, Work
 from jobs.finetune.cell import Cell, close, transfer
 from jobs.finetune.training import FineTuning
+from jobs.remote import POLL_S, answer_each, guarded, portable
 from jobs.tuning.fit import step_of
 from jobs.tuning.stacked import Configuration
 
@@ -35,9 +35,8 @@ Drawn = Mapping[str, Sequence[Configuration]]
 """A cell's address -> its configurations."""
 
 _LOST_WORKERS = 1  # times a trial is started again after the process it ran in has died
-_POLL_S = 0.5  # how often a wait looks whether the user asked to stop
 
-_QUIET = {
+QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # else three log files a trial
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # the caller decides what Ctrl-C means
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
@@ -86,12 +85,8 @@ class _Trial(tune.Trainable):
         """One epoch; one that scratch has is reported again without being trained."""
         try:
             return self._epoch()
-        except StageError as error:
-            return {"done": True, "error": error}
         except Exception as error:
-            answer = RuntimeError(f"{type(error).__name__}: {error}")
-            answer.add_note("".join(traceback.format_exception(error)))
-            return {"done": True, "error": answer}
+            return {"done": True, "error": portable(error)}
 
     def _epoch(self) -> dict[str, Any]:
         if self._tuning is None:
@@ -120,25 +115,8 @@ class _Trial(tune.Trainable):
         """See `save_checkpoint`."""
 
 
-def _closed(work: Work, configurations: Sequence[Configuration]) -> Outcome | BaseException:
-    return _guarded(lambda: close(work, configurations))
-
-
-def _transferred(work: Work) -> Outcome | BaseException:
-    return _guarded(lambda: transfer(work))
-
-
-def _guarded(do: Any) -> Outcome | BaseException:
-    """What it gives, or what it raises in a form that can leave the process."""
-    try:
-        outcome: Outcome = do()
-        return outcome
-    except StageError as error:
-        return error
-    except Exception as error:
-        answer = RuntimeError(f"{type(error).__name__}: {error}")
-        answer.add_note("".join(traceback.format_exception(error)))
-        return answer
+def _closed(work: Work, configurations: Sequence[Configuration]) -> Outcome | Exception:
+    return guarded(lambda: close(work, configurations))
 
 
 # -- ID cells: one Tune run ------------------------------------------------------------------------
@@ -265,13 +243,13 @@ class StopWhenAsked(tune.Stopper):
 
 def _fit(works: Sequence[Work], drawn: Drawn, hooks: Hooks) -> None:
     ordered = sorted(works, key=lambda work: (work.inputs["encoder"].uri, work.address))
-    for name, value in _QUIET.items():
+    for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     cells = _Cells(ordered, drawn, hooks)
     try:
         with tempfile.TemporaryDirectory(prefix="nml-tune-") as folder:
             _tuner(ordered, drawn, cells, StopWhenAsked(hooks), folder).fit()
-        while cells.collect(_POLL_S) and not hooks.stopping():
+        while cells.collect(POLL_S) and not hooks.stopping():
             pass
     except Exception as error:
         for work in ordered:
@@ -316,21 +294,5 @@ def _tuner(
 
 def _evaluate(works: Sequence[Work], hooks: Hooks) -> None:
     """A task for each cell."""
-    remote = ray.remote(_transferred)
-    waiting = {}
-    for work in works:
-        asked = _resources(work)
-        reference = remote.options(num_cpus=asked["CPU"], num_gpus=asked["GPU"]).remote(work)
-        waiting[reference] = work
-    while waiting:
-        if hooks.stopping():
-            for reference in waiting:
-                ray.cancel(reference)
-            return
-        for reference in ray.wait(list(waiting), timeout=_POLL_S)[0]:
-            work = waiting.pop(reference)
-            try:
-                answer = ray.get(reference)
-            except ray.exceptions.RayError as error:
-                answer = error
-            hooks.done(work.address, answer)
+    needs = [(work, step_of(work)) for work in works]
+    answer_each(transfer, [([work], step.cpus, step.gpus) for work, step in needs], hooks)

@@ -29,6 +29,8 @@ Metric = Literal[
     "pearson_spearman",  # mean of the two, as GLUE does for STS-B
 ]
 
+Target = Literal["class", "number"]
+
 OF_NUMBERS: tuple[Metric, ...] = ("pearson", "spearman", "pearson_spearman")
 OF_TWO_CLASSES: tuple[Metric, ...] = ("f1", "accuracy_f1")
 
@@ -68,7 +70,7 @@ class Task(Spec):
         description="class name -> labels (numbers) or classes (names) of the corpus that count as "
         "it, in order; rows of other labels are left out; none: the corpus's own classes",
     )
-    target: Literal["class", "number"] = Field("class", description="number: a regression")
+    target: Target = Field("class", description="number: a regression, of given features alone")
     metric: Metric = "accuracy"
     trained_on: Slug | None = Field(None, description="OOD: the ID task whose heads are tested")
     answers: dict[str, tuple[str, ...]] | None = Field(
@@ -110,6 +112,11 @@ class Task(Spec):
             )
         if self.target == "number" and (self.classes or self.answers):
             raise ValueError(f"task {self.name} predicts a number: no `classes`, no `answers`")
+        if self.target == "number" and self.source != "features":
+            raise ValueError(
+                f"task {self.name} predicts a number, and the labels of a corpus of images are "
+                f"classes; give its features (`source: features`)"
+            )
         if self.metric in OF_TWO_CLASSES and self.classes and len(self.classes) != 2:
             raise ValueError(f"metric {self.metric} is of two classes, not {len(self.classes)}")
         return self

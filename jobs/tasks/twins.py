@@ -36,16 +36,22 @@ def twins(tasks: Sequence[Task]) -> Iterator[tuple[str, str]]:
 def counted_twice(cells: Iterable[Mapping[str, Any]]) -> tuple[str, str] | None:
     """Two tasks whose finished cells were tested on the same features and labels; None: no two.
 
-    A cell says its encoder (noise and pretrain_seed, or the name of one not trained here), domain,
-    trained_on, task and test_digest. Two tasks are one test when they agree under every encoder
-    that saw both: one that has collapsed gives every image the same features.
+    A cell says its encoder (noise and pretrain_seed, or the name of one not trained here), method,
+    domain, trained_on, task and test_digest. Two tasks are one test when they agree under every
+    encoder and method that saw both: an encoder that has collapsed gives every image the same
+    features, and a method that trains the encoder is tested on images instead.
     """
     digests: dict[tuple[Any, ...], dict[str, tuple[Any, ...]]] = defaultdict(dict)
     for cell in cells:
         if cell.get("test_digest"):
             what = (cell["domain"], cell["trained_on"], cell["test_digest"])
-            encoder = (cell["noise"], cell["pretrain_seed"], cell.get("encoder"))
-            digests[encoder][cell["task"]] = what
+            seen_by = (
+                cell["noise"],
+                cell["pretrain_seed"],
+                cell.get("encoder"),
+                cell.get("method"),
+            )
+            digests[seen_by][cell["task"]] = what
     same: dict[tuple[str, str], bool] = {}
     for found in digests.values():
         for first in found:

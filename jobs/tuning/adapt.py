@@ -1,14 +1,16 @@
 """One cell, start to end: train and select (ID), or take a selected head (OOD); then test it once.
 
 Takes a step's `Work` and, for an ID cell, the configurations to try; writes the cell's files into
-`Work.output` (see `cells`) and gives its `Outcome`. Accuracies and F1 are percentages, 0-100. Knows
-nothing of Ray, and never decides where or when a cell runs.
+`Work.output` (see `cells`) and gives its `Outcome`. Accuracies and F1 are percentages, 0-100; a
+task whose target is a number has neither, and its own metric alone. Knows nothing of Ray, and never
+decides where or when a cell runs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import pyarrow as pa
 import safetensors
@@ -21,11 +23,12 @@ from jobs.tuning import cells, data
 from jobs.tuning.answers import Answers
 from jobs.tuning.fit import Fit, fit, fit_siblings, step_of
 from jobs.tuning.heads import Shape, StackedHeads
-from jobs.tuning.scores import Scores, score
+from jobs.tuning.scores import Judged, Scores, judge
 from jobs.tuning.spec import TuneStep
 from jobs.tuning.stacked import TERMS, Configuration, evaluate
 
 _CPU = torch.device("cpu")
+_SHOWN = ("accuracy", "macro_f1")  # of a validation's scores of classes, in the curves
 
 
 @dataclass(frozen=True)
@@ -33,10 +36,11 @@ class Tested:
     """A selected head's answers on a test part."""
 
     rows: data.TaskRows
-    predicted: torch.Tensor  # [N]
-    scores: Scores  # of one member
+    predicted: torch.Tensor  # [N], classes or numbers
+    scores: Judged  # of one member
     loss: float
     reads: int
+    digest: str  # of what was tested, see `data.digest`
 
 
 def adapt(
@@ -96,7 +100,7 @@ def record(work: Work, fit: Fit, tested: Tested, selected: data.Selected) -> Out
             "validation_other_classes": fit.validation.other_classes,
             "test_other_classes": tested.rows.other_classes,
         },
-        metrics={"tune/validation_accuracy": cell.validation_accuracy, **_test_metrics(cell)},
+        metrics=_metrics("validation", cell) | _metrics("test", cell),
     )
 
 
@@ -110,7 +114,7 @@ def transfer(work: Work) -> Outcome:
     folder, source = work.inputs["features"], work.inputs["head"]
     shape, selected, trained = read_head(source, step)
     classes = data.ClassMap.of(step.task, data.read_classes(folder))
-    answers = Answers.of(step.task, classes.names, selected.classes)
+    answers = None if shape.of_numbers else Answers.of(step.task, classes.names, selected.classes)
     tested = _test(folder, step, shape, selected, classes, answers)
     return record_transfer(work, trained, tested, len(classes.names))
 
@@ -125,14 +129,14 @@ def record_transfer(work: Work, trained: cells.Cell, tested: Tested, classes: in
         trained_on=step.task.trained_on,
         metric=step.task.metric,
         test_metric=_own_metric(step, tested.scores),
-        test_accuracy=float(tested.scores.accuracy),
-        test_macro_f1=float(tested.scores.macro_f1),
-        test_mean_per_class_accuracy=float(tested.scores.mean_per_class_accuracy),
+        test_accuracy=_of_classes(tested.scores, "accuracy"),
+        test_macro_f1=_of_classes(tested.scores, "macro_f1"),
+        test_mean_per_class_accuracy=_of_classes(tested.scores, "mean_per_class_accuracy"),
         test_loss=tested.loss,
         n_test=len(tested.predicted),
         n_classes=classes,
         test_reads=tested.reads,
-        test_digest=data.digest(tested.rows),
+        test_digest=tested.digest,
     )
     _write_result(work.output, cell, tested)
     return Outcome(
@@ -145,7 +149,7 @@ def record_transfer(work: Work, trained: cells.Cell, tested: Tested, classes: in
             "test_reads": cell.test_reads,
             "test_other_classes": tested.rows.other_classes,
         },
-        metrics=_test_metrics(cell),
+        metrics=_metrics("test", cell),
     )
 
 
@@ -174,16 +178,29 @@ def _test(
         loss, predicted = evaluate(heads, rows.rows, _CPU)
     else:
         loss, predicted = answers.evaluate(heads, rows.rows)
-    scores = score(rows.rows.labels, predicted, len(classes.names))
-    return Tested(rows, predicted[0], scores, float(loss), part.reads)
+    scores = judge(rows.rows.labels, predicted, len(classes.names))
+    return Tested(rows, predicted[0], scores, float(loss), part.reads, data.digest(rows))
 
 
-def _own_metric(step: TuneStep, scores: Scores) -> float:
+def _own_metric(step: TuneStep, scores: Judged) -> float:
     return float(scores.of(step.task.metric))
 
 
-def _test_metrics(cell: cells.Cell) -> dict[str, float]:
-    return {"tune/test_accuracy": cell.test_accuracy, "tune/test_macro_f1": cell.test_macro_f1}
+def _of_classes(scores: Judged, name: str, member: int = 0) -> float | None:
+    """A score of classes; none where the target is a number."""
+    return float(getattr(scores, name)[member]) if isinstance(scores, Scores) else None
+
+
+def _metrics(part: Literal["validation", "test"], cell: cells.Cell) -> dict[str, float]:
+    """A part's scores in short: of classes accuracy (and F1 of the test), of numbers their own."""
+    found = {
+        "accuracy": cell.validation_accuracy if part == "validation" else cell.test_accuracy,
+        "macro_f1": None if part == "validation" else cell.test_macro_f1,
+    }
+    if cell.n_classes == 0:
+        own = cell.validation_metric if part == "validation" else cell.test_metric
+        found = {cell.metric: own}
+    return {f"tune/{part}_{name}": value for name, value in found.items() if value is not None}
 
 
 def _id_cell(step: TuneStep, fit: Fit, tested: Tested) -> cells.Cell:
@@ -199,13 +216,13 @@ def _id_cell(step: TuneStep, fit: Fit, tested: Tested) -> cells.Cell:
         tuning_seed=step.seed,
         metric=step.task.metric,
         test_metric=_own_metric(step, tested.scores),
-        test_accuracy=float(tested.scores.accuracy),
-        test_macro_f1=float(tested.scores.macro_f1),
-        test_mean_per_class_accuracy=float(tested.scores.mean_per_class_accuracy),
+        test_accuracy=_of_classes(tested.scores, "accuracy"),
+        test_macro_f1=_of_classes(tested.scores, "macro_f1"),
+        test_mean_per_class_accuracy=_of_classes(tested.scores, "mean_per_class_accuracy"),
         test_loss=tested.loss,
         validation_metric=float(last.validation.of(last.metric)[fit.chosen]),
-        validation_accuracy=float(last.validation.accuracy[fit.chosen]),
-        validation_macro_f1=float(last.validation.macro_f1[fit.chosen]),
+        validation_accuracy=_of_classes(last.validation, "accuracy", fit.chosen),
+        validation_macro_f1=_of_classes(last.validation, "macro_f1", fit.chosen),
         validation_loss=float(last.validation_loss[fit.chosen]),
         n_train=len(fit.training.keys),
         n_validation=len(fit.validation.keys),
@@ -225,7 +242,7 @@ def _id_cell(step: TuneStep, fit: Fit, tested: Tested) -> cells.Cell:
         svd=configuration.svd,
         l2=configuration.l2,
         test_reads=tested.reads,
-        test_digest=data.digest(tested.rows),
+        test_digest=tested.digest,
     )
 
 
@@ -240,8 +257,8 @@ def _tried(fit: Fit) -> list[cells.Tried]:
         failure = fit.trained.failures[index]
         validated: dict[str, float | None] = {
             "validation_metric": float(last.validation.of(last.metric)[index]),
-            "validation_accuracy": float(last.validation.accuracy[index]),
-            "validation_macro_f1": float(last.validation.macro_f1[index]),
+            "validation_accuracy": _of_classes(last.validation, "accuracy", index),
+            "validation_macro_f1": _of_classes(last.validation, "macro_f1", index),
             "validation_loss": float(last.validation_loss[index]),
         }
         trained: dict[str, float | None] = {
@@ -281,8 +298,8 @@ def _curves(fit: Fit) -> list[cells.Point]:
     mine = fit.trained.epochs[: fit.trained.trained_for[fit.chosen]]
     for number, epoch in enumerate(mine, start=1):
         curves = {f"train/{name}": values for name, values in epoch.train.items()}
-        curves["validation/accuracy"] = epoch.validation.accuracy
-        curves["validation/macro_f1"] = epoch.validation.macro_f1
+        shown = _SHOWN if isinstance(epoch.validation, Scores) else ("pearson", "spearman")
+        curves |= {f"validation/{name}": getattr(epoch.validation, name) for name in shown}
         curves["validation/loss"] = epoch.validation_loss
         points += [
             cells.Point(name, number, float(values[fit.chosen]))
@@ -293,10 +310,9 @@ def _curves(fit: Fit) -> list[cells.Point]:
 
 
 def _write_result(output: Place, cell: cells.Cell, tested: Tested) -> None:
-    predictions = pa.table(
-        [tested.rows.keys, tested.rows.rows.labels.numpy(), tested.predicted.numpy()],
-        schema=cells.schema(cells.Prediction),
-    )
+    of_classes, of_numbers = cells.schema(cells.Prediction), cells.schema(cells.Estimate)
+    columns = [tested.rows.keys, tested.rows.rows.labels.numpy(), tested.predicted.numpy()]
+    predictions = pa.table(columns, schema=of_classes if cell.n_classes else of_numbers)
     output.write_table(cells.PREDICTIONS, predictions)
     output.write_table(cells.CELL, cells.to_table(cells.Cell, [cell]))
 

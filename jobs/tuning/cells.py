@@ -3,7 +3,7 @@
 A cell's output folder holds
 
     cell.parquet            one row, `Cell`
-    predictions.parquet     one `Prediction` for each row of the test part
+    predictions.parquet     one `Prediction` for each row of the test part, or one `Estimate`
     configurations.parquet  one `Tried` for each configuration           (ID cells)
     curves.parquet          `Point`s of the selected configuration       (ID cells)
     head.safetensors, head.json  the selected configuration's head       (ID cells)
@@ -11,7 +11,8 @@ A cell's output folder holds
     adapter.safetensors, adapter.json    the encoder's adapters          (ID cells of `lora`)
 
 An OOD cell tests the head of the ID cell it is trained on, and repeats what was selected there.
-Accuracies and F1 are percentages, 0-100. A cell says what its own step knows: noise level,
+Accuracies and F1 are percentages, 0-100, correlations are times 100. A task whose target is a
+number has neither accuracy nor F1: they are null. A cell says what its own step knows: noise level,
 pre-training seed and encoder stand in its address, and whoever reads many cells joins them.
 Losses that no configuration of the cell weighs, and those of failed configurations, are null.
 """
@@ -50,21 +51,32 @@ class Cell:
     label_noise: float = _column("percent of those rows whose label was made wrong; nowhere else")
     tuning_seed: int = _column("seed of weights, batch order, fraction and configurations")
     metric: str = _column("the task's own metric: accuracy, matthews, ... (jobs/tasks/spec.py)")
-    test_metric: float = _column("the task's own metric on the test part, percent")
-    test_accuracy: float = _column("percent")
-    test_macro_f1: float = _column("percent, over classes with a label or a prediction")
-    test_mean_per_class_accuracy: float = _column("percent, over classes with a label")
-    test_loss: float = _column("mean cross-entropy on the test part, nats")
+    test_metric: float = _column("the task's own metric on the test part, percent or times 100")
+    test_accuracy: float | None = _column("percent; null: the target is a number")
+    test_macro_f1: float | None = _column(
+        "percent, over classes with a label or a prediction; null: the target is a number"
+    )
+    test_mean_per_class_accuracy: float | None = _column(
+        "percent, over classes with a label; null: the target is a number"
+    )
+    test_loss: float = _column(
+        "mean cross-entropy on the test part, nats; of numbers the mean squared error, in units of "
+        "the variance of the training targets"
+    )
     validation_metric: float = _column(
         "what it was selected by: `metric` on validation; ood: its ID's"
     )
-    validation_accuracy: float = _column("of the selected configuration, percent; ood: its ID's")
-    validation_macro_f1: float = _column("of the selected configuration, percent; ood: its ID's")
-    validation_loss: float = _column("of the selected configuration, nats; ood: its ID's")
+    validation_accuracy: float | None = _column(
+        "of the selected configuration, percent; ood: its ID's; null: the target is a number"
+    )
+    validation_macro_f1: float | None = _column(
+        "of the selected configuration, percent; ood: its ID's; null: the target is a number"
+    )
+    validation_loss: float = _column("of the selected configuration, as test_loss; ood: its ID's")
     n_train: int = _column("training samples (each has all its views)")
     n_validation: int = _column("validation samples")
     n_test: int = _column("test samples")
-    n_classes: int = _column("classes of the task")
+    n_classes: int = _column("classes of the task; 0: the target is a number")
     views: int = _column("augmented views of a training sample; 0: the plain image alone")
     dim: int = _column("dimensions of the features")
     configurations: int = _column("configurations tried")
@@ -79,7 +91,9 @@ class Cell:
     svd: float = _column("loss weight of the selected configuration, scale included")
     l2: float = _column("of the selected configuration; 0: its head has none")
     test_reads: int = _column("times the test part was read, always after selection: 1")
-    test_digest: str = _column("of the test features and labels: equal where the samples are")
+    test_digest: str = _column(
+        "of the test features (lora, ft: images) and labels: equal where the samples are"
+    )
 
 
 @dataclass(frozen=True)
@@ -94,12 +108,17 @@ class Tried:
     svd: float = _column("loss weight, scale included")
     l2: float = _column("ridge and lbfgs: their penalty; else 0")
     epochs: int = _column("epochs it was trained for; 1 for a head that is solved")
-    validation_metric: float | None = _column("the task's own metric, percent; null if it failed")
-    validation_accuracy: float | None = _column("percent; null if it failed")
-    validation_macro_f1: float | None = _column("percent; null if it failed")
-    validation_loss: float | None = _column("nats; null if it failed")
+    validation_metric: float | None = _column(
+        "the task's own metric, percent or times 100; null if it failed"
+    )
+    validation_accuracy: float | None = _column("percent; null if it failed, and of numbers")
+    validation_macro_f1: float | None = _column("percent; null if it failed, and of numbers")
+    validation_loss: float | None = _column("as the cell's test_loss; null if it failed")
     train_loss: float | None = _column("weighted sum, mean of the last epoch")
-    train_ce: float | None = _column("cross-entropy, mean of the last epoch")
+    train_ce: float | None = _column("cross-entropy, mean of the last epoch; null: of numbers")
+    train_squared_error: float | None = _column(
+        "of numbers, in units of the training targets' variance, mean of the last epoch; else null"
+    )
     train_mse: float | None = _column("unweighted, mean of the last epoch; null: no weight")
     train_cov: float | None = _column("unweighted, mean of the last epoch; null: no weight")
     train_svd: float | None = _column("unweighted, mean of the last epoch; null: no weight")
@@ -118,15 +137,27 @@ class Prediction:
 
 
 @dataclass(frozen=True)
+class Estimate:
+    """The selected head's answer for one test sample of a task whose target is a number."""
+
+    key: str = _column("the sample's key")
+    target: float = _column("the number, in the task's units")
+    predicted: float = _column("the head's number, in the task's units")
+
+
+@dataclass(frozen=True)
 class Point:
     """One number of a training curve."""
 
-    metric: str = _column("train/{loss,ce,mse,cov,svd}, validation/{accuracy,macro_f1,loss}")
+    metric: str = _column(
+        "train/{loss,ce,mse,cov,svd}, validation/{accuracy,macro_f1,loss}; of numbers "
+        "train/squared_error and validation/{pearson,spearman} in place of ce, accuracy, macro_f1"
+    )
     step: int = _column("epoch, from 1")
     value: float = _column("mean of the epoch (train), or after it (validation)")
 
 
-Row = TypeVar("Row", Cell, Tried, Prediction, Point)
+Row = TypeVar("Row", Cell, Tried, Prediction, Estimate, Point)
 
 _ARROW = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
 

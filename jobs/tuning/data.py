@@ -5,7 +5,9 @@ image, views 1..V augmented ones of the training part) and `classes.json`. Gives
 depends on the keys alone, so that nothing downstream depends on how the files were written. The
 task's classes and the fraction of the training rows are applied here; both are pure functions of
 labels, keys and seed, so they are the same at every noise level, and a smaller fraction lies
-inside a larger one. `digest` says what was tested, whatever the task and its keys are called.
+inside a larger one. A task whose target is a number has no classes: its labels are those numbers,
+and its fraction is taken by key alone. `digest` says what was tested, whatever the task and its
+keys are called.
 
 Never reads the test part except through `TestPart`, which opens it once, for a selected head.
 """
@@ -32,6 +34,7 @@ from jobs.tuning.stacked import Labelled
 
 PartName = Literal["train", "validation", "test"]
 Indices = npt.NDArray[np.int64]
+Targets = npt.NDArray[np.int64] | npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class Part:
     """One part of an image set as features, rows sorted by key."""
 
     keys: pa.Array  # string, [N]
-    labels: Indices  # the corpus's labels, [N]
+    labels: Targets  # the corpus's labels, [N]; float64 where they are numbers
     views: npt.NDArray[np.float32]  # [V, N, D]; the plain image alone unless augmented
     augmented: int  # augmented views in `views`; 0: the plain image
 
@@ -58,7 +61,7 @@ class TaskRows:
     """The rows of a part that belong to a task."""
 
     keys: pa.Array  # string, [N]
-    rows: Labelled  # features [V, N, D], class indices of the task
+    rows: Labelled  # features [V, N, D], class indices of the task or its numbers
     other_classes: int  # rows left out because the task has no class for their label
     beyond_fraction: int = 0  # rows left out because only a fraction is used
 
@@ -72,7 +75,7 @@ def file_name(part: PartName) -> str:
 
 
 def read_classes(folder: Place) -> tuple[str, ...]:
-    """The corpus's class names, in label order."""
+    """The corpus's class names, in label order; none where its labels are numbers."""
     try:
         names = folder.read_json("classes.json")
     except FileNotFoundError:
@@ -106,7 +109,7 @@ def _missing(folder: Place, name: str) -> str:
 
 def _read_view(
     table: pa.Table, view: int, where: str
-) -> tuple[pa.Array, Indices, npt.NDArray[np.float32]]:
+) -> tuple[pa.Array, Targets, npt.NDArray[np.float32]]:
     """(keys, labels, vectors [N, D]) of one view, sorted by key."""
     rows = table.filter(pc.equal(table["view"], view)).sort_by("key").combine_chunks()
     if rows.num_rows == 0:
@@ -124,7 +127,9 @@ def _read_view(
             f"{keys[int(bad.argmax())]}); the encoder has diverged: pre-train it again with a "
             f"lower learning rate"
         )
-    return keys, rows["label"].to_numpy().astype(np.int64), vectors
+    numbers = pa.types.is_floating(rows["label"].type)
+    labels: Targets = rows["label"].to_numpy().astype(np.float64 if numbers else np.int64)
+    return keys, labels, vectors
 
 
 class FeatureCache:
@@ -151,7 +156,7 @@ class Selected:
     """A head that was chosen on the validation part: what it takes to see the test part."""
 
     state: Mapping[str, torch.Tensor]  # as `StackedHeads.member` gives it
-    classes: tuple[str, ...]  # of the task, in index order
+    classes: tuple[str, ...]  # of the task, in index order; none: its target is a number
 
 
 class TestPart:
@@ -178,16 +183,14 @@ class TestPart:
 class ClassMap:
     """Which corpus labels count as which class of a task."""
 
-    names: tuple[str, ...]
+    names: tuple[str, ...]  # none: the task's target is a number
     index_of: Indices  # by corpus label; -1: not part of the task
 
     @staticmethod
     def of(task: Task, corpus_classes: tuple[str, ...]) -> ClassMap:
         """The task's classes over the corpus's. Raises StageError on labels that do not fit."""
         if task.target == "number":
-            raise StageError(
-                f"task {task.name} predicts a number, which no head fits yet; take it out of tasks"
-            )
+            return ClassMap((), np.zeros(0, np.int64))
         if task.classes is None:
             return ClassMap(corpus_classes, np.arange(len(corpus_classes)))
         index_of = np.full(len(corpus_classes), -1)
@@ -226,33 +229,60 @@ def training_rows(
 ) -> TaskRows:
     """The training rows of a cell: `percent` of each class's rows, at least one of each.
 
-    Raises StageError when a class has no row at all, or the task fewer than two classes.
+    Where the target is a number, `percent` of all rows. Raises StageError when a class has no row
+    at all, the task fewer than two classes, or the rows one number between them.
     """
-    if len(classes.names) < 2:
-        raise StageError(f"task {task.name} has {len(classes.names)} class; give it at least two")
     whole = _of_task(part, classes, task)
     labels = whole.rows.labels.numpy()
+    if task.target == "number":
+        drawn = _share(whole, np.zeros(len(labels), np.int64), percent, seed, task)
+        _check_numbers(drawn, task, percent)
+        return drawn
+    if len(classes.names) < 2:
+        raise StageError(f"task {task.name} has {len(classes.names)} class; give it at least two")
     empty = np.flatnonzero(np.bincount(labels, minlength=len(classes.names)) == 0)
     if len(empty):
         raise StageError(
             f"task {task.name}: class {classes.names[empty[0]]} has no row in the training part; "
             f"leave it out of `classes` or give the corpus a larger training part"
         )
+    return _share(whole, labels, percent, seed, task)
+
+
+def _share(whole: TaskRows, groups: Indices, percent: float, seed: int, task: Task) -> TaskRows:
+    """`percent` of the rows of each group."""
     if percent >= 100:
         return whole
-    kept = fraction(whole.keys, labels, percent=percent, seed=seed, scope=task.scope)
+    kept = fraction(whole.keys, groups, percent=percent, seed=seed, scope=task.scope)
     features = whole.rows.features[:, torch.from_numpy(kept)]
     return TaskRows(
         whole.keys.take(pa.array(kept)),
         Labelled(features, whole.rows.labels[torch.from_numpy(kept)]),
         whole.other_classes,
-        len(labels) - len(kept),
+        len(groups) - len(kept),
     )
 
 
+def _check_numbers(drawn: TaskRows, task: Task, percent: float) -> None:
+    """StageError for training targets that do not differ: nothing can be learnt from them."""
+    targets = drawn.rows.labels
+    if bool((targets == targets[0]).all()):
+        raise StageError(
+            f"task {task.name}: the training rows of fraction {percent:g} % ({len(targets)}) all "
+            f"have the target {float(targets[0]):g}; use a larger fraction, or correct the labels"
+        )
+
+
 def plain_rows(part: Part, classes: ClassMap, task: Task) -> TaskRows:
-    """The rows of a validation or test part, features [N, D]. Raises StageError when none is."""
+    """The rows of a validation or test part, features [N, D]. Raises StageError when none is.
+
+    Likewise for a single row where the target is a number: nothing correlates with one.
+    """
     cut = _of_task(part, classes, task)
+    if task.target == "number" and len(cut.keys) < 2:
+        raise StageError(
+            f"task {task.name}: a part has a single row, and a correlation takes two; give it more"
+        )
     return TaskRows(cut.keys, Labelled(cut.rows.features[0], cut.rows.labels), cut.other_classes)
 
 
@@ -272,6 +302,16 @@ def fraction(keys: pa.Array, labels: Indices, *, percent: float, seed: int, scop
 
 def _of_task(part: Part, classes: ClassMap, task: Task) -> TaskRows:
     """The part's rows whose label belongs to the task."""
+    numbers = part.labels.dtype == np.float64
+    if numbers != (task.target == "number"):
+        found = "numbers" if numbers else "classes"
+        raise StageError(
+            f"task {task.name} predicts a {task.target}, but the labels beside its features are "
+            f"{found}; extract the features again"
+        )
+    if numbers:
+        rows = Labelled(torch.from_numpy(part.views), torch.from_numpy(part.labels))
+        return TaskRows(part.keys, rows, 0)
     if part.labels.max() >= len(classes.index_of) or part.labels.min() < 0:
         raise StageError(
             f"task {task.name}: features have label {int(part.labels.max())}, but the corpus has "
@@ -294,19 +334,24 @@ def _of_task(part: Part, classes: ClassMap, task: Task) -> TaskRows:
 
 
 def digest(rows: TaskRows) -> str:
-    """A hash of the plain features and class indices alone: equal for the same samples.
+    """A hash of the plain features and targets alone: equal for the same samples.
 
     Neither keys nor order nor the task's name bear on it, so that two tasks which test the same
     samples by the same labels are found out. 64 bits, in hex.
     """
     vectors = np.ascontiguousarray(rows.rows.features.numpy(), dtype=np.float32)
-    words = vectors.view(np.uint32)
+    return digest_of(vectors.view(np.uint32), rows.rows.labels.numpy())
+
+
+def digest_of(words: npt.NDArray[np.uint32], targets: Targets) -> str:
+    """`digest` of samples that are known by some words each, [N, W]."""
     weights = np.random.default_rng(0).integers(1, 2**63, words.shape[1], dtype=np.uint64)
     sums = np.zeros(len(words), np.uint64)
     for start in range(0, len(words), _DIGEST_ROWS):
         piece = words[start : start + _DIGEST_ROWS].astype(np.uint64)
         sums[start : start + _DIGEST_ROWS] = (_mixed(piece) * weights).sum(axis=1, dtype=np.uint64)
-    labels = rows.rows.labels.numpy().astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    bits = targets.view(np.uint64) if targets.dtype == np.float64 else targets.astype(np.uint64)
+    labels = bits * np.uint64(0x9E3779B97F4A7C15)
     ordered = np.sort(_mixed(sums ^ _mixed(labels)))
     return hashlib.blake2b(ordered.astype("<u8").tobytes(), digest_size=8).hexdigest()
 

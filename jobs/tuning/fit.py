@@ -9,16 +9,16 @@ is where joining pays: small heads, whose time goes into the number of operation
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 
 from jobs.contract import StageError, Work
 from jobs.tuning import data, probes, zero_shot
 from jobs.tuning.budget import Budget
-from jobs.tuning.heads import Shape
+from jobs.tuning.heads import Shape, StackedHeads
 from jobs.tuning.label_noise import corrupted
-from jobs.tuning.scores import Scores
+from jobs.tuning.scores import gathered
 from jobs.tuning.search import Optuna
 from jobs.tuning.spec import GIVEN, TuneStep
 from jobs.tuning.stacked import Configuration, Epoch, Group, Labelled, bytes_of_member
@@ -201,7 +201,8 @@ def _train(
         weight = zero_shot.classifier(place, first.classes.names, templates)
         solution: probes.Solution = weight[None], weight.new_zeros(1, len(weight)), [None]
         rows = first.labelled(), first.validation.rows
-        return [probes.judged(solution, first.shape, *rows, step.task.metric)]
+        fresh = StackedHeads.fresh(first.shape, 1, 0, torch.device("cpu"))
+        return [probes.judged(solution, fresh, *rows, step.task.metric)]
     return train_groups(
         first.shape,
         [
@@ -223,15 +224,11 @@ def _joined(parts: Sequence[Trained]) -> Trained:
     for number in range(longest):
         found = [part.epochs[min(number, len(part.epochs) - 1)] for part in parts]
         terms = [t for t in found[0].train if all(t in epoch.train for epoch in found)]
-        scores = {
-            field.name: torch.cat([getattr(epoch.validation, field.name) for epoch in found])
-            for field in fields(Scores)
-        }
         epochs.append(
             Epoch(
                 {term: torch.cat([epoch.train[term] for epoch in found]) for term in terms},
                 torch.cat([epoch.validation_loss for epoch in found]),
-                Scores(**scores),
+                gathered([(epoch.validation, slice(None)) for epoch in found]),
                 found[0].metric,
             )
         )

@@ -10,12 +10,16 @@ axis 1.
     released  z = s * (W2 relu(BatchNorm(W1 f)) + b2) + f,
               s of D entries that start at 1;                         classifier on z (their code)
 
+A head for a number has one output, which speaks in standard deviations from the mean of the targets
+it is trained on; the two travel with it (`target.mean`, `target.deviation`).
+
 The layer before BatchNorm has no bias: BatchNorm takes its mean away, so its gradient would be
 rounding noise, which AdamW turns into steps of full size; the authors' code has one, to no effect
 but that drift.
 
 Initial weights follow from the seed and each parameter's name and shape, so members, and methods
-that share a parameter, start alike. A single member travels as named float32 tensors.
+that share a parameter, start alike. A single member travels as named tensors: float32, and float64
+where a number's mean and deviation are kept.
 """
 
 from __future__ import annotations
@@ -34,6 +38,7 @@ from torch.nn import functional
 HeadKind = Literal["linear", "paper", "released"]
 
 WIDENING = 4  # hidden width of the two-layer heads, in multiples of D
+BUFFERS = ("norm.mean", "norm.variance", "target.mean", "target.deviation")
 
 
 @dataclass(frozen=True)
@@ -42,12 +47,30 @@ class Shape:
 
     kind: HeadKind
     dim: int  # D, the features' dimensions
-    classes: int  # C
+    classes: int  # C; 0: the target is a number
+
+    @property
+    def of_numbers(self) -> bool:
+        """Whether the head answers with a number instead of a class."""
+        return self.classes == 0
+
+    @property
+    def outputs(self) -> int:
+        """Of the last layer: one for each class, or the number alone."""
+        return max(1, self.classes)
 
     @property
     def hidden(self) -> int:
         """Width of the hidden layer (0 for the linear probe)."""
         return 0 if self.kind == "linear" else WIDENING * self.dim
+
+
+def scale_of(targets: Tensor) -> tuple[float, float]:
+    """Mean and standard deviation of training targets [N]; ValueError when they do not differ."""
+    mean, deviation = float(targets.double().mean()), float(targets.double().std(correction=0))
+    if not deviation > 0:
+        raise ValueError(f"all {len(targets)} training targets are {mean:g}; nothing can be learnt")
+    return mean, deviation
 
 
 def seeded(seed: int, *names: str | int) -> torch.Generator:
@@ -58,7 +81,7 @@ def seeded(seed: int, *names: str | int) -> torch.Generator:
 
 def _initial(shape: Shape, seed: int) -> dict[str, Tensor]:
     """One member's trained parameters, without the stack's axis: torch's own Linear defaults."""
-    layers = {"classifier": (shape.classes, shape.dim)}
+    layers = {"classifier": (shape.outputs, shape.dim)}
     if shape.hidden:
         layers["first"] = (shape.hidden, shape.dim)
         layers["second"] = (shape.dim, shape.hidden)
@@ -79,7 +102,8 @@ def _initial(shape: Shape, seed: int) -> dict[str, Tensor]:
 class StackedHeads:
     """K heads of one shape.
 
-    `parameters` (trained) and `buffers` (BatchNorm's running statistics) are [K, ...] tensors.
+    `parameters` (trained) and `buffers` (BatchNorm's running statistics; a number's mean and
+    deviation) are [K, ...] tensors.
     """
 
     def __init__(
@@ -91,8 +115,17 @@ class StackedHeads:
         self.members = self.parameters["classifier.weight"].shape[0]
 
     @staticmethod
-    def fresh(shape: Shape, members: int, seed: int, device: torch.device) -> StackedHeads:
-        """`members` heads with the same initial weights, ready to be trained."""
+    def fresh(
+        shape: Shape,
+        members: int,
+        seed: int,
+        device: torch.device,
+        scale: tuple[float, float] = (0.0, 1.0),
+    ) -> StackedHeads:
+        """`members` heads with the same initial weights, ready to be trained.
+
+        `scale`: of a number, the mean and the deviation of the targets to be trained on.
+        """
         parameters = {
             name: value.repeat(members, *[1] * value.dim()).to(device).requires_grad_()
             for name, value in _initial(shape, seed).items()
@@ -103,6 +136,9 @@ class StackedHeads:
                 "norm.mean": torch.zeros(members, shape.hidden, device=device),
                 "norm.variance": torch.ones(members, shape.hidden, device=device),
             }
+        if shape.of_numbers:
+            for name, value in zip(("target.mean", "target.deviation"), scale, strict=True):
+                buffers[name] = torch.full((members, 1), value, dtype=torch.float64, device=device)
         return StackedHeads(shape, parameters, buffers)
 
     @staticmethod
@@ -134,7 +170,7 @@ class StackedHeads:
         if wanted != found:
             raise ValueError(f"tensors {found} are not those of a {shape.kind} head, {wanted}")
         stacked = {name: value[None] for name, value in state.items()}
-        names = {name for name in stacked if name in ("norm.mean", "norm.variance")}
+        names = {name for name in stacked if name in BUFFERS}
         return StackedHeads(
             shape,
             {name: value for name, value in stacked.items() if name not in names},
@@ -162,6 +198,14 @@ class StackedHeads:
         if self.shape.kind == "released":
             z = self.parameters["residual.scale"][:, :, None] * z + rows.mT
         return z, self._layer("classifier", z)
+
+    def standardised(self, targets: Tensor) -> Tensor:
+        """Numbers [R] as each member's output has to say them: float64 [K, R]."""
+        return (targets.double() - self.buffers["target.mean"]) / self.buffers["target.deviation"]
+
+    def numbers(self, outputs: Tensor) -> Tensor:
+        """Outputs [K, R] in the units of the targets, float64: the inverse of `standardised`."""
+        return outputs.double() * self.buffers["target.deviation"] + self.buffers["target.mean"]
 
     def _first_layer(self, name: str, rows: Tensor) -> Tensor:
         """A linear layer on the features: one matrix product where all members share them."""

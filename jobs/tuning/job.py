@@ -23,7 +23,6 @@ import json
 import math
 import os
 import tempfile
-import traceback
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
@@ -35,6 +34,7 @@ from ray import tune
 
 from jobs.contract import Hooks, Outcome, StageError, Work
 from jobs.finetune import job as finetune
+from jobs.remote import answer_each, portable
 from jobs.tuning.adapt import adapt, adapt_siblings, transfer
 from jobs.tuning.data import FeatureCache
 from jobs.tuning.fit import sibling_key, step_of
@@ -55,13 +55,6 @@ _LOST_WORKERS = 1  # times a cell is started again after the process it ran in h
 _LONGEST = 32  # iterations of a trial at most: what is done again at worst if its process dies
 _SIBLINGS = 16  # cells of a stack at most: they are answered together
 _BATCHES_A_PROCESS = 4  # so that the last ones to end leave few processes idle
-_POLL_S = 0.5  # how often a wait looks whether the user asked to stop
-
-_QUIET = {
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # else three log files a trial
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # the caller decides what Ctrl-C means
-    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-}
 
 
 def run(works: Sequence[Work], hooks: Hooks) -> None:
@@ -183,7 +176,7 @@ def _answer_siblings(
             return [adapt(works[0], _tried(works[0]), cache)]
         return adapt_siblings(works, [_tried(work) or () for work in works], cache)
     except Exception as error:
-        return [_portable(error)] * len(works)
+        return [portable(error)] * len(works)
 
 
 def _tried(work: Work) -> tuple[Configuration, ...] | None:
@@ -192,14 +185,6 @@ def _tried(work: Work) -> tuple[Configuration, ...] | None:
     if step.search == "optuna" and step.method.head != "zero_shot":
         return None
     return draw(step.method.space, step.configurations, step.seed)
-
-
-def _portable(error: Exception) -> Exception:
-    if isinstance(error, StageError):
-        return error
-    answer = RuntimeError(f"{type(error).__name__}: {error}")
-    answer.add_note("".join(traceback.format_exception(error)))
-    return answer
 
 
 class _Answers(tune.Callback):
@@ -241,7 +226,7 @@ class _Answers(tune.Callback):
 
 
 def _fit(works: Sequence[Work], hooks: Hooks) -> None:
-    for name, value in _QUIET.items():
+    for name, value in finetune.QUIET.items():
         os.environ.setdefault(name, value)
     left = list(works)
     for attempt in range(1 + _LOST_WORKERS):
@@ -320,37 +305,10 @@ def _tuner(
 # -- OOD cells: plain tasks ------------------------------------------------------------------------
 
 
-def _answer_all(works: Sequence[Work]) -> list[Outcome | BaseException]:
-    answers: list[Outcome | BaseException] = []
-    for work in works:
-        try:
-            answers.append(transfer(work))
-        except Exception as error:
-            answers.append(_portable(error))
-    return answers
-
-
 def _evaluate(works: Sequence[Work], hooks: Hooks) -> None:
     """One task for the cells of each features folder; each is answered when its task ends."""
     groups: dict[str, list[Work]] = defaultdict(list)
     for work in works:
         groups[work.inputs["features"].uri].append(work)
-    remote = ray.remote(_answer_all)
-    waiting = {
-        remote.options(num_cpus=max(step_of(w).cpus for w in group)).remote(group): group
-        for group in groups.values()
-    }
-    while waiting:
-        if hooks.stopping():
-            for reference in waiting:
-                ray.cancel(reference)
-            return
-        ended, _ = ray.wait(list(waiting), timeout=_POLL_S)
-        for reference in ended:
-            group = waiting.pop(reference)
-            try:
-                answers = ray.get(reference)
-            except ray.exceptions.RayError as error:
-                answers = [error] * len(group)
-            for work, answer in zip(group, answers, strict=True):
-                hooks.done(work.address, answer)
+    tasks = [(group, max(step_of(w).cpus for w in group), 0) for group in groups.values()]
+    answer_each(transfer, tasks, hooks)

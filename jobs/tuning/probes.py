@@ -5,7 +5,8 @@ selection, testing and files are the same; `l2` is searched on the validation pa
 configurations as any other method has. Every view of a training sample is a row.
 
     ridge   W, b minimise mean_i |W f_i + b - e(y_i)|^2 + l2 |W|^2, e(y) the class's indicator:
-            from one eigendecomposition of the D x D covariance for all configurations
+            from one eigendecomposition of the D x D covariance for all configurations; where the
+            target is a number, e(y) is the number itself, standardised
     lbfgs   W, b minimise mean_i CE(W f_i + b, y_i) + l2/2 |W|^2 by L-BFGS, in float64, until no
             entry of the gradient exceeds 1e-5; a configuration that does not get there has failed
 
@@ -22,14 +23,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from jobs.tasks.spec import Metric
-from jobs.tuning.heads import Shape, StackedHeads
-from jobs.tuning.scores import score
+from jobs.tuning.heads import Shape, StackedHeads, scale_of
+from jobs.tuning.scores import judge
 from jobs.tuning.stacked import Configuration, Epoch, Labelled, evaluate
 from jobs.tuning.training import Trained
 
 Solution = tuple[Tensor, Tensor, list[str | None]]
 """Weights [K, C, D], biases [K, C], and why a configuration has none."""
 
+_CPU = torch.device("cpu")
 _CONVERGED = 1e-5  # largest entry of the gradient
 _ITERATIONS = 2000
 
@@ -42,33 +44,44 @@ def solve(
     configurations: Sequence[Configuration],
     metric: Metric = "accuracy",
 ) -> Trained:
-    """The best linear head for each configuration's `l2`, and the one best by `metric`."""
+    """The best linear head for each configuration's `l2`, and the one best by `metric`.
+
+    Raises ValueError for `lbfgs` on numbers, which logistic regression has no probability for.
+    """
+    if kind == "lbfgs" and shape.of_numbers:
+        raise ValueError("logistic regression is of classes; a number takes ridge")
     rows, labels = _flat(training)
     penalties = [configuration.l2 for configuration in configurations]
-    solved = (_ridge if kind == "ridge" else _lbfgs)(rows, labels, shape.classes, penalties)
-    return judged(solved, shape, training, validation, metric)
+    fresh = StackedHeads.fresh(
+        shape, len(penalties), 0, _CPU, scale_of(labels) if shape.of_numbers else (0.0, 1.0)
+    )
+    if kind == "lbfgs":
+        solved = _lbfgs(rows, labels, shape.classes, penalties)
+    else:
+        solved = _ridge(rows, _targets(fresh, labels), penalties)
+    return judged(solved, fresh, training, validation, metric)
 
 
 def judged(
-    solved: Solution, shape: Shape, training: Labelled, validation: Labelled, metric: Metric
+    solved: Solution, fresh: StackedHeads, training: Labelled, validation: Labelled, metric: Metric
 ) -> Trained:
     """Linear heads that took no steps, as if trained for one epoch, and the one best by `metric`.
 
-    One that is not finite has failed.
+    `fresh` are heads of the same shape. A solution that is not finite has failed.
     """
+    shape = fresh.shape
     weight, bias, failures = solved
     rows, labels = _flat(training)
     broken = ~(weight.isfinite().all(-1).all(-1) & bias.isfinite().all(-1))
     for index in broken.nonzero().flatten().tolist():
         failures[index] = "the solution is not finite"
-    heads = StackedHeads(
-        shape, {"classifier.weight": weight.float(), "classifier.bias": bias.float()}, {}
-    )
-    cpu = torch.device("cpu")
-    fitted, _ = evaluate(heads, Labelled(rows.float(), labels), cpu)
-    loss, predicted = evaluate(heads, validation, cpu)
-    scores = score(validation.labels, predicted, shape.classes)
-    epoch = Epoch({"loss": fitted, "ce": fitted}, loss, scores, metric)
+    found = {"classifier.weight": weight.float(), "classifier.bias": bias.float()}
+    heads = StackedHeads(shape, found, fresh.buffers)
+    fitted, _ = evaluate(heads, Labelled(rows.float(), labels), _CPU)
+    loss, predicted = evaluate(heads, validation, _CPU)
+    scores = judge(validation.labels, predicted, shape.classes)
+    asked = "squared_error" if shape.of_numbers else "ce"
+    epoch = Epoch({"loss": fitted, asked: fitted}, loss, scores, metric)
     running = [k for k, failure in enumerate(failures) if failure is None]
     chosen = min(running, key=epoch.key, default=None)
     state: Mapping[str, Tensor] = {} if chosen is None else heads.member(chosen)
@@ -82,8 +95,14 @@ def _flat(training: Labelled) -> tuple[Tensor, Tensor]:
     return training.features.flatten(0, 1).double(), training.labels.repeat(views)
 
 
-def _ridge(rows: Tensor, labels: Tensor, classes: int, penalties: Sequence[float]) -> Solution:
-    targets = functional.one_hot(labels, classes).double()
+def _targets(heads: StackedHeads, labels: Tensor) -> Tensor:
+    """What least squares fits, [R, C]: the classes' indicators, or standardised numbers."""
+    if heads.shape.of_numbers:
+        return heads.standardised(labels)[0][:, None]
+    return functional.one_hot(labels, heads.shape.classes).double()
+
+
+def _ridge(rows: Tensor, targets: Tensor, penalties: Sequence[float]) -> Solution:
     mean, share = rows.mean(0), targets.mean(0)
     centred = rows - mean
     values, vectors = torch.linalg.eigh(centred.mT @ centred / len(rows))

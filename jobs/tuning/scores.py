@@ -1,13 +1,14 @@
 """Scores of predictions, for a stack of members at once: classes in percent, numbers as published.
 
 Takes labels [N] and predictions [K, N]. Classes are indices in [0, C); their scores are
-percentages, 0-100, as everywhere in the product, and so are correlations and Matthews' coefficient,
--100 to 100, which GLUE publishes times 100. Never averages over members.
+percentages, 0-100, as everywhere in the product. Correlations and Matthews' coefficient are given
+times 100, -100 to 100, as GLUE publishes them. Never averages over members.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -135,3 +136,25 @@ def _ranks(values: Tensor) -> Tensor:
     ranks = torch.empty_like(values)
     ranks[order] = (first + last).double() / 2
     return ranks
+
+
+# -- either ----------------------------------------------------------------------------------------
+
+Judged = Scores | Correlations
+"""What a task's members are compared by."""
+
+
+def judge(labels: Tensor, predicted: Tensor, classes: int) -> Judged:
+    """`score` of that many classes, or, where there are none, `correlate` of numbers."""
+    return score(labels, predicted, classes) if classes else correlate(labels, predicted)
+
+
+def gathered(found: Sequence[tuple[Judged, Sequence[int] | slice]]) -> Judged:
+    """Some members (by index) of several stacks on one task, as one stack's."""
+    kind = type(found[0][0])
+    return kind(
+        **{
+            field.name: torch.cat([getattr(judged, field.name)[m] for judged, m in found])
+            for field in fields(kind)
+        }
+    )

@@ -144,6 +144,9 @@ class Space(Spec):
 PROBES = ("ridge", "lbfgs")
 """Linear heads that are solved, not trained by steps: oracles of what a linear probe can reach."""
 
+TEMPLATES = ("a photo of a {}.",)
+"""What a zero-shot head says of a class where nothing else is given."""
+
 GIVEN = (*PROBES, "zero_shot")
 """Linear heads that take no steps."""
 
@@ -166,7 +169,7 @@ class Method(Spec):
     head: Literal["linear", "paper", "released", "ridge", "lbfgs", "zero_shot"]
     space: Space = Space()
     templates: tuple[str, ...] = Field(
-        ("a photo of a {}.",), min_length=1, description="zero_shot: {} stands for a class's name"
+        TEMPLATES, min_length=1, description="zero_shot: {} stands for a class's name"
     )
     adapt: Literal["frozen", "lora", "ft"] = "frozen"
     rank: int = Field(8, ge=1, description="lora: of each adapter")
@@ -202,7 +205,7 @@ class Method(Spec):
                 remedy = f"leave out {', '.join(foreign)}" if foreign else "give l2"
                 raise ValueError(f"a {self.head} head is searched over l2 alone; {remedy}")
         elif self.head == "zero_shot":
-            if self.space.model_fields_set:
+            if self.space != Space():
                 raise ValueError("a zero_shot head has nothing to search; leave out space")
         elif self.space.lr is None or self.space.l2 is not None:
             raise ValueError(f"a {self.head} head needs lr in its space, and takes no l2")
@@ -210,7 +213,7 @@ class Method(Spec):
 
     @model_validator(mode="after")
     def _templates_name_a_class(self) -> Method:
-        if self.head != "zero_shot" and "templates" in self.model_fields_set:
+        if self.head != "zero_shot" and self.templates != TEMPLATES:
             raise ValueError(f"templates belong to a zero_shot head, not {self.head}; remove them")
         mute = [template for template in self.templates if "{}" not in template]
         if mute:
@@ -329,7 +332,7 @@ class TuneStep(Spec):
     evaluated here: an added OOD task re-runs nothing.
     """
 
-    protocol: ClassVar[int] = 2
+    protocol: ClassVar[int] = 3
 
     task: Task
     method_name: Slug
@@ -355,4 +358,23 @@ class TuneStep(Spec):
             raise ValueError(f"OOD task {self.task.name} must name the task it is trained on")
         if self.method.reads_images != (self.encoder is not None):
             raise ValueError(f"{self.method_name}: `encoder` goes with the methods that train it")
+        return self
+
+    @model_validator(mode="after")
+    def _fits_a_number(self) -> TuneStep:
+        if self.task.target == "class":
+            return self
+        if self.method.head in ("lbfgs", "zero_shot"):
+            what = "logistic regression" if self.method.head == "lbfgs" else "zero-shot"
+            raise ValueError(
+                f"method {self.method_name} is {what}, which needs classes, and task "
+                f"{self.task.name} predicts a number; use ridge, or put one of the two in an "
+                f"experiment of its own"
+            )
+        if self.label_noise:
+            raise ValueError(
+                f"label_noise {self.label_noise:g} takes a label for another class, and task "
+                f"{self.task.name} predicts a number; put one of the two in an experiment of its "
+                f"own"
+            )
         return self

@@ -9,10 +9,11 @@ share features and seed, the first layer is one matrix product for all. A member
 get if it were trained alone, up to rounding.
 
 A batch is `batch_size` samples with all their views (a last batch of one sample is left out).
-Cross-entropy reads every row of it, and so do COV and SVD. MSE pairs each row's output with the
-row's own features (`paper`), or the second view's output with the first view's features
-(`released`; with a single view, with its own). A regulariser is computed for the members that weigh
-it, and is NaN for the others.
+Cross-entropy reads every row of it, and so do COV and SVD. Where the target is a number, the
+squared error takes cross-entropy's place, in units of the variance of the group's own training
+targets. MSE pairs each row's output with the row's own features (`paper`), or the second view's
+output with the first view's features (`released`; with a single view, with its own). A regulariser
+is computed for the members that weigh it, and is NaN for the others.
 
 A member whose loss stops being finite is frozen where it stood and recorded with the reason; the
 others do not change by a bit. Nothing here reads or writes files, or knows of a test part.
@@ -32,15 +33,16 @@ from torch.nn import functional
 from jobs.tasks.spec import Metric
 from jobs.tuning import nmtune
 from jobs.tuning.budget import Budget, Key
-from jobs.tuning.heads import Shape, StackedHeads, seeded
+from jobs.tuning.heads import Shape, StackedHeads, scale_of, seeded
 from jobs.tuning.optimiser import StackedAdamW, cosine
-from jobs.tuning.scores import Scores, score
+from jobs.tuning.scores import Judged, judge
 from jobs.tuning.spec import Precision
 
 _ENTRIES = 1 << 24  # activations held at once while evaluating, over all members
 
-TERMS = ("loss", "ce", "mse", "cov", "svd")
-"""Training losses by name; `loss` is the weighted sum that is minimised."""
+TERMS = ("loss", "ce", "squared_error", "mse", "cov", "svd")
+"""Training losses by name; `loss` is the weighted sum that is minimised. A task has `ce` or, where
+its target is a number, `squared_error`; `mse` is NMTune's own."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +59,10 @@ class Configuration:
 
 @dataclass(frozen=True)
 class Labelled:
-    """Features with class indices. Training features carry their views on the first axis."""
+    """Features with their targets. Training features carry their views on the first axis."""
 
     features: Tensor  # float32, [V, N, D] or, without views, [N, D]
-    labels: Tensor  # int64, [N], in [0, C)
+    labels: Tensor  # int64, [N], in [0, C); or float64, numbers in the task's own units
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class Epoch:
 
     train: dict[str, Tensor]  # by name in TERMS, means over the epoch; absent: not computed
     validation_loss: Tensor
-    validation: Scores
+    validation: Judged
     metric: Metric  # the task's own, by which members are compared
 
     def key(self, member: int) -> Key:
@@ -115,15 +117,18 @@ class Stack:
         self._budget = budget
         self._variant = nmtune.RELEASED if shape.kind == "released" else nmtune.PAPER
         configurations = [c for group in groups for c in group.configurations]
-        self._place(groups)
+        self._fits = "squared_error" if shape.of_numbers else "ce"
+        self._place(shape, groups)
         self._weights = {
             name: self._column([getattr(c, name) for c in configurations])
             for name in ("mse", "cov", "svd")
         }
         self.heads = StackedHeads.joined(
             [
-                StackedHeads.fresh(shape, len(group.configurations), group.seed, self._device)
-                for group in groups
+                StackedHeads.fresh(
+                    shape, len(group.configurations), group.seed, self._device, scale
+                )
+                for group, scale in zip(groups, self._scales, strict=True)
             ]
         )
         self.members = list(range(len(configurations)))  # that still train, by index from the start
@@ -138,9 +143,15 @@ class Stack:
         )
         self._weighed = self._who_weighs()
 
-    def _place(self, groups: Sequence[Group]) -> None:
+    def _place(self, shape: Shape, groups: Sequence[Group]) -> None:
         """Features and labels on the device; each distinct feature matrix with its seed once."""
-        self._labels = torch.stack([group.training.labels for group in groups]).to(self._device)
+        labels = [group.training.labels for group in groups]
+        self._scales = [(0.0, 1.0)] * len(groups)
+        if shape.of_numbers:
+            self._scales = [scale_of(targets) for targets in labels]
+            pairs = zip(labels, self._scales, strict=True)
+            labels = [((own - mean) / deviation).float() for own, (mean, deviation) in pairs]
+        self._labels = torch.stack(labels).to(self._device)
         known: dict[tuple[int, int], int] = {}
         self._sources: list[tuple[Tensor, int]] = []
         source_of = []  # by group
@@ -186,7 +197,7 @@ class Stack:
                     sums[name] = sums.get(name, 0.0) + len(batch[0]) * values.detach().double()
                 seen += len(batch[0])
         loss, predicted = evaluate(self.heads, self._validation, self._device)
-        scores = score(
+        scores = judge(
             self._validation.labels.to(self._device), predicted, self.heads.shape.classes
         )
         self._freeze(~loss.isfinite(), "validation loss")
@@ -225,7 +236,7 @@ class Stack:
         return Epoch(
             {n: full(epoch.train.get(n), before.train.get(n)) for n in names},
             full(epoch.validation_loss, before.validation_loss),
-            Scores(**{n: full(getattr(found, n), getattr(last, n)) for n in vars(found)}),
+            type(found)(**{n: full(getattr(found, n), getattr(last, n)) for n in vars(found)}),
             epoch.metric,
         )
 
@@ -243,7 +254,7 @@ class Stack:
     def _step(self, batch: Sequence[Tensor]) -> dict[str, Tensor]:
         """One optimiser step on a batch; its losses by name, [K] each."""
         terms = self._terms(batch)
-        loss = terms["ce"]
+        loss = terms[self._fits]
         for name, weights in self._weights.items():
             if name in terms:
                 # A term that a member does not weigh must not fail it: 0 x inf is not 0.
@@ -267,7 +278,7 @@ class Stack:
         return torch.stack(found)[self._source_of_group.to(self._device)[self._group_of]]
 
     def _terms(self, batch: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Cross-entropy and each regulariser that is weighed."""
+        """What the task asks of the logits, and each regulariser that is weighed."""
         features = self._features(batch)
         views, samples = features.shape[-3:-1]
         rows = features.flatten(-3, -2)
@@ -281,7 +292,11 @@ class Stack:
             ]
         )
         targets = labels[self._group_of].repeat(1, views)
-        terms = {"ce": functional.cross_entropy(logits.float(), targets, reduction="none").mean(1)}
+        if self._fits == "ce":
+            losses = functional.cross_entropy(logits.float(), targets, reduction="none")
+        else:
+            losses = (logits[:, 0].float() - targets).square()
+        terms = {self._fits: losses.mean(1)}
         if "mse" in self._weighed:
             who = self._weighed["mse"]
             outputs, given = (z, rows) if who is None else (z[who], _of(rows, who))
@@ -346,29 +361,37 @@ def _tensor_cores(precision: Precision, device: torch.device) -> Iterator[None]:
 
 def bytes_of_member(shape: Shape, rows: int) -> int:
     """About what one member holds while a step of `rows` rows (views included) is taken."""
-    weights = shape.classes * shape.dim + 2 * shape.hidden * shape.dim
-    activations = rows * (4 * shape.hidden + 6 * shape.dim + 3 * shape.classes)
+    weights = shape.outputs * shape.dim + 2 * shape.hidden * shape.dim
+    activations = rows * (4 * shape.hidden + 6 * shape.dim + 3 * shape.outputs)
     doubles = rows * (4 * min(rows, shape.dim) + 3 * shape.dim) if shape.hidden else 0
     return 4 * (5 * weights + activations) + 8 * doubles  # weight, gradient, moments, change
 
 
 @torch.no_grad()
 def evaluate(heads: StackedHeads, part: Labelled, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(mean cross-entropy [K], float64; predicted classes [K, N]) of features [N, D].
+    """(mean loss [K], float64; predicted classes or numbers [K, N]) of features [N, D].
 
-    Rows go through in pieces that bound the memory. Raises ValueError when there is no row.
+    The loss is cross-entropy; of numbers the squared error in units of each member's own variance
+    of training targets, and what is predicted is float64, in the task's units. Rows go through in
+    pieces that bound the memory. Raises ValueError when there is no row.
     """
     if len(part.labels) == 0:
         raise ValueError("there is no row to evaluate")
-    widest = max(heads.shape.hidden, heads.shape.dim, heads.shape.classes)
+    widest = max(heads.shape.hidden, heads.shape.dim, heads.shape.outputs)
     piece = max(1, _ENTRIES // (widest * heads.members))
     loss = torch.zeros(heads.members, dtype=torch.float64, device=device)
     predicted = []
     for start in range(0, len(part.labels), piece):
         rows = slice(start, start + piece)
         _, logits = heads.forward(part.features[rows].to(device), training=False)
-        targets = part.labels[rows].to(device).expand(heads.members, -1)
-        losses = functional.cross_entropy(logits, targets, reduction="none")
+        targets = part.labels[rows].to(device)
+        if heads.shape.of_numbers:
+            outputs = logits[:, 0]
+            losses = (outputs - heads.standardised(targets)).square()
+            predicted.append(heads.numbers(outputs))
+        else:
+            own = targets.expand(heads.members, -1)
+            losses = functional.cross_entropy(logits, own, reduction="none")
+            predicted.append(logits.argmax(1))
         loss += losses.sum(1, dtype=torch.float64)
-        predicted.append(logits.argmax(1))
     return loss / len(part.labels), torch.cat(predicted, dim=1)

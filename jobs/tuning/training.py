@@ -11,14 +11,14 @@ the optimiser's state of all that may still go on is held from cut to cut.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from jobs.tuning.budget import Budget, Key, Patience
 from jobs.tuning.heads import Shape
-from jobs.tuning.scores import Scores
+from jobs.tuning.scores import gathered
 from jobs.tuning.spec import Precision
 from jobs.tuning.stacked import (
     TERMS,
@@ -240,11 +240,6 @@ def _epoch(places: Sequence[tuple[_Turn, list[int]]], number: int) -> Epoch:
     return Epoch(
         {t: torch.cat([of(e, t, m) for e, m in found]) for t in TERMS if t in terms},
         torch.cat([epoch.validation_loss[m] for epoch, m in found]),
-        Scores(
-            **{
-                name: torch.cat([getattr(epoch.validation, name)[m] for epoch, m in found])
-                for name in (field.name for field in fields(Scores))
-            }
-        ),
+        gathered([(epoch.validation, m) for epoch, m in found]),
         found[0][0].metric,
     )

@@ -71,17 +71,26 @@ def _summary(summary: pa.Table) -> Iterator[str]:
 
 
 def _named(summary: pa.Table) -> Iterator[str]:
-    """Test accuracy of the named encoders with their largest fraction, a column a task."""
+    """Test accuracy of the named encoders with their largest fraction, a column a task.
+
+    A task whose target is a number has its own metric, which its column names.
+    """
+    from analysis.named import shown
+
     rows = summary.to_pylist()
     if not rows:
         return
     fraction = max(row["fraction"] for row in rows)
     rows = [row for row in rows if row["fraction"] == fraction]
-    tasks = {row["task"]: max(14, len(row["task"]) + 2) for row in rows}
-    values = {(r["encoder"], r["method"], r["task"]): f"{r['accuracy']:.2f}" for r in rows}
+    of_numbers = {r["task"]: f"{r['task']} ({r['metric']})" for r in rows if r["accuracy"] is None}
+    heads = {row["task"]: of_numbers.get(row["task"], row["task"]) for row in rows}
+    tasks = {task: max(14, len(head) + 2) for task, head in heads.items()}
+    values = {(r["encoder"], r["method"], r["task"]): f"{shown(r):.2f}" for r in rows}
     lines = list(dict.fromkeys((row["encoder"], row["method"]) for row in rows))
     width = max(len(f"{encoder}  {method}") for encoder, method in lines) + 2
-    yield f"\n{'named encoder':{width}}" + "".join(f"{t:>{w}}" for t, w in tasks.items())
+    yield f"\n{'named encoder':{width}}" + "".join(
+        f"{heads[task]:>{w}}" for task, w in tasks.items()
+    )
     for encoder, method in lines:
         yield f"{f'{encoder}  {method}':{width}}" + "".join(
             f"{values.get((encoder, method, task), '-'):>{w}}" for task, w in tasks.items()

@@ -178,7 +178,8 @@ def _shown(task: Task) -> Iterator[tuple[str, str]]:
         yield "parts", f"of the reader's rows: {cut}"
     names = class_names(task)
     more = f", ... ({len(names)} in all)" if len(names) > CLASSES_SHOWN else ""
-    yield "classes", (", ".join(names[:CLASSES_SHOWN]) + more) or "the corpus's own"
+    own = "none: it predicts a number" if task.target == "number" else "the corpus's own"
+    yield "classes", (", ".join(names[:CLASSES_SHOWN]) + more) or own
     if task.answers:
         many = sum(len(outputs) > 1 for outputs in task.answers.values())
         outputs = sum(map(len, task.answers.values()))

@@ -135,6 +135,29 @@ def test_a_mistake_is_one_sentence(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"methods": {"best": {"head": "lbfgs", "space": {"l2": 0.1}}}}, "^tuning: method best"),
+        ({"label_noise": [0, 20]}, "^tuning: label_noise 20 takes"),
+    ],
+)
+def test_what_a_number_has_no_meaning_for_is_refused_before_anything_runs(
+    tmp_path: Path, ada: dict[str, Any], changes: dict[str, Any], said: str
+) -> None:
+    ada["files"] = {"glue-stsb": ada["files"]["reviews"]}
+    found = planner.build(made(tmp_path, [ada], ["glue-stsb"]))
+    spec = found.of_kind("features")[0].spec
+    assert spec.semantic()["target"] == "number"
+    demo = yaml.safe_load(DEMO.read_text())["tuning"]
+    with pytest.raises(UserError, match=said) as caught:
+        planner.build(made(tmp_path, [ada], ["glue-stsb"], tuning={**demo, **changes}))
+    assert "\n" not in str(caught.value)
+    ada["classes"] = {"glue-stsb": ["low", "high"]}
+    with pytest.raises(UserError, match="predicts a number; leave out its classes"):
+        planner.build(made(tmp_path, [ada], ["glue-stsb"]))
+
+
 def test_a_task_of_given_features_needs_somebody_to_give_them(tmp_path: Path) -> None:
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks/sst.yaml").write_text(

@@ -39,7 +39,8 @@ def test_only_tracking_imports_mlflow() -> None:
 def test_only_the_stages_jobs_and_the_control_of_the_cluster_import_ray() -> None:
     jobs = {str(p.relative_to(ROOT)) for p in (ROOT / "jobs").glob("*/job.py")}
     control = {str(p.relative_to(ROOT)) for p in (ROOT / "orchestrator/cluster").glob("*.py")}
-    assert offenders("ray", jobs | control | {"orchestrator/executor.py"}) == []
+    shared = {"jobs/remote.py", "orchestrator/executor.py"}  # what the stages' jobs have in common
+    assert offenders("ray", jobs | control | shared) == []
 
 
 @pytest.mark.parametrize("room", ["jobs", "analysis"])

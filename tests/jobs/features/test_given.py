@@ -111,6 +111,18 @@ def test_other_columns_types_and_classes_are_named(tmp_path: Path) -> None:
     assert output.read_table("features-test.parquet").schema.equals(schema("float16", 6))
 
 
+@pytest.mark.parametrize("kind", [pa.float32(), pa.int8(), pa.decimal128(6, 2)])
+def test_numbers_stay_numbers_where_the_task_predicts_one(
+    tmp_path: Path, kind: pa.DataType
+) -> None:
+    labels = pa.array([i % 5 for i in range(200)], pa.int8()).cast(kind)
+    _, output = taken(tmp_path, spoilt(label=labels), target="number")
+    assert read_classes(output) == ()
+    part = read_part(output, "test")
+    assert part.labels.dtype == np.float64
+    assert part.labels.tolist() == [int(key[1:]) % 5 for key in part.keys.to_pylist()]
+
+
 def spoilt(**changed: Any) -> pa.Table:
     return pa.table({**columns(), **changed})
 
@@ -126,6 +138,9 @@ def spoilt(**changed: Any) -> pa.Table:
         (spoilt(vector=[[1e30]] * 200), {"dtype": "float16"}, "or ask for float32"),
         (spoilt(vector=["text"] * 200), {}, "is string, not a list of float"),
         (spoilt(label=[0.5] * 200), {}, "classes are integers or names"),
+        (spoilt(), {"target": "number"}, "is string, but task t predicts a number"),
+        (spoilt(label=[0.5] * 199 + [np.nan]), {"target": "number"}, r"not finite .* key k199"),
+        (spoilt(label=[None] + [0.5] * 199), {"target": "number"}, "give each a number"),
         (spoilt(label=[-1] + [0] * 199), {}, r"holds -1 \(key k0\), outside 0 to 0"),
         (spoilt(), {"classes": ("cat",)}, "holds 'dog', which is none of classes.t"),
         (spoilt(split=["trian"] * 200), {}, "the split of 200 rows is 'trian'"),

@@ -203,6 +203,8 @@ def test_an_ood_cell_puts_the_adapted_encoder_on_its_own_images(
     # Without the shift the OOD cell must answer exactly what the ID cell answered.
     same = INVERTED.model_copy(update={"shift": None, "name": "digits-again"})
     answers, losses = {}, {}
+    (at_home,) = cells.from_table(cells.Cell, trained.output.read_table(cells.CELL))
+    digests = {"digits": at_home.test_digest}
     for task in (same, INVERTED):
         spec = step(method, task=task)
         ood = work(tmp_path, task.name, spec, encoder=encoder, corpus=digits, head=trained.output)
@@ -212,8 +214,10 @@ def test_an_ood_cell_puts_the_adapted_encoder_on_its_own_images(
         (row,) = cells.from_table(cells.Cell, ood.output.read_table(cells.CELL))
         assert (row.trained_on, row.domain, row.test_reads) == ("digits", "ood", 1)
         losses[task.name] = row.test_loss
+        digests[task.name] = row.test_digest
     assert answers["digits-again"].equals(trained.output.read_table(cells.PREDICTIONS))
     assert losses["digits-inverted"] != losses["digits-again"], "the shift reached the images"
+    assert digests["digits"] == digests["digits-again"] != digests["digits-inverted"]
 
 
 def test_another_encoder_or_an_altered_adapter_is_refused(

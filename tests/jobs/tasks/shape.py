@@ -61,7 +61,7 @@ def write_source(reader: AnyReader, names: Sequence[str], each: int, role: str) 
             return _parquet(reader, names, each, role)
         case TableReader():
             return _table(reader, names, each, role)
-    raise NotImplementedError(reader.kind)
+    raise ValueError(f"no data is generated for a reader of kind {reader.kind}; add its layout")
 
 
 def _parquet(reader: ParquetReader, names: Sequence[str], each: int, role: str) -> int:

@@ -82,6 +82,7 @@ def test_two_tasks_that_differ_under_any_encoder_are_two(
     sound = [one | {"noise": 5.0}, one | {"task": "b", "noise": 5.0, "test_digest": "other"}]
     assert counted_twice(collapsed) == ("a", "b")
     assert counted_twice([*collapsed, *sound]) is None
+    assert counted_twice([one, one | {"task": "b", "method": "ft"}]) is None  # not compared
 
 
 def test_the_test_part_is_read_once_by_every_cell_and_that_is_recorded(

@@ -1,0 +1,103 @@
+"""Works as plain Ray tasks: every one answered, apart, in a form that crosses the border."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import ray
+
+from jobs.contract import Hooks, Outcome, Spec, StageError, Work
+from jobs.place import Place
+from jobs.remote import answer_each, guarded, portable
+
+
+class OnlyHereError(Exception):
+    """One whose class takes more than its message, so that it does not unpickle."""
+
+    def __init__(self, one: str, two: str) -> None:
+        super().__init__(f"{one} {two}")
+
+
+def act(work: Work) -> Outcome:
+    """What the work's address says."""
+    match work.address.partition("/")[0]:
+        case "fault":
+            raise StageError("the sentence")
+        case "bug":
+            raise OnlyHereError("a", "bug")
+        case "death":
+            os._exit(1)
+        case "slow":
+            time.sleep(60)
+    return Outcome({"pid": os.getpid()})
+
+
+@dataclass
+class Heard:
+    answers: dict[str, Outcome | BaseException] = field(default_factory=dict)
+    stop_at: float = float("inf")
+
+    @property
+    def hooks(self) -> Hooks:
+        def done(address: str, answer: Outcome | BaseException) -> None:
+            assert address not in self.answers
+            self.answers[address] = answer
+
+        return Hooks(done, lambda *_: None, lambda: time.monotonic() > self.stop_at)
+
+
+def works(folder: Path, *addresses: str) -> list[Work]:
+    place = Place.of(folder)
+    return [Work(address, "0", Spec(), {}, place, place) for address in addresses]
+
+
+def test_each_work_is_answered_apart_and_errors_can_travel(
+    ray_session: None, tmp_path: Path
+) -> None:
+    heard = Heard()
+    together = works(tmp_path, "good/1", "fault", "bug", "good/2")
+    answer_each(act, [(together, 1, 0)], heard.hooks)
+    assert list(heard.answers) == ["good/1", "fault", "bug", "good/2"]
+    one, fault, bug, two = heard.answers.values()
+    assert isinstance(one, Outcome)
+    assert one == two  # of one process, which is not the caller's
+    assert one.counts["pid"] != os.getpid()
+    assert isinstance(fault, StageError)
+    assert str(fault) == "the sentence"
+    assert isinstance(bug, RuntimeError)
+    assert str(bug) == "OnlyHereError: a bug"
+    assert any("in act" in note for note in bug.__notes__)
+
+
+def test_a_process_that_dies_is_the_answer_of_its_own_works_alone(
+    ray_session: None, tmp_path: Path
+) -> None:
+    heard = Heard()
+    lost, kept = works(tmp_path, "death", "good")
+    answer_each(act, [([lost], 1, 0), ([kept], 1, 0)], heard.hooks)
+    assert isinstance(heard.answers["death"], ray.exceptions.RayError)
+    assert isinstance(heard.answers["good"], Outcome)
+
+
+def test_a_request_to_stop_leaves_the_rest_unanswered_and_soon(
+    ray_session: None, tmp_path: Path
+) -> None:
+    begun = time.monotonic()
+    heard = Heard(stop_at=begun + 5)
+    quick, slow = works(tmp_path, "good", "slow")
+    answer_each(act, [([quick], 1, 0), ([slow], 1, 0)], heard.hooks)
+    assert time.monotonic() - begun < 30
+    assert "slow" not in heard.answers
+
+
+def test_a_stages_own_sentence_stays_what_it_is() -> None:
+    sentence = StageError("the sentence")
+    assert portable(sentence) is sentence
+
+    def broken() -> Outcome:
+        raise sentence
+
+    assert guarded(broken) is sentence
