@@ -59,17 +59,31 @@ class _Builder:
         **labels: str | float | int,
     ) -> str:
         inputs = dict(inputs or {})
-        read = {role: self.steps[name].fingerprint for role, name in inputs.items()}
+        return self.put(kind, address, spec, inputs, self.read(inputs), labels)
+
+    def read(self, inputs: Mapping[str, str]) -> dict[str, str]:
+        """The fingerprints of the steps read, by role."""
+        return {role: self.steps[name].fingerprint for role, name in inputs.items()}
+
+    def put(
+        self,
+        kind: str,
+        address: str,
+        spec: Spec,
+        inputs: Mapping[str, str],
+        read: Mapping[str, str],
+        labels: Mapping[str, str | float | int],
+    ) -> str:
+        """As `add`, of mappings that many steps may share and none may change."""
         mark = self._texts.fingerprint(kind, spec, read)
         step = Step(address, kind, spec, inputs, read, mark, labels)
-        known = self.steps.get(address)
-        if known is not None and known.fingerprint != step.fingerprint:
+        known = self.steps.setdefault(address, step)
+        if known.fingerprint != mark:
             changes = "; ".join(map(str, differences(known.fields, step.fields)))
             raise UserError(
                 f"{address} is defined twice, differently ({changes}); "
                 f"give one of the two another name"
             )
-        self.steps.setdefault(address, step)
         return address
 
 
@@ -191,11 +205,13 @@ def _add_downstream(
             inputs = {"features": features}
             if method.reads_images:
                 inputs = _of_images(task, name, encoder)
+            read = builder.read(inputs)
             for cell in builder.cells(experiment, task, name):
                 if task.trained_on is not None:
                     inputs = {**inputs, "head": f"tune/{run}/{task.trained_on}/{cell.tail}"}
+                    read = builder.read(inputs)
                 address = f"tune/{run}/{task.name}/{cell.tail}"
-                builder.add("tune", address, cell.spec, inputs, **place, **cell.labels)
+                builder.put("tune", address, cell.spec, inputs, read, {**place, **cell.labels})
 
 
 def _cells(experiment: Experiment, task: Task, name: str) -> Iterator[_Cell]:
