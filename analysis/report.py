@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from analysis import answers, figures, markup, named, names, relabelled, tables, textual
+from analysis import answers, figures, inline, markup, named, names, relabelled, tables, textual
 from analysis.claims import verdicts
 from analysis.findings import certainty, findings
 from analysis.readout import (
@@ -38,19 +38,18 @@ def write(readout: Readout, folder: Path) -> list[Path]:
     pictures = folder / "figures"
     pictures.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
-    shown: list[str] = []
-    drawn: list[tuple[str, str]] = []
+    shown: list[tuple[figures.Drawing, bytes]] = []
     for drawing in figures.draw(readout):
         saved = {kind: figures.save(drawing.figure, kind) for kind in ("png", "svg")}
         for kind, data in saved.items():
             path = pictures / f"{drawing.name}.{kind}"
             path.write_bytes(data)
             written.append(path)
-        shown.append(markup.figure(saved["svg"], drawing.title, drawing.caption, drawing.name))
-        drawn.append((drawing.name, drawing.title))
+        shown.append((drawing, saved["svg"]))
+    drawn = [(one.name, one.title) for one, _ in shown]
     found = verdicts(readout)
     files = {
-        "report.html": page(readout, "".join(shown), found),
+        "report.html": page(readout, _figures(shown), found),
         "report.md": textual.markdown(readout, found, drawn),
         "verdicts.md": answers.markdown(readout, found, certainty(readout)),
         "claims.csv": _csv(answers.COLUMNS, list(answers.rows(found))),
@@ -67,6 +66,15 @@ def write(readout: Readout, folder: Path) -> list[Path]:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(content, encoding="utf-8", newline="")
     return [*(folder / name for name in files), *written]
+
+
+def _figures(shown: Sequence[tuple[figures.Drawing, bytes]]) -> str:
+    """The figures as they stand in the page, with their captions."""
+    pictures = inline.elements((svg, one.title) for one, svg in shown)
+    return "".join(
+        markup.figure(picture, one.title, one.caption, one.name)
+        for picture, (one, _) in zip(pictures, shown, strict=True)
+    )
 
 
 def _others(readout: Readout) -> dict[str, str]:
