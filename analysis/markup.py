@@ -1,12 +1,11 @@
 """HTML by hand: escaped text, sortable tables, figures inside the page, its style and its script.
 
-Takes plain text and bytes, gives HTML. Every text passes through `html.escape` here and nowhere
+Takes plain text, gives HTML. Every text passes through `html.escape` here and nowhere
 else; nothing it writes loads anything from outside the page.
 """
 
 from __future__ import annotations
 
-import base64
 import html
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -64,12 +63,10 @@ def _cell(cell: Cell | str, number: bool) -> str:
     return f"<td{mark}{key}>{text(cell.text)}{under}</td>"
 
 
-def figure(svg: bytes, title: str, caption: str, name: str) -> str:
-    """A figure held by the page itself, with its caption."""
-    data = base64.b64encode(svg).decode("ascii")
+def figure(svg: str, title: str, caption: str, name: str) -> str:
+    """A figure held by the page itself (an `<svg>` element of `inline`), with its caption."""
     return (
-        f'<figure id="{text(name)}"><h3>{text(title)}</h3>'
-        f'<img alt="{text(title)}" src="data:image/svg+xml;base64,{data}">'
+        f'<figure id="{text(name)}"><h3>{text(title)}</h3>{svg}'
         f"<figcaption>{text(caption)}</figcaption></figure>\n"
     )
 
@@ -137,7 +134,7 @@ th button:focus-visible{outline:2px solid var(--accent)}
 th[aria-sort=ascending] button::after{content:" \\2191"}
 th[aria-sort=descending] button::after{content:" \\2193"}
 figure{margin:0 0 1.8em}
-figure img{display:block;width:100%;height:auto;background:#fff;border-radius:6px;
+figure svg{display:block;width:100%;height:auto;background:#fff;border-radius:6px;
 border:1px solid var(--line)}
 figcaption{font-size:13.5px;margin-top:.5em}
 code{font-size:12.5px;overflow-wrap:anywhere}

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from analysis import named
+from analysis import named, relabelled
 from analysis.averages import Average, Score, average
 
 CELLS_SCHEMA = pa.schema(
@@ -171,6 +171,9 @@ NAMED_SCHEMA = named.schema_of(CELLS_SCHEMA)
 NAMED_SPECTRA_SCHEMA = named.schema_of(SPECTRA_SCHEMA)
 """One row such an encoder, image set, part and preprocessing."""
 
+RELABELLED_SCHEMA = relabelled.schema_of(CELLS_SCHEMA)
+"""One row a finished cell whose training labels were made wrong; in no average of clean cells."""
+
 DOMAINS = ("id", "ood")
 REGULARISERS = ("mse", "cov", "svd")
 PREPROCESSING = "released"
@@ -195,6 +198,7 @@ class Question:
     fractions: tuple[float, ...]
     tuning_seeds: tuple[int, ...]
     encoders: tuple[str, ...] = ()  # named, not trained here
+    label_noise: tuple[float, ...] = (0.0,)  # of the tasks' own training labels, percent
 
     def tasks(self, domain: str) -> tuple[str, ...]:
         """The tasks of "id" or "ood"."""
@@ -218,6 +222,7 @@ class Readout:
     transition: pa.Table = field(default_factory=TRANSITION_SCHEMA.empty_table)
     named: pa.Table = field(default_factory=NAMED_SCHEMA.empty_table)
     named_spectra: pa.Table = field(default_factory=NAMED_SPECTRA_SCHEMA.empty_table)
+    relabelled: pa.Table = field(default_factory=RELABELLED_SCHEMA.empty_table)
     provenance: Mapping[str, Any] = field(default_factory=dict)  # JSON values, nested as it likes
 
     def __post_init__(self) -> None:
@@ -350,6 +355,7 @@ _TABLES = {
     "transition": TRANSITION_SCHEMA,
     "named": NAMED_SCHEMA,
     "named_spectra": NAMED_SPECTRA_SCHEMA,
+    "relabelled": RELABELLED_SCHEMA,
 }
 
 

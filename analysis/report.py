@@ -2,8 +2,8 @@
 
 Takes a `Readout`, writes into a local folder `report.html`, `report.md`, `verdicts.md` (the
 verdicts in short), `claims.csv`, `table.csv` (cells), `summary.csv`, `encoders.csv` (cells of
-named encoders, if there are any), other tables as CSV,
-`tables/*.tex` and `figures/*`. The page loads nothing from outside itself; equal readouts give
+named encoders, if there are any), `label-noise.csv` (cells of relabelled tasks), other tables as
+CSV, `tables/*.tex` and `figures/*`. The page loads nothing from outside itself; equal readouts give
 equal bytes.
 """
 
@@ -15,10 +15,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from analysis import answers, figures, markup, named, names, tables, textual
+from analysis import answers, figures, inline, markup, named, names, relabelled, tables, textual
 from analysis.claims import verdicts
 from analysis.findings import certainty, findings
-from analysis.readout import CELLS_SCHEMA, NAMED_SCHEMA, SUMMARY_SCHEMA, Readout, summary
+from analysis.readout import (
+    CELLS_SCHEMA,
+    NAMED_SCHEMA,
+    RELABELLED_SCHEMA,
+    SUMMARY_SCHEMA,
+    Readout,
+    summary,
+)
 from analysis.verdicts import Verdict
 
 
@@ -31,19 +38,18 @@ def write(readout: Readout, folder: Path) -> list[Path]:
     pictures = folder / "figures"
     pictures.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
-    shown: list[str] = []
-    drawn: list[tuple[str, str]] = []
+    shown: list[tuple[figures.Drawing, bytes]] = []
     for drawing in figures.draw(readout):
         saved = {kind: figures.save(drawing.figure, kind) for kind in ("png", "svg")}
         for kind, data in saved.items():
             path = pictures / f"{drawing.name}.{kind}"
             path.write_bytes(data)
             written.append(path)
-        shown.append(markup.figure(saved["svg"], drawing.title, drawing.caption, drawing.name))
-        drawn.append((drawing.name, drawing.title))
+        shown.append((drawing, saved["svg"]))
+    drawn = [(one.name, one.title) for one, _ in shown]
     found = verdicts(readout)
     files = {
-        "report.html": page(readout, "".join(shown), found),
+        "report.html": page(readout, _figures(shown), found),
         "report.md": textual.markdown(readout, found, drawn),
         "verdicts.md": answers.markdown(readout, found, certainty(readout)),
         "claims.csv": _csv(answers.COLUMNS, list(answers.rows(found))),
@@ -54,10 +60,21 @@ def write(readout: Readout, folder: Path) -> list[Path]:
     }
     if readout.named.num_rows:
         files["encoders.csv"] = _csv(NAMED_SCHEMA.names, named.rows(readout))
+    if readout.relabelled.num_rows:
+        files["label-noise.csv"] = _csv(RELABELLED_SCHEMA.names, relabelled.rows(readout))
     for name, content in files.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(content, encoding="utf-8", newline="")
     return [*(folder / name for name in files), *written]
+
+
+def _figures(shown: Sequence[tuple[figures.Drawing, bytes]]) -> str:
+    """The figures as they stand in the page, with their captions."""
+    pictures = inline.elements((svg, one.title) for one, svg in shown)
+    return "".join(
+        markup.figure(picture, one.title, one.caption, one.name)
+        for picture, (one, _) in zip(pictures, shown, strict=True)
+    )
 
 
 def _others(readout: Readout) -> dict[str, str]:
@@ -93,6 +110,9 @@ def page(readout: Readout, drawn: str, found: Sequence[Verdict] | None = None) -
         markup.section("figures", "Figures", drawn),
         markup.section(
             "claims", "The published claims, and what speaks for them here", answers.evidence(found)
+        ),
+        markup.section(
+            "label-noise", "Noise in the tasks' own labels", relabelled.accuracies(readout)
         ),
         markup.section("f1", "Macro F1 by noise level", *f1),
         markup.section("methods", "Methods head to head", tables.methods(readout)),
@@ -161,6 +181,7 @@ def _contents(rest: str) -> str:
         "named": "Named encoders",
         "figures": "Figures",
         "claims": "Claims",
+        "label-noise": "Wrong downstream labels",
         "methods": "Head to head",
         "members": "How averages are made",
         "noise": "Noise",

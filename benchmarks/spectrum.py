@@ -1,9 +1,11 @@
-"""The three spectra of a stream of features: seconds and peak memory.
+"""The three spectra of a stream of features: seconds, peak memory, error against a full SVD.
 
-    python benchmarks/spectrum.py --rows 200000 --dim 2048
+    python benchmarks/spectrum.py --rows 200000 --dim 2048 --check 20000
 
 Features are generated in chunks and never held, so that the peak is what `analysis.spectrum` needs;
-it does not grow with the number of rows.
+it does not grow with the number of rows. Nothing is written to disk. `--check` compares the
+singular values of so many rows with those of `numpy.linalg.svd`, which needs all of them in memory,
+after the peak was taken.
 """
 
 from __future__ import annotations
@@ -30,10 +32,29 @@ def batches(rows: int, dim: int, spent: list[float]) -> Iterator[np.ndarray]:
         yield chunk
 
 
+def error(rows: int, dim: int) -> dict[str, float]:
+    """The largest distance of a singular value from a full SVD's, relative to the largest one."""
+    chunks = list(batches(rows, dim, []))
+    x = np.concatenate(chunks).astype(np.float64)
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    prepared = {
+        "raw": x,
+        "released": unit - unit.mean(axis=1, keepdims=True),
+        "centred": x - x.mean(axis=0),
+    }
+    found = {one.preprocessing: np.array(one.singular_values) for one in spectra(iter(chunks))}
+    apart = {}
+    for name, whole in prepared.items():
+        exact = np.linalg.svd(whole, compute_uv=False)
+        apart[name] = float(np.abs(found[name] - exact).max() / exact[0])
+    return apart
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rows", type=int, default=200_000)
     parser.add_argument("--dim", type=int, default=2048)
+    parser.add_argument("--check", type=int, default=0, help="rows to compare with a full SVD")
     asked = parser.parse_args()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     making: list[float] = []
@@ -45,6 +66,11 @@ def main() -> None:
     print(f"peak memory {peak / 1024:,.0f} MiB, of it {before / 1024:,.0f} MiB before it began")
     for one in found:
         print(f"{one.preprocessing:9} SVE {one.sve:.4f}  LSVR {one.lsvr:.4f}")
+    if asked.check:
+        for name, apart in error(asked.check, asked.dim).items():
+            print(
+                f"{name:9} against a full SVD of {asked.check:,} rows: {apart:.1e} of the largest"
+            )
 
 
 if __name__ == "__main__":

@@ -10,8 +10,9 @@ else must be *identical*. Manifests and cards alone are read; nothing heavy is i
 from __future__ import annotations
 
 import difflib
+import gc
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,11 +48,29 @@ class Pair:
 
     first: str
     second: str
-    identical: tuple[str, ...]  # fields that are the same
     noise: tuple[Difference, ...]
     differs: tuple[Difference, ...]
     results: tuple[Difference, ...]
-    beside: tuple[str, ...] = ()  # what to know beside it, and what the records do not show
+    beside: tuple[str, ...]  # what to know beside it, and what the records do not show
+    record: Mapping[str, Any] = field(repr=False, compare=False)  # all that is known of the first
+    changed: frozenset[str] = field(repr=False, compare=False)  # paths in it
+
+    @property
+    def identical(self) -> tuple[str, ...]:
+        """Fields that are the same; found when asked, as a page of 10,000 pairs shows a few."""
+        return tuple(sorted(path for path in _paths(self.record) if path not in self.changed))
+
+    def as_dict(self) -> dict[str, Any]:
+        """What a machine reads."""
+        return {
+            "first": self.first,
+            "second": self.second,
+            "identical": self.identical,
+            "noise": [asdict(one) for one in self.noise],
+            "differs": [asdict(one) for one in self.differs],
+            "results": [asdict(one) for one in self.results],
+            "beside": self.beside,
+        }
 
 
 @dataclass(frozen=True)
@@ -87,7 +106,9 @@ def compare(first: str, second: str, storage: Place) -> Comparison:
     Raises UserError for a place without a finished step (with the nearest addresses).
     """
     left, right = _steps(first, storage), _steps(second, storage)
-    pairs = [_pair(left[rest], right[rest]) for rest in left if rest in right]
+    gc.freeze()  # 50,000 manifests stay until the end; no search for garbage need visit them again
+    seen = _Seen()
+    pairs = [_pair(left[rest], right[rest], seen) for rest in left if rest in right]
     alone = [left[rest].address for rest in left if rest not in right]
     alone += [right[rest].address for rest in right if rest not in left]
     if not pairs:
@@ -155,15 +176,16 @@ def _nowhere(name: str, address: str, store: Store) -> str:
 # -- comparing two ---------------------------------------------------------------------------------
 
 
-def _pair(first: Found, second: Found) -> Pair:
+def _pair(first: Found, second: Found, seen: _Seen) -> Pair:
     beside: list[str] = []
-    ours, theirs = _record(first, beside), _record(second, beside)
+    ours, theirs = _record(first, beside, seen), _record(second, beside, seen)
     groups: dict[Group, list[Difference]] = {"noise": [], "differs": [], "result": []}
+    changed: set[str] = set()
     for one in differences(ours, theirs):
         path = one.path
+        changed.add(path)
         named = Difference(path.removeprefix("step."), one.recorded, one.planned)
         groups[_group(path)].append(named)
-    changed = {one.path for found in groups.values() for one in found}
     if any(one.path.endswith("noise.seed") for one in groups["noise"]):
         beside.append("their noise is drawn by different seeds: their levels are not nested")
     if any(found.manifest.provenance.get("dirty") for found in (first, second)):
@@ -171,22 +193,21 @@ def _pair(first: Found, second: Found) -> Pair:
     return Pair(
         first=first.address,
         second=second.address,
-        identical=tuple(
-            sorted(path for path in _paths(ours) if path.removeprefix("step.") not in changed)
-        ),
         noise=tuple(groups["noise"]),
         differs=tuple(groups["differs"]),
         results=tuple(groups["result"]),
         beside=tuple(dict.fromkeys(beside)),
+        record=ours,
+        changed=frozenset(changed),
     )
 
 
-def _record(found: Found, beside: list[str]) -> dict[str, Any]:
+def _record(found: Found, beside: list[str], seen: _Seen) -> dict[str, Any]:
     """Everything that is known of a step, as nested fields."""
     manifest = found.manifest
     provenance = manifest.provenance
     record: dict[str, Any] = {
-        "step": _fields(found, beside),
+        "step": _fields(found, beside, seen),
         "made_with": {name: provenance.get(name, _ABSENT) for name in _CIRCUMSTANCES},
         "results": {
             "files": {name: one.sha256 for name, one in manifest.files.items()},
@@ -201,30 +222,63 @@ def _record(found: Found, beside: list[str]) -> dict[str, Any]:
     return record
 
 
-def _fields(found: Found, beside: list[str]) -> dict[str, Any]:
+class _Seen:
+    """What was read of steps that many others read: thousands of cells share their features."""
+
+    def __init__(self) -> None:
+        self._fields: dict[tuple[str, str], tuple[dict[str, Any], list[str]]] = {}
+        self._steps: dict[tuple[str, str], Found | None] = {}
+        self._names: dict[str, list[str]] = {}
+
+    def fields(self, found: Found, beside: list[str]) -> dict[str, Any]:
+        """As `_fields`, which is asked once for each step."""
+        place = (found.store.root.uri, found.address)
+        if place not in self._fields:
+            lines: list[str] = []
+            self._fields[place] = (_fields(found, lines, self), lines)
+        fields, lines = self._fields[place]
+        beside += lines
+        return fields
+
+    def step(self, store: Store, address: str) -> Found | None:
+        """The finished step at an address."""
+        place = (store.root.uri, address)
+        if place not in self._steps:
+            manifest = store.manifest(address)
+            self._steps[place] = None if manifest is None else Found(store, manifest)
+        return self._steps[place]
+
+    def folders(self, place: Place) -> list[str]:
+        """Names of the folders in one."""
+        if place.uri not in self._names:
+            self._names[place.uri] = _folders(place)
+        return self._names[place.uri]
+
+
+def _fields(found: Found, beside: list[str], seen: _Seen) -> dict[str, Any]:
     """A step's own fields, each input replaced by the fields of the step that it read."""
     fields = dict(found.manifest.fields)
     inputs: dict[str, Any] = {}
     for role, fingerprint in fields.pop("inputs", {}).items():
-        read = _input(found, role, fingerprint)
+        read = _input(found, role, fingerprint, seen)
         if read is None:
             beside.append(f"the {role} that {found.address} read is no longer in its store")
             inputs[role] = {"fingerprint": fingerprint}
         else:
-            inputs[role] = _fields(read, beside)
+            inputs[role] = seen.fields(read, beside)
     return {**fields, "inputs": inputs}
 
 
-def _input(found: Found, role: str, fingerprint: str) -> Found | None:
+def _input(found: Found, role: str, fingerprint: str, seen: _Seen) -> Found | None:
     """The step of a fingerprint that another one read, where its address says it must lie."""
-    for address in _candidates(found.store.root, found.address, role):
-        manifest = found.store.manifest(address)
-        if manifest is not None and manifest.fingerprint == fingerprint:
-            return Found(found.store, manifest)
+    for address in _candidates(found.store.root, found.address, role, seen):
+        read = seen.step(found.store, address)
+        if read is not None and read.manifest.fingerprint == fingerprint:
+            return read
     return None
 
 
-def _candidates(root: Place, address: str, role: str) -> Iterator[str]:
+def _candidates(root: Place, address: str, role: str, seen: _Seen) -> Iterator[str]:
     """Addresses at which an input of a role can lie (docs/architecture.md says how they are made).
 
     After its kind, an address has the encoder's run: `encoder/<name>`, or five parts.
@@ -232,17 +286,17 @@ def _candidates(root: Place, address: str, role: str) -> Iterator[str]:
     kind, *parts = address.split("/")
     run = parts[:2] if parts[0] == "encoder" else parts[:5]
     if role == "corpus":
-        yield from (f"corpus/{name}" for name in _folders(root / "corpus"))
+        yield from (f"corpus/{name}" for name in seen.folders(root / "corpus"))
     elif role == "noise":
         yield f"noise/{parts[0]}/{parts[1]}/{parts[3].replace('noise=', 'level=')}"
     elif role == "encoder":
         yield "/".join(run if run[0] == "encoder" else ["pretrain", *run])
     elif role == "features":
         below = "/".join(["features", *run])
-        yield from (f"{below}/{name}" for name in _folders(root / below))
+        yield from (f"{below}/{name}" for name in seen.folders(root / below))
     elif role == "head":
         below, tail = "/".join([kind, *run]), "/".join(parts[len(run) + 1 :])
-        yield from (f"{below}/{name}/{tail}" for name in _folders(root / below))
+        yield from (f"{below}/{name}/{tail}" for name in seen.folders(root / below))
 
 
 def _folders(place: Place) -> list[str]:

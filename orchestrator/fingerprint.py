@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from json.encoder import encode_basestring_ascii as quoted  # a string as JSON, without a walk
 from typing import Any
 
 from jobs.contract import NOT_SEMANTIC, Spec
@@ -45,8 +46,9 @@ class Texts:
 
     def fingerprint(self, kind: str, spec: Spec, inputs: Mapping[str, str]) -> str:
         """The fingerprint of a step whose inputs (role -> fingerprint) these are."""
+        read = ",".join([f"{quoted(role)}:{quoted(inputs[role])}" for role in sorted(inputs)])
         text = (
-            f'{{"inputs":{canonical(inputs)},"kind":{canonical(kind)},'
+            f'{{"inputs":{{{read}}},"kind":{quoted(kind)},'
             f'"protocol":{spec.protocol},"spec":{self.of(spec)}}}'
         )
         return hashlib.sha256(text.encode()).hexdigest()

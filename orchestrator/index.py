@@ -19,9 +19,8 @@ import threading
 import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
 
@@ -55,9 +54,8 @@ _STEP_SCHEMA = pa.schema(
 )
 
 
-@dataclass(frozen=True)
-class Record:
-    """A manifest in short."""
+class Record(NamedTuple):
+    """A manifest in short. A tuple, because 50,000 of them are made at a look."""
 
     address: str
     kind: str
@@ -83,28 +81,29 @@ class Record:
             json.dumps(facts, separators=(",", ":")),
         )
 
-    @cached_property
-    def _facts(self) -> dict[str, Any]:
-        facts: dict[str, Any] = json.loads(self.facts)
-        return facts
-
     @property
     def counts(self) -> Mapping[str, int]:
         """Rows read, kept, skipped and why."""
-        counts: dict[str, int] = self._facts["counts"]
+        counts: dict[str, int] = _parsed(self.facts)["counts"]
         return counts
 
     @property
     def metrics(self) -> Mapping[str, float]:
         """The step's summary numbers."""
-        metrics: dict[str, float] = self._facts["metrics"]
+        metrics: dict[str, float] = _parsed(self.facts)["metrics"]
         return metrics
 
     @property
     def files(self) -> Sequence[str]:
         """Names of the step's files."""
-        files: list[str] = self._facts["files"]
+        files: list[str] = _parsed(self.facts)["files"]
         return files
+
+
+@lru_cache(maxsize=1024)
+def _parsed(facts: str) -> dict[str, Any]:
+    parsed: dict[str, Any] = json.loads(facts)
+    return parsed
 
 
 class Index:

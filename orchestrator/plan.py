@@ -159,11 +159,13 @@ def refuse_drift(assessments: Mapping[str, Assessment]) -> None:
 
 def differences(recorded: Any, planned: Any, path: str = "") -> Iterator[Difference]:
     """Every field in which two steps' fields differ, by dotted path."""
+    if recorded == planned:
+        return
     if isinstance(recorded, Mapping) and isinstance(planned, Mapping):
         for name in sorted({*recorded, *planned}):
             below = f"{path}.{name}" if path else name
             yield from differences(recorded.get(name), planned.get(name), below)
-    elif recorded != planned:
+    else:
         yield Difference(path.removeprefix("spec."), recorded, planned)
 
 

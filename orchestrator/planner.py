@@ -66,17 +66,31 @@ class _Builder:
         **labels: str | float | int,
     ) -> str:
         inputs = dict(inputs or {})
-        read = {role: self.steps[name].fingerprint for role, name in inputs.items()}
+        return self.put(kind, address, spec, inputs, self.read(inputs), labels)
+
+    def read(self, inputs: Mapping[str, str]) -> dict[str, str]:
+        """The fingerprints of the steps read, by role."""
+        return {role: self.steps[name].fingerprint for role, name in inputs.items()}
+
+    def put(
+        self,
+        kind: str,
+        address: str,
+        spec: Spec,
+        inputs: Mapping[str, str],
+        read: Mapping[str, str],
+        labels: Mapping[str, str | float | int],
+    ) -> str:
+        """As `add`, of mappings that many steps may share and none may change."""
         mark = self._texts.fingerprint(kind, spec, read)
         step = Step(address, kind, spec, inputs, read, mark, labels)
-        known = self.steps.get(address)
-        if known is not None and known.fingerprint != step.fingerprint:
+        known = self.steps.setdefault(address, step)
+        if known.fingerprint != mark:
             changes = "; ".join(map(str, differences(known.fields, step.fields)))
             raise UserError(
                 f"{address} is defined twice, differently ({changes}); "
                 f"give one of the two another name"
             )
-        self.steps.setdefault(address, step)
         return address
 
 
@@ -200,11 +214,13 @@ def _add_downstream(
                 inputs = _of_images(task, name, encoder)
             elif method.head == "zero_shot" and task.trained_on is None:
                 inputs["encoder"] = _with_text(experiment, name, encoder)
+            read = builder.read(inputs)
             for cell in builder.cells(experiment, task, name):
                 if task.trained_on is not None:
                     inputs = {**inputs, "head": f"tune/{run}/{task.trained_on}/{cell.tail}"}
+                    read = builder.read(inputs)
                 address = f"tune/{run}/{task.name}/{cell.tail}"
-                builder.add("tune", address, cell.spec, inputs, **place, **cell.labels)
+                builder.put("tune", address, cell.spec, inputs, read, {**place, **cell.labels})
 
 
 def _cells(experiment: Experiment, task: Task, name: str) -> Iterator[_Cell]:
@@ -214,7 +230,7 @@ def _cells(experiment: Experiment, task: Task, name: str) -> Iterator[_Cell]:
     axes: tuple[tuple[float, ...], tuple[float, ...], tuple[int, ...]]
     axes = tuning.fractions, tuning.label_noise, tuning.seeds
     if method.head == "zero_shot":  # reads no training row: one cell, as others have at their most
-        axes = (max(tuning.fractions),), (min(tuning.label_noise),), tuning.seeds[:1]
+        axes = (max(tuning.fractions),), (0.0,), tuning.seeds[:1]
     for fraction, wrong, seed in product(*axes):
         noisy = f"/label_noise={wrong:g}" if wrong else ""
         yield _Cell(

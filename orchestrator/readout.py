@@ -210,6 +210,7 @@ class _Found:
             rotation=_table(turned, tables.ROTATION_SCHEMA),
             transition=_table(transition, tables.TRANSITION_SCHEMA),
             named=_table(self._named("tune", "cell.parquet"), tables.NAMED_SCHEMA),
+            relabelled=_table(self._relabelled(), tables.RELABELLED_SCHEMA),
             named_spectra=_table(
                 self._named("features", "spectrum.parquet"), tables.NAMED_SPECTRA_SCHEMA
             ),
@@ -239,6 +240,7 @@ class _Found:
             fractions=experiment.tuning.fractions,
             tuning_seeds=experiment.tuning.seeds,
             encoders=tuple(encoder.name for encoder in experiment.encoders),
+            label_noise=experiment.tuning.label_noise,
         )
 
     def done(self, kind: str, *, named: bool = False) -> Iterator[tuple[Step, Record]]:
@@ -251,6 +253,26 @@ class _Found:
                 continue
             if ("encoder" in step.labels) == named:
                 yield step, self.records[step.address]
+
+    def _relabelled(self) -> Iterator[dict[str, Any]]:
+        """The rows of the cells that `done` leaves out, of all encoders."""
+        left_out = [
+            step.address
+            for step in self.plan.of_kind("tune")
+            if step.labels.get("label_noise") and step.address in self.records
+        ]
+        found = self.store.cells(left_out)
+        noise = self.plan.experiment.noise
+        for row in [] if found is None else found.to_pylist():
+            labels = self.plan.steps[row["address"]].labels
+            yield {
+                **row,
+                "noise_kind": noise.kind if noise and "noise" in labels else "",
+                "noise": labels.get("noise"),
+                "pretrain_seed": labels.get("seed"),
+                "encoder": labels.get("encoder"),
+                "label_noise": labels["label_noise"],
+            }
 
     def _read(self, step: Step, name: str) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = self.store.output(step.address).read_table(name).to_pylist()

@@ -141,15 +141,24 @@ class Store:
         """The stamps of those steps that have a manifest: one look each on a local disk, one
         listing of each kind of step in an object store. StoreError when it cannot be read."""
         try:
-            if self.root.is_local:
-                found = {a: s for a in addresses if (s := self.stamp(a)) is not None}
-            else:
-                found = self._listed(addresses)
+            found = self._looked(addresses) if self.root.is_local else self._listed(addresses)
         except OSError as error:
             raise StoreError(
                 f"storage {self.root.uri} cannot be read ({_reason(error)}); "
                 f"check that it is reachable and yours to read"
             ) from error
+        return found
+
+    def _looked(self, addresses: Collection[str]) -> dict[str, Stamp]:
+        """As `stamp` for each, without asking 50,000 times what the root is."""
+        root = self.root.uri
+        found: dict[str, Stamp] = {}
+        for address in addresses:
+            try:
+                seen = os.stat(f"{root}/{address}/{MANIFEST}")
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            found[address] = seen.st_size, seen.st_mtime_ns
         return found
 
     def _listed(self, addresses: Collection[str]) -> dict[str, Stamp]:

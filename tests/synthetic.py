@@ -66,10 +66,12 @@ def _cell(step: Step, level: float) -> dict[str, object]:
     gain = {"lp": 0, "mlp": 2}.get(str(step.labels["method"]), 4)
     base = 85 - level / 5 if step.labels["domain"] == "id" else 65 - level / 2
     accuracy = base + gain + float(step.labels["fraction"]) / 50 + _jitter(step)
+    accuracy -= float(step.labels["label_noise"]) / 2
     return {
         **{name: step.labels[name] for name in ("task", "domain", "method", "fraction")},
         "trained_on": getattr(step.spec, "task").trained_on,  # noqa: B009
         "tuning_seed": step.labels["tuning_seed"],
+        "label_noise": step.labels["label_noise"],
         "test_digest": str(step.labels["task"]),  # every task has a test of its own
         "test_accuracy": accuracy,
         "test_macro_f1": accuracy - 1,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from analysis import names
-from analysis.figures import ablation, accuracy, encoder, matrix, noise, space
+from analysis.figures import ablation, accuracy, encoder, matrix, noise, relabelled, space
 from analysis.figures import published as beside
 from analysis.figures.style import save
 from analysis.published import CITATION
@@ -36,6 +36,14 @@ class Drawing:
 def draw(readout: Readout) -> Iterator[Drawing]:
     """Every figure the readout has data for, in the report's order."""
     yield from _downstream(readout)
+    if readout.relabelled.num_rows:
+        yield Drawing(
+            "label-noise",
+            "Accuracy against noise in the tasks' own labels",
+            "Test accuracy in percent where a share of the task's training labels was made wrong "
+            "(validation and test labels stay right); no other figure has these cells.",
+            relabelled.against_label_noise(readout),
+        )
     yield from _feature_space(readout)
     yield from _encoders(readout)
     if readout.transition.num_rows:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import click
@@ -54,7 +53,7 @@ def command(first: str, second: str, storage: str, verbose: bool, as_json: bool)
                 {
                     "noise_alone": found.noise_alone,
                     "verdict": found.verdict(),
-                    "pairs": [asdict(pair) for pair in found.pairs],
+                    "pairs": [pair.as_dict() for pair in found.pairs],
                     "alone": list(found.alone),
                 },
                 indent=2,

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from orchestrator.cli.options import Chosen, experiment_options
+
+if TYPE_CHECKING:
+    from orchestrator.cost import Cost
+    from orchestrator.plan import Assessment
 
 ABOVE_0 = click.FloatRange(min=0, min_open=True)
 
@@ -51,26 +56,7 @@ def command(chosen: Chosen, verbose: bool, as_json: bool, **given: Any) -> None:
     assessments = assess(chosen.plan, chosen.store)
     estimate = cost.estimate(chosen.plan, assessments, cost.Given(**given))
     if as_json:
-        click.echo(
-            json.dumps(
-                {
-                    "experiment": chosen.experiment.name,
-                    "storage": chosen.store.root.uri,
-                    "cost": estimate.as_dict(),
-                    "steps": [
-                        {
-                            "address": address,
-                            "kind": chosen.plan.steps[address].kind,
-                            "fingerprint": chosen.plan.steps[address].fingerprint,
-                            "standing": found.standing,
-                            "reason": found.reason,
-                        }
-                        for address, found in assessments.items()
-                    ],
-                },
-                indent=2,
-            )
-        )
+        click.echo(_json(chosen, estimate, assessments))
         return
     click.echo(f"{chosen.experiment.name} in {chosen.store.root.uri}\n")
     click.echo(f"{'':10}" + "".join(f"{s.value:>9}" for s in Standing))
@@ -91,3 +77,28 @@ def command(chosen: Chosen, verbose: bool, as_json: bool, **given: Any) -> None:
         if len(drifted) > 5:
             click.echo(f"\n... and {len(drifted) - 5} more; -v lists them")
     click.echo("\n" + "\n".join(estimate.lines()))
+
+
+def _json(chosen: Chosen, estimate: Cost, assessments: Mapping[str, Assessment]) -> str:
+    """An object whose steps have a line each: indented deeper, 50,000 take a second more."""
+    entry = json.JSONEncoder().encode
+    head = {
+        "experiment": chosen.experiment.name,
+        "storage": chosen.store.root.uri,
+        "cost": estimate.as_dict(),
+    }
+    lines = (
+        "    "
+        + entry(
+            {
+                "address": address,
+                "kind": chosen.plan.steps[address].kind,
+                "fingerprint": chosen.plan.steps[address].fingerprint,
+                "standing": found.standing,
+                "reason": found.reason,
+            }
+        )
+        for address, found in assessments.items()
+    )
+    steps = ",\n".join(lines)
+    return f'{json.dumps(head, indent=2)[:-2]},\n  "steps": [\n{steps}\n  ]\n}}'

@@ -1,0 +1,73 @@
+"""Figures as they stand inside the page: SVG elements that share what they have in common.
+
+A figure's own SVG file stands alone; eleven of them in one page would each bring the same letters'
+outlines, wrapped in base64, which is half the page. Takes the files in the page's order; gives
+elements without what a page does not need (prologue, metadata, comments, ids that nothing refers
+to, digits below a thousandth of a point) and every shared definition where it is first used.
+matplotlib names its letters by font and code, its markers and clip paths by their content, so that
+equal names mean equal definitions.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Iterable
+
+_BESIDE = re.compile(r"<\?xml.*?\?>|<!DOCTYPE.*?>|<!--.*?-->|<metadata>.*?</metadata>", re.DOTALL)
+_DIGITS = re.compile(r"(?:scale|matrix)\([^)]*\)|(\.\d{3})\d+")  # not of factors
+_DEFINED = re.compile(r'<path id="([^"]+)"[^>]*/>|<clipPath id="([^"]+)">.*?</clipPath>', re.DOTALL)
+_IDS = re.compile(r' id="([^"]+)"')
+_REFERRED = re.compile(r'(?:href="#|url\(#)([^")]+)')
+_EMPTY = re.compile(r"<defs>\s*</defs>|<g ?/>|<style[^>]*>.*?</style>", re.DOTALL)
+_GROUPS = re.compile(r"<g>|<g [^>]*(?<!/)>|</g>")
+_STYLE = re.compile(r'style="[^"]*"')
+_ROOT = re.compile(r"<svg [^>]*?viewBox=\"([^\"]+)\"[^>]*>")
+
+
+def elements(figures: Iterable[tuple[bytes, str]]) -> list[str]:
+    """An `<svg>` element for each (file's content, title), in order."""
+    known: set[str] = set()
+    return [_element(data.decode("utf-8"), title, known) for data, title in figures]
+
+
+def _element(svg: str, title: str, known: set[str]) -> str:
+    """One figure's element; `known` are the definitions that stand further up, and grows."""
+    svg = _BESIDE.sub("", svg)
+    referred = set(_REFERRED.findall(svg))
+
+    def once(found: re.Match[str]) -> str:
+        name = found[1] or found[2]
+        if name in known:
+            return ""
+        if name in referred:
+            known.add(name)
+        return found[0]
+
+    svg = _DEFINED.sub(once, svg)
+    svg = _IDS.sub(lambda found: found[0] if found[1] in referred else "", svg)
+    svg = _EMPTY.sub("", _DIGITS.sub(lambda found: found[1] or found[0], svg))
+    box = _ROOT.search(svg)
+    assert box is not None, "matplotlib's SVG has a view box"
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+        f'viewBox="{box[1]}" role="img" aria-label="{html.escape(title, quote=True)}" '
+        f'stroke-linejoin="round" stroke-linecap="butt">'
+    )
+    return _STYLE.sub(
+        lambda found: found[0].replace("; ", ";").replace(": ", ":"),
+        " ".join((head + _ungrouped(svg[box.end() :])).split()).replace("> <", "><"),
+    )
+
+
+def _ungrouped(svg: str) -> str:
+    """Without the groups that say nothing of their members."""
+    kept: list[bool] = []
+
+    def tag(found: re.Match[str]) -> str:
+        if found[0] == "</g>":
+            return found[0] if kept.pop() else ""
+        kept.append(found[0] != "<g>")
+        return found[0] if kept[-1] else ""
+
+    return _GROUPS.sub(tag, svg)
