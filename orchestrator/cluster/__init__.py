@@ -60,6 +60,9 @@ def session(cpus: int | None = None) -> Iterator[None]:
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         where = f"join the Ray cluster at {address}" if address else "start Ray on this machine"
         raise ClusterError(f"cannot {where}: {' '.join(str(error).split())[:300]}") from error
+    if not os.environ.get("NML_DEBUG"):
+        # A lost worker or node costs a screenful on stdout otherwise, `log_to_driver` or not.
+        ray._private.worker._worker_logs_enabled = False
     try:
         yield
     finally:
