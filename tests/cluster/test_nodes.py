@@ -124,6 +124,7 @@ class Story:
     code: int = -1
     orphan: str = ""  # output of the driver whose head died
     orphan_code: int = -1
+    undisturbed: Path = Path()  # the folder of the same sweep that nothing happened to
     lost: dict[str, Node] = field(default_factory=dict)  # by stage
     joined: dict[str, Node] = field(default_factory=dict)  # in its stead
     kept: dict[str, set[str]] = field(default_factory=dict)  # units in scratch at the blow
@@ -165,19 +166,11 @@ def strike(
 
 
 @pytest.fixture(scope="module")
-def undisturbed_run(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("undisturbed")
-    write_source(folder)
-    code, output = start(folder, "sweep", *words()).finish(timeout=600)
-    assert code == 0, output
-    return folder
-
-
-@pytest.fixture(scope="module")
 def story(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Story:
     folder = tmp_path_factory.mktemp("story")
-    told = Story(folder / "sweep")
+    told = Story(folder / "sweep", undisturbed=folder / "undisturbed")
     write_source(told.folder)
+    write_source(told.undisturbed)
     diary = Diary(told.folder / "nml-store")
     first = Machines(folder / "first", folder / "hidden")
     second: Machines | None = None
@@ -191,6 +184,7 @@ def story(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Story:
         until(command, lambda: len(diary.points) > before, "a checkpoint after the loss")
         told.done["head"] = finished(told.folder)
         first.lose_head()
+        undisturbed = start(told.undisturbed, "sweep", *words())  # while that cluster dies
         told.orphan_code, told.orphan = command.finish(timeout=180)
         first.close()
         second = Machines(folder / "second", folder / "hidden")
@@ -200,6 +194,8 @@ def story(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Story:
         strike(told, second, command, diary, "features", "_encode")
         strike(told, second, command, diary, "tune", "Trial")
         told.code, told.output = command.finish(timeout=400)
+        code, output = undisturbed.finish(timeout=400)
+        assert code == 0, output
     finally:
         first.close()
         if second is not None:
@@ -209,28 +205,24 @@ def story(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Story:
     return told
 
 
-def test_a_sweep_that_loses_nodes_ends_with_an_undisturbed_ones_files(
-    story: Story, undisturbed_run: Path
-) -> None:
+def test_a_sweep_that_loses_nodes_ends_with_an_undisturbed_ones_files(story: Story) -> None:
     assert story.code == 0, story.output
     found, expected = (
         {name: digest for name, digest in digests(Place.of(root)).items() if name[:4] != "tune"}
-        for root in (story.folder / "nml-store", undisturbed_run / "nml-store")
+        for root in (story.folder / "nml-store", story.undisturbed / "nml-store")
     )
     assert expected
     assert found == expected
 
 
-def test_a_sweep_that_loses_nodes_ends_with_an_undisturbed_ones_metrics(
-    story: Story, undisturbed_run: Path
-) -> None:
+def test_a_sweep_that_loses_nodes_ends_with_an_undisturbed_ones_metrics(story: Story) -> None:
     """Which cells train as one stack depends on how many processes there are: rounding differs."""
     found, expected = (
         {
             str(path.parent.relative_to(root)): pq.read_table(path).to_pylist()[0]
             for path in (root / "tune").rglob("cell.parquet")
         }
-        for root in (story.folder / "nml-store", undisturbed_run / "nml-store")
+        for root in (story.folder / "nml-store", story.undisturbed / "nml-store")
     )
     assert len(expected) == CELLS
     assert found.keys() == expected.keys()
