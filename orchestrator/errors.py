@@ -28,7 +28,9 @@ class StoreError(UserError):
 
 
 class ClusterError(NmlError):
-    """Ray cannot be started or joined, or lacks what a step needs."""
+    """Ray cannot be started or joined, or its nodes are not fit for a sweep. Nothing was run."""
+
+    exit_code = 2
 
 
 class TrackingError(NmlError):

@@ -13,6 +13,7 @@ from types import FrameType
 from jobs.tasks.check import absent
 from orchestrator import cluster, readout
 from orchestrator.cluster import nodes
+from orchestrator.cluster.watch import watching
 from orchestrator.errors import ClusterError, UserError
 from orchestrator.executor import Executor, Result, Status, load
 from orchestrator.mirror import Tracker
@@ -120,7 +121,8 @@ def _execute(
                 progress=progress,
                 on_commit=tracker.commit if tracker else lambda step, manifest: None,
             )
-            return executor.run()
+            with watching(progress.note):
+                return executor.run()
     finally:
         progress.close()
 

@@ -32,8 +32,8 @@ def start() -> Iterator[Start]:
     def begin(folder: Path, *words: str, **environment: str) -> Command:
         folder.mkdir(parents=True, exist_ok=True)
         mark = uuid.uuid4().hex
-        clean = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "NML_DEBUG")}
-        clean.pop("MLFLOW_TRACKING_URI", None)
+        ours = ("RAY_", "NML_DEBUG", "MLFLOW_TRACKING_URI")  # of this process, not a person's
+        clean = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
         process = subprocess.Popen(
             [sys.executable, "-m", "orchestrator.cli", *words],
             cwd=folder,

@@ -3,10 +3,11 @@
 import socket
 import struct
 import threading
+import time
 from dataclasses import dataclass
 from typing import Literal
 
-Mood = Literal["well", "busy", "resetting"]
+Mood = Literal["well", "slow", "busy", "resetting"]
 
 BUSY = b"HTTP/1.1 503 Slow Down\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
@@ -18,6 +19,8 @@ class Relay:
         self._target = target
         self._mood: Mood = "well"
         self._open: set[socket.socket] = set()
+        self.delay = 0.0
+        """Seconds that each piece (64 kB at most) of an answer is kept back while it is slow."""
         self.refused = 0
         """Connections that were answered with 503 or reset."""
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -26,13 +29,13 @@ class Relay:
 
     @property
     def mood(self) -> Mood:
-        """`well`: passed on; `busy`: answered with 503; `resetting`: cut off."""
+        """`well`: passed on; `slow`: late by `delay`; `busy`: 503; `resetting`: cut off."""
         return self._mood
 
     @mood.setter
     def mood(self, mood: Mood) -> None:
         self._mood = mood
-        if mood != "well":
+        if mood in ("busy", "resetting"):
             for connection in list(self._open):
                 _cut(connection)
 
@@ -50,7 +53,7 @@ class Relay:
             threading.Thread(target=self._serve, args=(client,), daemon=True).start()
 
     def _serve(self, client: socket.socket) -> None:
-        if self._mood != "well":
+        if self._mood in ("busy", "resetting"):
             self.refused += 1
             if self._mood == "busy":
                 try:
@@ -69,15 +72,17 @@ class Relay:
             _cut(client)
             return
         self._open |= {client, server}
-        back = threading.Thread(target=self._pump, args=(server, client), daemon=True)
+        back = threading.Thread(target=self._pump, args=(server, client, True), daemon=True)
         back.start()
         self._pump(client, server)
         back.join()
         self._open -= {client, server}
 
-    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
+    def _pump(self, source: socket.socket, sink: socket.socket, answers: bool = False) -> None:
         try:
             while data := source.recv(1 << 16):
+                if answers and self._mood == "slow":
+                    time.sleep(self.delay)
                 sink.sendall(data)
             sink.shutdown(socket.SHUT_WR)
         except OSError:

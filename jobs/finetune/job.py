@@ -38,6 +38,7 @@ _LOST_WORKERS = 1  # times a trial is started again after the process it ran in 
 
 QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # else three log files a trial
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # else a traceback for a lost process
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # the caller decides what Ctrl-C means
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }

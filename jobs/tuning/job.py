@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 import ray
 from ray import tune
+from ray.tune.execution import class_cache
 
 from jobs.contract import Hooks, Outcome, StageError, Work
 from jobs.finetune import job as finetune
@@ -59,6 +60,7 @@ _BATCHES_A_PROCESS = 4  # so that the last ones to end leave few processes idle
 
 def run(works: Sequence[Work], hooks: Hooks) -> None:
     """Do every tuning work, and answer each one. Ray must be up; any thread may call this."""
+    _keep_keys()
     fitting: list[Work] = []
     evaluations: list[Work] = []
     on_images: list[Work] = []
@@ -79,6 +81,15 @@ def run(works: Sequence[Work], hooks: Hooks) -> None:
         _fit(fitting, hooks)
     if on_images and not hooks.stopping():
         finetune.run(on_images, {work.address: _tried(work) or () for work in on_images}, hooks)
+
+
+def _keep_keys() -> None:
+    """Have Tune not pass this process's AWS keys on: it puts them into its actors' command lines.
+
+    Every user of a node can list those. Workers have the node's own environment or rights.
+    """
+    passed_on = class_cache.ENV_VARS_TO_PROPAGATE
+    passed_on -= {name for name in passed_on if name.startswith("AWS_")}
 
 
 def _no_room(work: Work, nodes: Sequence[Mapping[str, float]]) -> StageError | None:

@@ -24,12 +24,23 @@ WORKER_ENV = {
 }
 """Settings of every process of ours, driver and workers alike."""
 
+PRIVATE_ENV = {
+    "RAY_AUTH_MODE": "disabled",  # nobody but this machine can reach it
+    # Ray binds a cluster of one machine to loopback on macOS and Windows, and this is its switch.
+    # It listens on every address otherwise, whatever node address `ray.init` is given.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+}
+"""Settings of a Ray that nobody joins; read when Ray is imported."""
+
 
 def settings() -> None:
     """Put our settings into this process's environment; Ray reads some when it is imported."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     for name, value in WORKER_ENV.items():
         os.environ.setdefault(name, value)
+    if not os.environ.get("RAY_ADDRESS"):
+        for name, value in PRIVATE_ENV.items():
+            os.environ.setdefault(name, value)
 
 
 @contextmanager
@@ -43,13 +54,15 @@ def session(cpus: int | None = None) -> Iterator[None]:
     if address:
         options |= {"address": address, "runtime_env": {"env_vars": WORKER_ENV}}
     else:
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a private cluster, on loopback
         options |= {"address": "local", "num_cpus": cpus, "include_dashboard": False}
     try:
         ray.init(**options)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         where = f"join the Ray cluster at {address}" if address else "start Ray on this machine"
         raise ClusterError(f"cannot {where}: {' '.join(str(error).split())[:300]}") from error
+    if not os.environ.get("NML_DEBUG"):
+        # A lost worker or node costs a screenful on stdout otherwise, `log_to_driver` or not.
+        ray._private.worker._worker_logs_enabled = False
     try:
         yield
     finally:

@@ -1,8 +1,11 @@
 """Storage in a bucket: the same results as on a disk, and none lost to a bad network."""
 
 import hashlib
+import json
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pyarrow.fs as pafs
@@ -65,6 +68,52 @@ def test_a_request_outlives_an_outage(bucket: Bucket, mood: str) -> None:
     assert time.monotonic() - started >= 7
     assert bucket.relay.refused > refused
     assert place.read_bytes("before") + place.read_bytes("after") == b"12"
+
+
+@contextmanager
+def slow(bucket: Bucket, delay: float) -> Iterator[None]:
+    """A disk whose every answer, and every 64 kB of one, takes `delay` seconds."""
+    bucket.relay.delay, bucket.relay.mood = delay, "slow"
+    try:
+        yield
+    finally:
+        bucket.relay.mood = "well"
+
+
+def test_a_lease_is_kept_through_a_slow_disk(bucket: Bucket) -> None:
+    """Beats come late, but an answer of a second is far from the end of a lease."""
+    root = Place.of(bucket.uri("slow-lease"))
+    with (
+        slow(bucket, 1.0),
+        closing(Leases(root, beat=1.0, expire=8.0)) as holder,
+        closing(Leases(root, beat=1.0, expire=8.0)) as other,
+    ):
+        assert holder.acquire("tune/a")
+        tried, until = 0, time.monotonic() + 16
+        while time.monotonic() < until:
+            assert not other.acquire("tune/a")
+            tried += 1
+        assert tried > 1
+        assert holder.holds("tune/a")
+
+
+def test_a_sweep_on_a_slow_disk_ends_as_on_a_fast_one(
+    bucket: Bucket, undisturbed: Path, start: Start, tmp_path: Path
+) -> None:
+    uri = bucket.uri("slow")
+    words = [*TINY, "--noise", "20", "--set", "tasks=[digits]", "--storage", uri]
+    with slow(bucket, 0.15):
+        code, output = start(tmp_path, "sweep", *words).finish(timeout=900)
+    assert code == 0, output
+    assert "another sweep" not in output  # its own leases, lost to itself
+    root = Place.of(uri)
+    found = {name: sha for name, sha in digests(root).items() if not name.startswith("tune/")}
+    assert {name.partition("/")[0] for name in found} == {"corpus", "noise", "pretrain", "features"}
+    assert found.items() <= digests(Place.of(undisturbed / "nml-store")).items()
+    records = [name for name, _ in root.files() if name.endswith("manifest.json")]
+    made = [json.loads(root.read_bytes(name)) for name in records if "report/" not in name]
+    assert sum(name.startswith("tune/") for name in records) == 4
+    assert all(each["provenance"]["attempts"] == 1 for each in made)
 
 
 def test_what_cannot_be_reached_at_all_is_an_error_not_a_wait(bucket: Bucket) -> None:
