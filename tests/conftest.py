@@ -17,6 +17,8 @@ from orchestrator import cluster
 settings.register_profile("unhurried", deadline=None)
 settings.load_profile("unhurried")
 
+cluster.settings()  # before a test module imports Ray, which reads some of them then
+
 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:

@@ -201,7 +201,7 @@ class _Cells(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         work = self._works[int(trial.config["trial"]["cell"])]
-        self.done(work, RuntimeError(f"a trial's process died: {trial.error_msg}"))
+        self.done(work, RuntimeError(f"a trial's process died: {trial.get_pickled_error()}"))
 
     def on_step_end(self, iteration: int, trials: Any, **info: Any) -> None:
         self.collect(0)

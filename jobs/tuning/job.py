@@ -233,7 +233,7 @@ class _Answers(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         for work in self._works(trial):
-            self.deaths[work.address] = f"the cell's process died: {trial.error_msg}"
+            self.deaths[work.address] = f"the cell's process died: {trial.get_pickled_error()}"
 
 
 def _fit(works: Sequence[Work], hooks: Hooks) -> None:
