@@ -82,11 +82,16 @@ def findings(readout: Readout) -> list[Finding]:
 
 
 def head_to_heads(readout: Readout) -> list[HeadToHead]:
-    """Every NMTune variant against every plain method, and MLP against LP, where both were run."""
+    """Every NMTune variant against every plain method, and MLP against LP, where both were run.
+
+    A method named `<another>-nmtune` (as of `lora` and `ft`) is met by that other one.
+    """
     methods = readout.methods()
     pairs = [(v, b) for v in readout.variants() for b in _BASELINES if b in methods]
     if set(_BASELINES) <= set(methods):
         pairs.append(_BASELINES)
+    regularised = [(m, m.removesuffix("-nmtune")) for m in methods if m.endswith("-nmtune")]
+    pairs += [(m, plain) for m, plain in regularised if plain in methods]
     met = [
         _meet(readout, domain, method, baseline)
         for method, baseline in pairs
@@ -198,9 +203,9 @@ def _tally(what: str, averages: dict[str, Average], levels: Sequence[float]) -> 
 def _methods(readout: Readout) -> list[Finding]:
     met = head_to_heads(readout)
     found: list[Finding] = []
-    for method in dict.fromkeys(one.method for one in met if one.method.startswith("nmtune")):
+    for method in dict.fromkeys(one.method for one in met if "nmtune" in one.method):
         of_method = [one for one in met if one.method == method]
-        baseline = next(b for b in _BASELINES if any(one.baseline == b for one in of_method))
+        baseline = of_method[0].baseline  # the MLP before the linear probe
         sentences = [_outcome(one) for one in of_method if one.baseline == baseline]
         found.append(Finding(names.method(method), " ".join(sentences)))
     return found

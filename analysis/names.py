@@ -16,7 +16,9 @@ _METHODS = {
     "nmtune-paper": "NMTune (paper)",
     "nmtune-released": "NMTune (released)",
     "lora": "LoRA",
+    "lora-nmtune": "LoRA with NMTune's terms",
     "ft": "FT",
+    "ft-nmtune": "FT with NMTune's terms",
 }
 _DOMAINS = {"id": "In-domain (ID)", "ood": "Out-of-domain (OOD)"}
 _METRICS = {

@@ -6,9 +6,10 @@ cores). Ends with one line of JSON:
 - extract_vs_forward: rows a second (by the wall clock) of `jobs.features.extract.extract` over
   those of the slower of the two things it cannot do without, each alone and with the same threads:
   the encoder's bare forward pass over tensors that are decoded and augmented already, in the same
-  batches; and decoding (to the encoder's input) by itself. The sides alternate in one process; the
-  median of the rounds' ratios. `_cpu`: the same by processor time, which a busy machine disturbs
-  less.
+  batches; and decoding (to the encoder's input) by itself. The sides alternate in one process, in
+  short turns whose order turns about from round to round, so that what slows the machine meets
+  both; the median of the rounds' ratios. `_cpu`: the same by processor time, which a busy machine
+  disturbs less.
 - bound_by: which of the two it was; forward_rows_per_s, decode_rows_per_s, extract_rows_per_s.
 - batch_size: what `auto` chose.
 
@@ -47,7 +48,7 @@ from jobs.pretrain.spec import Augment, ImageInput
 
 SIDE = 160
 ROWS = 16
-REPEATS = 5
+REPEATS = 15
 VIEWS = Views(count=2, augment=Augment(degrees=10, translate=0.08, flip=True))
 STEP = FeaturesStep(images="b", parts=("train",), views=VIEWS)
 SHARD = "train-00000.parquet"
@@ -124,8 +125,9 @@ def measure() -> dict[str, float | str]:
         }
         forward()  # warm
         taken: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
-        for _ in range(REPEATS):
-            for name, do in sides.items():
+        for number in range(REPEATS):
+            turn = list(sides.items())
+            for name, do in turn if number % 2 == 0 else reversed(turn):
                 taken[name].append(timed(do))
     seconds = {name: median(wall for wall, _ in values) for name, values in taken.items()}
     bound = max(("forward", "decode"), key=seconds.__getitem__)

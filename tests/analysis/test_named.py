@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from analysis import named, report
+from analysis import named, report, tables
 from analysis.readout import NAMED_SCHEMA, NAMED_SPECTRA_SCHEMA, Readout, summary
 
 
@@ -52,6 +52,35 @@ def test_each_has_its_own_tasks_and_a_gap_where_it_has_none(both: Readout) -> No
     assert "25.0" in html
     assert "–" in html
     assert "1.25" in named.spaces(both)
+
+
+def test_a_correlation_is_never_called_an_accuracy(make: Any, both: Readout) -> None:
+    blank = dict.fromkeys(("test_accuracy", "test_macro_f1", "validation_accuracy"))
+    own: dict[str, Any] = {"metric": "pearson_spearman", "test_metric": -3.25}
+    one = both.named.to_pylist()[0]
+    own |= {"encoder": "api", "task": "similar", "fraction": both.fraction}
+    row = {**one, **blank, **own}
+    question = replace(both.question, id_tasks=(*both.question.id_tasks, "similar"))
+    named_ = pa.Table.from_pylist([*both.named.to_pylist(), row], schema=NAMED_SCHEMA)
+    told = replace(both, question=question, named=named_)
+    (found,) = (r for r in named.summary(told).to_pylist() if r["task"] == "similar")
+    assert (found["accuracy"], found["macro_f1"], found["score"]) == (None, None, -3.25)
+    html = named.accuracies(told)
+    assert "similar: Mean of Pearson and Spearman correlation (× 100)" in html
+    assert "of numbers, the correlation that the column names" in html
+    assert "of numbers" not in named.accuracies(both)
+    assert summary(told).equals(summary(make()))
+
+
+def test_every_cell_shows_its_own_metric_beside_an_accuracy_that_it_is_not(make: Any) -> None:
+    plain = make()
+    rows = plain.cells.to_pylist()
+    rows[0] |= {"metric": "matthews", "test_metric": 41.75}
+    cells = pa.Table.from_pylist(rows, schema=plain.cells.schema)
+    html = tables.cells(replace(plain, cells=cells))
+    assert html.count("41.75") >= 1
+    assert html.count("Matthews correlation") == 1
+    assert "Own metric" in html
 
 
 def test_the_report_has_a_section_for_them_only_where_they_are(

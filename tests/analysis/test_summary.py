@@ -103,6 +103,14 @@ def test_losses_are_said_as_plainly_as_wins(make: Make, truth: Truth) -> None:
     assert "Loses to MLP at 5 of 5 levels ID" in text(readout)  # the released variant
 
 
+def test_a_tuned_encoder_with_the_regularisers_meets_the_one_without(make: Make) -> None:
+    readout = make(methods=("lp", "ft", "ft-nmtune", "lora-nmtune"))
+    met = {(one.method, one.baseline) for one in head_to_heads(readout)}
+    assert met == {("ft-nmtune", "ft")}
+    (found,) = (one for one in findings(readout) if one.heading == "FT with NMTune's terms")
+    assert "FT at" in found.text or "against FT" in found.text
+
+
 def test_equal_methods_tie(make: Make) -> None:
     readout = make(jitter=0.0, methods=("lp", "mlp", "nmtune-new"), levels=(0.0,))
     cells = readout.cells.to_pylist()
