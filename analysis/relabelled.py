@@ -101,6 +101,12 @@ def domains(readout: Readout) -> tuple[str, ...]:
     return tuple(domain for domain in ("id", "ood") if domain in found)
 
 
+def finished(readout: Readout) -> str:
+    """Such as "48 cells on wrong labels finished beside"; empty without such cells."""
+    number = readout.relabelled.num_rows
+    return f"{names.count(number, 'cell')} on wrong labels beside" if number else ""
+
+
 def accuracies(readout: Readout) -> str:
     """Encoders and methods by downstream label noise, ID and OOD; nothing without such cells."""
     asked = levels(readout)

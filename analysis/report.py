@@ -145,6 +145,7 @@ def _first_screen(readout: Readout, title: str, rest: str, found: Sequence[Verdi
         names.count(len(question.seeds), "pre-training seed"),
         f"{done:,} of {names.count(asked, 'cell')} finished",
     ]
+    facts += [beside] if (beside := relabelled.finished(readout)) else []
     if not question.levels:
         facts = []
     if question.encoders:

@@ -6,9 +6,10 @@ Takes a `Readout` and its verdicts, gives text. The LaTeX tables are laid out as
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
-from analysis import answers, names, tables
+from analysis import answers, names, relabelled, tables
 from analysis.averages import Average
 from analysis.figures.ablation import families
 from analysis.findings import certainty, findings
@@ -16,6 +17,7 @@ from analysis.readout import REGULARISERS, Readout
 from analysis.statistics import Interval
 from analysis.verdicts import Verdict
 
+_MOST_REASONS = 30
 _SPECIAL = {
     "\\": r"\textbackslash{}",
     "&": r"\&",
@@ -45,8 +47,13 @@ def markdown(readout: Readout, found: Sequence[Verdict], drawn: Sequence[tuple[s
     lines += [f"- **{one.heading}**: {one.text}" for one in findings(readout)]
     lines += ["", f"{done:,} of {names.count(asked, 'cell')} finished.", ""]
     for domain in readout.domains():
-        lines += [f"## {names.domain(domain)}: test accuracy (%)", "", *_averages(readout, domain)]
-        lines.append("")
+        for measure, title in (("test_accuracy", "accuracy"), ("test_macro_f1", "macro F1")):
+            lines += [f"## {names.domain(domain)}: test {title} (%)", ""]
+            lines += [*_averages(readout, domain, measure), ""]
+    for domain in relabelled.domains(readout):
+        lines += [f"## {names.domain(domain)}: test accuracy (%) on wrong training labels", ""]
+        lines += [*_relabelled(readout, domain), ""]
+    lines += [*_missing(readout)]
     if drawn:
         lines += ["## Figures", ""]
         lines += [f"![{title}](figures/{name}.png)" for name, title in drawn]
@@ -58,11 +65,42 @@ def markdown(readout: Readout, found: Sequence[Verdict], drawn: Sequence[tuple[s
     return "\n".join(lines)
 
 
-def _averages(readout: Readout, domain: str) -> list[str]:
+def _relabelled(readout: Readout, domain: str) -> list[str]:
+    asked = relabelled.levels(readout)
+    heads = ["Encoder", "Method", *(f"{names.percent(level)} wrong" for level in asked)]
+    lines = [f"| {' | '.join(heads)} |", f"|---|---|{'---:|' * len(asked)}"]
+    for source in relabelled.sources(readout):
+        for method, found in relabelled.averages(readout, source, domain):
+            cells = [_value(found.interval(level)) for level in asked]
+            name = names.method(method).replace("|", "/")
+            lines.append(f"| {source.title} | {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def _missing(readout: Readout) -> list[str]:
+    """What failed, was blocked, is missing or was skipped: how many, and the first of each why."""
+    first: dict[tuple[str, str], str] = {}
+    count: Counter[tuple[str, str]] = Counter()
+    for row in sorted(readout.problems.to_pylist(), key=lambda row: row["address"]):
+        why = (row["status"], row["reason"] or "not said")
+        first.setdefault(why, row["address"])
+        count[why] += 1
+    if not count:
+        return ["Nothing failed, was blocked or skipped.", ""]
+    lines = ["## What is missing, failed or was skipped", ""]
+    for (status, reason), number in sorted(count.items())[:_MOST_REASONS]:
+        more = f" and {number - 1:,} more" if number > 1 else ""
+        lines.append(f"- {status}: `{first[status, reason]}`{more}: {reason}")
+    if len(count) > _MOST_REASONS:
+        lines.append(f"- and {len(count) - _MOST_REASONS:,} more reasons: problems.csv has them")
+    return [*lines, ""]
+
+
+def _averages(readout: Readout, domain: str, measure: str) -> list[str]:
     heads = ["Method", *(f"{names.percent(level)} noise" for level in readout.levels)]
     lines = [f"| {' | '.join(heads)} |", f"|---|{'---:|' * len(readout.levels)}"]
     for method in readout.methods():
-        found = readout.accuracy(domain, method)
+        found = readout.accuracy(domain, method, measure)
         if found.levels:
             cells = [_value(found.interval(level)) for level in readout.levels]
             lines.append(f"| {names.method(method).replace('|', '/')} | {' | '.join(cells)} |")

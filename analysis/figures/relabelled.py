@@ -26,7 +26,7 @@ def against_label_noise(readout: Readout) -> Figure:
     each = math.ceil(len(sources) / columns)  # rows a domain
     rows = each * len(domains)
     figure, panels = style.sheet(
-        rows, columns, width=max(2.9 * columns, 5.0), height=0.9 + 2.8 * rows
+        rows, columns, width=max(3.3 * columns, 5.0), height=0.9 + 2.8 * rows
     )
     places = {
         panels[at * each * columns + column]: (domain, source)

@@ -241,5 +241,5 @@ def save(figure: Figure, kind: str) -> bytes:
     with _SAVING, matplotlib.rc_context({"svg.hashsalt": "nml-orch"}):
         figure.savefig(buffer, format=kind, dpi=150, metadata=metadata)
     # Laid out once: the second file has the places of the first, and costs half.
-    figure.set_layout_engine("none")
+    figure.set_layout_engine(None)
     return buffer.getvalue()
