@@ -64,7 +64,7 @@ from jobs.pretrain.spec import (
 )
 from jobs.pretrain.stream import StreamedSource
 
-REPEATS = 3
+REPEATS = 5
 PROCESSES = 2
 CLASSES = 10
 
@@ -299,16 +299,16 @@ def source(root: Path, batch: int, processes: int = PROCESSES) -> StreamedSource
     )
 
 
-def ready(batch: Any) -> torch.Tensor:
-    """A streamed batch as the loop passes it to the model."""
-    return to_input(augment(batch.images, CROP, draws(batch.hashes)), CROPPED)
+def ready(batch: Any, room: torch.Tensor | None) -> torch.Tensor:
+    """A streamed batch as the loop passes it to the model; `room`: the one before."""
+    return to_input(augment(batch.images, CROP, draws(batch.hashes)), CROPPED, room)
 
 
 def streamed(shards: StreamedSource, epoch: int) -> Spent:
     """What an epoch's input from shards takes."""
-    begun = Spent.now()
+    begun, room = Spent.now(), None
     for each in shards.batches(epoch, 0, Group()):
-        ready(each)
+        room = ready(each, room)
     return Spent.now().since(begun)
 
 
@@ -329,7 +329,9 @@ def dataloader(root: Path, batch: int, by_batch: bool) -> Spent:
 
 
 def input_vs_dataloader(root: Path) -> dict[str, float]:
+    """One thread here: the cores are those of the processes that decode."""
     batch, count = 64, 1_024
+    torch.set_num_threads(1)
     images = list(jpegs(count, 400, 300, 92))
     print(f"  {count} JPEGs of {np.mean([len(i) for i in images]) / 1e3:.0f} kB", flush=True)
     write_corpus(root, images, 500, folders=True)
@@ -347,6 +349,7 @@ def input_vs_dataloader(root: Path) -> dict[str, float]:
                 f"DataLoader{tail} {per_image(theirs, count)}",
                 flush=True,
             )
+    torch.set_num_threads(PROCESSES)
     return {f"input_vs_dataloader{tail}": median(found) for tail, found in ratios.items()}
 
 

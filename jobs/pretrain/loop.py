@@ -135,6 +135,7 @@ class Loop:
         self._written, self._write_seconds = time.monotonic(), 0.0
         # Of the epoch so far. Rows: clean, flipped; columns: rows, loss, as noisy, as clean.
         self._sums = torch.zeros(2, 4, dtype=torch.float64, device=group.device)
+        self._room: Tensor | None = None
         self._progress = Progress()
         self._bare = model.to(group.device)
         if resources.channels_last:
@@ -245,7 +246,10 @@ class Loop:
         if moves(self._augment):
             images = images if flips_alone(self._augment) else unit_range(images)
             images = augment(images, self._augment, draws(batch.hashes))
-        images = erase(to_input(images, self._image), self._augment, batch.hashes)
+        images = to_input(images, self._image, self._room)
+        if self._group.device.type == "cpu":
+            self._room = images  # for the next update, when nobody reads this one's any more
+        images = erase(images, self._augment, batch.hashes)
         # Of the run and the update, for draws that all workers share; mixed again for those
         # of a worker's own.
         drawn = _step_seed(self._seed, position.updates)

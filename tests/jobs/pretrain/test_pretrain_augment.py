@@ -106,7 +106,12 @@ def test_images_normalised_in_pieces_are_those_normalised_at_once(
     generator = torch.Generator().manual_seed(count)
     shape = (count, channels, size, size)
     pixels = torch.randint(0, 256, shape, generator=generator).to(torch.uint8)
-    assert torch.equal(to_input(pixels, spec), normalise(unit_range(pixels), spec))
+    expected = normalise(unit_range(pixels), spec)
+    assert torch.equal(to_input(pixels, spec), expected)
+    room = torch.full(shape, torch.nan)
+    assert to_input(pixels, spec, room) is room
+    assert torch.equal(room, expected)
+    assert torch.equal(to_input(pixels, spec, torch.empty(1, *shape)), expected)
     floats = unit_range(pixels)
     before = floats.clone()
     assert torch.equal(to_input(floats, spec), normalise(before, spec))
