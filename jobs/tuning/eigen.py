@@ -25,7 +25,7 @@ def begin(matrices: Tensor) -> Callable[[], tuple[Tensor, Tensor]]:
     """Start what `eigh` does, and give what waits for it: other work can be done in between."""
     threads = torch.get_num_threads()
     workers = min(threads, len(matrices))
-    if matrices.device.type != "cpu" or threads == 1:
+    if matrices.device.type != "cpu" or workers == 1:  # one matrix: passing it on costs more
         values, vectors = torch.linalg.eigh(matrices)
         return lambda: (values, vectors)
     solving = [
@@ -34,8 +34,6 @@ def begin(matrices: Tensor) -> Callable[[], tuple[Tensor, Tensor]]:
 
     def wait() -> tuple[Tensor, Tensor]:
         solved = [share.result() for share in solving]
-        if len(solved) == 1:
-            return solved[0][0], solved[0][1]
         return torch.cat([s[0] for s in solved]), torch.cat([s[1] for s in solved])
 
     return wait
