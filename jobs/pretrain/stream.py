@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -143,6 +144,11 @@ class StreamedSource:
 
     def batches(self, epoch: int, first: int, group: Group) -> Iterator[Batch]:
         """The epoch's batches from number `first` on: worker r takes the r-th piece of each."""
+        made = self._made(epoch, first, group)
+        # For a GPU, DataLoader's own pinning thread takes them out of the processes' memory.
+        return _ahead(made) if self._processes and group.device.type == "cpu" else made
+
+    def _made(self, epoch: int, first: int, group: Group) -> Generator[Batch]:
         shares: deque[_Share] = deque()
         with ThreadPoolExecutor(_READERS, thread_name_prefix="read") as pool:
             try:
@@ -152,7 +158,7 @@ class StreamedSource:
                     share = shares.popleft()
                     pixels += [_good(next(chunks), group.device) for _ in range(share.chunks - 1)]
                     yield Batch(
-                        images=pixels[0] if len(pixels) == 1 else torch.cat(pixels),
+                        images=_together(pixels),
                         hashes=share.hashes,
                         targets=picked_targets(
                             share.targets, torch.arange(len(share.hashes)), group.device
@@ -385,6 +391,26 @@ def _good(pixels: Tensor | str, device: torch.device) -> Tensor:
     if isinstance(pixels, str):
         raise StageError(pixels)
     return pixels.to(device, non_blocking=True)
+
+
+def _together(pixels: list[Tensor]) -> Tensor:
+    """Pieces of a batch in one. On a CPU by numpy: torch's threads are the training's."""
+    if pixels[0].device.type == "cpu":
+        return torch.from_numpy(np.concatenate([piece.numpy() for piece in pixels]))
+    return torch.cat(pixels)
+
+
+def _ahead(batches: Generator[Batch]) -> Iterator[Batch]:
+    """The batches, each taken out of the processes' memory while the one before is trained on."""
+    with ThreadPoolExecutor(1, thread_name_prefix="ahead") as pool:
+        try:
+            coming = pool.submit(next, batches, None)
+            while (batch := coming.result()) is not None:
+                coming = pool.submit(next, batches, None)
+                yield batch
+        finally:
+            with suppress(RuntimeError):  # as Python ends, and the processes with it
+                pool.submit(batches.close)  # in its own thread, after what it is at
 
 
 def _joined(targets: list[Targets]) -> Targets:

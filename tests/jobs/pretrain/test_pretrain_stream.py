@@ -1,7 +1,10 @@
 """A streamed part is the held one, byte for byte; and what goes wrong while it is read."""
 
 import itertools
+import multiprocessing
 import shutil
+import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -92,6 +95,19 @@ def test_a_streamed_part_gives_the_batches_of_a_held_one(
 def test_how_many_processes_decode_bears_on_nothing(toy: Any, processes: int) -> None:
     other = streamed(toy, processes=processes)
     same(list(streamed(toy).batches(1, 2, Group())), list(other.batches(1, 2, Group())))
+
+
+def test_an_epoch_that_is_left_half_way_leaves_no_process_and_no_thread(toy: Any) -> None:
+    children, threads = multiprocessing.active_children(), threading.active_count()
+    batches = streamed(toy, processes=2).batches(0, 0, Group())
+    next(batches)
+    assert len(multiprocessing.active_children()) == len(children) + 2
+    del batches
+    assert multiprocessing.active_children() == children
+    deadline = time.monotonic() + 20
+    while threading.active_count() > threads:
+        assert time.monotonic() < deadline, threading.enumerate()
+        time.sleep(0.05)
 
 
 @pytest.mark.parametrize("repeats", [1, 3])
