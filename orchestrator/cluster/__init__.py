@@ -36,6 +36,9 @@ PRIVATE_ENV = {
 def settings() -> None:
     """Put our settings into this process's environment; Ray reads some when it is imported."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # A thread of Ray's own that is late to end would start another Ray after ours has been ended,
+    # which then keeps the process from ending well.
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     for name, value in WORKER_ENV.items():
         os.environ.setdefault(name, value)
     if not os.environ.get("RAY_ADDRESS"):

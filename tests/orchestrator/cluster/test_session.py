@@ -1,0 +1,31 @@
+"""Ray is up for the length of a session and not a moment longer."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[3]
+
+LATE = """
+from orchestrator import cluster
+cluster.settings()
+import ray
+try:
+    ray.put(1)
+except Exception as error:
+    print(type(error).__name__, ray.is_initialized())
+"""
+
+
+def test_a_call_outside_of_a_session_starts_no_ray() -> None:
+    """What a late thread does; Ray would start itself, and then hold up the process's end."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    done = subprocess.run(
+        [sys.executable, "-c", LATE],
+        env={**clean, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "RaySystemError False\n", done.stderr
