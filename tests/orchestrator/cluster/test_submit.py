@@ -46,7 +46,7 @@ def test_a_cluster_that_does_not_answer_is_named_with_the_way_to_it(
 ) -> None:
     address = f"http://127.0.0.1:{free_port()}"
     words = ["--address", address, "--noise", "0", "--data", ".", "--storage", "s3://b/n"]
-    assert _run(["submit", *words]) == 1
+    assert _run(["submit", *words]) == 2
     told = capsys.readouterr().err
     assert address in told
     assert "ray dashboard" in told
