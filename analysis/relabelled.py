@@ -102,7 +102,7 @@ def domains(readout: Readout) -> tuple[str, ...]:
 
 
 def finished(readout: Readout) -> str:
-    """Such as "48 cells on wrong labels finished beside"; empty without such cells."""
+    """Such as "48 cells on wrong labels beside"; empty without such cells."""
     number = readout.relabelled.num_rows
     return f"{names.count(number, 'cell')} on wrong labels beside" if number else ""
 

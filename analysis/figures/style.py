@@ -233,7 +233,10 @@ def certainty(averages: Sequence[Average]) -> str:
 
 
 def save(figure: Figure, kind: str) -> bytes:
-    """The figure as "png" (150 dpi) or "svg" bytes; equal figures give equal bytes."""
+    """The figure as "png" (150 dpi) or "svg" bytes; equal figures give equal bytes.
+
+    The figure is done then: what is added to it later finds no room made for it.
+    """
     import matplotlib
 
     buffer = io.BytesIO()

@@ -130,9 +130,8 @@ class _Prepared:
         self.training = rows[which]
         self.validation = data.plain_rows(fitting.validation, self.classes, step.task)
         self.views = fitting.train.augmented
-        head = step.method.head
         self.shape = Shape(
-            "linear" if head == "ridge" or head == "lbfgs" or head == "zero_shot" else head,
+            step.method.kind,
             fitting.train.views.shape[-1],
             len(self.classes.names),
         )

@@ -29,13 +29,12 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-HeadKind = Literal["linear", "paper", "released"]
+from jobs.tuning.spec import HeadKind
 
 WIDENING = 4  # hidden width of the two-layer heads, in multiples of D
 BUFFERS = ("norm.mean", "norm.variance", "target.mean", "target.deviation")

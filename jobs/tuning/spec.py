@@ -141,6 +141,8 @@ class Space(Spec):
         return math.prod(len(domain.grid) for domain in domains if isinstance(domain, Grid))
 
 
+HeadKind = Literal["linear", "paper", "released"]
+
 PROBES = ("ridge", "lbfgs")
 """Linear heads that are solved, not trained by steps: oracles of what a linear probe can reach."""
 
@@ -176,6 +178,11 @@ class Method(Spec):
     encoder_lr: float = Field(
         1.0, ge=0, le=1, description="lora, ft: the encoder's share of the space's lr"
     )
+
+    @property
+    def kind(self) -> HeadKind:
+        """What the head is, however it is found."""
+        return self.head if self.head == "paper" or self.head == "released" else "linear"
 
     @property
     def reads_images(self) -> bool:

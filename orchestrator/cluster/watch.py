@@ -38,9 +38,10 @@ def _watch(say: Callable[[str], None], ended: threading.Event) -> None:
     import ray
 
     head = ray.get_runtime_context().gcs_address
-    known, silent = _alive(), False
+    known, silent = _alive() or {}, False
     while not ended.wait(LOOK_SECONDS):
-        if not _accepts(head):
+        now = _alive() if _accepts(head) else None
+        if now is None:
             if not silent:
                 say(
                     f"the cluster's head {head} does not answer; if it stays away Ray ends this "
@@ -49,7 +50,6 @@ def _watch(say: Callable[[str], None], ended: threading.Event) -> None:
             silent = True
             continue
         silent = False
-        now = _alive()
         for node in known.keys() - now.keys():
             say(f"node {known[node]} is gone; what ran there runs again")
         for node in now.keys() - known.keys():
@@ -57,11 +57,14 @@ def _watch(say: Callable[[str], None], ended: threading.Event) -> None:
         known = now
 
 
-def _alive() -> dict[str, str]:
-    """Addresses of the nodes that are there, by their ids."""
+def _alive() -> dict[str, str] | None:
+    """Addresses of the nodes that are there, by their ids; none when the head went meanwhile."""
     import ray
 
-    return {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+    try:
+        return {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+    except Exception:  # of several kinds, Ray's own and the transport's; the next look tells
+        return None
 
 
 def _accepts(address: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from pydantic import ValidationError
 
 from jobs.contract import StageError
 from jobs.place import Place
-from jobs.pretrain.encoder import Architecture, EncoderCard, save, weights_bytes
+from jobs.pretrain.encoder import Architecture, EncoderCard, load, save, weights_bytes
 from jobs.pretrain.spec import ImageInput
 from jobs.tuning import cells, data
 from jobs.tuning.adapt import adapt, transfer
@@ -53,16 +54,10 @@ def write_encoder(folder: Path, architecture: Architecture) -> Place:
         feature_dim=architecture.feature_dim(model),
         initial_weights_sha256=None,
         order_sha256=None,
-        weights_sha256=_sha256(weights_bytes(model)),
+        weights_sha256=hashlib.sha256(weights_bytes(model)).hexdigest(),
     )
     save(place, card, weights_bytes(model))
     return place
-
-
-def _sha256(data: bytes) -> str:
-    import hashlib
-
-    return hashlib.sha256(data).hexdigest()
 
 
 @pytest.fixture(scope="module")
@@ -93,8 +88,6 @@ def write_features(folder: Path, weights: torch.Tensor) -> Place:
 
 
 def test_the_head_is_the_mean_of_what_the_templates_say(clip: Place) -> None:
-    from jobs.pretrain.encoder import load
-
     model, tokenizer = load(clip).model, open_clip.SimpleTokenizer(context_length=16)
     with torch.no_grad():
         for name, row in zip(CLASSES, classifier(clip, CLASSES, TEMPLATES), strict=True):
