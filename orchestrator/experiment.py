@@ -30,6 +30,9 @@ from jobs.tuning.spec import Tuning
 from orchestrator import named
 from orchestrator.errors import UserError
 
+STORAGE = "nml-store"
+"""Where results go when nothing else is said."""
+
 DEMO = "demo"
 """The bundled experiment that runs when no file is given."""
 
@@ -59,7 +62,7 @@ class Experiment(Spec):
     data: Annotated[str | None, NOT_SEMANTIC] = Field(
         None, description="where the paths of task files start; else $NML_DATA, else here"
     )
-    storage: Annotated[str, NOT_SEMANTIC] = "nml-store"
+    storage: Annotated[str, NOT_SEMANTIC] = STORAGE
     tracking: Annotated[Tracking, NOT_SEMANTIC] = Tracking()
 
     @field_validator("tasks")
@@ -202,15 +205,18 @@ def load(
     task_folders: Sequence[str] = (),
     features: str | None = None,
     task: str | None = None,
+    text: str | None = None,
 ) -> Experiment:
     """The experiment of a file or bundled name (none: the demo), with the command line's changes.
+
+    `text` is what the file says, where it was read already; `source` is what to call it then.
 
     `overrides` are `path.to.field=value` (value in YAML); `noise` a list of levels in percent,
     `seeds` a list of pre-training seeds, both comma-separated; `task_folders` are added to the
     file's own. `features` is a Parquet file: the experiment is then the adaptation of those
     features alone, to one ID task. Raises UserError.
     """
-    label, text = _read(source or DEMO)
+    label, text = _read(source or DEMO) if text is None else (source or "the experiment", text)
     try:
         raw = yaml.load(text, Loader=_StrictLoader)
     except yaml.YAMLError as error:

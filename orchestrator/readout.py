@@ -26,8 +26,8 @@ from orchestrator import evidence, provenance
 from orchestrator.errors import UserError
 from orchestrator.fingerprint import fingerprint
 from orchestrator.index import Record
+from orchestrator.last import written
 from orchestrator.plan import Plan, Step
-from orchestrator.provenance import redact
 from orchestrator.shown import Data, Showing
 from orchestrator.standing import State, look
 from orchestrator.store import MANIFEST, Store
@@ -132,9 +132,7 @@ def _write(
     summary, reached = tables.summary(readout), named.summary(readout)
     with tempfile.TemporaryDirectory() as folder:
         write(readout, Path(folder))
-        experiment = found.plan.experiment.model_dump(mode="json")
-        # A tracking URI may hold a password; the store and MLflow are read by many.
-        (Path(folder) / "experiment.yaml").write_text(redact(_yaml(experiment)))
+        (Path(folder) / "experiment.yaml").write_text(written(found.plan.experiment))
         pq.write_table(summary, Path(folder) / SUMMARY)
         pq.write_table(reached, Path(folder) / NAMED)
         place.delete()
@@ -374,9 +372,3 @@ def _table(
 ) -> pa.Table:
     """Rows as a table of the schema; fields it does not name are left out."""
     return pa.Table.from_pylist(list(rows), schema=schema)
-
-
-def _yaml(value: Mapping[str, Any]) -> str:
-    import yaml
-
-    return yaml.safe_dump(dict(value), sort_keys=False)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import FrameType
 
 from jobs.tasks.check import absent
-from orchestrator import cluster, readout
+from orchestrator import cluster, last, readout
 from orchestrator.cluster import nodes
 from orchestrator.cluster.watch import watching
 from orchestrator.errors import ClusterError, UserError
@@ -52,6 +52,7 @@ def run(
     """
     begun = time.monotonic()
     done, progress = _begin(plan, store, force)
+    last.remember(plan.experiment, store.root)
     tracker = _tracker(plan, store, progress.note if progress else say)
     record = None
     try:

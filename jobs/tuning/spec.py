@@ -207,7 +207,7 @@ class Method(Spec):
                 f"a {self.head} head has no output to regularise; leave out mse, cov and svd"
             )
         if self.head in PROBES:
-            foreign = sorted(self.space.model_fields_set - {"l2"})
+            foreign = sorted(set(self.space.model_dump(exclude_defaults=True)) - {"l2"})
             if foreign or self.space.l2 is None:
                 remedy = f"leave out {', '.join(foreign)}" if foreign else "give l2"
                 raise ValueError(f"a {self.head} head is searched over l2 alone; {remedy}")

@@ -6,7 +6,7 @@ import gc
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -42,8 +42,12 @@ def task_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return folders(data(function))
 
 
-def experiment_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add FILE and the options that change it; the verb receives a `Chosen` first."""
+def experiment_options(function: Callable[..., Any], *, last: bool = False) -> Callable[..., Any]:
+    """Add FILE and the options that change it; the verb receives a `Chosen` first.
+
+    `last`: without FILE the verb is about the sweep that the store saw last, and about the demo
+    where it saw none; otherwise about the demo.
+    """
 
     @click.argument("file", required=False, metavar="[FILE]")
     @click.option(
@@ -80,10 +84,14 @@ def experiment_options(function: Callable[..., Any]) -> Callable[..., Any]:
         task: str | None,
         **rest: Any,
     ) -> Any:
-        chosen = choose(file, noise, seeds, overrides, storage, tasks_path, data, features, task)
-        return function(chosen, **rest)
+        words = file, noise, seeds, overrides, storage, tasks_path, data, features, task
+        return function(choose(*words, last=last), **rest)
 
     return wrapped
+
+
+last_experiment_options = partial(experiment_options, last=True)
+"""Of the verbs that read what a sweep left."""
 
 
 def choose(
@@ -96,6 +104,8 @@ def choose(
     data: str | None = None,
     features: str | None = None,
     task: str | None = None,
+    *,
+    last: bool = False,
 ) -> Chosen:
     """Read, validate and plan an experiment; UserError for every mistake in it.
 
@@ -113,8 +123,12 @@ def choose(
         overrides = (*overrides, f"storage={storage}")
     if data is not None:
         overrides = (*overrides, f"data={json.dumps(data)}")
+    text = None
+    if last and file is None and features is None:
+        file, text, overrides = _last_sweep(overrides)
     experiment = experiments.load(
         file,
+        text=text,
         overrides=overrides,
         noise=noise,
         seeds=seeds,
@@ -132,6 +146,23 @@ def choose(
     plan = planner.build(experiment)
     gc.freeze()  # 50,000 steps stay until the end; no search for garbage need visit them again
     return Chosen(experiment, plan, Store(Place.of(experiment.storage)))
+
+
+def _last_sweep(overrides: tuple[str, ...]) -> tuple[str | None, str | None, tuple[str, ...]]:
+    """Name and text of the experiment that the store saw last, and where that store lies now."""
+    from jobs.place import Place
+    from orchestrator import experiment as experiments
+    from orchestrator import last
+
+    given = [item for item in overrides if item.startswith("storage=")]
+    storage = given[-1].partition("=")[2] if given else experiments.STORAGE
+    try:
+        text = last.recall(Place.of(storage))
+    except (OSError, ValueError):
+        text = None  # said once, and better, when the store itself is read
+    if text is None:
+        return None, None, overrides
+    return f"{storage}/{last.NAME}", text, (*overrides, f"storage={storage}")
 
 
 def finished(chosen: Chosen, kind: str) -> list[Step]:

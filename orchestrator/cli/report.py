@@ -6,11 +6,11 @@ from pathlib import Path
 
 import click
 
-from orchestrator.cli.options import Chosen, experiment_options
+from orchestrator.cli.options import Chosen, last_experiment_options
 
 
 @click.command("report", epilog="Example: nml-orch report my.yaml --out figures/")
-@experiment_options
+@last_experiment_options
 @click.option("--out", metavar="FOLDER", help="Also copy the report's files here.")
 @click.option("--tex", is_flag=True, help="Print the paths of the tables in LaTeX.")
 @click.option(
@@ -20,7 +20,10 @@ from orchestrator.cli.options import Chosen, experiment_options
     "features once.",
 )
 def command(chosen: Chosen, out: str | None, tex: bool, rotation: bool) -> None:
-    """Write report.html, report.md, the figures and the tables from the store."""
+    """Write report.html, report.md, the figures and the tables from the store.
+
+    Without FILE: of the sweep that was last started on this store.
+    """
     from orchestrator import readout
 
     chosen.store.prepare()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from orchestrator.cli.options import Chosen, experiment_options
+from orchestrator.cli.options import Chosen, last_experiment_options
 
 if TYPE_CHECKING:
     from orchestrator.standing import State
@@ -23,15 +23,19 @@ WATCH_SECONDS = 2.0
     "status",
     epilog="""\b
 Examples:
+  nml-orch status                        the sweep last started here
   nml-orch status my.yaml --seeds 0,1,2
-  nml-orch status my.yaml --watch        live, until Ctrl-C
+  nml-orch status --watch                live, until Ctrl-C
 In the matrix: done of planned; ! failed, ^ blocked, ~ running, * made from other settings.""",
 )
-@experiment_options
+@last_experiment_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, one entry a step.")
 @click.option("--watch", is_flag=True, help="Look again every two seconds, until Ctrl-C.")
 def command(chosen: Chosen, as_json: bool, watch: bool) -> None:
-    """Show what is done, running, failed and missing, from the store alone."""
+    """Show what is done, running, failed and missing, from the store alone.
+
+    Without FILE: of the sweep that was last started on this store.
+    """
     from orchestrator.errors import UserError
     from orchestrator.standing import look
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import click
 
-from orchestrator.cli.options import Chosen, experiment_options
+from orchestrator.cli.options import Chosen, last_experiment_options
 
 
 @click.command("sync", epilog="Example: nml-orch sync my.yaml --set tracking.uri=http://host:5000")
-@experiment_options
+@last_experiment_options
 def command(chosen: Chosen) -> None:
-    """Mirror to MLflow every finished step that it lacks."""
+    """Mirror to MLflow every finished step that it lacks.
+
+    Without FILE: of the sweep that was last started on this store.
+    """
     from orchestrator import readout
     from orchestrator.mirror import sync
     from orchestrator.provenance import redact

@@ -1,0 +1,96 @@
+"""The sweep that a store saw last: read back as it was, and what `status` and its kin go by."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+import synthetic
+from jobs.place import Place
+from orchestrator import experiment, last, planner, sweep
+from orchestrator.cli import _run
+from orchestrator.store import Store
+
+
+def recalled(root: Place, *overrides: str) -> experiment.Experiment:
+    return experiment.load("last", text=last.recall(root), overrides=overrides)
+
+
+def fingerprints(of: experiment.Experiment) -> dict[str, str]:
+    steps = planner.build(of).steps
+    return {address: step.fingerprint for address, step in steps.items()}
+
+
+@pytest.mark.parametrize("name", experiment.bundled())
+def test_what_is_remembered_plans_the_same_steps(name: str, tmp_path: Path) -> None:
+    asked, root = experiment.load(name), Place.of(tmp_path)
+    last.remember(asked, root)
+    back = recalled(root)
+    assert fingerprints(back) == fingerprints(asked)
+    assert back.storage == str(tmp_path)
+
+
+def test_folders_are_found_from_anywhere_and_buckets_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    last.remember(experiment.load(overrides=["data=mine"]), Place.of("here"))
+    assert recalled(Place.of("here")).data == str(tmp_path / "mine")
+    last.remember(experiment.load(overrides=["data='s3://b/mine'"]), Place.of("here"))
+    assert recalled(Place.of("here")).data == "s3://b/mine"
+
+
+def test_a_password_is_not_kept_and_a_plain_server_is(tmp_path: Path) -> None:
+    root = Place.of(tmp_path)
+    last.remember(experiment.load(overrides=["tracking.uri='http://me:tr0ub4dor@host:5000'"]), root)
+    assert "tr0ub4dor" not in (last.recall(root) or "")
+    assert recalled(root).tracking.uri is None
+    last.remember(experiment.load(overrides=["tracking.uri='http://host:5000'"]), root)
+    assert recalled(root).tracking.uri == "http://host:5000"
+
+
+def test_a_finished_sweep_is_shown_as_it_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("analysis.figures.draw", lambda readout: iter(()))
+    plan = planner.build(
+        experiment.load(
+            noise="0,30",
+            overrides=["name=mine", "tasks=[digits]", "tracking.enabled=false", "storage=here"],
+        )
+    )
+    store = Store(Place.of("here"))
+    synthetic.fill(plan, store)
+    sweep.run(plan, store)
+    assert _run(["status", "--storage", "here"]) == 0
+    first, counts, *_ = capsys.readouterr().out.splitlines()
+    assert first == f"mine in {tmp_path}/here"
+    assert "missing" not in counts
+    assert _run(["report", "--set", "storage=here"]) == 0
+    assert capsys.readouterr().out == f"{tmp_path}/here/report/mine/report.html\n"
+    assert _run(["status", "--storage", "here", "--noise", "0,10"]) == 0
+    assert "missing" in capsys.readouterr().out.splitlines()[1]
+    assert _run(["status", "demo", "--storage", "here"]) == 0
+    assert capsys.readouterr().out.startswith("demo in ")
+
+
+def test_a_store_that_moved_is_read_where_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    last.remember(experiment.load(overrides=["name=mine"]), Place.of("before"))
+    (tmp_path / "before").rename(tmp_path / "nml-store")
+    assert _run(["status"]) == 0
+    assert capsys.readouterr().out.startswith(f"mine in {tmp_path}/nml-store\n")
+
+
+def test_one_of_another_version_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Place.of("nml-store").write_bytes(last.NAME, yaml.safe_dump({"nmae": "x"}).encode())
+    assert _run(["status"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "nml-store/last-sweep.yaml: " in said
