@@ -42,7 +42,7 @@ class _Tally:
         self.settled = {kind: reused.get(kind, 0) for kind in totals}
         self.wrong: dict[str, Counter[str]] = {kind: Counter() for kind in totals}
         self.shares: dict[str, float] = {}
-        self.words: dict[str, str] = {}
+        self._words: dict[str, str] = {}  # of running steps; who spoke last is last
         self.lock = threading.Lock()
 
     def begin(self, address: str) -> str:
@@ -51,20 +51,27 @@ class _Tally:
 
     def say(self, address: str, share: float, words: str) -> str:
         kind = kind_of(address)
-        if address in self.shares:
+        if address in self.shares:  # else it has settled meanwhile
             self.shares[address] = min(max(share, 0.0), 1.0)
-        self.words[kind] = f"{address.partition('/')[2]}  {words}"
+            self._words.pop(address, None)
+            self._words[address] = f"{_short(address)}  {words}"
         return kind
 
     def settle(self, address: str, status: str) -> str:
         kind = kind_of(address)
         self.shares.pop(address, None)
+        self._words.pop(address, None)
         self.settled[kind] += 1
         if status in ("failed", "blocked"):
             self.wrong[kind][status] += 1
-        if self.settled[kind] >= self.totals[kind]:
-            self.words[kind] = ""
         return kind
+
+    def words(self, kind: str) -> str:
+        """What the running step of a kind that spoke last said, and how many run beside it."""
+        spoken = [words for address, words in self._words.items() if kind_of(address) == kind]
+        if len(spoken) < 2:
+            return "".join(spoken)
+        return f"{spoken[-1]} (beside {len(spoken) - 1} more)"
 
     def count(self, kind: str) -> str:
         """How many of a kind are done, and what will not be: `3/8 (1 failed, 2 blocked)`."""
@@ -81,6 +88,13 @@ class _Tally:
 def kind_of(address: str) -> str:
     """The kind of a step, which its address starts with."""
     return address.partition("/")[0]
+
+
+def _short(address: str) -> str:
+    """An address without its kind, nor the corpus, noise and recipe: a sweep has one of each."""
+    place = address.partition("/")[2]
+    _, level, below = place.partition("/noise=")
+    return f"noise={below}" if level else place
 
 
 class Bars:
@@ -142,7 +156,7 @@ class Bars:
             self._tasks[kind],
             completed=tally.completed(kind),
             count=tally.count(kind),
-            words=_plain(tally.words.get(kind, ""))[:70],
+            words=_plain(tally.words(kind))[:70],
         )
 
 
@@ -203,7 +217,7 @@ class Lines:
     def _state(self) -> str:
         tally = self._tally
         kinds = [f"{kind} {tally.count(kind)}" for kind, total in tally.totals.items() if total]
-        busy = " | ".join(words for words in tally.words.values() if words)
+        busy = " | ".join(words for kind in tally.totals if (words := tally.words(kind)))
         return "  ".join(kinds) + (f" | {busy}" if busy else "")
 
     def _print(self, line: str) -> None:

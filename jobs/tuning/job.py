@@ -41,6 +41,7 @@ from jobs.tuning.data import FeatureCache
 from jobs.tuning.fit import sibling_key, step_of
 from jobs.tuning.search import configuration
 from jobs.tuning.spec import (
+    GIVEN,
     Choice,
     Domain,
     Grid,
@@ -222,7 +223,10 @@ class _Answers(tune.Callback):
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         for work in self._works(trial):
             step = step_of(work)
-            words = f"{step.configurations} configurations, {step.epochs} epochs"
+            tried = step.method.tries(step.configurations)
+            words = "1 configuration" if tried == 1 else f"{tried} configurations"
+            if step.method.head not in GIVEN:
+                words += f", {step.epochs} epochs"
             self._hooks.say(work.address, 0.0, words)
 
     def on_trial_result(
