@@ -103,16 +103,19 @@ class Bars:
     def __init__(self, totals: Mapping[str, int], reused: Mapping[str, int]) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+        from rich.table import Column
 
         self._tally = _Tally(totals, reused)
+        rest = Column(ratio=1, no_wrap=True, overflow="ellipsis")  # what a narrow screen leaves
         self._bars = Progress(
-            TextColumn("{task.description:<9}"),
-            BarColumn(bar_width=28),
-            TextColumn("{task.fields[count]:>9}"),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[words]}", style="dim"),
+            TextColumn("{task.description:<8}", table_column=Column(no_wrap=True, min_width=8)),
+            BarColumn(bar_width=16, pulse_style="bar.back", table_column=Column(min_width=16)),
+            TextColumn("{task.fields[count]:>7}", table_column=Column(no_wrap=True, min_width=7)),
+            TimeElapsedColumn(table_column=Column(no_wrap=True, min_width=7)),
+            TextColumn("{task.fields[words]}", style="dim", table_column=rest),
             console=Console(stderr=True),
             refresh_per_second=5,
+            expand=True,
         )
         self._tasks: dict[str, TaskID] = {}
         for kind, total in totals.items():
@@ -156,7 +159,7 @@ class Bars:
             self._tasks[kind],
             completed=tally.completed(kind),
             count=tally.count(kind),
-            words=_plain(tally.words(kind))[:70],
+            words=_plain(tally.words(kind)),
         )
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from orchestrator import progress
 from orchestrator.plan import KINDS
-from orchestrator.progress import Lines
+from orchestrator.progress import Bars, Lines
 
 RUN = "pretrain/a/symmetric/r/noise={}/seed=0"
 
@@ -65,3 +65,25 @@ def test_lines_keep_their_interval_and_the_last_state_is_always_printed(
     face.close()
     assert shown.getvalue().count("\n") == 1
     assert last(shown).endswith("tune 1/1")
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_a_narrow_screen_cuts_the_words_and_no_counts(
+    columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    bars = Bars(dict.fromkeys(KINDS, 240), {"corpus": 240})
+    bars.begin(RUN.format(30))
+    bars.say(RUN.format(30), 0.5, "epoch 1/10 loss 4.312, 1,208 images/s, of which nobody waits")
+    for number in range(3):
+        bars.begin(f"tune/{number}")
+        bars.settle(f"tune/{number}", "failed", "out of memory")
+    bars.close()
+    *_, table = capsys.readouterr().err.rpartition("corpus")
+    assert max(map(len, table.splitlines())) <= columns
+    shown = {line.split()[0]: line for line in f"corpus{table}".splitlines() if line.strip()}
+    assert shown.keys() == set(KINDS)
+    assert "240/240" in shown["corpus"]
+    assert "0/240" in shown["pretrain"]
+    assert "noise=30" in shown["pretrain"]
+    assert "0/240 (3 failed)" in shown["tune"]
