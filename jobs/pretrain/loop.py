@@ -268,10 +268,9 @@ class Loop:
         return self._meeting.exchange(position.updates + 1, position.epoch + 1, loss, stop, due)
 
     def _say(self, position: Position, loss: float) -> None:
+        done = position.updates + 1
         words = f"epoch {position.epoch + 1}/{self._schedule.epochs} loss {loss:.3f}"
-        if self._telemetry.speed:
-            words += f", {self._telemetry.speed:,.0f} images/s"
-        self._watch.say((position.updates + 1) / self._total, words)
+        self._watch.say(done / self._total, words + self._telemetry.pace(done))
 
     def _count(self, scored: Scored, targets: Targets) -> None:
         columns = (

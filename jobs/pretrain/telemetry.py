@@ -33,7 +33,7 @@ class Telemetry:
 
     def __init__(self, every: int, updates: int, batch_size: int, device: torch.device) -> None:
         """`updates`: of the whole run, which bounds the points; `batch_size`: the global one."""
-        self._every = every
+        self._every, self._of_run = every, updates
         while updates // self._every > MOST:
             self._every *= 2
         self._batch_size, self._device = batch_size, device
@@ -41,6 +41,13 @@ class Telemetry:
         self.speed = 0.0
         """Images/s over all workers since the point before the last one."""
         self._since, self._waited, self._updates = time.monotonic(), 0.0, 0
+
+    def pace(self, update: int) -> str:
+        """Speed, and time left for training alone, after so many updates; empty before a point."""
+        if not self.speed:
+            return ""
+        left = (self._of_run - update) * self._batch_size / self.speed
+        return f", {self.speed:,.0f} images/s, {_roughly(left)} left"
 
     def restore(self, rows: Iterable[Sequence[float]]) -> None:
         """Go on after the points of a checkpoint."""
@@ -70,6 +77,14 @@ class Telemetry:
         if math.isfinite(loss) and math.isfinite(grad_norm):
             self.rows.append((update, loss, lr, grad_norm, self.speed, share, memory))
         self.restart()
+
+
+def _roughly(seconds: float) -> str:
+    """Such as "40 s", "12 min" or "3 h 20 min"."""
+    if seconds < 60:
+        return f"{math.ceil(seconds)} s"
+    minutes = math.ceil(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
 
 
 def tables(rows: Sequence[Row], on_gpu: bool) -> dict[str, pa.Table]:

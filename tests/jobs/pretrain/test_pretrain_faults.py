@@ -1,5 +1,6 @@
 """What goes wrong in a run is said, counted and undone; how it went is told point by point."""
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -132,7 +133,19 @@ def test_telemetry_has_a_point_every_so_many_updates_and_no_timings_among_them(
     values = [row["value"] for row in timed if row["metric"] == "data_wait_percent"]
     assert all(0 <= value <= 100 for value in values)
     assert all(row["value"] > 0 for row in timed if row["metric"] == "images_per_s")
-    assert "images/s" in said[-1]
+    assert re.search(r", [\d,]+ images/s, \d+ s left$", said[-2])
+    assert said[-1].endswith(" images/s, 0 s left")
+
+
+@pytest.mark.parametrize(
+    ("updates", "words"),
+    [(60, "1 min"), (59, "59 s"), (61, "2 min"), (3601, "1 h 1 min"), (12_000, "3 h 20 min")],
+)
+def test_the_time_left_is_told_at_the_present_speed(updates: int, words: str) -> None:
+    telemetry = Telemetry(1, updates + 4, 32, torch.device("cpu"))
+    assert telemetry.pace(1) == ""
+    telemetry.speed = 32.0
+    assert telemetry.pace(4) == f", 32 images/s, {words} left"
 
 
 def test_telemetry_never_bears_on_the_weights(
