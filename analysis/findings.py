@@ -289,18 +289,32 @@ def _correlation(readout: Readout, domain: str, measure: str) -> str:
     )
 
 
-def _pretraining(readout: Readout) -> str:
-    found = readout.pretrained("val_accuracy")
+_HELD_OUT = {
+    "val_accuracy": "Accuracy on held-out images with clean labels",
+    "val_image_to_text_r1": "The share of held-out images nearest to their own clean caption",
+}
+
+
+def _held_out(readout: Readout, measure: str, what: str) -> str:
+    found = readout.pretrained(measure)
     levels = sorted(found.levels)
     if not levels:
         return ""
     first, last = found.interval(levels[0]), found.interval(levels[-1])
     if first is None or last is None:
         return ""
-    text = f"Accuracy on held-out images with clean labels is {names.interval(first)} %"
-    text += f" at {names.percent(levels[0])} noise"
+    text = f"{what} is {names.interval(first)} % at {names.percent(levels[0])} noise"
     if len(levels) > 1:
         text += f" and {names.interval(last)} % at {names.percent(levels[-1])}"
+    return text
+
+
+def _pretraining(readout: Readout) -> str:
+    sentences = (_held_out(readout, measure, what) for measure, what in _HELD_OUT.items())
+    told = [sentence for sentence in sentences if sentence]
+    if not told:
+        return ""
+    text = ". ".join(told)
     memory = readout.pretrained("train_accuracy_flipped")
     memorised = memory.interval(max(memory.levels)) if memory.levels else None
     if memorised is not None:

@@ -110,7 +110,9 @@ PRETRAINING_SCHEMA = pa.schema(
         pa.field("address", pa.string(), nullable=False),
         pa.field("noise", pa.float64(), nullable=False),
         pa.field("seed", pa.int64(), nullable=False),
-        pa.field("val_accuracy", pa.float64()),  # on clean labels
+        pa.field("val_accuracy", pa.float64()),  # on clean labels; null without labels
+        pa.field("val_image_to_text_r1", pa.float64()),  # R@1, percent; null without captions
+        pa.field("val_text_to_image_r1", pa.float64()),
         pa.field("train_loss_clean", pa.float64()),  # last epoch, samples left alone
         pa.field("train_loss_flipped", pa.float64()),  # last epoch, changed samples; null if none
         pa.field("train_accuracy_clean", pa.float64()),
@@ -118,6 +120,9 @@ PRETRAINING_SCHEMA = pa.schema(
     ]
 )
 """One row an encoder."""
+
+VALIDATION = ("val_accuracy", "val_image_to_text_r1", "val_text_to_image_r1")
+"""What an encoder's held-out samples are asked, in percent; which of them, its objective says."""
 
 CURVES_SCHEMA = pa.schema(
     [
@@ -385,7 +390,7 @@ def summary(readout: Readout) -> pa.Table:
 
     Metrics: `<domain>/<method>/accuracy` and `/macro_f1` (test part, largest fraction),
     `features/sve` and `features/lsvr` (ID test parts, preprocessing `released`),
-    `pretrain/val_accuracy`, `noise/realised_percent`.
+    `pretrain/` and each of VALIDATION, `noise/realised_percent`.
     """
     rows: list[dict[str, Any]] = []
     for domain in readout.domains():
@@ -395,7 +400,8 @@ def summary(readout: Readout) -> pa.Table:
                 rows += _rows(f"{domain}/{method}/{name}", found)
     for measure in ("sve", "lsvr"):
         rows += _rows(f"features/{measure}", readout.space(measure), PREPROCESSING)
-    rows += _rows("pretrain/val_accuracy", readout.pretrained("val_accuracy"))
+    for measure in VALIDATION:
+        rows += _rows(f"pretrain/{measure}", readout.pretrained(measure))
     rows += [
         {
             "metric": "noise/realised_percent",

@@ -14,7 +14,7 @@ from analysis import names
 from analysis.averages import Average
 from analysis.findings import CLEAN, head_to_heads
 from analysis.markup import Cell, table
-from analysis.readout import Readout
+from analysis.readout import VALIDATION, Readout
 from analysis.spectrum import PREPROCESSINGS
 from analysis.statistics import Interval
 
@@ -144,11 +144,16 @@ def pretraining(readout: Readout) -> str:
     """One row an encoder."""
     columns = {
         "val_accuracy": "Validation accuracy (%)",
+        "val_image_to_text_r1": "Validation R@1, image to text (%)",
+        "val_text_to_image_r1": "Validation R@1, text to image (%)",
         "train_accuracy_clean": "Train accuracy, clean (%)",
         "train_accuracy_flipped": "Train accuracy, flipped (%)",
         "train_loss_clean": "Train loss, clean",
         "train_loss_flipped": "Train loss, flipped",
     }
+    for measure in VALIDATION:
+        if not readout.pretrained(measure).levels:
+            del columns[measure]
     rows: list[list[Cell | str]] = []
     for row in sorted(readout.pretraining.to_pylist(), key=lambda r: (r["noise"], r["seed"])):
         values = [_number(row[name], 3 if "loss" in name else 1) for name in columns]

@@ -9,7 +9,7 @@ from analysis import names
 from analysis.averages import Average
 from analysis.figures import style
 from analysis.figures.accuracy import NOISE
-from analysis.readout import PREPROCESSING, Readout
+from analysis.readout import PREPROCESSING, VALIDATION, Readout
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,11 +44,18 @@ def feature_space(readout: Readout) -> Figure:
 
 
 def pretraining(readout: Readout) -> Figure:
-    """Validation accuracy of the encoders, and training accuracy on clean and flipped samples."""
+    """Validation of the encoders, and training accuracy on clean and flipped samples."""
     figure, panels = style.sheet(1, 2, height=4.0)
-    validation = readout.pretrained("val_accuracy")
-    style.dress(panels[0], title="Held-out images, clean labels", x=NOISE, y="Accuracy (%)")
-    style.line(panels[0], validation, style.PLAIN, "Validation")
+    validation = {measure: readout.pretrained(measure) for measure in VALIDATION}
+    retrieves = any(validation[measure].levels for measure in VALIDATION[1:])
+    title = "Held-out pairs, as they were" if retrieves else "Held-out images, clean labels"
+    y = "Accuracy or R@1 (%)" if retrieves else "Accuracy (%)"
+    style.dress(panels[0], title=title, x=NOISE, y=y)
+    held_out = zip(VALIDATION, ("Validation", "Image to text", "Text to image"), strict=True)
+    for at, (measure, label) in enumerate(held_out):
+        if validation[measure].levels:
+            look = style.look(at) if at else style.PLAIN
+            style.line(panels[0], validation[measure], look, label)
     memory = {measure: readout.pretrained(measure) for measure in _MEMORY}
     style.dress(panels[1], title="Training images, last epoch", x=NOISE, y="Accuracy (%)")
     for at, (measure, label) in enumerate(zip(_MEMORY, _labels(readout), strict=True)):
@@ -60,7 +67,7 @@ def pretraining(readout: Readout) -> Figure:
     style.widen(panels[0], top=100.0)
     panels[1].set_ylim(-3, 103)
     style.legend(figure, panels)
-    style.note(figure, style.certainty([validation, *memory.values()]))
+    style.note(figure, style.certainty([*validation.values(), *memory.values()]))
     return figure
 
 

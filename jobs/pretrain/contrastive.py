@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -29,6 +29,9 @@ from jobs.pretrain.precision import Precision
 from jobs.pretrain.spec import Contrastive
 
 MAX_LOGIT_SCALE = math.log(100)
+
+MOST_PAIRS = 5000
+"""Validation pairs among which retrieval is measured, as many as COCO's usual test has."""
 
 _CHUNK = 256  # images or texts evaluated at a time
 
@@ -159,10 +162,16 @@ class ContrastiveObjective:
             model.get_parameter("logit_scale").clamp_(0, MAX_LOGIT_SCALE)
 
     def evaluate(self, model: nn.Module, part: Part, group: Group) -> Mapping[str, float]:
-        """`val_accuracy`: zero-shot, percent, by class names in the recipe's templates.
-
-        Empty for a corpus whose validation part has no labels.
+        """What the validation part can say, in percent: `val_accuracy` where it has labels,
+        zero-shot by class names in the recipe's templates; `val_image_to_text_r1` and
+        `val_text_to_image_r1` where it has captions, retrieval among its first MOST_PAIRS pairs.
         """
+        return {
+            **self._zero_shot(model, part, group),
+            **self._retrieval(model, part, group),
+        }
+
+    def _zero_shot(self, model: nn.Module, part: Part, group: Group) -> Mapping[str, float]:
         import open_clip
 
         if not part.classes or part.labels.null_count:
@@ -178,6 +187,30 @@ class ContrastiveObjective:
                 scores = self._image_features(model, part, chunk, group) @ classifier
                 right += (scores.argmax(dim=1).cpu() == labels[chunk]).sum()
         return {"val_accuracy": 100 * group.total(right).item() / part.rows}
+
+    def _retrieval(self, model: nn.Module, part: Part, group: Group) -> Mapping[str, float]:
+        """How often the nearest is the right one, R@1 (Radford et al. 2021, table 13).
+
+        Right is an equal caption, so that equal captions are no mistakes of each other.
+        """
+        captions = part.captions.slice(0, MOST_PAIRS)
+        rows = torch.from_numpy(pc.indices_nonzero(captions.is_valid()).to_numpy().astype("int64"))
+        if len(rows) < 2:
+            return {}
+        tokens = self.encode(part, captions.drop_null())
+        mine = torch.split(torch.arange(len(rows))[group.mine(len(rows))], _CHUNK)
+        with torch.no_grad():
+            own = [self._image_features(model, part, rows[pairs], group) for pairs in mine]
+            images = _of_all(own, mine, len(rows), group)
+            own = [_texts(model, tokens[pairs].to(group.device)) for pairs in mine]
+            texts = _of_all(own, mine, len(rows), group)
+        right = torch.zeros(2, dtype=torch.float64)
+        for pairs in mine:
+            for way, (asked, answers) in enumerate(((images, texts), (texts, images))):
+                nearest = (asked[pairs] @ answers.T).argmax(dim=1)
+                right[way] += (tokens[nearest] == tokens[pairs]).all(dim=1).sum()
+        to_text, to_image = (100 * group.total(right) / len(rows)).tolist()
+        return {"val_image_to_text_r1": to_text, "val_text_to_image_r1": to_image}
 
     def memorised(
         self, model: nn.Module, part: Part, targets: Targets, group: Group
@@ -209,6 +242,14 @@ class ContrastiveObjective:
 def _texts(model: Any, tokens: Tensor) -> Tensor:
     features: Tensor = model.encode_text(tokens, normalize=True)
     return features
+
+
+def _of_all(own: Sequence[Tensor], mine: Sequence[Tensor], rows: int, group: Group) -> Tensor:
+    """The features of all workers' rows, float32 on the CPU, from those of this one's."""
+    features = torch.zeros(rows, own[0].shape[1])
+    for at, found in zip(mine, own, strict=True):
+        features[at] = found.float().cpu()
+    return group.total(features)
 
 
 def _grad(leaf: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import open_clip
@@ -14,6 +15,7 @@ from jobs.contract import StageError
 from jobs.pretrain.contrastive import MAX_LOGIT_SCALE, ContrastiveObjective
 from jobs.pretrain.data import Targets, load_part
 from jobs.pretrain.group import Group
+from jobs.pretrain.pixels import to_input
 from jobs.pretrain.supervised import SupervisedObjective
 
 
@@ -104,8 +106,6 @@ def test_the_logit_scale_is_kept_at_a_hundred_at_most(contrastive: Callable[...,
 def test_zero_shot_accuracy_is_by_class_name_and_absent_without_labels(
     contrastive: Callable[..., Any], toy: Any
 ) -> None:
-    from dataclasses import replace
-
     recipe = contrastive()
     objective = ContrastiveObjective(recipe, Group())
     part = load_part(toy.corpus, "validation", recipe.image)
@@ -122,7 +122,44 @@ def test_zero_shot_accuracy_is_by_class_name_and_absent_without_labels(
     right = (image @ texts.T).argmax(dim=1) == torch.tensor(part.labels.to_pylist())
     assert accuracy == pytest.approx(100 * float(right.float().mean()))
     unlabelled = replace(part, labels=pa.nulls(part.rows, pa.int32()))
-    assert objective.evaluate(model, unlabelled, Group()) == {}
+    assert "val_accuracy" not in objective.evaluate(model, unlabelled, Group())
+
+
+def test_retrieval_is_among_the_pairs_and_equal_captions_are_no_mistakes(
+    contrastive: Callable[..., Any], toy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = contrastive()
+    objective = ContrastiveObjective(recipe, Group())
+    whole = load_part(toy.corpus, "validation", recipe.image)
+    captions = ["red dot", "blue dot", None, "green dot", "red dot", "gold dot", "grey dot", "dot"]
+    part = replace(whole, captions=pa.array(captions), classes=())
+    monkeypatch.setattr("jobs.pretrain.contrastive.MOST_PAIRS", 7)
+    model: Any = objective.build(0).eval()
+    measured = objective.evaluate(model, part, Group())
+    pairs = [0, 1, 3, 4, 5, 6]
+    said = [captions[row] for row in pairs]
+    with torch.no_grad():
+        text = model.encode_text(open_clip.SimpleTokenizer(context_length=8)(said), normalize=True)
+        image = model.encode_image(to_input(whole.images[pairs], recipe.image), normalize=True)
+    scores = image @ text.T
+    to_text = [said[found] == own for own, found in zip(said, scores.argmax(1), strict=True)]
+    to_image = [said[found] == own for own, found in zip(said, scores.argmax(0), strict=True)]
+    assert measured == {
+        "val_image_to_text_r1": pytest.approx(100 * sum(to_text) / 6),
+        "val_text_to_image_r1": pytest.approx(100 * sum(to_image) / 6),
+    }
+    same = replace(part, captions=pa.array(["a dot"] * len(captions)))
+    assert set(objective.evaluate(model, same, Group()).values()) == {100.0}
+
+
+def test_retrieval_is_absent_where_there_is_nothing_to_tell_apart(
+    contrastive: Callable[..., Any], toy: Any
+) -> None:
+    recipe = contrastive()
+    part = load_part(toy.corpus, "validation", recipe.image)
+    mute = replace(part, captions=pa.nulls(part.rows, pa.string()), classes=())
+    objective = ContrastiveObjective(recipe, Group())
+    assert objective.evaluate(objective.build(0).eval(), mute, Group()) == {}
 
 
 def test_a_corpus_that_cannot_serve_the_objective_is_refused(
