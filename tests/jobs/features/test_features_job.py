@@ -25,6 +25,7 @@ from jobs.features.spec import FeaturesStep, Precision, Shift, Views
 from jobs.place import Place
 from jobs.pretrain.encoder import Architecture, Encoder, EncoderCard, load, save, weights_bytes
 from jobs.pretrain.spec import Augment, ImageInput
+from tests import pretend
 
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 VIEWS = Views(count=2, augment=Augment(degrees=10, translate=0.1))
@@ -153,6 +154,19 @@ def test_ray_does_not_affect_the_bytes(
         scratch.write_table(unit.name, extract(unit, digits, index.name, opened, PLAIN))
     finish(PLAIN, index, units, scratch, output)
     assert bytes_of(output) == bytes_of(extracted.output)
+
+
+@pytest.mark.parametrize("augment", [Augment(), Augment(translate=0.1, flip=True, erase=0.5)])
+def test_no_tensor_is_left_on_the_other_device(
+    augment: Augment, digits: Place, encoder: Place
+) -> None:
+    index = Index.read(digits)
+    unit = units_of(index, PLAIN.parts)[0]
+    step = PLAIN.model_copy(update={"views": Views(count=2, augment=augment)})
+    on_cpu = extract(unit, digits, index.name, load(encoder), step)
+    with pretend.gpu():
+        opened = load(encoder, pretend.GPU)
+        assert extract(unit, digits, index.name, opened, step).equals(on_cpu)
 
 
 def test_batch_size_affects_features_by_rounding_alone(

@@ -3,6 +3,7 @@ on, and that with the encoder standing still it is the linear probe."""
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from jobs.tuning.budget import Budget
 from jobs.tuning.spec import EncoderTuning, Method, Space
 from jobs.tuning.stacked import Configuration
 from jobs.tuning.training import train
+from tests import pretend
 from tests.jobs.finetune.digits import (
     INVERTED,
     METHODS,
@@ -308,3 +310,16 @@ def test_a_gpu_affects_it_by_rounding_alone(
         cell = Cell.open(work(tmp_path, f"g{gpus}", spec, encoder=encoder, corpus=digits))
         losses.append(cell.start(0, CONFIGURATIONS[0]).run_epoch().train["loss"])
     assert losses[0] == pytest.approx(losses[1], rel=1e-2)
+
+
+@pytest.mark.parametrize("method", ["ft", "lora", "ft-nmtune"])
+def test_no_tensor_is_left_on_the_other_device(
+    method: str, digits: Place, encoder: Place, tmp_path: Path
+) -> None:
+    losses = []
+    for gpus, device in ((0, nullcontext()), (1, pretend.gpu())):
+        with device:
+            spec = step(method, gpus=gpus)
+            cell = Cell.open(work(tmp_path, f"g{gpus}", spec, encoder=encoder, corpus=digits))
+            losses.append(cell.start(0, CONFIGURATIONS[0]).run_epoch().train["loss"])
+    assert losses[0] == losses[1]

@@ -3,8 +3,9 @@
 import hashlib
 import io
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -146,6 +147,12 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Toy:
 def own_toy(tmp_path: Path) -> Toy:
     """The same, for a test that damages it."""
     return write_toy(tmp_path / "own")
+
+
+def with_step(work: Work, **fields: Any) -> Work:
+    """The same work with other fields of its step."""
+    assert isinstance(work.spec, PretrainStep)
+    return replace(work, spec=work.spec.model_copy(update=fields))
 
 
 def schedule(**changes: object) -> Schedule:

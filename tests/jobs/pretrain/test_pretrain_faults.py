@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,15 +12,10 @@ from jobs.contract import StageError, Work
 from jobs.pretrain.encoder import load
 from jobs.pretrain.loop import StoppedError, Watch
 from jobs.pretrain.run import train_run
-from jobs.pretrain.spec import PretrainStep
 from jobs.pretrain.supervised import SupervisedObjective
 from jobs.pretrain.telemetry import MOST, TELEMETRY, TIMINGS, Telemetry
+from tests.jobs.pretrain.conftest import with_step
 from tests.jobs.pretrain.interruption import OFTEN, outputs
-
-
-def with_step(work: Work, **fields: Any) -> Work:
-    assert isinstance(work.spec, PretrainStep)
-    return replace(work, spec=work.spec.model_copy(update=fields))
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, updates: set[int]) -> None:

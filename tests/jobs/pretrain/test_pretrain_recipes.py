@@ -22,8 +22,9 @@ from jobs.pretrain.group import Group
 from jobs.pretrain.mixing import erase
 from jobs.pretrain.optimise import make_average, make_optimizer, make_scheduler
 from jobs.pretrain.run import train_run
-from jobs.pretrain.spec import Augment, PretrainStep, Schedule
+from jobs.pretrain.spec import Augment, Schedule
 from jobs.pretrain.supervised import SupervisedObjective
+from tests.jobs.pretrain.conftest import with_step
 from tests.jobs.pretrain.interruption import SELDOM, interrupted, outputs
 
 RICH = {
@@ -36,11 +37,6 @@ RICH = {
     "min_lr": 1e-4,
     "warmup_lr": 1e-3,
 }
-
-
-def with_step(work: Work, **fields: Any) -> Work:
-    assert isinstance(work.spec, PretrainStep)
-    return replace(work, spec=work.spec.model_copy(update=fields))
 
 
 @pytest.mark.parametrize(

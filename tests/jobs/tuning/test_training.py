@@ -9,9 +9,10 @@ from jobs.tuning import training
 from jobs.tuning.budget import Budget, Patience
 from jobs.tuning.heads import HeadKind, Shape, StackedHeads
 from jobs.tuning.scores import Scores
-from jobs.tuning.spec import Halving
+from jobs.tuning.spec import Halving, Precision
 from jobs.tuning.stacked import Configuration, Epoch, Group, Labelled, Stack, bytes_of_member
 from jobs.tuning.training import Trained, train, train_groups
+from tests import pretend
 from tests.jobs.tuning.test_stacked import CLASSES, DIM, blobs
 
 TRAINING, VALIDATION = blobs(70, 2, 1), blobs(50, 0, 2)
@@ -40,11 +41,29 @@ def assert_same(one: Trained, other: Trained) -> None:
     assert one.trained_for == other.trained_for
     assert one.dropped == other.dropped
     for ours, theirs in zip(one.epochs, other.epochs, strict=True):
-        torch.testing.assert_close(ours.validation_loss, theirs.validation_loss, rtol=1e-4, atol=0)
+        losses = ours.validation_loss, theirs.validation_loss
+        torch.testing.assert_close(*losses, rtol=1e-4, atol=0, equal_nan=True)
         for name, values in ours.train.items():
             torch.testing.assert_close(
                 values, theirs.train[name], rtol=1e-4, atol=1e-7, equal_nan=True
             )
+
+
+@pytest.mark.parametrize("kind", ["linear", "paper", "released"])
+@pytest.mark.parametrize("precision", ["float32", "tf32"])
+def test_no_tensor_is_left_on_the_other_device(kind: HeadKind, precision: Precision) -> None:
+    tried = [Configuration(c.lr, c.weight_decay) for c in TRIED[:3]] if kind == "linear" else TRIED
+    broken = [*tried, Configuration(1e30)]
+    budget = Budget(4, 16, Halving(first=1, eta=2), patience=2)
+    shape, noisy = Shape(kind, DIM, CLASSES), Labelled(TRAINING.features, TRAINING.labels.roll(3))
+    groups = [Group(TRAINING, broken, 0), Group(noisy, tried[:2], 1)]
+    on_cpu = train_groups(shape, groups, VALIDATION, budget)
+    with pretend.gpu():
+        on_gpu = train_groups(shape, groups, VALIDATION, budget, device="cuda", precision=precision)
+    for one, other in zip(on_cpu, on_gpu, strict=True):
+        assert_same(one, other)
+        assert one.failures == other.failures
+        assert all(type(values) is torch.Tensor for values in other.state.values())
 
 
 def count_turns(monkeypatch: pytest.MonkeyPatch) -> list[int]:
