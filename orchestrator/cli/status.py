@@ -93,9 +93,9 @@ def _page(chosen: Chosen, found: Mapping[str, State]) -> Iterator[str]:
     yield f"{chosen.experiment.name} in {chosen.store.root.uri}"
     told = ", ".join(f"{counts[word]:,} {word}" for word in WORDS if counts[word])
     yield f"{told}  ({100 * counts['done'] / len(found):.0f} % of {len(found):,} steps)"
-    yield ""
-    yield from _matrix(chosen, found, "noise")
-    yield from _matrix(chosen, found, "encoder")
+    for across in ("noise", "encoder"):
+        matrix = list(_matrix(chosen, found, across))
+        yield from ("", *matrix) if matrix else ()
     told_reasons = list(reasons(found))
     if told_reasons:
         yield ""
@@ -137,8 +137,6 @@ def _matrix(chosen: Chosen, found: Mapping[str, State], across: str) -> Iterator
     names = [_name(column) for column in columns]
     title = max(len(head), *(len(_title(row)) for row in rows)) + 2
     width = max(8, 2 + max(len(cell) for row in (names, *cells.values()) for cell in row))
-    if across == "encoder":
-        yield ""
     yield f"{head:{title}}" + "".join(f"{name:>{width}}" for name in names)
     for row, words in cells.items():
         yield f"{_title(row):{title}}" + "".join(f"{word:>{width}}" for word in words)
