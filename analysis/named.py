@@ -9,6 +9,7 @@ tasks would show the tasks.
 from __future__ import annotations
 
 import math
+from statistics import stdev
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -32,6 +33,7 @@ SUMMARY_SCHEMA = pa.schema(
         pa.field("macro_f1", pa.float64()),
         pa.field("metric", pa.string()),  # the task's own
         pa.field("score", pa.float64()),  # by that metric, mean over tuning seeds
+        pa.field("deviation", pa.float64()),  # of what is shown, over tuning seeds; null for one
         pa.field("tuning_seeds", pa.int64(), nullable=False),
     ]
 )
@@ -57,6 +59,7 @@ def summary(readout: Readout) -> pa.Table:
             "macro_f1": _mean(found, "test_macro_f1"),
             "metric": found[0]["metric"],
             "score": _mean(found, "test_metric"),
+            "deviation": _deviation(found),
             "tuning_seeds": len(found),
         }
         for place, found in groups.items()
@@ -73,33 +76,35 @@ def rows(readout: Readout) -> list[dict[str, Any]]:
 
 
 def accuracies(readout: Readout) -> str:
-    """Encoder by method, a column a task: test accuracy with the largest fraction.
+    """A row an encoder and task, a column a method: test accuracy with the largest fraction.
 
-    A task whose target is a number has its own metric there, and its column's head says so.
+    A task whose target is a number has its own metric there, and its row's head says so.
     """
     means = [r for r in summary(readout).to_pylist() if r["fraction"] == readout.fraction]
     question = readout.question
-    found = {row["task"] for row in means}
-    tasks = [name for name in (*question.id_tasks, *question.ood_tasks) if name in found]
-    values = {(r["encoder"], r["method"], r["task"]): shown(r) for r in means}
+    known = (*question.id_tasks, *question.ood_tasks)
+    methods = [m for m in question.methods if m in {r["method"] for r in means}]
+    values = {(r["encoder"], r["task"], r["method"]): r for r in means}
     of_numbers = {r["task"]: r["metric"] for r in means if r["accuracy"] is None}
+    encoders = list(dict.fromkeys(r["encoder"] for r in means))
     lines: list[list[Cell | str]] = []
-    for encoder, method in dict.fromkeys((r["encoder"], r["method"]) for r in means):
-        cells = [_cell(values.get((encoder, method, task)), 1) for task in tasks]
-        lines.append([encoder, names.method(method), *cells])
+    for encoder in encoders:
+        found = {r["task"] for r in means if r["encoder"] == encoder}
+        for task in (name for name in known if name in found):
+            title = f"{task}: {names.measured(of_numbers[task])}" if task in of_numbers else task
+            cells = [_of_seeds(values.get((encoder, task, method))) for method in methods]
+            lines.append([encoder, title, *cells])
     if not lines:
         return ""
+    several = max(r["tuning_seeds"] for r in means) > 1
     return table(
-        [
-            "Encoder",
-            "Method",
-            *(f"{t}: {names.measured(of_numbers[t])}" if t in of_numbers else t for t in tasks),
-        ],
+        ["Encoder", "Task", *map(names.method, methods)],
         lines,
-        caption="Encoders that were not trained here: test accuracy in percent by task"
-        + (" (of numbers, the correlation that the column names)" if of_numbers else "")
-        + ", mean over tuning seeds; no noise level, and in no average",
-        numbers=len(tasks),
+        caption="Encoders that were not trained here: test accuracy in percent"
+        + (" (of numbers, the correlation that the row names)" if of_numbers else "")
+        + (", mean over tuning seeds, below it their standard deviation" if several else "")
+        + "; no noise level, and in no average",
+        numbers=len(methods),
     )
 
 
@@ -135,6 +140,20 @@ def shown(row: dict[str, Any]) -> float | None:
 def _reached(cell: dict[str, Any]) -> float | None:
     found: float | None = cell["test_accuracy"]
     return cell["test_metric"] if found is None else found
+
+
+def _deviation(cells: list[dict[str, Any]]) -> float | None:
+    values = [value for cell in cells if (value := _reached(cell)) is not None]
+    return stdev(values) if len(values) > 1 else None
+
+
+def _of_seeds(row: dict[str, Any] | None) -> Cell:
+    value = None if row is None else shown(row)
+    if row is None or value is None:
+        return Cell("–", mark="gap")
+    spread = row["deviation"]
+    under = () if spread is None else (f"± {names.number(spread)}",)
+    return Cell(names.number(value), under, value)
 
 
 def _mean(cells: list[dict[str, Any]], name: str) -> float | None:

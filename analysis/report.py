@@ -105,12 +105,11 @@ def page(readout: Readout, drawn: str, found: Sequence[Verdict] | None = None) -
     gaps = tables.problems(readout)
     note = "" if gaps else markup.paragraph("Nothing failed, was blocked or skipped.")
     f1 = [tables.averages(readout, domain, "test_macro_f1") for domain in readout.domains()]
+    claims = answers.evidence(found) if readout.question.levels else ""
     sections = [
         markup.section("named", "Named encoders", named.accuracies(readout), named.spaces(readout)),
         markup.section("figures", "Figures", drawn),
-        markup.section(
-            "claims", "The published claims, and what speaks for them here", answers.evidence(found)
-        ),
+        markup.section("claims", "The published claims, and what speaks for them here", claims),
         markup.section(
             "label-noise", "Noise in the tasks' own labels", relabelled.accuracies(readout)
         ),
@@ -167,9 +166,9 @@ def _first_screen(readout: Readout, title: str, rest: str, found: Sequence[Verdi
             f"<h1>{markup.text(title)}</h1>\n",
             markup.paragraph(" · ".join(facts), "facts"),
             _contents(rest),
-            markup.paragraph(answers.in_short(found), "answer"),
+            markup.paragraph(answers.in_short(found), "answer") if question.levels else "",
             markup.paragraph(sure, unsure),
-            answers.overview(found),
+            answers.overview(found) if question.levels else "",
             f'<dl class="answers">\n{in_words}</dl>\n' if in_words else "",
             *(tables.averages(readout, domain) for domain in readout.domains()),
         ]

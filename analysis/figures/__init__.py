@@ -53,12 +53,13 @@ def draw(readout: Readout) -> Iterator[Drawing]:
             "The realised transition matrix of the training labels at the highest noise level.",
             noise.realised(readout),
         )
-    yield Drawing(
-        "matrix",
-        "What is there and what is missing",
-        "Every cell asked for.",
-        matrix.matrix(readout),
-    )
+    if readout.question.levels:
+        yield Drawing(
+            "matrix",
+            "What is there and what is missing",
+            "Every cell asked for.",
+            matrix.matrix(readout),
+        )
 
 
 def _downstream(readout: Readout) -> Iterator[Drawing]:

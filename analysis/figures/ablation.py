@@ -48,7 +48,7 @@ def ablation(readout: Readout) -> Figure:
     figure, panels = style.sheet(
         len(found),
         len(domains),
-        width=5.4 * max(len(domains), 1),
+        width=5.4 * len(domains),
         height=1.6 + 0.42 * rows * len(found),
     )
     at = iter(panels)

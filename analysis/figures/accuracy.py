@@ -25,7 +25,7 @@ def against_noise(readout: Readout, measure: str = "test_accuracy") -> Figure:
     `measure` is "test_accuracy" or "test_macro_f1".
     """
     domains = readout.domains()
-    figure, panels = style.sheet(1, max(len(domains), 1), width=5.2 * max(len(domains), 1.25))
+    figure, panels = style.sheet(1, max(len(domains), 1), width=5.2 * len(domains))
     everything: list[Average] = []
     for axes, domain in zip(panels, domains, strict=False):
         found = {m: readout.accuracy(domain, m, measure) for m in readout.methods()}
@@ -80,7 +80,7 @@ def by_fraction(readout: Readout) -> Figure:
     figure, panels = style.sheet(
         len(domains),
         len(levels),
-        width=max(2.5 * len(levels), 5.0),
+        width=2.5 * len(levels),
         height=0.9 + 2.9 * len(domains),
         sharey="row",
     )

@@ -78,7 +78,7 @@ def memorisation(readout: Readout) -> Figure:
     columns = min(_COLUMNS, max(len(levels), 1))
     rows = math.ceil(max(len(levels), 1) / columns)
     figure, panels = style.sheet(
-        rows, columns, width=max(2.4 * columns, 5.0), height=0.9 + 2.7 * rows, sharey=True
+        rows, columns, width=2.4 * columns, height=0.9 + 2.7 * rows, sharey=True
     )
     for at, (axes, level) in enumerate(zip(panels, levels, strict=False)):
         first = at % columns == 0

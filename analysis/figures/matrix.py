@@ -34,7 +34,7 @@ def matrix(readout: Readout) -> Figure:
     asked *= len(question.methods) if joined else 1
     done, failed = _done(readout, joined), _failed(readout, joined)
     width = min(3.4 + 0.34 * len(columns), 16.0)
-    figure, (axes,) = style.sheet(1, 1, width=max(width, 10.0), height=1.9 + 0.21 * len(rows))
+    figure, (axes,) = style.sheet(1, 1, width=width, height=1.9 + 0.21 * len(rows))
     style.dress(axes, title="Cells by task, method, noise level and seed", x="", y="")
     for y, (task, method) in enumerate(rows):
         for x, (level, seed) in enumerate(columns):

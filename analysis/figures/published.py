@@ -26,7 +26,7 @@ def beside(readout: Readout) -> Figure:
     Changes, not accuracies: corpora, encoders and tasks of other difficulty have no common scale.
     """
     domains = readout.domains()
-    figure, panels = style.sheet(1, max(len(domains), 1), width=5.2 * max(len(domains), 1.25))
+    figure, panels = style.sheet(1, max(len(domains), 1), width=5.2 * len(domains))
     methods = [m for m in (readout.probe(), *readout.variants()) if m in readout.methods()]
     looks = style.looks(methods)
     levels = sorted({*readout.levels, 0.0, 5.0, 10.0, 20.0, 30.0})

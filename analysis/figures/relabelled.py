@@ -25,9 +25,7 @@ def against_label_noise(readout: Readout) -> Figure:
     columns = min(_COLUMNS, len(sources))
     each = math.ceil(len(sources) / columns)  # rows a domain
     rows = each * len(domains)
-    figure, panels = style.sheet(
-        rows, columns, width=max(3.3 * columns, 5.0), height=0.9 + 2.8 * rows
-    )
+    figure, panels = style.sheet(rows, columns, width=3.3 * columns, height=0.9 + 2.8 * rows)
     places = {
         panels[at * each * columns + column]: (domain, source)
         for at, domain in enumerate(domains)

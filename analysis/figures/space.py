@@ -33,7 +33,7 @@ def spectra(readout: Readout) -> Figure:
     sets = sorted({place[:2] for place in shares})[:_MOST_SETS]
     columns = min(_COLUMNS, max(len(sets), 1))
     rows = math.ceil(max(len(sets), 1) / columns)
-    size = {"width": max(3.5 * columns, 5.0), "height": 0.9 + 2.9 * rows}
+    size = {"width": 3.5 * columns, "height": 0.9 + 2.9 * rows}
     figure, panels = style.sheet(rows, columns, **size)
     levels = sorted({level for _, _, level in shares})
     for axes, (domain, images) in zip(panels, sets, strict=False):

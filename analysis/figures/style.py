@@ -81,16 +81,23 @@ def look(at: int) -> Look:
     return _LOOKS[at % len(_LOOKS)]
 
 
+WIDTH = 10.0
+"""Inches, of a figure on a page."""
+
+
 def sheet(
-    rows: int, columns: int, *, width: float = 10.0, height: float = 4.2, **options: Any
+    rows: int, columns: int, *, width: float = WIDTH, height: float = 4.2, **options: Any
 ) -> tuple[Figure, list[Axes]]:
-    """An empty figure of rows x columns panels (inches for the whole), and the panels in order."""
+    """An empty figure of rows x columns panels (inches for the whole), and the panels in order.
+
+    None is narrower than WIDTH: the page gives all the same room, and letters should be of a size.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08, wspace=0.03, hspace=0.05)
-    figure = Figure(figsize=(width, height), layout=layout, facecolor="white")
+    figure = Figure(figsize=(max(width, WIDTH), height), layout=layout, facecolor="white")
     FigureCanvasAgg(figure)
     panels = figure.subplots(rows, columns, squeeze=False, **options)
     return figure, [panel for row in panels for panel in row]

@@ -72,9 +72,9 @@ def _summary(summary: pa.Table) -> Iterator[str]:
 
 
 def _named(summary: pa.Table) -> Iterator[str]:
-    """Test accuracy of the named encoders with their largest fraction, a column a task.
+    """Test accuracy of the named encoders with their largest fraction, a column a method.
 
-    A task whose target is a number has its own metric, which its column names.
+    A task whose target is a number has its own metric, which its row names.
     """
     from analysis.named import shown
 
@@ -83,18 +83,18 @@ def _named(summary: pa.Table) -> Iterator[str]:
         return
     fraction = max(row["fraction"] for row in rows)
     rows = [row for row in rows if row["fraction"] == fraction]
-    of_numbers = {r["task"]: f"{r['task']} ({r['metric']})" for r in rows if r["accuracy"] is None}
-    heads = {row["task"]: of_numbers.get(row["task"], row["task"]) for row in rows}
-    tasks = {task: max(14, len(head) + 2) for task, head in heads.items()}
-    values = {(r["encoder"], r["method"], r["task"]): f"{shown(r):.2f}" for r in rows}
-    lines = list(dict.fromkeys((row["encoder"], row["method"]) for row in rows))
-    width = max(len(f"{encoder}  {method}") for encoder, method in lines) + 2
-    yield f"\n{'named encoder':{width}}" + "".join(
-        f"{heads[task]:>{w}}" for task, w in tasks.items()
-    )
-    for encoder, method in lines:
-        yield f"{f'{encoder}  {method}':{width}}" + "".join(
-            f"{values.get((encoder, method, task), '-'):>{w}}" for task, w in tasks.items()
+    methods = {row["method"]: max(8, len(row["method"]) + 2) for row in rows}
+    values = {(r["encoder"], r["task"], r["method"]): f"{shown(r):.2f}" for r in rows}
+    titles = {
+        (r["encoder"], r["task"]): f"{r['encoder']}  {r['task']}"
+        + (f" ({r['metric']})" if r["accuracy"] is None else "")
+        for r in rows
+    }
+    width = max(map(len, titles.values())) + 2
+    yield f"\n{'named encoder':{width}}" + "".join(f"{m:>{w}}" for m, w in methods.items())
+    for (encoder, task), title in titles.items():
+        yield f"{title:{width}}" + "".join(
+            f"{values.get((encoder, task, method), '-'):>{w}}" for method, w in methods.items()
         )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from analysis import named, report, tables
+from analysis import figures, named, report, tables
 from analysis.readout import NAMED_SCHEMA, NAMED_SPECTRA_SCHEMA, Readout, summary
 
 
@@ -43,15 +43,38 @@ def test_they_change_no_average(make: Any, both: Readout) -> None:
     assert report.cells_csv(both) == report.cells_csv(make())
 
 
-def test_each_has_its_own_tasks_and_a_gap_where_it_has_none(both: Readout) -> None:
+def test_each_has_a_row_for_every_task_of_its_own(both: Readout) -> None:
     rows = named.summary(both).to_pylist()
     assert {row["task"] for row in rows if row["encoder"] == "api"} == {"digits"}
     assert {row["accuracy"] for row in rows if row["encoder"] == "big"} == {12.5}
     html = named.accuracies(both)
-    assert "digits-rotated" in html
-    assert "25.0" in html
-    assert "–" in html
+    assert html.count("<td>api</td>") == 1
+    tasks = {row["task"] for row in rows if row["encoder"] == "big"}
+    assert html.count("<td>big</td>") == len(tasks) == 6
+    assert html.count(">25.0<") == 4  # methods
+    assert "–" not in html
     assert "1.25" in named.spaces(both)
+
+
+def test_tuning_seeds_have_their_deviation_beneath(make: Any) -> None:
+    both = with_named(make(tuning_seeds=(0, 1, 2)))
+    cells = both.named.to_pylist()
+    for cell in cells:
+        cell["test_accuracy"] = 50.0 + cell["tuning_seed"]
+    spread = replace(both, named=pa.Table.from_pylist(cells, schema=NAMED_SCHEMA))
+    assert {row["deviation"] for row in named.summary(spread).to_pylist()} == {1.0}
+    assert "± 1.0" in named.accuracies(spread)
+    alone = with_named(make(tuning_seeds=(0,)))
+    assert {row["deviation"] for row in named.summary(alone).to_pylist()} == {None}
+    assert "±" not in named.accuracies(alone)
+
+
+def test_nothing_is_said_of_noise_where_nothing_was_pre_trained(both: Readout) -> None:
+    question = replace(both.question, levels=(), seeds=())
+    page = report.page(replace(both, question=question), "")
+    assert "Nothing was pre-trained here" in page
+    assert "published claims" not in page
+    assert "matrix" not in [one.name for one in figures.draw(replace(both, question=question))]
 
 
 def test_a_correlation_is_never_called_an_accuracy(make: Any, both: Readout) -> None:
@@ -67,7 +90,7 @@ def test_a_correlation_is_never_called_an_accuracy(make: Any, both: Readout) -> 
     assert (found["accuracy"], found["macro_f1"], found["score"]) == (None, None, -3.25)
     html = named.accuracies(told)
     assert "similar: Mean of Pearson and Spearman correlation (× 100)" in html
-    assert "of numbers, the correlation that the column names" in html
+    assert "of numbers, the correlation that the row names" in html
     assert "of numbers" not in named.accuracies(both)
     assert summary(told).equals(summary(make()))
 
