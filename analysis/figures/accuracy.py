@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 NOISE = "Pre-training noise (%)"
 _MEASURES = {"test_accuracy": "Test accuracy (%)", "test_macro_f1": "Test macro F1 (%)"}
-_COLUMNS = 4  # panels in a row of small multiples
+_FEW, _COLUMNS = 9, 4  # so many panels stand three in a row, more of them four
 
 
 def against_noise(readout: Readout, measure: str = "test_accuracy") -> Figure:
@@ -54,7 +54,8 @@ def by_task(readout: Readout) -> Figure:
     metrics = dict(
         zip(readout.cells["task"].to_pylist(), readout.cells["metric"].to_pylist(), strict=True)
     )
-    columns = min(_COLUMNS, max(len(tasks), 1)) if len(tasks) != 6 else 3
+    columns = 3 if len(tasks) <= _FEW else _COLUMNS
+    columns = 2 if len(tasks) == 4 else min(columns, max(len(tasks), 1))
     rows = math.ceil(max(len(tasks), 1) / columns)
     figure, panels = style.sheet(rows, columns, width=3.5 * columns, height=0.8 + 2.7 * rows)
     everything: list[Average] = []
