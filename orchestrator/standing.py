@@ -31,12 +31,13 @@ def look(plan: Plan, store: Store) -> dict[str, State]:
     A lease tells a running step, a kept error a failed one; what reads a step that failed or has
     drifted is blocked, by the first such step.
     """
-    leased = living(store.root)
-    errors = {
-        name.rpartition("@")[0]: name
-        for name, _ in (store.root / ".scratch").files()
-        if name.endswith("/error.txt")
-    }
+    with store.asked():
+        leased = living(store.root)
+        errors = {
+            name.rpartition("@")[0]: name
+            for name, _ in (store.root / ".scratch").files()
+            if name.endswith("/error.txt")
+        }
     found: dict[str, State] = {}
     for address, assessment in assess(plan, store).items():
         if assessment.standing is Standing.DONE:

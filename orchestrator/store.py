@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import os
 import uuid
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -98,6 +98,19 @@ class Store:
 
     # -- reading ---------------------------------------------------------------------------------
 
+    @contextlib.contextmanager
+    def asked(self, where: str = "") -> Iterator[None]:
+        """Inside, a store that cannot be read is a StoreError; an absent file stays one."""
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise StoreError(
+                f"storage {self.root.uri} cannot be read{where} ({_reason(error)}); "
+                f"check that it is reachable and yours to read"
+            ) from error
+
     def output(self, address: str) -> Place:
         """The folder of a step's output."""
         return self.root / address
@@ -109,14 +122,10 @@ class Store:
     def manifest(self, address: str) -> Manifest | None:
         """The record of a committed step; None while it is unfinished or absent."""
         try:
-            data = self.output(address).read_bytes(MANIFEST)
+            with self.asked(f" at {address}"):
+                data = self.output(address).read_bytes(MANIFEST)
         except FileNotFoundError:
             return None
-        except OSError as error:
-            raise StoreError(
-                f"storage {self.root.uri} cannot be read at {address} ({_reason(error)}); "
-                f"check that it is reachable and yours to read"
-            ) from error
         try:
             return Manifest.model_validate_json(data)
         except ValidationError as error:
@@ -140,14 +149,8 @@ class Store:
     def stamps(self, addresses: Collection[str]) -> dict[str, Stamp]:
         """The stamps of those steps that have a manifest: one look each on a local disk, one
         listing of each kind of step in an object store. StoreError when it cannot be read."""
-        try:
-            found = self._looked(addresses) if self.root.is_local else self._listed(addresses)
-        except OSError as error:
-            raise StoreError(
-                f"storage {self.root.uri} cannot be read ({_reason(error)}); "
-                f"check that it is reachable and yours to read"
-            ) from error
-        return found
+        with self.asked():
+            return self._looked(addresses) if self.root.is_local else self._listed(addresses)
 
     def _looked(self, addresses: Collection[str]) -> dict[str, Stamp]:
         """As `stamp` for each, without asking 50,000 times what the root is."""

@@ -153,13 +153,16 @@ def _last_sweep(overrides: tuple[str, ...]) -> tuple[str | None, str | None, tup
     from jobs.place import Place
     from orchestrator import experiment as experiments
     from orchestrator import last
+    from orchestrator.store import Store
 
     given = [item for item in overrides if item.startswith("storage=")]
     storage = given[-1].partition("=")[2] if given else experiments.STORAGE
+    root = Place.of(storage)
     try:
-        text = last.recall(Place.of(storage))
-    except (OSError, ValueError):
-        text = None  # said once, and better, when the store itself is read
+        with Store(root).asked():
+            text = last.recall(root)
+    except ValueError:  # of a URI that may not be: said when the whole experiment is read
+        text = None
     if text is None:
         return None, None, overrides
     return f"{storage}/{last.NAME}", text, (*overrides, f"storage={storage}")

@@ -85,6 +85,24 @@ def test_a_store_that_moved_is_read_where_it_is(
     assert capsys.readouterr().out.startswith(f"mine in {tmp_path}/nml-store\n")
 
 
+@pytest.mark.parametrize("broken", ["orchestrator.last.recall", "orchestrator.standing.living"])
+def test_a_store_that_cannot_be_read_is_one_sentence(
+    broken: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def silent(root: Place) -> None:
+        raise OSError("Could not connect to server")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(broken, silent)
+    assert _run(["status"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "nml-store cannot be read (Could not connect to server); check" in said
+
+
 def test_one_of_another_version_is_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
