@@ -27,11 +27,8 @@ from jobs.tasks import registry
 from jobs.tasks.spec import Task
 from jobs.tasks.twins import twins
 from jobs.tuning.spec import Tuning
-from orchestrator import named
+from orchestrator import STORAGE, named
 from orchestrator.errors import UserError
-
-STORAGE = "nml-store"
-"""Where results go when nothing else is said."""
 
 DEMO = "demo"
 """The bundled experiment that runs when no file is given."""

@@ -33,7 +33,7 @@ from orchestrator.standing import State, look
 from orchestrator.store import MANIFEST, Store
 from orchestrator.tracking import SweepRecord
 
-PROTOCOL = 6  # raised when the report's contents change
+PROTOCOL = 4  # raised when the report's contents change
 SUMMARY = "summary.parquet"
 NAMED = "encoders.parquet"
 

@@ -24,7 +24,7 @@ MEMORY = 8 << 30  # bytes that the pretended device has
 
 _SAYS = {Tensor.device.__get__: GPU, Tensor.is_cuda.__get__: True, Tensor.is_cpu.__get__: False}
 _BACKWARD = (Tensor.backward, torch.autograd.backward, torch.autograd.grad)
-_BOTH = (Tensor.copy_, Tensor.data.__set__, torch._has_compatible_shallow_copy_type)
+_BOTH = (Tensor.copy_, Tensor.data.__set__)
 _INDEXED = (Tensor.__getitem__, Tensor.__setitem__)  # a GPU's tensor, by indices of the CPU too
 
 
@@ -107,11 +107,11 @@ def _call(func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
                 f"{shapes[0]} on cuda:0 and {shapes[1]} on the cpu"
             )
         asked = kwargs.get("device")
+        given = {key: value for key, value in kwargs.items() if key != "pin_memory"}
         if asked is not None:
-            kwargs = {**kwargs, "device": CPU}
-        kwargs.pop("pin_memory", None)
-        found = func(*args, **kwargs)
-        if isinstance(found, torch.Size) or func in (Tensor.copy_, Tensor.data.__set__):
+            given["device"] = CPU
+        found = func(*args, **given)
+        if isinstance(found, torch.Size) or func in _BOTH:
             return found
         if bool(on_gpu) if asked is None else torch.device(asked).type == "cuda":
             return tree_map_only(Tensor, _on(OnGpu), found)

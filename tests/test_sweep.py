@@ -204,7 +204,7 @@ def test_captions_are_swapped_and_trained_contrastively(start: Start, tmp_path: 
     encoder = found["pretrain/digits/swap/clip-small/noise=30/seed=0"]
     assert encoder["metrics"]["pretrain/val_accuracy"] > 20  # zero-shot; chance is 10
     # A caption is one of four sentences on one of ten digits, drawn apart from the image: chance
-    # is 2.5, and 25 the most that any encoder can reach.
+    # is 2.5, and 25 the most that an encoder can expect.
     assert 7 < encoder["metrics"]["pretrain/val_image_to_text_r1"] < 50
     assert 7 < encoder["metrics"]["pretrain/val_text_to_image_r1"] < 50
     changed = pq.read_table(

@@ -189,9 +189,9 @@ class ContrastiveObjective:
         return {"val_accuracy": 100 * group.total(right).item() / part.rows}
 
     def _retrieval(self, model: nn.Module, part: Part, group: Group) -> Mapping[str, float]:
-        """How often the nearest is the right one, R@1 (Radford et al. 2021, table 13).
+        """How often the nearest is the right one, R@1.
 
-        Right is an equal caption, so that equal captions are no mistakes of each other.
+        Right is an equal caption: open_clip's own evaluation takes them for mistakes of each other.
         """
         captions = part.captions.slice(0, MOST_PAIRS)
         rows = torch.from_numpy(pc.indices_nonzero(captions.is_valid()).to_numpy().astype("int64"))

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+from orchestrator import STORAGE
+
 if TYPE_CHECKING:
     from orchestrator.compare import Comparison, Pair
     from orchestrator.plan import Difference
 
-STORAGE = "nml-store"
 PAIRS_SHOWN = 20
 ALONE_SHOWN = 5
 

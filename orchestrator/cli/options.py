@@ -151,12 +151,11 @@ def choose(
 def _last_sweep(overrides: tuple[str, ...]) -> tuple[str | None, str | None, tuple[str, ...]]:
     """Name and text of the experiment that the store saw last, and where that store lies now."""
     from jobs.place import Place
-    from orchestrator import experiment as experiments
-    from orchestrator import last
+    from orchestrator import STORAGE, last
     from orchestrator.store import Store
 
     given = [item for item in overrides if item.startswith("storage=")]
-    storage = given[-1].partition("=")[2] if given else experiments.STORAGE
+    storage = given[-1].partition("=")[2] if given else STORAGE
     root = Place.of(storage)
     try:
         with Store(root).asked():

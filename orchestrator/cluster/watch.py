@@ -38,7 +38,7 @@ def _watch(say: Callable[[str], None], ended: threading.Event) -> None:
     import ray
 
     head = ray.get_runtime_context().gcs_address
-    known, silent = _alive() or {}, False
+    known, silent = _alive(), False
     while not ended.wait(LOOK_SECONDS):
         now = _alive() if _accepts(head) else None
         if now is None:
@@ -50,6 +50,7 @@ def _watch(say: Callable[[str], None], ended: threading.Event) -> None:
             silent = True
             continue
         silent = False
+        known = now if known is None else known
         for node in known.keys() - now.keys():
             say(f"node {known[node]} is gone; what ran there runs again")
         for node in now.keys() - known.keys():
