@@ -214,9 +214,7 @@ def sweep_ratios() -> dict[str, object]:
     bf16 = found["bf16"] / steps / members
     published = found["published"] / (5 * steps)
     by_size = {n: round(1e3 * found[str(n)] / steps / n, 2) for n in smaller}
-    left, before, spent = CONFIGURATIONS, 0, 0
-    for epoch, goes_on in (*Halving(first=2, eta=4).cuts(CONFIGURATIONS, EPOCHS), (EPOCHS, 0)):
-        spent, before, left = spent + left * (epoch - before), epoch, goes_on
+    spent = Budget(EPOCHS, ROWS, Halving(first=2, eta=4)).epochs_of(CONFIGURATIONS)
     flops = 5 * 2 * ROWS * SWEEP_DIM * 4 * SWEEP_DIM  # two layers forward, three products back
     rate = product_rate(8)
     trial = trial_overhead()

@@ -178,15 +178,29 @@ def _training_rows(
 
 
 def _rows(address: str, part: str, plan: Plan, assessments: Mapping[str, Assessment]) -> int | None:
-    """Rows of one part of a corpus: counted if it is built, else as its reader declares."""
+    """Rows of one part of a corpus: counted if it is built, else as its reader or task declares."""
     record = assessments[address].record
     if record is not None and f"rows_{part}" in record.counts:
         return record.counts[f"rows_{part}"]
     corpus = plan.steps[address].spec
-    if not isinstance(corpus, Corpus) or corpus.reader.rows is None:
+    if not isinstance(corpus, Corpus):
         return None
-    share = getattr(corpus.parts, part)
-    return round(corpus.reader.rows * share) if isinstance(share, (int, float)) else None
+    own = corpus.parts.sources.get(part)
+    reader, source = (corpus.reader, "reader") if own is None else (own, part)
+    rows = _sizes(address, plan).get(source) if reader.rows is None else reader.rows
+    if rows is None or own is not None:
+        return rows
+    share: float = getattr(corpus.parts, part)
+    return round(rows * share)
+
+
+def _sizes(address: str, plan: Plan) -> Mapping[str, int]:
+    """The rows that the task of a corpus says its readers have."""
+    for step in plan.of_kind("tune"):
+        if isinstance(step.spec, TuneStep) and address == f"corpus/{step.spec.task.scope}":
+            facts = step.spec.task.facts
+            return dict(facts.sizes.items()) if facts else {}
+    return {}
 
 
 def _images(plan: Plan, steps: Iterable[Step], assessments: Mapping[str, Assessment]) -> int | None:

@@ -170,6 +170,7 @@ class _Cells(tune.Callback):
     def __init__(self, works: Sequence[Work], drawn: Drawn, hooks: Hooks) -> None:
         self._works, self._drawn, self._hooks = works, drawn, hooks
         self._open = {n: set(range(len(drawn[work.address]))) for n, work in enumerate(works)}
+        self._epochs: dict[int, dict[int, int]] = {number: {} for number in self._open}
         self._closing: dict[ray.ObjectRef[Any], Work] = {}
         self.answered: set[str] = set()
 
@@ -188,15 +189,18 @@ class _Cells(tune.Callback):
         work = self._works[cell]
         if result["error"] is not None:
             self.done(work, result["error"])
-        if not result["done"]:
+        left, number = self._open[cell], int(trial.config["trial"]["configuration"])
+        if result["done"]:
+            left.discard(number)
+        if work.address in self.answered:
             return
-        left = self._open[cell]
-        left.discard(int(trial.config["trial"]["configuration"]))
-        many = len(self._drawn[work.address])
-        if work.address not in self.answered:
-            words = f"{many - len(left)} of {many} configurations"
-            self._hooks.say(work.address, 0.95 * (1 - len(left) / many), words)
-        if not left and work.address not in self.answered:
+        many, epochs = len(self._drawn[work.address]), step_of(work).epochs
+        # One that ended, or was stopped at a rung, has nothing left to do.
+        self._epochs[cell][number] = epochs if result["done"] else result["epoch"]
+        trained = sum(self._epochs[cell].values()) / (many * epochs)
+        words = f"{many - len(left)} of {many} configurations, {epochs} epochs each"
+        self._hooks.say(work.address, 0.95 * trained, words)
+        if not left and result["done"]:
             self._close(work)
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:

@@ -21,6 +21,7 @@ from jobs.contract import Outcome, StageError, Work
 from jobs.place import Place
 from jobs.tuning import cells, data
 from jobs.tuning.answers import Answers
+from jobs.tuning.budget import Told, to_nobody
 from jobs.tuning.fit import Fit, fit, fit_siblings, step_of
 from jobs.tuning.heads import Shape, StackedHeads
 from jobs.tuning.scores import Judged, Scores, judge
@@ -44,7 +45,10 @@ class Tested:
 
 
 def adapt(
-    work: Work, configurations: Sequence[Configuration] | None, cache: data.FeatureCache
+    work: Work,
+    configurations: Sequence[Configuration] | None,
+    cache: data.FeatureCache,
+    told: Told = to_nobody,
 ) -> Outcome:
     """An ID cell: train every configuration, select one on the validation part, test that one.
 
@@ -52,18 +56,20 @@ def adapt(
     do not fit the task or every configuration failed.
     """
     torch.set_num_threads(step_of(work).cpus)
-    return _finish(work, fit(work, configurations, cache))
+    return _finish(work, fit(work, configurations, cache, told))
 
 
 def adapt_siblings(
     works: Sequence[Work],
     configurations: Sequence[Sequence[Configuration]],
     cache: data.FeatureCache,
+    told: Told = to_nobody,
 ) -> list[Outcome | StageError]:
     """ID cells of one `fit.sibling_key`, trained as one stack; each is answered apart."""
     torch.set_num_threads(step_of(works[0]).cpus)
     answers: list[Outcome | StageError] = []
-    for work, found in zip(works, fit_siblings(works, configurations, cache), strict=True):
+    fits = fit_siblings(works, configurations, cache, told)
+    for work, found in zip(works, fits, strict=True):
         try:
             answers.append(found if isinstance(found, StageError) else _finish(work, found))
         except StageError as error:

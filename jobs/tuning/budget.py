@@ -12,6 +12,7 @@ all methods of a cell, and what each configuration was trained for is recorded w
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from jobs.tasks.spec import Metric
@@ -20,6 +21,14 @@ from jobs.tuning.spec import Halving
 Key = tuple[float, float, int]
 """Orders members, best first: minus the task's own metric on the validation part, validation loss,
 drawing order."""
+
+
+Told = Callable[[float], None]
+"""Hears now and then what share (0 to 1) of the work is done; from the thread that does it."""
+
+
+def to_nobody(share: float) -> None:
+    """Where nobody asks how far the work is."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +44,13 @@ class Budget:
     def cuts(self, configurations: int) -> dict[int, int]:
         """How many configurations go on, by the epoch after which the others are dropped."""
         return {} if self.halving is None else dict(self.halving.cuts(configurations, self.epochs))
+
+    def epochs_of(self, configurations: int) -> int:
+        """The epochs that all of a method's configurations train for together, at most."""
+        left, before, spent = configurations, 0, 0
+        for epoch, go_on in (*self.cuts(configurations).items(), (self.epochs, 0)):
+            spent, before, left = spent + left * (epoch - before), epoch, go_on
+        return spent
 
 
 class Patience:

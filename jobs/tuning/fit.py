@@ -15,7 +15,7 @@ import torch
 
 from jobs.contract import StageError, Work
 from jobs.tuning import data, probes, zero_shot
-from jobs.tuning.budget import Budget
+from jobs.tuning.budget import Budget, Told, to_nobody
 from jobs.tuning.heads import Shape, StackedHeads
 from jobs.tuning.label_noise import corrupted
 from jobs.tuning.scores import gathered
@@ -61,7 +61,10 @@ def sibling_key(work: Work) -> tuple[str, ...]:
 
 
 def fit(
-    work: Work, configurations: Sequence[Configuration] | None, cache: data.FeatureCache
+    work: Work,
+    configurations: Sequence[Configuration] | None,
+    cache: data.FeatureCache,
+    told: Told = to_nobody,
 ) -> Fit:
     """Fit one cell; without configurations, the step's own search asks for them.
 
@@ -70,12 +73,13 @@ def fit(
     prepared = _Prepared(cache, work)
     step = prepared.step
     if configurations is not None:
-        return prepared.fit_of(configurations, _train([prepared], [configurations])[0])
+        return prepared.fit_of(configurations, _train([prepared], [configurations], told)[0])
     searcher = Optuna(step.method.space, step.configurations, step.seed)
     asked: list[Configuration] = []
     parts = []
     while batch := searcher.ask():
-        (trained,) = _train([prepared], [batch])
+        part = _part(told, len(asked), len(batch), step.configurations)
+        (trained,) = _train([prepared], [batch], part)
         last = trained.epochs[-1]
         searcher.tell(last.validation.of(last.metric).tolist(), trained.failures)
         asked += batch
@@ -87,6 +91,7 @@ def fit_siblings(
     works: Sequence[Work],
     configurations: Sequence[Sequence[Configuration]],
     cache: data.FeatureCache,
+    told: Told = to_nobody,
 ) -> list[Fit | StageError]:
     """Fit cells of one `sibling_key`; each is answered apart."""
     answers: list[Fit | StageError | None] = [None] * len(works)
@@ -97,8 +102,11 @@ def fit_siblings(
             prepared[index] = _Prepared(cache, work, rows)
         except StageError as error:
             answers[index] = error
+    begun = 0
     for joined in _that_fit([(i, p, len(configurations[i])) for i, p in prepared.items()]):
-        found = _train([prepared[i] for i in joined], [configurations[i] for i in joined])
+        part = _part(told, begun, len(joined), len(prepared))
+        begun += len(joined)
+        found = _train([prepared[i] for i in joined], [configurations[i] for i in joined], part)
         for index, trained in zip(joined, found, strict=True):
             try:
                 answers[index] = prepared[index].fit_of(configurations[index], trained)
@@ -187,14 +195,16 @@ def _that_fit(members: Sequence[tuple[int, _Prepared, int]]) -> list[list[int]]:
 
 
 def _train(
-    prepared: Sequence[_Prepared], configurations: Sequence[Sequence[Configuration]]
+    prepared: Sequence[_Prepared],
+    configurations: Sequence[Sequence[Configuration]],
+    told: Told,
 ) -> list[Trained]:
     first, step = prepared[0], prepared[0].step
     head = step.method.head
     if head == "ridge" or head == "lbfgs":
         rows = first.labelled(), first.validation.rows
         metric = step.task.metric
-        return [probes.solve(head, first.shape, *rows, configurations[0], metric)]
+        return [probes.solve(head, first.shape, *rows, configurations[0], metric, told)]
     if head == "zero_shot":
         place, templates = first.work.inputs["encoder"], step.method.templates
         weight = zero_shot.classifier(place, first.classes.names, templates)
@@ -213,7 +223,13 @@ def _train(
         device="cuda" if step.gpus and torch.cuda.is_available() else "cpu",
         precision=step.precision,
         memory=step.memory_mb << 20,
+        told=told,
     )
+
+
+def _part(told: Told, before: int, own: int, all_of_them: int) -> Told:
+    """Takes shares of a part, and tells the whole's."""
+    return lambda share: told((before + own * share) / all_of_them)
 
 
 def _joined(parts: Sequence[Trained]) -> Trained:

@@ -3,10 +3,10 @@
 Takes every tuning work that is ready; answers each through `Hooks.done` as soon as it ends. A trial
 is a batch of ID cells over the same features; each of its iterations does the cells that can train
 as one stack (`fit.sibling_key`), so Tune schedules batches, the stack does the arithmetic, and a
-cell costs a share of a trial. Actors are reused, and keep the features they read last. A failing
-cell is answered with its error and the rest goes on; cells whose process died are done once more,
-each in a trial of its own. Once the user asks to stop, no cell is started; a cell that was not
-finished is not answered.
+cell costs a share of a trial. While a stack trains, its trial says now and then how far it is.
+Actors are reused, and keep the features they read last. A failing cell is answered with its error
+and the rest goes on; cells whose process died are done once more, each in a trial of its own. Once
+the user asks to stop, no cell is started; a cell that was not finished is not answered.
 
 Cells that train the encoder (`lora`, `ft`) are handed to `jobs.finetune`, which gives each
 configuration a trial of its own.
@@ -23,6 +23,7 @@ import json
 import math
 import os
 import tempfile
+import threading
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
@@ -54,7 +55,8 @@ from jobs.tuning.spec import (
 from jobs.tuning.stacked import Configuration
 
 _LOST_WORKERS = 1  # times a cell is started again after the process it ran in has died
-_LONGEST = 32  # iterations of a trial at most: what is done again at worst if its process dies
+_LONGEST = 32  # stacks of a trial at most: what is done again at worst if its process dies
+_SAYS_S = 2.0  # how often a trial says how far its cells are
 _SIBLINGS = 16  # cells of a stack at most: they are answered together
 _BATCHES_A_PROCESS = 4  # so that the last ones to end leave few processes idle
 
@@ -151,7 +153,7 @@ def _draw_one(domain: Domain, count: int, seed: int, name: str) -> list[float]:
 
 
 Batch = tuple[tuple[Work, ...], ...]
-"""What a trial does: the cells of one stack in each iteration."""
+"""What a trial does: the cells of one stack after those of another."""
 
 
 class _Trial(tune.Trainable):
@@ -164,13 +166,20 @@ class _Trial(tune.Trainable):
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self._left = list(self._batches[int(new_config["batch"])])
+        self._doing: _Doing | None = None
         return True
 
     def step(self) -> dict[str, Any]:
-        works = self._left.pop(0)
-        answers = _answer_siblings(works, self._cache)
-        named = [(work.address, answer) for work, answer in zip(works, answers, strict=True)]
-        return {"done": not self._left, "answers": named}
+        """The answers of the next stack's cells, or how far they are if they take long."""
+        if self._doing is None:
+            self._doing = _Doing(self._left.pop(0), self._cache)
+        addresses = [work.address for work in self._doing.works]
+        answers = self._doing.wait(_SAYS_S)
+        if answers is None:
+            return {"done": False, "share": self._doing.share, "doing": addresses, "answers": []}
+        self._doing = None
+        named = list(zip(addresses, answers, strict=True))
+        return {"done": not self._left, "share": 1.0, "doing": [], "answers": named}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """A cell has no state worth keeping: it is done again or not at all."""
@@ -179,16 +188,39 @@ class _Trial(tune.Trainable):
         """See `save_checkpoint`."""
 
 
-def _answer_siblings(
-    works: Sequence[Work], cache: FeatureCache
-) -> Sequence[Outcome | BaseException]:
-    """Do the cells of one stack; what is raised is the answer, in a form that can travel."""
-    try:
+class _Doing:
+    """The cells of one stack, done in a thread, so that the trial can say how far they are."""
+
+    def __init__(self, works: Sequence[Work], cache: FeatureCache) -> None:
+        self.works = works
+        self.share = 0.0
+        self._cache = cache
+        self._answers: Sequence[Outcome | BaseException] = ()
+        # It dies with the trial's process: a sweep that is stopped does not wait for it.
+        self._thread = threading.Thread(target=self._do, name="cells", daemon=True)
+        self._thread.start()
+
+    def wait(self, seconds: float) -> Sequence[Outcome | BaseException] | None:
+        """The answers, one a work; none if so many seconds were not enough."""
+        self._thread.join(seconds)
+        return None if self._thread.is_alive() else self._answers
+
+    def _do(self) -> None:
+        """What is raised is the answer, in a form that can travel."""
+        try:
+            self._answers = self._answered()
+        except Exception as error:
+            self._answers = [portable(error)] * len(self.works)
+
+    def _answered(self) -> Sequence[Outcome | BaseException]:
+        works = self.works
         if len(works) == 1:
-            return [adapt(works[0], _tried(works[0]), cache)]
-        return adapt_siblings(works, [_tried(work) or () for work in works], cache)
-    except Exception as error:
-        return [portable(error)] * len(works)
+            return [adapt(works[0], _tried(works[0]), self._cache, self._hear)]
+        tried = [_tried(work) or () for work in works]
+        return adapt_siblings(works, tried, self._cache, self._hear)
+
+    def _hear(self, share: float) -> None:
+        self.share = share
 
 
 def _tried(work: Work) -> tuple[Configuration, ...] | None:
@@ -222,22 +254,29 @@ class _Answers(tune.Callback):
 
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         for work in self._works(trial):
-            step = step_of(work)
-            tried = step.method.tries(step.configurations)
-            words = "1 configuration" if tried == 1 else f"{tried} configurations"
-            if step.method.head not in GIVEN:
-                words += f", {step.epochs} epochs"
-            self._hooks.say(work.address, 0.0, words)
+            self._hooks.say(work.address, 0.0, _in_words(work))
 
     def on_trial_result(
         self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
+        for work in self._works(trial):
+            if work.address in result["doing"]:
+                share = result["share"]
+                self._hooks.say(work.address, share, f"{share:.0%} of {_in_words(work)}")
         for address, answer in result["answers"]:
             self.done(address, answer)
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         for work in self._works(trial):
             self.deaths[work.address] = f"the cell's process died: {trial.get_pickled_error()}"
+
+
+def _in_words(work: Work) -> str:
+    """What a cell has to do."""
+    step = step_of(work)
+    tried = step.method.tries(step.configurations)
+    words = "1 configuration" if tried == 1 else f"{tried} configurations"
+    return words if step.method.head in GIVEN else f"{words}, {step.epochs} epochs"
 
 
 def _fit(works: Sequence[Work], hooks: Hooks) -> None:

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from jobs.tasks.spec import Metric
+from jobs.tuning.budget import Told, to_nobody
 from jobs.tuning.heads import Shape, StackedHeads, scale_of
 from jobs.tuning.scores import judge
 from jobs.tuning.stacked import Configuration, Epoch, Labelled, evaluate
@@ -43,6 +44,7 @@ def solve(
     validation: Labelled,
     configurations: Sequence[Configuration],
     metric: Metric = "accuracy",
+    told: Told = to_nobody,
 ) -> Trained:
     """The best linear head for each configuration's `l2`, and the one best by `metric`.
 
@@ -56,7 +58,7 @@ def solve(
         shape, len(penalties), 0, _CPU, scale_of(labels) if shape.of_numbers else (0.0, 1.0)
     )
     if kind == "lbfgs":
-        solved = _lbfgs(rows, labels, shape.classes, penalties)
+        solved = _lbfgs(rows, labels, shape.classes, penalties, told)
     else:
         solved = _ridge(rows, _targets(fresh, labels), penalties)
     return judged(solved, fresh, training, validation, metric)
@@ -112,8 +114,13 @@ def _ridge(rows: Tensor, targets: Tensor, penalties: Sequence[float]) -> Solutio
     return weight, share - weight @ mean, [None] * len(penalties)
 
 
-def _lbfgs(rows: Tensor, labels: Tensor, classes: int, penalties: Sequence[float]) -> Solution:
-    found = [_descend(rows, labels, classes, penalty) for penalty in penalties]
+def _lbfgs(
+    rows: Tensor, labels: Tensor, classes: int, penalties: Sequence[float], told: Told
+) -> Solution:
+    found = []
+    for number, penalty in enumerate(penalties, 1):
+        found.append(_descend(rows, labels, classes, penalty))
+        told(number / len(penalties))
     failures = [
         f"L-BFGS stopped at a gradient of {slope:.1e} after {_ITERATIONS} iterations at most"
         if not slope <= _CONVERGED

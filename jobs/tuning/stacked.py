@@ -22,7 +22,7 @@ others do not change by a bit. Nothing here reads or writes files, or knows of a
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -187,7 +187,7 @@ class Stack:
         size = self._budget.batch_size
         return self._samples // size + (self._samples % size > 1)
 
-    def run_epoch(self) -> None:
+    def run_epoch(self, after_step: Callable[[], None] = lambda: None) -> None:
         """Train every member for one epoch, then validate it; the result is `epochs[-1]`."""
         sums: dict[str, Tensor] = {}
         seen = 0
@@ -196,6 +196,7 @@ class Stack:
                 for name, values in self._step(batch).items():
                     sums[name] = sums.get(name, 0.0) + len(batch[0]) * values.detach().double()
                 seen += len(batch[0])
+                after_step()
         loss, predicted = evaluate(self.heads, self._validation, self._device)
         scores = judge(
             self._validation.labels.to(self._device), predicted, self.heads.shape.classes

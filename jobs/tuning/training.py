@@ -12,11 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from jobs.tuning.budget import Budget, Key, Patience
+from jobs.tuning.budget import Budget, Key, Patience, Told, to_nobody
 from jobs.tuning.heads import Shape
 from jobs.tuning.scores import gathered
 from jobs.tuning.spec import Precision
@@ -75,8 +76,17 @@ def train_groups(
     device: str = "cpu",
     precision: Precision = "float32",
     memory: int = MEMORY,
+    told: Told = to_nobody,
 ) -> list[Trained]:
     """As `train`, for several groups at once. Raises ValueError if their rows differ in number."""
+    whole = sum(budget.epochs_of(len(group.configurations)) for group in groups)
+    done = 0.0
+
+    def trained(epochs: float) -> None:
+        nonlocal done
+        done += epochs
+        told(min(1.0, done / whole))
+
     members = [(g, c) for g, group in enumerate(groups) for c in range(len(group.configurations))]
     views = groups[0].training.features.shape[0]
     at_once = max(1, memory // bytes_of_member(shape, budget.batch_size * views))
@@ -93,7 +103,7 @@ def train_groups(
     cuts = [budget.cuts(len(group.configurations)) for group in groups]
     for epoch in [*sorted({epoch for cut in cuts for epoch in cut}), budget.epochs]:
         for turn in turns:
-            turn.run_to(epoch, start)
+            turn.run_to(epoch, start, trained)
         for number, cut in enumerate(cuts):
             if epoch in cut:
                 _drop(turns, number, cut[epoch], epoch)
@@ -123,13 +133,19 @@ class _Turn:
         self._stack: Stack | None = None
         self._best: dict[int, tuple[Key, Mapping[str, Tensor]]] = {}  # by group, of those who left
 
-    def run_to(self, epoch: int, start: Callable[[_Turn], Stack]) -> None:
-        """Train who still trains, until `epoch`; after the budget's last, only the best is held."""
+    def run_to(
+        self, epoch: int, start: Callable[[_Turn], Stack], trained: Callable[[float], None]
+    ) -> None:
+        """Train who still trains, until `epoch`; after the budget's last, only the best is held.
+
+        `trained` hears of every step as a share of an epoch, summed over the members that took it.
+        """
         if self._stack is None and not self.epochs:
             self._stack = start(self)
             self.epochs, self.failures = self._stack.epochs, self._stack.failures
         while self._stack is not None and len(self.epochs) < epoch:
-            self._stack.run_epoch()
+            step = len(self._stack.members) / self._stack.steps_per_epoch
+            self._stack.run_epoch(partial(trained, step))
             self._after_epoch(self._stack)
         if self._stack is not None and len(self.epochs) == self._budget.epochs:
             self._leave(self._stack, self._stack.members)

@@ -8,6 +8,7 @@ import pytest
 import synthetic
 from jobs.contract import Outcome
 from jobs.place import Place
+from jobs.tuning.spec import TuneStep
 from orchestrator import experiment, planner
 from orchestrator.cost import FORWARD_SHARE, Cost, Given, estimate
 from orchestrator.plan import Plan, Step, assess
@@ -59,6 +60,28 @@ def test_every_view_of_a_training_image_is_encoded(plan: Plan, store: Store) -> 
         for part in getattr(step.spec, "parts"):  # noqa: B009
             expected += round(digits * share[part]) * (1 + VIEWS if part == "train" else 1)
     assert priced(plan, store).feature_images == expected
+
+
+def test_images_of_corpora_that_are_not_built_are_as_many_as_their_tasks_say(store: Store) -> None:
+    views = "features.views={count: 2, augment: {flip: true}}"
+    tasks = "tasks=[fashion-mnist, emoji-noto, emoji-noto-to-twemoji]"
+    planned = planner.build(experiment.load("encoders-file", overrides=[tasks, views]))
+    fashion = 54_000 * 3 + 6_000 + 10_000
+    emoji = next(s for s in planned.of_kind("tune") if "/emoji-noto/" in s.address).spec
+    assert isinstance(emoji, TuneStep)
+    assert emoji.task.facts
+    assert emoji.task.corpus
+    rows, share = emoji.task.facts.sizes["reader"], emoji.task.corpus.parts.shares
+    drawn = round(rows * share[0]) * 3 + round(rows * share[1]) + round(rows * share[2])
+    other = next(s for s in planned.of_kind("tune") if "/emoji-noto-to-twemoji/" in s.address).spec
+    assert isinstance(other, TuneStep)
+    assert other.task.facts
+    by_others = other.task.facts.sizes["reader"]
+    assert priced(planned, store).feature_images == fashion + drawn + by_others
+    one = planner.build(
+        experiment.load("encoders-file", overrides=["tasks=[fashion-mnist]", views])
+    )
+    assert priced(one, store).feature_images == fashion
 
 
 def test_what_nobody_knows_is_named_and_left_out_of_the_sum(plan: Plan, store: Store) -> None:

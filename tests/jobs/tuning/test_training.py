@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -124,6 +126,21 @@ def test_groups_of_other_sizes_are_refused() -> None:
     groups = [Group(blobs(n, 1, 1), TRIED[:1], 0) for n in (40, 50)]
     with pytest.raises(ValueError, match=r"\[40, 50\] samples do not share their steps"):
         train_groups(Shape("linear", DIM, CLASSES), groups, VALIDATION, Budget(1, 16))
+
+
+@pytest.mark.parametrize("halving", [None, Halving(first=1, eta=2)], ids=["full", "halving"])
+@pytest.mark.parametrize("memory", [1, 1 << 30], ids=["turns", "one stack"])
+def test_who_asks_hears_of_every_step_up_to_the_last(halving: Halving | None, memory: int) -> None:
+    heard: list[float] = []
+    budget = Budget(4, 16, halving)
+    groups = [Group(TRAINING, TRIED, 0), Group(TRAINING, TRIED[:2], 0)]
+    shape = Shape("paper", DIM, CLASSES)
+    train_groups(shape, groups, VALIDATION, budget, memory=memory, told=heard.append)
+    assert heard == sorted(heard)
+    assert heard[-1] == pytest.approx(1)
+    assert (
+        max(b - a for a, b in itertools.pairwise([0.0, *heard])) <= 1.8 / 17 + 1e-9
+    )  # a step of all nine
 
 
 def test_halving_trains_the_better_ones_on_as_if_nobody_had_been_dropped() -> None:

@@ -37,6 +37,7 @@ class Answers:
     results: dict[str, Outcome | BaseException] = field(default_factory=dict)
     on_first: Callable[[], None] = lambda: None
     twice: list[str] = field(default_factory=list)
+    said: list[tuple[str, float, str]] = field(default_factory=list)
 
     def done(self, address: str, result: Outcome | BaseException) -> None:
         if address in self.results:
@@ -47,7 +48,7 @@ class Answers:
 
     @property
     def hooks(self) -> Hooks:
-        return Hooks(self.done, lambda address, share, words: None, lambda: self.stop())
+        return Hooks(self.done, lambda *said: self.said.append(said), lambda: self.stop())
 
 
 def id_works(write: WriteFeatures, make: MakeWork, levels: int = 2) -> list[Work]:
@@ -166,6 +167,31 @@ def test_a_request_to_stop_ends_the_run_soon(
     assert 2 <= len(answers.results) < len(works)
     assert all(isinstance(result, Outcome) for result in answers.results.values())
     assert time.monotonic() - began < 30
+
+
+def test_long_cells_say_how_far_they_are_and_are_left_where_they_stand_on_a_request_to_stop(
+    ray_session: None, write_features: WriteFeatures, make_work: MakeWork
+) -> None:
+    features = write_features()
+    works = [
+        make_work(f"cell-{n}", step(seed=n, epochs=100_000), features=features) for n in (0, 1)
+    ]
+    answers = Answers()
+    moved: dict[str, set[float]] = {work.address: set() for work in works}
+
+    def both_moved() -> bool:
+        for address, share, words in answers.said:
+            moved[address].add(share)
+            assert "3 configurations, 100000 epochs" in words
+        return all(len(shares) >= 3 for shares in moved.values())
+
+    answers.stop = both_moved
+    began = time.monotonic()
+    run(works, answers.hooks)
+    assert time.monotonic() - began < 60
+    assert answers.results == {}
+    assert all(min(shares) == 0 and 0 < max(shares) < 1 for shares in moved.values())
+    assert not any(work.output.exists(cells.CELL) for work in works)
 
 
 @pytest.mark.faults
