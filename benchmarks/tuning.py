@@ -6,6 +6,7 @@ several turns counts. Ends with one line of JSON:
 
 - nmtune_step_vs_mlp: an optimiser step of the engine with all three regularisers over one without,
   one member, at (rows, D, H) = (128, 512, 2048) and (128, 2048, 8192); the worse of the two.
+  `nmtune_step_vs_mlp_in_a_cell`: at D = 512, 8 members on one thread, as a cell runs by default.
 - published_step_vs_mlp: the same ratio of the published form (baseline A), the worse of the two.
 - stacked_vs_one_by_one: configurations an hour of the engine over baseline A's: nmtune, 64
   configurations, D = 512, 10,000 samples, batch 128, 30 epochs. A is torch.nn, torch.optim.AdamW as
@@ -60,6 +61,7 @@ WEIGHT = 0.01
 CELLS = 200
 TURNS = 5
 TRIALS = 4
+CELL_MEMBERS = 8
 
 
 def features(samples: int, dim: int) -> Labelled:
@@ -176,6 +178,22 @@ def step_ratios() -> dict[str, object]:
         "published_step_vs_mlp": round(max(published), 3),
         "step_ratio_by_dim": dict(zip(STEP_SHAPES, (round(r, 3) for r in ours), strict=True)),
     }
+
+
+def cell_step_ratio() -> dict[str, object]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        sides = {
+            "mlp": engine_epoch(SWEEP_DIM, CELL_MEMBERS, 0.0, 4),
+            "nmtune": engine_epoch(SWEEP_DIM, CELL_MEMBERS, WEIGHT, 4),
+        }
+        found = fastest(sides, TURNS)
+    finally:
+        torch.set_num_threads(threads)
+    milliseconds = {n: round(1e3 * s / 4 / CELL_MEMBERS, 2) for n, s in found.items()}
+    print(f"milliseconds a step and configuration, one thread: {milliseconds}", flush=True)
+    return {"nmtune_step_vs_mlp_in_a_cell": round(found["nmtune"] / found["mlp"], 3)}
 
 
 def product_rate(members: int) -> float:
@@ -349,7 +367,7 @@ def cell_milliseconds(folder: Path) -> float:
 def main() -> None:
     from orchestrator import cluster
 
-    result: dict[str, object] = step_ratios()
+    result = step_ratios() | cell_step_ratio()
     with cluster.session(cpus=os.cpu_count()), tempfile.TemporaryDirectory() as folder:
         result |= sweep_ratios() | small_ratios()
         result["plan_s"] = round(plan_seconds(Path(folder)), 2)

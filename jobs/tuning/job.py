@@ -1,12 +1,12 @@
 """The tuning stage on Ray: cells in trials of one Tune run, OOD evaluations as a few plain tasks.
 
 Takes every tuning work that is ready; answers each through `Hooks.done` as soon as it ends. A trial
-is a batch of ID cells over the same features; each of its iterations does the cells that can train
-as one stack (`fit.sibling_key`), so Tune schedules batches, the stack does the arithmetic, and a
-cell costs a share of a trial. While a stack trains, its trial says now and then how far it is.
-Actors are reused, and keep the features they read last. A failing cell is answered with its error
-and the rest goes on; cells whose process died are done once more, each in a trial of its own. Once
-the user asks to stop, no cell is started; a cell that was not finished is not answered.
+is a batch of ID cells over the same features, and does those together that can train as one stack
+(`fit.sibling_key`), so Tune schedules batches, the stack does the arithmetic, and a cell costs a
+share of a trial. While a stack trains, its trial says now and then how far it is. Actors are
+reused, and keep the features they read last. A failing cell is answered with its error and the rest
+goes on; cells whose process died are done once more, each in a trial of its own. Once the user asks
+to stop, no cell is started; a cell that was not finished is not answered.
 
 Cells that train the encoder (`lora`, `ft`) are handed to `jobs.finetune`, which gives each
 configuration a trial of its own.
