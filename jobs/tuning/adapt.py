@@ -8,7 +8,7 @@ decides where or when a cell runs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -64,17 +64,17 @@ def adapt_siblings(
     configurations: Sequence[Sequence[Configuration]],
     cache: data.FeatureCache,
     told: Told = to_nobody,
-) -> list[Outcome | StageError]:
-    """ID cells of one `fit.sibling_key`, trained as one stack; each is answered apart."""
+) -> Iterator[tuple[Work, Outcome | StageError]]:
+    """ID cells of one `fit.sibling_key`, trained as one stack as far as they fit the memory.
+
+    Each is answered apart, as soon as its stack has ended.
+    """
     torch.set_num_threads(step_of(works[0]).cpus)
-    answers: list[Outcome | StageError] = []
-    fits = fit_siblings(works, configurations, cache, told)
-    for work, found in zip(works, fits, strict=True):
+    for work, found in fit_siblings(works, configurations, cache, told):
         try:
-            answers.append(found if isinstance(found, StageError) else _finish(work, found))
+            yield work, found if isinstance(found, StageError) else _finish(work, found)
         except StageError as error:
-            answers.append(error)
-    return answers
+            yield work, error
 
 
 def _finish(work: Work, fit: Fit) -> Outcome:

@@ -8,7 +8,7 @@ is where joining pays: small heads, whose time goes into the number of operation
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -92,27 +92,28 @@ def fit_siblings(
     configurations: Sequence[Sequence[Configuration]],
     cache: data.FeatureCache,
     told: Told = to_nobody,
-) -> list[Fit | StageError]:
-    """Fit cells of one `sibling_key`; each is answered apart."""
-    answers: list[Fit | StageError | None] = [None] * len(works)
+) -> Iterator[tuple[Work, Fit | StageError]]:
+    """Fit cells of one `sibling_key`; each is answered apart, as soon as its stack has ended.
+
+    `told` hears what share is done of those that are not answered yet.
+    """
     prepared: dict[int, _Prepared] = {}
     rows: dict[tuple[float, int], data.TaskRows] = {}
     for index, work in enumerate(works):
         try:
             prepared[index] = _Prepared(cache, work, rows)
         except StageError as error:
-            answers[index] = error
-    begun = 0
+            yield work, error
+    left = len(prepared)
     for joined in _that_fit([(i, p, len(configurations[i])) for i, p in prepared.items()]):
-        part = _part(told, begun, len(joined), len(prepared))
-        begun += len(joined)
+        part = _part(told, 0, len(joined), left)
+        left -= len(joined)
         found = _train([prepared[i] for i in joined], [configurations[i] for i in joined], part)
         for index, trained in zip(joined, found, strict=True):
             try:
-                answers[index] = prepared[index].fit_of(configurations[index], trained)
+                yield works[index], prepared[index].fit_of(configurations[index], trained)
             except StageError as error:
-                answers[index] = error
-    return [answer for answer in answers if answer is not None]
+                yield works[index], error
 
 
 class _Prepared:

@@ -27,6 +27,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -170,16 +171,16 @@ class _Trial(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        """The answers of the next stack's cells, or how far they are if they take long."""
+        """What has been answered of the next siblings; how far the rest is if they take long."""
         if self._doing is None:
             self._doing = _Doing(self._left.pop(0), self._cache)
-        addresses = [work.address for work in self._doing.works]
-        answers = self._doing.wait(_SAYS_S)
-        if answers is None:
-            return {"done": False, "share": self._doing.share, "doing": addresses, "answers": []}
-        self._doing = None
-        named = list(zip(addresses, answers, strict=True))
-        return {"done": not self._left, "share": 1.0, "doing": [], "answers": named}
+        doing = self._doing
+        ended = doing.wait(_SAYS_S)
+        if ended:
+            self._doing = None
+        answers, share = doing.new_answers(), doing.share
+        left = [work.address for work in doing.left]
+        return {"done": ended and not self._left, "answers": answers, "doing": left, "share": share}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """A cell has no state worth keeping: it is done again or not at all."""
@@ -189,35 +190,48 @@ class _Trial(tune.Trainable):
 
 
 class _Doing:
-    """The cells of one stack, done in a thread, so that the trial can say how far they are."""
+    """Siblings, done in a thread of their own, so that their trial can say how far they are."""
 
     def __init__(self, works: Sequence[Work], cache: FeatureCache) -> None:
-        self.works = works
-        self.share = 0.0
+        self.left = list(works)  # not answered yet
+        self.share = 0.0  # done of those
         self._cache = cache
-        self._answers: Sequence[Outcome | BaseException] = ()
+        self._answers: SimpleQueue[tuple[Work, Outcome | BaseException]] = SimpleQueue()
         # It dies with the trial's process: a sweep that is stopped does not wait for it.
-        self._thread = threading.Thread(target=self._do, name="cells", daemon=True)
+        self._thread = threading.Thread(target=self._do, args=(works,), name="cells", daemon=True)
         self._thread.start()
 
-    def wait(self, seconds: float) -> Sequence[Outcome | BaseException] | None:
-        """The answers, one a work; none if so many seconds were not enough."""
+    def wait(self, seconds: float) -> bool:
+        """Whether all has ended, after so many seconds at most."""
         self._thread.join(seconds)
-        return None if self._thread.is_alive() else self._answers
+        return not self._thread.is_alive()
 
-    def _do(self) -> None:
-        """What is raised is the answer, in a form that can travel."""
+    def new_answers(self) -> list[tuple[str, Outcome | BaseException]]:
+        """By address, those that came since this was last called."""
+        found = []
+        while not self._answers.empty():
+            work, answer = self._answers.get()
+            self.left.remove(work)
+            found.append((work.address, answer))
+        return found
+
+    def _do(self, works: Sequence[Work]) -> None:
+        """What is raised is the answer of all that have none, in a form that can travel."""
+        left = list(works)
         try:
-            self._answers = self._answered()
+            for work, answer in self._answered(works):
+                left.remove(work)
+                self._answers.put((work, answer))
         except Exception as error:
-            self._answers = [portable(error)] * len(self.works)
+            for work in left:
+                self._answers.put((work, portable(error)))
 
-    def _answered(self) -> Sequence[Outcome | BaseException]:
-        works = self.works
+    def _answered(self, works: Sequence[Work]) -> Iterator[tuple[Work, Outcome | StageError]]:
         if len(works) == 1:
-            return [adapt(works[0], _tried(works[0]), self._cache, self._hear)]
-        tried = [_tried(work) or () for work in works]
-        return adapt_siblings(works, tried, self._cache, self._hear)
+            yield works[0], adapt(works[0], _tried(works[0]), self._cache, self._hear)
+        else:
+            tried = [_tried(work) or () for work in works]
+            yield from adapt_siblings(works, tried, self._cache, self._hear)
 
     def _hear(self, share: float) -> None:
         self.share = share

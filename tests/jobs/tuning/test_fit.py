@@ -66,9 +66,14 @@ def test_siblings_are_the_cells_they_would_be_alone(
         )
         for w in together
     ]
-    answers = adapt_siblings(works, [tried(w) for w in works], data.FeatureCache())
-    assert stacks == ([5] if memory > 1 else [1] * 5)
-    for work, own, answer in zip(together, alone, answers, strict=True):
+    heard: list[float] = []
+    told = heard.append
+    answers = adapt_siblings(works, [tried(w) for w in works], data.FeatureCache(), told)
+    answered = [(work, answer, list(stacks), heard[-1]) for work, answer in answers]
+    for number, (_, _, ended, share) in enumerate(answered, 1):
+        assert ended == ([5] if memory > 1 else [1] * number), "answered when its stack has ended"
+        assert share == pytest.approx(1 if memory > 1 else 1 / (6 - number)), "of those left"
+    for (work, answer, _, _), own in zip(answered, alone, strict=True):
         assert isinstance(answer, Outcome)
         adapt(own, tried(own), data.FeatureCache())
         mine, theirs = read_cell(work.output), read_cell(own.output)
@@ -89,9 +94,11 @@ def test_a_sibling_that_cannot_be_fitted_leaves_the_others_alone(
     works = siblings(make_work, features, "cell")[:2]
     broken = [Configuration(lr=1e38)] * 3
     answers = adapt_siblings(works, [broken, tried(works[1])], data.FeatureCache())
-    assert isinstance(answers[0], StageError)
-    assert "all 3 configurations failed" in str(answers[0])
-    assert isinstance(answers[1], Outcome)
+    found = {work.address: answer for work, answer in answers}
+    failed, other = (found[work.address] for work in works)
+    assert isinstance(failed, StageError)
+    assert "all 3 configurations failed" in str(failed)
+    assert isinstance(other, Outcome)
 
 
 @pytest.mark.parametrize(

@@ -141,7 +141,7 @@ def test_stacked_members_and_cells_get_what_they_would_get_alone(
         for seed in (0, 1)  # other rows, hence another mean and deviation of the targets
     ]
     assert len({sibling_key(work) for work in works}) == 1
-    adapt_siblings(works, [tried] * 2, FeatureCache())
+    assert len(list(adapt_siblings(works, [tried] * 2, FeatureCache()))) == 2
     for work in works:
         together, cell = tried_of(work), cell_of(work)
         for index, configuration in enumerate(tried):
