@@ -2,7 +2,7 @@
 
 Run it with the project installed: `python benchmarks/tuning.py` (some minutes on two idle cores; on
 a busy machine its ratios mean little). Sides of a ratio are timed in turns, and the fastest of
-several turns counts. Ends with one line of JSON:
+several turns counts; both keep freed memory, as a trial of the engine does. Ends with one line of JSON:
 
 - nmtune_step_vs_mlp: an optimiser step of the engine with all three regularisers over one without,
   one member, at (rows, D, H) = (128, 512, 2048) and (128, 2048, 8192); the worse of the two.
@@ -47,6 +47,7 @@ from torch.nn import functional
 
 from jobs.contract import Hooks, Work
 from jobs.place import Place
+from jobs.tuning.allocator import keep_freed_memory
 from jobs.tuning.budget import Budget
 from jobs.tuning.heads import Shape
 from jobs.tuning.spec import Halving, Precision, TuneStep
@@ -367,6 +368,7 @@ def cell_milliseconds(folder: Path) -> float:
 def main() -> None:
     from orchestrator import cluster
 
+    keep_freed_memory()
     result = step_ratios() | cell_step_ratio()
     with cluster.session(cpus=os.cpu_count()), tempfile.TemporaryDirectory() as folder:
         result |= sweep_ratios() | small_ratios()

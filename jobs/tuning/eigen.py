@@ -43,7 +43,15 @@ def begin(matrices: Tensor) -> Callable[[], tuple[Tensor, Tensor]]:
 def _pool(workers: int) -> ThreadPoolExecutor:
     """Threads that each keep to one core. Setting theirs changes what new threads get: set back."""
     threads = torch.get_num_threads()
-    pool = ThreadPoolExecutor(workers, "eigh", initializer=torch.set_num_threads, initargs=(1,))
+    pool = ThreadPoolExecutor(workers, "eigh", initializer=_keep_to_one_core)
     list(pool.map(torch.linalg.eigh, [torch.eye(2)] * (8 * workers)))  # starts them all
     torch.set_num_threads(threads)
     return pool
+
+
+def _keep_to_one_core() -> None:
+    # A thread takes the process's number when it first asks for it, over one set before that. One
+    # that has helpers of its own makes more of them than there are cores, and then OpenMP puts all
+    # to sleep between operations: everything else in the process takes twice as long.
+    torch.get_num_threads()
+    torch.set_num_threads(1)

@@ -39,6 +39,7 @@ from jobs.contract import Hooks, Outcome, StageError, Work
 from jobs.finetune import job as finetune
 from jobs.remote import answer_each, portable
 from jobs.tuning.adapt import adapt, adapt_siblings, transfer
+from jobs.tuning.allocator import keep_freed_memory
 from jobs.tuning.data import FeatureCache
 from jobs.tuning.fit import sibling_key, step_of
 from jobs.tuning.search import configuration
@@ -161,6 +162,7 @@ class _Trial(tune.Trainable):
     """An actor that does one batch after another."""
 
     def setup(self, config: dict[str, Any], batches: tuple[Batch, ...] = ()) -> None:
+        keep_freed_memory()
         self._batches = batches
         self._cache = FeatureCache()
         self.reset_config(config)

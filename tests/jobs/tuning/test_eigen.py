@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
 from jobs.tuning.eigen import eigh
+
+
+def test_a_thread_has_no_helpers_of_its_own() -> None:
+    """Large enough for torch to split the work if it may: more threads than cores slow all down."""
+    torch.set_num_threads(2)
+    matrices = torch.eye(128, dtype=torch.float64).repeat(16, 1, 1)
+    matrices @ matrices  # this thread's own helpers
+    eigh(matrices[:2])
+    before = len(os.listdir("/proc/self/task"))
+    eigh(matrices)
+    assert len(os.listdir("/proc/self/task")) == before
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
