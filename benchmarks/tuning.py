@@ -2,7 +2,7 @@
 
 Run it with the project installed: `python benchmarks/tuning.py` (some minutes on two idle cores; on
 a busy machine its ratios mean little). Sides of a ratio are timed in turns, and the fastest of
-several turns counts; both keep freed memory, as a trial of the engine does. Ends with one line of JSON:
+several turns counts; all keep freed memory, as the engine's trials do. Ends with one line of JSON:
 
 - nmtune_step_vs_mlp: an optimiser step of the engine with all three regularisers over one without,
   one member, at (rows, D, H) = (128, 512, 2048) and (128, 2048, 8192); the worse of the two.
