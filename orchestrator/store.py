@@ -86,8 +86,9 @@ class Store:
                         f"storage {self.root.uri} has format {found}, this version reads {FORMAT}; "
                         f"name another folder with --set storage=PATH"
                     )
-                self.root.write_bytes(".writable", b"")
-                self.root.delete(".writable")
+                trial = f".writable-{uuid.uuid4().hex}"  # another driver may be trying too
+                self.root.write_bytes(trial, b"")
+                self.root.delete(trial)
             else:
                 self.root.write_json("store.json", {"format": FORMAT, "id": uuid.uuid4().hex})
         except (OSError, ValueError, KeyError) as error:

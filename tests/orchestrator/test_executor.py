@@ -5,6 +5,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -131,6 +132,15 @@ def test_two_drivers_on_one_store_share_the_work(small: Plan, tmp_path: Path) ->
     assert Counter(list(small.steps)) == RUNS
     assert all(set(statuses(results)) <= {"done", "reused"} for results in found)
     assert len(found) == 2
+
+
+def test_many_drivers_may_prepare_a_store_at_once(tmp_path: Path) -> None:
+    store = Store(Place.of(tmp_path))
+    store.prepare()
+    with ThreadPoolExecutor(8) as pool:
+        for prepared in [pool.submit(store.prepare) for _ in range(400)]:
+            prepared.result()
+    assert [path.name for path in tmp_path.iterdir()] == ["store.json"]
 
 
 def test_an_unfinished_folder_is_redone_from_empty(small: Plan, tmp_path: Path) -> None:
