@@ -138,7 +138,7 @@ def test_many_drivers_may_prepare_a_store_at_once(tmp_path: Path) -> None:
     store = Store(Place.of(tmp_path))
     store.prepare()
     with ThreadPoolExecutor(8) as pool:
-        for prepared in [pool.submit(store.prepare) for _ in range(400)]:
+        for prepared in [pool.submit(store.prepare) for _ in range(100)]:
             prepared.result()
     assert [path.name for path in tmp_path.iterdir()] == ["store.json"]
 
