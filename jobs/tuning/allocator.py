@@ -1,8 +1,8 @@
 """Memory that is freed at one training step and wanted at the next stays with the process.
 
 glibc hands large blocks back to the system when they are freed, and gets them anew, page by page,
-every page zeroed: on a CPU that is a sixth of the time of a large head's step
-(`benchmarks/tuning.py`). A process that trains for minutes may as well keep them.
+every page zeroed: a seventh to a quarter of the time of a head's step on a CPU (docs/tuning.md). A
+process that trains for minutes may as well keep them.
 """
 
 from __future__ import annotations

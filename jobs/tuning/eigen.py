@@ -52,6 +52,6 @@ def _pool(workers: int) -> ThreadPoolExecutor:
 def _keep_to_one_core() -> None:
     # A thread takes the process's number when it first asks for it, over one set before that. One
     # that has helpers of its own makes more of them than there are cores, and then OpenMP puts all
-    # to sleep between operations: everything else in the process takes twice as long.
+    # to sleep between operations: everything else in the process takes up to twice as long.
     torch.get_num_threads()
     torch.set_num_threads(1)

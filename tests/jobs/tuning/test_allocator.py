@@ -32,7 +32,7 @@ def faults(line: str) -> int:
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another malloc")
-def test_a_step_asks_the_system_for_no_page_it_had_before() -> None:
+def test_steps_ask_the_system_for_few_pages_they_had_before() -> None:
     step = (MEGABYTES << 20) // 4096
     kept, given_back = faults("keep_freed_memory()"), faults("")
     assert given_back > 0.9 * STEPS * step

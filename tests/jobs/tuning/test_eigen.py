@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 from jobs.tuning.eigen import eigh
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
 def test_a_thread_has_no_helpers_of_its_own() -> None:
     """Large enough for torch to split the work if it may: more threads than cores slow all down."""
     torch.set_num_threads(2)
