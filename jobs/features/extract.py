@@ -145,13 +145,18 @@ def _decoded(
 
 
 def _pixels(rows: pa.Table, encoder: Encoder, step: FeaturesStep) -> torch.Tensor:
-    """The rows' images, decoded, shifted at the source's resolution, resized: uint8 [N,C,H,W]."""
+    """The rows' images, decoded, shifted at the source's resolution, resized: uint8 [N,C,H,W].
+
+    Put together by numpy: a thread beside the encoder in which torch splits its work gets helpers
+    of its own, and where those are more than the cores OpenMP puts the encoder's to sleep between
+    its layers.
+    """
     keys = rows["key"].to_pylist()
     images = [decode(data.as_py(), key) for data, key in zip(rows["image"], keys, strict=True)]
     if step.shift is not None:
         drawn = draws(rows["key"], step.shift)
         images = [shifted(i, step.shift, d) for i, d in zip(images, drawn, strict=True)]
-    return torch.stack([encoder.prepare(image) for image in images])
+    return torch.from_numpy(np.stack([encoder.prepare(image).numpy() for image in images]))
 
 
 def kept(scratch: Place, unit: Unit, made_with: str) -> bool:

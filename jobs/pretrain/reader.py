@@ -110,7 +110,8 @@ class LazyImages:
         """The pixels of some of them, uint8 [n, C, S, S]; StageError for one that is damaged."""
         numbers = self._rows[rows.numpy()].tolist()
         side, channels = self._image.size, self._image.channels
-        pixels = torch.empty((len(numbers), channels, side, side), dtype=torch.uint8)
+        # Filled by numpy: torch splits a copy, and each of these threads would get helpers.
+        pixels = np.empty((len(numbers), channels, side, side), dtype=np.uint8)
 
         def fill(start: int) -> None:
             for place in range(start, min(start + _CHUNK, len(numbers))):
@@ -118,12 +119,13 @@ class LazyImages:
                 found = self._reader.read(row, row + 1)
                 key, data = found["key"][0].as_py(), found["image"][0].as_py()
                 file = self._reader.file_of(row)
-                pixels[place] = decoded(file, key, data, lambda it: to_pixels(it, self._image))
+                one = decoded(file, key, data, lambda it: to_pixels(it, self._image))
+                pixels[place] = one.numpy()
 
         with ThreadPoolExecutor(self._threads) as pool:
             for _ in pool.map(fill, range(0, len(numbers), _CHUNK)):
                 pass
-        return pixels
+        return torch.from_numpy(pixels)
 
 
 def lazy_part(corpus: Place, index: Index, part: str, image: ImageInput, threads: int) -> Part:

@@ -4,6 +4,8 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import math
+import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -282,6 +284,32 @@ def test_decoding_threads_do_not_affect_the_bytes(
     threads = PLAIN.model_copy(update={"cpus_per_worker": 3})
     one, three = (extract(unit, digits, index.name, opened, s) for s in (PLAIN, threads))
     assert one.equals(three, check_metadata=True)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
+def test_a_decoding_thread_has_no_helpers_of_its_own(digits: Place, encoder: Place) -> None:
+    """Large enough for torch to split the work if it may: more threads than cores slow all down."""
+    index, opened = Index.read(digits), load(encoder)
+    unit = dataclasses.replace(units_of(index, ["train"])[0], stop=64)
+    image = ImageInput(size=96, channels=1, mean=(0.5,), std=(0.5,))
+    seen: list[int] = []
+
+    class Counting(Encoder):
+        def features(self, images: torch.Tensor, precision: Precision = "float32") -> torch.Tensor:
+            found = super().features(images, precision)
+            seen.append(len(os.listdir("/proc/self/task")))
+            return found
+
+    counting = Counting(dataclasses.replace(opened.card, image=image), opened.model, opened.device)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        counting.features(torch.zeros(16, 1, 96, 96))  # this thread's own helpers
+        step = PLAIN.model_copy(update={"cpus_per_worker": 2, "batch_size": 16})
+        extract(unit, digits, index.name, counting, step)
+    finally:
+        torch.set_num_threads(before)
+    assert max(seen) <= seen[0] + step.cpus_per_worker
 
 
 def test_reduced_precision_is_the_encoders_arithmetic_alone(digits: Place, encoder: Place) -> None:
