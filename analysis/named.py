@@ -9,6 +9,7 @@ tasks would show the tasks.
 from __future__ import annotations
 
 import math
+from itertools import product
 from statistics import stdev
 from typing import TYPE_CHECKING, Any
 
@@ -76,35 +77,40 @@ def rows(readout: Readout) -> list[dict[str, Any]]:
 
 
 def accuracies(readout: Readout) -> str:
-    """A row an encoder and task, a column a method: test accuracy with the largest fraction.
+    """A row an encoder, task and fraction, a column a method: test accuracy.
 
     A task whose target is a number has its own metric there, and its row's head says so.
     """
-    means = [r for r in summary(readout).to_pylist() if r["fraction"] == readout.fraction]
+    means = summary(readout).to_pylist()
+    fractions = sorted({r["fraction"] for r in means}, reverse=True)
     question = readout.question
     known = (*question.id_tasks, *question.ood_tasks)
     methods = [m for m in question.methods if m in {r["method"] for r in means}]
-    values = {(r["encoder"], r["task"], r["method"]): r for r in means}
+    values = {(r["encoder"], r["task"], r["fraction"], r["method"]): r for r in means}
     of_numbers = {r["task"]: r["metric"] for r in means if r["accuracy"] is None}
     encoders = list(dict.fromkeys(r["encoder"] for r in means))
     lines: list[list[Cell | str]] = []
     for encoder in encoders:
-        found = {r["task"] for r in means if r["encoder"] == encoder}
-        for task in (name for name in known if name in found):
+        found = {(r["task"], r["fraction"]) for r in means if r["encoder"] == encoder}
+        for task, fraction in product(known, fractions):
+            if (task, fraction) not in found:
+                continue
             title = f"{task}: {names.measured(of_numbers[task])}" if task in of_numbers else task
-            cells = [_of_seeds(values.get((encoder, task, method))) for method in methods]
-            lines.append([encoder, title, *cells])
+            used = Cell(names.percent(fraction), key=fraction)
+            cells = [_of_seeds(values.get((encoder, task, fraction, m))) for m in methods]
+            lines.append([encoder, title, used, *cells])
     if not lines:
         return ""
     several = max(r["tuning_seeds"] for r in means) > 1
     return table(
-        ["Encoder", "Task", *map(names.method, methods)],
+        ["Encoder", "Task", "Rows used", *map(names.method, methods)],
         lines,
         caption="Encoders that were not trained here: test accuracy in percent"
         + (" (of numbers, the correlation that the row names)" if of_numbers else "")
         + (", mean over tuning seeds, below it their standard deviation" if several else "")
-        + "; no noise level, and in no average",
-        numbers=len(methods),
+        + ", by the share of the training rows; no noise level, and in no average; every cell in "
+        "encoders.csv",
+        numbers=1 + len(methods),
     )
 
 

@@ -66,6 +66,11 @@ def percent(level: float) -> str:
     return f"{level:g} %"
 
 
+def rows_used(fraction: float) -> str:
+    """How much a head was trained on: "10 % of the training rows"."""
+    return f"{percent(fraction)} of the training rows"
+
+
 def levels(values: Sequence[float]) -> str:
     """Noise levels in one phrase: "0, 5 and 10 %"."""
     words = [f"{value:g}" for value in values]

@@ -144,6 +144,8 @@ def _first_screen(readout: Readout, title: str, rest: str, found: Sequence[Verdi
         names.count(len(question.seeds), "pre-training seed"),
         f"{done:,} of {names.count(asked, 'cell')} finished",
     ]
+    if len(question.fractions) > 1:
+        facts.append(f"heads trained on {names.rows_used(readout.fraction)} where nothing is said")
     facts += [beside] if (beside := relabelled.finished(readout)) else []
     if not question.levels:
         facts = []

@@ -153,4 +153,4 @@ def _tasks(readout: Readout) -> list[tuple[str, str]]:
 
 
 def _share(readout: Readout) -> str:
-    return f"Heads trained on {names.percent(readout.fraction)} of the training rows."
+    return f"Heads trained on {names.rows_used(readout.fraction)}."

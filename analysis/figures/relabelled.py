@@ -51,6 +51,6 @@ def against_label_noise(readout: Readout) -> Figure:
         if axes not in places:
             axes.set_axis_off()
     style.legend(figure, panels)
-    share = f"Heads trained on {names.percent(readout.fraction)} of the training rows."
+    share = f"Heads trained on {names.rows_used(readout.fraction)}."
     style.note(figure, f"{style.certainty(everything)} {share} Each panel has its scale.")
     return figure

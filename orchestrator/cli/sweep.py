@@ -72,7 +72,7 @@ def _summary(summary: pa.Table) -> Iterator[str]:
 
 
 def _named(summary: pa.Table) -> Iterator[str]:
-    """Test accuracy of the named encoders with their largest fraction, a column a method.
+    """Test accuracy of the named encoders, a row a task and fraction, a column a method.
 
     A task whose target is a number has its own metric, which its row names.
     """
@@ -81,20 +81,25 @@ def _named(summary: pa.Table) -> Iterator[str]:
     rows = summary.to_pylist()
     if not rows:
         return
-    fraction = max(row["fraction"] for row in rows)
-    rows = [row for row in rows if row["fraction"] == fraction]
+    order = list(dict.fromkeys((row["encoder"], row["task"]) for row in rows))
+    several = len({row["fraction"] for row in rows}) > 1
     methods = {row["method"]: max(8, len(row["method"]) + 2) for row in rows}
-    values = {(r["encoder"], r["task"], r["method"]): f"{shown(r):.2f}" for r in rows}
+    values = {
+        (r["encoder"], r["task"], r["fraction"], r["method"]): f"{shown(r):.2f}" for r in rows
+    }
     titles = {
-        (r["encoder"], r["task"]): f"{r['encoder']}  {r['task']}"
+        (r["encoder"], r["task"], r["fraction"]): f"{r['encoder']}  {r['task']}"
         + (f" ({r['metric']})" if r["accuracy"] is None else "")
-        for r in rows
+        + (f"  {r['fraction']:g} % of rows" if several else "")
+        for r in sorted(
+            rows, key=lambda r: (order.index((r["encoder"], r["task"])), -r["fraction"])
+        )
     }
     width = max(map(len, titles.values())) + 2
     yield f"\n{'named encoder':{width}}" + "".join(f"{m:>{w}}" for m, w in methods.items())
-    for (encoder, task), title in titles.items():
+    for place, title in titles.items():
         yield f"{title:{width}}" + "".join(
-            f"{values.get((encoder, task, method), '-'):>{w}}" for method, w in methods.items()
+            f"{values.get((*place, method), '-'):>{w}}" for method, w in methods.items()
         )
 
 

@@ -43,15 +43,16 @@ def test_they_change_no_average(make: Any, both: Readout) -> None:
     assert report.cells_csv(both) == report.cells_csv(make())
 
 
-def test_each_has_a_row_for_every_task_of_its_own(both: Readout) -> None:
+def test_each_has_a_row_for_every_task_and_fraction_of_its_own(both: Readout) -> None:
     rows = named.summary(both).to_pylist()
     assert {row["task"] for row in rows if row["encoder"] == "api"} == {"digits"}
     assert {row["accuracy"] for row in rows if row["encoder"] == "big"} == {12.5}
     html = named.accuracies(both)
-    assert html.count("<td>api</td>") == 1
+    assert html.count("<td>api</td>") == 2
+    assert html.index(">100 %<") < html.index(">10 %<")
     tasks = {row["task"] for row in rows if row["encoder"] == "big"}
-    assert html.count("<td>big</td>") == len(tasks) == 6
-    assert html.count(">25.0<") == 4  # methods
+    assert html.count("<td>big</td>") == 2 * len(tasks) == 12
+    assert html.count(">25.0<") == 2 * 4  # fractions, methods
     assert "–" not in html
     assert "1.25" in named.spaces(both)
 
