@@ -1,7 +1,7 @@
 """What the sweep last started on a store was of: `status`, `report` and `sync` need not be told.
 
 The composed experiment, a file that `sweep` itself takes: what the command line changed is in it,
-its folders are absolute, and a tracking server that is only reached with a password is left out
+its paths are absolute, and a tracking server that is only reached with a password is left out
 (the store is read by many; `MLFLOW_TRACKING_URI` names it).
 """
 
@@ -18,11 +18,18 @@ NAME = "last-sweep.yaml"
 
 def remember(experiment: Experiment, root: Place) -> None:
     """Put the experiment at the store's root, in the place of the one before."""
+    from jobs.corpus import build
+    from jobs.encoders import pins
+    from jobs.noise import files
+
     uri = experiment.tracking.uri
     changed: dict[str, Any] = {
         "task_folders": tuple(Place.of(folder).uri for folder in experiment.task_folders),
         "data": experiment.data and Place.of(experiment.data).uri,
         "storage": root.uri,
+        "corpus": experiment.corpus and build.rooted(experiment.corpus),
+        "noise": experiment.noise and files.rooted(experiment.noise),
+        "encoders": tuple(pins.rooted(encoder) for encoder in experiment.encoders),
     }
     if uri and redact(uri) != uri:
         changed["tracking"] = experiment.tracking.model_copy(update={"uri": None})

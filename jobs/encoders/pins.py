@@ -11,24 +11,34 @@ from jobs.encoders.spec import FileEncoder, GivenEncoder, NamedEncoder
 from jobs.place import Place
 
 
+def rooted(encoder: NamedEncoder) -> NamedEncoder:
+    """The encoder with its files' paths made absolute, if it is made of files."""
+    match encoder:
+        case FileEncoder():
+            return encoder.model_copy(update={"file": Place.of(encoder.file).uri})
+        case GivenEncoder():
+            paths = {task: Place.of(path).uri for task, path in encoder.files.items()}
+            return encoder.model_copy(update={"files": paths})
+        case _:
+            return encoder
+
+
 def pin(encoder: NamedEncoder) -> NamedEncoder:
     """The encoder, its files known by content.
 
     Raises StageError when a file cannot be read or is not the one that `sha256` says. A file that
     is absent here is taken at its declared sha256, so that results can be looked at elsewhere.
     """
-    match encoder:
+    match encoder := rooted(encoder):
         case FileEncoder():
-            path = Place.of(encoder.file).uri
-            sha256 = _digest(path, encoder.sha256, "file")
-            return encoder.model_copy(update={"file": path, "sha256": sha256})
+            sha256 = _digest(encoder.file, encoder.sha256, "file")
+            return encoder.model_copy(update={"sha256": sha256})
         case GivenEncoder():
-            paths = {task: Place.of(path).uri for task, path in encoder.files.items()}
             found = {
                 task: _digest(path, encoder.sha256.get(task), f"files.{task}")
-                for task, path in paths.items()
+                for task, path in encoder.files.items()
             }
-            return encoder.model_copy(update={"files": paths, "sha256": found})
+            return encoder.model_copy(update={"sha256": found})
         case _:
             return encoder
 

@@ -110,19 +110,22 @@ class Source:
         )
 
 
+def rooted(noise: Noise) -> Noise:
+    """The noise with its file's path made absolute, if it names a file."""
+    if getattr(noise, "file", None) is None:
+        return noise
+    return noise.model_copy(update={"file": source_of(noise).path})
+
+
 def pin(noise: Noise) -> Noise:
-    """The noise with its file's path made absolute, and a small file's digest filled in.
+    """The noise, its path made absolute and a small file's digest filled in.
 
     Raises StageError when a small file cannot be read or is not the one that `sha256` says.
     """
-    file = getattr(noise, "file", None)
-    if file is None:
-        return noise
-    source = source_of(noise)
-    changes: dict[str, str] = {"file": source.path}
+    noise = rooted(noise)
     if isinstance(noise, (Groups, Transition)):
-        changes["sha256"] = source.digest()
-    return noise.model_copy(update=changes)
+        return noise.model_copy(update={"sha256": source_of(noise).digest()})
+    return noise
 
 
 def source_of(noise: Noise) -> Source:

@@ -40,6 +40,30 @@ def test_folders_are_found_from_anywhere_and_buckets_stay(
     assert recalled(Place.of("here")).data == "s3://b/mine"
 
 
+def test_files_are_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = experiment.load("demo").model_dump(mode="json")
+    mine["corpus"] = {"name": "mine", "reader": {"kind": "imagefolder", "path": "images"}}
+    mine["noise"] = {"name": "g", "levels": [0], "kind": "groups", "file": "groups.csv"}
+    files = {"kind": "features", "name": "given", "files": {"digits": "d.parquet"}}
+    mine["encoders"] = [{"kind": "file", "name": "e", "file": "w.pth", "model": "resnet18"}, files]
+    asked = experiment.load("mine", text=yaml.safe_dump(mine))
+    (tmp_path / "started").mkdir()
+    monkeypatch.chdir(tmp_path / "started")
+    for name in ("groups.csv", "w.pth", "d.parquet"):
+        Path(name).write_text("zero,round\n")
+    last.remember(asked, Place.of("../store"))
+    monkeypatch.chdir(tmp_path)
+    back = recalled(Place.of("store")).model_dump(mode="json")
+    found = [
+        back["corpus"]["reader"]["path"],
+        back["noise"]["file"],
+        back["encoders"][0]["file"],
+        back["encoders"][1]["files"]["digits"],
+    ]
+    names = ("images", "groups.csv", "w.pth", "d.parquet")
+    assert found == [str(tmp_path / "started" / name) for name in names]
+
+
 def test_a_password_is_not_kept_and_a_plain_server_is(tmp_path: Path) -> None:
     root = Place.of(tmp_path)
     last.remember(experiment.load(overrides=["tracking.uri='http://me:tr0ub4dor@host:5000'"]), root)
