@@ -96,24 +96,31 @@ class Cost:
         to_write = (
             "unknown" if self.bytes_to_write is None else f"about {_size(self.bytes_to_write)}"
         )
-        total = f"Together: {_hours(self.gpu_hours)} GPU-hours"
-        if self.unknown:
-            total += f", without {' and '.join(self.unknown)}"
-        if self.wall_hours is not None:
-            total += f"; {_hours(self.wall_hours)} h on {self.gpus} GPUs"
-        if self.price is not None:
-            total += f"; price {self.price:,.2f}"
+        rows = "" if self.samples is not None else " (the corpus is not built yet; give --rows)"
         return [
             f"To pre-train: {self.pretrain_runs} encoders, {_count(self.samples)} samples, "
-            f"{_count(self.optimiser_steps)} optimiser steps",
+            f"{_count(self.optimiser_steps)} optimiser steps{rows}",
             f"  GPU-hours: {_hours(self.hours)} ({self.hours_rest_on})",
             f"To encode: {_count(self.feature_images)} images",
             f"  GPU-hours: {_hours(self.feature_hours)} ({self.feature_hours_rest_on})",
             f"To tune: {self.cells:,} cells, {self.configurations:,} configurations",
             f"  GPU-hours: {_hours(self.tuning_hours)} ({self.tuning_hours_rest_on})",
-            total,
+            self._together(),
             f"Bytes: {_size(self.bytes_stored)} stored, {to_write} to write",
         ]
+
+    def _together(self) -> str:
+        if self.unknown and self.gpu_hours == 0:
+            return "Together: unknown GPU-hours"
+        total = f"Together: {_hours(self.gpu_hours)} GPU-hours"
+        if self.unknown:
+            *others, last = self.unknown
+            total += f", without {', '.join(others)} and {last}" if others else f", without {last}"
+        if self.wall_hours is not None:
+            total += f"; {_hours(self.wall_hours)} h on {self.gpus} GPUs"
+        if self.price is not None:
+            total += f"; price {self.price:,.2f}"
+        return total
 
 
 def estimate(plan: Plan, assessments: Mapping[str, Assessment], given: Given | None = None) -> Cost:

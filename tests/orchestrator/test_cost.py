@@ -88,7 +88,9 @@ def test_what_nobody_knows_is_named_and_left_out_of_the_sum(plan: Plan, store: S
     cost = priced(plan, store)
     assert cost.unknown == ("pre-training", "features", "tuning")
     assert cost.gpu_hours == 0
-    assert "without pre-training and features and tuning" in "\n".join(cost.lines())
+    assert "Together: unknown GPU-hours" in cost.lines()
+    told = priced(plan, store, cells_per_hour=10)
+    assert any("GPU-hours, without pre-training and features" in line for line in told.lines())
     cost = priced(plan, store, images_per_second=100)
     assert cost.unknown == ("tuning",)
     assert cost.feature_images is not None
