@@ -8,7 +8,7 @@ on a result. A tag is known by its name; the digest of what it gave is kept with
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, ClassVar, Literal, TypeAlias
 
 from pydantic import Field, JsonValue, StringConstraints, model_validator
 
@@ -23,6 +23,12 @@ class ImageChange(Spec):
     size: int | None = Field(None, ge=8, le=1024, description="side in pixels")
     mean: tuple[float, ...] | None = Field(None, description="of pixels in [0, 1]")
     std: tuple[float, ...] | None = None
+    crop_pct: Literal["whole"] | Annotated[float, Field(gt=0, le=2)] | None = Field(
+        None,
+        description="the shorter side becomes size / crop_pct and the centre is cut out; whole: "
+        "nothing is cut off, the sides are made equal",
+    )
+    interpolation: Literal["bilinear", "bicubic"] | None = None
 
 
 class _Named(Spec):
@@ -123,5 +129,7 @@ NamedEncoder: TypeAlias = Annotated[
 
 class EncoderStep(Spec):
     """One named encoder, taken in."""
+
+    protocol: ClassVar[int] = 2
 
     encoder: Weights

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast
@@ -20,11 +20,11 @@ from torch import nn
 
 from jobs.contract import Outcome, StageError, Work
 from jobs.encoders import weights
+from jobs.encoders.inputs import CLIP_INPUT, declared, image_input, timm_cfg
 from jobs.encoders.pins import split_path
-from jobs.encoders.spec import EncoderStep, FileEncoder, ImageChange, OpenClipEncoder, TimmEncoder
+from jobs.encoders.spec import EncoderStep, FileEncoder, OpenClipEncoder, TimmEncoder
 from jobs.pretrain import encoder
 from jobs.pretrain.encoder import Architecture, EncoderCard
-from jobs.pretrain.spec import ImageInput
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def _timm(spec: TimmEncoder) -> _Taken:
     if cfg is None or not cfg.has_weights:
         tags = [n for n in timm.list_pretrained(f"{spec.model}.*") if n != name]
         raise StageError(_no_tag("timm", spec.model, spec.tag, [t.partition(".")[2] for t in tags]))
-    image = _image(_declared(cfg), spec.image)
+    image = image_input(declared(cfg), spec.image)
     own_size = cfg.fixed_input_size and image.size != cfg.input_size[-1]
     options: dict[str, Any] = {"img_size": image.size} if own_size else {}
     try:
@@ -114,7 +114,7 @@ def _open_clip(spec: OpenClipEncoder) -> _Taken:
     options = _open_clip_options(spec.model, quick_gelu=bool(tag.get("quick_gelu")))
     found = {"input_size": options["vision_cfg"].get("image_size", 224), **tag}
     architecture = Architecture(
-        "open_clip", spec.model, options, _image(found, spec.image), classes=0
+        "open_clip", spec.model, options, image_input(found, spec.image), classes=0
     )
     try:
         path = open_clip.download_pretrained(tag)
@@ -170,12 +170,12 @@ def _file(spec: FileEncoder) -> _Taken:
     spare = list(spec.leave_out)
     if spec.family == "open_clip":
         options = options or _open_clip_options(spec.model)
-        cfg = {"input_size": options.get("vision_cfg", {}).get("image_size", 224), **_CLIP_INPUT}
+        cfg = {"input_size": options.get("vision_cfg", {}).get("image_size", 224), **CLIP_INPUT}
     else:
-        cfg = _timm_cfg(spec.model)
+        cfg = timm_cfg(spec.model)
         named = cfg.get("classifier") or ()
         spare += [f"{n}." for n in ((named,) if isinstance(named, str) else named)]
-    architecture = Architecture(spec.family, spec.model, options, _image(cfg, spec.image), 0)
+    architecture = Architecture(spec.family, spec.model, options, image_input(cfg, spec.image), 0)
     model = architecture.build()
     tensors, wanted = weights.read(path), model.state_dict()
     if spec.match == "order":
@@ -186,40 +186,7 @@ def _file(spec: FileEncoder) -> _Taken:
     return _Taken(architecture, model, {"file": path.name, "sha256": spec.sha256}, left_out)
 
 
-_CLIP_INPUT = {
-    "mean": (0.48145466, 0.4578275, 0.40821073),
-    "std": (0.26862954, 0.26130258, 0.27577711),
-}
-
-
-def _timm_cfg(model: str) -> dict[str, Any]:
-    import timm
-
-    try:
-        cfg = timm.get_pretrained_cfg(model)
-    except RuntimeError:  # a name that timm does not know: building it says so, with the options
-        cfg = None
-    return _declared(cfg) if cfg is not None else {}
-
-
-def _declared(cfg: Any) -> dict[str, Any]:
-    """What timm's configuration of some weights says."""
-    return {name: value for name, value in asdict(cfg).items() if value is not None}
-
-
 # -- what the kinds share --------------------------------------------------------------------------
-
-
-def _image(cfg: Mapping[str, Any], change: ImageChange) -> ImageInput:
-    """The input that a library's configuration declares, with the file's changes."""
-    given = cfg.get("input_size", 224)
-    size = given[-1] if isinstance(given, (tuple, list)) else given
-    declared = {
-        "size": size,
-        "channels": given[0] if isinstance(given, (tuple, list)) and len(given) == 3 else 3,
-        **{name: tuple(cfg[name]) for name in ("mean", "std") if cfg.get(name)},
-    }
-    return ImageInput(**{**declared, **change.model_dump(exclude_none=True)})
 
 
 def _no_tag(library: str, model: str, tag: str | None, known: list[str]) -> str:

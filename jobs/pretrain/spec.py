@@ -23,7 +23,7 @@ class ImageInput(Spec):
     crop_pct: float | None = Field(
         None,
         gt=0,
-        le=1,
+        le=2,
         description="outside training: the shorter side becomes size / crop_pct and the centre "
         "is cut out, as timm and open_clip (1.0) do; none: the whole image, its sides made equal",
     )

@@ -4,19 +4,23 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import open_clip
 import pytest
 import safetensors.torch
 import timm
 import torch
+from PIL import Image
 
 from jobs.contract import Outcome, StageError, Work
+from jobs.encoders.inputs import declared, image_input
 from jobs.encoders.known import check_named
 from jobs.encoders.pins import pin
 from jobs.encoders.spec import EncoderStep, FileEncoder, ImageChange, OpenClipEncoder, TimmEncoder
 from jobs.encoders.take import take_in
 from jobs.place import Place
 from jobs.pretrain.encoder import Encoder, load
+from jobs.pretrain.pixels import to_input, to_pixels
 
 CLIP: dict[str, Any] = {
     "embed_dim": 16,
@@ -48,6 +52,12 @@ def keep(hub: Path, repository: str, name: str, state: dict[str, torch.Tensor]) 
     )
 
 
+def photograph(shape: tuple[int, int]) -> Image.Image:
+    """Height and width; smooth colours, so that resampling has something to differ in."""
+    small = np.random.default_rng(0).integers(0, 256, (9, 9, 3), np.uint8)
+    return Image.fromarray(small).resize(shape[::-1], Image.Resampling.BICUBIC)
+
+
 def work(encoder: Any, root: Path) -> Work:
     place = Place.of(root)
     step = EncoderStep(encoder=pin(encoder))
@@ -58,6 +68,48 @@ def taken(encoder: Any, root: Path) -> tuple[Outcome, Encoder]:
     one = work(encoder, root)
     outcome = take_in(one)
     return outcome, load(one.output)
+
+
+@pytest.mark.parametrize("shape", [(333, 500), (500, 333), (40, 30)])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tf_efficientnet_b3.ns_jft_in1k",
+        "resnetv2_152x2_bit.goog_in21k",
+        "convnext_large_mlp.clip_laion2b_augreg",
+        "vit_base_patch16_siglip_224.webli",  # squashes
+    ],
+)
+def test_weights_of_timm_see_what_timm_shows_them(name: str, shape: tuple[int, int]) -> None:
+    own = image_input(declared(timm.get_pretrained_cfg(name)), ImageChange())
+    resolved = timm.data.resolve_data_config(pretrained_cfg=declared(timm.get_pretrained_cfg(name)))
+    transform = timm.data.create_transform(**resolved)
+    image = photograph(shape)
+    torch.testing.assert_close(to_input(to_pixels(image, own)[None], own)[0], transform(image))
+
+
+@pytest.mark.parametrize(
+    ("model", "tag"), [("ViT-B-32", "laion2b_s34b_b79k"), ("ViT-B-16-SigLIP", "webli")]
+)
+def test_weights_of_open_clip_see_what_open_clip_shows_them(model: str, tag: str) -> None:
+    cfg = {"input_size": 224, **open_clip.get_pretrained_cfg(model, tag)}
+    own = image_input(cfg, ImageChange())
+    names = ("mean", "std", "interpolation", "resize_mode")
+    kept = open_clip.transform.PreprocessCfg(size=224, **{name: cfg[name] for name in names})
+    transform = open_clip.transform.image_transform_v2(kept, is_train=False)
+    image = photograph((333, 500))
+    torch.testing.assert_close(to_input(to_pixels(image, own)[None], own)[0], transform(image))
+
+
+def test_the_file_may_say_otherwise_and_must_where_images_are_padded() -> None:
+    cfg = declared(timm.get_pretrained_cfg("resnet18"))
+    assert image_input(cfg, ImageChange(crop_pct="whole")).crop_pct is None
+    changed = image_input(cfg, ImageChange(crop_pct=1.0, interpolation="bilinear"))
+    assert (changed.crop_pct, changed.interpolation) == (1.0, "bilinear")
+    padded = {**cfg, "crop_mode": "border"}
+    with pytest.raises(StageError, match=r"padded to a square \(border\).*image.crop_pct to whole"):
+        image_input(padded, ImageChange())
+    assert image_input(padded, ImageChange(crop_pct=0.9)).crop_pct == 0.9
 
 
 def test_a_timm_tag_comes_from_the_cache_with_its_own_input(hub: Path, tmp_path: Path) -> None:
