@@ -33,11 +33,30 @@ class Shift(Spec):
 
 
 class Views(Spec):
-    """Seeded augmented views of the training part, shared by all methods of all cells."""
+    """Seeded augmented views of the training part, shared by all methods of all cells.
+
+    Unless told otherwise two that shift and scale a little: what no task's classes turn on.
+    """
 
     count: int = Field(2, ge=0, le=16)
-    augment: Affine = Affine()
+    augment: Affine = Affine(translate=0.08, scale=(0.9, 1.1))
     seed: int = Field(0, ge=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _none_are_drawn_from_nothing(cls, given: object) -> object:
+        if isinstance(given, dict) and given.get("count") == 0:
+            return {"augment": {}, **given}
+        return given
+
+    @model_validator(mode="after")
+    def _are_no_copies(self) -> Views:
+        if self.count and not self.augment.moves:
+            raise ValueError(
+                f"{self.count} views that change nothing are copies of the plain image; give "
+                f"augment degrees, translate, scale or flip, or set count to 0"
+            )
+        return self
 
 
 Precision = Literal["float32", "bfloat16", "float16"]

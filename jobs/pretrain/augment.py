@@ -45,11 +45,6 @@ def draws(hashes: Hashes, n: int = DRAWS) -> Tensor:
     return torch.from_numpy(np.stack(columns, axis=1))
 
 
-def moves(spec: Affine) -> bool:
-    """Whether `augment` changes anything."""
-    return bool(spec.degrees or spec.translate or spec.flip) or spec.scale != (1.0, 1.0)
-
-
 def flips_alone(spec: Affine) -> bool:
     """Whether `augment` does nothing but flip, which leaves values as they are: bytes will do."""
     return spec.flip and not (spec.degrees or spec.translate) and spec.scale == (1.0, 1.0)
@@ -63,7 +58,7 @@ def augment(images: Tensor, spec: Affine, draws: Tensor) -> Tensor:
     images' shape; each row depends on its own image and draws alone. Bilinear, about the image's
     centre; the flip comes first.
     """
-    if not moves(spec):
+    if not spec.moves:
         return images
     u = draws.to(images.device)
     if flips_alone(spec):  # nothing to interpolate

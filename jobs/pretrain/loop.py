@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from jobs.contract import StageError
-from jobs.pretrain.augment import augment, draws, flips_alone, mix, moves
+from jobs.pretrain.augment import augment, draws, flips_alone, mix
 from jobs.pretrain.checkpoint import Checkpoints, Point, Position, Progress
 from jobs.pretrain.data import Batch, Part, Source, Targets
 from jobs.pretrain.faults import Faults, out_of_memory
@@ -243,7 +243,7 @@ class Loop:
     def _inputs(self, batch: Batch, position: Position) -> tuple[Tensor, Targets]:
         """Augmented, normalised, mixed; torch's generators as a function of where the run is."""
         images = batch.images
-        if moves(self._augment):
+        if self._augment.moves:
             images = images if flips_alone(self._augment) else unit_range(images)
             images = augment(images, self._augment, draws(batch.hashes))
         images = to_input(images, self._image, self._room)

@@ -50,6 +50,11 @@ class Affine(Spec):
     scale: tuple[float, float] = (1.0, 1.0)
     flip: bool = False
 
+    @property
+    def moves(self) -> bool:
+        """Whether these change anything."""
+        return bool(self.degrees or self.translate or self.flip) or self.scale != (1.0, 1.0)
+
 
 Share = Annotated[float, Field(ge=0, le=1)]
 

@@ -2,11 +2,13 @@
 
 import numpy as np
 import pyarrow as pa
+import pytest
 import torch
+from pydantic import ValidationError
 
-from jobs.features.spec import Views
+from jobs.features.spec import Features, Views
 from jobs.features.views import augmented
-from jobs.pretrain.spec import Augment
+from jobs.pretrain.spec import Affine, Augment
 
 VIEWS = Views(count=2, augment=Augment(degrees=15, translate=0.1, scale=(0.9, 1.1)))
 KEYS = pa.array([f"k{i}" for i in range(64)])
@@ -40,6 +42,10 @@ def test_a_view_keeps_form_and_range_and_changes_every_image() -> None:
     assert (view - IMAGES / 255).abs().mean(dim=(1, 2, 3)).min() > 0.01
 
 
-def test_no_augmentation_leaves_the_plain_image() -> None:
-    plain = augmented(IMAGES, KEYS, Views(augment=Augment()), 1, "c")
-    assert torch.equal(plain, IMAGES.float() / 255)
+def test_views_are_never_copies_of_the_plain_image() -> None:
+    view = augmented(IMAGES, KEYS, Views(), 1, "c")
+    assert (view - IMAGES / 255).abs().mean(dim=(1, 2, 3)).min() > 0.001
+    assert Features().views.augment.moves
+    with pytest.raises(ValidationError, match=r"2 views that change nothing .* set count to 0"):
+        Views(augment=Augment())
+    assert Views(count=0) == Views(count=0, augment=Affine())
