@@ -103,7 +103,7 @@ def measure() -> dict[str, float | str]:
     with tempfile.TemporaryDirectory() as folder:
         place = Place.of(folder)
         encoded = images(place)
-        unit = Unit("train", SHARD, 0, ROWS)
+        unit = Unit("train", SHARD, 0, ROWS, sha256="")
         pixels = torch.stack([opened.prepare(decode(data, "b")) for data in encoded])
         keys = pa.array([f"b/{n:04d}" for n in range(ROWS)])
         views = [unit_range(pixels)]

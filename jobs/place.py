@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,8 @@ from pydantic_core import to_json
 from jobs import bucket
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     import pyarrow as pa
     import pyarrow.fs as pafs
 
@@ -140,6 +143,28 @@ class Place:
         with filesystem.open_input_file(f"{path}/{name}") as source:
             return pq.ParquetFile(source).read(columns=columns)
 
+    def read_some(
+        self, name: str, column: str, wanted: npt.NDArray[np.bool_]
+    ) -> Iterator[pa.ChunkedArray]:
+        """A Parquet file's column where `wanted` ([rows]), a row group at a time.
+
+        Groups of which nothing is wanted are not read.
+        """
+        import pyarrow.parquet as pq
+
+        filesystem, path = self.open()
+        with filesystem.open_input_file(f"{path}/{name}") as source:
+            file = pq.ParquetFile(source)
+            start = 0
+            for group in range(file.num_row_groups):
+                stop = start + file.metadata.row_group(group).num_rows
+                here = wanted[start:stop]
+                start = stop
+                if here.all():
+                    yield file.read_row_group(group, [column])[column]
+                elif here.any():
+                    yield file.read_row_group(group, [column])[column].filter(here)
+
     # -- writing ---------------------------------------------------------------------------------
 
     def write_bytes(self, name: str, data: bytes, *, durable: bool = True) -> None:
@@ -148,24 +173,49 @@ class Place:
         `durable=False` spares the wait for the disk, for what means nothing after a power cut.
         """
         if self.is_local:
-            target = f"{self.uri}/{name}"
-            partial = Path(f"{target}.{uuid.uuid4().hex[:8]}.partial")
-            partial.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                with partial.open("wb") as file:
-                    file.write(data)
-                    if durable:
-                        file.flush()
-                        os.fsync(file.fileno())
-                partial.replace(target)
-            finally:
-                partial.unlink(missing_ok=True)
+            with self._appearing(name, durable=durable) as partial:
+                partial.write_bytes(data)
         else:
             with (
                 self._asked() as (filesystem, path),
                 filesystem.open_output_stream(f"{path}/{name}") as stream,
             ):
                 stream.write(data)
+
+    @contextmanager
+    def new_file(self, name: str) -> Iterator[Path]:
+        """A local path to write to; what is there as the block ends is put here, whole or not at
+        all, so that a file need not fit in memory.
+        """
+        if self.is_local:
+            with self._appearing(name, durable=True) as partial:
+                yield partial
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            partial = Path(folder) / "file"
+            yield partial
+            with (
+                self._asked() as (filesystem, path),
+                partial.open("rb") as written,
+                filesystem.open_output_stream(f"{path}/{name}") as stream,
+            ):
+                while chunk := written.read(HASH_CHUNK):
+                    stream.write(chunk)
+
+    @contextmanager
+    def _appearing(self, name: str, *, durable: bool) -> Iterator[Path]:
+        """A path in this folder, of the file's own name once the block has ended well."""
+        target = f"{self.uri}/{name}"
+        partial = Path(f"{target}.{uuid.uuid4().hex[:8]}.partial")
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield partial
+            if durable:
+                with partial.open("rb") as file:
+                    os.fsync(file.fileno())
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
 
     def write_json(self, name: str, value: Any) -> None:
         """Put a JSON file here, keys sorted, so that equal values are equal bytes."""

@@ -13,8 +13,11 @@ from PIL import Image
 def eight_bits(image: Image.Image) -> Image.Image:
     """A grey image of sixteen bits (mode I;16, or I as TIFF has it) as mode L; others untouched.
 
-    0..65535 becomes 0..255, to the nearest: 257 v becomes v. What lies outside is clipped.
+    0..65535 becomes 0..255, to the nearest: 257 v becomes v. What lies outside is clipped. Raises
+    ValueError for an image of floating-point numbers, whose black and white nobody knows.
     """
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers, of no known range")
     if not image.mode.startswith("I"):
         return image
     deep = np.clip(np.asarray(image).astype(np.int64), 0, 65_535)

@@ -3,12 +3,12 @@
 Takes a unit of work (some rows of one shard), the encoder and what the step asks for; gives the
 plain features and, for training rows, those of each augmented view. A unit's rows and batches are
 fixed by the corpus and the batch size alone, so that features are the same bytes wherever and in
-whatever order units are done. Nothing here imports Ray, trains, or looks at labels.
+whatever order units are done (`parts.py` keeps and joins them). Nothing here imports Ray, trains,
+or looks at labels.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,11 +17,9 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
-from analysis.spectrum import Spectrum, spectra, to_table
-from jobs.contract import Outcome, StageError
+from jobs.contract import StageError
 from jobs.corpus.shards import Index, read_rows
 from jobs.features.identity import identity, images_at_once
 from jobs.features.shifts import decode, draws, shifted
@@ -31,10 +29,8 @@ from jobs.place import Place
 from jobs.pretrain.encoder import Encoder
 
 UNIT_ROWS = 2_048  # rows in a unit: a worthwhile task, and little to redo after an interruption
-SPECTRUM_ROWS = 4_096  # rows handed to the spectrum at a time
 
-MADE_WITH = "extraction.json"
-IDENTITY, BATCH = "made_with", "batch_size"  # in the metadata of a unit's file
+IDENTITY, BATCH, ROWS = "made_with", "batch_size", "rows"  # in the metadata of a unit's table
 
 
 @dataclass(frozen=True)
@@ -45,11 +41,17 @@ class Unit:
     file: str
     start: int
     stop: int
+    sha256: str  # the shard's
 
     @property
     def name(self) -> str:
         """The file that holds the unit's features until the step is finished."""
         return f"{self.file.removesuffix('.parquet')}-{self.start:09d}.parquet"
+
+    @property
+    def rows(self) -> str:
+        """Which rows these are, told from those of a shard that was built anew."""
+        return f"{self.sha256} {self.start}-{self.stop}"
 
 
 def schema(dtype: str, dim: int, target: Literal["class", "number"] = "class") -> pa.Schema:
@@ -66,10 +68,25 @@ def schema(dtype: str, dim: int, target: Literal["class", "number"] = "class") -
     )
 
 
+def view_table(keys: pa.Array, labels: pa.Array, view: int, vectors: npt.NDArray[Any]) -> pa.Table:
+    """A view's rows by `schema`: keys and labels [N], vectors [N, D] of the type to be stored."""
+    target: Literal["class", "number"] = "number" if pa.types.is_floating(labels.type) else "class"
+    form = schema(str(vectors.dtype), vectors.shape[1], target)
+    kind = form.field("vector").type
+    flat = pa.array(vectors.reshape(-1), type=kind.value_type)
+    columns = [
+        keys,
+        np.full(len(keys), view, np.int16),
+        labels,
+        pa.FixedSizeListArray.from_arrays(flat, type=kind),
+    ]
+    return pa.table(columns, schema=form)
+
+
 def units_of(index: Index, parts: Sequence[str]) -> list[Unit]:
     """The units that together are these parts of a corpus, in training order."""
     return [
-        Unit(part, file.file, start, min(start + UNIT_ROWS, file.rows))
+        Unit(part, file.file, start, min(start + UNIT_ROWS, file.rows), file.sha256)
         for part in parts
         for file in index.parts[part]
         for start in range(0, file.rows, UNIT_ROWS)
@@ -82,7 +99,7 @@ def extract(
     """A unit's features in the order of (view, row); `scope` is the corpus's name.
 
     Images are decoded once for all their views, and the next batch's while the encoder has this
-    one's. The table's metadata says what the features were made with (`identity`).
+    one's. The table's metadata says what the features were made with (`identity`), and of what.
     Raises StageError for an image that cannot be decoded and for features that are not finite.
     """
     rows = read_rows(corpus, unit.file, unit.start, unit.stop, ["key", "image", "label"])
@@ -91,14 +108,15 @@ def extract(
     views = range(step.views.count + 1 if unit.part == "train" else 1)
     found: list[list[npt.NDArray[Any]]] = [[] for _ in views]
     for start, images in _decoded(rows, size, encoder, step):
-        named = keys[start : start + size]
+        named, images = keys[start : start + size], images.to(encoder.device)
         for view in views:
             seen = augmented(images, named, step.views, view, scope) if view else images
             features = encoder.features(seen, step.precision).numpy()
             with np.errstate(over="ignore"):  # beyond float16: infinite, and refused as such
                 found[view].append(features.astype(step.dtype))
     tables = [_table(unit, rows, view, np.concatenate(found[view]), step) for view in views]
-    said = {IDENTITY: identity(step, encoder.card, encoder.device.type), BATCH: str(size)}
+    made_with = identity(step, encoder.card, encoder.device.type)
+    said = {IDENTITY: made_with, BATCH: str(size), ROWS: unit.rows}
     return pa.concat_tables(tables).replace_schema_metadata(said)
 
 
@@ -114,12 +132,8 @@ def _table(
             f"{unit.file} (the first: {keys[int(np.argmin(finite))]}, view {view}, "
             f"{step.dtype}); train it anew or ask for float32"
         )
-    form = schema(step.dtype, found.shape[1])
-    flat = pa.array(found.reshape(-1), type=form.field("vector").type.value_type)
-    vectors = pa.FixedSizeListArray.from_arrays(flat, type=form.field("vector").type)
-    numbers = np.full(len(keys), view, np.int16)
-    columns = [keys, numbers, rows["label"].combine_chunks(), vectors]
-    return pa.table(columns, schema=form)
+    label = rows["label"].combine_chunks()
+    return view_table(keys, label, view, found)
 
 
 def _decoded(
@@ -151,96 +165,15 @@ def _pixels(rows: pa.Table, encoder: Encoder, step: FeaturesStep) -> torch.Tenso
     of its own, and where those are more than the cores OpenMP puts the encoder's to sleep between
     its layers.
     """
-    keys = rows["key"].to_pylist()
-    images = [decode(data.as_py(), key) for data, key in zip(rows["image"], keys, strict=True)]
-    if step.shift is not None:
-        drawn = draws(rows["key"], step.shift)
-        images = [shifted(i, step.shift, d) for i, d in zip(images, drawn, strict=True)]
-    return torch.from_numpy(np.stack([encoder.prepare(image).numpy() for image in images]))
+    drawn = [None] * len(rows) if step.shift is None else draws(rows["key"], step.shift)
 
+    def prepared(data: pa.Scalar, key: str, draw: np.uint64 | None) -> npt.NDArray[np.uint8]:
+        image = decode(data.as_py(), key)
+        if step.shift is not None and draw is not None:
+            image = shifted(image, step.shift, draw)
+        found: npt.NDArray[np.uint8] = encoder.prepare(image).numpy()
+        return found
 
-def kept(scratch: Place, unit: Unit, made_with: str) -> bool:
-    """Whether scratch holds the unit's features, made with just that (see `identity`).
-
-    Those of other weights or another library are extracted again: a step never mixes two.
-    """
-    if not scratch.exists(unit.name):
-        return False
-    filesystem, path = scratch.open()
-    with filesystem.open_input_file(f"{path}/{unit.name}") as source:
-        said = pq.read_schema(source).metadata or {}
-    return bool(said.get(IDENTITY.encode()) == made_with.encode())
-
-
-def finish(
-    step: FeaturesStep, index: Index, units: Sequence[Unit], scratch: Place, output: Place
-) -> Outcome:
-    """Join the units into `features-<part>.parquet`, sorted by (view, key), with the spectrum.
-
-    Also writes `classes.json` (names in label order), `extraction.json` (what the features were
-    made with: weights, input, views, arithmetic, library versions) and, where there is a test part,
-    `spectrum.parquet` of its plain features. Metrics: features/sve, features/lsvr and
-    features/effective_rank after preprocessing `released`, the others under their own names.
-    """
-    counts: dict[str, int] = {}
-    metrics: dict[str, float] = {}
-    made_with: set[tuple[bytes, bytes]] = set()
-    for part in step.parts:
-        tables = [scratch.read_table(unit.name) for unit in units if unit.part == part]
-        made_with |= {
-            (t.schema.metadata[IDENTITY.encode()], t.schema.metadata[BATCH.encode()])
-            for t in tables
-        }
-        plain = [table.replace_schema_metadata(None) for table in tables]
-        written = write_part(output, part, pa.concat_tables(plain))
-        counts |= written.counts
-        metrics |= written.metrics
-    output.write_json("classes.json", list(index.classes))
-    output.write_json(MADE_WITH, _made_with(made_with, scratch))
-    return Outcome(counts, metrics)
-
-
-def _made_with(found: set[tuple[bytes, bytes]], scratch: Place) -> dict[str, Any]:
-    """What all units say they were made with, and the batches they were made in."""
-    (said, *others) = {identity for identity, _ in found}
-    if others:
-        raise StageError(
-            f"{scratch.uri} holds features made with {len(found)} different encoders or library "
-            f"versions; use one version on all nodes and run the step again"
-        )
-    return {**json.loads(said), "batch_sizes": sorted({int(size) for _, size in found})}
-
-
-def write_part(output: Place, part: str, rows: pa.Table) -> Outcome:
-    """Write a part's rows (of `schema`, in any order), with their spectrum if it is the test part.
-
-    Counts and metrics are as in `finish`.
-    """
-    table = rows.sort_by([("view", "ascending"), ("key", "ascending")])
-    output.write_table(
-        f"features-{part}.parquet",
-        table.combine_chunks(),
-        compression="NONE",
-        use_dictionary=["view", "label"],
-    )
-    counts = {f"rows_{part}": len(table), "dim": table.schema.field("vector").type.list_size}
-    if part != "test":
-        return Outcome(counts)
-    found = spectra(_matrices(table))
-    output.write_table("spectrum.parquet", to_table(part, found))
-    return Outcome(counts, dict(_summary(found)))
-
-
-def _matrices(table: pa.Table) -> Iterator[npt.NDArray[Any]]:
-    """A part's vectors, some rows at a time, [m, D]."""
-    for batch in table.select(["vector"]).to_batches(max_chunksize=SPECTRUM_ROWS):
-        column = batch.column(0)
-        yield column.flatten().to_numpy().reshape(len(batch), column.type.list_size)
-
-
-def _summary(found: Sequence[Spectrum]) -> Iterator[tuple[str, float]]:
-    for spectrum in found:
-        tail = "" if spectrum.preprocessing == "released" else f"_{spectrum.preprocessing}"
-        yield f"features/sve{tail}", spectrum.sve
-        yield f"features/lsvr{tail}", spectrum.lsvr
-        yield f"features/effective_rank{tail}", spectrum.effective_rank
+    # One after another: an image as it lies in the corpus may take hundreds of times its input.
+    each = zip(rows["image"], rows["key"].to_pylist(), drawn, strict=True)
+    return torch.from_numpy(np.stack([prepared(*one) for one in each]))

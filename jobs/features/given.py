@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 
 from jobs.contract import Outcome, StageError, Work
 from jobs.corpus.keyed import hash64, unit
-from jobs.features.extract import schema, write_part
+from jobs.features.extract import view_table
+from jobs.features.parts import write_part
 from jobs.features.spec import GivenStep
 from jobs.place import Place
 
@@ -53,7 +54,7 @@ def take_in(work: Work) -> Outcome:
     part_of = _parts(table[split] if split else None, keys, step)
     counts: dict[str, int] = {}
     metrics: dict[str, float] = {}
-    form = schema(step.dtype, vectors.shape[1], step.target)
+    label = pa.float64() if step.target == "number" else pa.int32()
     for part in step.parts:
         mine = np.flatnonzero(part_of == PARTS.index(part))
         if len(mine) == 0:
@@ -61,31 +62,15 @@ def take_in(work: Work) -> Outcome:
                 f"{step.file} has no {part} rows for task {step.images}; mark some in column "
                 f"{split or SPLIT!r}"
             )
-        rows = _rows(keys, vectors, labels, mine, form)
-        written = write_part(work.output, part, rows)
+        mine = mine[pc.sort_indices(keys.take(pa.array(mine))).to_numpy()]
+        own = keys.take(pa.array(mine)), pa.array(labels[mine], label)
+        rows = view_table(*own, view=0, vectors=vectors[mine])
+        written = write_part(work.output, part, [rows])
         counts |= written.counts
         metrics |= written.metrics
     work.output.write_json("classes.json", list(classes))
     used = sum(counts[f"rows_{part}"] for part in step.parts)
     return Outcome({**counts, "rows_other_parts": len(keys) - used}, metrics)
-
-
-def _rows(
-    keys: pa.Array,
-    vectors: npt.NDArray[Any],
-    labels: npt.NDArray[Any],
-    mine: Numbers,
-    form: pa.Schema,
-) -> pa.Table:
-    kind = form.field("vector").type
-    flat = pa.array(vectors[mine].reshape(-1), type=kind.value_type)
-    columns = [
-        keys.take(pa.array(mine)),
-        np.zeros(len(mine), np.int16),
-        pa.array(labels[mine], form.field("label").type),
-        pa.FixedSizeListArray.from_arrays(flat, type=kind),
-    ]
-    return pa.table(columns, schema=form)
 
 
 # -- the file --------------------------------------------------------------------------------------

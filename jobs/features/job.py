@@ -25,9 +25,10 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset
 
 from jobs.contract import Hooks, Outcome, StageError, Work
 from jobs.corpus.shards import Index
-from jobs.features.extract import Unit, extract, finish, kept, units_of
+from jobs.features.extract import Unit, extract, units_of
 from jobs.features.given import take_in
 from jobs.features.identity import identity
+from jobs.features.parts import finish, keep, kept
 from jobs.features.spec import FeaturesStep, GivenStep
 from jobs.place import Place
 from jobs.pretrain.encoder import CARD, Encoder, EncoderCard, load
@@ -40,7 +41,7 @@ def run(works: Sequence[Work], hooks: Hooks) -> None:
     Features that are given (spec: `GivenStep`, no inputs) are taken in as they are.
 
     Output: `features-<part>.parquet`, `classes.json`, `extraction.json`, `spectrum.parquet`; counts
-    and metrics: see `extract.finish`. A work that fails is reported with its error and the others
+    and metrics: see `parts.finish`. A work that fails is reported with its error and the others
     go on. After a stop, unfinished works are left unreported, their finished units in scratch.
     """
     _settle()
@@ -178,6 +179,7 @@ def _encode(jobs: Sequence[_Job], batch: Any) -> pa.Table:
         str(batch["file"][0]),
         int(batch["start"][0]),
         int(batch["stop"][0]),
+        str(batch["sha256"][0]),
     )
     error, final, trace = "", False, ""
     try:
@@ -187,7 +189,7 @@ def _encode(jobs: Sequence[_Job], batch: Any) -> pa.Table:
         if not kept(job.work.scratch, unit, made_with):
             encoder = _encoder(place, place.read_bytes(CARD), device, job.step.cpus_per_worker)
             table = extract(unit, corpus, job.index.name, encoder, job.step)
-            job.work.scratch.write_table(unit.name, table, compression="NONE")
+            keep(job.work.scratch, unit, table)
     except StageError as raised:
         error, final = str(raised), True
     except torch.OutOfMemoryError as raised:

@@ -29,10 +29,10 @@ def decode(data: bytes, key: str) -> Image.Image:
         image: Image.Image = Image.open(io.BytesIO(data))
         image.load()
         image = eight_bits(image)
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise StageError(
             f"sample {key}: its {len(data)} bytes cannot be decoded as an image ({error}); "
-            f"remove it from the source and build the corpus anew"
+            f"remove it from the source, and give the corpus's reader another `version`"
         ) from None
     return image if image.mode in ("L", "RGB") else image.convert("RGB")
 

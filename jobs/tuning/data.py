@@ -86,21 +86,28 @@ def read_classes(folder: Place) -> tuple[str, ...]:
 def read_part(folder: Place, part: PartName) -> Part:
     """A part of a features folder. Raises StageError on a missing, empty or inconsistent file."""
     name = file_name(part)
+    where = f"{folder.uri}/{name}"
     try:
-        table = folder.read_table(name)
+        about = folder.read_table(name, ["key", "view", "label"])
     except FileNotFoundError:
         raise StageError(_missing(folder, name)) from None
-    present = sorted(pc.unique(table["view"]).to_pylist())
+    present = sorted(pc.unique(about["view"]).to_pylist())
     augmented = [view for view in present if view > 0] if part == "train" else []
-    views = [_read_view(table, view, f"{folder.uri}/{name}") for view in augmented or [0]]
-    keys, labels, _ = views[0]
-    for view, (other, _, _) in zip(augmented[1:], views[1:], strict=False):
+    first, *others = augmented or [0]
+    keys, labels, vectors = _read_view(folder, name, about, first)
+    if not others:
+        return Part(keys, labels, vectors[None], len(augmented))
+    views = np.empty((1 + len(others), *vectors.shape), np.float32)  # a view more than these
+    views[0] = vectors
+    for at, view in enumerate(others, 1):
+        other, _, vectors = _read_view(folder, name, about, view)
         if not other.equals(keys):
             raise StageError(
-                f"{folder.uri}/{name}: view {view} does not hold the keys of view {augmented[0]}; "
-                f"extract the features again"
+                f"{where}: view {view} does not hold the keys of view {first}; extract the "
+                f"features again"
             )
-    return Part(keys, labels, np.stack([vectors for _, _, vectors in views]), len(augmented))
+        views[at] = vectors
+    return Part(keys, labels, views, len(augmented))
 
 
 def _missing(folder: Place, name: str) -> str:
@@ -108,17 +115,28 @@ def _missing(folder: Place, name: str) -> str:
 
 
 def _read_view(
-    table: pa.Table, view: int, where: str
+    folder: Place, name: str, about: pa.Table, view: int
 ) -> tuple[pa.Array, Targets, npt.NDArray[np.float32]]:
-    """(keys, labels, vectors [N, D]) of one view, sorted by key."""
-    rows = table.filter(pc.equal(table["view"], view)).sort_by("key").combine_chunks()
+    """(keys, labels, vectors [N, D]) of one view, sorted by key; `about`: all but the vectors."""
+    where = f"{folder.uri}/{name}"
+    mine = about["view"].to_numpy() == view
+    rows = about.filter(mine)
     if rows.num_rows == 0:
         raise StageError(f"{where} has no rows of view {view}; extract the features again")
-    column = rows["vector"].combine_chunks()
-    if isinstance(column, pa.ChunkedArray):
-        column = column.chunk(0)
-    flat = column.flatten().to_numpy(zero_copy_only=False)
-    vectors = flat.reshape(rows.num_rows, column.type.list_size).astype(np.float32)
+    order = pc.sort_indices(rows["key"])
+    place = np.empty(len(rows), np.int64)  # where each row goes
+    place[order.to_numpy()] = np.arange(len(rows))
+    vectors: npt.NDArray[np.float32] | None = None
+    start = 0
+    for found in folder.read_some(name, "vector", mine):
+        for piece in found.chunks:
+            flat = piece.flatten().to_numpy(zero_copy_only=False).reshape(len(piece), -1)
+            if vectors is None:
+                vectors = np.empty((len(rows), flat.shape[1]), np.float32)
+            vectors[place[start : start + len(piece)]] = flat
+            start += len(piece)
+    assert vectors is not None
+    rows = rows.take(order)
     keys = pa.array(rows["key"].to_pylist(), pa.string())
     bad = ~np.isfinite(vectors).all(axis=1)
     if bad.any():

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -19,9 +20,10 @@ from jobs.contract import Hooks, Outcome, StageError, Work
 from jobs.corpus.job import run_corpus
 from jobs.corpus.shards import Index, read_part
 from jobs.corpus.spec import Corpus, DigitsReader
-from jobs.features.extract import extract, finish, schema, units_of
+from jobs.features.extract import extract, schema, units_of
 from jobs.features.identity import LEAST, MOST, images_at_once
 from jobs.features.job import run
+from jobs.features.parts import finish, keep
 from jobs.features.shifts import decode
 from jobs.features.spec import FeaturesStep, Precision, Shift, Views
 from jobs.place import Place
@@ -153,7 +155,7 @@ def test_ray_does_not_affect_the_bytes(
     units = units_of(index, PLAIN.parts)
     opened = load(encoder)
     for unit in reversed(units):
-        scratch.write_table(unit.name, extract(unit, digits, index.name, opened, PLAIN))
+        keep(scratch, unit, extract(unit, digits, index.name, opened, PLAIN))
     finish(PLAIN, index, units, scratch, output)
     assert bytes_of(output) == bytes_of(extracted.output)
 
@@ -264,6 +266,28 @@ def test_a_resumed_step_takes_nothing_up_that_another_encoder_made(
     mixed.scratch.write_table(unit.name, foreign)
     run([mixed], Results().hooks())
     assert bytes_of(mixed.output) == bytes_of(alone.output)
+
+
+def test_a_resumed_step_takes_nothing_up_of_a_shard_that_was_built_anew(
+    extracted: Work, digits: Place, encoder: Place, tmp_path: Path
+) -> None:
+    step = work(tmp_path, "rebuilt", PLAIN, encoder, digits)
+    unit = units_of(Index.read(digits), PLAIN.parts)[0]
+    old = dataclasses.replace(unit, sha256="0" * 64)
+    table = extract(old, digits, "digits", load(encoder), PLAIN)
+    at = table.column_names.index("label")
+    wrong = pa.array(np.zeros(len(table)), pa.int32())
+    keep(step.scratch, old, table.set_column(at, table.schema.field("label"), wrong))
+    run([step], Results().hooks())
+    assert bytes_of(step.output) == bytes_of(extracted.output)
+
+
+def test_no_row_group_holds_two_views(extracted: Work) -> None:
+    """A reader of one view need not read another's vectors."""
+    file = pq.ParquetFile(extracted.output.local_path() / "features-train.parquet")
+    groups = [file.read_row_group(n, ["view"])["view"] for n in range(file.num_row_groups)]
+    assert [len(set(group.to_pylist())) for group in groups] == [1] * len(groups)
+    assert sum(map(len, groups)) == file.metadata.num_rows
 
 
 def test_the_automatic_batch_is_the_models_own_and_bounded(encoder: Place, tmp_path: Path) -> None:

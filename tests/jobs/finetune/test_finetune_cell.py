@@ -12,7 +12,8 @@ import torch
 
 from jobs.contract import Outcome, StageError, Work
 from jobs.corpus.shards import Index
-from jobs.features.extract import extract, finish, units_of
+from jobs.features.extract import extract, units_of
+from jobs.features.parts import finish, keep
 from jobs.features.spec import FeaturesStep
 from jobs.finetune.cell import Cell, close, select, state_name, transfer
 from jobs.finetune.model import AdaptedEncoder, adapted_layers
@@ -57,7 +58,7 @@ def features_of(digits: Place, encoder: Place, folder: Path) -> Place:
     units = units_of(index, asked.parts)
     opened, scratch, output = load(encoder), Place.of(folder / "s"), Place.of(folder / "f")
     for unit in units:
-        scratch.write_table(unit.name, extract(unit, digits, index.name, opened, asked))
+        keep(scratch, unit, extract(unit, digits, index.name, opened, asked))
     finish(asked, index, units, scratch, output)
     return output
 
