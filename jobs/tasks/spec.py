@@ -68,7 +68,8 @@ class Task(Spec):
     classes: dict[str, tuple[int | str, ...]] | None = Field(
         None,
         description="class name -> labels (numbers) or classes (names) of the corpus that count as "
-        "it, in order; rows of other labels are left out; none: the corpus's own classes",
+        "it, in order; rows of other labels are left out; none: the corpus's own classes. Of given "
+        "features: all names that may stand for it, a label that is a number as text",
     )
     target: Target = Field("class", description="number: a regression, of given features alone")
     metric: Metric = "accuracy"

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -29,7 +29,7 @@ import torch
 from jobs.contract import StageError
 from jobs.corpus.keyed import hash64
 from jobs.place import Place
-from jobs.tasks.spec import Task
+from jobs.tasks.spec import OF_TWO_CLASSES, Task
 from jobs.tuning.stacked import Labelled
 
 PartName = Literal["train", "validation", "test"]
@@ -210,11 +210,14 @@ class ClassMap:
         if task.target == "number":
             return ClassMap((), np.zeros(0, np.int64))
         if task.classes is None:
+            _check_count(task, corpus_classes)
             return ClassMap(corpus_classes, np.arange(len(corpus_classes)))
         index_of = np.full(len(corpus_classes), -1)
         place = {name: label for label, name in enumerate(corpus_classes)}
         for index, (name, members) in enumerate(task.classes.items()):
             for member in members:
+                if task.source == "features" and isinstance(member, str) and member not in place:
+                    continue  # a spelling that these features do not use
                 label = _label(task, name, member, place)
                 if index_of[label] >= 0:
                     raise StageError(
@@ -222,7 +225,33 @@ class ClassMap:
                         f"take it out of classes.{name} or of the other"
                     )
                 index_of[label] = index
+        if task.source == "features":
+            _check_spelling(task, task.classes, corpus_classes, index_of)
         return ClassMap(tuple(task.classes), index_of)
+
+
+def _check_count(task: Task, labels: Sequence[str]) -> None:
+    """A metric of two classes needs two. Raises StageError."""
+    if task.metric in OF_TWO_CLASSES and len(labels) != 2:
+        raise StageError(
+            f"task {task.name}: its metric {task.metric} is of two classes, but its data has "
+            f"{len(labels)} (the first: {', '.join(labels[:3])}); say in its file which count as "
+            f"which (`classes`), or take another metric"
+        )
+
+
+def _check_spelling(
+    task: Task, classes: Mapping[str, Sequence[int | str]], labels: Sequence[str], index_of: Indices
+) -> None:
+    """Given labels name every class and, for a metric of two, no third. Raises StageError."""
+    lacking = set(range(len(classes))) - set(index_of.tolist())
+    if lacking or (task.metric in OF_TWO_CLASSES and (index_of < 0).any()):
+        known = "; ".join(f"{name} ({', '.join(map(str, classes[name]))})" for name in classes)
+        raise StageError(
+            f"task {task.name}: its features have {len(labels)} labels (the first: "
+            f"{', '.join(labels[:3])}), but its classes and what may stand for them are {known}; "
+            f"relabel the features, or list their labels in a task file of your own"
+        )
 
 
 def _label(task: Task, name: str, member: int | str, place: Mapping[str, int]) -> int:

@@ -12,7 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.contract import StageError
+from jobs.tasks import registry
+from jobs.tasks.spec import Task
 from jobs.tuning import data
+from jobs.tuning.scores import score
 from tests.jobs.tuning.blobs import CLASSES, DIM, SIZES, id_task
 from tests.jobs.tuning.conftest import WriteFeatures
 
@@ -172,3 +175,59 @@ def test_the_cache_reads_a_folder_once_while_it_is_in_use(write_features: WriteF
     assert cache.load(folders[0]) is first
     cache.load(folders[2])  # puts out folder 1, used longest ago
     assert cache.load(folders[0]) is first
+
+
+@pytest.mark.parametrize(
+    "task", ["glue-mrpc", "glue-qqp", "gluex-mrpc-to-qqp", "gluex-qqp-to-mrpc"]
+)
+@pytest.mark.parametrize(
+    ("labels", "positive"),
+    [
+        (("0", "1"), "1"),
+        (("different", "equivalent"), "equivalent"),
+        (("equivalent", "not_equivalent"), "equivalent"),  # the Hub's names, in order of text
+        (("duplicate", "not_duplicate"), "duplicate"),
+    ],
+)
+def test_f1_of_paraphrases_is_of_the_positive_class_whatever_it_is_called(
+    task: str, labels: tuple[str, ...], positive: str
+) -> None:
+    classes = data.ClassMap.of(registry.load(task), labels)
+    assert classes.names == ("different", "equivalent")
+    numbers = torch.from_numpy(classes.index_of)
+    last = torch.tensor([label == positive for label in labels]).long()
+    assert score(numbers, last[None], 2).of("f1").item() == 100
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (
+            ("no", "yes"),
+            r"2 labels .* different \(0, different, not_equivalent, not_duplicate\); eq",
+        ),
+        (("equivalent",), "have 1 labels"),
+        (("equivalent", "not_equivalent", "unsure"), "have 3 labels"),
+        (("0", "1", "2"), "have 3 labels"),
+    ],
+)
+def test_given_labels_that_no_class_lists_are_refused(labels: tuple[str, ...], said: str) -> None:
+    with pytest.raises(StageError, match=said):
+        data.ClassMap.of(registry.load("glue-mrpc"), labels)
+
+
+@pytest.mark.parametrize("metric", ["f1", "accuracy_f1"])
+def test_a_metric_of_two_classes_is_refused_for_more(metric: str) -> None:
+    for task in (
+        id_task(metric=metric),
+        Task(name="t", title="t", domain="id", source="features", metric=metric),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(StageError, match=r"is of two classes, but its data has 4"):
+            data.ClassMap.of(task, CLASSES)
+
+
+def test_given_features_of_other_metrics_may_leave_labels_out() -> None:
+    classes = {"no": ("contradiction",), "yes": ("entailment",)}
+    task = Task(name="t", title="t", domain="id", source="features", classes=classes)  # type: ignore[arg-type]
+    found = data.ClassMap.of(task, ("contradiction", "entailment", "neutral"))
+    assert found.index_of.tolist() == [0, 1, -1]
