@@ -249,9 +249,12 @@ def load(
     if task_folders:
         raw["task_folders"] = [*(raw.get("task_folders") or ()), *task_folders]
     try:
-        return Experiment.model_validate(raw)
+        found = Experiment.model_validate(raw)
     except ValidationError as error:
         raise UserError(f"{label}: {explain(error, Experiment)}") from error
+    if task is not None:
+        named.check_new(task, found.task_folders)
+    return found
 
 
 def _assign(raw: dict[str, Any], path: str, value: Any) -> None:

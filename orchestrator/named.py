@@ -1,20 +1,23 @@
 """What an experiment's named encoders must agree on with its tasks, and the one made of a file.
 
 Encoders with weights take any task with images; given features take the tasks that they have a file
-for. Nothing here reads a file.
+for. Nothing here reads a file of features or weights.
 """
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jobs.encoders.spec import GivenEncoder, NamedEncoder
+from jobs.tasks import registry
 from jobs.tasks.spec import Task
 from orchestrator.errors import UserError
+
+SLIP = 0.8  # likeness from which a name is a slip of another; digits-by-pixel is no digits-parity
 
 
 def given_tasks(encoders: Iterable[NamedEncoder]) -> set[str]:
@@ -59,7 +62,7 @@ def on_given(raw: Mapping[str, Any], file: str, task: str | None) -> dict[str, A
     """
     stem = re.sub(r"[^a-z0-9._-]+", "-", Path(file).stem.lower()).strip("-._") or "given"
     name = stem if task is None else task
-    kept = ("features", "tuning", "storage", "tracking")
+    kept = ("features", "tuning", "storage", "tracking", "task_folders", "data")
     return {
         "name": f"features-{name}",
         "title": f"Adapting given features: {name}",
@@ -67,6 +70,23 @@ def on_given(raw: Mapping[str, Any], file: str, task: str | None) -> dict[str, A
         "tasks": [name],
         **{section: raw[section] for section in kept if section in raw},
     }
+
+
+def check_new(task: str, folders: Sequence[str]) -> None:
+    """A task named for a file of features is one that exists, or is called like none.
+
+    Raises UserError for a near miss: it would be a new task with a metric of its own.
+    """
+    try:
+        known = registry.names(folders)
+    except (ValueError, OSError) as error:
+        raise UserError(f"tasks: {error}") from error
+    near = difflib.get_close_matches(task, known, n=3, cutoff=SLIP)
+    if near and task not in known:
+        raise UserError(
+            f"--task {task}: no task is named so, though {' or '.join(near)} nearly is; correct "
+            f"it, or describe your own in a file (--tasks-path)"
+        )
 
 
 def _given(encoders: Iterable[NamedEncoder]) -> list[GivenEncoder]:

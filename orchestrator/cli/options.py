@@ -70,7 +70,7 @@ def experiment_options(function: Callable[..., Any], *, last: bool = False) -> C
         metavar="PARQUET",
         help="Adapt these features alone: columns key, vector, label and perhaps split.",
     )
-    @click.option("--task", metavar="NAME", help="What to call the task of --features.")
+    @click.option("--task", metavar="NAME", help="The task of --features, or a name for a new one.")
     @wraps(function)
     def wrapped(
         file: str | None,

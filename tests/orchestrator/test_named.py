@@ -102,6 +102,28 @@ def test_the_command_line_makes_an_experiment_of_one_file(tmp_path: Path) -> Non
         experiment.load(task="sst")
 
 
+def test_a_file_of_features_is_taken_for_the_task_that_the_experiment_knows(tmp_path: Path) -> None:
+    (tmp_path / "f.parquet").write_bytes(b"features")
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks/grades.yaml").write_text(
+        "name: grades\ntitle: Grades\ndomain: id\nsource: features\nmetric: macro_f1\n"
+    )
+    more = {"task_folders": [str(tmp_path / "tasks")], "data": str(tmp_path / "sets")}
+    made(tmp_path, [LITE], ["digits"], **more)
+    found = experiment.load(
+        str(tmp_path / "my.yaml"), features=str(tmp_path / "f.parquet"), task="grades"
+    )
+    assert [(task.name, task.metric) for task in found.load_tasks()] == [("grades", "macro_f1")]
+    assert found.data == more["data"]
+
+
+def test_a_mistyped_task_of_given_features_is_no_new_task() -> None:
+    with pytest.raises(UserError, match="--task glue-colla: no task is named so, though glue-cola"):
+        experiment.load(features="f.parquet", task="glue-colla")
+    for name in ("glue-cola", "hotel-stars", "digits-by-pixel"):
+        assert experiment.load(features="f.parquet", task=name).tasks == (name,)
+
+
 @pytest.mark.parametrize(
     ("encoders", "tasks", "more", "said"),
     [
