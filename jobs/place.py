@@ -47,6 +47,13 @@ class Place:
             return Place(text.rstrip("/"))
         return Place(str(Path(text).expanduser().absolute()))
 
+    @staticmethod
+    def holding(file: str) -> tuple[Place, str]:
+        """The folder of a file, by its absolute path or URI, and the file's name in it."""
+        path, mark, options = file.partition("?") if "://" in file else (file, "", "")
+        folder, _, name = path.rpartition("/")
+        return Place(f"{folder or '/'}{mark}{options}"), name
+
     @property
     def is_local(self) -> bool:
         """Whether this is a folder of this machine's own file tree."""
@@ -54,7 +61,7 @@ class Place:
 
     def __truediv__(self, name: str) -> Place:
         if self.is_local:
-            return Place(f"{self.uri}/{name}")
+            return Place(f"{self.uri.rstrip('/')}/{name}")
         path, mark, options = self.uri.partition("?")
         return Place(f"{path.rstrip('/')}/{name}{mark}{options}")
 

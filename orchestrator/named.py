@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.encoders.spec import GivenEncoder, NamedEncoder
+from jobs.place import Place
 from jobs.tasks import registry
 from jobs.tasks.spec import Task
 from orchestrator.errors import UserError
@@ -60,7 +61,8 @@ def on_given(raw: Mapping[str, Any], file: str, task: str | None) -> dict[str, A
 
     The encoder is named after the file, and so is the task unless it has a name of its own.
     """
-    stem = re.sub(r"[^a-z0-9._-]+", "-", Path(file).stem.lower()).strip("-._") or "given"
+    own = Path(Place.holding(file)[1]).stem.lower()
+    stem = re.sub(r"[^a-z0-9._-]+", "-", own).strip("-._") or "given"
     name = stem if task is None else task
     kept = ("features", "tuning", "storage", "tracking", "task_folders", "data")
     return {

@@ -43,14 +43,8 @@ def pin(encoder: NamedEncoder) -> NamedEncoder:
             return encoder
 
 
-def split_path(path: str) -> tuple[Place, str]:
-    """The folder and the name of a file by its absolute path or URI."""
-    folder, _, name = path.rpartition("/")
-    return Place(folder or "/"), name
-
-
 def _digest(path: str, declared: str | None, field: str) -> str:
-    place, name = split_path(path)
+    place, name = Place.holding(path)
     try:
         found = place.sha256(name)
     except FileNotFoundError:

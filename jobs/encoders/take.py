@@ -21,8 +21,8 @@ from torch import nn
 from jobs.contract import Outcome, StageError, Work
 from jobs.encoders import weights
 from jobs.encoders.inputs import CLIP_INPUT, declared, image_input, timm_cfg
-from jobs.encoders.pins import split_path
 from jobs.encoders.spec import EncoderStep, FileEncoder, OpenClipEncoder, TimmEncoder
+from jobs.place import Place
 from jobs.pretrain import encoder
 from jobs.pretrain.encoder import Architecture, EncoderCard
 
@@ -154,7 +154,7 @@ def _open_clip_options(model: str, *, quick_gelu: bool = False) -> dict[str, Any
 
 def _file(spec: FileEncoder) -> _Taken:
     path = Path(spec.file)
-    place, name = split_path(spec.file)
+    place, name = Place.holding(spec.file)
     try:
         if place.sha256(name) != spec.sha256:
             raise StageError(

@@ -78,8 +78,7 @@ def take_in(work: Work) -> Outcome:
 
 def _read(step: GivenStep) -> pa.Table:
     """The file's columns that matter; StageError when it is absent, altered or lacks one."""
-    folder, _, name = step.file.rpartition("/")
-    place = Place(folder or "/")
+    place, name = Place.holding(step.file)
     try:
         if place.sha256(name) != step.sha256:
             raise StageError(

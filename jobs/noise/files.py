@@ -39,13 +39,14 @@ class Source:
     path: str  # absolute, or a URI
     sha256: str | None  # what it must hold, if that is known
 
-    def _parts(self) -> tuple[Place, str]:
-        folder, _, name = self.path.rpartition("/")
-        return Place(folder), name
+    @property
+    def name(self) -> str:
+        """Its name in its folder, which tells by its end what it is."""
+        return Place.holding(self.path)[1]
 
     def bytes(self) -> bytes:
         """The whole file; StageError when it is absent or holds something else."""
-        place, name = self._parts()
+        place, name = Place.holding(self.path)
         try:
             data = place.read_bytes(name)
         except OSError as error:
@@ -55,7 +56,7 @@ class Source:
 
     def digest(self) -> str:
         """sha256 of the file, read in blocks; StageError as for `bytes`."""
-        place, name = self._parts()
+        place, name = Place.holding(self.path)
         found = hashlib.sha256()
         filesystem, path = place.open()
         try:
@@ -69,11 +70,11 @@ class Source:
 
     def table(self, columns: Sequence[str]) -> pa.Table:
         """The named columns of a Parquet or CSV file; StageError when one is not there."""
-        place, name = self._parts()
+        place, name = Place.holding(self.path)
         filesystem, path = place.open()
         with filesystem.open_input_file(f"{path}/{name}") as stream:
             try:
-                if self.path.endswith(".parquet"):
+                if self.name.endswith(".parquet"):
                     parquet = pq.ParquetFile(stream)
                     self._need(columns, parquet.schema_arrow.names)
                     return parquet.read(columns=list(columns))
@@ -85,7 +86,7 @@ class Source:
 
     def batches(self, columns: Sequence[str], rows: int) -> Iterator[pa.RecordBatch]:
         """The named columns of a Parquet file, some rows at a time."""
-        place, name = self._parts()
+        place, name = Place.holding(self.path)
         filesystem, path = place.open()
         with filesystem.open_input_file(f"{path}/{name}") as stream:
             parquet = pq.ParquetFile(stream)
@@ -179,7 +180,7 @@ def grouping(source: Source, classes: Sequence[str]) -> Rows:
 def _pairs(source: Source) -> list[tuple[str, str]]:
     data = source.bytes()
     try:
-        if source.path.endswith(".json"):
+        if source.name.endswith(".json"):
             mapping = json.loads(data)
             return [(str(name), str(group)) for name, group in mapping.items()]
         lines = csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""))
@@ -200,9 +201,9 @@ def matrix(source: Source) -> npt.NDArray[np.float64]:
     """A matrix of numbers from npy, csv or parquet; StageError when the file is none."""
     data = source.bytes()
     try:
-        if source.path.endswith(".npy"):
+        if source.name.endswith(".npy"):
             values = np.load(io.BytesIO(data), allow_pickle=False)
-        elif source.path.endswith(".parquet"):
+        elif source.name.endswith(".parquet"):
             table = pq.read_table(pa.BufferReader(data))
             values = np.stack([column.to_numpy() for column in table.columns], axis=1)
         else:

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from jobs.contract import NOT_SEMANTIC
 from jobs.corpus.spec import AnyReader, Corpus
+from jobs.place import Place
 from jobs.tasks.spec import Task
 
 SHIPPED = Path(__file__).parent
@@ -70,7 +71,7 @@ def placed(task: Task, root: str) -> Task:
 
 def _below(reader: AnyReader, root: str) -> AnyReader:
     paths = {
-        name: f"{root.rstrip('/')}/{getattr(reader, name)}"
+        name: (Place(root) / getattr(reader, name)).uri
         for name, info in type(reader).model_fields.items()
         if NOT_SEMANTIC in info.metadata and _is_relative(getattr(reader, name))
     }

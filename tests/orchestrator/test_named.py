@@ -96,6 +96,8 @@ def test_the_command_line_makes_an_experiment_of_one_file(tmp_path: Path) -> Non
     assert kinds(found) == {"features": 1, "tune": 8}
     assert "features/encoder/text-ada/sentiment" in found.steps
     assert experiment.load(features=file).name == "features-text-ada"
+    far = experiment.load(features="s3://b/Text Ada.parquet?endpoint_override=http://host:9000")
+    assert far.name == "features-text-ada"
     with pytest.raises(UserError, match="no noise level"):
         experiment.load(features=file, noise="0,10")
     with pytest.raises(UserError, match="--task sst: it names the task of --features"):

@@ -3,12 +3,22 @@
 from collections.abc import Iterator
 
 import boto3
+import pyarrow as pa
 import pytest
 from moto.server import ThreadedMotoServer
 
 import synthetic
 from commands import free_port
+from jobs.contract import Work
+from jobs.corpus.readers import reader_of
+from jobs.corpus.spec import TableReader
+from jobs.encoders.pins import pin
+from jobs.encoders.spec import GivenEncoder
+from jobs.features.given import take_in
+from jobs.features.spec import GivenStep
+from jobs.noise.files import Source
 from jobs.place import Place
+from jobs.tasks import registry
 from orchestrator import experiment, index, planner
 from orchestrator.lease import Leases, living
 from orchestrator.plan import Plan, Standing, assess
@@ -76,3 +86,49 @@ def test_one_holder_at_a_time_in_a_bucket_too(bucket: Place) -> None:
     first.close()
     second.close()
     assert list((bucket / ".leases").files()) == []
+
+
+def test_a_data_folder_is_named_with_its_endpoint(bucket: Place) -> None:
+    sets = bucket / "sets"
+    for name in ("eurosat/EuroSAT_RGB/b/1.jpg", "eurosat/EuroSAT_RGB/a/2.jpg", "t/a/3.jpg"):
+        sets.write_bytes(name, b"image")
+    sets.write_bytes("t/table.csv", b"path,label\na/3.jpg,cat\n")
+    corpus = registry.load("eurosat", data=sets.uri).corpus
+    assert corpus is not None
+    reader = reader_of(corpus.reader)
+    assert list(reader.files()) == [("a/2.jpg", 5), ("b/1.jpg", 5)]
+    assert [len(table) for unit in reader.units() for table in reader.read(unit)] == [1, 1]
+    table = reader_of(TableReader(path=(sets / "t/table.csv").uri, label="label"))
+    rows = [rows for unit in table.units() for rows in table.read(unit)]
+    assert [each["image"].to_pylist() for each in rows] == [[b"image"]]
+
+
+def test_a_file_is_named_with_its_endpoint(bucket: Place) -> None:
+    rows = {"key": [f"k{i}" for i in range(40)], "vector": [[float(i)] for i in range(40)]}
+    bucket.write_table("f.parquet", pa.table({**rows, "label": [i % 2 for i in range(40)]}))
+    encoder = pin(GivenEncoder(name="ada", files={"t": (bucket / "f.parquet").uri}))
+    assert isinstance(encoder, GivenEncoder)
+    parts = ("train", "validation", "test")
+    step = GivenStep(images="t", parts=parts, file=encoder.files["t"], sha256=encoder.sha256["t"])
+    out = take_in(Work("features/encoder/ada/t", "f", step, {}, bucket / "o", bucket / "s"))
+    assert sum(out.counts[f"rows_{part}"] for part in parts) == 40
+    source = Source((bucket / "f.parquet").uri, encoder.sha256["t"])
+    assert source.table(["key"])["key"].to_pylist() == rows["key"]
+
+
+@pytest.mark.parametrize(
+    ("file", "folder", "name"),
+    [
+        (
+            "s3://b/x/f.npy?endpoint_override=http://h:9/",
+            "s3://b/x?endpoint_override=http://h:9/",
+            "f.npy",
+        ),
+        ("gs://b/f.npy", "gs://b", "f.npy"),
+        ("/f?a=/b.npy", "/f?a=", "b.npy"),
+        ("/f.npy", "/", "f.npy"),
+    ],
+)
+def test_a_file_lies_in_its_folder(file: str, folder: str, name: str) -> None:
+    assert Place.holding(file) == (Place(folder), name)
+    assert (Place(folder) / name).uri == file

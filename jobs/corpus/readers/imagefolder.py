@@ -16,6 +16,7 @@ from jobs.corpus.readers.names import class_names
 from jobs.corpus.readers.rows import Classes, Gather, Unit, claim
 from jobs.corpus.readers.source import contents, files, folders
 from jobs.corpus.spec import ImageFolderReader
+from jobs.place import Place
 
 UNITS = 64  # at least so many for a source, so that few large classes still make enough work
 
@@ -60,7 +61,7 @@ class ImageFolder:
         yield from rows.rest()
 
     def _files(self, folder: str) -> list[tuple[str, int]]:
-        below = files(f"{self.spec.path.rstrip('/')}/{folder}", empty=True)
+        below = files((Place.of(self.spec.path) / folder).uri, empty=True)
         return [
             (f"{folder}/{name}", size)
             for name, size in below

@@ -17,6 +17,7 @@ from jobs.contract import StageError
 from jobs.corpus.readers.rows import Classes, Gather, Unit, claim
 from jobs.corpus.readers.source import contents, files, stream
 from jobs.corpus.spec import TableReader
+from jobs.place import Place
 
 UNITS = 64  # at most: every unit reads the table up to its own rows
 UNIT_ROWS = 5_000  # at least
@@ -126,7 +127,7 @@ class Table:
     def _root(self) -> str:
         if self.spec.root is not None:
             return self.spec.root
-        return self.spec.path.rpartition("/")[0] or "."
+        return Place.holding(Place.of(self.spec.path).uri)[0].uri
 
 
 def _is_safe(path: str) -> bool:
