@@ -46,9 +46,9 @@ def take_in(work: Work) -> Outcome:
     keys = _keys(table[step.key], step)
     vectors = _vectors(table[step.vector], keys, step)
     labels, classes = (
-        (_targets(table[step.label], keys, step), ())
+        (_targets(_plain(table[step.label]), keys, step), ())
         if step.target == "number"
-        else _labels(table[step.label], keys, step)
+        else _labels(_plain(table[step.label]), keys, step)
     )
     split = step.split or (SPLIT if SPLIT in table.column_names else None)
     part_of = _parts(table[split] if split else None, keys, step)
@@ -154,6 +154,14 @@ def _vectors(column: pa.ChunkedArray, keys: pa.Array, step: GivenStep) -> npt.ND
             f"{keys[int(bad.argmax())]}); leave them out of the file, or ask for float32"
         )
     return found
+
+
+def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The column's values themselves, in place of a dictionary (a categorical) or views of text."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    views = pa.types.is_string_view(column.type)
+    return column.cast(pa.string()) if views else column
 
 
 def _labels(

@@ -123,6 +123,24 @@ def test_numbers_stay_numbers_where_the_task_predicts_one(
     assert part.labels.tolist() == [int(key[1:]) % 5 for key in part.keys.to_pylist()]
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pa.large_string(),
+        pa.string_view(),
+        pa.dictionary(pa.int32(), pa.string()),
+        pa.dictionary(pa.int8(), pa.large_string(), ordered=True),
+    ],
+)
+def test_names_of_classes_are_read_however_they_are_stored(
+    tmp_path: Path, kind: pa.DataType
+) -> None:
+    _, output = taken(tmp_path, spoilt(label=pa.array(columns()["label"]).cast(kind)))
+    assert read_classes(output) == ("cat", "dog")
+    part = read_part(output, "test")
+    assert part.labels.tolist() == [int(key[1:]) % 2 for key in part.keys.to_pylist()]
+
+
 def spoilt(**changed: Any) -> pa.Table:
     return pa.table({**columns(), **changed})
 
