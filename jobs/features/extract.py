@@ -127,10 +127,11 @@ def _table(
     keys = rows["key"].combine_chunks()
     finite = np.isfinite(found).all(axis=1)
     if not finite.all():
+        wider = "ask for float32, or " if "float16" in (step.dtype, step.precision) else ""
         raise StageError(
             f"the encoder's features are not finite for {int((~finite).sum())} samples of "
             f"{unit.file} (the first: {keys[int(np.argmin(finite))]}, view {view}, "
-            f"{step.dtype}); train it anew or ask for float32"
+            f"{step.dtype}); {wider}give it other weights"
         )
     label = rows["label"].combine_chunks()
     return view_table(keys, label, view, found)

@@ -86,7 +86,10 @@ def _read(step: GivenStep) -> pa.Table:
             )
         filesystem, path = place.open()
         with filesystem.open_input_file(f"{path}/{name}") as source:
-            parquet = pq.ParquetFile(source)
+            try:
+                parquet = pq.ParquetFile(source)
+            except pa.ArrowException as error:
+                raise StageError(f"{step.file} is no Parquet file ({error}); convert it") from None
             found = parquet.schema_arrow.names
             named = [c for c in (step.key, step.vector, step.label, step.split) if c is not None]
             for column in named:
@@ -103,7 +106,10 @@ def _read(step: GivenStep) -> pa.Table:
             f"every node sees"
         ) from None
     except pa.ArrowException as error:
-        raise StageError(f"{step.file} is no Parquet file ({error}); convert it") from None
+        raise StageError(
+            f"{step.file} cannot be read ({error}); if vectors are missing, leave their rows out, "
+            f"else write it anew"
+        ) from None
     if table.num_rows == 0:
         raise StageError(f"{step.file} has no rows; give it some")
     return table
@@ -149,9 +155,10 @@ def _vectors(column: pa.ChunkedArray, keys: pa.Array, step: GivenStep) -> npt.ND
     found: npt.NDArray[Any] = flat.reshape(len(keys), lengths[0])
     bad = ~np.isfinite(found).all(axis=1)
     if bad.any():
+        wider = ", or ask for float32 (features.dtype)" if step.dtype == "float16" else ""
         raise StageError(
             f"{where} is not finite as {step.dtype} in {int(bad.sum())} rows (the first: key "
-            f"{keys[int(bad.argmax())]}); leave them out of the file, or ask for float32"
+            f"{keys[int(bad.argmax())]}); leave them out of the file{wider}"
         )
     return found
 
@@ -235,5 +242,12 @@ def _parts(column: pa.ChunkedArray | None, keys: pa.Array, step: GivenStep) -> N
     part_of = np.array([_WORDS[word] for word in words], np.int64)
     if "validation" in step.parts and not (part_of == 1).any():
         u = unit(hash64(keys, seed=0, scope=scope, stream="validation"))
-        part_of[(part_of == 0) & (u < VALIDATION_OF_TRAIN)] = 1
+        marked = part_of == 0
+        part_of[marked & (u < VALIDATION_OF_TRAIN)] = 1
+        if marked.any() and not (part_of == 0).any():
+            raise StageError(
+                f"{step.file} has {int(marked.sum())} train rows for task {scope}, and the "
+                f"validation rows that are cut from them take all; mark more, or mark validation "
+                f"rows too"
+            )
     return part_of

@@ -220,7 +220,10 @@ def test_many_works_share_one_call_and_a_broken_encoder_fails_alone(
     assert set(results.of) == {w.address for w in works}
     assert bytes_of(works[0].output) == bytes_of(extracted.output)
     assert results.outcome("other").counts["rows_test"] > 0
-    for address, sentence in (("spoilt", "not finite"), ("altered", "other sha256")):
+    for address, sentence in (
+        ("spoilt", "float32); give it other weights"),
+        ("altered", "other sha256"),
+    ):
         assert isinstance(results.of[address], StageError)
         assert sentence in str(results.of[address])
     assert "FileNotFoundError" in str(results.of["missing"])
@@ -376,5 +379,5 @@ def test_features_beyond_float16_are_refused_rather_than_stored(
             return super().features(images, precision) * 1e6
 
     loud = Loud(opened.card, opened.card.architecture.build(), torch.device("cpu"))
-    with pytest.raises(StageError, match=r"not finite .* or ask for float32"):
+    with pytest.raises(StageError, match=r"not finite .*; ask for float32, or give it other w"):
         extract(unit, digits, "digits", loud, half)

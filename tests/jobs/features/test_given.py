@@ -141,6 +141,9 @@ def test_names_of_classes_are_read_however_they_are_stored(
     assert part.labels.tolist() == [int(key[1:]) % 2 for key in part.keys.to_pylist()]
 
 
+MISSING = pa.array([None] + [[1.0, 2.0]] * 199, pa.list_(pa.float32(), 2))  # of a fixed size
+
+
 def spoilt(**changed: Any) -> pa.Table:
     return pa.table({**columns(), **changed})
 
@@ -152,8 +155,13 @@ def spoilt(**changed: Any) -> pa.Table:
         (spoilt(key=["same"] * 200), {}, r"1 keys stand in several rows \(the first: same\)"),
         (spoilt(key=[None] + ["k"] * 199), {}, "1 rows have no key"),
         (spoilt(vector=[[1.0]] * 199 + [[1.0, 2.0]]), {}, r"different lengths \(1, 2\)"),
-        (spoilt(vector=[[1.0, np.nan]] * 200), {}, "not finite as float32 in 200 rows"),
-        (spoilt(vector=[[1e30]] * 200), {"dtype": "float16"}, "or ask for float32"),
+        (spoilt(vector=[[1.0, np.nan]] * 200), {}, r"as float32 in 200 rows .* out of the file$"),
+        (spoilt(vector=MISSING), {}, "cannot be read .* leave their rows out"),
+        (
+            spoilt(vector=[[1e30]] * 200),
+            {"dtype": "float16"},
+            "or ask for float32",
+        ),
         (spoilt(vector=["text"] * 200), {}, "is string, not a list of float"),
         (spoilt(label=[0.5] * 200), {}, "classes are integers or names"),
         (spoilt(), {"target": "number"}, "is string, but task t predicts a number"),
@@ -163,6 +171,7 @@ def spoilt(**changed: Any) -> pa.Table:
         (spoilt(), {"classes": ("cat",)}, "holds 'dog', which is none of classes.t"),
         (spoilt(split=["trian"] * 200), {}, "the split of 200 rows is 'trian'"),
         (spoilt(split=["train"] * 200), {}, "has no test rows for task t"),
+        (spoilt(split=["train", *["test"] * 199]), {}, "has 1 train rows .* take all; mark more"),
         (pa.table(columns()).slice(0, 0), {}, "has no rows"),
     ],
 )
