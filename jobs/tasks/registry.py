@@ -88,12 +88,11 @@ def _files(folders: Sequence[str | Path]) -> Mapping[str, Path]:
         if not folder.is_dir():
             raise TaskError(f"the tasks folder {folder} does not exist; correct its path")
         for file in sorted(folder.rglob("*.yaml")):
-            if file.stem in found:
+            first = found.setdefault(file.stem, file)
+            if first is not file and not first.samefile(file):  # a folder may be named twice
                 raise TaskError(
-                    f"two files describe task {file.stem}: {found[file.stem]} and {file}; "
-                    f"rename one of them"
+                    f"two files describe task {file.stem}: {first} and {file}; rename one of them"
                 )
-            found[file.stem] = file
     return found
 
 

@@ -52,6 +52,13 @@ def test_two_files_for_one_name_are_refused(tmp_path: Path) -> None:
         load("digits", [folder])
 
 
+def test_a_folder_that_is_named_twice_adds_its_tasks_once(tmp_path: Path) -> None:
+    folder = put(tmp_path / "mine", "my-task", GOOD.format(name="my-task"))
+    (tmp_path / "link").symlink_to(folder)
+    again = [folder, tmp_path / "mine/../mine", tmp_path / "link", tmp_path, SHIPPED]
+    assert names(again) == names([folder])
+
+
 def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TaskError, match="nowhere does not exist"):
         names([tmp_path / "nowhere"])
