@@ -51,7 +51,7 @@ def take_in(work: Work) -> Outcome:
         else _labels(_plain(table[step.label]), keys, step)
     )
     split = step.split or (SPLIT if SPLIT in table.column_names else None)
-    part_of = _parts(table[split] if split else None, keys, step)
+    part_of = _parts(table[split] if split else None, keys, labels, step)
     counts: dict[str, int] = {}
     metrics: dict[str, float] = {}
     label = pa.float64() if step.target == "number" else pa.int32()
@@ -224,8 +224,13 @@ def _targets(column: pa.ChunkedArray, keys: pa.Array, step: GivenStep) -> npt.ND
     return found
 
 
-def _parts(column: pa.ChunkedArray | None, keys: pa.Array, step: GivenStep) -> Numbers:
-    """Each row's part, as its number in PARTS, [N]."""
+def _parts(
+    column: pa.ChunkedArray | None, keys: pa.Array, labels: npt.NDArray[Any], step: GivenStep
+) -> Numbers:
+    """Each row's part, as its number in PARTS, [N].
+
+    A validation part that is cut from the training rows leaves one of each class.
+    """
     scope = step.images
     if column is None:
         if step.parts == ("test",):
@@ -242,12 +247,10 @@ def _parts(column: pa.ChunkedArray | None, keys: pa.Array, step: GivenStep) -> N
     part_of = np.array([_WORDS[word] for word in words], np.int64)
     if "validation" in step.parts and not (part_of == 1).any():
         u = unit(hash64(keys, seed=0, scope=scope, stream="validation"))
+        classes = np.zeros_like(part_of) if step.target == "number" else labels
         marked = part_of == 0
         part_of[marked & (u < VALIDATION_OF_TRAIN)] = 1
-        if marked.any() and not (part_of == 0).any():
-            raise StageError(
-                f"{step.file} has {int(marked.sum())} train rows for task {scope}, and the "
-                f"validation rows that are cut from them take all; mark more, or mark validation "
-                f"rows too"
-            )
+        for lost in set(classes[marked]) - set(classes[part_of == 0]):
+            own = np.flatnonzero(marked & (classes == lost))
+            part_of[own[u[own].argmax()]] = 0
     return part_of

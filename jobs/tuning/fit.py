@@ -21,7 +21,7 @@ from jobs.tuning.label_noise import corrupted
 from jobs.tuning.scores import gathered
 from jobs.tuning.search import Optuna
 from jobs.tuning.spec import GIVEN, TuneStep
-from jobs.tuning.stacked import Configuration, Epoch, Group, Labelled, bytes_of_member
+from jobs.tuning.stacked import TERMS, Configuration, Epoch, Group, Labelled, bytes_of_member
 from jobs.tuning.training import Trained, train_groups
 
 
@@ -164,9 +164,12 @@ class _Prepared:
         """What was trained, unless every configuration failed: StageError."""
         if trained.chosen is None:
             domain = "lr" if self.shape.kind == self.step.method.head else "l2"
+            reasons = [failure for failure in trained.failures if failure is not None]
+            dropped = len(configurations) - len(reasons)
+            others = f" but {dropped} that halving had dropped" if dropped else ""
             raise StageError(
-                f"{self.work.address}: all {len(configurations)} configurations failed (first: "
-                f"{trained.failures[0]}); narrow space.{domain} of method {self.step.method_name}"
+                f"{self.work.address}: all {len(configurations)} configurations{others} failed "
+                f"(first: {reasons[0]}); narrow space.{domain} of method {self.step.method_name}"
             )
         return Fit(
             self.shape,
@@ -233,16 +236,21 @@ def _part(told: Told, before: int, own: int, all_of_them: int) -> Told:
     return lambda share: told((before + own * share) / all_of_them)
 
 
+def _term(epoch: Epoch, name: str) -> torch.Tensor:
+    """A training loss of all members; NaN where none of them weighs it."""
+    return epoch.train.get(name, torch.full_like(epoch.validation_loss, torch.nan))
+
+
 def _joined(parts: Sequence[Trained]) -> Trained:
     """Batches of one search as if they had been one."""
     longest = max(len(part.epochs) for part in parts)
     epochs = []
     for number in range(longest):
         found = [part.epochs[min(number, len(part.epochs) - 1)] for part in parts]
-        terms = [t for t in found[0].train if all(t in epoch.train for epoch in found)]
+        known = {term for epoch in found for term in epoch.train}
         epochs.append(
             Epoch(
-                {term: torch.cat([epoch.train[term] for epoch in found]) for term in terms},
+                {t: torch.cat([_term(epoch, t) for epoch in found]) for t in TERMS if t in known},
                 torch.cat([epoch.validation_loss for epoch in found]),
                 gathered([(epoch.validation, slice(None)) for epoch in found]),
                 found[0].metric,

@@ -12,7 +12,7 @@ pass over memory, where the plain form makes ten); small ones, and members on a 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -49,6 +49,18 @@ class StackedAdamW:
         weights = sum(p[0].numel() for p in self.parameters)
         on_cpu = all(p.device.type == "cpu" for p in self.parameters)
         self._fused = on_cpu and weights >= _LARGE if fused is None else fused
+
+    def give_up(self) -> list[Tensor]:
+        """Both moments of every parameter, which are kept here no longer; see `take_up`."""
+        moments = [*self._means, *self._squares]
+        self.parameters, self._means, self._squares = [], [], []
+        return moments
+
+    def take_up(self, parameters: Iterable[Tensor], moments: Sequence[Tensor]) -> None:
+        """Go on with the parameters and moments that there were before `give_up`."""
+        self.parameters = list(parameters)
+        half = len(self.parameters)
+        self._means, self._squares = list(moments[:half]), list(moments[half:])
 
     @torch.no_grad()
     def step(self, lr_share: float, moving: Tensor) -> None:

@@ -15,7 +15,7 @@ What they do not have: steps, epochs (one is recorded, of the solved head) and a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -35,6 +35,7 @@ Solution = tuple[Tensor, Tensor, list[str | None]]
 _CPU = torch.device("cpu")
 _CONVERGED = 1e-5  # largest entry of the gradient
 _ITERATIONS = 2000
+_ENTRIES = 1 << 22  # of the rows or targets of a piece: 32 MB in float64
 
 
 def solve(
@@ -52,15 +53,15 @@ def solve(
     """
     if kind == "lbfgs" and shape.of_numbers:
         raise ValueError("logistic regression is of classes; a number takes ridge")
-    rows, labels = _flat(training)
+    labels = _labels(training)
     penalties = [configuration.l2 for configuration in configurations]
     fresh = StackedHeads.fresh(
         shape, len(penalties), 0, _CPU, scale_of(labels) if shape.of_numbers else (0.0, 1.0)
     )
     if kind == "lbfgs":
-        solved = _lbfgs(rows, labels, shape.classes, penalties, told)
+        solved = _lbfgs(_rows(training).double(), labels, shape.classes, penalties, told)
     else:
-        solved = _ridge(rows, _targets(fresh, labels), penalties)
+        solved = _ridge(_rows(training), labels, fresh, penalties)
     return judged(solved, fresh, training, validation, metric)
 
 
@@ -73,13 +74,12 @@ def judged(
     """
     shape = fresh.shape
     weight, bias, failures = solved
-    rows, labels = _flat(training)
     broken = ~(weight.isfinite().all(-1).all(-1) & bias.isfinite().all(-1))
     for index in broken.nonzero().flatten().tolist():
         failures[index] = "the solution is not finite"
     found = {"classifier.weight": weight.float(), "classifier.bias": bias.float()}
     heads = StackedHeads(shape, found, fresh.buffers)
-    fitted, _ = evaluate(heads, Labelled(rows.float(), labels), _CPU)
+    fitted, _ = evaluate(heads, Labelled(_rows(training), _labels(training)), _CPU)
     loss, predicted = evaluate(heads, validation, _CPU)
     scores = judge(validation.labels, predicted, shape.classes)
     asked = "squared_error" if shape.of_numbers else "ce"
@@ -91,10 +91,14 @@ def judged(
     return Trained((epoch,), tuple(failures), (None,) * many, (1,) * many, chosen, state)
 
 
-def _flat(training: Labelled) -> tuple[Tensor, Tensor]:
-    """Every view of every sample as a row, float64, and the rows' labels."""
-    views = training.features.shape[0]
-    return training.features.flatten(0, 1).double(), training.labels.repeat(views)
+def _rows(training: Labelled) -> Tensor:
+    """Every view of every sample as a row, [R, D]."""
+    return training.features.flatten(0, 1)
+
+
+def _labels(training: Labelled) -> Tensor:
+    """The rows' labels, [R]."""
+    return training.labels.repeat(training.features.shape[0])
 
 
 def _targets(heads: StackedHeads, labels: Tensor) -> Tensor:
@@ -104,11 +108,30 @@ def _targets(heads: StackedHeads, labels: Tensor) -> Tensor:
     return functional.one_hot(labels, heads.shape.classes).double()
 
 
-def _ridge(rows: Tensor, targets: Tensor, penalties: Sequence[float]) -> Solution:
-    mean, share = rows.mean(0), targets.mean(0)
-    centred = rows - mean
-    values, vectors = torch.linalg.eigh(centred.mT @ centred / len(rows))
-    right = vectors.mT @ (centred.mT @ (targets - share) / len(rows))  # [D, C]
+def _ridge(
+    rows: Tensor, labels: Tensor, heads: StackedHeads, penalties: Sequence[float]
+) -> Solution:
+    """In float64, some rows at a time: only D x D and D x C matrices are held."""
+    dim, outputs = rows.shape[1], heads.shape.outputs
+    piece = max(1, _ENTRIES // max(dim, outputs))
+
+    def pieces() -> Iterator[tuple[Tensor, Tensor]]:
+        for own, theirs in zip(torch.split(rows, piece), torch.split(labels, piece), strict=True):
+            yield own.double(), _targets(heads, theirs)
+
+    mean = rows.new_zeros(dim, dtype=torch.float64)
+    share = rows.new_zeros(outputs, dtype=torch.float64)
+    for features, targets in pieces():
+        mean += features.sum(0) / len(rows)
+        share += targets.sum(0) / len(rows)
+    covariance = rows.new_zeros(dim, dim, dtype=torch.float64)
+    right = rows.new_zeros(dim, outputs, dtype=torch.float64)
+    for features, targets in pieces():
+        centred = features - mean
+        covariance.addmm_(centred.mT, centred, alpha=1 / len(rows))
+        right.addmm_(centred.mT, targets - share, alpha=1 / len(rows))
+    values, vectors = torch.linalg.eigh(covariance)
+    right = vectors.mT @ right  # [D, C]
     shrunk = values.clamp_min(0) + torch.tensor(penalties, dtype=torch.float64)[:, None]  # [K, D]
     weight = (vectors @ (right / shrunk[:, :, None])).mT.contiguous()
     return weight, share - weight @ mean, [None] * len(penalties)

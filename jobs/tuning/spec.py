@@ -51,6 +51,12 @@ class QUniform(Spec):
             raise ValueError(
                 f"quniform [{low:g}, {high:g}, {step:g}] needs low < high and 0 < q <= high - low"
             )
+        for name, bound in (("low", low), ("high", high)):
+            if not math.isclose(bound / step, round(bound / step)):  # as Tune itself asks
+                raise ValueError(
+                    f"quniform [{low:g}, {high:g}, {step:g}]: {name} must be a multiple of q, as "
+                    f"{step * round(bound / step):g} is"
+                )
         return self
 
 
@@ -272,11 +278,11 @@ class Tuning(Spec):
     configurations: int = Field(8, ge=1, description="tried for each method in each cell")
     epochs: int = Field(30, ge=1)
     batch_size: int = Field(64, ge=2, description="samples a step; each brings all its views")
-    fractions: tuple[Annotated[float, Field(gt=0, le=100)], ...] = (100.0,)
+    fractions: tuple[Annotated[float, Field(gt=0, le=100)], ...] = Field((100.0,), min_length=1)
     label_noise: tuple[Percent, ...] = Field(
         (0.0,), min_length=1, description="percent of training labels made wrong; never others"
     )
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1)
     search: Search = "random"
     halving: Halving | None = None
     patience: int | None = Field(

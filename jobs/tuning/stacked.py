@@ -36,6 +36,7 @@ from jobs.tuning.budget import Budget, Key
 from jobs.tuning.heads import Shape, StackedHeads, scale_of, seeded
 from jobs.tuning.optimiser import StackedAdamW, cosine
 from jobs.tuning.scores import Judged, judge
+from jobs.tuning.shelf import Shelf
 from jobs.tuning.spec import Precision
 
 _ENTRIES = 1 << 24  # activations held at once while evaluating, over all members
@@ -215,6 +216,14 @@ class Stack:
         self._alive, self._group_of = self._alive[rows], self._group_of[rows]
         self.members = list(members)
         self._weighed = self._who_weighs()
+
+    def put_away(self, shelf: Shelf) -> None:
+        """Wait on the shelf; `take_back` comes before anything else."""
+        shelf.put(str(id(self)), self.heads, self._optimiser)
+
+    def take_back(self, shelf: Shelf) -> None:
+        """Be as before `put_away`."""
+        shelf.take(str(id(self)), self.heads, self._optimiser, self._device)
 
     def state(self, member: int) -> dict[str, Tensor]:
         """A member's tensors as they stand, on the CPU."""

@@ -5,13 +5,13 @@ configuration came to and the weights of the one that is selected. Members train
 far as `memory` allows, else in turns; who shares a turn changes nothing but rounding. The weights
 of a member are those after its last epoch, never its best epoch's. Of a turn that has ended, only
 the best member's weights are kept, so that a sweep's size is bounded by time alone; under halving
-the optimiser's state of all that may still go on is held from cut to cut.
+turns that may still go on wait in files (`shelf`) from cut to cut.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor
 from jobs.tuning.budget import Budget, Key, Patience, Told, to_nobody
 from jobs.tuning.heads import Shape
 from jobs.tuning.scores import gathered
+from jobs.tuning.shelf import Shelf
 from jobs.tuning.spec import Precision
 from jobs.tuning.stacked import (
     TERMS,
@@ -91,23 +92,36 @@ def train_groups(
     views = groups[0].training.features.shape[0]
     at_once = max(1, memory // bytes_of_member(shape, budget.batch_size * views))
     count = -(-len(members) // at_once)
-    turns = []
-    for first in range(count):
-        share = members[first * len(members) // count : (first + 1) * len(members) // count]
-        turns.append(_Turn(share, budget))
+    groups = _placed(groups, device)
 
     def start(turn: _Turn) -> Stack:
         own = _groups_of(turn.members, groups)
         return Stack(shape, own, validation, budget, device=device, precision=precision)
 
     cuts = [budget.cuts(len(group.configurations)) for group in groups]
-    for epoch in [*sorted({epoch for cut in cuts for epoch in cut}), budget.epochs]:
-        for turn in turns:
-            turn.run_to(epoch, start, trained)
-        for number, cut in enumerate(cuts):
-            if epoch in cut:
-                _drop(turns, number, cut[epoch], epoch)
+    with Shelf() as shelf:
+        turns = []
+        for first in range(count):
+            share = members[first * len(members) // count : (first + 1) * len(members) // count]
+            turns.append(_Turn(share, budget, shelf if count > 1 else None))
+        for epoch in [*sorted({epoch for cut in cuts for epoch in cut}), budget.epochs]:
+            for turn in turns:
+                turn.run_to(epoch, start, trained)
+            for number, cut in enumerate(cuts):
+                if epoch in cut:
+                    _drop(turns, number, cut[epoch], epoch)
     return [_gather(turns, number) for number in range(len(groups))]
+
+
+def _placed(groups: Sequence[Group], device: str) -> list[Group]:
+    """The groups, their features on the device: those that share them there share them here."""
+    there: dict[int, Tensor] = {}
+    placed = []
+    for group in groups:
+        features, labels = group.training.features, group.training.labels
+        on_device = there.setdefault(features.data_ptr(), features.to(device))
+        placed.append(replace(group, training=Labelled(on_device, labels)))
+    return placed
 
 
 def _groups_of(members: Sequence[tuple[int, int]], groups: Sequence[Group]) -> list[Group]:
@@ -121,7 +135,10 @@ def _groups_of(members: Sequence[tuple[int, int]], groups: Sequence[Group]) -> l
 class _Turn:
     """Members that train side by side, from their first epoch to their last."""
 
-    def __init__(self, members: Sequence[tuple[int, int]], budget: Budget) -> None:
+    def __init__(
+        self, members: Sequence[tuple[int, int]], budget: Budget, shelf: Shelf | None
+    ) -> None:
+        """`shelf`: where to wait while other turns train."""
         self.members = members  # (group, configuration)
         self.epochs: list[Epoch] = []
         self.failures: list[str | None] = [None] * len(members)
@@ -131,6 +148,7 @@ class _Turn:
         self._budget = budget
         self._patience = Patience(budget.patience)
         self._stack: Stack | None = None
+        self._shelf = shelf
         self._best: dict[int, tuple[Key, Mapping[str, Tensor]]] = {}  # by group, of those who left
 
     def run_to(
@@ -143,12 +161,23 @@ class _Turn:
         if self._stack is None and not self.epochs:
             self._stack = start(self)
             self.epochs, self.failures = self._stack.epochs, self._stack.failures
+        else:
+            self._take()
         while self._stack is not None and len(self.epochs) < epoch:
             step = len(self._stack.members) / self._stack.steps_per_epoch
             self._stack.run_epoch(partial(trained, step))
             self._after_epoch(self._stack)
         if self._stack is not None and len(self.epochs) == self._budget.epochs:
             self._leave(self._stack, self._stack.members)
+        self._put()
+
+    def _put(self) -> None:
+        if self._stack is not None and self._shelf is not None:
+            self._stack.put_away(self._shelf)
+
+    def _take(self) -> None:
+        if self._stack is not None and self._shelf is not None:
+            self._stack.take_back(self._shelf)
 
     def standing(self, group: int) -> dict[int, Key]:
         """Where the group's members stand that may still win, by member."""
@@ -160,6 +189,8 @@ class _Turn:
 
     def drop(self, members: Sequence[int], reason: str) -> None:
         """These train no further and cannot win."""
+        if not members:
+            return
         for member in members:
             self.dropped[member] = reason
         for group, (key, _) in list(self._best.items()):
@@ -167,7 +198,9 @@ class _Turn:
                 del self._best[group]
         if self._stack is not None:
             left = [m for m in self._stack.members if m not in members]
+            self._take()
             self._go_on_with(self._stack, left)
+            self._put()
 
     def best(self, group: int) -> Mapping[str, Tensor]:
         """The weights of the group's best member that has left."""

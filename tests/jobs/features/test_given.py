@@ -141,6 +141,17 @@ def test_names_of_classes_are_read_however_they_are_stored(
     assert part.labels.tolist() == [int(key[1:]) % 2 for key in part.keys.to_pylist()]
 
 
+def test_validation_rows_that_are_cut_from_the_training_rows_leave_one_of_each_class(
+    tmp_path: Path,
+) -> None:
+    one_shot = {"label": [f"c{i % 40:02d}" for i in range(200)]}
+    splits = ["train"] * 60 + ["test"] * 140  # half the classes have one training row, others two
+    _, output = taken(tmp_path, spoilt(**one_shot, split=splits))
+    train, validation = (read_part(output, part) for part in ("train", "validation"))
+    assert set(train.labels.tolist()) == set(range(40))
+    assert 0 < len(validation.labels) == 60 - len(train.labels)
+
+
 MISSING = pa.array([None] + [[1.0, 2.0]] * 199, pa.list_(pa.float32(), 2))  # of a fixed size
 
 
@@ -171,7 +182,7 @@ def spoilt(**changed: Any) -> pa.Table:
         (spoilt(), {"classes": ("cat",)}, "holds 'dog', which is none of classes.t"),
         (spoilt(split=["trian"] * 200), {}, "the split of 200 rows is 'trian'"),
         (spoilt(split=["train"] * 200), {}, "has no test rows for task t"),
-        (spoilt(split=["train", *["test"] * 199]), {}, "has 1 train rows .* take all; mark more"),
+        (spoilt(split=["train", *["test"] * 199]), {}, "has no validation rows .* mark some"),
         (pa.table(columns()).slice(0, 0), {}, "has no rows"),
     ],
 )

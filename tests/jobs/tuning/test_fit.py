@@ -12,12 +12,16 @@ import pytest
 from jobs.contract import Outcome, StageError, Work
 from jobs.tuning import cells, data, fit, search
 from jobs.tuning.adapt import adapt, adapt_siblings
+from jobs.tuning.budget import Budget
+from jobs.tuning.heads import Shape
 from jobs.tuning.job import draw
 from jobs.tuning.spec import Method, Space, TuneStep
 from jobs.tuning.stacked import Configuration
+from jobs.tuning.training import train
 from tests.jobs.tuning.blobs import NMTUNE, step
 from tests.jobs.tuning.conftest import MakeWork, WriteFeatures
 from tests.jobs.tuning.test_adapt import read_cell
+from tests.jobs.tuning.test_stacked import CLASSES, DIM, blobs
 
 MLP = Method(head="paper", space=Space.model_validate({"lr": {"loguniform": [1e-3, 1e-2]}}))
 
@@ -156,6 +160,18 @@ def test_optuna_spends_the_budget_and_the_best_of_all_batches_is_selected(
     (best,) = [row for row in rows[0] if row.selected]
     assert best.validation_accuracy == max(row.validation_accuracy or 0 for row in rows[0])
     assert read_cell(work.output).lr == best.lr
+
+
+def test_optuna_records_a_regulariser_that_not_every_batch_weighs() -> None:
+    shape, budget = Shape("paper", DIM, CLASSES), Budget(1, 16)
+    training, validation = blobs(70, 2, 1), blobs(50, 0, 2)
+    with_cov, without = Configuration(1e-3, cov=0.04), Configuration(1e-3)
+    parts = [
+        train(shape, training, validation, batch, budget, seed=0)
+        for batch in ([without], [with_cov, without], [without])
+    ]
+    found = fit._joined(parts).epochs[-1].train["cov"]
+    assert found.isnan().tolist() == [True, False, True, True]
 
 
 def test_optuna_asks_inside_every_kind_of_domain_and_learns_from_what_it_is_told() -> None:

@@ -7,6 +7,7 @@ import torch
 from sklearn.linear_model import LogisticRegression, Ridge
 from torch.nn import functional
 
+from jobs.tuning import probes
 from jobs.tuning.heads import Shape
 from jobs.tuning.probes import solve
 from jobs.tuning.stacked import Configuration, Labelled
@@ -33,6 +34,14 @@ def test_ridge_is_scikit_learns(penalty: float) -> None:
     torch.testing.assert_close(
         found["classifier.bias"], torch.tensor(theirs.intercept_).float(), rtol=1e-4, atol=1e-5
     )
+
+
+def test_ridge_takes_rows_in_pieces_and_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = solve("ridge", SHAPE, TRAINING, VALIDATION, tried(1e-3)).state
+    monkeypatch.setattr(probes, "_ENTRIES", 7 * max(DIM, CLASSES))
+    pieces = solve("ridge", SHAPE, TRAINING, VALIDATION, tried(1e-3)).state
+    for name, values in whole.items():
+        torch.testing.assert_close(pieces[name], values)
 
 
 def test_lbfgs_is_scikit_learns_logistic_regression() -> None:

@@ -95,6 +95,32 @@ def test_a_tiny_memory_bound_gives_the_same_numbers(
         assert len(sizes) == turns
 
 
+@pytest.mark.parametrize("kind", ["paper", "released"])
+def test_turns_that_wait_hold_no_memory_and_come_back_to_the_bit(
+    kind: HeadKind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stacks: list[Stack] = []
+    monkeypatch.setattr(
+        training, "Stack", lambda *a, **k: stacks.append(Stack(*a, **k)) or stacks[-1]
+    )
+    at_once = []
+
+    def look(share: float) -> None:
+        at_once.append(sum(bool(stack.heads.parameters) for stack in stacks))
+
+    shape, groups = Shape(kind, DIM, CLASSES), [Group(TRAINING, TRIED, 0)]
+    budget = Budget(6, 16, Halving(first=1, eta=2))
+    found = train_groups(shape, groups, VALIDATION, budget, memory=1, told=look)
+    assert len(stacks) == len(TRIED)
+    assert max(at_once[: len(at_once) // 2]) == 1
+    monkeypatch.setattr("jobs.tuning.shelf.Shelf.put", lambda *given: None)
+    monkeypatch.setattr("jobs.tuning.shelf.Shelf.take", lambda *given: None)
+    (kept,) = train_groups(shape, groups, VALIDATION, budget, memory=1)
+    assert found[0].chosen == kept.chosen
+    assert all(torch.equal(kept.state[name], value) for name, value in found[0].state.items())
+    assert torch.equal(found[0].epochs[-1].validation_loss, kept.epochs[-1].validation_loss)
+
+
 @pytest.mark.parametrize("kind", ["linear", "paper", "released"])
 def test_groups_of_other_seeds_labels_and_rows_train_as_they_would_alone(kind: HeadKind) -> None:
     tried = [Configuration(c.lr, c.weight_decay) for c in TRIED[:3]] if kind == "linear" else TRIED

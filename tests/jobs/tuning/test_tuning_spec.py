@@ -61,6 +61,16 @@ def test_quniform_and_randint_are_drawn_as_tune_defines_them() -> None:
             "needs low < high and 0 < q",
         ),
         (
+            {"methods": {"lp": {"head": "linear", "space": {"lr": {"quniform": [0.05, 1, 0.1]}}}}},
+            "low must be a multiple of q",
+        ),
+        (
+            {"methods": {"lp": {"head": "linear", "space": {"lr": {"quniform": [1, 2.5, 1]}}}}},
+            "high must be a multiple of q",
+        ),
+        ({"fractions": []}, "at least 1 item"),
+        ({"seeds": []}, "at least 1 item"),
+        (
             {"methods": {"lp": {"head": "linear", "space": {"lr": {"randint": [2, 2]}}}}},
             "needs low < high",
         ),
