@@ -88,6 +88,13 @@ def test_one_holder_at_a_time_in_a_bucket_too(bucket: Place) -> None:
     assert list((bucket / ".leases").files()) == []
 
 
+def test_a_file_written_apart_is_put_whole(bucket: Place) -> None:
+    data = bytes(range(256)) * 100_000  # more than is sent at once
+    with bucket.new_file("deep/large") as path:
+        path.write_bytes(data)
+    assert bucket.read_bytes("deep/large") == data
+
+
 def test_a_data_folder_is_named_with_its_endpoint(bucket: Place) -> None:
     sets = bucket / "sets"
     for name in ("eurosat/EuroSAT_RGB/b/1.jpg", "eurosat/EuroSAT_RGB/a/2.jpg", "t/a/3.jpg"):
