@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 import pyarrow as pa
@@ -185,6 +186,10 @@ PREPROCESSING = "released"
 """The preprocessing that `features/sve` and `features/lsvr` speak of: the papers' own."""
 
 
+Place = tuple[float, int, str, str, float, int]
+"""Where a cell stands: noise, pre-training seed, task, method, fraction, tuning seed."""
+
+
 @dataclass(frozen=True)
 class Question:
     """What the experiment set out to measure; its gaps are seen against this."""
@@ -204,6 +209,16 @@ class Question:
     tuning_seeds: tuple[int, ...]
     encoders: tuple[str, ...] = ()  # named, not trained here
     label_noise: tuple[float, ...] = (0.0,)  # of the tasks' own training labels, percent
+    cells: frozenset[Place] | None = None  # none: every task, method, fraction and seed at each
+
+    def asked(self) -> frozenset[Place]:
+        """The clean cells that were asked for, of encoders trained here."""
+        if self.cells is not None:
+            return self.cells
+        tasks = (*self.id_tasks, *self.ood_tasks)
+        encoders = product(self.levels, self.seeds, tasks)
+        heads = list(product(self.methods, self.fractions, self.tuning_seeds))
+        return frozenset((*encoder, *head) for encoder in encoders for head in heads)
 
     def tasks(self, domain: str) -> tuple[str, ...]:
         """The tasks of "id" or "ood"."""

@@ -14,7 +14,7 @@ from analysis import names
 from analysis.averages import Average
 from analysis.findings import CLEAN, head_to_heads
 from analysis.markup import Cell, table
-from analysis.readout import VALIDATION, Readout
+from analysis.readout import VALIDATION, Place, Readout
 from analysis.spectrum import PREPROCESSINGS
 from analysis.statistics import Interval
 
@@ -94,10 +94,11 @@ def methods(readout: Readout) -> str:
 def members(readout: Readout) -> str:
     """What each average is over, and what was left out of it for want of a score."""
     rows: list[list[Cell | str]] = []
+    asked = {(task, method) for _, _, task, method, _, _ in readout.question.asked()}
     for domain in readout.domains():
         for method in readout.methods():
             found = readout.accuracy(domain, method)
-            planned = set(readout.question.tasks(domain))
+            planned = {t for t in readout.question.tasks(domain) if (t, method) in asked}
             absent = sorted({*found.left_out, *(planned - set(found.members))})
             if found.members or absent:
                 name = f"{names.method(method)}, {domain.upper()}"
@@ -200,7 +201,7 @@ def matrix(readout: Readout) -> str:
     question = readout.question
     if not question.levels:
         return ""
-    wanted = set(_planned(readout))
+    wanted = readout.question.asked()
     done = Counter((place[2], place[0]) for place in wanted & set(_places(readout)))
     asked = Counter((place[2], place[0]) for place in wanted)
     rows: list[list[Cell | str]] = []
@@ -222,23 +223,8 @@ def matrix(readout: Readout) -> str:
 
 def finished(readout: Readout) -> tuple[int, int]:
     """How many of the cells asked for are finished, and how many were asked for."""
-    wanted = set(_planned(readout))
+    wanted = readout.question.asked()
     return len(wanted & set(_places(readout))), len(wanted)
-
-
-Place = tuple[float, int, str, str, float, int]
-
-
-def _planned(readout: Readout) -> Iterator[Place]:
-    """Noise, pre-training seed, task, method, fraction, tuning seed of each cell asked for."""
-    question = readout.question
-    for level in question.levels:
-        for seed in question.seeds:
-            for task in (*question.id_tasks, *question.ood_tasks):
-                for method in question.methods:
-                    for fraction in question.fractions:
-                        for tuning_seed in question.tuning_seeds:
-                            yield level, seed, task, method, fraction, tuning_seed
 
 
 def _places(readout: Readout) -> Iterator[Place]:

@@ -153,7 +153,6 @@ def rotations(features: Done, store: Store, measure: bool) -> Iterator[dict[str,
                 "noise": step.labels["noise"],
                 "pretrain_seed": step.labels["seed"],
                 "images": step.labels["images"],
-                "domain": step.labels["domain"],
                 **found,
             }
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +33,7 @@ from orchestrator.standing import State, look
 from orchestrator.store import MANIFEST, Store
 from orchestrator.tracking import SweepRecord
 
-PROTOCOL = 4  # raised when the report's contents change
+PROTOCOL = 5  # raised when the report's contents change
 SUMMARY = "summary.parquet"
 NAMED = "encoders.parquet"
 
@@ -199,13 +199,13 @@ class _Found:
             experiment=self.plan.experiment.name,
             question=self._question(),
             cells=cells,
-            spectra=_table(self._spectra(), tables.SPECTRA_SCHEMA),
+            spectra=_table(self._in_domains(self._spectra()), tables.SPECTRA_SCHEMA),
             pretraining=_table(self._pretraining(), tables.PRETRAINING_SCHEMA),
             pretraining_curves=_table(self._curves(), tables.CURVES_SCHEMA),
             noise=_table(self._noise(), tables.NOISE_SCHEMA),
             problems=_table([*unfinished, *remarks], tables.PROBLEMS_SCHEMA),
             answers=_table(answers, tables.ANSWERS_SCHEMA),
-            rotation=_table(turned, tables.ROTATION_SCHEMA),
+            rotation=_table(self._in_domains(turned), tables.ROTATION_SCHEMA),
             transition=_table(transition, tables.TRANSITION_SCHEMA),
             named=_table(self._named("tune", "cell.parquet"), tables.NAMED_SCHEMA),
             relabelled=_table(self._relabelled(), tables.RELABELLED_SCHEMA),
@@ -239,7 +239,17 @@ class _Found:
             tuning_seeds=experiment.tuning.seeds,
             encoders=tuple(encoder.name for encoder in experiment.encoders),
             label_noise=experiment.tuning.label_noise,
+            cells=frozenset(self._asked()),
         )
+
+    def _asked(self) -> Iterator[tables.Place]:
+        """The clean cells of the plan, of encoders trained here."""
+        for step in self.plan.of_kind("tune"):
+            row = step.labels
+            if "encoder" not in row and not row["label_noise"]:
+                task, method = str(row["task"]), str(row["method"])
+                head = float(row["fraction"]), int(row["tuning_seed"])
+                yield float(row["noise"]), int(row["seed"]), task, method, *head
 
     def done(self, kind: str, *, named: bool = False) -> Iterator[tuple[Step, Record]]:
         """Finished steps of a kind, of the encoders trained here or of the named ones.
@@ -314,8 +324,18 @@ class _Found:
                     "noise": step.labels["noise"],
                     "pretrain_seed": step.labels["seed"],
                     "images": step.labels["images"],
-                    "domain": step.labels["domain"],
                 }
+
+    def _in_domains(self, rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """Each row of an image set in every domain that has a task over it: the test images of an
+        ID task may be another's OOD test too.
+        """
+        domains: dict[str, set[str]] = {}
+        for task in self.plan.experiment.load_tasks():
+            domains.setdefault(task.images, set()).add(task.domain)
+        for row in rows:
+            for domain in sorted(domains[row["images"]]):
+                yield {**row, "domain": domain}
 
     def _named(self, kind: str, name: str) -> Iterator[dict[str, Any]]:
         """The rows of one table of the steps of a kind, of the named encoders alone."""

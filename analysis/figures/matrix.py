@@ -30,8 +30,10 @@ def matrix(readout: Readout) -> Figure:
         else [(task, method) for task in tasks for method in question.methods]
     )
     columns = [(level, seed) for level in question.levels for seed in question.seeds]
-    asked = len(question.fractions) * len(question.tuning_seeds)
-    asked *= len(question.methods) if joined else 1
+    asked = Counter(
+        (task, "" if joined else method, level, seed)
+        for level, seed, task, method, _, _ in question.asked()
+    )
     done, failed = _done(readout, joined), _failed(readout, joined)
     width = min(3.4 + 0.34 * len(columns), 16.0)
     figure, (axes,) = style.sheet(1, 1, width=width, height=1.9 + 0.21 * len(rows))
@@ -39,7 +41,8 @@ def matrix(readout: Readout) -> Figure:
     for y, (task, method) in enumerate(rows):
         for x, (level, seed) in enumerate(columns):
             place = (task, method, level, seed)
-            _square(axes, x, y, done[place] / asked, place in failed)
+            if asked[place]:
+                _square(axes, x, y, done[place] / asked[place], place in failed)
     _ticks(axes, rows, columns, question.seeds)
     style.note(
         figure,

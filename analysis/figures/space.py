@@ -30,7 +30,9 @@ _PAIRS = (
 def spectra(readout: Readout) -> Figure:
     """Each singular value's share of their sum by rank: a panel an image set, a line a level."""
     shares = _shares(readout)
-    sets = sorted({place[:2] for place in shares})[:_MOST_SETS]
+    places = sorted({place[:2] for place in shares}, reverse=True)
+    domain_of = {images: domain for domain, images in places}  # ID where it is both
+    sets = sorted((domain, images) for images, domain in domain_of.items())[:_MOST_SETS]
     columns = min(_COLUMNS, max(len(sets), 1))
     rows = math.ceil(max(len(sets), 1) / columns)
     size = {"width": 3.5 * columns, "height": 0.9 + 2.9 * rows}

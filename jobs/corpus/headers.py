@@ -14,6 +14,8 @@ from typing import NamedTuple, TypeAlias
 
 from PIL import Image
 
+from jobs.corpus.depth import eight_bits
+
 Bytes: TypeAlias = "bytes | memoryview"
 
 EXTENSIONS = {
@@ -89,6 +91,7 @@ def decode_fault(data: Bytes) -> str | None:
     try:
         with Image.open(io.BytesIO(data)) as image:
             image.load()
+            eight_bits(image)
     # Decoders of broken bytes raise nearly anything; whatever it is, it is counted as a fault.
     except Exception as error:
         return "truncated" if "truncated" in str(error) else "undecodable"

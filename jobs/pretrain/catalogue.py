@@ -37,6 +37,13 @@ def open_clip_models() -> frozenset[str]:
     return frozenset(file.stem for file in _folder("open_clip", "model_configs").glob("*.json"))
 
 
+@cache
+def _with_logit_bias() -> frozenset[str]:
+    """The open_clip models that are made for a sigmoid loss."""
+    files = _folder("open_clip", "model_configs").glob("*.json")
+    return frozenset(f.stem for f in files if '"init_logit_bias"' in f.read_text(encoding="utf-8"))
+
+
 def check_model(recipe: Recipe) -> str | None:
     """What is wrong with the recipe's model, with the nearest names; None when it is known."""
     if isinstance(recipe, Contrastive):
@@ -47,8 +54,18 @@ def check_model(recipe: Recipe) -> str | None:
                     f"model_options of {recipe.model!r} lack {', '.join(missing)}; give a whole "
                     f"open_clip configuration, or none and the name of one"
                 )
-            return None
-        return unknown(recipe.model, "open_clip", open_clip_models())
+            sigmoid = "init_logit_bias" in recipe.model_options
+        else:
+            complaint = unknown(recipe.model, "open_clip", open_clip_models())
+            if complaint is not None:
+                return complaint
+            sigmoid = recipe.model in _with_logit_bias()
+        if sigmoid:
+            return (
+                f"{recipe.model!r} has a logit bias (init_logit_bias): it is made for SigLIP's "
+                f"loss, and pre-training here has CLIP's; take a model without one"
+            )
+        return None
     return unknown(recipe.model, "timm", timm_models())
 
 

@@ -20,7 +20,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from jobs.contract import StageError
@@ -193,7 +193,9 @@ def decoded(file: str, key: str, data: bytes, pixels: Callable[[Image.Image], Te
     try:
         with Image.open(io.BytesIO(data)) as opened:
             return pixels(opened)
-    except (UnidentifiedImageError, OSError) as error:
+    except (StageError, MemoryError):
+        raise
+    except Exception as error:  # decoders of broken bytes raise nearly anything
         raise StageError(
             f"shard {file}: image {key!r} cannot be decoded ({error}); remove it from the source "
             f"and build the corpus again"

@@ -226,6 +226,7 @@ class Loop:
             clip = self._schedule.clip_grad_norm
             norm = self._precision.norm(self._optimizer, self._bare, clip)
         if self._faults.leave_out(agreed, None if self._precision.scales else norm):
+            self._precision.leave_out()
             return agreed
         self._precision.update(self._optimizer)
         self._objective.after_update(self._bare)

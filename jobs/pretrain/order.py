@@ -3,10 +3,12 @@
 Takes the index's list of shard files, a seed and the global batch; gives row numbers. A *segment*
 is a row group: up to `SEGMENT` consecutive rows of one file. An epoch puts the segments in a seeded
 order, cuts that sequence of rows into equal *lanes*, and shuffles each lane in windows of `WINDOW`
-rows. A global batch takes its share of each lane, so that it mixes rows from all over the corpus,
-while a worker reads no lane but those its share of the batch lies in, from front to back. Nothing
-here depends on workers, noise or memory, and only a window's keys are needed to order it: whether a
-part is held or streamed is all the same. Lanes and windows are part of a result's identity.
+rows. Where N is no multiple of B the sequence begins at a seeded place, round the end, so that no
+row is always among those left over. A global batch takes its share of each lane, so that it mixes
+rows from all over the corpus, while a worker reads no lane but those its share of the batch lies
+in, from front to back. Nothing here depends on workers, noise or memory, and only a window's keys
+are needed to order it: whether a part is held or streamed is all the same. Lanes and windows are
+part of a result's identity.
 
 Under repeated augmentation (Hoffer et al. 2020) each row of a lane comes `repeats` times in a row.
 An epoch is as long as ever, so that the rows are gone through once in `repeats` epochs: a *turn*.
@@ -66,6 +68,7 @@ class Order:
         self._first, self._count = segments(files)
         names = [f"{file.file}:{at}" for file in files for at in range(0, file.rows, SEGMENT)]
         self._segment = self._hash(names, "segments")
+        self._start = self._hash(["start"], "start")
 
     # -- what draws ------------------------------------------------------------------------------
 
@@ -95,11 +98,19 @@ class Order:
         return epoch // self.repeats
 
     def sequence(self, turn: int) -> tuple[Rows, Rows]:
-        """A turn's segments in their order: first row of each, and where each begins in the
-        sequence, with its end as the last ([n] and [n + 1]).
+        """A turn's segments in their order, perhaps the first one's head at the end: first row of
+        each, and where each begins in the sequence, with its end as the last ([n] and [n + 1]).
         """
         taken = np.argsort(mix(self._segment, turn), kind="stable")
-        return self._first[taken], np.concatenate([[0], np.cumsum(self._count[taken])])
+        first, count = self._first[taken], self._count[taken]
+        if self.rows % self.batch_size:
+            start = int(mix(self._start, turn)[0] % np.uint64(self.rows))
+            ends = np.cumsum(count)
+            at = int(np.searchsorted(ends, start, side="right"))
+            head = start - int(ends[at] - count[at])
+            first = np.concatenate([[first[at] + head], first[at + 1 :], first[: at + 1]])
+            count = np.concatenate([[count[at] - head], count[at + 1 :], count[:at], [head]])
+        return first, np.concatenate([[0], np.cumsum(count)])
 
     def windows(self, lane: int) -> list[Span]:
         """A lane's windows, by places in it. Lanes' windows end at different steps, so that a
@@ -177,6 +188,7 @@ class Order:
         said = [self._corpus, self._seed, self.batch_size, SEGMENT, self._window, self.lanes]
         said += [(file.file, file.rows, file.sha256) for file in self._files]
         said += [self.repeats] if self.repeats > 1 else []
+        said += ["started anywhere"] if self.rows % self.batch_size else []
         return hashlib.sha256(repr(said).encode()).hexdigest()
 
 

@@ -62,6 +62,11 @@ class Precision:
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
         return nn.utils.get_total_norm(gradients)
 
+    def leave_out(self) -> None:
+        """Make no step of gradients whose `norm` was taken."""
+        if self._scaler is not None:
+            self._scaler.update()
+
     def update(self, optimizer: Optimizer) -> None:
         """The optimiser's step; none when fp16 gradients overflowed."""
         if self._scaler is None:

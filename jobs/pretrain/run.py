@@ -132,6 +132,11 @@ def _prepare_together(work: Work, step: PretrainStep, group: Group) -> _Prepared
 def _prepare(work: Work, step: PretrainStep, group: Group) -> _Prepared:
     recipe, corpus = step.recipe, work.inputs["corpus"]
     index = read_index(corpus)
+    if index.rows("validation") == 0:
+        raise StageError(
+            f"corpus {index.name} has no validation rows, by which a run is judged after each "
+            f"epoch; give its parts.validation a share or a reader"
+        )
     objective = _objective(recipe, index.classes, group)
     source = _source(work, step, objective)
     if fits(index.rows("validation"), recipe.image, step.resources.decoded_gb):

@@ -270,7 +270,7 @@ class PretrainStep(Spec):
 
     # 2: a contrastive model's weight decay is open_clip's; the order is one for held and streamed
     # 3: crops are scaled by torch, to within 1 of 255 of Pillow's
-    protocol: ClassVar[int] = 3
+    protocol: ClassVar[int] = 4
 
     recipe: Recipe
     seed: int

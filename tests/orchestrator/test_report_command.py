@@ -8,11 +8,13 @@ import pyarrow as pa
 import pytest
 
 import synthetic
+from analysis import tables
 from jobs.contract import Outcome
 from jobs.place import Place
 from orchestrator import experiment, planner
 from orchestrator.cli import _run
 from orchestrator.plan import Plan
+from orchestrator.readout import _Found
 from orchestrator.store import Store
 
 SETS = ["tuning.fractions=[100]", "tasks=[digits]", "tuning.label_noise=[0,40]"]
@@ -111,3 +113,28 @@ def test_an_empty_store_has_nothing_to_report_and_says_so(
     told = capsys.readouterr().err
     assert "nothing to report" in told
     assert told.count("\n") == 1
+
+
+def test_test_images_of_an_id_task_count_in_every_domain_that_tests_on_them(
+    tmp_path: Path,
+) -> None:
+    tasks = "tasks=[domainnet-real, domainnet-sketch, domainnet-sketch-to-real]"
+    planned = planner.build(experiment.load(noise="0,10", overrides=[tasks]))
+    made = Store(Place.of(tmp_path))
+    synthetic.fill(planned, made)
+    spectra = _Found(planned, made).readout({}, []).spectra.to_pylist()
+    domains: dict[str, set[str]] = {
+        images: set() for images in ("domainnet-real", "domainnet-sketch")
+    }
+    for row in spectra:
+        domains[row["images"]].add(row["domain"])
+    assert domains == {"domainnet-real": {"id", "ood"}, "domainnet-sketch": {"id"}}
+
+
+def test_cells_that_were_not_planned_are_not_missing(tmp_path: Path) -> None:
+    sets = ["tuning.fractions=[10,100]", "tuning.seeds=[0,1]"]
+    planned = planner.build(experiment.load("digits-clip", noise="0", overrides=sets))
+    made = Store(Place.of(tmp_path))
+    synthetic.fill(planned, made)
+    done, asked = tables.finished(_Found(planned, made).readout({}, []))
+    assert done == asked == len(planned.of_kind("tune"))

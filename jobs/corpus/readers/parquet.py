@@ -49,7 +49,8 @@ class Parquet:
         if not _is_text(schema.field(self.spec.label).type):
             declared = _declared(schema, self.spec.label)
             return Classes.of(declared if declared is not None else self._scanned_names())
-        return Classes.of(sorted(str(name) for name in self._distinct([self.spec.label])))
+        names = self._distinct([self.spec.label])
+        return Classes.of(sorted(str(name) for name in names if name is not None))
 
     def units(self) -> Sequence[Unit]:
         """Runs of row groups of a file."""

@@ -142,3 +142,9 @@ def test_a_damaged_header_raises_nothing_else(data: st.DataObject) -> None:
         whole[at] = data.draw(st.integers(0, 255))
     with contextlib.suppress(HeaderError):
         read_header(bytes(whole))
+
+
+def test_floating_point_pixels_are_a_fault_since_nobody_can_train_on_them() -> None:
+    stream = io.BytesIO()
+    Image.fromarray(np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)).save(stream, "TIFF")
+    assert decode_fault(stream.getvalue()) == "undecodable"

@@ -390,3 +390,11 @@ def test_nothing_is_ever_unpacked(tmp_path: Path, picture: Picture) -> None:
         "link": "link",
     }
     assert not found["link"]["image"]
+
+
+def test_a_row_without_a_label_makes_no_class(tmp_path: Path, picture: Picture) -> None:
+    labels = ["cat", None, "dog", "cat"]
+    table = pa.table({"image": [picture(seed) for seed in range(4)], "label": labels})
+    pq.write_table(table, tmp_path / "t.parquet")
+    found = reader(kind="parquet", path=str(tmp_path), label="label")
+    assert found.classes().names == ("cat", "dog")

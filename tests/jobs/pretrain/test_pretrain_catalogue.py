@@ -42,6 +42,15 @@ def test_a_mistyped_model_is_answered_with_the_nearest(
     assert "ViT-B-16" in message
 
 
+def test_a_model_made_for_another_loss_is_refused(contrastive: Callable[..., Any]) -> None:
+    for changes in (
+        {"model": "ViT-B-16-SigLIP", "model_options": {}},
+        {"model_options": {**contrastive().model_options, "init_logit_bias": -10}},
+    ):
+        assert "SigLIP's loss" in (check_model(contrastive(**changes)) or "")
+    assert check_model(contrastive(model="ViT-B-16", model_options={})) is None
+
+
 def test_a_configuration_in_place_needs_no_known_name_but_must_be_whole(
     contrastive: Callable[..., Any],
 ) -> None:

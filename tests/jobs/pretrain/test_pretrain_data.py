@@ -1,5 +1,6 @@
 """The order and the content of training batches."""
 
+import io
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -10,10 +11,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from jobs.contract import StageError
-from jobs.pretrain.data import Batch, MemorySource, Part, load_part, noisy_targets
+from jobs.pretrain.data import Batch, MemorySource, Part, decoded, load_part, noisy_targets
 from jobs.pretrain.group import Group
+from jobs.pretrain.pixels import pixels_of
 from jobs.pretrain.spec import ImageInput
 from jobs.pretrain.supervised import SupervisedObjective
 
@@ -138,3 +141,15 @@ def test_a_row_without_a_label_is_refused_by_its_count(
     objective = SupervisedObjective(supervised(), 3)
     with pytest.raises(StageError, match="2 of 4 training rows have no label"):
         objective.encode(part, pa.array([0, None, 3, 2], pa.int32()))
+
+
+def test_whatever_a_decoder_raises_names_shard_and_key() -> None:
+    stream = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64), np.uint8)).save(
+        stream, "PNG"
+    )
+    data = bytearray(stream.getvalue())
+    at = data.index(b"IDAT")
+    data[at : at + 4] = b"\x00DAT"  # Pillow: SyntaxError
+    with pytest.raises(StageError, match=r"shard s: image 'k' cannot be decoded"):
+        decoded("s", "k", bytes(data), pixels_of)

@@ -51,6 +51,14 @@ def test_a_nan_loss_is_left_out_and_counted_when_asked_and_leaves_no_trace(
     assert np.isfinite(list(outcome.metrics.values())).all()
 
 
+def test_a_nan_loss_is_left_out_where_gradients_carry_a_scale_too(
+    supervised: Callable[..., Any], make_work: Callable[..., Work], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil(monkeypatch, {5})
+    work = with_step(make_work(supervised(precision="fp16")), on_nan="skip")
+    assert train_run(work).counts["skipped_updates"] == 1
+
+
 def test_left_out_updates_are_counted_over_a_resumed_run(
     supervised: Callable[..., Any], make_work: Callable[..., Work], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -235,6 +235,21 @@ def test_windows_of_lanes_hold_each_row_of_an_epoch_once(
     assert sorted(made.whole(epoch, made.of_keys(keys))[0].tolist()) == sorted(rows)
 
 
+@pytest.mark.parametrize(
+    ("counts", "batch_size"), [([500], 300), ([900], 64), ([512, 488], 700), ([512, 512, 31], 64)]
+)
+def test_no_row_is_always_among_those_that_fill_no_batch(
+    counts: list[int], batch_size: int
+) -> None:
+    made = Order("toy", files_of(counts), seed=0, batch_size=batch_size)
+    hashes = made.of_keys(pa.array([f"k{i}" for i in range(made.rows)]))
+    epochs = 200
+    views = np.bincount(np.concatenate([made.whole(e, hashes)[0] for e in range(epochs)]))
+    expected = epochs * made.steps * batch_size / made.rows
+    assert len(views) == made.rows
+    assert np.abs(views - expected).max() < 5 * np.sqrt(epochs) / 2
+
+
 def test_a_batch_takes_its_rows_from_all_over_a_large_part() -> None:
     made = Order("toy", files_of([50_000]), seed=0, batch_size=64)
     assert made.lanes == 16
