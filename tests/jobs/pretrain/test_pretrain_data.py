@@ -145,11 +145,11 @@ def test_a_row_without_a_label_is_refused_by_its_count(
 
 def test_whatever_a_decoder_raises_names_shard_and_key() -> None:
     stream = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64), np.uint8)).save(
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 300), np.uint8)).save(
         stream, "PNG"
     )
     data = bytearray(stream.getvalue())
-    at = data.index(b"IDAT")
+    at = data.rindex(b"IDAT")  # the second of two
     data[at : at + 4] = b"\x00DAT"  # Pillow: SyntaxError
     with pytest.raises(StageError, match=r"shard s: image 'k' cannot be decoded"):
         decoded("s", "k", bytes(data), pixels_of)

@@ -239,8 +239,9 @@ def test_windows_of_lanes_hold_each_row_of_an_epoch_once(
     ("counts", "batch_size"), [([500], 300), ([900], 64), ([512, 488], 700), ([512, 512, 31], 64)]
 )
 def test_no_row_is_always_among_those_that_fill_no_batch(
-    counts: list[int], batch_size: int
+    counts: list[int], batch_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(order, "SEGMENT", 1_000)
     made = Order("toy", files_of(counts), seed=0, batch_size=batch_size)
     hashes = made.of_keys(pa.array([f"k{i}" for i in range(made.rows)]))
     epochs = 200
