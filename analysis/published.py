@@ -22,6 +22,7 @@ CITATION = (
 _CURVES = {"id": ("1a", "5a"), "ood": ("1b", "5c")}  # accuracy, macro F1: averages over tasks
 _SPACE = {"sve": "5b", "lsvr": "5d"}
 _METHODS = {"nmtune-paper": "nmtune", "nmtune-released": "nmtune"}
+_NOISE = {"ImageNet-1K": "symmetric", "YFCC15M": "caption_swap"}
 _ALIASES = {
     "imagenet1k": "ImageNet-1K",
     "ilsvrc2012": "ImageNet-1K",
@@ -91,9 +92,13 @@ def ablation() -> Iterator[Series]:
 
 
 def matches(one: Series, question: Question, method: str) -> bool:
-    """Whether a published curve is of the same corpus, encoder and method as the experiment's."""
+    """Whether a published curve is of the experiment's corpus, noise, encoder and method, heads
+    trained on all rows. The tasks that it is an average of are the papers' own.
+    """
     return (
         _plain(question.corpus) == one.corpus
+        and _NOISE.get(one.corpus) == question.noise_kind
+        and max(question.fractions) == 100
         and _plain(question.encoder) == one.encoder
         and _METHODS.get(method, method) == one.method
     )

@@ -2,9 +2,10 @@
 
 Takes two places in stores (an address, a folder of addresses, or a whole store); pairs the finished
 steps below them by the rest of their address; compares every pair field by field, with the steps
-that they read, the encoder's card and the circumstances they were made in. Fields of a noise step
-are *noise*, what came out (digests, sizes, metrics) is a *result* and proves nothing, everything
-else must be *identical*. Manifests and cards alone are read; nothing heavy is imported.
+that they read, the circumstances that both and what they read of an encoder were made in, and the
+encoder's own card. Fields of a noise step are *noise*, what came out (digests, sizes, metrics) is a
+*result* and proves nothing, everything else must be *identical*. Manifests and cards alone are
+read; nothing heavy is imported.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ Group = Literal["noise", "differs", "result"]
 CARD = "encoder.json"  # of an encoder: jobs/pretrain/encoder.py
 _RESULTS_OF_CARD = ("weights_sha256",)
 _CIRCUMSTANCES = ("versions", "python", "platform", "cpu", "commit", "dirty")
+_TRAINED = ("encoder", "features", "head")  # what is read and depends on arithmetic
 _ABSENT = "absent"
 
 
@@ -205,10 +207,9 @@ def _pair(first: Found, second: Found, seen: _Seen) -> Pair:
 def _record(found: Found, beside: list[str], seen: _Seen) -> dict[str, Any]:
     """Everything that is known of a step, as nested fields."""
     manifest = found.manifest
-    provenance = manifest.provenance
     record: dict[str, Any] = {
         "step": _fields(found, beside, seen),
-        "made_with": {name: provenance.get(name, _ABSENT) for name in _CIRCUMSTANCES},
+        "made_with": _made_with(found),
         "results": {
             "files": {name: one.sha256 for name, one in manifest.files.items()},
             "counts": manifest.counts,
@@ -220,6 +221,11 @@ def _record(found: Found, beside: list[str], seen: _Seen) -> dict[str, Any]:
         record["results"]["card"] = {name: card.pop(name, None) for name in _RESULTS_OF_CARD}
         record["card"] = card
     return record
+
+
+def _made_with(found: Found) -> dict[str, Any]:
+    """The circumstances of a step."""
+    return {name: found.manifest.provenance.get(name, _ABSENT) for name in _CIRCUMSTANCES}
 
 
 class _Seen:
@@ -266,6 +272,8 @@ def _fields(found: Found, beside: list[str], seen: _Seen) -> dict[str, Any]:
             inputs[role] = {"fingerprint": fingerprint}
         else:
             inputs[role] = seen.fields(read, beside)
+            if role in _TRAINED:
+                inputs[role] = {**inputs[role], "made_with": _made_with(read)}
     return {**fields, "inputs": inputs}
 
 

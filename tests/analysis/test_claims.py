@@ -268,3 +268,6 @@ def test_published_curves_match_by_corpus_encoder_and_method(make: Make) -> None
     assert [one.corpus for one in curves if published.matches(one, same, "lp")] == ["ImageNet-1K"]
     assert any(published.matches(one, same, "nmtune-paper") for one in curves)
     assert not any(published.matches(one, same, "mlp") for one in curves)
+    for changes in ({"noise_kind": "subset"}, {"fractions": (10.0,)}, {"corpus": "yfcc15m"}):
+        other = replace(same, **changes)  # type: ignore[arg-type]
+        assert not any(published.matches(one, other, "lp") for one in curves)

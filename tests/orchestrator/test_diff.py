@@ -178,3 +178,16 @@ def test_it_is_quick_and_imports_nothing_heavy(tmp_path: Path) -> None:
     *lines, last = done.stdout.splitlines()
     assert last == "0 []"
     assert json.loads("\n".join(lines))["noise_alone"] is True
+
+
+def test_what_read_encoders_of_other_versions_does_not_differ_in_noise_alone(
+    tmp_path: Path,
+) -> None:
+    made = planned(seeds="0")
+    root = filled(tmp_path, made)
+    place = root / f"pretrain/{RUN}/noise=10/seed=0"
+    manifest = place.read_json("manifest.json")
+    manifest["provenance"]["versions"] = {"torch": "1.0"}
+    place.write_json("manifest.json", manifest)
+    found = compare(f"features/{RUN}/noise=0", f"features/{RUN}/noise=10", root)
+    assert paths(found) == {"inputs.encoder.made_with.versions.torch"}
