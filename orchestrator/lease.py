@@ -6,7 +6,7 @@ once both see each other and both withdraw, so two holders are impossible on a s
 are consistent (local disks, S3, GCS). A driver keeps all its claims alive with one file, its beat,
 so that holding a thousand steps costs no more than holding one; ages are differences between the
 store's own timestamps, so clocks of hosts need not agree. A claim whose process is known to be dead
-(same host, same boot) counts for nothing at once.
+(same host, same boot, same namespace of process ids) counts for nothing at once.
 
 A claim is the file `.leases/claims/<two digits>/<hash of the address>.<owner>`: listings stay short
 and no folder is left behind for each step. A beat is `.leases/beats/<owner>`.
@@ -42,7 +42,7 @@ class Leases:
         self._root = root / ".leases"
         self._beat, self._expire = beat, expire
         self._owner = uuid.uuid4().hex
-        self._who = {"host": socket.gethostname(), "boot": _boot(), "pid": os.getpid()}
+        self._who = {**_here(), "pid": os.getpid()}
         self._held: set[str] = set()
         self._beaten = float("-inf")  # when, by this host's clock, which goes on while it sleeps
         self._lock = threading.Lock()
@@ -162,7 +162,7 @@ def _dead(folder: Place, name: str) -> bool:
         claim = json.loads(folder.read_bytes(name))
     except (OSError, ValueError):
         return False
-    if claim.get("host") != socket.gethostname() or claim.get("boot") != _boot():
+    if any(claim.get(name) != value for name, value in _here().items()):
         return False
     try:
         os.kill(int(claim["pid"]), 0)
@@ -173,7 +173,11 @@ def _dead(folder: Place, name: str) -> bool:
     return False
 
 
-def _boot() -> str:
-    """What tells two runs of one machine apart (process ids start anew at each)."""
-    path = Path("/proc/sys/kernel/random/boot_id")
-    return path.read_text().strip() if path.exists() else ""
+def _here() -> dict[str, str]:
+    """Where a process id says which process: containers of one machine may share all but `pids`."""
+    boot, pids = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
+    return {
+        "host": socket.gethostname(),
+        "boot": boot.read_text().strip() if boot.exists() else "",  # process ids start anew at each
+        "pids": os.readlink(pids) if pids.is_symlink() else "",
+    }

@@ -1,10 +1,13 @@
 """Leases: never two holders, never lost to a dead process."""
 
+import json
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
+
+import pytest
 
 from jobs.place import Place
 from orchestrator.lease import Leases, living
@@ -56,6 +59,23 @@ def test_the_lease_of_a_killed_process_is_free_at_once(tmp_path: Path) -> None:
     mine = Leases(Place.of(tmp_path))
     assert mine.acquire("step")
     mine.close()
+
+
+@pytest.mark.parametrize("pids", ["pid:[1]", None], ids=["another", "not told"])
+def test_a_process_id_of_another_namespace_proves_nothing(tmp_path: Path, pids: str | None) -> None:
+    """As of two containers of one machine: the holder lives, under an id that nobody has here."""
+    holder, other = Leases(Place.of(tmp_path)), Leases(Place.of(tmp_path))
+    assert holder.acquire("step")
+    (path,) = (tmp_path / ".leases/claims").rglob("*.*")
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    claim = {**json.loads(path.read_text()), "pid": gone.pid, "pids": pids}
+    path.write_text(json.dumps({name: value for name, value in claim.items() if value}))
+    assert not other.acquire("step")
+    assert holder.holds("step")
+    assert living(Place.of(tmp_path)) == {"step"}
+    holder.close()
+    other.close()
 
 
 def test_a_lease_that_is_no_longer_beaten_expires(tmp_path: Path) -> None:
