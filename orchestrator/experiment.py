@@ -8,7 +8,7 @@ tracking, resources), are marked NOT_SEMANTIC and never bear on a result's ident
 from __future__ import annotations
 
 import difflib
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -32,6 +32,9 @@ from orchestrator.errors import UserError
 
 DEMO = "demo"
 """The bundled experiment that runs when no file is given."""
+
+MERGE = "tag:yaml.org,2002:merge"
+"""What YAML calls the key of `<<: *anchor`."""
 
 
 class Tracking(Spec):
@@ -154,14 +157,16 @@ class Experiment(Spec):
 class _StrictLoader(yaml.SafeLoader):
     """A safe loader that refuses a key given twice."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        # Here, and not where it is constructed: by then a merge may have put keys beside its own.
+        node = super().compose_mapping_node(anchor)
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != MERGE]
         twice = [key for key in keys if keys.count(key) > 1]
         if twice:
             raise yaml.constructor.ConstructorError(
                 None, None, f"key {twice[0]!r} is given twice", node.start_mark
             )
-        return super().construct_mapping(node, deep)
+        return node
 
 
 def bundled() -> list[str]:

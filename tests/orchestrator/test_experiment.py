@@ -1,6 +1,7 @@
 """The experiment file: what is accepted, and the one sentence for what is not."""
 
 import pytest
+import yaml
 
 from orchestrator import experiment
 from orchestrator.errors import UserError
@@ -101,6 +102,37 @@ def test_a_broken_file_is_one_sentence(tmp_path, text: str, said: str) -> None: 
     message = complaint(str(path))
     assert said in message
     assert "broken.yaml" in message
+
+
+def test_an_anchor_is_merged_and_may_be_overridden() -> None:
+    head, _ = experiment._read("demo")[1].split("\ntuning:")
+    tuning = """
+tuning:
+  configurations: 1
+  methods:
+    lp: &lp {head: linear, space: &space {lr: 0.1, weight_decay: 0.1}}
+    slow: {<<: *lp, space: {<<: *space, lr: 0.001}}
+"""
+    methods = experiment.load("merged.yaml", text=head + tuning).tuning.methods
+    assert methods["slow"].head == "linear"
+    assert methods["slow"].space.model_dump(exclude_unset=True) == {
+        "lr": 0.001,
+        "weight_decay": 0.1,
+    }
+    twice = head + tuning.replace("lr: 0.001", "lr: 0.001, lr: 0.01")
+    assert "'lr' is given twice" in complaint("merged.yaml", text=twice)
+
+
+def test_what_is_merged_in_turn_is_no_key_given_twice() -> None:
+    """`two` is read before the deeper mapping that it merges, whose own merge is resolved then."""
+    text = """
+    base: &base {head: linear, lr: 1}
+    one: {inner: &inner {<<: *base, head: paper}}
+    two: {<<: *inner, lr: 2}
+    """
+    found = yaml.load(text, Loader=experiment._StrictLoader)
+    assert found["one"] == {"inner": {"head": "paper", "lr": 1}}
+    assert found["two"] == {"head": "paper", "lr": 2}
 
 
 def test_an_ood_task_without_its_id_task_is_refused() -> None:
