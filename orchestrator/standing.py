@@ -28,29 +28,27 @@ DONE, RUNNING, MISSING = State("done"), State("running"), State("missing")
 def look(plan: Plan, store: Store) -> dict[str, State]:
     """The state of every step, each after the ones it reads.
 
-    A lease tells a running step, a kept error a failed one; what reads a step that failed or has
-    drifted is blocked, by the first such step.
+    A lease tells a running step, an error kept of the same settings a failed one; what reads a step
+    that failed or has drifted is blocked, by the first such step.
     """
     with store.asked():
         leased = living(store.root)
-        errors = {
-            name.rpartition("@")[0]: name
-            for name, _ in (store.root / ".scratch").files()
-            if name.endswith("/error.txt")
-        }
+        scratch = store.root / ".scratch"
+        errors = {name for name, _ in scratch.files() if name.endswith("/error.txt")}
     found: dict[str, State] = {}
     for address, assessment in assess(plan, store).items():
+        step = plan.steps[address]
         if assessment.standing is Standing.DONE:
             found[address] = DONE
         elif assessment.standing is Standing.DRIFT:
             found[address] = State("drift", assessment.reason)
         elif address in leased:
             found[address] = RUNNING
-        elif address in errors:
-            text = (store.root / ".scratch").read_bytes(errors[address]).decode(errors="replace")
+        elif f"{address}@{step.fingerprint[:12]}/error.txt" in errors:
+            text = store.scratch(step).read_bytes("error.txt").decode(errors="replace")
             found[address] = State("failed", text.strip().splitlines()[-1])
         else:
-            found[address] = _waiting(plan.steps[address].inputs, found)
+            found[address] = _waiting(step.inputs, found)
     return found
 
 

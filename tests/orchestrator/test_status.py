@@ -86,6 +86,17 @@ def test_what_reads_a_blocked_step_names_the_root(small: Plan, store: Store) -> 
     assert set(cells) == {State("blocked", f"reads {pretrain.address}")}
 
 
+def test_a_failure_of_other_settings_is_not_told(store: Store) -> None:
+    overrides = ["tuning.fractions=[100]", "tasks=[digits]", "pretrain.recipe.schedule.lr=100"]
+    before = planner.build(experiment.load(noise="0,10", overrides=overrides))
+    after = planner.build(experiment.load(noise="0,10", overrides=overrides[:2]))
+    failed = before.of_kind("pretrain")[0]
+    store.output(failed.address).delete()
+    store.scratch(failed).write_bytes("error.txt", b"RuntimeError: the loss is not finite")
+    assert look(before, store)[failed.address].word == "failed"
+    assert look(after, store)[failed.address].word == "missing"
+
+
 def test_json_has_every_step_with_its_place_in_the_matrix(
     small: Plan, store: Store, capsys: pytest.CaptureFixture[str]
 ) -> None:
