@@ -191,6 +191,8 @@ class Index:
             addresses = table["address"].to_pylist()
             tables.append(table.filter(pa.array([a not in seen for a in addresses])))
             seen.update(addresses)
+        if not tables:  # another driver has just written all of them into one
+            return
         merged = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.{family}"
         self._folder.write_table(merged, joined(tables), compression="zstd")
         for name in names:

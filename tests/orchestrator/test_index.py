@@ -152,6 +152,26 @@ def test_many_segments_become_one_and_no_step_is_lost(small: Plan, store: Store)
     assert sorted(cells) == sorted(step.address for step in small.of_kind("tune"))
 
 
+def test_two_drivers_may_write_many_segments_into_one_at_once(
+    small: Plan, kept: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One lists the segments, the other has replaced all of them before the first reads any."""
+    own, other = Index(kept.root), Index(kept.root)
+    stamps = kept.stamps(small.steps)
+    monkeypatch.setattr(index, "SEGMENTS", 1)
+    listed = own._segments
+
+    def overtaken(family: str) -> list[str]:
+        names = listed(family)
+        other._compact(family, names)
+        return names
+
+    monkeypatch.setattr(own, "_segments", overtaken)
+    own.keep(by_manifests(small, kept), stamps)
+    assert segments(kept)["steps"] == 1
+    assert other.records(stamps) == by_manifests(small, kept)
+
+
 def test_a_journal_waits_until_there_is_much_to_write(
     small: Plan, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
