@@ -7,9 +7,9 @@ The unit is the GPU-hour: of one pre-training worker, which without a GPU is som
     tuning         ID cells / rate         rate: given, or measured here (OOD cells only look)
 
 What is measured here of features and tuning is how often the store's steps ended: the time between
-two ends is the later step's, pauses left out. It holds for the machine that made the store, counted
-as one GPU. A plan's hours on N GPUs are its GPU-hours / N: levels and seeds run side by side, and
-what lies between stages (starts, data that is not there yet) is not in them.
+two ends is the later step's, without the pause before it began. It holds for the machine that made
+the store, counted as one GPU. A plan's hours on N GPUs are its GPU-hours / N: levels and seeds run
+side by side, and what lies between stages (starts, data that is not there yet) is not in them.
 
 Every figure names what it rests on; what cannot be known yet is said, not guessed.
 """
@@ -19,7 +19,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from itertools import pairwise
 from statistics import median
 from typing import Any
 
@@ -31,7 +30,7 @@ from orchestrator.plan import Assessment, Plan, Standing, Step
 
 SPEED_METRIC = "pretrain/images_per_s"
 FORWARD_SHARE = 3.0  # an image forth, against forth and back: a backward pass costs two forward
-PAUSE_SECONDS = 900.0  # between two ends of steps: nothing was running
+PAUSE_SECONDS = 900.0  # from a step's end to the start of the one that ends next: nothing ran
 
 
 @dataclass(frozen=True)
@@ -236,17 +235,17 @@ def _rates(
     """Of pre-training and of features in images a second, of tuning in ID cells a second."""
     done = [s for s in plan.steps.values() if assessments[s.address].standing is Standing.DONE]
     training = _training_rate(done, assessments, given.images_per_second)
-    spent = _spent(done, assessments)
+    timed, spent = _spent(done, assessments)
     if given.features_per_second is not None:
         encoding = _told(given.features_per_second, "images/s")
-    elif (images := _images(plan, done, assessments)) and spent.get("features"):
+    elif (images := _images(plan, timed, assessments)) and spent.get("features"):
         encoding = _measured(images / spent["features"], "images/s")
     elif training.per_second is not None:
         basis = f"assumed: {FORWARD_SHARE:g} times the rate of pre-training"
         encoding = Rate(FORWARD_SHARE * training.per_second, basis)
     else:
         encoding = Rate(None, "nothing measured yet; give --features-per-second")
-    cells = [s for s in done if isinstance(s.spec, TuneStep) and s.spec.task.domain == "id"]
+    cells = [s for s in timed if isinstance(s.spec, TuneStep) and s.spec.task.domain == "id"]
     if given.cells_per_hour is not None:
         tuning = Rate(given.cells_per_hour / 3600, f"at the given {given.cells_per_hour:g} cells/h")
     elif cells and spent.get("tune"):
@@ -275,18 +274,34 @@ def _training_rate(
     return Rate(None, "nothing measured yet; give --images-per-second")
 
 
-def _spent(done: Iterable[Step], assessments: Mapping[str, Assessment]) -> dict[str, float]:
-    """Seconds by kind: the time between two ends of steps is the later one's, pauses left out."""
+def _spent(
+    done: Iterable[Step], assessments: Mapping[str, Assessment]
+) -> tuple[list[Step], dict[str, float]]:
+    """The steps whose time is known, and their seconds by kind: from the end before to their own.
+
+    After a pause it is what the step itself took; one that does not say so is not among them.
+    """
     ends = sorted(
-        (datetime.fromisoformat(record.finished).timestamp(), step.kind)
-        for step in done
-        if (record := assessments[step.address].record) is not None and record.finished
+        (
+            (datetime.fromisoformat(record.finished).timestamp(), record, step)
+            for step in done
+            if (record := assessments[step.address].record) is not None and record.finished
+        ),
+        key=lambda found: found[0],
     )
+    timed: list[Step] = []
     spent: dict[str, float] = {}
-    for (before, _), (end, kind) in pairwise(ends):
-        if end - before <= PAUSE_SECONDS:
-            spent[kind] = spent.get(kind, 0.0) + end - before
-    return spent
+    before = float("-inf")
+    for end, record, step in ends:
+        taken, before = end - before, end
+        # A record's facts are parsed where they decide alone: there may be 50,000.
+        if taken > PAUSE_SECONDS and taken - record.seconds > PAUSE_SECONDS:
+            if not record.seconds:
+                continue
+            taken = record.seconds
+        timed.append(step)
+        spent[step.kind] = spent.get(step.kind, 0.0) + taken
+    return timed, spent
 
 
 def _told(rate: float, unit: str) -> Rate:

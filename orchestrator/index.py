@@ -49,7 +49,7 @@ _STEP_SCHEMA = pa.schema(
         pa.field("fingerprint", pa.string(), nullable=False),
         pa.field("finished", pa.string(), nullable=False),
         pa.field("bytes", pa.int64(), nullable=False),
-        pa.field("facts", pa.string(), nullable=False),  # counts, metrics, file names: JSON
+        pa.field("facts", pa.string(), nullable=False),  # counts, metrics, files, seconds: JSON
     ]
 )
 
@@ -71,6 +71,7 @@ class Record(NamedTuple):
             "counts": manifest.counts,
             "metrics": manifest.metrics,
             "files": sorted(manifest.files),
+            "seconds": manifest.provenance.get("seconds", 0.0),
         }
         return Record(
             manifest.address,
@@ -92,6 +93,12 @@ class Record(NamedTuple):
         """The step's summary numbers."""
         metrics: dict[str, float] = _parsed(self.facts)["metrics"]
         return metrics
+
+    @property
+    def seconds(self) -> float:
+        """From the step's start to its end; 0 if the manifest does not say."""
+        seconds: float = _parsed(self.facts).get("seconds", 0.0)  # older indices lack it
+        return seconds
 
     @property
     def files(self) -> Sequence[str]:

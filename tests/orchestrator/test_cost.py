@@ -116,13 +116,33 @@ def test_rates_are_measured_from_the_ends_of_steps_with_pauses_left_out(
         outcome = Outcome({"rows_train": 1000}, {"pretrain/images_per_s": 1000.0})
         store.commit(step, outcome, {"finished": moment.isoformat(timespec="seconds")})
     cost = priced(plan, store)
-    done = [s for s in cells[:-1] if s.labels["domain"] == "id"]
-    spent = 60 * (len(cells) - 1 - 1)  # the gap before the first is longer than a pause
+    done = [s for s in cells[1:-1] if s.labels["domain"] == "id"]
+    spent = 60 * (len(cells) - 1 - 1)  # the first follows a pause, and does not say what it took
     told = f"at {3600 * len(done) / spent:.0f} cells/h, measured in this store"
     assert cost.tuning_hours_rest_on == told
     assert cost.cells == 1
     assert cost.pretrain_runs == 0
     assert cost.hours == 0
+
+
+@pytest.mark.parametrize("pause", [0, 24 * 3600], ids=["in a row", "after a pause"])
+def test_a_cell_longer_than_a_pause_is_charged_what_it_took(
+    plan: Plan, store: Store, pause: int
+) -> None:
+    """One cell in four takes an hour, the others two seconds."""
+    synthetic.fill(plan, store)
+    moment = datetime(2026, 11, 21, tzinfo=UTC)
+    cells = [s for s in plan.of_kind("tune") if s.labels["domain"] == "id"]
+    for step in plan.steps.values():
+        record = {"finished": moment.isoformat(timespec="seconds")}
+        if step in cells:
+            seconds = 3600 if cells.index(step) % 4 == 0 else 2
+            moment += timedelta(seconds=seconds + (pause if seconds > 2 else 0))
+            record = {"finished": moment.isoformat(timespec="seconds"), "seconds": seconds - 0.1}
+        store.commit(step, Outcome({"rows_train": 1000}), record)
+    store.output(cells[-1].address).delete()
+    hours = priced(plan, store).tuning_hours
+    assert hours == pytest.approx(0.25, rel=0.1)
 
 
 def test_a_finished_plan_costs_nothing(plan: Plan, store: Store) -> None:
