@@ -264,6 +264,12 @@ class Pretrain(Spec):
     on_nan: Annotated[OnNan, NOT_SEMANTIC] = "stop"
     resources: Annotated[Resources, NOT_SEMANTIC] = Resources()
 
+    @model_validator(mode="after")
+    def _each_seed_once(self) -> Pretrain:
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("one of seeds is given twice; name each once")
+        return self
+
 
 class PretrainStep(Spec):
     """One encoder: one recipe, one noise level (an input step), one seed."""

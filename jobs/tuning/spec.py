@@ -333,8 +333,10 @@ class Tuning(Spec):
             raise ValueError("search: optuna trains in batches of its own; leave out halving")
         if self.precision == "tf32" and not self.gpus:
             raise ValueError("precision: tf32 exists on GPUs alone; set gpus, or take float32")
-        if len(set(self.label_noise)) < len(self.label_noise):
-            raise ValueError("a level of label_noise is given twice; name each once")
+        for axis in ("fractions", "label_noise", "seeds"):
+            given = getattr(self, axis)
+            if len(set(given)) < len(given):
+                raise ValueError(f"one of {axis} is given twice; name each once")
         return self
 
 

@@ -64,6 +64,7 @@ def test_a_bad_seed_is_refused_in_one_sentence(seeds: str, said: str) -> None:
         ("corpus.parts.train=0.9", "must sum to 1"),
         ("noise.kind=caption_swap", "use symmetric"),
         ("tasks=[digits, digits]", "named twice"),
+        ("pretrain.seeds=[0, 0]", "pretrain: one of seeds is given twice"),
         ("nonsense", "must read path=value"),
         ("name.below=1", "has no fields"),
         ("tuning.epochs=[", "not valid YAML"),
