@@ -285,7 +285,7 @@ def _child(node: Any, name: str) -> Any:
 
 
 def _index(node: list[Any], name: str, path: str) -> int:
-    if not name.isdigit() or int(name) >= len(node):
+    if not name.isdecimal() or int(name) >= len(node):
         raise UserError(f"--set {path}: {name} must be an index from 0 to {len(node) - 1}")
     return int(name)
 
@@ -312,7 +312,7 @@ def parse_levels(text: str) -> list[float]:
 def parse_seeds(text: str) -> list[int]:
     """Pre-training seeds, ascending, from a comma-separated list; UserError otherwise."""
     items = [item.strip() for item in text.split(",")]
-    wrong = [item for item in items if not item.isdigit()]
+    wrong = [item for item in items if not item.isdecimal()]
     if wrong:
         raise UserError(f"--seeds {text}: {wrong[0]!r} is not a whole number; give e.g. 0,1,2")
     seeds = [int(item) for item in items]

@@ -49,7 +49,9 @@ def test_duplicate_levels_in_a_file_are_refused_too() -> None:
     assert "twice" in complaint(overrides=["noise.levels=[0, 5, 5]"])
 
 
-@pytest.mark.parametrize(("seeds", "said"), [("0,0", "twice"), ("a", "'a' is not a whole number")])
+@pytest.mark.parametrize(
+    ("seeds", "said"), [("0,0", "twice"), ("a", "'a' is not a whole number"), ("²", "'²' is not")]
+)
 def test_a_bad_seed_is_refused_in_one_sentence(seeds: str, said: str) -> None:
     assert said in complaint(seeds=seeds)
 
@@ -65,6 +67,7 @@ def test_a_bad_seed_is_refused_in_one_sentence(seeds: str, said: str) -> None:
         ("noise.kind=caption_swap", "use symmetric"),
         ("tasks=[digits, digits]", "named twice"),
         ("pretrain.seeds=[0, 0]", "pretrain: one of seeds is given twice"),
+        ("tasks.²=digits", "must be an index"),
         ("nonsense", "must read path=value"),
         ("name.below=1", "has no fields"),
         ("tuning.epochs=[", "not valid YAML"),
