@@ -62,7 +62,7 @@ class Experiment(Spec):
     data: Annotated[str | None, NOT_SEMANTIC] = Field(
         None, description="where the paths of task files start; else $NML_DATA, else here"
     )
-    storage: Annotated[str, NOT_SEMANTIC] = STORAGE
+    storage: Annotated[str, NOT_SEMANTIC] = Field(STORAGE, min_length=1)
     tracking: Annotated[Tracking, NOT_SEMANTIC] = Tracking()
 
     @field_validator("tasks")

@@ -27,6 +27,7 @@ from jobs.contract import Outcome, Work
 from jobs.place import Place
 from orchestrator.errors import StoreError
 from orchestrator.plan import Step
+from orchestrator.provenance import redact
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -106,6 +107,11 @@ class Store:
             yield
         except FileNotFoundError:
             raise
+        except ValueError as error:  # Arrow's too, of a scheme that it does not know
+            said = redact(f"storage {self.root.uri} cannot be read{where} ({_reason(error)})")
+            raise StoreError(
+                f"{said}; name a folder, s3://BUCKET/FOLDER or gs://BUCKET/FOLDER with --storage"
+            ) from error
         except OSError as error:
             raise StoreError(
                 f"storage {self.root.uri} cannot be read{where} ({_reason(error)}); "
@@ -192,7 +198,8 @@ class Store:
 
         stamps = self.stamps(addresses)
         index = Index(self.root)
-        found = {} if verify else index.records(stamps)
+        with self.asked():
+            found = {} if verify else index.records(stamps)
         lacking = [address for address in stamps if address not in found]
         with ThreadPoolExecutor(1 if self.root.is_local else READERS) as pool:
             manifests = pool.map(self.manifest, lacking)

@@ -120,9 +120,9 @@ def choose(
     from orchestrator.store import Store
 
     if storage is not None:
-        overrides = (*overrides, f"storage={storage}")
+        overrides = (*overrides, f"storage={_quoted(storage)}")
     if data is not None:
-        overrides = (*overrides, f"data={json.dumps(data)}")
+        overrides = (*overrides, f"data={_quoted(data)}")
     text = None
     if last and file is None and features is None:
         file, text, overrides = _last_sweep(overrides)
@@ -150,21 +150,30 @@ def choose(
 
 def _last_sweep(overrides: tuple[str, ...]) -> tuple[str | None, str | None, tuple[str, ...]]:
     """Name and text of the experiment that the store saw last, and where that store lies now."""
+    import yaml
+
     from jobs.place import Place
     from orchestrator import STORAGE, last
     from orchestrator.store import Store
 
-    given = [item for item in overrides if item.startswith("storage=")]
-    storage = given[-1].partition("=")[2] if given else STORAGE
-    root = Place.of(storage)
+    given = [item.partition("=")[2] for item in overrides if item.startswith("storage=")]
     try:
-        with Store(root).asked():
-            text = last.recall(root)
-    except ValueError:  # of a URI that may not be: said when the whole experiment is read
-        text = None
+        storage = yaml.safe_load(given[-1]) if given else STORAGE
+    except yaml.YAMLError:
+        storage = None
+    if not isinstance(storage, str):  # said when the whole experiment is read
+        return None, None, overrides
+    root = Place.of(storage)
+    with Store(root).asked():
+        text = last.recall(root)
     if text is None:
         return None, None, overrides
-    return f"{storage}/{last.NAME}", text, (*overrides, f"storage={storage}")
+    return f"{storage}/{last.NAME}", text, (*overrides, f"storage={_quoted(storage)}")
+
+
+def _quoted(text: str) -> str:
+    """A word as YAML that is a string whatever it looks like."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 def finished(chosen: Chosen, kind: str) -> list[Step]:

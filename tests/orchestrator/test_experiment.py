@@ -68,6 +68,7 @@ def test_a_bad_seed_is_refused_in_one_sentence(seeds: str, said: str) -> None:
         ("tasks=[digits, digits]", "named twice"),
         ("pretrain.seeds=[0, 0]", "pretrain: one of seeds is given twice"),
         ("tasks.²=digits", "must be an index"),
+        ("storage=''", "storage = ''"),
         ("nonsense", "must read path=value"),
         ("name.below=1", "has no fields"),
         ("tuning.epochs=[", "not valid YAML"),

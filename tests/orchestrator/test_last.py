@@ -127,6 +127,29 @@ def test_a_store_that_cannot_be_read_is_one_sentence(
     assert "nml-store cannot be read (Could not connect to server); check" in said
 
 
+@pytest.mark.parametrize("verb", ["plan", "status"])
+@pytest.mark.parametrize("storage", ["ftp://x/y", "s3://", "s3://user:hunter2@bucket/store"])
+def test_a_storage_of_no_kind_that_is_known_is_the_users_mistake(
+    verb: str, storage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _run([verb, "--storage", storage]) == 2
+    said = capsys.readouterr().err
+    assert "cannot be read" in said
+    assert "name a folder, s3://BUCKET/FOLDER" in said
+    assert "hunter2" not in said
+
+
+@pytest.mark.parametrize("name", ["2024", "true", "{a}", "\N{SNOWMAN}\N{PERSON WITH FOLDED HANDS}"])
+def test_a_storage_may_have_any_name(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    last.remember(experiment.load(overrides=["name=mine"]), Place.of(name))
+    assert _run(["status", "--storage", name]) == 0
+    assert capsys.readouterr().out.startswith(f"mine in {tmp_path}/{name}\n")
+    assert _run(["plan", "demo", "--storage", name]) == 0
+
+
 def test_one_of_another_version_is_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
