@@ -93,9 +93,9 @@ class Store:
             else:
                 self.root.write_json("store.json", {"format": FORMAT, "id": uuid.uuid4().hex})
         except (OSError, ValueError, KeyError) as error:
+            said = redact(f"storage {self.root.uri} cannot be written ({_reason(error)})")
             raise StoreError(
-                f"storage {self.root.uri} cannot be written ({_reason(error)}); "
-                f"name a folder you may write to with --set storage=PATH"
+                f"{said}; name a folder you may write to with --set storage=PATH"
             ) from error
 
     # -- reading ---------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import synthetic
 from jobs.place import Place
 from orchestrator import experiment, last, planner, sweep
 from orchestrator.cli import _run
+from orchestrator.errors import StoreError
 from orchestrator.store import Store
 
 
@@ -137,6 +138,12 @@ def test_a_storage_of_no_kind_that_is_known_is_the_users_mistake(
     assert "cannot be read" in said
     assert "name a folder, s3://BUCKET/FOLDER" in said
     assert "hunter2" not in said
+
+
+def test_a_password_in_a_storage_that_cannot_be_written_is_not_shown() -> None:
+    with pytest.raises(StoreError, match=r"cannot be written") as caught:
+        Store(Place("s3://me:hunter2@bucket/x")).prepare()
+    assert "hunter2" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["2024", "true", "{a}", "\N{SNOWMAN}\N{PERSON WITH FOLDED HANDS}"])
