@@ -46,7 +46,7 @@ def image_input(cfg: Mapping[str, Any], change: ImageChange) -> ImageInput:
     """
     given = cfg.get("input_size", 224)
     size = given[-1] if isinstance(given, (tuple, list)) else given
-    declared = {
+    own = {
         "size": size,
         "channels": given[0] if isinstance(given, (tuple, list)) and len(given) == 3 else 3,
         **{name: tuple(cfg[name]) for name in ("mean", "std") if cfg.get(name)},
@@ -54,11 +54,14 @@ def image_input(cfg: Mapping[str, Any], change: ImageChange) -> ImageInput:
     }
     changes = change.model_dump(exclude_none=True)
     crop = changes.pop("crop_pct") if "crop_pct" in changes else _crop_pct(cfg)
-    return ImageInput(**{**declared, **changes}, crop_pct=None if crop == "whole" else crop)
+    return ImageInput(**{**own, **changes}, crop_pct=None if crop == "whole" else crop)
 
 
 def _crop_pct(cfg: Mapping[str, Any]) -> float | Literal["whole"]:
-    """How timm (`crop_mode`) or open_clip (`resize_mode`) makes an image square."""
+    """How timm (`crop_mode`) or open_clip (`resize_mode`) makes an image square.
+
+    A few of timm's weights squash the image and then cut its rim off; here nothing is cut off.
+    """
     mode = cfg.get("crop_mode") or cfg.get("resize_mode") or "center"
     if mode == "center":
         return float(cfg.get("crop_pct", 0.875))  # timm's own default
