@@ -57,7 +57,7 @@ HANDS_ON_DISK = 4  # the same where each waits for a disk
 POLL_SECONDS = 0.2
 GATHER_SECONDS = 0.5  # quiet that a lane waits for, so that siblings go to their stage together
 ELSEWHERE_SECONDS = 2.0  # how often to look after a step that another driver holds
-STOP_SECONDS = 15.0  # how long lanes may take to end politely
+STOP_SECONDS = 15.0  # how long lanes may take to end politely, stopped or answered for
 
 _IMPORTING = threading.Lock()
 """Stages are imported one after another: two threads that load torch's libraries at once can end
@@ -137,6 +137,7 @@ class Executor:
                 self._start_lanes()
                 self._listen()
                 self._journal.flush()
+            self._drain()
         except KeyboardInterrupt:
             self._stop.set()
             self._drain()
@@ -278,7 +279,11 @@ class Executor:
                     self._ready[step.kind][reader] = step
 
     def _drain(self) -> None:
-        """After a stop: let the lanes end, commit what they still report, wait no longer."""
+        """Let the lanes end, commit what they still report, wait no longer.
+
+        Needed after the last answer too: a stage may still be ending its workers then, and Ray,
+        shut down beside a thread that calls it, has aborted the process.
+        """
         deadline = time.monotonic() + STOP_SECONDS
         while self._busy and time.monotonic() < deadline:
             self._listen()

@@ -43,6 +43,12 @@ def slow_stage(works: Sequence[Work], hooks: Hooks) -> None:
     stage(works, hooks)
 
 
+def lingering_stage(works: Sequence[Work], hooks: Hooks) -> None:
+    """Still ends its workers when all are answered for."""
+    stage(works, hooks)
+    time.sleep(1)
+
+
 STAGES = dict.fromkeys(KINDS, f"{__name__}:stage")
 
 
@@ -115,6 +121,17 @@ def test_a_stage_that_answers_for_nothing_fails_its_steps(small: Plan, tmp_path:
     cells = [results[step.address] for step in small.of_kind("tune")]
     assert all(cell.status in (Status.FAILED, Status.BLOCKED) for cell in cells)
     assert any("without an answer" in cell.reason for cell in cells)
+
+
+@pytest.mark.parametrize("failed", [False, True])
+def test_no_stage_is_at_work_any_more_when_a_run_ends(
+    failed: bool, small: Plan, tmp_path: Path
+) -> None:
+    if failed:
+        TROUBLE.update({s.address: [StageError("no")] for s in small.of_kind("pretrain")})
+    kind = "pretrain" if failed else "tune"
+    execute(small, tmp_path, {**STAGES, kind: f"{__name__}:lingering_stage"})
+    assert [t.name for t in threading.enumerate() if t.name.startswith("lane-")] == []
 
 
 def test_two_drivers_on_one_store_share_the_work(small: Plan, tmp_path: Path) -> None:
