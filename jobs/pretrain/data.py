@@ -125,12 +125,24 @@ def read_index(corpus: Place) -> Index:
         raise StageError(f"{corpus.uri} holds no {INDEX}; build the corpus again") from None
 
 
-def fits(rows: int, image: ImageInput, decoded_gb: float | None = None) -> bool:
-    """Whether that many decoded images may be held; by default in what memory is free."""
+def fits(
+    rows: int, image: ImageInput, decoded_gb: float | None = None, *, sharing: int = 1
+) -> bool:
+    """Whether that many decoded images may be held; by default in what memory is free, of which
+    as many worker processes as `sharing` hold that much each.
+    """
     needed = rows * image.channels * image.size**2
     if decoded_gb is not None:
         return needed <= decoded_gb * 1e9
-    return needed <= _MEMORY_SHARE * psutil.virtual_memory().available
+    return needed <= _MEMORY_SHARE * psutil.virtual_memory().available / sharing
+
+
+@lru_cache(maxsize=8)
+def held(
+    corpus: Place, part: str, image: ImageInput, decoded_gb: float | None, sharing: int
+) -> bool:
+    """Whether a part `fits`, asked once in a process: what one run holds, the next finds held."""
+    return fits(read_index(corpus).rows(part), image, decoded_gb, sharing=sharing)
 
 
 def load_part(corpus: Place, part: str, image: ImageInput) -> Part:

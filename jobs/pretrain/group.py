@@ -23,6 +23,7 @@ class Group:
     rank: int = 0
     world: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    sharing: int = 1  # pre-training workers that a node's memory has to do for, at most
 
     @property
     def writes(self) -> bool:

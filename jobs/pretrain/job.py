@@ -62,6 +62,7 @@ class _Pack:
 
     works: Sequence[Work]
     resources: Resources
+    sharing: int  # workers that may be on one node at once
     thread: threading.Thread | None = None
     error: BaseException | None = None
     stopped: bool = False
@@ -86,7 +87,8 @@ def run(works: Sequence[Work], hooks: Hooks) -> None:
             for work in group:
                 hooks.done(work.address, StageError(_infeasible(resources)))
         elif not hooks.stopping():
-            _run_packs(packs(group, slots), resources, hooks)
+            dealt = packs(group, slots)
+            _run_packs(dealt, resources, _most_on_a_node(resources, _nodes(), len(dealt)), hooks)
 
 
 def packs(works: Sequence[Work], slots: int) -> list[list[Work]]:
@@ -113,13 +115,20 @@ def _nodes() -> list[Node]:
 
 def _slots(resources: Resources, nodes: Sequence[Node]) -> int:
     """How many worker groups of these resources the cluster holds at once."""
-    workers = 0
-    for node in nodes:
-        fits = node.cpus // resources.cpus_per_worker
-        if resources.gpus_per_worker:
-            fits = min(fits, node.gpus // resources.gpus_per_worker)
-        workers += int(fits)
-    return workers // resources.workers
+    return sum(_workers(resources, node) for node in nodes) // resources.workers
+
+
+def _most_on_a_node(resources: Resources, nodes: Sequence[Node], groups: int) -> int:
+    """How many workers of that many groups one node may have to hold at once."""
+    return min(groups * resources.workers, max(_workers(resources, node) for node in nodes))
+
+
+def _workers(resources: Resources, node: Node) -> int:
+    """How many workers a node holds at once."""
+    fits = node.cpus // resources.cpus_per_worker
+    if resources.gpus_per_worker:
+        fits = min(fits, node.gpus // resources.gpus_per_worker)
+    return int(fits)
 
 
 def _infeasible(resources: Resources) -> str:
@@ -133,14 +142,16 @@ def _infeasible(resources: Resources) -> str:
     )
 
 
-def _run_packs(dealt: Sequence[Sequence[Work]], resources: Resources, hooks: Hooks) -> None:
+def _run_packs(
+    dealt: Sequence[Sequence[Work]], resources: Resources, sharing: int, hooks: Hooks
+) -> None:
     """Start a trainer for each pack and answer for its runs until all of them have ended."""
     running = []
     for works in dealt:
         for work in works:  # what an earlier attempt said is no answer to this one
             for name in (RESULT, PROGRESS, STOP):
                 work.scratch.delete(name)
-        pack = _Pack(works, resources, unanswered={work.address: work for work in works})
+        pack = _Pack(works, resources, sharing, unanswered={work.address: work for work in works})
         pack.thread = threading.Thread(target=_fit, args=(pack,), daemon=True)
         pack.thread.start()
         running.append(pack)
@@ -210,7 +221,7 @@ def _fit(pack: _Pack) -> None:
                 if not works or pack.stopped:
                     return
                 try:
-                    _trainer(works, pack.resources, storage).fit()
+                    _trainer(works, pack, storage).fit()
                     return
                 except ray.train.WorkerGroupError as error:
                     errors = list(error.worker_failures.values())
@@ -264,15 +275,14 @@ def _bookkeeping(pack: _Pack) -> Iterator[str]:
             shared.delete()
 
 
-def _trainer(
-    works: Sequence[Work], resources: Resources, storage: str
-) -> ray.train.torch.TorchTrainer:
+def _trainer(works: Sequence[Work], pack: _Pack, storage: str) -> ray.train.torch.TorchTrainer:
+    resources = pack.resources
     each = {"CPU": float(resources.cpus_per_worker)}
     if resources.gpus_per_worker:
         each["GPU"] = resources.gpus_per_worker
     return ray.train.torch.TorchTrainer(
         _train_pack,
-        train_loop_config={"works": list(works)},
+        train_loop_config={"works": list(works), "sharing": pack.sharing},
         scaling_config=ray.train.ScalingConfig(
             num_workers=resources.workers,
             use_gpu=resources.gpus_per_worker > 0,
@@ -302,7 +312,12 @@ def _train_pack(config: Mapping[str, Any]) -> None:
     from jobs.pretrain.run import train_run
 
     context = ray.train.get_context()
-    group = Group(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
+    group = Group(
+        context.get_world_rank(),
+        context.get_world_size(),
+        ray.train.torch.get_device(),
+        sharing=config["sharing"],
+    )
     works: list[Work] = [work for work in config["works"] if not work.scratch.exists(RESULT)]
     for work in works:
         try:

@@ -24,7 +24,7 @@ from jobs.pretrain.data import (
     MemorySource,
     Part,
     Source,
-    fits,
+    held,
     load_part,
     noisy_targets,
     read_index,
@@ -138,8 +138,8 @@ def _prepare(work: Work, step: PretrainStep, group: Group) -> _Prepared:
             f"epoch; give its parts.validation a share or a reader"
         )
     objective = _objective(recipe, index.classes, group)
-    source = _source(work, step, objective)
-    if fits(index.rows("validation"), recipe.image, step.resources.decoded_gb):
+    source = _source(work, step, objective, group)
+    if held(corpus, "validation", recipe.image, step.resources.decoded_gb, group.sharing):
         validation = load_part(corpus, "validation", recipe.image)
     else:
         threads = step.resources.cpus_per_worker
@@ -156,13 +156,13 @@ def _prepare(work: Work, step: PretrainStep, group: Group) -> _Prepared:
     )
 
 
-def _source(work: Work, step: PretrainStep, objective: Objective) -> Source:
+def _source(work: Work, step: PretrainStep, objective: Objective, group: Group) -> Source:
     """The training part: held decoded where that will do and it fits, else streamed."""
     recipe, corpus, noise = step.recipe, work.inputs["corpus"], work.inputs["noise"]
     index, resources = read_index(corpus), step.resources
     batch_size, repeats = recipe.schedule.batch_size, recipe.schedule.repeats
-    held = fits(index.rows("train"), recipe.image, resources.decoded_gb)
-    if held and not needs_source_image(recipe.augment):
+    as_stored = not needs_source_image(recipe.augment)
+    if as_stored and held(corpus, "train", recipe.image, resources.decoded_gb, group.sharing):
         train = load_part(corpus, "train", recipe.image)
         targets = noisy_targets(train, noise, objective.field, objective.encode)
         return MemorySource(train, targets, seed=step.seed, batch_size=batch_size, repeats=repeats)

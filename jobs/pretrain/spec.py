@@ -238,7 +238,7 @@ class Resources(Spec):
         None,
         ge=0,
         description="most that a worker's decoded images may take; a larger part of a corpus is "
-        "read and decoded anew in each epoch; none: what memory is free",
+        "read and decoded anew in each epoch; none: its part of the memory that is free",
     )
     max_failures: int = Field(
         3,

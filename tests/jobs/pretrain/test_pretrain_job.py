@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 
 from jobs.contract import Hooks, Outcome, StageError, Work
 from jobs.pretrain import job
+from jobs.pretrain.data import fits
 from jobs.pretrain.encoder import EncoderCard
 from jobs.pretrain.run import train_run
+from jobs.pretrain.spec import ImageInput, Resources
 
 
 @dataclass
@@ -51,6 +53,31 @@ def test_packs_hold_every_run_once_and_differ_by_one_at_most(runs: int, slots: i
     assert sorted(work for pack in dealt for work in pack) == works
     assert len(dealt) == min(runs, slots)
     assert max(map(len, dealt)) - min(map(len, dealt)) <= 1
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "workers", "groups", "most"),
+    [
+        (4, 0, 1, 3, 3),  # three groups of one worker may all be on the larger node
+        (4, 0, 2, 9, 4),  # which holds no more than four
+        (1, 1, 2, 1, 2),
+        (2, 0.5, 1, 9, 4),
+    ],
+)
+def test_memory_is_shared_by_as_many_workers_as_a_node_may_hold(
+    cpus: int, gpus: float, workers: int, groups: int, most: int
+) -> None:
+    nodes = [job.Node(cpus=4 * cpus if cpus < 4 else 16, gpus=2), job.Node(cpus=4, gpus=0)]
+    asked = Resources(workers=workers, cpus_per_worker=cpus, gpus_per_worker=gpus)
+    assert job._most_on_a_node(asked, nodes, groups) == most
+
+
+def test_what_fits_one_worker_is_too_much_for_two_on_a_node() -> None:
+    image = ImageInput(size=32, channels=3, mean=(0.5,) * 3, std=(0.5,) * 3)
+    half = psutil.virtual_memory().available // (2 * 3 * 32 * 32)
+    assert fits(half, image)
+    assert not fits(half, image, sharing=2)
+    assert fits(half, image, decoded_gb=1e6, sharing=2)  # said of each worker
 
 
 @pytest.mark.usefixtures("ray_session")
