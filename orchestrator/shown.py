@@ -1,9 +1,10 @@
 """What of a store a tracking page shows: one run a step, and one an encoder and method for cells.
 
 50,000 cells do not make 50,000 runs. The cells of one encoder and method are one run: a metric a
-task, `<task>/accuracy`, its step the share of the training rows in percent, its value the mean over
-tuning seeds, so that runs of all levels and methods compare metric by metric; the cells themselves
-are its artifact `cells.csv`. Every other step is a run of its own.
+task, `<task>/accuracy`, its step the share of the training rows in percent (or the decimal part of
+it that its tag `nml.step_unit` names), its value the mean over tuning seeds, so that runs of all
+levels and methods compare metric by metric; the cells themselves are its artifact `cells.csv`.
+Every other step is a run of its own.
 
 Pure: nothing here knows the tracking library (`tracking.py`) or when to call it (`mirror.py`).
 """
@@ -73,11 +74,25 @@ class Group:
 
     address: str
     cells: tuple[Step, ...]  # all that are planned
+    unit: tuple[str, int] = ("percent", 1)  # of its metrics' steps; one for a whole plan
 
     def fingerprint(self, done: Iterable[str]) -> str:
         """Of what a run of these finished cells shows."""
         here = {step.address: step.fingerprint for step in self.cells}
-        return fingerprint({"protocol": CELLS_PROTOCOL, "cells": {a: here[a] for a in done}})
+        unit = {} if self.unit[1] == 1 else {"step_unit": self.unit[0]}
+        cells = {address: here[address] for address in done}
+        return fingerprint({"protocol": CELLS_PROTOCOL, "cells": cells, **unit})
+
+
+def step_unit(levels: Iterable[float]) -> tuple[str, int]:
+    """The unit of a metric's step and its factor: percent, or a decimal part of it if need be.
+
+    MLflow's steps are whole numbers, and two levels must never share one.
+    """
+    scale = 1
+    while any(abs(level * scale - round(level * scale)) > 1e-9 for level in levels):
+        scale *= 10
+    return ("percent" if scale == 1 else f"1/{scale} percent"), scale
 
 
 def groups(plan: Plan) -> dict[str, Group]:
@@ -85,7 +100,8 @@ def groups(plan: Plan) -> dict[str, Group]:
     found: dict[str, list[Step]] = {}
     for step in plan.of_kind("tune"):
         found.setdefault(group_of(plan, step), []).append(step)
-    return {address: Group(address, tuple(cells)) for address, cells in found.items()}
+    unit = step_unit({float(step.labels["fraction"]) for step in plan.of_kind("tune")})
+    return {address: Group(address, tuple(cells), unit) for address, cells in found.items()}
 
 
 def group_of(plan: Plan, step: Step) -> str:
@@ -151,9 +167,13 @@ class Showing:
             run_name(first, str(first.labels["method"])),
             moments[0],
             moments[-1],
-            labels={**_labels(first), "cells": f"{len(done)} of {len(group.cells)}"},
+            labels={
+                **_labels(first),
+                "cells": f"{len(done)} of {len(group.cells)}",
+                "step_unit": group.unit[0],
+            },
             params=_params({n: v for n, v in params.items() if n != "fraction"}),
-            points=list(_accuracies(rows)),
+            points=list(_accuracies(rows, group.unit[1])),
             data=list(self._data(group.cells)),
             encoder=_encoder(self._plan, first),
             files={"cells.csv": _csv(rows)},
@@ -227,7 +247,7 @@ def _padded(level: float) -> str:
     return f"{level:g}" if level >= 10 else f"0{level:g}"
 
 
-def _accuracies(rows: pa.Table) -> Iterator[Point]:
+def _accuracies(rows: pa.Table, scale: int) -> Iterator[Point]:
     """Mean test accuracy and macro F1 of each task and fraction over tuning seeds.
 
     A task whose target is a number has its own metric, under that metric's name. Of clean
@@ -237,19 +257,19 @@ def _accuracies(rows: pa.Table) -> Iterator[Point]:
         rows = rows.filter(pc.equal(rows["label_noise"], 0))
     for column, word in (("test_accuracy", "accuracy"), ("test_macro_f1", "macro_f1")):
         if column in rows.column_names:
-            yield from _means(rows, column, word)
+            yield from _means(rows, column, word, scale)
     if {"metric", "test_metric", "test_accuracy"} <= set(rows.column_names):
         of_numbers = rows.filter(pc.is_null(rows["test_accuracy"]))
         for metric in pc.unique(of_numbers["metric"].drop_null()).to_pylist():
             own = of_numbers.filter(pc.equal(of_numbers["metric"], metric))
-            yield from _means(own, "test_metric", metric)
+            yield from _means(own, "test_metric", metric, scale)
 
 
-def _means(rows: pa.Table, column: str, word: str) -> Iterator[Point]:
+def _means(rows: pa.Table, column: str, word: str, scale: int) -> Iterator[Point]:
     means = rows.group_by(["task", "fraction"]).aggregate([(column, "mean")]).to_pylist()
     for row in sorted(means, key=lambda row: (row["task"], row["fraction"])):
         if row[f"{column}_mean"] is not None:
-            yield f"{row['task']}/{word}", round(row["fraction"]), row[f"{column}_mean"]
+            yield f"{row['task']}/{word}", round(row["fraction"] * scale), row[f"{column}_mean"]
 
 
 def _csv(rows: pa.Table) -> bytes:

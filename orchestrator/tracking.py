@@ -17,7 +17,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.shown import Data, Shown
+from orchestrator.shown import Data, Shown, step_unit
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -245,10 +245,15 @@ class Mirror:
             return
         unit, scale = step_unit([level for _, level, _ in record.points])
         now = int(datetime.now().timestamp() * 1000)
-        if self._contradicts(record, scale):
+        wanted = {(name, round(level * scale)): value for name, level, value in record.points}
+        there = self._points()
+        if not there.items() <= wanted.items():
             self._replace_parent()
+            there = {}
         metrics = [
-            Metric(name, value, now, round(level * scale)) for name, level, value in record.points
+            Metric(name, value, now, step)
+            for (name, step), value in wanted.items()
+            if (name, step) not in there
         ]
         for start in range(0, len(metrics), BATCH):
             self.client.log_batch(self.parent_id, metrics=metrics[start : start + BATCH])
@@ -267,35 +272,21 @@ class Mirror:
         self.client.set_terminated(self.parent_id, "FINISHED")
         self.parent_fingerprint = record.fingerprint
 
-    def _contradicts(self, record: SweepRecord, scale: int) -> bool:
-        """Whether the parent already shows another value at some metric's level.
-
-        MLflow cannot take a logged point back, and a chart with two points at a level misleads.
-        """
-        wanted = {(name, round(level * scale)): value for name, level, value in record.points}
-        logged = set(self.client.get_run(self.parent_id).data.metrics)
-        for name in sorted({name for name, _, _ in record.points} & logged):
-            for old in self.client.get_metric_history(self.parent_id, name):
-                if wanted.get((name, old.step)) != old.value:
-                    return True
-        return False
+    def _points(self) -> dict[tuple[str, int], float]:
+        """What the parent shows, by metric and step."""
+        names = sorted(self.client.get_run(self.parent_id).data.metrics)
+        return {
+            (name, point.step): point.value
+            for name in names
+            for point in self.client.get_metric_history(self.parent_id, name)
+        }
 
     def _replace_parent(self) -> None:
+        """Begin the parent anew: no logged point can be taken back, and two at a level mislead."""
         old, self.parent_id = self.parent_id, self._new_parent()
         for child in self.children.values():
             self.client.set_tag(child.run_id, "mlflow.parentRunId", self.parent_id)
         self.client.delete_run(old)
-
-
-def step_unit(levels: Iterable[float]) -> tuple[str, int]:
-    """The unit of a metric's step and its factor: percent, or a decimal part of it if need be.
-
-    MLflow's steps are whole numbers, and two levels must never share one.
-    """
-    scale = 1
-    while any(abs(level * scale - round(level * scale)) > 1e-9 for level in levels):
-        scale *= 10
-    return ("percent" if scale == 1 else f"1/{scale} percent"), scale
 
 
 # -- small parts -----------------------------------------------------------------------------------

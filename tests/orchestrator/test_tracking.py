@@ -14,9 +14,9 @@ from orchestrator import experiment, planner, provenance
 from orchestrator.errors import TrackingError
 from orchestrator.mirror import Tracker, sync
 from orchestrator.plan import Plan, Step
-from orchestrator.shown import group_of, groups
+from orchestrator.shown import group_of, groups, step_unit
 from orchestrator.store import Manifest, Store
-from orchestrator.tracking import SweepRecord, resolve_uri, step_unit
+from orchestrator.tracking import SweepRecord, resolve_uri
 
 POINTS = (("id/lp/accuracy", 0.0, 90.0), ("id/lp/accuracy", 10.0, 85.0))
 
@@ -131,6 +131,22 @@ def test_the_cells_of_an_encoder_and_method_are_one_run(store: Store, tmp_path: 
     assert len(Path(table).read_text().splitlines()) == 1 + len(planned) / 2
 
 
+def test_shares_of_less_than_a_percent_have_steps_of_their_own(
+    store: Store, tmp_path: Path
+) -> None:
+    uri = database(tmp_path)
+    overrides = ["tuning.fractions=[0.5,1,100]", "tasks=[digits]"]
+    made = planner.build(experiment.load(noise="10", overrides=overrides))
+    tracker = Tracker(made, store, uri)
+    for step in made.steps.values():
+        tracker.commit(step, commit(store, step, float(step.labels.get("fraction", 0))))
+    assert tracker.close(record(tmp_path))
+    run = next(r for r in runs_of(uri) if r.data.tags["nml.address"].endswith("seed=0/lp"))
+    history = MlflowClient(tracking_uri=uri).get_metric_history(run.info.run_id, "digits/accuracy")
+    assert {(p.step, p.value) for p in history} == {(5, 0.5), (10, 1.0), (1000, 100.0)}
+    assert run.data.tags["nml.step_unit"] == "1/10 percent"
+
+
 def test_cells_that_come_later_renew_their_run_and_leave_no_second(
     store: Store, tmp_path: Path
 ) -> None:
@@ -223,6 +239,31 @@ def test_mirroring_again_makes_no_second_run_and_no_second_point(
     assert Tracker(small, store, uri).close(record(tmp_path))
     assert sync(small, store, uri, record(tmp_path)) == 0
     assert addresses(uri) == before
+
+
+def test_a_report_that_gains_a_level_adds_its_point_alone(
+    small: Plan, store: Store, tmp_path: Path
+) -> None:
+    uri = database(tmp_path)
+    mirror_all(small, store, uri, []).close(record(tmp_path))
+    more = (*POINTS, ("id/lp/accuracy", 20.0, 80.0))
+    assert Tracker(small, store, uri).close(record(tmp_path, more))
+    parent = next(run for run in runs_of(uri) if run.data.tags["nml.kind"] == "sweep")
+    history = MlflowClient(tracking_uri=uri).get_metric_history(
+        parent.info.run_id, "id/lp/accuracy"
+    )
+    assert [(p.step, p.value) for p in history] == [(0, 90.0), (10, 85.0), (20, 80.0)]
+
+
+def test_a_metric_that_is_gone_is_not_shown_any_more(
+    small: Plan, store: Store, tmp_path: Path
+) -> None:
+    uri = database(tmp_path)
+    gone = (*POINTS, ("id/mlp/accuracy", 0.0, 80.0))
+    mirror_all(small, store, uri, []).close(record(tmp_path, gone))
+    assert Tracker(small, store, uri).close(record(tmp_path))
+    parent = next(run for run in runs_of(uri) if run.data.tags["nml.kind"] == "sweep")
+    assert set(parent.data.metrics) == {"id/lp/accuracy"}
 
 
 def test_points_that_changed_replace_the_sweeps_run(
