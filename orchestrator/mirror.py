@@ -132,10 +132,10 @@ class Tracker:
         self._mirror = None
         self._asked = time.monotonic()
         if not self.down:
-            self.down = _reason(error)
+            self.down = tracking.reason(error)
             self._say(
-                f"{_story(error, self.uri)}; the sweep goes on and asks it again, and after the "
-                f"sweep `nml-orch sync` fills the gap"
+                f"{tracking.story(error, self.uri)}; the sweep goes on and asks it again, and "
+                f"after the sweep `nml-orch sync` fills the gap"
             )
 
 
@@ -156,9 +156,10 @@ def sync(plan: Plan, store: Store, uri: str, record: SweepRecord) -> int:
         remedy = {
             "unreachable": "start it, or set MLFLOW_TRACKING_URI or --set tracking.uri=URI",
             "refused": "the store is whole; name another server or experiment to have it shown",
+            "no driver": "install that driver, or name another server; the store is whole",
             "ours": "the store is whole; `nml-orch --debug sync` shows where it happened",
         }[tracking.trouble(error)]
-        raise TrackingError(f"{_story(error, uri)}; {remedy}") from error
+        raise TrackingError(f"{tracking.story(error, uri)}; {remedy}") from error
     finally:
         leases.close()
 
@@ -195,22 +196,3 @@ def reconcile(plan: Plan, store: Store, mirror: Mirror) -> int:
         if step.address in mirror.children:
             mirror.drop(step.address)
     return mirrored + len(lacking)
-
-
-def _story(error: Exception, uri: str) -> str:
-    """What happened to MLflow, told apart from a mistake of our own."""
-    told = {
-        "unreachable": f"MLflow at {redact(uri)} does not answer",
-        "refused": f"MLflow at {redact(uri)} refuses what it is told",
-        "ours": "mirroring to MLflow failed by a defect of nml-orch or a store that cannot be read",
-    }[tracking.trouble(error)]
-    return f"{told} ({_reason(error)})"
-
-
-def _reason(error: Exception) -> str:
-    """The last, most telling part of an error's words."""
-    cause: BaseException = error
-    while cause.__cause__ is not None or cause.__context__ is not None:
-        cause = cause.__cause__ or cause.__context__ or cause
-    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    return redact(lines[0])[:160] if lines else type(cause).__name__

@@ -17,6 +17,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.provenance import redact
 from orchestrator.shown import Data, Shown, step_unit
 
 if TYPE_CHECKING:
@@ -293,7 +294,9 @@ class Mirror:
 
 
 def trouble(error: Exception) -> str:
-    """Whose fault an error in mirroring is: "unreachable", "refused" (MLflow said no) or "ours"."""
+    """Whose fault an error of MLflow's client is: "unreachable", "refused" (MLflow said no), "no
+    driver" (a database's Python package is not installed) or "ours".
+    """
     from mlflow.exceptions import MlflowException
     from requests import RequestException
     from sqlalchemy.exc import SQLAlchemyError
@@ -303,11 +306,33 @@ def trouble(error: Exception) -> str:
         chain.append(below)
     if any(isinstance(e, (RequestException, SQLAlchemyError, ConnectionError)) for e in chain):
         return "unreachable"
+    if any(isinstance(e, ModuleNotFoundError) for e in chain):
+        return "no driver"
     for found in chain:
         if isinstance(found, MlflowException):
             code = found.get_http_status_code()
             return "refused" if 400 <= code < 500 and code not in (408, 429) else "unreachable"
     return "ours"
+
+
+def story(error: Exception, uri: str) -> str:
+    """What happened to MLflow, told apart from a mistake of our own."""
+    told = {
+        "unreachable": f"MLflow at {redact(uri)} does not answer",
+        "refused": f"MLflow at {redact(uri)} refuses what it is told",
+        "no driver": f"MLflow cannot open {redact(uri)} here",
+        "ours": "mirroring to MLflow failed by a defect of nml-orch or a store that cannot be read",
+    }[trouble(error)]
+    return f"{told} ({reason(error)})"
+
+
+def reason(error: Exception) -> str:
+    """The last, most telling part of an error's words."""
+    cause: BaseException = error
+    while cause.__cause__ is not None or cause.__context__ is not None:
+        cause = cause.__cause__ or cause.__context__ or cause
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    return redact(lines[0])[:160] if lines else type(cause).__name__
 
 
 def _inputs(data: Iterable[Data]) -> list[Any]:

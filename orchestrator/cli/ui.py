@@ -16,7 +16,7 @@ def command(port: int, uri: str | None) -> None:
     from pathlib import Path
 
     from orchestrator.errors import UserError
-    from orchestrator.tracking import pages, resolve_uri
+    from orchestrator.tracking import pages, resolve_uri, story, trouble
 
     store = resolve_uri(uri)
     if store.startswith(("http://", "https://")):
@@ -24,7 +24,12 @@ def command(port: int, uri: str | None) -> None:
     if store.startswith("sqlite:////") and not Path(store.removeprefix("sqlite:///")).exists():
         raise UserError(f"no MLflow database at {store}; run a sweep in this folder first")
     click.echo("MLflow takes some seconds to start; Ctrl-C ends it. Then open")
-    found = pages(store, f"http://127.0.0.1:{port}")
+    try:
+        found = pages(store, f"http://127.0.0.1:{port}")
+    except Exception as error:
+        if trouble(error) == "ours":
+            raise
+        raise UserError(f"{story(error, store)}; name another with --uri") from error
     width = max(map(len, found), default=0)
     for name, page in found.items():
         click.echo(f"  {name:<{width}}  {page}")

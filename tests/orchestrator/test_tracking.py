@@ -1,5 +1,6 @@
 """MLflow as a mirror: a real database, a real server, and nothing twice."""
 
+import importlib.util
 from collections import Counter
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from mlflow.entities import Run
 from jobs.contract import Outcome
 from jobs.place import Place
 from orchestrator import experiment, planner, provenance
+from orchestrator.cli import _run
 from orchestrator.errors import TrackingError
 from orchestrator.mirror import Tracker, sync
 from orchestrator.plan import Plan, Step
@@ -297,6 +299,25 @@ def test_a_tracking_store_that_cannot_be_opened_costs_one_line(
     assert not mirror_all(small, store, database(tmp_path), said).close(record(tmp_path))
     assert len(said) == 1
     assert "nml-orch sync" in said[0]
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("psycopg") is not None, reason="the driver is installed"
+)
+def test_a_database_without_its_driver_is_told_as_that(
+    small: Plan, store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uri = "postgresql://me:tr0ub4dor@127.0.0.1/mlflow"
+    said: list[str] = []
+    assert not mirror_all(small, store, uri, said).close(record(tmp_path))
+    assert len(said) == 1
+    with pytest.raises(TrackingError) as raised:
+        sync(small, store, uri, record(tmp_path))
+    assert _run(["ui", "--uri", uri]) == 2
+    for told in (said[0], str(raised.value), capsys.readouterr().err):
+        assert "cannot open postgresql://***@127.0.0.1/mlflow here" in told
+        assert "No module named 'psycopg" in told
+        assert "defect" not in told
 
 
 def test_fractional_levels_never_share_a_step() -> None:
