@@ -166,50 +166,63 @@ class ContrastiveObjective:
         zero-shot by class names in the recipe's templates; `val_image_to_text_r1` and
         `val_text_to_image_r1` where it has captions, retrieval among its first MOST_PAIRS pairs.
         """
-        return {
-            **self._zero_shot(model, part, group),
-            **self._retrieval(model, part, group),
-        }
+        labelled = bool(part.classes) and not part.labels.null_count
+        captions = part.captions.slice(0, MOST_PAIRS)
+        pairs = torch.from_numpy(pc.indices_nonzero(captions.is_valid()).to_numpy().astype("int64"))
+        found: dict[str, float] = {}
+        with torch.no_grad():
+            if labelled or len(pairs) > 1:
+                first = self._first_images(model, part, group)
+            if labelled:
+                found |= self._zero_shot(model, part, first, group)
+            if len(pairs) > 1:
+                tokens = self.encode(part, captions.drop_null())
+                found |= self._retrieval(model, first[pairs], tokens, group)
+        return found
 
-    def _zero_shot(self, model: nn.Module, part: Part, group: Group) -> Mapping[str, float]:
+    def _first_images(self, model: nn.Module, part: Part, group: Group) -> Tensor:
+        """Features of the part's first rows, MOST_PAIRS at most, for whatever is asked of them."""
+        rows = min(part.rows, MOST_PAIRS)
+        mine = torch.split(torch.arange(rows)[group.mine(rows)], _CHUNK)
+        own = [self._image_features(model, part, chunk, group) for chunk in mine]
+        return _of_all(own, mine, rows, group)
+
+    def _zero_shot(
+        self, model: nn.Module, part: Part, first: Tensor, group: Group
+    ) -> Mapping[str, float]:
         import open_clip
 
-        if not part.classes or part.labels.null_count:
-            return {}
         labels = torch.from_numpy(part.labels.to_numpy().astype("int64"))
-        rows = torch.arange(part.rows)[group.mine(part.rows)]
         classifier = open_clip.build_zero_shot_classifier(
             model, self._tokenizer, part.classes, self._recipe.templates, device=group.device
         )
         right = torch.zeros(1, dtype=torch.float64)
-        with torch.no_grad():
-            for chunk in torch.split(rows, _CHUNK):
-                scores = self._image_features(model, part, chunk, group) @ classifier
-                right += (scores.argmax(dim=1).cpu() == labels[chunk]).sum()
+        for rows in torch.split(torch.arange(part.rows)[group.mine(part.rows)], _CHUNK):
+            known, further = rows[rows < len(first)], rows[rows >= len(first)]
+            features = first[known].to(group.device)
+            if len(further):
+                more = self._image_features(model, part, further, group)
+                features = torch.cat([features, more.float()])
+            scores = features @ classifier.float()
+            right += (scores.argmax(dim=1).cpu() == labels[rows]).sum()
         return {"val_accuracy": 100 * group.total(right).item() / part.rows}
 
-    def _retrieval(self, model: nn.Module, part: Part, group: Group) -> Mapping[str, float]:
+    def _retrieval(
+        self, model: nn.Module, images: Tensor, tokens: Tensor, group: Group
+    ) -> Mapping[str, float]:
         """How often the nearest is the right one, R@1.
 
         Right is an equal caption: open_clip's own evaluation takes them for mistakes of each other.
         """
-        captions = part.captions.slice(0, MOST_PAIRS)
-        rows = torch.from_numpy(pc.indices_nonzero(captions.is_valid()).to_numpy().astype("int64"))
-        if len(rows) < 2:
-            return {}
-        tokens = self.encode(part, captions.drop_null())
-        mine = torch.split(torch.arange(len(rows))[group.mine(len(rows))], _CHUNK)
-        with torch.no_grad():
-            own = [self._image_features(model, part, rows[pairs], group) for pairs in mine]
-            images = _of_all(own, mine, len(rows), group)
-            own = [_texts(model, tokens[pairs].to(group.device)) for pairs in mine]
-            texts = _of_all(own, mine, len(rows), group)
+        mine = torch.split(torch.arange(len(images))[group.mine(len(images))], _CHUNK)
+        own = [_texts(model, tokens[pairs].to(group.device)) for pairs in mine]
+        texts = _of_all(own, mine, len(images), group)
         right = torch.zeros(2, dtype=torch.float64)
         for pairs in mine:
             for way, (asked, answers) in enumerate(((images, texts), (texts, images))):
                 nearest = (asked[pairs] @ answers.T).argmax(dim=1)
                 right[way] += (tokens[nearest] == tokens[pairs]).all(dim=1).sum()
-        to_text, to_image = (100 * group.total(right) / len(rows)).tolist()
+        to_text, to_image = (100 * group.total(right) / len(images)).tolist()
         return {"val_image_to_text_r1": to_text, "val_text_to_image_r1": to_image}
 
     def memorised(

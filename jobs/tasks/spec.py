@@ -21,7 +21,7 @@ Metric = Literal[
     "accuracy",
     "mean_per_class_accuracy",
     "macro_f1",
-    "f1",  # of the last of two classes, as GLUE counts it
+    "f1",  # of the last of two `classes`, as GLUE counts it
     "accuracy_f1",  # mean of the two, as GLUE does for MRPC and QQP
     "matthews",
     "pearson",
@@ -58,7 +58,7 @@ class Task(Spec):
     """A downstream task on frozen features."""
 
     name: Slug
-    title: str
+    title: Annotated[str, NOT_SEMANTIC]
     domain: Literal["id", "ood"]
     source: Literal["images", "features"] = Field(
         "images", description="features: given by an encoder of that kind, without images"
@@ -118,8 +118,15 @@ class Task(Spec):
                 f"task {self.name} predicts a number, and the labels of a corpus of images are "
                 f"classes; give its features (`source: features`)"
             )
-        if self.metric in OF_TWO_CLASSES and self.classes and len(self.classes) != 2:
-            raise ValueError(f"metric {self.metric} is of two classes, not {len(self.classes)}")
+        if self.metric in OF_TWO_CLASSES and not self.classes:
+            raise ValueError(
+                f"metric {self.metric} counts one class of two; name both under `classes`, that "
+                f"one last"
+            )
+        if self.metric in OF_TWO_CLASSES and len(self.classes or ()) != 2:
+            raise ValueError(
+                f"metric {self.metric} is of two classes, not {len(self.classes or ())}"
+            )
         return self
 
     @model_validator(mode="after")

@@ -210,7 +210,6 @@ class ClassMap:
         if task.target == "number":
             return ClassMap((), np.zeros(0, np.int64))
         if task.classes is None:
-            _check_count(task, corpus_classes)
             return ClassMap(corpus_classes, np.arange(len(corpus_classes)))
         index_of = np.full(len(corpus_classes), -1)
         place = {name: label for label, name in enumerate(corpus_classes)}
@@ -228,16 +227,6 @@ class ClassMap:
         if task.source == "features":
             _check_spelling(task, task.classes, corpus_classes, index_of)
         return ClassMap(tuple(task.classes), index_of)
-
-
-def _check_count(task: Task, labels: Sequence[str]) -> None:
-    """A metric of two classes needs two. Raises StageError."""
-    if task.metric in OF_TWO_CLASSES and len(labels) != 2:
-        raise StageError(
-            f"task {task.name}: its metric {task.metric} is of two classes, but its data has "
-            f"{len(labels)} (the first: {', '.join(labels[:3])}); say in its file which count as "
-            f"which (`classes`), or take another metric"
-        )
 
 
 def _check_spelling(

@@ -125,6 +125,29 @@ def test_zero_shot_accuracy_is_by_class_name_and_absent_without_labels(
     assert "val_accuracy" not in objective.evaluate(model, unlabelled, Group())
 
 
+@pytest.mark.parametrize("pairs", [3, 5000])
+def test_labels_and_captions_are_asked_of_images_encoded_once(
+    pairs: int, contrastive: Callable[..., Any], toy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = contrastive()
+    objective = ContrastiveObjective(recipe, Group())
+    part = load_part(toy.corpus, "validation", recipe.image)
+    model: Any = objective.build(0).eval()
+    whole = objective.evaluate(model, part, Group())
+    monkeypatch.setattr("jobs.pretrain.contrastive.MOST_PAIRS", pairs)
+    encode, seen = model.encode_image, list[int]()
+
+    def counted(images: torch.Tensor, **words: Any) -> Any:
+        seen.append(len(images))
+        return encode(images, **words)
+
+    monkeypatch.setattr(model, "encode_image", counted)
+    found = objective.evaluate(model, part, Group())
+    assert sum(seen) == part.rows > 3
+    assert found["val_accuracy"] == whole["val_accuracy"]
+    assert set(found) == {"val_accuracy", "val_image_to_text_r1", "val_text_to_image_r1"}
+
+
 def test_retrieval_is_among_the_pairs_and_equal_captions_are_no_mistakes(
     contrastive: Callable[..., Any], toy: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

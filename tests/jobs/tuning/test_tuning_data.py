@@ -217,13 +217,25 @@ def test_given_labels_that_no_class_lists_are_refused(labels: tuple[str, ...], s
 
 
 @pytest.mark.parametrize("metric", ["f1", "accuracy_f1"])
-def test_a_metric_of_two_classes_is_refused_for_more(metric: str) -> None:
-    for task in (
-        id_task(metric=metric),
-        Task(name="t", title="t", domain="id", source="features", metric=metric),  # type: ignore[arg-type]
-    ):
-        with pytest.raises(StageError, match=r"is of two classes, but its data has 4"):
-            data.ClassMap.of(task, CLASSES)
+def test_a_metric_of_one_class_of_two_wants_that_one_named(metric: str) -> None:
+    with pytest.raises(ValueError, match=f"metric {metric} counts one class of two; name both"):
+        Task(name="t", title="t", domain="id", source="features", metric=metric)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("task", "labels"),
+    [
+        ("glue-rte", ("0", "1")),
+        ("gluex-hans", ("entailment", "non-entailment")),
+        ("gluex-scitail", ("entails", "neutral")),
+    ],
+)
+def test_entailment_is_that_under_the_names_of_every_source(
+    task: str, labels: tuple[str, ...]
+) -> None:
+    found = data.ClassMap.of(registry.load(task), labels)
+    assert found.names == ("entailment", "not_entailment")
+    assert found.index_of.tolist() == [0, 1]
 
 
 def test_given_features_of_other_metrics_may_leave_labels_out() -> None:
