@@ -1,6 +1,6 @@
-"""Local files that named encoders are made of: known by their digest before anything is run.
+"""Files that named encoders are made of: known by their digest before anything is run.
 
-Takes an encoder of an experiment file, gives it with absolute paths and every local file's sha256.
+Takes an encoder of an experiment file, gives it with absolute paths and every file's sha256.
 Reads bytes alone; imports nothing heavy, for every plan pays for it.
 """
 

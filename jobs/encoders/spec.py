@@ -1,7 +1,7 @@
 """What an experiment file can say of encoders that are not trained here.
 
-Each has a name and a `kind`: a library's pretrained tag, a local file of weights, or features that
-somebody else has extracted. They have no noise level and no pre-training seed. A local file is
+Each has a name and a `kind`: a library's pretrained tag, a file of weights, or features that
+somebody else has extracted. They have no noise level and no pre-training seed. A file is
 known by its content: its digest is filled in when the experiment is planned, its path never bears
 on a result. A tag is known by its name; the digest of what it gave is kept with the encoder.
 """
@@ -66,7 +66,7 @@ class OpenClipEncoder(_Named):
 
 
 class FileEncoder(_Named):
-    """A timm or open_clip architecture with the weights of a local file.
+    """A timm or open_clip architecture with the weights of a file, local or in a bucket.
 
     The file is safetensors, or a state dict of tensors alone: it is read without running code.
     """

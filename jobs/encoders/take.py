@@ -12,7 +12,6 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -149,11 +148,10 @@ def _open_clip_options(model: str, *, quick_gelu: bool = False) -> dict[str, Any
     return dict(options)
 
 
-# -- from a local file -----------------------------------------------------------------------------
+# -- from a file ---------------------------------------------------------------------------------
 
 
 def _file(spec: FileEncoder) -> _Taken:
-    path = Path(spec.file)
     place, name = Place.holding(spec.file)
     try:
         if place.sha256(name) != spec.sha256:
@@ -177,13 +175,13 @@ def _file(spec: FileEncoder) -> _Taken:
         spare += [f"{n}." for n in ((named,) if isinstance(named, str) else named)]
     architecture = Architecture(spec.family, spec.model, options, image_input(cfg, spec.image), 0)
     model = architecture.build()
-    tensors, wanted = weights.read(path), model.state_dict()
+    tensors, wanted = weights.read(spec.file), model.state_dict()
     if spec.match == "order":
         filled, left_out = weights.by_order(tensors, wanted, architecture.feature_dim(model))
     else:
         filled, left_out = weights.by_name(tensors, wanted, spare)
     model.load_state_dict(filled)
-    return _Taken(architecture, model, {"file": path.name, "sha256": spec.sha256}, left_out)
+    return _Taken(architecture, model, {"file": name, "sha256": spec.sha256}, left_out)
 
 
 # -- what the kinds share --------------------------------------------------------------------------
@@ -205,7 +203,7 @@ def _not_had(library: str, name: str, error: Exception) -> StageError:
     return StageError(
         f"{library}'s weights {name} are not in the local cache and could not be fetched "
         f"({type(error).__name__}: {reason}); connect to the network once, copy them into "
-        f"$HF_HOME/hub, or name a local file with kind: file"
+        f"$HF_HOME/hub, or name a file with kind: file"
     )
 
 

@@ -1,4 +1,4 @@
-"""A local file of weights, and how its tensors find their place in a model.
+"""A file of weights, and how its tensors find their place in a model.
 
 Takes a safetensors file or a state dict saved by torch, and a model; gives the model's own state
 dict, filled from the file. Nothing is unpickled but tensors and plain containers. What does not fit
@@ -7,9 +7,10 @@ is refused by name and shape, never left out silently.
 
 from __future__ import annotations
 
+import io
+import os
 import pickle
 from collections.abc import Collection, Mapping
-from pathlib import Path
 from typing import Any
 
 import safetensors.torch
@@ -18,6 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from jobs.contract import StageError
+from jobs.place import Place
 
 Tensors = Mapping[str, Tensor]
 
@@ -26,12 +28,21 @@ _PREFIXES = ("module.", "_orig_mod.", "model.")
 _COUNTER = "num_batches_tracked"  # BatchNorm's own, which old files lack; never used in eval mode
 
 
-def read(path: Path) -> dict[str, Tensor]:
-    """The file's tensors in its order. Raises StageError for a file that holds anything else."""
+def read(file: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """The tensors of a file, by its absolute path or URI, in its order.
+
+    Raises StageError for a file that holds anything else.
+    """
+    path = os.fspath(file)
+    place, name = Place.holding(path)
     try:
-        if path.suffix == ".safetensors":
+        if place.is_local and name.endswith(".safetensors"):
             return dict(safetensors.torch.load_file(path))
-        found: Any = torch.load(path, map_location="cpu", weights_only=True)
+        data = path if place.is_local else place.read_bytes(name)
+        if isinstance(data, bytes) and name.endswith(".safetensors"):
+            return dict(safetensors.torch.load(data))
+        source = io.BytesIO(data) if isinstance(data, bytes) else data
+        found: Any = torch.load(source, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         reason = " ".join(str(error).split())[:160]
         raise StageError(
@@ -40,12 +51,12 @@ def read(path: Path) -> dict[str, Tensor]:
         ) from None
     except OSError as error:
         raise StageError(f"{path} cannot be read ({error}); correct `file`") from None
-    for name in _WRAPPINGS:
-        if isinstance(found, Mapping) and isinstance(found.get(name), Mapping):
-            found = found[name]
+    for key in _WRAPPINGS:
+        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
+            found = found[key]
     if not isinstance(found, Mapping) or not found:
         raise StageError(f"{path} holds no state dict; save the model's state_dict()")
-    stray = [str(name) for name, value in found.items() if not isinstance(value, Tensor)]
+    stray = [str(key) for key, value in found.items() if not isinstance(value, Tensor)]
     if stray:
         raise StageError(f"{path}: {stray[0]} is no tensor; save the model's state_dict() alone")
     return dict(found)

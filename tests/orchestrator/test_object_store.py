@@ -1,10 +1,14 @@
 """The store, its index and its leases in a bucket: a real S3 API on loopback."""
 
+import io
 from collections.abc import Iterator
 
 import boto3
 import pyarrow as pa
 import pytest
+import safetensors.torch
+import timm
+import torch
 from moto.server import ThreadedMotoServer
 
 import synthetic
@@ -12,12 +16,14 @@ from commands import free_port
 from jobs.contract import Work
 from jobs.corpus.readers import reader_of
 from jobs.corpus.spec import TableReader
+from jobs.encoders import take as encoders
 from jobs.encoders.pins import pin
-from jobs.encoders.spec import GivenEncoder
+from jobs.encoders.spec import EncoderStep, FileEncoder, GivenEncoder
 from jobs.features.given import take_in
 from jobs.features.spec import GivenStep
 from jobs.noise.files import Source
 from jobs.place import Place
+from jobs.pretrain.encoder import load
 from jobs.tasks import registry
 from orchestrator import experiment, index, planner
 from orchestrator.lease import Leases, living
@@ -121,6 +127,27 @@ def test_a_file_is_named_with_its_endpoint(bucket: Place) -> None:
     assert sum(out.counts[f"rows_{part}"] for part in parts) == 40
     source = Source((bucket / "f.parquet").uri, encoder.sha256["t"])
     assert source.table(["key"])["key"].to_pylist() == rows["key"]
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pth"])
+def test_an_encoders_weights_may_lie_in_a_bucket(bucket: Place, name: str) -> None:
+    model = timm.create_model("test_resnet")
+    sink = io.BytesIO()
+    torch.save(model.state_dict(), sink)
+    whole = name.endswith(".safetensors")
+    bucket.write_bytes(
+        f"weights/{name}",
+        safetensors.torch.save(model.state_dict()) if whole else sink.getvalue(),
+    )
+    file = (bucket / f"weights/{name}").uri
+    encoder = pin(FileEncoder(name="e", model="test_resnet", file=file))
+    step = EncoderStep(encoder=encoder)
+    out = bucket / "out"
+    encoders.take_in(Work("encoder/e", "f", step, {}, out, bucket / "scratch"))
+    opened = load(out)
+    assert opened.card.source["file"] == name
+    images = torch.rand(2, 3, opened.card.image.size, opened.card.image.size)
+    assert torch.isfinite(opened.features(images)).all()
 
 
 @pytest.mark.parametrize(

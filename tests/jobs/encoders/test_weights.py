@@ -29,11 +29,12 @@ def test_safetensors_and_state_dicts_are_read_in_order(tmp_path: Path, name: str
         tensors = dict(sorted(tensors.items()))
     else:
         torch.save({"epoch": 3, "state_dict": tensors} if name == "wrapped.pt" else tensors, path)
-    found = read(path)
-    assert set(found) == set(tensors)
-    assert all(torch.equal(found[key], tensors[key]) for key in tensors)
-    if name == "w.pth":
-        assert list(found) == list(tensors)
+    for file in (path, f"file://{path}"):  # by a URI, as from a bucket
+        found = read(file)
+        assert set(found) == set(tensors)
+        assert all(torch.equal(found[key], tensors[key]) for key in tensors)
+        if name == "w.pth":
+            assert list(found) == list(tensors)
 
 
 class Trap:
