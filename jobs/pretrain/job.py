@@ -199,9 +199,12 @@ def _answer_for_lost(pack: _Pack, hooks: Hooks) -> None:
 
 
 def _read(place: Place, name: str) -> Any | None:
+    """What a worker last wrote; none while it wrote nothing, or is just writing it anew: of an
+    object that is replaced between being measured and being fetched, Arrow gives a torn piece.
+    """
     try:
         return place.read_json(name)
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):
         return None
 
 

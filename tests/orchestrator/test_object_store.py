@@ -1,6 +1,7 @@
 """The store, its index and its leases in a bucket: a real S3 API on loopback."""
 
 import io
+import threading
 from collections.abc import Iterator
 
 import boto3
@@ -24,6 +25,7 @@ from jobs.features.spec import GivenStep
 from jobs.noise.files import Source
 from jobs.place import Place
 from jobs.pretrain.encoder import load
+from jobs.pretrain.job import _read
 from jobs.tasks import registry
 from orchestrator import experiment, index, planner
 from orchestrator.lease import Leases, living
@@ -127,6 +129,20 @@ def test_a_file_is_named_with_its_endpoint(bucket: Place) -> None:
     assert sum(out.counts[f"rows_{part}"] for part in parts) == 40
     source = Source((bucket / "f.parquet").uri, encoder.sha256["t"])
     assert source.table(["key"])["key"].to_pylist() == rows["key"]
+
+
+def test_progress_that_is_written_while_it_is_read_is_whole_or_not_there(bucket: Place) -> None:
+    lengths = [1 + 7 * i % 50 for i in range(200)]
+    writing = threading.Thread(
+        target=lambda: [bucket.write_json("p.json", {"words": "x" * n}) for n in lengths]
+    )
+    writing.start()
+    found = []
+    while writing.is_alive():
+        found.append(_read(bucket, "p.json"))
+    whole = [one for one in found if one is not None]
+    assert whole
+    assert {len(one["words"]) for one in whole} <= set(lengths)
 
 
 @pytest.mark.parametrize("name", ["w.safetensors", "w.pth"])
