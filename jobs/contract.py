@@ -26,9 +26,13 @@ Slug = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_l
 
 
 class Spec(BaseModel):
-    """Base of everything an experiment file can say: unknown fields are refused, values frozen."""
+    """Base of everything an experiment file can say: unknown fields are refused, values frozen,
+    numbers finite.
+    """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
+    )
 
     protocol: ClassVar[int] = 1  # of a step's spec: raised when its stage's results change meaning
 

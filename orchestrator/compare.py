@@ -127,6 +127,8 @@ def compare(first: str, second: str, storage: Place) -> Comparison:
 def _steps(name: str, storage: Place) -> dict[str, Found]:
     """The finished steps at or below a place, by the rest of their address."""
     store, address = _located(name, storage)
+    if address and address.partition("/")[0] not in KINDS:  # a report has a manifest, and is none
+        raise UserError(_nowhere(name, address, store))
     one = store.manifest(address) if address else None
     if one is not None:
         return {"": Found(store, one)}

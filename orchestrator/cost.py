@@ -131,8 +131,9 @@ def estimate(plan: Plan, assessments: Mapping[str, Assessment], given: Given | N
     samples = steps = 0 if not runs else None
     if rows is not None:
         schedules = [run.recipe.schedule for run in runs]
-        samples = sum(schedule.epochs * rows for schedule in schedules)
-        steps = sum(schedule.epochs * -(-rows // schedule.batch_size) for schedule in schedules)
+        each = [one.epochs * (rows // one.batch_size) for one in schedules]  # whole batches alone
+        steps = sum(each)
+        samples = sum(own * one.batch_size for own, one in zip(each, schedules, strict=True))
     images = _images(plan, todo, assessments)
     cells = [step.spec for step in todo if isinstance(step.spec, TuneStep)]
     trained = [cell for cell in cells if cell.task.domain == "id"]

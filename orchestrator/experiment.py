@@ -16,7 +16,9 @@ from typing import Annotated, Any, get_args
 
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
 
+from jobs import strict_yaml
 from jobs.contract import NOT_SEMANTIC, Slug, Spec
 from jobs.corpus.spec import Corpus
 from jobs.encoders.spec import NamedEncoder
@@ -32,9 +34,6 @@ from orchestrator.errors import UserError
 
 DEMO = "demo"
 """The bundled experiment that runs when no file is given."""
-
-MERGE = "tag:yaml.org,2002:merge"
-"""What YAML calls the key of `<<: *anchor`."""
 
 
 class Tracking(Spec):
@@ -154,21 +153,6 @@ class Experiment(Spec):
 # -- reading ---------------------------------------------------------------------------------------
 
 
-class _StrictLoader(yaml.SafeLoader):
-    """A safe loader that refuses a key given twice."""
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        # Here, and not where it is constructed: by then a merge may have put keys beside its own.
-        node = super().compose_mapping_node(anchor)
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != MERGE]
-        twice = [key for key in keys if keys.count(key) > 1]
-        if twice:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"key {twice[0]!r} is given twice", node.start_mark
-            )
-        return node
-
-
 def bundled() -> list[str]:
     """Names of the experiment files that ship with the project, as in demo or corpora/cifar10."""
     return sorted(_named(resources.files("experiments"), ""))
@@ -220,7 +204,7 @@ def load(
     """
     label, text = _read(source or DEMO) if text is None else (source or "the experiment", text)
     try:
-        raw = yaml.load(text, Loader=_StrictLoader)
+        raw = strict_yaml.parse(text)
     except yaml.YAMLError as error:
         raise UserError(f"{label}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict):
@@ -326,7 +310,7 @@ def parse_seeds(text: str) -> list[int]:
 
 def explain(error: ValidationError, model: type[Spec]) -> str:
     """One sentence for the first thing wrong, with field, value and remedy."""
-    problems = error.errors()
+    problems = _distinct(error.errors())
     first = problems[0]
     path = _field_path(model, first["loc"])
     field = ".".join(path) or "the file"
@@ -347,6 +331,23 @@ def explain(error: ValidationError, model: type[Spec]) -> str:
         sentence = f"{field}{shown}: {message}"
     more = len(problems) - 1
     return sentence + (f" (and {more} more problem{'s' if more > 1 else ''})" if more else "")
+
+
+def _distinct(problems: Sequence[ErrorDetails]) -> list[ErrorDetails]:
+    """The problems, without those that follow from others: a field that is missing because its
+    name is mistyped, and a list that is too short because a member of it is wrong.
+    """
+    unknown = [one["loc"] for one in problems if one["type"] == "extra_forbidden"]
+
+    def follows(one: ErrorDetails) -> bool:
+        *place, name = one["loc"] or ("",)
+        if one["type"] == "missing":
+            beside = [str(loc[-1]) for loc in unknown if list(loc[:-1]) == place]
+            return bool(difflib.get_close_matches(str(name), beside, n=1))
+        within = (other["loc"][: len(one["loc"])] == one["loc"] for other in problems)
+        return one["type"] == "too_short" and sum(within) > 1
+
+    return [one for one in problems if not follows(one)]
 
 
 def _field_path(model: type[Spec], location: tuple[int | str, ...]) -> list[str]:

@@ -59,11 +59,17 @@ def check(encoders: Iterable[NamedEncoder], tasks: Mapping[str, Task]) -> None:
 def on_given(raw: Mapping[str, Any], file: str, task: str | None) -> dict[str, Any]:
     """An experiment's features and tuning, over one file of features as one ID task alone.
 
-    The encoder is named after the file, and so is the task unless it has a name of its own.
+    The encoder is named after the file, and so is the task unless it has a name of its own. Raises
+    UserError for one that cannot stand in an address.
     """
     own = Path(Place.holding(file)[1]).stem.lower()
     stem = re.sub(r"[^a-z0-9._-]+", "-", own).strip("-._") or "given"
     name = stem if task is None else task
+    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,59}", name):
+        raise UserError(
+            f"--task {name}: a task is named by up to 60 small letters, digits, dots, dashes and "
+            f"underscores, a letter or digit first"
+        )
     kept = ("features", "tuning", "storage", "tracking", "task_folders", "data")
     return {
         "name": f"features-{name}",

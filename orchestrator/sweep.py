@@ -13,6 +13,7 @@ from types import FrameType
 from jobs.tasks.check import absent
 from orchestrator import cluster, last, readout
 from orchestrator.cluster import nodes
+from orchestrator.cluster.needs import lacking
 from orchestrator.cluster.watch import watching
 from orchestrator.errors import ClusterError, UserError
 from orchestrator.executor import Executor, Result, Status, load
@@ -113,7 +114,7 @@ def _execute(
     try:
         with cluster.session():
             signal.signal(signal.SIGTERM, _terminate)  # Ray has just set a handler of its own
-            _check_resources(plan)
+            _check_resources(plan, done)
             nodes.check(store.root)
             executor = Executor(
                 plan,
@@ -147,19 +148,11 @@ def _check_data(plan: Plan, done: list[str]) -> None:
     )
 
 
-def _check_resources(plan: Plan) -> None:
+def _check_resources(plan: Plan, done: list[str]) -> None:
     """Ray waits for ever for what the cluster does not have; say it instead."""
-    pretrain = plan.experiment.pretrain
-    if pretrain is None or not plan.of_kind("pretrain"):
-        return
-    asked = pretrain.resources
-    have = cluster.resources()
-    cpus, gpus = asked.workers * asked.cpus_per_worker, asked.workers * asked.gpus_per_worker
-    if cpus > have.cpus or gpus > have.gpus:
-        raise ClusterError(
-            f"pretrain.resources asks for {cpus} CPUs and {gpus:g} GPUs a run, Ray has "
-            f"{have.cpus:g} and {have.gpus:g}; lower it, or join a larger cluster with RAY_ADDRESS"
-        )
+    kinds = {plan.steps[address].kind for address in plan.steps.keys() - set(done)}
+    for sentence in lacking(plan.experiment, cluster.resources(), kinds):
+        raise ClusterError(sentence)
 
 
 def _progress(plan: Plan, done: list[str]) -> Progress:

@@ -12,6 +12,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from textwrap import shorten
 from typing import Any, cast
 
 import torch
@@ -199,7 +200,7 @@ def _no_tag(library: str, model: str, tag: str | None, known: list[str]) -> str:
 
 
 def _not_had(library: str, name: str, error: Exception) -> StageError:
-    reason = " ".join(str(error).split())[:160]
+    reason = shorten(str(error), 160, placeholder=" ...")
     return StageError(
         f"{library}'s weights {name} are not in the local cache and could not be fetched "
         f"({type(error).__name__}: {reason}); connect to the network once, copy them into "
@@ -208,5 +209,5 @@ def _not_had(library: str, name: str, error: Exception) -> StageError:
 
 
 def _refused(what: str, model: str, error: Exception) -> StageError:
-    reason = " ".join(str(error).split())[:160]
+    reason = shorten(str(error), 160, placeholder=" ...")
     return StageError(f"{what} do not fit {model!r} as installed ({reason}); name its own model")

@@ -11,6 +11,7 @@ import io
 import os
 import pickle
 from collections.abc import Collection, Mapping
+from textwrap import shorten
 from typing import Any
 
 import safetensors.torch
@@ -43,12 +44,10 @@ def read(file: str | os.PathLike[str]) -> dict[str, Tensor]:
             return dict(safetensors.torch.load(data))
         source = io.BytesIO(data) if isinstance(data, bytes) else data
         found: Any = torch.load(source, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise StageError(
-            f"{path} is neither safetensors nor a state dict of tensors alone ({reason}); save the "
-            f"model's state_dict() as safetensors"
-        ) from None
+    except pickle.UnpicklingError:  # whose words tell how to run what is in there
+        raise _no_weights(path, "it holds other objects, which are not loaded") from None
+    except (SafetensorError, RuntimeError, EOFError, ValueError) as error:
+        raise _no_weights(path, shorten(str(error), 160, placeholder=" ...")) from None
     except OSError as error:
         raise StageError(f"{path} cannot be read ({error}); correct `file`") from None
     for key in _WRAPPINGS:
@@ -60,6 +59,13 @@ def read(file: str | os.PathLike[str]) -> dict[str, Tensor]:
     if stray:
         raise StageError(f"{path}: {stray[0]} is no tensor; save the model's state_dict() alone")
     return dict(found)
+
+
+def _no_weights(path: str, reason: str) -> StageError:
+    return StageError(
+        f"{path} is neither safetensors nor a state dict of tensors alone ({reason}); save the "
+        f"model's state_dict() as safetensors"
+    )
 
 
 def by_name(

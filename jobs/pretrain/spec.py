@@ -6,9 +6,10 @@ one, whatever the number of workers.
 
 from __future__ import annotations
 
+from string import Formatter
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, JsonValue, model_validator
+from pydantic import AfterValidator, Field, JsonValue, model_validator
 
 from jobs.contract import NOT_SEMANTIC, Slug, Spec
 
@@ -42,6 +43,22 @@ class ImageInput(Spec):
         return self
 
 
+def _names_a_class(template: str) -> str:
+    try:
+        holes = [tuple(hole) for _, *hole in Formatter().parse(template) if hole[0] is not None]
+    except ValueError:
+        holes = []
+    if holes != [("", "", None)]:
+        raise ValueError(
+            "a template has {} once, where a class's name stands, and no other braces but doubled"
+        )
+    return template
+
+
+Template = Annotated[str, AfterValidator(_names_a_class)]
+"""What is said of a class, for zero-shot classification: `a photo of a {}.`"""
+
+
 class Affine(Spec):
     """Random changes of decoded pixels, drawn from the seed, the epoch and the key alone."""
 
@@ -49,6 +66,11 @@ class Affine(Spec):
     translate: float = Field(0, ge=0, lt=1, description="shift, share of the side")
     scale: tuple[float, float] = (1.0, 1.0)
     flip: bool = False
+
+    @model_validator(mode="after")
+    def _scale_rises(self) -> Affine:
+        _check_rising("scale", self.scale)
+        return self
 
     @property
     def moves(self) -> bool:
@@ -91,9 +113,14 @@ class Augment(Affine):
     def _ranges_rise(self) -> Augment:
         for name in ("crop", "crop_ratio"):
             span = getattr(self, name)
-            if span is not None and not 0 < span[0] <= span[1]:
-                raise ValueError(f"{name} needs two numbers above 0, the smaller first, not {span}")
+            if span is not None:
+                _check_rising(name, span)
         return self
+
+
+def _check_rising(name: str, span: tuple[float, float]) -> None:
+    if not 0 < span[0] <= span[1]:
+        raise ValueError(f"{name} needs two numbers above 0, the smaller first, not {span}")
 
 
 class Schedule(Spec):
@@ -199,7 +226,7 @@ class Contrastive(Spec):
     image: ImageInput = ImageInput()
     augment: Augment = Augment()
     schedule: Schedule
-    templates: tuple[str, ...] = Field(
+    templates: tuple[Template, ...] = Field(
         ("a photo of a {}.",), min_length=1, description="for zero-shot evaluation by class name"
     )
 

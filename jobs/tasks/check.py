@@ -149,6 +149,7 @@ def _source_faults(task: Task, name: str, spec: AnyReader) -> Iterator[str]:
 
 def _class_faults(task: Task, names: Sequence[str]) -> Iterator[str]:
     facts = task.facts
+    taken: dict[int, tuple[str, int | str]] = {}
     if facts is not None and len(names) != facts.classes:
         yield f"{len(names)} classes, but facts.classes say {facts.classes}"
     if facts is not None and facts.class_names and set(facts.class_names) != set(names):
@@ -157,6 +158,13 @@ def _class_faults(task: Task, names: Sequence[str]) -> Iterator[str]:
     for name, member in _members(task):
         if member not in names if isinstance(member, str) else member >= len(names):
             yield f"classes.{name} names {member!r}, which the data lacks"
+            continue
+        label = names.index(member) if isinstance(member, str) else member
+        first = taken.setdefault(label, (name, member))
+        if first != (name, member):
+            yield (
+                f"classes.{name} names {member!r}, which classes.{first[0]} names as {first[1]!r}"
+            )
 
 
 def _undecodable(image: bytes | None) -> str | None:

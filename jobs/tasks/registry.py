@@ -150,8 +150,10 @@ def _table(file: Path, field: str, name: str) -> list[list[str]]:
 def _content(file: Path) -> Any:
     import yaml
 
+    from jobs import strict_yaml
+
     try:
-        return yaml.safe_load(file.read_text(encoding="utf-8"))
+        return strict_yaml.parse(file.read_text(encoding="utf-8"))
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise TaskError(f"{file}: line {line}: {error.problem}; correct the YAML") from None

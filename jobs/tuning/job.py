@@ -102,8 +102,11 @@ def _no_room(work: Work, nodes: Sequence[Mapping[str, float]]) -> StageError | N
     for unit, asked in (("CPU", step_of(work).cpus), ("GPU", step_of(work).gpus)):
         room = max(node.get(unit, 0) for node in nodes)
         if asked > room:
-            reason = f"{work.address}: asks for {asked:g} {unit}s, the largest node has {room:g}"
-            return StageError(f"{reason}; lower its `{unit.lower()}s`")
+            field = f"tuning.{unit.lower()}s"
+            return StageError(
+                f"{field}={asked:g}, but the cluster's largest node has {room:g} {unit}s; lower "
+                f"it, or add a larger node"
+            )
     return None
 
 

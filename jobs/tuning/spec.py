@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
 import math
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from jobs.contract import NOT_SEMANTIC, Slug, Spec
 from jobs.features.spec import Precision as EncoderPrecision
 from jobs.features.spec import Views
+from jobs.pretrain.spec import Template
 from jobs.tasks.spec import Task
 
 
@@ -85,7 +88,37 @@ class Grid(Spec):
     grid: tuple[float, ...] = Field(min_length=1)
 
 
-Domain = LogUniform | Uniform | QUniform | RandInt | Choice | Grid | float
+DOMAINS = ("loguniform", "uniform", "quniform", "randint", "choice", "grid")
+
+
+def _named_domain(value: Any) -> Any:
+    """Refuse what names no domain, before each of them says what it misses."""
+    if isinstance(value, (list, tuple)):
+        raise ValueError("a list of values is written as choice: [...], or grid: [...]")
+    if isinstance(value, Mapping) and (len(value) != 1 or next(iter(value)) not in DOMAINS):
+        near = difflib.get_close_matches(str(next(iter(value), "")), DOMAINS, n=1)
+        hint = f"did you mean {near[0]}?" if near and len(value) == 1 else "or give a number"
+        raise ValueError(f"a search domain has one of {', '.join(DOMAINS)}; {hint}")
+    return value
+
+
+def _domain_of(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return f"tagged-{next(iter(value))}"
+    return f"tagged-{type(value).__name__.lower() if isinstance(value, Spec) else 'number'}"
+
+
+Domain = Annotated[
+    Annotated[LogUniform, Tag("tagged-loguniform")]
+    | Annotated[Uniform, Tag("tagged-uniform")]
+    | Annotated[QUniform, Tag("tagged-quniform")]
+    | Annotated[RandInt, Tag("tagged-randint")]
+    | Annotated[Choice, Tag("tagged-choice")]
+    | Annotated[Grid, Tag("tagged-grid")]
+    | Annotated[float, Tag("tagged-number")],
+    Discriminator(_domain_of),
+    BeforeValidator(_named_domain),
+]
 """A Tune domain, or a fixed value."""
 
 
@@ -123,9 +156,9 @@ class Space(Spec):
                 continue
             low, high = _bounds(domain)
             positive = name in ("lr", "l2")
-            if not (low >= 0 and high < math.inf) or (positive and low == 0):
+            if low < 0 or (positive and low == 0):
                 least = "above 0" if positive else "0 or more"
-                raise ValueError(f"{name} spans [{low:g}, {high:g}]; must be finite and {least}")
+                raise ValueError(f"{name} spans [{low:g}, {high:g}]; must be {least}")
         return self
 
     @property
@@ -176,7 +209,7 @@ class Method(Spec):
 
     head: Literal["linear", "paper", "released", "ridge", "lbfgs", "zero_shot"]
     space: Space = Space()
-    templates: tuple[str, ...] = Field(
+    templates: tuple[Template, ...] = Field(
         TEMPLATES, min_length=1, description="zero_shot: {} stands for a class's name"
     )
     adapt: Literal["frozen", "lora", "ft"] = "frozen"
@@ -194,6 +227,17 @@ class Method(Spec):
     def reads_images(self) -> bool:
         """Whether the encoder is trained, so that features will not do."""
         return self.adapt != "frozen"
+
+    @model_validator(mode="after")
+    def _says_nothing_in_vain(self) -> Method:
+        """What bears on no result would still make a cell another one."""
+        fields = type(self).model_fields
+        for name, readers in (("rank", ("lora",)), ("encoder_lr", ("lora", "ft"))):
+            if self.adapt not in readers and getattr(self, name) != fields[name].default:
+                raise ValueError(f"{name} belongs to adapt: {' or '.join(readers)}; leave it out")
+        if self.space.scale != Space.model_fields["scale"].default and not self.space.regularised:
+            raise ValueError("scale multiplies mse, cov and svd, and none is given; leave it out")
+        return self
 
     @model_validator(mode="after")
     def _fits_the_encoder(self) -> Method:
@@ -225,12 +269,9 @@ class Method(Spec):
         return self
 
     @model_validator(mode="after")
-    def _templates_name_a_class(self) -> Method:
+    def _templates_have_a_reader(self) -> Method:
         if self.head != "zero_shot" and self.templates != TEMPLATES:
             raise ValueError(f"templates belong to a zero_shot head, not {self.head}; remove them")
-        mute = [template for template in self.templates if "{}" not in template]
-        if mute:
-            raise ValueError(f"template {mute[0]!r} has no {{}} where a class's name would stand")
         return self
 
     def tries(self, configurations: int) -> int:

@@ -115,18 +115,13 @@ def _cluster(file: Path) -> Check:
 def _ray(chosen: Chosen) -> Check:
     from orchestrator import cluster
     from orchestrator.cluster import nodes
+    from orchestrator.cluster.needs import lacking
 
     with cluster.session():
         have = cluster.resources()
         nodes.check(chosen.store.root)
     found = f"{have.nodes} node(s), {have.cpus:g} CPUs, {have.gpus:g} GPUs"
-    if chosen.experiment.pretrain is None:
-        return True, found
-    need = chosen.experiment.pretrain.resources
-    cpus, gpus = need.workers * need.cpus_per_worker, need.workers * need.gpus_per_worker
-    if cpus > have.cpus or gpus > have.gpus:
-        return False, (
-            f"a pre-training run asks for {cpus} CPUs and {gpus:g} GPUs, Ray has {have.cpus:g} and "
-            f"{have.gpus:g}; lower pretrain.resources or join a larger cluster (RAY_ADDRESS)"
-        )
-    return True, found
+    wanting = [
+        *lacking(chosen.experiment, have, {step.kind for step in chosen.plan.steps.values()})
+    ]
+    return (False, "; ".join(wanting)) if wanting else (True, found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,21 @@ if TYPE_CHECKING:
     from orchestrator.cost import Cost
     from orchestrator.plan import Assessment
 
-ABOVE_0 = click.FloatRange(min=0, min_open=True)
+
+class Finite(click.FloatRange):
+    """A number in a range that ends somewhere."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """The number; a usage error for one that is not finite."""
+        found = float(super().convert(value, param, ctx))
+        if not math.isfinite(found):
+            self.fail(f"{value} is no finite number.", param, ctx)
+        return found
+
+
+ABOVE_0 = Finite(min=0, min_open=True)
 
 
 @click.command(
@@ -47,7 +62,7 @@ Examples:
 )
 @click.option("--rows", type=click.IntRange(min=1), help="Training rows of a corpus not yet built.")
 @click.option("--gpus", type=click.IntRange(min=1), help="Say the hours on so many GPUs.")
-@click.option("--price-per-gpu-hour", type=click.FloatRange(min=0), help="Say the price.")
+@click.option("--price-per-gpu-hour", type=Finite(min=0), help="Say the price.")
 def command(chosen: Chosen, verbose: bool, as_json: bool, **given: Any) -> None:
     """Show what a sweep would do: run, done, drift or blocked, and its cost. Runs nothing."""
     from orchestrator import cost

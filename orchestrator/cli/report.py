@@ -25,11 +25,17 @@ def command(chosen: Chosen, out: str | None, tex: bool, rotation: bool) -> None:
     Without FILE: of the sweep that was last started on this store.
     """
     from orchestrator import readout
+    from orchestrator.errors import UserError
 
     chosen.store.prepare()
     report = readout.refresh(chosen.plan, chosen.store, rotation=rotation)
     if out is not None:
-        readout.copy(report, Path(out))
+        try:
+            readout.copy(report, Path(out))
+        except OSError as error:
+            raise UserError(
+                f"--out {out} cannot be written ({error.strerror or error}); name another folder"
+            ) from error
     folder = out or report.place.uri
     if tex:
         names = sorted(name for name, _ in report.place.files() if name.endswith(".tex"))

@@ -23,8 +23,8 @@ Examples:
   nml-orch sweep digits-clip                     a bundled experiment
   nml-orch sweep my.yaml --seeds 0,1,2 --storage s3://bucket/nml
   nml-orch sweep --features ada.parquet          features from anywhere, no encoder
-Exit status: 0 done, 1 some steps failed, 2 nothing was run: a mistake in the command or the file,
-or a cluster that cannot be joined or is not fit.""",
+Exit status: 0 done, 1 some steps failed, 2 a mistake in the command, the file or the data, or a
+cluster that cannot be joined or is not fit, 130 stopped: the same command goes on.""",
 )
 @experiment_options
 @click.option("--force", is_flag=True, help="Redo the steps whose settings have changed.")

@@ -79,12 +79,14 @@ class Resources:
     nodes: int
     cpus: float
     gpus: float
+    most_cpus: float  # of one node
+    most_gpus: float
 
 
 def resources() -> Resources:
     """The cluster's resources; inside a `session` only."""
     import ray
 
-    total = ray.cluster_resources()
-    alive = len([node for node in ray.nodes() if node["Alive"]])
-    return Resources(alive, total.get("CPU", 0.0), total.get("GPU", 0.0))
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cpus, gpus = ([node.get(unit, 0.0) for node in alive] for unit in ("CPU", "GPU"))
+    return Resources(len(alive), sum(cpus), sum(gpus), max(cpus, default=0), max(gpus, default=0))

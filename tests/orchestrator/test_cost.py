@@ -10,6 +10,7 @@ from jobs.contract import Outcome
 from jobs.place import Place
 from jobs.tuning.spec import TuneStep
 from orchestrator import experiment, planner
+from orchestrator.cli import _run
 from orchestrator.cost import FORWARD_SHARE, Cost, Given, estimate
 from orchestrator.plan import Plan, Step, assess
 from orchestrator.store import Store
@@ -36,7 +37,8 @@ def test_all_stages_are_priced_from_given_rates_before_anything_ran(
 ) -> None:
     rates = {"images_per_second": 100, "features_per_second": 400, "cells_per_hour": 60}
     cost = priced(plan, store, rows=720, gpus=4, price_per_gpu_hour=2.5, **rates)
-    assert cost.samples == LEVELS * EPOCHS * 720
+    assert cost.samples == LEVELS * EPOCHS * 704  # whole batches of 64
+    assert cost.optimiser_steps == LEVELS * EPOCHS * 11
     assert cost.hours == pytest.approx(cost.samples / 100 / 3600)
     assert cost.feature_hours is not None
     assert cost.feature_images is not None
@@ -151,3 +153,12 @@ def test_a_finished_plan_costs_nothing(plan: Plan, store: Store) -> None:
     assert cost.gpu_hours == 0
     assert cost.unknown == ()
     assert cost.lines()[0].startswith("Nothing left to run")
+
+
+@pytest.mark.parametrize("given", ["nan", "inf"])
+@pytest.mark.parametrize("option", ["--images-per-second", "--price-per-gpu-hour"])
+def test_a_rate_that_is_no_finite_number_is_refused(
+    option: str, given: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _run(["plan", "--storage", str(tmp_path), option, given]) == 2
+    assert "is no finite number" in capsys.readouterr().err

@@ -164,6 +164,17 @@ def test_a_mistyped_address_is_answered_with_the_nearest(tmp_path: Path) -> None
         compare(f"pretrain/{RUN}/noise=0", "pretrain/digits/symetric/resnet-smal/noise=1O", storage)
 
 
+@pytest.mark.parametrize("name", [".", "report", "report/demo"])
+def test_what_is_no_step_is_not_taken_for_a_broken_one(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = filled(tmp_path / "nml-store", planned())
+    (storage / "report/demo").write_json("manifest.json", {"fingerprint": "f"})
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="no finished step lies there"):
+        compare(name, name, storage)
+
+
 def test_it_is_quick_and_imports_nothing_heavy(tmp_path: Path) -> None:
     filled(tmp_path / "nml-store", planned())
     words = [f"pretrain/{RUN}/noise=0", f"pretrain/{RUN}/noise=10", "--json"]

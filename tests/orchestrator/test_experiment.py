@@ -1,8 +1,8 @@
 """The experiment file: what is accepted, and the one sentence for what is not."""
 
 import pytest
-import yaml
 
+from jobs import strict_yaml
 from orchestrator import experiment
 from orchestrator.errors import UserError
 
@@ -72,10 +72,44 @@ def test_a_bad_seed_is_refused_in_one_sentence(seeds: str, said: str) -> None:
         ("nonsense", "must read path=value"),
         ("name.below=1", "has no fields"),
         ("tuning.epochs=[", "not valid YAML"),
+        ("pretrain.recipe.schedule.lr=.inf", "lr = inf: input should be a finite number"),
+        ("pretrain.recipe.model_options.drop=.nan", "should be a finite number"),
+        ("corpus.shard_mb=.inf", "should be a finite number"),
+        ("tuning.methods.lp.space.lr={choice: [0.1, .nan]}", "lr.choice.1 = nan"),
+        ("tuning.methods.lp.space.lr={loguniforn: [0.1, 1]}", "did you mean loguniform?"),
+        ("tuning.methods.lp.space.lr={choice: []}", "lr.choice = []: tuple should have at least"),
+        ("tuning.methods.lp.space.lr={}", "has one of loguniform, uniform"),
+        ("tuning.methods.lp.space.lr=[0.1, 1]", "written as choice: [...]"),
+        ("tuning.halving={frist: 2}", "unknown field tuning.halving.frist (did you mean first?)"),
+        ("tuning.fractions=[101]", "fractions.0 = 101"),
+        ("features.views.augment.scale=[-1, 1]", "scale needs two numbers above 0"),
+        ("features.views.augment.scale=[2, 1]", "the smaller first"),
+        ("tuning.methods.lp.rank=4", "rank belongs to adapt: lora"),
+        ("tuning.methods.lp.encoder_lr=0.5", "encoder_lr belongs to adapt: lora or ft"),
+        ("tuning.methods.mlp.space.scale=2", "scale multiplies mse, cov and svd, and none"),
     ],
 )
 def test_a_bad_override_names_the_field_and_the_remedy(override: str, said: str) -> None:
-    assert said in complaint(overrides=[override])
+    message = complaint(overrides=[override])
+    assert said in message
+    assert "more problem" not in message
+
+
+@pytest.mark.parametrize("template", ["photo", "a {} {x}", "{0}", "a {} {", "{} and {}", "{:>9}"])
+@pytest.mark.parametrize(
+    "field",
+    ["tuning.methods.z={head: zero_shot, templates: [%s]}", "pretrain.recipe.templates=[%s]"],
+)
+def test_a_template_that_cannot_take_a_class_is_refused(field: str, template: str) -> None:
+    message = complaint("digits-clip", overrides=[field % f"'{template}'"])
+    assert "a template has {} once, where a class's name stands" in message
+
+
+def test_doubled_braces_of_a_template_are_its_own() -> None:
+    changed = experiment.load(
+        "digits-clip", overrides=["pretrain.recipe.templates=['a {{nice}} {}']"]
+    )
+    assert changed.pretrain.recipe.templates[0].format("dog") == "a {nice} dog"
 
 
 def test_overrides_reach_any_field() -> None:
@@ -135,7 +169,7 @@ def test_what_is_merged_in_turn_is_no_key_given_twice() -> None:
     one: {inner: &inner {<<: *base, head: paper}}
     two: {<<: *inner, lr: 2}
     """
-    found = yaml.load(text, Loader=experiment._StrictLoader)
+    found = strict_yaml.parse(text)
     assert found["one"] == {"inner": {"head": "paper", "lr": 1}}
     assert found["two"] == {"head": "paper", "lr": 2}
 

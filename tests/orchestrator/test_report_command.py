@@ -51,6 +51,15 @@ def test_out_gets_every_file_of_the_report(
         assert copied.read_bytes() == file.read_bytes()
 
 
+@pytest.mark.parametrize("out", ["file", "file/below"])
+def test_out_that_cannot_be_written_is_one_sentence(
+    out: str, store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert _run(["report", *WORDS, "--out", out]) == 2
+    assert f"--out {out} cannot be written" in capsys.readouterr().err
+
+
 def test_tex_names_the_tables_and_they_hold_the_pages_numbers(
     store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

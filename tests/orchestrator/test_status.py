@@ -159,9 +159,9 @@ def test_the_plan_prices_what_is_left_from_the_rate_it_is_given(
     cost = json.loads(said(capsys, *words))["cost"]
     epochs = 30
     assert cost["pretrain_runs"] == 1
-    assert cost["samples"] == epochs * 1000
-    assert cost["optimiser_steps"] == epochs * 16  # batches of 64 in 1,000 rows
-    assert cost["hours"] == pytest.approx(epochs * 1000 / 500 / 3600)
+    assert cost["samples"] == epochs * 960
+    assert cost["optimiser_steps"] == epochs * 15  # whole batches of 64 in 1,000 rows
+    assert cost["hours"] == pytest.approx(epochs * 960 / 500 / 3600)
     assert cost["wall_hours"] == pytest.approx(cost["gpu_hours"] / 4)
     left = next(s for s in small.of_kind("pretrain")[1:])
     manifest = store.manifest(left.address)

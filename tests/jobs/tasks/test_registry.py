@@ -73,6 +73,7 @@ def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
         (GOOD.format(name="mine").replace("title: Mine", ""), r"mine\.yaml: title: Field required"),
         (GOOD.format(name="mine").replace("kind: digits", "kind: x"), r"corpus\.reader: "),
         (GOOD.format(name="mine").replace("id", "ood", 1), r"must say which task it is `trained_"),
+        (GOOD.format(name="mine") + "metric: macro_f1\nmetric: f1\n", r"line .* given twice"),
         (GOOD.format(name="other"), r"mine\.yaml: name: 'other' is not the file's own name"),
     ],
 )

@@ -138,6 +138,13 @@ def test_a_folder_that_an_original_has_not_is_found_before_a_sweep(tmp_path: Pat
     assert "does not exist" in broken[0]
 
 
+def test_a_label_that_two_classes_name_each_in_its_way_is_found(tmp_path: Path) -> None:
+    task = registry.load("eurosat", data=str(tmp_path))
+    shape.write(task)
+    twice = task.model_copy(update={"classes": {"a": ("AnnualCrop",), "b": (0, 1)}})
+    assert "classes.b names 0, which classes.a names as 'AnnualCrop'" in [*data_faults(twice)]
+
+
 def test_a_broken_image_is_found(tmp_path: Path) -> None:
     task = registry.load("eurosat", data=str(tmp_path))
     shape.write(task)

@@ -136,7 +136,7 @@ def test_class_names_are_said_in_words() -> None:
     ("method", "said"),
     [
         ({"head": "zero_shot", "space": {"lr": 0.1}}, "nothing to search"),
-        ({"head": "zero_shot", "templates": ["a photo"]}, "no {} where"),
+        ({"head": "zero_shot", "templates": ["a photo"]}, "has {} once, where"),
         ({"head": "linear", "space": {"lr": 0.1}, "templates": ["{}"]}, "belong to a zero_shot"),
         ({"head": "linear"}, "needs lr"),
         ({"head": "zero_shot", "adapt": "ft"}, "puts a linear head"),

@@ -1,0 +1,32 @@
+"""Whether Ray has what an experiment asks for: it would wait for ever for what it lacks."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+
+from orchestrator.cluster import Resources
+from orchestrator.experiment import Experiment
+
+_REMEDY = "lower it, or join a larger cluster with RAY_ADDRESS"
+
+
+def lacking(experiment: Experiment, have: Resources, kinds: Collection[str]) -> Iterator[str]:
+    """A sentence for each section that asks for more than there is, of those with steps left."""
+    pretrain, features, tuning = experiment.pretrain, experiment.features, experiment.tuning
+    if pretrain is not None and "pretrain" in kinds:
+        asked = pretrain.resources
+        cpus, gpus = asked.workers * asked.cpus_per_worker, asked.workers * asked.gpus_per_worker
+        if cpus > have.cpus or gpus > have.gpus:
+            yield (
+                f"pretrain.resources asks for {cpus} CPUs and {gpus:g} GPUs a run, Ray has "
+                f"{have.cpus:g} and {have.gpus:g}; {_REMEDY}"
+            )
+    for section, kind, cpus, gpus in (
+        ("features", "features", features.cpus_per_worker, features.gpus_per_worker),
+        ("tuning", "tune", tuning.cpus, tuning.gpus),
+    ):
+        if kind in kinds and (cpus > have.most_cpus or gpus > have.most_gpus):
+            yield (
+                f"{section} asks for {cpus} CPUs and {gpus:g} GPUs in one process, Ray's largest "
+                f"node has {have.most_cpus:g} and {have.most_gpus:g}; {_REMEDY}"
+            )

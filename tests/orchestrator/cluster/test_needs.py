@@ -1,0 +1,33 @@
+"""What an experiment asks of Ray, against what Ray has."""
+
+import pytest
+
+from orchestrator import experiment
+from orchestrator.cluster import Resources
+from orchestrator.cluster.needs import lacking
+
+HAVE = Resources(nodes=2, cpus=4, gpus=1, most_cpus=2, most_gpus=1)
+EVERY = ("pretrain", "features", "tune")
+
+
+@pytest.mark.parametrize(
+    ("override", "kind", "said"),
+    [
+        ("pretrain.resources.workers=5", "pretrain", "pretrain.resources asks for 5 CPUs"),
+        ("pretrain.resources.gpus_per_worker=2", "pretrain", "2 GPUs a run, Ray has 4 and 1"),
+        ("features.gpus_per_worker=2", "features", "features asks for 1 CPUs and 2 GPUs"),
+        ("tuning.cpus=3", "tune", "largest node has 2 and 1; lower it"),
+        ("tuning.gpus=1.5", "tune", "tuning asks for 1 CPUs and 1.5 GPUs in one process"),
+    ],
+)
+def test_what_is_lacking_is_said_while_there_is_a_step_that_wants_it(
+    override: str, kind: str, said: str
+) -> None:
+    asks = experiment.load(overrides=[override])
+    (sentence,) = lacking(asks, HAVE, EVERY)
+    assert said in sentence
+    assert not [*lacking(asks, HAVE, set(EVERY) - {kind})]
+
+
+def test_what_fits_is_nothing_to_say() -> None:
+    assert not [*lacking(experiment.load(overrides=["tuning.gpus=0.5"]), HAVE, EVERY)]
