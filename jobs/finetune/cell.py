@@ -151,11 +151,15 @@ def close(work: Work, configurations: Sequence[Configuration]) -> Outcome:
     histories = [
         history_of(work.scratch.read_bytes(state_name(n))) for n in range(len(configurations))
     ]
-    chosen = select(histories, cell.step.task.metric)
+    chosen = select(histories, cell.step.task.metric, cell.step.epochs)
     if chosen is None:
+        reasons = [failed for history in histories if (failed := history[-1].failed) is not None]
+        dropped = len(configurations) - len(reasons)
+        others = f" but {dropped} that halving had dropped" if dropped else ""
+        first = next(iter(reasons), "none was trained to its end")
         raise StageError(
-            f"{work.address}: all {len(configurations)} configurations failed (first: "
-            f"{histories[0][-1].failed}); narrow space.lr of method {cell.step.method_name}"
+            f"all {len(configurations)} configurations{others} failed (first: {first}); "
+            f"narrow space.lr of method {cell.step.method_name}"
         )
     state = State.read(work.scratch.read_bytes(state_name(chosen)))
     adapted = AdaptedEncoder(
@@ -179,16 +183,14 @@ def close(work: Work, configurations: Sequence[Configuration]) -> Outcome:
     return outcome
 
 
-def select(histories: Sequence[Sequence[EpochNumbers]], metric: Metric) -> int | None:
-    """The configuration that validates best by `metric` after its last epoch; none: all failed.
+def select(histories: Sequence[Sequence[EpochNumbers]], metric: Metric, epochs: int) -> int | None:
+    """The configuration that validates best by `metric` after all `epochs`; none: none got there.
 
-    Only those that were trained the longest are compared: the others were stopped because they
-    were worse. Ties go to the lower validation loss, then to the first drawn.
+    Those that halving dropped are not compared, as in the stacked engine. Ties go to the lower
+    validation loss, then to the first drawn.
     """
-    running = [k for k, history in enumerate(histories) if history[-1].failed is None]
-    longest = max((len(histories[k]) for k in running), default=0)
     return min(
-        (k for k in running if len(histories[k]) == longest),
+        (k for k, own in enumerate(histories) if own[-1].failed is None and len(own) == epochs),
         key=lambda k: (-histories[k][-1].by(metric), histories[k][-1].validation_loss, k),
         default=None,
     )

@@ -261,7 +261,7 @@ def _fit(works: Sequence[Work], drawn: Drawn, hooks: Hooks) -> None:
             cells.done(work, error)
     if not hooks.stopping():
         for work in ordered:
-            cells.done(work, RuntimeError(f"{work.address}: Tune ended without an answer"))
+            cells.done(work, RuntimeError("Tune ended without an answer"))
 
 
 def _tuner(

@@ -168,8 +168,8 @@ class _Prepared:
             dropped = len(configurations) - len(reasons)
             others = f" but {dropped} that halving had dropped" if dropped else ""
             raise StageError(
-                f"{self.work.address}: all {len(configurations)} configurations{others} failed "
-                f"(first: {reasons[0]}); narrow space.{domain} of method {self.step.method_name}"
+                f"all {len(configurations)} configurations{others} failed (first: {reasons[0]}); "
+                f"narrow space.{domain} of method {self.step.method_name}"
             )
         return Fit(
             self.shape,

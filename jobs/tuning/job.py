@@ -318,7 +318,7 @@ def _fit(works: Sequence[Work], hooks: Hooks) -> None:
         for work in left:
             died = answers.deaths.get(work.address)
             if last or died is None:
-                reason = died or f"{work.address}: Tune ended without an answer"
+                reason = died or "Tune ended without an answer"
                 answers.done(work.address, RuntimeError(reason))
         left = [work for work in left if work.address not in answers.answered]
 

@@ -263,10 +263,10 @@ def test_those_stopped_at_a_rung_are_never_selected() -> None:
 
     stopped, better, worse = [numbers(99)], [numbers(50), numbers(60)], [numbers(50), numbers(55)]
     broken = [numbers(0), numbers(0), numbers(0, "broke")]
-    assert select([stopped, worse, better, broken], "accuracy") == 2
-    assert select([stopped, worse, better, broken], "matthews") == 1  # the task's own metric
-    assert select([stopped], "accuracy") == 0
-    assert select([broken], "accuracy") is None
+    assert select([stopped, worse, better, broken], "accuracy", 2) == 2
+    assert select([stopped, worse, better, broken], "matthews", 2) == 1  # the task's own metric
+    assert select([stopped], "accuracy", 1) == 0
+    assert select([stopped, broken], "accuracy", 3) is None
 
 
 def test_the_views_reach_training(digits: Place, encoder: Place, tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def test_cells_of_all_methods_are_answered_with_equal_budgets_and_then_transferr
     thread.join(timeout=240)
     assert set(answers.results) == {w.address for w in works}
     assert "all 2 configurations failed" in str(answers.results["diverges"])
-    assert "asks for 99 GPUs" in str(answers.results["greedy"])
+    assert "tuning.gpus=99, but" in str(answers.results["greedy"])
     assert isinstance(answers.results["greedy"], StageError)
     assert "FileNotFoundError" in str(answers.results["missing"])
     for cell in works[:3]:
@@ -150,4 +150,4 @@ def test_more_cpus_than_a_node_has_are_refused(
     answers = Answers()
     cell = work(tmp_path, "w", step("ft", cpus=cpus), encoder=encoder, corpus=digits)
     run([cell], answers.hooks)
-    assert "asks for 512 CPUs" in str(answers.results["w"])
+    assert "tuning.cpus=512, but" in str(answers.results["w"])

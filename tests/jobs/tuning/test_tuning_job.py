@@ -126,7 +126,7 @@ def test_a_failing_cell_is_answered_and_its_siblings_go_on(
     assert all(isinstance(error, StageError) for error in failed.values())
     assert "all 3 configurations failed" in str(failed["diverges"])
     assert "has no features-train.parquet" in str(failed["absent"])
-    assert "asks for 512 CPUs" in str(failed["greedy"])
+    assert "tuning.cpus=512, but" in str(failed["greedy"])
     assert len(answers.results) == len(works)
 
 
@@ -265,8 +265,8 @@ def test_every_kind_of_domain_is_drawn_inside_its_bounds() -> None:
     [
         ({"lr": {"loguniform": [0, 1]}}, "needs 0 < low < high"),
         ({"lr": {"uniform": [2, 1]}}, "needs low < high"),
-        ({"lr": 0}, "lr spans .* must be finite and above 0"),
-        ({"lr": float("inf")}, "must be finite"),
+        ({"lr": 0}, "lr spans .* must be above 0"),
+        ({"lr": float("inf")}, "should be a finite number"),
         ({"lr": 1, "cov": {"choice": [-1, 1]}}, "cov spans .* 0 or more"),
     ],
 )
