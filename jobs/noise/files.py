@@ -9,10 +9,10 @@ and checked where the experiment file gives it. Nothing here is ever unpickled.
 from __future__ import annotations
 
 import csv
-import difflib
 import hashlib
 import io
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -25,6 +25,7 @@ from pyarrow import csv as arrow_csv
 
 from jobs.contract import StageError
 from jobs.noise.captions import Clusters
+from jobs.noise.classes import Classes
 from jobs.noise.labels import Labels, Rows
 from jobs.noise.spec import ClassName, Groups, Noise, Transition
 from jobs.place import Place
@@ -140,41 +141,40 @@ def source_of(noise: Noise) -> Source:
 # -- classes ---------------------------------------------------------------------------------------
 
 
-def class_numbers(named: Sequence[ClassName], classes: Sequence[str]) -> tuple[int, ...]:
-    """Classes given by name or number, as numbers; StageError for one that is not there."""
-    numbers = {name: number for number, name in enumerate(classes)}
-    found = []
-    for name in named:
-        if isinstance(name, int) and name < len(classes):
-            found.append(name)
-        elif isinstance(name, str) and name in numbers:
-            found.append(numbers[name])
-        else:
-            near = difflib.get_close_matches(str(name), classes, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are {len(classes)}"
-            raise StageError(f"noise names a class {name!r} that the corpus does not have; {hint}")
-    twice = [classes[number] for number in found if found.count(number) > 1]
-    if twice:
-        raise StageError(f"noise names class {twice[0]!r} twice; name each class once")
-    return tuple(found)
+def class_numbers(named: Sequence[ClassName], classes: Classes) -> tuple[int, ...]:
+    """The classes that `noise.classes` names, as numbers, each once.
+
+    Raises StageError for one that is not there, may be two, or is named twice.
+    """
+    found = classes.numbers(named, "noise.classes")
+    _refuse_twice(found, classes, "noise.classes")
+    return found
 
 
-def grouping(source: Source, classes: Sequence[str]) -> Rows:
+def grouping(source: Source, classes: Classes) -> Rows:
     """The number of each class's group, [C]; StageError unless every class has exactly one."""
+    pairs = _pairs(source)
+    numbers = classes.numbers_of([name for name, _ in pairs], source.path)
+    _refuse_twice(numbers, classes, source.path)
     group_of = np.full(len(classes), -1, np.int64)
     groups: dict[str, int] = {}
-    for name, group in _pairs(source):
-        (number,) = class_numbers([_class_name(name, classes)], classes)
-        if group_of[number] >= 0:
-            raise StageError(f"{source.path} names class {name!r} twice; give each class once")
+    for number, (_, group) in zip(numbers, pairs, strict=True):
         group_of[number] = groups.setdefault(group, len(groups))
     missing = np.flatnonzero(group_of < 0)
     if len(missing):
         raise StageError(
             f"{source.path} gives no group to {len(missing)} of {len(classes)} classes (the first: "
-            f"{classes[missing[0]]!r}); add a row for each, alone in its group if need be"
+            f"{classes.names[missing[0]]!r}); add a row for each, alone in its group if need be"
         )
     return group_of
+
+
+def _refuse_twice(numbers: Sequence[int], classes: Classes, where: str) -> None:
+    twice = [number for number, count in Counter(numbers).items() if count > 1]
+    if twice:
+        raise StageError(
+            f"{where} names class {classes.names[twice[0]]!r} twice; name each class once"
+        )
 
 
 def _pairs(source: Source) -> list[tuple[str, str]]:
@@ -190,11 +190,6 @@ def _pairs(source: Source) -> list[tuple[str, str]]:
             f"{source.path} is no grouping ({type(error).__name__}: {error}); give a CSV with the "
             f"columns class and group, or JSON {{class: group}}"
         ) from None
-
-
-def _class_name(text: str, classes: Sequence[str]) -> ClassName:
-    """A name as it stands if the corpus has it, else a number if it is one."""
-    return int(text) if text not in classes and text.isdigit() else text
 
 
 def matrix(source: Source) -> npt.NDArray[np.float64]:
@@ -220,12 +215,12 @@ def matrix(source: Source) -> npt.NDArray[np.float64]:
 
 
 def labels_by_key(
-    source: Source, key: str, column: str, keys: pa.Array, classes: Sequence[str]
+    source: Source, key: str, column: str, keys: pa.Array, classes: Classes
 ) -> Labels:
     """The table's label for each key, [N], by number or by class name."""
     values = _by_key(source, key, column, keys)
     if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
-        numbers = pc.index_in(values, value_set=pa.array(classes, values.type))
+        numbers = pc.index_in(values, value_set=pa.array(classes.names, values.type))
         if numbers.null_count:
             unknown = values.filter(pc.is_null(numbers))[0].as_py()
             raise StageError(

@@ -14,10 +14,11 @@ from pydantic import TypeAdapter
 
 from jobs.contract import StageError
 from jobs.noise import files
+from jobs.noise.classes import Classes
 from jobs.noise.files import Source
 from jobs.noise.spec import Noise
 
-CLASSES = ("cat", "dog", "oak", "7")
+CLASSES = Classes(("cat", "dog", "oak", "7"))
 KEYS = pa.array(["a", "b", "c"])
 
 
