@@ -159,7 +159,8 @@ def grouping(source: Source, classes: Classes) -> Rows:
     group_of = np.full(len(classes), -1, np.int64)
     groups: dict[str, int] = {}
     for number, (_, group) in zip(numbers, pairs, strict=True):
-        group_of[number] = groups.setdefault(group, len(groups))
+        if group.strip():
+            group_of[number] = groups.setdefault(group, len(groups))
     missing = np.flatnonzero(group_of < 0)
     if len(missing):
         raise StageError(
@@ -178,18 +179,27 @@ def _refuse_twice(numbers: Sequence[int], classes: Classes, where: str) -> None:
 
 
 def _pairs(source: Source) -> list[tuple[str, str]]:
+    """Classes and their groups as the file has them; a group that is not given is empty."""
     data = source.bytes()
     try:
         if source.name.endswith(".json"):
-            mapping = json.loads(data)
-            return [(str(name), str(group)) for name, group in mapping.items()]
-        lines = csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""))
-        return [(line["class"], line["group"]) for line in lines]
-    except (ValueError, KeyError, AttributeError) as error:
+            # Pairs, not a mapping: that would keep the last of two equal keys alone.
+            pairs = json.loads(data, object_pairs_hook=tuple)
+            if not isinstance(pairs, tuple):
+                raise ValueError("not an object")
+        else:
+            lines = csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""))
+            pairs = tuple((line["class"], line["group"]) for line in lines)
+        return [(_cell(name), _cell(group)) for name, group in pairs]
+    except (ValueError, KeyError, csv.Error) as error:
         raise StageError(
             f"{source.path} is no grouping ({type(error).__name__}: {error}); give a CSV with the "
             f"columns class and group, or JSON {{class: group}}"
         ) from None
+
+
+def _cell(value: object) -> str:
+    return "" if value is None else str(value)
 
 
 def matrix(source: Source) -> npt.NDArray[np.float64]:
