@@ -106,5 +106,5 @@ class Classes:
 
 def _read(text: str) -> ClassName:
     """The number that a text is, perhaps with the decimals of a column with gaps; else the text."""
-    whole, _, decimals = text.partition(".")
+    whole, _, decimals = text.strip().partition(".")
     return int(whole) if whole.isdecimal() and not decimals.strip("0") else text

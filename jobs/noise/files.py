@@ -14,6 +14,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,7 +62,8 @@ class Source:
         found = hashlib.sha256()
         filesystem, path = place.open()
         try:
-            with filesystem.open_input_stream(f"{path}/{name}") as stream:
+            # As it lies there: a compressed file is known by its own bytes.
+            with filesystem.open_input_stream(f"{path}/{name}", compression=None) as stream:
                 while block := stream.read(HASH_BLOCK):
                     found.update(block)
         except OSError as error:
@@ -70,34 +72,59 @@ class Source:
         return found.hexdigest()
 
     def table(self, columns: Sequence[str]) -> pa.Table:
-        """The named columns of a Parquet or CSV file; StageError when one is not there."""
+        """The named columns of a Parquet file, or of a CSV file, perhaps compressed, as bytes.
+
+        Nothing is inferred from a CSV: the key 000010021 is not 10021. Raises StageError when the
+        file is no table or lacks a column.
+        """
+        if self.name.endswith(".parquet"):
+            with self._parquet(columns) as parquet:
+                return parquet.read(columns=list(columns))
         place, name = Place.holding(self.path)
         filesystem, path = place.open()
-        with filesystem.open_input_file(f"{path}/{name}") as stream:
-            try:
-                if self.name.endswith(".parquet"):
-                    parquet = pq.ParquetFile(stream)
-                    self._need(columns, parquet.schema_arrow.names)
-                    return parquet.read(columns=list(columns))
-                table = arrow_csv.read_csv(stream)
-            except pa.ArrowInvalid as error:
-                raise StageError(f"{self.path} is no table ({error}); correct noise.file") from None
-        self._need(columns, table.column_names)
-        return table.select(list(columns))
+        options = arrow_csv.ConvertOptions(
+            column_types=dict.fromkeys(columns, pa.binary()),
+            strings_can_be_null=True,
+            null_values=[""],
+        )
+        with self._told("CSV file"), filesystem.open_input_stream(f"{path}/{name}") as stream:
+            table = arrow_csv.read_csv(stream, convert_options=options)
+            self._need(columns, table.column_names)
+            return table.select(list(columns))
 
     def batches(self, columns: Sequence[str], rows: int) -> Iterator[pa.RecordBatch]:
-        """The named columns of a Parquet file, some rows at a time."""
+        """The named columns of a Parquet file, some rows at a time; StageError as for `table`."""
+        with self._parquet(columns) as parquet:
+            yield from parquet.iter_batches(batch_size=rows, columns=list(columns))
+
+    @contextmanager
+    def _parquet(self, columns: Sequence[str]) -> Iterator[pq.ParquetFile]:
         place, name = Place.holding(self.path)
         filesystem, path = place.open()
-        with filesystem.open_input_file(f"{path}/{name}") as stream:
+        with self._told("Parquet file"), filesystem.open_input_file(f"{path}/{name}") as stream:
             parquet = pq.ParquetFile(stream)
             self._need(columns, parquet.schema_arrow.names)
-            yield from parquet.iter_batches(batch_size=rows, columns=list(columns))
+            yield parquet
+
+    @contextmanager
+    def _told(self, what: str) -> Iterator[None]:
+        """Says what Arrow finds wrong as what it is: the file is damaged, or of another kind."""
+        try:
+            yield
+        except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+            if isinstance(error, OSError) and error.errno:
+                raise self._unreadable(error) from None
+            raise StageError(
+                f"{self.path} is no {what} that can be read ({_words(error)}); restore it, or "
+                f"correct noise.file"
+            ) from None
 
     def _need(self, columns: Sequence[str], found: Sequence[str]) -> None:
         for column in columns:
             if column not in found:
                 raise StageError(f"{self.path} has no column {column!r}; it has {', '.join(found)}")
+            if found.count(column) > 1:
+                raise StageError(f"{self.path} has two columns {column!r}; give each its own name")
 
     def _check(self, found: str) -> None:
         if self.sha256 is not None and found != self.sha256:
@@ -110,6 +137,11 @@ class Source:
         return StageError(
             f"{self.path} cannot be read ({error.strerror or error}); correct noise.file"
         )
+
+
+def _words(error: Exception) -> str:
+    """What a library says, in a line."""
+    return " ".join(str(error).split())[:120]
 
 
 def rooted(noise: Noise) -> Noise:
@@ -214,10 +246,10 @@ def matrix(source: Source) -> npt.NDArray[np.float64]:
         else:
             values = np.loadtxt(io.StringIO(data.decode()), delimiter=",", ndmin=2)
         return np.asarray(values, np.float64)
-    except (ValueError, TypeError, EOFError, pa.ArrowException) as error:
+    except (ValueError, TypeError, EOFError, OSError, pa.ArrowException) as error:
         raise StageError(
-            f"{source.path} is no matrix of numbers ({' '.join(str(error).split())[:120]}); give "
-            f"npy, csv without a header, or parquet"
+            f"{source.path} is no matrix of numbers ({_words(error)}); give npy, csv without a "
+            f"header, or parquet"
         ) from None
 
 
@@ -227,30 +259,18 @@ def matrix(source: Source) -> npt.NDArray[np.float64]:
 def labels_by_key(
     source: Source, key: str, column: str, keys: pa.Array, classes: Classes
 ) -> Labels:
-    """The table's label for each key, [N], by number or by class name."""
-    values = _by_key(source, key, column, keys)
-    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
-        numbers = pc.index_in(values, value_set=pa.array(classes.names, values.type))
-        if numbers.null_count:
-            unknown = values.filter(pc.is_null(numbers))[0].as_py()
-            raise StageError(
-                f"{source.path}: column {column!r} holds {unknown!r}, which is no class of the "
-                f"corpus; correct it or name another column"
-            )
-        values = numbers
-    try:
-        labels: Labels = values.cast(pa.int32()).to_numpy(zero_copy_only=False)
-    except pa.ArrowException as error:
-        raise StageError(
-            f"{source.path}: column {column!r} holds no labels ({error}); name another column"
-        ) from None
+    """The table's label for each key, [N], by class name, id or number (see `Classes`)."""
+    values = _by_key(source, key, column, keys).dictionary_encode()
+    said = [str(value) for value in values.dictionary.to_pylist()]
+    numbers = classes.numbers_of(said, f"{source.path}: column {column!r}")
+    labels: Labels = np.array(numbers, np.int32)[values.indices.to_numpy()]
     return labels
 
 
 def clusters_by_key(source: Source, key: str, column: str, keys: pa.Array) -> Clusters:
     """A number for each key's cluster in the table, [N]."""
     values = _by_key(source, key, column, keys)
-    clusters: Clusters = values.dictionary_encode().indices.to_numpy(zero_copy_only=False)
+    clusters: Clusters = values.dictionary_encode().indices.to_numpy()
     return clusters
 
 
@@ -260,13 +280,14 @@ def probabilities_by_key(
     """Positions among `keys` [n] and class probabilities [n, C], some rows at a time.
 
     Rows of the table whose key is not asked for are passed over. Raises StageError for a key that
-    occurs twice and for lists of unequal length.
+    is missing or occurs twice, for what is no list of numbers, and for lists of unequal length.
     """
-    theirs = source.table([key])[key].cast(keys.type).combine_chunks()
-    _refuse_repeated(source, theirs)
+    theirs = _keys(source, source.table([key]), key, keys.type)
     positions = pc.index_in(theirs, value_set=keys)
     start = 0
     for batch in source.batches([column], rows=1 << 12):
+        if not _lists_numbers(batch[column].type):
+            raise _unfit(source, column, batch[column].type, "a list of class probabilities")
         at = positions.slice(start, len(batch))
         start += len(batch)
         lists = batch[column].filter(at.is_valid())
@@ -280,15 +301,20 @@ def probabilities_by_key(
                 f"one probability for each class"
             )
         flat = lists.flatten().to_numpy(zero_copy_only=False)
-        yield rows, flat.reshape(len(rows), -1)
+        yield rows, flat.reshape(len(rows), lengths[0].as_py())
+
+
+def _lists_numbers(kind: pa.DataType) -> bool:
+    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    numbers = (pa.types.is_floating, pa.types.is_integer, pa.types.is_decimal)
+    return any(one(kind) for one in lists) and any(one(kind.value_type) for one in numbers)
 
 
 def _by_key(source: Source, key: str, column: str, keys: pa.Array) -> pa.Array:
     table = source.table([key, column])
-    theirs = table[key].cast(keys.type).combine_chunks()
-    _refuse_repeated(source, theirs)
+    theirs = _keys(source, table, key, keys.type)
     at = pc.index_in(keys, value_set=theirs)
-    values = table[column].combine_chunks().take(at)
+    values = _values(source, table, column).take(at)
     if values.null_count:
         first = keys.filter(pc.is_null(values))[0].as_py()
         raise StageError(
@@ -298,6 +324,44 @@ def _by_key(source: Source, key: str, column: str, keys: pa.Array) -> pa.Array:
     return values
 
 
-def _refuse_repeated(source: Source, keys: pa.Array) -> None:
+def _keys(source: Source, table: pa.Table, column: str, kind: pa.DataType) -> pa.Array:
+    """A table's keys as texts of that type; StageError where one is missing or there twice."""
+    keys = _values(source, table, column).cast(kind)
+    if keys.null_count:
+        first = pc.index(pc.is_null(keys), True).as_py()
+        raise StageError(
+            f"{source.path}: {keys.null_count} of {len(keys)} rows have nothing in column "
+            f"{column!r} (the first: row {first}); give each row a key"
+        )
     if pc.count_distinct(keys).as_py() < len(keys):
-        raise StageError(f"{source.path} gives a key twice; give each key one row")
+        counted = pc.value_counts(keys)
+        twice = counted.filter(pc.greater(counted.field("counts"), 1))[0]["values"]
+        raise StageError(
+            f"{source.path}: column {column!r} gives a key twice (the first: {twice.as_py()!r}); "
+            f"give each key one row"
+        )
+    return keys
+
+
+def _values(source: Source, table: pa.Table, column: str) -> pa.Array:
+    """A column in one piece, of numbers or texts; StageError for lists and for broken texts."""
+    values = table[column]
+    if pa.types.is_dictionary(values.type):  # a pandas categorical
+        values = values.cast(values.type.value_type)
+    if pa.types.is_nested(values.type):
+        raise _unfit(source, column, values.type, "one number or text")
+    if not pa.types.is_primitive(values.type):
+        try:
+            values = values.cast(pa.large_string())
+        except pa.ArrowInvalid:
+            raise StageError(
+                f"{source.path}: column {column!r} holds text that is not in UTF-8; save the file "
+                f"in UTF-8"
+            ) from None
+    return values.combine_chunks()
+
+
+def _unfit(source: Source, column: str, kind: pa.DataType, wanted: str) -> StageError:
+    return StageError(
+        f"{source.path}: column {column!r} holds {kind} in a row, not {wanted}; name another column"
+    )
