@@ -23,14 +23,12 @@ from jobs.noise.overlay import CHANGED, Overlay
 from jobs.noise.spec import Noise
 from jobs.place import Place
 
-QUARANTINE = "quarantine.parquet"  # of a corpus's folder; its column `key` names rows that fell out
-
 Counts = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class ClassRate:
-    """What happened to the samples of one class that are really there."""
+    """What happened to the samples of one class."""
 
     name: str
     rows: int
@@ -50,8 +48,8 @@ class Audit:
     rederived: int  # rows that seed and keys say are changed
     faults: Mapping[str, int]  # what differs, by kind; see `_compare`
     first_fault: str  # in words; empty without faults
-    present: int  # training rows without those in quarantine
-    present_changed: int
+    present: int  # training rows in the shards; what is in quarantine never entered them
+    present_changed: int  # those that the level lists
     classes: tuple[ClassRate, ...]  # empty where the corpus has no labels
     transition: Counts | None  # [C, C], rows clean, columns as written; None for captions
 
@@ -104,23 +102,23 @@ class Auditor:
         rows = read_part(corpus, "train", ["key", "label"])
         labelled = bool(self._names) and rows["label"].null_count == 0
         self._labels = rows["label"].to_numpy() if labelled else None
-        self._present = _present(corpus, rows["key"])
+        self._rows = len(rows)
 
     def audit(self, level: Place) -> Audit:
         """Compare the level in a noise step's folder; FileNotFoundError when it is not there."""
         overlay, written = Overlay.read(level), level.read_table(CHANGED)
         expected = self._plan.levels.changed(overlay.level)
         described = self._plan.overlay(overlay.level, expected)
-        faults, first = _compare(written, expected, len(self._present))
+        faults, first = _compare(written, expected, self._rows)
         wrong = [name for name, value in asdict(described).items() if value != _of(overlay, name)]
         if wrong and not first:
             first = (
                 f"overlay.json says {wrong[0]} = {_of(overlay, wrong[0])!r}, "
                 f"not {_of(described, wrong[0])!r}"
             )
-        row, end = written["row"], len(self._present)
-        inside = written.filter(pc.and_(pc.greater_equal(row, 0), pc.less(row, end)))
-        changed = np.zeros(len(self._present), np.bool_)
+        row = written["row"]
+        inside = written.filter(pc.and_(pc.greater_equal(row, 0), pc.less(row, self._rows)))
+        changed = np.zeros(self._rows, np.bool_)
         changed[inside["row"].to_numpy()] = True
         classes, transition = self._by_class(overlay, inside, changed)
         return Audit(
@@ -128,8 +126,8 @@ class Auditor:
             rederived=len(expected),
             faults={**faults, "misdescribed": len(wrong)},
             first_fault=first,
-            present=int(self._present.sum()),
-            present_changed=int((changed & self._present).sum()),
+            present=self._rows,
+            present_changed=int(changed.sum()),
             classes=classes,
             transition=transition,
         )
@@ -139,9 +137,9 @@ class Auditor:
     ) -> tuple[tuple[ClassRate, ...], Counts | None]:
         if self._labels is None:
             return (), None
-        size, here = len(self._names), self._present
-        rows = np.bincount(self._labels[here], minlength=size)
-        hit = np.bincount(self._labels[here & changed], minlength=size)
+        size = len(self._names)
+        rows = np.bincount(self._labels, minlength=size)
+        hit = np.bincount(self._labels[changed], minlength=size)
         rates = tuple(
             ClassRate(name, int(n), int(k))
             for name, n, k in zip(self._names, rows, hit, strict=True)
@@ -151,22 +149,12 @@ class Auditor:
         noisy = self._labels.copy()
         noisy[written["row"].to_numpy()] = written["noisy"].to_numpy()
         # A label that is no class is a fault already; here it only must not go astray.
-        pairs = self._labels[here].astype(np.int64) * size + np.clip(noisy[here], 0, size - 1)
+        pairs = self._labels.astype(np.int64) * size + np.clip(noisy, 0, size - 1)
         return rates, np.bincount(pairs, minlength=size * size).reshape(size, size)
 
 
 def _of(overlay: Overlay, name: str) -> object:
     return getattr(overlay, name)
-
-
-def _present(corpus: Place, keys: pa.ChunkedArray) -> Mask:
-    """Which training rows did not fall out, [N]."""
-    if not corpus.exists(QUARANTINE):
-        return np.ones(len(keys), np.bool_)
-    gone = corpus.read_table(QUARANTINE, columns=["key"])["key"].drop_null().combine_chunks()
-    lost = pc.is_in(keys, value_set=gone.cast(keys.type))
-    present: Mask = pc.invert(lost).to_numpy()
-    return present
 
 
 def _compare(written: pa.Table, expected: pa.Table, rows: int) -> tuple[dict[str, int], str]:
