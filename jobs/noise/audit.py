@@ -15,22 +15,21 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from jobs.corpus.shards import Index, read_part
 from jobs.noise.derive import derive
 from jobs.noise.labels import Mask
-from jobs.noise.overlay import CHANGED, Overlay
+from jobs.noise.overlay import CHANGED, OVERLAY, Overlay, damaged
 from jobs.noise.spec import Noise
 from jobs.place import Place
-
-QUARANTINE = "quarantine.parquet"  # of a corpus's folder; its column `key` names rows that fell out
 
 Counts = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class ClassRate:
-    """What happened to the samples of one class that are really there."""
+    """What happened to the samples of one class."""
 
     name: str
     rows: int
@@ -50,8 +49,8 @@ class Audit:
     rederived: int  # rows that seed and keys say are changed
     faults: Mapping[str, int]  # what differs, by kind; see `_compare`
     first_fault: str  # in words; empty without faults
-    present: int  # training rows without those in quarantine
-    present_changed: int
+    present: int  # training rows in the shards; what is in quarantine never entered them
+    present_changed: int  # those that the level lists
     classes: tuple[ClassRate, ...]  # empty where the corpus has no labels
     transition: Counts | None  # [C, C], rows clean, columns as written; None for captions
 
@@ -104,54 +103,64 @@ class Auditor:
         rows = read_part(corpus, "train", ["key", "label"])
         labelled = bool(self._names) and rows["label"].null_count == 0
         self._labels = rows["label"].to_numpy() if labelled else None
-        self._present = _present(corpus, rows["key"])
+        self._rows = len(rows)
 
-    def audit(self, level: Place) -> Audit:
-        """Compare the level in a noise step's folder; FileNotFoundError when it is not there."""
-        overlay, written = Overlay.read(level), level.read_table(CHANGED)
-        expected = self._plan.levels.changed(overlay.level)
-        described = self._plan.overlay(overlay.level, expected)
-        faults, first = _compare(written, expected, len(self._present))
+    def audit(self, folder: Place, level: float | None = None) -> Audit:
+        """Compare what lies in a noise step's folder with a level, or with the one that it claims.
+
+        Raises StageError when the folder lacks a file or one is damaged, and when the level cannot
+        be derived.
+        """
+        try:
+            overlay, data = Overlay.read(folder), folder.read_bytes(CHANGED)
+        except FileNotFoundError:
+            missing = CHANGED if folder.exists(OVERLAY) else OVERLAY
+            raise damaged(folder, missing, "it is missing") from None
+        level = overlay.level if level is None else level
+        expected = self._plan.levels.changed(level)
+        described = self._plan.overlay(level, expected)
+        written = _read(folder, data, expected.schema)
+        faults, first = _compare(written, expected, self._rows)
         wrong = [name for name, value in asdict(described).items() if value != _of(overlay, name)]
         if wrong and not first:
             first = (
                 f"overlay.json says {wrong[0]} = {_of(overlay, wrong[0])!r}, "
                 f"not {_of(described, wrong[0])!r}"
             )
-        row, end = written["row"], len(self._present)
-        inside = written.filter(pc.and_(pc.greater_equal(row, 0), pc.less(row, end)))
-        changed = np.zeros(len(self._present), np.bool_)
+        row = written["row"]
+        inside = written.filter(pc.and_(pc.greater_equal(row, 0), pc.less(row, self._rows)))
+        changed = np.zeros(self._rows, np.bool_)
         changed[inside["row"].to_numpy()] = True
-        classes, transition = self._by_class(overlay, inside, changed)
+        classes, transition = self._by_class(inside, changed)
         return Audit(
             overlay=overlay,
             rederived=len(expected),
             faults={**faults, "misdescribed": len(wrong)},
             first_fault=first,
-            present=int(self._present.sum()),
-            present_changed=int((changed & self._present).sum()),
+            present=self._rows,
+            present_changed=int(changed.sum()),
             classes=classes,
             transition=transition,
         )
 
     def _by_class(
-        self, overlay: Overlay, written: pa.Table, changed: Mask
+        self, written: pa.Table, changed: Mask
     ) -> tuple[tuple[ClassRate, ...], Counts | None]:
         if self._labels is None:
             return (), None
-        size, here = len(self._names), self._present
-        rows = np.bincount(self._labels[here], minlength=size)
-        hit = np.bincount(self._labels[here & changed], minlength=size)
+        size = len(self._names)
+        rows = np.bincount(self._labels, minlength=size)
+        hit = np.bincount(self._labels[changed], minlength=size)
         rates = tuple(
             ClassRate(name, int(n), int(k))
             for name, n, k in zip(self._names, rows, hit, strict=True)
         )
-        if overlay.field != "label":
+        if self._plan.noise.replaces != "label":
             return rates, None
         noisy = self._labels.copy()
-        noisy[written["row"].to_numpy()] = written["noisy"].to_numpy()
         # A label that is no class is a fault already; here it only must not go astray.
-        pairs = self._labels[here].astype(np.int64) * size + np.clip(noisy[here], 0, size - 1)
+        noisy[written["row"].to_numpy()] = written["noisy"].fill_null(-1).to_numpy()
+        pairs = self._labels.astype(np.int64) * size + np.clip(noisy, 0, size - 1)
         return rates, np.bincount(pairs, minlength=size * size).reshape(size, size)
 
 
@@ -159,14 +168,22 @@ def _of(overlay: Overlay, name: str) -> object:
     return getattr(overlay, name)
 
 
-def _present(corpus: Place, keys: pa.ChunkedArray) -> Mask:
-    """Which training rows did not fall out, [N]."""
-    if not corpus.exists(QUARANTINE):
-        return np.ones(len(keys), np.bool_)
-    gone = corpus.read_table(QUARANTINE, columns=["key"])["key"].drop_null().combine_chunks()
-    lost = pc.is_in(keys, value_set=gone.cast(keys.type))
-    present: Mask = pc.invert(lost).to_numpy()
-    return present
+def _read(folder: Place, data: bytes, wanted: pa.Schema) -> pa.Table:
+    """The table of changed rows; StageError unless it has the columns and types of `wanted`."""
+    try:
+        table = pq.ParquetFile(pa.BufferReader(data)).read()
+        table.validate(full=True)
+    except (OSError, pa.ArrowException) as error:
+        raise damaged(folder, CHANGED, " ".join(str(error).split())[:120]) from None
+    for field in wanted:
+        if table.column_names.count(field.name) != 1:
+            raise damaged(folder, CHANGED, f"it has not one column {field.name!r}")
+        found = table.schema.field(field.name).type
+        if found != field.type and {found, field.type} != {pa.string(), pa.large_string()}:
+            raise damaged(folder, CHANGED, f"column {field.name!r} holds {found}")
+    if table["row"].null_count:
+        raise damaged(folder, CHANGED, "a row has no number")
+    return table
 
 
 def _compare(written: pa.Table, expected: pa.Table, rows: int) -> tuple[dict[str, int], str]:

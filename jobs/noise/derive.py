@@ -18,6 +18,7 @@ from jobs.contract import StageError
 from jobs.corpus.shards import Index, read_part
 from jobs.noise import confusions, files, labels
 from jobs.noise.captions import Captioned, Clusters, Swaps, caption_swap
+from jobs.noise.classes import Classes
 from jobs.noise.files import Source
 from jobs.noise.labels import Choice, Labelled, Labels, Mask
 from jobs.noise.overlay import Overlay
@@ -102,18 +103,19 @@ def _labels(
     index: Index,
     source: Source | None,
 ) -> Levels:
+    classes = Classes(index.classes, index.class_ids)
     rows = read_part(corpus, "train", ["key", "label"])
     samples = Labelled(
         index.name,
         _whole(rows["key"]),
         _present(rows["label"], index.name, "label to flip", "captions"),
-        len(index.classes),
+        len(classes),
     )
     if isinstance(noise, Given):
         assert source is not None
-        given = files.labels_by_key(source, noise.key, noise.column, samples.keys, index.classes)
+        given = files.labels_by_key(source, noise.key, noise.column, samples.keys, classes)
         return confusions.given(samples, given)
-    choice = Choice(noise.seed, files.class_numbers(noise.classes, index.classes), noise.of)
+    choice = Choice(noise.seed, files.class_numbers(noise.classes, classes), noise.of)
     match noise:
         case Symmetric():
             return labels.symmetric(samples, choice)
@@ -123,7 +125,7 @@ def _labels(
             return labels.subset(samples, choice)
         case Groups():
             assert source is not None
-            return labels.groups(samples, choice, files.grouping(source, index.classes))
+            return labels.groups(samples, choice, files.grouping(source, classes))
         case Transition():
             assert source is not None
             return confusions.transition(samples, choice, files.matrix(source))
@@ -145,7 +147,7 @@ def _captions(
         if by_label
         else np.zeros(0, np.int32)
     )
-    named = files.class_numbers(noise.classes, index.classes)
+    named = files.class_numbers(noise.classes, Classes(index.classes, index.class_ids))
     allowed: Mask | None = np.isin(label, named) if named else None
     clusters: Clusters | None = None
     if isinstance(noise, CaptionSwapNear):

@@ -9,11 +9,12 @@ and checked where the experiment file gives it. Nothing here is ever unpickled.
 from __future__ import annotations
 
 import csv
-import difflib
 import hashlib
 import io
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +26,7 @@ from pyarrow import csv as arrow_csv
 
 from jobs.contract import StageError
 from jobs.noise.captions import Clusters
+from jobs.noise.classes import Classes
 from jobs.noise.labels import Labels, Rows
 from jobs.noise.spec import ClassName, Groups, Noise, Transition
 from jobs.place import Place
@@ -60,7 +62,8 @@ class Source:
         found = hashlib.sha256()
         filesystem, path = place.open()
         try:
-            with filesystem.open_input_stream(f"{path}/{name}") as stream:
+            # As it lies there: a compressed file is known by its own bytes.
+            with filesystem.open_input_stream(f"{path}/{name}", compression=None) as stream:
                 while block := stream.read(HASH_BLOCK):
                     found.update(block)
         except OSError as error:
@@ -69,34 +72,59 @@ class Source:
         return found.hexdigest()
 
     def table(self, columns: Sequence[str]) -> pa.Table:
-        """The named columns of a Parquet or CSV file; StageError when one is not there."""
+        """The named columns of a Parquet file, or of a CSV file, perhaps compressed, as bytes.
+
+        Nothing is inferred from a CSV: the key 000010021 is not 10021. Raises StageError when the
+        file is no table or lacks a column.
+        """
+        if self.name.endswith(".parquet"):
+            with self._parquet(columns) as parquet:
+                return parquet.read(columns=list(columns))
         place, name = Place.holding(self.path)
         filesystem, path = place.open()
-        with filesystem.open_input_file(f"{path}/{name}") as stream:
-            try:
-                if self.name.endswith(".parquet"):
-                    parquet = pq.ParquetFile(stream)
-                    self._need(columns, parquet.schema_arrow.names)
-                    return parquet.read(columns=list(columns))
-                table = arrow_csv.read_csv(stream)
-            except pa.ArrowInvalid as error:
-                raise StageError(f"{self.path} is no table ({error}); correct noise.file") from None
-        self._need(columns, table.column_names)
-        return table.select(list(columns))
+        options = arrow_csv.ConvertOptions(
+            column_types=dict.fromkeys(columns, pa.binary()),
+            strings_can_be_null=True,
+            null_values=[""],
+        )
+        with self._told("CSV file"), filesystem.open_input_stream(f"{path}/{name}") as stream:
+            table = arrow_csv.read_csv(stream, convert_options=options)
+            self._need(columns, table.column_names)
+            return table.select(list(columns))
 
     def batches(self, columns: Sequence[str], rows: int) -> Iterator[pa.RecordBatch]:
-        """The named columns of a Parquet file, some rows at a time."""
+        """The named columns of a Parquet file, some rows at a time; StageError as for `table`."""
+        with self._parquet(columns) as parquet:
+            yield from parquet.iter_batches(batch_size=rows, columns=list(columns))
+
+    @contextmanager
+    def _parquet(self, columns: Sequence[str]) -> Iterator[pq.ParquetFile]:
         place, name = Place.holding(self.path)
         filesystem, path = place.open()
-        with filesystem.open_input_file(f"{path}/{name}") as stream:
+        with self._told("Parquet file"), filesystem.open_input_file(f"{path}/{name}") as stream:
             parquet = pq.ParquetFile(stream)
             self._need(columns, parquet.schema_arrow.names)
-            yield from parquet.iter_batches(batch_size=rows, columns=list(columns))
+            yield parquet
+
+    @contextmanager
+    def _told(self, what: str) -> Iterator[None]:
+        """Says what Arrow finds wrong as what it is: the file is damaged, or of another kind."""
+        try:
+            yield
+        except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+            if isinstance(error, OSError) and error.errno:
+                raise self._unreadable(error) from None
+            raise StageError(
+                f"{self.path} is no {what} that can be read ({_words(error)}); restore it, or "
+                f"correct noise.file"
+            ) from None
 
     def _need(self, columns: Sequence[str], found: Sequence[str]) -> None:
         for column in columns:
             if column not in found:
                 raise StageError(f"{self.path} has no column {column!r}; it has {', '.join(found)}")
+            if found.count(column) > 1:
+                raise StageError(f"{self.path} has two columns {column!r}; give each its own name")
 
     def _check(self, found: str) -> None:
         if self.sha256 is not None and found != self.sha256:
@@ -109,6 +137,11 @@ class Source:
         return StageError(
             f"{self.path} cannot be read ({error.strerror or error}); correct noise.file"
         )
+
+
+def _words(error: Exception) -> str:
+    """What a library says, in a line."""
+    return " ".join(str(error).split())[:120]
 
 
 def rooted(noise: Noise) -> Noise:
@@ -140,61 +173,65 @@ def source_of(noise: Noise) -> Source:
 # -- classes ---------------------------------------------------------------------------------------
 
 
-def class_numbers(named: Sequence[ClassName], classes: Sequence[str]) -> tuple[int, ...]:
-    """Classes given by name or number, as numbers; StageError for one that is not there."""
-    numbers = {name: number for number, name in enumerate(classes)}
-    found = []
-    for name in named:
-        if isinstance(name, int) and name < len(classes):
-            found.append(name)
-        elif isinstance(name, str) and name in numbers:
-            found.append(numbers[name])
-        else:
-            near = difflib.get_close_matches(str(name), classes, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are {len(classes)}"
-            raise StageError(f"noise names a class {name!r} that the corpus does not have; {hint}")
-    twice = [classes[number] for number in found if found.count(number) > 1]
-    if twice:
-        raise StageError(f"noise names class {twice[0]!r} twice; name each class once")
-    return tuple(found)
+def class_numbers(named: Sequence[ClassName], classes: Classes) -> tuple[int, ...]:
+    """The classes that `noise.classes` names, as numbers, each once.
+
+    Raises StageError for one that is not there, may be two, or is named twice.
+    """
+    found = classes.numbers(named, "noise.classes")
+    _refuse_twice(found, classes, "noise.classes")
+    return found
 
 
-def grouping(source: Source, classes: Sequence[str]) -> Rows:
+def grouping(source: Source, classes: Classes) -> Rows:
     """The number of each class's group, [C]; StageError unless every class has exactly one."""
+    pairs = _pairs(source)
+    numbers = classes.numbers_of([name for name, _ in pairs], source.path)
+    _refuse_twice(numbers, classes, source.path)
     group_of = np.full(len(classes), -1, np.int64)
     groups: dict[str, int] = {}
-    for name, group in _pairs(source):
-        (number,) = class_numbers([_class_name(name, classes)], classes)
-        if group_of[number] >= 0:
-            raise StageError(f"{source.path} names class {name!r} twice; give each class once")
-        group_of[number] = groups.setdefault(group, len(groups))
+    for number, (_, group) in zip(numbers, pairs, strict=True):
+        if group.strip():
+            group_of[number] = groups.setdefault(group, len(groups))
     missing = np.flatnonzero(group_of < 0)
     if len(missing):
         raise StageError(
             f"{source.path} gives no group to {len(missing)} of {len(classes)} classes (the first: "
-            f"{classes[missing[0]]!r}); add a row for each, alone in its group if need be"
+            f"{classes.names[missing[0]]!r}); add a row for each, alone in its group if need be"
         )
     return group_of
 
 
+def _refuse_twice(numbers: Sequence[int], classes: Classes, where: str) -> None:
+    twice = [number for number, count in Counter(numbers).items() if count > 1]
+    if twice:
+        raise StageError(
+            f"{where} names class {classes.names[twice[0]]!r} twice; name each class once"
+        )
+
+
 def _pairs(source: Source) -> list[tuple[str, str]]:
+    """Classes and their groups as the file has them; a group that is not given is empty."""
     data = source.bytes()
     try:
         if source.name.endswith(".json"):
-            mapping = json.loads(data)
-            return [(str(name), str(group)) for name, group in mapping.items()]
-        lines = csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""))
-        return [(line["class"], line["group"]) for line in lines]
-    except (ValueError, KeyError, AttributeError) as error:
+            # Pairs, not a mapping: that would keep the last of two equal keys alone.
+            pairs = json.loads(data, object_pairs_hook=tuple)
+            if not isinstance(pairs, tuple):
+                raise ValueError("not an object")
+        else:
+            lines = csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""))
+            pairs = tuple((line["class"], line["group"]) for line in lines)
+        return [(_cell(name), _cell(group)) for name, group in pairs]
+    except (ValueError, KeyError, csv.Error) as error:
         raise StageError(
             f"{source.path} is no grouping ({type(error).__name__}: {error}); give a CSV with the "
             f"columns class and group, or JSON {{class: group}}"
         ) from None
 
 
-def _class_name(text: str, classes: Sequence[str]) -> ClassName:
-    """A name as it stands if the corpus has it, else a number if it is one."""
-    return int(text) if text not in classes and text.isdigit() else text
+def _cell(value: object) -> str:
+    return "" if value is None else str(value)
 
 
 def matrix(source: Source) -> npt.NDArray[np.float64]:
@@ -209,10 +246,10 @@ def matrix(source: Source) -> npt.NDArray[np.float64]:
         else:
             values = np.loadtxt(io.StringIO(data.decode()), delimiter=",", ndmin=2)
         return np.asarray(values, np.float64)
-    except (ValueError, TypeError, EOFError, pa.ArrowException) as error:
+    except (ValueError, TypeError, EOFError, OSError, pa.ArrowException) as error:
         raise StageError(
-            f"{source.path} is no matrix of numbers ({' '.join(str(error).split())[:120]}); give "
-            f"npy, csv without a header, or parquet"
+            f"{source.path} is no matrix of numbers ({_words(error)}); give npy, csv without a "
+            f"header, or parquet"
         ) from None
 
 
@@ -220,32 +257,20 @@ def matrix(source: Source) -> npt.NDArray[np.float64]:
 
 
 def labels_by_key(
-    source: Source, key: str, column: str, keys: pa.Array, classes: Sequence[str]
+    source: Source, key: str, column: str, keys: pa.Array, classes: Classes
 ) -> Labels:
-    """The table's label for each key, [N], by number or by class name."""
-    values = _by_key(source, key, column, keys)
-    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
-        numbers = pc.index_in(values, value_set=pa.array(classes, values.type))
-        if numbers.null_count:
-            unknown = values.filter(pc.is_null(numbers))[0].as_py()
-            raise StageError(
-                f"{source.path}: column {column!r} holds {unknown!r}, which is no class of the "
-                f"corpus; correct it or name another column"
-            )
-        values = numbers
-    try:
-        labels: Labels = values.cast(pa.int32()).to_numpy(zero_copy_only=False)
-    except pa.ArrowException as error:
-        raise StageError(
-            f"{source.path}: column {column!r} holds no labels ({error}); name another column"
-        ) from None
+    """The table's label for each key, [N], by class name, id or number (see `Classes`)."""
+    values = _by_key(source, key, column, keys).dictionary_encode()
+    said = [str(value) for value in values.dictionary.to_pylist()]
+    numbers = classes.numbers_of(said, f"{source.path}: column {column!r}")
+    labels: Labels = np.array(numbers, np.int32)[values.indices.to_numpy()]
     return labels
 
 
 def clusters_by_key(source: Source, key: str, column: str, keys: pa.Array) -> Clusters:
     """A number for each key's cluster in the table, [N]."""
     values = _by_key(source, key, column, keys)
-    clusters: Clusters = values.dictionary_encode().indices.to_numpy(zero_copy_only=False)
+    clusters: Clusters = values.dictionary_encode().indices.to_numpy()
     return clusters
 
 
@@ -255,13 +280,14 @@ def probabilities_by_key(
     """Positions among `keys` [n] and class probabilities [n, C], some rows at a time.
 
     Rows of the table whose key is not asked for are passed over. Raises StageError for a key that
-    occurs twice and for lists of unequal length.
+    is missing or occurs twice, for what is no list of numbers, and for lists of unequal length.
     """
-    theirs = source.table([key])[key].cast(keys.type).combine_chunks()
-    _refuse_repeated(source, theirs)
+    theirs = _keys(source, source.table([key]), key, keys.type)
     positions = pc.index_in(theirs, value_set=keys)
     start = 0
     for batch in source.batches([column], rows=1 << 12):
+        if not _lists_numbers(batch[column].type):
+            raise _unfit(source, column, batch[column].type, "a list of class probabilities")
         at = positions.slice(start, len(batch))
         start += len(batch)
         lists = batch[column].filter(at.is_valid())
@@ -275,15 +301,20 @@ def probabilities_by_key(
                 f"one probability for each class"
             )
         flat = lists.flatten().to_numpy(zero_copy_only=False)
-        yield rows, flat.reshape(len(rows), -1)
+        yield rows, flat.reshape(len(rows), lengths[0].as_py())
+
+
+def _lists_numbers(kind: pa.DataType) -> bool:
+    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    numbers = (pa.types.is_floating, pa.types.is_integer, pa.types.is_decimal)
+    return any(one(kind) for one in lists) and any(one(kind.value_type) for one in numbers)
 
 
 def _by_key(source: Source, key: str, column: str, keys: pa.Array) -> pa.Array:
     table = source.table([key, column])
-    theirs = table[key].cast(keys.type).combine_chunks()
-    _refuse_repeated(source, theirs)
+    theirs = _keys(source, table, key, keys.type)
     at = pc.index_in(keys, value_set=theirs)
-    values = table[column].combine_chunks().take(at)
+    values = _values(source, table, column).take(at)
     if values.null_count:
         first = keys.filter(pc.is_null(values))[0].as_py()
         raise StageError(
@@ -293,6 +324,44 @@ def _by_key(source: Source, key: str, column: str, keys: pa.Array) -> pa.Array:
     return values
 
 
-def _refuse_repeated(source: Source, keys: pa.Array) -> None:
+def _keys(source: Source, table: pa.Table, column: str, kind: pa.DataType) -> pa.Array:
+    """A table's keys as texts of that type; StageError where one is missing or there twice."""
+    keys = _values(source, table, column).cast(kind)
+    if keys.null_count:
+        first = pc.index(pc.is_null(keys), True).as_py()
+        raise StageError(
+            f"{source.path}: {keys.null_count} of {len(keys)} rows have nothing in column "
+            f"{column!r} (the first: row {first}); give each row a key"
+        )
     if pc.count_distinct(keys).as_py() < len(keys):
-        raise StageError(f"{source.path} gives a key twice; give each key one row")
+        counted = pc.value_counts(keys)
+        twice = counted.filter(pc.greater(counted.field("counts"), 1))[0]["values"]
+        raise StageError(
+            f"{source.path}: column {column!r} gives a key twice (the first: {twice.as_py()!r}); "
+            f"give each key one row"
+        )
+    return keys
+
+
+def _values(source: Source, table: pa.Table, column: str) -> pa.Array:
+    """A column in one piece, of numbers or texts; StageError for lists and for broken texts."""
+    values = table[column]
+    if pa.types.is_dictionary(values.type):  # a pandas categorical
+        values = values.cast(values.type.value_type)
+    if pa.types.is_nested(values.type):
+        raise _unfit(source, column, values.type, "one number or text")
+    if not pa.types.is_primitive(values.type):
+        try:
+            values = values.cast(pa.large_string())
+        except pa.ArrowInvalid:
+            raise StageError(
+                f"{source.path}: column {column!r} holds text that is not in UTF-8; save the file "
+                f"in UTF-8"
+            ) from None
+    return values.combine_chunks()
+
+
+def _unfit(source: Source, column: str, kind: pa.DataType, wanted: str) -> StageError:
+    return StageError(
+        f"{source.path}: column {column!r} holds {kind} in a row, not {wanted}; name another column"
+    )

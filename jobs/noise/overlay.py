@@ -9,13 +9,14 @@ a key. The corpus itself is never copied or altered.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from jobs.contract import StageError
 from jobs.place import Place
@@ -28,6 +29,8 @@ ROW_GROUP = 1 << 11  # changed rows that a reader takes at a time
 @dataclass(frozen=True)
 class Overlay:
     """What a noise step's folder says of itself."""
+
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     kind: str  # symmetric, caption_swap, ...
     field: Literal["label", "caption"]  # the column it replaces
@@ -58,8 +61,25 @@ class Overlay:
 
     @staticmethod
     def read(place: Place) -> Overlay:
-        """The description in a noise step's folder."""
-        return Overlay(**place.read_json(OVERLAY))
+        """The description in a noise step's folder.
+
+        FileNotFoundError when it is not there, StageError when it is damaged.
+        """
+        data = place.read_bytes(OVERLAY)
+        try:
+            return TypeAdapter(Overlay).validate_json(data)
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(map(str, first["loc"]))
+            raise damaged(place, OVERLAY, f"{field}: {first['msg']}".removeprefix(": ")) from None
+
+
+def damaged(place: Place, file: str, what: str) -> StageError:
+    """The error of a file in a noise step's folder that is not as it was written."""
+    return StageError(
+        f"{(place / file).uri} is not as it was written ({what}); delete its folder and build the "
+        f"noise again"
+    )
 
 
 class Changes:

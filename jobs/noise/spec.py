@@ -17,7 +17,7 @@ Level = Annotated[float, Field(ge=0, lt=100)]
 """A noise level in percent."""
 
 ClassName = Annotated[int, Field(ge=0, strict=True)] | str
-"""A class by its name in the corpus, or by its number."""
+"""A class by its name or its id in the corpus, or by its number."""
 
 Path = Annotated[str, Field(min_length=1), NOT_SEMANTIC]
 """A file: a path (relative to where the command runs) or a URI."""
@@ -111,7 +111,7 @@ class Given(_Levels):
     kind: Literal["given"] = "given"
     file: Path = Field(description="Parquet or CSV: a key and the label it was given")
     key: str = "key"
-    column: str = Field(description="the noisy labels, by number or by class name")
+    column: str = Field(description="the noisy labels, by class name, id or number")
     sha256: Sha256 | None = Field(None, description="of the file; checked where it is given")
 
 

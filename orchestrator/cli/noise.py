@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -64,31 +64,45 @@ def audit(chosen: Chosen, as_json: bool) -> int:
     from jobs.noise.spec import NoiseStep
     from orchestrator.errors import UserError
 
-    steps = finished(chosen, "noise")
-    spec = steps[0].spec
+    steps = [(step, step.spec) for step in finished(chosen, "noise")]
+    first, spec = steps[0]
     assert isinstance(spec, NoiseStep)
     try:
-        auditor = Auditor(spec.noise, chosen.store.output(steps[0].inputs["corpus"]))
-        audits = {step.address: auditor.audit(chosen.store.output(step.address)) for step in steps}
+        auditor = Auditor(spec.noise, chosen.store.output(first.inputs["corpus"]))
     except (StageError, FileNotFoundError) as error:
         raise UserError(f"the noise cannot be derived again: {error}") from error
-    for address, found in audits.items():
-        _keep(chosen, address, found)
+    audits: dict[str, Audit | str] = {}  # a level that cannot be audited: why
+    for step, spec in steps:
+        assert isinstance(spec, NoiseStep)
+        try:
+            audits[step.address] = auditor.audit(chosen.store.output(step.address), spec.level)
+        except StageError as error:
+            audits[step.address] = str(error)
+        _keep(chosen, step.address, audits[step.address])
     if as_json:
-        click.echo(json.dumps({a: found.as_dict() for a, found in audits.items()}, indent=2))
+        click.echo(json.dumps({a: _as_dict(found) for a, found in audits.items()}, indent=2))
     else:
         for line in _lines(audits):
             click.echo(line)
         click.echo(f"\nkept in {chosen.store.root.uri}/audit")
-    return 0 if all(found.sound for found in audits.values()) else 1
+    sound = (not isinstance(found, str) and found.sound for found in audits.values())
+    return 0 if all(sound) else 1
 
 
-def _keep(chosen: Chosen, address: str, found: Audit) -> None:
+def _as_dict(found: Audit | str) -> dict[str, Any]:
+    if isinstance(found, str):
+        return {"sound": False, "faults": {"damaged": 1}, "first_fault": found}
+    return found.as_dict()
+
+
+def _keep(chosen: Chosen, address: str, found: Audit | str) -> None:
     from analysis.figures import noise, save
 
     place = chosen.store.root / f"audit/{address}"
-    place.write_json("audit.json", found.as_dict())
-    if found.transition is not None:
+    place.write_json("audit.json", _as_dict(found))
+    if isinstance(found, str):
+        place.delete("transition.png")  # an earlier audit's
+    elif found.transition is not None:
         said = found.overlay
         figure = noise.transition(
             found.transition,
@@ -100,9 +114,20 @@ def _keep(chosen: Chosen, address: str, found: Audit) -> None:
         place.write_bytes("transition.png", save(figure, "png"))
 
 
-def _lines(audits: dict[str, Audit]) -> Iterator[str]:
+def _lines(audits: dict[str, Audit | str]) -> Iterator[str]:
     """A row a level, then a row a class if there are few; at last what differs."""
-    found = list(audits.values())
+    found = [one for one in audits.values() if not isinstance(one, str)]
+    if found:
+        yield from _table(found)
+    for address, one in audits.items():
+        if isinstance(one, str):
+            yield f"\nDIFFERS {address}: {one}"
+        elif not one.sound:
+            kinds = ", ".join(f"{count} {kind}" for kind, count in one.faults.items() if count)
+            yield f"\nDIFFERS {address}: {kinds}; {one.first_fault}"
+
+
+def _table(found: list[Audit]) -> Iterator[str]:
     yield f"{found[0].overlay.kind} noise over {found[0].overlay.corpus}"
     heads = ("level %", "written %", "realised %", "rows", "changed", "derived", "differ")
     yield "".join(f"{head:>12}" for head in heads)
@@ -125,7 +150,3 @@ def _lines(audits: dict[str, Audit]) -> Iterator[str]:
         for number, rate in enumerate(classes):
             row = "".join(f"{one.classes[number].percent:>10.2f}" for one in found)
             yield f"{rate.name:{width}}{rate.rows:>10,}{row}"
-    for address, one in audits.items():
-        if not one.sound:
-            kinds = ", ".join(f"{count} {kind}" for kind, count in one.faults.items() if count)
-            yield f"\nDIFFERS {address}: {kinds}; {one.first_fault}"

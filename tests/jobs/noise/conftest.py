@@ -22,6 +22,7 @@ def corpus(tmp_path: Path) -> Write:
         captions: Sequence[str | None] | None = None,
         *,
         classes: Sequence[str] = (),
+        class_ids: Sequence[str] = (),
         shard: int = 64,
         name: str = "c",
         folder: str = "corpus",
@@ -42,9 +43,8 @@ def corpus(tmp_path: Path) -> Write:
                 schema=SCHEMA,
             )
             files.append(write_rows(place, f"train-{number:05d}.parquet", table))
-        Index(name, tuple(classes), {"train": tuple(files), "validation": (), "test": ()}).write(
-            place
-        )
+        parts = {"train": tuple(files), "validation": (), "test": ()}
+        Index(name, tuple(classes), parts, tuple(class_ids)).write(place)
         return place
 
     return write

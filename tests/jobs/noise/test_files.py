@@ -1,5 +1,6 @@
 """The files a noise names: what they may hold, and the one sentence for what they may not."""
 
+import gzip
 import hashlib
 import json
 import pickle
@@ -14,10 +15,11 @@ from pydantic import TypeAdapter
 
 from jobs.contract import StageError
 from jobs.noise import files
+from jobs.noise.classes import Classes
 from jobs.noise.files import Source
 from jobs.noise.spec import Noise
 
-CLASSES = ("cat", "dog", "oak", "7")
+CLASSES = Classes(("cat", "dog", "oak", "7"))
 KEYS = pa.array(["a", "b", "c"])
 
 
@@ -54,6 +56,11 @@ def test_a_grouping_is_read_by_class_name_or_number(tmp_path: Path, name: str, t
         ),
         ("g.csv", "class,group\ncat,a\ncat,b\n", "names class 'cat' twice"),
         ("g.csv", "class,group\ncta,a\n", "did you mean 'cat'?"),
+        ("g.csv", "class,group\ncat,a\ndog\noak, \n7,b\n", "no group to 2 of 4 classes"),
+        ("g.csv", "class,group\ncat,a\ndog,\noak,\n7,b\n", "(the first: 'dog')"),
+        ("g.json", '{"cat": "a", "dog": null, "oak": "", "7": "b"}', "no group to 2 of 4 classes"),
+        ("g.json", '{"cat": "a", "dog": "a", "cat": "b"}', "names class 'cat' twice"),
+        ("g.csv", "class,group\n²,a\n", "names a class '²' that the corpus does not have"),
         ("g.csv", "name,parent\ncat,a\n", "give a CSV with the columns class and group"),
         ("g.json", "[1, 2]", "is no grouping"),
         ("g.json", "{", "is no grouping"),
@@ -111,8 +118,15 @@ def test_labels_are_joined_by_key_from_numbers_or_names(tmp_path: Path, suffix: 
         ({"key": ["a", "b", "c"], "v": [1, None, 2]}, "(the first: key 'b')"),
         ({"key": ["a", "b", "c", "a"], "v": [1, 1, 1, 1]}, "gives a key twice"),
         ({"key": ["a", "b", "c"], "w": [1, 1, 1]}, "has no column 'v'; it has key, w"),
-        ({"key": ["a", "b", "c"], "v": ["cat", "cta", "dog"]}, "'cta', which is no class"),
-        ({"key": ["a", "b", "c"], "v": [0.5, 1.0, 2.0]}, "holds no labels"),
+        (
+            {"key": ["a", "b", "c", None], "v": [1, 1, 1, 1]},
+            "1 of 4 rows have nothing in column 'k",
+        ),
+        ({"key": [["a"], ["b"], ["c"]], "v": [1, 1, 1]}, "'key' holds list<"),
+        ({"key": ["a", "b", "c"], "v": ["cat", "cta", "dog"]}, "did you mean 'cat'?"),
+        ({"key": ["a", "b", "c"], "v": [1, 2, 4]}, "column 'v' names a class 4 that the corpus"),
+        ({"key": ["a", "b", "c"], "v": [0.5, 1.0, 2.0]}, "names a class '0.5' that the corpus"),
+        ({"key": ["a", "b", "c"], "v": [[0], [1], [2]]}, "not one number or text; name another"),
     ],
 )
 def test_a_table_that_does_not_fit_the_keys_is_refused(
@@ -124,9 +138,99 @@ def test_a_table_that_does_not_fit_the_keys_is_refused(
     assert said in str(caught.value)
 
 
-def test_what_is_no_table_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "t.parquet").write_text("no parquet")
-    with pytest.raises(StageError, match="is no table"):
+def test_integers_are_names_where_the_classes_have_such_names(tmp_path: Path) -> None:
+    keys = [f"k{number:02d}" for number in range(12)]
+    classes = Classes(tuple(sorted(map(str, range(12)))))  # 0, 1, 10, 11, 2, ...
+    clean = [classes.names.index(str(number)) for number in range(12)]
+    for values in (range(12), [float(number) for number in range(12)], map(str, range(12))):
+        pq.write_table(pa.table({"key": keys, "v": list(values)}), tmp_path / "t.parquet")
+        csv.write_csv(pq.read_table(tmp_path / "t.parquet"), tmp_path / "t.csv")
+        for name in ("t.parquet", "t.csv"):
+            found = files.labels_by_key(
+                source(tmp_path / name), "key", "v", pa.array(keys), classes
+            )
+            assert found.tolist() == clean
+    others = Classes(tuple(sorted(map(str, range(1, 13)))))
+    with pytest.raises(StageError, match="name all by their names"):
+        files.labels_by_key(source(tmp_path / "t.parquet"), "key", "v", pa.array(keys), others)
+
+
+def test_a_categorical_column_is_its_values(tmp_path: Path) -> None:
+    table = pa.table({"key": ["c", "a", "b"], "v": ["oak", "cat", "dog"], "n": [2, 0, 1]})
+    encoded = pa.table({name: table[name].dictionary_encode() for name in table.column_names})
+    pq.write_table(encoded, tmp_path / "t.parquet")
+    assert pa.types.is_dictionary(pq.read_schema(tmp_path / "t.parquet").field("v").type)
+    for column in ("v", "n"):
+        found = files.labels_by_key(source(tmp_path / "t.parquet"), "key", column, KEYS, CLASSES)
+        assert found.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.csv.gz"])
+def test_the_keys_of_a_csv_are_texts(tmp_path: Path, name: str) -> None:
+    text = b"key,v,of\n000010021,1,x\n10021,0,y\n1e3,2,x\n"
+    (tmp_path / name).write_bytes(gzip.compress(text) if name.endswith("gz") else text)
+    keys = pa.array(["10021", "000010021", "1e3"], pa.large_string())
+    labels = files.labels_by_key(source(tmp_path / name), "key", "v", keys, CLASSES)
+    assert labels.tolist() == [0, 1, 2]
+    clusters = files.clusters_by_key(source(tmp_path / name), "key", "of", keys)
+    assert clusters[1] == clusters[2] != clusters[0]
+    digest = hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()
+    assert source(tmp_path / name).digest() == digest
+
+
+def test_an_empty_cell_of_a_csv_is_no_label_and_no_cluster(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("key,v\na,cat\nb,\nc,dog\n")
+    with pytest.raises(StageError, match=r"gives no 'v' to 1 of 3 .* key 'b'"):
+        files.labels_by_key(source(tmp_path / "t.csv"), "key", "v", KEYS, CLASSES)
+    with pytest.raises(StageError, match=r"gives no 'v' to 1 of 3 .* key 'b'"):
+        files.clusters_by_key(source(tmp_path / "t.csv"), "key", "v", KEYS)
+
+
+def damaged_parquet() -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({"key": ["a", "b", "c"], "v": [0, 1, 2]}), sink)
+    data = bytearray(sink.getvalue().to_pybytes())
+    length = int.from_bytes(data[-8:-4], "little")
+    data[-8 - length : -8] = b"\xff" * length  # the footer, between magic bytes that are whole
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "said"),
+    [
+        ("t.parquet", b"no parquet", "is no Parquet file that can be read (Parquet magic bytes"),
+        ("t.parquet", damaged_parquet(), "is no Parquet file that can be read (Couldn't deserial"),
+        ("t.csv", b"key,v\na,1\nb,1,1\n", "is no CSV file that can be read (CSV parse error"),
+        ("t.csv", b"key,v,v\na,1,1\n", "t.csv has two columns 'v'; give each its own name"),
+        ("t.csv", b"", "is no CSV file that can be read (Empty CSV file)"),
+        ("t.csv.gz", b"key,v\na,1\n", "is no CSV file that can be read ("),
+        ("t.csv", "key,v\na,chêne\n".encode("latin-1"), "column 'v' holds text that is not in UT"),
+        ("t.csv", "key,v\nà,chene\n".encode("latin-1"), "column 'key' holds text that is not in"),
+        ("t.csv", "clé,v\na,chene\n".encode("latin-1"), "is no CSV file that can be read ("),
+    ],
+)
+def test_what_is_no_table_is_refused(tmp_path: Path, name: str, data: bytes, said: str) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(StageError) as labels:
+        files.labels_by_key(source(tmp_path / name), "key", "v", KEYS, CLASSES)
+    with pytest.raises(StageError) as clusters:
+        files.clusters_by_key(source(tmp_path / name), "key", "v", KEYS)
+    for caught in (labels, clusters):
+        assert str(tmp_path / name) in str(caught.value)
+        assert said in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_matrix_in_a_damaged_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "m.parquet").write_bytes(damaged_parquet())
+    with pytest.raises(StageError, match="is no matrix of numbers"):
+        files.matrix(source(tmp_path / "m.parquet"))
+
+
+def test_clusters_that_are_lists_are_refused(tmp_path: Path) -> None:
+    table = pa.table({"key": ["a", "b", "c"], "v": [[0, 1], [1], [2]]})
+    pq.write_table(table, tmp_path / "t.parquet")
+    with pytest.raises(StageError, match=r"t.parquet: column 'v' holds list<.*name another column"):
         files.clusters_by_key(source(tmp_path / "t.parquet"), "key", "v", KEYS)
 
 
@@ -152,6 +256,22 @@ def test_probability_lists_of_unequal_length_are_refused(tmp_path: Path) -> None
     pq.write_table(table, tmp_path / "p.parquet")
     with pytest.raises(StageError, match="differ in length"):
         list(files.probabilities_by_key(source(tmp_path / "p.parquet"), "key", "p", KEYS))
+
+
+@pytest.mark.parametrize("values", [[0.5, 0.2], ["a", "b"], [["0.5", "0.5"], ["1", "0"]]])
+def test_probabilities_that_are_no_lists_of_numbers_are_refused(
+    tmp_path: Path, values: list[object]
+) -> None:
+    pq.write_table(pa.table({"key": ["a", "b"], "p": values}), tmp_path / "p.parquet")
+    said = r"p.parquet: column 'p' holds .* not a list of class probabilities; name another column"
+    with pytest.raises(StageError, match=said):
+        list(files.probabilities_by_key(source(tmp_path / "p.parquet"), "key", "p", KEYS))
+
+
+def test_probabilities_are_asked_for_as_parquet(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text("key,p\na,0.5 0.5\n")
+    with pytest.raises(StageError, match=r"p.csv is no Parquet file .*; .* correct noise.file"):
+        list(files.probabilities_by_key(source(tmp_path / "p.csv"), "key", "p", KEYS))
 
 
 def test_a_small_file_is_pinned_by_its_content_and_never_by_its_path(tmp_path: Path) -> None:

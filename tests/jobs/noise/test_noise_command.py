@@ -1,5 +1,6 @@
 """`nml-orch noise` and how an experiment file plans its noise."""
 
+import json
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -47,6 +48,25 @@ def test_a_tampered_row_fails_the_audit_and_is_named(built: Path, start: Start) 
     assert code == 1
     key = whole["key"][0].as_py()
     assert f"(key {key!r}) should be changed and is not listed" in output
+
+
+def test_a_damaged_level_is_named_and_the_others_are_audited(built: Path, start: Start) -> None:
+    path = built / "nml-store/noise/digits/symmetric/level=20/overlay.json"
+    whole = path.read_bytes()
+    path.write_bytes(b"{")
+    told, machine = (
+        start(built, "noise", "audit", *LEVELS, *more).finish() for more in ([], ["--json"])
+    )
+    path.write_bytes(whole)
+    assert told[0] == machine[0] == 1
+    assert "defect" not in told[1]
+    assert ["0", "0.000", "0.000", "1,055", "0", "0", "0"] in map(str.split, told[1].splitlines())
+    assert f"DIFFERS noise/digits/symmetric/level=20: {path} is not as it was written" in told[1]
+    found = json.loads(machine[1][machine[1].index("{") :])
+    assert [one["sound"] for one in found.values()] == [True, False]
+    kept = built / "nml-store/audit/noise/digits/symmetric/level=20"
+    assert [path.name for path in kept.iterdir()] == ["audit.json"]
+    assert json.loads((kept / "audit.json").read_bytes()) == list(found.values())[1]
 
 
 def test_other_settings_are_drift_and_an_empty_store_is_said(

@@ -242,3 +242,22 @@ def test_the_index_and_the_shards_are_left_as_they_were(corpus: Write, tmp_path:
     lay(works(tmp_path, place, [0, 30], kind="pair"))
     assert bytes_of(place) == before
     assert Index.read(place).rows("train") == N
+
+
+def test_classes_may_go_by_their_ids(corpus: Write, tmp_path: Path) -> None:
+    ids = [f"n0{number}" for number in range(5)]
+    names = ("crane", "dog", "fox", "oak", "crane")
+    place = corpus(KEYS, LABELS, CAPTIONS, classes=names, class_ids=ids)
+    groups = {"n00": "both", "dog": "alone", "n02": "two", "oak": "two", "n04": "both"}
+    (tmp_path / "groups.json").write_text(json.dumps(groups))
+    grouped = {"kind": "groups", "file": str(tmp_path / "groups.json")}
+    for fields in (
+        grouped,
+        {"kind": "subset", "classes": ["n00", 4]},
+        {"kind": "caption_swap", "classes": ["n00", "n04"]},
+    ):
+        (work,) = works(tmp_path / "ids", place, [10], **fields)
+        lay([work]).outcome(work.address)
+        assert Overlay.read(work.output).eligible == sum(label in (0, 4) for label in LABELS)
+    (work,) = works(tmp_path / "names", place, [10], kind="subset", classes=["crane", "dog"])
+    assert "give its id" in str(lay([work]).of[work.address])
