@@ -125,7 +125,7 @@ class Place:
                 return file.read()
         with (
             self._asked() as (filesystem, path),
-            filesystem.open_input_stream(f"{path}/{name}") as stream,
+            filesystem.open_input_stream(f"{path}/{name}", compression=None) as stream,
         ):
             return bytes(stream.read())
 
@@ -133,7 +133,7 @@ class Place:
         """A file's sha256 in hex, read in chunks; FileNotFoundError when it is not here."""
         digest = hashlib.sha256()
         filesystem, path = self.open()
-        with filesystem.open_input_stream(f"{path}/{name}") as stream:
+        with filesystem.open_input_stream(f"{path}/{name}", compression=None) as stream:
             while chunk := stream.read(HASH_CHUNK):
                 digest.update(chunk)
         return digest.hexdigest()
@@ -185,7 +185,7 @@ class Place:
         else:
             with (
                 self._asked() as (filesystem, path),
-                filesystem.open_output_stream(f"{path}/{name}") as stream,
+                filesystem.open_output_stream(f"{path}/{name}", compression=None) as stream,
             ):
                 stream.write(data)
 
@@ -204,7 +204,7 @@ class Place:
             with (
                 self._asked() as (filesystem, path),
                 partial.open("rb") as written,
-                filesystem.open_output_stream(f"{path}/{name}") as stream,
+                filesystem.open_output_stream(f"{path}/{name}", compression=None) as stream,
             ):
                 while chunk := written.read(HASH_CHUNK):
                     stream.write(chunk)

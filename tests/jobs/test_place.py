@@ -1,5 +1,7 @@
 """Files appear whole or not at all, and are read no further than they are wanted."""
 
+import gzip
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -33,3 +35,12 @@ def test_row_groups_of_which_nothing_is_wanted_are_not_read(tmp_path: Path) -> N
     wanted = np.isin(np.arange(10), [1, 3, 8, 9])
     found = [piece.to_pylist() for piece in place.read_some("t.parquet", "v", wanted)]
     assert found == [[1, 3], [8, 9]]
+
+
+def test_a_compressed_file_is_bytes_like_any_other(tmp_path: Path) -> None:
+    packed = gzip.compress(b"key,label\n")
+    for place in (Place.of(tmp_path), Place(f"file://{tmp_path}")):  # a folder, and by a URI
+        place.write_bytes("t.csv.gz", packed)
+        assert (tmp_path / "t.csv.gz").read_bytes() == packed
+        assert place.read_bytes("t.csv.gz") == packed
+        assert place.sha256("t.csv.gz") == hashlib.sha256(packed).hexdigest()
