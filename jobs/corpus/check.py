@@ -8,7 +8,7 @@ all of them on request, is decoded. Nothing is repaired and nothing is dropped u
 Reasons: no_key, no_image, empty_image, not_an_image, broken_header, too_many_pixels, truncated,
 undecodable, no_caption, empty_caption, caption_not_utf8, no_label, label_unknown, and a reader's
 own (unsafe_path, link, two_images, broken_json).
-Notes: cmyk, sixteen_bit, palette, animated, exif_rotated, wrong_extension.
+Notes: cmyk, sixteen_bit, palette, animated, exif_rotated, wrong_extension, caption_of_lines.
 """
 
 from __future__ import annotations
@@ -74,6 +74,8 @@ def check(rows: pa.Table, rules: Rules) -> Checked:
     labels = _labels(rows["label"], rules, reasons)
     captions = _captions(rows["caption"], rules, reasons)
     sizes, notes = _images(rows, rules, reasons)
+    lines = np.flatnonzero(_as_numpy(_has_lines(captions)))
+    notes["caption_of_lines"] = sum(reasons[row] is None for row in lines)
     bad = np.array([reason is not None for reason in reasons], dtype=bool)
     good = pa.array(~bad)
     table = pa.table(
@@ -89,7 +91,7 @@ def check(rows: pa.Table, rules: Rules) -> Checked:
         ],
         schema=QUARANTINE_SCHEMA,
     )
-    return Checked(table.cast(CHECKED), ~bad, faulty, notes)
+    return Checked(table.cast(CHECKED), ~bad, faulty, +notes)
 
 
 def _fill(reasons: list[str | None], reason: str, where: Any) -> None:
@@ -141,6 +143,12 @@ def _text_by_text(column: pa.ChunkedArray, reasons: list[str | None]) -> pa.Arra
             texts.append(None)
             reasons[row] = reasons[row] or "caption_not_utf8"
     return pa.array(texts, type=pa.string())
+
+
+def _has_lines(texts: Any) -> Any:
+    """Which captions have a line break within: a table's stray quotes make such, among others."""
+    found = pc.match_substring_regex(pc.utf8_trim_whitespace(texts), r"[\r\n]")
+    return pc.fill_null(found, False)
 
 
 def _images(

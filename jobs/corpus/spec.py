@@ -124,6 +124,9 @@ class TableReader(FileReader):
     delimiter: str | None = Field(
         None, min_length=1, max_length=1, description="none: a comma, in .tsv files a tab"
     )
+    quoting: bool | None = Field(
+        None, description="fields in quotes, as RFC 4180 has them; none: yes, in .tsv files no"
+    )
     caption: Column | None = None
     label: Column | None = Field(None, description="integers with `classes`, or names")
     classes: tuple[str, ...] = Field((), description="names in label order")

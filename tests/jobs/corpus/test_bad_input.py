@@ -251,6 +251,16 @@ def test_unusual_images_are_kept_as_they_are_counted_and_can_be_decoded(
                 assert to_pixels(image, spec).shape == (channels, 14, 14)
 
 
+def test_captions_of_several_lines_are_counted(
+    tmp_path: Path, picture: Picture, build: Build
+) -> None:
+    captions = ["one line\n", "two\nlines", "two\nlines, no image", "one"]
+    images = [picture(0), picture(1), b"", picture(2)]
+    source = parquet(tmp_path / "t.parquet", image=images, caption=captions, key=list("abcd"))
+    place, _ = build(corpus(reader=source), tmp_path)
+    assert Index.read(place).notes == {"caption_of_lines": 1}
+
+
 def test_sixteen_bits_become_eight_without_clipping() -> None:
     grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
     data = saved(Image.fromarray(grey.astype(np.uint16) * 257), "PNG")

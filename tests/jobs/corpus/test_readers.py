@@ -282,9 +282,11 @@ def test_two_names_for_one_label_are_refused(tmp_path: Path, picture: Picture) -
 # -- tables ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "comma"), [("t.csv", ","), ("t.tsv", "\t")])
+@pytest.mark.parametrize(
+    ("name", "comma", "more"), [("t.csv", ",", {}), ("t.tsv", "\t", {"quoting": True})]
+)
 def test_tables_give_captions_by_path(
-    tmp_path: Path, picture: Picture, name: str, comma: str
+    tmp_path: Path, picture: Picture, name: str, comma: str, more: dict[str, object]
 ) -> None:
     (tmp_path / "images").mkdir()
     lines = [f"path{comma}caption"]
@@ -292,12 +294,64 @@ def test_tables_give_captions_by_path(
         (tmp_path / f"images/{number}.jpg").write_bytes(picture(number))
         lines.append(f'images/{number}.jpg{comma}"a cat, no {number}\nagain"')
     (tmp_path / name).write_text("\n".join(lines))
-    found = rows(reader(kind="table", path=str(tmp_path / name), caption="caption"))
+    found = rows(reader(kind="table", path=str(tmp_path / name), caption="caption", **more))
     assert list(found) == [f"images/{number}.jpg" for number in range(3)]
     assert [row["caption"] for row in found.values()] == [
         f"a cat, no {number}\nagain".encode() for number in range(3)
     ]
     assert [row["image"] for row in found.values()] == [picture(number) for number in range(3)]
+
+
+def table(path: Path, text: str, **fields: object) -> Reader:
+    """A reader of a table with this text."""
+    path.write_text(text)
+    return reader(**({"kind": "table", "path": str(path), "caption": "caption"} | fields))
+
+
+@pytest.mark.parametrize(("name", "more"), [("t.tsv", {}), ("t.csv", {"quoting": False})])
+def test_quotes_mean_nothing_in_a_table_without_quoting(
+    tmp_path: Path, name: str, more: dict[str, object]
+) -> None:
+    captions = ['"stray', "plain", '"stray again', 'five" tall', '"whole"']
+    comma = "\t" if name.endswith("tsv") else ","
+    lines = [f"path{comma}caption", *(f"{n}.jpg{comma}{text}" for n, text in enumerate(captions))]
+    found = rows(table(tmp_path / name, "\n".join(lines), **more))
+    assert [row["caption"] for row in found.values()] == [text.encode() for text in captions]
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ('0.jpg,"stray\n1.jpg,plain\n2.jpg,plain\n', 2),  # never closed
+        ('0.jpg,plain\n1.jpg,"stray\n2.jpg,plain\n3.jpg,"stray\n', 3),  # closed within a field
+        ('0.jpg,plain\n1.jpg,"two\nlines"\n2.jpg,"Bob" the dog\n', 5),
+        ('0.jpg,plain\n"1.jpg,plain\n2.jpg",plain\n', 3),  # a path of two lines
+    ],
+)
+def test_a_stray_quote_never_swallows_rows_unsaid(tmp_path: Path, text: str, line: int) -> None:
+    source = table(tmp_path / "t.csv", f"path,caption\n{text}")
+    with pytest.raises(StageError, match=rf"row that begins in line {line} has a stray quote"):
+        source.units()
+
+
+def test_a_quoted_table_is_read_as_rfc_4180_says(tmp_path: Path) -> None:
+    text = (
+        '\ufeffpath,caption\r\n0.jpg,"a ""big"" dog, black\r\nand white"\r\n\r\n1.jpg,5" tall\r\n'
+    )
+    found = rows(table(tmp_path / "t.csv", text))
+    assert [row["caption"] for row in found.values()] == [
+        b'a "big" dog, black\r\nand white',
+        b'5" tall',
+    ]
+
+
+def test_a_table_that_cannot_be_read_is_one_sentence_on_one_line(tmp_path: Path) -> None:
+    text = "path\tcaption\n0.jpg\tone\n1.jpg\ta" + 50 * "\tlong and wrong" + "\n"
+    with pytest.raises(StageError, match="Expected 2 columns, got 52") as caught:
+        table(tmp_path / "t.tsv", text).units()
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
+    assert "set `quoting: true`" in str(caught.value)
 
 
 def test_tables_give_labels_and_keys_of_their_own(tmp_path: Path, picture: Picture) -> None:
