@@ -177,6 +177,18 @@ def test_paths_of_a_table_never_leave_its_folder(
     }
 
 
+def test_a_path_of_a_table_that_leads_nowhere_is_one_rows_fault(
+    tmp_path: Path, picture: Picture, build: Build
+) -> None:
+    (tmp_path / "a.jpg").write_bytes(picture(0))
+    (tmp_path / "loop.jpg").symlink_to("loop.jpg")
+    paths = ["a.jpg", "a.jpg/x.jpg", f"{'x' * 300}.jpg", "nul\0.jpg", "loop.jpg"]
+    (tmp_path / "t.csv").write_text("path,caption\n" + "".join(f"{p},x\n" for p in paths))
+    reader = {"kind": "table", "path": str(tmp_path / "t.csv"), "caption": "caption"}
+    place, _ = build(corpus(reader=reader), tmp_path)
+    assert quarantine(place) == dict.fromkeys(paths[1:], "no_image")
+
+
 def test_a_build_fails_above_max_bad_share_and_says_what_is_bad(
     tmp_path: Path, picture: Picture, build: Build
 ) -> None:

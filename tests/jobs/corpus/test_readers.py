@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -79,6 +80,44 @@ def test_an_image_folder_keeps_classes_names_and_wordnet_ids(tree: Path, tmp_pat
         assert row["image"] == (tree / key).read_bytes()
         assert row["label"] == WNIDS.index(key.partition("/")[0])
     assert sum(size for _, size in source.files()) == sum(len(r["image"]) for r in found.values())  # type: ignore[arg-type]
+
+
+def test_what_is_hidden_is_neither_a_class_nor_a_row(tree: Path, picture: Picture) -> None:
+    source = reader(kind="imagefolder", path=str(tree))
+    classes, found = source.classes(), rows(source)
+    for name in (".ipynb_checkpoints/a.jpg", f"{WNIDS[0]}/.thumbs/small/a.jpg", ".cache/b/c.jpg"):
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).write_bytes(picture(0))
+    assert source.classes() == classes
+    assert rows(source) == found
+
+
+def test_a_link_that_leads_nowhere_is_a_row_or_said(tree: Path) -> None:
+    source = reader(kind="imagefolder", path=str(tree))
+    for name, target in (("gone", tree / "gone"), ("loop", "loop"), ("odd", tree / ".x/y")):
+        (tree / WNIDS[0] / f"{name}.jpg").symlink_to(target)
+    (tree / WNIDS[0] / "well.jpg").symlink_to(tree / WNIDS[1] / f"{WNIDS[1]}_0.JPEG")
+    found = rows(source)
+    assert len(found) == 15 + 4
+    assert [key for key, row in found.items() if row["image"] is None] == [
+        f"{WNIDS[0]}/{name}.jpg" for name in ("gone", "loop", "odd")
+    ]
+    (tree / "n03").symlink_to(tree / "gone")
+    with pytest.raises(StageError, match=r"n03 is a link that leads nowhere; mend or remove it"):
+        source.classes()
+    (tree / "t.parquet").symlink_to(tree / "gone")
+    with pytest.raises(StageError, match=r"t\.parquet is a link that leads nowhere"):
+        reader(kind="parquet", path=str(tree), label="label").units()
+
+
+@pytest.mark.parametrize("name", [WNIDS[0].encode() + b"/caf\xe9.jpg", b"caf\xe9/a.jpg"])
+def test_a_name_that_is_not_utf_8_is_one_sentence(tree: Path, name: bytes) -> None:
+    path = os.fsencode(tree) + b"/" + name
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "wb"):
+        pass
+    with pytest.raises(StageError, match=r"caf\\xe9.* is not UTF-8; rename it"):
+        rows(reader(kind="imagefolder", path=str(tree)))
 
 
 def test_official_tars_give_the_rows_of_the_unpacked_tree(
