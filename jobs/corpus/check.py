@@ -48,7 +48,8 @@ CHECKED = pa.schema(
 class Rules:
     """What a corpus asks of its rows."""
 
-    classes: int  # labels are 0..classes-1; 0: the source has none
+    labels: bool  # every row must have one
+    classes: int  # labels are 0..classes-1
     relabel: tuple[int, ...] | None  # this source's label -> the corpus's; None: the same
     captions: bool  # every row must have one
     max_pixels: int
@@ -109,7 +110,7 @@ def _empty(texts: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _labels(column: pa.ChunkedArray, rules: Rules, reasons: list[str | None]) -> pa.Array:
-    if not rules.classes:
+    if not rules.labels:
         return pa.nulls(len(column), pa.int32())
     _fill(reasons, "no_label", column.is_null())
     labels = column.fill_null(0).to_numpy()
@@ -117,7 +118,7 @@ def _labels(column: pa.ChunkedArray, rules: Rules, reasons: list[str | None]) ->
     outside = (labels < 0) | (labels >= known)
     _fill(reasons, "label_unknown", outside)
     inside = np.where(outside, 0, labels)
-    if rules.relabel is not None:
+    if rules.relabel:
         inside = np.array(rules.relabel, np.int64)[inside]
     return pa.array(inside.astype(np.int32))
 

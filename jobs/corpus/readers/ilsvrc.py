@@ -30,6 +30,7 @@ class IlsvrcTar:
 
     spec: IlsvrcTarReader
 
+    labels = True
     captions = False
 
     def classes(self) -> Classes:

@@ -27,6 +27,7 @@ class ImageFolder:
 
     spec: ImageFolderReader
 
+    labels = True
     captions = False
 
     def classes(self) -> Classes:

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from jobs.contract import StageError
 from jobs.corpus.headers import EXTENSIONS
-from jobs.corpus.readers.rows import BATCH_ROWS, RAW, Classes, Unit
+from jobs.corpus.readers.rows import BATCH_ROWS, RAW, UNKNOWN, Classes, Unit
 from jobs.corpus.readers.source import files, locate
 from jobs.corpus.spec import ParquetReader
 
@@ -32,6 +32,11 @@ class Parquet:
     """Rows keyed by the columns of `key`, else by file and row number within it."""
 
     spec: ParquetReader
+
+    @property
+    def labels(self) -> bool:
+        """Whether the experiment file names a column of them."""
+        return self.spec.label is not None
 
     @property
     def captions(self) -> bool:
@@ -115,7 +120,9 @@ class Parquet:
         column = table[str(self.spec.label)]
         if label_of is None:
             return column.cast(pa.int64())
-        return pc.index_in(column.cast(pa.string()), value_set=pa.array(label_of)).cast(pa.int64())
+        names = column.cast(pa.string())
+        found = pc.index_in(names, value_set=pa.array(label_of, pa.string())).cast(pa.int64())
+        return pc.if_else(names.is_null(), None, pc.fill_null(found, UNKNOWN))
 
     def _label_of(self, schema: pa.Schema) -> dict[str, int] | None:
         """The numbers of a text column's labels; None where the column has the numbers."""

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 
 from jobs.contract import StageError
-from jobs.corpus.readers.rows import Classes, Gather, Unit, claim
+from jobs.corpus.readers.rows import Classes, Gather, Unit, claim, number_of
 from jobs.corpus.readers.source import contents, files, stream
 from jobs.corpus.spec import TableReader
 from jobs.place import Place
@@ -34,6 +34,11 @@ class Table:
     """Rows keyed by a column, or by the image's path as it stands in the table."""
 
     spec: TableReader
+
+    @property
+    def labels(self) -> bool:
+        """Whether the experiment file names a column of them."""
+        return self.spec.label is not None
 
     @property
     def captions(self) -> bool:
@@ -197,4 +202,4 @@ def _is_safe(path: str) -> bool:
 def _label(said: str, classes: dict[str, int]) -> int | None:
     if said in classes:
         return classes[said]
-    return int(said) if said.isdigit() else None
+    return number_of(said) if said else None

@@ -82,6 +82,13 @@ def test_an_image_folder_keeps_classes_names_and_wordnet_ids(tree: Path, tmp_pat
     assert sum(size for _, size in source.files()) == sum(len(r["image"]) for r in found.values())  # type: ignore[arg-type]
 
 
+def test_two_folders_may_be_called_alike(tree: Path, tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("n01440764 crane\nn01443537 crane\n")
+    source = reader(kind="imagefolder", path=str(tree), class_names=str(tmp_path / "names.txt"))
+    assert source.classes().names == ("crane", "crane", WNIDS[2])
+    assert {row["label"] for row in rows(source).values()} == {0, 1, 2}
+
+
 def test_what_is_hidden_is_neither_a_class_nor_a_row(tree: Path, picture: Picture) -> None:
     source = reader(kind="imagefolder", path=str(tree))
     classes, found = source.classes(), rows(source)
