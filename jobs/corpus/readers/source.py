@@ -11,9 +11,11 @@ import errno
 import fnmatch
 import hashlib
 import os
+import re
 import stat
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -168,11 +170,29 @@ def locate(path: str, name: str) -> tuple[pafs.FileSystem, str]:
     return filesystem, root if info.type == pafs.FileType.File else f"{root}/{name}"
 
 
-def stream(path: str, name: str) -> Any:
-    """A file's bytes from its start, decompressed where its name ends in .gz or .tgz."""
+@contextmanager
+def stream(path: str, name: str) -> Iterator[Any]:
+    """A file's bytes from its start, decompressed where its name ends in .gz or .tgz.
+
+    Raises StageError, wherever they are read, when they are no gzip or are damaged.
+    """
     filesystem, full = locate(path, name)
     compression = "gzip" if name.endswith((".gz", ".tgz")) else None
-    return filesystem.open_input_stream(full, compression=compression, buffer_size=BUFFER)
+    with filesystem.open_input_stream(full, compression=compression, buffer_size=BUFFER) as opened:
+        try:
+            yield opened
+        except OSError as error:
+            if compression is None or not is_damage(error):
+                raise
+            raise StageError(
+                f"{full} is no gzip file, or a damaged one ({error}); fetch it again, or rename it "
+                f"where it is not compressed"
+            ) from None
+
+
+def is_damage(error: OSError) -> bool:
+    """Whether pyarrow could not read a file for its bytes: neither the disk nor a bucket failed."""
+    return error.errno is None and not re.search("AWS Error|google::cloud", str(error))
 
 
 def contents(path: str, names: Iterable[str | None]) -> Iterator[bytes | None]:
@@ -201,8 +221,10 @@ def contents(path: str, names: Iterable[str | None]) -> Iterator[bytes | None]:
 
 
 def text(path: str) -> str:
-    """A whole text file; StageError when it is absent or not UTF-8."""
+    """A whole text file; StageError when it is absent, a folder or not UTF-8."""
     filesystem, root = _open(Place.of(path))
+    if filesystem.get_file_info(root).type == pafs.FileType.Directory:
+        raise StageError(f"{path} is a folder; name a file in it")
     try:
         with filesystem.open_input_stream(root) as opened:
             return bytes(opened.read()).decode("utf-8")

@@ -1,5 +1,6 @@
 """Every reader: its keys, its classes, its bytes."""
 
+import gzip
 import io
 import json
 import os
@@ -498,3 +499,156 @@ def test_a_row_without_a_label_makes_no_class(tmp_path: Path, picture: Picture) 
     pq.write_table(table, tmp_path / "t.parquet")
     found = reader(kind="parquet", path=str(tmp_path), label="label")
     assert found.classes().names == ("cat", "dog")
+
+
+SCANNED = {"kind": "parquet", "label": "label"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"image": "label"}, "t.parquet: column 'label', the reader's `image`, holds int64"),
+        ({"caption": "label"}, "the reader's `caption`, holds int64 instead of text"),
+        ({"caption": "list"}, "the reader's `caption`, holds list<element: string> instead of"),
+        ({"key": ["list"]}, "the reader's `key`, holds list<element: string> instead of text or"),
+        ({"label": "list"}, "the reader's `label`, holds list<element: string> instead of integ"),
+        ({"label": "half"}, "column 'half' does not hold whole numbers alone .*1.5"),
+        ({"label": "nan"}, "column 'nan' does not hold whole numbers alone .*nan"),
+        ({"label": "half", "classes": ["a", "b"]}, "column 'half' does not hold whole numbers"),
+        ({"label_name": "nmae"}, "no column 'nmae'; it has image, label"),
+        ({"where": {"label": "sketch"}}, "'label' holds int64, and 'sketch' of `where` is none"),
+        ({"where": {"label": [0, "x"]}}, "'label' holds int64, and 'x' of `where` is none"),
+        ({"where": {"list": "x"}}, "'list' holds list<element: string>, and 'x' of `where`"),
+        ({"key": ["bytes"]}, "column 'bytes' does not hold text alone"),
+    ],
+)
+def test_a_column_of_another_kind_than_its_role_is_one_sentence(
+    tmp_path: Path, picture: Picture, fields: dict[str, object], said: str
+) -> None:
+    columns = {
+        "image": [picture(n) for n in range(3)],
+        "label": [0, 1, 1],
+        "list": [["a"], ["b", "c"], []],
+        "half": [0.0, 1.5, 1.0],
+        "nan": pa.array([0.0, float("nan"), 1.0]),
+        "bytes": pa.array([b"\xff"] * 3, pa.binary()),
+    }
+    path = write_parquet(tmp_path / "t.parquet", columns)
+    source = reader(**(SCANNED | {"path": str(path)} | fields))
+    with pytest.raises(StageError, match=said) as caught:
+        _ = source.classes(), rows(source)
+    assert "\n" not in str(caught.value)
+
+
+def test_values_to_keep_may_differ_in_type_and_the_column_be_a_dictionary(
+    tmp_path: Path, picture: Picture
+) -> None:
+    columns = {
+        "image": [picture(n) for n in range(3)],
+        "label": [0, 1, 2],
+        "domain": pa.array(["1", "photo", "x"]).dictionary_encode(),
+    }
+    path = write_parquet(tmp_path / "t.parquet", columns)
+    source = reader(**SCANNED, path=str(path), where={"domain": [1, "photo"]})
+    assert [row["label"] for row in rows(source).values()] == [0, 1]
+
+
+@pytest.mark.parametrize("classes", [(), ("0", "1", "cat")])
+def test_files_that_disagree_in_what_a_label_is_are_refused_without_names(
+    tmp_path: Path, picture: Picture, classes: tuple[str, ...]
+) -> None:
+    for name, labels in (("0", pa.nulls(2)), ("a", [0, 1]), ("b", ["cat", "1"])):
+        columns = {"image": [picture(0)] * 2, "label": labels}
+        write_parquet(tmp_path / f"{name}.parquet", columns)
+    source = reader(**SCANNED, path=str(tmp_path), classes=classes)
+    if classes:
+        assert [row["label"] for row in rows(source).values()] == [None, None, 0, 1, 2, 1]
+        return
+    with pytest.raises(StageError, match=r"names in b\.parquet and numbers in a\.parquet"):
+        source.classes()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "{oops",
+        "[1]",
+        '{"info": {"features": [1]}}',
+        '{"info": {"features": {"label": {"names": {"0": "cat"}}}}}',
+        '{"info": {"features": {"label": {"names": "cat"}}}}',
+        '{"info": {"features": {"label": {"names": ["cat", null]}}}}',
+    ],
+)
+def test_odd_metadata_of_hugging_face_is_one_sentence(
+    tmp_path: Path, picture: Picture, said: str
+) -> None:
+    table = pa.table({"image": [picture(0)], "label": [0]})
+    pq.write_table(table.replace_schema_metadata({"huggingface": said}), tmp_path / "t.parquet")
+    fields = SCANNED | {"path": str(tmp_path)}
+    with pytest.raises(StageError, match=r"does not list the names of 'label'.*in `classes`"):
+        reader(**fields).classes()
+    assert reader(**fields, classes=["cat"]).classes().names == ("cat",)
+
+
+def test_metadata_without_names_says_nothing(tmp_path: Path, picture: Picture) -> None:
+    table = pa.table({"image": [picture(0)], "label": [0]})
+    said = '{"info": {"features": {"label": {"dtype": "int64"}}}}'
+    pq.write_table(table.replace_schema_metadata({"huggingface": said}), tmp_path / "t.parquet")
+    assert reader(**SCANNED, path=str(tmp_path)).classes().names == ("0",)
+
+
+@pytest.mark.parametrize("at", [4, 2000])
+def test_parquet_that_is_damaged_inside_is_one_sentence(tmp_path: Path, at: int) -> None:
+    images = [bytes([n % 7]) * 40 + bytes(range(n % 200)) for n in range(400)]
+    path = write_parquet(tmp_path / "t.parquet", {"image": images, "label": [0, 1] * 200})
+    data = bytearray(path.read_bytes())
+    data[at : at + 60] = b"\xff" * 60
+    path.write_bytes(data)
+    with pytest.raises(StageError, match=r"t\.parquet is no Parquet file, or a damaged one"):
+        rows(reader(**SCANNED, path=str(path), classes=["a", "b"]))
+
+
+@pytest.mark.parametrize("name", ["0.tar.gz", "t.csv.gz"])
+@pytest.mark.parametrize("fault", ["truncated", "damaged", "no gzip"])
+def test_a_compressed_source_that_is_damaged_is_one_sentence(
+    tmp_path: Path, write_tar: WriteTar, name: str, fault: str
+) -> None:
+    noise = np.random.default_rng(0).bytes(200_000)
+    if name.endswith("tar.gz"):
+        write_tar(tmp_path / name, {"1.jpg": noise, "1.txt": b"a cat"})
+        source = reader(kind="webdataset", path=str(tmp_path))
+    else:
+        lines = "".join(f"{n}.jpg,{noise[n : n + 20].hex()}\n" for n in range(5_000))
+        (tmp_path / name).write_bytes(gzip.compress(f"path,caption\n{lines}".encode()))
+        source = reader(kind="table", path=str(tmp_path / name), caption="caption")
+    data = (tmp_path / name).read_bytes()
+    middle = len(data) // 2
+    damaged = {
+        "truncated": data[:middle],
+        "damaged": data[:middle] + b"\xff" * 64 + data[middle + 64 :],
+        "no gzip": gzip.decompress(data),
+    }
+    (tmp_path / name).write_bytes(damaged[fault])
+    with pytest.raises(StageError, match=rf"{name} is no gzip file, or a damaged one .*fetch it"):
+        rows(source)
+
+
+def test_a_folder_given_for_a_file_is_one_sentence(tree: Path, flat: Path, tmp_path: Path) -> None:
+    with pytest.raises(StageError, match="tree is a folder; name the tar itself"):
+        reader(kind="ilsvrc_tar", path=str(tree)).units()
+    with pytest.raises(StageError, match="tree is a folder; name a file in it"):
+        reader(kind="imagefolder", path=str(tree), class_names=str(tree)).classes()
+    fields = {"kind": "ilsvrc_tar", "path": str(flat), "ground_truth": str(tree)}
+    with pytest.raises(StageError, match="tree is a folder; name a file in it"):
+        reader(**fields, synsets=str(tree)).classes()
+
+
+def test_synsets_that_name_a_class_twice_are_refused(flat: Path, tmp_path: Path) -> None:
+    (tmp_path / "synsets").write_text("n01440764 tench\nn01440764 goldfish\n")
+    (tmp_path / "truth.txt").write_text("n01440764\n")
+    fields = {"kind": "ilsvrc_tar", "path": str(flat)}
+    fields |= {
+        n: str(tmp_path / f) for n, f in (("synsets", "synsets"), ("ground_truth", "truth.txt"))
+    }
+    with pytest.raises(StageError, match="synsets has n01440764 twice"):
+        reader(**fields).classes()
