@@ -171,9 +171,13 @@ class Table:
         )
 
     def _conversion(self, columns: list[str]) -> Any:
-        """All as text; captions as bytes, so that one that is no UTF-8 is one row's fault."""
+        """All as text; captions as bytes, so that one that is no UTF-8 is one row's fault.
+
+        A caption that is the path, label or key too is text as those are.
+        """
         kinds = dict.fromkeys(columns, pa.string())
-        if self.spec.caption in kinds:
+        others = (self.spec.image, self.spec.label, self.spec.key)
+        if self.spec.caption in kinds and self.spec.caption not in others:
             kinds[self.spec.caption] = pa.binary()
         return pacsv.ConvertOptions(
             include_columns=columns, column_types=kinds, strings_can_be_null=False

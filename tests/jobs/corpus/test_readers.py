@@ -401,6 +401,28 @@ def test_a_table_that_cannot_be_read_is_one_sentence_on_one_line(tmp_path: Path)
     assert "set `quoting: true`" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("fields", "caption", "key"),
+    [
+        ({"label": "caption"}, "a cat", "a.jpg"),
+        ({"label": "path", "caption": "path"}, "a.jpg", "a.jpg"),
+        ({"key": "caption"}, "a cat", "a cat"),
+        ({"label": "path", "key": "path", "classes": ["a.jpg"]}, "a cat", "a.jpg"),
+    ],
+)
+def test_a_column_of_a_table_may_have_several_roles(
+    tmp_path: Path, picture: Picture, fields: dict[str, object], caption: str, key: str
+) -> None:
+    (tmp_path / "a.jpg").write_bytes(picture(0))
+    source = table(tmp_path / "t.csv", "path,caption\na.jpg,a cat\n", **fields)
+    expected = (caption if "label" in fields and "key" not in fields else "a.jpg",)
+    assert source.classes().names == (expected if "label" in fields else ())
+    ((found, row),) = rows(source).items()
+    assert (found, row["caption"], row["image"]) == (key, caption.encode(), picture(0))
+    assert row["label"] == (0 if "label" in fields else None)
+    json.dumps(source.classes().ids)
+
+
 def test_tables_give_labels_and_keys_of_their_own(tmp_path: Path, picture: Picture) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "images/a.jpg").write_bytes(picture(0))
