@@ -4,6 +4,9 @@ import gzip
 import io
 import json
 import os
+import re
+import subprocess
+import sys
 import tarfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import scipy.io
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -177,6 +181,25 @@ def test_the_flat_tar_takes_its_labels_from_the_ground_truth(
     assert labels == {
         f"ILSVRC2012_val_{n:08d}.JPEG": label for n, label in ((1, 1), (2, 2), (3, 0))
     }
+
+
+@pytest.mark.parametrize("shape", [(2, 1), (1, 2), (2,)])
+@pytest.mark.parametrize("kind", [int, float, np.uint16])
+def test_the_documented_command_writes_synsets_from_the_devkit(
+    tmp_path: Path, shape: tuple[int, ...], kind: type
+) -> None:
+    fields = ("ILSVRC2012_ID", "WNID", "words", "gloss")
+    synsets = np.empty(2, [(name, object) for name in fields])
+    synsets[0] = (kind(1), "n02119789", "kit fox, Vulpes macrotis", "small grey fox")
+    synsets[1] = (kind(2), "n01440764", "tench", "freshwater fish")
+    scipy.io.savemat(tmp_path / "meta.mat", {"synsets": synsets.reshape(shape)})
+    docs = (Path(__file__).parents[3] / "docs/corpora.md").read_text()
+    command = re.search(r'python -c "(import scipy.*?)" > synsets.txt', docs, re.DOTALL)
+    assert command is not None
+    said = subprocess.run(
+        [sys.executable, "-c", command[1]], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert said.stdout == "1 n02119789 kit fox, Vulpes macrotis\n2 n01440764 tench\n"
 
 
 def test_ground_truth_numbers_without_the_devkits_own_numbering_are_refused(
