@@ -117,9 +117,19 @@ def _walk(folder: str, above: str = "") -> Iterator[tuple[str, int | None]]:
     for entry, found in _entries(folder):
         name = f"{above}{entry.name}"
         if found is not None and stat.S_ISDIR(found.st_mode):
+            if entry.is_symlink():
+                _refuse_circle(folder, entry)
             yield from _walk(entry.path, f"{name}/")
         elif found is None or stat.S_ISREG(found.st_mode):
             yield name, None if found is None else found.st_size
+
+
+def _refuse_circle(folder: str, entry: os.DirEntry[str]) -> None:
+    """Raise StageError for a link to a folder it lies in, whose files would come many times."""
+    if f"{os.path.realpath(folder)}/".startswith(f"{os.path.realpath(entry.path)}/"):
+        raise StageError(
+            f"{folder}/{_printable(entry.name)} links to a folder that it lies in; remove it"
+        )
 
 
 def _local_folders(root: str) -> Iterator[str]:

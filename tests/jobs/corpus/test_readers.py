@@ -122,6 +122,16 @@ def test_a_link_that_leads_nowhere_is_a_row_or_said(tree: Path) -> None:
         reader(kind="parquet", path=str(tree), label="label").units()
 
 
+def test_a_link_to_a_folder_is_followed_and_never_in_a_circle(tree: Path) -> None:
+    source = reader(kind="imagefolder", path=str(tree))
+    (tree / WNIDS[0] / "more").symlink_to(tree / WNIDS[1])
+    assert len(rows(source)) == 20
+    (tree / WNIDS[0] / "more").unlink()
+    (tree / WNIDS[1] / "again").symlink_to(tree)
+    with pytest.raises(StageError, match="again links to a folder that it lies in; remove it"):
+        rows(source)
+
+
 @pytest.mark.parametrize("name", [WNIDS[0].encode() + b"/caf\xe9.jpg", b"caf\xe9/a.jpg"])
 def test_a_name_that_is_not_utf_8_is_one_sentence(tree: Path, name: bytes) -> None:
     path = os.fsencode(tree) + b"/" + name
