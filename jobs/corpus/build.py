@@ -55,6 +55,7 @@ class Survey:
     """What is known of a corpus before an image is read."""
 
     classes: Classes
+    labels: bool  # every row must have one
     captions: bool
     relabel: dict[str, tuple[int, ...]]  # a part's own source -> its labels as the corpus's
     sources: dict[str, Listing]
@@ -100,7 +101,8 @@ def survey(corpus: Corpus) -> Survey:
         sources[name] = Listing.of(reader.files())
         for unit in reader.units():
             pieces.append(Piece(len(pieces), name, unit))
-    return Survey(main, readers[MAIN].captions, relabel, sources, tuple(pieces))
+    labels, captions = readers[MAIN].labels, readers[MAIN].captions
+    return Survey(main, labels, captions, relabel, sources, tuple(pieces))
 
 
 def _readers(corpus: Corpus) -> dict[str, Reader]:
@@ -115,6 +117,15 @@ def _relabel(corpus: str, part: str, own: Classes, main: Classes) -> tuple[int, 
         raise StageError(
             f"corpus {corpus}: corpus.parts.{part} has classes that corpus.reader lacks ({shown}); "
             f"the two must name their classes alike"
+        )
+    if own.ids == main.ids:
+        return tuple(range(len(own.ids)))
+    counts = Counter(own.ids) | Counter(main.ids)
+    twice = [name for name in own.ids if counts[name] > 1]
+    if twice:
+        raise StageError(
+            f"corpus {corpus}: two classes are called {twice[0]!r}, so that corpus.parts.{part} "
+            f"cannot be matched with corpus.reader by name; give both the same classes in one order"
         )
     return tuple(main.ids.index(name) for name in own.ids)
 
@@ -163,6 +174,7 @@ def scan(corpus: Corpus, found: Survey, piece: Piece, scratch: Place) -> Scan:
     if scratch.exists(record):
         return Scan.of(scratch.read_json(record))
     rules = Rules(
+        labels=found.labels,
         classes=len(found.classes.ids),
         relabel=found.relabel.get(piece.source),
         captions=found.captions,
@@ -228,8 +240,13 @@ def refuse_bad(corpus: Corpus, scans: Sequence[Scan]) -> None:
     bad = reasons.total()
     if read == 0:
         raise StageError(f"corpus {corpus.name}: the source holds no row; correct corpus.reader")
+    said = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
+    if bad == read:
+        raise StageError(
+            f"corpus {corpus.name}: all {read:,} rows are bad ({said}), so that nothing is left; "
+            f"mend the source or correct corpus.reader"
+        )
     if bad > corpus.max_bad_share * read:
-        said = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
         raise StageError(
             f"corpus {corpus.name}: {bad:,} of {read:,} rows ({bad / read:.2%}) are bad ({said}), "
             f"more than max_bad_share = {corpus.max_bad_share:.2%}; mend the source, or raise "

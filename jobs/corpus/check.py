@@ -8,7 +8,7 @@ all of them on request, is decoded. Nothing is repaired and nothing is dropped u
 Reasons: no_key, no_image, empty_image, not_an_image, broken_header, too_many_pixels, truncated,
 undecodable, no_caption, empty_caption, caption_not_utf8, no_label, label_unknown, and a reader's
 own (unsafe_path, link, two_images, broken_json).
-Notes: cmyk, sixteen_bit, palette, animated, exif_rotated, wrong_extension.
+Notes: cmyk, sixteen_bit, palette, animated, exif_rotated, wrong_extension, caption_of_lines.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ CHECKED = pa.schema(
 class Rules:
     """What a corpus asks of its rows."""
 
-    classes: int  # labels are 0..classes-1; 0: the source has none
+    labels: bool  # every row must have one
+    classes: int  # labels are 0..classes-1
     relabel: tuple[int, ...] | None  # this source's label -> the corpus's; None: the same
     captions: bool  # every row must have one
     max_pixels: int
@@ -74,6 +75,8 @@ def check(rows: pa.Table, rules: Rules) -> Checked:
     labels = _labels(rows["label"], rules, reasons)
     captions = _captions(rows["caption"], rules, reasons)
     sizes, notes = _images(rows, rules, reasons)
+    lines = np.flatnonzero(_as_numpy(_has_lines(captions)))
+    notes["caption_of_lines"] = sum(reasons[row] is None for row in lines)
     bad = np.array([reason is not None for reason in reasons], dtype=bool)
     good = pa.array(~bad)
     table = pa.table(
@@ -89,7 +92,7 @@ def check(rows: pa.Table, rules: Rules) -> Checked:
         ],
         schema=QUARANTINE_SCHEMA,
     )
-    return Checked(table.cast(CHECKED), ~bad, faulty, notes)
+    return Checked(table.cast(CHECKED), ~bad, faulty, +notes)
 
 
 def _fill(reasons: list[str | None], reason: str, where: Any) -> None:
@@ -107,7 +110,7 @@ def _empty(texts: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _labels(column: pa.ChunkedArray, rules: Rules, reasons: list[str | None]) -> pa.Array:
-    if not rules.classes:
+    if not rules.labels:
         return pa.nulls(len(column), pa.int32())
     _fill(reasons, "no_label", column.is_null())
     labels = column.fill_null(0).to_numpy()
@@ -115,7 +118,7 @@ def _labels(column: pa.ChunkedArray, rules: Rules, reasons: list[str | None]) ->
     outside = (labels < 0) | (labels >= known)
     _fill(reasons, "label_unknown", outside)
     inside = np.where(outside, 0, labels)
-    if rules.relabel is not None:
+    if rules.relabel:
         inside = np.array(rules.relabel, np.int64)[inside]
     return pa.array(inside.astype(np.int32))
 
@@ -141,6 +144,12 @@ def _text_by_text(column: pa.ChunkedArray, reasons: list[str | None]) -> pa.Arra
             texts.append(None)
             reasons[row] = reasons[row] or "caption_not_utf8"
     return pa.array(texts, type=pa.string())
+
+
+def _has_lines(texts: Any) -> Any:
+    """Which captions have a line break within: a table's stray quotes make such, among others."""
+    found = pc.match_substring_regex(pc.utf8_trim_whitespace(texts), r"[\r\n]")
+    return pc.fill_null(found, False)
 
 
 def _images(

@@ -9,6 +9,7 @@ reads one is told when it is missing or not the one that was built. Nothing here
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, BinaryIO
@@ -76,16 +77,30 @@ class Index:
 
     @staticmethod
     def read(place: Place) -> Index:
-        """The index of a corpus's folder; FileNotFoundError where there is none."""
-        stored = place.read_json(INDEX)
+        """The index of a corpus's folder.
+
+        Raises FileNotFoundError where there is none, StageError where it is broken.
+        """
+        data = place.read_bytes(INDEX)
+        try:
+            return Index._of(json.loads(data))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise StageError(
+                f"{INDEX} of {place.uri} is broken ({type(error).__name__}: {error}); "
+                f"build the corpus again"
+            ) from None
+
+    @staticmethod
+    def _of(stored: dict[str, Any]) -> Index:
+        parts = {part: tuple(File(**f) for f in stored["parts"][part]) for part in PARTS}
         return Index(
             name=stored["name"],
             classes=tuple(stored["classes"]),
-            parts={p: tuple(File(**f) for f in files) for p, files in stored["parts"].items()},
+            parts=parts,
             class_ids=tuple(stored["class_ids"]),
             rows_read=stored["rows_read"],
-            quarantined=stored["quarantined"],
-            notes=stored["notes"],
+            quarantined=dict(stored["quarantined"]),
+            notes=dict(stored["notes"]),
             sources={name: Listing(**said) for name, said in stored["sources"].items()},
         )
 

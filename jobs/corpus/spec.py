@@ -5,13 +5,24 @@ Paths never bear on a corpus's identity, since data moves; `version` does, for t
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from jobs.contract import NOT_SEMANTIC, Slug, Spec
 
 Column = Annotated[str, Field(min_length=1)]
+
+
+def _told_apart(classes: tuple[str, ...]) -> tuple[str, ...]:
+    twice = [name for name, count in Counter(classes).items() if count > 1]
+    if twice:
+        raise ValueError(f"two classes are called {twice[0]!r}: give each a name of its own")
+    return classes
+
+
+ClassNames = Annotated[tuple[str, ...], AfterValidator(_told_apart)]
 
 
 class DigitsReader(Spec):
@@ -76,7 +87,7 @@ class WebDatasetReader(FileReader):
     label: str | None = Field(
         None, description="the member that holds it (`cls`), or a JSON member's field"
     )
-    classes: tuple[str, ...] = Field((), description="names in label order; needed with `label`")
+    classes: ClassNames = Field((), description="names in label order; needed with `label`")
     tar_in_key: bool = Field(False, description="prefix keys with the tar's name")
 
     @model_validator(mode="after")
@@ -96,7 +107,7 @@ class ParquetReader(FileReader):
     image: Column = Field("image", description="encoded bytes, or a struct with a field `bytes`")
     label: Column | None = Field(None, description="integers, or strings: then these are names")
     label_name: Column | None = Field(None, description="the label's class name")
-    classes: tuple[str, ...] = Field((), description="names in label order, where no column has")
+    classes: ClassNames = Field((), description="names in label order, where no column has")
     caption: Column | None = None
     key: tuple[Column, ...] = ()
     where: dict[Column, str | int | tuple[str | int, ...]] = Field(
@@ -124,9 +135,12 @@ class TableReader(FileReader):
     delimiter: str | None = Field(
         None, min_length=1, max_length=1, description="none: a comma, in .tsv files a tab"
     )
+    quoting: bool | None = Field(
+        None, description="fields in quotes, as RFC 4180 has them; none: yes, in .tsv files no"
+    )
     caption: Column | None = None
     label: Column | None = Field(None, description="integers with `classes`, or names")
-    classes: tuple[str, ...] = Field((), description="names in label order")
+    classes: ClassNames = Field((), description="names in label order")
     key: Column | None = None
 
     @model_validator(mode="after")

@@ -6,8 +6,11 @@ shards once. Nothing here repairs or writes.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+
+import pyarrow as pa
 
 from jobs.contract import StageError
 from jobs.corpus.build import MAIN
@@ -31,9 +34,17 @@ class Finding:
 
 
 def verify(place: Place) -> Iterator[Finding]:
-    """What is wrong with the files in a corpus's folder; FileNotFoundError without an index."""
-    index = Index.read(place)
+    """What is wrong with the files in a corpus's folder; without an index, that alone."""
+    try:
+        index = Index.read(place)
+    except FileNotFoundError:
+        yield Finding(INDEX, "missing", "it lists the shards; build the corpus again")
+        return
+    except StageError as error:
+        yield Finding(INDEX, "altered", str(error))
+        return
     here = dict(place.files())
+    yield from _quarantine(place, index, here)
     listed = {file.file: file for files in index.parts.values() for file in files}
     for name in sorted({*listed, *here} - set(_OURS)):
         if name not in here:
@@ -42,6 +53,22 @@ def verify(place: Place) -> Iterator[Finding]:
             yield Finding(name, "unlisted", f"{INDEX} does not list it; remove it")
         else:
             yield from _compare(place, listed[name], here[name])
+
+
+def _quarantine(place: Place, index: Index, here: dict[str, int]) -> Iterator[Finding]:
+    if QUARANTINE not in here:
+        yield Finding(QUARANTINE, "missing", "it says what was left out; build the corpus again")
+        return
+    try:
+        reasons = Counter(place.read_table(QUARANTINE)["reason"].to_pylist())
+    except (pa.ArrowInvalid, OSError, KeyError) as error:
+        said = " ".join(str(error).split())
+        yield Finding(QUARANTINE, "altered", f"it cannot be read ({said}); build the corpus again")
+        return
+    if reasons != Counter(index.quarantined):
+        listed = sum(index.quarantined.values())
+        detail = f"{reasons.total():,} rows where {INDEX} counts {listed:,}, or other reasons"
+        yield Finding(QUARANTINE, "altered", f"{detail}; build the corpus again")
 
 
 def _compare(place: Place, file: File, size: int) -> Iterator[Finding]:
@@ -59,8 +86,14 @@ def _compare(place: Place, file: File, size: int) -> Iterator[Finding]:
 
 
 def compare_source(corpus: Corpus, place: Place) -> Iterator[Finding]:
-    """How the sources' files (names and sizes) differ from those that the corpus was built from."""
-    index = Index.read(place)
+    """How the sources' files (names and sizes) differ from those that the corpus was built from.
+
+    Nothing without a whole index, which `verify` says.
+    """
+    try:
+        index = Index.read(place)
+    except (FileNotFoundError, StageError):
+        return
     for name, spec in {MAIN: corpus.reader, **corpus.parts.sources}.items():
         path = str(getattr(spec, "path", ""))
         try:

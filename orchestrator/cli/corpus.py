@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -103,10 +104,9 @@ def verify(chosen: Chosen) -> int:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show(chosen: Chosen, as_json: bool) -> None:
     """Show rows by part, classes, bytes, what is in quarantine and why, and some keys."""
-    found = {
-        step.address: _summary(chosen.store.output(step.address))
-        for step in finished(chosen, "corpus")
-    }
+    steps = finished(chosen, "corpus")
+    with _as_built():
+        found = {step.address: _summary(chosen.store.output(step.address)) for step in steps}
     if as_json:
         click.echo(json.dumps(found, indent=2))
         return
@@ -117,7 +117,22 @@ def show(chosen: Chosen, as_json: bool) -> None:
 def _index(chosen: Chosen, step: Step) -> Index:
     from jobs.corpus.shards import Index
 
-    return Index.read(chosen.store.output(step.address))
+    with _as_built():
+        return Index.read(chosen.store.output(step.address))
+
+
+@contextmanager
+def _as_built() -> Iterator[None]:
+    """Raise UserError where a corpus is no longer what was built."""
+    from jobs.contract import StageError
+    from orchestrator.errors import UserError
+
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise UserError(f"{error.filename or error} is missing; build the corpus again") from error
+    except StageError as error:
+        raise UserError(str(error)) from error
 
 
 def _in_a_line(index: Index) -> str:

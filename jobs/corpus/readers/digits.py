@@ -33,6 +33,7 @@ class Digits:
 
     spec: DigitsReader
 
+    labels = True
     captions = True
 
     def classes(self) -> Classes:

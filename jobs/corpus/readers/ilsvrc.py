@@ -10,6 +10,7 @@ alphabetical order, as image folders do, so both tars and an unpacked tree agree
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,12 +31,13 @@ class IlsvrcTar:
 
     spec: IlsvrcTarReader
 
+    labels = True
     captions = False
 
     def classes(self) -> Classes:
         """The class tars' names; for the flat tar, the ids of `synsets`; in alphabetical order."""
         if self.spec.ground_truth is not None:
-            named = entries(str(self.spec.synsets))
+            named = self._synsets()
             return Classes.of(sorted(e.id for e in named), {e.id: e.name for e in named})
         ids = sorted(_stem(member.name) for member in self._class_tars())
         return Classes.of(ids, class_names(self.spec.synsets) if self.spec.synsets else {})
@@ -83,7 +85,7 @@ class IlsvrcTar:
 
     def _truth(self) -> list[int]:
         """Each validation image's label, by its number from 1."""
-        named = entries(str(self.spec.synsets))
+        named = self._synsets()
         ids = sorted(entry.id for entry in named)
         label_of = {identity: label for label, identity in enumerate(ids)}
         lines = text(str(self.spec.ground_truth)).split()
@@ -97,6 +99,13 @@ class IlsvrcTar:
             )
         return [label_of[line] for line in lines]
 
+    def _synsets(self) -> list[Entry]:
+        named = entries(str(self.spec.synsets))
+        twice = [name for name, count in Counter(entry.id for entry in named).items() if count > 1]
+        if twice:
+            raise StageError(f"{self.spec.synsets} has {twice[0]} twice; leave one of the two")
+        return named
+
     def _by_number(self, named: Sequence[Entry], label_of: dict[str, int]) -> dict[str, int]:
         if any(entry.number is None for entry in named):
             raise StageError(
@@ -108,6 +117,11 @@ class IlsvrcTar:
 
     def _class_tars(self) -> list[Member]:
         filesystem, full = locate(self.spec.path, "")
+        if full.endswith("/"):
+            raise StageError(
+                f"{self.spec.path} is a folder; name the tar itself, or read class folders with "
+                f"`kind: imagefolder`"
+            )
         with filesystem.open_input_file(full) as opened:
             window = _Window(opened, 0, opened.size())
             found = members(window, self.spec.path, wanted=lambda name: False, skip=window.skip)

@@ -2,7 +2,7 @@
 
 The layout of ImageNet on most disks: `train/n01440764/n01440764_10026.JPEG`. Folders are classes in
 alphabetical order; every file below one is a row, and one that is no image goes to quarantine.
-Hidden files (`.DS_Store`) are passed over.
+Hidden files and folders (`.DS_Store`, `.ipynb_checkpoints`) are passed over.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from jobs.corpus.readers.names import class_names
 from jobs.corpus.readers.rows import Classes, Gather, Unit, claim
-from jobs.corpus.readers.source import contents, files, folders
+from jobs.corpus.readers.source import contents, files, folders, is_hidden
 from jobs.corpus.spec import ImageFolderReader
 from jobs.place import Place
 
@@ -27,6 +27,7 @@ class ImageFolder:
 
     spec: ImageFolderReader
 
+    labels = True
     captions = False
 
     def classes(self) -> Classes:
@@ -61,9 +62,6 @@ class ImageFolder:
         yield from rows.rest()
 
     def _files(self, folder: str) -> list[tuple[str, int]]:
-        below = files((Place.of(self.spec.path) / folder).uri, empty=True)
-        return [
-            (f"{folder}/{name}", size)
-            for name, size in below
-            if not name.rpartition("/")[2].startswith(".")
-        ]
+        root = (Place.of(self.spec.path) / folder).uri
+        below = files(root, empty=True, broken=True)
+        return [(f"{folder}/{name}", size) for name, size in below if not is_hidden(name)]

@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 
 from jobs.contract import StageError
 from jobs.corpus.headers import EXTENSIONS
-from jobs.corpus.readers.rows import BATCH_ROWS, RAW, Classes, Unit
-from jobs.corpus.readers.source import files, locate
+from jobs.corpus.readers.rows import BATCH_ROWS, RAW, UNKNOWN, Classes, Unit
+from jobs.corpus.readers.source import files, is_damage, locate
 from jobs.corpus.spec import ParquetReader
 
 UNIT_BYTES = 256 << 20  # of a file's image column, as stored: what a unit holds at least
@@ -34,6 +34,11 @@ class Parquet:
     spec: ParquetReader
 
     @property
+    def labels(self) -> bool:
+        """Whether the experiment file names a column of them."""
+        return self.spec.label is not None
+
+    @property
     def captions(self) -> bool:
         """Whether the experiment file names a column of them."""
         return self.spec.caption is not None
@@ -44,10 +49,9 @@ class Parquet:
             return Classes()
         if self.spec.classes:
             return Classes.of(self.spec.classes)
-        with self._open(next(self.files())[0]) as first:
-            schema = first.schema_arrow
+        schema = self._labelled_schema()
         if not _is_text(schema.field(self.spec.label).type):
-            declared = _declared(schema, self.spec.label)
+            declared = _declared(schema, self.spec.label, self.spec.path)
             return Classes.of(declared if declared is not None else self._scanned_names())
         names = self._distinct([self.spec.label])
         return Classes.of(sorted(str(name) for name in names if name is not None))
@@ -75,11 +79,10 @@ class Parquet:
             meta = opened.metadata
             row = sum(meta.row_group(group).num_rows for group in range(unit.start))
             groups = list(range(unit.start, unit.stop))
-            columns = self._columns(opened.schema_arrow)
+            columns = self._columns()
             label_of = self._label_of(opened.schema_arrow)
             rows = min(BATCH_ROWS, max(1, _rows_in(meta, groups, bytes_in=64 << 20)))
-            for batch in opened.iter_batches(rows, row_groups=groups, columns=columns):
-                table = pa.Table.from_batches([batch])
+            for table in self._tables(opened, unit.file, rows, columns, groups):
                 numbers = pa.array(range(row, row + len(table)), type=pa.int64())
                 row += len(table)
                 kept = self._kept(table)
@@ -108,14 +111,16 @@ class Parquet:
     def _keys(self, table: pa.Table, file: str, numbers: pa.Array) -> pa.ChunkedArray:
         if not self.spec.key:
             return pc.binary_join_element_wise(file, numbers.cast(pa.string()), "/")
-        parts = [table[name].cast(pa.string()) for name in self.spec.key]
+        parts = [self._cast(table[name], name, pa.string()) for name in self.spec.key]
         return parts[0] if len(parts) == 1 else pc.binary_join_element_wise(*parts, "/")
 
     def _labels(self, table: pa.Table, label_of: dict[str, int] | None) -> pa.ChunkedArray:
         column = table[str(self.spec.label)]
         if label_of is None:
-            return column.cast(pa.int64())
-        return pc.index_in(column.cast(pa.string()), value_set=pa.array(label_of)).cast(pa.int64())
+            return self._cast(column, str(self.spec.label), pa.int64())
+        names = column.cast(pa.string())
+        found = pc.index_in(names, value_set=pa.array(label_of, pa.string())).cast(pa.int64())
+        return pc.if_else(names.is_null(), None, pc.fill_null(found, UNKNOWN))
 
     def _label_of(self, schema: pa.Schema) -> dict[str, int] | None:
         """The numbers of a text column's labels; None where the column has the numbers."""
@@ -125,30 +130,87 @@ class Parquet:
 
     def _kept(self, table: pa.Table) -> pa.ChunkedArray | None:
         kept = None
-        for column, said in self.spec.where.items():
-            values = said if isinstance(said, tuple) else (said,)
-            one_of = pa.array(values).cast(table[column].type)
-            fits = pc.is_in(table[column], value_set=one_of)
+        for column in self.spec.where:
+            kind = _plain(table[column].type)
+            fits = pc.is_in(table[column].cast(kind), value_set=self._one_of(column, kind))
             kept = fits if kept is None else pc.and_(kept, fits)
         return kept
 
-    def _columns(self, schema: pa.Schema) -> list[str]:
+    def _one_of(self, column: str, kind: pa.DataType) -> pa.Array:
+        """The values of `where` for a column of this type, as such."""
+        said = self.spec.where[column]
+        found = [pa.nulls(0, kind)]
+        for value in said if isinstance(said, tuple) else (said,):
+            try:
+                found.append(pa.array([value]).cast(kind))
+            except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+                raise StageError(
+                    f"{self.spec.path}: column {column!r} holds {kind}, and {value!r} of `where` "
+                    f"is none; correct the value or name another column"
+                ) from None
+        return pa.concat_arrays(found)
+
+    def _columns(self) -> list[str]:
+        """The columns to be read."""
         named = [self.spec.image, self.spec.label, self.spec.caption, *self.spec.key]
         wanted = [name for name in (*named, *self.spec.where) if name is not None]
-        missing = [name for name in wanted if name not in schema.names]
+        return list(dict.fromkeys(wanted))
+
+    def _refuse_columns(self, schema: pa.Schema, file: str) -> None:
+        """Raise StageError where a column that the experiment file names is missing or odd."""
+        named = [*self._columns(), *filter(None, [self.spec.label_name])]
+        missing = [name for name in named if name not in schema.names]
         if missing:
             raise StageError(
                 f"{self.spec.path} has no column {missing[0]!r}; it has {', '.join(schema.names)}"
             )
-        return list(dict.fromkeys(wanted))
+        roles = [
+            ("image", self.spec.image, _may_be_image, "encoded bytes"),
+            ("caption", self.spec.caption, _may_be_caption, "text"),
+            ("label", self.spec.label, _may_be_label, "integers or names"),
+            ("label_name", self.spec.label_name, _is_flat, "names"),
+            *(("key", name, _is_flat, "text or numbers") for name in self.spec.key),
+        ]
+        for role, name, fits, wanted in roles:
+            kind = None if name is None else schema.field(name).type
+            if kind is not None and not fits(_plain(kind)) and not pa.types.is_null(kind):
+                raise StageError(
+                    f"{file}: column {name!r}, the reader's `{role}`, holds {kind} instead of "
+                    f"{wanted}; name another column or convert it"
+                )
+        for name in self.spec.where:
+            self._one_of(name, _plain(schema.field(name).type))
+
+    def _cast(
+        self, column: pa.Array | pa.ChunkedArray, name: str, kind: pa.DataType
+    ) -> pa.ChunkedArray:
+        try:
+            return column.cast(kind)
+        except pa.ArrowInvalid as error:
+            wanted = "whole numbers" if pa.types.is_integer(kind) else "text"
+            raise StageError(
+                f"{self.spec.path}: column {name!r} does not hold {wanted} alone ({error}); "
+                f"correct it or name another column"
+            ) from None
+
+    def _labelled_schema(self) -> pa.Schema:
+        """The schema of the first file whose label column is of any type but null."""
+        for name, _ in self.files():
+            with self._open(name) as opened:
+                schema = opened.schema_arrow
+            if not pa.types.is_null(schema.field(str(self.spec.label)).type):
+                break
+        return schema
 
     def _scanned_names(self) -> list[str]:
         """Class names in the order of their numbers, from the label columns of all rows."""
         label, named = str(self.spec.label), self.spec.label_name
         if named is None:
-            top = max((int(row) for row in self._distinct([label]) if row is not None), default=-1)
-            return [str(number) for number in range(top + 1)]
-        pairs = sorted(pair for pair in self._distinct([label, named]) if None not in pair)
+            found = self._cast(pa.array(list(self._distinct([label]))), label, pa.int64())
+            top = pc.max(found).as_py()
+            return [str(number) for number in range(0 if top is None else top + 1)]
+        pairs = [pair for pair in self._distinct([label, named]) if None not in pair]
+        pairs.sort(key=lambda pair: pair[0])
         numbers = [number for number, _ in pairs]
         if numbers != list(range(len(pairs))):
             raise StageError(
@@ -158,12 +220,24 @@ class Parquet:
         return [str(name) for _, name in pairs]
 
     def _distinct(self, columns: list[str]) -> set[Any]:
-        """The distinct values of a column, or tuples of several, over all rows of the source."""
+        """The distinct values of a column, or tuples of several, over all rows of the source.
+
+        The first column is the label; StageError where one file has names in it, another numbers.
+        """
         found: set[Any] = set()
+        kinds: dict[bool, str] = {}  # whether labels are names -> a file where they are
         for name, _ in self.files():
             with self._open(name) as opened:
-                for batch in opened.iter_batches(1 << 16, columns=columns):
-                    table = pa.Table.from_batches([batch]).group_by(columns).aggregate([])
+                kind = opened.schema_arrow.field(columns[0]).type
+                if not pa.types.is_null(kind):
+                    kinds.setdefault(_is_text(kind), name)
+                if len(kinds) > 1:
+                    raise StageError(
+                        f"{self.spec.path}: column {columns[0]!r} holds names in {kinds[True]} and "
+                        f"numbers in {kinds[False]}; make them alike or give the names in `classes`"
+                    )
+                for batch in self._tables(opened, name, 1 << 16, columns):
+                    table = batch.group_by(columns).aggregate([])
                     rows = zip(*(table[c].to_pylist() for c in columns), strict=True)
                     found |= {row if len(columns) > 1 else row[0] for row in rows}
         return found
@@ -174,12 +248,37 @@ class Parquet:
         with filesystem.open_input_file(full) as source:
             try:
                 opened = pq.ParquetFile(source)
-            except pa.ArrowInvalid as error:
-                raise StageError(
-                    f"{full} is no Parquet file, or a damaged one ({error}); fetch it again"
-                ) from None
-            self._columns(opened.schema_arrow)
+            except (pa.ArrowInvalid, OSError) as error:
+                raise _damaged(full, error) from error
+            self._refuse_columns(opened.schema_arrow, full)
             yield opened
+
+    def _tables(
+        self,
+        opened: pq.ParquetFile,
+        name: str,
+        rows: int,
+        columns: list[str],
+        groups: list[int] | None = None,
+    ) -> Iterator[pa.Table]:
+        """Columns of a file, or of some of its row groups, so many rows at a time."""
+        batches = opened.iter_batches(rows, row_groups=groups, columns=columns)
+        while True:
+            try:
+                batch = next(batches, None)
+            except (pa.ArrowInvalid, OSError) as error:
+                raise _damaged(locate(self.spec.path, name)[1], error) from error
+            if batch is None:
+                return
+            yield pa.Table.from_batches([batch])
+
+
+def _damaged(file: str, error: Exception) -> Exception:
+    """What to raise for a file that cannot be read: the error itself where the disk is at fault."""
+    if isinstance(error, OSError) and not is_damage(error):
+        return error
+    said = " ".join(str(error).split())
+    return StageError(f"{file} is no Parquet file, or a damaged one ({said}); fetch it again")
 
 
 def _rows_in(meta: Any, groups: Sequence[int], bytes_in: int) -> int:
@@ -199,9 +298,10 @@ def _bytes_of(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, pa.ChunkedArray
             f"the image column is a struct of {', '.join(sorted(fields))}, without `bytes`; "
             f"embed the images' bytes in the files"
         )
+    path = pc.struct_field(column, "path") if "path" in fields else None
     return (
         pc.struct_field(column, "bytes"),
-        pc.struct_field(column, "path") if "path" in fields else None,
+        path if path is not None and _is_text(path.type) else None,
     )
 
 
@@ -211,16 +311,68 @@ def _claims(path: pa.ChunkedArray) -> pa.ChunkedArray:
     return pa.array(list(EXTENSIONS.values())).take(known)
 
 
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """The type of a column's values, which may stand in a dictionary."""
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
 def _is_text(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+    kind = _plain(kind)
+    return bool(
+        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    )
 
 
-def _declared(schema: pa.Schema, label: str) -> list[str] | None:
-    """The class names of Hugging Face's own metadata."""
+def _is_bytes(kind: pa.DataType) -> bool:
+    return bool(
+        pa.types.is_binary(kind)
+        or pa.types.is_large_binary(kind)
+        or pa.types.is_fixed_size_binary(kind)
+        or pa.types.is_binary_view(kind)
+    )
+
+
+def _is_flat(kind: pa.DataType) -> bool:
+    return not pa.types.is_nested(kind)
+
+
+def _may_be_image(kind: pa.DataType) -> bool:
+    if not pa.types.is_struct(kind):
+        return _is_bytes(kind)
+    held = [field.type for field in kind if field.name == "bytes"]
+    return all(_is_bytes(part) or pa.types.is_null(part) for part in held)
+
+
+def _may_be_caption(kind: pa.DataType) -> bool:
+    return _is_text(kind) or _is_bytes(kind)
+
+
+def _may_be_label(kind: pa.DataType) -> bool:
+    return bool(
+        _is_text(kind)
+        or pa.types.is_integer(kind)
+        or pa.types.is_floating(kind)
+        or pa.types.is_decimal(kind)
+        or pa.types.is_boolean(kind)
+    )
+
+
+def _declared(schema: pa.Schema, label: str, path: str) -> list[str] | None:
+    """The class names of Hugging Face's own metadata; StageError where it cannot be understood."""
     said = (schema.metadata or {}).get(b"huggingface")
     if said is None:
         return None
-    found = json.loads(said).get("info", {}).get("features", {}).get(label, {}).get("names")
-    return [str(name) for name in found] if found else None
+    try:
+        found = json.loads(said)
+        for word in ("info", "features", label, "names"):
+            found = (found or {}).get(word)
+    except (ValueError, AttributeError, RecursionError):
+        found = said
+    if not found:
+        return None
+    if not isinstance(found, list) or not all(isinstance(name, (str, int)) for name in found):
+        raise StageError(
+            f"{path}: its `huggingface` metadata does not list the names of {label!r} as Hugging "
+            f"Face writes them; give the names in `classes`"
+        )
+    return [str(name) for name in found]

@@ -28,6 +28,11 @@ RAW = pa.schema(
     ]
 )
 
+UNKNOWN = -1
+"""The label of a row whose source names a class that is none of its classes."""
+
+LABEL_DIGITS = 18  # at most; more is no class's number, and may not fit `RAW`
+
 BATCH_ROWS = 4_096
 BATCH_BYTES = 16 << 20
 
@@ -60,8 +65,12 @@ class Reader(Protocol):
     """What the corpus stage asks of any source. It is sent to workers, so it holds no handles."""
 
     @property
+    def labels(self) -> bool:
+        """Whether every row ought to have a label, even where no class is known."""
+
+    @property
     def captions(self) -> bool:
-        """Whether every row ought to have a caption. Where there are classes, a label too."""
+        """Whether every row ought to have a caption."""
 
     def classes(self) -> Classes:
         """The classes; may read names, headers and small columns, never images."""
@@ -110,6 +119,11 @@ class Gather:
         if self._rows["key"]:
             yield pa.table(self._rows, schema=RAW)
             self._rows, self._bytes = {name: [] for name in RAW.names}, 0
+
+
+def number_of(words: str) -> int:
+    """The label that these words are as a number; UNKNOWN where they are none."""
+    return int(words) if words.isdecimal() and len(words) <= LABEL_DIGITS else UNKNOWN
 
 
 def claim(name: str) -> str | None:

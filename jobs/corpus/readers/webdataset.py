@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 
 from jobs.corpus.headers import EXTENSIONS
-from jobs.corpus.readers.rows import Classes, Gather, Unit, claim
+from jobs.corpus.readers.rows import Classes, Gather, Unit, claim, number_of
 from jobs.corpus.readers.source import files, stream
 from jobs.corpus.readers.tar import Member, members
 from jobs.corpus.spec import WebDatasetReader
@@ -37,6 +37,11 @@ class WebDataset:
     """Rows keyed by their members' stem, or by tar and stem."""
 
     spec: WebDatasetReader
+
+    @property
+    def labels(self) -> bool:
+        """Whether the experiment file names one."""
+        return self.spec.label is not None
 
     @property
     def captions(self) -> bool:
@@ -117,9 +122,12 @@ class WebDataset:
     def _label(self, said: bytes | None) -> int | None:
         """A label's number, written as one or as a class's name."""
         words = (said or b"").decode("utf-8", "replace").strip()
-        if words.isdigit():
-            return int(words)
-        return self.spec.classes.index(words) if words in self.spec.classes else None
+        if not words:
+            return None
+        number, classes = number_of(words), self.spec.classes
+        if number not in range(len(classes)) and words in classes:
+            return classes.index(words)
+        return number
 
 
 def _split(name: str) -> tuple[str, str]:
@@ -137,7 +145,7 @@ def _field(sample: _Sample, where: str) -> tuple[bytes | None, Fault | None]:
         return data, None
     try:
         value = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):  # nested deeper than anybody means
         return None, "broken_json"
     said = value.get(name) if isinstance(value, dict) else None
     return (None if said is None else str(said).encode("utf-8", "surrogatepass")), None

@@ -3,7 +3,7 @@
 import io
 import json
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from jobs.pretrain.spec import ImageInput
 
 Picture = Callable[..., bytes]
 Build = Callable[[Corpus, Path], tuple[Place, Outcome]]
+WriteTar = Callable[[Path, Mapping[str, bytes]], Path]
 
 ALL_TRAIN = {"train": 1, "validation": 0, "test": 0}
 
@@ -115,6 +116,87 @@ def test_faulty_captions_and_labels_are_quarantined(
     assert kept == {"k0": "a cat", "k5": "café"}
 
 
+ODD_LABELS = {
+    "cat": None,
+    "1": None,
+    "bird": "label_unknown",
+    "-1": "label_unknown",
+    "2": "label_unknown",
+    "\u00b2": "label_unknown",
+    "9" * 20: "label_unknown",
+    "9" * 5000: "label_unknown",
+    "1.5": "label_unknown",
+    "": "no_label",
+}
+"""What a source may say of a row's label where the classes are cat and dog -> the fault in it."""
+
+CLASSES = {"label": "label", "classes": ["cat", "dog"]}
+
+
+def test_odd_labels_of_a_table_are_one_rows_fault(
+    tmp_path: Path, picture: Picture, build: Build
+) -> None:
+    (tmp_path / "a.jpg").write_bytes(picture(0))
+    lines = ["path\tlabel\tkey", *(f"a.jpg\t{said}\tk{said[:50]}" for said in ODD_LABELS)]
+    (tmp_path / "t.tsv").write_text("\n".join(lines))
+    reader = {"kind": "table", "path": str(tmp_path / "t.tsv"), "key": "key"} | CLASSES
+    place, _ = build(corpus(reader=reader), tmp_path)
+    assert quarantine(place) == {f"k{said[:50]}": why for said, why in ODD_LABELS.items() if why}
+    rows = read_part(place, "train", ["key", "label"]).to_pylist()
+    assert {row["key"]: row["label"] for row in rows} == {"kcat": 0, "k1": 1}
+
+
+def test_odd_labels_of_a_tar_are_one_rows_fault(
+    tmp_path: Path, picture: Picture, build: Build, write_tar: WriteTar
+) -> None:
+    members = {}
+    for number, said in enumerate(ODD_LABELS):
+        members |= {f"{number}.jpg": picture(number), f"{number}.cls": said.encode()}
+    write_tar(tmp_path / "0.tar", members)
+    reader = {"kind": "webdataset", "path": str(tmp_path), "caption": None}
+    place, _ = build(corpus(reader=reader | CLASSES | {"label": "cls"}), tmp_path / "o")
+    faults = enumerate(ODD_LABELS.values())
+    assert quarantine(place) == {str(number): why for number, why in faults if why}
+
+
+def test_a_name_outside_the_classes_of_parquet_is_an_unknown_label(
+    tmp_path: Path, picture: Picture, build: Build
+) -> None:
+    source = parquet(
+        tmp_path / "t.parquet",
+        image=[picture(n) for n in range(3)],
+        label=["cat", "bird", None],
+        key=list("abc"),
+    )
+    place, _ = build(corpus(reader=source | {"classes": ["cat", "dog"]}), tmp_path)
+    assert quarantine(place) == {"b": "label_unknown", "c": "no_label"}
+
+
+@pytest.mark.parametrize("kind", [pa.null(), pa.int64(), pa.string()])
+def test_a_label_that_is_null_everywhere_makes_no_unlabelled_corpus(
+    tmp_path: Path, picture: Picture, build: Build, kind: pa.DataType
+) -> None:
+    source = parquet(
+        tmp_path / "t.parquet",
+        image=[picture(n) for n in range(3)],
+        caption=["a", "b", "c"],
+        label=pa.nulls(3, kind),
+        key=list("abc"),
+    )
+    with pytest.raises(StageError, match=r"all 3 rows are bad \(3 no_label\)"):
+        build(corpus(reader=source), tmp_path)
+
+
+def test_a_source_of_bad_rows_alone_is_said_with_its_reasons(tmp_path: Path, build: Build) -> None:
+    source = parquet(tmp_path / "t.parquet", image=[b"", b"<html>"], label=[0, 0], key=["a", "b"])
+    with pytest.raises(StageError) as caught:
+        build(corpus(1, reader=source), tmp_path)
+    assert str(caught.value) == (
+        "corpus c: all 2 rows are bad (1 empty_image, 1 not_an_image), so that nothing is left; "
+        "mend the source or correct corpus.reader"
+    )
+
+
 def test_faulty_samples_of_a_tar_are_quarantined(
     tmp_path: Path, picture: Picture, build: Build
 ) -> None:
@@ -148,7 +230,13 @@ def test_a_field_of_broken_json_is_one_rows_fault(
     tmp_path: Path, picture: Picture, build: Build
 ) -> None:
     with tarfile.open(tmp_path / "0.tar", "w") as tar:
-        said = {"a": b"{oops", "b": b'["no"]', "c": json.dumps({"alt": "a cat"}).encode()}
+        deep = b'{"alt": ' + b"[" * 100_000
+        said = {
+            "d": deep,
+            "a": b"{oops",
+            "b": b'["no"]',
+            "c": json.dumps({"alt": "a cat"}).encode(),
+        }
         for number, (stem, text) in enumerate(said.items()):
             for end, data in (("jpg", picture(number)), ("json", text)):
                 info = tarfile.TarInfo(f"{stem}.{end}")
@@ -156,7 +244,7 @@ def test_a_field_of_broken_json_is_one_rows_fault(
                 tar.addfile(info, io.BytesIO(data))
     reader = {"kind": "webdataset", "path": str(tmp_path), "caption": "json:alt"}
     place, _ = build(corpus(reader=reader), tmp_path / "o")
-    assert quarantine(place) == {"a": "broken_json", "b": "no_caption"}
+    assert quarantine(place) == {"a": "broken_json", "b": "no_caption", "d": "broken_json"}
 
 
 def test_paths_of_a_table_never_leave_its_folder(
@@ -175,6 +263,18 @@ def test_paths_of_a_table_never_leave_its_folder(
         "none.jpg": "no_image",
         ".": "no_image",
     }
+
+
+def test_a_path_of_a_table_that_leads_nowhere_is_one_rows_fault(
+    tmp_path: Path, picture: Picture, build: Build
+) -> None:
+    (tmp_path / "a.jpg").write_bytes(picture(0))
+    (tmp_path / "loop.jpg").symlink_to("loop.jpg")
+    paths = ["a.jpg", "a.jpg/x.jpg", f"{'x' * 300}.jpg", "nul\0.jpg", "loop.jpg"]
+    (tmp_path / "t.csv").write_text("path,caption\n" + "".join(f"{p},x\n" for p in paths))
+    reader = {"kind": "table", "path": str(tmp_path / "t.csv"), "caption": "caption"}
+    place, _ = build(corpus(reader=reader), tmp_path)
+    assert quarantine(place) == dict.fromkeys(paths[1:], "no_image")
 
 
 def test_a_build_fails_above_max_bad_share_and_says_what_is_bad(
@@ -251,6 +351,16 @@ def test_unusual_images_are_kept_as_they_are_counted_and_can_be_decoded(
                 assert to_pixels(image, spec).shape == (channels, 14, 14)
 
 
+def test_captions_of_several_lines_are_counted(
+    tmp_path: Path, picture: Picture, build: Build
+) -> None:
+    captions = ["one line\n", "two\nlines", "two\nlines, no image", "one"]
+    images = [picture(0), picture(1), b"", picture(2)]
+    source = parquet(tmp_path / "t.parquet", image=images, caption=captions, key=list("abcd"))
+    place, _ = build(corpus(reader=source), tmp_path)
+    assert Index.read(place).notes == {"caption_of_lines": 1}
+
+
 def test_sixteen_bits_become_eight_without_clipping() -> None:
     grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
     data = saved(Image.fromarray(grey.astype(np.uint16) * 257), "PNG")
@@ -275,3 +385,20 @@ def test_a_parts_own_source_must_name_its_classes_alike(
     bad = {"train": 1, "validation": reader | {"path": str(tmp_path / "bad")}, "test": 0}
     with pytest.raises(StageError, match=r"classes that corpus.reader lacks \(x\)"):
         build(corpus(reader=reader, parts=bad), tmp_path)
+
+
+def test_two_classes_of_one_name_are_never_taken_for_one(
+    tmp_path: Path, picture: Picture, build: Build
+) -> None:
+    parts = {}
+    for name in ("train", "validation"):
+        columns = {"image": [picture(n) for n in range(3)], "label": [0, 1, 2]}
+        columns |= {"name": ["crane", "crane", "fox"], "key": [f"{name}{n}" for n in range(3)]}
+        parts[name] = parquet(tmp_path / f"{name}.parquet", **columns) | {"label_name": "name"}
+    own = {"train": 1, "validation": parts["validation"], "test": 0}
+    place, _ = build(corpus(reader=parts["train"], parts=own), tmp_path)
+    rows = read_part(place, "validation", ["key", "label"]).to_pylist()
+    assert {row["key"]: row["label"] for row in rows} == {f"validation{n}": n for n in range(3)}
+    few = own | {"validation": parts["validation"] | {"label_name": None, "classes": ["crane"]}}
+    with pytest.raises(StageError, match="two classes are called 'crane'"):
+        build(corpus(reader=parts["train"], parts=few), tmp_path)

@@ -58,6 +58,33 @@ def test_a_corpus_is_built_shown_and_verified(folder: Path, start: Start) -> Non
     assert "source changed" in said
 
 
+@pytest.mark.slow
+def test_a_corpus_that_is_damaged_is_said_in_one_sentence(folder: Path, start: Start) -> None:
+    (folder / "tree/a/broken.jpg").unlink()
+    assert start(folder, *words("build")).finish()[0] == 0
+    store = folder / "store/corpus/letters"
+    shard = store / "train-00000.parquet"
+    shard.write_bytes(shard.read_bytes()[:-100])
+    code, said = start(folder, *words("show")).finish()
+    assert code == 2
+    assert "shard train-00000.parquet of" in said
+    (store / "quarantine.parquet").unlink()
+    code, said = start(folder, *words("verify")).finish()
+    assert code == 1
+    assert "missing quarantine.parquet" in said
+    for fault in ("broken", "missing"):
+        if fault == "broken":
+            (store / "_index.json").write_text("{")
+        else:
+            (store / "_index.json").unlink()
+        for verb, expected in (("show", 2), ("verify", 1), ("build", 2)):
+            code, said = start(folder, *words(verb)).finish()
+            assert code == expected
+            assert "_index.json" in said
+            assert fault in said or verb == "verify"
+            assert "defect" not in said
+
+
 def test_what_is_not_built_is_said(tmp_path: Path, start: Start) -> None:
     code, said = start(tmp_path, "corpus", "show").finish()
     assert code == 2

@@ -6,6 +6,8 @@ from pydantic import ValidationError
 from jobs.corpus.spec import Corpus
 
 PARQUET = {"kind": "parquet", "path": "/data/a.parquet", "label": "label"}
+TABLE = {"kind": "table", "path": "/data/a.csv", "label": "label"}
+TARS = {"kind": "webdataset", "path": "/data", "label": "cls"}
 
 
 def corpus(reader: object = PARQUET, **fields: object) -> Corpus:
@@ -48,6 +50,9 @@ def test_the_path_of_a_parts_own_source_does_not_affect_identity() -> None:
         ({"reader": {"kind": "webdataset", "path": "/a", "label": "cls"}}, "go together"),
         ({"reader": {"kind": "ilsvrc_tar", "path": "/a", "ground_truth": "/b"}}, "synsets"),
         ({"reader": {"kind": "imagefolder"}}, "path"),
+        ({"reader": PARQUET | {"classes": ["a", "b", "a"]}}, "two classes are called 'a'"),
+        ({"reader": TABLE | {"classes": ["a", "a"]}}, "two classes are called 'a'"),
+        ({"reader": TARS | {"classes": ["a", "a"]}}, "two classes are called 'a'"),
     ],
 )
 def test_what_cannot_be_is_refused(fields: dict[str, object], said: str) -> None:

@@ -1,7 +1,12 @@
 """Every reader: its keys, its classes, its bytes."""
 
+import gzip
 import io
 import json
+import os
+import re
+import subprocess
+import sys
 import tarfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import scipy.io
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -81,6 +87,61 @@ def test_an_image_folder_keeps_classes_names_and_wordnet_ids(tree: Path, tmp_pat
     assert sum(size for _, size in source.files()) == sum(len(r["image"]) for r in found.values())  # type: ignore[arg-type]
 
 
+def test_two_folders_may_be_called_alike(tree: Path, tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("n01440764 crane\nn01443537 crane\n")
+    source = reader(kind="imagefolder", path=str(tree), class_names=str(tmp_path / "names.txt"))
+    assert source.classes().names == ("crane", "crane", WNIDS[2])
+    assert {row["label"] for row in rows(source).values()} == {0, 1, 2}
+
+
+def test_what_is_hidden_is_neither_a_class_nor_a_row(tree: Path, picture: Picture) -> None:
+    source = reader(kind="imagefolder", path=str(tree))
+    classes, found = source.classes(), rows(source)
+    for name in (".ipynb_checkpoints/a.jpg", f"{WNIDS[0]}/.thumbs/small/a.jpg", ".cache/b/c.jpg"):
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).write_bytes(picture(0))
+    assert source.classes() == classes
+    assert rows(source) == found
+
+
+def test_a_link_that_leads_nowhere_is_a_row_or_said(tree: Path) -> None:
+    source = reader(kind="imagefolder", path=str(tree))
+    for name, target in (("gone", tree / "gone"), ("loop", "loop"), ("odd", tree / ".x/y")):
+        (tree / WNIDS[0] / f"{name}.jpg").symlink_to(target)
+    (tree / WNIDS[0] / "well.jpg").symlink_to(tree / WNIDS[1] / f"{WNIDS[1]}_0.JPEG")
+    found = rows(source)
+    assert len(found) == 15 + 4
+    assert [key for key, row in found.items() if row["image"] is None] == [
+        f"{WNIDS[0]}/{name}.jpg" for name in ("gone", "loop", "odd")
+    ]
+    (tree / "n03").symlink_to(tree / "gone")
+    with pytest.raises(StageError, match=r"n03 is a link that leads nowhere; mend or remove it"):
+        source.classes()
+    (tree / "t.parquet").symlink_to(tree / "gone")
+    with pytest.raises(StageError, match=r"t\.parquet is a link that leads nowhere"):
+        reader(kind="parquet", path=str(tree), label="label").units()
+
+
+def test_a_link_to_a_folder_is_followed_and_never_in_a_circle(tree: Path) -> None:
+    source = reader(kind="imagefolder", path=str(tree))
+    (tree / WNIDS[0] / "more").symlink_to(tree / WNIDS[1])
+    assert len(rows(source)) == 20
+    (tree / WNIDS[0] / "more").unlink()
+    (tree / WNIDS[1] / "again").symlink_to(tree)
+    with pytest.raises(StageError, match="again links to a folder that it lies in; remove it"):
+        rows(source)
+
+
+@pytest.mark.parametrize("name", [WNIDS[0].encode() + b"/caf\xe9.jpg", b"caf\xe9/a.jpg"])
+def test_a_name_that_is_not_utf_8_is_one_sentence(tree: Path, name: bytes) -> None:
+    path = os.fsencode(tree) + b"/" + name
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "wb"):
+        pass
+    with pytest.raises(StageError, match=r"caf\\xe9.* is not UTF-8; rename it"):
+        rows(reader(kind="imagefolder", path=str(tree)))
+
+
 def test_official_tars_give_the_rows_of_the_unpacked_tree(
     tree: Path, tmp_path: Path, write_tar: WriteTar
 ) -> None:
@@ -130,6 +191,25 @@ def test_the_flat_tar_takes_its_labels_from_the_ground_truth(
     assert labels == {
         f"ILSVRC2012_val_{n:08d}.JPEG": label for n, label in ((1, 1), (2, 2), (3, 0))
     }
+
+
+@pytest.mark.parametrize("shape", [(2, 1), (1, 2), (2,)])
+@pytest.mark.parametrize("kind", [int, float, np.uint16])
+def test_the_documented_command_writes_synsets_from_the_devkit(
+    tmp_path: Path, shape: tuple[int, ...], kind: type
+) -> None:
+    fields = ("ILSVRC2012_ID", "WNID", "words", "gloss")
+    synsets = np.empty(2, [(name, object) for name in fields])
+    synsets[0] = (kind(1), "n02119789", "kit fox, Vulpes macrotis", "small grey fox")
+    synsets[1] = (kind(2), "n01440764", "tench", "freshwater fish")
+    scipy.io.savemat(tmp_path / "meta.mat", {"synsets": synsets.reshape(shape)})
+    docs = (Path(__file__).parents[3] / "docs/corpora.md").read_text()
+    command = re.search(r'python -c "(import scipy.*?)" > synsets.txt', docs, re.DOTALL)
+    assert command is not None
+    said = subprocess.run(
+        [sys.executable, "-c", command[1]], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert said.stdout == "1 n02119789 kit fox, Vulpes macrotis\n2 n01440764 tench\n"
 
 
 def test_ground_truth_numbers_without_the_devkits_own_numbering_are_refused(
@@ -282,9 +362,11 @@ def test_two_names_for_one_label_are_refused(tmp_path: Path, picture: Picture) -
 # -- tables ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "comma"), [("t.csv", ","), ("t.tsv", "\t")])
+@pytest.mark.parametrize(
+    ("name", "comma", "more"), [("t.csv", ",", {}), ("t.tsv", "\t", {"quoting": True})]
+)
 def test_tables_give_captions_by_path(
-    tmp_path: Path, picture: Picture, name: str, comma: str
+    tmp_path: Path, picture: Picture, name: str, comma: str, more: dict[str, object]
 ) -> None:
     (tmp_path / "images").mkdir()
     lines = [f"path{comma}caption"]
@@ -292,12 +374,86 @@ def test_tables_give_captions_by_path(
         (tmp_path / f"images/{number}.jpg").write_bytes(picture(number))
         lines.append(f'images/{number}.jpg{comma}"a cat, no {number}\nagain"')
     (tmp_path / name).write_text("\n".join(lines))
-    found = rows(reader(kind="table", path=str(tmp_path / name), caption="caption"))
+    found = rows(reader(kind="table", path=str(tmp_path / name), caption="caption", **more))
     assert list(found) == [f"images/{number}.jpg" for number in range(3)]
     assert [row["caption"] for row in found.values()] == [
         f"a cat, no {number}\nagain".encode() for number in range(3)
     ]
     assert [row["image"] for row in found.values()] == [picture(number) for number in range(3)]
+
+
+def table(path: Path, text: str, **fields: object) -> Reader:
+    """A reader of a table with this text."""
+    path.write_text(text)
+    return reader(**({"kind": "table", "path": str(path), "caption": "caption"} | fields))
+
+
+@pytest.mark.parametrize(("name", "more"), [("t.tsv", {}), ("t.csv", {"quoting": False})])
+def test_quotes_mean_nothing_in_a_table_without_quoting(
+    tmp_path: Path, name: str, more: dict[str, object]
+) -> None:
+    captions = ['"stray', "plain", '"stray again', 'five" tall', '"whole"']
+    comma = "\t" if name.endswith("tsv") else ","
+    lines = [f"path{comma}caption", *(f"{n}.jpg{comma}{text}" for n, text in enumerate(captions))]
+    found = rows(table(tmp_path / name, "\n".join(lines), **more))
+    assert [row["caption"] for row in found.values()] == [text.encode() for text in captions]
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ('0.jpg,"stray\n1.jpg,plain\n2.jpg,plain\n', 2),  # never closed
+        ('0.jpg,plain\n1.jpg,"stray\n2.jpg,plain\n3.jpg,"stray\n', 3),  # closed within a field
+        ('0.jpg,plain\n1.jpg,"two\nlines"\n2.jpg,"Bob" the dog\n', 5),
+        ('0.jpg,plain\n"1.jpg,plain\n2.jpg",plain\n', 3),  # a path of two lines
+    ],
+)
+def test_a_stray_quote_never_swallows_rows_unsaid(tmp_path: Path, text: str, line: int) -> None:
+    source = table(tmp_path / "t.csv", f"path,caption\n{text}")
+    with pytest.raises(StageError, match=rf"row that begins in line {line} has a stray quote"):
+        source.units()
+
+
+def test_a_quoted_table_is_read_as_rfc_4180_says(tmp_path: Path) -> None:
+    text = (
+        '\ufeffpath,caption\r\n0.jpg,"a ""big"" dog, black\r\nand white"\r\n\r\n1.jpg,5" tall\r\n'
+    )
+    found = rows(table(tmp_path / "t.csv", text))
+    assert [row["caption"] for row in found.values()] == [
+        b'a "big" dog, black\r\nand white',
+        b'5" tall',
+    ]
+
+
+def test_a_table_that_cannot_be_read_is_one_sentence_on_one_line(tmp_path: Path) -> None:
+    text = "path\tcaption\n0.jpg\tone\n1.jpg\ta" + 50 * "\tlong and wrong" + "\n"
+    with pytest.raises(StageError, match="Expected 2 columns, got 52") as caught:
+        table(tmp_path / "t.tsv", text).units()
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
+    assert "set `quoting: true`" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "caption", "key"),
+    [
+        ({"label": "caption"}, "a cat", "a.jpg"),
+        ({"label": "path", "caption": "path"}, "a.jpg", "a.jpg"),
+        ({"key": "caption"}, "a cat", "a cat"),
+        ({"label": "path", "key": "path", "classes": ["a.jpg"]}, "a cat", "a.jpg"),
+    ],
+)
+def test_a_column_of_a_table_may_have_several_roles(
+    tmp_path: Path, picture: Picture, fields: dict[str, object], caption: str, key: str
+) -> None:
+    (tmp_path / "a.jpg").write_bytes(picture(0))
+    source = table(tmp_path / "t.csv", "path,caption\na.jpg,a cat\n", **fields)
+    expected = (caption if "label" in fields and "key" not in fields else "a.jpg",)
+    assert source.classes().names == (expected if "label" in fields else ())
+    ((found, row),) = rows(source).items()
+    assert (found, row["caption"], row["image"]) == (key, caption.encode(), picture(0))
+    assert row["label"] == (0 if "label" in fields else None)
+    json.dumps(source.classes().ids)
 
 
 def test_tables_give_labels_and_keys_of_their_own(tmp_path: Path, picture: Picture) -> None:
@@ -398,3 +554,156 @@ def test_a_row_without_a_label_makes_no_class(tmp_path: Path, picture: Picture) 
     pq.write_table(table, tmp_path / "t.parquet")
     found = reader(kind="parquet", path=str(tmp_path), label="label")
     assert found.classes().names == ("cat", "dog")
+
+
+SCANNED = {"kind": "parquet", "label": "label"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"image": "label"}, "t.parquet: column 'label', the reader's `image`, holds int64"),
+        ({"caption": "label"}, "the reader's `caption`, holds int64 instead of text"),
+        ({"caption": "list"}, "the reader's `caption`, holds list<element: string> instead of"),
+        ({"key": ["list"]}, "the reader's `key`, holds list<element: string> instead of text or"),
+        ({"label": "list"}, "the reader's `label`, holds list<element: string> instead of integ"),
+        ({"label": "half"}, "column 'half' does not hold whole numbers alone .*1.5"),
+        ({"label": "nan"}, "column 'nan' does not hold whole numbers alone .*nan"),
+        ({"label": "half", "classes": ["a", "b"]}, "column 'half' does not hold whole numbers"),
+        ({"label_name": "nmae"}, "no column 'nmae'; it has image, label"),
+        ({"where": {"label": "sketch"}}, "'label' holds int64, and 'sketch' of `where` is none"),
+        ({"where": {"label": [0, "x"]}}, "'label' holds int64, and 'x' of `where` is none"),
+        ({"where": {"list": "x"}}, "'list' holds list<element: string>, and 'x' of `where`"),
+        ({"key": ["bytes"]}, "column 'bytes' does not hold text alone"),
+    ],
+)
+def test_a_column_of_another_kind_than_its_role_is_one_sentence(
+    tmp_path: Path, picture: Picture, fields: dict[str, object], said: str
+) -> None:
+    columns = {
+        "image": [picture(n) for n in range(3)],
+        "label": [0, 1, 1],
+        "list": [["a"], ["b", "c"], []],
+        "half": [0.0, 1.5, 1.0],
+        "nan": pa.array([0.0, float("nan"), 1.0]),
+        "bytes": pa.array([b"\xff"] * 3, pa.binary()),
+    }
+    path = write_parquet(tmp_path / "t.parquet", columns)
+    source = reader(**(SCANNED | {"path": str(path)} | fields))
+    with pytest.raises(StageError, match=said) as caught:
+        _ = source.classes(), rows(source)
+    assert "\n" not in str(caught.value)
+
+
+def test_values_to_keep_may_differ_in_type_and_the_column_be_a_dictionary(
+    tmp_path: Path, picture: Picture
+) -> None:
+    columns = {
+        "image": [picture(n) for n in range(3)],
+        "label": [0, 1, 2],
+        "domain": pa.array(["1", "photo", "x"]).dictionary_encode(),
+    }
+    path = write_parquet(tmp_path / "t.parquet", columns)
+    source = reader(**SCANNED, path=str(path), where={"domain": [1, "photo"]})
+    assert [row["label"] for row in rows(source).values()] == [0, 1]
+
+
+@pytest.mark.parametrize("classes", [(), ("0", "1", "cat")])
+def test_files_that_disagree_in_what_a_label_is_are_refused_without_names(
+    tmp_path: Path, picture: Picture, classes: tuple[str, ...]
+) -> None:
+    for name, labels in (("0", pa.nulls(2)), ("a", [0, 1]), ("b", ["cat", "1"])):
+        columns = {"image": [picture(0)] * 2, "label": labels}
+        write_parquet(tmp_path / f"{name}.parquet", columns)
+    source = reader(**SCANNED, path=str(tmp_path), classes=classes)
+    if classes:
+        assert [row["label"] for row in rows(source).values()] == [None, None, 0, 1, 2, 1]
+        return
+    with pytest.raises(StageError, match=r"names in b\.parquet and numbers in a\.parquet"):
+        source.classes()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "{oops",
+        "[1]",
+        '{"info": {"features": [1]}}',
+        '{"info": {"features": {"label": {"names": {"0": "cat"}}}}}',
+        '{"info": {"features": {"label": {"names": "cat"}}}}',
+        '{"info": {"features": {"label": {"names": ["cat", null]}}}}',
+    ],
+)
+def test_odd_metadata_of_hugging_face_is_one_sentence(
+    tmp_path: Path, picture: Picture, said: str
+) -> None:
+    table = pa.table({"image": [picture(0)], "label": [0]})
+    pq.write_table(table.replace_schema_metadata({"huggingface": said}), tmp_path / "t.parquet")
+    fields = SCANNED | {"path": str(tmp_path)}
+    with pytest.raises(StageError, match=r"does not list the names of 'label'.*in `classes`"):
+        reader(**fields).classes()
+    assert reader(**fields, classes=["cat"]).classes().names == ("cat",)
+
+
+def test_metadata_without_names_says_nothing(tmp_path: Path, picture: Picture) -> None:
+    table = pa.table({"image": [picture(0)], "label": [0]})
+    said = '{"info": {"features": {"label": {"dtype": "int64"}}}}'
+    pq.write_table(table.replace_schema_metadata({"huggingface": said}), tmp_path / "t.parquet")
+    assert reader(**SCANNED, path=str(tmp_path)).classes().names == ("0",)
+
+
+@pytest.mark.parametrize("at", [4, 2000])
+def test_parquet_that_is_damaged_inside_is_one_sentence(tmp_path: Path, at: int) -> None:
+    images = [bytes([n % 7]) * 40 + bytes(range(n % 200)) for n in range(400)]
+    path = write_parquet(tmp_path / "t.parquet", {"image": images, "label": [0, 1] * 200})
+    data = bytearray(path.read_bytes())
+    data[at : at + 60] = b"\xff" * 60
+    path.write_bytes(data)
+    with pytest.raises(StageError, match=r"t\.parquet is no Parquet file, or a damaged one"):
+        rows(reader(**SCANNED, path=str(path), classes=["a", "b"]))
+
+
+@pytest.mark.parametrize("name", ["0.tar.gz", "t.csv.gz"])
+@pytest.mark.parametrize("fault", ["truncated", "damaged", "no gzip"])
+def test_a_compressed_source_that_is_damaged_is_one_sentence(
+    tmp_path: Path, write_tar: WriteTar, name: str, fault: str
+) -> None:
+    noise = np.random.default_rng(0).bytes(200_000)
+    if name.endswith("tar.gz"):
+        write_tar(tmp_path / name, {"1.jpg": noise, "1.txt": b"a cat"})
+        source = reader(kind="webdataset", path=str(tmp_path))
+    else:
+        lines = "".join(f"{n}.jpg,{noise[n : n + 20].hex()}\n" for n in range(5_000))
+        (tmp_path / name).write_bytes(gzip.compress(f"path,caption\n{lines}".encode()))
+        source = reader(kind="table", path=str(tmp_path / name), caption="caption")
+    data = (tmp_path / name).read_bytes()
+    middle = len(data) // 2
+    damaged = {
+        "truncated": data[:middle],
+        "damaged": data[:middle] + b"\xff" * 64 + data[middle + 64 :],
+        "no gzip": gzip.decompress(data),
+    }
+    (tmp_path / name).write_bytes(damaged[fault])
+    with pytest.raises(StageError, match=rf"{name} is no gzip file, or a damaged one .*fetch it"):
+        rows(source)
+
+
+def test_a_folder_given_for_a_file_is_one_sentence(tree: Path, flat: Path, tmp_path: Path) -> None:
+    with pytest.raises(StageError, match="tree is a folder; name the tar itself"):
+        reader(kind="ilsvrc_tar", path=str(tree)).units()
+    with pytest.raises(StageError, match="tree is a folder; name a file in it"):
+        reader(kind="imagefolder", path=str(tree), class_names=str(tree)).classes()
+    fields = {"kind": "ilsvrc_tar", "path": str(flat), "ground_truth": str(tree)}
+    with pytest.raises(StageError, match="tree is a folder; name a file in it"):
+        reader(**fields, synsets=str(tree)).classes()
+
+
+def test_synsets_that_name_a_class_twice_are_refused(flat: Path, tmp_path: Path) -> None:
+    (tmp_path / "synsets").write_text("n01440764 tench\nn01440764 goldfish\n")
+    (tmp_path / "truth.txt").write_text("n01440764\n")
+    fields = {"kind": "ilsvrc_tar", "path": str(flat)}
+    fields |= {
+        n: str(tmp_path / f) for n, f in (("synsets", "synsets"), ("ground_truth", "truth.txt"))
+    }
+    with pytest.raises(StageError, match="synsets has n01440764 twice"):
+        reader(**fields).classes()

@@ -1,0 +1,67 @@
+"""Verifying a corpus: whatever of its folder is gone or altered is a finding, never a crash."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from jobs.contract import Outcome, StageError
+from jobs.corpus.shards import Index
+from jobs.corpus.spec import Corpus
+from jobs.corpus.verify import compare_source, verify
+from jobs.place import Place
+
+Picture = Callable[..., bytes]
+Build = Callable[[Corpus, Path], tuple[Place, Outcome]]
+
+SAID = {"name": "c", "parts": {"train": 1, "validation": 0, "test": 0}, "max_bad_share": 1}
+
+
+@pytest.fixture
+def built(tmp_path: Path, picture: Picture, build: Build) -> tuple[Corpus, Place]:
+    (tmp_path / "tree/a").mkdir(parents=True)
+    (tmp_path / "tree/a/1.jpg").write_bytes(picture(0))
+    (tmp_path / "tree/a/2.jpg").write_bytes(b"")
+    reader = {"kind": "imagefolder", "path": str(tmp_path / "tree")}
+    corpus = Corpus.model_validate(SAID | {"reader": reader})
+    return corpus, build(corpus, tmp_path)[0]
+
+
+def findings(built: tuple[Corpus, Place]) -> set[tuple[str, str]]:
+    found = [*verify(built[1]), *compare_source(*built)]
+    assert all("\n" not in finding.detail for finding in found)
+    return {(finding.file, finding.what) for finding in found}
+
+
+def test_a_corpus_as_it_was_built_has_no_finding(built: tuple[Corpus, Place]) -> None:
+    assert findings(built) == set()
+
+
+def test_an_index_that_is_gone_is_a_finding(built: tuple[Corpus, Place]) -> None:
+    (built[1].local_path() / "_index.json").unlink()
+    assert findings(built) == {("_index.json", "missing")}
+
+
+@pytest.mark.parametrize(
+    "said", ["", "{", "[]", "null", "{}", '{"name": 1, "classes": 3}', "\ufeff", "[" * 100_000]
+)
+def test_an_index_that_is_broken_is_a_finding(built: tuple[Corpus, Place], said: str) -> None:
+    (built[1].local_path() / "_index.json").write_text(said)
+    assert findings(built) == {("_index.json", "altered")}
+    with pytest.raises(
+        StageError, match=r"_index\.json of .* is broken .*; build the corpus again"
+    ):
+        Index.read(built[1])
+
+
+def test_a_quarantine_that_is_gone_or_altered_is_a_finding(built: tuple[Corpus, Place]) -> None:
+    place, path = built[1], built[1].local_path() / "quarantine.parquet"
+    table = place.read_table(path.name)
+    for data in (b"", path.read_bytes()[:-9]):
+        path.write_bytes(data)
+        assert findings(built) == {(path.name, "altered")}
+    for other in (table.slice(1), table.select(["key"])):
+        place.write_table(path.name, other)
+        assert findings(built) == {(path.name, "altered")}
+    path.unlink()
+    assert findings(built) == {(path.name, "missing")}
