@@ -39,6 +39,11 @@ def test_a_folder_adds_tasks(tmp_path: Path) -> None:
     assert "my-task" not in names()
 
 
+def test_what_a_task_is_called_on_pages_does_not_bear_on_its_identity() -> None:
+    task = load("digits")
+    assert task.model_copy(update={"title": "Other"}).semantic() == task.semantic()
+
+
 def test_a_mistyped_name_is_answered_with_the_nearest() -> None:
     with pytest.raises(TaskError, match="no task is named 'digit-rotated'; did you mean digits-r"):
         load("digit-rotated")
