@@ -232,9 +232,10 @@ def load(
         if not equals or not path.strip():
             raise UserError(f"--set {item}: must read path=value, as in noise.seed=1")
         try:
-            _assign(raw, path.strip(), yaml.safe_load(value))
+            _assign(raw, path.strip(), strict_yaml.parse(value))
         except yaml.YAMLError as error:
-            raise UserError(f"--set {item}: the value is not valid YAML") from error
+            problem = getattr(error, "problem", None) or "it cannot be read"
+            raise UserError(f"--set {item}: the value is not valid YAML ({problem})") from error
     if task_folders:
         raw["task_folders"] = [*(raw.get("task_folders") or ()), *task_folders]
     try:

@@ -12,6 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
+from jobs.contract import Slug
 from jobs.encoders.spec import GivenEncoder, NamedEncoder
 from jobs.place import Place
 from jobs.tasks import registry
@@ -60,16 +63,19 @@ def on_given(raw: Mapping[str, Any], file: str, task: str | None) -> dict[str, A
     """An experiment's features and tuning, over one file of features as one ID task alone.
 
     The encoder is named after the file, and so is the task unless it has a name of its own. Raises
-    UserError for one that cannot stand in an address.
+    UserError for a name that cannot stand in an address.
     """
     own = Path(Place.holding(file)[1]).stem.lower()
     stem = re.sub(r"[^a-z0-9._-]+", "-", own).strip("-._") or "given"
     name = stem if task is None else task
-    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,59}", name):
+    try:
+        TypeAdapter(list[Slug]).validate_python([name, f"features-{name}"])
+    except ValidationError:
+        what = f"--features {file}: its name" if task is None else f"--task {task}: a task's name"
         raise UserError(
-            f"--task {name}: a task is named by up to 60 small letters, digits, dots, dashes and "
-            f"underscores, a letter or digit first"
-        )
+            f"{what} is up to 70 small letters, digits, dots, dashes and underscores, a letter or "
+            f"digit first; give one with --task"
+        ) from None
     kept = ("features", "tuning", "storage", "tracking", "task_folders", "data")
     return {
         "name": f"features-{name}",

@@ -72,6 +72,7 @@ def test_a_bad_seed_is_refused_in_one_sentence(seeds: str, said: str) -> None:
         ("nonsense", "must read path=value"),
         ("name.below=1", "has no fields"),
         ("tuning.epochs=[", "not valid YAML"),
+        ("tuning.halving={first: 1, first: 2}", "given twice"),
         ("pretrain.recipe.schedule.lr=.inf", "lr = inf: input should be a finite number"),
         ("pretrain.recipe.model_options.drop=.nan", "should be a finite number"),
         ("corpus.shard_mb=.inf", "should be a finite number"),

@@ -122,7 +122,7 @@ def test_a_file_of_features_is_taken_for_the_task_that_the_experiment_knows(tmp_
 def test_a_mistyped_task_of_given_features_is_no_new_task() -> None:
     with pytest.raises(UserError, match="--task glue-colla: no task is named so, though glue-cola"):
         experiment.load(features="f.parquet", task="glue-colla")
-    with pytest.raises(UserError, match="--task A B: a task is named by up to 60 small letters"):
+    with pytest.raises(UserError, match="--task A B: a task's name is up to 70 small letters"):
         experiment.load(features="f.parquet", task="A B")
     for name in ("glue-cola", "hotel-stars", "digits-by-pixel"):
         assert experiment.load(features="f.parquet", task=name).tasks == (name,)

@@ -143,7 +143,7 @@ class Parquet:
         for value in said if isinstance(said, tuple) else (said,):
             try:
                 found.append(pa.array([value]).cast(kind))
-            except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OverflowError):
                 raise StageError(
                     f"{self.spec.path}: column {column!r} holds {kind}, and {value!r} of `where` "
                     f"is none; correct the value or name another column"

@@ -26,6 +26,7 @@ from jobs.place import Place
 UNITS = 64  # at most: every unit reads the table up to its own rows
 UNIT_ROWS = 5_000  # at least
 READ_ROWS = 256  # images asked for at a time
+LONGEST = 1 << 20  # characters of a field: as long as a row that pyarrow takes
 SHOWN = 80  # characters of a table shown in a complaint
 
 
@@ -144,6 +145,7 @@ class Table:
         of all the rows between.
         """
         begin = 0
+        csv.field_size_limit(LONGEST)
         try:
             with stream(self.spec.path, name) as opened:
                 lines = io.TextIOWrapper(opened, "utf-8-sig", "replace", newline="")

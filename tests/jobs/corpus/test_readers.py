@@ -388,6 +388,13 @@ def table(path: Path, text: str, **fields: object) -> Reader:
     return reader(**({"kind": "table", "path": str(path), "caption": "caption"} | fields))
 
 
+def test_a_long_caption_is_no_stray_quote(tmp_path: Path, picture: Picture) -> None:
+    long = "a cat, " * 30_000
+    (tmp_path / "0.jpg").write_bytes(picture(0))
+    found = rows(table(tmp_path / "t.csv", f'path,caption\n0.jpg,"{long}"\n'))
+    assert found["0.jpg"]["caption"] == long.encode()
+
+
 @pytest.mark.parametrize(("name", "more"), [("t.tsv", {}), ("t.csv", {"quoting": False})])
 def test_quotes_mean_nothing_in_a_table_without_quoting(
     tmp_path: Path, name: str, more: dict[str, object]
@@ -571,6 +578,7 @@ SCANNED = {"kind": "parquet", "label": "label"}
         ({"label": "nan"}, "column 'nan' does not hold whole numbers alone .*nan"),
         ({"label": "half", "classes": ["a", "b"]}, "column 'half' does not hold whole numbers"),
         ({"label_name": "nmae"}, "no column 'nmae'; it has image, label"),
+        ({"where": {"label": 10**20}}, "holds int64, and 100000000000000000000 of `where` is none"),
         ({"where": {"label": "sketch"}}, "'label' holds int64, and 'sketch' of `where` is none"),
         ({"where": {"label": [0, "x"]}}, "'label' holds int64, and 'x' of `where` is none"),
         ({"where": {"list": "x"}}, "'list' holds list<element: string>, and 'x' of `where`"),
