@@ -22,14 +22,7 @@ from typing import Literal
 
 from analysis import names
 from analysis.evidence import Part, Unit, resampled
-from analysis.statistics import (
-    MOST_SEEDS,
-    Interval,
-    directed_p,
-    holm,
-    mean_interval,
-    seeds_needed,
-)
+from analysis.statistics import MOST_SEEDS, Interval, directed_p, holm, mean_interval, seeds_needed
 
 ALPHA = 0.05
 LEAST_SEEDS = 2

@@ -40,7 +40,7 @@ from PIL import Image
 from jobs.contract import Hooks, Outcome, Work
 from jobs.corpus.shards import PARTS, SCHEMA, Index
 from jobs.corpus.spec import Corpus
-from jobs.place import Place
+from jobs.storage.folder import Place
 
 SMALL = (200_000, 4_000)  # images, bytes of one
 LARGE = (20_000, 110_000)
@@ -110,7 +110,7 @@ def corpus_of(folder: Path, files: str = "*.parquet") -> Corpus:
 
 def plain(source: Path, output: Path, sizes_given: bool) -> float:
     """Read all, find sizes, shuffle by key, write; seconds."""
-    from jobs.corpus.keyed import hash64, unit
+    from jobs.keyed_hash import hash64, unit
 
     begun = time.perf_counter()
     corpus = corpus_of(source)

@@ -40,7 +40,7 @@ from jobs.noise.job import lay
 from jobs.noise.labels import Choice, Labelled, symmetric
 from jobs.noise.overlay import Changes, apply
 from jobs.noise.spec import NoiseStep
-from jobs.place import Place
+from jobs.storage.folder import Place
 
 LEVELS = (0, 5, 10, 20, 30)
 ROWS, SHARD, IMAGE_BYTES = 200_000, 20_000, 4_096

@@ -47,22 +47,16 @@ from torchvision.datasets import ImageFolder
 
 from jobs.contract import Hooks, Outcome, Work
 from jobs.corpus.shards import PARTS, SCHEMA, Index, write_rows
+from jobs.images.augment import augment, draws
+from jobs.images.pixels import normalise, to_input, unit_range
+from jobs.images.spec import Augment, ImageInput
 from jobs.noise.overlay import Overlay
-from jobs.place import Place
-from jobs.pretrain.augment import augment, draws
-from jobs.pretrain.group import Group
+from jobs.pretrain.data.streamed import StreamedSource
+from jobs.pretrain.distributed import Group
 from jobs.pretrain.loop import Pace, Watch
-from jobs.pretrain.pixels import normalise, to_input, unit_range
 from jobs.pretrain.run import train_run
-from jobs.pretrain.spec import (
-    Augment,
-    Contrastive,
-    ImageInput,
-    PretrainStep,
-    Resources,
-    Supervised,
-)
-from jobs.pretrain.stream import StreamedSource
+from jobs.pretrain.spec import Contrastive, PretrainStep, Resources, Supervised
+from jobs.storage.folder import Place
 
 REPEATS = 5
 PROCESSES = 2

@@ -26,7 +26,7 @@ from pretrain import CLASSES, update_times, work, write_corpus
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from jobs.pretrain.group import Group
+from jobs.pretrain.distributed import Group
 from jobs.pretrain.spec import Resources
 
 BATCH = 256

@@ -41,7 +41,7 @@ import pyarrow.parquet as pq
 from jobs.contract import Hooks, Outcome, Work
 from jobs.features.spec import FeaturesStep
 from jobs.noise.spec import NoiseStep
-from jobs.place import Place
+from jobs.storage.folder import Place
 from jobs.tuning.cells import Cell, schema
 from jobs.tuning.spec import TuneStep
 from orchestrator import experiment, plan, planner

@@ -46,7 +46,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from jobs.contract import Hooks, Work
-from jobs.place import Place
+from jobs.storage.folder import Place
 from jobs.tuning.allocator import keep_freed_memory
 from jobs.tuning.budget import Budget
 from jobs.tuning.heads import Shape

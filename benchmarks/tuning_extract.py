@@ -36,15 +36,15 @@ import torch
 from PIL import Image, ImageFilter
 
 from jobs.corpus.shards import SCHEMA, write_rows
+from jobs.encoders.encoder import Architecture, Encoder, EncoderCard
 from jobs.features.extract import Unit, extract
 from jobs.features.identity import images_at_once
-from jobs.features.shifts import decode
-from jobs.features.spec import FeaturesStep, Views
-from jobs.features.views import augmented
-from jobs.place import Place
-from jobs.pretrain.encoder import Architecture, Encoder, EncoderCard
-from jobs.pretrain.pixels import unit_range
-from jobs.pretrain.spec import Augment, ImageInput
+from jobs.features.spec import FeaturesStep
+from jobs.images.decode import decode
+from jobs.images.pixels import unit_range
+from jobs.images.spec import Augment, ImageInput, Views
+from jobs.images.views import augmented
+from jobs.storage.folder import Place
 
 SIDE = 160
 ROWS = 16

@@ -16,7 +16,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, StringConstraints
 
-from jobs.place import Place
+from jobs.storage.folder import Place
 
 NOT_SEMANTIC = "not-semantic"
 """Marks a field that changes how a result is obtained, never what it is (workers, say)."""

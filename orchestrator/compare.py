@@ -17,14 +17,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from jobs.place import Place
+from jobs.storage.folder import Place
 from orchestrator.errors import UserError
 from orchestrator.plan import KINDS, Difference, differences
 from orchestrator.store import MANIFEST, Manifest, Store
 
 Group = Literal["noise", "differs", "result"]
 
-CARD = "encoder.json"  # of an encoder: jobs/pretrain/encoder.py
+CARD = "encoder.json"  # of an encoder: jobs/encoders/encoder.py
 _RESULTS_OF_CARD = ("weights_sha256",)
 _CIRCUMSTANCES = ("versions", "python", "platform", "cpu", "commit", "dirty")
 _TRAINED = ("encoder", "features", "head")  # what is read and depends on arithmetic

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from analysis import rotation as angles
 from jobs.contract import StageError
 from jobs.corpus.shards import Index, read_part
-from jobs.place import Place
+from jobs.storage.folder import Place
 from orchestrator.index import Record
 from orchestrator.plan import Step
 from orchestrator.store import READERS, Store

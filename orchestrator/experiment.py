@@ -26,8 +26,8 @@ from jobs.features.spec import Features
 from jobs.noise.spec import Noise
 from jobs.pretrain.spec import Pretrain
 from jobs.tasks import registry
+from jobs.tasks.duplicates import twins
 from jobs.tasks.spec import Task
-from jobs.tasks.twins import twins
 from jobs.tuning.spec import Tuning
 from orchestrator import STORAGE, named
 from orchestrator.errors import UserError

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
 
-from jobs.place import Place
+from jobs.storage.folder import Place
 
 if TYPE_CHECKING:
     from orchestrator.store import Manifest

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from jobs.place import Place
+from jobs.storage.folder import Place
 from orchestrator.experiment import Experiment
 from orchestrator.provenance import redact
 
@@ -19,7 +19,7 @@ NAME = "last-sweep.yaml"
 def remember(experiment: Experiment, root: Place) -> None:
     """Put the experiment at the store's root, in the place of the one before."""
     from jobs.corpus import build
-    from jobs.encoders import pins
+    from jobs.encoders import digests
     from jobs.noise import files
 
     uri = experiment.tracking.uri
@@ -29,7 +29,7 @@ def remember(experiment: Experiment, root: Place) -> None:
         "storage": root.uri,
         "corpus": experiment.corpus and build.rooted(experiment.corpus),
         "noise": experiment.noise and files.rooted(experiment.noise),
-        "encoders": tuple(pins.rooted(encoder) for encoder in experiment.encoders),
+        "encoders": tuple(digests.rooted(encoder) for encoder in experiment.encoders),
     }
     if uri and redact(uri) != uri:
         changed["tracking"] = experiment.tracking.model_copy(update={"uri": None})

@@ -25,7 +25,7 @@ import uuid
 from datetime import UTC, datetime
 from pathlib import Path
 
-from jobs.place import Place
+from jobs.storage.folder import Place
 from orchestrator.errors import StoreError
 
 BEAT_SECONDS = 10.0

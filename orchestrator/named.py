@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from jobs.contract import Slug
 from jobs.encoders.spec import GivenEncoder, NamedEncoder
-from jobs.place import Place
+from jobs.storage.folder import Place
 from jobs.tasks import registry
 from jobs.tasks.spec import Task
 from orchestrator.errors import UserError

@@ -15,7 +15,7 @@ from itertools import product
 from pydantic import ValidationError
 
 from jobs.contract import Spec, StageError
-from jobs.encoders.pins import pin
+from jobs.encoders.digests import pin
 from jobs.encoders.spec import EncoderStep, GivenEncoder, NamedEncoder
 from jobs.features.spec import FeaturesStep, GivenStep
 from jobs.noise.spec import Noise, NoiseStep

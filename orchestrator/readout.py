@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 
 from analysis import named
 from analysis import readout as tables
-from jobs.place import Place
-from jobs.tasks.twins import counted_twice
+from jobs.storage.folder import Place
+from jobs.tasks.duplicates import counted_twice
 from orchestrator import evidence, provenance
 from orchestrator.errors import UserError
 from orchestrator.fingerprint import fingerprint

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from jobs.contract import Outcome, Work
-from jobs.place import Place
+from jobs.storage.folder import Place
 from orchestrator.errors import StoreError
 from orchestrator.plan import Step
 from orchestrator.provenance import redact

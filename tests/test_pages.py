@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 import synthetic
 from browser import CHROMIUM, Browser, browser
 from commands import Start, free_port
-from jobs.place import Place
+from jobs.storage.folder import Place
 from orchestrator import experiment, planner, readout, tracking
 from orchestrator.mirror import sync
 from orchestrator.store import Store

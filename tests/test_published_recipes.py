@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from jobs.pretrain.catalogue import check_model
+from jobs.encoders.catalogue import check_model
+from jobs.images.transforms import needs_source_image, training_pixels
 from jobs.pretrain.spec import Contrastive, Supervised
-from jobs.pretrain.transforms import needs_source_image, training_pixels
 from orchestrator import experiment, planner
 
 SUPERVISED: dict[str, dict[str, Any]] = {

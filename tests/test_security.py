@@ -26,10 +26,9 @@ from commands import Command, Start, free_port
 from jobs.contract import StageError
 from jobs.corpus import build
 from jobs.corpus.spec import Corpus
-from jobs.encoders import weights
-from jobs.place import Place
-from jobs.pretrain import encoder
-from jobs.pretrain.spec import ImageInput
+from jobs.encoders import encoder, weights
+from jobs.images.spec import ImageInput
+from jobs.storage.folder import Place
 from jobs.tasks import registry
 from orchestrator import experiment
 from orchestrator.errors import UserError

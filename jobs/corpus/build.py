@@ -25,7 +25,7 @@ from jobs.corpus.readers.source import Listing
 from jobs.corpus.runs import PARTS, RUN_BYTES, Run, write_run
 from jobs.corpus.shards import QUARANTINE, File, Index
 from jobs.corpus.spec import AnyReader, Corpus
-from jobs.place import Place
+from jobs.storage.folder import Place
 
 MAIN = "reader"
 """The source that shares of the parts are cut from, by the name of its field."""

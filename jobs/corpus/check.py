@@ -22,7 +22,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.corpus.headers import HeaderError, decode_fault, read_header
+from jobs.images.headers import HeaderError, decode_fault, read_header
 
 QUARANTINE_SCHEMA = pa.schema(
     [

@@ -28,7 +28,7 @@ from jobs.corpus.layout import Cut, lay_out
 from jobs.corpus.runs import Run
 from jobs.corpus.shards import File, write_shard
 from jobs.corpus.spec import Corpus
-from jobs.place import Place
+from jobs.storage.folder import Place
 
 Json: TypeAlias = "dict[str, Any]"
 

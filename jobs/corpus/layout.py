@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from jobs.contract import StageError
-from jobs.corpus.runs import PARTS, Run, opening, read_places
+from jobs.corpus.runs import PARTS, Run, read_places
 from jobs.corpus.spec import Corpus
-from jobs.place import Place
+from jobs.storage.folder import Place, opening
 
 BLOCK_ROWS = 4_000_000  # rows merged at a time: 100 MB of places
 SHOWN = 3  # repeated keys named in a complaint

@@ -12,23 +12,19 @@ each image's size) and `.places` (the hashes and sizes alone, for the layout).
 
 from __future__ import annotations
 
-import os
-import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from jobs.corpus.check import CHECKED
-from jobs.corpus.keyed import hash64, unit
 from jobs.corpus.spec import Corpus
-from jobs.place import Place
+from jobs.keyed_hash import hash64, unit
+from jobs.storage.folder import Place, opening, writing
 
 PARTS = ("train", "validation", "test")
 
@@ -175,37 +171,3 @@ class Blobs:
         wanted = np.arange(0, int(ends[-1]) if len(ends) else 0, size)
         for start, stop in pairwise([*np.unique(np.searchsorted(ends, wanted)), len(rows)]):
             yield self.join(rows[start:stop])
-
-
-@contextmanager
-def writing(place: Place, name: str) -> Iterator[BinaryIO]:
-    """A file to be written on end, whole or not at all; unlike `write_bytes`, of any size.
-
-    It is not forced to the disk: whoever reads shards compares their sha256.
-    """
-    if not place.is_local:
-        filesystem, path = place.open()
-        with filesystem.open_output_stream(f"{path}/{name}") as remote:
-            yield remote
-        return
-    target = place.local_path() / name
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(f"{target}.{uuid.uuid4().hex[:8]}.partial")
-    try:
-        with partial.open("wb") as file:
-            yield file
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-@contextmanager
-def opening(place: Place, name: str) -> Iterator[Any]:
-    """A file to read anywhere in: mapped where it is local, by ranges where it is not."""
-    if place.is_local:
-        with pa.memory_map(str(place.local_path() / name)) as source:
-            yield source
-        return
-    filesystem, path = place.open()
-    with filesystem.open_input_file(f"{path}/{name}") as source:
-        yield source

@@ -23,8 +23,8 @@ from jobs.contract import StageError
 from jobs.corpus.layout import Cut
 from jobs.corpus.readers.source import Listing
 from jobs.corpus.runs import PARTS as PARTS
-from jobs.corpus.runs import Blobs, Run, read_slice, writing
-from jobs.place import Place
+from jobs.corpus.runs import Blobs, Run, read_slice
+from jobs.storage.folder import Place, writing
 
 SCHEMA = pa.schema(
     [

@@ -18,7 +18,7 @@ from jobs.corpus.readers import reader_of
 from jobs.corpus.readers.source import Listing
 from jobs.corpus.shards import INDEX, QUARANTINE, File, Index, opened
 from jobs.corpus.spec import Corpus
-from jobs.place import Place
+from jobs.storage.folder import Place
 
 _OURS = (INDEX, QUARANTINE, "manifest.json")
 

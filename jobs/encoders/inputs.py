@@ -1,7 +1,7 @@
 """What a pretrained encoder wants to see: the library's own input preparation, as an `ImageInput`.
 
 Takes what timm or open_clip declares of some weights, with an experiment file's changes; gives what
-`jobs/pretrain/pixels.py` does. Weights see images as their library evaluates them: an image that is
+`jobs/images/pixels.py` does. Weights see images as their library evaluates them: an image that is
 squashed where its centre should be cut out is another image.
 """
 
@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from jobs.contract import StageError
 from jobs.encoders.spec import ImageChange
-from jobs.pretrain.spec import ImageInput
+from jobs.images.spec import ImageInput
 
 CLIP_INPUT = {
     "mean": (0.48145466, 0.4578275, 0.40821073),

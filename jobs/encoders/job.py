@@ -11,7 +11,7 @@ from jobs.remote import answer_each
 def run(works: Sequence[Work], hooks: Hooks) -> None:
     """Take in each work's encoder (spec: `EncoderStep`, no inputs).
 
-    Output: as `jobs/pretrain/encoder.py` describes. After a stop, unfinished works are left
+    Output: as `jobs/encoders/encoder.py` describes. After a stop, unfinished works are left
     unanswered.
     """
     for work in works:
@@ -20,6 +20,8 @@ def run(works: Sequence[Work], hooks: Hooks) -> None:
 
 
 def _take_in(work: Work) -> Outcome:
-    from jobs.encoders.take import take_in  # timm and open_clip, which the driver does without
+    from jobs.encoders.pretrained import (
+        take_in,  # timm and open_clip, which the driver does without
+    )
 
     return take_in(work)

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from difflib import get_close_matches
 
+from jobs.encoders.catalogue import open_clip_models, timm_models, timm_tags, unknown
 from jobs.encoders.spec import FileEncoder, NamedEncoder, OpenClipEncoder, TimmEncoder
-from jobs.pretrain.catalogue import open_clip_models, timm_models, timm_tags, unknown
 
 
 def check_named(encoder: NamedEncoder) -> str | None:

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from jobs.contract import StageError
-from jobs.place import Place
+from jobs.storage.folder import Place
 
 Tensors = Mapping[str, Tensor]
 

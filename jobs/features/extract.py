@@ -21,12 +21,13 @@ import torch
 
 from jobs.contract import StageError
 from jobs.corpus.shards import Index, read_rows
+from jobs.encoders.encoder import Encoder
 from jobs.features.identity import identity, images_at_once
-from jobs.features.shifts import decode, draws, shifted
 from jobs.features.spec import FeaturesStep
-from jobs.features.views import augmented
-from jobs.place import Place
-from jobs.pretrain.encoder import Encoder
+from jobs.images.decode import decode
+from jobs.images.shifts import draws, shifted
+from jobs.images.views import augmented
+from jobs.storage.folder import Place
 
 UNIT_ROWS = 2_048  # rows in a unit: a worthwhile task, and little to redo after an interruption
 

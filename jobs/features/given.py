@@ -20,11 +20,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jobs.contract import Outcome, StageError, Work
-from jobs.corpus.keyed import hash64, unit
 from jobs.features.extract import view_table
 from jobs.features.parts import write_part
 from jobs.features.spec import GivenStep
-from jobs.place import Place
+from jobs.keyed_hash import hash64, unit
+from jobs.storage.folder import Place
 
 SPLIT = "split"  # the column that is taken for the split where the step names none
 PARTS = ("train", "validation", "test")

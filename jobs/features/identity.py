@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
+from jobs.encoders.encoder import Encoder, EncoderCard
 from jobs.features.spec import BatchSize, FeaturesStep, Precision
-from jobs.pretrain.encoder import Encoder, EncoderCard
 
 LIBRARIES = ("torch", "timm", "open_clip_torch", "pillow", "numpy")
 

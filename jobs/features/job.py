@@ -25,14 +25,14 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset
 
 from jobs.contract import Hooks, Outcome, StageError, Work
 from jobs.corpus.shards import Index
+from jobs.encoders.encoder import CARD, Encoder, EncoderCard, load
 from jobs.features.extract import Unit, extract, units_of
 from jobs.features.given import take_in
 from jobs.features.identity import identity
 from jobs.features.parts import finish, keep, kept
 from jobs.features.spec import FeaturesStep, GivenStep
-from jobs.place import Place
-from jobs.pretrain.encoder import CARD, Encoder, EncoderCard, load
 from jobs.remote import answer_each
+from jobs.storage.folder import Place
 
 
 def run(works: Sequence[Work], hooks: Hooks) -> None:

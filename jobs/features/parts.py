@@ -24,7 +24,7 @@ from jobs.contract import Outcome, StageError
 from jobs.corpus.shards import Index
 from jobs.features.extract import BATCH, IDENTITY, ROWS, Unit, view_table
 from jobs.features.spec import FeaturesStep
-from jobs.place import Place
+from jobs.storage.folder import Place
 
 GROUP_ROWS = 4_096  # rows of a row group, and rows handed to the spectrum at a time
 

@@ -26,6 +26,7 @@ import torch
 
 from jobs.contract import Outcome, StageError, Work
 from jobs.corpus.shards import Index
+from jobs.encoders.encoder import Encoder, load, save, weights_bytes
 from jobs.finetune.images import Images, Source, TestImages
 from jobs.finetune.model import AdaptedEncoder
 from jobs.finetune.training import (
@@ -37,8 +38,7 @@ from jobs.finetune.training import (
     history_of,
     stacked,
 )
-from jobs.place import Place
-from jobs.pretrain.encoder import Encoder, load, save, weights_bytes
+from jobs.storage.folder import Place
 from jobs.tasks.spec import Metric
 from jobs.tuning import adapt, data
 from jobs.tuning.answers import Answers

@@ -24,9 +24,10 @@ from PIL import Image
 
 from jobs.contract import StageError
 from jobs.corpus.shards import Index, read_part, read_rows
-from jobs.features.shifts import decode, draws, shifted
-from jobs.features.spec import Shift
-from jobs.place import Place
+from jobs.images.decode import decode
+from jobs.images.shifts import draws, shifted
+from jobs.images.spec import Shift
+from jobs.storage.folder import Place
 from jobs.tasks.spec import Task
 from jobs.tuning import data
 

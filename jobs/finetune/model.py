@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from jobs.contract import StageError
+from jobs.encoders.encoder import Encoder, EncoderCard
 from jobs.features.spec import Precision
-from jobs.pretrain.encoder import Encoder, EncoderCard
 from jobs.tuning.heads import Shape, StackedHeads, seeded
 from jobs.tuning.spec import Method
 

@@ -23,11 +23,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from jobs.features.spec import Precision, Views
-from jobs.features.views import augmented
+from jobs.features.spec import Precision
 from jobs.finetune.images import Images
 from jobs.finetune.model import AdaptedEncoder
-from jobs.pretrain.pixels import unit_range
+from jobs.images.pixels import unit_range
+from jobs.images.spec import Views
+from jobs.images.views import augmented
 from jobs.tasks.spec import Metric
 from jobs.tuning import nmtune
 from jobs.tuning.answers import Answers

@@ -22,7 +22,7 @@ from jobs.noise.derive import derive
 from jobs.noise.labels import Mask
 from jobs.noise.overlay import CHANGED, OVERLAY, Overlay, damaged
 from jobs.noise.spec import Noise
-from jobs.place import Place
+from jobs.storage.folder import Place
 
 Counts = npt.NDArray[np.int64]
 

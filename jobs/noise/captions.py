@@ -19,8 +19,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from jobs.contract import StageError
-from jobs.corpus.keyed import Hashes, hash64
 from jobs.corpus.shards import rank
+from jobs.keyed_hash import Hashes, hash64
 from jobs.noise.labels import Choice, Mask, Rows
 
 Clusters = npt.NDArray[np.int32]

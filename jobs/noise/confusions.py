@@ -15,8 +15,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from jobs.contract import StageError
-from jobs.corpus.keyed import unit
 from jobs.corpus.shards import rank
+from jobs.keyed_hash import unit
 from jobs.noise.labels import Choice, Flips, Labelled, Labels, Rows, listing
 
 Weights = npt.NDArray[np.float64]

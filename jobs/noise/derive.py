@@ -34,7 +34,7 @@ from jobs.noise.spec import (
     Symmetric,
     Transition,
 )
-from jobs.place import Place
+from jobs.storage.folder import Place
 
 
 class Levels(Protocol):

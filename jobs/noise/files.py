@@ -29,7 +29,7 @@ from jobs.noise.captions import Clusters
 from jobs.noise.classes import Classes
 from jobs.noise.labels import Labels, Rows
 from jobs.noise.spec import ClassName, Groups, Noise, Transition
-from jobs.place import Place
+from jobs.storage.folder import Place
 
 
 @dataclass(frozen=True)

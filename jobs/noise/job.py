@@ -17,7 +17,7 @@ import ray
 from jobs.contract import Hooks, Outcome, StageError, Work
 from jobs.noise.derive import Plan, derive
 from jobs.noise.spec import NoiseStep
-from jobs.place import Place
+from jobs.storage.folder import Place
 
 WRITERS = 4  # levels encoded and sent to storage at a time
 

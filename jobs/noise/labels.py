@@ -18,8 +18,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from jobs.contract import StageError
-from jobs.corpus.keyed import Hashes, hash64
 from jobs.corpus.shards import rank
+from jobs.keyed_hash import Hashes, hash64
 
 Rows = npt.NDArray[np.int64]
 Labels = npt.NDArray[np.int32]

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from jobs.contract import StageError
-from jobs.place import Place
+from jobs.storage.folder import Place
 
 CHANGED = "changed.parquet"  # row (int64), key (string), clean and noisy (the field's own type)
 OVERLAY = "overlay.json"

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from jobs.contract import StageError
-from jobs.place import Place
+from jobs.storage.folder import Place
 
 KEEP = 2
 

@@ -36,9 +36,9 @@ import ray.train
 import ray.train.torch
 
 from jobs.contract import Hooks, Outcome, StageError, Work
-from jobs.place import Place
-from jobs.pretrain.losses import Budget, in_words, own_error
+from jobs.pretrain.restarts import Budget, in_words, own_error
 from jobs.pretrain.spec import PretrainStep, Resources
+from jobs.storage.folder import Place
 
 RESULT = "result.json"
 PROGRESS = "progress.json"
@@ -310,7 +310,7 @@ def _name(works: Sequence[Work]) -> str:
 
 def _train_pack(config: Mapping[str, Any]) -> None:
     """Train a pack's runs that have no result yet, one after another."""
-    from jobs.pretrain.group import Group
+    from jobs.pretrain.distributed import Group
     from jobs.pretrain.loop import StoppedError
     from jobs.pretrain.run import train_run
 

@@ -21,22 +21,23 @@ import torch
 from torch import Tensor, nn
 
 from jobs.contract import StageError
-from jobs.pretrain.augment import augment, draws, flips_alone, mix
+from jobs.images.augment import augment, draws, flips_alone, mix
+from jobs.images.pixels import to_input, unit_range
+from jobs.images.spec import Augment, ImageInput
 from jobs.pretrain.checkpoint import Checkpoints, Point, Position, Progress
-from jobs.pretrain.data import Batch, Part, Source, Targets
-from jobs.pretrain.faults import Faults, out_of_memory
-from jobs.pretrain.group import Agreed, Group, Meeting
-from jobs.pretrain.mixing import erase, seed_torch
-from jobs.pretrain.objective import Objective, Scored
-from jobs.pretrain.optimise import (
+from jobs.pretrain.data.part import Batch, Part, Source, Targets
+from jobs.pretrain.distributed import Agreed, Group, Meeting
+from jobs.pretrain.nonfinite import Faults, out_of_memory
+from jobs.pretrain.objectives.mixing import erase, seed_torch
+from jobs.pretrain.objectives.objective import Objective, Scored
+from jobs.pretrain.optimizer import (
     lay_out_like_parameters,
     make_average,
     make_optimizer,
     make_scheduler,
 )
-from jobs.pretrain.pixels import to_input, unit_range
 from jobs.pretrain.precision import Precision
-from jobs.pretrain.spec import Augment, ImageInput, OnNan, Resources, Schedule
+from jobs.pretrain.spec import OnNan, Resources, Schedule
 from jobs.pretrain.telemetry import Row, Telemetry
 
 

@@ -17,27 +17,21 @@ import pyarrow as pa
 from torch import nn
 
 from jobs.contract import Outcome, StageError, Work
-from jobs.pretrain import encoder
+from jobs.encoders import encoder
+from jobs.images.transforms import needs_source_image
 from jobs.pretrain.checkpoint import Checkpoints, Point
-from jobs.pretrain.contrastive import ContrastiveObjective
-from jobs.pretrain.data import (
-    MemorySource,
-    Part,
-    Source,
-    held,
-    load_part,
-    noisy_targets,
-    read_index,
-)
-from jobs.pretrain.group import Group
+from jobs.pretrain.data.held import MemorySource, held, load_part
+from jobs.pretrain.data.noisy import noisy_targets
+from jobs.pretrain.data.part import Part, Source, read_index
+from jobs.pretrain.data.reader import lazy_part
+from jobs.pretrain.data.streamed import StreamedSource
+from jobs.pretrain.distributed import Group
 from jobs.pretrain.loop import Loop, Pace, Trained, Watch, settled
-from jobs.pretrain.objective import Objective
-from jobs.pretrain.reader import lazy_part
+from jobs.pretrain.objectives.contrastive import ContrastiveObjective
+from jobs.pretrain.objectives.objective import Objective
+from jobs.pretrain.objectives.supervised import SupervisedObjective
 from jobs.pretrain.spec import Contrastive, PretrainStep, Recipe
-from jobs.pretrain.stream import StreamedSource
-from jobs.pretrain.supervised import SupervisedObjective
 from jobs.pretrain.telemetry import tables
-from jobs.pretrain.transforms import needs_source_image
 
 CURVES = "curves.parquet"
 

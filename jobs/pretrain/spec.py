@@ -6,121 +6,13 @@ one, whatever the number of workers.
 
 from __future__ import annotations
 
-from string import Formatter
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, JsonValue, model_validator
+from pydantic import Field, JsonValue, model_validator
 
 from jobs.contract import NOT_SEMANTIC, Slug, Spec
-
-
-class ImageInput(Spec):
-    """How decoded pixels become the encoder's input tensor."""
-
-    size: int = Field(224, ge=8, le=1024, description="side in pixels after resizing")
-    channels: Literal[1, 3] = 3
-    mean: tuple[float, ...] = Field((0.485, 0.456, 0.406), description="of pixels in [0, 1]")
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
-    crop_pct: float | None = Field(
-        None,
-        gt=0,
-        le=2,
-        description="outside training: the shorter side becomes size / crop_pct and the centre "
-        "is cut out, as timm and open_clip (1.0) do; none: the whole image, its sides made equal",
-    )
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
-
-    @model_validator(mode="after")
-    def _fit_the_channels(self) -> ImageInput:
-        for name, values in (("mean", self.mean), ("std", self.std)):
-            if len(values) not in (1, self.channels):
-                raise ValueError(
-                    f"{name} needs one number, or one for each of {self.channels} channels, "
-                    f"not {len(values)}"
-                )
-        if min(self.std) <= 0:
-            raise ValueError(f"std must be above 0, not {min(self.std):g}")
-        return self
-
-
-def _names_a_class(template: str) -> str:
-    try:
-        holes = [tuple(hole) for _, *hole in Formatter().parse(template) if hole[0] is not None]
-    except ValueError:
-        holes = []
-    if holes != [("", "", None)]:
-        raise ValueError(
-            "a template has {} once, where a class's name stands, and no other braces but doubled"
-        )
-    return template
-
-
-Template = Annotated[str, AfterValidator(_names_a_class)]
-"""What is said of a class, for zero-shot classification: `a photo of a {}.`"""
-
-
-class Affine(Spec):
-    """Random changes of decoded pixels, drawn from the seed, the epoch and the key alone."""
-
-    degrees: float = Field(0, ge=0, le=180, description="rotation, uniform in +-degrees")
-    translate: float = Field(0, ge=0, lt=1, description="shift, share of the side")
-    scale: tuple[float, float] = (1.0, 1.0)
-    flip: bool = False
-
-    @model_validator(mode="after")
-    def _scale_rises(self) -> Affine:
-        _check_rising("scale", self.scale)
-        return self
-
-    @property
-    def moves(self) -> bool:
-        """Whether these change anything."""
-        return bool(self.degrees or self.translate or self.flip) or self.scale != (1.0, 1.0)
-
-
-Share = Annotated[float, Field(ge=0, le=1)]
-
-_RAND_AUGMENT = r"^rand(-(m\d+|n\d+|p\d*\.?\d+|mstd\d*\.?\d+|mmax\d+|inc[01]|t[a-z0-9]+))*$"
-
-
-class Augment(Affine):
-    """All random changes of a training image, drawn from the seed, the epoch and the key alone.
-
-    Crop, RandAugment and colour jitter are timm's and see the image as it lies in the corpus,
-    so a recipe that has one of them streams its corpus instead of keeping decoded pixels. The
-    affine changes come after them, erasing after normalisation.
-    """
-
-    crop: tuple[Share, Share] | None = Field(
-        None, description="random resized crop: share of the area that is kept, from and to"
-    )
-    crop_ratio: tuple[float, float] = Field((3 / 4, 4 / 3), description="width over height")
-    crop_interpolation: Literal["random", "bilinear", "bicubic"] = Field(
-        "random", description="random: bilinear or bicubic, image by image, timm's default"
-    )
-    rand_augment: str | None = Field(
-        None, pattern=_RAND_AUGMENT, description="timm's own notation: rand-m7-mstd0.5-inc1"
-    )
-    color_jitter: float = Field(
-        0, ge=0, description="brightness, contrast and saturation, times 1 +- this"
-    )
-    erase: Share = Field(0, description="share of the images that get a rectangle erased")
-    erase_mode: Literal["const", "rand", "pixel"] = Field(
-        "pixel", description="with the mean, with one random colour, with noise"
-    )
-
-    @model_validator(mode="after")
-    def _ranges_rise(self) -> Augment:
-        for name in ("crop", "crop_ratio"):
-            span = getattr(self, name)
-            if span is not None:
-                _check_rising(name, span)
-        return self
-
-
-def _check_rising(name: str, span: tuple[float, float]) -> None:
-    if not 0 < span[0] <= span[1]:
-        raise ValueError(f"{name} needs two numbers above 0, the smaller first, not {span}")
+from jobs.encoders.templates import Template
+from jobs.images.spec import Augment, ImageInput, Share
 
 
 class Schedule(Spec):

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from jobs.contract import NOT_SEMANTIC
 from jobs.corpus.spec import AnyReader, Corpus
-from jobs.place import Place
+from jobs.storage.folder import Place
 from jobs.tasks.spec import Task
 
 SHIPPED = Path(__file__).parent

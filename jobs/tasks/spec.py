@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from jobs.contract import NOT_SEMANTIC, Slug, Spec
 from jobs.corpus.spec import Corpus
-from jobs.features.spec import Shift
+from jobs.images.spec import Shift
 
 Metric = Literal[
     "accuracy",

@@ -18,7 +18,7 @@ import safetensors.torch
 import torch
 
 from jobs.contract import Outcome, StageError, Work
-from jobs.place import Place
+from jobs.storage.folder import Place
 from jobs.tuning import cells, data
 from jobs.tuning.answers import Answers
 from jobs.tuning.budget import Told, to_nobody

@@ -27,8 +27,8 @@ import pyarrow.compute as pc
 import torch
 
 from jobs.contract import StageError
-from jobs.corpus.keyed import hash64
-from jobs.place import Place
+from jobs.keyed_hash import hash64
+from jobs.storage.folder import Place
 from jobs.tasks.spec import OF_TWO_CLASSES, Task
 from jobs.tuning.stacked import Labelled
 

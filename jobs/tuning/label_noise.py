@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from jobs.corpus.keyed import hash64
+from jobs.keyed_hash import hash64
 
 
 def corrupted(

@@ -10,9 +10,9 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from jobs.contract import NOT_SEMANTIC, Slug, Spec
+from jobs.encoders.templates import Template
 from jobs.features.spec import Precision as EncoderPrecision
-from jobs.features.spec import Views
-from jobs.pretrain.spec import Template
+from jobs.images.spec import Views
 from jobs.tasks.spec import Task
 
 

@@ -22,15 +22,7 @@ from jobs.tuning.heads import Shape
 from jobs.tuning.scores import gathered
 from jobs.tuning.shelf import Shelf
 from jobs.tuning.spec import Precision
-from jobs.tuning.stacked import (
-    TERMS,
-    Configuration,
-    Epoch,
-    Group,
-    Labelled,
-    Stack,
-    bytes_of_member,
-)
+from jobs.tuning.stacked import TERMS, Configuration, Epoch, Group, Labelled, Stack, bytes_of_member
 
 MEMORY = 1 << 30  # bytes that the members of a turn may hold together
 DROPPED = "dropped by halving after epoch"

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from jobs.contract import StageError
-from jobs.place import Place
-from jobs.pretrain import encoder
+from jobs.encoders import encoder
+from jobs.storage.folder import Place
 
 _WORDNET = re.compile(r"n\d{8}")
 

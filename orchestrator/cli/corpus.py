@@ -13,7 +13,7 @@ from orchestrator.cli.options import Chosen, choose, experiment_options, finishe
 
 if TYPE_CHECKING:
     from jobs.corpus.shards import Index
-    from jobs.place import Place
+    from jobs.storage.folder import Place
     from orchestrator.plan import Step
 
 CLASSES_SHOWN = 20

@@ -44,7 +44,7 @@ def command(first: str, second: str, storage: str, verbose: bool, as_json: bool)
 
     A and B are addresses, beginnings of addresses, or paths of stores.
     """
-    from jobs.place import Place
+    from jobs.storage.folder import Place
     from orchestrator.compare import compare
 
     found = compare(first, second, Place.of(storage))

@@ -111,9 +111,9 @@ def choose(
 
     The parameters are those that `experiment_options` adds to a verb.
     """
+    from jobs.encoders.catalogue import check_model
     from jobs.encoders.known import check_named
-    from jobs.place import Place
-    from jobs.pretrain.catalogue import check_model
+    from jobs.storage.folder import Place
     from orchestrator import experiment as experiments
     from orchestrator import planner
     from orchestrator.errors import UserError
@@ -152,7 +152,7 @@ def _last_sweep(overrides: tuple[str, ...]) -> tuple[str | None, str | None, tup
     """Name and text of the experiment that the store saw last, and where that store lies now."""
     import yaml
 
-    from jobs.place import Place
+    from jobs.storage.folder import Place
     from orchestrator import STORAGE, last
     from orchestrator.store import Store
 

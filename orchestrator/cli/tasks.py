@@ -75,7 +75,7 @@ def check(
 ) -> int:
     """Compare task files with each other and their data: fields, classes, rows, some images."""
     from jobs.tasks.check import data_faults, faults, link_faults
-    from jobs.tasks.twins import twins
+    from jobs.tasks.duplicates import twins
 
     tasks = _load(tasks_path, data)
     chosen = {name: tasks[name] for name in names} if _known(names, tasks) else tasks

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.place import Place
+from jobs.storage.folder import Place
 from orchestrator.errors import ClusterError, StoreError
 from orchestrator.provenance import versions
 

@@ -11,7 +11,7 @@ import pyarrow.fs as pafs
 import pytest
 
 from commands import TINY, Start
-from jobs.place import Place
+from jobs.storage.folder import Place
 from orchestrator.lease import Leases
 from outages import Bucket
 

@@ -27,7 +27,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from commands import Command, Start
-from jobs.place import Place
+from jobs.storage.folder import Place
 from tests.cluster.machines import Machines, Node, may_mask
 from tests.cluster.test_bucket import digests
 from tests.faults.test_driver import finished

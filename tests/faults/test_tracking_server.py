@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 
 import synthetic
 from commands import TINY, Command, Start, free_port
-from jobs.place import Place
+from jobs.storage.folder import Place
 from orchestrator import experiment, mirror, planner
 from orchestrator.shown import groups
 from orchestrator.store import Store

@@ -10,8 +10,8 @@ from pathlib import Path
 import ray
 
 from jobs.contract import Hooks, Outcome, Spec, StageError, Work
-from jobs.place import Place
 from jobs.remote import answer_each, guarded, portable
+from jobs.storage.folder import Place
 
 
 class OnlyHereError(Exception):

@@ -7,7 +7,7 @@ import pytest
 
 import synthetic
 from jobs.contract import Outcome
-from jobs.place import Place
+from jobs.storage.folder import Place
 from jobs.tuning.spec import TuneStep
 from orchestrator import experiment, planner
 from orchestrator.cli import _run

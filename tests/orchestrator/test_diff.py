@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from jobs.contract import Outcome
-from jobs.place import Place
+from jobs.storage.folder import Place
 from orchestrator import experiment, planner
 from orchestrator.compare import Comparison, compare
 from orchestrator.errors import UserError

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from jobs.place import Place
+from jobs.storage.folder import Place
 from orchestrator import evidence
 from orchestrator.index import Record
 from orchestrator.plan import Step

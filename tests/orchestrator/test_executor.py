@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from jobs.contract import Hooks, Outcome, StageError, Work
-from jobs.place import Place
+from jobs.storage.folder import Place
 from orchestrator import executor, experiment, planner
 from orchestrator.executor import Executor, Result, Status
 from orchestrator.plan import KINDS, Plan, Standing, assess

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 import synthetic
-from jobs.place import Place
+from jobs.storage.folder import Place
 from orchestrator import experiment, index, planner
 from orchestrator.index import Index, Journal, Record, Stamp
 from orchestrator.plan import Plan, Standing, assess

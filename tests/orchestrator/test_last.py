@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 import synthetic
-from jobs.place import Place
+from jobs.storage.folder import Place
 from orchestrator import experiment, last, planner, sweep
 from orchestrator.cli import _run
 from orchestrator.errors import StoreError

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.place import Place
+from jobs.storage.folder import Place
 from orchestrator.lease import Leases, living
 
 
@@ -52,7 +52,8 @@ def test_a_race_of_many_never_gives_two_holders(tmp_path: Path) -> None:
 
 def test_the_lease_of_a_killed_process_is_free_at_once(tmp_path: Path) -> None:
     code = (
-        "import os, sys; from jobs.place import Place; from orchestrator.lease import Leases;"
+        "import os, sys; from jobs.storage.folder import Place;"
+        "from orchestrator.lease import Leases;"
         f"assert Leases(Place.of({str(tmp_path)!r})).acquire('step'); os.kill(os.getpid(), 9)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9

@@ -17,15 +17,15 @@ from commands import free_port
 from jobs.contract import Work
 from jobs.corpus.readers import reader_of
 from jobs.corpus.spec import TableReader
-from jobs.encoders import take as encoders
-from jobs.encoders.pins import pin
+from jobs.encoders import pretrained as encoders
+from jobs.encoders.digests import pin
+from jobs.encoders.encoder import load
 from jobs.encoders.spec import EncoderStep, FileEncoder, GivenEncoder
 from jobs.features.given import take_in
 from jobs.features.spec import GivenStep
 from jobs.noise.files import Source
-from jobs.place import Place
-from jobs.pretrain.encoder import load
 from jobs.pretrain.job import _read
+from jobs.storage.folder import Place
 from jobs.tasks import registry
 from orchestrator import experiment, index, planner
 from orchestrator.lease import Leases, living

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from jobs.contract import Outcome
-from jobs.place import Place
+from jobs.storage.folder import Place
 from jobs.tuning.spec import TuneStep
 from orchestrator import experiment, plan, planner
 from orchestrator.errors import DriftError, StoreError, UserError

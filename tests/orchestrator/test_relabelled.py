@@ -10,7 +10,7 @@ from analysis import names, relabelled, report, tables
 from analysis import readout as analysed
 from analysis.claims import verdicts
 from analysis.figures.relabelled import against_label_noise
-from jobs.place import Place
+from jobs.storage.folder import Place
 from orchestrator import experiment, planner, readout
 from orchestrator.cli import _run
 from orchestrator.plan import Plan

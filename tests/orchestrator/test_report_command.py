@@ -10,7 +10,7 @@ import pytest
 import synthetic
 from analysis import tables
 from jobs.contract import Outcome
-from jobs.place import Place
+from jobs.storage.folder import Place
 from orchestrator import experiment, planner
 from orchestrator.cli import _run
 from orchestrator.plan import Plan

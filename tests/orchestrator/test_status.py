@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import synthetic
-from jobs.place import Place
+from jobs.storage.folder import Place
 from orchestrator import experiment, planner
 from orchestrator.cli import _run
 from orchestrator.lease import Leases

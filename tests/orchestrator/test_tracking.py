@@ -10,7 +10,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from jobs.contract import Outcome
-from jobs.place import Place
+from jobs.storage.folder import Place
 from orchestrator import experiment, planner, provenance
 from orchestrator.cli import _run
 from orchestrator.errors import TrackingError

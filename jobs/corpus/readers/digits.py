@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from jobs.corpus.keyed import hash64
 from jobs.corpus.readers.rows import RAW, Classes, Unit
 from jobs.corpus.spec import DigitsReader
+from jobs.keyed_hash import hash64
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 

@@ -16,7 +16,7 @@ from jobs.corpus.readers.names import class_names
 from jobs.corpus.readers.rows import Classes, Gather, Unit, claim
 from jobs.corpus.readers.source import contents, files, folders, is_hidden
 from jobs.corpus.spec import ImageFolderReader
-from jobs.place import Place
+from jobs.storage.folder import Place
 
 UNITS = 64  # at least so many for a source, so that few large classes still make enough work
 

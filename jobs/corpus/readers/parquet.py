@@ -19,10 +19,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jobs.contract import StageError
-from jobs.corpus.headers import EXTENSIONS
 from jobs.corpus.readers.rows import BATCH_ROWS, RAW, UNKNOWN, Classes, Unit
 from jobs.corpus.readers.source import files, is_damage, locate
 from jobs.corpus.spec import ParquetReader
+from jobs.images.headers import EXTENSIONS
 
 UNIT_BYTES = 256 << 20  # of a file's image column, as stored: what a unit holds at least
 

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from jobs.corpus.headers import EXTENSIONS
+from jobs.images.headers import EXTENSIONS
 
 RAW = pa.schema(
     [

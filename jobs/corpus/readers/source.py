@@ -23,7 +23,7 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from jobs.contract import StageError
-from jobs.place import Place
+from jobs.storage.folder import Place
 
 BUFFER = 4 << 20  # bytes asked of a filesystem at a time when a file is streamed
 REQUESTS = 16  # small files asked of an object store at a time

@@ -21,7 +21,7 @@ from jobs.contract import StageError
 from jobs.corpus.readers.rows import Classes, Gather, Unit, claim, number_of
 from jobs.corpus.readers.source import contents, files, stream
 from jobs.corpus.spec import TableReader
-from jobs.place import Place
+from jobs.storage.folder import Place
 
 UNITS = 64  # at most: every unit reads the table up to its own rows
 UNIT_ROWS = 5_000  # at least

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from jobs.corpus.headers import EXTENSIONS
 from jobs.corpus.readers.rows import Classes, Gather, Unit, claim, number_of
 from jobs.corpus.readers.source import files, stream
 from jobs.corpus.readers.tar import Member, members
 from jobs.corpus.spec import WebDatasetReader
+from jobs.images.headers import EXTENSIONS
 
 Fault = str
 

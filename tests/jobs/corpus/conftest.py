@@ -15,7 +15,7 @@ from jobs.corpus import build as building
 from jobs.corpus.layout import lay_out
 from jobs.corpus.shards import write_shard
 from jobs.corpus.spec import Corpus
-from jobs.place import Place
+from jobs.storage.folder import Place
 
 Picture = Callable[..., bytes]
 Build = Callable[[Corpus, Path], tuple[Place, Outcome]]

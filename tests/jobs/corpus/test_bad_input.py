@@ -15,10 +15,10 @@ from PIL import Image
 from jobs.contract import Outcome, StageError
 from jobs.corpus.shards import Index, read_part
 from jobs.corpus.spec import Corpus
-from jobs.features.shifts import decode
-from jobs.place import Place
-from jobs.pretrain.pixels import to_pixels
-from jobs.pretrain.spec import ImageInput
+from jobs.images.decode import decode
+from jobs.images.pixels import to_pixels
+from jobs.images.spec import ImageInput
+from jobs.storage.folder import Place
 
 Picture = Callable[..., bytes]
 Build = Callable[[Corpus, Path], tuple[Place, Outcome]]

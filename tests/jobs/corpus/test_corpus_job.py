@@ -26,7 +26,7 @@ from jobs.corpus.readers import Digits, Unit
 from jobs.corpus.shards import PARTS, SCHEMA, Index, read_part, write_shard
 from jobs.corpus.spec import Corpus, DigitsReader
 from jobs.corpus.verify import compare_source, verify
-from jobs.place import Place
+from jobs.storage.folder import Place
 
 DIGITS = Corpus(name="digits", reader=DigitsReader())
 

@@ -24,7 +24,7 @@ from jobs.corpus.readers import Digits, Reader, reader_of
 from jobs.corpus.readers import parquet as parquet_module
 from jobs.corpus.readers.digits import NAMES
 from jobs.corpus.spec import Corpus, DigitsReader
-from jobs.place import Place
+from jobs.storage.folder import Place
 
 Picture = Callable[..., bytes]
 WriteTar = Callable[[Path, Mapping[str, bytes]], Path]

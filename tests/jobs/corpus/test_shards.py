@@ -27,7 +27,7 @@ from jobs.corpus.shards import (
     write_shard,
 )
 from jobs.corpus.spec import Corpus, DigitsReader
-from jobs.place import Place
+from jobs.storage.folder import Place
 
 KEYS = [f"k{i:04d}" for i in range(600)]
 

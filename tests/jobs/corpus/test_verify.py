@@ -9,7 +9,7 @@ from jobs.contract import Outcome, StageError
 from jobs.corpus.shards import Index
 from jobs.corpus.spec import Corpus
 from jobs.corpus.verify import compare_source, verify
-from jobs.place import Place
+from jobs.storage.folder import Place
 
 Picture = Callable[..., bytes]
 Build = Callable[[Corpus, Path], tuple[Place, Outcome]]

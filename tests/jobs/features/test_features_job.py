@@ -20,15 +20,15 @@ from jobs.contract import Hooks, Outcome, StageError, Work
 from jobs.corpus.job import run_corpus
 from jobs.corpus.shards import Index, read_part
 from jobs.corpus.spec import Corpus, DigitsReader
+from jobs.encoders.encoder import Architecture, Encoder, EncoderCard, load, save, weights_bytes
 from jobs.features.extract import extract, schema, units_of
 from jobs.features.identity import LEAST, MOST, images_at_once
 from jobs.features.job import run
 from jobs.features.parts import finish, keep
-from jobs.features.shifts import decode
-from jobs.features.spec import FeaturesStep, Precision, Shift, Views
-from jobs.place import Place
-from jobs.pretrain.encoder import Architecture, Encoder, EncoderCard, load, save, weights_bytes
-from jobs.pretrain.spec import Augment, ImageInput
+from jobs.features.spec import FeaturesStep, Precision
+from jobs.images.decode import decode
+from jobs.images.spec import Augment, ImageInput, Shift, Views
+from jobs.storage.folder import Place
 from tests import pretend
 
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

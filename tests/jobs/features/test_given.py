@@ -12,7 +12,7 @@ from jobs.contract import Outcome, StageError, Work
 from jobs.features.extract import schema
 from jobs.features.given import take_in
 from jobs.features.spec import GivenStep
-from jobs.place import Place
+from jobs.storage.folder import Place
 from jobs.tuning.data import read_classes, read_part
 
 ALL = ("train", "validation", "test")

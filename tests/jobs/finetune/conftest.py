@@ -12,7 +12,7 @@ import torch
 from jobs.corpus.readers.digits import NAMES, Digits
 from jobs.corpus.shards import SCHEMA, Index, write_rows
 from jobs.corpus.spec import DigitsReader
-from jobs.place import Place
+from jobs.storage.folder import Place
 from tests.jobs.finetune.digits import put_encoder
 
 

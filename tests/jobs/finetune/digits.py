@@ -10,10 +10,9 @@ import torch
 
 from jobs.contract import Work
 from jobs.corpus.spec import Corpus, DigitsReader
-from jobs.features.spec import Shift, Views
-from jobs.place import Place
-from jobs.pretrain.encoder import Architecture, EncoderCard, Family, save, weights_bytes
-from jobs.pretrain.spec import Augment, ImageInput
+from jobs.encoders.encoder import Architecture, EncoderCard, Family, save, weights_bytes
+from jobs.images.spec import Augment, ImageInput, Shift, Views
+from jobs.storage.folder import Place
 from jobs.tasks.spec import Task
 from jobs.tuning.spec import EncoderTuning, Method, Space, TuneStep
 

@@ -12,14 +12,14 @@ import torch
 
 from jobs.contract import Outcome, StageError, Work
 from jobs.corpus.shards import Index
+from jobs.encoders.encoder import load
 from jobs.features.extract import extract, units_of
 from jobs.features.parts import finish, keep
 from jobs.features.spec import FeaturesStep
 from jobs.finetune.cell import Cell, close, select, state_name, transfer
 from jobs.finetune.model import AdaptedEncoder, adapted_layers
 from jobs.finetune.training import EpochNumbers, State
-from jobs.place import Place
-from jobs.pretrain.encoder import load
+from jobs.storage.folder import Place
 from jobs.tuning import cells, data
 from jobs.tuning.budget import Budget
 from jobs.tuning.spec import EncoderTuning, Method, Space

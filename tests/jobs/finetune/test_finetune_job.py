@@ -12,7 +12,7 @@ import pytest
 from jobs.contract import Hooks, Outcome, StageError, Work
 from jobs.finetune.cell import state_name
 from jobs.finetune.training import history_of
-from jobs.place import Place
+from jobs.storage.folder import Place
 from jobs.tuning import cells
 from jobs.tuning.job import run
 from jobs.tuning.spec import Halving, Method, Space, TuneStep

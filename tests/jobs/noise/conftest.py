@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from jobs.corpus.shards import SCHEMA, Index, write_rows
-from jobs.place import Place
+from jobs.storage.folder import Place
 
 Write = Callable[..., Place]
 

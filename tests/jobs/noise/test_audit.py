@@ -12,7 +12,7 @@ from jobs.contract import Outcome, StageError, Work
 from jobs.noise.audit import Auditor
 from jobs.noise.job import lay
 from jobs.noise.spec import NoiseStep
-from jobs.place import Place
+from jobs.storage.folder import Place
 from tests.jobs.noise.conftest import Write
 
 CLASSES = ("cat", "dog", "fox")

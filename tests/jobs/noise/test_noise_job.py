@@ -17,7 +17,7 @@ from jobs.noise import job
 from jobs.noise.files import pin
 from jobs.noise.overlay import Changes, Overlay, apply
 from jobs.noise.spec import NoiseStep
-from jobs.place import Place
+from jobs.storage.folder import Place
 from tests.jobs.noise.conftest import Write
 
 pytestmark = pytest.mark.usefixtures("ray_session")

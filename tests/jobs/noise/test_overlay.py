@@ -15,7 +15,7 @@ from jobs.noise import overlay as overlays
 from jobs.noise.captions import Captioned, caption_swap
 from jobs.noise.labels import Choice, Labelled, symmetric
 from jobs.noise.overlay import Changes, Overlay, apply
-from jobs.place import Place
+from jobs.storage.folder import Place
 
 N = 500
 KEYS = pa.array([f"k{i}" for i in range(N)])

@@ -15,17 +15,10 @@ from PIL import Image
 
 from jobs.contract import Work
 from jobs.corpus.shards import SCHEMA, File, Index
+from jobs.images.spec import ImageInput
 from jobs.noise.overlay import Overlay
-from jobs.place import Place
-from jobs.pretrain.spec import (
-    Contrastive,
-    ImageInput,
-    PretrainStep,
-    Recipe,
-    Resources,
-    Schedule,
-    Supervised,
-)
+from jobs.pretrain.spec import Contrastive, PretrainStep, Recipe, Resources, Schedule, Supervised
+from jobs.storage.folder import Place
 
 CLASSES = ("bar", "dot", "edge")
 ROWS = {"train": 100, "validation": 30, "test": 12}

@@ -14,10 +14,10 @@ import torch
 from torch import nn
 
 from jobs.contract import StageError, Work
-from jobs.place import Place
 from jobs.pretrain.checkpoint import Checkpoints, Position, Progress
 from jobs.pretrain.loop import Pace, Watch
 from jobs.pretrain.run import train_run
+from jobs.storage.folder import Place
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from jobs.contract import StageError
-from jobs.pretrain.data import Batch, MemorySource, Part, decoded, load_part, noisy_targets
-from jobs.pretrain.group import Group
-from jobs.pretrain.pixels import pixels_of
-from jobs.pretrain.spec import ImageInput
-from jobs.pretrain.supervised import SupervisedObjective
+from jobs.images.decode import decoded
+from jobs.images.pixels import pixels_of
+from jobs.images.spec import ImageInput
+from jobs.pretrain.data.held import MemorySource, load_part
+from jobs.pretrain.data.noisy import noisy_targets
+from jobs.pretrain.data.part import Batch, Part
+from jobs.pretrain.distributed import Group
+from jobs.pretrain.objectives.supervised import SupervisedObjective
 
 IMAGE = ImageInput(size=16, channels=1, mean=(0.5,), std=(0.5,))
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from jobs.contract import Work
-from jobs.pretrain.group import Group
+from jobs.pretrain.distributed import Group
 from jobs.pretrain.run import train_run
 from jobs.pretrain.telemetry import TIMINGS
 from tests import pretend

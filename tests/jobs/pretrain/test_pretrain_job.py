@@ -12,11 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.contract import Hooks, Outcome, StageError, Work
+from jobs.encoders.encoder import EncoderCard
+from jobs.images.spec import ImageInput
 from jobs.pretrain import job
-from jobs.pretrain.data import fits
-from jobs.pretrain.encoder import EncoderCard
+from jobs.pretrain.data.held import fits
 from jobs.pretrain.run import train_run
-from jobs.pretrain.spec import ImageInput, Resources
+from jobs.pretrain.spec import Resources
 
 
 @dataclass

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from jobs.contract import Outcome, StageError, Work
-from jobs.place import Place
+from jobs.encoders.encoder import EncoderCard
 from jobs.pretrain.checkpoint import Checkpoints
-from jobs.pretrain.encoder import EncoderCard
 from jobs.pretrain.loop import Pace, StoppedError, Watch
 from jobs.pretrain.run import train_run
 from jobs.pretrain.spec import PretrainStep, Resources
+from jobs.storage.folder import Place
 from tests.jobs.pretrain.interruption import OFTEN, SELDOM, interrupted, outputs
 
 STEPS = 12  # two epochs of six batches
@@ -233,10 +233,11 @@ def test_a_loss_that_is_not_finite_names_the_step_and_the_last_good_checkpoint(
 def test_a_batch_that_the_workers_cannot_share_is_refused(
     supervised: Callable[..., Any], toy: Any, tmp_path: Path
 ) -> None:
-    from jobs.pretrain.data import MemorySource, load_part, noisy_targets
-    from jobs.pretrain.group import Group
+    from jobs.pretrain.data.held import MemorySource, load_part
+    from jobs.pretrain.data.noisy import noisy_targets
+    from jobs.pretrain.distributed import Group
     from jobs.pretrain.loop import Loop
-    from jobs.pretrain.supervised import SupervisedObjective
+    from jobs.pretrain.objectives.supervised import SupervisedObjective
 
     recipe = supervised()
     objective = SupervisedObjective(recipe, 3)

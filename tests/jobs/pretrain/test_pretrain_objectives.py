@@ -12,11 +12,12 @@ import torch
 import torch.nn.functional as F
 
 from jobs.contract import StageError
-from jobs.pretrain.contrastive import MAX_LOGIT_SCALE, ContrastiveObjective
-from jobs.pretrain.data import Targets, load_part
-from jobs.pretrain.group import Group
-from jobs.pretrain.pixels import to_input
-from jobs.pretrain.supervised import SupervisedObjective
+from jobs.images.pixels import to_input
+from jobs.pretrain.data.held import load_part
+from jobs.pretrain.data.part import Targets
+from jobs.pretrain.distributed import Group
+from jobs.pretrain.objectives.contrastive import MAX_LOGIT_SCALE, ContrastiveObjective
+from jobs.pretrain.objectives.supervised import SupervisedObjective
 
 
 def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -134,7 +135,7 @@ def test_labels_and_captions_are_asked_of_images_encoded_once(
     part = load_part(toy.corpus, "validation", recipe.image)
     model: Any = objective.build(0).eval()
     whole = objective.evaluate(model, part, Group())
-    monkeypatch.setattr("jobs.pretrain.contrastive.MOST_PAIRS", pairs)
+    monkeypatch.setattr("jobs.pretrain.objectives.contrastive.MOST_PAIRS", pairs)
     encode, seen = model.encode_image, list[int]()
 
     def counted(images: torch.Tensor, **words: Any) -> Any:
@@ -156,7 +157,7 @@ def test_retrieval_is_among_the_pairs_and_equal_captions_are_no_mistakes(
     whole = load_part(toy.corpus, "validation", recipe.image)
     captions = ["red dot", "blue dot", None, "green dot", "red dot", "gold dot", "grey dot", "dot"]
     part = replace(whole, captions=pa.array(captions), classes=())
-    monkeypatch.setattr("jobs.pretrain.contrastive.MOST_PAIRS", 7)
+    monkeypatch.setattr("jobs.pretrain.objectives.contrastive.MOST_PAIRS", 7)
     model: Any = objective.build(0).eval()
     measured = objective.evaluate(model, part, Group())
     pairs = [0, 1, 3, 4, 5, 6]

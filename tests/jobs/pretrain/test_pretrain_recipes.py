@@ -14,16 +14,17 @@ from timm.utils import ModelEmaV3  # type: ignore[attr-defined]
 from torch import nn
 
 from jobs.contract import StageError, Work
+from jobs.encoders.encoder import EncoderCard, load
+from jobs.images.spec import Augment
 from jobs.pretrain.checkpoint import Checkpoints
-from jobs.pretrain.contrastive import ContrastiveObjective
-from jobs.pretrain.data import Targets
-from jobs.pretrain.encoder import EncoderCard, load
-from jobs.pretrain.group import Group
-from jobs.pretrain.mixing import erase
-from jobs.pretrain.optimise import make_average, make_optimizer, make_scheduler
+from jobs.pretrain.data.part import Targets
+from jobs.pretrain.distributed import Group
+from jobs.pretrain.objectives.contrastive import ContrastiveObjective
+from jobs.pretrain.objectives.mixing import erase
+from jobs.pretrain.objectives.supervised import SupervisedObjective
+from jobs.pretrain.optimizer import make_average, make_optimizer, make_scheduler
 from jobs.pretrain.run import train_run
-from jobs.pretrain.spec import Augment, Schedule
-from jobs.pretrain.supervised import SupervisedObjective
+from jobs.pretrain.spec import Schedule
 from tests.jobs.pretrain.conftest import with_step
 from tests.jobs.pretrain.interruption import SELDOM, interrupted, outputs
 
@@ -143,7 +144,7 @@ def test_the_mixture_is_timms_and_leaves_numpys_generator_alone(
     assert np.random.get_state()[1].tolist() == before
     found = False
     for seed in range(5, 6):
-        from jobs.pretrain.augment import mix
+        from jobs.images.augment import mix
 
         drawn = int(mix(np.array([seed], np.uint64), 0)[0] >> np.uint64(32))
         np.random.seed(drawn)

@@ -10,8 +10,8 @@ import pytest
 from jobs.corpus.shards import Index, read_part
 from jobs.tasks import registry
 from jobs.tasks.check import absent, class_names, data_faults, faults, link_faults
+from jobs.tasks.duplicates import twins
 from jobs.tasks.spec import Task
-from jobs.tasks.twins import twins
 from jobs.tuning import data
 from jobs.tuning.answers import Answers
 from tests.jobs.corpus.conftest import Build, build  # noqa: F401

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from jobs.contract import Work
-from jobs.place import Place
+from jobs.storage.folder import Place
 from jobs.tuning.spec import TuneStep
 from tests.jobs.tuning.blobs import CLASSES, SIZES, part_table
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from jobs.contract import StageError
-from jobs.place import Place
+from jobs.storage.folder import Place
 from jobs.tuning import adapt as adapt_module
 from jobs.tuning import cells, data
 from jobs.tuning.adapt import adapt, transfer

@@ -9,11 +9,11 @@ import pyarrow as pa
 import pytest
 import torch
 
-from jobs.corpus.keyed import hash64, unit
 from jobs.corpus.shards import read_part
 from jobs.corpus.spec import Corpus, DigitsReader, Parts
-from jobs.place import Place
-from jobs.tasks.twins import counted_twice
+from jobs.keyed_hash import hash64, unit
+from jobs.storage.folder import Place
+from jobs.tasks.duplicates import counted_twice
 from jobs.tuning import cells, data
 from jobs.tuning.adapt import adapt, transfer
 from jobs.tuning.stacked import Configuration, Labelled

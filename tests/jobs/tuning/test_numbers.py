@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from jobs.contract import StageError, Work
-from jobs.place import Place
+from jobs.storage.folder import Place
 from jobs.tasks.check import faults, link_faults
 from jobs.tasks.registry import load
 from jobs.tasks.spec import Task

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from jobs.contract import Hooks, Outcome, StageError, Work
-from jobs.place import Place
+from jobs.storage.folder import Place
 from jobs.tuning import cells
 from jobs.tuning.adapt import adapt
 from jobs.tuning.data import FeatureCache

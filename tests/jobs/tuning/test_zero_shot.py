@@ -13,9 +13,9 @@ import torch
 from pydantic import ValidationError
 
 from jobs.contract import StageError
-from jobs.place import Place
-from jobs.pretrain.encoder import Architecture, EncoderCard, load, save, weights_bytes
-from jobs.pretrain.spec import ImageInput
+from jobs.encoders.encoder import Architecture, EncoderCard, load, save, weights_bytes
+from jobs.images.spec import ImageInput
+from jobs.storage.folder import Place
 from jobs.tuning import cells, data
 from jobs.tuning.adapt import adapt, transfer
 from jobs.tuning.job import draw

@@ -1,0 +1,247 @@
+"""A finished encoder: what pre-training leaves in its folder, and how features open it.
+
+The folder holds `model.safetensors` (all weights of the trained model) and `encoder.json` (an
+`EncoderCard`). `load` gives an `Encoder`: frozen, in eval mode, with its own input preparation.
+Architectures are built here, for training and for loading alike. Nothing is unpickled, nothing is
+downloaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import safetensors.torch
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from jobs.contract import StageError
+from jobs.encoders.catalogue import IN_PLACE
+from jobs.images.pixels import to_input, to_pixels
+from jobs.images.spec import ImageInput
+from jobs.storage.folder import Place
+
+WEIGHTS = "model.safetensors"
+CARD = "encoder.json"
+
+Family = Literal["timm", "open_clip"]
+Precision = Literal["float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Enough to build a model of given input and output."""
+
+    family: Family
+    model: str
+    model_options: Mapping[str, Any]
+    image: ImageInput
+    classes: int  # outputs of a timm model; 0 for open_clip
+
+    def build(self) -> nn.Module:
+        """The model, its weights drawn from torch's global generator.
+
+        Raises StageError when the library refuses the options or cannot take the images.
+        """
+        try:
+            model = self._timm() if self.family == "timm" else self._open_clip()
+        except StageError:
+            raise
+        except Exception as error:  # whatever a library says of options it cannot use
+            raise self._refusal("cannot be built with", error) from error
+        try:
+            self.feature_dim(model)
+        except Exception as error:
+            raise self._refusal("does not take its images with", error) from error
+        return model
+
+    def feature_dim(self, model: nn.Module) -> int:
+        """Dimensions of the model's features."""
+        with torch.no_grad():
+            return int(_features(self.family, model.eval(), self._blank()).shape[1])
+
+    def tokenizer(self) -> Any:
+        """open_clip's own tokenizer for this model: texts -> int64 [N, context length]."""
+        import open_clip
+
+        if not self.model_options:
+            return open_clip.get_tokenizer(self.model)
+        text: Any = self.model_options["text_cfg"]
+        if text.get("hf_model_name") or text.get("hf_tokenizer_name"):
+            raise StageError(
+                f"model_options of {self.model!r} name a Hugging Face text model, which must be "
+                f"downloaded; give the text tower in place"
+            )
+        return open_clip.SimpleTokenizer(context_length=text.get("context_length", 77))
+
+    def _blank(self) -> Tensor:
+        return torch.zeros(1, self.image.channels, self.image.size, self.image.size)
+
+    def _timm(self) -> nn.Module:
+        import timm
+
+        model: nn.Module = timm.create_model(
+            self.model,
+            pretrained=False,
+            num_classes=self.classes,
+            in_chans=self.image.channels,
+            **self.model_options,
+        )
+        return model
+
+    def _open_clip(self) -> nn.Module:
+        import open_clip
+
+        if self.image.channels != 3:
+            raise StageError(
+                f"{self.model!r} is an open_clip model and takes 3 channels, not "
+                f"{self.image.channels}; set image.channels to 3 (grey images are repeated)"
+            )
+        options = dict(self.model_options or open_clip.get_model_config(self.model) or {})
+        missing = [field for field in IN_PLACE if field not in options]
+        if missing:
+            raise StageError(
+                f"model {self.model!r} is no open_clip configuration: {', '.join(missing)} missing"
+            )
+        options["vision_cfg"] = {**options["vision_cfg"], "image_size": self.image.size}
+        custom = options.pop("custom_text", False) or "hf_model_name" in options["text_cfg"]
+        built: nn.Module = (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**options)
+        return built
+
+    def _refusal(self, what: str, error: Exception) -> StageError:
+        reason = " ".join(str(error).split())[:200]
+        return StageError(
+            f"{self.family} model {self.model!r} {what} model_options "
+            f"{json.dumps(dict(self.model_options))} and image {self.image.size} x "
+            f"{self.image.size} x {self.image.channels}: {reason}; correct the recipe"
+        )
+
+
+@dataclass(frozen=True)
+class EncoderCard:
+    """`encoder.json`: what the encoder is and what proves how it was trained."""
+
+    family: Family
+    model: str
+    model_options: Mapping[str, Any]
+    image: ImageInput
+    classes: tuple[str, ...]  # of the corpus, in label order
+    feature_dim: int
+    initial_weights_sha256: str | None  # equal at every noise level of a seed; None: not trained
+    order_sha256: str | None  # equal at every noise level of a seed; None: not trained here
+    weights_sha256: str  # of the file model.safetensors
+    source: Mapping[str, Any] = field(default_factory=dict)  # of weights that were named
+
+    @property
+    def architecture(self) -> Architecture:
+        """What to build before the weights are loaded."""
+        outputs = len(self.classes) if self.family == "timm" else 0
+        return Architecture(self.family, self.model, self.model_options, self.image, outputs)
+
+    def as_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        image = self.image.model_dump(mode="json")
+        return {**asdict(self), "image": image, "classes": list(self.classes)}
+
+    @staticmethod
+    def read(place: Place) -> EncoderCard:
+        """The card in a finished encoder's folder."""
+        stored = place.read_json(CARD)
+        image, classes = ImageInput(**stored.pop("image")), tuple(stored.pop("classes"))
+        return EncoderCard(**stored, image=image, classes=classes)
+
+
+class Encoder:
+    """An encoder on one device: frozen, unless someone trains its `model`."""
+
+    def __init__(self, card: EncoderCard, model: nn.Module, device: torch.device) -> None:
+        self.card = card
+        self.device = device
+        self.model = model.eval().requires_grad_(False).to(device)
+
+    @property
+    def dim(self) -> int:
+        """Dimensions of its features."""
+        return self.card.feature_dim
+
+    def prepare(self, image: Image.Image) -> Tensor:
+        """A decoded image as the pixels that `features` takes: uint8 [C, S, S]."""
+        return to_pixels(image, self.card.image)
+
+    def features(self, images: Tensor, precision: Precision = "float32") -> Tensor:
+        """Features of images, float32 [N, D] on the CPU.
+
+        `images` is [N, C, S, S]: uint8 pixels, or floats in [0, 1] (augmented views, say). timm:
+        the pooled features before the classifier; open_clip: the image embedding, not normalised.
+        """
+        with torch.inference_mode():
+            return self.forward(images, precision).cpu()
+
+    def forward(self, images: Tensor, precision: Precision = "float32") -> Tensor:
+        """As `features`, but on the encoder's device, and with gradients where they are asked for.
+
+        Under another precision than float32 the layers that torch deems safe run in it (autocast).
+        """
+        inputs = to_input(images.to(self.device), self.card.image)
+        if precision == "float32":
+            return _features(self.card.family, self.model, inputs).float()
+        with torch.autocast(self.device.type, dtype=getattr(torch, precision)):
+            return _features(self.card.family, self.model, inputs).float()
+
+
+def _features(family: Family, model: Any, images: Tensor) -> Tensor:
+    if family == "timm":
+        features: Tensor = model.forward_head(model.forward_features(images), pre_logits=True)
+    else:
+        features = model.encode_image(images)
+    if features.ndim != 2:
+        raise ValueError(f"its features have the shape {tuple(features.shape)}, not [N, D]")
+    return features
+
+
+def weights_bytes(model: nn.Module) -> bytes:
+    """A model's weights and buffers as a safetensors file; equal weights are equal bytes."""
+    return safetensors.torch.save(
+        # Copies, because safetensors refuses tensors that share memory (tied weights).
+        {name: value.detach().cpu().contiguous().clone() for name, value in _named(model)}
+    )
+
+
+def save(place: Place, card: EncoderCard, weights: bytes) -> None:
+    """Put a finished encoder into a folder, the card last."""
+    place.write_bytes(WEIGHTS, weights)
+    place.write_json(CARD, card.as_json())
+
+
+def load(place: Place, device: torch.device | None = None) -> Encoder:
+    """Open a finished encoder's folder.
+
+    Raises StageError when the weights are not the ones the card names, or do not fit the
+    architecture as the installed library builds it.
+    """
+    card = EncoderCard.read(place)
+    data = place.read_bytes(WEIGHTS)
+    if hashlib.sha256(data).hexdigest() != card.weights_sha256:
+        raise StageError(
+            f"{place.uri}/{WEIGHTS} is not the file that {CARD} names (other sha256); pre-train "
+            f"this encoder again"
+        )
+    with torch.random.fork_rng(devices=[]):  # opening an encoder draws initial weights
+        model = card.architecture.build()
+    try:
+        model.load_state_dict(safetensors.torch.load(data))
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise StageError(
+            f"the weights in {place.uri} do not fit {card.family} model {card.model!r} as the "
+            f"installed {card.family} builds it ({reason}); install the version that trained it"
+        ) from error
+    return Encoder(card, model, device or torch.device("cpu"))
+
+
+def _named(model: nn.Module) -> list[tuple[str, Tensor]]:
+    return sorted(model.state_dict().items())

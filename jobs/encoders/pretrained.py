@@ -1,0 +1,212 @@
+"""Taking a named encoder in: its weights found, fitted, and left as pre-training leaves an encoder.
+
+Takes an `EncoderStep`; writes what `jobs/encoders/encoder.py` describes and opens: the weights as
+safetensors, and a card without training hashes, whose `source` says where the weights came from.
+Weights of a tag come by timm's or open_clip's own loading and cache; nothing is downloaded here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from textwrap import shorten
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from jobs.contract import Outcome, StageError, Work
+from jobs.encoders import encoder, weights
+from jobs.encoders.encoder import Architecture, EncoderCard
+from jobs.encoders.inputs import CLIP_INPUT, declared, image_input, timm_cfg
+from jobs.encoders.spec import EncoderStep, FileEncoder, OpenClipEncoder, TimmEncoder
+from jobs.storage.folder import Place
+
+
+@dataclass(frozen=True)
+class _Taken:
+    """A model with its weights, and where they came from."""
+
+    architecture: Architecture
+    model: nn.Module
+    source: Mapping[str, Any]
+    left_out: int = 0  # tensors of the source that are not the encoder's: its classifier
+
+
+def take_in(work: Work) -> Outcome:
+    """Write the step's encoder into `work.output`, and open it once to prove that it opens.
+
+    Raises StageError for weights that cannot be had or do not fit. Counts: parameters, dim,
+    tensors_left_out.
+    """
+    spec = cast(EncoderStep, work.spec).encoder
+    logging.getLogger("timm").setLevel(logging.ERROR)
+    with torch.random.fork_rng(devices=[]):  # building draws weights, which are replaced
+        match spec:
+            case TimmEncoder():
+                taken = _timm(spec)
+            case OpenClipEncoder():
+                taken = _open_clip(spec)
+            case FileEncoder():
+                taken = _file(spec)
+    data = encoder.weights_bytes(taken.model)
+    architecture = taken.architecture
+    card = EncoderCard(
+        family=architecture.family,
+        model=architecture.model,
+        model_options=architecture.model_options,
+        image=architecture.image,
+        classes=(),
+        feature_dim=architecture.feature_dim(taken.model),
+        initial_weights_sha256=None,
+        order_sha256=None,
+        weights_sha256=hashlib.sha256(data).hexdigest(),
+        source={"kind": spec.kind, **taken.source},
+    )
+    encoder.save(work.output, card, data)
+    del data
+    encoder.load(work.output)
+    return Outcome(
+        counts={
+            "parameters": sum(value.numel() for value in taken.model.parameters()),
+            "dim": card.feature_dim,
+            "tensors_left_out": taken.left_out,
+        }
+    )
+
+
+# -- by tag ----------------------------------------------------------------------------------------
+
+
+def _timm(spec: TimmEncoder) -> _Taken:
+    import timm
+
+    name = spec.model if spec.tag is None else f"{spec.model}.{spec.tag}"
+    try:
+        cfg = timm.get_pretrained_cfg(name, allow_unregistered=False)
+    except RuntimeError:
+        cfg = None
+    if cfg is None or not cfg.has_weights:
+        tags = [n for n in timm.list_pretrained(f"{spec.model}.*") if n != name]
+        raise StageError(_no_tag("timm", spec.model, spec.tag, [t.partition(".")[2] for t in tags]))
+    image = image_input(declared(cfg), spec.image)
+    own_size = cfg.fixed_input_size and image.size != cfg.input_size[-1]
+    options: dict[str, Any] = {"img_size": image.size} if own_size else {}
+    try:
+        model = timm.create_model(name, pretrained=True, num_classes=0, **options)
+    except Exception as error:  # whatever the hub, the cache or the library says
+        raise _not_had("timm", name, error) from error
+    source = {"tag": name, "license": cfg.license or "not stated"}
+    return _Taken(Architecture("timm", name, options, image, 0), model, source)
+
+
+def _open_clip(spec: OpenClipEncoder) -> _Taken:
+    import open_clip
+
+    known = open_clip.list_pretrained_tags_by_model(spec.model)
+    tag = open_clip.get_pretrained_cfg(spec.model, spec.tag)
+    if not tag:
+        raise StageError(_no_tag("open_clip", spec.model, spec.tag, known))
+    options = _open_clip_options(spec.model, quick_gelu=bool(tag.get("quick_gelu")))
+    found = {"input_size": options["vision_cfg"].get("image_size", 224), **tag}
+    architecture = Architecture(
+        "open_clip", spec.model, options, image_input(found, spec.image), classes=0
+    )
+    try:
+        path = open_clip.download_pretrained(tag)
+    except Exception as error:  # as above
+        raise _not_had("open_clip", f"{spec.model} {spec.tag}", error) from error
+    model = architecture.build()
+    try:
+        open_clip.load_checkpoint(model, path)
+    except Exception as error:
+        raise _refused(f"the weights {spec.tag}", spec.model, error) from error
+    return _Taken(architecture, model, {"tag": f"{spec.model}.{spec.tag}"})
+
+
+def _open_clip_options(model: str, *, quick_gelu: bool = False) -> dict[str, Any]:
+    """A model's whole configuration, its towers not to be fetched one by one."""
+    import open_clip
+
+    options = open_clip.get_model_config(model)
+    if options is None:
+        near = get_close_matches(model, open_clip.list_models(), n=3, cutoff=0.5)
+        raise StageError(
+            f"open_clip knows no model {model!r}; did you mean {', '.join(near) or 'another'}?"
+        )
+    if quick_gelu:
+        options["quick_gelu"] = True
+    for tower, flag in (
+        ("vision_cfg", "timm_model_pretrained"),
+        ("text_cfg", "hf_model_pretrained"),
+    ):
+        if flag in options[tower]:
+            options[tower][flag] = False
+    return dict(options)
+
+
+# -- from a file ---------------------------------------------------------------------------------
+
+
+def _file(spec: FileEncoder) -> _Taken:
+    place, name = Place.holding(spec.file)
+    try:
+        if place.sha256(name) != spec.sha256:
+            raise StageError(
+                f"{spec.file} is not the file that was planned (other sha256); run again"
+            )
+    except FileNotFoundError:
+        raise StageError(
+            f"{spec.file} does not exist where this step runs; put it there, or on storage that "
+            f"every node sees"
+        ) from None
+    options: dict[str, Any] = dict(spec.model_options)
+    cfg: Mapping[str, Any] = {}
+    spare = list(spec.leave_out)
+    if spec.family == "open_clip":
+        options = options or _open_clip_options(spec.model)
+        cfg = {"input_size": options.get("vision_cfg", {}).get("image_size", 224), **CLIP_INPUT}
+    else:
+        cfg = timm_cfg(spec.model)
+        named = cfg.get("classifier") or ()
+        spare += [f"{n}." for n in ((named,) if isinstance(named, str) else named)]
+    architecture = Architecture(spec.family, spec.model, options, image_input(cfg, spec.image), 0)
+    model = architecture.build()
+    tensors, wanted = weights.read(spec.file), model.state_dict()
+    if spec.match == "order":
+        filled, left_out = weights.by_order(tensors, wanted, architecture.feature_dim(model))
+    else:
+        filled, left_out = weights.by_name(tensors, wanted, spare)
+    model.load_state_dict(filled)
+    return _Taken(architecture, model, {"file": name, "sha256": spec.sha256}, left_out)
+
+
+# -- what the kinds share --------------------------------------------------------------------------
+
+
+def _no_tag(library: str, model: str, tag: str | None, known: list[str]) -> str:
+    if not known:
+        return f"{library} has no pretrained weights for {model!r}; see its list of models"
+    near = get_close_matches(tag or "", known, n=3, cutoff=0.5) or known[:8]
+    return (
+        f"{library} has no weights {tag!r} for {model!r}; did you mean {', '.join(near)}?"
+        if tag
+        else f"{library} has no default weights for {model!r}; give a tag, as in {near[0]}"
+    )
+
+
+def _not_had(library: str, name: str, error: Exception) -> StageError:
+    reason = shorten(str(error), 160, placeholder=" ...")
+    return StageError(
+        f"{library}'s weights {name} are not in the local cache and could not be fetched "
+        f"({type(error).__name__}: {reason}); connect to the network once, copy them into "
+        f"$HF_HOME/hub, or name a file with kind: file"
+    )
+
+
+def _refused(what: str, model: str, error: Exception) -> StageError:
+    reason = shorten(str(error), 160, placeholder=" ...")
+    return StageError(f"{what} do not fit {model!r} as installed ({reason}); name its own model")

@@ -1,0 +1,1 @@
+"""Images, one kind of encoder input: headers, decoding, pixels, augmentation, views, shifts."""

@@ -1,0 +1,213 @@
+"""Headers: what an encoded image says of itself, without decoding it.
+
+Takes encoded bytes; gives format, size, what is unusual about it (CMYK, 16 bits, palette, several
+frames, EXIF rotation) and whether its end is there. JPEG, PNG, GIF and WebP are read here, in a few
+microseconds; BMP, TIFF and PPM by Pillow. `decode_fault` decodes, for whoever wants to be sure.
+Nothing here changes a byte.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from typing import NamedTuple, TypeAlias
+
+from PIL import Image
+
+from jobs.images.bit_depth import eight_bits
+
+Bytes: TypeAlias = "bytes | memoryview"
+
+EXTENSIONS = {
+    "jpg": "jpeg",
+    "jpeg": "jpeg",
+    "jpe": "jpeg",
+    "png": "png",
+    "gif": "gif",
+    "webp": "webp",
+    "bmp": "bmp",
+    "tif": "tiff",
+    "tiff": "tiff",
+    "ppm": "ppm",
+    "pgm": "ppm",
+    "pbm": "ppm",
+}
+"""What the end of a file's name claims; other ends claim nothing."""
+
+_RARE = ("BMP", "TIFF", "PPM")
+_SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_COMMON_SOF = frozenset((0xC0, 0xC1, 0xC2))  # baseline, extended, progressive
+_PNG, _IEND = b"\x89PNG\r\n\x1a\n", b"\x00\x00\x00\x00IEND\xaeB`\x82"
+_ORIENTATION = 0x0112
+
+
+class HeaderError(ValueError):
+    """The bytes are no image that can be read; `reason` is a word for the quarantine."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class Header(NamedTuple):  # a tuple, for one is made for every row of every corpus
+    """What an image says of itself."""
+
+    format: str  # jpeg, png, gif, webp, bmp, tiff, ppm
+    width: int  # pixels, before any EXIF rotation
+    height: int
+    whole: bool  # its end is where it should be; if not, only decoding can tell
+    notes: tuple[str, ...] = ()  # cmyk, sixteen_bit, palette, animated, exif_rotated
+
+
+def read_header(data: Bytes) -> Header:
+    """The header of an encoded image.
+
+    Raises HeaderError with reason `empty_image` (no bytes), `not_an_image` (no known format) or
+    `broken_header` (a known format whose size cannot be found, or is 0).
+    """
+    if not len(data):
+        raise HeaderError("empty_image")
+    start = bytes(data[:12])
+    try:
+        if start.startswith(b"\xff\xd8\xff"):
+            header = _jpeg(data)
+        elif start.startswith(_PNG):
+            header = _png(data)
+        elif start[:6] in (b"GIF87a", b"GIF89a"):
+            header = _gif(data)
+        elif start[:4] == b"RIFF" and start[8:] == b"WEBP":
+            header = _webp(data)
+        else:
+            header = _rare(data)
+    except (IndexError, struct.error):
+        raise HeaderError("broken_header") from None
+    if header.width < 1 or header.height < 1:
+        raise HeaderError("broken_header")
+    return header
+
+
+def decode_fault(data: Bytes) -> str | None:
+    """Why an image cannot be decoded whole, every frame's first: a word, or None if it can be."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+            eight_bits(image)
+    # Decoders of broken bytes raise nearly anything; whatever it is, it is counted as a fault.
+    except Exception as error:
+        return "truncated" if "truncated" in str(error) else "undecodable"
+    return None
+
+
+def _jpeg(data: Bytes) -> Header:
+    at, notes = 2, []
+    while True:
+        if data[at] != 0xFF:
+            raise HeaderError("broken_header")
+        marker = data[at + 1]
+        if marker == 0xFF:  # a fill byte
+            at += 1
+            continue
+        if marker == 0x01 or 0xD0 <= marker <= 0xD7:  # markers without a length
+            at += 2
+            continue
+        if marker in (0xD9, 0xDA):  # the end, or pixels, before any size
+            raise HeaderError("broken_header")
+        if marker in _SOF:
+            break
+        length = data[at + 2] << 8 | data[at + 3]
+        if marker == 0xE1 and bytes(data[at + 4 : at + 10]) == b"Exif\x00\x00":
+            notes += _rotation(data[at + 10 : at + 2 + length])
+        at += 2 + length
+    precision, height, width, components = struct.unpack_from(">BHHB", data, at + 4)
+    notes += ["cmyk"] * (components == 4) + ["sixteen_bit"] * (precision > 8)
+    common = marker in _COMMON_SOF and precision == 8
+    return Header("jpeg", width, height, common and bytes(data[-2:]) == b"\xff\xd9", tuple(notes))
+
+
+def _png(data: Bytes) -> Header:
+    width, height, depth, colour = struct.unpack_from(">IIBB", data, 16)
+    if bytes(data[12:16]) != b"IHDR":
+        raise HeaderError("broken_header")
+    notes = ["sixteen_bit"] * (depth == 16) + ["palette"] * (colour == 3)
+    at = 33
+    while at + 8 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, at)
+        if kind in (b"IDAT", b"IEND"):
+            break
+        if kind == b"acTL":
+            notes.append("animated")
+        if kind == b"eXIf":
+            notes += _rotation(data[at + 8 : at + 8 + length])
+        at += 12 + length
+    return Header("png", width, height, bytes(data[-12:]) == _IEND, tuple(notes))
+
+
+def _gif(data: Bytes) -> Header:
+    width, height = struct.unpack_from("<HH", data, 6)
+    notes = ["palette"]
+    try:
+        with Image.open(io.BytesIO(data), formats=("GIF",)) as image:
+            notes += ["animated"] * bool(getattr(image, "is_animated", False))
+    except (OSError, SyntaxError, ValueError):
+        raise HeaderError("broken_header") from None
+    return Header("gif", width, height, data[len(data) - 1] == 0x3B, tuple(notes))
+
+
+def _webp(data: Bytes) -> Header:
+    (size,) = struct.unpack_from("<I", data, 4)
+    kind, notes = bytes(data[12:16]), []
+    if kind == b"VP8 ":
+        if bytes(data[23:26]) != b"\x9d\x01\x2a":
+            raise HeaderError("broken_header")
+        width, height = (side & 0x3FFF for side in struct.unpack_from("<HH", data, 26))
+    elif kind == b"VP8L":
+        (bits,) = struct.unpack_from("<I", data, 21)
+        width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    elif kind == b"VP8X":
+        flags = data[20]
+        width = 1 + int.from_bytes(data[24:27], "little")
+        height = 1 + int.from_bytes(data[27:30], "little")
+        notes = ["animated"] * bool(flags & 0x02)
+        notes += _webp_rotation(data) if flags & 0x08 else []
+    else:
+        raise HeaderError("broken_header")
+    return Header("webp", width, height, size + 8 <= len(data), tuple(notes))
+
+
+def _webp_rotation(data: Bytes) -> list[str]:
+    at = 12
+    while at + 8 <= len(data):
+        kind, length = struct.unpack_from("<4sI", data, at)
+        if kind == b"EXIF":
+            block = data[at + 8 : at + 8 + length]
+            return _rotation(block[6:] if bytes(block[:6]) == b"Exif\x00\x00" else block)
+        at += 8 + length + length % 2
+    return []
+
+
+def _rotation(tiff: Bytes) -> list[str]:
+    """`exif_rotated` where an EXIF block asks for the image to be turned or mirrored."""
+    order = {b"II": "<", b"MM": ">"}.get(bytes(tiff[:2]))
+    if order is None or len(tiff) < 8:
+        return []
+    (first,) = struct.unpack_from(f"{order}I", tiff, 4)
+    if first + 2 > len(tiff):
+        return []
+    (count,) = struct.unpack_from(f"{order}H", tiff, first)
+    for at in range(first + 2, min(first + 2 + 12 * count, len(tiff) - 11), 12):
+        tag, _, _, value = struct.unpack_from(f"{order}HHIH", tiff, at)
+        if tag == _ORIENTATION:
+            return ["exif_rotated"] if 2 <= value <= 8 else []
+    return []
+
+
+def _rare(data: Bytes) -> Header:
+    try:
+        with Image.open(io.BytesIO(data), formats=_RARE) as image:
+            kind = str(image.format).lower()
+            notes = ["cmyk"] * (image.mode == "CMYK") + ["palette"] * (image.mode == "P")
+            notes += ["sixteen_bit"] * image.mode.startswith("I")
+            notes += ["animated"] * bool(getattr(image, "is_animated", False))
+            return Header(kind, image.width, image.height, False, tuple(notes))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        raise HeaderError("not_an_image") from None

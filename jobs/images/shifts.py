@@ -1,0 +1,50 @@
+"""Shifts: the declared changes that turn a test part into an out-of-domain one.
+
+Takes a decoded image at its source's resolution, a `Shift` and the image's own random number;
+gives the changed image. What is drawn (a rotation's sign, a pixel's noise) comes from the seed
+and the sample's key alone. Nothing here knows encoders, tasks or labels.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from PIL import Image, ImageFilter
+
+from jobs.images.spec import Shift
+from jobs.keyed_hash import Hashes, expand, hash64, unit
+
+
+def draws(keys: pa.Array | pa.ChunkedArray, shift: Shift) -> Hashes:
+    """Each sample's random number for this shift, [N]."""
+    return hash64(keys, seed=shift.seed, scope="shift", stream=shift.kind)
+
+
+def shifted(image: Image.Image, shift: Shift, draw: np.uint64) -> Image.Image:
+    """The image, mode L or RGB, after the shift; size and mode stay.
+
+    rotate: by `strength` degrees, to the side that the draw's lowest bit says, about the centre,
+    bilinear, black where nothing was. blur: Gaussian of sigma `strength` pixels. invert: `strength`
+    of the way from the image to its negative. noise: Gaussian of standard deviation
+    255 * `strength` added to every channel of every pixel. Sums are clipped to 0..255.
+    """
+    if shift.kind == "rotate":
+        sign = 1 if draw & np.uint64(1) else -1
+        return image.rotate(sign * shift.strength, resample=Image.Resampling.BILINEAR)
+    if shift.kind == "blur":
+        return image.filter(ImageFilter.GaussianBlur(shift.strength))
+    pixels = np.asarray(image).astype(np.float64)
+    if shift.kind == "invert":
+        changed = (1 - shift.strength) * pixels + shift.strength * (255 - pixels)
+    else:
+        changed = pixels + 255 * shift.strength * _gaussian(draw, pixels.size).reshape(pixels.shape)
+    return Image.fromarray(np.rint(np.clip(changed, 0, 255)).astype(np.uint8))
+
+
+def _gaussian(draw: np.uint64, count: int) -> npt.NDArray[np.float64]:
+    """Standard normal numbers from one draw, by Box and Muller's transform."""
+    u = unit(expand(np.array([draw]), 2 * count)[0])
+    radius = np.sqrt(-2 * np.log1p(-u[:count]))
+    normal: npt.NDArray[np.float64] = radius * np.cos(2 * np.pi * u[count:])
+    return normal

@@ -1,0 +1,1 @@
+"""Training data: a corpus's part under one level of noise, in a seeded order."""

@@ -1,0 +1,178 @@
+"""Supervised pre-training: a timm model under cross-entropy on the (noisy) labels.
+
+Paper 1 section 2.1, the ImageNet runs. Takes normalised images and class numbers. Losses, mixing
+and the choice of what decays are timm's. With mixing, the training measures are of mixed images,
+each counted under its own label alone; `memorised` is of the images as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+import torch.nn.functional as F
+from timm.loss import BinaryCrossEntropy  # type: ignore[attr-defined]
+from timm.optim import param_groups_weight_decay  # type: ignore[attr-defined]
+from torch import Tensor, nn
+
+from jobs.contract import StageError
+from jobs.encoders.encoder import Architecture
+from jobs.images.pixels import to_input
+from jobs.pretrain.data.part import Field, Part, Targets
+from jobs.pretrain.distributed import Group, gradients_stay
+from jobs.pretrain.objectives.mixing import make_mixup, mixed
+from jobs.pretrain.objectives.objective import FULL, Scored
+from jobs.pretrain.precision import Precision
+from jobs.pretrain.spec import Supervised
+
+_CHUNK = 256  # images evaluated at a time
+
+
+class SupervisedObjective:
+    """Cross-entropy, or a binary one for each class, with mixing and label smoothing if asked."""
+
+    field: Field = "label"
+
+    def __init__(self, recipe: Supervised, classes: int, group: Group | None = None) -> None:
+        """`classes`: of the corpus.
+
+        Raises StageError for fewer than two, or workers that do not take whole mixing groups.
+        """
+        if classes < 2:
+            raise StageError(
+                f"recipe {recipe.name!r} is supervised and its corpus has {classes} classes; "
+                f"use a corpus with labels or a contrastive recipe"
+            )
+        self._recipe, self._group = recipe, group or Group()
+        share = recipe.schedule.batch_size // self._group.world
+        if recipe.mix.on and share % recipe.mix.group:
+            raise StageError(
+                f"each of {self._group.world} workers takes {share} images of a batch, not whole "
+                f"groups of mix.group {recipe.mix.group}; change `pretrain.resources.workers`"
+            )
+        self._mixup = make_mixup(recipe.mix, classes, recipe.label_smoothing)
+        self._loss = _loss(recipe)
+        self.architecture = Architecture(
+            "timm", recipe.model, recipe.model_options, recipe.image, classes
+        )
+
+    def build(self, seed: int) -> nn.Module:
+        """The timm model at its initial weights for this seed."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return self.architecture.build()
+
+    def encode(self, part: Part, values: pa.Array) -> Tensor:
+        """Labels as int64 [N]; StageError for a null or a label outside the classes."""
+        classes = len(part.classes)
+        known = pc.and_(pc.greater_equal(values, 0), pc.less(values, classes))
+        bad = len(values) - (pc.sum(known.cast(pa.int64())).as_py() or 0)
+        if bad:
+            raise StageError(
+                f"corpus {part.corpus}: {bad} of {len(values)} training rows have no label in "
+                f"0..{classes - 1}; correct the source or its list of classes"
+            )
+        return torch.from_numpy(values.to_numpy(zero_copy_only=False).astype("int64"))
+
+    def parameter_groups(self, model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+        """timm's: no decay of vectors, biases and what the model itself excludes."""
+        excluded: Any = getattr(model, "no_weight_decay", set)
+        groups: list[dict[str, Any]] = param_groups_weight_decay(
+            model, weight_decay, no_weight_decay_list=excluded()
+        )
+        return groups
+
+    def mix(self, images: Tensor, targets: Targets, seed: int) -> tuple[Tensor, Targets]:
+        """Mixup and CutMix, when the recipe asks for them."""
+        spec = self._recipe.mix
+        if not spec.on:
+            return images, targets
+        first = self._group.rank * (len(images) // spec.group)
+        images, soft = mixed(images, targets.noisy, spec, self._mixup, seed=seed, first_group=first)
+        return images, replace(targets, soft=soft)
+
+    def step(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        targets: Targets,
+        most: int,
+        precision: Precision = FULL,
+    ) -> Scored:
+        """One forward and backward pass, in pieces of at most `most` images."""
+        share = len(images)
+        wanted = targets.noisy if targets.soft is None else targets.soft
+        losses, predicted = [], []
+        for start in range(0, share, most):
+            piece = slice(start, start + most)
+            with gradients_stay(model, start + most < share):
+                with precision.autocast():
+                    logits = model(images[piece])
+                logits = logits.float()
+                loss = self._loss(logits, wanted[piece])
+                precision.backward(loss.sum() / share)
+            losses.append(loss.detach())
+            predicted.append(logits.detach().argmax(dim=1))
+        answers = torch.cat(predicted)
+        return Scored(torch.cat(losses), answers == targets.noisy, answers == targets.clean)
+
+    def after_update(self, model: nn.Module) -> None:
+        """Nothing: any weights will do."""
+
+    def evaluate(self, model: nn.Module, part: Part, group: Group) -> Mapping[str, float]:
+        """`val_accuracy` (percent) and `val_loss` (nats, unsmoothed) on clean labels."""
+        labels = self.encode(part, part.labels)
+        rows = torch.arange(part.rows)[group.mine(part.rows)]
+        logits = self._logits(model, part, rows, group)
+        mine = labels[rows]
+        sums = torch.zeros(2, dtype=torch.float64)
+        sums[0] = (logits.argmax(dim=1) == mine).sum()
+        sums[1] = F.cross_entropy(logits, mine, reduction="sum")
+        right, loss = (group.total(sums) / part.rows).tolist()
+        return {"val_accuracy": 100 * right, "val_loss": loss}
+
+    def memorised(
+        self, model: nn.Module, part: Part, targets: Targets, group: Group
+    ) -> Mapping[str, float]:
+        """Percent of flipped rows predicted as their noisy label, and as their clean one."""
+        flipped = torch.nonzero(targets.flipped).flatten()
+        if len(flipped) == 0:
+            return {}
+        rows = flipped[group.mine(len(flipped))]
+        predicted = self._logits(model, part, rows, group).argmax(dim=1)
+        sums = torch.zeros(2, dtype=torch.float64)
+        sums[0] = (predicted == targets.noisy[rows]).sum()
+        sums[1] = (predicted == targets.clean[rows]).sum()
+        noisy, clean = (100 * group.total(sums) / len(flipped)).tolist()
+        return {"memorised_percent": noisy, "recovered_percent": clean}
+
+    def _logits(self, model: nn.Module, part: Part, rows: Tensor, group: Group) -> Tensor:
+        """Class scores of some rows, un-augmented, [n, classes] on the CPU."""
+        scores = [torch.zeros(0, len(part.classes))]
+        with torch.no_grad():
+            for chunk in torch.split(rows, _CHUNK):
+                images = to_input(part.images[chunk].to(group.device), self._recipe.image)
+                scores.append(model(images).float().cpu())
+        return torch.cat(scores)
+
+
+def _loss(recipe: Supervised) -> Callable[[Tensor, Tensor], Tensor]:
+    """Per-sample losses [n] of logits [n, classes] and class numbers or soft labels."""
+    if recipe.loss == "ce":
+        return partial(
+            F.cross_entropy,
+            reduction="none",
+            # Mixed labels come smoothed.
+            label_smoothing=0.0 if recipe.mix.on else recipe.label_smoothing,
+        )
+    binary = BinaryCrossEntropy(
+        smoothing=recipe.label_smoothing,
+        target_threshold=recipe.bce_threshold,
+        reduction="none",
+    )
+    return lambda logits, wanted: binary(logits, wanted).mean(dim=1)

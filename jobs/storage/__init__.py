@@ -1,0 +1,1 @@
+"""Folders on a local disk or in an object store."""

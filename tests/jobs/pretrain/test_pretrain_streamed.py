@@ -1,0 +1,354 @@
+"""A streamed part is the held one, byte for byte; and what goes wrong while it is read."""
+
+import itertools
+import multiprocessing
+import shutil
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jobs.contract import StageError, Work
+from jobs.corpus.shards import SCHEMA, File, Index
+from jobs.encoders.encoder import EncoderCard
+from jobs.images.spec import Augment, ImageInput
+from jobs.pretrain.data import held as data
+from jobs.pretrain.data import order
+from jobs.pretrain.data.held import MemorySource, load_part
+from jobs.pretrain.data.noisy import noisy_targets
+from jobs.pretrain.data.order import Order
+from jobs.pretrain.data.part import Batch
+from jobs.pretrain.data.reader import lazy_part
+from jobs.pretrain.data.streamed import StreamedSource
+from jobs.pretrain.distributed import Group
+from jobs.pretrain.loop import Pace
+from jobs.pretrain.run import train_run
+from jobs.storage.folder import Place
+from tests.jobs.pretrain.interruption import interrupted, outputs
+
+IMAGE = ImageInput(size=16, channels=1, mean=(0.5,), std=(0.5,))
+
+
+def encode(part: Any, values: pa.Array) -> torch.Tensor:
+    return torch.from_numpy(values.to_numpy(zero_copy_only=False).astype("int64"))
+
+
+@pytest.fixture(autouse=True)
+def small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several segments a shard, and as many lanes and windows as a real corpus would have."""
+    monkeypatch.setattr(order, "SEGMENT", 7)
+
+
+def held(
+    toy: Any, level: int = 30, batch_size: int = 16, seed: int = 0, repeats: int = 1
+) -> MemorySource:
+    part = load_part(toy.corpus, "train", IMAGE)
+    targets = noisy_targets(part, toy.noise("label", level), "label", encode)
+    return MemorySource(part, targets, seed=seed, batch_size=batch_size, repeats=repeats)
+
+
+def streamed(
+    toy: Any, level: int = 30, batch_size: int = 16, seed: int = 0, **more: Any
+) -> StreamedSource:
+    return StreamedSource(
+        toy.corpus,
+        Index.read(toy.corpus),
+        toy.noise("label", level),
+        field="label",
+        encode=encode,
+        image=IMAGE,
+        augment=Augment(),
+        seed=seed,
+        batch_size=batch_size,
+        **{"processes": 0, **more},
+    )
+
+
+def same(a: Sequence[Batch], b: Sequence[Batch]) -> None:
+    assert len(a) == len(b)
+    for left, right in zip(a, b, strict=True):
+        assert torch.equal(left.images, right.images)
+        assert np.array_equal(left.hashes, right.hashes)
+        for name in ("noisy", "clean", "flipped"):
+            assert torch.equal(getattr(left.targets, name), getattr(right.targets, name)), name
+        assert left.ends_segment == right.ends_segment
+
+
+@pytest.mark.parametrize("repeats", [1, 3])
+@pytest.mark.parametrize("batch_size", [5, 16, 48, 100])
+def test_a_streamed_part_gives_the_batches_of_a_held_one(
+    toy: Any, batch_size: int, repeats: int
+) -> None:
+    a, b = (make(toy, batch_size=batch_size, repeats=repeats) for make in (held, streamed))
+    assert a.order_sha256() == b.order_sha256()
+    assert (a.rows, a.steps_per_epoch, a.flipped) == (b.rows, b.steps_per_epoch, b.flipped)
+    for epoch in range(repeats + 1):
+        same(list(a.batches(epoch, 0, Group())), list(b.batches(epoch, 0, Group())))
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_how_many_processes_decode_bears_on_nothing(toy: Any, processes: int) -> None:
+    other = streamed(toy, processes=processes)
+    same(list(streamed(toy).batches(1, 2, Group())), list(other.batches(1, 2, Group())))
+
+
+def test_an_epoch_that_is_left_half_way_leaves_no_process_and_no_thread(toy: Any) -> None:
+    children, threads = multiprocessing.active_children(), threading.active_count()
+    batches = streamed(toy, processes=2).batches(0, 0, Group())
+    next(batches)
+    assert len(multiprocessing.active_children()) == len(children) + 2
+    del batches
+    assert multiprocessing.active_children() == children
+    deadline = time.monotonic() + 20
+    while threading.active_count() > threads:
+        assert time.monotonic() < deadline, threading.enumerate()
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("repeats", [1, 3])
+@pytest.mark.parametrize("world", [2, 4, 8])
+def test_workers_of_a_streamed_part_share_out_the_batches_of_one(
+    toy: Any, world: int, repeats: int
+) -> None:
+    source = streamed(toy, repeats=repeats)
+    workers = [list(source.batches(1, 1, Group(rank, world))) for rank in range(world)]
+    whole_ones = held(toy, repeats=repeats).batches(1, 1, Group())
+    for whole, *shares in zip(whole_ones, *workers, strict=True):
+        assert torch.equal(torch.cat([share.images for share in shares]), whole.images)
+        assert np.array_equal(np.concatenate([share.hashes for share in shares]), whole.hashes)
+        noisy = torch.cat([share.targets.noisy for share in shares])
+        assert torch.equal(noisy, whole.targets.noisy)
+
+
+@pytest.mark.parametrize("repeats", [1, 4])
+def test_a_streamed_epoch_can_be_entered_at_any_step(toy: Any, repeats: int) -> None:
+    whole = list(streamed(toy, repeats=repeats).batches(2, 0, Group()))
+    for first in range(7):
+        same(list(streamed(toy, repeats=repeats).batches(2, first, Group())), whole[first:])
+
+
+def test_repeats_are_copies_side_by_side_each_with_draws_of_its_own(toy: Any) -> None:
+    """Over as many epochs as there are repeats each row comes as often, in one batch or two."""
+    repeats, plain = 3, held(toy, repeats=1)
+    source = held(toy, repeats=repeats)
+    assert source.steps_per_epoch == plain.steps_per_epoch
+    assert source.order_sha256() != plain.order_sha256()
+    epochs = [source.order(epoch) for epoch in range(repeats)]
+    assert len({len(epoch) for epoch in epochs}) == 1
+    counts = np.bincount(np.concatenate(epochs))
+    assert sorted(set(counts.tolist())) in ([repeats], [0, repeats])
+    assert len(set(epochs[0].tolist())) < len(set(plain.order(0).tolist()))
+    batches = [b for epoch in range(repeats) for b in source.batches(epoch, 0, Group())]
+    hashes = np.concatenate([batch.hashes for batch in batches])
+    assert len(set(hashes.tolist())) == len(hashes)
+    first = epochs[0][: source.batch_size]
+    assert len(set(first.tolist())) <= source.batch_size // repeats + 2 * 16
+    again = held(toy, repeats=repeats).order(repeats)
+    assert not np.array_equal(again, epochs[0]), "the next turn has an order of its own"
+
+
+def test_segments_end_at_the_last_copy_of_their_last_row(toy: Any) -> None:
+    plain, source = held(toy), held(toy, repeats=2)
+    ends = [b.ends_segment for e in range(2) for b in source.batches(e, 0, Group())]
+    whole = [b.ends_segment for b in plain.batches(0, 0, Group())]
+    assert sum(whole) <= sum(ends) <= sum(whole) + 2
+    assert ends[-1]
+
+
+def test_the_level_changes_labels_and_nothing_else(toy: Any) -> None:
+    clean, noisy = streamed(toy, level=0), streamed(toy, level=30)
+    assert clean.order_sha256() == noisy.order_sha256()
+    assert clean.order_sha256() != streamed(toy, seed=1).order_sha256()
+    for a, b in zip(clean.batches(0, 0, Group()), noisy.batches(0, 0, Group()), strict=True):
+        assert torch.equal(a.images, b.images)
+        assert torch.equal(a.targets.noisy, b.targets.clean)
+
+
+@pytest.mark.parametrize("most", [1000, 11])
+def test_the_flipped_rows_are_the_same_ones_streamed_or_held(
+    toy: Any, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data, "MOST_MEMORISED", most)
+    monkeypatch.setattr("jobs.pretrain.data.streamed.MOST_MEMORISED", most)
+    (a, wanted), (b, found) = held(toy).flipped_rows(), streamed(toy).flipped_rows()
+    assert len(b.images) == len(found.noisy) == min(30, most)
+    assert a.keys.equals(b.keys)
+    every = torch.arange(len(a.images))
+    assert torch.equal(a.images[every], b.images[every])
+    assert torch.equal(wanted.noisy, found.noisy)
+    assert torch.equal(wanted.clean, found.clean)
+    assert bool(found.flipped.all())
+
+
+def test_a_part_without_flipped_rows_has_none_to_show(toy: Any) -> None:
+    part, targets = streamed(toy, level=0).flipped_rows()
+    assert len(part.images) == len(targets.noisy) == 0
+
+
+def test_a_lazy_part_is_the_decoded_one(toy: Any) -> None:
+    index = Index.read(toy.corpus)
+    lazy = lazy_part(toy.corpus, index, "validation", IMAGE, threads=2)
+    whole = load_part(toy.corpus, "validation", IMAGE)
+    assert lazy.keys.equals(whole.keys)
+    assert lazy.labels.equals(whole.labels)
+    for rows in (torch.arange(30), torch.tensor([29, 3, 3, 17])):
+        assert torch.equal(lazy.images[rows], whole.images[rows])
+
+
+# -- the order ---------------------------------------------------------------------------------
+
+
+def files_of(counts: list[int]) -> list[File]:
+    return [File(f"train-{i:05d}.parquet", rows, 1, str(i)) for i, rows in enumerate(counts)]
+
+
+@given(
+    counts=st.lists(st.integers(1, 400), min_size=1, max_size=6),
+    batch_size=st.integers(1, 64),
+    window=st.integers(3, 90),
+    epoch=st.integers(0, 3),
+)
+@settings(max_examples=60)
+def test_windows_of_lanes_hold_each_row_of_an_epoch_once(
+    counts: list[int], batch_size: int, window: int, epoch: int
+) -> None:
+    if sum(counts) < batch_size:
+        return
+    made = Order("toy", files_of(counts), seed=3, batch_size=batch_size, window=window)
+    rows: list[int] = []
+    for lane in range(made.lanes):
+        windows = made.windows(lane)
+        assert windows[0][0] == 0
+        assert all(a[1] == b[0] for a, b in itertools.pairwise(windows))
+        assert max(stop - start for start, stop in windows) <= window
+        for each in windows:
+            spans = made.spans(epoch, lane, each)
+            assert sum(stop - start for start, stop in spans) == each[1] - each[0]
+            rows += [row for span in spans for row in range(*span)]
+    assert len(rows) == len(set(rows)) == made.steps * batch_size
+    keys = pa.array([f"k{i}" for i in range(made.rows)])
+    assert sorted(made.whole(epoch, made.of_keys(keys))[0].tolist()) == sorted(rows)
+
+
+@pytest.mark.parametrize(
+    ("counts", "batch_size"), [([500], 300), ([900], 64), ([512, 488], 700), ([512, 512, 31], 64)]
+)
+def test_no_row_is_always_among_those_that_fill_no_batch(
+    counts: list[int], batch_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(order, "SEGMENT", 1_000)
+    made = Order("toy", files_of(counts), seed=0, batch_size=batch_size)
+    hashes = made.of_keys(pa.array([f"k{i}" for i in range(made.rows)]))
+    epochs = 200
+    views = np.bincount(np.concatenate([made.whole(e, hashes)[0] for e in range(epochs)]))
+    expected = epochs * made.steps * batch_size / made.rows
+    assert len(views) == made.rows
+    assert np.abs(views - expected).max() < 5 * np.sqrt(epochs) / 2
+
+
+def test_a_batch_takes_its_rows_from_all_over_a_large_part() -> None:
+    made = Order("toy", files_of([50_000]), seed=0, batch_size=64)
+    assert made.lanes == 16
+    keys = pa.array([f"k{i}" for i in range(made.rows)])
+    batch = made.whole(0, made.of_keys(keys))[0][:64]
+    assert len(set((batch // 7).tolist())) > 50
+
+
+# -- runs ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("objective", ["supervised", "contrastive"])
+def test_a_streamed_run_leaves_the_files_of_a_held_one(
+    objective: str, request: pytest.FixtureRequest, make_work: Callable[..., Work]
+) -> None:
+    repeats = 3 if objective == "supervised" else 1
+    recipe = request.getfixturevalue(objective)(
+        augment={"degrees": 10, "flip": True}, repeats=repeats
+    )
+    whole, stream = make_work(recipe, "held"), make_work(recipe, "streamed", decoded_gb=0)
+    a, b = train_run(whole), train_run(stream)
+    assert outputs(stream) == outputs(whole)
+    assert a.counts == b.counts
+    assert a.metrics["pretrain/memorised_percent"] == b.metrics["pretrain/memorised_percent"]
+
+
+def test_a_streamed_run_goes_on_with_the_very_next_sample(
+    supervised: Callable[..., Any], make_work: Callable[..., Work]
+) -> None:
+    whole = make_work(supervised(), "whole")
+    pieces = make_work(supervised(), "pieces", decoded_gb=0)
+    train_run(whole)
+    interrupted(pieces, 3, Pace(minutes=0))
+    assert outputs(pieces) == outputs(whole)
+    assert EncoderCard.read(pieces.output) == EncoderCard.read(whole.output)
+
+
+# -- what goes wrong -------------------------------------------------------------------------------
+
+
+def test_a_shard_altered_or_gone_between_epochs_is_named(own_toy: Any) -> None:
+    source = streamed(own_toy)
+    assert len(list(source.batches(0, 0, Group()))) == 6
+    source._reader._held.clear()  # as a part does that is larger than what is held
+    shard = own_toy.corpus.local_path() / "train-00001.parquet"
+    kept = shard.read_bytes()
+    shard.write_bytes(kept[:100] + bytes([kept[100] ^ 1]) + kept[101:])
+    with pytest.raises(StageError, match=r"train-00001\.parquet .*other sha256"):
+        list(source.batches(1, 0, Group()))
+    shard.unlink()
+    with pytest.raises(StageError, match=r"train-00001\.parquet .* is missing"):
+        list(source.batches(1, 0, Group()))
+    shard.write_bytes(kept)
+    assert len(list(source.batches(1, 0, Group()))) == 6
+
+
+@pytest.mark.parametrize("processes", [0, 1])
+def test_an_image_that_cannot_be_decoded_is_named_with_its_shard(
+    toy: Any, tmp_path: Path, processes: int
+) -> None:
+    shutil.copytree(toy.root, tmp_path / "own")
+    place = Place.of(tmp_path / "own/corpus")
+    index = Index.read(place)
+    table = place.read_table("train-00002.parquet")
+    images = table["image"].to_pylist()
+    images[3] = images[3][:40]
+    table = table.set_column(1, SCHEMA.field("image"), pa.array(images, pa.binary()))
+    place.write_table("train-00002.parquet", table.cast(SCHEMA))
+    written = place.sha256("train-00002.parquet")
+    files = tuple(
+        File(f.file, f.rows, f.bytes, written) if f.file == "train-00002.parquet" else f
+        for f in index.parts["train"]
+    )
+    Index("toy", index.classes, {**index.parts, "train": files}).write(place)
+    source = streamed(type(toy)(tmp_path / "own"), batch_size=50, processes=processes)
+    with pytest.raises(StageError, match=r"shard train-00002\.parquet: image 'toy/1083'"):
+        list(source.batches(0, 0, Group()))
+
+
+def test_noise_that_is_not_of_this_corpus_is_refused(own_toy: Any) -> None:
+    with pytest.raises(StageError, match="changes captions and this recipe trains on labels"):
+        StreamedSource(
+            own_toy.corpus,
+            Index.read(own_toy.corpus),
+            own_toy.noise("caption", 10),
+            field="label",
+            encode=encode,
+            image=IMAGE,
+            augment=Augment(),
+            seed=0,
+            batch_size=16,
+        )
+    place = own_toy.noise("label", 30)
+    place.write_table("changed.parquet", place.read_table("changed.parquet").slice(1))
+    with pytest.raises(StageError, match="changes 30 rows of corpus toy and only 29 of them"):
+        streamed(own_toy)
+    with pytest.raises(StageError, match="100 training rows do not fill a batch of 101"):
+        streamed(own_toy, level=0, batch_size=101)
