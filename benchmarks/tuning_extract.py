@@ -38,9 +38,8 @@ from PIL import Image, ImageFilter
 from jobs.corpus.shards import SCHEMA, write_rows
 from jobs.encoders.encoder import Architecture, Encoder, EncoderCard
 from jobs.features.extract import Unit, extract
-from jobs.features.identity import images_at_once
+from jobs.features.identity import rows_at_once
 from jobs.features.spec import FeaturesStep
-from jobs.images.decode import decode
 from jobs.images.pixels import unit_range
 from jobs.images.spec import Augment, ImageInput, Views
 from jobs.images.views import augmented
@@ -99,12 +98,12 @@ def measure() -> dict[str, float | str]:
     torch.set_num_threads(os.cpu_count() or 1)
     opened = encoder()
     step = STEP.model_copy(update={"cpus_per_worker": os.cpu_count() or 1})
-    size = images_at_once(step.batch_size, opened, step.precision)
+    size = rows_at_once(step.batch_size, opened, step.precision)
     with tempfile.TemporaryDirectory() as folder:
         place = Place.of(folder)
         encoded = images(place)
         unit = Unit("train", SHARD, 0, ROWS, sha256="")
-        pixels = torch.stack([opened.prepare(decode(data, "b")) for data in encoded])
+        pixels = torch.stack([opened.prepare(data, "b") for data in encoded])
         keys = pa.array([f"b/{n:04d}" for n in range(ROWS)])
         views = [unit_range(pixels)]
         views += [augmented(pixels, keys, VIEWS, view, "b") for view in (1, 2)]
@@ -116,7 +115,7 @@ def measure() -> dict[str, float | str]:
 
         def decoding() -> None:
             for data in encoded:
-                opened.prepare(decode(data, "b"))
+                opened.prepare(data, "b")
 
         sides: dict[str, Callable[[], object]] = {
             "forward": forward,

@@ -5,7 +5,6 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from jobs.encoders.catalogue import check_model
 from jobs.images.transforms import needs_source_image, training_pixels
 from jobs.pretrain.spec import Contrastive, Supervised
 from orchestrator import experiment, planner
@@ -40,7 +39,7 @@ CONTRASTIVE = {"yfcc15m-rn50": 4096, "yfcc15m-vit-b16": 8192, "cc12m-vit-b16": 8
 def test_a_published_run_plans_with_a_model_that_exists(name: str) -> None:
     loaded = experiment.load(name, overrides=["corpus.reader.path=/data/given"])
     recipe = loaded.pretrain.recipe
-    assert check_model(recipe) is None
+    assert recipe.model_fault() is None
     steps = [address for address in planner.build(loaded).steps if address.startswith("pretrain/")]
     assert len(steps) == 5
     assert needs_source_image(recipe.augment)

@@ -1,19 +1,19 @@
 """The model names that the installed timm and open_clip know, without importing them.
 
-Takes a recipe, says what is wrong with its model. Names are read from the packages' files: timm's
-registered functions, open_clip's configuration files. Never builds a model; that a name is known
-does not mean that its options fit it.
+Takes the name of a model, says what is wrong with it. Names are read from the packages' files:
+timm's registered functions, open_clip's configuration files. Never builds a model: a known name
+may still have options that do not fit it.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from difflib import get_close_matches
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-
-from jobs.pretrain.spec import Contrastive, Recipe
+from typing import Any
 
 IN_PLACE = ("embed_dim", "vision_cfg", "text_cfg")
 """The fields that make `model_options` an open_clip configuration of its own."""
@@ -44,29 +44,32 @@ def _with_logit_bias() -> frozenset[str]:
     return frozenset(f.stem for f in files if '"init_logit_bias"' in f.read_text(encoding="utf-8"))
 
 
-def check_model(recipe: Recipe) -> str | None:
-    """What is wrong with the recipe's model, with the nearest names; None when it is known."""
-    if isinstance(recipe, Contrastive):
-        if recipe.model_options:
-            missing = [field for field in IN_PLACE if field not in recipe.model_options]
-            if missing:
-                return (
-                    f"model_options of {recipe.model!r} lack {', '.join(missing)}; give a whole "
-                    f"open_clip configuration, or none and the name of one"
-                )
-            sigmoid = "init_logit_bias" in recipe.model_options
-        else:
-            complaint = unknown(recipe.model, "open_clip", open_clip_models())
-            if complaint is not None:
-                return complaint
-            sigmoid = recipe.model in _with_logit_bias()
-        if sigmoid:
+def check_timm(model: str) -> str | None:
+    """What is wrong with a timm model's name, with the nearest ones; None when it is known."""
+    return unknown(model, "timm", timm_models())
+
+
+def check_open_clip(model: str, model_options: Mapping[str, Any]) -> str | None:
+    """What is wrong with an open_clip model to be trained; None when it can be built."""
+    if model_options:
+        missing = [field for field in IN_PLACE if field not in model_options]
+        if missing:
             return (
-                f"{recipe.model!r} has a logit bias (init_logit_bias): it is made for SigLIP's "
-                f"loss, and pre-training here has CLIP's; take a model without one"
+                f"model_options of {model!r} lack {', '.join(missing)}; give a whole open_clip "
+                f"configuration, or none and the name of one"
             )
-        return None
-    return unknown(recipe.model, "timm", timm_models())
+        sigmoid = "init_logit_bias" in model_options
+    else:
+        complaint = unknown(model, "open_clip", open_clip_models())
+        if complaint is not None:
+            return complaint
+        sigmoid = model in _with_logit_bias()
+    if sigmoid:
+        return (
+            f"{model!r} has a logit bias (init_logit_bias): it is made for SigLIP's loss, and "
+            f"pre-training here has CLIP's; take a model without one"
+        )
+    return None
 
 
 @cache

@@ -14,19 +14,23 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+import numpy as np
 import safetensors.torch
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from jobs.contract import StageError
 from jobs.encoders.catalogue import IN_PLACE
-from jobs.images.pixels import to_input, to_pixels
-from jobs.images.spec import ImageInput
+from jobs.images import shifts
+from jobs.images.pixels import to_input
+from jobs.images.spec import ImageInput, Shift
 from jobs.storage.folder import Place
 
 WEIGHTS = "model.safetensors"
 CARD = "encoder.json"
+
+INPUTS = {ImageInput.kind: ImageInput}
+"""Every kind of input that an encoder may have, by the name that its card has."""
 
 Family = Literal["timm", "open_clip"]
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -39,7 +43,7 @@ class Architecture:
     family: Family
     model: str
     model_options: Mapping[str, Any]
-    image: ImageInput
+    input: ImageInput
     classes: int  # outputs of a timm model; 0 for open_clip
 
     def build(self) -> nn.Module:
@@ -79,7 +83,7 @@ class Architecture:
         return open_clip.SimpleTokenizer(context_length=text.get("context_length", 77))
 
     def _blank(self) -> Tensor:
-        return torch.zeros(1, self.image.channels, self.image.size, self.image.size)
+        return torch.zeros(1, *self.input.shape)
 
     def _timm(self) -> nn.Module:
         import timm
@@ -88,7 +92,7 @@ class Architecture:
             self.model,
             pretrained=False,
             num_classes=self.classes,
-            in_chans=self.image.channels,
+            in_chans=self.input.channels,
             **self.model_options,
         )
         return model
@@ -96,10 +100,10 @@ class Architecture:
     def _open_clip(self) -> nn.Module:
         import open_clip
 
-        if self.image.channels != 3:
+        if self.input.channels != 3:
             raise StageError(
                 f"{self.model!r} is an open_clip model and takes 3 channels, not "
-                f"{self.image.channels}; set image.channels to 3 (grey images are repeated)"
+                f"{self.input.channels}; set image.channels to 3 (grey images are repeated)"
             )
         options = dict(self.model_options or open_clip.get_model_config(self.model) or {})
         missing = [field for field in IN_PLACE if field not in options]
@@ -107,7 +111,7 @@ class Architecture:
             raise StageError(
                 f"model {self.model!r} is no open_clip configuration: {', '.join(missing)} missing"
             )
-        options["vision_cfg"] = {**options["vision_cfg"], "image_size": self.image.size}
+        options["vision_cfg"] = {**options["vision_cfg"], "image_size": self.input.size}
         custom = options.pop("custom_text", False) or "hf_model_name" in options["text_cfg"]
         built: nn.Module = (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**options)
         return built
@@ -116,8 +120,8 @@ class Architecture:
         reason = " ".join(str(error).split())[:200]
         return StageError(
             f"{self.family} model {self.model!r} {what} model_options "
-            f"{json.dumps(dict(self.model_options))} and image {self.image.size} x "
-            f"{self.image.size} x {self.image.channels}: {reason}; correct the recipe"
+            f"{json.dumps(dict(self.model_options))} and image {self.input.size} x "
+            f"{self.input.size} x {self.input.channels}: {reason}; correct the recipe"
         )
 
 
@@ -128,7 +132,7 @@ class EncoderCard:
     family: Family
     model: str
     model_options: Mapping[str, Any]
-    image: ImageInput
+    input: ImageInput
     classes: tuple[str, ...]  # of the corpus, in label order
     feature_dim: int
     initial_weights_sha256: str | None  # equal at every noise level of a seed; None: not trained
@@ -140,19 +144,30 @@ class EncoderCard:
     def architecture(self) -> Architecture:
         """What to build before the weights are loaded."""
         outputs = len(self.classes) if self.family == "timm" else 0
-        return Architecture(self.family, self.model, self.model_options, self.image, outputs)
+        return Architecture(self.family, self.model, self.model_options, self.input, outputs)
 
     def as_json(self) -> dict[str, Any]:
         """As JSON values."""
-        image = self.image.model_dump(mode="json")
-        return {**asdict(self), "image": image, "classes": list(self.classes)}
+        return {**asdict(self), "input": self.input_json, "classes": list(self.classes)}
+
+    @property
+    def input_json(self) -> dict[str, Any]:
+        """The input and its kind, as JSON values."""
+        return {"kind": self.input.kind, **self.input.model_dump(mode="json")}
 
     @staticmethod
     def read(place: Place) -> EncoderCard:
         """The card in a finished encoder's folder."""
         stored = place.read_json(CARD)
-        image, classes = ImageInput(**stored.pop("image")), tuple(stored.pop("classes"))
-        return EncoderCard(**stored, image=image, classes=classes)
+        # Cards of earlier versions have images alone, under that name.
+        given = stored.pop("image", None) or stored.pop("input")
+        kind, classes = given.pop("kind", ImageInput.kind), tuple(stored.pop("classes"))
+        if kind not in INPUTS:
+            raise StageError(
+                f"{place.uri}/{CARD}: input {kind!r} is none that this version knows "
+                f"({', '.join(INPUTS)}); install the version that made this encoder"
+            )
+        return EncoderCard(**stored, input=INPUTS[kind](**given), classes=classes)
 
 
 class Encoder:
@@ -168,9 +183,14 @@ class Encoder:
         """Dimensions of its features."""
         return self.card.feature_dim
 
-    def prepare(self, image: Image.Image) -> Tensor:
-        """A decoded image as the pixels that `features` takes: uint8 [C, S, S]."""
-        return to_pixels(image, self.card.image)
+    def prepare(
+        self, data: bytes, where: str, shift: Shift | None = None, draw: np.uint64 | None = None
+    ) -> Tensor:
+        """A row's data as `features` takes it, uint8 [*input.shape]; shifted if asked.
+
+        Raises StageError, which begins with `where`, for data that cannot be read.
+        """
+        return shifts.prepared(data, where, self.card.input, shift, draw)
 
     def features(self, images: Tensor, precision: Precision = "float32") -> Tensor:
         """Features of images, float32 [N, D] on the CPU.
@@ -186,7 +206,7 @@ class Encoder:
 
         Under another precision than float32 the layers that torch deems safe run in it (autocast).
         """
-        inputs = to_input(images.to(self.device), self.card.image)
+        inputs = to_input(images.to(self.device), self.card.input)
         if precision == "float32":
             return _features(self.card.family, self.model, inputs).float()
         with torch.autocast(self.device.type, dtype=getattr(torch, precision)):

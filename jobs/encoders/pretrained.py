@@ -58,7 +58,7 @@ def take_in(work: Work) -> Outcome:
         family=architecture.family,
         model=architecture.model,
         model_options=architecture.model_options,
-        image=architecture.image,
+        input=architecture.input,
         classes=(),
         feature_dim=architecture.feature_dim(taken.model),
         initial_weights_sha256=None,

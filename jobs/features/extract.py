@@ -22,10 +22,9 @@ import torch
 from jobs.contract import StageError
 from jobs.corpus.shards import Index, read_rows
 from jobs.encoders.encoder import Encoder
-from jobs.features.identity import identity, images_at_once
+from jobs.features.identity import identity, rows_at_once
 from jobs.features.spec import FeaturesStep
-from jobs.images.decode import decode
-from jobs.images.shifts import draws, shifted
+from jobs.images.shifts import draws
 from jobs.images.views import augmented
 from jobs.storage.folder import Place
 
@@ -105,10 +104,10 @@ def extract(
     """
     rows = read_rows(corpus, unit.file, unit.start, unit.stop, ["key", "image", "label"])
     keys = rows["key"].combine_chunks()
-    size = images_at_once(step.batch_size, encoder, step.precision)
+    size = rows_at_once(step.batch_size, encoder, step.precision)
     views = range(step.views.count + 1 if unit.part == "train" else 1)
     found: list[list[npt.NDArray[Any]]] = [[] for _ in views]
-    for start, images in _decoded(rows, size, encoder, step):
+    for start, images in _ahead(rows, size, encoder, step):
         named, images = keys[start : start + size], images.to(encoder.device)
         for view in views:
             seen = augmented(images, named, step.views, view, scope) if view else images
@@ -138,10 +137,10 @@ def _table(
     return view_table(keys, label, view, found)
 
 
-def _decoded(
+def _ahead(
     rows: pa.Table, size: int, encoder: Encoder, step: FeaturesStep
 ) -> Iterator[tuple[int, torch.Tensor]]:
-    """(first row, pixels uint8 [M, C, S, S]) batch by batch, one batch ahead of the reader."""
+    """(first row, rows uint8 [M, *input.shape]) by batch, one batch ahead of the encoder."""
     starts = range(0, len(rows), size)
     with ThreadPoolExecutor(step.cpus_per_worker) as pool:
 
@@ -149,7 +148,7 @@ def _decoded(
             batch = rows.slice(start, size)
             share = -(-len(batch) // step.cpus_per_worker)
             return [
-                pool.submit(_pixels, batch.slice(at, share), encoder, step)
+                pool.submit(_prepared, batch.slice(at, share), encoder, step)
                 for at in range(0, len(batch), share)
             ]
 
@@ -160,8 +159,8 @@ def _decoded(
             yield start, torch.cat([piece.result() for piece in ready])
 
 
-def _pixels(rows: pa.Table, encoder: Encoder, step: FeaturesStep) -> torch.Tensor:
-    """The rows' images, decoded, shifted at the source's resolution, resized: uint8 [N,C,H,W].
+def _prepared(rows: pa.Table, encoder: Encoder, step: FeaturesStep) -> torch.Tensor:
+    """The rows as the encoder takes them, uint8 [N, *input.shape], shifted if the step says so.
 
     Put together by numpy: a thread beside the encoder in which torch splits its work gets helpers
     of its own, and where those are more than the cores OpenMP puts the encoder's to sleep between
@@ -170,10 +169,8 @@ def _pixels(rows: pa.Table, encoder: Encoder, step: FeaturesStep) -> torch.Tenso
     drawn = [None] * len(rows) if step.shift is None else draws(rows["key"], step.shift)
 
     def prepared(data: pa.Scalar, key: str, draw: np.uint64 | None) -> npt.NDArray[np.uint8]:
-        image = decode(data.as_py(), key)
-        if step.shift is not None and draw is not None:
-            image = shifted(image, step.shift, draw)
-        found: npt.NDArray[np.uint8] = encoder.prepare(image).numpy()
+        found: npt.NDArray[np.uint8]
+        found = encoder.prepare(data.as_py(), f"sample {key}", step.shift, draw).numpy()
         return found
 
     # One after another: an image as it lies in the corpus may take hundreds of times its input.

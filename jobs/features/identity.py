@@ -32,7 +32,7 @@ def identity(step: FeaturesStep, card: EncoderCard, device: str) -> str:
     """Everything a unit's features depend on but its rows, as canonical JSON."""
     said: dict[str, Any] = {
         "weights_sha256": card.weights_sha256,
-        "image": card.image.model_dump(mode="json"),
+        "input": card.input_json,
         "views": step.views.semantic(),
         "shift": step.shift.semantic() if step.shift else None,
         "dtype": step.dtype,
@@ -50,7 +50,7 @@ def _version(library: str) -> str | None:
         return None
 
 
-def images_at_once(asked: BatchSize, encoder: Encoder, precision: Precision) -> int:
+def rows_at_once(asked: BatchSize, encoder: Encoder, precision: Precision) -> int:
     """The batch size asked for; for `auto` the power of two that suits model and device."""
     if asked != "auto":
         return asked
@@ -63,7 +63,7 @@ def images_at_once(asked: BatchSize, encoder: Encoder, precision: Precision) -> 
 
 @lru_cache(maxsize=2)
 def _widest(encoder: Encoder, precision: Precision) -> int:
-    """Bytes that the widest layer takes and gives for one image."""
+    """Bytes that the widest layer takes and gives for one row."""
     most = 1
 
     def look(module: torch.nn.Module, given: Any, taken: Any) -> None:
@@ -74,8 +74,7 @@ def _widest(encoder: Encoder, precision: Precision) -> int:
     leaves = [m for m in encoder.model.modules() if not any(True for _ in m.children())]
     hooks = [leaf.register_forward_hook(look) for leaf in leaves]
     try:
-        image = encoder.card.image
-        encoder.features(torch.zeros(1, image.channels, image.size, image.size), precision)
+        encoder.features(torch.zeros(1, *encoder.card.input.shape), precision)
     finally:
         for hook in hooks:
             hook.remove()

@@ -20,18 +20,16 @@ import psutil
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from PIL import Image
 
 from jobs.contract import StageError
 from jobs.corpus.shards import Index, read_part, read_rows
-from jobs.images.decode import decode
-from jobs.images.shifts import draws, shifted
+from jobs.images.shifts import draws
 from jobs.images.spec import Shift
 from jobs.storage.folder import Place
 from jobs.tasks.spec import Task
 from jobs.tuning import data
 
-Prepare = Callable[[Image.Image], torch.Tensor]
+Prepare = Callable[[bytes, str, Shift | None, np.uint64 | None], torch.Tensor]
 """An encoder's own input preparation, see `Encoder.prepare`."""
 
 _EXACT = 1 << 24  # row numbers under it are exact where features stand, in float32
@@ -43,7 +41,7 @@ class Images:
     """Rows of a part that belong to a task."""
 
     rows: data.TaskRows  # keys and labels; in place of features, row numbers within the part
-    pixels: torch.Tensor  # uint8 [N, C, S, S]
+    pixels: torch.Tensor  # uint8 [N, *input.shape]
 
     @property
     def keys(self) -> pa.Array:
@@ -117,7 +115,9 @@ class Source:
                 table = table.take(pa.array(within))
                 drawn = draws(table["key"], shift) if shift else [None] * len(here)
                 found = pool.map(
-                    lambda image, key, draw: self._one(image.as_py(), key, shift, draw),
+                    lambda data, key, draw: self.prepare(
+                        data.as_py(), f"sample {key}", shift, draw
+                    ),
                     table["image"],
                     table["key"].to_pylist(),
                     drawn,
@@ -129,14 +129,6 @@ class Source:
         if pixels is None:
             raise AssertionError("a task's part has at least one row")
         return Images(rows, pixels)
-
-    def _one(
-        self, image: bytes, key: str, shift: Shift | None, draw: np.uint64 | None
-    ) -> torch.Tensor:
-        decoded = decode(image, key)
-        if shift is not None and draw is not None:
-            decoded = shifted(decoded, shift, draw)
-        return self.prepare(decoded)
 
     def _room(self, rows: int, one: torch.Tensor) -> torch.Tensor:
         needed, free = rows * one.numel(), psutil.virtual_memory().available

@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeAlias
 
 from PIL import Image
 
-from jobs.images.bit_depth import eight_bits
+from jobs.images.decode import open_image
 
 Bytes: TypeAlias = "bytes | memoryview"
 
@@ -89,9 +89,7 @@ def read_header(data: Bytes) -> Header:
 def decode_fault(data: Bytes) -> str | None:
     """Why an image cannot be decoded whole, every frame's first: a word, or None if it can be."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-            eight_bits(image)
+        open_image(data)
     # Decoders of broken bytes raise nearly anything; whatever it is, it is counted as a fault.
     except Exception as error:
         return "truncated" if "truncated" in str(error) else "undecodable"

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from jobs.images.bit_depth import eight_bits
+from jobs.images.decode import named, open_image
 from jobs.images.spec import ImageInput
 
 _PIECE = 1 << 18  # numbers: a megabyte of float32
@@ -35,6 +36,12 @@ def to_pixels(image: Image.Image, spec: ImageInput) -> Tensor:
     if converted.size != (spec.size, spec.size):
         converted = converted.resize((spec.size, spec.size), _FILTERS[spec.interpolation])
     return pixels_of(converted)
+
+
+def prepared(data: bytes, where: str, spec: ImageInput) -> Tensor:
+    """An encoded image as uint8 [C, S, S]; StageError, which begins with `where`, if damaged."""
+    with named(where):
+        return to_pixels(open_image(data), spec)
 
 
 def pixels_of(image: Image.Image) -> Tensor:

@@ -11,8 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 from PIL import Image, ImageFilter
+from torch import Tensor
 
-from jobs.images.spec import Shift
+from jobs.images.decode import decode, named
+from jobs.images.pixels import to_pixels
+from jobs.images.spec import ImageInput, Shift
 from jobs.keyed_hash import Hashes, expand, hash64, unit
 
 
@@ -40,6 +43,21 @@ def shifted(image: Image.Image, shift: Shift, draw: np.uint64) -> Image.Image:
     else:
         changed = pixels + 255 * shift.strength * _gaussian(draw, pixels.size).reshape(pixels.shape)
     return Image.fromarray(np.rint(np.clip(changed, 0, 255)).astype(np.uint8))
+
+
+def prepared(
+    data: bytes, where: str, spec: ImageInput, shift: Shift | None, draw: np.uint64 | None
+) -> Tensor:
+    """An encoded image, shifted at the source's resolution, as uint8 [C, S, S].
+
+    `draw` is the sample's of `draws`. Raises StageError, which begins with `where`,
+    for a damaged image.
+    """
+    image = decode(data, where)
+    with named(where):
+        if shift is not None and draw is not None:
+            image = shifted(image, shift, draw)
+        return to_pixels(image, spec)
 
 
 def _gaussian(draw: np.uint64, count: int) -> npt.NDArray[np.float64]:

@@ -5,7 +5,7 @@ Sizes are in pixels. Every random change is drawn from a seed and the sample's k
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -27,6 +27,14 @@ class ImageInput(Spec):
         "is cut out, as timm and open_clip (1.0) do; none: the whole image, its sides made equal",
     )
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+
+    kind: ClassVar[str] = "image"
+    """The kind of input, as an encoder's card has it."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of one row as it is kept, uint8 [C, S, S]."""
+        return self.channels, self.size, self.size
 
     @model_validator(mode="after")
     def _fit_the_channels(self) -> ImageInput:

@@ -33,6 +33,7 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from jobs.images.bit_depth import eight_bits
+from jobs.images.decode import named, open_image
 from jobs.images.pixels import pixels_of, to_pixels
 from jobs.images.spec import Augment, ImageInput
 
@@ -86,6 +87,14 @@ def training_pixels(
     finally:
         _draws.own = before
     return pixels_of(changed.convert("L") if image_input.channels == 1 else changed)
+
+
+def prepared(
+    data: bytes, where: str, image_input: ImageInput, augment: Augment, hashed: int
+) -> Tensor:
+    """`training_pixels` of an encoded image; StageError, which begins with `where`, if damaged."""
+    with named(where):
+        return training_pixels(open_image(data), image_input, augment, hashed)
 
 
 def _colours(image: Image.Image) -> Tensor:

@@ -21,14 +21,13 @@ import torch
 from torch import Tensor, nn
 
 from jobs.contract import StageError
-from jobs.images.augment import augment, draws, flips_alone, mix
-from jobs.images.pixels import to_input, unit_range
+from jobs.images.augment import mix
 from jobs.images.spec import Augment, ImageInput
+from jobs.images.training import seed_torch, training_input
 from jobs.pretrain.checkpoint import Checkpoints, Point, Position, Progress
 from jobs.pretrain.data.part import Batch, Part, Source, Targets
 from jobs.pretrain.distributed import Agreed, Group, Meeting
 from jobs.pretrain.nonfinite import Faults, out_of_memory
-from jobs.pretrain.objectives.mixing import erase, seed_torch
 from jobs.pretrain.objectives.objective import Objective, Scored
 from jobs.pretrain.optimizer import (
     lay_out_like_parameters,
@@ -106,7 +105,7 @@ class Loop:
         checkpoints: Checkpoints,
         *,
         schedule: Schedule,
-        image: ImageInput,
+        model_input: ImageInput,
         augment: Augment,
         seed: int,
         group: Group,
@@ -128,7 +127,7 @@ class Loop:
         resources = resources or Resources()
         self._objective, self._source, self._validation = objective, source, validation
         self._checkpoints, self._schedule, self._group = checkpoints, schedule, group
-        self._image, self._augment, self._seed = image, augment, seed
+        self._input, self._augment, self._seed = model_input, augment, seed
         self._most = resources.images_per_pass or source.batch_size
         self._layout = torch.channels_last if resources.channels_last else torch.contiguous_format
         self._pace, self._watch = pace or Pace(), watch or Watch()
@@ -244,14 +243,9 @@ class Loop:
 
     def _inputs(self, batch: Batch, position: Position) -> tuple[Tensor, Targets]:
         """Augmented, normalised, mixed; torch's generators as a function of where the run is."""
-        images = batch.images
-        if self._augment.moves:
-            images = images if flips_alone(self._augment) else unit_range(images)
-            images = augment(images, self._augment, draws(batch.hashes))
-        images = to_input(images, self._image, self._room)
+        images = training_input(batch.images, self._input, self._augment, batch.hashes, self._room)
         if self._group.device.type == "cpu":
             self._room = images  # for the next update, when nobody reads this one's any more
-        images = erase(images, self._augment, batch.hashes)
         # Of the run and the update, for draws that all workers share; mixed again for those
         # of a worker's own.
         drawn = _step_seed(self._seed, position.updates)

@@ -11,6 +11,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, JsonValue, model_validator
 
 from jobs.contract import NOT_SEMANTIC, Slug, Spec
+from jobs.encoders import catalogue
 from jobs.encoders.templates import Template
 from jobs.images.spec import Augment, ImageInput, Share
 
@@ -105,6 +106,10 @@ class Supervised(Spec):
             raise ValueError("bce_threshold belongs to loss: bce; remove it or set the loss")
         return self
 
+    def model_fault(self) -> str | None:
+        """What is wrong with the model's name, with the nearest ones; None when timm knows it."""
+        return catalogue.check_timm(self.model)
+
 
 class Contrastive(Spec):
     """An open_clip model under its contrastive loss on images and (noisy) captions."""
@@ -130,6 +135,10 @@ class Contrastive(Spec):
                 "out of a contrastive recipe"
             )
         return self
+
+    def model_fault(self) -> str | None:
+        """What is wrong with the model; None when open_clip can build it for CLIP's loss."""
+        return catalogue.check_open_clip(self.model, self.model_options)
 
 
 Recipe = Annotated[Supervised | Contrastive, Field(discriminator="objective")]

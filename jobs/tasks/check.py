@@ -8,7 +8,6 @@ hand is no fault: `absent` says where it should lie. Nothing here trains or writ
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -168,11 +167,10 @@ def _class_faults(task: Task, names: Sequence[str]) -> Iterator[str]:
 
 
 def _undecodable(image: bytes | None) -> str | None:
-    from PIL import Image
+    from jobs.images.decode import open_image
 
     try:
-        with Image.open(io.BytesIO(image or b"")) as opened:
-            opened.load()
+        open_image(image or b"")
     except Exception as error:  # a decoder may raise anything on damaged bytes
         return f"cannot be decoded ({error})"
     return None

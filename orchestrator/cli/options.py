@@ -111,7 +111,6 @@ def choose(
 
     The parameters are those that `experiment_options` adds to a verb.
     """
-    from jobs.encoders.catalogue import check_model
     from jobs.encoders.known import check_named
     from jobs.storage.folder import Place
     from orchestrator import experiment as experiments
@@ -136,7 +135,7 @@ def choose(
         features=features,
         task=task,
     )
-    complaint = check_model(experiment.pretrain.recipe) if experiment.pretrain else None
+    complaint = experiment.pretrain.recipe.model_fault() if experiment.pretrain else None
     if complaint:
         raise UserError(f"pretrain.recipe.model: {complaint}")
     for encoder in experiment.encoders:

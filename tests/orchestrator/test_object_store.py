@@ -162,7 +162,7 @@ def test_an_encoders_weights_may_lie_in_a_bucket(bucket: Place, name: str) -> No
     encoders.take_in(Work("encoder/e", "f", step, {}, out, bucket / "scratch"))
     opened = load(out)
     assert opened.card.source["file"] == name
-    images = torch.rand(2, 3, opened.card.image.size, opened.card.image.size)
+    images = torch.rand(2, 3, opened.card.input.size, opened.card.input.size)
     assert torch.isfinite(opened.features(images)).all()
 
 

@@ -2,14 +2,15 @@
 
 Takes a corpus's folder and a noise step's folder (see `jobs.corpus.shards` and
 `jobs.noise.overlay`); gives batches, in the order that `order.py` states: the same at every noise
-level and for every number of workers, and to be entered at any step. A part that fits is read and
-decoded once (`MemorySource`, here); another is read as it is needed (`stream.py`). Which of the two
-it is never bears on a batch. Nothing here changes what lies in storage.
+level and for every number of workers. Training may enter the order at any step. A part that fits in
+memory is read and decoded once (`MemorySource`, here); another is read as it is needed
+(`streamed.py`). The batches are the same either way. Nothing here changes what lies in storage.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator
 from functools import lru_cache
 
@@ -21,8 +22,7 @@ import torch
 from jobs.contract import StageError
 from jobs.corpus.shards import INDEX, File
 from jobs.images.augment import mix
-from jobs.images.decode import decoded
-from jobs.images.pixels import to_pixels
+from jobs.images.pixels import prepared
 from jobs.images.spec import ImageInput
 from jobs.pretrain.data.order import Order, Rows
 from jobs.pretrain.data.part import Batch, Part, Targets, picked_targets, read_index
@@ -32,16 +32,16 @@ from jobs.storage.folder import Place
 MOST_MEMORISED = 10_000
 """Flipped rows that memorisation is measured on: when more are flipped, a seeded sample of them."""
 
-_MEMORY_SHARE = 0.7  # of the free memory that decoded pixels may take
+_MEMORY_SHARE = 0.7  # of the free memory that decoded images may take
 
 
 def fits(
-    rows: int, image: ImageInput, decoded_gb: float | None = None, *, sharing: int = 1
+    rows: int, model_input: ImageInput, decoded_gb: float | None = None, *, sharing: int = 1
 ) -> bool:
     """Whether that many decoded images may be held; by default in what memory is free, of which
     as many worker processes as `sharing` hold that much each.
     """
-    needed = rows * image.channels * image.size**2
+    needed = rows * math.prod(model_input.shape)
     if decoded_gb is not None:
         return needed <= decoded_gb * 1e9
     return needed <= _MEMORY_SHARE * psutil.virtual_memory().available / sharing
@@ -49,20 +49,20 @@ def fits(
 
 @lru_cache(maxsize=8)
 def held(
-    corpus: Place, part: str, image: ImageInput, decoded_gb: float | None, sharing: int
+    corpus: Place, part: str, model_input: ImageInput, decoded_gb: float | None, sharing: int
 ) -> bool:
     """Whether a part `fits`, asked once in a process: what one run holds, the next finds held."""
-    return fits(read_index(corpus).rows(part), image, decoded_gb, sharing=sharing)
+    return fits(read_index(corpus).rows(part), model_input, decoded_gb, sharing=sharing)
 
 
-def load_part(corpus: Place, part: str, image: ImageInput) -> Part:
+def load_part(corpus: Place, part: str, model_input: ImageInput) -> Part:
     """Read and decode a part whole; the last ones read are kept by the process.
 
     Every shard is checked against the index. Raises StageError when the folder holds no corpus,
     or a shard is missing, altered or holds an image that cannot be decoded.
     """
     index = read_index(corpus)
-    return _decoded(corpus, index.name, index.classes, index.parts[part], image)
+    return _decoded(corpus, index.name, index.classes, index.parts[part], model_input)
 
 
 @lru_cache(maxsize=2)  # a training and a validation part, shared by the runs of a pack
@@ -71,16 +71,15 @@ def _decoded(
     name: str,
     classes: tuple[str, ...],
     files: tuple[File, ...],
-    image: ImageInput,
+    model_input: ImageInput,
 ) -> Part:
     rows = sum(file.rows for file in files)
-    shape = (rows, image.channels, image.size, image.size)
-    images = torch.empty(shape, dtype=torch.uint8)
+    images = torch.empty((rows, *model_input.shape), dtype=torch.uint8)
     tables, start = [], 0
     for file in files:
         table = _read_shard(corpus, file)
         for key, data in zip(table["key"].to_pylist(), table["image"].to_pylist(), strict=True):
-            images[start] = decoded(file.file, key, data, lambda it: to_pixels(it, image))
+            images[start] = prepared(data, f"shard {file.file}: image {key!r}", model_input)
             start += 1
         tables.append(table.select(["key", "label", "caption"]))
     whole = pa.concat_tables(tables)

@@ -20,12 +20,12 @@ Field = Literal["label", "caption"]
 
 
 class Images(Protocol):
-    """Decoded pixels by row: a uint8 tensor [N, C, S, S], or what decodes them when asked."""
+    """Images as they are kept, by row: uint8 [N, *input.shape], or what decodes them when asked."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, rows: Tensor) -> Tensor:
-        """The pixels of some rows, uint8 [n, C, S, S]."""
+        """Some rows, uint8 [n, *input.shape]."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Targets:
 class Batch:
     """One worker's share of a global batch, n rows."""
 
-    images: Tensor  # uint8 [n, C, S, S]
+    images: Tensor  # uint8 [n, *input.shape]
     hashes: Hashes  # [n], of seed, epoch and key: what augmentation draws from
     targets: Targets
     ends_segment: bool  # the global batch gets to the end of a segment

@@ -21,8 +21,7 @@ from torch import Tensor
 
 from jobs.contract import StageError
 from jobs.corpus.shards import INDEX, File, Index, read_part, read_rows
-from jobs.images.decode import decoded
-from jobs.images.pixels import to_pixels
+from jobs.images.pixels import prepared
 from jobs.images.spec import ImageInput
 from jobs.pretrain.data.order import Rows, segments
 from jobs.pretrain.data.part import Part
@@ -100,19 +99,19 @@ class Reader:
 class LazyImages:
     """Images of a part that are decoded when they are asked for, by some threads."""
 
-    def __init__(self, reader: Reader, rows: Rows, image: ImageInput, threads: int) -> None:
+    def __init__(self, reader: Reader, rows: Rows, model_input: ImageInput, threads: int) -> None:
         """`rows`: which of the part's rows these are, in the order they are numbered here."""
-        self._reader, self._rows, self._image, self._threads = reader, rows, image, threads
+        self._reader, self._rows, self._threads = reader, rows, threads
+        self._input = model_input
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, rows: Tensor) -> Tensor:
-        """The pixels of some of them, uint8 [n, C, S, S]; StageError for one that is damaged."""
+        """Some of them, uint8 [n, *input.shape]; StageError for one that is damaged."""
         numbers = self._rows[rows.numpy()].tolist()
-        side, channels = self._image.size, self._image.channels
         # Filled by numpy: torch splits a copy, and each of these threads would get helpers.
-        pixels = np.empty((len(numbers), channels, side, side), dtype=np.uint8)
+        images = np.empty((len(numbers), *self._input.shape), dtype=np.uint8)
 
         def fill(start: int) -> None:
             for place in range(start, min(start + _CHUNK, len(numbers))):
@@ -120,16 +119,18 @@ class LazyImages:
                 found = self._reader.read(row, row + 1)
                 key, data = found["key"][0].as_py(), found["image"][0].as_py()
                 file = self._reader.file_of(row)
-                one = decoded(file, key, data, lambda it: to_pixels(it, self._image))
-                pixels[place] = one.numpy()
+                where = f"shard {file}: image {key!r}"
+                images[place] = prepared(data, where, self._input).numpy()
 
         with ThreadPoolExecutor(self._threads) as pool:
             for _ in pool.map(fill, range(0, len(numbers), _CHUNK)):
                 pass
-        return torch.from_numpy(pixels)
+        return torch.from_numpy(images)
 
 
-def lazy_part(corpus: Place, index: Index, part: str, image: ImageInput, threads: int) -> Part:
+def lazy_part(
+    corpus: Place, index: Index, part: str, model_input: ImageInput, threads: int
+) -> Part:
     """A part whose labels and captions are read now and whose images when they are asked for."""
     files = index.parts[part]
     columns = read_part(corpus, part, ["key", "label", "caption"])
@@ -137,7 +138,7 @@ def lazy_part(corpus: Place, index: Index, part: str, image: ImageInput, threads
         corpus=index.name,
         classes=index.classes,
         keys=columns["key"].combine_chunks(),
-        images=LazyImages(Reader(corpus, files), np.arange(len(columns)), image, threads),
+        images=LazyImages(Reader(corpus, files), np.arange(len(columns)), model_input, threads),
         labels=columns["label"].combine_chunks(),
         captions=columns["caption"].combine_chunks(),
         files=files,

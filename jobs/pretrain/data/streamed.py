@@ -22,16 +22,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from jobs.contract import StageError
 from jobs.corpus.shards import Index
 from jobs.images.augment import Hashes, mix
-from jobs.images.decode import decoded
 from jobs.images.spec import Augment, ImageInput
-from jobs.images.transforms import training_pixels
+from jobs.images.transforms import prepared
 from jobs.noise.overlay import Changes, apply
 from jobs.pretrain.data.held import MOST_MEMORISED
 from jobs.pretrain.data.noisy import changed_rows, mismatched, read_overlay
@@ -98,7 +96,7 @@ class StreamedSource:
         *,
         field: Field,
         encode: Encode,
-        image: ImageInput,
+        model_input: ImageInput,
         augment: Augment,
         seed: int,
         batch_size: int,
@@ -121,7 +119,7 @@ class StreamedSource:
             raise mismatched(overlay, len(self._changes) if overlay.rows == self.rows else 0)
         self._reader = Reader(corpus, files, hold=LANES)
         self._noise, self._field, self._encode = noise, field, encode
-        self._image, self._augment, self._processes = image, augment, processes
+        self._input, self._augment, self._processes = model_input, augment, processes
         none = pa.array([], pa.string())
         self._about = Part(
             index.name, index.classes, none, torch.empty(0), pa.array([], pa.int32()), none, files
@@ -164,7 +162,7 @@ class StreamedSource:
         share = -(-self.batch_size // group.world // CHUNK)
         processes = min(self._processes, share * AHEAD)
         return DataLoader(
-            _Decoder(self._image, self._augment),
+            _Decoder(self._input, self._augment),
             sampler=chunks,
             batch_size=None,
             num_workers=processes,
@@ -262,7 +260,7 @@ class StreamedSource:
             corpus=about.corpus,
             classes=about.classes,
             keys=table["key"].combine_chunks(),
-            images=LazyImages(self._reader, rows, self._image, max(1, self._processes)),
+            images=LazyImages(self._reader, rows, self._input, max(1, self._processes)),
             labels=table["label"].combine_chunks(),
             captions=table["caption"].combine_chunks(),
             files=about.files,
@@ -354,24 +352,22 @@ class _Decoder(Dataset[Any]):
     since an error would come out with a traceback in its words.
     """
 
-    def __init__(self, image: ImageInput, augment: Augment) -> None:
-        self._image, self._augment = image, augment
+    def __init__(self, model_input: ImageInput, augment: Augment) -> None:
+        self._input, self._augment = model_input, augment
 
     def __getitem__(self, piece: _Encoded) -> Tensor | str:
         rows = zip(piece.files, piece.keys, piece.images, piece.hashes, strict=True)
         try:
             # Of torch, because in a process it stacks into the memory that is then shared.
-            pixels = [self._pixels(*row) for row in rows]
+            pixels = [self._prepared(*row) for row in rows]
             stacked: Tensor = default_collate(pixels)
             return stacked
         except StageError as error:
             return str(error)
 
-    def _pixels(self, file: str, key: str, data: bytes, hashed: int) -> Tensor:
-        def augmented(image: Image.Image) -> Tensor:
-            return training_pixels(image, self._image, self._augment, hashed)
-
-        return decoded(file, key, data, augmented)
+    def _prepared(self, file: str, key: str, data: bytes, hashed: int) -> Tensor:
+        where = f"shard {file}: image {key!r}"
+        return prepared(data, where, self._input, self._augment, hashed)
 
 
 def _as_it_is(pixels: Any) -> Any:

@@ -120,12 +120,12 @@ def test_a_timm_tag_comes_from_the_cache_with_its_own_input(hub: Path, tmp_path:
     assert (spec.model, spec.tag) == ("resnet10t", "c3_in1k")
     outcome, opened = taken(spec, tmp_path)
     assert outcome.counts["dim"] == opened.dim == 512
-    assert opened.card.image.size == 176
+    assert opened.card.input.size == 176
     assert opened.card.source["tag"] == "resnet10t.c3_in1k"
     assert opened.card.initial_weights_sha256 is None
     pixels = torch.randint(0, 256, (2, 3, 176, 176), dtype=torch.uint8)
-    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (opened.card.image.mean,) * 2)
-    std = torch.tensor(opened.card.image.std).view(1, 3, 1, 1)
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (opened.card.input.mean,) * 2)
+    std = torch.tensor(opened.card.input.std).view(1, 3, 1, 1)
     inputs = (pixels.float() / 255 - mean) / std
     with torch.inference_mode():
         model.eval()
@@ -143,11 +143,11 @@ def test_an_open_clip_tag_comes_from_the_cache(hub: Path, tmp_path: Path) -> Non
     outcome, opened = taken(spec, tmp_path)
     assert outcome.counts["dim"] == opened.dim == 1024
     assert opened.card.model_options["quick_gelu"] is True
-    assert opened.card.image.mean == open_clip.OPENAI_DATASET_MEAN
+    assert opened.card.input.mean == open_clip.OPENAI_DATASET_MEAN
     images = torch.rand(1, 3, 224, 224)
     with torch.inference_mode():
-        mean = torch.tensor(opened.card.image.mean).view(1, 3, 1, 1)
-        std = torch.tensor(opened.card.image.std).view(1, 3, 1, 1)
+        mean = torch.tensor(opened.card.input.mean).view(1, 3, 1, 1)
+        std = torch.tensor(opened.card.input.std).view(1, 3, 1, 1)
         expected = model.eval().encode_image((images - mean) / std)
     assert torch.allclose(opened.features(images), expected, atol=1e-4)
 
@@ -202,7 +202,7 @@ def test_a_file_of_an_open_clip_model_gives_its_image_embedding(tmp_path: Path) 
         file=str(tmp_path / "w.safetensors"),
     )
     _, opened = taken(spec, tmp_path)
-    assert (opened.dim, opened.card.image.size) == (16, 32)
+    assert (opened.dim, opened.card.input.size) == (16, 32)
 
 
 def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:

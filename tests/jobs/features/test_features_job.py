@@ -22,7 +22,7 @@ from jobs.corpus.shards import Index, read_part
 from jobs.corpus.spec import Corpus, DigitsReader
 from jobs.encoders.encoder import Architecture, Encoder, EncoderCard, load, save, weights_bytes
 from jobs.features.extract import extract, schema, units_of
-from jobs.features.identity import LEAST, MOST, images_at_once
+from jobs.features.identity import LEAST, MOST, rows_at_once
 from jobs.features.job import run
 from jobs.features.parts import finish, keep
 from jobs.features.spec import FeaturesStep, Precision
@@ -254,7 +254,7 @@ def test_features_say_what_they_were_made_with(extracted: Work, encoder: Place) 
     assert said["views"] == VIEWS.semantic()
     assert (said["dtype"], said["precision"], said["device"]) == ("float32", "float32", "cpu")
     assert said["versions"]["torch"] == importlib.metadata.version("torch")
-    assert said["batch_sizes"] == [images_at_once("auto", load(encoder), "float32")]
+    assert said["batch_sizes"] == [rows_at_once("auto", load(encoder), "float32")]
 
 
 def test_a_resumed_step_takes_nothing_up_that_another_encoder_made(
@@ -295,12 +295,12 @@ def test_no_row_group_holds_two_views(extracted: Work) -> None:
 
 def test_the_automatic_batch_is_the_models_own_and_bounded(encoder: Place, tmp_path: Path) -> None:
     opened = load(encoder)
-    assert images_at_once(17, opened, "float32") == 17
-    small = images_at_once("auto", opened, "float32")
-    assert small == images_at_once("auto", load(encoder), "float32")
+    assert rows_at_once(17, opened, "float32") == 17
+    small = rows_at_once("auto", opened, "float32")
+    assert small == rows_at_once("auto", load(encoder), "float32")
     image = ImageInput(size=64, channels=1, mean=(0.5,), std=(0.5,))
-    card = dataclasses.replace(opened.card, image=image)
-    large = images_at_once("auto", Encoder(card, opened.model, opened.device), "float32")
+    card = dataclasses.replace(opened.card, input=image)
+    large = rows_at_once("auto", Encoder(card, opened.model, opened.device), "float32")
     assert small & (small - 1) == large & (large - 1) == 0
     assert LEAST <= large < small <= MOST
 
@@ -329,7 +329,7 @@ def test_a_decoding_thread_has_no_helpers_of_its_own(digits: Place, encoder: Pla
             seen.append(len(os.listdir("/proc/self/task")))
             return found
 
-    counting = Counting(dataclasses.replace(opened.card, image=image), opened.model, opened.device)
+    counting = Counting(dataclasses.replace(opened.card, input=image), opened.model, opened.device)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:

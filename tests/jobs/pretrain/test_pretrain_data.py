@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from jobs.contract import StageError
-from jobs.images.decode import decoded
-from jobs.images.pixels import pixels_of
+from jobs.images.pixels import prepared
 from jobs.images.spec import ImageInput
 from jobs.pretrain.data.held import MemorySource, load_part
 from jobs.pretrain.data.noisy import noisy_targets
@@ -155,4 +154,4 @@ def test_whatever_a_decoder_raises_names_shard_and_key() -> None:
     at = data.rindex(b"IDAT")  # the second of two
     data[at : at + 4] = b"\x00DAT"  # Pillow: SyntaxError
     with pytest.raises(StageError, match=r"shard s: image 'k' cannot be decoded"):
-        decoded("s", "k", bytes(data), pixels_of)
+        prepared(bytes(data), "shard s: image 'k'", IMAGE)

@@ -251,7 +251,7 @@ def test_a_batch_that_the_workers_cannot_share_is_refused(
             train,
             Checkpoints(Place.of(tmp_path)),
             schedule=recipe.schedule,
-            image=recipe.image,
+            model_input=recipe.image,
             augment=recipe.augment,
             seed=0,
             group=Group(world=3),

@@ -16,11 +16,11 @@ from torch import nn
 from jobs.contract import StageError, Work
 from jobs.encoders.encoder import EncoderCard, load
 from jobs.images.spec import Augment
+from jobs.images.training import erase
 from jobs.pretrain.checkpoint import Checkpoints
 from jobs.pretrain.data.part import Targets
 from jobs.pretrain.distributed import Group
 from jobs.pretrain.objectives.contrastive import ContrastiveObjective
-from jobs.pretrain.objectives.mixing import erase
 from jobs.pretrain.objectives.supervised import SupervisedObjective
 from jobs.pretrain.optimizer import make_average, make_optimizer, make_scheduler
 from jobs.pretrain.run import train_run

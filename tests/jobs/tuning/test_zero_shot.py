@@ -49,7 +49,7 @@ def write_encoder(folder: Path, architecture: Architecture) -> Place:
         family=architecture.family,
         model=architecture.model,
         model_options=architecture.model_options,
-        image=architecture.image,
+        input=architecture.input,
         classes=("a", "b") if architecture.classes else (),
         feature_dim=architecture.feature_dim(model),
         initial_weights_sha256=None,

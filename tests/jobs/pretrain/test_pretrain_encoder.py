@@ -113,7 +113,7 @@ def test_the_card_survives_its_file(
     stored = work.output.read_json(encoder.CARD)
     card = EncoderCard.read(work.output)
     assert card.as_json() == stored
-    assert (card.image, card.model_options) == (supervised().image, supervised().model_options)
+    assert (card.input, card.model_options) == (supervised().image, supervised().model_options)
 
 
 @pytest.mark.parametrize(

@@ -8,14 +8,13 @@ from typing import Any
 import open_clip
 import timm
 
-from jobs.encoders.catalogue import check_model, open_clip_models, timm_models
+from jobs.encoders.catalogue import open_clip_models, timm_models
 
 LIGHT = """
 import sys
-from jobs.pretrain.catalogue import check_model
 from jobs.pretrain.spec import Schedule, Supervised
 schedule = Schedule(epochs=1, batch_size=1, lr=1)
-print(check_model(Supervised(name="x", model="resnet18", schedule=schedule)))
+print(Supervised(name="x", model="resnet18", schedule=schedule)).model_fault()
 print(sorted({"torch", "timm", "open_clip", "ray", "numpy"} & set(sys.modules)))
 """
 
@@ -33,11 +32,11 @@ def test_checking_a_model_imports_nothing_heavy() -> None:
 def test_a_mistyped_model_is_answered_with_the_nearest(
     supervised: Callable[..., Any], contrastive: Callable[..., Any]
 ) -> None:
-    message = check_model(supervised(model="resnet81"))
+    message = supervised(model="resnet81").model_fault()
     assert message is not None
     assert "timm knows no model 'resnet81'" in message
     assert "resnet18" in message
-    message = check_model(contrastive(model="vit-b-16", model_options={}))
+    message = contrastive(model="vit-b-16", model_options={}).model_fault()
     assert message is not None
     assert "ViT-B-16" in message
 
@@ -47,14 +46,14 @@ def test_a_model_made_for_another_loss_is_refused(contrastive: Callable[..., Any
         {"model": "ViT-B-16-SigLIP", "model_options": {}},
         {"model_options": {**contrastive().model_options, "init_logit_bias": -10}},
     ):
-        assert "SigLIP's loss" in (check_model(contrastive(**changes)) or "")
-    assert check_model(contrastive(model="ViT-B-16", model_options={})) is None
+        assert "SigLIP's loss" in (contrastive(**changes).model_fault() or "")
+    assert contrastive(model="ViT-B-16", model_options={}).model_fault() is None
 
 
 def test_a_configuration_in_place_needs_no_known_name_but_must_be_whole(
     contrastive: Callable[..., Any],
 ) -> None:
-    assert check_model(contrastive(model="anything")) is None
-    message = check_model(contrastive(model_options={"embed_dim": 8}))
+    assert contrastive(model="anything").model_fault() is None
+    message = contrastive(model_options={"embed_dim": 8}).model_fault()
     assert message is not None
     assert "vision_cfg, text_cfg" in message
