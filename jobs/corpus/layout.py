@@ -18,7 +18,7 @@ import numpy.typing as npt
 from jobs.contract import StageError
 from jobs.corpus.runs import PARTS, Run, read_places
 from jobs.corpus.spec import Corpus
-from jobs.storage.folder import Place, opening
+from jobs.storage.folder import Place
 
 BLOCK_ROWS = 4_000_000  # rows merged at a time: 100 MB of places
 SHOWN = 3  # repeated keys named in a complaint
@@ -170,7 +170,7 @@ def _repeated_keys(
     twice: set[str] = set()
     for run in runs:
         rows = np.flatnonzero(np.isin(read_places(scratch, run)["hash"], hashes))
-        with opening(scratch, f"{run.name}.rows") as source, pa.ipc.open_file(source) as opened:
+        with scratch.opening(f"{run.name}.rows") as source, pa.ipc.open_file(source) as opened:
             keys = opened.read_all()["key"].take(pa.array(rows)).to_pylist()
         for key in keys:
             (twice if key in seen else seen).add(key)

@@ -24,7 +24,7 @@ import pyarrow as pa
 from jobs.corpus.check import CHECKED
 from jobs.corpus.spec import Corpus
 from jobs.keyed_hash import hash64, unit
-from jobs.storage.folder import Place, opening, writing
+from jobs.storage.folder import Place
 
 PARTS = ("train", "validation", "test")
 
@@ -95,15 +95,15 @@ def write_run(
         hashes[sorting],
         sizes[sorting],
     )
-    with writing(scratch, f"{name}.images") as file:
+    with scratch.writing(f"{name}.images") as file:
         for data in images.pieces(sorting, WRITE_BYTES):
             file.write(data)
-    with writing(scratch, f"{name}.places") as file:
+    with scratch.writing(f"{name}.places") as file:
         file.write(places.tobytes())
     table = rows.drop_columns(["image"]).take(pa.array(sorting))
     table = table.add_column(0, "order", pa.array(places["order"]))
     table = table.append_column("size", pa.array(places["size"])).cast(ROWS).combine_chunks()
-    with writing(scratch, f"{name}.rows") as file, pa.ipc.new_file(file, ROWS) as writer:
+    with scratch.writing(f"{name}.rows") as file, pa.ipc.new_file(file, ROWS) as writer:
         writer.write_table(table, max_chunksize=IPC_ROWS)
     return Run(name, tuple(np.bincount(part_of, minlength=len(PARTS)).tolist()))
 
@@ -120,11 +120,11 @@ def read_slice(
 
     On a local disk both are mapped, not read.
     """
-    with opening(scratch, f"{run.name}.rows") as source, pa.ipc.open_file(source) as opened:
+    with scratch.opening(f"{run.name}.rows") as source, pa.ipc.open_file(source) as opened:
         first, last = rows[0] // IPC_ROWS, -(-rows[1] // IPC_ROWS)
         batches = [opened.get_batch(number) for number in range(first, last)]
     table = pa.Table.from_batches(batches, schema=ROWS)
-    with opening(scratch, f"{run.name}.images") as source:
+    with scratch.opening(f"{run.name}.images") as source:
         source.seek(at[0])
         images = source.read_buffer(at[1] - at[0])
     return table.slice(rows[0] - first * IPC_ROWS, rows[1] - rows[0]), memoryview(images)

@@ -24,7 +24,7 @@ from jobs.corpus.layout import Cut
 from jobs.corpus.readers.source import Listing
 from jobs.corpus.runs import PARTS as PARTS
 from jobs.corpus.runs import Blobs, Run, read_slice
-from jobs.storage.folder import Place, writing
+from jobs.storage.folder import Place
 
 SCHEMA = pa.schema(
     [
@@ -216,7 +216,7 @@ def write_rows(output: Place, file: str, rows: pa.Table) -> File:
 
 def _write(output: Place, name: str, groups: Iterable[pa.Table]) -> File:
     rows = 0
-    with writing(output, name) as file:
+    with output.writing(name) as file:
         sink = _Hashing(file)
         with pq.ParquetWriter(
             pa.PythonFile(sink, mode="w"),

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-import pyarrow as pa
 from pydantic_core import to_json
 
 from jobs.storage import s3
@@ -211,6 +210,33 @@ class Place:
                     stream.write(chunk)
 
     @contextmanager
+    def writing(self, name: str) -> Iterator[BinaryIO]:
+        """A file of any size to write from start to end; it is here whole or not at all.
+
+        It is not forced to the disk: whoever reads such a file compares its sha256.
+        """
+        if self.is_local:
+            with self._appearing(name, durable=False) as partial, partial.open("wb") as file:
+                yield file
+            return
+        filesystem, path = self.open()
+        with filesystem.open_output_stream(f"{path}/{name}") as remote:
+            yield remote
+
+    @contextmanager
+    def opening(self, name: str) -> Iterator[pa.NativeFile]:
+        """A file to read anywhere in: mapped where it is local, read by ranges where it is not."""
+        import pyarrow as pa
+
+        if self.is_local:
+            with pa.memory_map(f"{self.uri}/{name}") as source:
+                yield source
+            return
+        filesystem, path = self.open()
+        with filesystem.open_input_file(f"{path}/{name}") as source:
+            yield source
+
+    @contextmanager
     def _appearing(self, name: str, *, durable: bool) -> Iterator[Path]:
         """A path in this folder, of the file's own name once the block has ended well."""
         target = f"{self.uri}/{name}"
@@ -251,37 +277,3 @@ class Place:
                 filesystem.delete_dir(target)
             elif info.type == pafs.FileType.File:
                 filesystem.delete_file(target)
-
-
-@contextmanager
-def writing(place: Place, name: str) -> Iterator[BinaryIO]:
-    """A file to be written on end, whole or not at all; unlike `write_bytes`, of any size.
-
-    It is not forced to the disk: whoever reads shards compares their sha256.
-    """
-    if not place.is_local:
-        filesystem, path = place.open()
-        with filesystem.open_output_stream(f"{path}/{name}") as remote:
-            yield remote
-        return
-    target = place.local_path() / name
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(f"{target}.{uuid.uuid4().hex[:8]}.partial")
-    try:
-        with partial.open("wb") as file:
-            yield file
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-@contextmanager
-def opening(place: Place, name: str) -> Iterator[Any]:
-    """A file to read anywhere in: mapped where it is local, by ranges where it is not."""
-    if place.is_local:
-        with pa.memory_map(str(place.local_path() / name)) as source:
-            yield source
-        return
-    filesystem, path = place.open()
-    with filesystem.open_input_file(f"{path}/{name}") as source:
-        yield source
