@@ -11,6 +11,9 @@ last one padded with zeros), with (a, b) = the two words of blake2b-128 over the
 
     h = a;  for each w:  h = fmix(h ^ w);  hash = fmix(h ^ b ^ (L * 0x9E3779B97F4A7C15 mod 2^64))
 
+Own code, because hashing each key by `hashlib` takes 8 times as long (`benchmarks/own_code.py`),
+and because the numbers must never change with a library's version: they are part of results.
+
 It is not a cryptographic hash: nobody gains by choosing keys that collide. Nothing here ever
 decodes, sorts or deduplicates the keys.
 """

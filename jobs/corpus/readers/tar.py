@@ -1,5 +1,9 @@
 """Tar: the members of a tar file, read in place.
 
+Own code, because Python's `tarfile` reads a WebDataset shard at a fifth of the speed
+(`benchmarks/own_code.py`: 4.7 times as many files a second here) and
+takes a file that was cut off between two members for a whole one.
+
 Takes an open stream at the start of a tar (perhaps inside another) and gives its members one after
 another, with their bytes where they are files. Knows POSIX ustar, GNU and pax long names and GNU
 and pax sizes. Nothing is ever written to a disk, so a member's name is a name and no path: links

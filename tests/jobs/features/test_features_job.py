@@ -26,7 +26,6 @@ from jobs.features.identity import LEAST, MOST, rows_at_once
 from jobs.features.job import run
 from jobs.features.parts import finish, keep
 from jobs.features.spec import FeaturesStep, Precision
-from jobs.images.decode import decode
 from jobs.images.spec import Augment, ImageInput, Shift, Views
 from jobs.storage.folder import Place
 from tests import pretend
@@ -133,8 +132,8 @@ def test_plain_features_are_the_encoders_own(
 ) -> None:
     opened = load(encoder)
     source = read_part(digits, "test", ["key", "image"]).sort_by("key")
-    images = [decode(data.as_py(), "k") for data in source["image"]]
-    expected = opened.features(torch.stack([opened.prepare(image) for image in images])).numpy()
+    rows = [opened.prepare(data.as_py(), "k") for data in source["image"]]
+    expected = opened.features(torch.stack(rows)).numpy()
     table = extracted.output.read_table("features-test.parquet")
     found = np.stack(table["vector"].to_numpy())
     assert np.allclose(found, expected, rtol=1e-4, atol=1e-5)

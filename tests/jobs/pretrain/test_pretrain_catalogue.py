@@ -14,7 +14,7 @@ LIGHT = """
 import sys
 from jobs.pretrain.spec import Schedule, Supervised
 schedule = Schedule(epochs=1, batch_size=1, lr=1)
-print(Supervised(name="x", model="resnet18", schedule=schedule)).model_fault()
+print(Supervised(name="x", model="resnet18", schedule=schedule).model_fault())
 print(sorted({"torch", "timm", "open_clip", "ray", "numpy"} & set(sys.modules)))
 """
 
