@@ -40,7 +40,7 @@ from PIL import Image
 from jobs.contract import Hooks, Outcome, Work
 from jobs.corpus.shards import PARTS, SCHEMA, Index
 from jobs.corpus.spec import Corpus
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 
 SMALL = (200_000, 4_000)  # images, bytes of one
 LARGE = (20_000, 110_000)
@@ -163,7 +163,7 @@ def stage(corpus: Corpus, folder: Path) -> float:
 
     ended: list[Outcome | BaseException] = []
     hooks = Hooks(lambda _, result: ended.append(result), lambda *_: None, lambda: False)
-    output, scratch = Place.of(folder / "corpus"), Place.of(folder / "scratch")
+    output, scratch = Folder.of(folder / "corpus"), Folder.of(folder / "scratch")
     begun = time.perf_counter()
     run_corpus([Work("c", "f", corpus, {}, output, scratch)], hooks)
     seconds = time.perf_counter() - begun
@@ -212,7 +212,7 @@ def compare(folder: Path, rows: int, size: int) -> dict[str, float]:
 
 def assert_same(ours: Path, theirs: Path) -> None:
     """Both sides have written the same shards."""
-    listed = Index.read(Place.of(ours)).parts
+    listed = Index.read(Folder.of(ours)).parts
     assert {f.file for files in listed.values() for f in files} == {
         p.name for p in theirs.iterdir()
     }

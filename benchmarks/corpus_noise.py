@@ -40,7 +40,7 @@ from jobs.noise.job import lay
 from jobs.noise.labels import Choice, Labelled, symmetric
 from jobs.noise.overlay import Changes, apply
 from jobs.noise.spec import NoiseStep
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 
 LEVELS = (0, 5, 10, 20, 30)
 ROWS, SHARD, IMAGE_BYTES = 200_000, 20_000, 4_096
@@ -52,14 +52,14 @@ def measure() -> dict[str, float]:
     """Every figure, by name."""
     found = {"label_noise_1m28_s": _label_noise(), **_in_own_process("swap_plan")}
     with tempfile.TemporaryDirectory() as folder:
-        place = Place.of(Path(folder) / "corpus")
+        place = Folder.of(Path(folder) / "corpus")
         begun = time.perf_counter()
         _write_corpus(place)
         found["write_corpus_s"] = time.perf_counter() - begun
         found |= _overlays(place, Path(folder), found["write_corpus_s"])
         for name, read in (("", _checked), ("_bare", _bare)):
             found[f"read_with_noise{name}"] = min(
-                _reading(place, Place.of(Path(folder) / f"noise/{kind}/30"), column, read)
+                _reading(place, Folder.of(Path(folder) / f"noise/{kind}/30"), column, read)
                 for kind, column in (("symmetric", "label"), ("caption_swap", "caption"))
             )
     return found
@@ -122,7 +122,7 @@ def _in_own_process(name: str) -> dict[str, float]:
     return found
 
 
-def _write_corpus(place: Place) -> None:
+def _write_corpus(folder: Folder) -> None:
     random = np.random.default_rng(0)
     files = []
     for number, start in enumerate(range(0, ROWS, SHARD)):
@@ -141,12 +141,12 @@ def _write_corpus(place: Place) -> None:
             ],
             schema=SCHEMA,
         )
-        files.append(write_rows(place, f"train-{number:05d}.parquet", table))
+        files.append(write_rows(folder, f"train-{number:05d}.parquet", table))
     classes = tuple(f"n{i:08d}" for i in range(1000))
-    Index("c", classes, {"train": tuple(files), "validation": (), "test": ()}).write(place)
+    Index("c", classes, {"train": tuple(files), "validation": (), "test": ()}).write(folder)
 
 
-def _lay(place: Place, folder: Path, kind: str, levels: Sequence[float]) -> tuple[float, int]:
+def _lay(place: Folder, folder: Path, kind: str, levels: Sequence[float]) -> tuple[float, int]:
     """Seconds that the levels take, and the bytes of their overlays."""
     noise = {"name": "n", "kind": kind, "levels": levels}
     works = [
@@ -155,7 +155,7 @@ def _lay(place: Place, folder: Path, kind: str, levels: Sequence[float]) -> tupl
             fingerprint="",
             spec=NoiseStep.model_validate({"corpus": "c", "noise": noise, "level": level}),
             inputs={"corpus": place},
-            output=Place.of(folder / f"{kind}/{level:g}"),
+            output=Folder.of(folder / f"{kind}/{level:g}"),
             scratch=place,
         )
         for level in levels
@@ -167,7 +167,7 @@ def _lay(place: Place, folder: Path, kind: str, levels: Sequence[float]) -> tupl
     return seconds, sum(size for work in works for _, size in work.output.files())
 
 
-def _overlays(place: Place, folder: Path, write_s: float) -> dict[str, float]:
+def _overlays(place: Folder, folder: Path, write_s: float) -> dict[str, float]:
     corpus = sum(size for _, size in place.files())
     sizes, stage, whole = [], [], []
     for kind in ("symmetric", "caption_swap"):
@@ -186,18 +186,18 @@ def _overlays(place: Place, folder: Path, write_s: float) -> dict[str, float]:
     }
 
 
-def _checked(place: Place, file: File) -> pa.Table:
-    data = place.read_bytes(file.file)
+def _checked(folder: Folder, file: File) -> pa.Table:
+    data = folder.read_bytes(file.file)
     assert hashlib.sha256(data).hexdigest() == file.sha256
     return pq.read_table(pa.BufferReader(data))
 
 
-def _bare(place: Place, file: File) -> pa.Table:
-    return place.read_table(file.file)
+def _bare(folder: Folder, file: File) -> pa.Table:
+    return folder.read_table(file.file)
 
 
 def _reading(
-    place: Place, noise: Place, column: str, read: Callable[[Place, File], pa.Table]
+    folder: Folder, noise: Folder, column: str, read: Callable[[Folder, File], pa.Table]
 ) -> float:
     """Throughput of reading every shard whole through a level, over that without it.
 
@@ -209,10 +209,10 @@ def _reading(
     without = through = 0.0
 
     def plain(file: File, reader: Changes) -> pa.Table:
-        return read(place, file)
+        return read(folder, file)
 
     def noisy(file: File, reader: Changes) -> pa.Table:
-        table = read(place, file)
+        table = read(folder, file)
         rows = reader.rows(start, start + len(table))
         values, _ = apply(rows, table["key"], table[column], start)
         return table.set_column(table.column_names.index(column), column, values)
@@ -222,7 +222,7 @@ def _reading(
         how(file, reader)
         return time.perf_counter() - begun
 
-    for file in Index.read(place).parts["train"]:
+    for file in Index.read(folder).parts["train"]:
         turns = [(seconds(plain, file, r), seconds(noisy, file, r)) for r in readers]
         without += min(turn[0] for turn in turns)
         through += min(turn[1] for turn in turns)

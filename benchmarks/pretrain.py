@@ -56,7 +56,7 @@ from jobs.pretrain.distributed import Group
 from jobs.pretrain.loop import Pace, Watch
 from jobs.pretrain.run import train_run
 from jobs.pretrain.spec import Contrastive, PretrainStep, Resources, Supervised
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 
 REPEATS = 5
 PROCESSES = 2
@@ -113,7 +113,7 @@ def jpegs(count: int, width: int, height: int, quality: int) -> Iterator[bytes]:
 
 def write_corpus(root: Path, images: list[bytes], per_shard: int, folders: bool = False) -> None:
     """Shards of the images (a tenth of them again for validation), noise, perhaps a tree too."""
-    corpus = Place.of(root / "corpus")
+    corpus = Folder.of(root / "corpus")
     parts = {}
     for part in PARTS:
         taken = images if part == "train" else images[: max(1, len(images) // 10)]
@@ -161,7 +161,7 @@ def write_noise(root: Path, rows: int, field: Literal["label", "caption"]) -> No
     share = 100 * len(changed) / rows
     kind = "symmetric" if field == "label" else "caption_swap"
     Overlay(kind, field, 10, "corpus", 0, "bench", rows, rows, len(changed), share, share).write(
-        Place.of(root / f"noise-{field}"), table
+        Folder.of(root / f"noise-{field}"), table
     )
 
 
@@ -176,14 +176,14 @@ def work(
     """A run over that corpus; `fields` are the recipe's."""
     kind: Any = Supervised if objective == "supervised" else Contrastive
     recipe = kind.model_validate({"name": "bench", "model": model} | fields)
-    noise = Place.of(root / f"noise-{'label' if objective == 'supervised' else 'caption'}")
+    noise = Folder.of(root / f"noise-{'label' if objective == 'supervised' else 'caption'}")
     return Work(
         address=f"pretrain/{name}",
         fingerprint=name,
         spec=PretrainStep(recipe=recipe, seed=0, checkpoint_minutes=60, resources=resources),
-        inputs={"corpus": Place.of(root / "corpus"), "noise": noise},
-        output=Place.of(root / "runs" / name / "output"),
-        scratch=Place.of(root / "runs" / name / "scratch"),
+        inputs={"corpus": Folder.of(root / "corpus"), "noise": noise},
+        output=Folder.of(root / "runs" / name / "output"),
+        scratch=Folder.of(root / "runs" / name / "scratch"),
     )
 
 
@@ -278,11 +278,11 @@ def loop_vs_bare(root: Path) -> dict[str, float]:
 
 
 def source(root: Path, batch: int, processes: int = PROCESSES) -> StreamedSource:
-    corpus = Place.of(root / "corpus")
+    corpus = Folder.of(root / "corpus")
     return StreamedSource(
         corpus,
         Index.read(corpus),
-        Place.of(root / "noise-label"),
+        Folder.of(root / "noise-label"),
         field="label",
         encode=lambda _, values: torch.from_numpy(values.to_numpy().astype("int64")),
         image=CROPPED,

@@ -41,7 +41,7 @@ import pyarrow.parquet as pq
 from jobs.contract import Hooks, Outcome, Work
 from jobs.features.spec import FeaturesStep
 from jobs.noise.spec import NoiseStep
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 from jobs.tuning.cells import Cell, schema
 from jobs.tuning.spec import TuneStep
 from orchestrator import experiment, plan, planner
@@ -120,7 +120,7 @@ def idle_cell(works: Sequence[Work], hooks: Hooks) -> None:
 
 def drive(cells: int, root: str) -> None:
     """Drive the plan in this process and print what it took."""
-    made, store = planned(cells), Store(Place.of(root))
+    made, store = planned(cells), Store(Folder.of(root))
     store.prepare()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     begun = time.perf_counter()
@@ -146,7 +146,7 @@ def read(cells: int, root: str) -> None:
     """Time the report's tables, a sweep's verification and a listing in this process."""
     from orchestrator import readout
 
-    made, store = planned(cells), Store(Place.of(root))
+    made, store = planned(cells), Store(Folder.of(root))
     took = {}
     begun = time.perf_counter()
     tables = readout.collect(made, store)

@@ -46,7 +46,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from jobs.contract import Hooks, Work
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 from jobs.tuning.allocator import keep_freed_memory
 from jobs.tuning.budget import Budget
 from jobs.tuning.heads import Shape
@@ -327,7 +327,7 @@ def cell_milliseconds(folder: Path) -> float:
     """The stage over cells of one epoch on 40 rows of 8 dimensions; Ray is up already."""
     from jobs.tuning.job import run
 
-    place = Place.of(folder / "features")
+    place = Folder.of(folder / "features")
     for part, rows in (("train", 40), ("validation", 20), ("test", 20)):
         vectors = np.random.default_rng(rows).normal(size=(rows, 8)).astype(np.float32)
         table = {
@@ -353,7 +353,7 @@ def cell_milliseconds(folder: Path) -> float:
                 "batch_size": 20,
             }
         )
-        output, scratch = (Place.of(folder / kind / str(number)) for kind in ("out", "scratch"))
+        output, scratch = (Folder.of(folder / kind / str(number)) for kind in ("out", "scratch"))
         works.append(Work(f"c{number}", "0" * 64, step, {"features": place}, output, scratch))
     answers: list[object] = []
     hooks = Hooks(lambda _, answer: answers.append(answer), lambda *_: None, lambda: False)

@@ -43,7 +43,7 @@ from jobs.features.spec import FeaturesStep
 from jobs.images.pixels import unit_range
 from jobs.images.spec import Augment, ImageInput, Views
 from jobs.images.views import augmented
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 
 SIDE = 160
 ROWS = 16
@@ -53,8 +53,8 @@ STEP = FeaturesStep(images="b", parts=("train",), views=VIEWS)
 SHARD = "train-00000.parquet"
 
 
-def images(place: Place) -> list[bytes]:
-    """ROWS JPEGs in one shard of `place`."""
+def images(folder: Folder) -> list[bytes]:
+    """ROWS JPEGs in one shard of `folder`."""
     rng = np.random.default_rng(0)
     encoded = []
     for _ in range(ROWS):
@@ -70,7 +70,7 @@ def images(place: Place) -> list[bytes]:
         "width": [SIDE] * ROWS,
         "height": [SIDE] * ROWS,
     }
-    write_rows(place, SHARD, pa.table(rows, schema=SCHEMA))
+    write_rows(folder, SHARD, pa.table(rows, schema=SCHEMA))
     return encoded
 
 
@@ -100,7 +100,7 @@ def measure() -> dict[str, float | str]:
     step = STEP.model_copy(update={"cpus_per_worker": os.cpu_count() or 1})
     size = rows_at_once(step.batch_size, opened, step.precision)
     with tempfile.TemporaryDirectory() as folder:
-        place = Place.of(folder)
+        place = Folder.of(folder)
         encoded = images(place)
         unit = Unit("train", SHARD, 0, ROWS, sha256="")
         pixels = torch.stack([opened.prepare(data, "b") for data in encoded])

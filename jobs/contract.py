@@ -16,7 +16,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, StringConstraints
 
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 
 NOT_SEMANTIC = "not-semantic"
 """Marks a field that changes how a result is obtained, never what it is (workers, say)."""
@@ -73,9 +73,9 @@ class Work:
     address: str  # readable name, and the output folder's path under the storage root
     fingerprint: str  # hash of everything that bears on the result
     spec: Spec  # the stage's own spec type
-    inputs: Mapping[str, Place]  # role -> committed output folder of the step it depends on
-    output: Place  # empty folder; committed by the caller after the stage reports it
-    scratch: Place  # survives interruption; bound to the fingerprint; removed after the commit
+    inputs: Mapping[str, Folder]  # role -> committed output folder of the step it depends on
+    output: Folder  # empty folder; committed by the caller after the stage reports it
+    scratch: Folder  # survives interruption; bound to the fingerprint; removed after the commit
 
 
 @dataclass(frozen=True)

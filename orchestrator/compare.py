@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 from orchestrator.errors import UserError
 from orchestrator.plan import KINDS, Difference, differences
 from orchestrator.store import MANIFEST, Manifest, Store
@@ -102,7 +102,7 @@ class Comparison:
         return f"These two runs differ in more than noise: {shown}."
 
 
-def compare(first: str, second: str, storage: Place) -> Comparison:
+def compare(first: str, second: str, storage: Folder) -> Comparison:
     """Compare two places: addresses in `storage`, or paths to stores or to folders in them.
 
     Raises UserError for a place without a finished step (with the nearest addresses).
@@ -124,7 +124,7 @@ def compare(first: str, second: str, storage: Place) -> Comparison:
 # -- finding the steps -----------------------------------------------------------------------------
 
 
-def _steps(name: str, storage: Place) -> dict[str, Found]:
+def _steps(name: str, storage: Folder) -> dict[str, Found]:
     """The finished steps at or below a place, by the rest of their address."""
     store, address = _located(name, storage)
     if address and address.partition("/")[0] not in KINDS:  # a report has a manifest, and is none
@@ -142,15 +142,15 @@ def _steps(name: str, storage: Place) -> dict[str, Found]:
     return found
 
 
-def _located(name: str, storage: Place) -> tuple[Store, str]:
+def _located(name: str, storage: Folder) -> tuple[Store, str]:
     """The store that a name lies in, and the address below its root ("" for the whole store)."""
     text = name.rstrip("/")
     if "://" not in text and not Path(text).expanduser().is_dir():
         return Store(storage), text
-    place = Place.of(text)
-    *parents, _ = parts = place.uri.split("/")
+    folder = Folder.of(text)
+    *parents, _ = parts = folder.uri.split("/")
     for length in range(len(parts), max(len(parents) - 12, 0), -1):
-        root = Place("/".join(parts[:length]))
+        root = Folder("/".join(parts[:length]))
         if root.exists("store.json"):
             return Store(root), "/".join(parts[length:])
     return Store(storage), text
@@ -256,11 +256,11 @@ class _Seen:
             self._steps[place] = None if manifest is None else Found(store, manifest)
         return self._steps[place]
 
-    def folders(self, place: Place) -> list[str]:
+    def folders(self, folder: Folder) -> list[str]:
         """Names of the folders in one."""
-        if place.uri not in self._names:
-            self._names[place.uri] = _folders(place)
-        return self._names[place.uri]
+        if folder.uri not in self._names:
+            self._names[folder.uri] = _folders(folder)
+        return self._names[folder.uri]
 
 
 def _fields(found: Found, beside: list[str], seen: _Seen) -> dict[str, Any]:
@@ -288,7 +288,7 @@ def _input(found: Found, role: str, fingerprint: str, seen: _Seen) -> Found | No
     return None
 
 
-def _candidates(root: Place, address: str, role: str, seen: _Seen) -> Iterator[str]:
+def _candidates(root: Folder, address: str, role: str, seen: _Seen) -> Iterator[str]:
     """Addresses at which an input of a role can lie (docs/architecture.md says how they are made).
 
     After its kind, an address has the encoder's run: `encoder/<name>`, or five parts.
@@ -309,10 +309,10 @@ def _candidates(root: Place, address: str, role: str, seen: _Seen) -> Iterator[s
         yield from (f"{below}/{name}/{tail}" for name in seen.folders(root / below))
 
 
-def _folders(place: Place) -> list[str]:
+def _folders(folder: Folder) -> list[str]:
     import pyarrow.fs as pafs
 
-    filesystem, path = place.open()
+    filesystem, path = folder.open()
     found = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
     return sorted(info.base_name for info in found if info.type == pafs.FileType.Directory)
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from analysis import rotation as angles
 from jobs.contract import StageError
 from jobs.corpus.shards import Index, read_part
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 from orchestrator.index import Record
 from orchestrator.plan import Step
 from orchestrator.store import READERS, Store
@@ -140,14 +140,14 @@ def rotations(features: Done, store: Store, measure: bool) -> Iterator[dict[str,
         base = clean.get((step.labels["seed"], step.labels["images"]))
         if base is None or step is base:
             continue
-        place = store.root / f"rotation/{step.address}"
+        folder = store.root / f"rotation/{step.address}"
         of = [base.fingerprint, step.fingerprint]
-        found = _kept(place, of)
+        found = _kept(folder, of)
         if found is None and measure:
             if base.address not in opened:
                 opened = {base.address: _space(store, base)}  # one clean encoder at a time
             found = _measure(opened[base.address], _space(store, step))
-            place.write_json(_ROTATION, {"of": of, "rotation": found})
+            folder.write_json(_ROTATION, {"of": of, "rotation": found})
         if found:
             yield {
                 "noise": step.labels["noise"],
@@ -157,11 +157,11 @@ def rotations(features: Done, store: Store, measure: bool) -> Iterator[dict[str,
             }
 
 
-def _kept(place: Place, of: list[str]) -> dict[str, Any] | None:
+def _kept(folder: Folder, of: list[str]) -> dict[str, Any] | None:
     """What was measured of these two fingerprints; None when it was not."""
-    if not place.exists(_ROTATION):
+    if not folder.exists(_ROTATION):
         return None
-    stored = place.read_json(_ROTATION)
+    stored = folder.read_json(_ROTATION)
     return dict(stored["rotation"]) if stored.get("of") == of else None
 
 

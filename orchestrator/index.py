@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
 
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 
 if TYPE_CHECKING:
     from orchestrator.store import Manifest
@@ -116,7 +116,7 @@ def _parsed(facts: str) -> dict[str, Any]:
 class Index:
     """The segments of one store."""
 
-    def __init__(self, root: Place) -> None:
+    def __init__(self, root: Folder) -> None:
         self._root = root
         self._folder = root / FOLDER
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 from orchestrator.experiment import Experiment
 from orchestrator.provenance import redact
 
 NAME = "last-sweep.yaml"
 
 
-def remember(experiment: Experiment, root: Place) -> None:
+def remember(experiment: Experiment, root: Folder) -> None:
     """Put the experiment at the store's root, in the place of the one before."""
     from jobs.corpus import build
     from jobs.encoders import digests
@@ -24,8 +24,8 @@ def remember(experiment: Experiment, root: Place) -> None:
 
     uri = experiment.tracking.uri
     changed: dict[str, Any] = {
-        "task_folders": tuple(Place.of(folder).uri for folder in experiment.task_folders),
-        "data": experiment.data and Place.of(experiment.data).uri,
+        "task_folders": tuple(Folder.of(folder).uri for folder in experiment.task_folders),
+        "data": experiment.data and Folder.of(experiment.data).uri,
         "storage": root.uri,
         "corpus": experiment.corpus and build.rooted(experiment.corpus),
         "noise": experiment.noise and files.rooted(experiment.noise),
@@ -36,7 +36,7 @@ def remember(experiment: Experiment, root: Place) -> None:
     root.write_bytes(NAME, written(experiment.model_copy(update=changed)).encode())
 
 
-def recall(root: Place) -> str | None:
+def recall(root: Folder) -> str | None:
     """The text of that experiment; None on a store that saw no sweep."""
     try:
         return root.read_bytes(NAME).decode()

@@ -25,7 +25,7 @@ import uuid
 from datetime import UTC, datetime
 from pathlib import Path
 
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 from orchestrator.errors import StoreError
 
 BEAT_SECONDS = 10.0
@@ -37,7 +37,7 @@ class Leases:
     """All the claims of one driver on one store, kept alive by one thread."""
 
     def __init__(
-        self, root: Place, *, beat: float = BEAT_SECONDS, expire: float = EXPIRE_SECONDS
+        self, root: Folder, *, beat: float = BEAT_SECONDS, expire: float = EXPIRE_SECONDS
     ) -> None:
         self._root = root / ".leases"
         self._beat, self._expire = beat, expire
@@ -94,7 +94,7 @@ class Leases:
             self.release(address)
         (self._root / BEATS).delete(self._owner)
 
-    def _others_alive(self, folder: Place, mark: str, mine: str) -> bool:
+    def _others_alive(self, folder: Folder, mark: str, mine: str) -> bool:
         """Whether a living claim stands beside ours. Dead ones are cleared away."""
         times = {n: t for n, t in _times(folder).items() if n.startswith(f"{mark}.")}
         now = times.pop(mine, None)
@@ -122,7 +122,7 @@ class Leases:
         self._beaten = time.time()
 
 
-def living(root: Place) -> set[str]:
+def living(root: Folder) -> set[str]:
     """Addresses that some driver is writing now, as far as this host can tell."""
     claims, beats = root / f".leases/{CLAIMS}", _times(root / f".leases/{BEATS}")
     now, found = datetime.now(UTC), set[str]()
@@ -141,7 +141,7 @@ def _bucket(address: str) -> tuple[str, str]:
     return f"{CLAIMS}/{mark[:2]}", mark
 
 
-def _times(folder: Place) -> dict[str, datetime]:
+def _times(folder: Folder) -> dict[str, datetime]:
     """When each file below was last written, by the store's clock."""
     import pyarrow.fs as pafs
 
@@ -156,7 +156,7 @@ def _times(folder: Place) -> dict[str, datetime]:
     }
 
 
-def _dead(folder: Place, name: str) -> bool:
+def _dead(folder: Folder, name: str) -> bool:
     """Whether a claim's process is known to be gone."""
     try:
         claim = json.loads(folder.read_bytes(name))

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from jobs.contract import Slug
 from jobs.encoders.spec import GivenEncoder, NamedEncoder
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 from jobs.tasks import registry
 from jobs.tasks.spec import Task
 from orchestrator.errors import UserError
@@ -65,7 +65,7 @@ def on_given(raw: Mapping[str, Any], file: str, task: str | None) -> dict[str, A
     The encoder is named after the file, and so is the task unless it has a name of its own. Raises
     UserError for a name that cannot stand in an address.
     """
-    own = Path(Place.holding(file)[1]).stem.lower()
+    own = Path(Folder.holding(file)[1]).stem.lower()
     stem = re.sub(r"[^a-z0-9._-]+", "-", own).strip("-._") or "given"
     name = stem if task is None else task
     try:

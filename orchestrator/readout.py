@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from analysis import named
 from analysis import readout as tables
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 from jobs.tasks.duplicates import counted_twice
 from orchestrator import evidence, provenance
 from orchestrator.errors import UserError
@@ -42,7 +42,7 @@ NAMED = "encoders.parquet"
 class Report:
     """A written report."""
 
-    place: Place
+    place: Folder
     fingerprint: str
     summary: pa.Table  # of analysis.readout.SUMMARY_SCHEMA
     named: pa.Table  # of analysis.named.SUMMARY_SCHEMA
@@ -108,17 +108,17 @@ def refresh(
             "problems": {a: list(problem) for a, problem in problems.items()},
         }
     )
-    place = store.root / f"report/{plan.experiment.name}"
+    folder = store.root / f"report/{plan.experiment.name}"
     complete = len(found.records) == len(plan.steps)
-    if place.exists(MANIFEST) and place.read_json(MANIFEST).get("fingerprint") == mark:
-        summary, reached = place.read_table(SUMMARY), place.read_table(NAMED)
-        return Report(place, mark, summary, reached, complete, found.data())
-    return _write(found, place, mark, problems, complete, turned)
+    if folder.exists(MANIFEST) and folder.read_json(MANIFEST).get("fingerprint") == mark:
+        summary, reached = folder.read_table(SUMMARY), folder.read_table(NAMED)
+        return Report(folder, mark, summary, reached, complete, found.data())
+    return _write(found, folder, mark, problems, complete, turned)
 
 
 def _write(
     found: _Found,
-    place: Place,
+    place: Folder,
     mark: str,
     problems: Mapping[str, tuple[str, str]],
     complete: bool,

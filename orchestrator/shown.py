@@ -204,10 +204,10 @@ class Showing:
                 if corpus.startswith("corpus/"):
                     uses[corpus, context] = None
         for corpus, context in uses:
-            place = self._store.output(corpus)
-            where = "local" if place.is_local else place.uri.partition(":")[0]
+            folder = self._store.output(corpus)
+            where = "local" if folder.is_local else folder.uri.partition(":")[0]
             name, mark = corpus.partition("/")[2], self._plan.steps[corpus].fingerprint
-            yield Data(name, mark[:DIGEST], where, place.uri, context, self._profile(corpus))
+            yield Data(name, mark[:DIGEST], where, folder.uri, context, self._profile(corpus))
 
     def _profile(self, corpus: str) -> str:
         if corpus not in self._profiles:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from jobs.contract import Outcome, Work
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 from orchestrator.errors import StoreError
 from orchestrator.plan import Step
 from orchestrator.provenance import redact
@@ -67,7 +67,7 @@ class Manifest(BaseModel):
 class Store:
     """Step outputs under one root."""
 
-    def __init__(self, root: Place) -> None:
+    def __init__(self, root: Folder) -> None:
         self.root = root
 
     @property
@@ -118,11 +118,11 @@ class Store:
                 f"check that it is reachable and yours to read"
             ) from error
 
-    def output(self, address: str) -> Place:
+    def output(self, address: str) -> Folder:
         """The folder of a step's output."""
         return self.root / address
 
-    def scratch(self, step: Step) -> Place:
+    def scratch(self, step: Step) -> Folder:
         """The folder of what lets a step go on after an interruption."""
         return self.root / f".scratch/{step.address}@{step.fingerprint[:12]}"
 

@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 import synthetic
 from browser import CHROMIUM, Browser, browser
 from commands import Start, free_port
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 from orchestrator import experiment, planner, readout, tracking
 from orchestrator.mirror import sync
 from orchestrator.store import Store
@@ -45,7 +45,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory, start: Start) -> Iterator[Pa
     folder = tmp_path_factory.mktemp("pages")
     overrides = ["tuning.fractions=[10,100]", "tasks=[digits,digits-parity,digits-rotated]"]
     made = planner.build(experiment.load(noise="0,5,10,20,30", seeds="0,1", overrides=overrides))
-    store = Store(Place.of(folder / "nml-store"))
+    store = Store(Folder.of(folder / "nml-store"))
     synthetic.fill(made, store)
     uri = f"sqlite:///{folder}/mlflow.db"
     report = readout.refresh(made, store)

@@ -28,7 +28,7 @@ from jobs.corpus import build
 from jobs.corpus.spec import Corpus
 from jobs.encoders import encoder, weights
 from jobs.images.spec import ImageInput
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 from jobs.tasks import registry
 from orchestrator import experiment
 from orchestrator.errors import UserError
@@ -124,7 +124,7 @@ def test_a_pickle_in_the_store_is_refused_even_under_its_own_digest(
     """Whoever can write weights into the store can write their digest beside them."""
     monkeypatch.chdir(tmp_path)
     evil = pickle.dumps(Trap())
-    place = Place.of(tmp_path / "encoder")
+    folder = Folder.of(tmp_path / "encoder")
     card = encoder.EncoderCard(
         family="timm",
         model="resnet18",
@@ -136,10 +136,10 @@ def test_a_pickle_in_the_store_is_refused_even_under_its_own_digest(
         order_sha256=None,
         weights_sha256=sha256(evil).hexdigest(),
     )
-    place.write_bytes(encoder.WEIGHTS, evil)
-    place.write_json(encoder.CARD, card.as_json())
+    folder.write_bytes(encoder.WEIGHTS, evil)
+    folder.write_json(encoder.CARD, card.as_json())
     with pytest.raises(Exception) as raised:  # noqa: PT011 - whatever refuses it, it did not run
-        encoder.load(place, torch.device("cpu"))
+        encoder.load(folder, torch.device("cpu"))
     assert "safetensor" in f"{type(raised.value)} {raised.value}".lower()
     assert not (tmp_path / "sprung").exists()
 
@@ -177,7 +177,7 @@ def test_an_archive_writes_nothing_outside_the_corpus(tmp_path: Path) -> None:
     reader = {"kind": "webdataset", "path": str(source)}
     corpus = Corpus.model_validate({"name": "mine", "reader": reader})
     before = {path for path in tmp_path.rglob("*") if path.is_file()}
-    scratch = Place.of(tmp_path / "a/b/scratch")
+    scratch = Folder.of(tmp_path / "a/b/scratch")
     found = build.survey(corpus)
     scans = [build.scan(corpus, found, piece, scratch) for piece in found.pieces]
     new = {path for path in tmp_path.rglob("*") if path.is_file()} - before

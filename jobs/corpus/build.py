@@ -25,7 +25,7 @@ from jobs.corpus.readers.source import Listing
 from jobs.corpus.runs import PARTS, RUN_BYTES, Run, write_run
 from jobs.corpus.shards import QUARANTINE, File, Index
 from jobs.corpus.spec import AnyReader, Corpus
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 
 MAIN = "reader"
 """The source that shares of the parts are cut from, by the name of its field."""
@@ -75,7 +75,7 @@ def rooted(corpus: Corpus) -> Corpus:
 
 def _rooted(reader: AnyReader) -> AnyReader:
     paths = {
-        name: Place.of(getattr(reader, name)).uri
+        name: Folder.of(getattr(reader, name)).uri
         for name, info in type(reader).model_fields.items()
         if NOT_SEMANTIC in info.metadata and getattr(reader, name) is not None
     }
@@ -130,7 +130,7 @@ def _relabel(corpus: str, part: str, own: Classes, main: Classes) -> tuple[int, 
     return tuple(main.ids.index(name) for name in own.ids)
 
 
-def resume(scratch: Place, found: Survey) -> None:
+def resume(scratch: Folder, found: Survey) -> None:
     """Keep what an interrupted build left in scratch, if its sources are still the same."""
     said = {
         "sources": {name: asdict(listing) for name, listing in found.sources.items()},
@@ -168,7 +168,7 @@ class Scan:
         return Scan(runs, said["read"], Counter(said["quarantined"]), Counter(said["notes"]))
 
 
-def scan(corpus: Corpus, found: Survey, piece: Piece, scratch: Place) -> Scan:
+def scan(corpus: Corpus, found: Survey, piece: Piece, scratch: Folder) -> Scan:
     """Read and check a unit, and leave its rows as runs; what was left before is not redone."""
     record = f"{piece.name}.json"
     if scratch.exists(record):
@@ -200,7 +200,7 @@ def scan(corpus: Corpus, found: Survey, piece: Piece, scratch: Place) -> Scan:
 class _Runs:
     """A unit's good rows, gathered into runs of a bounded size."""
 
-    def __init__(self, corpus: Corpus, piece: Piece, scratch: Place) -> None:
+    def __init__(self, corpus: Corpus, piece: Piece, scratch: Folder) -> None:
         self._corpus, self._piece, self._scratch = corpus, piece, scratch
         self._written: list[Run] = []
         self._tables: list[pa.Table] = []
@@ -259,8 +259,8 @@ def finish(
     found: Survey,
     scans: Sequence[Scan],
     files: Sequence[tuple[str, File]],
-    scratch: Place,
-    output: Place,
+    scratch: Folder,
+    output: Folder,
 ) -> Outcome:
     """Write the quarantine and the index over the shards, given as (part, file).
 

@@ -28,7 +28,7 @@ from jobs.corpus.layout import Cut, lay_out
 from jobs.corpus.runs import Run
 from jobs.corpus.shards import File, write_shard
 from jobs.corpus.spec import Corpus
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 
 Json: TypeAlias = "dict[str, Any]"
 
@@ -82,15 +82,15 @@ def _survey(corpus: Corpus) -> Survey:
 
 
 @ray.remote
-def _lay_out(corpus: Corpus, scratch: Place, runs: list[Run]) -> list[Cut]:
+def _lay_out(corpus: Corpus, scratch: Folder, runs: list[Run]) -> list[Cut]:
     return lay_out(corpus, scratch, runs)
 
 
-def _scan(corpus: Corpus, found: Survey, scratch: Place, said: Json) -> Json:
+def _scan(corpus: Corpus, found: Survey, scratch: Folder, said: Json) -> Json:
     return build.scan(corpus, found, found.pieces[said["number"]], scratch).as_json()
 
 
-def _write(scratch: Place, runs: list[Run], output: Place, said: Json) -> Json:
+def _write(scratch: Folder, runs: list[Run], output: Folder, said: Json) -> Json:
     return asdict(write_shard(scratch, runs, Cut.of(said), output))
 
 

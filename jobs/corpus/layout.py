@@ -18,7 +18,7 @@ import numpy.typing as npt
 from jobs.contract import StageError
 from jobs.corpus.runs import PARTS, Run, read_places
 from jobs.corpus.spec import Corpus
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 
 BLOCK_ROWS = 4_000_000  # rows merged at a time: 100 MB of places
 SHOWN = 3  # repeated keys named in a complaint
@@ -54,7 +54,7 @@ class Cut:
         return Cut(said["part"], said["file"], rows, places)
 
 
-def lay_out(corpus: Corpus, scratch: Place, runs: Sequence[Run]) -> list[Cut]:
+def lay_out(corpus: Corpus, scratch: Folder, runs: Sequence[Run]) -> list[Cut]:
     """The corpus's shards, part by part in their order.
 
     Raises StageError when a key occurs twice, or a part that was asked for would hold no row.
@@ -76,7 +76,7 @@ def lay_out(corpus: Corpus, scratch: Place, runs: Sequence[Run]) -> list[Cut]:
 
 
 def _cut(
-    corpus: Corpus, scratch: Place, runs: Sequence[Run], part: str, rows: int
+    corpus: Corpus, scratch: Folder, runs: Sequence[Run], part: str, rows: int
 ) -> Iterator[Cut]:
     """A part's shards: equal in bytes where `shard_mb` is given, else in rows."""
     first: list[np.uint64] = []  # each shard's lowest place
@@ -107,12 +107,12 @@ def _cut(
         yield Cut(part, file, rows_at[:, window], bytes_at[:, window])
 
 
-def _bytes(scratch: Place, runs: Sequence[Run], part: str) -> int:
+def _bytes(scratch: Folder, runs: Sequence[Run], part: str) -> int:
     return sum(int(read_places(scratch, run)["size"][slice(*run.span(part))].sum()) for run in runs)
 
 
 def _in_order(
-    corpus: Corpus, scratch: Place, runs: Sequence[Run], part: str, rows: int
+    corpus: Corpus, scratch: Folder, runs: Sequence[Run], part: str, rows: int
 ) -> Iterator[Places]:
     """A part's rows in the corpus's order, a block at a time."""
     if corpus.shuffle == "none":  # the runs lie one after another in it
@@ -140,7 +140,7 @@ def _ranges(rows: int) -> Iterator[npt.NDArray[np.uint64]]:
     yield from np.stack([edges[:-1], edges[1:]], axis=1)
 
 
-def _refuse_duplicates(name: str, scratch: Place, runs: Sequence[Run]) -> None:
+def _refuse_duplicates(name: str, scratch: Folder, runs: Sequence[Run]) -> None:
     repeated: list[np.uint64] = []
     for low, high in _ranges(max(1, sum(sum(run.rows) for run in runs))):
         pieces = [np.empty(0, np.uint64)]
@@ -161,7 +161,7 @@ def _refuse_duplicates(name: str, scratch: Place, runs: Sequence[Run]) -> None:
 
 
 def _repeated_keys(
-    scratch: Place, runs: Sequence[Run], hashes: npt.NDArray[np.uint64]
+    scratch: Folder, runs: Sequence[Run], hashes: npt.NDArray[np.uint64]
 ) -> list[str]:
     """The keys of these hashes that occur more than once, sorted."""
     import pyarrow as pa

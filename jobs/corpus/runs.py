@@ -24,7 +24,7 @@ import pyarrow as pa
 from jobs.corpus.check import CHECKED
 from jobs.corpus.spec import Corpus
 from jobs.keyed_hash import hash64, unit
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 
 PARTS = ("train", "validation", "test")
 
@@ -76,7 +76,7 @@ def part_numbers(corpus: Corpus, keys: pa.ChunkedArray, part: str | None) -> npt
 
 
 def write_run(
-    scratch: Place, name: str, rows: pa.Table, corpus: Corpus, part: str | None, positions: Order
+    scratch: Folder, name: str, rows: pa.Table, corpus: Corpus, part: str | None, positions: Order
 ) -> Run:
     """Sort some rows (by CHECKED) and write them as a run.
 
@@ -108,13 +108,13 @@ def write_run(
     return Run(name, tuple(np.bincount(part_of, minlength=len(PARTS)).tolist()))
 
 
-def read_places(scratch: Place, run: Run) -> npt.NDArray[Any]:
+def read_places(scratch: Folder, run: Run) -> npt.NDArray[Any]:
     """A run's rows as the layout sees them, by PLACES, [N], in the run's order."""
     return np.frombuffer(scratch.read_bytes(f"{run.name}.places"), PLACES)
 
 
 def read_slice(
-    scratch: Place, run: Run, rows: tuple[int, int], at: tuple[int, int]
+    scratch: Folder, run: Run, rows: tuple[int, int], at: tuple[int, int]
 ) -> tuple[pa.Table, memoryview]:
     """Rows [first, past the last) of a run, by ROWS, and bytes [at) of its images.
 

@@ -24,7 +24,7 @@ from jobs.corpus.layout import Cut
 from jobs.corpus.readers.source import Listing
 from jobs.corpus.runs import PARTS as PARTS
 from jobs.corpus.runs import Blobs, Run, read_slice
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 
 SCHEMA = pa.schema(
     [
@@ -71,22 +71,22 @@ class Index:
         """Rows of a part."""
         return sum(file.rows for file in self.parts[part])
 
-    def write(self, place: Place) -> None:
+    def write(self, folder: Folder) -> None:
         """Put `_index.json` into the corpus's folder."""
-        place.write_json(INDEX, asdict(self))
+        folder.write_json(INDEX, asdict(self))
 
     @staticmethod
-    def read(place: Place) -> Index:
+    def read(folder: Folder) -> Index:
         """The index of a corpus's folder.
 
         Raises FileNotFoundError where there is none, StageError where it is broken.
         """
-        data = place.read_bytes(INDEX)
+        data = folder.read_bytes(INDEX)
         try:
             return Index._of(json.loads(data))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise StageError(
-                f"{INDEX} of {place.uri} is broken ({type(error).__name__}: {error}); "
+                f"{INDEX} of {folder.uri} is broken ({type(error).__name__}: {error}); "
                 f"build the corpus again"
             ) from None
 
@@ -108,52 +108,52 @@ class Index:
 # -- reading ---------------------------------------------------------------------------------------
 
 
-def read_part(place: Place, part: str, columns: Sequence[str]) -> pa.Table:
+def read_part(folder: Folder, part: str, columns: Sequence[str]) -> pa.Table:
     """The named columns of all of a part's rows, in training order.
 
     Raises StageError when a shard is missing, or has other rows than the index says.
     """
-    files = Index.read(place).parts[part]
+    files = Index.read(folder).parts[part]
     schema = pa.schema([SCHEMA.field(c) for c in columns])
     tables = []
     for file in files:
-        with opened(place, file.file) as parquet:
+        with opened(folder, file.file) as parquet:
             if parquet.metadata.num_rows != file.rows:
-                raise _altered(place, file.file, f"{parquet.metadata.num_rows} rows")
-            tables.append(_read(place, file.file, parquet, list(columns)))
+                raise _altered(folder, file.file, f"{parquet.metadata.num_rows} rows")
+            tables.append(_read(folder, file.file, parquet, list(columns)))
     return pa.concat_tables(tables) if tables else schema.empty_table()
 
 
-def read_rows(place: Place, file: str, start: int, stop: int, columns: Sequence[str]) -> pa.Table:
+def read_rows(folder: Folder, file: str, start: int, stop: int, columns: Sequence[str]) -> pa.Table:
     """The named columns of rows [start, stop) of one shard, opening only their row groups.
 
     Raises StageError when the shard is missing, damaged or has fewer rows.
     """
-    with opened(place, file) as parquet:
+    with opened(folder, file) as parquet:
         if parquet.metadata.num_rows < stop:
-            raise _altered(place, file, f"{parquet.metadata.num_rows} rows")
+            raise _altered(folder, file, f"{parquet.metadata.num_rows} rows")
         sizes = [parquet.metadata.row_group(g).num_rows for g in range(parquet.num_row_groups)]
         ends = np.cumsum([0, *sizes])
         groups = [g for g in range(len(sizes)) if ends[g] < stop and ends[g + 1] > start]
-        rows = _read(place, file, parquet, list(columns), groups)
+        rows = _read(folder, file, parquet, list(columns), groups)
         return rows.slice(start - int(ends[groups[0]]), stop - start)
 
 
-def opened(place: Place, file: str) -> pq.ParquetFile:
+def opened(folder: Folder, file: str) -> pq.ParquetFile:
     """A shard, open; StageError when it is missing or no Parquet file any more."""
-    filesystem, path = place.open()
+    filesystem, path = folder.open()
     try:
         return pq.ParquetFile(filesystem.open_input_file(f"{path}/{file}"))
     except FileNotFoundError:
         raise StageError(
-            f"shard {file} of {place.uri} is missing; build the corpus again"
+            f"shard {file} of {folder.uri} is missing; build the corpus again"
         ) from None
     except (pa.ArrowInvalid, OSError) as error:
-        raise _altered(place, file, str(error)) from None
+        raise _altered(folder, file, str(error)) from None
 
 
 def _read(
-    place: Place,
+    folder: Folder,
     file: str,
     parquet: pq.ParquetFile,
     columns: list[str],
@@ -164,12 +164,12 @@ def _read(
             return parquet.read(columns=columns)
         return parquet.read_row_groups(groups, columns=columns)
     except (pa.ArrowInvalid, OSError) as error:
-        raise _altered(place, file, str(error)) from None
+        raise _altered(folder, file, str(error)) from None
 
 
-def _altered(place: Place, file: str, found: str) -> StageError:
+def _altered(folder: Folder, file: str, found: str) -> StageError:
     return StageError(
-        f"shard {file} of {place.uri} is not the one that {INDEX} lists ({found}); "
+        f"shard {file} of {folder.uri} is not the one that {INDEX} lists ({found}); "
         f"build the corpus again"
     )
 
@@ -189,7 +189,7 @@ def rank(
     return order.astype(np.int64, copy=False)
 
 
-def write_shard(scratch: Place, runs: Sequence[Run], cut: Cut, output: Place) -> File:
+def write_shard(scratch: Folder, runs: Sequence[Run], cut: Cut, output: Folder) -> File:
     """Write one shard from its slices of the runs; equal rows give equal bytes."""
     tables, buffers = [], []
     for run, rows, at in zip(runs, cut.rows, cut.bytes, strict=True):
@@ -208,13 +208,13 @@ def write_shard(scratch: Place, runs: Sequence[Run], cut: Cut, output: Place) ->
     return _write(output, cut.file, groups)
 
 
-def write_rows(output: Place, file: str, rows: pa.Table) -> File:
+def write_rows(output: Folder, file: str, rows: pa.Table) -> File:
     """Write rows (by SCHEMA), already in their order, as one shard: as `write_shard` would."""
     groups = (rows.slice(start, ROW_GROUP) for start in range(0, len(rows), ROW_GROUP))
     return _write(output, file, (group.combine_chunks() for group in groups))
 
 
-def _write(output: Place, name: str, groups: Iterable[pa.Table]) -> File:
+def _write(output: Folder, name: str, groups: Iterable[pa.Table]) -> File:
     rows = 0
     with output.writing(name) as file:
         sink = _Hashing(file)

@@ -18,7 +18,7 @@ from jobs.corpus.readers import reader_of
 from jobs.corpus.readers.source import Listing
 from jobs.corpus.shards import INDEX, QUARANTINE, File, Index, opened
 from jobs.corpus.spec import Corpus
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 
 _OURS = (INDEX, QUARANTINE, "manifest.json")
 
@@ -33,18 +33,18 @@ class Finding:
     harmless: bool = False  # says that something could not be compared
 
 
-def verify(place: Place) -> Iterator[Finding]:
+def verify(folder: Folder) -> Iterator[Finding]:
     """What is wrong with the files in a corpus's folder; without an index, that alone."""
     try:
-        index = Index.read(place)
+        index = Index.read(folder)
     except FileNotFoundError:
         yield Finding(INDEX, "missing", "it lists the shards; build the corpus again")
         return
     except StageError as error:
         yield Finding(INDEX, "altered", str(error))
         return
-    here = dict(place.files())
-    yield from _quarantine(place, index, here)
+    here = dict(folder.files())
+    yield from _quarantine(folder, index, here)
     listed = {file.file: file for files in index.parts.values() for file in files}
     for name in sorted({*listed, *here} - set(_OURS)):
         if name not in here:
@@ -52,15 +52,15 @@ def verify(place: Place) -> Iterator[Finding]:
         elif name not in listed:
             yield Finding(name, "unlisted", f"{INDEX} does not list it; remove it")
         else:
-            yield from _compare(place, listed[name], here[name])
+            yield from _compare(folder, listed[name], here[name])
 
 
-def _quarantine(place: Place, index: Index, here: dict[str, int]) -> Iterator[Finding]:
+def _quarantine(folder: Folder, index: Index, here: dict[str, int]) -> Iterator[Finding]:
     if QUARANTINE not in here:
         yield Finding(QUARANTINE, "missing", "it says what was left out; build the corpus again")
         return
     try:
-        reasons = Counter(place.read_table(QUARANTINE)["reason"].to_pylist())
+        reasons = Counter(folder.read_table(QUARANTINE)["reason"].to_pylist())
     except (pa.ArrowInvalid, OSError, KeyError) as error:
         said = " ".join(str(error).split())
         yield Finding(QUARANTINE, "altered", f"it cannot be read ({said}); build the corpus again")
@@ -71,13 +71,13 @@ def _quarantine(place: Place, index: Index, here: dict[str, int]) -> Iterator[Fi
         yield Finding(QUARANTINE, "altered", f"{detail}; build the corpus again")
 
 
-def _compare(place: Place, file: File, size: int) -> Iterator[Finding]:
+def _compare(folder: Folder, file: File, size: int) -> Iterator[Finding]:
     if size != file.bytes:
         detail = f"{size:,} bytes instead of {file.bytes:,}"
-    elif (digest := place.sha256(file.file)) != file.sha256:
+    elif (digest := folder.sha256(file.file)) != file.sha256:
         detail = f"sha256 {digest[:12]}... instead of {file.sha256[:12]}..."
     else:
-        with opened(place, file.file) as parquet:
+        with opened(folder, file.file) as parquet:
             rows = parquet.metadata.num_rows
         if rows == file.rows:
             return
@@ -85,13 +85,13 @@ def _compare(place: Place, file: File, size: int) -> Iterator[Finding]:
     yield Finding(file.file, "altered", f"{detail}; build the corpus again")
 
 
-def compare_source(corpus: Corpus, place: Place) -> Iterator[Finding]:
+def compare_source(corpus: Corpus, folder: Folder) -> Iterator[Finding]:
     """How the sources' files (names and sizes) differ from those that the corpus was built from.
 
     Nothing without a whole index, which `verify` says.
     """
     try:
-        index = Index.read(place)
+        index = Index.read(folder)
     except (FileNotFoundError, StageError):
         return
     for name, spec in {MAIN: corpus.reader, **corpus.parts.sources}.items():

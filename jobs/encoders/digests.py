@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from jobs.contract import StageError
 from jobs.encoders.spec import FileEncoder, GivenEncoder, NamedEncoder
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 
 
 def rooted(encoder: NamedEncoder) -> NamedEncoder:
     """The encoder with its files' paths made absolute, if it is made of files."""
     match encoder:
         case FileEncoder():
-            return encoder.model_copy(update={"file": Place.of(encoder.file).uri})
+            return encoder.model_copy(update={"file": Folder.of(encoder.file).uri})
         case GivenEncoder():
-            paths = {task: Place.of(path).uri for task, path in encoder.files.items()}
+            paths = {task: Folder.of(path).uri for task, path in encoder.files.items()}
             return encoder.model_copy(update={"files": paths})
         case _:
             return encoder
@@ -44,9 +44,9 @@ def pin(encoder: NamedEncoder) -> NamedEncoder:
 
 
 def _digest(path: str, declared: str | None, field: str) -> str:
-    place, name = Place.holding(path)
+    folder, name = Folder.holding(path)
     try:
-        found = place.sha256(name)
+        found = folder.sha256(name)
     except FileNotFoundError:
         if declared is None:
             raise StageError(

@@ -24,7 +24,7 @@ from jobs.encoders.catalogue import IN_PLACE
 from jobs.images import shifts
 from jobs.images.pixels import to_input
 from jobs.images.spec import ImageInput, Shift
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 
 WEIGHTS = "model.safetensors"
 CARD = "encoder.json"
@@ -156,15 +156,15 @@ class EncoderCard:
         return {"kind": self.input.kind, **self.input.model_dump(mode="json")}
 
     @staticmethod
-    def read(place: Place) -> EncoderCard:
+    def read(folder: Folder) -> EncoderCard:
         """The card in a finished encoder's folder."""
-        stored = place.read_json(CARD)
+        stored = folder.read_json(CARD)
         # Cards of earlier versions have images alone, under that name.
         given = stored.pop("image", None) or stored.pop("input")
         kind, classes = given.pop("kind", ImageInput.kind), tuple(stored.pop("classes"))
         if kind not in INPUTS:
             raise StageError(
-                f"{place.uri}/{CARD}: input {kind!r} is none that this version knows "
+                f"{folder.uri}/{CARD}: input {kind!r} is none that this version knows "
                 f"({', '.join(INPUTS)}); install the version that made this encoder"
             )
         return EncoderCard(**stored, input=INPUTS[kind](**given), classes=classes)
@@ -231,23 +231,23 @@ def weights_bytes(model: nn.Module) -> bytes:
     )
 
 
-def save(place: Place, card: EncoderCard, weights: bytes) -> None:
+def save(folder: Folder, card: EncoderCard, weights: bytes) -> None:
     """Put a finished encoder into a folder, the card last."""
-    place.write_bytes(WEIGHTS, weights)
-    place.write_json(CARD, card.as_json())
+    folder.write_bytes(WEIGHTS, weights)
+    folder.write_json(CARD, card.as_json())
 
 
-def load(place: Place, device: torch.device | None = None) -> Encoder:
+def load(folder: Folder, device: torch.device | None = None) -> Encoder:
     """Open a finished encoder's folder.
 
     Raises StageError when the weights are not the ones the card names, or do not fit the
     architecture as the installed library builds it.
     """
-    card = EncoderCard.read(place)
-    data = place.read_bytes(WEIGHTS)
+    card = EncoderCard.read(folder)
+    data = folder.read_bytes(WEIGHTS)
     if hashlib.sha256(data).hexdigest() != card.weights_sha256:
         raise StageError(
-            f"{place.uri}/{WEIGHTS} is not the file that {CARD} names (other sha256); pre-train "
+            f"{folder.uri}/{WEIGHTS} is not the file that {CARD} names (other sha256); pre-train "
             f"this encoder again"
         )
     with torch.random.fork_rng(devices=[]):  # opening an encoder draws initial weights
@@ -257,7 +257,7 @@ def load(place: Place, device: torch.device | None = None) -> Encoder:
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise StageError(
-            f"the weights in {place.uri} do not fit {card.family} model {card.model!r} as the "
+            f"the weights in {folder.uri} do not fit {card.family} model {card.model!r} as the "
             f"installed {card.family} builds it ({reason}); install the version that trained it"
         ) from error
     return Encoder(card, model, device or torch.device("cpu"))

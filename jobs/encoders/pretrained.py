@@ -23,7 +23,7 @@ from jobs.encoders import encoder, weights
 from jobs.encoders.encoder import Architecture, EncoderCard
 from jobs.encoders.inputs import CLIP_INPUT, declared, image_input, timm_cfg
 from jobs.encoders.spec import EncoderStep, FileEncoder, OpenClipEncoder, TimmEncoder
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 
 
 @dataclass(frozen=True)
@@ -152,9 +152,9 @@ def _open_clip_options(model: str, *, quick_gelu: bool = False) -> dict[str, Any
 
 
 def _file(spec: FileEncoder) -> _Taken:
-    place, name = Place.holding(spec.file)
+    folder, name = Folder.holding(spec.file)
     try:
-        if place.sha256(name) != spec.sha256:
+        if folder.sha256(name) != spec.sha256:
             raise StageError(
                 f"{spec.file} is not the file that was planned (other sha256); run again"
             )

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from jobs.contract import StageError
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 
 Tensors = Mapping[str, Tensor]
 
@@ -35,11 +35,11 @@ def read(file: str | os.PathLike[str]) -> dict[str, Tensor]:
     Raises StageError for a file that holds anything else.
     """
     path = os.fspath(file)
-    place, name = Place.holding(path)
+    folder, name = Folder.holding(path)
     try:
-        if place.is_local and name.endswith(".safetensors"):
+        if folder.is_local and name.endswith(".safetensors"):
             return dict(safetensors.torch.load_file(path))
-        data = path if place.is_local else place.read_bytes(name)
+        data = path if folder.is_local else folder.read_bytes(name)
         if isinstance(data, bytes) and name.endswith(".safetensors"):
             return dict(safetensors.torch.load(data))
         source = io.BytesIO(data) if isinstance(data, bytes) else data

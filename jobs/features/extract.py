@@ -26,7 +26,7 @@ from jobs.features.identity import identity, rows_at_once
 from jobs.features.spec import FeaturesStep
 from jobs.images.shifts import draws
 from jobs.images.views import augmented
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 
 UNIT_ROWS = 2_048  # rows in a unit: a worthwhile task, and little to redo after an interruption
 
@@ -94,7 +94,7 @@ def units_of(index: Index, parts: Sequence[str]) -> list[Unit]:
 
 
 def extract(
-    unit: Unit, corpus: Place, scope: str, encoder: Encoder, step: FeaturesStep
+    unit: Unit, corpus: Folder, scope: str, encoder: Encoder, step: FeaturesStep
 ) -> pa.Table:
     """A unit's features in the order of (view, row); `scope` is the corpus's name.
 

@@ -24,7 +24,7 @@ from jobs.features.extract import view_table
 from jobs.features.parts import write_part
 from jobs.features.spec import GivenStep
 from jobs.keyed_hash import hash64, unit
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 
 SPLIT = "split"  # the column that is taken for the split where the step names none
 PARTS = ("train", "validation", "test")
@@ -78,13 +78,13 @@ def take_in(work: Work) -> Outcome:
 
 def _read(step: GivenStep) -> pa.Table:
     """The file's columns that matter; StageError when it is absent, altered or lacks one."""
-    place, name = Place.holding(step.file)
+    folder, name = Folder.holding(step.file)
     try:
-        if place.sha256(name) != step.sha256:
+        if folder.sha256(name) != step.sha256:
             raise StageError(
                 f"{step.file} is not the file that was planned (other sha256); run again"
             )
-        filesystem, path = place.open()
+        filesystem, path = folder.open()
         with filesystem.open_input_file(f"{path}/{name}") as source:
             try:
                 parquet = pq.ParquetFile(source)

@@ -32,7 +32,7 @@ from jobs.features.identity import identity
 from jobs.features.parts import finish, keep, kept
 from jobs.features.spec import FeaturesStep, GivenStep
 from jobs.remote import answer_each
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 
 
 def run(works: Sequence[Work], hooks: Hooks) -> None:
@@ -183,11 +183,11 @@ def _encode(jobs: Sequence[_Job], batch: Any) -> pa.Table:
     )
     error, final, trace = "", False, ""
     try:
-        corpus, place = job.work.inputs["corpus"], job.work.inputs["encoder"]
+        corpus, folder = job.work.inputs["corpus"], job.work.inputs["encoder"]
         device = "cuda" if job.step.gpus_per_worker > 0 else "cpu"
-        made_with = identity(job.step, EncoderCard.read(place), device)
+        made_with = identity(job.step, EncoderCard.read(folder), device)
         if not kept(job.work.scratch, unit, made_with):
-            encoder = _encoder(place, place.read_bytes(CARD), device, job.step.cpus_per_worker)
+            encoder = _encoder(folder, folder.read_bytes(CARD), device, job.step.cpus_per_worker)
             table = extract(unit, corpus, job.index.name, encoder, job.step)
             keep(job.work.scratch, unit, table)
     except StageError as raised:
@@ -202,10 +202,10 @@ def _encode(jobs: Sequence[_Job], batch: Any) -> pa.Table:
 
 
 @lru_cache(maxsize=2)
-def _encoder(place: Place, card: bytes, device: str, threads: int) -> Encoder:
+def _encoder(folder: Folder, card: bytes, device: str, threads: int) -> Encoder:
     """An opened encoder; its card (with its weights' hash) tells a replaced one apart."""
     torch.set_num_threads(threads)
-    return load(place, torch.device(device))
+    return load(folder, torch.device(device))
 
 
 @ray.remote(num_cpus=1)

@@ -24,20 +24,20 @@ from jobs.contract import Outcome, StageError
 from jobs.corpus.shards import Index
 from jobs.features.extract import BATCH, IDENTITY, ROWS, Unit, view_table
 from jobs.features.spec import FeaturesStep
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 
 GROUP_ROWS = 4_096  # rows of a row group, and rows handed to the spectrum at a time
 
 MADE_WITH = "extraction.json"
 
 
-def keep(scratch: Place, unit: Unit, table: pa.Table) -> None:
+def keep(scratch: Folder, unit: Unit, table: pa.Table) -> None:
     """Put what `extract` gave of a unit into scratch, a row group a view."""
     rows = max(1, unit.stop - unit.start)
     scratch.write_table(unit.name, table, compression="NONE", row_group_size=rows)
 
 
-def kept(scratch: Place, unit: Unit, made_with: str) -> bool:
+def kept(scratch: Folder, unit: Unit, made_with: str) -> bool:
     """Whether scratch holds the unit's features, of just those rows, made with just that.
 
     Those of a shard that was built anew, of other weights or another library (see `identity`) are
@@ -52,14 +52,14 @@ def kept(scratch: Place, unit: Unit, made_with: str) -> bool:
 
 
 @contextmanager
-def _opened(scratch: Place, unit: Unit) -> Iterator[pq.ParquetFile]:
+def _opened(scratch: Folder, unit: Unit) -> Iterator[pq.ParquetFile]:
     filesystem, path = scratch.open()
     with filesystem.open_input_file(f"{path}/{unit.name}") as source:
         yield pq.ParquetFile(source)
 
 
 def finish(
-    step: FeaturesStep, index: Index, units: Sequence[Unit], scratch: Place, output: Place
+    step: FeaturesStep, index: Index, units: Sequence[Unit], scratch: Folder, output: Folder
 ) -> Outcome:
     """Join the units into `features-<part>.parquet`, sorted by (view, key), with the spectrum.
 
@@ -81,7 +81,7 @@ def finish(
     return Outcome(counts, metrics)
 
 
-def _joined(scratch: Place, units: Sequence[Unit], views: Iterable[int]) -> Iterator[pa.Table]:
+def _joined(scratch: Folder, units: Sequence[Unit], views: Iterable[int]) -> Iterator[pa.Table]:
     """The units' rows, a table for each view, sorted by key."""
     about = pa.concat_tables(
         [_of_view(scratch, unit, 0, ["key", "label"]) for unit in units]
@@ -104,12 +104,12 @@ def _joined(scratch: Place, units: Sequence[Unit], views: Iterable[int]) -> Iter
         yield view_table(about["key"], about["label"], view, vectors)
 
 
-def _of_view(scratch: Place, unit: Unit, view: int, columns: list[str]) -> pa.Table:
+def _of_view(scratch: Folder, unit: Unit, view: int, columns: list[str]) -> pa.Table:
     with _opened(scratch, unit) as file:
         return file.read_row_group(view, columns=columns)
 
 
-def _made_with(scratch: Place, units: Sequence[Unit]) -> dict[str, Any]:
+def _made_with(scratch: Folder, units: Sequence[Unit]) -> dict[str, Any]:
     """What all units say they were made with, and the batches they were made in."""
     found: set[tuple[bytes, bytes]] = set()
     for unit in units:
@@ -125,7 +125,7 @@ def _made_with(scratch: Place, units: Sequence[Unit]) -> dict[str, Any]:
     return {**json.loads(identity), "batch_sizes": sorted({int(size) for _, size in found})}
 
 
-def write_part(output: Place, part: str, views: Iterable[pa.Table]) -> Outcome:
+def write_part(output: Folder, part: str, views: Iterable[pa.Table]) -> Outcome:
     """Write a part's rows (of `schema`: a table for each view, rising, sorted by key).
 
     The test part is written with its spectrum. Counts and metrics are as in `finish`.

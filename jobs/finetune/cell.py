@@ -38,7 +38,7 @@ from jobs.finetune.training import (
     history_of,
     stacked,
 )
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 from jobs.tasks.spec import Metric
 from jobs.tuning import adapt, data
 from jobs.tuning.answers import Answers
@@ -287,7 +287,7 @@ def transfer(work: Work) -> Outcome:
     return adapt.record_transfer(work, trained, tested, len(classes.names))
 
 
-def _adapted_state(head: Place, adapted: AdaptedEncoder) -> Mapping[str, torch.Tensor]:
+def _adapted_state(head: Folder, adapted: AdaptedEncoder) -> Mapping[str, torch.Tensor]:
     """The tensors an ID cell's output holds for the adapted encoder."""
     card = adapted.encoder.card
     try:

@@ -25,7 +25,7 @@ from jobs.contract import StageError
 from jobs.corpus.shards import Index, read_part, read_rows
 from jobs.images.shifts import draws
 from jobs.images.spec import Shift
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 from jobs.tasks.spec import Task
 from jobs.tuning import data
 
@@ -65,7 +65,7 @@ class Images:
 class Source:
     """Where a task's images come from, and how an encoder wants them."""
 
-    corpus: Place
+    corpus: Folder
     prepare: Prepare
     threads: int = 1  # that decode
 

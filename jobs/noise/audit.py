@@ -22,7 +22,7 @@ from jobs.noise.derive import derive
 from jobs.noise.labels import Mask
 from jobs.noise.overlay import CHANGED, OVERLAY, Overlay, damaged
 from jobs.noise.spec import Noise
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 
 Counts = npt.NDArray[np.int64]
 
@@ -96,7 +96,7 @@ class Audit:
 class Auditor:
     """A noise over a corpus, planned afresh: audits any of its levels."""
 
-    def __init__(self, noise: Noise, corpus: Place) -> None:
+    def __init__(self, noise: Noise, corpus: Folder) -> None:
         """Raises StageError where the noise cannot be planned over this corpus."""
         self._plan = derive(noise, corpus)
         self._names = Index.read(corpus).classes
@@ -105,7 +105,7 @@ class Auditor:
         self._labels = rows["label"].to_numpy() if labelled else None
         self._rows = len(rows)
 
-    def audit(self, folder: Place, level: float | None = None) -> Audit:
+    def audit(self, folder: Folder, level: float | None = None) -> Audit:
         """Compare what lies in a noise step's folder with a level, or with the one that it claims.
 
         Raises StageError when the folder lacks a file or one is damaged, and when the level cannot
@@ -168,7 +168,7 @@ def _of(overlay: Overlay, name: str) -> object:
     return getattr(overlay, name)
 
 
-def _read(folder: Place, data: bytes, wanted: pa.Schema) -> pa.Table:
+def _read(folder: Folder, data: bytes, wanted: pa.Schema) -> pa.Table:
     """The table of changed rows; StageError unless it has the columns and types of `wanted`."""
     try:
         table = pq.ParquetFile(pa.BufferReader(data)).read()

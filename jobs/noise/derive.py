@@ -34,7 +34,7 @@ from jobs.noise.spec import (
     Symmetric,
     Transition,
 )
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 
 
 class Levels(Protocol):
@@ -81,7 +81,7 @@ class Plan:
         )
 
 
-def derive(noise: Noise, corpus: Place) -> Plan:
+def derive(noise: Noise, corpus: Folder) -> Plan:
     """The plan of a noise over a corpus, fresh from its rows.
 
     Raises StageError where the corpus lacks labels or captions, names no such class, or the file
@@ -99,7 +99,7 @@ def derive(noise: Noise, corpus: Place) -> Plan:
 
 def _labels(
     noise: Symmetric | Pair | Groups | Transition | Subset | Instance | Given,
-    corpus: Place,
+    corpus: Folder,
     index: Index,
     source: Source | None,
 ) -> Levels:
@@ -137,7 +137,7 @@ def _labels(
 
 
 def _captions(
-    noise: CaptionSwap | CaptionSwapNear, corpus: Place, index: Index, source: Source | None
+    noise: CaptionSwap | CaptionSwapNear, corpus: Folder, index: Index, source: Source | None
 ) -> Swaps:
     by_label = bool(noise.classes) or (isinstance(noise, CaptionSwapNear) and source is None)
     rows = read_part(corpus, "train", ["key", "caption", *(["label"] if by_label else [])])

@@ -29,7 +29,7 @@ from jobs.noise.captions import Clusters
 from jobs.noise.classes import Classes
 from jobs.noise.labels import Labels, Rows
 from jobs.noise.spec import ClassName, Groups, Noise, Transition
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,13 @@ class Source:
     @property
     def name(self) -> str:
         """Its name in its folder, which tells by its end what it is."""
-        return Place.holding(self.path)[1]
+        return Folder.holding(self.path)[1]
 
     def bytes(self) -> bytes:
         """The whole file; StageError when it is absent or holds something else."""
-        place, name = Place.holding(self.path)
+        folder, name = Folder.holding(self.path)
         try:
-            data = place.read_bytes(name)
+            data = folder.read_bytes(name)
         except OSError as error:
             raise self._unreadable(error) from None
         self._check(hashlib.sha256(data).hexdigest())
@@ -56,9 +56,9 @@ class Source:
 
     def digest(self) -> str:
         """sha256 of the file, read in blocks; StageError as for `bytes`."""
-        place, name = Place.holding(self.path)
+        folder, name = Folder.holding(self.path)
         try:
-            found = place.sha256(name)
+            found = folder.sha256(name)
         except OSError as error:
             raise self._unreadable(error) from None
         self._check(found)
@@ -73,8 +73,8 @@ class Source:
         if self.name.endswith(".parquet"):
             with self._parquet(columns) as parquet:
                 return parquet.read(columns=list(columns))
-        place, name = Place.holding(self.path)
-        filesystem, path = place.open()
+        folder, name = Folder.holding(self.path)
+        filesystem, path = folder.open()
         options = arrow_csv.ConvertOptions(
             column_types=dict.fromkeys(columns, pa.binary()),
             strings_can_be_null=True,
@@ -92,8 +92,8 @@ class Source:
 
     @contextmanager
     def _parquet(self, columns: Sequence[str]) -> Iterator[pq.ParquetFile]:
-        place, name = Place.holding(self.path)
-        filesystem, path = place.open()
+        folder, name = Folder.holding(self.path)
+        filesystem, path = folder.open()
         with self._told("Parquet file"), filesystem.open_input_file(f"{path}/{name}") as stream:
             parquet = pq.ParquetFile(stream)
             self._need(columns, parquet.schema_arrow.names)
@@ -160,7 +160,7 @@ def source_of(noise: Noise) -> Source:
     file = getattr(noise, "file", None)
     if file is None:
         raise ValueError(f"noise of kind {noise.kind} names no file")
-    return Source(Place.of(file).uri, getattr(noise, "sha256", None))
+    return Source(Folder.of(file).uri, getattr(noise, "sha256", None))
 
 
 # -- classes ---------------------------------------------------------------------------------------

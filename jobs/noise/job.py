@@ -17,7 +17,7 @@ import ray
 from jobs.contract import Hooks, Outcome, StageError, Work
 from jobs.noise.derive import Plan, derive
 from jobs.noise.spec import NoiseStep
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 
 WRITERS = 4  # levels encoded and sent to storage at a time
 
@@ -29,7 +29,7 @@ def run(works: Sequence[Work], hooks: Hooks) -> None:
     changed, and what could not be changed, by reason. Metrics: noise/realised_percent, of the
     corpus's training rows.
     """
-    groups: dict[tuple[Place, str], list[Work]] = defaultdict(list)
+    groups: dict[tuple[Folder, str], list[Work]] = defaultdict(list)
     for work in works:
         step = cast(NoiseStep, work.spec)
         noise = step.noise.model_dump_json(exclude={"name", "levels"})

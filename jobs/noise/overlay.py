@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from jobs.contract import StageError
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 
 CHANGED = "changed.parquet"  # row (int64), key (string), clean and noisy (the field's own type)
 OVERLAY = "overlay.json"
@@ -45,9 +45,9 @@ class Overlay:
     realised_percent_of_subset: float  # 100 * changed / eligible
     file_sha256: str | None = None  # of the file that the noise was made from
 
-    def write(self, place: Place, changed: pa.Table) -> None:
+    def write(self, folder: Folder, changed: pa.Table) -> None:
         """Put both files into a noise step's folder; equal values give equal bytes."""
-        place.write_table(
+        folder.write_table(
             CHANGED,
             changed,
             compression="lz4",  # zstd halves a file that is small already, and is read half as fast
@@ -57,27 +57,27 @@ class Overlay:
             write_statistics=["row"],
             store_schema=False,  # strings are strings, whatever offsets they had in memory
         )
-        place.write_json(OVERLAY, asdict(self))
+        folder.write_json(OVERLAY, asdict(self))
 
     @staticmethod
-    def read(place: Place) -> Overlay:
+    def read(folder: Folder) -> Overlay:
         """The description in a noise step's folder.
 
         FileNotFoundError when it is not there, StageError when it is damaged.
         """
-        data = place.read_bytes(OVERLAY)
+        data = folder.read_bytes(OVERLAY)
         try:
             return TypeAdapter(Overlay).validate_json(data)
         except ValidationError as error:
             first = error.errors()[0]
             field = ".".join(map(str, first["loc"]))
-            raise damaged(place, OVERLAY, f"{field}: {first['msg']}".removeprefix(": ")) from None
+            raise damaged(folder, OVERLAY, f"{field}: {first['msg']}".removeprefix(": ")) from None
 
 
-def damaged(place: Place, file: str, what: str) -> StageError:
+def damaged(folder: Folder, file: str, what: str) -> StageError:
     """The error of a file in a noise step's folder that is not as it was written."""
     return StageError(
-        f"{(place / file).uri} is not as it was written ({what}); delete its folder and build the "
+        f"{(folder / file).uri} is not as it was written ({what}); delete its folder and build the "
         f"noise again"
     )
 
@@ -88,7 +88,7 @@ class Changes:
     Holds an open file: for one thread of one process.
     """
 
-    def __init__(self, noise: Place) -> None:
+    def __init__(self, noise: Folder) -> None:
         filesystem, path = noise.open()
         self._file = pq.ParquetFile(filesystem.open_input_file(f"{path}/{CHANGED}"))
         metadata = self._file.metadata

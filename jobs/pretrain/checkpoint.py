@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from jobs.contract import StageError
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 
 KEEP = 2
 
@@ -100,8 +100,8 @@ class Checkpoint:
 class Checkpoints:
     """A run's checkpoints in its scratch folder."""
 
-    def __init__(self, place: Place) -> None:
-        self._place = place
+    def __init__(self, folder: Folder) -> None:
+        self._place = folder
         self._writer: threading.Thread | None = None
         self._error: Exception | None = None
         self.damaged = 0

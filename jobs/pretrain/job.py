@@ -38,7 +38,7 @@ import ray.train.torch
 from jobs.contract import Hooks, Outcome, StageError, Work
 from jobs.pretrain.restarts import Budget, in_words, own_error
 from jobs.pretrain.spec import PretrainStep, Resources
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 
 RESULT = "result.json"
 PROGRESS = "progress.json"
@@ -198,12 +198,12 @@ def _answer_for_lost(pack: _Pack, hooks: Hooks) -> None:
         hooks.done(address, error)
 
 
-def _read(place: Place, name: str) -> Any | None:
+def _read(folder: Folder, name: str) -> Any | None:
     """What a worker last wrote; none while it wrote nothing, or is just writing it anew: of an
     object that is replaced between being measured and being fetched, Arrow gives a torn piece.
     """
     try:
-        return place.read_json(name)
+        return folder.read_json(name)
     except (FileNotFoundError, ValueError):
         return None
 

@@ -1,6 +1,6 @@
 """A folder on any filesystem pyarrow knows: local, s3:// or gs://.
 
-A `Place` is a picklable address; it is opened where it is used. Names below it are relative and
+A `Folder` is a picklable address; it is opened where it is used. Names below it are relative and
 use forward slashes. Writing a file is atomic: on a local disk it appears by rename, in an object
 store by the PUT itself. Nothing here knows of steps or manifests.
 """
@@ -32,38 +32,38 @@ HASH_CHUNK = 8 << 20  # bytes read at once
 
 
 @dataclass(frozen=True)
-class Place:
+class Folder:
     """A folder, by absolute local path or URI."""
 
     uri: str
 
     @staticmethod
-    def of(where: str | os.PathLike[str]) -> Place:
+    def of(where: str | os.PathLike[str]) -> Folder:
         """The place a user wrote: a URI is kept, a local path made absolute."""
         text = os.fspath(where)
         if text.startswith("file://"):
             text = text.removeprefix("file://")
         if "://" in text:
-            return Place(text.rstrip("/"))
-        return Place(str(Path(text).expanduser().absolute()))
+            return Folder(text.rstrip("/"))
+        return Folder(str(Path(text).expanduser().absolute()))
 
     @staticmethod
-    def holding(file: str) -> tuple[Place, str]:
+    def holding(file: str) -> tuple[Folder, str]:
         """The folder of a file, by its absolute path or URI, and the file's name in it."""
         path, mark, options = file.partition("?") if "://" in file else (file, "", "")
         folder, _, name = path.rpartition("/")
-        return Place(f"{folder or '/'}{mark}{options}"), name
+        return Folder(f"{folder or '/'}{mark}{options}"), name
 
     @property
     def is_local(self) -> bool:
         """Whether this is a folder of this machine's own file tree."""
         return "://" not in self.uri
 
-    def __truediv__(self, name: str) -> Place:
+    def __truediv__(self, name: str) -> Folder:
         if self.is_local:
-            return Place(f"{self.uri.rstrip('/')}/{name}")
+            return Folder(f"{self.uri.rstrip('/')}/{name}")
         path, mark, options = self.uri.partition("?")
-        return Place(f"{path.rstrip('/')}/{name}{mark}{options}")
+        return Folder(f"{path.rstrip('/')}/{name}{mark}{options}")
 
     def open(self) -> tuple[pafs.FileSystem, str]:
         """The pyarrow filesystem and the path within it.

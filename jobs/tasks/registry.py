@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from jobs.contract import NOT_SEMANTIC
 from jobs.corpus.spec import AnyReader, Corpus
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 from jobs.tasks.spec import Task
 
 SHIPPED = Path(__file__).parent
@@ -71,7 +71,7 @@ def placed(task: Task, root: str) -> Task:
 
 def _below(reader: AnyReader, root: str) -> AnyReader:
     paths = {
-        name: (Place(root) / getattr(reader, name)).uri
+        name: (Folder(root) / getattr(reader, name)).uri
         for name, info in type(reader).model_fields.items()
         if NOT_SEMANTIC in info.metadata and _is_relative(getattr(reader, name))
     }

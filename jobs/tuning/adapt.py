@@ -18,7 +18,7 @@ import safetensors.torch
 import torch
 
 from jobs.contract import Outcome, StageError, Work
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 from jobs.tuning import cells, data
 from jobs.tuning.answers import Answers
 from jobs.tuning.budget import Told, to_nobody
@@ -163,7 +163,7 @@ def record_transfer(work: Work, trained: cells.Cell, tested: Tested, classes: in
 
 
 def _test(
-    folder: Place,
+    folder: Folder,
     step: TuneStep,
     shape: Shape,
     selected: data.Selected,
@@ -315,7 +315,7 @@ def _curves(fit: Fit) -> list[cells.Point]:
     return points
 
 
-def _write_result(output: Place, cell: cells.Cell, tested: Tested) -> None:
+def _write_result(output: Folder, cell: cells.Cell, tested: Tested) -> None:
     of_classes, of_numbers = cells.schema(cells.Prediction), cells.schema(cells.Estimate)
     columns = [tested.rows.keys, tested.rows.rows.labels.numpy(), tested.predicted.numpy()]
     predictions = pa.table(columns, schema=of_classes if cell.n_classes else of_numbers)
@@ -323,13 +323,13 @@ def _write_result(output: Place, cell: cells.Cell, tested: Tested) -> None:
     output.write_table(cells.CELL, cells.to_table(cells.Cell, [cell]))
 
 
-def _write_head(output: Place, shape: Shape, selected: data.Selected) -> None:
+def _write_head(output: Folder, shape: Shape, selected: data.Selected) -> None:
     output.write_bytes(cells.HEAD, safetensors.torch.save(dict(selected.state)))
     card = {"kind": shape.kind, "dim": shape.dim, "classes": list(selected.classes)}
     output.write_json(cells.HEAD_CARD, card)
 
 
-def read_head(source: Place, step: TuneStep) -> tuple[Shape, data.Selected, cells.Cell]:
+def read_head(source: Folder, step: TuneStep) -> tuple[Shape, data.Selected, cells.Cell]:
     """The head an ID cell selected, and that cell's row."""
     try:
         card = source.read_json(cells.HEAD_CARD)

@@ -28,7 +28,7 @@ import torch
 
 from jobs.contract import StageError
 from jobs.keyed_hash import hash64
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 from jobs.tasks.spec import OF_TWO_CLASSES, Task
 from jobs.tuning.stacked import Labelled
 
@@ -74,7 +74,7 @@ def file_name(part: PartName) -> str:
 # -- reading ---------------------------------------------------------------------------------------
 
 
-def read_classes(folder: Place) -> tuple[str, ...]:
+def read_classes(folder: Folder) -> tuple[str, ...]:
     """The corpus's class names, in label order; none where its labels are numbers."""
     try:
         names = folder.read_json("classes.json")
@@ -83,7 +83,7 @@ def read_classes(folder: Place) -> tuple[str, ...]:
     return tuple(str(name) for name in names)
 
 
-def read_part(folder: Place, part: PartName) -> Part:
+def read_part(folder: Folder, part: PartName) -> Part:
     """A part of a features folder. Raises StageError on a missing, empty or inconsistent file."""
     name = file_name(part)
     where = f"{folder.uri}/{name}"
@@ -110,12 +110,12 @@ def read_part(folder: Place, part: PartName) -> Part:
     return Part(keys, labels, views, len(augmented))
 
 
-def _missing(folder: Place, name: str) -> str:
+def _missing(folder: Folder, name: str) -> str:
     return f"{folder.uri} has no {name}; extract its features again, with every part of the task"
 
 
 def _read_view(
-    folder: Place, name: str, about: pa.Table, view: int
+    folder: Folder, name: str, about: pa.Table, view: int
 ) -> tuple[pa.Array, Targets, npt.NDArray[np.float32]]:
     """(keys, labels, vectors [N, D]) of one view, sorted by key; `about`: all but the vectors."""
     where = f"{folder.uri}/{name}"
@@ -157,7 +157,7 @@ class FeatureCache:
         self._folders = folders
         self._kept: OrderedDict[str, Fitting] = OrderedDict()
 
-    def load(self, folder: Place) -> Fitting:
+    def load(self, folder: Folder) -> Fitting:
         """The folder's features, from memory when they are there. Raises as `read_part` does."""
         if folder.uri not in self._kept:
             while len(self._kept) >= self._folders:
@@ -180,7 +180,7 @@ class Selected:
 class TestPart:
     """The test part of a features folder, closed until a head has been selected."""
 
-    def __init__(self, folder: Place) -> None:
+    def __init__(self, folder: Folder) -> None:
         self._folder = folder
         self.reads = 0
 

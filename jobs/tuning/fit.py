@@ -210,8 +210,8 @@ def _train(
         metric = step.task.metric
         return [probes.solve(head, first.shape, *rows, configurations[0], metric, told)]
     if head == "zero_shot":
-        place, templates = first.work.inputs["encoder"], step.method.templates
-        weight = zero_shot.classifier(place, first.classes.names, templates)
+        folder, templates = first.work.inputs["encoder"], step.method.templates
+        weight = zero_shot.classifier(folder, first.classes.names, templates)
         solution: probes.Solution = weight[None], weight.new_zeros(1, len(weight)), [None]
         rows = first.labelled(), first.validation.rows
         fresh = StackedHeads.fresh(first.shape, 1, 0, torch.device("cpu"))

@@ -17,22 +17,22 @@ from torch import Tensor
 
 from jobs.contract import StageError
 from jobs.encoders import encoder
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 
 _WORDNET = re.compile(r"n\d{8}")
 
 
-def classifier(place: Place, classes: Sequence[str], templates: Sequence[str]) -> Tensor:
+def classifier(folder: Folder, classes: Sequence[str], templates: Sequence[str]) -> Tensor:
     """The head's weights, float32 [C, D]; D the dimensions of the encoder's features.
 
     Raises StageError when the encoder has no text tower, or its classes no names that can be said.
     """
     import open_clip
 
-    opened = encoder.load(place)
+    opened = encoder.load(folder)
     if opened.card.family != "open_clip":
         raise StageError(
-            f"{place.uri} holds a {opened.card.family} model, which reads no text; leave the "
+            f"{folder.uri} holds a {opened.card.family} model, which reads no text; leave the "
             f"zero_shot method out, or take an open_clip encoder"
         )
     tokenizer = opened.card.architecture.tokenizer()

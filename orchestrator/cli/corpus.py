@@ -13,7 +13,7 @@ from orchestrator.cli.options import Chosen, choose, experiment_options, finishe
 
 if TYPE_CHECKING:
     from jobs.corpus.shards import Index
-    from jobs.storage.folder import Place
+    from jobs.storage.folder import Folder
     from orchestrator.plan import Step
 
 CLASSES_SHOWN = 20
@@ -88,8 +88,8 @@ def verify(chosen: Chosen) -> int:
     wrong = 0
     for step in finished(chosen, "corpus"):
         assert isinstance(step.spec, Corpus)
-        place = chosen.store.output(step.address)
-        found = [*findings_in(place), *compare_source(step.spec, place)]
+        folder = chosen.store.output(step.address)
+        found = [*findings_in(folder), *compare_source(step.spec, folder)]
         for finding in found:
             click.echo(f"{step.address}: {finding.what} {finding.file}: {finding.detail}")
         faults = sum(not finding.harmless for finding in found)
@@ -145,17 +145,17 @@ def _in_a_line(index: Index) -> str:
     return f"{parts}; {len(files)} shards, {size:,.1f} MB; {bad:,} rows in quarantine"
 
 
-def _summary(place: Place) -> dict[str, Any]:
+def _summary(folder: Folder) -> dict[str, Any]:
     """What `show` tells of one corpus, as JSON values."""
     from jobs.corpus.shards import PARTS, Index, read_part, read_rows
 
-    index = Index.read(place)
-    labels = read_part(place, "train", ["label"])["label"].drop_null()
+    index = Index.read(folder)
+    labels = read_part(folder, "train", ["label"])["label"].drop_null()
     counts = {c["values"].as_py(): c["counts"].as_py() for c in labels.value_counts()}
     first = next(files[0] for files in index.parts.values() if files)
-    keys = read_rows(place, first.file, 0, min(KEYS_SHOWN, first.rows), ["key"])["key"]
+    keys = read_rows(folder, first.file, 0, min(KEYS_SHOWN, first.rows), ["key"])["key"]
     return {
-        "place": place.uri,
+        "place": folder.uri,
         "parts": {
             part: {
                 "rows": index.rows(part),

@@ -44,10 +44,10 @@ def command(first: str, second: str, storage: str, verbose: bool, as_json: bool)
 
     A and B are addresses, beginnings of addresses, or paths of stores.
     """
-    from jobs.storage.folder import Place
+    from jobs.storage.folder import Folder
     from orchestrator.compare import compare
 
-    found = compare(first, second, Place.of(storage))
+    found = compare(first, second, Folder.of(storage))
     if as_json:
         click.echo(
             json.dumps(

@@ -98,10 +98,10 @@ def _as_dict(found: Audit | str) -> dict[str, Any]:
 def _keep(chosen: Chosen, address: str, found: Audit | str) -> None:
     from analysis.figures import noise, save
 
-    place = chosen.store.root / f"audit/{address}"
-    place.write_json("audit.json", _as_dict(found))
+    folder = chosen.store.root / f"audit/{address}"
+    folder.write_json("audit.json", _as_dict(found))
     if isinstance(found, str):
-        place.delete("transition.png")  # an earlier audit's
+        folder.delete("transition.png")  # an earlier audit's
     elif found.transition is not None:
         said = found.overlay
         figure = noise.transition(
@@ -111,7 +111,7 @@ def _keep(chosen: Chosen, address: str, found: Audit | str) -> None:
             detail=f"{found.present_changed:,} of {found.present:,} training rows are wrong "
             f"({found.realised_percent:.2f} %)",
         )
-        place.write_bytes("transition.png", save(figure, "png"))
+        folder.write_bytes("transition.png", save(figure, "png"))
 
 
 def _lines(audits: dict[str, Audit | str]) -> Iterator[str]:

@@ -112,7 +112,7 @@ def choose(
     The parameters are those that `experiment_options` adds to a verb.
     """
     from jobs.encoders.known import check_named
-    from jobs.storage.folder import Place
+    from jobs.storage.folder import Folder
     from orchestrator import experiment as experiments
     from orchestrator import planner
     from orchestrator.errors import UserError
@@ -144,14 +144,14 @@ def choose(
             raise UserError(f"encoders: {encoder.name}: {complaint}")
     plan = planner.build(experiment)
     gc.freeze()  # 50,000 steps stay until the end; no search for garbage need visit them again
-    return Chosen(experiment, plan, Store(Place.of(experiment.storage)))
+    return Chosen(experiment, plan, Store(Folder.of(experiment.storage)))
 
 
 def _last_sweep(overrides: tuple[str, ...]) -> tuple[str | None, str | None, tuple[str, ...]]:
     """Name and text of the experiment that the store saw last, and where that store lies now."""
     import yaml
 
-    from jobs.storage.folder import Place
+    from jobs.storage.folder import Folder
     from orchestrator import STORAGE, last
     from orchestrator.store import Store
 
@@ -162,7 +162,7 @@ def _last_sweep(overrides: tuple[str, ...]) -> tuple[str | None, str | None, tup
         storage = None
     if not isinstance(storage, str):  # said when the whole experiment is read
         return None, None, overrides
-    root = Place.of(storage)
+    root = Folder.of(storage)
     with Store(root).asked():
         text = last.recall(root)
     if text is None:

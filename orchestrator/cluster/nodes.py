@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 from orchestrator.errors import ClusterError, StoreError
 from orchestrator.provenance import versions
 
@@ -33,7 +33,7 @@ class Seen:
     storage: str = ""  # why the token could not be read and answered; empty: it could
 
 
-def check(storage: Place) -> Sequence[Seen]:
+def check(storage: Folder) -> Sequence[Seen]:
     """Every node's answer, when there are several; StoreError or ClusterError if they disagree.
 
     Raises StoreError when a node does not see the storage, ClusterError when a node does not
@@ -53,7 +53,7 @@ def check(storage: Place) -> Sequence[Seen]:
     return found
 
 
-def ask(storage: Place) -> Sequence[Seen]:
+def ask(storage: Folder) -> Sequence[Seen]:
     """Every node's answer, without judging it. A single node is not asked: it is this one."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -101,7 +101,7 @@ def disagreement(found: Sequence[Seen]) -> str:
     return ""
 
 
-def _collect(folder: Place, token: str, node: str, reference: Any) -> Seen:
+def _collect(folder: Folder, token: str, node: str, reference: Any) -> Seen:
     import ray
 
     try:
@@ -121,7 +121,7 @@ def _collect(folder: Place, token: str, node: str, reference: Any) -> Seen:
     return Seen(seen.node, seen.versions, why)
 
 
-def _answer(folder: Place, token: str, node: str) -> Seen:
+def _answer(folder: Folder, token: str, node: str) -> Seen:
     """Runs on a node: read the driver's token, write the answer beside it."""
     try:
         read = folder.read_bytes(token)

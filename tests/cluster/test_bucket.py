@@ -11,14 +11,14 @@ import pyarrow.fs as pafs
 import pytest
 
 from commands import TINY, Start
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 from orchestrator.lease import Leases
 from outages import Bucket
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 
-def digests(root: Place) -> dict[str, str]:
+def digests(root: Folder) -> dict[str, str]:
     """Every step's files but its record, whose times and hosts are its own."""
     kept = {}
     for name, _ in root.files():
@@ -31,18 +31,18 @@ def digests(root: Place) -> dict[str, str]:
 
 
 def test_a_file_is_there_whole_or_not_at_all(bucket: Bucket) -> None:
-    place = Place.of(bucket.uri("whole")) / "a"
-    place.write_json("x/y.json", {"a": 1})
-    assert (place / "x").read_json("y.json") == {"a": 1}
-    assert list(place.files()) == [("x/y.json", 13)]
-    place.delete("x")
-    assert list(place.files()) == []
+    folder = Folder.of(bucket.uri("whole")) / "a"
+    folder.write_json("x/y.json", {"a": 1})
+    assert (folder / "x").read_json("y.json") == {"a": 1}
+    assert list(folder.files()) == [("x/y.json", 13)]
+    folder.delete("x")
+    assert list(folder.files()) == []
     with pytest.raises(FileNotFoundError):
-        place.read_bytes("x/y.json")
+        folder.read_bytes("x/y.json")
 
 
 def test_two_drivers_never_hold_one_lease(bucket: Bucket) -> None:
-    root = Place.of(bucket.uri("leases"))
+    root = Folder.of(bucket.uri("leases"))
     first, second = Leases(root), Leases(root)
     try:
         assert first.acquire("tune/a")
@@ -56,17 +56,17 @@ def test_two_drivers_never_hold_one_lease(bucket: Bucket) -> None:
 
 @pytest.mark.parametrize("mood", ["busy", "resetting"])
 def test_a_request_outlives_an_outage(bucket: Bucket, mood: str) -> None:
-    place = Place.of(bucket.uri("outage"))
-    place.write_bytes("before", b"1")
+    folder = Folder.of(bucket.uri("outage"))
+    folder.write_bytes("before", b"1")
     bucket.relay.mood = mood  # type: ignore[assignment]
     refused = bucket.relay.refused
     healing = threading.Timer(8, lambda: setattr(bucket.relay, "mood", "well"))
     healing.start()
     started = time.monotonic()
-    place.write_bytes("after", b"2")
+    folder.write_bytes("after", b"2")
     assert time.monotonic() - started >= 7
     assert bucket.relay.refused > refused
-    assert place.read_bytes("before") + place.read_bytes("after") == b"12"
+    assert folder.read_bytes("before") + folder.read_bytes("after") == b"12"
 
 
 @contextmanager
@@ -81,7 +81,7 @@ def slow(bucket: Bucket, delay: float) -> Iterator[None]:
 
 def test_a_lease_is_kept_through_a_slow_disk(bucket: Bucket) -> None:
     """Every file written takes as long as a beat's pause, and more."""
-    root = Place.of(bucket.uri("slow-lease"))
+    root = Folder.of(bucket.uri("slow-lease"))
     with (
         slow(bucket, 0.3),
         closing(Leases(root, beat=0.5, expire=6.0)) as holder,
@@ -105,7 +105,7 @@ def test_steps_made_on_a_slow_disk_are_those_of_a_fast_one(
         code, output = start(tmp_path, "noise", "build", *TINY, "--storage", uri).finish()
     assert code == 0, output
     assert "another sweep" not in output  # leases lost to itself
-    root, fast = Place.of(uri), digests(Place.of(undisturbed / "nml-store"))
+    root, fast = Folder.of(uri), digests(Folder.of(undisturbed / "nml-store"))
     expected = {n: d for n, d in fast.items() if n.startswith(("corpus/digits/", "noise/"))}
     assert len(expected) > 4
     assert digests(root) == expected
@@ -114,14 +114,14 @@ def test_steps_made_on_a_slow_disk_are_those_of_a_fast_one(
 
 
 def test_what_cannot_be_reached_at_all_is_an_error_not_a_wait(bucket: Bucket) -> None:
-    place = Place.of(bucket.uri("x").replace("nml/x", "nobodys-bucket/x"))
+    folder = Folder.of(bucket.uri("x").replace("nml/x", "nobodys-bucket/x"))
     with pytest.raises(OSError, match="nobodys-bucket"):
-        place.write_bytes("a", b"1")
+        folder.write_bytes("a", b"1")
 
 
 def test_credentials_in_a_uri_are_refused() -> None:
     with pytest.raises(ValueError, match="credentials") as raised:
-        Place.of("s3://key:secret-9d1@bucket/nml").read_bytes("x")
+        Folder.of("s3://key:secret-9d1@bucket/nml").read_bytes("x")
     assert "secret-9d1" not in str(raised.value)
 
 
@@ -130,7 +130,7 @@ def test_a_sweep_through_a_bad_network_ends_as_on_a_disk(
 ) -> None:
     """503 for 15 s and resets for 15 s, from the first finished step on."""
     uri = bucket.uri("sweep")
-    root = Place.of(uri)
+    root = Folder.of(uri)
     command = start(tmp_path, "sweep", *TINY, "--storage", uri)
     deadline = time.monotonic() + 300
     while not any("manifest.json" in name for name, _ in root.files()):
@@ -145,14 +145,14 @@ def test_a_sweep_through_a_bad_network_ends_as_on_a_disk(
     assert code == 0, output
     assert "Traceback" not in output
     assert "testing-secret" not in output
-    assert digests(root) == digests(Place.of(undisturbed / "nml-store"))
+    assert digests(root) == digests(Folder.of(undisturbed / "nml-store"))
     left = [name for name, _ in root.files() if name.startswith((".scratch/", ".leases/"))]
     assert left == []
 
 
 def test_no_secret_is_kept_in_the_storage(bucket: Bucket) -> None:
     """After the sweep above: not in a manifest, a report or a name."""
-    filesystem, path = Place.of(bucket.uri("sweep")).open()
+    filesystem, path = Folder.of(bucket.uri("sweep")).open()
     found = filesystem.get_file_info(pafs.FileSelector(path, recursive=True))
     small = [i for i in found if i.type == pafs.FileType.File and i.size < 1_000_000]
     assert small

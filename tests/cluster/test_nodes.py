@@ -27,7 +27,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from commands import Command, Start
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 from tests.cluster.machines import Machines, Node, may_mask
 from tests.cluster.test_bucket import digests
 from tests.faults.test_driver import finished
@@ -208,7 +208,7 @@ def story(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Story:
 def test_a_sweep_that_loses_nodes_ends_with_an_undisturbed_ones_files(story: Story) -> None:
     assert story.code == 0, story.output
     found, expected = (
-        {name: digest for name, digest in digests(Place.of(root)).items() if name[:4] != "tune"}
+        {name: digest for name, digest in digests(Folder.of(root)).items() if name[:4] != "tune"}
         for root in (story.folder / "nml-store", story.undisturbed / "nml-store")
     )
     assert expected

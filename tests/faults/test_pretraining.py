@@ -115,21 +115,21 @@ def test_a_signal_to_all_of_a_sweep_leaves_what_the_next_one_goes_on_from(
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Callable[[str], None]]:
     """The pre-training's scratch on a file system of its own, of a size that can be changed."""
-    place = scratch(tmp_path)
-    place.mkdir(parents=True)
+    folder = scratch(tmp_path)
+    folder.mkdir(parents=True)
     if (
         os.geteuid() != 0
         or subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=1200k", "tmpfs", place], check=False
+            ["mount", "-t", "tmpfs", "-o", "size=1200k", "tmpfs", folder], check=False
         ).returncode
     ):
         pytest.skip("needs the right to mount a tmpfs")
 
     def resize(size: str) -> None:
-        subprocess.run(["mount", "-o", f"remount,size={size}", place], check=True)
+        subprocess.run(["mount", "-o", f"remount,size={size}", folder], check=True)
 
     yield resize
-    subprocess.run(["umount", "--lazy", place], check=True)
+    subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 def test_a_full_disk_is_said_in_a_sentence_and_nothing_is_lost(

@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 
 import synthetic
 from commands import TINY, Command, Start, free_port
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 from orchestrator import experiment, mirror, planner
 from orchestrator.shown import groups
 from orchestrator.store import Store
@@ -115,7 +115,7 @@ def test_what_was_missed_is_told_as_soon_as_the_server_is_back(
     """While the sweep goes on: whoever looks need not wait for its end."""
     monkeypatch.setattr(mirror, "AGAIN_SECONDS", 1.0)
     made = planner.build(experiment.load(noise="0,20", overrides=["tasks=[digits]"]))
-    store = Store(Place.of(tmp_path / "store"))
+    store = Store(Folder.of(tmp_path / "store"))
     said: list[str] = []
     port = free_port()
     tracker = mirror.Tracker(made, store, f"http://127.0.0.1:{port}", say=said.append)

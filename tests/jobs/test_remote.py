@@ -11,7 +11,7 @@ import ray
 
 from jobs.contract import Hooks, Outcome, Spec, StageError, Work
 from jobs.remote import answer_each, guarded, portable
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 
 
 class OnlyHereError(Exception):
@@ -50,7 +50,7 @@ class Heard:
 
 
 def works(folder: Path, *addresses: str) -> list[Work]:
-    place = Place.of(folder)
+    place = Folder.of(folder)
     return [Work(address, "0", Spec(), {}, place, place) for address in addresses]
 
 

@@ -7,7 +7,7 @@ import pytest
 
 import synthetic
 from jobs.contract import Outcome
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 from jobs.tuning.spec import TuneStep
 from orchestrator import experiment, planner
 from orchestrator.cli import _run
@@ -25,7 +25,7 @@ def plan() -> Plan:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    return Store(Place.of(tmp_path))
+    return Store(Folder.of(tmp_path))
 
 
 def priced(plan: Plan, store: Store, **given: float) -> Cost:

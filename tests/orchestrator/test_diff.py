@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from jobs.contract import Outcome
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 from orchestrator import experiment, planner
 from orchestrator.compare import Comparison, compare
 from orchestrator.errors import UserError
@@ -31,9 +31,9 @@ def filled(
     card: Mapping[str, Any] | None = None,
     provenance: Mapping[str, Any] = MADE,
     kinds: tuple[str, ...] = ("corpus", "noise", "pretrain", "features"),
-) -> Place:
+) -> Folder:
     """A store of the plan's steps; every encoder's weights are its own."""
-    store = Store(Place.of(root))
+    store = Store(Folder.of(root))
     store.prepare()
     for step in made.steps.values():
         if step.kind not in kinds:
@@ -49,7 +49,7 @@ def filled(
     return store.root
 
 
-def told(storage: Place, a: str, b: str) -> Comparison:
+def told(storage: Folder, a: str, b: str) -> Comparison:
     return compare(f"pretrain/{RUN}/{a}", f"pretrain/{RUN}/{b}", storage)
 
 
@@ -105,7 +105,7 @@ def test_another_recipe_is_named_by_its_field(tmp_path: Path, override: str, fie
     found = compare(
         f"{tmp_path}/a/pretrain/{RUN}/noise=0/seed=0",
         f"{tmp_path}/b/pretrain/{RUN}/noise=10/seed=0",
-        Place.of(tmp_path / "nowhere"),
+        Folder.of(tmp_path / "nowhere"),
     )
     assert paths(found) == {field}
 
@@ -126,7 +126,7 @@ def test_what_the_recipe_does_not_show_is_compared_too(
 ) -> None:
     filled(tmp_path / "a", planned(seeds="0"))
     filled(tmp_path / "b", planned(seeds="0"), card, made)
-    found = compare(f"{tmp_path}/a/pretrain", f"{tmp_path}/b/pretrain", Place.of(tmp_path))
+    found = compare(f"{tmp_path}/a/pretrain", f"{tmp_path}/b/pretrain", Folder.of(tmp_path))
     assert paths(found) == {field}
     assert not found.noise_alone
 
@@ -134,10 +134,10 @@ def test_what_the_recipe_does_not_show_is_compared_too(
 def test_equal_stores_do_not_differ_and_a_missing_step_is_named(tmp_path: Path) -> None:
     filled(tmp_path / "a", planned())
     filled(tmp_path / "b", planned())
-    same = compare(str(tmp_path / "a"), str(tmp_path / "b"), Place.of(tmp_path))
+    same = compare(str(tmp_path / "a"), str(tmp_path / "b"), Folder.of(tmp_path))
     assert same.verdict() == "These two runs do not differ, not even in noise."
-    Store(Place.of(tmp_path / "b")).output(f"noise/{RUN[:16]}/level=10").delete()
-    less = compare(str(tmp_path / "a"), str(tmp_path / "b"), Place.of(tmp_path))
+    Store(Folder.of(tmp_path / "b")).output(f"noise/{RUN[:16]}/level=10").delete()
+    less = compare(str(tmp_path / "a"), str(tmp_path / "b"), Folder.of(tmp_path))
     assert less.alone == (f"noise/{RUN[:16]}/level=10",)
     assert not less.noise_alone
 
@@ -196,9 +196,9 @@ def test_what_read_encoders_of_other_versions_does_not_differ_in_noise_alone(
 ) -> None:
     made = planned(seeds="0")
     root = filled(tmp_path, made)
-    place = root / f"pretrain/{RUN}/noise=10/seed=0"
-    manifest = place.read_json("manifest.json")
+    folder = root / f"pretrain/{RUN}/noise=10/seed=0"
+    manifest = folder.read_json("manifest.json")
     manifest["provenance"]["versions"] = {"torch": "1.0"}
-    place.write_json("manifest.json", manifest)
+    folder.write_json("manifest.json", manifest)
     found = compare(f"features/{RUN}/noise=0", f"features/{RUN}/noise=10", root)
     assert paths(found) == {"inputs.encoder.made_with.versions.torch"}

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 from orchestrator import evidence
 from orchestrator.index import Record
 from orchestrator.plan import Step
@@ -40,7 +40,7 @@ def manifest(
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    return Store(Place(str(tmp_path)))
+    return Store(Folder(str(tmp_path)))
 
 
 def cell(store: Store, right: list[bool], keys: list[str]) -> tuple[Step, Record]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from jobs.contract import Hooks, Outcome, StageError, Work
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 from orchestrator import executor, experiment, planner
 from orchestrator.executor import Executor, Result, Status
 from orchestrator.plan import KINDS, Plan, Standing, assess
@@ -25,8 +25,8 @@ TROUBLE: dict[str, list[BaseException]] = {}
 def stage(works: Sequence[Work], hooks: Hooks) -> None:
     for work in works:
         RUNS[work.address] += 1
-        for place in work.inputs.values():
-            assert place.exists("manifest.json"), "an input was not committed"
+        for folder in work.inputs.values():
+            assert folder.exists("manifest.json"), "an input was not committed"
         if TROUBLE.get(work.address):
             hooks.done(work.address, TROUBLE[work.address].pop())
             continue
@@ -64,7 +64,7 @@ def small() -> Plan:
 
 
 def execute(small: Plan, root: Path, stages: dict[str, str] = STAGES) -> dict[str, Result]:
-    store = Store(Place.of(root))
+    store = Store(Folder.of(root))
     store.prepare()
     done = [a for a, s in assess(small, store).items() if s.standing is Standing.DONE]
     progress = Lines(dict.fromkeys(KINDS, 1000), {}, interval=60)
@@ -112,7 +112,7 @@ def test_a_step_that_keeps_failing_is_given_up_with_its_reason(small: Plan, tmp_
     TROUBLE[shaky] = [ConnectionError("lost")] * 9
     results = execute(small, tmp_path)
     assert results[shaky].reason == "ConnectionError: lost"
-    scratch = Store(Place.of(tmp_path)).scratch(small.steps[shaky])
+    scratch = Store(Folder.of(tmp_path)).scratch(small.steps[shaky])
     assert b"ConnectionError: lost" in scratch.read_bytes("error.txt")
 
 
@@ -136,7 +136,7 @@ def test_no_stage_is_at_work_any_more_when_a_run_ends(
 
 def test_two_drivers_on_one_store_share_the_work(small: Plan, tmp_path: Path) -> None:
     stages = {**STAGES, "corpus": f"{__name__}:slow_stage", "pretrain": f"{__name__}:slow_stage"}
-    Store(Place.of(tmp_path)).prepare()
+    Store(Folder.of(tmp_path)).prepare()
     found: list[dict[str, Result]] = []
     threads = [
         threading.Thread(target=lambda: found.append(execute(small, tmp_path, stages)))
@@ -152,7 +152,7 @@ def test_two_drivers_on_one_store_share_the_work(small: Plan, tmp_path: Path) ->
 
 
 def test_many_drivers_may_prepare_a_store_at_once(tmp_path: Path) -> None:
-    store = Store(Place.of(tmp_path))
+    store = Store(Folder.of(tmp_path))
     store.prepare()
     with ThreadPoolExecutor(8) as pool:
         for prepared in [pool.submit(store.prepare) for _ in range(100)]:
@@ -162,9 +162,9 @@ def test_many_drivers_may_prepare_a_store_at_once(tmp_path: Path) -> None:
 
 def test_an_unfinished_folder_is_redone_from_empty(small: Plan, tmp_path: Path) -> None:
     step = small.of_kind("corpus")[0]
-    Store(Place.of(tmp_path)).output(step.address).write_bytes("half.txt", b"half")
+    Store(Folder.of(tmp_path)).output(step.address).write_bytes("half.txt", b"half")
     execute(small, tmp_path)
-    manifest = Store(Place.of(tmp_path)).manifest(step.address)
+    manifest = Store(Folder.of(tmp_path)).manifest(step.address)
     assert manifest is not None
     assert set(manifest.files) == {"made.txt"}
 
@@ -211,7 +211,7 @@ def test_a_driver_leaves_an_index_of_what_it_committed(
         raise AssertionError(f"the manifest of {address} was opened")
 
     monkeypatch.setattr(Store, "manifest", refuse)
-    found = assess(small, Store(Place.of(tmp_path)))
+    found = assess(small, Store(Folder.of(tmp_path)))
     assert {assessment.standing for assessment in found.values()} == {Standing.DONE}
 
 

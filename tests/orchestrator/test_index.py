@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 import synthetic
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 from orchestrator import experiment, index, planner
 from orchestrator.index import Index, Journal, Record, Stamp
 from orchestrator.plan import Plan, Standing, assess
@@ -23,7 +23,7 @@ def small() -> Plan:
 
 @pytest.fixture
 def store(small: Plan, tmp_path: Path) -> Store:
-    made = Store(Place.of(tmp_path))
+    made = Store(Folder.of(tmp_path))
     synthetic.fill(small, made)
     return made
 
@@ -121,11 +121,11 @@ def test_cells_are_the_same_rows_with_and_without_it(small: Plan, kept: Store) -
 def test_a_store_that_may_not_be_written_is_still_read(
     small: Plan, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(self: Place, name: str, data: bytes, *, durable: bool = True) -> None:
+    def refuse(self: Folder, name: str, data: bytes, *, durable: bool = True) -> None:
         raise PermissionError(13, "Permission denied", name)
 
     monkeypatch.setattr(index, "KEEP_ROWS", 1)
-    monkeypatch.setattr(Place, "write_bytes", refuse)
+    monkeypatch.setattr(Folder, "write_bytes", refuse)
     assert store.records(small.steps) == by_manifests(small, store)
     assert segments(store) == {"steps": 0, "cells": 0}
 

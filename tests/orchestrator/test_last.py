@@ -6,14 +6,14 @@ import pytest
 import yaml
 
 import synthetic
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 from orchestrator import experiment, last, planner, sweep
 from orchestrator.cli import _run
 from orchestrator.errors import StoreError
 from orchestrator.store import Store
 
 
-def recalled(root: Place, *overrides: str) -> experiment.Experiment:
+def recalled(root: Folder, *overrides: str) -> experiment.Experiment:
     return experiment.load("last", text=last.recall(root), overrides=overrides)
 
 
@@ -24,7 +24,7 @@ def fingerprints(of: experiment.Experiment) -> dict[str, str]:
 
 @pytest.mark.parametrize("name", experiment.bundled())
 def test_what_is_remembered_plans_the_same_steps(name: str, tmp_path: Path) -> None:
-    asked, root = experiment.load(name), Place.of(tmp_path)
+    asked, root = experiment.load(name), Folder.of(tmp_path)
     last.remember(asked, root)
     back = recalled(root)
     assert fingerprints(back) == fingerprints(asked)
@@ -35,10 +35,10 @@ def test_folders_are_found_from_anywhere_and_buckets_stay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    last.remember(experiment.load(overrides=["data=mine"]), Place.of("here"))
-    assert recalled(Place.of("here")).data == str(tmp_path / "mine")
-    last.remember(experiment.load(overrides=["data='s3://b/mine'"]), Place.of("here"))
-    assert recalled(Place.of("here")).data == "s3://b/mine"
+    last.remember(experiment.load(overrides=["data=mine"]), Folder.of("here"))
+    assert recalled(Folder.of("here")).data == str(tmp_path / "mine")
+    last.remember(experiment.load(overrides=["data='s3://b/mine'"]), Folder.of("here"))
+    assert recalled(Folder.of("here")).data == "s3://b/mine"
 
 
 def test_files_are_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,9 +52,9 @@ def test_files_are_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path / "started")
     for name in ("groups.csv", "w.pth", "d.parquet"):
         Path(name).write_text("zero,round\n")
-    last.remember(asked, Place.of("../store"))
+    last.remember(asked, Folder.of("../store"))
     monkeypatch.chdir(tmp_path)
-    back = recalled(Place.of("store")).model_dump(mode="json")
+    back = recalled(Folder.of("store")).model_dump(mode="json")
     found = [
         back["corpus"]["reader"]["path"],
         back["noise"]["file"],
@@ -66,7 +66,7 @@ def test_files_are_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_a_password_is_not_kept_and_a_plain_server_is(tmp_path: Path) -> None:
-    root = Place.of(tmp_path)
+    root = Folder.of(tmp_path)
     last.remember(experiment.load(overrides=["tracking.uri='http://me:tr0ub4dor@host:5000'"]), root)
     assert "tr0ub4dor" not in (last.recall(root) or "")
     assert recalled(root).tracking.uri is None
@@ -85,7 +85,7 @@ def test_a_finished_sweep_is_shown_as_it_was_asked_for(
             overrides=["name=mine", "tasks=[digits]", "tracking.enabled=false", "storage=here"],
         )
     )
-    store = Store(Place.of("here"))
+    store = Store(Folder.of("here"))
     synthetic.fill(plan, store)
     sweep.run(plan, store)
     assert _run(["status", "--storage", "here"]) == 0
@@ -104,7 +104,7 @@ def test_a_store_that_moved_is_read_where_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    last.remember(experiment.load(overrides=["name=mine"]), Place.of("before"))
+    last.remember(experiment.load(overrides=["name=mine"]), Folder.of("before"))
     (tmp_path / "before").rename(tmp_path / "nml-store")
     assert _run(["status"]) == 0
     assert capsys.readouterr().out.startswith(f"mine in {tmp_path}/nml-store\n")
@@ -117,7 +117,7 @@ def test_a_store_that_cannot_be_read_is_one_sentence(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def silent(root: Place) -> None:
+    def silent(root: Folder) -> None:
         raise OSError("Could not connect to server")
 
     monkeypatch.chdir(tmp_path)
@@ -142,7 +142,7 @@ def test_a_storage_of_no_kind_that_is_known_is_the_users_mistake(
 
 def test_a_password_in_a_storage_that_cannot_be_written_is_not_shown() -> None:
     with pytest.raises(StoreError, match=r"cannot be written") as caught:
-        Store(Place("s3://me:hunter2@bucket/x")).prepare()
+        Store(Folder("s3://me:hunter2@bucket/x")).prepare()
     assert "hunter2" not in str(caught.value)
 
 
@@ -151,7 +151,7 @@ def test_a_storage_may_have_any_name(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    last.remember(experiment.load(overrides=["name=mine"]), Place.of(name))
+    last.remember(experiment.load(overrides=["name=mine"]), Folder.of(name))
     assert _run(["status", "--storage", name]) == 0
     assert capsys.readouterr().out.startswith(f"mine in {tmp_path}/{name}\n")
     assert _run(["plan", "demo", "--storage", name]) == 0
@@ -161,7 +161,7 @@ def test_one_of_another_version_is_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Place.of("nml-store").write_bytes(last.NAME, yaml.safe_dump({"nmae": "x"}).encode())
+    Folder.of("nml-store").write_bytes(last.NAME, yaml.safe_dump({"nmae": "x"}).encode())
     assert _run(["status"]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1

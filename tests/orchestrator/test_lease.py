@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 from orchestrator.lease import Leases, living
 
 
 def test_one_holder_at_a_time(tmp_path: Path) -> None:
-    first, second = Leases(Place.of(tmp_path)), Leases(Place.of(tmp_path))
+    first, second = Leases(Folder.of(tmp_path)), Leases(Folder.of(tmp_path))
     assert first.acquire("corpus/a")
     assert not second.acquire("corpus/a")
     assert second.acquire("corpus/b")
@@ -25,7 +25,7 @@ def test_one_holder_at_a_time(tmp_path: Path) -> None:
 
 
 def test_a_race_of_many_never_gives_two_holders(tmp_path: Path) -> None:
-    drivers = [Leases(Place.of(tmp_path)) for _ in range(8)]
+    drivers = [Leases(Folder.of(tmp_path)) for _ in range(8)]
     holding, most, lock = 0, 0, threading.Lock()
 
     def compete(driver: Leases) -> None:
@@ -52,12 +52,12 @@ def test_a_race_of_many_never_gives_two_holders(tmp_path: Path) -> None:
 
 def test_the_lease_of_a_killed_process_is_free_at_once(tmp_path: Path) -> None:
     code = (
-        "import os, sys; from jobs.storage.folder import Place;"
+        "import os, sys; from jobs.storage.folder import Folder;"
         "from orchestrator.lease import Leases;"
-        f"assert Leases(Place.of({str(tmp_path)!r})).acquire('step'); os.kill(os.getpid(), 9)"
+        f"assert Leases(Folder.of({str(tmp_path)!r})).acquire('step'); os.kill(os.getpid(), 9)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
-    mine = Leases(Place.of(tmp_path))
+    mine = Leases(Folder.of(tmp_path))
     assert mine.acquire("step")
     mine.close()
 
@@ -65,7 +65,7 @@ def test_the_lease_of_a_killed_process_is_free_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize("pids", ["pid:[1]", None], ids=["another", "not told"])
 def test_a_process_id_of_another_namespace_proves_nothing(tmp_path: Path, pids: str | None) -> None:
     """As of two containers of one machine: the holder lives, under an id that nobody has here."""
-    holder, other = Leases(Place.of(tmp_path)), Leases(Place.of(tmp_path))
+    holder, other = Leases(Folder.of(tmp_path)), Leases(Folder.of(tmp_path))
     assert holder.acquire("step")
     (path,) = (tmp_path / ".leases/claims").rglob("*.*")
     gone = subprocess.Popen([sys.executable, "-c", ""])
@@ -74,14 +74,14 @@ def test_a_process_id_of_another_namespace_proves_nothing(tmp_path: Path, pids: 
     path.write_text(json.dumps({name: value for name, value in claim.items() if value}))
     assert not other.acquire("step")
     assert holder.holds("step")
-    assert living(Place.of(tmp_path)) == {"step"}
+    assert living(Folder.of(tmp_path)) == {"step"}
     holder.close()
     other.close()
 
 
 def test_a_lease_that_is_no_longer_beaten_expires(tmp_path: Path) -> None:
-    silent = Leases(Place.of(tmp_path), beat=60, expire=0.3)
-    waiting = Leases(Place.of(tmp_path), beat=60, expire=0.3)
+    silent = Leases(Folder.of(tmp_path), beat=60, expire=0.3)
+    waiting = Leases(Folder.of(tmp_path), beat=60, expire=0.3)
     assert silent.acquire("step")
     assert not waiting.acquire("step")
     time.sleep(0.5)
@@ -92,8 +92,8 @@ def test_a_lease_that_is_no_longer_beaten_expires(tmp_path: Path) -> None:
 
 
 def test_a_beaten_lease_outlives_its_expiry(tmp_path: Path) -> None:
-    beating = Leases(Place.of(tmp_path), beat=0.1, expire=0.5)
-    other = Leases(Place.of(tmp_path), beat=60, expire=0.5)
+    beating = Leases(Folder.of(tmp_path), beat=0.1, expire=0.5)
+    other = Leases(Folder.of(tmp_path), beat=60, expire=0.5)
     assert beating.acquire("step")
     time.sleep(1)
     assert not other.acquire("step")
@@ -102,13 +102,13 @@ def test_a_beaten_lease_outlives_its_expiry(tmp_path: Path) -> None:
 
 
 def test_a_thousand_leases_are_kept_alive_by_one_file(tmp_path: Path) -> None:
-    driver = Leases(Place.of(tmp_path), beat=0.1, expire=5)
+    driver = Leases(Folder.of(tmp_path), beat=0.1, expire=5)
     assert all(driver.acquire(f"tune/{n}") for n in range(50))
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
     time.sleep(0.5)
     after = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
     assert before.keys() == after.keys()
     assert len([path for path in before if before[path] != after[path]]) == 1
-    assert living(Place.of(tmp_path)) == {f"tune/{n}" for n in range(50)}
+    assert living(Folder.of(tmp_path)) == {f"tune/{n}" for n in range(50)}
     driver.close()
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []

@@ -25,7 +25,7 @@ from jobs.features.given import take_in
 from jobs.features.spec import GivenStep
 from jobs.noise.files import Source
 from jobs.pretrain.job import _read
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 from jobs.tasks import registry
 from orchestrator import experiment, index, planner
 from orchestrator.lease import Leases, living
@@ -34,7 +34,7 @@ from orchestrator.store import Store
 
 
 @pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Folder]:
     port = free_port()
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
     server.start()
@@ -43,7 +43,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     boto3.client("s3", endpoint_url=f"http://127.0.0.1:{port}").create_bucket(Bucket="nml")
-    yield Place(f"s3://nml/store?endpoint_override=http://127.0.0.1:{port}")
+    yield Folder(f"s3://nml/store?endpoint_override=http://127.0.0.1:{port}")
     server.stop()
 
 
@@ -54,7 +54,7 @@ def small() -> Plan:
 
 
 def test_standing_is_read_from_a_listing_and_the_index(
-    small: Plan, bucket: Place, monkeypatch: pytest.MonkeyPatch
+    small: Plan, bucket: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(index, "KEEP_ROWS", 1)
     store = Store(bucket)
@@ -76,14 +76,14 @@ def test_standing_is_read_from_a_listing_and_the_index(
     assert cells.num_rows == len(small.of_kind("tune")) - 1
 
 
-def test_a_listing_and_a_single_look_give_one_stamp(small: Plan, bucket: Place) -> None:
+def test_a_listing_and_a_single_look_give_one_stamp(small: Plan, bucket: Folder) -> None:
     store = Store(bucket)
     synthetic.fill(small, store)
     stamps = store.stamps(small.steps)
     assert stamps == {address: store.stamp(address) for address in small.steps}
 
 
-def test_one_holder_at_a_time_in_a_bucket_too(bucket: Place) -> None:
+def test_one_holder_at_a_time_in_a_bucket_too(bucket: Folder) -> None:
     first, second = Leases(bucket), Leases(bucket)
     assert first.acquire("tune/a")
     assert not second.acquire("tune/a")
@@ -96,14 +96,14 @@ def test_one_holder_at_a_time_in_a_bucket_too(bucket: Place) -> None:
     assert list((bucket / ".leases").files()) == []
 
 
-def test_a_file_written_apart_is_put_whole(bucket: Place) -> None:
+def test_a_file_written_apart_is_put_whole(bucket: Folder) -> None:
     data = bytes(range(256)) * 100_000  # more than is sent at once
     with bucket.new_file("deep/large") as path:
         path.write_bytes(data)
     assert bucket.read_bytes("deep/large") == data
 
 
-def test_a_data_folder_is_named_with_its_endpoint(bucket: Place) -> None:
+def test_a_data_folder_is_named_with_its_endpoint(bucket: Folder) -> None:
     sets = bucket / "sets"
     for name in ("eurosat/EuroSAT_RGB/b/1.jpg", "eurosat/EuroSAT_RGB/a/2.jpg", "t/a/3.jpg"):
         sets.write_bytes(name, b"image")
@@ -118,7 +118,7 @@ def test_a_data_folder_is_named_with_its_endpoint(bucket: Place) -> None:
     assert [each["image"].to_pylist() for each in rows] == [[b"image"]]
 
 
-def test_a_file_is_named_with_its_endpoint(bucket: Place) -> None:
+def test_a_file_is_named_with_its_endpoint(bucket: Folder) -> None:
     rows = {"key": [f"k{i}" for i in range(40)], "vector": [[float(i)] for i in range(40)]}
     bucket.write_table("f.parquet", pa.table({**rows, "label": [i % 2 for i in range(40)]}))
     encoder = pin(GivenEncoder(name="ada", files={"t": (bucket / "f.parquet").uri}))
@@ -131,7 +131,7 @@ def test_a_file_is_named_with_its_endpoint(bucket: Place) -> None:
     assert source.table(["key"])["key"].to_pylist() == rows["key"]
 
 
-def test_progress_that_is_written_while_it_is_read_is_whole_or_not_there(bucket: Place) -> None:
+def test_progress_that_is_written_while_it_is_read_is_whole_or_not_there(bucket: Folder) -> None:
     lengths = [1 + 7 * i % 50 for i in range(200)]
     writing = threading.Thread(
         target=lambda: [bucket.write_json("p.json", {"words": "x" * n}) for n in lengths]
@@ -146,7 +146,7 @@ def test_progress_that_is_written_while_it_is_read_is_whole_or_not_there(bucket:
 
 
 @pytest.mark.parametrize("name", ["w.safetensors", "w.pth"])
-def test_an_encoders_weights_may_lie_in_a_bucket(bucket: Place, name: str) -> None:
+def test_an_encoders_weights_may_lie_in_a_bucket(bucket: Folder, name: str) -> None:
     model = timm.create_model("test_resnet")
     sink = io.BytesIO()
     torch.save(model.state_dict(), sink)
@@ -180,5 +180,5 @@ def test_an_encoders_weights_may_lie_in_a_bucket(bucket: Place, name: str) -> No
     ],
 )
 def test_a_file_lies_in_its_folder(file: str, folder: str, name: str) -> None:
-    assert Place.holding(file) == (Place(folder), name)
-    assert (Place(folder) / name).uri == file
+    assert Folder.holding(file) == (Folder(folder), name)
+    assert (Folder(folder) / name).uri == file

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from jobs.contract import Outcome
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 from jobs.tuning.spec import TuneStep
 from orchestrator import experiment, plan, planner
 from orchestrator.errors import DriftError, StoreError, UserError
@@ -24,7 +24,7 @@ def prints(made: Plan) -> dict[str, str]:
 
 
 def commit_all(made: Plan, root: Path) -> Store:
-    store = Store(Place.of(root))
+    store = Store(Folder.of(root))
     store.prepare()
     for step in made.steps.values():
         store.begin(step).output.write_bytes("made.txt", b"made")
@@ -169,7 +169,7 @@ def test_a_broken_manifest_is_one_sentence_with_the_remedy(tmp_path: Path) -> No
 def test_storage_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(StoreError, match="--set storage=PATH"):
-        Store(Place.of(tmp_path / "file")).prepare()
+        Store(Folder.of(tmp_path / "file")).prepare()
 
 
 def test_label_noise_is_an_axis_of_the_address_and_clean_cells_keep_theirs() -> None:

@@ -10,7 +10,7 @@ from analysis import names, relabelled, report, tables
 from analysis import readout as analysed
 from analysis.claims import verdicts
 from analysis.figures.relabelled import against_label_noise
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 from orchestrator import experiment, planner, readout
 from orchestrator.cli import _run
 from orchestrator.plan import Plan
@@ -27,7 +27,7 @@ def planned(*more: str) -> Plan:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    made = Store(Place.of(tmp_path_factory.mktemp("relabelled")))
+    made = Store(Folder.of(tmp_path_factory.mktemp("relabelled")))
     synthetic.fill(planned(NOISY), made)
     return made
 
@@ -93,7 +93,7 @@ def test_named_encoders_have_theirs_too(
     pq.write_table(pa.table(given), "mine.parquet")
     words = ["--features", "mine.parquet", "--set", NOISY]
     plan = planner.build(experiment.load(features="mine.parquet", overrides=[NOISY]))
-    synthetic.fill(plan, Store(Place.of(tmp_path / "nml-store")))
+    synthetic.fill(plan, Store(Folder.of(tmp_path / "nml-store")))
     assert _run(["report", *words, "--out", "made"]) == 0
     capsys.readouterr()
     page = (tmp_path / "made/report.html").read_text()

@@ -10,7 +10,7 @@ import pytest
 import synthetic
 from analysis import tables
 from jobs.contract import Outcome
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 from orchestrator import experiment, planner
 from orchestrator.cli import _run
 from orchestrator.plan import Plan
@@ -26,7 +26,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     """A finished sweep, but for one cell; its figures, which no flag bears on, are not drawn."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("analysis.figures.draw", lambda readout: iter(()))
-    made = Store(Place.of(tmp_path / "nml-store"))
+    made = Store(Folder.of(tmp_path / "nml-store"))
     synthetic.fill(plan(), made)
     made.output(plan().of_kind("tune")[0].address).delete()
     return made
@@ -129,7 +129,7 @@ def test_test_images_of_an_id_task_count_in_every_domain_that_tests_on_them(
 ) -> None:
     tasks = "tasks=[domainnet-real, domainnet-sketch, domainnet-sketch-to-real]"
     planned = planner.build(experiment.load(noise="0,10", overrides=[tasks]))
-    made = Store(Place.of(tmp_path))
+    made = Store(Folder.of(tmp_path))
     synthetic.fill(planned, made)
     spectra = _Found(planned, made).readout({}, []).spectra.to_pylist()
     domains: dict[str, set[str]] = {
@@ -143,7 +143,7 @@ def test_test_images_of_an_id_task_count_in_every_domain_that_tests_on_them(
 def test_cells_that_were_not_planned_are_not_missing(tmp_path: Path) -> None:
     sets = ["tuning.fractions=[10,100]", "tuning.seeds=[0,1]"]
     planned = planner.build(experiment.load("digits-clip", noise="0", overrides=sets))
-    made = Store(Place.of(tmp_path))
+    made = Store(Folder.of(tmp_path))
     synthetic.fill(planned, made)
     done, asked = tables.finished(_Found(planned, made).readout({}, []))
     assert done == asked == len(planned.of_kind("tune"))

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import synthetic
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 from orchestrator import experiment, planner
 from orchestrator.cli import _run
 from orchestrator.lease import Leases
@@ -33,7 +33,7 @@ def small() -> Plan:
 @pytest.fixture
 def store(small: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     monkeypatch.chdir(tmp_path)
-    made = Store(Place.of(tmp_path / "nml-store"))
+    made = Store(Folder.of(tmp_path / "nml-store"))
     synthetic.fill(small, made)
     return made
 

@@ -10,7 +10,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from jobs.contract import Outcome
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 from orchestrator import experiment, planner, provenance
 from orchestrator.cli import _run
 from orchestrator.errors import TrackingError
@@ -31,7 +31,7 @@ def small() -> Plan:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    made = Store(Place.of(tmp_path / "store"))
+    made = Store(Folder.of(tmp_path / "store"))
     made.prepare()
     return made
 
@@ -284,7 +284,7 @@ def test_points_that_changed_replace_the_sweeps_run(
 
 def test_two_stores_may_share_a_server(small: Plan, store: Store, tmp_path: Path) -> None:
     uri = database(tmp_path)
-    other = Store(Place.of(tmp_path / "other"))
+    other = Store(Folder.of(tmp_path / "other"))
     other.prepare()
     mirror_all(small, store, uri, []).close(record(tmp_path))
     mirror_all(small, other, uri, []).close(record(tmp_path))

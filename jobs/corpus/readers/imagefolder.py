@@ -16,7 +16,7 @@ from jobs.corpus.readers.names import class_names
 from jobs.corpus.readers.rows import Classes, Gather, Unit, claim
 from jobs.corpus.readers.source import contents, files, folders, is_hidden
 from jobs.corpus.spec import ImageFolderReader
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 
 UNITS = 64  # at least so many for a source, so that few large classes still make enough work
 
@@ -62,6 +62,6 @@ class ImageFolder:
         yield from rows.rest()
 
     def _files(self, folder: str) -> list[tuple[str, int]]:
-        root = (Place.of(self.spec.path) / folder).uri
+        root = (Folder.of(self.spec.path) / folder).uri
         below = files(root, empty=True, broken=True)
         return [(f"{folder}/{name}", size) for name, size in below if not is_hidden(name)]

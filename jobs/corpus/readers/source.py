@@ -23,7 +23,7 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from jobs.contract import StageError
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 
 BUFFER = 4 << 20  # bytes asked of a filesystem at a time when a file is streamed
 REQUESTS = 16  # small files asked of an object store at a time
@@ -58,12 +58,12 @@ def files(
     Raises StageError when there is nothing at the path or, unless it may be `empty`, nothing that
     fits; and for a link that leads nowhere, unless `broken` ones are wanted: as files of no bytes.
     """
-    place = Place.of(path)
-    filesystem, root = _open(place)
+    folder = Folder.of(path)
+    filesystem, root = _open(folder)
     info = _info(filesystem, root, path)
     if info.type == pafs.FileType.File:
         return [(info.base_name, int(info.size))]
-    below = _walk(root) if place.is_local else _listed(filesystem, root)
+    below = _walk(root) if folder.is_local else _listed(filesystem, root)
     found = []
     for name, size in below:
         if not fnmatch.fnmatchcase(name.rpartition("/")[2], pattern):
@@ -81,10 +81,10 @@ def folders(path: str) -> list[str]:
 
     Raises StageError when there is none, and for a link that leads nowhere: it may be a folder's.
     """
-    place = Place.of(path)
-    filesystem, root = _open(place)
+    folder = Folder.of(path)
+    filesystem, root = _open(folder)
     _info(filesystem, root, path, folder=True)
-    if place.is_local:
+    if folder.is_local:
         found = [_checked(root, name) for name in _local_folders(root)]
     else:
         found = [
@@ -175,7 +175,7 @@ def _printable(name: str) -> str:
 
 def locate(path: str, name: str) -> tuple[pafs.FileSystem, str]:
     """The filesystem, and the full path within it, of a file as `files` names it."""
-    filesystem, root = _open(Place.of(path))
+    filesystem, root = _open(Folder.of(path))
     info = _info(filesystem, root, path)
     return filesystem, root if info.type == pafs.FileType.File else f"{root}/{name}"
 
@@ -210,12 +210,12 @@ def contents(path: str, names: Iterable[str | None]) -> Iterator[bytes | None]:
 
     An object store is asked for several at a time, since each answer takes its while.
     """
-    place = Place.of(path)
-    if place.is_local:
-        root = place.local_path()
+    folder = Folder.of(path)
+    if folder.is_local:
+        root = folder.local_path()
         yield from (_read_local(root, name) for name in names)
         return
-    filesystem, full = _open(place)
+    filesystem, full = _open(folder)
 
     def read(name: str | None) -> bytes | None:
         if name is None:
@@ -232,7 +232,7 @@ def contents(path: str, names: Iterable[str | None]) -> Iterator[bytes | None]:
 
 def text(path: str) -> str:
     """A whole text file; StageError when it is absent, a folder or not UTF-8."""
-    filesystem, root = _open(Place.of(path))
+    filesystem, root = _open(Folder.of(path))
     if filesystem.get_file_info(root).type == pafs.FileType.Directory:
         raise StageError(f"{path} is a folder; name a file in it")
     try:
@@ -255,11 +255,11 @@ def _read_local(root: Path, name: str | None) -> bytes | None:
         return None
 
 
-def _open(place: Place) -> tuple[pafs.FileSystem, str]:
+def _open(folder: Folder) -> tuple[pafs.FileSystem, str]:
     try:
-        return place.open()
+        return folder.open()
     except (OSError, ValueError) as error:
-        raise StageError(f"{place.uri} cannot be opened ({error}); correct its path") from error
+        raise StageError(f"{folder.uri} cannot be opened ({error}); correct its path") from error
 
 
 def _info(filesystem: Any, root: str, path: str, folder: bool = False) -> Any:

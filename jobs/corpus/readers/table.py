@@ -21,7 +21,7 @@ from jobs.contract import StageError
 from jobs.corpus.readers.rows import Classes, Gather, Unit, claim, number_of
 from jobs.corpus.readers.source import contents, files, stream
 from jobs.corpus.spec import TableReader
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 
 UNITS = 64  # at most: every unit reads the table up to its own rows
 UNIT_ROWS = 5_000  # at least
@@ -188,7 +188,7 @@ class Table:
     def _root(self) -> str:
         if self.spec.root is not None:
             return self.spec.root
-        return Place.holding(Place.of(self.spec.path).uri)[0].uri
+        return Folder.holding(Folder.of(self.spec.path).uri)[0].uri
 
 
 def _is_tsv(name: str) -> bool:

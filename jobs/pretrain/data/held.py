@@ -27,7 +27,7 @@ from jobs.images.spec import ImageInput
 from jobs.pretrain.data.order import Order, Rows
 from jobs.pretrain.data.part import Batch, Part, Targets, picked_targets, read_index
 from jobs.pretrain.distributed import Group
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 
 MOST_MEMORISED = 10_000
 """Flipped rows that memorisation is measured on: when more are flipped, a seeded sample of them."""
@@ -49,13 +49,13 @@ def fits(
 
 @lru_cache(maxsize=8)
 def held(
-    corpus: Place, part: str, model_input: ImageInput, decoded_gb: float | None, sharing: int
+    corpus: Folder, part: str, model_input: ImageInput, decoded_gb: float | None, sharing: int
 ) -> bool:
     """Whether a part `fits`, asked once in a process: what one run holds, the next finds held."""
     return fits(read_index(corpus).rows(part), model_input, decoded_gb, sharing=sharing)
 
 
-def load_part(corpus: Place, part: str, model_input: ImageInput) -> Part:
+def load_part(corpus: Folder, part: str, model_input: ImageInput) -> Part:
     """Read and decode a part whole; the last ones read are kept by the process.
 
     Every shard is checked against the index. Raises StageError when the folder holds no corpus,
@@ -67,7 +67,7 @@ def load_part(corpus: Place, part: str, model_input: ImageInput) -> Part:
 
 @lru_cache(maxsize=2)  # a training and a validation part, shared by the runs of a pack
 def _decoded(
-    corpus: Place,
+    corpus: Folder,
     name: str,
     classes: tuple[str, ...],
     files: tuple[File, ...],
@@ -94,7 +94,7 @@ def _decoded(
     )
 
 
-def _read_shard(corpus: Place, file: File) -> pa.Table:
+def _read_shard(corpus: Folder, file: File) -> pa.Table:
     try:
         data = corpus.read_bytes(file.file)
     except FileNotFoundError:

@@ -8,10 +8,10 @@ from jobs.contract import StageError
 from jobs.noise.overlay import CHANGED, Changes, Overlay, apply
 from jobs.pretrain.data.order import Rows
 from jobs.pretrain.data.part import Encode, Field, Part, Targets
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 
 
-def read_overlay(noise: Place, field: Field) -> Overlay:
+def read_overlay(noise: Folder, field: Field) -> Overlay:
     """A noise step's description; StageError when it changes another field than the one trained
     on.
     """
@@ -32,13 +32,13 @@ def mismatched(overlay: Overlay, here: int) -> StageError:
     )
 
 
-def changed_rows(noise: Place) -> Rows:
+def changed_rows(noise: Folder) -> Rows:
     """Numbers of the changed training rows, rising."""
     rows: Rows = noise.read_table(CHANGED, ["row"])["row"].to_numpy()
     return rows
 
 
-def noisy_targets(part: Part, noise: Place, field: Field, encode: Encode) -> Targets:
+def noisy_targets(part: Part, noise: Folder, field: Field, encode: Encode) -> Targets:
     """The training part's targets under a noise step's overlay.
 
     `encode` turns labels or captions into a tensor of one row each. Raises StageError when the

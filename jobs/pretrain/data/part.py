@@ -14,7 +14,7 @@ from jobs.contract import StageError
 from jobs.corpus.shards import INDEX, File, Index
 from jobs.images.augment import Hashes
 from jobs.pretrain.distributed import Group
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 
 Field = Literal["label", "caption"]
 
@@ -95,7 +95,7 @@ Encode = Callable[[Part, pa.Array], Tensor]
 """Labels or captions of a part as a tensor of one row each."""
 
 
-def read_index(corpus: Place) -> Index:
+def read_index(corpus: Folder) -> Index:
     """What a corpus's folder holds; StageError when it holds no corpus."""
     try:
         return Index.read(corpus)

@@ -25,7 +25,7 @@ from jobs.images.pixels import prepared
 from jobs.images.spec import ImageInput
 from jobs.pretrain.data.order import Rows, segments
 from jobs.pretrain.data.part import Part
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 
 COLUMNS = ("key", "image", "label", "caption")
 
@@ -35,7 +35,7 @@ _CHUNK = 16  # images that a thread decodes at a time
 class Reader:
     """The rows of one part, by number. May be called from several threads."""
 
-    def __init__(self, corpus: Place, files: Sequence[File], *, hold: int = 2) -> None:
+    def __init__(self, corpus: Folder, files: Sequence[File], *, hold: int = 2) -> None:
         """`hold`: how many segments are kept in memory for another call."""
         self._corpus, self._files, self._hold = corpus, tuple(files), hold
         self._first, self._count = segments(files)
@@ -129,7 +129,7 @@ class LazyImages:
 
 
 def lazy_part(
-    corpus: Place, index: Index, part: str, model_input: ImageInput, threads: int
+    corpus: Folder, index: Index, part: str, model_input: ImageInput, threads: int
 ) -> Part:
     """A part whose labels and captions are read now and whose images when they are asked for."""
     files = index.parts[part]

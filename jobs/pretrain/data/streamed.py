@@ -37,7 +37,7 @@ from jobs.pretrain.data.order import LANES, Order, Rows, Span, shuffle
 from jobs.pretrain.data.part import Batch, Encode, Field, Part, Targets, picked_targets
 from jobs.pretrain.data.reader import LazyImages, Reader
 from jobs.pretrain.distributed import Group
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 
 CHUNK = 16  # images that a process decodes at a time
 AHEAD = 2  # batches that are decoded while one is trained on
@@ -90,9 +90,9 @@ class StreamedSource:
 
     def __init__(
         self,
-        corpus: Place,
+        corpus: Folder,
         index: Index,
-        noise: Place,
+        noise: Folder,
         *,
         field: Field,
         encode: Encode,

@@ -15,10 +15,10 @@ from jobs.corpus import build as building
 from jobs.corpus.layout import lay_out
 from jobs.corpus.shards import write_shard
 from jobs.corpus.spec import Corpus
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 
 Picture = Callable[..., bytes]
-Build = Callable[[Corpus, Path], tuple[Place, Outcome]]
+Build = Callable[[Corpus, Path], tuple[Folder, Outcome]]
 WriteTar = Callable[[Path, Mapping[str, bytes]], Path]
 
 
@@ -57,8 +57,8 @@ def write_tar() -> WriteTar:
 def build() -> Build:
     """Build a corpus below a folder, in this process: the stage without Ray."""
 
-    def run(corpus: Corpus, root: Path) -> tuple[Place, Outcome]:
-        output, scratch = Place.of(root / "corpus"), Place.of(root / "scratch")
+    def run(corpus: Corpus, root: Path) -> tuple[Folder, Outcome]:
+        output, scratch = Folder.of(root / "corpus"), Folder.of(root / "scratch")
         found = building.survey(corpus)
         building.resume(scratch, found)
         scans = [building.scan(corpus, found, piece, scratch) for piece in found.pieces]

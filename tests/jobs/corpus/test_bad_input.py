@@ -18,10 +18,10 @@ from jobs.corpus.spec import Corpus
 from jobs.images.decode import decode
 from jobs.images.pixels import to_pixels
 from jobs.images.spec import ImageInput
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 
 Picture = Callable[..., bytes]
-Build = Callable[[Corpus, Path], tuple[Place, Outcome]]
+Build = Callable[[Corpus, Path], tuple[Folder, Outcome]]
 WriteTar = Callable[[Path, Mapping[str, bytes]], Path]
 
 ALL_TRAIN = {"train": 1, "validation": 0, "test": 0}
@@ -39,8 +39,10 @@ def parquet(path: Path, **columns: object) -> dict[str, object]:
     return fields | {name: name for name in ("label", "caption") if name in columns}
 
 
-def quarantine(place: Place) -> dict[str, str]:
-    return {row["key"]: row["reason"] for row in place.read_table("quarantine.parquet").to_pylist()}
+def quarantine(folder: Folder) -> dict[str, str]:
+    return {
+        row["key"]: row["reason"] for row in folder.read_table("quarantine.parquet").to_pylist()
+    }
 
 
 def saved(image: Image.Image, kind: str, **options: object) -> bytes:
@@ -68,8 +70,8 @@ def test_faulty_images_are_quarantined_with_their_reason(
         label=[0] * len(images),
         key=list(images),
     )
-    place, outcome = build(corpus(reader=source, max_pixels=1_000_000), tmp_path)
-    assert quarantine(place) == {
+    folder, outcome = build(corpus(reader=source, max_pixels=1_000_000), tmp_path)
+    assert quarantine(folder) == {
         "no bytes": "empty_image",
         "null": "no_image",
         "html": "not_an_image",
@@ -78,12 +80,12 @@ def test_faulty_images_are_quarantined_with_their_reason(
         "header": "broken_header",
         "bomb": "too_many_pixels",
     }
-    assert read_part(place, "train", ["key"])["key"].to_pylist() == ["good"]
-    index = Index.read(place)
+    assert read_part(folder, "train", ["key"])["key"].to_pylist() == ["good"]
+    index = Index.read(folder)
     assert index.rows_read == 8 == outcome.counts["rows_read"]
     assert outcome.counts["quarantined"] == 7 == sum(index.quarantined.values())
     assert outcome.counts["bad_truncated"] == 2 == index.quarantined["truncated"]
-    sources = place.read_table("quarantine.parquet")["source"].to_pylist()
+    sources = folder.read_table("quarantine.parquet")["source"].to_pylist()
     assert set(sources) == {"t.parquet"}
 
 
@@ -99,8 +101,8 @@ def test_faulty_captions_and_labels_are_quarantined(
         label=labels,
         key=[f"k{n}" for n in range(9)],
     )
-    place, _ = build(corpus(reader=source | {"classes": ["cat", "dog"]}), tmp_path)
-    assert quarantine(place) == {
+    folder, _ = build(corpus(reader=source | {"classes": ["cat", "dog"]}), tmp_path)
+    assert quarantine(folder) == {
         "k1": "no_caption",
         "k2": "empty_caption",
         "k3": "empty_caption",
@@ -111,7 +113,7 @@ def test_faulty_captions_and_labels_are_quarantined(
     }
     kept = {
         row["key"]: row["caption"]
-        for row in read_part(place, "train", ["key", "caption"]).to_pylist()
+        for row in read_part(folder, "train", ["key", "caption"]).to_pylist()
     }
     assert kept == {"k0": "a cat", "k5": "café"}
 
@@ -140,9 +142,9 @@ def test_odd_labels_of_a_table_are_one_rows_fault(
     lines = ["path\tlabel\tkey", *(f"a.jpg\t{said}\tk{said[:50]}" for said in ODD_LABELS)]
     (tmp_path / "t.tsv").write_text("\n".join(lines))
     reader = {"kind": "table", "path": str(tmp_path / "t.tsv"), "key": "key"} | CLASSES
-    place, _ = build(corpus(reader=reader), tmp_path)
-    assert quarantine(place) == {f"k{said[:50]}": why for said, why in ODD_LABELS.items() if why}
-    rows = read_part(place, "train", ["key", "label"]).to_pylist()
+    folder, _ = build(corpus(reader=reader), tmp_path)
+    assert quarantine(folder) == {f"k{said[:50]}": why for said, why in ODD_LABELS.items() if why}
+    rows = read_part(folder, "train", ["key", "label"]).to_pylist()
     assert {row["key"]: row["label"] for row in rows} == {"kcat": 0, "k1": 1}
 
 
@@ -154,9 +156,9 @@ def test_odd_labels_of_a_tar_are_one_rows_fault(
         members |= {f"{number}.jpg": picture(number), f"{number}.cls": said.encode()}
     write_tar(tmp_path / "0.tar", members)
     reader = {"kind": "webdataset", "path": str(tmp_path), "caption": None}
-    place, _ = build(corpus(reader=reader | CLASSES | {"label": "cls"}), tmp_path / "o")
+    folder, _ = build(corpus(reader=reader | CLASSES | {"label": "cls"}), tmp_path / "o")
     faults = enumerate(ODD_LABELS.values())
-    assert quarantine(place) == {str(number): why for number, why in faults if why}
+    assert quarantine(folder) == {str(number): why for number, why in faults if why}
 
 
 def test_a_name_outside_the_classes_of_parquet_is_an_unknown_label(
@@ -168,8 +170,8 @@ def test_a_name_outside_the_classes_of_parquet_is_an_unknown_label(
         label=["cat", "bird", None],
         key=list("abc"),
     )
-    place, _ = build(corpus(reader=source | {"classes": ["cat", "dog"]}), tmp_path)
-    assert quarantine(place) == {"b": "label_unknown", "c": "no_label"}
+    folder, _ = build(corpus(reader=source | {"classes": ["cat", "dog"]}), tmp_path)
+    assert quarantine(folder) == {"b": "label_unknown", "c": "no_label"}
 
 
 @pytest.mark.parametrize("kind", [pa.null(), pa.int64(), pa.string()])
@@ -216,8 +218,8 @@ def test_faulty_samples_of_a_tar_are_quarantined(
         link = tarfile.TarInfo("link.jpg")
         link.type, link.linkname = tarfile.LNKTYPE, "ok.jpg"
         tar.addfile(link)
-    place, _ = build(corpus(reader={"kind": "webdataset", "path": str(tmp_path)}), tmp_path / "o")
-    assert quarantine(place) == {
+    folder, _ = build(corpus(reader={"kind": "webdataset", "path": str(tmp_path)}), tmp_path / "o")
+    assert quarantine(folder) == {
         "mute": "no_caption",
         "blind": "no_image",
         "two": "two_images",
@@ -243,8 +245,8 @@ def test_a_field_of_broken_json_is_one_rows_fault(
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
     reader = {"kind": "webdataset", "path": str(tmp_path), "caption": "json:alt"}
-    place, _ = build(corpus(reader=reader), tmp_path / "o")
-    assert quarantine(place) == {"a": "broken_json", "b": "no_caption", "d": "broken_json"}
+    folder, _ = build(corpus(reader=reader), tmp_path / "o")
+    assert quarantine(folder) == {"a": "broken_json", "b": "no_caption", "d": "broken_json"}
 
 
 def test_paths_of_a_table_never_leave_its_folder(
@@ -256,8 +258,8 @@ def test_paths_of_a_table_never_leave_its_folder(
     paths = ["a.jpg", "../secret.jpg", str(tmp_path / "secret.jpg"), "none.jpg", "."]
     (tmp_path / "in/t.csv").write_text("path,caption\n" + "".join(f"{p},x\n" for p in paths))
     reader = {"kind": "table", "path": str(tmp_path / "in/t.csv"), "caption": "caption"}
-    place, _ = build(corpus(reader=reader), tmp_path)
-    assert quarantine(place) == {
+    folder, _ = build(corpus(reader=reader), tmp_path)
+    assert quarantine(folder) == {
         "../secret.jpg": "unsafe_path",
         str(tmp_path / "secret.jpg"): "unsafe_path",
         "none.jpg": "no_image",
@@ -273,8 +275,8 @@ def test_a_path_of_a_table_that_leads_nowhere_is_one_rows_fault(
     paths = ["a.jpg", "a.jpg/x.jpg", f"{'x' * 300}.jpg", "nul\0.jpg", "loop.jpg"]
     (tmp_path / "t.csv").write_text("path,caption\n" + "".join(f"{p},x\n" for p in paths))
     reader = {"kind": "table", "path": str(tmp_path / "t.csv"), "caption": "caption"}
-    place, _ = build(corpus(reader=reader), tmp_path)
-    assert quarantine(place) == dict.fromkeys(paths[1:], "no_image")
+    folder, _ = build(corpus(reader=reader), tmp_path)
+    assert quarantine(folder) == dict.fromkeys(paths[1:], "no_image")
 
 
 def test_a_build_fails_above_max_bad_share_and_says_what_is_bad(
@@ -290,8 +292,8 @@ def test_a_build_fails_above_max_bad_share_and_says_what_is_bad(
         "corpus c: 2 of 100 rows (2.00%) are bad (1 empty_image, 1 not_an_image), more than "
         "max_bad_share = 1.00%; mend the source, or raise corpus.max_bad_share to leave them out"
     )
-    place, _ = build(corpus(0.02, reader=source), tmp_path / "b")
-    assert Index.read(place).rows("train") == 98
+    folder, _ = build(corpus(0.02, reader=source), tmp_path / "b")
+    assert Index.read(folder).rows("train") == 98
 
 
 def test_every_row_is_decoded_when_asked(tmp_path: Path, picture: Picture, build: Build) -> None:
@@ -300,10 +302,10 @@ def test_every_row_is_decoded_when_asked(tmp_path: Path, picture: Picture, build
     source = parquet(
         tmp_path / "t.parquet", image=[whole, middle], label=[0, 0], key=["whole", "middle"]
     )
-    place, _ = build(corpus(reader=source), tmp_path / "a")
-    assert quarantine(place) == {}
-    place, _ = build(corpus(reader=source, verify="full"), tmp_path / "b")
-    assert quarantine(place) == {"middle": "undecodable"}
+    folder, _ = build(corpus(reader=source), tmp_path / "a")
+    assert quarantine(folder) == {}
+    folder, _ = build(corpus(reader=source, verify="full"), tmp_path / "b")
+    assert quarantine(folder) == {"middle": "undecodable"}
 
 
 def unusual() -> dict[str, bytes]:
@@ -333,12 +335,12 @@ def test_unusual_images_are_kept_as_they_are_counted_and_can_be_decoded(
             end = "jpg" if note == "wrong_extension" else str(image.format).lower()
         (tmp_path / f"tree/class/{note}.{end}").write_bytes(data)
     reader = {"kind": "imagefolder", "path": str(tmp_path / "tree")}
-    place, outcome = build(corpus(0, reader=reader, verify="full"), tmp_path)
-    assert Index.read(place).notes == dict.fromkeys(sorted(images), 1)
+    folder, outcome = build(corpus(0, reader=reader, verify="full"), tmp_path)
+    assert Index.read(folder).notes == dict.fromkeys(sorted(images), 1)
     assert {c: n for c, n in outcome.counts.items() if c.startswith("note_")} == {
         f"note_{note}": 1 for note in images
     }
-    for row in read_part(place, "train", ["key", "image", "width", "height"]).to_pylist():
+    for row in read_part(folder, "train", ["key", "image", "width", "height"]).to_pylist():
         note = row["key"].partition("/")[2].partition(".")[0]
         assert row["image"] == images[note]
         decoded = decode(row["image"], row["key"])
@@ -357,8 +359,8 @@ def test_captions_of_several_lines_are_counted(
     captions = ["one line\n", "two\nlines", "two\nlines, no image", "one"]
     images = [picture(0), picture(1), b"", picture(2)]
     source = parquet(tmp_path / "t.parquet", image=images, caption=captions, key=list("abcd"))
-    place, _ = build(corpus(reader=source), tmp_path)
-    assert Index.read(place).notes == {"caption_of_lines": 1}
+    folder, _ = build(corpus(reader=source), tmp_path)
+    assert Index.read(folder).notes == {"caption_of_lines": 1}
 
 
 def test_sixteen_bits_become_eight_without_clipping() -> None:
@@ -379,8 +381,8 @@ def test_a_parts_own_source_must_name_its_classes_alike(
             (tmp_path / tree / name / f"{tree}{number}.jpg").write_bytes(picture(number))
     reader = {"kind": "imagefolder", "path": str(tmp_path / "train")}
     parts = {"train": 1, "validation": reader | {"path": str(tmp_path / "val")}, "test": 0}
-    place, _ = build(corpus(reader=reader, parts=parts), tmp_path)
-    rows = read_part(place, "validation", ["key", "label"]).to_pylist()
+    folder, _ = build(corpus(reader=reader, parts=parts), tmp_path)
+    rows = read_part(folder, "validation", ["key", "label"]).to_pylist()
     assert {row["key"]: row["label"] for row in rows} == {"a/val1.jpg": 0, "c/val0.jpg": 2}
     bad = {"train": 1, "validation": reader | {"path": str(tmp_path / "bad")}, "test": 0}
     with pytest.raises(StageError, match=r"classes that corpus.reader lacks \(x\)"):
@@ -396,8 +398,8 @@ def test_two_classes_of_one_name_are_never_taken_for_one(
         columns |= {"name": ["crane", "crane", "fox"], "key": [f"{name}{n}" for n in range(3)]}
         parts[name] = parquet(tmp_path / f"{name}.parquet", **columns) | {"label_name": "name"}
     own = {"train": 1, "validation": parts["validation"], "test": 0}
-    place, _ = build(corpus(reader=parts["train"], parts=own), tmp_path)
-    rows = read_part(place, "validation", ["key", "label"]).to_pylist()
+    folder, _ = build(corpus(reader=parts["train"], parts=own), tmp_path)
+    rows = read_part(folder, "validation", ["key", "label"]).to_pylist()
     assert {row["key"]: row["label"] for row in rows} == {f"validation{n}": n for n in range(3)}
     few = own | {"validation": parts["validation"] | {"label_name": None, "classes": ["crane"]}}
     with pytest.raises(StageError, match="two classes are called 'crane'"):

@@ -26,11 +26,11 @@ from jobs.corpus.readers import Digits, Unit
 from jobs.corpus.shards import PARTS, SCHEMA, Index, read_part, write_shard
 from jobs.corpus.spec import Corpus, DigitsReader
 from jobs.corpus.verify import compare_source, verify
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 
 DIGITS = Corpus(name="digits", reader=DigitsReader())
 
-Build = Callable[[Corpus, Path], tuple[Place, Outcome]]
+Build = Callable[[Corpus, Path], tuple[Folder, Outcome]]
 
 
 @dataclass
@@ -51,12 +51,12 @@ class Results:
         return result
 
 
-def work(root: Path, address: str, spec: Spec, **inputs: Place) -> Work:
-    place = Place.of(root / address)
-    return Work(address, "f", spec, inputs, place, Place.of(root / "scratch" / address))
+def work(root: Path, address: str, spec: Spec, **inputs: Folder) -> Work:
+    folder = Folder.of(root / address)
+    return Work(address, "f", spec, inputs, folder, Folder.of(root / "scratch" / address))
 
 
-def on_ray(root: Path, spec: Corpus = DIGITS) -> Place:
+def on_ray(root: Path, spec: Corpus = DIGITS) -> Folder:
     step = work(root, f"corpus/{spec.name}", spec)
     results = Results()
     job.run_corpus([step], results.hooks())
@@ -65,16 +65,16 @@ def on_ray(root: Path, spec: Corpus = DIGITS) -> Place:
     return step.output
 
 
-def bytes_of(place: Place) -> dict[str, bytes]:
-    return {name: place.read_bytes(name) for name, _ in place.files()}
+def bytes_of(folder: Folder) -> dict[str, bytes]:
+    return {name: folder.read_bytes(name) for name, _ in folder.files()}
 
 
 @pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Place:
+def digits(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Folder:
     return on_ray(tmp_path_factory.mktemp("store"))
 
 
-def test_the_index_tells_the_truth(digits: Place) -> None:
+def test_the_index_tells_the_truth(digits: Folder) -> None:
     index = Index.read(digits)
     listed = {file.file: file for files in index.parts.values() for file in files}
     assert {*listed, "_index.json", "quarantine.parquet"} == {name for name, _ in digits.files()}
@@ -88,13 +88,13 @@ def test_the_index_tells_the_truth(digits: Place) -> None:
     assert sorted(keys) == [f"digits/{i:04d}" for i in range(1797)]
 
 
-def test_classes_are_mixed_within_a_shard(digits: Place) -> None:
+def test_classes_are_mixed_within_a_shard(digits: Folder) -> None:
     labels = digits.read_table("train-00000.parquet", ["label"])["label"].to_pylist()
     assert len(set(labels[:50])) == 10
 
 
 def test_how_the_source_is_cut_and_who_reads_it_do_not_affect_the_files(
-    digits: Place, tmp_path: Path, build: Build, monkeypatch: pytest.MonkeyPatch
+    digits: Folder, tmp_path: Path, build: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Finely(Digits):
         def units(self) -> Sequence[Unit]:
@@ -103,8 +103,8 @@ def test_how_the_source_is_cut_and_who_reads_it_do_not_affect_the_files(
 
     monkeypatch.setattr(building, "reader_of", Finely)
     monkeypatch.setattr(building, "RUN_ROWS", 100)
-    place, _ = build(DIGITS, tmp_path)  # in this process, without Ray
-    assert bytes_of(place) == bytes_of(digits)
+    folder, _ = build(DIGITS, tmp_path)  # in this process, without Ray
+    assert bytes_of(folder) == bytes_of(digits)
 
 
 @pytest.fixture
@@ -166,10 +166,10 @@ def test_an_object_store_is_read_and_written_like_a_disk(
     tmp_path: Path, source: Corpus, build: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected, _ = build(source, tmp_path / "local")
-    scratch, output = Place.of(tmp_path / "scratch"), Place.of(tmp_path / "output")
-    for place in (scratch, output):
-        place.local_path().mkdir()  # an object store needs no folders
-    monkeypatch.setattr(Place, "is_local", False)
+    scratch, output = Folder.of(tmp_path / "scratch"), Folder.of(tmp_path / "output")
+    for folder in (scratch, output):
+        folder.local_path().mkdir()  # an object store needs no folders
+    monkeypatch.setattr(Folder, "is_local", False)
     found = building.survey(source)
     scans = [building.scan(source, found, piece, scratch) for piece in found.pieces]
     runs = [run for scan in scans for run in scan.runs]
@@ -185,11 +185,11 @@ from pathlib import Path
 from jobs.corpus.spec import Corpus
 from jobs.contract import Hooks, Work
 from jobs.corpus.job import run_corpus
-from jobs.place import Place
+from jobs.place import Folder
 from orchestrator import cluster
 root, spec = Path(sys.argv[1]), Corpus.model_validate_json(sys.argv[2])
 hooks = Hooks(done=lambda *_: None, say=lambda *said: print(*said, flush=True), stopping=bool)
-place = lambda name: Place.of(root / name)
+place = lambda name: Folder.of(root / name)
 with cluster.session(cpus=2):
     run_corpus([Work("c", "f", spec, {}, place("out"), place("scratch"))], hooks)
 """
@@ -215,21 +215,21 @@ def test_a_build_killed_at_any_moment_ends_in_the_same_bytes(
     os.killpg(begun.pid, signal.SIGKILL)
     begun.wait()
     time.sleep(1)
-    left = Place.of(tmp_path / "killed/out")
+    left = Folder.of(tmp_path / "killed/out")
     left.delete()  # as the store does before a step is begun again
     subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL, timeout=120)
     assert bytes_of(left) == bytes_of(expected)
 
 
 def test_verification_finds_what_was_lost_altered_or_added(tmp_path: Path, build: Build) -> None:
-    place, _ = build(DIGITS, tmp_path)
-    assert list(verify(place)) == []
-    data = place.read_bytes("train-00000.parquet")
-    place.write_bytes("train-00000.parquet", data[:500] + b"!" + data[501:])
-    place.write_bytes("train-00001.parquet", data[:-1])
-    place.delete("test-00000.parquet")
-    place.write_bytes("train-00009.parquet", data)
-    assert {(finding.file, finding.what) for finding in verify(place)} == {
+    folder, _ = build(DIGITS, tmp_path)
+    assert list(verify(folder)) == []
+    data = folder.read_bytes("train-00000.parquet")
+    folder.write_bytes("train-00000.parquet", data[:500] + b"!" + data[501:])
+    folder.write_bytes("train-00001.parquet", data[:-1])
+    folder.delete("test-00000.parquet")
+    folder.write_bytes("train-00009.parquet", data)
+    assert {(finding.file, finding.what) for finding in verify(folder)} == {
         ("train-00000.parquet", "altered"),
         ("train-00001.parquet", "altered"),
         ("test-00000.parquet", "missing"),
@@ -240,15 +240,15 @@ def test_verification_finds_what_was_lost_altered_or_added(tmp_path: Path, build
 def test_verification_finds_a_source_that_changed(
     tmp_path: Path, source: Corpus, build: Build
 ) -> None:
-    place, _ = build(source, tmp_path)
-    assert list(compare_source(source, place)) == []
+    folder, _ = build(source, tmp_path)
+    assert list(compare_source(source, folder)) == []
     moved = (tmp_path / "source").rename(tmp_path / "moved")
-    (gone,) = compare_source(source, place)
+    (gone,) = compare_source(source, folder)
     assert (gone.what, gone.harmless) == ("source not here", True)
     elsewhere = source.model_dump() | {"reader": {**source.reader.model_dump(), "path": str(moved)}}
     again = Corpus.model_validate(elsewhere)
     assert again.semantic() == source.semantic()
-    assert list(compare_source(again, place)) == []
+    assert list(compare_source(again, folder)) == []
     (moved / "39.parquet").unlink()
-    (changed,) = compare_source(again, place)
+    (changed,) = compare_source(again, folder)
     assert (changed.what, changed.harmless) == ("source changed", False)

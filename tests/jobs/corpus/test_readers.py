@@ -24,7 +24,7 @@ from jobs.corpus.readers import Digits, Reader, reader_of
 from jobs.corpus.readers import parquet as parquet_module
 from jobs.corpus.readers.digits import NAMES
 from jobs.corpus.spec import Corpus, DigitsReader
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 
 Picture = Callable[..., bytes]
 WriteTar = Callable[[Path, Mapping[str, bytes]], Path]
@@ -486,7 +486,7 @@ def test_small_files_of_an_object_store_are_asked_for_together_and_come_in_order
 ) -> None:
     source = reader(kind="imagefolder", path=str(tree))
     expected = rows(source)
-    monkeypatch.setattr(Place, "is_local", False)
+    monkeypatch.setattr(Folder, "is_local", False)
     assert rows(source) == expected
 
 

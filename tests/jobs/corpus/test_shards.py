@@ -27,7 +27,7 @@ from jobs.corpus.shards import (
     write_shard,
 )
 from jobs.corpus.spec import Corpus, DigitsReader
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 
 KEYS = [f"k{i:04d}" for i in range(600)]
 
@@ -50,7 +50,7 @@ def shards(
 ) -> dict[str, list[str]]:
     """Each shard's keys in order, from runs of the keys cut at these places."""
     with tempfile.TemporaryDirectory() as folder:
-        scratch, output = Place.of(Path(folder) / "s"), Place.of(Path(folder) / "o")
+        scratch, output = Folder.of(Path(folder) / "s"), Folder.of(Path(folder) / "o")
         runs: list[Run] = []
         for number, (start, stop) in enumerate(pairwise([0, *cuts, len(keys)])):
             places = np.arange(start, stop, dtype=np.uint64)
@@ -174,23 +174,23 @@ def test_equal_hashes_are_ordered_by_key() -> None:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
-    place = Place.of(tmp_path)
+def folder(tmp_path: Path) -> Folder:
+    folder = Folder.of(tmp_path)
     rows = checked([f"k{i:05d}" for i in range(2500)])
-    file = write_rows(place, "train-00000.parquet", rows.cast(SCHEMA))
-    Index("c", (), {"train": (file,), "validation": (), "test": ()}).write(place)
-    return place
+    file = write_rows(folder, "train-00000.parquet", rows.cast(SCHEMA))
+    Index("c", (), {"train": (file,), "validation": (), "test": ()}).write(folder)
+    return folder
 
 
 def test_row_groups_have_a_thousand_rows_and_fewer_where_images_are_large(
-    place: Place, monkeypatch: pytest.MonkeyPatch
+    place: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with opened(place, "train-00000.parquet") as parquet:
         groups = range(parquet.num_row_groups)
         assert [parquet.metadata.row_group(g).num_rows for g in groups] == [ROW_GROUP] * 2 + [500]
     monkeypatch.setattr("jobs.corpus.shards.ROW_GROUP_BYTES", 300)
     with tempfile.TemporaryDirectory() as folder:
-        scratch = Place.of(folder)
+        scratch = Folder.of(folder)
         spec = corpus(parts={"train": 1, "validation": 0, "test": 0})
         run = write_run(scratch, "r", checked(KEYS), spec, None, np.arange(600, dtype=np.uint64))
         cut = lay_out(spec, scratch, [run])[0]
@@ -202,29 +202,29 @@ def test_row_groups_have_a_thousand_rows_and_fewer_where_images_are_large(
     assert len(sizes) > 3
 
 
-def test_rows_are_read_from_their_row_groups_alone(place: Place) -> None:
-    rows = read_rows(place, "train-00000.parquet", 995, 2003, ["key"])
+def test_rows_are_read_from_their_row_groups_alone(folder: Folder) -> None:
+    rows = read_rows(folder, "train-00000.parquet", 995, 2003, ["key"])
     assert rows["key"].to_pylist() == [f"k{i:05d}" for i in range(995, 2003)]
     assert (
-        read_part(place, "train", ["key"])["key"].to_pylist()[995:2003] == rows["key"].to_pylist()
+        read_part(folder, "train", ["key"])["key"].to_pylist()[995:2003] == rows["key"].to_pylist()
     )
 
 
-def test_a_missing_or_altered_shard_is_one_sentence(place: Place) -> None:
+def test_a_missing_or_altered_shard_is_one_sentence(folder: Folder) -> None:
     name = "train-00000.parquet"
     with pytest.raises(StageError, match="is not the one"):
-        read_rows(place, name, 0, 2501, ["key"])
-    data = place.read_bytes(name)
+        read_rows(folder, name, 0, 2501, ["key"])
+    data = folder.read_bytes(name)
     for broken in (data[:-30], data[:100] + bytes(4000) + data[4100:]):
-        place.write_bytes(name, broken)
+        folder.write_bytes(name, broken)
         with pytest.raises(StageError, match=r"is not the one that _index\.json lists"):
-            read_part(place, "train", ["key", "image", "caption"])
+            read_part(folder, "train", ["key", "image", "caption"])
         with pytest.raises(StageError, match=r"is not the one that _index\.json lists"):
-            read_rows(place, name, 0, 10, ["key", "image", "caption"])
-    place.write_bytes(name, data)
-    write_rows(place, name, checked(["a"]).cast(SCHEMA))
+            read_rows(folder, name, 0, 10, ["key", "image", "caption"])
+    folder.write_bytes(name, data)
+    write_rows(folder, name, checked(["a"]).cast(SCHEMA))
     with pytest.raises(StageError, match="1 rows"):
-        read_part(place, "train", ["key"])
-    place.delete(name)
+        read_part(folder, "train", ["key"])
+    folder.delete(name)
     with pytest.raises(StageError, match="is missing; build the corpus again"):
-        read_part(place, "train", ["key"])
+        read_part(folder, "train", ["key"])

@@ -9,16 +9,16 @@ from jobs.contract import Outcome, StageError
 from jobs.corpus.shards import Index
 from jobs.corpus.spec import Corpus
 from jobs.corpus.verify import compare_source, verify
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 
 Picture = Callable[..., bytes]
-Build = Callable[[Corpus, Path], tuple[Place, Outcome]]
+Build = Callable[[Corpus, Path], tuple[Folder, Outcome]]
 
 SAID = {"name": "c", "parts": {"train": 1, "validation": 0, "test": 0}, "max_bad_share": 1}
 
 
 @pytest.fixture
-def built(tmp_path: Path, picture: Picture, build: Build) -> tuple[Corpus, Place]:
+def built(tmp_path: Path, picture: Picture, build: Build) -> tuple[Corpus, Folder]:
     (tmp_path / "tree/a").mkdir(parents=True)
     (tmp_path / "tree/a/1.jpg").write_bytes(picture(0))
     (tmp_path / "tree/a/2.jpg").write_bytes(b"")
@@ -27,17 +27,17 @@ def built(tmp_path: Path, picture: Picture, build: Build) -> tuple[Corpus, Place
     return corpus, build(corpus, tmp_path)[0]
 
 
-def findings(built: tuple[Corpus, Place]) -> set[tuple[str, str]]:
+def findings(built: tuple[Corpus, Folder]) -> set[tuple[str, str]]:
     found = [*verify(built[1]), *compare_source(*built)]
     assert all("\n" not in finding.detail for finding in found)
     return {(finding.file, finding.what) for finding in found}
 
 
-def test_a_corpus_as_it_was_built_has_no_finding(built: tuple[Corpus, Place]) -> None:
+def test_a_corpus_as_it_was_built_has_no_finding(built: tuple[Corpus, Folder]) -> None:
     assert findings(built) == set()
 
 
-def test_an_index_that_is_gone_is_a_finding(built: tuple[Corpus, Place]) -> None:
+def test_an_index_that_is_gone_is_a_finding(built: tuple[Corpus, Folder]) -> None:
     (built[1].local_path() / "_index.json").unlink()
     assert findings(built) == {("_index.json", "missing")}
 
@@ -45,7 +45,7 @@ def test_an_index_that_is_gone_is_a_finding(built: tuple[Corpus, Place]) -> None
 @pytest.mark.parametrize(
     "said", ["", "{", "[]", "null", "{}", '{"name": 1, "classes": 3}', "\ufeff", "[" * 100_000]
 )
-def test_an_index_that_is_broken_is_a_finding(built: tuple[Corpus, Place], said: str) -> None:
+def test_an_index_that_is_broken_is_a_finding(built: tuple[Corpus, Folder], said: str) -> None:
     (built[1].local_path() / "_index.json").write_text(said)
     assert findings(built) == {("_index.json", "altered")}
     with pytest.raises(
@@ -54,14 +54,14 @@ def test_an_index_that_is_broken_is_a_finding(built: tuple[Corpus, Place], said:
         Index.read(built[1])
 
 
-def test_a_quarantine_that_is_gone_or_altered_is_a_finding(built: tuple[Corpus, Place]) -> None:
-    place, path = built[1], built[1].local_path() / "quarantine.parquet"
-    table = place.read_table(path.name)
+def test_a_quarantine_that_is_gone_or_altered_is_a_finding(built: tuple[Corpus, Folder]) -> None:
+    folder, path = built[1], built[1].local_path() / "quarantine.parquet"
+    table = folder.read_table(path.name)
     for data in (b"", path.read_bytes()[:-9]):
         path.write_bytes(data)
         assert findings(built) == {(path.name, "altered")}
     for other in (table.slice(1), table.select(["key"])):
-        place.write_table(path.name, other)
+        folder.write_table(path.name, other)
         assert findings(built) == {(path.name, "altered")}
     path.unlink()
     assert findings(built) == {(path.name, "missing")}

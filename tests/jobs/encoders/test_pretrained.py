@@ -20,7 +20,7 @@ from jobs.encoders.known import check_named
 from jobs.encoders.pretrained import take_in
 from jobs.encoders.spec import EncoderStep, FileEncoder, ImageChange, OpenClipEncoder, TimmEncoder
 from jobs.images.pixels import to_input, to_pixels
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 
 CLIP: dict[str, Any] = {
     "embed_dim": 16,
@@ -59,9 +59,9 @@ def photograph(shape: tuple[int, int]) -> Image.Image:
 
 
 def work(encoder: Any, root: Path) -> Work:
-    place = Place.of(root)
+    folder = Folder.of(root)
     step = EncoderStep(encoder=pin(encoder))
-    return Work("encoder/e", "f", step, {}, place / "out", place / "scratch")
+    return Work("encoder/e", "f", step, {}, folder / "out", folder / "scratch")
 
 
 def taken(encoder: Any, root: Path) -> tuple[Outcome, Encoder]:

@@ -27,7 +27,7 @@ from jobs.features.job import run
 from jobs.features.parts import finish, keep
 from jobs.features.spec import FeaturesStep, Precision
 from jobs.images.spec import Augment, ImageInput, Shift, Views
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 from tests import pretend
 
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -54,7 +54,7 @@ class Results:
         return result
 
 
-def put_encoder(place: Place, seed: int, spoilt: bool = False) -> Place:
+def put_encoder(folder: Folder, seed: int, spoilt: bool = False) -> Folder:
     image = ImageInput(size=16, channels=1, mean=(0.5,), std=(0.5,))
     options = {"channels": [8, 8, 16, 24]}
     architecture = Architecture("timm", "resnet18", options, image, len(CLASSES))
@@ -66,13 +66,13 @@ def put_encoder(place: Place, seed: int, spoilt: bool = False) -> Place:
     weights = weights_bytes(model)
     digest = hashlib.sha256(weights).hexdigest()
     card = EncoderCard("timm", "resnet18", options, image, CLASSES, 24, digest, "order", digest)
-    save(place, card, weights)
-    return place
+    save(folder, card, weights)
+    return folder
 
 
 @pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Place:
-    root = Place.of(tmp_path_factory.mktemp("store"))
+def digits(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Folder:
+    root = Folder.of(tmp_path_factory.mktemp("store"))
     spec = Corpus(name="digits", reader=DigitsReader(), rows_per_shard=300)
     results = Results()
     run_corpus([Work("c", "f", spec, {}, root / "corpus", root / "scratch")], results.hooks())
@@ -81,22 +81,22 @@ def digits(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Place
 
 
 @pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> Place:
-    return put_encoder(Place.of(tmp_path_factory.mktemp("encoder")), 0)
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
+    return put_encoder(Folder.of(tmp_path_factory.mktemp("encoder")), 0)
 
 
-def work(root: Path, address: str, step: FeaturesStep, encoder: Place, corpus: Place) -> Work:
-    place = Place.of(root)
+def work(root: Path, address: str, step: FeaturesStep, encoder: Folder, corpus: Folder) -> Work:
+    folder = Folder.of(root)
     inputs = {"encoder": encoder, "corpus": corpus}
-    return Work(address, "f", step, inputs, place / "out" / address, place / "scratch" / address)
+    return Work(address, "f", step, inputs, folder / "out" / address, folder / "scratch" / address)
 
 
-def bytes_of(place: Place) -> dict[str, bytes]:
-    return {name: place.read_bytes(name) for name, _ in place.files()}
+def bytes_of(folder: Folder) -> dict[str, bytes]:
+    return {name: folder.read_bytes(name) for name, _ in folder.files()}
 
 
 @pytest.fixture(scope="module")
-def extracted(tmp_path_factory: pytest.TempPathFactory, digits: Place, encoder: Place) -> Work:
+def extracted(tmp_path_factory: pytest.TempPathFactory, digits: Folder, encoder: Folder) -> Work:
     step = work(tmp_path_factory.mktemp("features"), "plain", PLAIN, encoder, digits)
     results = Results()
     run([step], results.hooks())
@@ -114,7 +114,9 @@ def extracted(tmp_path_factory: pytest.TempPathFactory, digits: Place, encoder: 
     return step
 
 
-def test_every_row_has_its_label_and_all_its_views_in_order(extracted: Work, digits: Place) -> None:
+def test_every_row_has_its_label_and_all_its_views_in_order(
+    extracted: Work, digits: Folder
+) -> None:
     for part, views in (("train", 3), ("validation", 1), ("test", 1)):
         table = extracted.output.read_table(f"features-{part}.parquet")
         assert table.schema.equals(schema("float32", 24))
@@ -128,7 +130,7 @@ def test_every_row_has_its_label_and_all_its_views_in_order(extracted: Work, dig
 
 
 def test_plain_features_are_the_encoders_own(
-    extracted: Work, digits: Place, encoder: Place
+    extracted: Work, digits: Folder, encoder: Folder
 ) -> None:
     opened = load(encoder)
     source = read_part(digits, "test", ["key", "image"]).sort_by("key")
@@ -147,10 +149,14 @@ def test_each_view_differs_from_the_plain_image_and_from_the_other(extracted: Wo
 
 
 def test_ray_does_not_affect_the_bytes(
-    extracted: Work, digits: Place, encoder: Place, tmp_path: Path
+    extracted: Work, digits: Folder, encoder: Folder, tmp_path: Path
 ) -> None:
     torch.set_num_threads(1)
-    index, scratch, output = Index.read(digits), Place.of(tmp_path / "s"), Place.of(tmp_path / "o")
+    index, scratch, output = (
+        Index.read(digits),
+        Folder.of(tmp_path / "s"),
+        Folder.of(tmp_path / "o"),
+    )
     units = units_of(index, PLAIN.parts)
     opened = load(encoder)
     for unit in reversed(units):
@@ -163,7 +169,7 @@ def test_ray_does_not_affect_the_bytes(
     "augment", [Augment(flip=True), Augment(translate=0.1, flip=True, erase=0.5)]
 )
 def test_no_tensor_is_left_on_the_other_device(
-    augment: Augment, digits: Place, encoder: Place
+    augment: Augment, digits: Folder, encoder: Folder
 ) -> None:
     index = Index.read(digits)
     unit = units_of(index, PLAIN.parts)[0]
@@ -175,7 +181,7 @@ def test_no_tensor_is_left_on_the_other_device(
 
 
 def test_batch_size_affects_features_by_rounding_alone(
-    extracted: Work, digits: Place, encoder: Place, tmp_path: Path
+    extracted: Work, digits: Folder, encoder: Folder, tmp_path: Path
 ) -> None:
     step = PLAIN.model_copy(update={"batch_size": 17})
     one = work(tmp_path, "one", step, encoder, digits)
@@ -188,7 +194,7 @@ def test_batch_size_affects_features_by_rounding_alone(
 
 
 def test_a_shift_reaches_the_test_part_alone_and_changes_it(
-    extracted: Work, digits: Place, encoder: Place, tmp_path: Path
+    extracted: Work, digits: Folder, encoder: Folder, tmp_path: Path
 ) -> None:
     step = work(tmp_path, "inverted", INVERTED, encoder, digits)
     results = Results()
@@ -200,18 +206,18 @@ def test_a_shift_reaches_the_test_part_alone_and_changes_it(
 
 
 def test_many_works_share_one_call_and_a_broken_encoder_fails_alone(
-    extracted: Work, digits: Place, encoder: Place, tmp_path: Path
+    extracted: Work, digits: Folder, encoder: Folder, tmp_path: Path
 ) -> None:
-    other = put_encoder(Place.of(tmp_path / "other"), 1)
-    spoilt = put_encoder(Place.of(tmp_path / "spoilt"), 2, spoilt=True)
-    altered = put_encoder(Place.of(tmp_path / "altered"), 3)
+    other = put_encoder(Folder.of(tmp_path / "other"), 1)
+    spoilt = put_encoder(Folder.of(tmp_path / "spoilt"), 2, spoilt=True)
+    altered = put_encoder(Folder.of(tmp_path / "altered"), 3)
     altered.write_bytes("model.safetensors", b"not the weights")
     works = [
         work(tmp_path, "plain", PLAIN, encoder, digits),
         work(tmp_path, "spoilt", INVERTED, spoilt, digits),
-        work(tmp_path, "missing", INVERTED, Place.of(tmp_path / "nowhere"), digits),
+        work(tmp_path, "missing", INVERTED, Folder.of(tmp_path / "nowhere"), digits),
         work(tmp_path, "altered", INVERTED, altered, digits),
-        work(tmp_path, "no-corpus", INVERTED, encoder, Place.of(tmp_path / "nowhere")),
+        work(tmp_path, "no-corpus", INVERTED, encoder, Folder.of(tmp_path / "nowhere")),
         work(tmp_path, "other", INVERTED, other, digits),
     ]
     results = Results()
@@ -231,7 +237,7 @@ def test_many_works_share_one_call_and_a_broken_encoder_fails_alone(
 
 
 def test_an_interrupted_step_goes_on_and_gives_the_same_bytes(
-    extracted: Work, digits: Place, encoder: Place, tmp_path: Path
+    extracted: Work, digits: Folder, encoder: Folder, tmp_path: Path
 ) -> None:
     step = work(tmp_path, "plain", PLAIN, encoder, digits)
     stopped = Results(stop=lambda: any(True for _ in step.scratch.files()))
@@ -247,7 +253,7 @@ def test_an_interrupted_step_goes_on_and_gives_the_same_bytes(
     assert marked.stat().st_mtime_ns == before
 
 
-def test_features_say_what_they_were_made_with(extracted: Work, encoder: Place) -> None:
+def test_features_say_what_they_were_made_with(extracted: Work, encoder: Folder) -> None:
     said = extracted.output.read_json("extraction.json")
     assert said["weights_sha256"] == load(encoder).card.weights_sha256
     assert said["views"] == VIEWS.semantic()
@@ -257,9 +263,9 @@ def test_features_say_what_they_were_made_with(extracted: Work, encoder: Place) 
 
 
 def test_a_resumed_step_takes_nothing_up_that_another_encoder_made(
-    digits: Place, encoder: Place, tmp_path: Path
+    digits: Folder, encoder: Folder, tmp_path: Path
 ) -> None:
-    other = put_encoder(Place.of(tmp_path / "other"), 5)
+    other = put_encoder(Folder.of(tmp_path / "other"), 5)
     alone = work(tmp_path, "alone", INVERTED, encoder, digits)
     run([alone], Results().hooks())
     unit = units_of(Index.read(digits), INVERTED.parts)[0]
@@ -271,7 +277,7 @@ def test_a_resumed_step_takes_nothing_up_that_another_encoder_made(
 
 
 def test_a_resumed_step_takes_nothing_up_of_a_shard_that_was_built_anew(
-    extracted: Work, digits: Place, encoder: Place, tmp_path: Path
+    extracted: Work, digits: Folder, encoder: Folder, tmp_path: Path
 ) -> None:
     step = work(tmp_path, "rebuilt", PLAIN, encoder, digits)
     unit = units_of(Index.read(digits), PLAIN.parts)[0]
@@ -292,7 +298,7 @@ def test_no_row_group_holds_two_views(extracted: Work) -> None:
     assert sum(map(len, groups)) == file.metadata.num_rows
 
 
-def test_the_automatic_batch_is_the_models_own_and_bounded(encoder: Place, tmp_path: Path) -> None:
+def test_the_automatic_batch_is_the_models_own_and_bounded(encoder: Folder, tmp_path: Path) -> None:
     opened = load(encoder)
     assert rows_at_once(17, opened, "float32") == 17
     small = rows_at_once("auto", opened, "float32")
@@ -305,7 +311,7 @@ def test_the_automatic_batch_is_the_models_own_and_bounded(encoder: Place, tmp_p
 
 
 def test_decoding_threads_do_not_affect_the_bytes(
-    digits: Place, encoder: Place, tmp_path: Path
+    digits: Folder, encoder: Folder, tmp_path: Path
 ) -> None:
     index, opened = Index.read(digits), load(encoder)
     unit = units_of(index, ["train"])[0]
@@ -315,7 +321,7 @@ def test_decoding_threads_do_not_affect_the_bytes(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
-def test_a_decoding_thread_has_no_helpers_of_its_own(digits: Place, encoder: Place) -> None:
+def test_a_decoding_thread_has_no_helpers_of_its_own(digits: Folder, encoder: Folder) -> None:
     """Large enough for torch to split the work if it may: more threads than cores slow all down."""
     index, opened = Index.read(digits), load(encoder)
     unit = dataclasses.replace(units_of(index, ["train"])[0], stop=64)
@@ -340,7 +346,9 @@ def test_a_decoding_thread_has_no_helpers_of_its_own(digits: Place, encoder: Pla
     assert max(seen) <= seen[0] + step.cpus_per_worker
 
 
-def test_reduced_precision_is_the_encoders_arithmetic_alone(digits: Place, encoder: Place) -> None:
+def test_reduced_precision_is_the_encoders_arithmetic_alone(
+    digits: Folder, encoder: Folder
+) -> None:
     index, opened = Index.read(digits), load(encoder)
     unit = units_of(index, ["test"])[0]
     half = PLAIN.model_copy(update={"precision": "bfloat16"})
@@ -353,7 +361,7 @@ def test_reduced_precision_is_the_encoders_arithmetic_alone(digits: Place, encod
 
 
 def test_more_gpus_than_the_cluster_has_are_refused(
-    digits: Place, encoder: Place, tmp_path: Path
+    digits: Folder, encoder: Folder, tmp_path: Path
 ) -> None:
     step = INVERTED.model_copy(update={"gpus_per_worker": 99.0})
     results = Results()
@@ -362,10 +370,10 @@ def test_more_gpus_than_the_cluster_has_are_refused(
 
 
 def test_features_beyond_float16_are_refused_rather_than_stored(
-    digits: Place, tmp_path: Path
+    digits: Folder, tmp_path: Path
 ) -> None:
-    place = put_encoder(Place.of(tmp_path / "e"), 0)
-    opened = load(place)
+    folder = put_encoder(Folder.of(tmp_path / "e"), 0)
+    opened = load(folder)
     index = Index.read(digits)
     unit = units_of(index, ["test"])[0]
     half = INVERTED.model_copy(update={"dtype": "float16"})

@@ -12,7 +12,7 @@ from jobs.contract import Outcome, StageError, Work
 from jobs.features.extract import schema
 from jobs.features.given import take_in
 from jobs.features.spec import GivenStep
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 from jobs.tuning.data import read_classes, read_part
 
 ALL = ("train", "validation", "test")
@@ -30,14 +30,14 @@ def columns(rows: int = 200, dim: int = 6) -> dict[str, Any]:
 def work(root: Path, table: pa.Table, parts: tuple[str, ...] = ALL, **fields: Any) -> Work:
     root.mkdir(exist_ok=True)
     pq.write_table(table, root / "f.parquet")
-    digest = Place.of(root).sha256("f.parquet")
+    digest = Folder.of(root).sha256("f.parquet")
     step = GivenStep.model_validate(
         {"images": "t", "parts": parts, "file": str(root / "f.parquet"), "sha256": digest, **fields}
     )
-    return Work("features/encoder/e/t", "f", step, {}, Place.of(root / "o"), Place.of(root / "s"))
+    return Work("features/encoder/e/t", "f", step, {}, Folder.of(root / "o"), Folder.of(root / "s"))
 
 
-def taken(root: Path, table: pa.Table, **fields: Any) -> tuple[Outcome, Place]:
+def taken(root: Path, table: pa.Table, **fields: Any) -> tuple[Outcome, Folder]:
     one = work(root, table, **fields)
     return take_in(one), one.output
 
@@ -206,7 +206,7 @@ def test_another_file_than_the_planned_one_is_refused(tmp_path: Path) -> None:
 def test_a_file_that_is_no_parquet_is_refused(tmp_path: Path) -> None:
     one = work(tmp_path, pa.table(columns()))
     (tmp_path / "f.parquet").write_bytes(b"key,vector,label")
-    sha256 = Place.of(tmp_path).sha256("f.parquet")
+    sha256 = Folder.of(tmp_path).sha256("f.parquet")
     step = one.spec.model_copy(update={"sha256": sha256})
     with pytest.raises(StageError, match="is no Parquet file"):
         take_in(Work(one.address, "f", step, {}, one.output, one.scratch))

@@ -12,7 +12,7 @@ import torch
 from jobs.corpus.readers.digits import NAMES, Digits
 from jobs.corpus.shards import SCHEMA, Index, write_rows
 from jobs.corpus.spec import DigitsReader
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 from tests.jobs.finetune.digits import put_encoder
 
 
@@ -25,9 +25,9 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Place:
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Folder:
     """The digits in shards as the corpus stage leaves them, in an order that is not the keys'."""
-    place = Place.of(tmp_path_factory.mktemp("corpus"))
+    folder = Folder.of(tmp_path_factory.mktemp("corpus"))
     reader = Digits(DigitsReader())
     (raw,) = reader.read(reader.units()[0])
     rows = raw.select(["key", "image", "label", "caption"])
@@ -37,15 +37,15 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Place:
     cuts = {"train": [(0, 300), (300, 900)], "validation": [(900, 1200)], "test": [(1200, 1797)]}
     parts = {
         part: tuple(
-            write_rows(place, f"{part}-{number:05d}.parquet", rows.slice(start, stop - start))
+            write_rows(folder, f"{part}-{number:05d}.parquet", rows.slice(start, stop - start))
             for number, (start, stop) in enumerate(spans)
         )
         for part, spans in cuts.items()
     }
-    Index("digits", NAMES, parts, rows_read=len(rows)).write(place)
-    return place
+    Index("digits", NAMES, parts, rows_read=len(rows)).write(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> Place:
-    return put_encoder(Place.of(tmp_path_factory.mktemp("encoder")))
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
+    return put_encoder(Folder.of(tmp_path_factory.mktemp("encoder")))

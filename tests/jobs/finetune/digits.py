@@ -12,7 +12,7 @@ from jobs.contract import Work
 from jobs.corpus.spec import Corpus, DigitsReader
 from jobs.encoders.encoder import Architecture, EncoderCard, Family, save, weights_bytes
 from jobs.images.spec import Augment, ImageInput, Shift, Views
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 from jobs.tasks.spec import Task
 from jobs.tuning.spec import EncoderTuning, Method, Space, TuneStep
 
@@ -63,7 +63,7 @@ MODELS: dict[str, tuple[Family, str, dict[str, Any], int]] = {
 }
 
 
-def put_encoder(place: Place, kind: str = "resnet", seed: int = 0) -> Place:
+def put_encoder(folder: Folder, kind: str = "resnet", seed: int = 0) -> Folder:
     """An encoder's folder, its weights drawn from the seed."""
     family, name, options, channels = MODELS[kind]
     image = ImageInput(size=16, channels=channels, mean=(0.5,) * channels, std=(0.5,) * channels)
@@ -75,11 +75,11 @@ def put_encoder(place: Place, kind: str = "resnet", seed: int = 0) -> Place:
     digest = hashlib.sha256(weights).hexdigest()
     dim = architecture.feature_dim(model)
     save(
-        place,
+        folder,
         EncoderCard(family, name, options, image, classes, dim, digest, "order", digest),
         weights,
     )
-    return place
+    return folder
 
 
 def step(method: str | Method = "ft", **changes: object) -> TuneStep:
@@ -98,12 +98,12 @@ def step(method: str | Method = "ft", **changes: object) -> TuneStep:
     return TuneStep.model_validate(fields | changes)
 
 
-def work(folder: Path, address: str, spec: TuneStep, **inputs: Place) -> Work:
+def work(folder: Path, address: str, spec: TuneStep, **inputs: Folder) -> Work:
     return Work(
         address,
         "0" * 64,
         spec,
         inputs,
-        Place.of(folder / "out" / address),
-        Place.of(folder / "scratch" / address),
+        Folder.of(folder / "out" / address),
+        Folder.of(folder / "scratch" / address),
     )

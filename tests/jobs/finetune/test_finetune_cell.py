@@ -19,7 +19,7 @@ from jobs.features.spec import FeaturesStep
 from jobs.finetune.cell import Cell, close, select, state_name, transfer
 from jobs.finetune.model import AdaptedEncoder, adapted_layers
 from jobs.finetune.training import EpochNumbers, State
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 from jobs.tuning import cells, data
 from jobs.tuning.budget import Budget
 from jobs.tuning.spec import EncoderTuning, Method, Space
@@ -51,12 +51,12 @@ def train_all(cell: Work, configurations: tuple[Configuration, ...] = CONFIGURAT
     return close(cell, configurations)
 
 
-def features_of(digits: Place, encoder: Place, folder: Path) -> Place:
+def features_of(digits: Folder, encoder: Folder, folder: Path) -> Folder:
     """The features a frozen method would read."""
     asked = FeaturesStep(images="digits", parts=("train", "validation"), views=VIEWS)
     index = Index.read(digits)
     units = units_of(index, asked.parts)
-    opened, scratch, output = load(encoder), Place.of(folder / "s"), Place.of(folder / "f")
+    opened, scratch, output = load(encoder), Folder.of(folder / "s"), Folder.of(folder / "f")
     for unit in units:
         keep(scratch, unit, extract(unit, digits, index.name, opened, asked))
     finish(asked, index, units, scratch, output)
@@ -64,7 +64,7 @@ def features_of(digits: Place, encoder: Place, folder: Path) -> Place:
 
 
 def test_with_the_encoder_standing_still_ft_is_the_linear_probe(
-    digits: Place, encoder: Place, tmp_path: Path
+    digits: Folder, encoder: Folder, tmp_path: Path
 ) -> None:
     still = Method(head="linear", adapt="ft", encoder_lr=0, space=SPACE)
     cell = Cell.open(work(tmp_path, "c", step(still, epochs=3), encoder=encoder, corpus=digits))
@@ -96,14 +96,14 @@ def test_with_the_encoder_standing_still_ft_is_the_linear_probe(
 
 @pytest.mark.parametrize("kind", ["resnet", "vit", "clip"])
 def test_lora_changes_its_adapters_and_the_head_alone(
-    kind: str, digits: Place, tmp_path: Path
+    kind: str, digits: Folder, tmp_path: Path
 ) -> None:
-    place = put_encoder(Place.of(tmp_path / "encoder"), kind)
-    cell = Cell.open(work(tmp_path, "c", step("lora"), encoder=place, corpus=digits))
+    folder = put_encoder(Folder.of(tmp_path / "encoder"), kind)
+    cell = Cell.open(work(tmp_path, "c", step("lora"), encoder=folder, corpus=digits))
     tuning = cell.start(0, CONFIGURATIONS[0])
     before = {n: v.clone() for n, v in tuning.adapted.encoder.model.state_dict().items()}
     head = tuning.adapted.head_state()
-    plain = load(place).features(cell.validation.pixels[:8])
+    plain = load(folder).features(cell.validation.pixels[:8])
     assert torch.allclose(tuning.adapted.features(cell.validation.pixels[:8]), plain, atol=1e-5)
     first = tuning.run_epoch()
     after = tuning.adapted.encoder.model.state_dict()
@@ -118,20 +118,20 @@ def test_lora_changes_its_adapters_and_the_head_alone(
 def test_lora_adapts_mlp_layers_where_there_are_some_else_convolutions(tmp_path: Path) -> None:
     layers = {}
     for kind in ("resnet", "vit", "clip"):
-        opened = load(put_encoder(Place.of(tmp_path / kind), kind))
+        opened = load(put_encoder(Folder.of(tmp_path / kind), kind))
         layers[kind] = adapted_layers(opened.card, opened.model)
     assert layers["vit"] == [f"blocks.{b}.mlp.{fc}" for b in (0, 1) for fc in ("fc1", "fc2")]
     assert layers["clip"] == [
         f"visual.transformer.resblocks.{b}.mlp.{fc}" for b in (0, 1) for fc in ("c_fc", "c_proj")
     ]
     assert "layer1.0.conv1" in layers["resnet"]
-    card = load(put_encoder(Place.of(tmp_path / "none"))).card
+    card = load(put_encoder(Folder.of(tmp_path / "none"))).card
     with pytest.raises(StageError, match="neither MLP layers nor plain convolutions"):
         adapted_layers(card, torch.nn.Sequential(torch.nn.Linear(3, 3)))
 
 
 def test_ft_learns_what_a_frozen_encoder_cannot(
-    digits: Place, encoder: Place, tmp_path: Path
+    digits: Folder, encoder: Folder, tmp_path: Path
 ) -> None:
     still = Method(head="linear", adapt="ft", encoder_lr=0, space=SPACE)
     accuracy = {}
@@ -146,7 +146,7 @@ def test_ft_learns_what_a_frozen_encoder_cannot(
 
 @pytest.mark.parametrize("method", ["ft", "lora", "ft-nmtune"])
 def test_a_configuration_that_goes_on_gives_what_it_would_have_given(
-    method: str, digits: Place, encoder: Place, tmp_path: Path
+    method: str, digits: Folder, encoder: Folder, tmp_path: Path
 ) -> None:
     whole = work(tmp_path, "whole", step(method, epochs=3), encoder=encoder, corpus=digits)
     broken = work(tmp_path, "broken", step(method, epochs=3), encoder=encoder, corpus=digits)
@@ -171,7 +171,7 @@ def test_a_configuration_that_goes_on_gives_what_it_would_have_given(
 
 @pytest.mark.parametrize("method", ["ft", "lora"])
 def test_a_closed_cell_leaves_what_every_cell_leaves_and_the_adapted_encoder(
-    method: str, digits: Place, encoder: Place, tmp_path: Path
+    method: str, digits: Folder, encoder: Folder, tmp_path: Path
 ) -> None:
     cell = work(tmp_path, "c", step(method), encoder=encoder, corpus=digits)
     outcome = train_all(cell)
@@ -199,7 +199,7 @@ def test_a_closed_cell_leaves_what_every_cell_leaves_and_the_adapted_encoder(
 
 @pytest.mark.parametrize("method", ["ft", "lora"])
 def test_an_ood_cell_puts_the_adapted_encoder_on_its_own_images(
-    method: str, digits: Place, encoder: Place, tmp_path: Path
+    method: str, digits: Folder, encoder: Folder, tmp_path: Path
 ) -> None:
     trained = work(tmp_path, "id", step(method), encoder=encoder, corpus=digits)
     train_all(trained)
@@ -224,11 +224,11 @@ def test_an_ood_cell_puts_the_adapted_encoder_on_its_own_images(
 
 
 def test_another_encoder_or_an_altered_adapter_is_refused(
-    digits: Place, encoder: Place, tmp_path: Path
+    digits: Folder, encoder: Folder, tmp_path: Path
 ) -> None:
     trained = work(tmp_path, "id", step("lora"), encoder=encoder, corpus=digits)
     train_all(trained, CONFIGURATIONS[:1])
-    other = put_encoder(Place.of(tmp_path / "other"), seed=1)
+    other = put_encoder(Folder.of(tmp_path / "other"), seed=1)
     spec = step("lora", task=INVERTED)
     inputs = {"corpus": digits, "head": trained.output}
     with pytest.raises(StageError, match="adapts another encoder"):
@@ -239,7 +239,7 @@ def test_another_encoder_or_an_altered_adapter_is_refused(
 
 
 def test_a_configuration_that_diverges_is_a_row_with_its_reason(
-    digits: Place, encoder: Place, tmp_path: Path
+    digits: Folder, encoder: Folder, tmp_path: Path
 ) -> None:
     cell = work(tmp_path, "c", step("ft", epochs=3), encoder=encoder, corpus=digits)
     outcome = train_all(cell, (Configuration(lr=1e30), CONFIGURATIONS[0]))
@@ -269,7 +269,7 @@ def test_those_stopped_at_a_rung_are_never_selected() -> None:
     assert select([stopped, broken], "accuracy", 3) is None
 
 
-def test_the_views_reach_training(digits: Place, encoder: Place, tmp_path: Path) -> None:
+def test_the_views_reach_training(digits: Folder, encoder: Folder, tmp_path: Path) -> None:
     losses = set()
     for seed in (0, 1):
         views = EncoderTuning(views=VIEWS.model_copy(update={"seed": seed}))
@@ -289,7 +289,7 @@ def test_methods_that_cannot_be_are_refused() -> None:
     assert METHODS["ft-nmtune"].space.regularised
 
 
-def test_autocast_changes_the_arithmetic_alone(encoder: Place) -> None:
+def test_autocast_changes_the_arithmetic_alone(encoder: Folder) -> None:
     opened = load(encoder)
     pixels = torch.randint(0, 256, (4, 1, 16, 16), dtype=torch.uint8)
     adapted = AdaptedEncoder(opened, METHODS["ft"], 10, 0)
@@ -303,7 +303,7 @@ def test_autocast_changes_the_arithmetic_alone(encoder: Place) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("method", ["ft", "lora", "ft-nmtune"])
 def test_a_gpu_affects_it_by_rounding_alone(
-    method: str, digits: Place, encoder: Place, tmp_path: Path
+    method: str, digits: Folder, encoder: Folder, tmp_path: Path
 ) -> None:
     losses = []
     for gpus in (0, 1):
@@ -315,7 +315,7 @@ def test_a_gpu_affects_it_by_rounding_alone(
 
 @pytest.mark.parametrize("method", ["ft", "lora", "ft-nmtune"])
 def test_no_tensor_is_left_on_the_other_device(
-    method: str, digits: Place, encoder: Place, tmp_path: Path
+    method: str, digits: Folder, encoder: Folder, tmp_path: Path
 ) -> None:
     losses = []
     for gpus, device in ((0, nullcontext()), (1, pretend.gpu())):

@@ -12,7 +12,7 @@ import pytest
 from jobs.contract import Hooks, Outcome, StageError, Work
 from jobs.finetune.cell import state_name
 from jobs.finetune.training import history_of
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 from jobs.tuning import cells
 from jobs.tuning.job import run
 from jobs.tuning.spec import Halving, Method, Space, TuneStep
@@ -42,19 +42,19 @@ def row(cell: Work) -> cells.Cell:
     return found
 
 
-def contents(place: Place) -> dict[str, bytes]:
-    return {name: place.read_bytes(name) for name, _ in place.files()}
+def contents(folder: Folder) -> dict[str, bytes]:
+    return {name: folder.read_bytes(name) for name, _ in folder.files()}
 
 
 @pytest.mark.slow
 def test_cells_of_all_methods_are_answered_with_equal_budgets_and_then_transferred(
-    ray_session: None, digits: Place, encoder: Place, tmp_path: Path
+    ray_session: None, digits: Folder, encoder: Folder, tmp_path: Path
 ) -> None:
     inputs = {"encoder": encoder, "corpus": digits}
     works = [work(tmp_path, name, step(name), **inputs) for name in METHODS]
     diverging = Method(head="linear", adapt="ft", space=Space(lr=1e30))
     works.append(work(tmp_path, "diverges", step(diverging), **inputs))
-    nowhere = {"encoder": Place.of(tmp_path / "nowhere"), "corpus": digits}
+    nowhere = {"encoder": Folder.of(tmp_path / "nowhere"), "corpus": digits}
     works.append(work(tmp_path, "missing", step("ft"), **nowhere))
     works.append(work(tmp_path, "greedy", step("ft", gpus=99), **inputs))
     answers = Answers()
@@ -84,7 +84,7 @@ def test_cells_of_all_methods_are_answered_with_equal_budgets_and_then_transferr
 
 @pytest.mark.slow
 def test_asha_stops_some_at_a_rung_within_a_cell_and_says_so(
-    ray_session: None, digits: Place, encoder: Place, tmp_path: Path
+    ray_session: None, digits: Folder, encoder: Folder, tmp_path: Path
 ) -> None:
     halved = Halving(first=1, eta=2)
     spread = Method(
@@ -120,7 +120,7 @@ def test_asha_stops_some_at_a_rung_within_a_cell_and_says_so(
 
 @pytest.mark.slow
 def test_an_interrupted_cell_goes_on_where_it_stood_and_leaves_the_same_bytes(
-    ray_session: None, digits: Place, encoder: Place, tmp_path: Path
+    ray_session: None, digits: Folder, encoder: Folder, tmp_path: Path
 ) -> None:
     inputs = {"encoder": encoder, "corpus": digits}
     spec: TuneStep = step("lora", configurations=3, epochs=3)
@@ -145,7 +145,7 @@ def test_an_interrupted_cell_goes_on_where_it_stood_and_leaves_the_same_bytes(
 
 @pytest.mark.parametrize("cpus", [512])
 def test_more_cpus_than_a_node_has_are_refused(
-    cpus: int, ray_session: None, digits: Place, encoder: Place, tmp_path: Path
+    cpus: int, ray_session: None, digits: Folder, encoder: Folder, tmp_path: Path
 ) -> None:
     answers = Answers()
     cell = work(tmp_path, "w", step("ft", cpus=cpus), encoder=encoder, corpus=digits)

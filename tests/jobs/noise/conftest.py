@@ -7,9 +7,9 @@ import pyarrow as pa
 import pytest
 
 from jobs.corpus.shards import SCHEMA, Index, write_rows
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 
-Write = Callable[..., Place]
+Write = Callable[..., Folder]
 
 
 @pytest.fixture
@@ -26,8 +26,8 @@ def corpus(tmp_path: Path) -> Write:
         shard: int = 64,
         name: str = "c",
         folder: str = "corpus",
-    ) -> Place:
-        place = Place.of(tmp_path / folder)
+    ) -> Folder:
+        place = Folder.of(tmp_path / folder)
         files = []
         for number, start in enumerate(range(0, len(keys), shard)):
             rows = slice(start, start + shard)

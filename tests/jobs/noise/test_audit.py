@@ -12,7 +12,7 @@ from jobs.contract import Outcome, StageError, Work
 from jobs.noise.audit import Auditor
 from jobs.noise.job import lay
 from jobs.noise.spec import NoiseStep
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 from tests.jobs.noise.conftest import Write
 
 CLASSES = ("cat", "dog", "fox")
@@ -29,15 +29,15 @@ def step(level: float = 20, kind: str = "symmetric", **fields: object) -> NoiseS
     return NoiseStep.model_validate({"corpus": "c", "noise": noise, "level": level})
 
 
-def laid(root: Path, corpus: Place, spec: NoiseStep) -> Place:
-    place = Place.of(root / "noise")
-    (outcome,) = lay([Work("a", "f", spec, {"corpus": corpus}, place, place)])
+def laid(root: Path, corpus: Folder, spec: NoiseStep) -> Folder:
+    folder = Folder.of(root / "noise")
+    (outcome,) = lay([Work("a", "f", spec, {"corpus": corpus}, folder, folder)])
     assert isinstance(outcome, Outcome), outcome
-    return place
+    return folder
 
 
-def edit(place: Place, change: Edit) -> None:
-    place.write_table("changed.parquet", change(place.read_table("changed.parquet")))
+def edit(folder: Folder, change: Edit) -> None:
+    folder.write_table("changed.parquet", change(folder.read_table("changed.parquet")))
 
 
 def replaced(name: str, row: int, value: object) -> Edit:
@@ -52,9 +52,9 @@ def replaced(name: str, row: int, value: object) -> Edit:
 
 @pytest.mark.parametrize("kind", ["symmetric", "pair", "caption_swap", "caption_swap_near"])
 def test_what_the_stage_wrote_is_sound(corpus: Write, tmp_path: Path, kind: str) -> None:
-    place = corpus(KEYS, LABELS, CAPTIONS, classes=CLASSES)
+    folder = corpus(KEYS, LABELS, CAPTIONS, classes=CLASSES)
     spec = step(kind=kind)
-    found = Auditor(spec.noise, place).audit(laid(tmp_path, place, spec))
+    found = Auditor(spec.noise, folder).audit(laid(tmp_path, folder, spec))
     assert found.sound
     assert found.first_fault == ""
     assert found.rederived == found.overlay.changed == found.present_changed == 60
@@ -78,12 +78,12 @@ FAULTS: dict[str, tuple[Edit, str]] = {
 def test_a_tampered_row_is_found_counted_and_shown(
     corpus: Write, tmp_path: Path, fault: str
 ) -> None:
-    place = corpus(KEYS, LABELS, CAPTIONS, classes=CLASSES)
+    folder = corpus(KEYS, LABELS, CAPTIONS, classes=CLASSES)
     spec = step(kind="pair")
-    level = laid(tmp_path, place, spec)
+    level = laid(tmp_path, folder, spec)
     change, said = FAULTS[fault]
     edit(level, change)
-    found = Auditor(spec.noise, place).audit(level)
+    found = Auditor(spec.noise, folder).audit(level)
     assert not found.sound
     assert found.faults[fault] > 0
     assert [name for name, count in found.faults.items() if count] == [fault]
@@ -92,58 +92,58 @@ def test_a_tampered_row_is_found_counted_and_shown(
 
 @pytest.mark.parametrize("name", ["key", "clean"])
 def test_a_row_of_another_sample_is_found(corpus: Write, tmp_path: Path, name: str) -> None:
-    place = corpus(KEYS, LABELS, CAPTIONS, classes=CLASSES)
+    folder = corpus(KEYS, LABELS, CAPTIONS, classes=CLASSES)
     spec = step(kind="caption_swap")
-    level = laid(tmp_path, place, spec)
+    level = laid(tmp_path, folder, spec)
     edit(level, replaced(name, 7, "another"))
-    found = Auditor(spec.noise, place).audit(level)
+    found = Auditor(spec.noise, folder).audit(level)
     assert found.faults["altered"] == 1
     assert f"has {name} 'another', not" in found.first_fault
 
 
 def test_a_false_description_is_found(corpus: Write, tmp_path: Path) -> None:
-    place = corpus(KEYS, LABELS, classes=CLASSES)
+    folder = corpus(KEYS, LABELS, classes=CLASSES)
     spec = step()
-    level = laid(tmp_path, place, spec)
+    level = laid(tmp_path, folder, spec)
     said: dict[str, Any] = level.read_json("overlay.json")
     level.write_json("overlay.json", {**said, "eligible": 299})
-    found = Auditor(spec.noise, place).audit(level)
+    found = Auditor(spec.noise, folder).audit(level)
     assert found.faults["misdescribed"] == 1
     assert found.first_fault == "overlay.json says eligible = 299, not 300"
 
 
 def test_a_level_in_the_folder_of_another_is_found(corpus: Write, tmp_path: Path) -> None:
-    place = corpus(KEYS, LABELS, classes=CLASSES)
+    folder = corpus(KEYS, LABELS, classes=CLASSES)
     spec = step(20)
-    level = laid(tmp_path, place, spec)
-    assert Auditor(spec.noise, place).audit(level, 20).sound
-    found = Auditor(spec.noise, place).audit(level, 10)
+    level = laid(tmp_path, folder, spec)
+    assert Auditor(spec.noise, folder).audit(level, 20).sound
+    found = Auditor(spec.noise, folder).audit(level, 10)
     assert found.faults["unexpected"] == 30
     assert found.faults["misdescribed"] > 0
 
 
-def truncated(place: Place, name: str) -> None:
-    place.write_bytes(name, place.read_bytes(name)[:-40])
+def truncated(folder: Folder, name: str) -> None:
+    folder.write_bytes(name, folder.read_bytes(name)[:-40])
 
 
-def overwritten(place: Place, **fields: object) -> None:
-    said: dict[str, Any] = place.read_json("overlay.json")
-    place.write_json("overlay.json", {**said, **fields})
+def overwritten(folder: Folder, **fields: object) -> None:
+    said: dict[str, Any] = folder.read_json("overlay.json")
+    folder.write_json("overlay.json", {**said, **fields})
 
 
-def without(place: Place, field: str) -> None:
-    said: dict[str, Any] = place.read_json("overlay.json")
-    place.write_json("overlay.json", {name: said[name] for name in said if name != field})
+def without(folder: Folder, field: str) -> None:
+    said: dict[str, Any] = folder.read_json("overlay.json")
+    folder.write_json("overlay.json", {name: said[name] for name in said if name != field})
 
 
-def cast(place: Place, column: str, kind: pa.DataType) -> None:
+def cast(folder: Folder, column: str, kind: pa.DataType) -> None:
     edit(
-        place,
+        folder,
         lambda t: t.set_column(t.schema.get_field_index(column), column, t[column].cast(kind)),
     )
 
 
-DAMAGE: dict[str, tuple[Callable[[Place], None], str]] = {
+DAMAGE: dict[str, tuple[Callable[[Folder], None], str]] = {
     "a truncated table": (lambda p: truncated(p, "changed.parquet"), "changed.parquet"),
     "no table": (lambda p: p.delete("changed.parquet"), "changed.parquet"),
     "no description": (lambda p: p.delete("overlay.json"), "overlay.json"),
@@ -160,13 +160,13 @@ DAMAGE: dict[str, tuple[Callable[[Place], None], str]] = {
 
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_level_is_told_in_a_sentence(corpus: Write, tmp_path: Path, damage: str) -> None:
-    place = corpus(KEYS, LABELS, classes=CLASSES)
+    folder = corpus(KEYS, LABELS, classes=CLASSES)
     spec = step()
-    level = laid(tmp_path, place, spec)
+    level = laid(tmp_path, folder, spec)
     harm, file = DAMAGE[damage]
     harm(level)
     with pytest.raises(StageError) as caught:
-        Auditor(spec.noise, place).audit(level)
+        Auditor(spec.noise, folder).audit(level)
     assert str(caught.value).startswith(f"{level.uri}/{file} is not as it was written (")
     assert str(caught.value).endswith("; delete its folder and build the noise again")
     assert "\n" not in str(caught.value)
@@ -175,40 +175,40 @@ def test_a_damaged_level_is_told_in_a_sentence(corpus: Write, tmp_path: Path, da
 @pytest.mark.parametrize("name", ["key", "clean", "noisy"])
 @pytest.mark.filterwarnings("error")
 def test_a_value_that_is_gone_is_a_row_altered(corpus: Write, tmp_path: Path, name: str) -> None:
-    place = corpus(KEYS, LABELS, classes=CLASSES)
+    folder = corpus(KEYS, LABELS, classes=CLASSES)
     spec = step()
-    level = laid(tmp_path, place, spec)
+    level = laid(tmp_path, folder, spec)
     edit(level, replaced(name, 3, None))
-    found = Auditor(spec.noise, place).audit(level)
+    found = Auditor(spec.noise, folder).audit(level)
     assert [name for name, count in found.faults.items() if count] == ["altered"]
     assert f"has {name} None, not" in found.first_fault
 
 
 def test_a_description_of_another_field_is_found(corpus: Write, tmp_path: Path) -> None:
-    place = corpus(KEYS, LABELS, CAPTIONS, classes=CLASSES)
+    folder = corpus(KEYS, LABELS, CAPTIONS, classes=CLASSES)
     spec = step(kind="caption_swap")
-    level = laid(tmp_path, place, spec)
+    level = laid(tmp_path, folder, spec)
     overwritten(level, field="label")
-    found = Auditor(spec.noise, place).audit(level)
+    found = Auditor(spec.noise, folder).audit(level)
     assert found.first_fault == "overlay.json says field = 'label', not 'caption'"
     assert found.transition is None
 
 
 def test_another_seed_is_another_noise(corpus: Write, tmp_path: Path) -> None:
-    place = corpus(KEYS, LABELS, classes=CLASSES)
-    level = laid(tmp_path, place, step())
-    found = Auditor(step(seed=1).noise, place).audit(level)
+    folder = corpus(KEYS, LABELS, classes=CLASSES)
+    level = laid(tmp_path, folder, step())
+    found = Auditor(step(seed=1).noise, folder).audit(level)
     assert found.faults["missing"] == found.faults["unexpected"] > 30
 
 
 def test_rates_are_those_of_the_rows_that_are_there(corpus: Write, tmp_path: Path) -> None:
-    place = corpus(KEYS, LABELS, classes=CLASSES)
+    folder = corpus(KEYS, LABELS, classes=CLASSES)
     spec = step()
-    level = laid(tmp_path, place, spec)
+    level = laid(tmp_path, folder, spec)
     # A refused row may repeat the key of one that was kept.
     refused = {"source": ["s"] * 41, "key": ["", *KEYS[:40]], "reason": ["truncated"] * 41}
-    place.write_table("quarantine.parquet", pa.table(refused))
-    found = Auditor(spec.noise, place).audit(level)
+    folder.write_table("quarantine.parquet", pa.table(refused))
+    found = Auditor(spec.noise, folder).audit(level)
     assert found.sound
     assert (found.present, found.present_changed) == (300, 60)
     assert found.realised_percent == found.written_percent == 20
@@ -219,9 +219,9 @@ def test_rates_are_those_of_the_rows_that_are_there(corpus: Write, tmp_path: Pat
 
 
 def test_the_transition_matrix_is_that_of_the_written_labels(corpus: Write, tmp_path: Path) -> None:
-    place = corpus(KEYS, LABELS, classes=CLASSES)
+    folder = corpus(KEYS, LABELS, classes=CLASSES)
     spec = step(30, kind="pair")
-    found = Auditor(spec.noise, place).audit(laid(tmp_path, place, spec))
+    found = Auditor(spec.noise, folder).audit(laid(tmp_path, folder, spec))
     assert found.transition is not None
     hit = [rate.changed for rate in found.classes]
     expected = np.diag([100 - k for k in hit]) + np.roll(np.diag(hit), 1, axis=1)
@@ -242,9 +242,9 @@ def test_a_corpus_that_changed_under_the_noise_is_found(corpus: Write, tmp_path:
 
 
 def test_a_caption_audit_needs_no_labels(corpus: Write, tmp_path: Path) -> None:
-    place = corpus(KEYS, captions=CAPTIONS)
+    folder = corpus(KEYS, captions=CAPTIONS)
     spec = step(kind="caption_swap")
-    found = Auditor(spec.noise, place).audit(laid(tmp_path, place, spec))
+    found = Auditor(spec.noise, folder).audit(laid(tmp_path, folder, spec))
     assert found.sound
     assert found.classes == ()
     assert found.transition is None

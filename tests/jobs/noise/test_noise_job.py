@@ -17,7 +17,7 @@ from jobs.noise import job
 from jobs.noise.files import pin
 from jobs.noise.overlay import Changes, Overlay, apply
 from jobs.noise.spec import NoiseStep
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 from tests.jobs.noise.conftest import Write
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -46,7 +46,7 @@ class Results:
         return result
 
 
-def works(root: Path, corpus: Place, levels: Sequence[float], **noise: object) -> list[Work]:
+def works(root: Path, corpus: Folder, levels: Sequence[float], **noise: object) -> list[Work]:
     noise = {"name": "n", "levels": levels, **noise}
     steps = [
         NoiseStep.model_validate({"corpus": "c", "noise": noise, "level": level})
@@ -58,8 +58,8 @@ def works(root: Path, corpus: Place, levels: Sequence[float], **noise: object) -
             fingerprint="f",
             spec=step.model_copy(update={"noise": pin(step.noise)}),
             inputs={"corpus": corpus},
-            output=Place.of(root / f"{step.noise.kind}/level={step.level:g}"),
-            scratch=Place.of(root / "scratch"),
+            output=Folder.of(root / f"{step.noise.kind}/level={step.level:g}"),
+            scratch=Folder.of(root / "scratch"),
         )
         for step in steps
     ]
@@ -71,11 +71,11 @@ def lay(these: Sequence[Work]) -> Results:
     return results
 
 
-def bytes_of(place: Place) -> dict[str, bytes]:
-    return {name: place.read_bytes(name) for name, _ in place.files()}
+def bytes_of(folder: Folder) -> dict[str, bytes]:
+    return {name: folder.read_bytes(name) for name, _ in folder.files()}
 
 
-def noisy_values(corpus: Place, noise: Place) -> list[object]:
+def noisy_values(corpus: Folder, noise: Folder) -> list[object]:
     column = Overlay.read(noise).field
     rows = read_part(corpus, "train", ["key", column])
     values, _ = apply(Changes(noise).rows(0, len(rows)), rows["key"], rows[column])
@@ -107,13 +107,13 @@ def kinds(tmp_path: Path) -> dict[str, dict[str, object]]:
 def test_levels_of_every_kind_are_exact_nested_and_the_same_wherever_they_run(
     corpus: Write, tmp_path: Path, kinds: dict[str, dict[str, object]]
 ) -> None:
-    place = corpus(KEYS, LABELS, CAPTIONS, classes=CLASSES)
+    folder = corpus(KEYS, LABELS, CAPTIONS, classes=CLASSES)
     other = corpus(KEYS, LABELS, CAPTIONS, classes=CLASSES, shard=37, folder="other")
     levels = [0, 5, 10, 30]
     asked = [
         work
         for kind, noise in kinds.items()
-        for work in works(tmp_path, place, levels, kind=kind, **noise)
+        for work in works(tmp_path, folder, levels, kind=kind, **noise)
     ]
     results = lay(asked)
     lower: dict[str, set[tuple[object, ...]]] = collections.defaultdict(set)
@@ -130,7 +130,7 @@ def test_levels_of_every_kind_are_exact_nested_and_the_same_wherever_they_run(
         assert lower[kind] <= found
         lower[kind] = found
         clean = LABELS if overlay.field == "label" else CAPTIONS
-        noisy = noisy_values(place, work.output)
+        noisy = noisy_values(folder, work.output)
         assert sum(a != b for a, b in zip(clean, noisy, strict=True)) == len(found)
 
     again = [
@@ -145,15 +145,15 @@ def test_levels_of_every_kind_are_exact_nested_and_the_same_wherever_they_run(
 
 
 def test_given_labels_are_laid_at_their_own_rate(corpus: Write, tmp_path: Path) -> None:
-    place = corpus(KEYS, LABELS, classes=CLASSES)
+    folder = corpus(KEYS, LABELS, classes=CLASSES)
     theirs = [CLASSES[(label + (i % 10 == 0)) % 5] for i, label in enumerate(LABELS)]
     pq.write_table(pa.table({"id": KEYS, "worse": theirs}), tmp_path / "t.parquet")
     noise = {"kind": "given", "file": str(tmp_path / "t.parquet"), "key": "id", "column": "worse"}
-    asked = works(tmp_path, place, [0, 10, 20], **noise)
+    asked = works(tmp_path, folder, [0, 10, 20], **noise)
     results = lay(asked)
     assert results.outcome(asked[0].address).counts["changed"] == 0
     assert results.outcome(asked[1].address).metrics["noise/realised_percent"] == 10
-    noisy = [CLASSES[int(str(value))] for value in noisy_values(place, asked[1].output)]
+    noisy = [CLASSES[int(str(value))] for value in noisy_values(folder, asked[1].output)]
     assert noisy == theirs
     refused = results.of[asked[2].address]
     assert isinstance(refused, StageError)
@@ -166,9 +166,9 @@ def test_given_labels_are_laid_at_their_own_rate(corpus: Write, tmp_path: Path) 
 def test_a_level_states_its_share_of_the_corpus_and_of_the_subset(
     corpus: Write, tmp_path: Path
 ) -> None:
-    place = corpus(KEYS, LABELS, classes=CLASSES)
+    folder = corpus(KEYS, LABELS, classes=CLASSES)
     named = {"kind": "subset", "classes": ["dog", 4]}
-    (work,) = works(tmp_path, place, [10], **named, of="subset")
+    (work,) = works(tmp_path, folder, [10], **named, of="subset")
     lay([work])
     overlay = Overlay.read(work.output)
     assert overlay.eligible == sum(label in (1, 4) for label in LABELS) == 480
@@ -180,8 +180,8 @@ def test_a_level_states_its_share_of_the_corpus_and_of_the_subset(
 def test_captions_can_swap_within_a_class_and_in_some_classes_alone(
     corpus: Write, tmp_path: Path
 ) -> None:
-    place = corpus(KEYS, LABELS, CAPTIONS, classes=CLASSES)
-    (near,) = works(tmp_path, place, [30], kind="caption_swap_near", classes=["dog", "elm"])
+    folder = corpus(KEYS, LABELS, CAPTIONS, classes=CLASSES)
+    (near,) = works(tmp_path, folder, [30], kind="caption_swap_near", classes=["dog", "elm"])
     lay([near])
     assert Overlay.read(near.output).eligible == 480
     for row in near.output.read_table("changed.parquet").to_pylist():
@@ -190,8 +190,8 @@ def test_captions_can_swap_within_a_class_and_in_some_classes_alone(
 
 def test_an_unreachable_level_fails_alone(corpus: Write, tmp_path: Path) -> None:
     captions = ["rare" if i % 20 == 0 else "the same" for i in range(N)]
-    place = corpus(KEYS, captions=captions)
-    asked = works(tmp_path, place, [5, 30], kind="caption_swap")
+    folder = corpus(KEYS, captions=captions)
+    asked = works(tmp_path, folder, [5, 30], kind="caption_swap")
     results = lay(asked)
     assert results.outcome(asked[0].address).counts["changed"] == 30
     assert isinstance(results.of[asked[1].address], StageError)
@@ -212,17 +212,17 @@ def test_an_unreachable_level_fails_alone(corpus: Write, tmp_path: Path) -> None
 def test_a_corpus_that_lacks_what_a_noise_changes_is_refused(
     corpus: Write, tmp_path: Path, kind: str, extra: dict[str, object], said: str
 ) -> None:
-    place = corpus(["a", "b"], [0, None], ["one", None], classes=CLASSES)
-    (work,) = works(tmp_path, place, [5], kind=kind, **extra)
+    folder = corpus(["a", "b"], [0, None], ["one", None], classes=CLASSES)
+    (work,) = works(tmp_path, folder, [5], kind=kind, **extra)
     refused = lay([work]).of[work.address]
     assert isinstance(refused, StageError)
     assert said in str(refused)
 
 
 def test_choosing_by_class_needs_labels(corpus: Write, tmp_path: Path) -> None:
-    place = corpus(["a", "b"], [0, None], ["one", "two"], classes=CLASSES)
+    folder = corpus(["a", "b"], [0, None], ["one", "two"], classes=CLASSES)
     for fields in ({"kind": "caption_swap_near"}, {"kind": "caption_swap", "classes": ["cat"]}):
-        (work,) = works(tmp_path, place, [5], **fields)
+        (work,) = works(tmp_path, folder, [5], **fields)
         assert "1 of 2 training rows have no label to choose by" in str(
             lay([work]).of[work.address]
         )
@@ -231,23 +231,23 @@ def test_choosing_by_class_needs_labels(corpus: Write, tmp_path: Path) -> None:
 def test_a_class_that_the_corpus_lacks_is_answered_with_the_nearest(
     corpus: Write, tmp_path: Path
 ) -> None:
-    place = corpus(KEYS, LABELS, classes=CLASSES)
-    (work,) = works(tmp_path, place, [5], kind="symmetric", classes=["dgo"])
+    folder = corpus(KEYS, LABELS, classes=CLASSES)
+    (work,) = works(tmp_path, folder, [5], kind="symmetric", classes=["dgo"])
     assert "did you mean 'dog'?" in str(lay([work]).of[work.address])
 
 
 def test_the_index_and_the_shards_are_left_as_they_were(corpus: Write, tmp_path: Path) -> None:
-    place = corpus(KEYS, LABELS, classes=CLASSES)
-    before = bytes_of(place)
-    lay(works(tmp_path, place, [0, 30], kind="pair"))
-    assert bytes_of(place) == before
-    assert Index.read(place).rows("train") == N
+    folder = corpus(KEYS, LABELS, classes=CLASSES)
+    before = bytes_of(folder)
+    lay(works(tmp_path, folder, [0, 30], kind="pair"))
+    assert bytes_of(folder) == before
+    assert Index.read(folder).rows("train") == N
 
 
 def test_classes_may_go_by_their_ids(corpus: Write, tmp_path: Path) -> None:
     ids = [f"n0{number}" for number in range(5)]
     names = ("crane", "dog", "fox", "oak", "crane")
-    place = corpus(KEYS, LABELS, CAPTIONS, classes=names, class_ids=ids)
+    folder = corpus(KEYS, LABELS, CAPTIONS, classes=names, class_ids=ids)
     groups = {"n00": "both", "dog": "alone", "n02": "two", "oak": "two", "n04": "both"}
     (tmp_path / "groups.json").write_text(json.dumps(groups))
     grouped = {"kind": "groups", "file": str(tmp_path / "groups.json")}
@@ -256,8 +256,8 @@ def test_classes_may_go_by_their_ids(corpus: Write, tmp_path: Path) -> None:
         {"kind": "subset", "classes": ["n00", 4]},
         {"kind": "caption_swap", "classes": ["n00", "n04"]},
     ):
-        (work,) = works(tmp_path / "ids", place, [10], **fields)
+        (work,) = works(tmp_path / "ids", folder, [10], **fields)
         lay([work]).outcome(work.address)
         assert Overlay.read(work.output).eligible == sum(label in (0, 4) for label in LABELS)
-    (work,) = works(tmp_path / "names", place, [10], kind="subset", classes=["crane", "dog"])
+    (work,) = works(tmp_path / "names", folder, [10], kind="subset", classes=["crane", "dog"])
     assert "give its id" in str(lay([work]).of[work.address])

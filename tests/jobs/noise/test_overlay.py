@@ -15,7 +15,7 @@ from jobs.noise import overlay as overlays
 from jobs.noise.captions import Captioned, caption_swap
 from jobs.noise.labels import Choice, Labelled, symmetric
 from jobs.noise.overlay import Changes, Overlay, apply
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 
 N = 500
 KEYS = pa.array([f"k{i}" for i in range(N)])
@@ -40,14 +40,14 @@ def describe(changed: int) -> Overlay:
 def test_shard_by_shard_gives_what_the_whole_part_gives(
     tmp_path_factory: pytest.TempPathFactory, group: int, cuts: set[int], random: Random
 ) -> None:
-    place = Place.of(tmp_path_factory.mktemp("noise"))
+    folder = Folder.of(tmp_path_factory.mktemp("noise"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(overlays, "ROW_GROUP", group)
-        describe(100).write(place, flipped(20))
-    whole, mask = apply(Changes(place).rows(0, N), KEYS, pa.array(LABELS))
+        describe(100).write(folder, flipped(20))
+    whole, mask = apply(Changes(folder).rows(0, N), KEYS, pa.array(LABELS))
     assert mask.sum() == 100
     assert (whole.to_numpy() != LABELS).tolist() == mask.tolist()
-    changes, edges = Changes(place), [0, *sorted(cuts), N]
+    changes, edges = Changes(folder), [0, *sorted(cuts), N]
     shards = list(itertools.pairwise(edges))
     for start, stop in [*shards, *random.sample(shards, len(shards))]:
         rows = changes.rows(start, stop)
@@ -67,16 +67,16 @@ def test_applying_a_swap_twice_gives_the_clean_captions_back() -> None:
 
 
 def test_an_empty_overlay_changes_nothing(tmp_path: Path) -> None:
-    place = Place.of(tmp_path)
-    describe(0).write(place, swapped(0))
-    noisy, mask = apply(Changes(place).rows(0, N), KEYS, TEXTS)
+    folder = Folder.of(tmp_path)
+    describe(0).write(folder, swapped(0))
+    noisy, mask = apply(Changes(folder).rows(0, N), KEYS, TEXTS)
     assert noisy.equals(TEXTS)
     assert not mask.any()
-    assert Overlay.read(place) == describe(0)
+    assert Overlay.read(folder) == describe(0)
 
 
 def test_how_strings_lie_in_memory_does_not_affect_the_file(tmp_path: Path) -> None:
-    one, other = Place.of(tmp_path / "one"), Place.of(tmp_path / "other")
+    one, other = Folder.of(tmp_path / "one"), Folder.of(tmp_path / "other")
     large = swapped(10).cast(
         pa.schema(
             [("row", pa.int64()), *((n, pa.large_string()) for n in ("key", "clean", "noisy"))]
@@ -108,12 +108,12 @@ def test_rows_of_another_corpus_are_refused(
 
 
 def test_captions_of_another_corpus_are_refused(tmp_path: Path) -> None:
-    place, changed = Place.of(tmp_path), swapped(50)
-    describe(250).write(place, changed)
+    folder, changed = Folder.of(tmp_path), swapped(50)
+    describe(250).write(folder, changed)
     first = changed["row"][0].as_py()
     texts = TEXTS.to_pylist()
     texts[first] = "another"
     with pytest.raises(StageError, match=f"row {first} is not here with the clean value"):
-        apply(Changes(place).rows(0, N), KEYS, pa.array(texts))
-    noisy, _ = apply(Changes(place).rows(0, N), KEYS, TEXTS)
+        apply(Changes(folder).rows(0, N), KEYS, pa.array(texts))
+    noisy, _ = apply(Changes(folder).rows(0, N), KEYS, TEXTS)
     assert noisy.equals(apply(changed, KEYS, TEXTS)[0])

@@ -18,7 +18,7 @@ from jobs.corpus.shards import SCHEMA, File, Index
 from jobs.images.spec import ImageInput
 from jobs.noise.overlay import Overlay
 from jobs.pretrain.spec import Contrastive, PretrainStep, Recipe, Resources, Schedule, Supervised
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 
 CLASSES = ("bar", "dot", "edge")
 ROWS = {"train": 100, "validation": 30, "test": 12}
@@ -49,7 +49,7 @@ def png(label: int, seed: int) -> bytes:
     return buffer.getvalue()
 
 
-def write_part(place: Place, part: str, rows_per_shard: int) -> tuple[File, ...]:
+def write_part(folder: Folder, part: str, rows_per_shard: int) -> tuple[File, ...]:
     first = 1000 * (1 + list(ROWS).index(part))
     numbers = range(first, first + ROWS[part])
     labels = [number % len(CLASSES) for number in numbers]
@@ -68,13 +68,13 @@ def write_part(place: Place, part: str, rows_per_shard: int) -> tuple[File, ...]
     for shard, start in enumerate(range(0, len(rows), rows_per_shard)):
         cut = rows.slice(start, rows_per_shard)
         name = f"{part}-{shard:05d}.parquet"
-        place.write_table(name, cut)
-        data = place.read_bytes(name)
+        folder.write_table(name, cut)
+        data = folder.read_bytes(name)
         files.append(File(name, len(cut), len(data), hashlib.sha256(data).hexdigest()))
     return tuple(files)
 
 
-def write_noise(place: Place, field: str, level: int) -> None:
+def write_noise(folder: Folder, field: str, level: int) -> None:
     """`level` of the 100 training rows, spread over classes and shards, changed in a nested way."""
     rows = sorted((37 * i) % 100 for i in range(level))
     clean = [(1000 + row) % len(CLASSES) for row in rows]
@@ -101,7 +101,7 @@ def write_noise(place: Place, field: str, level: int) -> None:
         changed=level,
         realised_percent=level,
         realised_percent_of_subset=level,
-    ).write(place, changed)
+    ).write(folder, changed)
 
 
 def caption(label: int) -> str:
@@ -113,11 +113,11 @@ class Toy:
     root: Path
 
     @property
-    def corpus(self) -> Place:
-        return Place.of(self.root / "corpus")
+    def corpus(self) -> Folder:
+        return Folder.of(self.root / "corpus")
 
-    def noise(self, field: str, level: int) -> Place:
-        return Place.of(self.root / f"noise-{field}-{level}")
+    def noise(self, field: str, level: int) -> Folder:
+        return Folder.of(self.root / f"noise-{field}-{level}")
 
 
 def write_toy(root: Path) -> Toy:
@@ -209,8 +209,8 @@ def make_work(toy: Toy, tmp_path: Path) -> Callable[..., Work]:
                 recipe=recipe, seed=seed, resources=Resources.model_validate(resources)
             ),
             inputs={"corpus": toy.corpus, "noise": toy.noise(field, level)},
-            output=Place.of(tmp_path / name / "output"),
-            scratch=Place.of(tmp_path / name / "scratch"),
+            output=Folder.of(tmp_path / name / "output"),
+            scratch=Folder.of(tmp_path / name / "scratch"),
         )
 
     return make

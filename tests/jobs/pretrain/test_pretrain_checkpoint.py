@@ -17,11 +17,11 @@ from jobs.contract import StageError, Work
 from jobs.pretrain.checkpoint import Checkpoints, Position, Progress
 from jobs.pretrain.loop import Pace, Watch
 from jobs.pretrain.run import train_run
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 
 
 @dataclass(frozen=True)
-class Slow(Place):
+class Slow(Folder):
     """A folder whose files are written when they are let through; a full one when told so."""
 
     open_gate: threading.Event = field(default_factory=threading.Event)
@@ -46,14 +46,14 @@ def at(updates: int) -> Progress:
 
 
 def test_saving_returns_at_once_with_the_state_of_that_moment(tmp_path: Path) -> None:
-    place = Slow(str(tmp_path))
-    checkpoints = Checkpoints(place)
+    folder = Slow(str(tmp_path))
+    checkpoints = Checkpoints(folder)
     model, optimizer = trained(1.0)
     checkpoints.save(model, optimizer, at(1))
-    assert list(place.files()) == []
+    assert list(folder.files()) == []
     with torch.no_grad():
         model.get_parameter("weight").fill_(2.0)
-    place.open_gate.set()
+    folder.open_gate.set()
     checkpoints.join()
     read = checkpoints.latest()
     assert read is not None
@@ -64,12 +64,12 @@ def test_saving_returns_at_once_with_the_state_of_that_moment(tmp_path: Path) ->
 def test_a_checkpoint_that_cannot_be_written_is_said_once_with_the_last_good_one(
     tmp_path: Path,
 ) -> None:
-    place = Slow(str(tmp_path))
-    place.open_gate.set()
-    checkpoints = Checkpoints(place)
+    folder = Slow(str(tmp_path))
+    folder.open_gate.set()
+    checkpoints = Checkpoints(folder)
     checkpoints.save(*trained(1.0), at(1))
     checkpoints.join()
-    place.full.set()
+    folder.full.set()
     checkpoints.save(*trained(2.0), at(2))
     checkpoints.settle()
     said = r"after update 2 cannot be written .*No space left.*last good .*checkpoint-000000001"
@@ -79,11 +79,11 @@ def test_a_checkpoint_that_cannot_be_written_is_said_once_with_the_last_good_one
     read = checkpoints.latest()
     assert read is not None
     assert read.progress.position.updates == 1
-    assert not [name for name, _ in place.files() if "partial" in name]
+    assert not [name for name, _ in folder.files() if "partial" in name]
 
 
 def test_weights_that_are_not_finite_are_not_written(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(Place.of(tmp_path))
+    checkpoints = Checkpoints(Folder.of(tmp_path))
     checkpoints.save(*trained(float("nan")), at(1))
     with pytest.raises(StageError, match="weight is not finite after update 1; no checkpoint was"):
         checkpoints.join()
@@ -94,16 +94,16 @@ def test_a_run_stops_at_the_step_after_a_checkpoint_that_could_not_be_written(
     supervised: Callable[..., Any], make_work: Callable[..., Work]
 ) -> None:
     work = make_work(supervised(epochs=4))
-    place = Slow(work.scratch.uri)
-    place.open_gate.set()
+    folder = Slow(work.scratch.uri)
+    folder.open_gate.set()
     updates: list[float] = []
 
     def say(share: float, words: str) -> None:
         updates.append(share)
         if len(updates) > 3:
-            place.full.set()
+            folder.full.set()
 
-    blocked = Work(work.address, work.fingerprint, work.spec, work.inputs, work.output, place)
+    blocked = Work(work.address, work.fingerprint, work.spec, work.inputs, work.output, folder)
     with pytest.raises(StageError, match="No space left on device"):
         train_run(blocked, watch=Watch(say=say), pace=Pace(minutes=0))
     assert len(updates) < 9

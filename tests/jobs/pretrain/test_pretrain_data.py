@@ -106,15 +106,15 @@ def test_noise_of_the_field_that_is_not_trained_on_is_refused(toy: Any) -> None:
 
 
 def test_an_overlay_of_other_rows_is_refused(own_toy: Any) -> None:
-    part, place = load_part(own_toy.corpus, "train", IMAGE), own_toy.noise("label", 30)
-    changed = place.read_table("changed.parquet")
-    place.write_table("changed.parquet", changed.slice(1))
+    part, folder = load_part(own_toy.corpus, "train", IMAGE), own_toy.noise("label", 30)
+    changed = folder.read_table("changed.parquet")
+    folder.write_table("changed.parquet", changed.slice(1))
     with pytest.raises(StageError, match="changes 30 rows of corpus toy and only 29 of them"):
-        noisy_targets(part, place, "label", encode)
+        noisy_targets(part, folder, "label", encode)
     keys = pa.array(["toy/none", *changed["key"].to_pylist()[1:]])
-    place.write_table("changed.parquet", changed.set_column(1, "key", keys))
+    folder.write_table("changed.parquet", changed.set_column(1, "key", keys))
     with pytest.raises(StageError, match="does not belong to these rows: key 'toy/none'"):
-        noisy_targets(part, place, "label", encode)
+        noisy_targets(part, folder, "label", encode)
 
 
 def test_a_shard_that_is_altered_or_missing_stops_with_its_name(own_toy: Any) -> None:

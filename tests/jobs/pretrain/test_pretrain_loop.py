@@ -14,7 +14,7 @@ from jobs.pretrain.checkpoint import Checkpoints
 from jobs.pretrain.loop import Pace, StoppedError, Watch
 from jobs.pretrain.run import train_run
 from jobs.pretrain.spec import PretrainStep, Resources
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 from tests.jobs.pretrain.interruption import OFTEN, SELDOM, interrupted, outputs
 
 STEPS = 12  # two epochs of six batches
@@ -249,7 +249,7 @@ def test_a_batch_that_the_workers_cannot_share_is_refused(
             objective,
             MemorySource(train, targets, seed=0, batch_size=16),
             train,
-            Checkpoints(Place.of(tmp_path)),
+            Checkpoints(Folder.of(tmp_path)),
             schedule=recipe.schedule,
             model_input=recipe.image,
             augment=recipe.augment,

@@ -31,7 +31,7 @@ from jobs.pretrain.data.streamed import StreamedSource
 from jobs.pretrain.distributed import Group
 from jobs.pretrain.loop import Pace
 from jobs.pretrain.run import train_run
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 from tests.jobs.pretrain.interruption import interrupted, outputs
 
 IMAGE = ImageInput(size=16, channels=1, mean=(0.5,), std=(0.5,))
@@ -315,19 +315,19 @@ def test_an_image_that_cannot_be_decoded_is_named_with_its_shard(
     toy: Any, tmp_path: Path, processes: int
 ) -> None:
     shutil.copytree(toy.root, tmp_path / "own")
-    place = Place.of(tmp_path / "own/corpus")
-    index = Index.read(place)
-    table = place.read_table("train-00002.parquet")
+    folder = Folder.of(tmp_path / "own/corpus")
+    index = Index.read(folder)
+    table = folder.read_table("train-00002.parquet")
     images = table["image"].to_pylist()
     images[3] = images[3][:40]
     table = table.set_column(1, SCHEMA.field("image"), pa.array(images, pa.binary()))
-    place.write_table("train-00002.parquet", table.cast(SCHEMA))
-    written = place.sha256("train-00002.parquet")
+    folder.write_table("train-00002.parquet", table.cast(SCHEMA))
+    written = folder.sha256("train-00002.parquet")
     files = tuple(
         File(f.file, f.rows, f.bytes, written) if f.file == "train-00002.parquet" else f
         for f in index.parts["train"]
     )
-    Index("toy", index.classes, {**index.parts, "train": files}).write(place)
+    Index("toy", index.classes, {**index.parts, "train": files}).write(folder)
     source = streamed(type(toy)(tmp_path / "own"), batch_size=50, processes=processes)
     with pytest.raises(StageError, match=r"shard train-00002\.parquet: image 'toy/1083'"):
         list(source.batches(0, 0, Group()))
@@ -346,8 +346,8 @@ def test_noise_that_is_not_of_this_corpus_is_refused(own_toy: Any) -> None:
             seed=0,
             batch_size=16,
         )
-    place = own_toy.noise("label", 30)
-    place.write_table("changed.parquet", place.read_table("changed.parquet").slice(1))
+    folder = own_toy.noise("label", 30)
+    folder.write_table("changed.parquet", folder.read_table("changed.parquet").slice(1))
     with pytest.raises(StageError, match="changes 30 rows of corpus toy and only 29 of them"):
         streamed(own_toy)
     with pytest.raises(StageError, match="100 training rows do not fill a batch of 101"):

@@ -98,14 +98,14 @@ def test_generated_data_in_its_layout_becomes_its_corpus(
     assert absent(task) == []
     said = [f for f in data_faults(task) if "but facts.sizes say" not in f]
     assert said == []
-    place, outcome = build(task.corpus, tmp_path)
-    index = Index.read(place)
+    folder, outcome = build(task.corpus, tmp_path)
+    index = Index.read(folder)
     assert sorted(index.classes) == sorted(shape.names_of(task))
     assert outcome.counts["quarantined"] == 0
     assert rows <= outcome.counts["rows_read"]
     assert {part for part in task.parts if index.rows(part)} == set(task.parts)
     classes = data.ClassMap.of(task, index.classes)
-    labels = read_part(place, "test", ["label"])["label"].to_numpy()
+    labels = read_part(folder, "test", ["label"])["label"].to_numpy()
     assert len(set(classes.index_of[labels]) - {-1}) <= len(classes.names)
     if task.domain == "ood":
         _is_answered(task, tasks[str(task.trained_on)], classes)

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from jobs.contract import Work
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 from jobs.tuning.spec import TuneStep
 from tests.jobs.tuning.blobs import CLASSES, SIZES, part_table
 
-WriteFeatures = Callable[..., Place]
+WriteFeatures = Callable[..., Folder]
 MakeWork = Callable[..., Work]
 
 
@@ -34,8 +34,8 @@ def write_features(tmp_path: Path) -> WriteFeatures:
         parts: Sequence[str] = tuple(SIZES),
         shuffle: int | None = None,
         noise: float = 1.0,
-    ) -> Place:
-        folder = Place.of(tmp_path / name)
+    ) -> Folder:
+        folder = Folder.of(tmp_path / name)
         for part in parts:
             present = range(views + 1) if part == "train" else (0,)
             table = part_table(part, list(present), shuffle=shuffle, noise=noise)
@@ -48,14 +48,14 @@ def write_features(tmp_path: Path) -> WriteFeatures:
 
 @pytest.fixture
 def make_work(tmp_path: Path) -> MakeWork:
-    def make(address: str, spec: TuneStep, **inputs: Place) -> Work:
+    def make(address: str, spec: TuneStep, **inputs: Folder) -> Work:
         return Work(
             address=address,
             fingerprint="0" * 64,
             spec=spec,
             inputs=inputs,
-            output=Place.of(tmp_path / "out" / address),
-            scratch=Place.of(tmp_path / "scratch" / address),
+            output=Folder.of(tmp_path / "out" / address),
+            scratch=Folder.of(tmp_path / "scratch" / address),
         )
 
     return make

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from jobs.contract import StageError
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 from jobs.tuning import adapt as adapt_module
 from jobs.tuning import cells, data
 from jobs.tuning.adapt import adapt, transfer
@@ -26,7 +26,7 @@ TRIED = [
 ]
 
 
-def read_cell(output: Place) -> cells.Cell:
+def read_cell(output: Folder) -> cells.Cell:
     (cell,) = cells.from_table(cells.Cell, output.read_table(cells.CELL))
     return cell
 

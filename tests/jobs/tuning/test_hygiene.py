@@ -12,7 +12,7 @@ import torch
 from jobs.corpus.shards import read_part
 from jobs.corpus.spec import Corpus, DigitsReader, Parts
 from jobs.keyed_hash import hash64, unit
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 from jobs.tasks.duplicates import counted_twice
 from jobs.tuning import cells, data
 from jobs.tuning.adapt import adapt, transfer
@@ -49,7 +49,7 @@ def test_a_digest_knows_the_samples_and_nothing_else() -> None:
     assert len({first, *others}) == 5
 
 
-def cell_of(output: Place, **place: object) -> dict[str, object]:
+def cell_of(output: Folder, **place: object) -> dict[str, object]:
     (cell,) = output.read_table(cells.CELL).to_pylist()
     return {**cell, "noise": 0.0, "pretrain_seed": 0} | place
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from jobs.contract import StageError, Work
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 from jobs.tasks.check import faults, link_faults
 from jobs.tasks.registry import load
 from jobs.tasks.spec import Task
@@ -46,8 +46,8 @@ L2 = [Configuration(0.0, l2=l2) for l2 in (1e-4, 1e-2, 10.0)]
 
 
 def write(
-    folder: Place, *, views: int = 2, scale: tuple[float, float] = (MEAN, DEVIATION)
-) -> Place:
+    folder: Folder, *, views: int = 2, scale: tuple[float, float] = (MEAN, DEVIATION)
+) -> Folder:
     """Features of a line and a bend in the target, with a little noise; `scale`: its units."""
     slope = np.random.default_rng(99).normal(size=DIM)
     for part, rows in SIZES.items():
@@ -71,8 +71,8 @@ def write(
 
 
 @pytest.fixture
-def features(tmp_path: Path) -> Place:
-    return write(Place.of(tmp_path / "features"))
+def features(tmp_path: Path) -> Folder:
+    return write(Folder.of(tmp_path / "features"))
 
 
 def spec(method: Method = LINEAR, **changes: Any) -> TuneStep:
@@ -93,7 +93,7 @@ def tried_of(work: Work) -> list[cells.Tried]:
     [(LINEAR, RATES), (NMTUNE, REGULARISED), (RELEASED, REGULARISED), (RIDGE, L2)],
 )
 def test_a_number_is_predicted_in_its_own_units(
-    features: Place, make_work: MakeWork, method: Method, configurations: Sequence[Configuration]
+    features: Folder, make_work: MakeWork, method: Method, configurations: Sequence[Configuration]
 ) -> None:
     work = make_work("cell", spec(method), features=features)
     outcome = adapt(work, configurations, FeatureCache())
@@ -117,7 +117,7 @@ def test_a_number_is_predicted_in_its_own_units(
 
 
 def test_selection_is_by_the_tasks_own_metric_on_validation(
-    features: Place, make_work: MakeWork
+    features: Folder, make_work: MakeWork
 ) -> None:
     work = make_work("cell", spec(), features=features)
     adapt(work, [Configuration(1e-6), Configuration(0.05), Configuration(1e9)], FeatureCache())
@@ -133,7 +133,7 @@ def test_selection_is_by_the_tasks_own_metric_on_validation(
 
 @pytest.mark.parametrize("method", [LINEAR, NMTUNE, RELEASED])
 def test_stacked_members_and_cells_get_what_they_would_get_alone(
-    features: Place, make_work: MakeWork, method: Method
+    features: Folder, make_work: MakeWork, method: Method
 ) -> None:
     tried = RATES if method is LINEAR else REGULARISED
     works = [
@@ -158,9 +158,9 @@ def test_stacked_members_and_cells_get_what_they_would_get_alone(
 
 
 def test_the_units_of_a_target_do_not_bear_on_what_is_learnt(
-    features: Place, tmp_path: Path, make_work: MakeWork
+    features: Folder, tmp_path: Path, make_work: MakeWork
 ) -> None:
-    plain = write(Place.of(tmp_path / "plain"), scale=(0.0, 1.0))
+    plain = write(Folder.of(tmp_path / "plain"), scale=(0.0, 1.0))
     works = [make_work(f.uri[-5:], spec(), features=f) for f in (features, plain)]
     for work in works:
         adapt(work, RATES, FeatureCache())
@@ -170,7 +170,7 @@ def test_the_units_of_a_target_do_not_bear_on_what_is_learnt(
     assert one.test_loss == pytest.approx(two.test_loss, rel=1e-3)
 
 
-def test_ridge_is_the_least_squares_solution(features: Place, make_work: MakeWork) -> None:
+def test_ridge_is_the_least_squares_solution(features: Folder, make_work: MakeWork) -> None:
     work = make_work("cell", spec(RIDGE), features=features)
     adapt(work, [Configuration(0.0, l2=1e-9)], FeatureCache())
     train, test = data.read_part(features, "train"), data.read_part(features, "test")
@@ -183,14 +183,14 @@ def test_ridge_is_the_least_squares_solution(features: Place, make_work: MakeWor
 
 
 def test_an_ood_task_of_numbers_is_answered_by_the_same_head(
-    features: Place, tmp_path: Path, make_work: MakeWork
+    features: Folder, tmp_path: Path, make_work: MakeWork
 ) -> None:
     work = make_work("cell", spec(), features=features)
     adapt(work, RATES, FeatureCache())
     other = make_work(
         "ood",
         spec().model_copy(update={"task": OOD}),
-        features=write(Place.of(tmp_path / "moved"), scale=(MEAN + DEVIATION, DEVIATION)),
+        features=write(Folder.of(tmp_path / "moved"), scale=(MEAN + DEVIATION, DEVIATION)),
         head=work.output,
     )
     outcome = transfer(other)
@@ -200,7 +200,7 @@ def test_an_ood_task_of_numbers_is_answered_by_the_same_head(
     assert set(outcome.metrics) == {"tune/test_pearson_spearman"}
 
 
-def test_a_fraction_is_taken_by_key_and_a_smaller_one_lies_inside(features: Place) -> None:
+def test_a_fraction_is_taken_by_key_and_a_smaller_one_lies_inside(features: Folder) -> None:
     part = data.read_part(features, "train")
     whole = data.ClassMap.of(TASK, ())
     kept = {
@@ -214,7 +214,7 @@ def test_a_fraction_is_taken_by_key_and_a_smaller_one_lies_inside(features: Plac
 
 
 def test_targets_that_teach_nothing_and_labels_of_the_other_kind_are_refused(
-    features: Place,
+    features: Folder,
 ) -> None:
     part, whole = data.read_part(features, "train"), data.ClassMap.of(TASK, ())
     alike = replace(part, labels=np.full(SIZES["train"], 7.5))
@@ -231,13 +231,13 @@ def test_targets_that_teach_nothing_and_labels_of_the_other_kind_are_refused(
         data.plain_rows(one, whole, TASK)
 
 
-def test_the_digest_tells_targets_apart(features: Place, tmp_path: Path) -> None:
-    def mark(folder: Place) -> str:
+def test_the_digest_tells_targets_apart(features: Folder, tmp_path: Path) -> None:
+    def mark(folder: Folder) -> str:
         part = data.read_part(folder, "test")
         return data.digest(data.plain_rows(part, data.ClassMap.of(TASK, ()), TASK))
 
-    again = write(Place.of(tmp_path / "again"))
-    moved = write(Place.of(tmp_path / "moved"), scale=(MEAN, DEVIATION + 1e-9))
+    again = write(Folder.of(tmp_path / "again"))
+    moved = write(Folder.of(tmp_path / "moved"), scale=(MEAN, DEVIATION + 1e-9))
     assert mark(features) == mark(again) != mark(moved)
 
 
@@ -268,7 +268,7 @@ def test_tasks_of_numbers_are_checked_like_the_others() -> None:
 
 
 def test_a_member_that_diverges_is_a_row_with_its_reason(
-    features: Place, make_work: MakeWork
+    features: Folder, make_work: MakeWork
 ) -> None:
     work = make_work("cell", spec(NMTUNE), features=features)
     adapt(work, [Configuration(1e30), Configuration(0.003)], FeatureCache())

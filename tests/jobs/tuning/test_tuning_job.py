@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from jobs.contract import Hooks, Outcome, StageError, Work
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 from jobs.tuning import cells
 from jobs.tuning.adapt import adapt
 from jobs.tuning.data import FeatureCache
@@ -63,8 +63,8 @@ def id_works(write: WriteFeatures, make: MakeWork, levels: int = 2) -> list[Work
     ]
 
 
-def contents(place: Place) -> dict[str, bytes]:
-    return {name: place.read_bytes(name) for name, _ in place.files()}
+def contents(folder: Folder) -> dict[str, bytes]:
+    return {name: folder.read_bytes(name) for name, _ in folder.files()}
 
 
 def test_cells_are_done_from_a_thread_as_they_would_be_alone(
@@ -146,7 +146,7 @@ def test_ood_cells_are_answered_and_never_trained(
         )
         for level in range(3)
     ]
-    orphan = make_work("orphan", ood, features=write_features("x"), head=Place("/nowhere"))
+    orphan = make_work("orphan", ood, features=write_features("x"), head=Folder("/nowhere"))
     answers = Answers()
     run([*works, orphan], answers.hooks)
     for work in works:

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from jobs.contract import StageError
 from jobs.encoders.encoder import Architecture, EncoderCard, load, save, weights_bytes
 from jobs.images.spec import ImageInput
-from jobs.storage.folder import Place
+from jobs.storage.folder import Folder
 from jobs.tuning import cells, data
 from jobs.tuning.adapt import adapt, transfer
 from jobs.tuning.job import draw
@@ -41,8 +41,8 @@ TINY = {
 }
 
 
-def write_encoder(folder: Path, architecture: Architecture) -> Place:
-    place = Place.of(folder)
+def write_encoder(folder: Path, architecture: Architecture) -> Folder:
+    place = Folder.of(folder)
     torch.manual_seed(0)
     model = architecture.build()
     card = EncoderCard(
@@ -61,14 +61,14 @@ def write_encoder(folder: Path, architecture: Architecture) -> Place:
 
 
 @pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> Place:
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Folder:
     architecture = Architecture("open_clip", "tiny", TINY, ImageInput(size=16), 0)
     return write_encoder(tmp_path_factory.mktemp("clip"), architecture)
 
 
-def write_features(folder: Path, weights: torch.Tensor) -> Place:
+def write_features(folder: Path, weights: torch.Tensor) -> Folder:
     """Features of two kinds of length that point to their class's text."""
-    place = Place.of(folder)
+    place = Folder.of(folder)
     for part in ("train", "validation", "test"):
         labels = np.arange(40) % len(CLASSES)
         noise = np.random.default_rng(len(part)).normal(size=(40, DIM))
@@ -87,7 +87,7 @@ def write_features(folder: Path, weights: torch.Tensor) -> Place:
     return place
 
 
-def test_the_head_is_the_mean_of_what_the_templates_say(clip: Place) -> None:
+def test_the_head_is_the_mean_of_what_the_templates_say(clip: Folder) -> None:
     model, tokenizer = load(clip).model, open_clip.SimpleTokenizer(context_length=16)
     with torch.no_grad():
         for name, row in zip(CLASSES, classifier(clip, CLASSES, TEMPLATES), strict=True):
@@ -97,7 +97,7 @@ def test_the_head_is_the_mean_of_what_the_templates_say(clip: Place) -> None:
 
 
 def test_a_zero_shot_cell_is_selected_tested_and_transferred(
-    clip: Place, make_work: MakeWork, tmp_path: Path
+    clip: Folder, make_work: MakeWork, tmp_path: Path
 ) -> None:
     features = write_features(tmp_path / "features", classifier(clip, CLASSES, TEMPLATES))
     spec = step(method=METHOD, method_name="zs", task=id_task(), configurations=1)
@@ -117,9 +117,9 @@ def test_an_encoder_that_reads_no_text_is_refused(tmp_path: Path) -> None:
     architecture = Architecture(
         "timm", "resnet18", {"channels": [4, 4, 4, 4]}, ImageInput(size=32), 2
     )
-    place = write_encoder(tmp_path / "timm", architecture)
+    folder = write_encoder(tmp_path / "timm", architecture)
     with pytest.raises(StageError, match="a timm model, which reads no text"):
-        classifier(place, CLASSES, TEMPLATES)
+        classifier(folder, CLASSES, TEMPLATES)
 
 
 def test_class_names_are_said_in_words() -> None:
