@@ -183,14 +183,14 @@ def folder(tmp_path: Path) -> Folder:
 
 
 def test_row_groups_have_a_thousand_rows_and_fewer_where_images_are_large(
-    place: Folder, monkeypatch: pytest.MonkeyPatch
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with opened(place, "train-00000.parquet") as parquet:
+    with opened(folder, "train-00000.parquet") as parquet:
         groups = range(parquet.num_row_groups)
         assert [parquet.metadata.row_group(g).num_rows for g in groups] == [ROW_GROUP] * 2 + [500]
     monkeypatch.setattr("jobs.corpus.shards.ROW_GROUP_BYTES", 300)
-    with tempfile.TemporaryDirectory() as folder:
-        scratch = Folder.of(folder)
+    with tempfile.TemporaryDirectory() as own:
+        scratch = Folder.of(own)
         spec = corpus(parts={"train": 1, "validation": 0, "test": 0})
         run = write_run(scratch, "r", checked(KEYS), spec, None, np.arange(600, dtype=np.uint64))
         cut = lay_out(spec, scratch, [run])[0]
