@@ -22,7 +22,7 @@ import open_clip
 import timm
 import torch
 import torch.nn.functional as F
-from pretrain import CLASSES, update_times, work, write_corpus
+from synthetic_corpus import CLASSES, update_times, work, write_corpus
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
