@@ -180,7 +180,7 @@ def source(root: Path, batch: int, processes: int = PROCESSES) -> StreamedSource
         Folder.of(root / "noise-label"),
         field="label",
         encode=lambda _, values: torch.from_numpy(values.to_numpy().astype("int64")),
-        image=CROPPED,
+        model_input=CROPPED,
         augment=CROP,
         seed=0,
         batch_size=batch,
