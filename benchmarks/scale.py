@@ -46,8 +46,9 @@ from jobs.tuning.cells import Cell, schema
 from jobs.tuning.spec import TuneStep
 from orchestrator import experiment, plan, planner
 from orchestrator.executor import Executor
-from orchestrator.plan import KINDS, Plan
+from orchestrator.plan import Plan
 from orchestrator.progress import Lines
+from orchestrator.step.step import KINDS
 from orchestrator.store import Store
 
 CELLS_A_SEED = 5 * 6 * 4 * 4 * 5  # levels, tasks, methods, fractions, tuning seeds

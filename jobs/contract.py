@@ -21,7 +21,9 @@ from jobs.storage.folder import Folder
 NOT_SEMANTIC = "not-semantic"
 """Marks a field that changes how a result is obtained, never what it is (workers, say)."""
 
-Slug = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=80)]
+SLUG = r"^[a-z0-9][a-z0-9._-]*$"
+
+Slug = Annotated[str, StringConstraints(pattern=SLUG, max_length=80)]
 """A name that may stand in an address: small letters, digits, dot, dash, underscore."""
 
 

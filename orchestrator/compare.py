@@ -19,7 +19,15 @@ from typing import Any, Literal
 
 from jobs.storage.folder import Folder
 from orchestrator.errors import UserError
-from orchestrator.plan import KINDS, Difference, differences
+from orchestrator.step.address import (
+    CellAddress,
+    CorpusAddress,
+    FeaturesAddress,
+    RunAddress,
+    kind_of,
+    parse_step,
+)
+from orchestrator.step.step import KINDS, Difference, differences
 from orchestrator.store import MANIFEST, Manifest, Store
 
 Group = Literal["noise", "differs", "result"]
@@ -127,7 +135,7 @@ def compare(first: str, second: str, storage: Folder) -> Comparison:
 def _steps(name: str, storage: Folder) -> dict[str, Found]:
     """The finished steps at or below a place, by the rest of their address."""
     store, address = _located(name, storage)
-    if address and address.partition("/")[0] not in KINDS:  # a report has a manifest, and is none
+    if address and kind_of(address) not in KINDS:  # a report has a manifest, and is none
         raise UserError(_nowhere(name, address, store))
     one = store.manifest(address) if address else None
     if one is not None:
@@ -169,7 +177,7 @@ def _addresses(store: Store, below: str) -> list[str]:
 
 
 def _nowhere(name: str, address: str, store: Store) -> str:
-    kind = address.partition("/")[0]
+    kind = kind_of(address)
     known = _addresses(store, kind if kind in KINDS else "")
     prefixes = {"/".join(a.split("/")[:n]) for a in known for n in range(1, a.count("/") + 2)}
     near = difflib.get_close_matches(address, sorted(prefixes), n=3, cutoff=0.5)
@@ -289,24 +297,20 @@ def _input(found: Found, role: str, fingerprint: str, seen: _Seen) -> Found | No
 
 
 def _candidates(root: Folder, address: str, role: str, seen: _Seen) -> Iterator[str]:
-    """Addresses at which an input of a role can lie (docs/architecture.md says how they are made).
-
-    After its kind, an address has the encoder's run: `encoder/<name>`, or five parts.
-    """
-    kind, *parts = address.split("/")
-    run = parts[:2] if parts[0] == "encoder" else parts[:5]
-    if role == "corpus":
-        yield from (f"corpus/{name}" for name in seen.folders(root / "corpus"))
-    elif role == "noise":
-        yield f"noise/{parts[0]}/{parts[1]}/{parts[3].replace('noise=', 'level=')}"
-    elif role == "encoder":
-        yield "/".join(run if run[0] == "encoder" else ["pretrain", *run])
-    elif role == "features":
-        below = "/".join(["features", *run])
-        yield from (f"{below}/{name}" for name in seen.folders(root / below))
-    elif role == "head":
-        below, tail = "/".join([kind, *run]), "/".join(parts[len(run) + 1 :])
-        yield from (f"{below}/{name}/{tail}" for name in seen.folders(root / below))
+    """Addresses at which an input of a role can lie, some of them of no step."""
+    match role, parse_step(address):
+        case "corpus", _:
+            yield from (str(CorpusAddress(name)) for name in seen.folders(root / "corpus"))
+        case "noise", RunAddress() as run:
+            yield str(run.overlay)
+        case "encoder", FeaturesAddress(of=of) | CellAddress(of=of):
+            yield str(of)
+        case "features", CellAddress(of=of):
+            names = seen.folders(root / FeaturesAddress.folder(of))
+            yield from (str(FeaturesAddress(of, images)) for images in names)
+        case "head", CellAddress(of=of, trial=trial):
+            names = seen.folders(root / CellAddress.folder(of))
+            yield from (str(CellAddress(of, task, trial)) for task in names)
 
 
 def _folders(folder: Folder) -> list[str]:

@@ -26,7 +26,9 @@ from jobs.corpus.spec import Corpus
 from jobs.features.spec import FeaturesStep
 from jobs.pretrain.spec import PretrainStep
 from jobs.tuning.spec import TuneStep
-from orchestrator.plan import Assessment, Plan, Standing, Step
+from orchestrator.plan import Assessment, Plan, Standing
+from orchestrator.step.address import CorpusAddress, parse_as
+from orchestrator.step.step import Step
 
 SPEED_METRIC = "pretrain/images_per_s"
 FORWARD_SHARE = 3.0  # an image forth, against forth and back: a backward pass costs two forward
@@ -179,8 +181,9 @@ def _training_rows(
     corpus = plan.experiment.corpus
     if corpus is None:  # nothing is pre-trained
         return 0
-    found = _rows(f"corpus/{corpus.name}", "train", plan, assessments)
-    counted = assessments[f"corpus/{corpus.name}"].record is not None
+    address = str(CorpusAddress(corpus.name))
+    found = _rows(address, "train", plan, assessments)
+    counted = assessments[address].record is not None
     return given if given is not None and not counted else found
 
 
@@ -203,8 +206,9 @@ def _rows(address: str, part: str, plan: Plan, assessments: Mapping[str, Assessm
 
 def _sizes(address: str, plan: Plan) -> Mapping[str, int]:
     """The rows that the task of a corpus says its readers have."""
+    corpus = parse_as(CorpusAddress, address).corpus
     for step in plan.of_kind("tune"):
-        if isinstance(step.spec, TuneStep) and address == f"corpus/{step.spec.task.scope}":
+        if isinstance(step.spec, TuneStep) and corpus == step.spec.task.scope:
             facts = step.spec.task.facts
             return dict(facts.sizes.items()) if facts else {}
     return {}

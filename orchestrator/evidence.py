@@ -22,7 +22,8 @@ from jobs.contract import StageError
 from jobs.corpus.shards import Index, read_part
 from jobs.storage.folder import Folder
 from orchestrator.index import Record
-from orchestrator.plan import Step
+from orchestrator.step.address import FeaturesAddress, RotationAddress, parse_as
+from orchestrator.step.step import Step
 from orchestrator.store import READERS, Store
 
 MOST_ANSWERS = 100_000_000  # answers read; beyond them no interval is by test sample
@@ -140,7 +141,7 @@ def rotations(features: Done, store: Store, measure: bool) -> Iterator[dict[str,
         base = clean.get((step.labels["seed"], step.labels["images"]))
         if base is None or step is base:
             continue
-        folder = store.root / f"rotation/{step.address}"
+        folder = store.root / str(RotationAddress(parse_as(FeaturesAddress, step.address)))
         of = [base.fingerprint, step.fingerprint]
         found = _kept(folder, of)
         if found is None and measure:

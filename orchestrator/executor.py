@@ -34,9 +34,10 @@ from orchestrator import provenance
 from orchestrator.errors import NmlError
 from orchestrator.index import CELL_TABLE, Index, Journal
 from orchestrator.lease import Leases
-from orchestrator.plan import KINDS, Plan, Step
+from orchestrator.plan import Plan
 from orchestrator.progress import Progress
-from orchestrator.store import Manifest, Store
+from orchestrator.step.step import KINDS, Step
+from orchestrator.store import ERROR, Manifest, Store
 
 STAGES: Mapping[str, str] = {
     "corpus": "jobs.corpus.job:run_corpus",
@@ -331,7 +332,7 @@ class Executor:
             text = "".join([*traceback.format_exception(result), sentence(cause), "\n"])
             if not self._stop.is_set():  # what ends with the run has not failed
                 with contextlib.suppress(OSError):
-                    self._store.scratch(step).write_bytes("error.txt", text.encode())
+                    self._store.scratch(step).write_bytes(ERROR, text.encode())
             return _Event(kind, address, cause)
         try:
             if not self._leases.holds(address):

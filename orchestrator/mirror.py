@@ -18,9 +18,11 @@ from contextlib import suppress
 from orchestrator import tracking
 from orchestrator.errors import NmlError, TrackingError
 from orchestrator.lease import Leases
-from orchestrator.plan import Plan, Step
+from orchestrator.plan import Plan
 from orchestrator.provenance import redact
 from orchestrator.shown import Group, Showing, group_of, groups
+from orchestrator.step.address import TrackingAddress
+from orchestrator.step.step import Step
 from orchestrator.store import Manifest, Store
 from orchestrator.tracking import Mirror, SweepRecord
 
@@ -36,7 +38,7 @@ class Tracker:
         self._plan, self._store, self._say = plan, store, say
         self.uri = uri
         self._leases = Leases(store.root)
-        self._lease = f"tracking/{plan.experiment.name}"
+        self._lease = str(TrackingAddress(plan.experiment.name))
         self._queue: queue.Queue[tuple[Step, Manifest] | None] = queue.Queue()
         self._mirror: Mirror | None = None
         self._showing = Showing(plan, store)
@@ -143,7 +145,7 @@ def sync(plan: Plan, store: Store, uri: str, record: SweepRecord) -> int:
     """Bring MLflow up to the store; how many steps were missing. Raises TrackingError."""
     leases = Leases(store.root)
     try:
-        if not leases.acquire(f"tracking/{plan.experiment.name}"):
+        if not leases.acquire(str(TrackingAddress(plan.experiment.name))):
             raise TrackingError("a running sweep is mirroring this store; sync when it has ended")
         mirror = Mirror(uri, plan.experiment.name, store.identity)
         mirror.open()

@@ -8,45 +8,18 @@ neither. How an experiment becomes a plan is in `planner.py`; standing is told f
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from jobs.contract import Spec
 from orchestrator.errors import DriftError
 from orchestrator.experiment import Experiment
+from orchestrator.step.step import Difference, Step, differences
 
 if TYPE_CHECKING:
     from orchestrator.index import Record
     from orchestrator.store import Store
-
-KINDS = ("corpus", "noise", "pretrain", "encoder", "features", "tune")
-"""Every kind of step, in the order data flows."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """One thing to be done once."""
-
-    address: str
-    kind: str  # one of KINDS
-    spec: Spec
-    inputs: Mapping[str, str]  # role -> address of the step read
-    read: Mapping[str, str]  # role -> fingerprint of the step read
-    fingerprint: str
-    labels: Mapping[str, str | float | int] = field(default_factory=dict)  # place in the matrix
-
-    @property
-    def fields(self) -> dict[str, Any]:
-        """What the fingerprint is a hash of."""
-        return {
-            "kind": self.kind,
-            "protocol": self.spec.protocol,
-            "spec": self.spec.semantic(),
-            "inputs": dict(self.read),
-        }
 
 
 @dataclass(frozen=True)
@@ -76,18 +49,6 @@ class Standing(StrEnum):
     RUN = "run"  # to be done
     DRIFT = "drift"  # committed with another fingerprint: refused
     BLOCKED = "blocked"  # reads a step that has drifted
-
-
-@dataclass(frozen=True)
-class Difference:
-    """One field in which a recorded step and a planned one differ."""
-
-    path: str
-    recorded: Any
-    planned: Any
-
-    def __str__(self) -> str:
-        return f"{self.path}: {_short(self.recorded)} -> {_short(self.planned)}"
 
 
 @dataclass(frozen=True)
@@ -155,20 +116,3 @@ def refuse_drift(assessments: Mapping[str, Assessment]) -> None:
         "or redo these steps with --force."
     )
     raise DriftError("\n".join(lines))
-
-
-def differences(recorded: Any, planned: Any, path: str = "") -> Iterator[Difference]:
-    """Every field in which two steps' fields differ, by dotted path."""
-    if recorded == planned:
-        return
-    if isinstance(recorded, Mapping) and isinstance(planned, Mapping):
-        for name in sorted({*recorded, *planned}):
-            below = f"{path}.{name}" if path else name
-            yield from differences(recorded.get(name), planned.get(name), below)
-    else:
-        yield Difference(path.removeprefix("spec."), recorded, planned)
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value) if not isinstance(value, str) else value
-    return text if len(text) <= 60 else f"{text[:57]}..."

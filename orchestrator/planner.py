@@ -25,14 +25,26 @@ from jobs.tuning.spec import EncoderTuning, TuneStep
 from orchestrator.errors import UserError
 from orchestrator.experiment import Experiment
 from orchestrator.fingerprint import Texts
-from orchestrator.plan import KINDS, Plan, Step, differences
+from orchestrator.plan import Plan
+from orchestrator.step.address import (
+    CellAddress,
+    CorpusAddress,
+    EncoderAddress,
+    FeaturesAddress,
+    NoiseAddress,
+    PretrainedAddress,
+    RunAddress,
+    StepAddress,
+    Trial,
+)
+from orchestrator.step.step import KINDS, Step, differences
 
 
 @dataclass(frozen=True)
 class _Cell:
     """A cell but for its encoder, so that 50,000 cells share some hundred specs."""
 
-    tail: str  # of its address
+    trial: Trial  # of its address
     labels: Mapping[str, str | float | int]
     spec: TuneStep
 
@@ -60,13 +72,13 @@ class _Builder:
     def add(
         self,
         kind: str,
-        address: str,
+        address: StepAddress,
         spec: Spec,
         inputs: Mapping[str, str] | None = None,
         **labels: str | float | int,
     ) -> str:
         inputs = dict(inputs or {})
-        return self.put(kind, address, spec, inputs, self.read(inputs), labels)
+        return self.put(kind, str(address), spec, inputs, self.read(inputs), labels)
 
     def read(self, inputs: Mapping[str, str]) -> dict[str, str]:
         """The fingerprints of the steps read, by role."""
@@ -117,7 +129,7 @@ def _build(experiment: Experiment) -> Plan:
     tasks = experiment.load_tasks()
     for corpus in (experiment.corpus, *(task.corpus for task in tasks)):
         if corpus is not None:
-            builder.add("corpus", f"corpus/{corpus.name}", corpus)
+            builder.add("corpus", CorpusAddress(corpus.name), corpus)
     _add_trained(builder, experiment, tasks)
     for encoder in experiment.encoders:
         _add_named(builder, experiment, tasks, encoder)
@@ -131,21 +143,21 @@ def _add_trained(builder: _Builder, experiment: Experiment, tasks: tuple[Task, .
     if corpus is None or pretrain is None or experiment.noise is None:
         return
     noise = _pinned(experiment.noise)
-    source = f"corpus/{corpus.name}"
+    source = str(CorpusAddress(corpus.name))
     for level in noise.levels:
         overlay = builder.add(
             "noise",
-            f"noise/{corpus.name}/{noise.name}/level={level:g}",
+            NoiseAddress(corpus.name, noise.name, level),
             NoiseStep(corpus=corpus.name, noise=noise, level=level),
             {"corpus": source},
             noise=level,
         )
         for seed in pretrain.seeds:
-            run = f"{corpus.name}/{noise.name}/{pretrain.recipe.name}/noise={level:g}/seed={seed}"
+            run = RunAddress(corpus.name, noise.name, pretrain.recipe.name, level, seed)
             place = {"noise": level, "seed": seed}
             encoder = builder.add(
                 "pretrain",
-                f"pretrain/{run}",
+                run,
                 PretrainStep(
                     recipe=pretrain.recipe,
                     seed=seed,
@@ -168,15 +180,14 @@ def _add_named(
         named = pin(named)
     except StageError as error:
         raise UserError(f"encoders: {named.name}: {error}") from error
+    address = PretrainedAddress(named.name)
     place: dict[str, str | float | int] = {"encoder": named.name}
     if isinstance(named, GivenEncoder):
         own = tuple(task for task in tasks if task.name in named.files)
-        _add_downstream(builder, experiment, own, f"encoder/{named.name}", named, place)
+        _add_downstream(builder, experiment, own, address, named, place)
         return
-    encoder = builder.add(
-        "encoder", f"encoder/{named.name}", EncoderStep(encoder=named), None, **place
-    )
-    _add_downstream(builder, experiment, tasks, encoder, encoder, place)
+    encoder = builder.add("encoder", address, EncoderStep(encoder=named), None, **place)
+    _add_downstream(builder, experiment, tasks, address, encoder, place)
 
 
 def _pinned(noise: Noise) -> Noise:
@@ -195,7 +206,7 @@ def _add_downstream(
     builder: _Builder,
     experiment: Experiment,
     tasks: tuple[Task, ...],
-    run: str,
+    of: EncoderAddress,
     encoder: str | GivenEncoder,
     place: Mapping[str, str | float | int],
 ) -> None:
@@ -203,11 +214,11 @@ def _add_downstream(
     tuning = experiment.tuning
     for task in tasks:
         if isinstance(encoder, GivenEncoder):
-            features = _add_given(builder, experiment, task, encoder, place)
+            features = _add_given(builder, experiment, task, of, encoder, place)
         elif task.corpus is None:  # its features come from elsewhere, not from this encoder
             continue
         else:
-            features = _add_features(builder, experiment, task, run, encoder, place)
+            features = _add_features(builder, experiment, task, of, encoder, place)
         for name, method in tuning.methods.items():
             inputs = {"features": features}
             if method.reads_images:
@@ -217,9 +228,10 @@ def _add_downstream(
             read = builder.read(inputs)
             for cell in builder.cells(experiment, task, name):
                 if task.trained_on is not None:
-                    inputs = {**inputs, "head": f"tune/{run}/{task.trained_on}/{cell.tail}"}
+                    head = CellAddress(of, task.trained_on, cell.trial)
+                    inputs = {**inputs, "head": str(head)}
                     read = builder.read(inputs)
-                address = f"tune/{run}/{task.name}/{cell.tail}"
+                address = str(CellAddress(of, task.name, cell.trial))
                 builder.put("tune", address, cell.spec, inputs, read, {**place, **cell.labels})
 
 
@@ -232,9 +244,8 @@ def _cells(experiment: Experiment, task: Task, name: str) -> Iterator[_Cell]:
     if method.head == "zero_shot":  # reads no training row: one cell, as others have at their most
         axes = (max(tuning.fractions),), (0.0,), tuning.seeds[:1]
     for fraction, wrong, seed in product(*axes):
-        noisy = f"/label_noise={wrong:g}" if wrong else ""
         yield _Cell(
-            tail=f"{name}/fraction={fraction:g}{noisy}/seed={seed}",
+            trial=Trial(name, fraction, wrong, seed),
             labels={
                 "task": task.name,
                 "domain": task.domain,
@@ -273,12 +284,12 @@ def _of_images(task: Task, method: str, encoder: str | GivenEncoder) -> dict[str
             f"tuning.methods.{method} trains the encoder itself, and {whose} gives features alone; "
             f"leave the method out"
         )
-    return {"encoder": encoder, "corpus": f"corpus/{task.scope}"}
+    return {"encoder": encoder, "corpus": str(CorpusAddress(task.scope))}
 
 
 def _with_text(experiment: Experiment, method: str, encoder: str | GivenEncoder) -> str:
     """The encoder whose text tower a zero-shot head is made by; UserError when it has none."""
-    named = {f"encoder/{each.name}": each for each in experiment.encoders}
+    named = {str(PretrainedAddress(each.name)): each for each in experiment.encoders}
     if isinstance(encoder, str):
         known = named.get(encoder)
         if known is None:  # trained here
@@ -288,7 +299,7 @@ def _with_text(experiment: Experiment, method: str, encoder: str | GivenEncoder)
             reads = known.kind == "open_clip" or getattr(known, "family", None) == "open_clip"
         if reads:
             return encoder
-    whose = encoder if isinstance(encoder, str) else f"encoder/{encoder.name}"
+    whose = encoder if isinstance(encoder, str) else PretrainedAddress(encoder.name)
     raise UserError(
         f"tuning.methods.{method}: zero_shot needs an encoder that reads text (open_clip), and "
         f"{whose} does not; leave the method out"
@@ -310,7 +321,7 @@ def _add_features(
     builder: _Builder,
     experiment: Experiment,
     task: Task,
-    run: str,
+    of: EncoderAddress,
     encoder: str,
     place: Mapping[str, str | float | int],
 ) -> str:
@@ -318,7 +329,7 @@ def _add_features(
     settings = experiment.features
     return builder.add(
         "features",
-        f"features/{run}/{task.images}",
+        FeaturesAddress(of, task.images),
         FeaturesStep(
             images=task.images,
             parts=task.parts,
@@ -330,7 +341,7 @@ def _add_features(
             gpus_per_worker=settings.gpus_per_worker,
             cpus_per_worker=settings.cpus_per_worker,
         ),
-        {"encoder": encoder, "corpus": f"corpus/{task.scope}"},
+        {"encoder": encoder, "corpus": str(CorpusAddress(task.scope))},
         **place,
         images=task.images,
         domain=task.domain,
@@ -341,13 +352,14 @@ def _add_given(
     builder: _Builder,
     experiment: Experiment,
     task: Task,
+    of: EncoderAddress,
     encoder: GivenEncoder,
     place: Mapping[str, str | float | int],
 ) -> str:
     """Features that somebody gave for a task; their address."""
     return builder.add(
         "features",
-        f"features/encoder/{encoder.name}/{task.name}",
+        FeaturesAddress(of, task.name),
         GivenStep(
             images=task.name,
             parts=("test",) if task.domain == "ood" else ("train", "validation", "test"),

@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol, TextIO
 
+from orchestrator.step.address import kind_of, short
+
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
@@ -54,7 +56,7 @@ class _Tally:
         if address in self.shares:  # else it has settled meanwhile
             self.shares[address] = min(max(share, 0.0), 1.0)
             self._words.pop(address, None)
-            self._words[address] = f"{_short(address)}  {words}"
+            self._words[address] = f"{short(address)}  {words}"
         return kind
 
     def settle(self, address: str, status: str) -> str:
@@ -83,18 +85,6 @@ class _Tally:
     def completed(self, kind: str) -> float:
         running = sum(share for a, share in self.shares.items() if kind_of(a) == kind)
         return self.settled[kind] + running
-
-
-def kind_of(address: str) -> str:
-    """The kind of a step, which its address starts with."""
-    return address.partition("/")[0]
-
-
-def _short(address: str) -> str:
-    """An address without its kind, nor the corpus, noise and recipe: a sweep has one of each."""
-    place = address.partition("/")[2]
-    _, level, below = place.partition("/noise=")
-    return f"noise={below}" if level else place
 
 
 class Bars:

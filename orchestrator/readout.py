@@ -27,9 +27,11 @@ from orchestrator.errors import UserError
 from orchestrator.fingerprint import fingerprint
 from orchestrator.index import Record
 from orchestrator.last import written
-from orchestrator.plan import Plan, Step
+from orchestrator.plan import Plan
 from orchestrator.shown import Data, Showing
 from orchestrator.standing import State, look
+from orchestrator.step.address import ReportAddress
+from orchestrator.step.step import Step
 from orchestrator.store import MANIFEST, Store
 from orchestrator.tracking import SweepRecord
 
@@ -108,7 +110,7 @@ def refresh(
             "problems": {a: list(problem) for a, problem in problems.items()},
         }
     )
-    folder = store.root / f"report/{plan.experiment.name}"
+    folder = store.root / str(ReportAddress(plan.experiment.name))
     complete = len(found.records) == len(plan.steps)
     if folder.exists(MANIFEST) and folder.read_json(MANIFEST).get("fingerprint") == mark:
         summary, reached = folder.read_table(SUMMARY), folder.read_table(NAMED)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import pyarrow as pa
@@ -22,7 +23,16 @@ import pyarrow.csv as pacsv
 
 from orchestrator.fingerprint import fingerprint
 from orchestrator.index import CELL_TABLE, addressed, joined
-from orchestrator.plan import Plan, Step
+from orchestrator.plan import Plan
+from orchestrator.step.address import (
+    CellsAddress,
+    CorpusAddress,
+    PretrainedAddress,
+    RunAddress,
+    kind_of,
+    parse_as,
+)
+from orchestrator.step.step import Step
 from orchestrator.store import Manifest, Store
 
 CURVE_POINTS = 200  # a curve is thinned to this many points
@@ -107,8 +117,14 @@ def groups(plan: Plan) -> dict[str, Group]:
 def group_of(plan: Plan, step: Step) -> str:
     """The address of the run that shows a cell: its encoder's, its method's name last."""
     named = step.labels.get("encoder")
-    run = f"encoder/{named}" if named else _encoder(plan, step).partition("/")[2]
-    return f"tune/{run}/{step.labels['method']}"
+    of = PretrainedAddress(str(named)) if named else _run_of(_encoder(plan, step))
+    return str(CellsAddress(of, str(step.labels["method"])))
+
+
+@lru_cache(maxsize=1024)
+def _run_of(encoder: str) -> RunAddress:
+    """The run that an address says, read once for the thousands of cells that it has."""
+    return parse_as(RunAddress, encoder)
 
 
 def _encoder(plan: Plan, step: Step) -> str:
@@ -201,12 +217,13 @@ class Showing:
             for address in step.inputs.values():
                 read = self._plan.steps[address]
                 corpus = read.inputs.get("corpus", "") if read.kind == "features" else address
-                if corpus.startswith("corpus/"):
+                if kind_of(corpus) == "corpus":
                     uses[corpus, context] = None
         for corpus, context in uses:
             folder = self._store.output(corpus)
             where = "local" if folder.is_local else folder.uri.partition(":")[0]
-            name, mark = corpus.partition("/")[2], self._plan.steps[corpus].fingerprint
+            name = parse_as(CorpusAddress, corpus).corpus
+            mark = self._plan.steps[corpus].fingerprint
             yield Data(name, mark[:DIGEST], where, folder.uri, context, self._profile(corpus))
 
     def _profile(self, corpus: str) -> str:

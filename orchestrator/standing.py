@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from orchestrator.lease import living
 from orchestrator.plan import Plan, Standing, assess
-from orchestrator.store import Store
+from orchestrator.step.address import SCRATCH, scratch_of
+from orchestrator.store import ERROR, Store
 
 WORDS = ("done", "running", "failed", "blocked", "drift", "missing")
 """Every state a step can be in, in the order they are told."""
@@ -33,8 +34,8 @@ def look(plan: Plan, store: Store) -> dict[str, State]:
     """
     with store.asked():
         leased = living(store.root)
-        scratch = store.root / ".scratch"
-        errors = {name for name, _ in scratch.files() if name.endswith("/error.txt")}
+        scratch = store.root / SCRATCH
+        errors = {f"{SCRATCH}/{name}" for name, _ in scratch.files() if name.endswith(ERROR)}
     found: dict[str, State] = {}
     for address, assessment in assess(plan, store).items():
         step = plan.steps[address]
@@ -44,8 +45,8 @@ def look(plan: Plan, store: Store) -> dict[str, State]:
             found[address] = State("drift", assessment.reason)
         elif address in leased:
             found[address] = RUNNING
-        elif f"{address}@{step.fingerprint[:12]}/error.txt" in errors:
-            text = store.scratch(step).read_bytes("error.txt").decode(errors="replace")
+        elif f"{scratch_of(address, step.fingerprint)}/{ERROR}" in errors:
+            text = store.scratch(step).read_bytes(ERROR).decode(errors="replace")
             found[address] = State("failed", text.strip().splitlines()[-1])
         else:
             found[address] = _waiting(step.inputs, found)

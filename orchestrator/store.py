@@ -26,8 +26,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from jobs.contract import Outcome, Work
 from jobs.storage.folder import Folder
 from orchestrator.errors import StoreError
-from orchestrator.plan import Step
 from orchestrator.provenance import redact
+from orchestrator.step.address import kind_of, scratch_of
+from orchestrator.step.step import Step
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 READERS = 16  # manifests or tables of an object store that are asked for at once
 FORMAT = 1
 MANIFEST = "manifest.json"
+ERROR = "error.txt"  # in a step's scratch: the traceback of its last failure, its sentence last
 
 
 class FileRecord(BaseModel):
@@ -124,7 +126,7 @@ class Store:
 
     def scratch(self, step: Step) -> Folder:
         """The folder of what lets a step go on after an interruption."""
-        return self.root / f".scratch/{step.address}@{step.fingerprint[:12]}"
+        return self.root / scratch_of(step.address, step.fingerprint)
 
     def manifest(self, address: str) -> Manifest | None:
         """The record of a committed step; None while it is unfinished or absent."""
@@ -177,7 +179,7 @@ class Store:
         filesystem, root = self.root.open()
         by_kind: dict[str, list[str]] = {}
         for address in addresses:
-            by_kind.setdefault(address.partition("/")[0], []).append(address)
+            by_kind.setdefault(kind_of(address), []).append(address)
         wanted = set(addresses)
         found: dict[str, Stamp] = {}
         for some in by_kind.values():

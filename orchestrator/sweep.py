@@ -18,8 +18,10 @@ from orchestrator.cluster.watch import watching
 from orchestrator.errors import ClusterError, UserError
 from orchestrator.executor import Executor, Result, Status, load
 from orchestrator.mirror import Tracker
-from orchestrator.plan import KINDS, Plan, Standing, assess, refuse_drift
+from orchestrator.plan import Plan, Standing, assess, refuse_drift
 from orchestrator.progress import Bars, Lines, Progress
+from orchestrator.step.address import CorpusAddress
+from orchestrator.step.step import KINDS
 from orchestrator.store import Store
 from orchestrator.tracking import resolve_uri
 
@@ -135,7 +137,7 @@ def _check_data(plan: Plan, done: list[str]) -> None:
     lacking = {
         task.name: (paths, task)
         for task in plan.experiment.load_tasks()
-        if f"corpus/{task.scope}" in left and (paths := absent(task))
+        if str(CorpusAddress(task.scope)) in left and (paths := absent(task))
     }
     if not lacking:
         return

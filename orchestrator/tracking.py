@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.provenance import redact
 from orchestrator.shown import Data, Shown, step_unit
+from orchestrator.step.address import SweepAddress
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -146,7 +147,7 @@ class Mirror:
             run_name=f"sweep {self.name}",
             tags={
                 "nml.kind": "sweep",
-                "nml.address": f"sweep/{self.name}",
+                "nml.address": str(SweepAddress(self.name)),
                 "nml.store": self.store_id,
                 "nml.status": "running",
             },

@@ -7,7 +7,8 @@ import pyarrow as pa
 
 from jobs.contract import Outcome
 from orchestrator import provenance
-from orchestrator.plan import Plan, Step
+from orchestrator.plan import Plan
+from orchestrator.step.step import Step
 from orchestrator.store import Manifest, Store
 
 EPOCHS = 20

@@ -14,7 +14,7 @@ from orchestrator.cli.options import Chosen, choose, experiment_options, finishe
 if TYPE_CHECKING:
     from jobs.corpus.shards import Index
     from jobs.storage.folder import Folder
-    from orchestrator.plan import Step
+    from orchestrator.step.step import Step
 
 CLASSES_SHOWN = 20
 KEYS_SHOWN = 5

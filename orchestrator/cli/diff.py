@@ -12,7 +12,7 @@ from orchestrator import STORAGE
 
 if TYPE_CHECKING:
     from orchestrator.compare import Comparison, Pair
-    from orchestrator.plan import Difference
+    from orchestrator.step.step import Difference
 
 PAIRS_SHOWN = 20
 ALONE_SHOWN = 5

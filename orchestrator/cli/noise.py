@@ -97,8 +97,9 @@ def _as_dict(found: Audit | str) -> dict[str, Any]:
 
 def _keep(chosen: Chosen, address: str, found: Audit | str) -> None:
     from analysis.figures import noise, save
+    from orchestrator.step.address import AuditAddress, NoiseAddress, parse_as
 
-    folder = chosen.store.root / f"audit/{address}"
+    folder = chosen.store.root / str(AuditAddress(parse_as(NoiseAddress, address)))
     folder.write_json("audit.json", _as_dict(found))
     if isinstance(found, str):
         folder.delete("transition.png")  # an earlier audit's

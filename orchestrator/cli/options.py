@@ -13,7 +13,8 @@ import click
 
 if TYPE_CHECKING:
     from orchestrator.experiment import Experiment
-    from orchestrator.plan import Plan, Step
+    from orchestrator.plan import Plan
+    from orchestrator.step.step import Step
     from orchestrator.store import Store
 
 

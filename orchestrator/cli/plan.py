@@ -66,7 +66,8 @@ Examples:
 def command(chosen: Chosen, verbose: bool, as_json: bool, **given: Any) -> None:
     """Show what a sweep would do: run, done, drift or blocked, and its cost. Runs nothing."""
     from orchestrator import cost
-    from orchestrator.plan import KINDS, Standing, assess
+    from orchestrator.plan import Standing, assess
+    from orchestrator.step.step import KINDS
 
     assessments = assess(chosen.plan, chosen.store)
     estimate = cost.estimate(chosen.plan, assessments, cost.Given(**given))

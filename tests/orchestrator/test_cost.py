@@ -12,7 +12,8 @@ from jobs.tuning.spec import TuneStep
 from orchestrator import experiment, planner
 from orchestrator.cli import _run
 from orchestrator.cost import FORWARD_SHARE, Cost, Given, estimate
-from orchestrator.plan import Plan, Step, assess
+from orchestrator.plan import Plan, assess
+from orchestrator.step.step import Step
 from orchestrator.store import Store
 
 LEVELS, EPOCHS, VIEWS = 2, 30, 2

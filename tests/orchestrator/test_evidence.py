@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import pytest
 from jobs.storage.folder import Folder
 from orchestrator import evidence
 from orchestrator.index import Record
-from orchestrator.plan import Step
+from orchestrator.step.address import FeaturesAddress, RunAddress
+from orchestrator.step.step import Step
 from orchestrator.store import FileRecord, Manifest, Store
 
 
@@ -88,7 +90,8 @@ def test_what_a_corpus_lost_is_told_with_its_reasons() -> None:
 def features(
     store: Store, noise: float, keys: list[str], vectors: np.ndarray
 ) -> tuple[Step, Record]:
-    one = step(f"features/{noise:g}", "features", noise=noise, seed=0, images="i", domain="id")
+    address = str(FeaturesAddress(RunAddress("c", "symmetric", "r", noise, 0), "i"))
+    one = step(address, "features", noise=noise, seed=0, images="i", domain="id")
     flat = pa.array(vectors.astype(np.float32).reshape(-1))
     column = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
     table = pa.table({"key": keys, "vector": column})
@@ -112,7 +115,7 @@ def test_rotations_of_redone_features_are_measured_anew(store: Store) -> None:
     clean = np.random.default_rng(0).standard_normal((60, 8))
     done = [features(store, 0.0, keys, clean), features(store, 10.0, keys, clean)]
     assert list(evidence.rotations(done, store, measure=True))
-    other = Step("features/10", "features", None, {}, {}, "new", done[1][0].labels)  # type: ignore[arg-type]
+    other = replace(done[1][0], fingerprint="new")
     assert not list(evidence.rotations([done[0], (other, done[1][1])], store, measure=False))
 
 

@@ -14,8 +14,9 @@ from jobs.contract import Hooks, Outcome, StageError, Work
 from jobs.storage.folder import Folder
 from orchestrator import executor, experiment, planner
 from orchestrator.executor import Executor, Result, Status
-from orchestrator.plan import KINDS, Plan, Standing, assess
+from orchestrator.plan import Plan, Standing, assess
 from orchestrator.progress import Lines
+from orchestrator.step.step import KINDS
 from orchestrator.store import Store
 
 RUNS: Counter[str] = Counter()

@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import yaml
 
-from orchestrator import experiment, plan, planner
+from orchestrator import experiment, planner
 from orchestrator.errors import UserError
 from orchestrator.experiment import Experiment
 from orchestrator.plan import Plan
+from orchestrator.step.step import KINDS
 
 LITE = {"kind": "timm", "name": "lite", "model": "tf_efficientnet_b3.ns_jft_in1k"}
 DEMO = Path(__file__).parents[2] / "experiments/demo.yaml"
@@ -39,7 +40,7 @@ def made(
 
 
 def kinds(found: Plan) -> dict[str, int]:
-    return {kind: len(found.of_kind(kind)) for kind in plan.KINDS if found.of_kind(kind)}
+    return {kind: len(found.of_kind(kind)) for kind in KINDS if found.of_kind(kind)}
 
 
 def test_encoders_alone_need_no_corpus_noise_or_pretraining(tmp_path: Path) -> None:

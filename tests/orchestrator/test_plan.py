@@ -8,10 +8,11 @@ import pytest
 from jobs.contract import Outcome
 from jobs.storage.folder import Folder
 from jobs.tuning.spec import TuneStep
-from orchestrator import experiment, plan, planner
+from orchestrator import experiment, planner
 from orchestrator.errors import DriftError, StoreError, UserError
 from orchestrator.fingerprint import fingerprint
 from orchestrator.plan import Plan, Standing, assess, refuse_drift
+from orchestrator.step.step import KINDS
 from orchestrator.store import Store
 
 
@@ -71,7 +72,7 @@ def test_what_is_done_affects_its_stage_and_all_after(override: str, kind: str) 
     changed = {
         s.kind for a, s in after.steps.items() if s.fingerprint != before.steps[a].fingerprint
     }
-    assert changed == set(plan.KINDS[plan.KINDS.index(kind) :]) - {"encoder"}  # named: not ours
+    assert changed == set(KINDS[KINDS.index(kind) :]) - {"encoder"}  # named: not ours
 
 
 def test_levels_and_seeds_do_not_affect_each_other() -> None:

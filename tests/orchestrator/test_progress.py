@@ -6,8 +6,8 @@ import itertools
 import pytest
 
 from orchestrator import progress
-from orchestrator.plan import KINDS
 from orchestrator.progress import Bars, Lines
+from orchestrator.step.step import KINDS
 
 RUN = "pretrain/a/symmetric/r/noise={}/seed=0"
 

@@ -15,8 +15,9 @@ from orchestrator import experiment, planner, provenance
 from orchestrator.cli import _run
 from orchestrator.errors import TrackingError
 from orchestrator.mirror import Tracker, sync
-from orchestrator.plan import Plan, Step
+from orchestrator.plan import Plan
 from orchestrator.shown import group_of, groups, step_unit
+from orchestrator.step.step import Step
 from orchestrator.store import Manifest, Store
 from orchestrator.tracking import SweepRecord, resolve_uri
 

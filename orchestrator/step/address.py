@@ -1,0 +1,415 @@
+"""The grammar of addresses. Every address is written and read here, and nowhere else.
+
+    corpus/<corpus>
+    noise/<corpus>/<noise>/level=10
+    pretrain/<run>                        <run> is <corpus>/<noise>/<recipe>/noise=10/seed=0
+    encoder/<name>                        an encoder that is not trained here
+    features/<encoder>/<images>           <encoder> is a <run>, or encoder/<name>
+    tune/<encoder>/<task>/<method>/fraction=100[/label_noise=20]/seed=0
+    tune/<encoder>/<method>               all cells of one encoder and method
+    report/<experiment>    sweep/<experiment>    tracking/<experiment>
+    rotation/<features>    audit/<noise>
+    .scratch/<step>@<start of its fingerprint>
+
+An address is a folder below the root of a store, or (the group of cells, sweep, tracking) the name
+of a run or a lease. Each form is a frozen dataclass: `str` writes it, `parse` reads it. Names are
+`Slug`s. Levels and shares are percentages, written and kept with six significant digits.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias, TypeVar
+
+from jobs.contract import SLUG
+from orchestrator.errors import UserError
+
+SCRATCH = ".scratch"
+FINGERPRINT_CHARACTERS = 12  # of a fingerprint, in the address of scratch
+
+
+class AddressError(UserError):
+    """A text that is no address, or not one of the form that is asked for."""
+
+
+@dataclass(frozen=True)
+class CorpusAddress:
+    """A corpus."""
+
+    corpus: str
+
+    def __str__(self) -> str:
+        return f"corpus/{self.corpus}"
+
+
+@dataclass(frozen=True)
+class NoiseAddress:
+    """One level of noise over a corpus."""
+
+    corpus: str
+    noise: str
+    level: float  # percent
+
+    def __post_init__(self) -> None:
+        _round(self, "level")
+
+    def __str__(self) -> str:
+        return f"noise/{self.corpus}/{self.noise}/level={self.level:g}"
+
+
+@dataclass(frozen=True)
+class RunAddress:
+    """A pre-training run, and the encoder that it leaves."""
+
+    corpus: str
+    noise: str
+    recipe: str
+    level: float  # percent
+    seed: int
+
+    def __post_init__(self) -> None:
+        _round(self, "level")
+
+    @property
+    def encoder(self) -> str:
+        """How addresses below say whose encoder they are of."""
+        return f"{self.corpus}/{self.noise}/{self.recipe}/noise={self.level:g}/seed={self.seed}"
+
+    @property
+    def overlay(self) -> NoiseAddress:
+        """The noise that the run trains on."""
+        return NoiseAddress(self.corpus, self.noise, self.level)
+
+    def __str__(self) -> str:
+        return f"pretrain/{self.encoder}"
+
+
+@dataclass(frozen=True)
+class PretrainedAddress:
+    """An encoder that is not trained here. Given features have no such step, only the name."""
+
+    name: str
+
+    @property
+    def encoder(self) -> str:
+        """How addresses below say whose encoder they are of."""
+        return f"encoder/{self.name}"
+
+    def __str__(self) -> str:
+        return self.encoder
+
+
+EncoderAddress: TypeAlias = RunAddress | PretrainedAddress
+
+
+@dataclass(frozen=True)
+class FeaturesAddress:
+    """An encoder's features of a set of images."""
+
+    of: EncoderAddress
+    images: str
+
+    @staticmethod
+    def folder(of: EncoderAddress) -> str:
+        """The folder that holds all features of an encoder."""
+        return f"features/{of.encoder}"
+
+    def __str__(self) -> str:
+        return f"{self.folder(self.of)}/{self.images}"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What tells the cells of one encoder and task apart."""
+
+    method: str
+    fraction: float  # of the training rows, percent
+    label_noise: float  # downstream, percent; 0 is not written
+    seed: int
+
+    def __post_init__(self) -> None:
+        _round(self, "fraction")
+        _round(self, "label_noise")
+
+    def __str__(self) -> str:
+        noisy = f"/label_noise={self.label_noise:g}" if self.label_noise else ""
+        return f"{self.method}/fraction={self.fraction:g}{noisy}/seed={self.seed}"
+
+
+@dataclass(frozen=True)
+class CellAddress:
+    """A task adapted to by one method."""
+
+    of: EncoderAddress
+    task: str
+    trial: Trial
+
+    @staticmethod
+    def folder(of: EncoderAddress) -> str:
+        """The folder that holds all cells of an encoder."""
+        return f"tune/{of.encoder}"
+
+    def __str__(self) -> str:
+        return f"{self.folder(self.of)}/{self.task}/{self.trial}"
+
+
+@dataclass(frozen=True)
+class CellsAddress:
+    """All cells of one encoder and method."""
+
+    of: EncoderAddress
+    method: str
+
+    def __str__(self) -> str:
+        return f"tune/{self.of.encoder}/{self.method}"
+
+
+@dataclass(frozen=True)
+class ReportAddress:
+    """The report of an experiment."""
+
+    experiment: str
+
+    def __str__(self) -> str:
+        return f"report/{self.experiment}"
+
+
+@dataclass(frozen=True)
+class SweepAddress:
+    """The tracking run of an experiment's sweeps."""
+
+    experiment: str
+
+    def __str__(self) -> str:
+        return f"sweep/{self.experiment}"
+
+
+@dataclass(frozen=True)
+class TrackingAddress:
+    """The lease of the one driver that may write an experiment's tracking runs."""
+
+    experiment: str
+
+    def __str__(self) -> str:
+        return f"tracking/{self.experiment}"
+
+
+@dataclass(frozen=True)
+class RotationAddress:
+    """How far a feature space has turned from the clean encoder's."""
+
+    of: FeaturesAddress
+
+    def __str__(self) -> str:
+        return f"rotation/{self.of}"
+
+
+@dataclass(frozen=True)
+class AuditAddress:
+    """The audit of one level of noise."""
+
+    of: NoiseAddress
+
+    def __str__(self) -> str:
+        return f"audit/{self.of}"
+
+
+StepAddress: TypeAlias = (
+    CorpusAddress | NoiseAddress | RunAddress | PretrainedAddress | FeaturesAddress | CellAddress
+)
+
+
+@dataclass(frozen=True)
+class ScratchAddress:
+    """What lets an interrupted step of one fingerprint go on."""
+
+    of: StepAddress
+    fingerprint: str  # its start, FINGERPRINT_CHARACTERS hexadecimal digits
+
+    def __str__(self) -> str:
+        return scratch_of(str(self.of), self.fingerprint)
+
+
+Address: TypeAlias = (
+    StepAddress
+    | CellsAddress
+    | ReportAddress
+    | SweepAddress
+    | TrackingAddress
+    | RotationAddress
+    | AuditAddress
+    | ScratchAddress
+)
+
+
+def parse(text: str) -> Address:
+    """The address that a text is: `str` of it is the text. Raises AddressError for any other."""
+    try:
+        found = _parsed(text.split("/"))
+    except ValueError as error:
+        raise AddressError(f"{text!r} is no address: {error}") from None
+    if str(found) != text:  # a number in other digits, such as 05 or 1e1
+        raise AddressError(f"{text!r} is no address: it would be written {found}")
+    return found
+
+
+Form = TypeVar("Form", bound=Address)
+
+
+def parse_as(form: type[Form], text: str) -> Form:
+    """The address of one form. Raises AddressError for a text that is none of that form."""
+    found = parse(text)
+    if not isinstance(found, form):
+        raise AddressError(f"{text!r} is no {form.__name__}")
+    return found
+
+
+def parse_step(text: str) -> StepAddress:
+    """The address of a step. Raises AddressError for a text that is none."""
+    found = parse(text)
+    if not isinstance(found, StepAddress):
+        raise AddressError(f"{text!r} is not the address of a step")
+    return found
+
+
+def scratch_of(step: str, fingerprint: str) -> str:
+    """The address of a step's scratch, by the step's address and its whole fingerprint.
+
+    Written without reading the step's address: a look at a store asks it of 50,000 steps.
+    """
+    return f"{SCRATCH}/{step}@{fingerprint[:FINGERPRINT_CHARACTERS]}"
+
+
+def kind_of(address: str) -> str:
+    """The first part of an address: of a step, its kind."""
+    return address.partition("/")[0]
+
+
+def short(address: str) -> str:
+    """An address without its kind, nor the corpus, noise and recipe: a sweep has one of each.
+
+    A text that is no address is given back without its first part.
+    """
+    rest = address.partition("/")[2]
+    _, level, below = rest.partition("/noise=")
+    return f"noise={below}" if level else rest
+
+
+# -- reading -------------------------------------------------------------------------------------
+
+
+def _parsed(parts: Sequence[str]) -> Address:
+    match parts:
+        case ["corpus", corpus]:
+            return CorpusAddress(_slug(corpus))
+        case ["noise", corpus, noise, level]:
+            return NoiseAddress(_slug(corpus), _slug(noise), _number("level", level))
+        case ["pretrain", *run]:
+            return _run(run)
+        case ["encoder", name]:
+            return PretrainedAddress(_slug(name))
+        case ["features", *encoder, images]:
+            return FeaturesAddress(_encoder(encoder), _slug(images))
+        case ["tune", *encoder, task, method, share, noise, seed] if _is("label_noise", noise):
+            noisy = _number("label_noise", noise)
+            return _cell(encoder, task, method, share, noisy, seed)
+        case ["tune", *encoder, task, method, share, seed] if _is("fraction", share):
+            return _cell(encoder, task, method, share, 0.0, seed)
+        case ["tune", *encoder, method]:
+            return CellsAddress(_encoder(encoder), _slug(method))
+        case ["report", experiment]:
+            return ReportAddress(_slug(experiment))
+        case ["sweep", experiment]:
+            return SweepAddress(_slug(experiment))
+        case ["tracking", experiment]:
+            return TrackingAddress(_slug(experiment))
+        case ["rotation", *features]:
+            of = _parsed(features)
+            if isinstance(of, FeaturesAddress):
+                return RotationAddress(of)
+            raise ValueError("rotation/ is followed by the address of features")
+        case ["audit", *noise_parts]:
+            over = _parsed(noise_parts)
+            if isinstance(over, NoiseAddress):
+                return AuditAddress(over)
+            raise ValueError("audit/ is followed by the address of a level of noise")
+        case [".scratch", *step]:
+            return _scratch("/".join(step))
+    raise ValueError(f"no kind {parts[0]!r} has {len(parts) - 1} parts after it")
+
+
+def _run(parts: Sequence[str]) -> RunAddress:
+    match parts:
+        case [corpus, noise, recipe, level, seed]:
+            return RunAddress(
+                _slug(corpus),
+                _slug(noise),
+                _slug(recipe),
+                _number("noise", level),
+                _whole("seed", seed),
+            )
+    raise ValueError("a run is CORPUS/NOISE/RECIPE/noise=LEVEL/seed=SEED")
+
+
+def _encoder(parts: Sequence[str]) -> EncoderAddress:
+    """Whose encoder: a corpus named `encoder` is told apart by the number of parts."""
+    match parts:
+        case ["encoder", name]:
+            return PretrainedAddress(_slug(name))
+    return _run(parts)
+
+
+def _cell(
+    encoder: Sequence[str], task: str, method: str, share: str, label_noise: float, seed: str
+) -> CellAddress:
+    trial = Trial(_slug(method), _number("fraction", share), label_noise, _whole("seed", seed))
+    return CellAddress(_encoder(encoder), _slug(task), trial)
+
+
+def _scratch(text: str) -> ScratchAddress:
+    step, mark, fingerprint = text.rpartition("@")
+    if not mark or not re.fullmatch(f"[0-9a-f]{{{FINGERPRINT_CHARACTERS}}}", fingerprint):
+        raise ValueError(f"it ends in no @ and {FINGERPRINT_CHARACTERS} hexadecimal digits")
+    of = _parsed(step.split("/"))
+    if not isinstance(of, StepAddress):
+        raise ValueError(f"{step} is not the address of a step")
+    return ScratchAddress(of, fingerprint)
+
+
+_SLUG = re.compile(SLUG)
+_NUMBER = re.compile(r"[0-9.]+(e[+-]?[0-9]+)?", re.ASCII)
+
+
+def _slug(part: str) -> str:
+    if not _SLUG.fullmatch(part):
+        raise ValueError(f"{part!r} is no name")
+    return part
+
+
+def _is(name: str, part: str) -> bool:
+    """Whether a part is `name=VALUE`."""
+    return part.startswith(f"{name}=")
+
+
+def _number(name: str, part: str) -> float:
+    return float(_value(name, part))
+
+
+def _whole(name: str, part: str) -> int:
+    return int(_value(name, part))
+
+
+def _value(name: str, part: str) -> str:
+    value = part.partition("=")[2]
+    if not _is(name, part):
+        raise ValueError(f"{part!r} should read {name}=NUMBER")
+    if not _NUMBER.fullmatch(value):  # float() takes more: nan, 1_0, spaces
+        raise ValueError(f"{value!r} is no number")
+    return value
+
+
+def _round(address: NoiseAddress | RunAddress | Trial, name: str) -> None:
+    """Keep a number as it is written, so that equal addresses are equal texts."""
+    object.__setattr__(address, name, float(f"{getattr(address, name) + 0.0:g}"))
