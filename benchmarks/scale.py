@@ -156,7 +156,7 @@ def read(cells: int, root: str) -> None:
     begun = time.perf_counter()
     found = plan.assess(made, store, verify=True)
     took["verify_50k_s"] = time.perf_counter() - begun
-    assert all(assessment.standing == "done" for assessment in found.values())
+    assert all(assessment.state == "done" for assessment in found.values())
     begun = time.perf_counter()
     took["files"] = sum(1 for _ in store.root.files())
     took["listing_s"] = time.perf_counter() - begun

@@ -26,7 +26,9 @@ from jobs.corpus.spec import Corpus
 from jobs.features.spec import FeaturesStep
 from jobs.pretrain.spec import PretrainStep
 from jobs.tuning.spec import TuneStep
-from orchestrator.plan import Assessment, Plan, Standing
+from orchestrator.assess import Assessment
+from orchestrator.plan import Plan
+from orchestrator.standing import StepState
 from orchestrator.step.address import CorpusAddress, parse_as
 from orchestrator.step.step import Step
 
@@ -127,7 +129,7 @@ class Cost:
 def estimate(plan: Plan, assessments: Mapping[str, Assessment], given: Given | None = None) -> Cost:
     """The cost of the steps that would run."""
     given = given or Given()
-    todo = [s for a, s in plan.steps.items() if assessments[a].standing is not Standing.DONE]
+    todo = [s for a, s in plan.steps.items() if assessments[a].state is not StepState.DONE]
     runs = [step.spec for step in todo if isinstance(step.spec, PretrainStep)]
     rows = _training_rows(plan, assessments, given.rows)
     samples = steps = 0 if not runs else None
@@ -238,7 +240,7 @@ def _rates(
     plan: Plan, assessments: Mapping[str, Assessment], given: Given
 ) -> tuple[Rate, Rate, Rate]:
     """Of pre-training and of features in images a second, of tuning in ID cells a second."""
-    done = [s for s in plan.steps.values() if assessments[s.address].standing is Standing.DONE]
+    done = [s for s in plan.steps.values() if assessments[s.address].state is StepState.DONE]
     training = _training_rate(done, assessments, given.images_per_second)
     timed, spent = _spent(done, assessments)
     if given.features_per_second is not None:
@@ -331,7 +333,7 @@ def _bytes_to_write(plan: Plan, assessments: Mapping[str, Assessment]) -> int | 
         by_kind.setdefault(step.kind, []).append(assessments[step.address])
     total = 0.0
     for found in by_kind.values():
-        done = [_bytes(f) for f in found if f.standing is Standing.DONE]
+        done = [_bytes(f) for f in found if f.state is StepState.DONE]
         left = len(found) - len(done)
         if left and not done:
             return None

@@ -27,7 +27,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from enum import StrEnum
 
 from jobs.contract import Hooks, Outcome, StageError, Work
 from orchestrator import provenance
@@ -36,6 +35,7 @@ from orchestrator.index import CELL_TABLE, Index, Journal
 from orchestrator.lease import Leases
 from orchestrator.plan import Plan
 from orchestrator.progress import Progress
+from orchestrator.standing import StepState, StepStatus
 from orchestrator.step.step import KINDS, Step
 from orchestrator.store import ERROR, Manifest, Store
 
@@ -65,24 +65,6 @@ _IMPORTING = threading.Lock()
 the process (oneMKL: "Cannot load libtorch_cpu.so")."""
 
 
-class Status(StrEnum):
-    """How a step ended in this run."""
-
-    REUSED = "reused"  # was done before, or by another driver meanwhile
-    DONE = "done"
-    FAILED = "failed"
-    BLOCKED = "blocked"  # an input failed
-    UNFINISHED = "unfinished"  # the run was stopped first
-
-
-@dataclass(frozen=True)
-class Result:
-    """The end of one step in this run."""
-
-    status: Status
-    reason: str = ""
-
-
 @dataclass(frozen=True)
 class _Event:
     """What a lane's thread tells the loop: a step's end, or (address "") that the lane is free."""
@@ -108,7 +90,7 @@ class Executor:
     ) -> None:
         self._plan, self._store, self._progress = plan, store, progress
         self._on_commit, self._stages = on_commit, stages
-        self._results = {address: Result(Status.REUSED) for address in done}
+        self._results = {address: StepStatus(StepState.REUSED) for address in done}
         self._waiting = {a: s for a, s in plan.steps.items() if a not in self._results}
         self._readers: dict[str, list[str]] = {}  # address -> waiting steps that read it
         self._lacking: dict[str, int] = {}  # waiting step -> inputs that have not ended well
@@ -131,7 +113,7 @@ class Executor:
             for kind in KINDS
         }
 
-    def run(self) -> dict[str, Result]:
+    def run(self) -> dict[str, StepStatus]:
         """Do everything that can be done; every step's end. KeyboardInterrupt after cleaning up."""
         try:
             while self._waiting or self._running:
@@ -148,7 +130,7 @@ class Executor:
             with contextlib.suppress(OSError):
                 self._leases.close()
         return {
-            address: self._results.get(address, Result(Status.UNFINISHED))
+            address: self._results.get(address, StepStatus(StepState.MISSING))
             for address in self._plan.steps
         }
 
@@ -217,7 +199,7 @@ class Executor:
         del self._waiting[address], self._ready[step.kind][address]
         if isinstance(taken, Manifest):
             self._on_commit(step, taken)
-            self._settle(address, Result(Status.REUSED, "done by another sweep"))
+            self._settle(address, StepStatus(StepState.REUSED, "done by another sweep"))
             return
         self._running.add(address)
         self._at_work[step.kind] += 1
@@ -247,32 +229,31 @@ class Executor:
         if event.elsewhere:
             self._wait_again(address)
         elif event.error is None:
-            self._settle(address, Result(Status.DONE))
+            self._settle(address, StepStatus(StepState.DONE))
         elif self._may_retry(event.error, address):
             self._progress.note(f"{address}: {sentence(event.error)}; trying again")
             self._wait_again(address)
         else:
-            self._settle(address, Result(Status.FAILED, sentence(event.error)))
+            self._settle(address, StepStatus(StepState.FAILED, sentence(event.error)))
 
     def _may_retry(self, error: BaseException, address: str) -> bool:
         own = isinstance(error, (StageError, NmlError))
         return not own and not self._stop.is_set() and self._attempts[address] <= RETRIES
 
-    def _settle(self, address: str, result: Result) -> None:
+    def _settle(self, address: str, result: StepStatus) -> None:
         """Write down a step's end, and let what reads it go on or be blocked."""
         ended = [(address, result)]
         while ended:
             address, result = ended.pop()
             self._results[address] = result
             self._newest[self._plan.steps[address].kind] = time.monotonic()
-            self._progress.settle(address, result.status, result.reason)
-            good = result.status in (Status.DONE, Status.REUSED)
+            self._progress.settle(address, result.state, result.reason)
             for reader in self._readers.pop(address, ()):
                 if reader not in self._waiting:  # blocked already, by another input
                     continue
-                if not good:
+                if not result.state.finished:
                     del self._waiting[reader]
-                    ended.append((reader, Result(Status.BLOCKED, f"reads {address}")))
+                    ended.append((reader, StepStatus(StepState.BLOCKED, f"reads {address}")))
                     continue
                 self._lacking[reader] -= 1
                 if not self._lacking[reader]:

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol, TextIO
 
+from orchestrator.standing import StepState
 from orchestrator.step.address import kind_of, short
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ class Progress(Protocol):
     def say(self, address: str, share: float, words: str) -> None:
         """A running step is `share` (0 to 1) done."""
 
-    def settle(self, address: str, status: str, reason: str) -> None:
+    def settle(self, address: str, state: StepState, reason: str) -> None:
         """A step has ended."""
 
     def note(self, line: str) -> None:
@@ -42,7 +43,7 @@ class _Tally:
     def __init__(self, totals: Mapping[str, int], reused: Mapping[str, int]) -> None:
         self.totals = dict(totals)
         self.settled = {kind: reused.get(kind, 0) for kind in totals}
-        self.wrong: dict[str, Counter[str]] = {kind: Counter() for kind in totals}
+        self.wrong: dict[str, Counter[StepState]] = {kind: Counter() for kind in totals}
         self.shares: dict[str, float] = {}
         self._words: dict[str, str] = {}  # of running steps; who spoke last is last
         self.lock = threading.Lock()
@@ -59,13 +60,13 @@ class _Tally:
             self._words[address] = f"{short(address)}  {words}"
         return kind
 
-    def settle(self, address: str, status: str) -> str:
+    def settle(self, address: str, state: StepState) -> str:
         kind = kind_of(address)
         self.shares.pop(address, None)
         self._words.pop(address, None)
         self.settled[kind] += 1
-        if status in ("failed", "blocked"):
-            self.wrong[kind][status] += 1
+        if not state.finished:
+            self.wrong[kind][state] += 1
         return kind
 
     def words(self, kind: str) -> str:
@@ -78,7 +79,7 @@ class _Tally:
     def count(self, kind: str) -> str:
         """How many of a kind are done, and what will not be: `3/8 (1 failed, 2 blocked)`."""
         wrong = self.wrong[kind]
-        words = ", ".join(f"{wrong[status]} {status}" for status in sorted(wrong, reverse=True))
+        words = ", ".join(f"{wrong[state]} {state}" for state in sorted(wrong, reverse=True))
         done = self.settled[kind] - wrong.total()
         return f"{done}/{self.totals[kind]}" + (f" ({words})" if words else "")
 
@@ -127,12 +128,12 @@ class Bars:
         with self._tally.lock:
             self._show(self._tally.say(address, share, words))
 
-    def settle(self, address: str, status: str, reason: str) -> None:
+    def settle(self, address: str, state: StepState, reason: str) -> None:
         """Count a step, and print a failure above the bars."""
         with self._tally.lock:
-            kind = self._tally.settle(address, status)
+            kind = self._tally.settle(address, state)
             self._show(kind)
-        if status == "failed":
+        if state is StepState.FAILED:
             self._bars.console.print(f"[red]failed[/red] {address}: {_plain(reason)}")
 
     def note(self, line: str) -> None:
@@ -186,11 +187,11 @@ class Lines:
             self._tally.say(address, share, words)
             self._print_if_due()
 
-    def settle(self, address: str, status: str, reason: str) -> None:
+    def settle(self, address: str, state: StepState, reason: str) -> None:
         """Count a step; failures are printed at once."""
         with self._tally.lock:
-            self._tally.settle(address, status)
-            if status == "failed":
+            self._tally.settle(address, state)
+            if state is StepState.FAILED:
                 self._print(f"failed {address}: {reason}")
             self._print_if_due()
 

@@ -23,13 +23,14 @@ from analysis import readout as tables
 from jobs.storage.folder import Folder
 from jobs.tasks.duplicates import counted_twice
 from orchestrator import evidence, provenance
+from orchestrator.assess import look
 from orchestrator.errors import UserError
 from orchestrator.fingerprint import fingerprint
 from orchestrator.index import Record
 from orchestrator.last import written
 from orchestrator.plan import Plan
 from orchestrator.shown import Data, Showing
-from orchestrator.standing import State, look
+from orchestrator.standing import StepState, StepStatus
 from orchestrator.step.address import ReportAddress
 from orchestrator.step.step import Step
 from orchestrator.store import MANIFEST, Store
@@ -84,22 +85,22 @@ def collect(plan: Plan, store: Store) -> tables.Readout:
 def refresh(
     plan: Plan,
     store: Store,
-    problems: Mapping[str, tuple[str, str]] | None = None,
+    problems: Mapping[str, StepStatus] | None = None,
     *,
     rotation: bool = False,
 ) -> Report:
     """The report of what the store holds, written only if that has changed.
 
-    `problems` are (status, reason) of steps that this run could not finish; without them, they are
-    read from the store. `rotation` measures how far the feature spaces have turned, which reads all
+    `problems` are the steps that this run could not finish; without them, they are read from the
+    store. `rotation` measures how far the feature spaces have turned, which reads all
     test features; once measured it stays in the report. Raises UserError while there is nothing to
     report.
     """
     found = _Found(plan, store)
     turned = list(evidence.rotations(found.done("features"), store, rotation))
     if problems is None:
-        states = look(plan, store)
-        problems = {a: (s.word, s.reason) for a, s in states.items() if s != State("done")}
+        found_now = look(plan, store)
+        problems = {a: s for a, s in found_now.items() if s.state is not StepState.DONE}
     mark = fingerprint(
         {
             "protocol": PROTOCOL,
@@ -107,7 +108,7 @@ def refresh(
             "steps": {address: r.fingerprint for address, r in found.records.items()},
             "made": {address: r.finished for address, r in found.records.items()},
             "rotation": len(turned),
-            "problems": {a: list(problem) for a, problem in problems.items()},
+            "problems": {a: [p.state, p.reason] for a, p in problems.items()},
         }
     )
     folder = store.root / str(ReportAddress(plan.experiment.name))
@@ -122,7 +123,7 @@ def _write(
     found: _Found,
     place: Folder,
     mark: str,
-    problems: Mapping[str, tuple[str, str]],
+    problems: Mapping[str, StepStatus],
     complete: bool,
     turned: Sequence[dict[str, Any]],
 ) -> Report:
@@ -185,7 +186,7 @@ class _Found:
         }
 
     def readout(
-        self, problems: Mapping[str, tuple[str, str]], turned: Sequence[dict[str, Any]]
+        self, problems: Mapping[str, StepStatus], turned: Sequence[dict[str, Any]]
     ) -> tables.Readout:
         """Everything the report is made of; UserError where a task would be counted twice."""
         cells = self._cells()
@@ -194,8 +195,8 @@ class _Found:
         answers = list(evidence.answers(self.done("tune"), self.store, largest, remarks))
         transition = list(evidence.transition(self.done("noise"), self.store, remarks))
         unfinished = [
-            {"address": address, "status": status, "reason": reason}
-            for address, (status, reason) in problems.items()
+            {"address": address, "status": problem.state, "reason": problem.reason}
+            for address, problem in problems.items()
         ]
         return tables.Readout(
             experiment=self.plan.experiment.name,

@@ -12,14 +12,16 @@ from types import FrameType
 
 from jobs.tasks.check import absent
 from orchestrator import cluster, last, readout
+from orchestrator.assess import assess, refuse_drift
 from orchestrator.cluster import nodes
 from orchestrator.cluster.needs import lacking
 from orchestrator.cluster.watch import watching
 from orchestrator.errors import ClusterError, UserError
-from orchestrator.executor import Executor, Result, Status, load
+from orchestrator.executor import Executor, load
 from orchestrator.mirror import Tracker
-from orchestrator.plan import Plan, Standing, assess, refuse_drift
+from orchestrator.plan import Plan
 from orchestrator.progress import Bars, Lines, Progress
+from orchestrator.standing import StepState, StepStatus
 from orchestrator.step.address import CorpusAddress
 from orchestrator.step.step import KINDS
 from orchestrator.store import Store
@@ -30,19 +32,19 @@ from orchestrator.tracking import resolve_uri
 class Ending:
     """How a sweep ended."""
 
-    results: Mapping[str, Result]
+    results: Mapping[str, StepStatus]
     report: readout.Report | None  # None while the store holds no finished step to report
     tracking: str  # the URI that shows it all; empty if tracking is off or behind
     seconds: float
 
-    def count(self, status: Status) -> int:
+    def count(self, state: StepState) -> int:
         """How many steps ended so."""
-        return Counter(result.status for result in self.results.values())[status]
+        return Counter(result.state for result in self.results.values())[state]
 
     @property
     def complete(self) -> bool:
         """Whether every step of the plan is now in the store."""
-        return all(r.status in (Status.DONE, Status.REUSED) for r in self.results.values())
+        return all(r.state.finished for r in self.results.values())
 
 
 def run(
@@ -60,11 +62,7 @@ def run(
     record = None
     try:
         results = _execute(plan, store, done, progress, tracker)
-        problems = {
-            address: (result.status.value, result.reason)
-            for address, result in results.items()
-            if result.status not in (Status.DONE, Status.REUSED)
-        }
+        problems = {a: result for a, result in results.items() if not result.state.finished}
         report, mirrored = None, False
         if len(problems) < len(results):
             report = readout.refresh(plan, store, problems)
@@ -81,7 +79,7 @@ def run(
     return Ending(results, report, uri, time.monotonic() - begun)
 
 
-def build(plan: Plan, store: Store, *, force: bool = False) -> Mapping[str, Result]:
+def build(plan: Plan, store: Store, *, force: bool = False) -> Mapping[str, StepStatus]:
     """Do a plan's steps and no more; how each ended. Raises as `run` does.
 
     No report is written, for one without what comes after these steps would replace a sweep's;
@@ -98,7 +96,7 @@ def _begin(plan: Plan, store: Store, force: bool) -> tuple[list[str], Progress |
     assessments = assess(plan, store, verify=True)
     if not force:
         refuse_drift(assessments)
-    done = [a for a, found in assessments.items() if found.standing is Standing.DONE]
+    done = [a for a, found in assessments.items() if found.state is StepState.DONE]
     _check_data(plan, done)
     left = plan.steps.keys() - set(done)
     if not left:
@@ -110,9 +108,9 @@ def _begin(plan: Plan, store: Store, force: bool) -> tuple[list[str], Progress |
 
 def _execute(
     plan: Plan, store: Store, done: list[str], progress: Progress | None, tracker: Tracker | None
-) -> Mapping[str, Result]:
+) -> Mapping[str, StepStatus]:
     if progress is None:
-        return {address: Result(Status.REUSED) for address in plan.steps}
+        return {address: StepStatus(StepState.REUSED) for address in plan.steps}
     try:
         with cluster.session():
             signal.signal(signal.SIGTERM, _terminate)  # Ray has just set a handler of its own

@@ -59,19 +59,18 @@ def build(
     --verify and --shuffle are for the experiment's own corpus.
     """
     from orchestrator import sweep
-    from orchestrator.executor import Status
 
     said = {"corpus.verify": verify, "corpus.shuffle": shuffle}
     overrides += tuple(f"{field}={value}" for field, value in said.items() if value is not None)
     chosen = choose(file, overrides=overrides, storage=storage)
     plan = chosen.plan.only("corpus")
     results = sweep.build(plan, chosen.store, force=force)
-    bad = {a: r for a, r in results.items() if r.status not in (Status.DONE, Status.REUSED)}
+    bad = {a: r for a, r in results.items() if not r.state.finished}
     for step in plan.of_kind("corpus"):
         if step.address not in bad:
             click.echo(f"{step.address}: {_in_a_line(_index(chosen, step))}")
     for address, result in bad.items():
-        click.echo(f"{result.status.value:8} {address}: {result.reason}")
+        click.echo(f"{result.state:8} {address}: {result.reason}")
     return 1 if bad else 0
 
 

@@ -27,11 +27,10 @@ def command() -> None:
 def build(chosen: Chosen, force: bool) -> int:
     """Build the corpus, and the overlay of every noise level on it."""
     from orchestrator import sweep
-    from orchestrator.executor import Status
 
     plan = chosen.plan.only("noise")
     results = sweep.build(plan, chosen.store, force=force)
-    bad = {a: r for a, r in results.items() if r.status not in (Status.DONE, Status.REUSED)}
+    bad = {a: r for a, r in results.items() if not r.state.finished}
     for step in plan.of_kind("noise"):
         if step.address not in bad:
             manifest = chosen.store.manifest(step.address)
@@ -39,7 +38,7 @@ def build(chosen: Chosen, force: bool) -> int:
                 percent = manifest.metrics["noise/realised_percent"]
                 click.echo(f"{step.address}: {manifest.counts['changed']:,} rows ({percent:.2f} %)")
     for address, result in bad.items():
-        click.echo(f"{result.status.value:8} {address}: {result.reason}")
+        click.echo(f"{result.state:8} {address}: {result.reason}")
     return 1 if bad else 0
 
 

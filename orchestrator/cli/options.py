@@ -181,13 +181,14 @@ def finished(chosen: Chosen, kind: str) -> list[Step]:
 
     Raises DriftError for one made from other settings, UserError when there is none.
     """
+    from orchestrator.assess import assess, refuse_drift
     from orchestrator.errors import UserError
-    from orchestrator.plan import Standing, assess, refuse_drift
+    from orchestrator.standing import StepState
 
     plan = chosen.plan.only(kind)
-    standing = assess(plan, chosen.store)
-    refuse_drift(standing)
-    steps = [s for s in plan.of_kind(kind) if standing[s.address].standing is Standing.DONE]
+    found = assess(plan, chosen.store)
+    refuse_drift(found)
+    steps = [s for s in plan.of_kind(kind) if found[s.address].state is StepState.DONE]
     if not steps:
         raise UserError(
             f"no {kind} step lies in {chosen.store.root.uri}; run `nml-orch {kind} build` first"

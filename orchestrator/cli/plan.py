@@ -13,8 +13,8 @@ import click
 from orchestrator.cli.options import Chosen, experiment_options
 
 if TYPE_CHECKING:
+    from orchestrator.assess import Assessment
     from orchestrator.cost import Cost
-    from orchestrator.plan import Assessment
 
 
 class Finite(click.FloatRange):
@@ -64,9 +64,12 @@ Examples:
 @click.option("--gpus", type=click.IntRange(min=1), help="Say the hours on so many GPUs.")
 @click.option("--price-per-gpu-hour", type=Finite(min=0), help="Say the price.")
 def command(chosen: Chosen, verbose: bool, as_json: bool, **given: Any) -> None:
-    """Show what a sweep would do: run, done, drift or blocked, and its cost. Runs nothing."""
+    """Show which steps are done, missing, drifted or blocked, and what a sweep would cost.
+
+    Runs nothing."""
     from orchestrator import cost
-    from orchestrator.plan import Standing, assess
+    from orchestrator.assess import PLANNED, assess
+    from orchestrator.standing import StepState
     from orchestrator.step.step import KINDS
 
     assessments = assess(chosen.plan, chosen.store)
@@ -75,19 +78,17 @@ def command(chosen: Chosen, verbose: bool, as_json: bool, **given: Any) -> None:
         click.echo(_json(chosen, estimate, assessments))
         return
     click.echo(f"{chosen.experiment.name} in {chosen.store.root.uri}\n")
-    click.echo(f"{'':10}" + "".join(f"{s.value:>9}" for s in Standing))
+    click.echo(f"{'':10}" + "".join(f"{state:>9}" for state in PLANNED))
     for kind in KINDS:
-        counts = Counter(assessments[s.address].standing for s in chosen.plan.of_kind(kind))
+        counts = Counter(assessments[s.address].state for s in chosen.plan.of_kind(kind))
         if counts:
-            click.echo(f"{kind:10}" + "".join(f"{counts[s] or '':>9}" for s in Standing))
+            click.echo(f"{kind:10}" + "".join(f"{counts[state] or '':>9}" for state in PLANNED))
     if verbose:
         click.echo("")
         for address, found in assessments.items():
-            click.echo(
-                f"{found.standing:8} {address}" + (f"  ({found.reason})" * bool(found.reason))
-            )
+            click.echo(f"{found.state:8} {address}" + (f"  ({found.reason})" * bool(found.reason)))
     else:
-        drifted = [a for a, f in assessments.items() if f.standing is Standing.DRIFT]
+        drifted = [a for a, f in assessments.items() if f.state is StepState.DRIFT]
         for address in drifted[:5]:
             click.echo(f"\ndrift {address}\n  {assessments[address].reason}")
         if len(drifted) > 5:
@@ -110,7 +111,7 @@ def _json(chosen: Chosen, estimate: Cost, assessments: Mapping[str, Assessment])
                 "address": address,
                 "kind": chosen.plan.steps[address].kind,
                 "fingerprint": chosen.plan.steps[address].fingerprint,
-                "standing": found.standing,
+                "state": found.state,
                 "reason": found.reason,
             }
         )

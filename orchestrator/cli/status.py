@@ -6,14 +6,11 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
 
 import click
 
 from orchestrator.cli.options import Chosen, last_experiment_options
-
-if TYPE_CHECKING:
-    from orchestrator.standing import State
+from orchestrator.standing import StepState, StepStatus
 
 REASONS = 12  # lines of reasons; --json has them all
 WATCH_SECONDS = 2.0
@@ -36,8 +33,8 @@ def command(chosen: Chosen, as_json: bool, watch: bool) -> None:
 
     Without FILE: of the sweep that was last started on this store.
     """
+    from orchestrator.assess import look
     from orchestrator.errors import UserError
-    from orchestrator.standing import look
 
     if as_json and watch:
         raise UserError("--json and --watch exclude each other; give one")
@@ -51,13 +48,15 @@ def command(chosen: Chosen, as_json: bool, watch: bool) -> None:
     click.echo("\n".join(_page(chosen, found)))
 
 
-def _json(chosen: Chosen, found: Mapping[str, State]) -> str:
+def _json(chosen: Chosen, found: Mapping[str, StepStatus]) -> str:
     """An object with a line for each step: indented deeper, 50,000 take a second more."""
     entry = json.JSONEncoder().encode
     lines = (
         f"  {entry(address)}: "
-        + entry({"state": state.word, "reason": state.reason, **chosen.plan.steps[address].labels})
-        for address, state in found.items()
+        + entry(
+            {"state": status.state, "reason": status.reason, **chosen.plan.steps[address].labels}
+        )
+        for address, status in found.items()
     )
     return "{\n" + ",\n".join(lines) + "\n}"
 
@@ -68,7 +67,7 @@ def _watch(chosen: Chosen) -> None:
     from rich.live import Live
     from rich.text import Text
 
-    from orchestrator.standing import look
+    from orchestrator.assess import look
 
     console = Console()
     try:
@@ -78,40 +77,40 @@ def _watch(chosen: Chosen) -> None:
                 found = look(chosen.plan, chosen.store)
                 lines = [*_page(chosen, found), "", f"{time.strftime('%H:%M:%S')}  Ctrl-C ends"]
                 live.update(Text("\n".join(lines), no_wrap=True, overflow="ellipsis"), refresh=True)
-                if all(state.word == "done" for state in found.values()):
+                if all(status.state is StepState.DONE for status in found.values()):
                     return
                 time.sleep(max(0.0, WATCH_SECONDS - (time.monotonic() - begun)))
     except KeyboardInterrupt:
         return
 
 
-def _page(chosen: Chosen, found: Mapping[str, State]) -> Iterator[str]:
+def _page(chosen: Chosen, found: Mapping[str, StepStatus]) -> Iterator[str]:
     """What a person reads: the counts, the matrix, one line a reason."""
-    from orchestrator.standing import WORDS, reasons
+    from orchestrator.assess import reasons
 
-    counts = Counter(state.word for state in found.values())
+    counts = Counter(status.state for status in found.values())
     yield f"{chosen.experiment.name} in {chosen.store.root.uri}"
-    told = ", ".join(f"{counts[word]:,} {word}" for word in WORDS if counts[word])
-    yield f"{told}  ({100 * counts['done'] / len(found):.0f} % of {len(found):,} steps)"
+    told = ", ".join(f"{counts[state]:,} {state}" for state in StepState if counts[state])
+    yield f"{told}  ({100 * counts[StepState.DONE] / len(found):.0f} % of {len(found):,} steps)"
     for across in ("noise", "encoder"):
         matrix = list(_matrix(chosen, found, across))
         yield from ("", *matrix) if matrix else ()
     told_reasons = list(reasons(found))
     if told_reasons:
         yield ""
-    for word, reason, address, count in told_reasons[:REASONS]:
+    for status, address, count in told_reasons[:REASONS]:
         more = f" (and {count - 1:,} more)" if count > 1 else ""
-        yield f"{word} {address}{more}: {reason}"
+        yield f"{status.state} {address}{more}: {status.reason}"
     if len(told_reasons) > REASONS:
         yield f"... and {len(told_reasons) - REASONS:,} more reasons; --json lists them"
 
 
-def _matrix(chosen: Chosen, found: Mapping[str, State], across: str) -> Iterator[str]:
+def _matrix(chosen: Chosen, found: Mapping[str, StepStatus], across: str) -> Iterator[str]:
     """One row a stage or a task's method; done of planned in each cell.
 
     A column is a noise level, or (across="encoder") an encoder that is not trained here.
     """
-    rows: dict[tuple[str, ...], dict[str | float | int, Counter[str]]] = {}
+    rows: dict[tuple[str, ...], dict[str | float | int, Counter[StepState]]] = {}
     columns: dict[str | float | int, None] = {}
     for step in chosen.plan.steps.values():
         if across not in step.labels:
@@ -126,7 +125,7 @@ def _matrix(chosen: Chosen, found: Mapping[str, State], across: str) -> Iterator
         counts = rows.setdefault(row, {}).get(column)
         if counts is None:  # 50,000 cells make some hundred counters
             counts = rows[row][column] = Counter()
-        counts[found[step.address].word] += 1
+        counts[found[step.address].state] += 1
     if not rows:
         return
     cells = {
@@ -150,8 +149,14 @@ def _title(row: tuple[str, ...]) -> str:
     return row[0] if len(row) == 1 else f"{row[1]}  {row[0]}  {row[2]}"
 
 
-def _cell(words: Counter[str]) -> str:
+def _cell(states: Counter[StepState]) -> str:
     """`2/4`, with a mark for the worst that is among them."""
-    marks = (("failed", "!"), ("drift", "*"), ("blocked", "^"), ("running", "~"))
-    mark = next((mark for word, mark in marks if words[word]), "")
-    return f"{words['done']}/{words.total()}{mark}"
+
+    marks = {
+        StepState.FAILED: "!",
+        StepState.DRIFT: "*",
+        StepState.BLOCKED: "^",
+        StepState.RUNNING: "~",
+    }
+    mark = next((mark for state, mark in marks.items() if states[state]), "")
+    return f"{states[StepState.DONE]}/{states.total()}{mark}"

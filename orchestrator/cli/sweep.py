@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from orchestrator.cli.options import Chosen, experiment_options
+from orchestrator.standing import StepState, StepStatus
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-    from orchestrator.executor import Result
 
 
 @click.command(
@@ -34,7 +33,6 @@ def command(chosen: Chosen, force: bool) -> int:
     FILE is an experiment file or the name of a bundled one; without it the demo runs.
     """
     from orchestrator import sweep
-    from orchestrator.executor import Status
     from orchestrator.provenance import redact
 
     ending = sweep.run(
@@ -43,7 +41,7 @@ def command(chosen: Chosen, force: bool) -> int:
     if ending.report:
         for line in (*_summary(ending.report.summary), *_named(ending.report.named)):
             click.echo(line)
-    counts = [f"{ending.count(status)} {status.value}" for status in Status if ending.count(status)]
+    counts = [f"{ending.count(state)} {state}" for state in StepState if ending.count(state)]
     click.echo(f"\n{', '.join(counts)} in {ending.seconds:.0f} s")
     for line in _failures(ending.results):
         click.echo(line)
@@ -103,11 +101,12 @@ def _named(summary: pa.Table) -> Iterator[str]:
         )
 
 
-def _failures(results: Mapping[str, Result]) -> Iterator[str]:
+def _failures(results: Mapping[str, StepStatus]) -> Iterator[str]:
     """One line a reason, with the first step that failed for it and how many more did."""
+
     by_reason: dict[str, list[str]] = {}
     for address, result in results.items():
-        if result.status == "failed":
+        if result.state is StepState.FAILED:
             by_reason.setdefault(result.reason, []).append(address)
     for reason, addresses in by_reason.items():
         more = f" (and {len(addresses) - 1} more)" if len(addresses) > 1 else ""

@@ -10,9 +10,10 @@ from jobs.contract import Outcome
 from jobs.storage.folder import Folder
 from jobs.tuning.spec import TuneStep
 from orchestrator import experiment, planner
+from orchestrator.assess import assess
 from orchestrator.cli import _run
 from orchestrator.cost import FORWARD_SHARE, Cost, Given, estimate
-from orchestrator.plan import Plan, assess
+from orchestrator.plan import Plan
 from orchestrator.step.step import Step
 from orchestrator.store import Store
 

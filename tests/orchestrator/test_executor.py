@@ -13,9 +13,11 @@ import pytest
 from jobs.contract import Hooks, Outcome, StageError, Work
 from jobs.storage.folder import Folder
 from orchestrator import executor, experiment, planner
-from orchestrator.executor import Executor, Result, Status
-from orchestrator.plan import Plan, Standing, assess
+from orchestrator.assess import assess
+from orchestrator.executor import Executor
+from orchestrator.plan import Plan
 from orchestrator.progress import Lines
+from orchestrator.standing import StepState, StepStatus
 from orchestrator.step.step import KINDS
 from orchestrator.store import Store
 
@@ -64,16 +66,16 @@ def small() -> Plan:
     return planner.build(experiment.load(noise="0,10", overrides=["tuning.fractions=[100]"]))
 
 
-def execute(small: Plan, root: Path, stages: dict[str, str] = STAGES) -> dict[str, Result]:
+def execute(small: Plan, root: Path, stages: dict[str, str] = STAGES) -> dict[str, StepStatus]:
     store = Store(Folder.of(root))
     store.prepare()
-    done = [a for a, s in assess(small, store).items() if s.standing is Standing.DONE]
+    done = [a for a, s in assess(small, store).items() if s.state is StepState.DONE]
     progress = Lines(dict.fromkeys(KINDS, 1000), {}, interval=60)
     return Executor(small, store, done=done, progress=progress, stages=stages).run()
 
 
-def statuses(results: dict[str, Result]) -> Counter[str]:
-    return Counter(result.status.value for result in results.values())
+def statuses(results: dict[str, StepStatus]) -> Counter[str]:
+    return Counter(result.state.value for result in results.values())
 
 
 def test_every_step_runs_once_after_its_inputs(small: Plan, tmp_path: Path) -> None:
@@ -91,8 +93,8 @@ def test_a_failure_blocks_what_reads_it_and_nothing_else(small: Plan, tmp_path: 
     broken = small.of_kind("pretrain")[0].address
     TROUBLE[broken] = [StageError("the loss is not finite")]
     results = execute(small, tmp_path)
-    assert results[broken] == Result(Status.FAILED, "the loss is not finite")
-    blocked = {a for a, r in results.items() if r.status is Status.BLOCKED}
+    assert results[broken] == StepStatus(StepState.FAILED, "the loss is not finite")
+    blocked = {a for a, r in results.items() if r.state is StepState.BLOCKED}
     assert blocked == {
         s.address
         for s in small.steps.values()
@@ -120,7 +122,7 @@ def test_a_step_that_keeps_failing_is_given_up_with_its_reason(small: Plan, tmp_
 def test_a_stage_that_answers_for_nothing_fails_its_steps(small: Plan, tmp_path: Path) -> None:
     results = execute(small, tmp_path, {**STAGES, "tune": f"{__name__}:silent_stage"})
     cells = [results[step.address] for step in small.of_kind("tune")]
-    assert all(cell.status in (Status.FAILED, Status.BLOCKED) for cell in cells)
+    assert all(cell.state in (StepState.FAILED, StepState.BLOCKED) for cell in cells)
     assert any("without an answer" in cell.reason for cell in cells)
 
 
@@ -138,7 +140,7 @@ def test_no_stage_is_at_work_any_more_when_a_run_ends(
 def test_two_drivers_on_one_store_share_the_work(small: Plan, tmp_path: Path) -> None:
     stages = {**STAGES, "corpus": f"{__name__}:slow_stage", "pretrain": f"{__name__}:slow_stage"}
     Store(Folder.of(tmp_path)).prepare()
-    found: list[dict[str, Result]] = []
+    found: list[dict[str, StepStatus]] = []
     threads = [
         threading.Thread(target=lambda: found.append(execute(small, tmp_path, stages)))
         for _ in range(2)
@@ -213,7 +215,7 @@ def test_a_driver_leaves_an_index_of_what_it_committed(
 
     monkeypatch.setattr(Store, "manifest", refuse)
     found = assess(small, Store(Folder.of(tmp_path)))
-    assert {assessment.standing for assessment in found.values()} == {Standing.DONE}
+    assert {assessment.state for assessment in found.values()} == {StepState.DONE}
 
 
 def test_a_block_reaches_all_that_follows_and_counts_each_step_once(

@@ -10,8 +10,10 @@ import pytest
 import synthetic
 from jobs.storage.folder import Folder
 from orchestrator import experiment, index, planner
+from orchestrator.assess import assess
 from orchestrator.index import Index, Journal, Record, Stamp
-from orchestrator.plan import Plan, Standing, assess
+from orchestrator.plan import Plan
+from orchestrator.standing import StepState
 from orchestrator.store import Manifest, Store
 
 
@@ -59,7 +61,7 @@ def test_through_it_no_manifest_is_opened(
     small: Plan, kept: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Store, "manifest", no_manifest)
-    assert {found.standing for found in assess(small, kept).values()} == {Standing.DONE}
+    assert {found.state for found in assess(small, kept).values()} == {StepState.DONE}
     with pytest.raises(AssertionError, match="was opened"):
         assess(small, kept, verify=True)
 
@@ -69,7 +71,7 @@ def test_a_step_that_was_deleted_is_to_be_run_though_the_index_knows_it(
 ) -> None:
     address = small.of_kind("tune")[0].address
     kept.output(address).delete()
-    assert assess(small, kept)[address].standing is Standing.RUN
+    assert assess(small, kept)[address].state is StepState.MISSING
 
 
 def test_a_step_that_was_redone_is_seen_as_it_is_now(small: Plan, kept: Store) -> None:

@@ -110,7 +110,7 @@ def test_a_store_that_moved_is_read_where_it_is(
     assert capsys.readouterr().out.startswith(f"mine in {tmp_path}/nml-store\n")
 
 
-@pytest.mark.parametrize("broken", ["orchestrator.last.recall", "orchestrator.standing.living"])
+@pytest.mark.parametrize("broken", ["orchestrator.last.recall", "orchestrator.assess.living"])
 def test_a_store_that_cannot_be_read_is_one_sentence(
     broken: str,
     tmp_path: Path,

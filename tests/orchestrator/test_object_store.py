@@ -28,8 +28,10 @@ from jobs.pretrain.job import _read
 from jobs.storage.folder import Folder
 from jobs.tasks import registry
 from orchestrator import experiment, index, planner
+from orchestrator.assess import assess
 from orchestrator.lease import Leases, living
-from orchestrator.plan import Plan, Standing, assess
+from orchestrator.plan import Plan
+from orchestrator.standing import StepState
 from orchestrator.store import Store
 
 
@@ -63,8 +65,8 @@ def test_standing_is_read_from_a_listing_and_the_index(
     store.records(small.steps)
     store.output(gone).delete()
     found = assess(small, store)
-    assert found.pop(gone).standing is Standing.RUN
-    assert {assessment.standing for assessment in found.values()} == {Standing.DONE}
+    assert found.pop(gone).state is StepState.MISSING
+    assert {assessment.state for assessment in found.values()} == {StepState.DONE}
 
     def refuse(self: Store, address: str) -> None:
         raise AssertionError(f"the manifest of {address} was opened")

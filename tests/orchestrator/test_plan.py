@@ -9,9 +9,11 @@ from jobs.contract import Outcome
 from jobs.storage.folder import Folder
 from jobs.tuning.spec import TuneStep
 from orchestrator import experiment, planner
+from orchestrator.assess import assess, refuse_drift
 from orchestrator.errors import DriftError, StoreError, UserError
 from orchestrator.fingerprint import fingerprint
-from orchestrator.plan import Plan, Standing, assess, refuse_drift
+from orchestrator.plan import Plan
+from orchestrator.standing import StepState
 from orchestrator.step.step import KINDS
 from orchestrator.store import Store
 
@@ -136,7 +138,7 @@ def test_drift_is_refused_with_the_fields_that_differ(tmp_path: Path) -> None:
     assert "recipe.schedule.lr: 0.1 -> 0.05" in message
     assert "--force" in message
     assert "name" in message
-    assert assessments["corpus/digits"].standing is Standing.DONE
+    assert assessments["corpus/digits"].state is StepState.DONE
 
 
 def test_a_step_that_reads_drift_is_blocked(tmp_path: Path) -> None:
@@ -144,9 +146,7 @@ def test_a_step_that_reads_drift_is_blocked(tmp_path: Path) -> None:
     for step in planned().of_kind("tune"):
         store.output(step.address).delete("manifest.json")
     assessments = assess(planned("features.views.count=3"), store)
-    assert {assessments[s.address].standing for s in planned().of_kind("tune")} == {
-        Standing.BLOCKED
-    }
+    assert {assessments[s.address].state for s in planned().of_kind("tune")} == {StepState.BLOCKED}
 
 
 def test_a_manifest_says_what_its_files_are(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from orchestrator import progress
 from orchestrator.progress import Bars, Lines
+from orchestrator.standing import StepState
 from orchestrator.step.step import KINDS
 
 RUN = "pretrain/a/symmetric/r/noise={}/seed=0"
@@ -31,10 +32,10 @@ def test_a_line_has_the_words_of_what_runs_and_of_nothing_else(
         face.say(RUN.format(level), 0.1, "epoch 1/10")
     assert "pretrain 0/3" in last(shown)
     assert last(shown).endswith(" | noise=30/seed=0  epoch 1/10 (beside 1 more)")
-    face.settle(RUN.format(30), "done", "")
+    face.settle(RUN.format(30), StepState.DONE, "")
     assert "pretrain 1/3" in last(shown)
     assert last(shown).endswith(" | noise=0/seed=0  epoch 1/10")
-    face.settle(RUN.format(0), "failed", "out of memory")
+    face.settle(RUN.format(0), StepState.FAILED, "out of memory")
     assert f"failed {RUN.format(0)}: out of memory" in shown.getvalue()
     assert "pretrain 1/3 (1 failed)" in last(shown)
     assert "|" not in last(shown)
@@ -45,7 +46,7 @@ def test_what_is_said_of_a_step_that_has_ended_is_not_shown(
 ) -> None:
     face, shown = lines
     face.begin(RUN.format(0))
-    face.settle(RUN.format(0), "done", "")
+    face.settle(RUN.format(0), StepState.DONE, "")
     face.say(RUN.format(0), 0.9, "epoch 9/10")
     assert "epoch" not in last(shown)
 
@@ -61,7 +62,7 @@ def test_lines_keep_their_interval_and_the_last_state_is_always_printed(
     for _ in range(20):
         face.say("tune/x", 0.5, "8 configurations")
     assert shown.getvalue() == ""
-    face.settle("tune/x", "done", "")
+    face.settle("tune/x", StepState.DONE, "")
     face.close()
     assert shown.getvalue().count("\n") == 1
     assert last(shown).endswith("tune 1/1")
@@ -77,7 +78,7 @@ def test_a_narrow_screen_cuts_the_words_and_no_counts(
     bars.say(RUN.format(30), 0.5, "epoch 1/10 loss 4.312, 1,208 images/s, of which nobody waits")
     for number in range(3):
         bars.begin(f"tune/{number}")
-        bars.settle(f"tune/{number}", "failed", "out of memory")
+        bars.settle(f"tune/{number}", StepState.FAILED, "out of memory")
     bars.close()
     *_, table = capsys.readouterr().err.rpartition("corpus")
     assert max(map(len, table.splitlines())) <= columns

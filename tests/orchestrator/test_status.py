@@ -14,10 +14,11 @@ import pytest
 import synthetic
 from jobs.storage.folder import Folder
 from orchestrator import experiment, planner
+from orchestrator.assess import look, reasons
 from orchestrator.cli import _run
 from orchestrator.lease import Leases
 from orchestrator.plan import Plan
-from orchestrator.standing import State, look, reasons
+from orchestrator.standing import StepState, StepStatus
 from orchestrator.store import Store
 
 WORDS = ["--noise", "0,10", "--set", "tuning.fractions=[100]", "--set", "tasks=[digits]"]
@@ -67,11 +68,13 @@ def test_every_gap_stands_in_the_matrix_with_its_reason(
 
 
 def test_fifty_thousand_reasons_are_a_few_lines(small: Plan) -> None:
-    blocked = {f"tune/{n}": State("blocked", "reads pretrain/a") for n in range(50_000)}
-    found = {"pretrain/a": State("failed", "the loss is not finite"), **blocked}
+    blocked = {
+        f"tune/{n}": StepStatus(StepState.BLOCKED, "reads pretrain/a") for n in range(50_000)
+    }
+    found = {"pretrain/a": StepStatus(StepState.FAILED, "the loss is not finite"), **blocked}
     assert list(reasons(found)) == [
-        ("failed", "the loss is not finite", "pretrain/a", 1),
-        ("blocked", "reads pretrain/a", "tune/0", 50_000),
+        (found["pretrain/a"], "pretrain/a", 1),
+        (blocked["tune/0"], "tune/0", 50_000),
     ]
 
 
@@ -83,7 +86,7 @@ def test_what_reads_a_blocked_step_names_the_root(small: Plan, store: Store) -> 
     store.scratch(pretrain).write_bytes("error.txt", b"RuntimeError: out of memory")
     found = look(small, store)
     cells = [found[s.address] for s in small.of_kind("tune") if s.labels["noise"] == 0]
-    assert set(cells) == {State("blocked", f"reads {pretrain.address}")}
+    assert set(cells) == {StepStatus(StepState.BLOCKED, f"reads {pretrain.address}")}
 
 
 def test_a_failure_of_other_settings_is_not_told(store: Store) -> None:
@@ -93,8 +96,8 @@ def test_a_failure_of_other_settings_is_not_told(store: Store) -> None:
     failed = before.of_kind("pretrain")[0]
     store.output(failed.address).delete()
     store.scratch(failed).write_bytes("error.txt", b"RuntimeError: the loss is not finite")
-    assert look(before, store)[failed.address].word == "failed"
-    assert look(after, store)[failed.address].word == "missing"
+    assert look(before, store)[failed.address].state is StepState.FAILED
+    assert look(after, store)[failed.address].state is StepState.MISSING
 
 
 def test_json_has_every_step_with_its_place_in_the_matrix(
