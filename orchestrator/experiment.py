@@ -119,6 +119,7 @@ class Experiment(Spec):
     def load_tasks(self) -> tuple[Task, ...]:
         """Every task, in the file's order, each OOD task after the one it is trained on.
 
+        Reads task files, so the planner alone calls it, once; everybody else reads `Plan.tasks`.
         A name without a task file is an ID task of its own when an encoder gives features for it.
         Raises UserError for unknown names, for an OOD task whose ID task is not listed, and for two
         tasks that would test the same samples by the same labels.

@@ -1,5 +1,6 @@
-"""What a plan is: a graph of steps, each after the ones it reads.
+"""What a plan is: a graph of steps, each after the ones it reads, and the tasks that they are of.
 
+A plan is closed: task files were read when it was made, and nothing that uses it reads them again.
 How an experiment becomes a plan is in `planner.py`, which state each step is in, in `assess.py`.
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from jobs.tasks.spec import Task
 from orchestrator.experiment import Experiment
 from orchestrator.step.step import Step
 
@@ -17,6 +19,7 @@ class Plan:
     """The steps of one experiment, each after the ones it reads."""
 
     experiment: Experiment
+    tasks: tuple[Task, ...]  # as their files said when the plan was made
     steps: Mapping[str, Step]
 
     def of_kind(self, kind: str) -> list[Step]:
@@ -29,4 +32,4 @@ class Plan:
         for step in reversed(list(self.steps.values())):  # each stands after its inputs
             if step.address in kept:
                 kept.update(step.inputs.values())
-        return Plan(self.experiment, {a: s for a, s in self.steps.items() if a in kept})
+        return Plan(self.experiment, self.tasks, {a: s for a, s in self.steps.items() if a in kept})

@@ -134,7 +134,7 @@ def _build(experiment: Experiment) -> Plan:
     for encoder in experiment.encoders:
         _add_named(builder, experiment, tasks, encoder)
     _check_nesting(builder.steps)
-    return Plan(experiment, _in_order(builder.steps))
+    return Plan(experiment, tasks, _in_order(builder.steps))
 
 
 def _add_trained(builder: _Builder, experiment: Experiment, tasks: tuple[Task, ...]) -> None:

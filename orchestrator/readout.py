@@ -224,7 +224,7 @@ class _Found:
 
     def _question(self) -> tables.Question:
         experiment = self.plan.experiment
-        tasks = experiment.load_tasks()
+        tasks = self.plan.tasks
         recipe = experiment.pretrain.recipe if experiment.pretrain else None
         return tables.Question(
             title=experiment.title or experiment.name,
@@ -334,7 +334,7 @@ class _Found:
         ID task may be another's OOD test too.
         """
         domains: dict[str, set[str]] = {}
-        for task in self.plan.experiment.load_tasks():
+        for task in self.plan.tasks:
             domains.setdefault(task.images, set()).add(task.domain)
         for row in rows:
             for domain in sorted(domains[row["images"]]):

@@ -134,7 +134,7 @@ def _check_data(plan: Plan, done: list[str]) -> None:
     left = set(plan.steps) - set(done)
     lacking = {
         task.name: (paths, task)
-        for task in plan.experiment.load_tasks()
+        for task in plan.tasks
         if str(CorpusAddress(task.scope)) in left and (paths := absent(task))
     }
     if not lacking:
