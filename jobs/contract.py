@@ -10,8 +10,10 @@ This module imports nothing heavy, because the command line imports it through t
 
 from __future__ import annotations
 
+import json
+import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, StringConstraints
@@ -64,8 +66,62 @@ class StageError(Exception):
     """A step cannot be done with what it was given: one sentence of what, where, and what to do.
 
     Raised by a stage for faults that trying again cannot cure (a NaN loss, no row left, a caption
-    nobody can swap with). It crosses process borders, so it carries its sentence alone.
+    nobody can swap with). It crosses process borders as a `Failure`.
     """
+
+
+class PartError(RuntimeError):
+    """What failed in another process and is no StageError. Its message names the error's type."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A part that failed, as processes tell one another: in words alone.
+
+    The class of an error may not be known on the other side, and may not unpickle there.
+    """
+
+    sentence: str  # a StageError's own; of another error, its type and its message's last line
+    final: bool  # a StageError: trying again cannot cure it; else a defect or a bad machine
+    traceback: str = ""
+    address: str = ""  # of the step
+
+    @staticmethod
+    def of(
+        error: BaseException, address: str = "", final: tuple[type[BaseException], ...] = ()
+    ) -> Failure:
+        """The failure that an error is; `final` are errors that are one sentence, as StageError."""
+        cause = _root_cause(error)
+        plain: tuple[type[BaseException], ...] = (StageError, *final)
+        if isinstance(cause, (*plain, PartError)):
+            sentence = str(cause)
+        else:
+            lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+            sentence = f"{type(cause).__name__}: {lines[-1] if lines else 'no message'}"
+        trace = "".join(traceback.format_exception(error))
+        return Failure(sentence, isinstance(cause, plain), trace, address)
+
+    def as_error(self) -> StageError | PartError:
+        """The failure as an error of this process, its traceback kept as a note."""
+        error = (StageError if self.final else PartError)(self.sentence)
+        if self.traceback:
+            error.add_note(self.traceback)
+        return error
+
+    def as_json(self) -> str:
+        """For processes that tell one another by files or tables; `from_json` reads it."""
+        return json.dumps(asdict(self))
+
+    @staticmethod
+    def from_json(text: str) -> Failure:
+        """What `as_json` wrote."""
+        return Failure(**json.loads(text))
+
+
+def _root_cause(error: BaseException) -> BaseException:
+    """The error that a worker raised, out of Ray's wrappers around it."""
+    cause = getattr(error, "cause", None)
+    return _root_cause(cause) if isinstance(cause, BaseException) else error
 
 
 @dataclass(frozen=True)

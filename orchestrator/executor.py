@@ -22,13 +22,12 @@ import queue
 import sys
 import threading
 import time
-import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from jobs.contract import Hooks, Outcome, StageError, Work
+from jobs.contract import Failure, Hooks, Outcome, Work
 from orchestrator import provenance
 from orchestrator.errors import NmlError
 from orchestrator.index import CELL_TABLE, Index, Journal
@@ -71,7 +70,7 @@ class _Event:
 
     kind: str
     address: str = ""
-    error: BaseException | None = None
+    failure: Failure | None = None
     elsewhere: bool = False  # finished, but another driver had taken the lease: not committed
 
 
@@ -228,17 +227,17 @@ class Executor:
         self._leases.release(address)
         if event.elsewhere:
             self._wait_again(address)
-        elif event.error is None:
+        elif event.failure is None:
             self._settle(address, StepStatus(StepState.DONE))
-        elif self._may_retry(event.error, address):
-            self._progress.note(f"{address}: {sentence(event.error)}; trying again")
+        elif self._may_retry(event.failure):
+            self._progress.note(f"{address}: {event.failure.sentence}; trying again")
             self._wait_again(address)
         else:
-            self._settle(address, StepStatus(StepState.FAILED, sentence(event.error)))
+            self._settle(address, StepStatus(StepState.FAILED, event.failure.sentence))
 
-    def _may_retry(self, error: BaseException, address: str) -> bool:
-        own = isinstance(error, (StageError, NmlError))
-        return not own and not self._stop.is_set() and self._attempts[address] <= RETRIES
+    def _may_retry(self, failure: Failure) -> bool:
+        tried = self._attempts[failure.address]
+        return not failure.final and not self._stop.is_set() and tried <= RETRIES
 
     def _settle(self, address: str, result: StepStatus) -> None:
         """Write down a step's end, and let what reads it go on or be blocked."""
@@ -309,12 +308,12 @@ class Executor:
         """
         step = self._plan.steps[address]
         if isinstance(result, BaseException):
-            cause = root_cause(result)
-            text = "".join([*traceback.format_exception(result), sentence(cause), "\n"])
+            failure = failure_of(result, address)
+            text = f"{failure.traceback}{failure.sentence}\n"
             if not self._stop.is_set():  # what ends with the run has not failed
                 with contextlib.suppress(OSError):
                     self._store.scratch(step).write_bytes(ERROR, text.encode())
-            return _Event(kind, address, cause)
+            return _Event(kind, address, failure)
         try:
             if not self._leases.holds(address):
                 return _Event(kind, address, elsewhere=True)
@@ -333,7 +332,7 @@ class Executor:
             self._record(step, manifest)
             self._on_commit(step, manifest)
         except Exception as error:  # the loop decides about it like about the stage's own
-            return _Event(kind, address, error)
+            return _Event(kind, address, failure_of(error, address))
         return _Event(kind, address)
 
     def _record(self, step: Step, manifest: Manifest) -> None:
@@ -367,15 +366,6 @@ def _stage(name: str) -> Stage:
     return stage
 
 
-def root_cause(error: BaseException) -> BaseException:
-    """The error that a worker raised, out of Ray's wrappers around it."""
-    cause = getattr(error, "cause", None)
-    return root_cause(cause) if isinstance(cause, BaseException) else error
-
-
-def sentence(error: BaseException) -> str:
-    """An error in one line: its own words for ours, type and first line for others."""
-    if isinstance(error, (StageError, NmlError)):
-        return str(error)
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1].strip() if lines else 'no message'}"
+def failure_of(error: BaseException, address: str = "") -> Failure:
+    """The failure that an error is; our own errors are a sentence each, and final."""
+    return Failure.of(error, address, final=(NmlError,))

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import logging
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -21,7 +20,7 @@ import ray
 import ray.data
 from ray.data import DataContext
 
-from jobs.contract import Hooks, Outcome, StageError, Work
+from jobs.contract import Failure, Hooks, Outcome, Work
 from jobs.corpus import build
 from jobs.corpus.build import Scan, Survey
 from jobs.corpus.layout import Cut, lay_out
@@ -121,10 +120,8 @@ class _Phase:
         done = source.map_batches(partial(_do, do), batch_size=1, num_cpus=1)
         for batch in done.iter_batches(batch_size=None, batch_format="pyarrow"):
             for row in cast(pa.Table, batch).to_pylist():
-                if row["error"]:
-                    error = (StageError if row["final"] else RuntimeError)(row["error"])
-                    error.add_note(row["trace"])
-                    raise error
+                if row["failure"]:
+                    raise Failure.from_json(row["failure"]).as_error()
                 yield json.loads(row["result"])
 
     def _say(self, done: int, count: int) -> None:
@@ -134,15 +131,12 @@ class _Phase:
 
 def _do(do: Callable[[Json], Json], batch: Any) -> pa.Table:
     """One piece of work; how it went, as one row."""
-    result, error, final, trace = "", "", False, ""
+    result, failure = "", ""
     try:
         result = json.dumps(do(json.loads(str(batch["piece"][0]))))
-    except StageError as raised:
-        error, final = str(raised), True
-    except Exception as raised:
-        error, trace = f"{type(raised).__name__}: {raised}", traceback.format_exc()
-    row = {"result": result, "error": error, "final": final, "trace": trace}
-    return pa.Table.from_pylist([row])
+    except Exception as error:
+        failure = Failure.of(error).as_json()
+    return pa.Table.from_pylist([{"result": result, "failure": failure}])
 
 
 def _settle() -> None:

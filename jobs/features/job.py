@@ -10,7 +10,6 @@ Nothing here decides what to run, commits an output or retries.
 from __future__ import annotations
 
 import logging
-import traceback
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -23,7 +22,7 @@ import ray.data
 import torch
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 
-from jobs.contract import Hooks, Outcome, StageError, Work
+from jobs.contract import Failure, Hooks, Outcome, StageError, Work
 from jobs.corpus.shards import Index
 from jobs.encoders.encoder import CARD, Encoder, EncoderCard, load
 from jobs.features.extract import Unit, extract, units_of
@@ -111,11 +110,8 @@ class _Execution:
         number = result["job"]
         job = self._jobs[number]
         self._left[number] -= 1
-        if result["error"]:
-            kind = StageError if result["final"] else RuntimeError
-            error = kind(result["error"])
-            error.add_note(result["trace"])
-            self._answer(number, error)
+        if result["failure"]:
+            self._answer(number, Failure.from_json(result["failure"]).as_error())
         elif self._left[number] == 0 and number not in self._answered:
             self._finishing[_finish.remote(job)] = number
         share = 1 - self._left[number] / len(job.units)
@@ -181,7 +177,7 @@ def _encode(jobs: Sequence[_Job], batch: Any) -> pa.Table:
         int(batch["stop"][0]),
         str(batch["sha256"][0]),
     )
-    error, final, trace = "", False, ""
+    address, failure = job.work.address, ""
     try:
         corpus, folder = job.work.inputs["corpus"], job.work.inputs["encoder"]
         device = "cuda" if job.step.gpus_per_worker > 0 else "cpu"
@@ -190,15 +186,13 @@ def _encode(jobs: Sequence[_Job], batch: Any) -> pa.Table:
             encoder = _encoder(folder, folder.read_bytes(CARD), device, job.step.cpus_per_worker)
             table = extract(unit, corpus, job.index.name, encoder, job.step)
             keep(job.work.scratch, unit, table)
-    except StageError as raised:
-        error, final = str(raised), True
-    except torch.OutOfMemoryError as raised:
-        error = f"{' '.join(str(raised).split())[:200]}; set features.batch_size to a small number"
-        final = True
-    except Exception as raised:
-        error, trace = f"{type(raised).__name__}: {raised}", traceback.format_exc()
-    row = {"job": int(batch["job"][0]), "error": error, "final": final, "trace": trace}
-    return pa.Table.from_pylist([row])
+    except torch.OutOfMemoryError as error:
+        said = " ".join(str(error).split())[:200]
+        small = StageError(f"{said}; set features.batch_size to a small number")
+        failure = Failure.of(small, address).as_json()
+    except Exception as error:
+        failure = Failure.of(error, address).as_json()
+    return pa.Table.from_pylist([{"job": int(batch["job"][0]), "failure": failure}])
 
 
 @lru_cache(maxsize=2)

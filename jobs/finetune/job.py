@@ -24,10 +24,10 @@ import ray
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
-from jobs.contract import Hooks, Outcome, Work
+from jobs.contract import Failure, Hooks, Outcome, Work
 from jobs.finetune.cell import Cell, close, transfer
 from jobs.finetune.training import FineTuning
-from jobs.remote import POLL_S, answer_each, guarded, portable
+from jobs.remote import POLL_S, answer_each, guarded, received
 from jobs.tuning.fit import step_of
 from jobs.tuning.stacked import Configuration
 
@@ -87,7 +87,7 @@ class _Trial(tune.Trainable):
         try:
             return self._epoch()
         except Exception as error:
-            return {"done": True, "error": portable(error)}
+            return {"done": True, "error": Failure.of(error, self._work.address)}
 
     def _epoch(self) -> dict[str, Any]:
         if self._tuning is None:
@@ -116,8 +116,8 @@ class _Trial(tune.Trainable):
         """See `save_checkpoint`."""
 
 
-def _closed(work: Work, configurations: Sequence[Configuration]) -> Outcome | Exception:
-    return guarded(lambda: close(work, configurations))
+def _closed(work: Work, configurations: Sequence[Configuration]) -> Outcome | Failure:
+    return guarded(work.address, lambda: close(work, configurations))
 
 
 # -- ID cells: one Tune run ------------------------------------------------------------------------
@@ -188,7 +188,7 @@ class _Cells(tune.Callback):
         cell = int(trial.config["trial"]["cell"])
         work = self._works[cell]
         if result["error"] is not None:
-            self.done(work, result["error"])
+            self.done(work, result["error"].as_error())
         left, number = self._open[cell], int(trial.config["trial"]["configuration"])
         if result["done"]:
             left.discard(number)
@@ -222,7 +222,7 @@ class _Cells(tune.Callback):
             for reference in ray.wait(waiting, num_returns=len(waiting), timeout=wait)[0]:
                 work = self._closing.pop(reference)
                 try:
-                    self.done(work, ray.get(reference))
+                    self.done(work, received(ray.get(reference)))
                 except ray.exceptions.RayError as error:
                     self.done(work, error)
         return bool(self._closing)

@@ -35,7 +35,7 @@ import ray
 import ray.train
 import ray.train.torch
 
-from jobs.contract import Hooks, Outcome, StageError, Work
+from jobs.contract import Failure, Hooks, Outcome, StageError, Work
 from jobs.pretrain.restarts import Budget, in_words, own_error
 from jobs.pretrain.spec import PretrainStep, Resources
 from jobs.storage.folder import Folder
@@ -209,9 +209,9 @@ def _read(folder: Folder, name: str) -> Any | None:
 
 
 def _result(stored: Mapping[str, Any]) -> Outcome | BaseException:
-    if "error" not in stored:
-        return Outcome(counts=stored["counts"], metrics=stored["metrics"])
-    return StageError(stored["error"]) if stored["own"] else RuntimeError(stored["error"])
+    if "failure" in stored:
+        return Failure.from_json(stored["failure"]).as_error()
+    return Outcome(counts=stored["counts"], metrics=stored["metrics"])
 
 
 def _fit(pack: _Pack) -> None:
@@ -332,7 +332,7 @@ def _train_pack(config: Mapping[str, Any]) -> None:
         except StoppedError:
             return
         except StageError as error:
-            _write_result(work, {"error": str(error), "own": True}, error)
+            _write_failure(work, error)
             if group.world > 1:  # it may be this worker's alone, and the others wait for it
                 raise
             continue
@@ -340,15 +340,16 @@ def _train_pack(config: Mapping[str, Any]) -> None:
             if group.world > 1:  # the others wait in the middle of a step: only all can end
                 raise
             logging.getLogger(__name__).exception("%s", work.address)
-            result = {"error": f"{type(error).__name__}: {error}", "own": False}
+            result = {"failure": Failure.of(error, work.address).as_json()}
         if group.writes:
             work.scratch.write_json(RESULT, result)
 
 
-def _write_result(work: Work, result: Mapping[str, Any], error: StageError) -> None:
+def _write_failure(work: Work, error: StageError) -> None:
     """Leave a failed run's result; where there is no room for it, let the error tell it."""
+    failure = Failure.of(error, work.address)
     try:
-        work.scratch.write_json(RESULT, result)
+        work.scratch.write_json(RESULT, {"failure": failure.as_json()})
     except OSError:
         raise error from None
 

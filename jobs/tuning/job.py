@@ -35,9 +35,9 @@ import ray
 from ray import tune
 from ray.tune.execution import class_cache
 
-from jobs.contract import Hooks, Outcome, StageError, Work
+from jobs.contract import Failure, Hooks, Outcome, StageError, Work
 from jobs.finetune import job as finetune
-from jobs.remote import answer_each, portable
+from jobs.remote import answer_each, received
 from jobs.tuning.adapt import adapt, adapt_siblings, transfer
 from jobs.tuning.allocator import keep_freed_memory
 from jobs.tuning.data import FeatureCache
@@ -201,7 +201,7 @@ class _Doing:
         self.left = list(works)  # not answered yet
         self.share = 0.0  # done of those
         self._cache = cache
-        self._answers: SimpleQueue[tuple[Work, Outcome | BaseException]] = SimpleQueue()
+        self._answers: SimpleQueue[tuple[Work, Outcome | Failure]] = SimpleQueue()
         # It dies with the trial's process: a sweep that is stopped does not wait for it.
         self._thread = threading.Thread(target=self._do, args=(works,), name="cells", daemon=True)
         self._thread.start()
@@ -211,7 +211,7 @@ class _Doing:
         self._thread.join(seconds)
         return not self._thread.is_alive()
 
-    def new_answers(self) -> list[tuple[str, Outcome | BaseException]]:
+    def new_answers(self) -> list[tuple[str, Outcome | Failure]]:
         """By address, those that came since this was last called."""
         found = []
         while not self._answers.empty():
@@ -221,15 +221,18 @@ class _Doing:
         return found
 
     def _do(self, works: Sequence[Work]) -> None:
-        """What is raised is the answer of all that have none, in a form that can travel."""
+        """What is raised is the answer of all that have none."""
         left = list(works)
         try:
             for work, answer in self._answered(works):
                 left.remove(work)
-                self._answers.put((work, answer))
+                if isinstance(answer, StageError):
+                    self._answers.put((work, Failure.of(answer, work.address)))
+                else:
+                    self._answers.put((work, answer))
         except Exception as error:
             for work in left:
-                self._answers.put((work, portable(error)))
+                self._answers.put((work, Failure.of(error, work.address)))
 
     def _answered(self, works: Sequence[Work]) -> Iterator[tuple[Work, Outcome | StageError]]:
         if len(works) == 1:
@@ -283,7 +286,7 @@ class _Answers(tune.Callback):
                 share = result["share"]
                 self._hooks.say(work.address, share, f"{share:.0%} of {_in_words(work)}")
         for address, answer in result["answers"]:
-            self.done(address, answer)
+            self.done(address, received(answer))
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         for work in self._works(trial):

@@ -50,12 +50,12 @@ def _checks(chosen: Chosen, no_ray: bool, cluster_file: Path | None) -> Iterator
 
 
 def _guarded(check: Callable[[], Check]) -> Check:
-    from orchestrator.executor import sentence
+    from orchestrator.executor import failure_of
 
     try:
         return check()
     except Exception as error:  # a check's own failure is its finding
-        return False, sentence(error)
+        return False, failure_of(error).sentence
 
 
 def _versions() -> Check:

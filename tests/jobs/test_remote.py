@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import pickle
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
 import ray
 
-from jobs.contract import Hooks, Outcome, Spec, StageError, Work
-from jobs.remote import answer_each, guarded, portable
+from jobs.contract import Failure, Hooks, Outcome, Spec, StageError, Work
+from jobs.remote import answer_each, guarded, received
 from jobs.storage.folder import Folder
 
 
@@ -93,11 +95,37 @@ def test_a_request_to_stop_leaves_the_rest_unanswered_and_soon(
     assert "slow" not in heard.answers
 
 
+def broken() -> Outcome:
+    raise StageError("the sentence")
+
+
 def test_a_stages_own_sentence_stays_what_it_is() -> None:
-    sentence = StageError("the sentence")
-    assert portable(sentence) is sentence
+    failure = guarded("tune/a", broken)
+    assert isinstance(failure, Failure)
+    assert (failure.sentence, failure.final, failure.address) == ("the sentence", True, "tune/a")
+    assert "in broken" in failure.traceback
+    error = received(failure)
+    assert isinstance(error, StageError)
+    assert str(error) == "the sentence"
 
-    def broken() -> Outcome:
-        raise sentence
 
-    assert guarded(broken) is sentence
+@pytest.mark.parametrize(
+    ("error", "sentence", "final"),
+    [
+        (StageError("the sentence"), "the sentence", True),
+        (OnlyHereError("a", "bug"), "OnlyHereError: a bug", False),
+        (ValueError("many\n\nlines\n"), "ValueError: lines", False),
+        (ValueError(), "ValueError: no message", False),
+        (ray.exceptions.RayTaskError("f", "trace", StageError("inner")), "inner", True),
+    ],
+)
+def test_a_failure_stays_the_same_however_many_processes_it_crosses(
+    error: Exception, sentence: str, final: bool
+) -> None:
+    first = Failure.of(error, "tune/a")
+    assert (first.sentence, first.final) == (sentence, final)
+    sent = Failure.from_json(first.as_json())
+    assert sent == pickle.loads(pickle.dumps(first)) == first
+    again = Failure.of(sent.as_error(), "tune/a")
+    assert (again.sentence, again.final, again.address) == (sentence, final, "tune/a")
+    assert sent.traceback in again.traceback
