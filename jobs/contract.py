@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import json
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any, ClassVar
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, StringConstraints
 
@@ -22,6 +23,9 @@ from jobs.storage.folder import Folder
 
 NOT_SEMANTIC = "not-semantic"
 """Marks a field that changes how a result is obtained, never what it is (workers, say)."""
+
+PATH = "path"
+"""Marks a field that holds a path, or several: a URI, absolute, or relative to some folder."""
 
 SLUG = r"^[a-z0-9][a-z0-9._-]*$"
 
@@ -50,6 +54,52 @@ class Spec(BaseModel):
             value = getattr(self, name)
             kept[name] = _semantic_value(value, dumped[name])
         return kept
+
+    def paths(self) -> Iterator[str]:
+        """Every path that stands in a PATH field, here and in the specs within."""
+        for name, info in type(self).model_fields.items():
+            yield from _paths(getattr(self, name), PATH in info.metadata)
+
+    def with_absolute_paths(self, folder: Folder | None = None) -> Self:
+        """The same, every path in it absolute: those that are relative start from `folder`.
+
+        A URI stays one, `~` is the user's home; `folder` is the working folder unless it is given.
+        """
+        changed = {}
+        for name, info in type(self).model_fields.items():
+            value = getattr(self, name)
+            made = _with_absolute_paths(value, PATH in info.metadata, folder)
+            if made != value:
+                changed[name] = made
+        return self.model_copy(update=changed) if changed else self
+
+
+def _paths(value: Any, is_path: bool) -> Iterator[str]:
+    if isinstance(value, Spec):
+        yield from value.paths()
+    elif isinstance(value, str) and is_path:
+        yield value
+    elif isinstance(value, (list, tuple, Mapping)):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _paths(item, is_path)
+
+
+def _with_absolute_paths(value: Any, is_path: bool, folder: Folder | None) -> Any:
+    if isinstance(value, Spec):
+        return value.with_absolute_paths(folder)
+    if isinstance(value, str) and is_path:
+        return _absolute(value, folder)
+    if isinstance(value, (list, tuple)):
+        return type(value)(_with_absolute_paths(item, is_path, folder) for item in value)
+    if isinstance(value, Mapping):
+        return {k: _with_absolute_paths(item, is_path, folder) for k, item in value.items()}
+    return value
+
+
+def _absolute(path: str, folder: Folder | None) -> str:
+    if folder is None or "://" in path or Path(path).expanduser().is_absolute():
+        return Folder.of(path).uri
+    return (folder / path).uri
 
 
 def _semantic_value(value: Any, dumped: Any) -> Any:

@@ -19,7 +19,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
 from jobs import strict_yaml
-from jobs.contract import NOT_SEMANTIC, Slug, Spec
+from jobs.contract import NOT_SEMANTIC, PATH, Slug, Spec
 from jobs.corpus.spec import Corpus
 from jobs.encoders.spec import NamedEncoder
 from jobs.features.spec import Features
@@ -57,11 +57,11 @@ class Experiment(Spec):
     features: Features = Features()
     tasks: tuple[Slug, ...] = Field(min_length=1)
     tuning: Tuning
-    task_folders: Annotated[tuple[str, ...], NOT_SEMANTIC] = ()
-    data: Annotated[str | None, NOT_SEMANTIC] = Field(
+    task_folders: Annotated[tuple[str, ...], PATH, NOT_SEMANTIC] = ()
+    data: Annotated[str | None, PATH, NOT_SEMANTIC] = Field(
         None, description="where the paths of task files start; else $NML_DATA, else here"
     )
-    storage: Annotated[str, NOT_SEMANTIC] = Field(STORAGE, min_length=1)
+    storage: Annotated[str, PATH, NOT_SEMANTIC] = Field(STORAGE, min_length=1)
     tracking: Annotated[Tracking, NOT_SEMANTIC] = Tracking()
 
     @field_validator("tasks")

@@ -18,22 +18,12 @@ NAME = "last-sweep.yaml"
 
 def remember(experiment: Experiment, root: Folder) -> None:
     """Put the experiment at the store's root, in the place of the one before."""
-    from jobs.corpus import build
-    from jobs.encoders import digests
-    from jobs.noise import files
-
     uri = experiment.tracking.uri
-    changed: dict[str, Any] = {
-        "task_folders": tuple(Folder.of(folder).uri for folder in experiment.task_folders),
-        "data": experiment.data and Folder.of(experiment.data).uri,
-        "storage": root.uri,
-        "corpus": experiment.corpus and build.rooted(experiment.corpus),
-        "noise": experiment.noise and files.rooted(experiment.noise),
-        "encoders": tuple(digests.rooted(encoder) for encoder in experiment.encoders),
-    }
+    changed: dict[str, Any] = {"storage": root.uri}
     if uri and redact(uri) != uri:
         changed["tracking"] = experiment.tracking.model_copy(update={"uri": None})
-    root.write_bytes(NAME, written(experiment.model_copy(update=changed)).encode())
+    everywhere = experiment.with_absolute_paths().model_copy(update=changed)
+    root.write_bytes(NAME, written(everywhere).encode())
 
 
 def recall(root: Folder) -> str | None:

@@ -123,7 +123,8 @@ def test_data_that_is_not_there_is_one_sentence_and_nothing_starts(
     code, output = start(tmp_path, "sweep", *words).finish()
     assert code == 2, output
     assert output.strip().count("\n") == 0
-    assert "the data of svhn is not at sets/svhn/cropped_digits (nor is that of dtd)" in output
+    missing = tmp_path / "sets/svhn/cropped_digits"
+    assert f"the data of svhn is not at {missing} (nor is that of dtd)" in output
     assert "hf download ufldl-stanford/svhn" in output
     assert "--data FOLDER" in output
     assert not list(tmp_path.rglob("manifest.json"))

@@ -18,13 +18,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from jobs.contract import NOT_SEMANTIC, Outcome, StageError
+from jobs.contract import Outcome, StageError
 from jobs.corpus.check import QUARANTINE_SCHEMA, Rules, check
 from jobs.corpus.readers import Classes, Reader, Unit, reader_of
 from jobs.corpus.readers.source import Listing
 from jobs.corpus.runs import PARTS, RUN_BYTES, Run, write_run
 from jobs.corpus.shards import QUARANTINE, File, Index
-from jobs.corpus.spec import AnyReader, Corpus
+from jobs.corpus.spec import Corpus
 from jobs.storage.folder import Folder
 
 MAIN = "reader"
@@ -60,26 +60,6 @@ class Survey:
     relabel: dict[str, tuple[int, ...]]  # a part's own source -> its labels as the corpus's
     sources: dict[str, Listing]
     pieces: tuple[Piece, ...]
-
-
-def rooted(corpus: Corpus) -> Corpus:
-    """The corpus with its sources' paths made absolute, for workers whose folder is another."""
-    parts = {name: _rooted(spec) for name, spec in corpus.parts.sources.items()}
-    return corpus.model_copy(
-        update={
-            "reader": _rooted(corpus.reader),
-            "parts": corpus.parts.model_copy(update=parts),
-        }
-    )
-
-
-def _rooted(reader: AnyReader) -> AnyReader:
-    paths = {
-        name: Folder.of(getattr(reader, name)).uri
-        for name, info in type(reader).model_fields.items()
-        if NOT_SEMANTIC in info.metadata and getattr(reader, name) is not None
-    }
-    return reader.model_copy(update=paths)
 
 
 def survey(corpus: Corpus) -> Survey:

@@ -57,7 +57,7 @@ def run_corpus(works: Sequence[Work], hooks: Hooks) -> None:
 
 
 def _build(work: Work, hooks: Hooks) -> Outcome:
-    corpus = build.rooted(cast(Corpus, work.spec))
+    corpus = cast(Corpus, work.spec).with_absolute_paths()
     hooks.say(work.address, 0.0, "looking at the source")
     found: Survey = ray.get(_survey.remote(corpus))
     build.resume(work.scratch, found)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
-from jobs.contract import NOT_SEMANTIC, Slug, Spec
+from jobs.contract import NOT_SEMANTIC, PATH, Slug, Spec
 
 Column = Annotated[str, Field(min_length=1)]
 
@@ -38,7 +38,7 @@ class FileReader(Spec):
 
     rows: ClassVar[int | None] = None
 
-    path: Annotated[str, NOT_SEMANTIC] = Field(
+    path: Annotated[str, PATH, NOT_SEMANTIC] = Field(
         min_length=1, description="a file or folder: local, s3:// or gs://"
     )
     version: str = Field(
@@ -50,7 +50,7 @@ class ImageFolderReader(FileReader):
     """A folder for each class, images below; key: path below the root (`n01440764/a_1.JPEG`)."""
 
     kind: Literal["imagefolder"] = "imagefolder"
-    class_names: Annotated[str | None, NOT_SEMANTIC] = Field(
+    class_names: Annotated[str | None, PATH, NOT_SEMANTIC] = Field(
         None, description="a file of names for the folders: `folder name` lines, or JSON"
     )
 
@@ -62,10 +62,10 @@ class IlsvrcTarReader(FileReader):
     """
 
     kind: Literal["ilsvrc_tar"] = "ilsvrc_tar"
-    synsets: Annotated[str | None, NOT_SEMANTIC] = Field(
+    synsets: Annotated[str | None, PATH, NOT_SEMANTIC] = Field(
         None, description="a file of `[ID] WNID name` lines, or JSON; see docs/corpora.md"
     )
-    ground_truth: Annotated[str | None, NOT_SEMANTIC] = Field(
+    ground_truth: Annotated[str | None, PATH, NOT_SEMANTIC] = Field(
         None, description="one class a line, in the images' order: makes `path` the flat tar"
     )
 
@@ -128,7 +128,7 @@ class TableReader(FileReader):
 
     kind: Literal["table"] = "table"
     image: Column = Field("path", description="the image's path, below `root`")
-    root: Annotated[str | None, NOT_SEMANTIC] = Field(
+    root: Annotated[str | None, PATH, NOT_SEMANTIC] = Field(
         None, description="the folder that the images' paths start from; none: the table's own"
     )
     columns: tuple[Column, ...] = Field((), description="names, for a table without a header")

@@ -11,25 +11,13 @@ from jobs.encoders.spec import FileEncoder, GivenEncoder, NamedEncoder
 from jobs.storage.folder import Folder
 
 
-def rooted(encoder: NamedEncoder) -> NamedEncoder:
-    """The encoder with its files' paths made absolute, if it is made of files."""
-    match encoder:
-        case FileEncoder():
-            return encoder.model_copy(update={"file": Folder.of(encoder.file).uri})
-        case GivenEncoder():
-            paths = {task: Folder.of(path).uri for task, path in encoder.files.items()}
-            return encoder.model_copy(update={"files": paths})
-        case _:
-            return encoder
-
-
 def pin(encoder: NamedEncoder) -> NamedEncoder:
     """The encoder, its files known by content.
 
     Raises StageError when a file cannot be read or is not the one that `sha256` says. A file that
     is absent here is taken at its declared sha256, so that results can be looked at elsewhere.
     """
-    match encoder := rooted(encoder):
+    match encoder := encoder.with_absolute_paths():
         case FileEncoder():
             sha256 = _digest(encoder.file, encoder.sha256, "file")
             return encoder.model_copy(update={"sha256": sha256})

@@ -12,7 +12,7 @@ from typing import Annotated, ClassVar, Literal, TypeAlias
 
 from pydantic import Field, JsonValue, StringConstraints, model_validator
 
-from jobs.contract import NOT_SEMANTIC, Slug, Spec
+from jobs.contract import NOT_SEMANTIC, PATH, Slug, Spec
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
@@ -74,7 +74,7 @@ class FileEncoder(_Named):
     kind: Literal["file"] = "file"
     family: Literal["timm", "open_clip"] = "timm"
     model_options: dict[str, JsonValue] = Field(default_factory=dict)
-    file: Annotated[str, NOT_SEMANTIC]
+    file: Annotated[str, PATH, NOT_SEMANTIC]
     sha256: Sha256 | None = Field(None, description="of the file; filled in when planned")
     match: Literal["name", "order"] = Field(
         "name",
@@ -91,7 +91,7 @@ class GivenEncoder(Spec):
 
     kind: Literal["features"] = "features"
     name: Slug
-    files: Annotated[dict[Slug, str], NOT_SEMANTIC] = Field(
+    files: Annotated[dict[Slug, str], PATH, NOT_SEMANTIC] = Field(
         min_length=1, description="task -> Parquet with a row a sample"
     )
     sha256: dict[Slug, Sha256] = Field(

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from jobs.contract import NOT_SEMANTIC, Slug, Spec
+from jobs.contract import NOT_SEMANTIC, PATH, Slug, Spec
 from jobs.images.spec import Shift, Views
 
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -49,7 +49,7 @@ class GivenStep(Spec):
 
     images: Slug = Field(description="the task's name: its rows are this file's")
     parts: tuple[Literal["train", "validation", "test"], ...]
-    file: Annotated[str, NOT_SEMANTIC]
+    file: Annotated[str, PATH, NOT_SEMANTIC]
     sha256: str
     key: str = "key"
     vector: str = "vector"

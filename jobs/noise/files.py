@@ -137,19 +137,12 @@ def _words(error: Exception) -> str:
     return " ".join(str(error).split())[:120]
 
 
-def rooted(noise: Noise) -> Noise:
-    """The noise with its file's path made absolute, if it names a file."""
-    if getattr(noise, "file", None) is None:
-        return noise
-    return noise.model_copy(update={"file": source_of(noise).path})
-
-
 def pin(noise: Noise) -> Noise:
     """The noise, its path made absolute and a small file's digest filled in.
 
     Raises StageError when a small file cannot be read or is not the one that `sha256` says.
     """
-    noise = rooted(noise)
+    noise = noise.with_absolute_paths()
     if isinstance(noise, (Groups, Transition)):
         return noise.model_copy(update={"sha256": source_of(noise).digest()})
     return noise

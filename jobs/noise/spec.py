@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar, Literal, TypeAlias
 
 from pydantic import Field, field_validator, model_validator
 
-from jobs.contract import NOT_SEMANTIC, Slug, Spec
+from jobs.contract import NOT_SEMANTIC, PATH, Slug, Spec
 
 Level = Annotated[float, Field(ge=0, lt=100)]
 """A noise level in percent."""
@@ -19,7 +19,7 @@ Level = Annotated[float, Field(ge=0, lt=100)]
 ClassName = Annotated[int, Field(ge=0, strict=True)] | str
 """A class by its name or its id in the corpus, or by its number."""
 
-Path = Annotated[str, Field(min_length=1), NOT_SEMANTIC]
+Path = Annotated[str, Field(min_length=1), PATH, NOT_SEMANTIC]
 """A file: a path (relative to where the command runs) or a URI."""
 
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -129,7 +129,7 @@ class CaptionSwapNear(_Drawn):
     replaces: ClassVar[Literal["label", "caption"]] = "caption"
 
     kind: Literal["caption_swap_near"] = "caption_swap_near"
-    file: Annotated[str | None, NOT_SEMANTIC] = Field(
+    file: Annotated[str | None, PATH, NOT_SEMANTIC] = Field(
         None, description="Parquet or CSV: a key and its cluster; none: classes are the clusters"
     )
     key: str = "key"

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
-from jobs.contract import NOT_SEMANTIC, StageError
+from jobs.contract import StageError
 from jobs.corpus.spec import AnyReader, DigitsReader, ImageFolderReader, ParquetReader, TableReader
 from jobs.tasks.spec import Task
 
@@ -99,13 +99,11 @@ def link_faults(task: Task, tasks: Mapping[str, Task]) -> Iterator[str]:
 
 def absent(task: Task) -> list[str]:
     """The local paths of a task's readers that lead nowhere; remote ones are not looked at."""
-    paths = [
-        getattr(reader, name)
-        for reader in sources(task).values()
-        for name, info in type(reader).model_fields.items()
-        if NOT_SEMANTIC in info.metadata and getattr(reader, name) is not None
+    return [
+        path
+        for path in dict.fromkeys(task.paths())
+        if "://" not in path and not Path(path).exists()
     ]
-    return [path for path in dict.fromkeys(paths) if "://" not in path and not Path(path).exists()]
 
 
 def data_faults(task: Task) -> Iterator[str]:

@@ -17,8 +17,6 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from jobs.contract import NOT_SEMANTIC
-from jobs.corpus.spec import AnyReader, Corpus
 from jobs.storage.folder import Folder
 from jobs.tasks.spec import Task
 
@@ -53,33 +51,7 @@ def load(name: str, folders: Sequence[str | Path] = (), data: str | None = None)
         near = difflib.get_close_matches(name, files, n=3, cutoff=0.5)
         meant = f"did you mean {' or '.join(near)}?" if near else "`nml-orch tasks list` lists them"
         raise TaskError(f"no task is named {name!r}; {meant}")
-    return placed(_parse(files[name]), data_folder(data))
-
-
-def placed(task: Task, root: str) -> Task:
-    """The task with the relative paths of its readers below `root`."""
-    if task.corpus is None or root == ".":
-        return task
-    parts = {part: _below(reader, root) for part, reader in task.corpus.parts.sources.items()}
-    changes = {
-        "reader": _below(task.corpus.reader, root),
-        "parts": task.corpus.parts.model_copy(update=parts),
-    }
-    corpus: Corpus = task.corpus.model_copy(update=changes)
-    return task.model_copy(update={"corpus": corpus})
-
-
-def _below(reader: AnyReader, root: str) -> AnyReader:
-    paths = {
-        name: (Folder(root) / getattr(reader, name)).uri
-        for name, info in type(reader).model_fields.items()
-        if NOT_SEMANTIC in info.metadata and _is_relative(getattr(reader, name))
-    }
-    return reader.model_copy(update=paths)
-
-
-def _is_relative(path: str | None) -> bool:
-    return path is not None and "://" not in path and not Path(path).is_absolute()
+    return _parse(files[name]).with_absolute_paths(Folder.of(data_folder(data)))
 
 
 def _files(folders: Sequence[str | Path]) -> Mapping[str, Path]:

@@ -64,7 +64,8 @@ def test_no_two_tasks_are_one_test(tasks: dict[str, Task]) -> None:
 def test_patch_camelyon_is_not_svhn(tasks: dict[str, Task]) -> None:
     published = tasks["patch-camelyon"], tasks["svhn"]
     readers = [task.corpus.reader.path for task in published if task.corpus]  # type: ignore[union-attr]
-    assert readers == ["patch-camelyon", "svhn/cropped_digits"]
+    here = Path.cwd()
+    assert readers == [f"{here}/patch-camelyon", f"{here}/svhn/cropped_digits"]
     theirs = published[0].model_copy(update={"corpus": published[1].corpus})
     assert list(twins([published[1], theirs])) == [("svhn", "patch-camelyon")]
 
@@ -165,7 +166,10 @@ def test_the_paths_of_a_task_start_from_the_data_folder(
         return str(test.path)  # type: ignore[union-attr]
 
     monkeypatch.delenv(registry.DATA, raising=False)
-    assert path() == "svhn/cropped_digits"
+    monkeypatch.chdir(tmp_path)
+    assert path() == f"{tmp_path}/svhn/cropped_digits"
+    assert path("mine") == f"{tmp_path}/mine/svhn/cropped_digits"
+    assert path("~/mine") == f"{Path.home()}/mine/svhn/cropped_digits"
     assert path("s3://bucket/sets/") == "s3://bucket/sets/svhn/cropped_digits"
     monkeypatch.setenv(registry.DATA, str(tmp_path))
     assert path() == f"{tmp_path}/svhn/cropped_digits"
