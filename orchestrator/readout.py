@@ -210,11 +210,9 @@ class _Found:
             answers=_table(answers, tables.ANSWERS_SCHEMA),
             rotation=_table(self._in_domains(turned), tables.ROTATION_SCHEMA),
             transition=_table(transition, tables.TRANSITION_SCHEMA),
-            named=_table(self._named("tune", "cell.parquet"), tables.NAMED_SCHEMA),
+            named=_table(self._named(), tables.NAMED_SCHEMA),
             relabelled=_table(self._relabelled(), tables.RELABELLED_SCHEMA),
-            named_spectra=_table(
-                self._named("features", "spectrum.parquet"), tables.NAMED_SPECTRA_SCHEMA
-            ),
+            named_spectra=_table(self._named_spectra(), tables.NAMED_SPECTRA_SCHEMA),
             provenance={**provenance.environment(), "written": provenance.now()},
         )
 
@@ -272,10 +270,8 @@ class _Found:
             for step in self.plan.of_kind("tune")
             if step.labels.get("label_noise") and step.address in self.records
         ]
-        found = self.store.cells(left_out)
         noise = self.plan.experiment.noise
-        for row in [] if found is None else found.to_pylist():
-            labels = self.plan.steps[row["address"]].labels
+        for labels, row in self._cell_rows(left_out):
             yield {
                 **row,
                 "noise_kind": noise.kind if noise and "noise" in labels else "",
@@ -340,10 +336,26 @@ class _Found:
             for domain in sorted(domains[row["images"]]):
                 yield {**row, "domain": domain}
 
-    def _named(self, kind: str, name: str) -> Iterator[dict[str, Any]]:
-        """The rows of one table of the steps of a kind, of the named encoders alone."""
-        for step, _ in self.done(kind, named=True):
-            for row in self._read(step, name):
+    def _named(self) -> Iterator[dict[str, Any]]:
+        """The rows of the cells of the named encoders alone."""
+        cells = [step.address for step, _ in self.done("tune", named=True)]
+        for labels, row in self._cell_rows(cells):
+            yield {**row, **labels}
+
+    def _cell_rows(
+        self, addresses: Sequence[str]
+    ) -> Iterator[tuple[Mapping[str, str | float | int], dict[str, Any]]]:
+        """The rows of some cells with their steps' labels, in the plan's order."""
+        found = self.store.cells(addresses)
+        rank = {address: at for at, address in enumerate(addresses)}
+        rows = [] if found is None else found.to_pylist()
+        for row in sorted(rows, key=lambda row: rank[row["address"]]):
+            yield self.plan.steps[row["address"]].labels, row
+
+    def _named_spectra(self) -> Iterator[dict[str, Any]]:
+        """The spectra of the named encoders' features alone."""
+        for step, _ in self.done("features", named=True):
+            for row in self._read(step, "spectrum.parquet"):
                 yield {**step.labels, **row, "address": step.address}
 
     def _pretraining(self) -> Iterator[dict[str, Any]]:

@@ -48,6 +48,8 @@ def finish(store: Store, step: Step) -> Manifest:
         ]
         output.write_table("curves.parquet", pa.Table.from_pylist(rows))
         metrics = {"pretrain/val_accuracy": final, "pretrain/images_per_s": 1000.0}
+    elif step.kind == "encoder":
+        output.write_json("encoder.json", {})
     elif step.kind == "features":
         row = {"part": "test", "preprocessing": "released", "sve": 3 + level / 50}
         row |= {"lsvr": 1 - level / 100, "effective_rank": 20.0}

@@ -9,7 +9,7 @@ import pytest
 
 import synthetic
 from jobs.storage.folder import Folder
-from orchestrator import experiment, index, planner
+from orchestrator import experiment, index, planner, readout
 from orchestrator.assess import assess
 from orchestrator.index import Index, Journal, Record, Stamp
 from orchestrator.plan import Plan
@@ -197,3 +197,26 @@ def test_a_manifest_of_the_same_size_written_later_is_read_anew(small: Plan, kep
     path.write_text(text)
     os.utime(path, ns=(time.time_ns(), time.time_ns() + 1))
     assert kept.records(small.steps)[address].counts == {"rows": 2000}
+
+
+def test_cells_of_pretrained_encoders_go_through_it_like_all_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides = ["tuning.label_noise=[0, 20]", "tuning.fractions=[100]"]
+    made = planner.build(experiment.load("encoders-practical", overrides=overrides))
+    store = Store(Folder.of(tmp_path))
+    synthetic.fill(made, store)
+    monkeypatch.setattr(index, "KEEP_ROWS", 1)
+    before = readout.collect(made, store)
+    of_encoders = [s for s in made.of_kind("tune") if not s.labels["label_noise"]]
+    assert [row["address"] for row in before.named.to_pylist()] == [s.address for s in of_encoders]
+    assert before.relabelled.num_rows == len(of_encoders)
+    assert all(s.labels["encoder"] for s in of_encoders)
+
+    def refuse(self: Store, address: str) -> pa.Table:
+        raise AssertionError(f"the rows of {address} were read from its folder")
+
+    monkeypatch.setattr(Store, "cell", refuse)
+    after = readout.collect(made, store)
+    assert after.named.equals(before.named)
+    assert after.relabelled.equals(before.relabelled)
