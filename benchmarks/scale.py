@@ -42,7 +42,8 @@ from jobs.contract import Hooks, Outcome, Work
 from jobs.features.spec import FeaturesStep
 from jobs.noise.spec import NoiseStep
 from jobs.storage.folder import Folder
-from jobs.tuning.cells import Cell, schema
+from jobs.tuning import schema
+from jobs.tuning.schema import Cell
 from jobs.tuning.spec import TuneStep
 from orchestrator import experiment, plan, planner
 from orchestrator.executor import Executor
@@ -104,7 +105,7 @@ def _cell_file(text: str) -> bytes:
         "test_digest": spec.task.name,
     }
     sink = pa.BufferOutputStream()
-    row = {name: [made[name]] for name in schema(Cell).names}
+    row = {name: [made[name]] for name in schema.of(Cell).names}
     pq.write_table(pa.table(row), sink, compression="none", write_statistics=False)
     return bytes(sink.getvalue().to_pybytes())
 

@@ -47,12 +47,14 @@ from torch.nn import functional
 
 from jobs.contract import Hooks, Work
 from jobs.storage.folder import Folder
-from jobs.tuning.allocator import keep_freed_memory
 from jobs.tuning.budget import Budget
+from jobs.tuning.frozen.allocator import keep_freed_memory
+from jobs.tuning.frozen.stack import Group, Stack, bytes_of_member
+from jobs.tuning.frozen.train import MEMORY
 from jobs.tuning.heads import Shape
+from jobs.tuning.rows import Labelled
 from jobs.tuning.spec import Halving, Precision, TuneStep
-from jobs.tuning.stacked import Configuration, Group, Labelled, Stack, bytes_of_member
-from jobs.tuning.training import MEMORY
+from jobs.tuning.trained import Configuration
 
 ROWS = 128
 STEP_SHAPES = (512, 2048)  # D; H = 4 D

@@ -3,7 +3,7 @@
 Takes tasks, gives pairs of them. The published averages counted SVHN twice because a second task
 read its files under another name: so what is compared is the source of the test part and what is
 made of it, never a name. What lies in the files is compared later, by the digest that each cell
-records of its test (`jobs.tuning.data.digest`).
+records of its test (`jobs.tuning.digest`).
 """
 
 from __future__ import annotations

@@ -23,12 +23,12 @@ Key = tuple[float, float, int]
 drawing order."""
 
 
-Told = Callable[[float], None]
-"""Hears now and then what share (0 to 1) of the work is done; from the thread that does it."""
+OnProgress = Callable[[float], None]
+"""Called now and then with the share (0 to 1) of the work that is done, from the working thread."""
 
 
-def to_nobody(share: float) -> None:
-    """Where nobody asks how far the work is."""
+def ignore_progress(share: float) -> None:
+    """The callback where nobody asks how far the work is."""
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from jobs.tuning.spec import HeadKind
+from jobs.tuning.methods import HeadKind
 
 WIDENING = 4  # hidden width of the two-layer heads, in multiples of D
 BUFFERS = ("norm.mean", "norm.variance", "target.mean", "target.deviation")

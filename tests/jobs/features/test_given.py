@@ -13,7 +13,7 @@ from jobs.features.extract import schema
 from jobs.features.given import take_in
 from jobs.features.spec import GivenStep
 from jobs.storage.folder import Folder
-from jobs.tuning.data import read_classes, read_part
+from jobs.tuning.frozen.features import read_classes, read_part
 
 ALL = ("train", "validation", "test")
 

@@ -12,8 +12,8 @@ from jobs.tasks import registry
 from jobs.tasks.check import absent, class_names, data_faults, faults, link_faults
 from jobs.tasks.duplicates import twins
 from jobs.tasks.spec import Task
-from jobs.tuning import data
-from jobs.tuning.answers import Answers
+from jobs.tuning.class_mapping import ClassMapping
+from jobs.tuning.rows import TaskClasses
 from tests.jobs.corpus.conftest import Build, build  # noqa: F401
 from tests.jobs.tasks import shape
 
@@ -105,7 +105,7 @@ def test_generated_data_in_its_layout_becomes_its_corpus(
     assert outcome.counts["quarantined"] == 0
     assert rows <= outcome.counts["rows_read"]
     assert {part for part in task.parts if index.rows(part)} == set(task.parts)
-    classes = data.ClassMap.of(task, index.classes)
+    classes = TaskClasses.of(task, index.classes)
     labels = read_part(folder, "test", ["label"])["label"].to_numpy()
     assert len(set(classes.index_of[labels]) - {-1}) <= len(classes.names)
     if task.domain == "ood":
@@ -113,9 +113,9 @@ def test_generated_data_in_its_layout_becomes_its_corpus(
         assert set(classes.index_of[labels]) - {-1} == set(range(len(classes.names)))
 
 
-def _is_answered(task: Task, source: Task, classes: data.ClassMap) -> None:
+def _is_answered(task: Task, source: Task, classes: TaskClasses) -> None:
     """Every class has outputs of its own, and a head that knows the answer is always right."""
-    answers = Answers.of(task, classes.names, class_names(source))
+    answers = ClassMapping.of(task, classes.names, class_names(source))
     assert set(answers.classes.tolist()) == set(range(len(classes.names)))
     assert len(set(answers.outputs.tolist())) == len(answers.outputs)
     many = {"imagenet-vid-robust", "objectnet"}

@@ -9,7 +9,9 @@ import pyarrow as pa
 
 from jobs.corpus.spec import Corpus, DigitsReader
 from jobs.tasks.spec import Task
-from jobs.tuning.spec import Method, Space, TuneStep
+from jobs.tuning.methods import Method
+from jobs.tuning.search_space import Space
+from jobs.tuning.spec import TuneStep
 
 CLASSES = ("zero", "one", "two", "three")
 DIM = 12

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 
@@ -14,9 +13,12 @@ from jobs.corpus.spec import Corpus, DigitsReader, Parts
 from jobs.keyed_hash import hash64, unit
 from jobs.storage.folder import Folder
 from jobs.tasks.duplicates import counted_twice
-from jobs.tuning import cells, data
-from jobs.tuning.adapt import adapt, transfer
-from jobs.tuning.stacked import Configuration, Labelled
+from jobs.tuning import schema
+from jobs.tuning.digest import digest
+from jobs.tuning.frozen.cell import adapt, transfer
+from jobs.tuning.frozen.features import FeatureCache
+from jobs.tuning.rows import Labelled, TaskClasses, training_rows
+from jobs.tuning.trained import Configuration
 from tests.jobs.corpus.conftest import Build, build  # noqa: F401
 from tests.jobs.tuning.blobs import id_task, ood_task, step
 from tests.jobs.tuning.conftest import MakeWork, WriteFeatures
@@ -24,9 +26,8 @@ from tests.jobs.tuning.conftest import MakeWork, WriteFeatures
 TRIED = [Configuration(lr=1e-3)]
 
 
-def task_rows(features: np.ndarray, labels: list[int], prefix: str = "k") -> data.TaskRows:
-    keys = pa.array([f"{prefix}{i}" for i in range(len(labels))])
-    return data.TaskRows(keys, Labelled(torch.from_numpy(features), torch.tensor(labels)), 0)
+def labelled(features: np.ndarray, labels: list[int]) -> Labelled:
+    return Labelled(torch.from_numpy(features), torch.tensor(labels))
 
 
 def test_a_digest_knows_the_samples_and_nothing_else() -> None:
@@ -34,23 +35,23 @@ def test_a_digest_knows_the_samples_and_nothing_else() -> None:
     features = generator.normal(size=(6_000, 7)).astype(np.float32)
     labels = generator.integers(0, 4, 6_000)
     order = generator.permutation(6_000)
-    first = data.digest(task_rows(features, labels.tolist()))
-    assert first == data.digest(task_rows(features[order], labels[order].tolist(), "other/"))
+    first = digest(labelled(features, labels.tolist()))
+    assert first == digest(labelled(features[order], labels[order].tolist()))
     relabelled = labels.copy()
     relabelled[17] += 1
     changed = features.copy()
     changed[5_999, 6] = np.nextafter(changed[5_999, 6], np.float32(9))
     others = [
-        data.digest(task_rows(features, relabelled.tolist())),
-        data.digest(task_rows(changed, labels.tolist())),
-        data.digest(task_rows(features[1:], labels[1:].tolist())),
-        data.digest(task_rows(features, labels[order].tolist())),
+        digest(labelled(features, relabelled.tolist())),
+        digest(labelled(changed, labels.tolist())),
+        digest(labelled(features[1:], labels[1:].tolist())),
+        digest(labelled(features, labels[order].tolist())),
     ]
     assert len({first, *others}) == 5
 
 
 def cell_of(output: Folder, **place: object) -> dict[str, object]:
-    (cell,) = output.read_table(cells.CELL).to_pylist()
+    (cell,) = output.read_table(schema.CELL).to_pylist()
     return {**cell, "noise": 0.0, "pretrain_seed": 0} | place
 
 
@@ -65,7 +66,7 @@ def test_one_test_under_two_names_is_found_from_what_the_cells_recorded(
     ):
         spec = step(task=id_task(name=name, classes=classes))
         work = make_work(name, spec, features=write_features(f"features-{name}"))
-        adapt(work, TRIED, data.FeatureCache())
+        adapt(work, TRIED, FeatureCache())
         found.append(cell_of(work.output))
     assert counted_twice(found) == ("patches", "svhn")
     assert counted_twice([found[0], found[2]]) is None  # the same images, asked something else
@@ -76,7 +77,7 @@ def test_two_tasks_that_differ_under_any_encoder_are_two(
     write_features: WriteFeatures, make_work: MakeWork
 ) -> None:
     work = make_work("a", step(task=id_task(name="a")), features=write_features())
-    adapt(work, TRIED, data.FeatureCache())
+    adapt(work, TRIED, FeatureCache())
     one = cell_of(work.output)
     collapsed = [one, one | {"task": "b"}]
     sound = [one | {"noise": 5.0}, one | {"task": "b", "noise": 5.0, "test_digest": "other"}]
@@ -91,7 +92,7 @@ def test_the_test_part_is_read_once_by_every_cell_and_that_is_recorded(
     features = write_features()
     trained = make_work("id", step(), features=features)
     tested = make_work("ood", step(task=ood_task()), features=features, head=trained.output)
-    outcomes = [adapt(trained, TRIED, data.FeatureCache()), transfer(tested)]
+    outcomes = [adapt(trained, TRIED, FeatureCache()), transfer(tested)]
     assert [outcome.counts["test_reads"] for outcome in outcomes] == [1, 1]
     assert [cell_of(work.output)["test_reads"] for work in (trained, tested)] == [1, 1]
 
@@ -101,14 +102,14 @@ def test_an_ood_task_on_a_subset_is_scored_on_the_subset_alone(
 ) -> None:
     features = write_features()
     trained = make_work("id", step(), features=features)
-    adapt(trained, [Configuration(lr=1e-2)], data.FeatureCache())
+    adapt(trained, [Configuration(lr=1e-2)], FeatureCache())
     task = ood_task(classes={"three": ["three"], "one": ["one"]})
     work = make_work("ood", step(task=task), features=features, head=trained.output)
     outcome = transfer(work)
-    predictions = work.output.read_table(cells.PREDICTIONS)
+    predictions = work.output.read_table(schema.PREDICTIONS)
     assert set(predictions["predicted"].to_pylist()) == {0, 1}
     assert outcome.counts["test_other_classes"] == 70 - len(predictions)
-    (cell,) = cells.from_table(cells.Cell, work.output.read_table(cells.CELL))
+    (cell,) = schema.from_table(schema.Cell, work.output.read_table(schema.CELL))
     assert cell.n_classes == 2
     whole = cell_of(trained.output)
     assert cell.test_accuracy >= float(str(whole["test_accuracy"])) - 1  # two rivals fewer
@@ -134,8 +135,8 @@ def test_the_validation_part_is_cut_from_the_training_rows_by_key_alone(
 def test_a_fraction_takes_rows_of_the_training_part_only(
     percent: float, write_features: WriteFeatures
 ) -> None:
-    fitting = data.FeatureCache().load(write_features())
-    classes = data.ClassMap.of(id_task(), fitting.classes)
-    cut = data.training_rows(fitting.train, classes, id_task(), percent=percent, seed=0)
+    fitting = FeatureCache().load(write_features())
+    classes = TaskClasses.of(id_task(), fitting.classes)
+    cut = training_rows(fitting.train, classes, id_task(), percent=percent, seed=0)
     assert set(cut.keys.to_pylist()) < set(fitting.train.keys.to_pylist())
     assert not set(cut.keys.to_pylist()) & set(fitting.validation.keys.to_pylist())

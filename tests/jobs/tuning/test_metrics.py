@@ -11,7 +11,7 @@ from scipy import stats
 from sklearn import metrics as theirs
 
 from jobs.tasks.spec import OF_NUMBERS, Metric
-from jobs.tuning.scores import correlate, score
+from jobs.tuning.metrics import correlate, score
 
 RANDOM = np.random.default_rng(5)
 

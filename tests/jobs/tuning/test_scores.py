@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics
 
-from jobs.tuning.scores import score
+from jobs.tuning.metrics import score
 
 
 @given(

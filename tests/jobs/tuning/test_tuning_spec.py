@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from jobs.tuning.job import draw
-from jobs.tuning.spec import Space, Tuning
+from jobs.tuning.draw import draw
+from jobs.tuning.search_space import Space
+from jobs.tuning.spec import Tuning
 
 LR = {"loguniform": [1e-3, 1e-1]}
 LP = {"head": "linear", "space": {"lr": LR}}

@@ -1,0 +1,78 @@
+"""How a trained head answers a task: which of its outputs may be chosen, and for which class.
+
+Takes a task's classes and those that a head was trained on. An output answers the class of its own
+name, or the class that the task's `answers` list it under; outputs that answer no class are taken
+out before the largest is chosen. So ImageNet's thousand outputs are tested on the two hundred
+classes of ImageNet-A and -R, or on ObjectNet's 113, several outputs of which are one class, the
+way these sets define their accuracy. The loss is that of a class's probability, the sum of its
+outputs' after the restriction. Nothing is trained here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from jobs.contract import StageError
+from jobs.tasks.spec import Task
+
+
+@dataclass(frozen=True)
+class ClassMapping:
+    """The outputs that may be chosen, and the task's class that each one answers."""
+
+    outputs: Tensor  # int64, [U], of the head's classes
+    classes: Tensor  # int64, [U], of the task's classes
+    count: int  # C, the task's classes
+
+    @staticmethod
+    def of(task: Task, classes: Sequence[str], outputs: Sequence[str]) -> ClassMapping:
+        """For a task's `classes` and a head's `outputs`, by name. Raises StageError."""
+        members = _members(task, classes)
+        output_of = {name: number for number, name in enumerate(outputs)}
+        strange = [name for names in members.values() for name in names if name not in output_of]
+        if strange:
+            raise StageError(
+                f"task {task.name} is answered by {', '.join(strange[:3])}, but the heads of "
+                f"{task.trained_on} answer {_some(outputs)}; make the names of `classes` and "
+                f"`answers` agree with theirs"
+            )
+        pairs = [(output_of[n], c) for c, name in enumerate(classes) for n in members[name]]
+        chosen = torch.tensor(pairs, dtype=torch.int64)
+        return ClassMapping(chosen[:, 0], chosen[:, 1], len(classes))
+
+    def choose(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """(loss [N], float64; predicted classes [N]) of a head's logits [N, outputs]."""
+        open_ = logits[:, self.outputs]
+        chances = open_.double().softmax(1)
+        by_class = torch.zeros(len(chances), self.count, dtype=torch.float64)
+        by_class.index_add_(1, self.classes, chances)
+        own = by_class.gather(1, labels[:, None])[:, 0]
+        losses = -own.clamp_min(torch.finfo(torch.float64).tiny).log()
+        return losses, self.classes[open_.argmax(1)]
+
+    def is_identity(self, outputs: int) -> bool:
+        """Whether the task is the one that the head was trained for, class by class."""
+        whole = torch.arange(outputs)
+        return torch.equal(self.outputs, whole) and torch.equal(self.classes, whole)
+
+
+def _members(task: Task, classes: Sequence[str]) -> Mapping[str, tuple[str, ...]]:
+    """The outputs' names that answer each class."""
+    if task.answers is None:
+        return {name: (name,) for name in classes}
+    silent = [name for name in classes if name not in task.answers]
+    if silent:
+        raise StageError(
+            f"task {task.name}: nothing answers class {silent[0]}; add it to `answers`, or leave "
+            f"it out of `classes`"
+        )
+    return {name: task.answers[name] for name in classes}
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:5])
+    return shown if len(names) <= 5 else f"{shown}, ... ({len(names)} in all)"

@@ -1,0 +1,309 @@
+"""A cell that trains the encoder, start to end: open it, train its configurations, close it.
+
+Takes a step's `Work` (inputs: `encoder` and `corpus`; for an OOD cell also `head`, the ID cell it
+is trained on). Every configuration is trained apart, perhaps in processes of their own that meet in
+the work's scratch folder: after each epoch a configuration's state lies there as one safetensors
+file, and one that was interrupted goes on from it. Closing reads those files, selects on the
+validation part, opens the test part once, and writes the cell's files as `jobs.tuning.schema` has
+them, and beside them what makes the adapted encoder:
+
+    ft     model.safetensors, encoder.json   a whole encoder, as pre-training leaves one
+    lora   adapter.safetensors, adapter.json  the adapters alone; they go on the cell's encoder
+
+An OOD cell puts the adapted encoder and its head on its own images, shifted where the task says so;
+nothing is trained. Knows nothing of Ray.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import safetensors.torch
+import torch
+
+from jobs.contract import Outcome, StageError, Work
+from jobs.corpus.shards import Index
+from jobs.encoders.encoder import Encoder, load, save, weights_bytes
+from jobs.storage.folder import Folder
+from jobs.tasks.spec import Metric
+from jobs.tuning.budget import Budget
+from jobs.tuning.class_mapping import ClassMapping
+from jobs.tuning.finetune.images import Images, Source, TestImages
+from jobs.tuning.finetune.model import AdaptedEncoder
+from jobs.tuning.finetune.train import (
+    EpochNumbers,
+    FineTuning,
+    State,
+    ViewSettings,
+    evaluate,
+    history_of,
+    stacked,
+)
+from jobs.tuning.label_noise import corrupted
+from jobs.tuning.metrics import score
+from jobs.tuning.rows import TaskClasses, TaskRows
+from jobs.tuning.spec import EncoderTuning, TuneStep
+from jobs.tuning.trained import (
+    DROPPED,
+    Configuration,
+    Epoch,
+    Fit,
+    Selected,
+    Trained,
+    all_failed,
+    step_of,
+)
+from jobs.tuning.write import Tested, read_head, record, record_transfer
+
+ADAPTER = "adapter.safetensors"
+ADAPTER_CARD = "adapter.json"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell that is open: its encoder and its rows."""
+
+    work: Work
+    step: TuneStep
+    encoder: Encoder
+    source: Source
+    scope: str  # the corpus's name
+    classes: TaskClasses
+    training_rows: TaskRows
+    validation_rows: TaskRows
+
+    @staticmethod
+    def open(work: Work) -> Cell:
+        """Load the encoder, decide which rows belong to the cell. Raises StageError."""
+        step, encoder, source, index = _opened(work)
+        classes = TaskClasses.of(step.task, index.classes)
+        training = source.training_rows(step.task, classes, percent=step.fraction, seed=step.seed)
+        validation = source.plain_rows("validation", step.task, classes)
+        return Cell(work, step, encoder, source, index.name, classes, training, validation)
+
+    @cached_property
+    def training(self) -> Images:
+        """The training images, decoded when they are first asked for, as they are learnt from."""
+        step, rows = self.step, self.training_rows
+        if step.label_noise:
+            noisy = corrupted(
+                rows.labels.numpy(),
+                rows.keys,
+                classes=len(self.classes.names),
+                percent=step.label_noise,
+                seed=step.seed,
+                scope=step.task.scope,
+            )
+            rows = replace(rows, labels=torch.from_numpy(noisy))
+        return self.source.decoded("train", rows)
+
+    @cached_property
+    def validation(self) -> Images:
+        """The validation images, likewise."""
+        return self.source.decoded("validation", self.validation_rows)
+
+    def start(self, number: int, configuration: Configuration) -> FineTuning:
+        """A configuration as it stands: fresh, or after the last epoch that scratch knows of."""
+        settings, step = settings_of(self.step), self.step
+        tuning = FineTuning(
+            AdaptedEncoder(self.encoder, step.method, len(self.classes.names), step.seed),
+            self.training,
+            self.validation,
+            configuration,
+            Budget(step.epochs, step.batch_size),
+            ViewSettings(settings.views, self.scope, settings.precision),
+            seed=step.seed,
+        )
+        if self.work.scratch.exists(state_name(number)):
+            tuning.restore(self.work.scratch.read_bytes(state_name(number)))
+        return tuning
+
+    def keep(self, number: int, tuning: FineTuning) -> None:
+        """Put a configuration's state into scratch."""
+        self.work.scratch.write_bytes(state_name(number), tuning.save())
+
+
+def state_name(number: int) -> str:
+    """The file of a configuration's state, in scratch."""
+    return f"configuration-{number:04d}.safetensors"
+
+
+def settings_of(step: TuneStep) -> EncoderTuning:
+    """What the step says of training the encoder."""
+    if step.encoder is None:
+        raise TypeError(f"{step.method_name} does not train the encoder")
+    return step.encoder
+
+
+def _opened(work: Work) -> tuple[TuneStep, Encoder, Source, Index]:
+    step = step_of(work)
+    torch.set_num_threads(step.cpus)
+    device = torch.device("cuda" if step.gpus > 0 else "cpu")
+    encoder = load(work.inputs["encoder"], device)
+    corpus = work.inputs["corpus"]
+    return step, encoder, Source(corpus, encoder.prepare, step.cpus), Index.read(corpus)
+
+
+# -- closing an ID cell ----------------------------------------------------------------------------
+
+
+def close(work: Work, configurations: Sequence[Configuration]) -> Outcome:
+    """Select among the configurations that lie in scratch, test the selected one, write the cell.
+
+    Raises StageError when all of them failed.
+    """
+    cell = Cell.open(work)
+    histories = [
+        history_of(work.scratch.read_bytes(state_name(n))) for n in range(len(configurations))
+    ]
+    chosen = select(histories, cell.step.task.metric, cell.step.epochs)
+    if chosen is None:
+        raise all_failed(cell.step, "lr", [history[-1].failed for history in histories])
+    state = State.read(work.scratch.read_bytes(state_name(chosen)))
+    adapted = AdaptedEncoder(
+        cell.encoder, cell.step.method, len(cell.classes.names), cell.step.seed
+    )
+    adapted.load(state.encoder, state.head)
+    selected = Selected(state.head, cell.classes.names)
+    tested = _test(cell.step, adapted, cell.source, selected, cell.classes)
+    fit = Fit(
+        shape=adapted.shape,
+        classes=cell.classes,
+        views=settings_of(cell.step).views.count,
+        training=cell.training_rows,
+        validation=cell.validation_rows,
+        configurations=configurations,
+        trained=_as_trained(histories, cell.step, chosen, state.head),
+        chosen=chosen,
+    )
+    outcome = record(work, fit, tested, selected)
+    _write_adapted(work, adapted)
+    return outcome
+
+
+def select(histories: Sequence[Sequence[EpochNumbers]], metric: Metric, epochs: int) -> int | None:
+    """The configuration that validates best by `metric` after all `epochs`; none: none got there.
+
+    Those that halving dropped are not compared, as in the stacked engine. Ties go to the lower
+    validation loss, then to the first drawn.
+    """
+    return min(
+        (k for k, own in enumerate(histories) if own[-1].failed is None and len(own) == epochs),
+        key=lambda k: (-histories[k][-1].by(metric), histories[k][-1].validation_loss, k),
+        default=None,
+    )
+
+
+def _as_trained(
+    histories: Sequence[Sequence[EpochNumbers]],
+    step: TuneStep,
+    chosen: int,
+    head: Mapping[str, torch.Tensor],
+) -> Trained:
+    """The configurations' numbers as the stacked engine gives them."""
+    epochs = []
+    for number in range(max(map(len, histories))):
+        found = [history[min(number, len(history) - 1)] for history in histories]
+        names = dict.fromkeys(name for epoch in found for name in epoch.train)
+
+        def column(
+            value: Callable[[EpochNumbers], float], found: list[EpochNumbers] = found
+        ) -> torch.Tensor:
+            return torch.tensor([value(epoch) for epoch in found], dtype=torch.float64)
+
+        scores = stacked(found)
+        train = {
+            name: column(lambda epoch, name=name: epoch.train.get(name, float("nan")))  # type: ignore[misc]
+            for name in names
+        }
+        loss = column(lambda epoch: epoch.validation_loss)
+        epochs.append(Epoch(train, loss, scores, step.task.metric))
+    trained_for = tuple(len(history) for history in histories)
+    failures = tuple(history[-1].failed for history in histories)
+    dropped = tuple(
+        None if many == step.epochs or failed else f"{DROPPED} {many}"
+        for many, failed in zip(trained_for, failures, strict=True)
+    )
+    return Trained(tuple(epochs), failures, dropped, trained_for, chosen, head)
+
+
+def _test(
+    step: TuneStep,
+    adapted: AdaptedEncoder,
+    source: Source,
+    selected: Selected,
+    classes: TaskClasses,
+    mapping: ClassMapping | None = None,
+) -> Tested:
+    """Open the test part for what was selected, and score it; `mapping`: of a task not its own."""
+    part = TestImages(source)
+    images = part.open(selected, step.task, classes)
+    loss, predicted = evaluate(adapted, images, settings_of(step).precision, mapping)
+    scores = score(images.labels, predicted[None], len(classes.names))
+    return Tested(images.rows, predicted, scores, loss, part.reads, images.digest)
+
+
+def _write_adapted(work: Work, adapted: AdaptedEncoder) -> None:
+    """Put the adapted encoder beside the cell's tables; its card comes last."""
+    card = adapted.encoder.card
+    if adapted.method.adapt == "ft":
+        weights = weights_bytes(adapted.encoder.model)
+        save(
+            work.output,
+            replace(card, weights_sha256=hashlib.sha256(weights).hexdigest()),
+            weights,
+        )
+        return
+    weights = safetensors.torch.save(adapted.state())
+    work.output.write_bytes(ADAPTER, weights)
+    work.output.write_json(
+        ADAPTER_CARD,
+        {
+            "rank": adapted.method.rank,
+            "encoder_weights_sha256": card.weights_sha256,
+            "weights_sha256": hashlib.sha256(weights).hexdigest(),
+        },
+    )
+
+
+# -- an OOD cell -----------------------------------------------------------------------------------
+
+
+def transfer(work: Work) -> Outcome:
+    """Test the encoder and head that an ID cell adapted and selected. Nothing is trained.
+
+    Raises StageError when the ID cell's output is not what this cell needs.
+    """
+    step, encoder, source, index = _opened(work)
+    head = work.inputs["head"]
+    shape, selected, trained = read_head(head, step)
+    adapted = AdaptedEncoder(encoder, step.method, shape.classes, step.seed)
+    adapted.load(_adapted_state(head, adapted), selected.state)
+    classes = TaskClasses.of(step.task, index.classes)
+    mapping = ClassMapping.of(step.task, classes.names, selected.classes)
+    tested = _test(step, adapted, source, selected, classes, mapping)
+    return record_transfer(work, trained, tested, len(classes.names))
+
+
+def _adapted_state(head: Folder, adapted: AdaptedEncoder) -> Mapping[str, torch.Tensor]:
+    """The tensors an ID cell's output holds for the adapted encoder."""
+    card = adapted.encoder.card
+    try:
+        if adapted.method.adapt == "ft":
+            return load(head).model.state_dict()
+        card_json, weights = head.read_json(ADAPTER_CARD), head.read_bytes(ADAPTER)
+    except FileNotFoundError as error:
+        raise StageError(f"{head.uri} holds no adapted encoder ({error}); run it again") from error
+    if hashlib.sha256(weights).hexdigest() != card_json["weights_sha256"]:
+        raise StageError(
+            f"{head.uri}/{ADAPTER} is not the file that {ADAPTER_CARD} names; run that cell again"
+        )
+    if card_json["encoder_weights_sha256"] != card.weights_sha256:
+        raise StageError(
+            f"{head.uri} adapts another encoder than {card.model} with weights "
+            f"{card.weights_sha256[:12]}; run that cell again"
+        )
+    return safetensors.torch.load(weights)

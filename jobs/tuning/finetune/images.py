@@ -1,0 +1,168 @@
+"""A task's images as a cell that trains the encoder sees them: decoded once, cut to the task.
+
+Takes a corpus's folder and a task; gives the rows' pixels as the encoder takes them, in memory, in
+the order of their keys. Which rows a cell has (classes, fraction) is decided in `jobs.tuning.rows`,
+as for features: a cell that trains the encoder has the samples that a frozen method's cell has.
+
+Only `TestImages` reads the test part. It opens the part once, for what was selected.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from jobs.contract import StageError
+from jobs.corpus.shards import Index, read_part, read_rows
+from jobs.images.shifts import draws
+from jobs.images.spec import Shift
+from jobs.storage.folder import Folder
+from jobs.tasks.spec import Task
+from jobs.tuning.digest import digest_of
+from jobs.tuning.rows import (
+    Indices,
+    PartName,
+    Samples,
+    TaskClasses,
+    TaskRows,
+    plain_rows,
+    training_rows,
+)
+from jobs.tuning.trained import Selected
+
+Prepare = Callable[[bytes, str, Shift | None, np.uint64 | None], torch.Tensor]
+"""An encoder's own input preparation, see `Encoder.prepare`."""
+
+_SHARE = 0.5  # of the memory that is free, at most, for a part's pixels
+
+
+@dataclass(frozen=True)
+class Images:
+    """Rows of a part that belong to a task."""
+
+    rows: TaskRows
+    pixels: torch.Tensor  # uint8 [N, *input.shape]
+
+    @property
+    def keys(self) -> pa.Array:
+        """The samples' keys, [N]."""
+        return self.rows.keys
+
+    @property
+    def labels(self) -> torch.Tensor:
+        """Class indices of the task, int64 [N]."""
+        return self.rows.labels
+
+    @property
+    def digest(self) -> str:
+        """The digest (`jobs.tuning.digest`) of the pixels and labels."""
+        marks = [hashlib.blake2b(one.numpy().tobytes(), digest_size=16) for one in self.pixels]
+        words = np.frombuffer(b"".join(mark.digest() for mark in marks), "<u4").reshape(-1, 4)
+        return digest_of(words, self.labels.numpy())
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a task's images come from, and how an encoder wants them."""
+
+    corpus: Folder
+    prepare: Prepare
+    threads: int = 1  # that decode
+    _known: dict[PartName, tuple[Samples, Indices]] = field(default_factory=dict, init=False)
+
+    def training_rows(
+        self, task: Task, classes: TaskClasses, *, percent: float, seed: int
+    ) -> TaskRows:
+        """The training rows of a cell; raises as `rows.training_rows` does."""
+        samples, _ = self._samples("train")
+        return training_rows(samples, classes, task, percent=percent, seed=seed)
+
+    def plain_rows(self, part: PartName, task: Task, classes: TaskClasses) -> TaskRows:
+        """The rows of a validation or test part; raises as `rows.plain_rows` does."""
+        samples, _ = self._samples(part)
+        return plain_rows(samples, classes, task)
+
+    def _samples(self, part: PartName) -> tuple[Samples, Indices]:
+        """A part's samples sorted by key, and the corpus row [N] of each; read once."""
+        if part in self._known:
+            return self._known[part]
+        table = read_part(self.corpus, part, ["key", "label"])
+        if len(table) == 0:
+            raise StageError(f"{self.corpus.uri} has no row in its {part} part; build one that has")
+        order = pc.sort_indices(table["key"])
+        keys = pa.array(table["key"].take(order).to_pylist(), pa.string())
+        labels = table["label"].take(order).to_numpy().astype(np.int64)
+        self._known[part] = Samples(keys, labels), order.to_numpy().astype(np.int64)
+        return self._known[part]
+
+    def decoded(self, part: PartName, rows: TaskRows, shift: Shift | None = None) -> Images:
+        """The rows' pixels, shifted if asked; a shard at a time.
+
+        Raises StageError for an image that cannot be decoded, and when they do not fit in memory.
+        """
+        _, corpus_rows = self._samples(part)
+        numbers = corpus_rows[rows.indices]
+        pixels: torch.Tensor | None = None
+        start = 0
+        with ThreadPoolExecutor(self.threads) as pool:
+            for file in Index.read(self.corpus).parts[part]:
+                here = np.flatnonzero((numbers >= start) & (numbers < start + file.rows))
+                within = numbers[here] - start
+                start += file.rows
+                if len(here) == 0:
+                    continue
+                table = read_rows(self.corpus, file.file, 0, file.rows, ["key", "image"])
+                table = table.take(pa.array(within))
+                drawn = draws(table["key"], shift) if shift else [None] * len(here)
+                found = pool.map(
+                    lambda data, key, draw: self.prepare(
+                        data.as_py(), f"sample {key}", shift, draw
+                    ),
+                    table["image"],
+                    table["key"].to_pylist(),
+                    drawn,
+                )
+                for row, one in zip(here, found, strict=True):
+                    if pixels is None:
+                        pixels = self._room(len(numbers), one)
+                    pixels[row] = one
+        if pixels is None:
+            raise AssertionError("a task's part has at least one row")
+        return Images(rows, pixels)
+
+    def _room(self, rows: int, one: torch.Tensor) -> torch.Tensor:
+        needed, free = rows * one.numel(), psutil.virtual_memory().available
+        if needed > _SHARE * free:
+            raise StageError(
+                f"{self.corpus.uri}: {rows:,} images of {tuple(one.shape)} need "
+                f"{needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; train on a smaller "
+                f"fraction, or where there is more memory"
+            )
+        return torch.empty(rows, *one.shape, dtype=torch.uint8)
+
+
+class TestImages:
+    """The test part of a task, closed until an encoder and a head have been selected."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self.reads = 0
+
+    def open(self, selected: Selected, task: Task, classes: TaskClasses) -> Images:
+        """Decode the part for what was `selected`. Raises StageError the second time."""
+        where = self._source.corpus.uri
+        if not selected.state:
+            raise StageError(f"{where}: the test part was asked for without a head")
+        if self.reads:
+            raise StageError(f"{where}: the test part of a cell is read only once")
+        self.reads += 1
+        rows = self._source.plain_rows("test", task, classes)
+        return self._source.decoded("test", rows, task.shift)

@@ -1,0 +1,273 @@
+"""Fine-tuning on Ray: every configuration a trial, many cells in one Tune run, ASHA within a cell.
+
+Takes the tuning works that train an encoder, with the configurations drawn for each; answers every
+one through `Hooks.done` as soon as it ends. A trial is one configuration of an ID cell; Tune calls
+it epoch by epoch, and where the experiment declares `halving`, the cell's own ASHA may stop it at
+a rung (a scheduler of Tune's for each cell: configurations of two cells are never compared).
+Trials are ordered by cell, actors are reused, and an actor keeps the cell it opened last. When a
+cell's last trial has ended, a task closes the cell.
+
+A trial's state goes into the work's scratch after every epoch, so Tune checkpoints nothing: a
+trial whose process died, or whose sweep was interrupted, reports the epochs it has done and goes
+on. A failing cell is answered with its error and the rest goes on. Once the user asks to stop, no
+epoch is started; what was not finished is not answered.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
+
+from jobs.contract import Hooks, Outcome, Work
+from jobs.remote import POLL_S, answer_each, guarded, portable
+from jobs.tuning.finetune.cell import Cell, close, transfer
+from jobs.tuning.finetune.train import FineTuning
+from jobs.tuning.trained import Configuration, step_of
+from jobs.tuning.tune_run import LOST_WORKERS, QUIET, Drawn, StopWhenAsked
+
+
+def run(works: Sequence[Work], drawn: Drawn, hooks: Hooks) -> None:
+    """Do every work, and answer each one. Ray must be up; any thread may call this."""
+    evaluations = [work for work in works if "head" in work.inputs]
+    fitting = [work for work in works if "head" not in work.inputs]
+    if evaluations:
+        _evaluate(evaluations, hooks)
+    if fitting and not hooks.stopping():
+        _fit(fitting, drawn, hooks)
+
+
+def _resources(work: Work) -> dict[str, float]:
+    step = step_of(work)
+    return {"CPU": float(step.cpus), "GPU": float(step.gpus)}
+
+
+# -- in the workers --------------------------------------------------------------------------------
+
+
+class _Trial(tune.Trainable):
+    """An actor that trains one configuration after another, epoch by epoch."""
+
+    def setup(
+        self,
+        config: dict[str, Any],
+        works: tuple[Work, ...] = (),
+        drawn: Drawn | None = None,
+    ) -> None:
+        self._works, self._drawn = works, drawn or {}
+        self._cell: Cell | None = None
+        self.reset_config(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self._work = self._works[int(new_config["trial"]["cell"])]
+        self._number = int(new_config["trial"]["configuration"])
+        self._tuning: FineTuning | None = None
+        self._reported = 0
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """One epoch; one that scratch has is reported again without being trained."""
+        try:
+            return self._epoch()
+        except Exception as error:
+            return {"done": True, "error": portable(error)}
+
+    def _epoch(self) -> dict[str, Any]:
+        if self._tuning is None:
+            if self._cell is None or self._cell.work.address != self._work.address:
+                self._cell = None  # let go of one cell's images before reading the next one's
+                self._cell = Cell.open(self._work)
+            configuration = self._drawn[self._work.address][self._number]
+            self._tuning = self._cell.start(self._number, configuration)
+        if self._reported == len(self._tuning.history):
+            self._tuning.run_epoch()
+            if self._cell is None:
+                raise AssertionError("a configuration in training has a cell")
+            self._cell.keep(self._number, self._tuning)
+        numbers = self._tuning.history[self._reported]
+        self._reported += 1
+        ended = numbers.failed is not None or self._reported == step_of(self._work).epochs
+        # A broken configuration must not set a rung's bar: it reports no score.
+        own = step_of(self._work).task.metric
+        scored = {} if numbers.failed else {"score": numbers.by(own)}
+        return {"done": ended, "epoch": self._reported, "error": None, **scored}
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """The state lies in the work's scratch."""
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """See `save_checkpoint`."""
+
+
+def _closed(work: Work, configurations: Sequence[Configuration]) -> Outcome | Exception:
+    return guarded(lambda: close(work, configurations))
+
+
+# -- ID cells: one Tune run ------------------------------------------------------------------------
+
+
+class _AshaByCell(FIFOScheduler):
+    """Trials in their order; each cell's own ASHA, if it has one, decides who goes on."""
+
+    def __init__(self, works: Sequence[Work]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._of = {number: _asha(work) for number, work in enumerate(works)}
+
+    def _own(self, trial: Any) -> ASHAScheduler | None:
+        return self._of[int(trial.config["trial"]["cell"])]
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        if own := self._own(trial):
+            own.on_trial_add(tune_controller, trial)
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        if own := self._own(trial):
+            decision: str = own.on_trial_result(tune_controller, trial, result)
+            return decision
+        return str(FIFOScheduler.CONTINUE)
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        """A trial that ended has been heard at every rung it reached."""
+
+    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
+        """See `on_trial_complete`."""
+
+
+def _asha(work: Work) -> ASHAScheduler | None:
+    step = step_of(work)
+    if step.halving is None or step.halving.first >= step.epochs:
+        return None
+    return ASHAScheduler(
+        time_attr="epoch",
+        metric="score",
+        mode="max",
+        max_t=step.epochs,
+        grace_period=step.halving.first,
+        reduction_factor=step.halving.eta,
+    )
+
+
+class _Cells(tune.Callback):
+    """Counts each cell's trials down, closes it after the last one, and passes its answer on."""
+
+    def __init__(self, works: Sequence[Work], drawn: Drawn, hooks: Hooks) -> None:
+        self._works, self._drawn, self._hooks = works, drawn, hooks
+        self._open = {n: set(range(len(drawn[work.address]))) for n, work in enumerate(works)}
+        self._epochs: dict[int, dict[int, int]] = {number: {} for number in self._open}
+        self._closing: dict[ray.ObjectRef[Any], Work] = {}
+        self.answered: set[str] = set()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune writes a copy of its settings, which nobody restores
+
+    def done(self, work: Work, answer: Outcome | BaseException) -> None:
+        if work.address not in self.answered:
+            self.answered.add(work.address)
+            self._hooks.done(work.address, answer)
+
+    def on_trial_result(
+        self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        cell = int(trial.config["trial"]["cell"])
+        work = self._works[cell]
+        if result["error"] is not None:
+            self.done(work, result["error"])
+        left, number = self._open[cell], int(trial.config["trial"]["configuration"])
+        if result["done"]:
+            left.discard(number)
+        if work.address in self.answered:
+            return
+        many, epochs = len(self._drawn[work.address]), step_of(work).epochs
+        # One that ended, or was stopped at a rung, has nothing left to do.
+        self._epochs[cell][number] = epochs if result["done"] else result["epoch"]
+        trained = sum(self._epochs[cell].values()) / (many * epochs)
+        words = f"{many - len(left)} of {many} configurations, {epochs} epochs each"
+        self._hooks.say(work.address, 0.95 * trained, words)
+        if not left and result["done"]:
+            self._close(work)
+
+    def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        work = self._works[int(trial.config["trial"]["cell"])]
+        self.done(work, RuntimeError(f"a trial's process died: {trial.get_pickled_error()}"))
+
+    def on_step_end(self, iteration: int, trials: Any, **info: Any) -> None:
+        self.collect(0)
+
+    def _close(self, work: Work) -> None:
+        # No CPU is asked for: the trials of other cells hold them all, and closing is short.
+        task = ray.remote(_closed).options(num_cpus=0, num_gpus=_resources(work)["GPU"])
+        self._closing[task.remote(work, self._drawn[work.address])] = work
+
+    def collect(self, wait: float) -> bool:
+        """Answer what has been closed; whether something is still being closed."""
+        if self._closing:
+            waiting = list(self._closing)
+            for reference in ray.wait(waiting, num_returns=len(waiting), timeout=wait)[0]:
+                work = self._closing.pop(reference)
+                try:
+                    self.done(work, ray.get(reference))
+                except ray.exceptions.RayError as error:
+                    self.done(work, error)
+        return bool(self._closing)
+
+
+def _fit(works: Sequence[Work], drawn: Drawn, hooks: Hooks) -> None:
+    ordered = sorted(works, key=lambda work: (work.inputs["encoder"].uri, work.address))
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    cells = _Cells(ordered, drawn, hooks)
+    try:
+        with tempfile.TemporaryDirectory(prefix="nml-tune-") as folder:
+            _tuner(ordered, drawn, cells, StopWhenAsked(hooks), folder).fit()
+        while cells.collect(POLL_S) and not hooks.stopping():
+            pass
+    except Exception as error:
+        for work in ordered:
+            cells.done(work, error)
+    if not hooks.stopping():
+        for work in ordered:
+            cells.done(work, RuntimeError("Tune ended without an answer"))
+
+
+def _tuner(
+    works: Sequence[Work], drawn: Drawn, cells: _Cells, stop: StopWhenAsked, folder: str
+) -> tune.Tuner:
+    trainable = tune.with_parameters(_Trial, works=tuple(works), drawn=dict(drawn))
+    trials = [
+        {"cell": cell, "configuration": number}
+        for cell, work in enumerate(works)
+        for number in range(len(drawn[work.address]))
+    ]
+    wanted = [_resources(work) for work in works]
+
+    def resources(config: dict[str, Any]) -> tune.PlacementGroupFactory:
+        return tune.PlacementGroupFactory([wanted[int(config["trial"]["cell"])]])
+
+    return tune.Tuner(
+        tune.with_resources(trainable, resources),
+        param_space={"trial": tune.grid_search(trials)},
+        tune_config=tune.TuneConfig(reuse_actors=True, scheduler=_AshaByCell(works)),
+        run_config=tune.RunConfig(
+            name="configurations",
+            storage_path=folder,
+            verbose=0,
+            callbacks=[cells],
+            stop=stop,
+            failure_config=tune.FailureConfig(max_failures=LOST_WORKERS),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+        ),
+    )
+
+
+# -- OOD cells: plain tasks ------------------------------------------------------------------------
+
+
+def _evaluate(works: Sequence[Work], hooks: Hooks) -> None:
+    """A task for each cell."""
+    needs = [(work, step_of(work)) for work in works]
+    answer_each(transfer, [([work], step.cpus, step.gpus) for work, step in needs], hooks)

@@ -1,0 +1,130 @@
+"""An encoder that is trained with a linear head on it: whole (`ft`), or by adapters (`lora`).
+
+Takes a finished encoder and a method; gives features and logits with gradients, the parameters
+that are trained, and the tensors that say what came of it. The encoder stays in eval mode:
+BatchNorm keeps the statistics of pre-training and nothing is dropped, so that what sets `ft` and
+`lora` apart from a linear probe is what they learn (at `encoder_lr: 0` no difference is left), and
+so that `lora` changes its adapters and the head alone.
+
+LoRA (peft; rank r, alpha = r, so that an adapter's output is added unscaled) adapts the MLP layers:
+every linear layer, or convolution of side 1, inside a module named `mlp`. An encoder without any (a
+ResNet) has its convolutions adapted instead, grouped ones left out. Of an open_clip model only the
+image tower counts.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from jobs.contract import StageError
+from jobs.encoders.encoder import Encoder, EncoderCard
+from jobs.features.spec import Precision
+from jobs.tuning.heads import Shape, StackedHeads, seeded
+from jobs.tuning.methods import Method
+
+_CPU = torch.device("cpu")
+
+
+class AdaptedEncoder:
+    """A copy of an encoder, ready to be trained as a method says, with a linear head."""
+
+    def __init__(self, encoder: Encoder, method: Method, classes: int, seed: int) -> None:
+        self.method = method
+        self.shape = Shape("linear", encoder.dim, classes)
+        self.encoder = Encoder(encoder.card, copy.deepcopy(encoder.model), encoder.device)
+        model = self.encoder.model
+        if method.adapt == "lora":
+            _inject(self.encoder.card, model, method.rank, seed)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(method.adapt == "ft" or _is_adapter(name))
+        # The head starts as every frozen method's classifier does.
+        fresh = StackedHeads.fresh(self.shape, 1, seed, _CPU).member(0)
+        self.head = {name: nn.Parameter(value.to(encoder.device)) for name, value in fresh.items()}
+
+    def features(self, images: Tensor, precision: Precision = "float32") -> Tensor:
+        """Features of images [N, C, S, S] (see `Encoder.features`): float32 [N, D]."""
+        return self.encoder.forward(images, precision)
+
+    def logits(self, features: Tensor) -> Tensor:
+        """The head's outputs [N, C] for features [N, D]."""
+        weight, bias = self.head["classifier.weight"], self.head["classifier.bias"]
+        return torch.addmm(bias, features, weight.mT)
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The encoder's parameters that are trained, by name."""
+        return {n: p for n, p in self.encoder.model.named_parameters() if p.requires_grad}
+
+    def state(self) -> dict[str, Tensor]:
+        """What sets the encoder apart from the one it was made from: all of it, or its adapters."""
+        return {
+            name: value.detach().cpu().contiguous().clone()
+            for name, value in sorted(self.encoder.model.state_dict().items())
+            if self.method.adapt == "ft" or _is_adapter(name)
+        }
+
+    def head_state(self) -> dict[str, Tensor]:
+        """The head's tensors, as `StackedHeads.member` gives them."""
+        return {name: value.detach().cpu().clone() for name, value in self.head.items()}
+
+    def load(self, state: Mapping[str, Tensor], head: Mapping[str, Tensor]) -> None:
+        """Take up what `state` and `head_state` gave. Raises StageError when they do not fit."""
+        expected = {name: tuple(value.shape) for name, value in self.state().items()}
+        found = {name: tuple(value.shape) for name, value in state.items()}
+        if expected != found:
+            odd = sorted({n for n in {*expected, *found} if expected.get(n) != found.get(n)})
+            raise StageError(
+                f"the {self.method.adapt} weights do not fit the encoder "
+                f"({len(odd)} tensors, the first {odd[0]}); run the ID cell again"
+            )
+        self.encoder.model.load_state_dict(dict(state), strict=False)
+        with torch.no_grad():
+            for name, value in self.head.items():
+                value.copy_(head[name])
+
+
+def adapted_layers(card: EncoderCard, model: nn.Module) -> list[str]:
+    """Names of the layers that LoRA adapts. Raises StageError when there is none."""
+    tower = "visual." if card.family == "open_clip" else ""
+    layers = [(n, m) for n, m in model.named_modules() if n.startswith(tower)]
+    inside = [n for n, m in layers if "mlp" in n and _is_linear(m)]
+    if inside:
+        return inside
+    convolutions = [n for n, m in layers if isinstance(m, nn.Conv2d) and m.groups == 1]
+    if not convolutions:
+        raise StageError(
+            f"{card.family} model {card.model!r} has neither MLP layers nor plain convolutions "
+            f"for lora to adapt; use ft"
+        )
+    return convolutions
+
+
+def _is_linear(module: nn.Module) -> bool:
+    if isinstance(module, nn.Conv2d):
+        return module.kernel_size == (1, 1) and module.groups == 1
+    return isinstance(module, nn.Linear)
+
+
+def _is_adapter(name: str) -> bool:
+    return ".lora_" in name
+
+
+def _inject(card: EncoderCard, model: nn.Module, rank: int, seed: int) -> None:
+    """Put adapters into the model, their first factor drawn from the seed, the second zero."""
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise StageError(
+            f"lora needs the peft library, which cannot be imported ({error}); install "
+            f"nml-orch[lora]"
+        ) from error
+    layers = adapted_layers(card, model)
+    config: Any = LoraConfig(r=rank, lora_alpha=rank, target_modules=layers)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seeded(seed, "lora").initial_seed())
+        inject_adapter_in_model(config, model)
+    model.eval()

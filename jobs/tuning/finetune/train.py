@@ -1,0 +1,289 @@
+"""One configuration of `lora` or `ft`: an encoder and a head in training, epoch by epoch.
+
+It sees what the stacked engine's members see, in images instead of features: the same views of
+every sample (drawn by key, the same in every epoch), batches in the same order from the same seed,
+AdamW with a cosine over all epochs, cross-entropy over every view's rows, and COV and SVD (the
+`released` form) on the encoder's features where they weigh something. The head has the space's
+learning rate, the encoder `encoder_lr` times that. At `encoder_lr: 0` it is the linear probe.
+
+Its whole state (weights, AdamW's moments, what every epoch gave) goes through a safetensors file,
+so that a trial that was interrupted goes on after the last epoch it finished and gives the same
+numbers. A configuration whose loss stops being finite ends there, with the reason.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+
+import pyarrow as pa
+import safetensors.torch
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from jobs.features.spec import Precision
+from jobs.images.pixels import unit_range
+from jobs.images.spec import Views
+from jobs.images.views import augmented
+from jobs.tasks.spec import Metric
+from jobs.tuning import nmtune
+from jobs.tuning.budget import Budget
+from jobs.tuning.class_mapping import ClassMapping
+from jobs.tuning.finetune.images import Images
+from jobs.tuning.finetune.model import AdaptedEncoder
+from jobs.tuning.heads import seeded
+from jobs.tuning.metrics import Scores, score
+from jobs.tuning.schedule import BETAS, EPS, cosine
+from jobs.tuning.trained import Configuration
+
+_HISTORY = "history"  # in the metadata of a state file
+_PIECE = 256  # images at once while evaluating
+
+
+@dataclass(frozen=True)
+class EpochNumbers:
+    """What is known of one configuration after an epoch."""
+
+    train: dict[str, float]  # by name in `trained.TERMS`, means over the epoch
+    validation_loss: float
+    validation: dict[str, float]  # by name in `metrics.Scores`, percent
+    failed: str | None = None  # why it ended here
+
+    def by(self, metric: Metric) -> float:
+        """The validation by the task's own metric, percent."""
+        return float(stacked([self]).of(metric))
+
+
+def stacked(epochs: Sequence[EpochNumbers]) -> Scores:
+    """The validation scores of several configurations as of one stack."""
+    names = [field.name for field in fields(Scores)]
+    columns = {name: [epoch.validation[name] for epoch in epochs] for name in names}
+    return Scores(**{n: torch.tensor(c, dtype=torch.float64) for n, c in columns.items()})
+
+
+@dataclass(frozen=True)
+class ViewSettings:
+    """How images are seen: fixed for all configurations of a cell."""
+
+    views: Views
+    scope: str  # the corpus's name, part of what a view is drawn from
+    precision: Precision = "float32"
+
+
+class FineTuning:
+    """A configuration in training; between epochs all its numbers are on the table."""
+
+    def __init__(
+        self,
+        adapted: AdaptedEncoder,
+        training: Images,
+        validation: Images,
+        configuration: Configuration,
+        budget: Budget,
+        view_settings: ViewSettings,
+        *,
+        seed: int,
+    ) -> None:
+        if len(training.labels) < 2:
+            raise ValueError(f"{len(training.labels)} training samples; a batch needs two")
+        self.adapted = adapted
+        self.history: list[EpochNumbers] = []
+        self._training, self._validation = training, validation
+        self._configuration, self._budget, self._view_settings = (
+            configuration,
+            budget,
+            view_settings,
+        )
+        self._seed = seed
+        self._device = adapted.encoder.device
+        self._labels = training.labels.to(self._device)
+        self._encoder_names = list(adapted.trained())
+        groups = [list(adapted.trained().values()), list(adapted.head.values())]
+        self._shares = (adapted.method.encoder_lr, 1.0)  # of the learning rate, by group
+        self._optimizer = torch.optim.AdamW(
+            [{"params": group} for group in groups],
+            lr=configuration.lr,
+            betas=BETAS,
+            eps=EPS,
+            weight_decay=configuration.weight_decay,
+        )
+
+    @property
+    def failure(self) -> str | None:
+        """Why the configuration has ended early; none while it goes on."""
+        return self.history[-1].failed if self.history else None
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in an epoch; a last batch of one sample is left out."""
+        samples, size = len(self._labels), self._budget.batch_size
+        return samples // size + (samples % size > 1)
+
+    def run_epoch(self) -> EpochNumbers:
+        """Train for one epoch, then validate."""
+        sums: dict[str, float] = {}
+        seen = 0
+        failed = None
+        for step, samples in enumerate(self._batches()):
+            terms = self._step(samples, len(self.history) * self.steps_per_epoch + step)
+            for name, value in terms.items():
+                sums[name] = sums.get(name, 0.0) + len(samples) * value
+            seen += len(samples)
+            if not torch.isfinite(torch.tensor(terms["loss"])):
+                failed = self._reason("training loss", step)
+                break
+        loss, predicted = evaluate(self.adapted, self._validation, self._view_settings.precision)
+        if failed is None and not torch.isfinite(torch.tensor(loss)):
+            failed = self._reason("validation loss", self.steps_per_epoch)
+        scores = score(self._validation.labels, predicted[None], self.adapted.shape.classes)
+        self.history.append(
+            EpochNumbers(
+                {name: total / seen for name, total in sums.items()},
+                loss,
+                {name: float(values) for name, values in vars(scores).items()},
+                failed,
+            )
+        )
+        return self.history[-1]
+
+    def _reason(self, what: str, step: int) -> str:
+        epoch = len(self.history)
+        steps = epoch * self.steps_per_epoch + step
+        return f"{what} not finite in epoch {epoch + 1} after {steps} steps"
+
+    def _batches(self) -> Iterator[Tensor]:
+        generator = seeded(self._seed, "order", len(self.history) + 1)
+        order = torch.randperm(len(self._labels), generator=generator)
+        size = self._budget.batch_size
+        for step in range(self.steps_per_epoch):
+            yield order[step * size : (step + 1) * size]
+
+    def _step(self, samples: Tensor, taken: int) -> dict[str, float]:
+        """One optimizer step on a batch; its losses by name. None is taken on a broken loss."""
+        images = self._views(samples)
+        features = self.adapted.features(images, self._view_settings.precision)
+        views = len(images) // len(samples)
+        targets = self._labels[samples.to(self._device)].repeat(views)
+        terms = {"ce": functional.cross_entropy(self.adapted.logits(features), targets)}
+        weights = {"cov": self._configuration.cov, "svd": self._configuration.svd}
+        if any(weights.values()):
+            found = nmtune.spread(
+                features[None],
+                nmtune.RELEASED,
+                cov=weights["cov"] != 0,
+                svd=weights["svd"] != 0,
+            )
+            terms |= {n: v[0] for n, v in zip(weights, found, strict=True) if weights[n]}
+        loss = terms["ce"] + sum(w * terms[n] for n, w in weights.items() if w)
+        if loss.isfinite():
+            self._optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            rate = self._configuration.lr * cosine(
+                taken, self.steps_per_epoch * self._budget.epochs
+            )
+            for group, share in zip(self._optimizer.param_groups, self._shares, strict=True):
+                group["lr"] = rate * share
+            self._optimizer.step()
+        return {name: float(value.detach()) for name, value in {"loss": loss, **terms}.items()}
+
+    def _views(self, samples: Tensor) -> Tensor:
+        """All views of some training samples, view by view, [V * M, C, S, S] in [0, 1]."""
+        pixels = self._training.pixels[samples].to(self._device)
+        views = self._view_settings.views
+        if views.count == 0:
+            return unit_range(pixels)
+        keys = self._training.keys.take(pa.array(samples.numpy()))
+        return torch.cat(
+            [
+                augmented(pixels, keys, views, view, self._view_settings.scope)
+                for view in range(1, views.count + 1)
+            ]
+        )
+
+    # -- state -------------------------------------------------------------------------------------
+
+    def save(self) -> bytes:
+        """Everything needed to go on after the last finished epoch, as a safetensors file."""
+        tensors = {f"encoder.{name}": value for name, value in self.adapted.state().items()}
+        tensors |= {f"head.{name}": value for name, value in self.adapted.head_state().items()}
+        for name, parameter in self._named():
+            for kind, value in self._optimizer.state.get(parameter, {}).items():
+                # A copy, for safetensors refuses tensors that share memory.
+                tensors[f"adamw.{kind}.{name}"] = value.detach().cpu().clone()
+        history = json.dumps([asdict(epoch) for epoch in self.history])
+        return safetensors.torch.save(tensors, metadata={_HISTORY: history})
+
+    def restore(self, data: bytes) -> None:
+        """Take up what `save` gave. Raises StageError when it does not fit the encoder."""
+        state = State.read(data)
+        self.adapted.load(state.encoder, state.head)
+        self.history = list(state.history)
+        for name, parameter in self._named():
+            own = {
+                kind: state.adamw[f"{kind}.{name}"]
+                for kind in ("step", "exp_avg", "exp_avg_sq")
+                if f"{kind}.{name}" in state.adamw
+            }
+            if own:
+                moments = {k: v.to(self._device) for k, v in own.items() if k != "step"}
+                self._optimizer.state[parameter] = {"step": own["step"], **moments}
+
+    def _named(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        yield from ((f"encoder.{name}", p) for name, p in self.adapted.trained().items())
+        yield from ((f"head.{name}", p) for name, p in self.adapted.head.items())
+
+
+@dataclass(frozen=True)
+class State:
+    """A configuration's state file, read."""
+
+    encoder: dict[str, Tensor]  # as `AdaptedEncoder.state` gives it
+    head: dict[str, Tensor]
+    adamw: dict[str, Tensor]
+    history: tuple[EpochNumbers, ...]
+
+    @staticmethod
+    def read(data: bytes) -> State:
+        """Parse what `FineTuning.save` gave; nothing is unpickled."""
+        tensors = safetensors.torch.load(data)
+
+        def below(prefix: str) -> dict[str, Tensor]:
+            return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+
+        history = tuple(EpochNumbers(**epoch) for epoch in json.loads(_metadata(data)[_HISTORY]))
+        return State(below("encoder."), below("head."), below("adamw."), history)
+
+
+def history_of(data: bytes) -> tuple[EpochNumbers, ...]:
+    """The epochs in a state file, without its tensors."""
+    return tuple(EpochNumbers(**epoch) for epoch in json.loads(_metadata(data)[_HISTORY]))
+
+
+def _metadata(data: bytes) -> dict[str, str]:
+    length = int.from_bytes(data[:8], "little")  # the format: header size, JSON header, tensors
+    metadata: dict[str, str] = json.loads(data[8 : 8 + length])["__metadata__"]
+    return metadata
+
+
+@torch.no_grad()
+def evaluate(
+    adapted: AdaptedEncoder, part: Images, precision: Precision, mapping: ClassMapping | None = None
+) -> tuple[float, Tensor]:
+    """(mean cross-entropy, predicted classes [N] on the CPU) of a part's plain images.
+
+    `mapping`: for a task that is not the head's own, which outputs may be chosen.
+    """
+    total, predicted = 0.0, []
+    for start in range(0, len(part.labels), _PIECE):
+        rows = slice(start, start + _PIECE)
+        logits = adapted.logits(adapted.features(part.pixels[rows], precision)).cpu()
+        if mapping is None or mapping.is_identity(logits.shape[1]):
+            losses = functional.cross_entropy(logits, part.labels[rows], reduction="none")
+            chosen = logits.argmax(1)
+        else:
+            losses, chosen = mapping.choose(logits, part.labels[rows])
+        total += float(losses.sum(dtype=torch.float64))
+        predicted.append(chosen)
+    return total / len(part.labels), torch.cat(predicted)

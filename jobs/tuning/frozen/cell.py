@@ -1,0 +1,139 @@
+"""A frozen cell, start to end: train and select (ID) or take a selected head (OOD), then test once.
+
+Takes a step's `Work` and, for an ID cell, the configurations to try; writes the cell's files into
+`Work.output` and gives its `Outcome` (see `jobs.tuning.write`). Knows nothing of Ray, and never
+decides where or when a cell runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from jobs.contract import Outcome, StageError, Work
+from jobs.storage.folder import Folder
+from jobs.tuning.budget import OnProgress, ignore_progress
+from jobs.tuning.class_mapping import ClassMapping
+from jobs.tuning.digest import digest
+from jobs.tuning.frozen.features import FeatureCache, TestPart, read_classes
+from jobs.tuning.frozen.fit import fit, fit_siblings
+from jobs.tuning.frozen.stack import evaluate
+from jobs.tuning.heads import Shape, StackedHeads
+from jobs.tuning.metrics import judge
+from jobs.tuning.rows import Labelled, TaskClasses, plain_rows
+from jobs.tuning.spec import TuneStep
+from jobs.tuning.trained import Configuration, Fit, Selected, step_of
+from jobs.tuning.write import Tested, read_head, record, record_transfer
+
+_CPU = torch.device("cpu")
+_ENTRIES = 1 << 24  # logits held at a time
+
+
+def adapt(
+    work: Work,
+    configurations: Sequence[Configuration] | None,
+    cache: FeatureCache,
+    on_progress: OnProgress = ignore_progress,
+) -> Outcome:
+    """An ID cell: train every configuration, select one on the validation part, test that one.
+
+    Without configurations the step's own search asks for them. Raises StageError when the features
+    do not fit the task or every configuration failed.
+    """
+    torch.set_num_threads(step_of(work).cpus)
+    return _finish(work, fit(work, configurations, cache, on_progress))
+
+
+def adapt_siblings(
+    works: Sequence[Work],
+    configurations: Sequence[Sequence[Configuration]],
+    cache: FeatureCache,
+    on_progress: OnProgress = ignore_progress,
+) -> Iterator[tuple[Work, Outcome | StageError]]:
+    """ID cells of one `fit.sibling_key`, trained as one stack as far as they fit the memory.
+
+    Each is answered apart, as soon as its stack has ended.
+    """
+    torch.set_num_threads(step_of(works[0]).cpus)
+    for work, found in fit_siblings(works, configurations, cache, on_progress):
+        try:
+            yield work, found if isinstance(found, StageError) else _finish(work, found)
+        except StageError as error:
+            yield work, error
+
+
+def _finish(work: Work, fit: Fit) -> Outcome:
+    """Test the selected configuration, and write the cell."""
+    step = step_of(work)
+    selected = Selected(fit.trained.state, fit.classes.names)
+    tested = _test(work.inputs["features"], step, fit.shape, selected, fit.classes)
+    return record(work, fit, tested, selected)
+
+
+def transfer(work: Work) -> Outcome:
+    """An OOD cell: test the head that an ID cell selected. Nothing is trained.
+
+    Raises StageError when the head is not the one this cell needs, or does not fit the features.
+    """
+    step = step_of(work)
+    torch.set_num_threads(step.cpus)
+    folder, source = work.inputs["features"], work.inputs["head"]
+    shape, selected, trained = read_head(source, step)
+    classes = TaskClasses.of(step.task, read_classes(folder))
+    mapping = (
+        None if shape.of_numbers else ClassMapping.of(step.task, classes.names, selected.classes)
+    )
+    tested = _test(folder, step, shape, selected, classes, mapping)
+    return record_transfer(work, trained, tested, len(classes.names))
+
+
+def _test(
+    folder: Folder,
+    step: TuneStep,
+    shape: Shape,
+    selected: Selected,
+    classes: TaskClasses,
+    mapping: ClassMapping | None = None,
+) -> Tested:
+    """Open the test part for the selected head, and score it; `mapping`: of a task not its own."""
+    part = TestPart(folder)
+    features = part.open(selected)
+    if features.views.shape[-1] != shape.dim:
+        raise StageError(
+            f"{folder.uri}: test features have {features.views.shape[-1]} dimensions, the head "
+            f"takes {shape.dim}; extract both with the same encoder"
+        )
+    rows = plain_rows(features, classes, step.task)
+    samples = features.plain(rows)
+    heads = StackedHeads.single(shape, selected.state)
+    if mapping is None:
+        loss, predicted = evaluate(heads, samples, _CPU)
+    else:
+        loss, predicted = evaluate_mapped(heads, samples, mapping)
+    scores = judge(rows.labels, predicted, len(classes.names))
+    return Tested(rows, predicted[0], scores, float(loss), part.reads, digest(samples))
+
+
+def evaluate_mapped(
+    heads: StackedHeads, part: Labelled, mapping: ClassMapping
+) -> tuple[Tensor, Tensor]:
+    """(mean loss [1], float64; predicted classes [1, N]) of one head on features [N, D].
+
+    Ties between outputs go to the class that stands first. Raises ValueError without a row.
+    """
+    if mapping.is_identity(heads.shape.classes):
+        return evaluate(heads, part, torch.device("cpu"))
+    if len(part.labels) == 0:
+        raise ValueError("there is no row to evaluate")
+    widest = max(heads.shape.hidden, heads.shape.dim, heads.shape.classes)
+    piece = max(1, _ENTRIES // widest)
+    losses, predicted = [], []
+    for start in range(0, len(part.labels), piece):
+        rows = slice(start, start + piece)
+        _, logits = heads.forward(part.features[rows], training=False)
+        found = mapping.choose(logits[0].mT, part.labels[rows])
+        losses.append(found[0])
+        predicted.append(found[1])
+    return torch.cat(losses).mean()[None], torch.cat(predicted)[None]

@@ -1,0 +1,249 @@
+"""Fitting ID cells: data, labels, training and selection, for one cell or for siblings at once.
+
+Siblings are cells that can train as one stack: same features, task, head and budget, as many
+training rows; they differ in method (loss weights), label noise or tuning seed. Each gets what it
+would get alone, up to rounding. They are joined as long as they fit the memory side by side, which
+is where joining pays: small heads, whose time goes into the number of operations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from jobs.contract import StageError, Work
+from jobs.tuning.budget import Budget, OnProgress, ignore_progress
+from jobs.tuning.frozen import probes, zero_shot
+from jobs.tuning.frozen.features import FeatureCache
+from jobs.tuning.frozen.optuna_search import Optuna
+from jobs.tuning.frozen.stack import Group, bytes_of_member
+from jobs.tuning.frozen.train import train_groups
+from jobs.tuning.heads import Shape, StackedHeads
+from jobs.tuning.label_noise import corrupted
+from jobs.tuning.methods import GIVEN
+from jobs.tuning.metrics import gathered
+from jobs.tuning.rows import Labelled, TaskClasses, TaskRows, plain_rows, training_rows
+from jobs.tuning.trained import TERMS, Configuration, Epoch, Fit, Trained, all_failed, step_of
+
+
+def sibling_key(work: Work) -> tuple[str, ...]:
+    """Equal for works that can train as one stack; a work of no siblings has its own address."""
+    step = step_of(work)
+    if step.method.head in GIVEN or step.search == "optuna":
+        return (work.address,)
+    same = step.model_dump_json(exclude={"method", "method_name", "label_noise", "seed"})
+    return work.inputs["features"].uri, step.method.head, same
+
+
+def fit(
+    work: Work,
+    configurations: Sequence[Configuration] | None,
+    cache: FeatureCache,
+    on_progress: OnProgress = ignore_progress,
+) -> Fit:
+    """Fit one cell; without configurations, the step's own search asks for them.
+
+    Raises StageError when the features do not fit the task or every configuration failed.
+    """
+    prepared = _Prepared(cache, work)
+    step = prepared.step
+    if configurations is not None:
+        return prepared.fit_of(configurations, _train([prepared], [configurations], on_progress)[0])
+    searcher = Optuna(step.method.space, step.configurations, step.seed)
+    asked: list[Configuration] = []
+    parts = []
+    while batch := searcher.ask():
+        part = _part(on_progress, len(asked), len(batch), step.configurations)
+        (trained,) = _train([prepared], [batch], part)
+        last = trained.epochs[-1]
+        searcher.tell(last.validation.of(last.metric).tolist(), trained.failures)
+        asked += batch
+        parts.append(trained)
+    return prepared.fit_of(asked, _joined(parts))
+
+
+def fit_siblings(
+    works: Sequence[Work],
+    configurations: Sequence[Sequence[Configuration]],
+    cache: FeatureCache,
+    on_progress: OnProgress = ignore_progress,
+) -> Iterator[tuple[Work, Fit | StageError]]:
+    """Fit cells of one `sibling_key`; each is answered apart, as soon as its stack has ended.
+
+    `on_progress` gets the share of the cells not answered yet.
+    """
+    prepared: dict[int, _Prepared] = {}
+    shared: _Shared = {}
+    for index, work in enumerate(works):
+        try:
+            prepared[index] = _Prepared(cache, work, shared)
+        except StageError as error:
+            yield work, error
+    left = len(prepared)
+    for joined in _that_fit([(i, p, len(configurations[i])) for i, p in prepared.items()]):
+        part = _part(on_progress, 0, len(joined), left)
+        left -= len(joined)
+        found = _train([prepared[i] for i in joined], [configurations[i] for i in joined], part)
+        for index, trained in zip(joined, found, strict=True):
+            try:
+                yield works[index], prepared[index].fit_of(configurations[index], trained)
+            except StageError as error:
+                yield works[index], error
+
+
+_Shared = dict[tuple[float, int], tuple[TaskRows, Labelled]]
+"""The training rows of siblings by fraction and seed, with their features and clean labels."""
+
+
+class _Prepared:
+    """A cell's data, ready for the engine."""
+
+    def __init__(
+        self,
+        cache: FeatureCache,
+        work: Work,
+        shared: _Shared | None = None,
+    ) -> None:
+        """`shared` keeps the rows of siblings, so that they hold them in memory once."""
+        self.work, self.step = work, step_of(work)
+        step = self.step
+        fitting = cache.load(work.inputs["features"])
+        self.classes = TaskClasses.of(step.task, fitting.classes)
+        shared = {} if shared is None else shared
+        which = (step.fraction, 0 if step.fraction >= 100 else step.seed)
+        if which not in shared:
+            rows = training_rows(
+                fitting.train, self.classes, step.task, percent=step.fraction, seed=step.seed
+            )
+            shared[which] = rows, fitting.train.training(rows)
+        self.training, self._clean = shared[which]
+        self.validation = plain_rows(fitting.validation, self.classes, step.task)
+        self.validation_samples = fitting.validation.plain(self.validation)
+        self.views = fitting.train.augmented
+        self.shape = Shape(
+            step.method.kind,
+            fitting.train.views.shape[-1],
+            len(self.classes.names),
+        )
+
+    def labelled(self) -> Labelled:
+        """The training samples, with the labels that this cell learns from."""
+        step, clean = self.step, self._clean
+        if not step.label_noise:
+            return clean
+        noisy = corrupted(
+            clean.labels.numpy(),
+            self.training.keys,
+            classes=self.shape.classes,
+            percent=step.label_noise,
+            seed=step.seed,
+            scope=step.task.scope,
+        )
+        return Labelled(clean.features, torch.from_numpy(noisy))
+
+    def fit_of(self, configurations: Sequence[Configuration], trained: Trained) -> Fit:
+        """What was trained, unless every configuration failed: StageError."""
+        if trained.chosen is None:
+            domain = "lr" if self.shape.kind == self.step.method.head else "l2"
+            raise all_failed(self.step, domain, trained.failures)
+        return Fit(
+            self.shape,
+            self.classes,
+            self.views,
+            self.training,
+            self.validation,
+            configurations,
+            trained,
+            trained.chosen,
+        )
+
+
+def _that_fit(members: Sequence[tuple[int, _Prepared, int]]) -> list[list[int]]:
+    """Cells (index, data, configurations) in stacks of equal rows that fit the memory."""
+    stacks: list[tuple[int, int, list[int]]] = []  # rows, bytes, cells
+    for index, prepared, configurations in members:
+        rows = len(prepared.training.keys)
+        step = prepared.step
+        batch = step.batch_size * max(1, prepared.views)
+        own = configurations * bytes_of_member(prepared.shape, batch)
+        if stacks and stacks[-1][0] == rows and stacks[-1][1] + own <= step.memory_mb << 20:
+            stacks[-1] = rows, stacks[-1][1] + own, [*stacks[-1][2], index]
+        else:
+            stacks.append((rows, own, [index]))
+    return [cells for _, _, cells in stacks]
+
+
+def _train(
+    prepared: Sequence[_Prepared],
+    configurations: Sequence[Sequence[Configuration]],
+    on_progress: OnProgress,
+) -> list[Trained]:
+    first, step = prepared[0], prepared[0].step
+    head = step.method.head
+    if head == "ridge" or head == "lbfgs":
+        rows = first.labelled(), first.validation_samples
+        metric = step.task.metric
+        return [probes.solve(head, first.shape, *rows, configurations[0], metric, on_progress)]
+    if head == "zero_shot":
+        folder, templates = first.work.inputs["encoder"], step.method.templates
+        weight = zero_shot.classifier(folder, first.classes.names, templates)
+        solution: probes.Solution = weight[None], weight.new_zeros(1, len(weight)), [None]
+        rows = first.labelled(), first.validation_samples
+        fresh = StackedHeads.fresh(first.shape, 1, 0, torch.device("cpu"))
+        return [probes.judged(solution, fresh, *rows, step.task.metric)]
+    return train_groups(
+        first.shape,
+        [
+            Group(cell.labelled(), tried, cell.step.seed)
+            for cell, tried in zip(prepared, configurations, strict=True)
+        ],
+        first.validation_samples,
+        Budget(step.epochs, step.batch_size, step.halving, step.patience, step.task.metric),
+        device="cuda" if step.gpus and torch.cuda.is_available() else "cpu",
+        precision=step.precision,
+        memory=step.memory_mb << 20,
+        on_progress=on_progress,
+    )
+
+
+def _part(on_progress: OnProgress, before: int, own: int, all_of_them: int) -> OnProgress:
+    """A callback for a part of the work, which reports the share of the whole."""
+    return lambda share: on_progress((before + own * share) / all_of_them)
+
+
+def _term(epoch: Epoch, name: str) -> torch.Tensor:
+    """A training loss of all members; NaN where none of them weighs it."""
+    return epoch.train.get(name, torch.full_like(epoch.validation_loss, torch.nan))
+
+
+def _joined(parts: Sequence[Trained]) -> Trained:
+    """Batches of one search as if they had been one."""
+    longest = max(len(part.epochs) for part in parts)
+    epochs = []
+    for number in range(longest):
+        found = [part.epochs[min(number, len(part.epochs) - 1)] for part in parts]
+        known = {term for epoch in found for term in epoch.train}
+        epochs.append(
+            Epoch(
+                {t: torch.cat([_term(epoch, t) for epoch in found]) for t in TERMS if t in known},
+                torch.cat([epoch.validation_loss for epoch in found]),
+                gathered([(epoch.validation, slice(None)) for epoch in found]),
+                found[0].metric,
+            )
+        )
+    standing = []  # (key over all batches, part)
+    before = 0
+    for part in parts:
+        if part.chosen is not None:
+            standing.append((epochs[-1].key(before + part.chosen), part))
+        before += len(part.failures)
+    best = min(standing, key=lambda found: found[0], default=None)
+    return Trained(
+        tuple(epochs),
+        tuple(f for part in parts for f in part.failures),
+        tuple(d for part in parts for d in part.dropped),
+        tuple(t for part in parts for t in part.trained_for),
+        None if best is None else best[0][2],
+        {} if best is None else best[1].state,
+    )

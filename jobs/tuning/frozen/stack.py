@@ -1,0 +1,367 @@
+"""The stacked engine: many configurations train at once, as one model of K members.
+
+Takes one or more groups, each a training set with all its views, a tuning seed and configurations;
+trains one head for each configuration, and tells after every epoch what each member's losses and
+validation scores were. The members of a group start from the same weights and see the same batches
+in the same order; both follow from the group's seed alone. Groups differ in labels (label noise),
+in seed, or in rows; they share the shape of their features and the validation part. Where all
+share features and seed, the first layer is one matrix product for all. A member gets what it would
+get if it were trained alone, up to rounding.
+
+A batch is `batch_size` samples with all their views (a last batch of one sample is left out).
+Cross-entropy reads every row of it, and so do COV and SVD. Where the target is a number, the
+squared error takes cross-entropy's place, in units of the variance of the group's own training
+targets. MSE pairs each row's output with the row's own features (`paper`), or the second view's
+output with the first view's features (`released`; with a single view, with its own). A regulariser
+is computed for the members that weigh it, and is NaN for the others.
+
+A member whose loss stops being finite is frozen where it stood and recorded with the reason; the
+others do not change by a bit. Nothing here reads or writes files, or knows of a test part.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from jobs.tuning import nmtune
+from jobs.tuning.budget import Budget
+from jobs.tuning.frozen.offload import Offload
+from jobs.tuning.frozen.stacked_adamw import StackedAdamW
+from jobs.tuning.heads import Shape, StackedHeads, scale_of, seeded
+from jobs.tuning.metrics import judge
+from jobs.tuning.rows import Labelled
+from jobs.tuning.schedule import cosine
+from jobs.tuning.spec import Precision
+from jobs.tuning.trained import TERMS, Configuration, Epoch
+
+_ENTRIES = 1 << 24  # activations held at once while evaluating, over all members
+
+
+@dataclass(frozen=True)
+class Group:
+    """Configurations that train on the same rows and labels from the same seed."""
+
+    training: Labelled
+    configurations: Sequence[Configuration]
+    seed: int
+
+
+class Stack:
+    """K heads in training; between epochs all of a member's numbers are on the table."""
+
+    def __init__(
+        self,
+        shape: Shape,
+        groups: Sequence[Group],
+        validation: Labelled,
+        budget: Budget,
+        *,
+        device: str = "cpu",
+        precision: Precision = "float32",
+    ) -> None:
+        samples = {len(group.training.labels) for group in groups}
+        if len(samples) != 1:
+            raise ValueError(f"groups of {sorted(samples)} samples do not share their steps")
+        (self._samples,) = samples
+        if self._samples < 2:
+            raise ValueError(f"{self._samples} training samples; a batch needs two")
+        self._device = torch.device(device)
+        self._precision: Precision = precision
+        self._validation = validation
+        self._budget = budget
+        self._variant = nmtune.RELEASED if shape.kind == "released" else nmtune.PAPER
+        configurations = [c for group in groups for c in group.configurations]
+        self._fits = "squared_error" if shape.of_numbers else "ce"
+        self._place(shape, groups)
+        self._weights = {
+            name: self._column([getattr(c, name) for c in configurations])
+            for name in ("mse", "cov", "svd")
+        }
+        self.heads = StackedHeads.joined(
+            [
+                StackedHeads.fresh(
+                    shape, len(group.configurations), group.seed, self._device, scale
+                )
+                for group, scale in zip(groups, self._scales, strict=True)
+            ]
+        )
+        self.members = list(range(len(configurations)))  # that still train, by index from the start
+        self.failures: list[str | None] = [None] * len(configurations)
+        self.epochs: list[Epoch] = []
+        self._alive = torch.ones(len(configurations), dtype=torch.bool, device=self._device)
+        self._steps_done = 0
+        self._optimizer = StackedAdamW(
+            self.heads.parameters.values(),
+            self._column([c.lr for c in configurations]),
+            self._column([c.weight_decay for c in configurations]),
+        )
+        self._weighed = self._who_weighs()
+
+    def _place(self, shape: Shape, groups: Sequence[Group]) -> None:
+        """Features and labels on the device; each distinct feature matrix with its seed once."""
+        labels = [group.training.labels for group in groups]
+        self._scales = [(0.0, 1.0)] * len(groups)
+        if shape.of_numbers:
+            self._scales = [scale_of(targets) for targets in labels]
+            pairs = zip(labels, self._scales, strict=True)
+            labels = [((own - mean) / deviation).float() for own, (mean, deviation) in pairs]
+        self._labels = torch.stack(labels).to(self._device)
+        known: dict[tuple[int, int], int] = {}
+        self._sources: list[tuple[Tensor, int]] = []
+        source_of = []  # by group
+        for group in groups:
+            mark = (group.training.features.data_ptr(), group.seed)
+            if mark not in known:
+                known[mark] = len(self._sources)
+                self._sources.append((group.training.features.to(self._device), group.seed))
+            source_of.append(known[mark])
+        sizes = torch.tensor([len(group.configurations) for group in groups])
+        self._source_of_group = torch.tensor(source_of)
+        self._group_of = torch.arange(len(groups)).repeat_interleave(sizes).to(self._device)
+
+    def _column(self, values: list[float]) -> Tensor:
+        return torch.tensor(values, dtype=torch.float64, device=self._device)
+
+    def _who_weighs(self) -> dict[str, Tensor | None]:
+        """By regulariser, the members that weigh it; none: all do. Absent: nobody does.
+
+        COV and SVD share their work, so they go together.
+        """
+        mse = self._weights["mse"] != 0
+        spread = (self._weights["cov"] != 0) | (self._weights["svd"] != 0)
+        return {
+            name: None if who.all() else who.nonzero().flatten()
+            for name, who in (("mse", mse), ("spread", spread))
+            if who.any()
+        }
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in an epoch."""
+        size = self._budget.batch_size
+        return self._samples // size + (self._samples % size > 1)
+
+    def run_epoch(self, after_step: Callable[[], None] = lambda: None) -> None:
+        """Train every member for one epoch, then validate it; the result is `epochs[-1]`."""
+        sums: dict[str, Tensor] = {}
+        seen = 0
+        with _tensor_cores(self._precision, self._device):
+            for batch in self._batches():
+                for name, values in self._step(batch).items():
+                    sums[name] = sums.get(name, 0.0) + len(batch[0]) * values.detach().double()
+                seen += len(batch[0])
+                after_step()
+        loss, predicted = evaluate(self.heads, self._validation, self._device)
+        scores = judge(
+            self._validation.labels.to(self._device), predicted, self.heads.shape.classes
+        )
+        self._freeze(~loss.isfinite(), "validation loss")
+        train = {name: (s / seen).cpu() for name, s in sums.items()}
+        epoch = Epoch(train, loss.cpu(), scores, self._budget.metric)
+        self.epochs.append(self._beside_those_who_left(epoch))
+
+    def keep(self, members: Sequence[int]) -> None:
+        """Go on with these members alone, by their index from the start."""
+        rows = torch.tensor([self.members.index(m) for m in members], device=self._device)
+        self.heads = self.heads.keep(rows)
+        self._optimizer.keep(self.heads.parameters.values(), rows)
+        self._weights = {name: weights[rows] for name, weights in self._weights.items()}
+        self._alive, self._group_of = self._alive[rows], self._group_of[rows]
+        self.members = list(members)
+        self._weighed = self._who_weighs()
+
+    def store(self, offload: Offload) -> None:
+        """Move all weights into a file; `restore` must come before anything else."""
+        offload.store(str(id(self)), self.heads, self._optimizer)
+
+    def restore(self, offload: Offload) -> None:
+        """Take back what `store` moved away."""
+        offload.restore(str(id(self)), self.heads, self._optimizer, self._device)
+
+    def state(self, member: int) -> dict[str, Tensor]:
+        """A member's tensors as they stand, on the CPU."""
+        return self.heads.member(self.members.index(member))
+
+    def _beside_those_who_left(self, epoch: Epoch) -> Epoch:
+        if len(self.members) == len(self.failures):
+            return epoch
+        before = self.epochs[-1]
+
+        def full(new: Tensor | None, old: Tensor | None) -> Tensor:
+            blank = torch.full((len(self.failures),), torch.nan, dtype=torch.float64)
+            values = blank if old is None else old.clone()
+            if new is not None:
+                values[self.members] = new.double()
+            return values
+
+        names = [term for term in TERMS if term in before.train or term in epoch.train]
+        found, last = epoch.validation, before.validation
+        return Epoch(
+            {n: full(epoch.train.get(n), before.train.get(n)) for n in names},
+            full(epoch.validation_loss, before.validation_loss),
+            type(found)(**{n: full(getattr(found, n), getattr(last, n)) for n in vars(found)}),
+            epoch.metric,
+        )
+
+    def _batches(self) -> Iterator[list[Tensor]]:
+        """The samples of each step: one index tensor for each source."""
+        orders = [
+            torch.randperm(self._samples, generator=seeded(seed, "order", len(self.epochs) + 1))
+            for _, seed in self._sources
+        ]
+        size = self._budget.batch_size
+        for step in range(self.steps_per_epoch):
+            rows = slice(step * size, (step + 1) * size)
+            yield [order[rows].to(self._device) for order in orders]
+
+    def _step(self, batch: Sequence[Tensor]) -> dict[str, Tensor]:
+        """One optimizer step on a batch; its losses by name, [K] each."""
+        terms = self._terms(batch)
+        loss = terms[self._fits]
+        for name, weights in self._weights.items():
+            if name in terms:
+                # A term that a member does not weigh must not fail it: 0 x inf is not 0.
+                weighed = weights.to(loss.dtype) * terms[name]
+                loss = loss + torch.where(weights != 0, weighed, 0.0)
+        self._freeze(~loss.detach().isfinite(), "training loss")
+        torch.where(self._alive, loss, 0.0).sum().backward()  # type: ignore[no-untyped-call]
+        share = cosine(self._steps_done, self.steps_per_epoch * self._budget.epochs)
+        self._optimizer.step(share, self._alive)
+        self._steps_done += 1
+        return {"loss": loss, **terms}
+
+    def _features(self, batch: Sequence[Tensor]) -> Tensor:
+        """[V, M, D] where all members share them, else [K, V, M, D]."""
+        found = [
+            features[:, samples]
+            for (features, _), samples in zip(self._sources, batch, strict=True)
+        ]
+        if len(found) == 1:
+            return found[0]
+        return torch.stack(found)[self._source_of_group.to(self._device)[self._group_of]]
+
+    def _terms(self, batch: Sequence[Tensor]) -> dict[str, Tensor]:
+        """What the task asks of the logits, and each regulariser that is weighed."""
+        features = self._features(batch)
+        views, samples = features.shape[-3:-1]
+        rows = features.flatten(-3, -2)
+        with _products_in(self._precision, self._device):
+            columns, logits = self.heads.forward(rows, training=True)
+        z = columns.mT.float()
+        labels = torch.stack(
+            [
+                own[batch[source]]
+                for own, source in zip(self._labels, self._source_of_group.tolist(), strict=True)
+            ]
+        )
+        targets = labels[self._group_of].repeat(1, views)
+        if self._fits == "ce":
+            losses = functional.cross_entropy(logits.float(), targets, reduction="none")
+        else:
+            losses = (logits[:, 0].float() - targets).square()
+        terms = {self._fits: losses.mean(1)}
+        if "mse" in self._weighed:
+            who = self._weighed["mse"]
+            outputs, given = (z, rows) if who is None else (z[who], _of(rows, who))
+            if self._variant.per_entry and views > 1:
+                outputs, given = outputs[:, samples : 2 * samples], given[..., :samples, :]
+            self._put(terms, "mse", nmtune.mse(outputs, given, self._variant), who)
+        if "spread" in self._weighed:
+            who = self._weighed["spread"]
+            wanted = {name: bool((self._weights[name] != 0).any()) for name in ("cov", "svd")}
+            outputs = z if who is None else z[who]
+            found = nmtune.spread(outputs, self._variant, cov=wanted["cov"], svd=wanted["svd"])
+            for name, values in zip(("cov", "svd"), found, strict=True):
+                if wanted[name]:
+                    self._put(terms, name, values, who)
+        return terms
+
+    def _put(self, terms: dict[str, Tensor], name: str, values: Tensor, who: Tensor | None) -> None:
+        if who is not None:
+            nothing = values.new_full((len(self.members),), torch.nan)
+            values = nothing.index_put((who,), values)
+        weighs = self._weights[name] != 0
+        terms[name] = torch.where(weighs, values, torch.nan)
+
+    def _freeze(self, broken: Tensor, what: str) -> None:
+        """Take members out of training for good, with the reason."""
+        newly = self._alive & broken.to(self._device)
+        if not newly.any():
+            return
+        self._alive = self._alive & ~newly
+        epoch = len(self.epochs) + 1
+        reason = f"{what} not finite in epoch {epoch} after {self._steps_done} steps"
+        for row in newly.nonzero().flatten().tolist():
+            self.failures[self.members[row]] = reason
+
+
+def _of(rows: Tensor, who: Tensor) -> Tensor:
+    return rows if rows.dim() == 2 else rows[who]
+
+
+def _products_in(
+    precision: Precision, device: torch.device
+) -> contextlib.AbstractContextManager[Any]:
+    """The heads' own matrix products in this precision; weights and losses stay float32."""
+    if precision == "bf16":
+        return torch.autocast(device.type, torch.bfloat16)
+    return contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def _tensor_cores(precision: Precision, device: torch.device) -> Iterator[None]:
+    """TF32 products, forward and backward, on a GPU and while the block lasts, if asked for."""
+    if precision != "tf32" or device.type != "cuda":
+        yield
+        return
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def bytes_of_member(shape: Shape, rows: int) -> int:
+    """About what one member holds while a step of `rows` rows (views included) is taken."""
+    weights = shape.outputs * shape.dim + 2 * shape.hidden * shape.dim
+    activations = rows * (4 * shape.hidden + 6 * shape.dim + 3 * shape.outputs)
+    doubles = rows * (4 * min(rows, shape.dim) + 3 * shape.dim) if shape.hidden else 0
+    return 4 * (5 * weights + activations) + 8 * doubles  # weight, gradient, moments, change
+
+
+@torch.no_grad()
+def evaluate(heads: StackedHeads, part: Labelled, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(mean loss [K], float64; predicted classes or numbers [K, N]) of features [N, D].
+
+    The loss is cross-entropy; of numbers the squared error in units of each member's own variance
+    of training targets, and what is predicted is float64, in the task's units. Rows go through in
+    pieces that bound the memory. Raises ValueError when there is no row.
+    """
+    if len(part.labels) == 0:
+        raise ValueError("there is no row to evaluate")
+    widest = max(heads.shape.hidden, heads.shape.dim, heads.shape.outputs)
+    piece = max(1, _ENTRIES // (widest * heads.members))
+    loss = torch.zeros(heads.members, dtype=torch.float64, device=device)
+    predicted = []
+    for start in range(0, len(part.labels), piece):
+        rows = slice(start, start + piece)
+        _, logits = heads.forward(part.features[rows].to(device), training=False)
+        targets = part.labels[rows].to(device)
+        if heads.shape.of_numbers:
+            outputs = logits[:, 0]
+            losses = (outputs - heads.standardised(targets)).square()
+            predicted.append(heads.numbers(outputs))
+        else:
+            own = targets.expand(heads.members, -1)
+            losses = functional.cross_entropy(logits, own, reduction="none")
+            predicted.append(logits.argmax(1))
+        loss += losses.sum(1, dtype=torch.float64)
+    return loss / len(part.labels), torch.cat(predicted, dim=1)

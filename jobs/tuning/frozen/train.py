@@ -1,0 +1,275 @@
+"""Training to a budget: groups of configurations in stacks that fit the memory, the best kept.
+
+Takes groups (see `stacked`) with their common validation part; gives, for each group, what every
+configuration came to and the weights of the one that is selected. Members train side by side as
+far as `memory` allows, else in turns; who shares a turn changes nothing but rounding. The weights
+of a member are those after its last epoch, never its best epoch's. Of a turn that has ended, only
+the best member's weights are kept, so that a sweep's size is bounded by time alone; under halving
+turns that may still continue wait in files (`offload`) from cut to cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from jobs.tuning.budget import Budget, Key, OnProgress, Patience, ignore_progress
+from jobs.tuning.frozen.offload import Offload
+from jobs.tuning.frozen.stack import Group, Stack, bytes_of_member
+from jobs.tuning.heads import Shape
+from jobs.tuning.metrics import gathered
+from jobs.tuning.rows import Labelled
+from jobs.tuning.spec import Precision
+from jobs.tuning.trained import DROPPED, TERMS, Configuration, Epoch, Trained
+
+MEMORY = 1 << 30  # bytes that the members of a turn may hold together
+
+
+def train(
+    shape: Shape,
+    training: Labelled,
+    validation: Labelled,
+    configurations: Sequence[Configuration],
+    budget: Budget,
+    *,
+    seed: int,
+    device: str = "cpu",
+    precision: Precision = "float32",
+    memory: int = MEMORY,
+) -> Trained:
+    """Train one head for each configuration. Raises ValueError on fewer than two samples."""
+    group = Group(training, configurations, seed)
+    (trained,) = train_groups(
+        shape, [group], validation, budget, device=device, precision=precision, memory=memory
+    )
+    return trained
+
+
+def train_groups(
+    shape: Shape,
+    groups: Sequence[Group],
+    validation: Labelled,
+    budget: Budget,
+    *,
+    device: str = "cpu",
+    precision: Precision = "float32",
+    memory: int = MEMORY,
+    on_progress: OnProgress = ignore_progress,
+) -> list[Trained]:
+    """As `train`, for several groups at once. Raises ValueError if their rows differ in number."""
+    whole = sum(budget.epochs_of(len(group.configurations)) for group in groups)
+    done = 0.0
+
+    def trained(epochs: float) -> None:
+        nonlocal done
+        done += epochs
+        on_progress(min(1.0, done / whole))
+
+    members = [(g, c) for g, group in enumerate(groups) for c in range(len(group.configurations))]
+    views = groups[0].training.features.shape[0]
+    at_once = max(1, memory // bytes_of_member(shape, budget.batch_size * views))
+    count = -(-len(members) // at_once)
+    groups = _placed(groups, device)
+
+    def start(turn: _Turn) -> Stack:
+        own = _groups_of(turn.members, groups)
+        return Stack(shape, own, validation, budget, device=device, precision=precision)
+
+    cuts = [budget.cuts(len(group.configurations)) for group in groups]
+    with Offload() as offload:
+        turns = []
+        for first in range(count):
+            share = members[first * len(members) // count : (first + 1) * len(members) // count]
+            turns.append(_Turn(share, budget, offload if count > 1 else None))
+        for epoch in [*sorted({epoch for cut in cuts for epoch in cut}), budget.epochs]:
+            for turn in turns:
+                turn.run_to(epoch, start, trained)
+            for number, cut in enumerate(cuts):
+                if epoch in cut:
+                    _drop(turns, number, cut[epoch], epoch)
+    return [_gather(turns, number) for number in range(len(groups))]
+
+
+def _placed(groups: Sequence[Group], device: str) -> list[Group]:
+    """The groups, their features on the device: those that share them there share them here."""
+    there: dict[int, Tensor] = {}
+    placed = []
+    for group in groups:
+        features, labels = group.training.features, group.training.labels
+        on_device = there.setdefault(features.data_ptr(), features.to(device))
+        placed.append(replace(group, training=Labelled(on_device, labels)))
+    return placed
+
+
+def _groups_of(members: Sequence[tuple[int, int]], groups: Sequence[Group]) -> list[Group]:
+    """The groups of some (group, configuration) pairs in order, with those configurations alone."""
+    tried: dict[int, list[Configuration]] = {}
+    for number, configuration in members:
+        tried.setdefault(number, []).append(groups[number].configurations[configuration])
+    return [Group(groups[n].training, found, groups[n].seed) for n, found in tried.items()]
+
+
+class _Turn:
+    """Members that train side by side, from their first epoch to their last."""
+
+    def __init__(
+        self, members: Sequence[tuple[int, int]], budget: Budget, offload: Offload | None
+    ) -> None:
+        """`offload`: where to wait while other turns train."""
+        self.members = members  # (group, configuration)
+        self.epochs: list[Epoch] = []
+        self.failures: list[str | None] = [None] * len(members)
+        self.dropped: list[str | None] = [None] * len(members)
+        self.trained_for = [0] * len(members)
+        self._frozen: set[int] = set()
+        self._budget = budget
+        self._patience = Patience(budget.patience)
+        self._stack: Stack | None = None
+        self._offload = offload
+        self._best: dict[int, tuple[Key, Mapping[str, Tensor]]] = {}  # by group, of those who left
+
+    def run_to(
+        self, epoch: int, start: Callable[[_Turn], Stack], trained: Callable[[float], None]
+    ) -> None:
+        """Train who still trains, until `epoch`; after the budget's last, only the best is held.
+
+        `trained` hears of every step as a share of an epoch, summed over the members that took it.
+        """
+        if self._stack is None and not self.epochs:
+            self._stack = start(self)
+            self.epochs, self.failures = self._stack.epochs, self._stack.failures
+        else:
+            self._restore()
+        while self._stack is not None and len(self.epochs) < epoch:
+            step = len(self._stack.members) / self._stack.steps_per_epoch
+            self._stack.run_epoch(partial(trained, step))
+            self._after_epoch(self._stack)
+        if self._stack is not None and len(self.epochs) == self._budget.epochs:
+            self._leave(self._stack, self._stack.members)
+        self._store()
+
+    def _store(self) -> None:
+        if self._stack is not None and self._offload is not None:
+            self._stack.store(self._offload)
+
+    def _restore(self) -> None:
+        if self._stack is not None and self._offload is not None:
+            self._stack.restore(self._offload)
+
+    def standing(self, group: int) -> dict[int, Key]:
+        """Where the group's members stand that may still win, by member."""
+        return {
+            m: self.epochs[-1].key(m)
+            for m, (of, _) in enumerate(self.members)
+            if of == group and self.failures[m] is None and self.dropped[m] is None
+        }
+
+    def drop(self, members: Sequence[int], reason: str) -> None:
+        """These train no further and cannot win."""
+        if not members:
+            return
+        for member in members:
+            self.dropped[member] = reason
+        for group, (key, _) in list(self._best.items()):
+            if key[2] in members:
+                del self._best[group]
+        if self._stack is not None:
+            left = [m for m in self._stack.members if m not in members]
+            self._restore()
+            self._go_on_with(self._stack, left)
+            self._store()
+
+    def best(self, group: int) -> Mapping[str, Tensor]:
+        """The weights of the group's best member that has left."""
+        return self._best[group][1]
+
+    def _after_epoch(self, stack: Stack) -> None:
+        for member in stack.members:
+            if member not in self._frozen:
+                self.trained_for[member] = len(self.epochs)
+        self._frozen.update(m for m in stack.members if self.failures[m] is not None)
+        over = [
+            m
+            for m in stack.members
+            if self.failures[m] is None and self._patience.is_over(m, self.epochs[-1].key(m))
+        ]
+        if over:
+            self._leave(stack, over)
+
+    def _leave(self, stack: Stack, members: Sequence[int]) -> None:
+        """End the training of some members, and keep the weights of each group's best."""
+        for member in members:
+            group = self.members[member][0]
+            key = self.epochs[-1].key(member)
+            if self.failures[member] is None and (
+                group not in self._best or key < self._best[group][0]
+            ):
+                self._best[group] = key, stack.state(member)
+        self._go_on_with(stack, [m for m in stack.members if m not in members])
+
+    def _go_on_with(self, stack: Stack, members: Sequence[int]) -> None:
+        if not any(self.failures[member] is None for member in members):
+            self._stack = None  # frees all that it held
+        elif len(members) < len(stack.members):
+            stack.keep(members)
+
+
+def _drop(turns: Sequence[_Turn], group: int, left: int, epoch: int) -> None:
+    """Keep the best `left` members of a group, over all turns, in the running."""
+    standing = sorted(
+        (key[:2], number, member)
+        for number, turn in enumerate(turns)
+        for member, key in turn.standing(group).items()
+    )
+    for number, turn in enumerate(turns):
+        out = [member for _, of, member in standing[left:] if of == number]
+        turn.drop(out, f"{DROPPED} {epoch}")
+
+
+def _gather(turns: Sequence[_Turn], group: int) -> Trained:
+    """One group's members from all turns, in drawing order."""
+    chosen: tuple[tuple[float, float], int, int] | None = None  # key, turn, member
+    places: list[tuple[_Turn, list[int]]] = []
+    for number, turn in enumerate(turns):
+        places.append((turn, [m for m, (of, _) in enumerate(turn.members) if of == group]))
+        for member, key in turn.standing(group).items():
+            found = key[:2], number, member
+            chosen = found if chosen is None else min(chosen, found)
+    flat = [(turn, member) for turn, members in places for member in members]
+    state: Mapping[str, Tensor] = {}
+    index = None
+    if chosen is not None:
+        turn = turns[chosen[1]]
+        state, index = turn.best(group), flat.index((turn, chosen[2]))
+    longest = max(len(turn.epochs) for turn, members in places if members)
+    return Trained(
+        epochs=tuple(_epoch(places, number) for number in range(longest)),
+        failures=tuple(turn.failures[m] for turn, m in flat),
+        dropped=tuple(turn.dropped[m] for turn, m in flat),
+        trained_for=tuple(turn.trained_for[m] for turn, m in flat),
+        chosen=index,
+        state=state,
+    )
+
+
+def _epoch(places: Sequence[tuple[_Turn, list[int]]], number: int) -> Epoch:
+    """What was known after an epoch (from 0) of members of several turns."""
+    found = [(turn.epochs[min(number, len(turn.epochs) - 1)], m) for turn, m in places if m]
+    terms = {term for epoch, _ in found for term in epoch.train}
+
+    def of(epoch: Epoch, term: str, members: list[int]) -> Tensor:
+        values = epoch.train.get(term)
+        if values is None:
+            return torch.full((len(members),), torch.nan, dtype=torch.float64)
+        return values[members]
+
+    return Epoch(
+        {t: torch.cat([of(e, t, m) for e, m in found]) for t in TERMS if t in terms},
+        torch.cat([epoch.validation_loss[m] for epoch, m in found]),
+        gathered([(epoch.validation, m) for epoch, m in found]),
+        found[0][0].metric,
+    )

@@ -1,0 +1,112 @@
+"""Methods as an experiment file writes them: a head, what is trained, and a search space.
+
+Refuses combinations that have no meaning, in one sentence, when the file is read.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from jobs.contract import Spec
+from jobs.encoders.templates import Template
+from jobs.tuning.search_space import Space, bounds
+
+HeadKind = Literal["linear", "paper", "released"]
+
+PROBES = ("ridge", "lbfgs")
+"""Linear heads that are solved, not trained by steps: oracles of what a linear probe can reach."""
+
+TEMPLATES = ("a photo of a {}.",)
+"""What a zero-shot head says of a class where nothing else is given."""
+
+GIVEN = (*PROBES, "zero_shot")
+"""Linear heads that take no steps."""
+
+
+class Method(Spec):
+    """A head and how its hyper-parameters are searched.
+
+    `linear`: a linear probe. `paper`, `released`: the two-layer head, the losses and the views of
+    that name (paper 1 section 4; the authors' code). The plain MLP is a two-layer head whose
+    regularisers weigh nothing. `ridge`: least squares on the classes' indicators, in closed form;
+    `lbfgs`: logistic regression to convergence; both linear, with `l2` as their only parameter.
+    `zero_shot`: the classes' names in `templates`, as the text tower of an open_clip encoder reads
+    them; nothing is trained or searched, so that a task has one such cell.
+
+    `adapt` says what is trained: the head alone on frozen features, or with it the encoder itself,
+    by low-rank adapters (`lora`) or whole (`ft`). On a trained encoder stands a linear head, and
+    COV and SVD regularise the encoder's features (the authors' code).
+    """
+
+    head: Literal["linear", "paper", "released", "ridge", "lbfgs", "zero_shot"]
+    space: Space = Space()
+    templates: tuple[Template, ...] = Field(
+        TEMPLATES, min_length=1, description="zero_shot: {} stands for a class's name"
+    )
+    adapt: Literal["frozen", "lora", "ft"] = "frozen"
+    rank: int = Field(8, ge=1, description="lora: of each adapter")
+    encoder_lr: float = Field(
+        1.0, ge=0, le=1, description="lora, ft: the encoder's share of the space's lr"
+    )
+
+    @property
+    def kind(self) -> HeadKind:
+        """What the head is, however it is found."""
+        return self.head if self.head == "paper" or self.head == "released" else "linear"
+
+    @property
+    def reads_images(self) -> bool:
+        """Whether the encoder is trained, so that features will not do."""
+        return self.adapt != "frozen"
+
+    @model_validator(mode="after")
+    def _fields_have_a_reader(self) -> Method:
+        """A field that bears on no result would still change the cell's identity."""
+        fields = type(self).model_fields
+        for name, readers in (("rank", ("lora",)), ("encoder_lr", ("lora", "ft"))):
+            if self.adapt not in readers and getattr(self, name) != fields[name].default:
+                raise ValueError(f"{name} belongs to adapt: {' or '.join(readers)}; leave it out")
+        if self.space.scale != Space.model_fields["scale"].default and not self.space.regularised:
+            raise ValueError("scale multiplies mse, cov and svd, and none is given; leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _fits_the_encoder(self) -> Method:
+        if self.reads_images and self.head != "linear":
+            raise ValueError(f"{self.adapt} puts a linear head on the encoder, not {self.head}")
+        if self.reads_images and bounds(self.space.mse)[1] > 0:
+            raise ValueError(
+                f"mse compares a head's output with frozen features, and {self.adapt} has none; "
+                f"leave out mse"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _has_what_its_head_reads(self) -> Method:
+        if not self.reads_images and self.head in ("linear", *GIVEN) and self.space.regularised:
+            raise ValueError(
+                f"a {self.head} head has no output to regularise; leave out mse, cov and svd"
+            )
+        if self.head in PROBES:
+            unwanted = sorted(set(self.space.model_dump(exclude_defaults=True)) - {"l2"})
+            if unwanted or self.space.l2 is None:
+                remedy = f"leave out {', '.join(unwanted)}" if unwanted else "give l2"
+                raise ValueError(f"a {self.head} head is searched over l2 alone; {remedy}")
+        elif self.head == "zero_shot":
+            if self.space != Space():
+                raise ValueError("a zero_shot head has nothing to search; leave out space")
+        elif self.space.lr is None or self.space.l2 is not None:
+            raise ValueError(f"a {self.head} head needs lr in its space, and takes no l2")
+        return self
+
+    @model_validator(mode="after")
+    def _templates_have_a_reader(self) -> Method:
+        if self.head != "zero_shot" and self.templates != TEMPLATES:
+            raise ValueError(f"templates belong to a zero_shot head, not {self.head}; remove them")
+        return self
+
+    def tries(self, configurations: int) -> int:
+        """How many of the configurations that every method is given it has a use for."""
+        return 1 if self.head == "zero_shot" else configurations

@@ -1,0 +1,228 @@
+"""Which rows of a part a cell has: a pure selection of indices from keys and labels.
+
+Takes a part's samples (keys and labels, sorted by key), a task, a percentage and a seed; gives the
+indices of the task's rows with their targets. Frozen cells index features by them, cells that train
+the encoder index images, so both have the same samples. The selection depends on labels, keys and
+seed alone: it is the same at every noise level, and a smaller fraction lies inside a larger one. A
+task whose target is a number has no classes: its labels are those numbers, and its fraction is
+taken by key alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from jobs.contract import StageError
+from jobs.keyed_hash import hash64
+from jobs.tasks.spec import OF_TWO_CLASSES, Task
+
+PartName = Literal["train", "validation", "test"]
+Indices = npt.NDArray[np.int64]
+Targets = npt.NDArray[np.int64] | npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The keys and labels of one part, sorted by key."""
+
+    keys: pa.Array  # string, [N]
+    labels: Targets  # the corpus's labels, [N]; float64 where they are numbers
+
+
+@dataclass(frozen=True)
+class TaskRows:
+    """The rows of a part that belong to a task."""
+
+    keys: pa.Array  # string, [n]
+    labels: Tensor  # int64 [n], class indices of the task; or float64 [n], its numbers
+    indices: Indices  # [n], ascending, into the part's samples
+    other_classes: int  # rows left out because the task has no class for their label
+    beyond_fraction: int = 0  # rows left out because only a fraction is used
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Features with their targets. Training features carry their views on the first axis."""
+
+    features: Tensor  # float32, [V, N, D] or, without views, [N, D]
+    labels: Tensor  # int64, [N], in [0, C); or float64, numbers in the task's own units
+
+
+# -- the task's classes ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TaskClasses:
+    """Which corpus labels count as which class of a task."""
+
+    names: tuple[str, ...]  # none: the task's target is a number
+    index_of: Indices  # by corpus label; -1: not part of the task
+
+    @staticmethod
+    def of(task: Task, corpus_classes: tuple[str, ...]) -> TaskClasses:
+        """The task's classes over the corpus's. Raises StageError on labels that do not fit."""
+        if task.target == "number":
+            return TaskClasses((), np.zeros(0, np.int64))
+        if task.classes is None:
+            return TaskClasses(corpus_classes, np.arange(len(corpus_classes)))
+        index_of = np.full(len(corpus_classes), -1)
+        label_of = {name: label for label, name in enumerate(corpus_classes)}
+        for index, (name, members) in enumerate(task.classes.items()):
+            for member in members:
+                if task.source == "features" and isinstance(member, str) and member not in label_of:
+                    continue  # a spelling that these features do not use
+                label = _label(task, name, member, label_of)
+                if index_of[label] >= 0:
+                    raise StageError(
+                        f"task {task.name}: label {label} counts as two classes; "
+                        f"take it out of classes.{name} or of the other"
+                    )
+                index_of[label] = index
+        if task.source == "features":
+            _check_spelling(task, task.classes, corpus_classes, index_of)
+        return TaskClasses(tuple(task.classes), index_of)
+
+
+def _check_spelling(
+    task: Task, classes: Mapping[str, Sequence[int | str]], labels: Sequence[str], index_of: Indices
+) -> None:
+    """Given labels name every class and, for a metric of two, no third. Raises StageError."""
+    lacking = set(range(len(classes))) - set(index_of.tolist())
+    if lacking or (task.metric in OF_TWO_CLASSES and (index_of < 0).any()):
+        known = "; ".join(f"{name} ({', '.join(map(str, classes[name]))})" for name in classes)
+        raise StageError(
+            f"task {task.name}: its features have {len(labels)} labels (the first: "
+            f"{', '.join(labels[:3])}), but its classes and what may stand for them are {known}; "
+            f"relabel the features, or list their labels in a task file of your own"
+        )
+
+
+def _label(task: Task, name: str, member: int | str, label_of: Mapping[str, int]) -> int:
+    """The corpus's label that a member of a class names. Raises StageError for one it has not."""
+    if isinstance(member, str):
+        if member not in label_of:
+            raise StageError(
+                f"task {task.name}: classes.{name} names class {member!r}, which corpus "
+                f"{task.scope} lacks; `nml-orch tasks check {task.name}` compares the two"
+            )
+        return label_of[member]
+    if not 0 <= member < len(label_of):
+        raise StageError(
+            f"task {task.name}: classes.{name} names label {member}, but corpus "
+            f"{task.scope} has labels 0 to {len(label_of) - 1}"
+        )
+    return member
+
+
+# -- rows ------------------------------------------------------------------------------------------
+
+
+def training_rows(
+    part: Samples, classes: TaskClasses, task: Task, *, percent: float, seed: int
+) -> TaskRows:
+    """The training rows of a cell: `percent` of each class's rows, at least one of each.
+
+    Where the target is a number, `percent` of all rows. Raises StageError when a class has no row
+    at all, the task fewer than two classes, or the rows one number between them.
+    """
+    whole = _of_task(part, classes, task)
+    labels = whole.labels.numpy()
+    if task.target == "number":
+        drawn = _share(whole, np.zeros(len(labels), np.int64), percent, seed, task)
+        _check_numbers(drawn, task, percent)
+        return drawn
+    if len(classes.names) < 2:
+        raise StageError(f"task {task.name} has {len(classes.names)} class; give it at least two")
+    empty = np.flatnonzero(np.bincount(labels, minlength=len(classes.names)) == 0)
+    if len(empty):
+        raise StageError(
+            f"task {task.name}: class {classes.names[empty[0]]} has no row in the training part; "
+            f"leave it out of `classes` or give the corpus a larger training part"
+        )
+    return _share(whole, labels, percent, seed, task)
+
+
+def _share(whole: TaskRows, groups: Indices, percent: float, seed: int, task: Task) -> TaskRows:
+    """`percent` of the rows of each group."""
+    if percent >= 100:
+        return whole
+    kept = fraction(whole.keys, groups, percent=percent, seed=seed, scope=task.scope)
+    return TaskRows(
+        whole.keys.take(pa.array(kept)),
+        whole.labels[torch.from_numpy(kept)],
+        whole.indices[kept],
+        whole.other_classes,
+        len(groups) - len(kept),
+    )
+
+
+def _check_numbers(drawn: TaskRows, task: Task, percent: float) -> None:
+    """StageError for training targets that do not differ: nothing can be learnt from them."""
+    targets = drawn.labels
+    if bool((targets == targets[0]).all()):
+        raise StageError(
+            f"task {task.name}: the training rows of fraction {percent:g} % ({len(targets)}) all "
+            f"have the target {float(targets[0]):g}; use a larger fraction, or correct the labels"
+        )
+
+
+def plain_rows(part: Samples, classes: TaskClasses, task: Task) -> TaskRows:
+    """The rows of a validation or test part. Raises StageError when there is none.
+
+    Likewise for a single row where the target is a number: nothing correlates with one.
+    """
+    cut = _of_task(part, classes, task)
+    if task.target == "number" and len(cut.keys) < 2:
+        raise StageError(
+            f"task {task.name}: a part has a single row, and a correlation takes two; give it more"
+        )
+    return cut
+
+
+def fraction(keys: pa.Array, labels: Indices, *, percent: float, seed: int, scope: str) -> Indices:
+    """Ascending indices of `percent` of each label's rows (rounded to nearest, at least one).
+
+    Which rows depends on their keys, the seed and the scope, never on their order; the rows of a
+    smaller percentage are among those of a larger one.
+    """
+    order = np.argsort(hash64(keys, seed=seed, scope=scope, stream="fraction"), kind="stable")
+    kept = []
+    for label in np.unique(labels):
+        own = order[labels[order] == label]
+        kept.append(own[: max(1, int(len(own) * percent / 100 + 0.5))])
+    return np.sort(np.concatenate(kept))
+
+
+def _of_task(part: Samples, classes: TaskClasses, task: Task) -> TaskRows:
+    """The part's rows whose label belongs to the task."""
+    numbers = part.labels.dtype == np.float64
+    if numbers != (task.target == "number"):
+        found = "numbers" if numbers else "classes"
+        raise StageError(
+            f"task {task.name} predicts a {task.target}, but the labels beside its features are "
+            f"{found}; extract the features again"
+        )
+    if numbers:
+        everything = np.arange(len(part.keys))
+        return TaskRows(part.keys, torch.from_numpy(part.labels), everything, 0)
+    if part.labels.max() >= len(classes.index_of) or part.labels.min() < 0:
+        raise StageError(
+            f"task {task.name}: features have label {int(part.labels.max())}, but the corpus has "
+            f"{len(classes.index_of)} classes; extract the features again"
+        )
+    indices = classes.index_of[part.labels]
+    inside = np.flatnonzero(indices >= 0)
+    if len(inside) == 0:
+        raise StageError(
+            f"task {task.name}: no row of a part has a label of its classes; check `classes`"
+        )
+    keys = part.keys if len(inside) == len(indices) else part.keys.take(pa.array(inside))
+    return TaskRows(keys, torch.from_numpy(indices[inside]), inside, len(indices) - len(inside))

@@ -1,0 +1,180 @@
+"""Search spaces as an experiment file writes them: Ray Tune's domains, grids and fixed values.
+
+Takes the `space` of a method; gives its domains by hyper-parameter. Ranges are checked when the
+file is read. Draws nothing (see `jobs.tuning.draw`).
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
+
+from jobs.contract import Spec
+
+
+class LogUniform(Spec):
+    """Tune's `loguniform(low, high)`."""
+
+    loguniform: tuple[float, float]
+
+    @model_validator(mode="after")
+    def _ordered(self) -> LogUniform:
+        low, high = self.loguniform
+        if not 0 < low < high:
+            raise ValueError(f"loguniform [{low:g}, {high:g}] needs 0 < low < high")
+        return self
+
+
+class Uniform(Spec):
+    """Tune's `uniform(low, high)`."""
+
+    uniform: tuple[float, float]
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Uniform:
+        low, high = self.uniform
+        if not low < high:
+            raise ValueError(f"uniform [{low:g}, {high:g}] needs low < high")
+        return self
+
+
+class QUniform(Spec):
+    """Tune's `quniform(low, high, q)`: uniform, rounded to multiples of q."""
+
+    quniform: tuple[float, float, float]
+
+    @model_validator(mode="after")
+    def _ordered(self) -> QUniform:
+        low, high, step = self.quniform
+        if not (low < high and 0 < step <= high - low):
+            raise ValueError(
+                f"quniform [{low:g}, {high:g}, {step:g}] needs low < high and 0 < q <= high - low"
+            )
+        for name, bound in (("low", low), ("high", high)):
+            if not math.isclose(bound / step, round(bound / step)):  # as Tune itself asks
+                raise ValueError(
+                    f"quniform [{low:g}, {high:g}, {step:g}]: {name} must be a multiple of q, as "
+                    f"{step * round(bound / step):g} is"
+                )
+        return self
+
+
+class RandInt(Spec):
+    """Tune's `randint(low, high)`: whole numbers, the upper bound left out."""
+
+    randint: tuple[int, int]
+
+    @model_validator(mode="after")
+    def _ordered(self) -> RandInt:
+        low, high = self.randint
+        if not low < high:
+            raise ValueError(f"randint [{low}, {high}] needs low < high")
+        return self
+
+
+class Choice(Spec):
+    """Tune's `choice(values)`."""
+
+    choice: tuple[float, ...] = Field(min_length=1)
+
+
+class Grid(Spec):
+    """Tune's `grid_search(values)`: every value, with every combination of the other grids."""
+
+    grid: tuple[float, ...] = Field(min_length=1)
+
+
+DOMAINS = ("loguniform", "uniform", "quniform", "randint", "choice", "grid")
+
+
+def _named_domain(value: Any) -> Any:
+    """Refuse a value that names no domain with one sentence instead of one for each domain."""
+    if isinstance(value, (list, tuple)):
+        raise ValueError("a list of values is written as choice: [...], or grid: [...]")
+    if isinstance(value, Mapping) and (len(value) != 1 or next(iter(value)) not in DOMAINS):
+        near = difflib.get_close_matches(str(next(iter(value), "")), DOMAINS, n=1)
+        hint = f"did you mean {near[0]}?" if near and len(value) == 1 else "or give a number"
+        raise ValueError(f"a search domain has one of {', '.join(DOMAINS)}; {hint}")
+    return value
+
+
+def _domain_of(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return f"tagged-{next(iter(value))}"
+    return f"tagged-{type(value).__name__.lower() if isinstance(value, Spec) else 'number'}"
+
+
+Domain = Annotated[
+    Annotated[LogUniform, Tag("tagged-loguniform")]
+    | Annotated[Uniform, Tag("tagged-uniform")]
+    | Annotated[QUniform, Tag("tagged-quniform")]
+    | Annotated[RandInt, Tag("tagged-randint")]
+    | Annotated[Choice, Tag("tagged-choice")]
+    | Annotated[Grid, Tag("tagged-grid")]
+    | Annotated[float, Tag("tagged-number")],
+    Discriminator(_domain_of),
+    BeforeValidator(_named_domain),
+]
+"""A Tune domain, or a fixed value."""
+
+
+def bounds(domain: Domain) -> tuple[float, float]:
+    """The smallest and the largest value of a domain."""
+    match domain:
+        case LogUniform(loguniform=bounds) | Uniform(uniform=bounds):
+            return bounds
+        case QUniform(quniform=(low, high, _)):
+            return low, high
+        case RandInt(randint=(low, high)):
+            return low, high - 1
+        case Choice(choice=values) | Grid(grid=values):
+            return min(values), max(values)
+        case fixed:
+            return fixed, fixed
+
+
+class Space(Spec):
+    """The hyper-parameters of one method. Loss weights of 0 turn a regulariser off."""
+
+    lr: Domain | None = Field(None, description="heads that are trained by steps: needed")
+    weight_decay: Domain = 0.0
+    mse: Domain = 0.0
+    cov: Domain = 0.0
+    svd: Domain = 0.0
+    scale: Domain = Field(1.0, description="multiplies the three weights of one configuration")
+    l2: Domain | None = Field(None, description="ridge and lbfgs: needed, their only parameter")
+
+    @model_validator(mode="after")
+    def _in_range(self) -> Space:
+        for name in type(self).model_fields:
+            domain = getattr(self, name)
+            if domain is None:
+                continue
+            low, high = bounds(domain)
+            positive = name in ("lr", "l2")
+            if low < 0 or (positive and low == 0):
+                least = "above 0" if positive else "0 or more"
+                raise ValueError(f"{name} spans [{low:g}, {high:g}]; must be {least}")
+        return self
+
+    @property
+    def domains(self) -> dict[str, Domain]:
+        """The domains that are given, by name."""
+        return {n: d for n in type(self).model_fields if (d := getattr(self, n)) is not None}
+
+    @property
+    def regularised(self) -> bool:
+        """Whether a configuration can give a regulariser a weight above 0."""
+        return any(bounds(domain)[1] > 0 for domain in (self.mse, self.cov, self.svd))
+
+    @property
+    def combinations(self) -> int | None:
+        """Points of the grid; None when a domain is drawn from."""
+        domains = self.domains.values()
+        if any(not isinstance(domain, (Grid, int, float)) for domain in domains):
+            return None
+        return math.prod(len(domain.grid) for domain in domains if isinstance(domain, Grid))

@@ -1,0 +1,128 @@
+"""What training gives, whoever trains: configurations, their epochs, and the one selected.
+
+Frozen cells and cells that train the encoder both end in a `Fit`; `jobs.tuning.write` turns it into
+files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from jobs.contract import StageError, Work
+from jobs.tasks.spec import Metric
+from jobs.tuning.budget import Key
+from jobs.tuning.heads import Shape
+from jobs.tuning.metrics import Judged
+from jobs.tuning.rows import TaskClasses, TaskRows
+from jobs.tuning.spec import TuneStep
+
+TERMS = ("loss", "ce", "squared_error", "mse", "cov", "svd")
+"""Training losses by name; `loss` is the weighted sum that is minimised. A task has `ce` or, where
+its target is a number, `squared_error`; `mse` is NMTune's own."""
+
+
+DROPPED = "dropped by halving after epoch"
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """One point of a method's search space."""
+
+    lr: float  # 0: solved, not trained by steps
+    weight_decay: float = 0.0
+    mse: float = 0.0  # loss weights, the space's `scale` already multiplied in
+    cov: float = 0.0
+    svd: float = 0.0
+    l2: float = 0.0  # ridge and lbfgs
+
+
+def configuration(values: dict[str, float]) -> Configuration:
+    """A configuration from a value for each of a space's domains, the scale multiplied in."""
+    scale = values["scale"]
+    return Configuration(
+        lr=values.get("lr", 0.0),
+        weight_decay=values["weight_decay"],
+        mse=values["mse"] * scale,
+        cov=values["cov"] * scale,
+        svd=values["svd"] * scale,
+        l2=values.get("l2", 0.0),
+    )
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What is known of all members after an epoch; [K] float64 tensors on the CPU.
+
+    A member that no longer trains repeats what it had when it left.
+    """
+
+    train: dict[str, Tensor]  # by name in TERMS, means over the epoch; absent: not computed
+    validation_loss: Tensor
+    validation: Judged
+    metric: Metric  # the task's own, by which members are compared
+
+    def key(self, member: int) -> Key:
+        """Where a member stands: the higher validation by `metric`, then the lower loss, first."""
+        own = float(self.validation.of(self.metric)[member])
+        return -own, float(self.validation_loss[member]), member
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The configurations of a group after their last epoch."""
+
+    epochs: tuple[Epoch, ...]  # a member that has left repeats its last
+    failures: tuple[str | None, ...]  # why a member was frozen; none: its losses stayed finite
+    dropped: tuple[str | None, ...]  # why a member was not trained to the end; none: it may win
+    trained_for: tuple[int, ...]  # epochs, by member
+    chosen: int | None  # the selected member; none when all failed
+    state: Mapping[str, Tensor]  # its weights; empty when all failed
+
+
+@dataclass(frozen=True)
+class Selected:
+    """A head that was chosen on the validation part: what it takes to see the test part."""
+
+    state: Mapping[str, Tensor]  # as `StackedHeads.member` gives it
+    classes: tuple[str, ...]  # of the task, in index order; none: its target is a number
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Trained heads with what they were trained on, and the configuration selected."""
+
+    shape: Shape
+    classes: TaskClasses
+    views: int
+    training: TaskRows
+    validation: TaskRows
+    configurations: Sequence[Configuration]
+    trained: Trained
+    chosen: int
+
+    @property
+    def failed(self) -> int:
+        """Configurations whose losses did not stay finite."""
+        return sum(failure is not None for failure in self.trained.failures)
+
+
+def step_of(work: Work) -> TuneStep:
+    """The work's spec, as what it must be."""
+    if not isinstance(work.spec, TuneStep):
+        raise TypeError(f"{work.address}: a {type(work.spec).__name__} is not a tuning step")
+    return work.spec
+
+
+def all_failed(step: TuneStep, domain: str, failures: Sequence[str | None]) -> StageError:
+    """The error of a cell without a configuration to select; `domain`: what to narrow."""
+    reasons = [failure for failure in failures if failure is not None]
+    dropped = len(failures) - len(reasons)
+    others = f" but {dropped} that halving had dropped" if dropped else ""
+    first = next(iter(reasons), "none was trained to its end")
+    return StageError(
+        f"all {len(failures)} configurations{others} failed (first: {first}); "
+        f"narrow space.{domain} of method {step.method_name}"
+    )

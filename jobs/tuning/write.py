@@ -1,0 +1,264 @@
+"""Writes the files of a cell whose selected configuration has been tested, and reads a head back.
+
+Takes what training and testing gave; writes the tables and the head into `Work.output` as
+`jobs.tuning.schema` describes them, and gives the cell's `Outcome`. Accuracies and F1 are
+percentages, 0-100; a task whose target is a number has neither, and its own metric alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import pyarrow as pa
+import safetensors
+import safetensors.torch
+import torch
+
+from jobs.contract import Outcome, StageError, Work
+from jobs.storage.folder import Folder
+from jobs.tuning import schema
+from jobs.tuning.heads import Shape
+from jobs.tuning.metrics import Judged, Scores
+from jobs.tuning.rows import TaskRows
+from jobs.tuning.spec import TuneStep
+from jobs.tuning.trained import TERMS, Fit, Selected, step_of
+
+_SHOWN = ("accuracy", "macro_f1")  # of a validation's scores of classes, in the curves
+
+
+@dataclass(frozen=True)
+class Tested:
+    """A selected head's predictions on a test part."""
+
+    rows: TaskRows
+    predicted: torch.Tensor  # [N], classes or numbers
+    scores: Judged  # of one member
+    loss: float
+    reads: int
+    digest: str  # of what was tested, see `jobs.tuning.digest`
+
+
+def record(work: Work, fit: Fit, tested: Tested, selected: Selected) -> Outcome:
+    """Write the files of an ID cell whose selected configuration has been tested."""
+    cell = _id_cell(step_of(work), fit, tested)
+    _write_head(work.output, fit.shape, selected)
+    work.output.write_table(schema.CONFIGURATIONS, schema.to_table(schema.Tried, _tried(fit)))
+    work.output.write_table(schema.CURVES, schema.to_table(schema.Point, _curves(fit)))
+    _write_result(work.output, cell, tested)
+    return Outcome(
+        counts={
+            "n_train": cell.n_train,
+            "n_validation": cell.n_validation,
+            "n_test": cell.n_test,
+            "configurations": cell.configurations,
+            "configurations_failed": cell.configurations_failed,
+            "configurations_dropped": sum(d is not None for d in fit.trained.dropped),
+            "test_reads": cell.test_reads,
+            "train_other_classes": fit.training.other_classes,
+            "train_beyond_fraction": fit.training.beyond_fraction,
+            "validation_other_classes": fit.validation.other_classes,
+            "test_other_classes": tested.rows.other_classes,
+        },
+        metrics=_metrics("validation", cell) | _metrics("test", cell),
+    )
+
+
+def record_transfer(work: Work, trained: schema.Cell, tested: Tested, classes: int) -> Outcome:
+    """Write the files of an OOD cell: the ID cell's row `trained`, with this cell's test."""
+    step = step_of(work)
+    cell = replace(
+        trained,
+        task=step.task.name,
+        domain=step.task.domain,
+        trained_on=step.task.trained_on,
+        metric=step.task.metric,
+        test_metric=_own_metric(step, tested.scores),
+        test_accuracy=_of_classes(tested.scores, "accuracy"),
+        test_macro_f1=_of_classes(tested.scores, "macro_f1"),
+        test_mean_per_class_accuracy=_of_classes(tested.scores, "mean_per_class_accuracy"),
+        test_loss=tested.loss,
+        n_test=len(tested.predicted),
+        n_classes=classes,
+        test_reads=tested.reads,
+        test_digest=tested.digest,
+    )
+    _write_result(work.output, cell, tested)
+    return Outcome(
+        counts={
+            "n_train": cell.n_train,
+            "n_validation": cell.n_validation,
+            "n_test": cell.n_test,
+            "configurations": cell.configurations,
+            "configurations_failed": cell.configurations_failed,
+            "test_reads": cell.test_reads,
+            "test_other_classes": tested.rows.other_classes,
+        },
+        metrics=_metrics("test", cell),
+    )
+
+
+# -- rows ------------------------------------------------------------------------------------------
+
+
+def _own_metric(step: TuneStep, scores: Judged) -> float:
+    return float(scores.of(step.task.metric))
+
+
+def _of_classes(scores: Judged, name: str, member: int = 0) -> float | None:
+    """A score of classes; none where the target is a number."""
+    return float(getattr(scores, name)[member]) if isinstance(scores, Scores) else None
+
+
+def _metrics(part: Literal["validation", "test"], cell: schema.Cell) -> dict[str, float]:
+    """A part's scores in short: of classes accuracy (and F1 of the test), of numbers their own."""
+    found = {
+        "accuracy": cell.validation_accuracy if part == "validation" else cell.test_accuracy,
+        "macro_f1": None if part == "validation" else cell.test_macro_f1,
+    }
+    if cell.n_classes == 0:
+        own = cell.validation_metric if part == "validation" else cell.test_metric
+        found = {cell.metric: own}
+    return {f"tune/{part}_{name}": value for name, value in found.items() if value is not None}
+
+
+def _id_cell(step: TuneStep, fit: Fit, tested: Tested) -> schema.Cell:
+    last, configuration = fit.trained.epochs[-1], fit.configurations[fit.chosen]
+    return schema.Cell(
+        task=step.task.name,
+        domain=step.task.domain,
+        trained_on=None,
+        method=step.method_name,
+        head=step.method.head,
+        fraction=step.fraction,
+        label_noise=step.label_noise,
+        tuning_seed=step.seed,
+        metric=step.task.metric,
+        test_metric=_own_metric(step, tested.scores),
+        test_accuracy=_of_classes(tested.scores, "accuracy"),
+        test_macro_f1=_of_classes(tested.scores, "macro_f1"),
+        test_mean_per_class_accuracy=_of_classes(tested.scores, "mean_per_class_accuracy"),
+        test_loss=tested.loss,
+        validation_metric=float(last.validation.of(last.metric)[fit.chosen]),
+        validation_accuracy=_of_classes(last.validation, "accuracy", fit.chosen),
+        validation_macro_f1=_of_classes(last.validation, "macro_f1", fit.chosen),
+        validation_loss=float(last.validation_loss[fit.chosen]),
+        n_train=len(fit.training.keys),
+        n_validation=len(fit.validation.keys),
+        n_test=len(tested.predicted),
+        n_classes=fit.shape.classes,
+        views=fit.views,
+        dim=fit.shape.dim,
+        configurations=len(fit.configurations),
+        configurations_failed=fit.failed,
+        epochs=step.epochs,
+        batch_size=step.batch_size,
+        selected=fit.chosen,
+        lr=configuration.lr,
+        weight_decay=configuration.weight_decay,
+        mse=configuration.mse,
+        cov=configuration.cov,
+        svd=configuration.svd,
+        l2=configuration.l2,
+        test_reads=tested.reads,
+        test_digest=tested.digest,
+    )
+
+
+# -- files -----------------------------------------------------------------------------------------
+
+
+def _tried(fit: Fit) -> list[schema.Tried]:
+    """Every configuration's row; a number that is not finite is null."""
+    last = fit.trained.epochs[-1]
+    rows = []
+    for index, configuration in enumerate(fit.configurations):
+        failure = fit.trained.failures[index]
+        validated: dict[str, float | None] = {
+            "validation_metric": float(last.validation.of(last.metric)[index]),
+            "validation_accuracy": _of_classes(last.validation, "accuracy", index),
+            "validation_macro_f1": _of_classes(last.validation, "macro_f1", index),
+            "validation_loss": float(last.validation_loss[index]),
+        }
+        trained: dict[str, float | None] = {
+            f"train_{term}": _finite(last.train[term][index]) if term in last.train else None
+            for term in TERMS
+        }
+        if failure is not None:
+            validated = dict.fromkeys(validated)
+            trained = dict.fromkeys(trained)
+        rows.append(
+            schema.Tried(
+                configuration=index,
+                lr=configuration.lr,
+                weight_decay=configuration.weight_decay,
+                mse=configuration.mse,
+                cov=configuration.cov,
+                svd=configuration.svd,
+                l2=configuration.l2,
+                epochs=fit.trained.trained_for[index],
+                **validated,
+                **trained,
+                selected=index == fit.chosen,
+                dropped=fit.trained.dropped[index],
+                failed=failure,
+            )
+        )
+    return rows
+
+
+def _finite(value: torch.Tensor) -> float | None:
+    return float(value) if value.isfinite() else None
+
+
+def _curves(fit: Fit) -> list[schema.Point]:
+    """The selected configuration's numbers, epoch by epoch, as long as it was trained."""
+    points = []
+    mine = fit.trained.epochs[: fit.trained.trained_for[fit.chosen]]
+    for number, epoch in enumerate(mine, start=1):
+        curves = {f"train/{name}": values for name, values in epoch.train.items()}
+        shown = _SHOWN if isinstance(epoch.validation, Scores) else ("pearson", "spearman")
+        curves |= {f"validation/{name}": getattr(epoch.validation, name) for name in shown}
+        curves["validation/loss"] = epoch.validation_loss
+        points += [
+            schema.Point(name, number, float(values[fit.chosen]))
+            for name, values in curves.items()
+            if values[fit.chosen].isfinite()
+        ]
+    return points
+
+
+def _write_result(output: Folder, cell: schema.Cell, tested: Tested) -> None:
+    of_classes, of_numbers = schema.of(schema.Prediction), schema.of(schema.Estimate)
+    columns = [tested.rows.keys, tested.rows.labels.numpy(), tested.predicted.numpy()]
+    predictions = pa.table(columns, schema=of_classes if cell.n_classes else of_numbers)
+    output.write_table(schema.PREDICTIONS, predictions)
+    output.write_table(schema.CELL, schema.to_table(schema.Cell, [cell]))
+
+
+def _write_head(output: Folder, shape: Shape, selected: Selected) -> None:
+    output.write_bytes(schema.HEAD, safetensors.torch.save(dict(selected.state)))
+    card = {"kind": shape.kind, "dim": shape.dim, "classes": list(selected.classes)}
+    output.write_json(schema.HEAD_CARD, card)
+
+
+def read_head(source: Folder, step: TuneStep) -> tuple[Shape, Selected, schema.Cell]:
+    """The head an ID cell selected, and that cell's row."""
+    try:
+        card = source.read_json(schema.HEAD_CARD)
+        state = safetensors.torch.load(source.read_bytes(schema.HEAD))
+        (cell,) = schema.from_table(schema.Cell, source.read_table(schema.CELL))
+    except (FileNotFoundError, ValueError, pa.ArrowInvalid, safetensors.SafetensorError) as error:
+        raise StageError(
+            f"{source.uri} is not the output of an ID cell ({error}); run that cell again"
+        ) from error
+    wanted = (step.task.trained_on, step.method_name, step.fraction, step.label_noise, step.seed)
+    found = (cell.task, cell.method, cell.fraction, cell.label_noise, cell.tuning_seed)
+    if found != wanted:
+        raise StageError(
+            f"{source.uri} holds the head of {cell.task}/{cell.method}/fraction={cell.fraction:g}/"
+            f"label_noise={cell.label_noise:g}/seed={cell.tuning_seed}, "
+            f"not of {'/'.join(map(str, wanted))}; run it again"
+        )
+    shape = Shape(card["kind"], int(card["dim"]), len(card["classes"]))
+    return shape, Selected(state, tuple(card["classes"])), cell

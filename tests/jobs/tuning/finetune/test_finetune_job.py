@@ -1,0 +1,155 @@
+"""`lora` and `ft` on a real Ray: every cell answered, ASHA at work, sweeps that go on."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from jobs.contract import Hooks, Outcome, StageError, Work
+from jobs.storage.folder import Folder
+from jobs.tuning import schema
+from jobs.tuning.finetune.cell import state_name
+from jobs.tuning.finetune.train import history_of
+from jobs.tuning.job import run
+from jobs.tuning.methods import Method
+from jobs.tuning.search_space import Space
+from jobs.tuning.spec import Halving, TuneStep
+from tests.jobs.tuning.finetune.digits import INVERTED, METHODS, step, work
+
+
+@dataclass
+class Answers:
+    stop: Callable[[], bool] = lambda: False
+    results: dict[str, Outcome | BaseException] = field(default_factory=dict)
+
+    def done(self, address: str, result: Outcome | BaseException) -> None:
+        assert address not in self.results
+        self.results[address] = result
+
+    @property
+    def hooks(self) -> Hooks:
+        return Hooks(self.done, lambda *_: None, lambda: self.stop())
+
+
+def tried(cell: Work) -> list[schema.Tried]:
+    return schema.from_table(schema.Tried, cell.output.read_table(schema.CONFIGURATIONS))
+
+
+def row(cell: Work) -> schema.Cell:
+    (found,) = schema.from_table(schema.Cell, cell.output.read_table(schema.CELL))
+    return found
+
+
+def contents(folder: Folder) -> dict[str, bytes]:
+    return {name: folder.read_bytes(name) for name, _ in folder.files()}
+
+
+@pytest.mark.slow
+def test_cells_of_all_methods_are_answered_with_equal_budgets_and_then_transferred(
+    ray_session: None, digits: Folder, encoder: Folder, tmp_path: Path
+) -> None:
+    inputs = {"encoder": encoder, "corpus": digits}
+    works = [work(tmp_path, name, step(name), **inputs) for name in METHODS]
+    diverging = Method(head="linear", adapt="ft", space=Space(lr=1e30))
+    works.append(work(tmp_path, "diverges", step(diverging), **inputs))
+    nowhere = {"encoder": Folder.of(tmp_path / "nowhere"), "corpus": digits}
+    works.append(work(tmp_path, "missing", step("ft"), **nowhere))
+    works.append(work(tmp_path, "greedy", step("ft", gpus=99), **inputs))
+    answers = Answers()
+    thread = threading.Thread(target=run, args=(works, answers.hooks))
+    thread.start()
+    thread.join(timeout=240)
+    assert set(answers.results) == {w.address for w in works}
+    assert "all 2 configurations failed" in str(answers.results["diverges"])
+    assert "tuning.gpus=99, but" in str(answers.results["greedy"])
+    assert isinstance(answers.results["greedy"], StageError)
+    assert "FileNotFoundError" in str(answers.results["missing"])
+    for cell in works[:3]:
+        assert isinstance(answers.results[cell.address], Outcome), answers.results
+        assert [t.epochs for t in tried(cell)] == [2, 2]
+    assert len({tuple(t.lr for t in tried(cell)) for cell in works[:3]}) == 1
+
+    ood = [
+        work(tmp_path, f"ood-{name}", step(name, task=INVERTED), head=w.output, **inputs)
+        for name, w in zip(METHODS, works, strict=False)
+    ]
+    answers = Answers()
+    run(ood, answers.hooks)
+    for cell in ood:
+        assert isinstance(answers.results[cell.address], Outcome), answers.results
+        assert row(cell).trained_on == "digits"
+
+
+@pytest.mark.slow
+def test_asha_stops_some_at_a_rung_within_a_cell_and_says_so(
+    ray_session: None, digits: Folder, encoder: Folder, tmp_path: Path
+) -> None:
+    halved = Halving(first=1, eta=2)
+    spread = Method(
+        head="linear", adapt="ft", space=Space.model_validate({"lr": {"loguniform": [1e-5, 1e-2]}})
+    )
+    changes = {"fraction": 20.0, "epochs": 4, "configurations": 6}
+    works = [
+        work(
+            tmp_path,
+            f"seed={seed}",
+            step(spread, halving=halved, seed=seed, **changes),
+            encoder=encoder,
+            corpus=digits,
+        )
+        for seed in (0, 1)
+    ]
+    answers = Answers()
+    run(works, answers.hooks)
+    # Which ones a rung stops hangs on the order they reach it in; each may be the best so far.
+    assert any(t.epochs < 4 for cell in works for t in tried(cell))
+    for cell in works:
+        outcome = answers.results[cell.address]
+        assert isinstance(outcome, Outcome), outcome
+        found = tried(cell)
+        assert len(found) == 6
+        assert {t.epochs for t in found} <= {1, 2, 4}, "rungs stand at 1, 2 and 4 epochs"
+        stopped = [t for t in found if t.epochs < 4]
+        assert outcome.counts["configurations_dropped"] == len(stopped)
+        assert all((t.dropped is None) == (t.epochs == 4) for t in found)
+        assert all(t.failed is None and t.validation_accuracy is not None for t in found)
+        assert next(t for t in found if t.selected).epochs == 4
+
+
+@pytest.mark.slow
+def test_an_interrupted_cell_goes_on_where_it_stood_and_leaves_the_same_bytes(
+    ray_session: None, digits: Folder, encoder: Folder, tmp_path: Path
+) -> None:
+    inputs = {"encoder": encoder, "corpus": digits}
+    spec: TuneStep = step("lora", configurations=3, epochs=3)
+    alone = work(tmp_path, "alone", spec, **inputs)
+    answers = Answers()
+    run([alone], answers.hooks)
+    assert isinstance(answers.results["alone"], Outcome)
+
+    broken = work(tmp_path, "broken", spec, **inputs)
+    first = Answers(stop=lambda: broken.scratch.exists(state_name(0)))
+    run([broken], first.hooks)
+    assert first.results == {}
+    data = broken.scratch.read_bytes(state_name(0))
+    assert 1 <= len(history_of(data)) <= 3
+    second = Answers()
+    run([broken], second.hooks)
+    assert isinstance(second.results["broken"], Outcome), second.results
+    after = history_of(broken.scratch.read_bytes(state_name(0)))
+    assert after[: len(history_of(data))] == history_of(data)
+    assert contents(broken.output) == contents(alone.output)
+
+
+@pytest.mark.parametrize("cpus", [512])
+def test_more_cpus_than_a_node_has_are_refused(
+    cpus: int, ray_session: None, digits: Folder, encoder: Folder, tmp_path: Path
+) -> None:
+    answers = Answers()
+    cell = work(tmp_path, "w", step("ft", cpus=cpus), encoder=encoder, corpus=digits)
+    run([cell], answers.hooks)
+    assert "tuning.cpus=512, but" in str(answers.results["w"])

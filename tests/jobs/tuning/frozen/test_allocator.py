@@ -1,0 +1,39 @@
+"""Memory freed at one step is there at the next, in whatever thread the step is taken."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+STEPS, MEGABYTES = 60, 48
+SCRIPT = f"""
+import resource, threading, torch
+from jobs.tuning.frozen.allocator import keep_freed_memory
+KEEP
+def steps():
+    for _ in range({STEPS}):
+        torch.empty({MEGABYTES} << 18).fill_(1.0)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+thread = threading.Thread(target=steps)
+thread.start()
+thread.join()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def faults(line: str) -> int:
+    """Pages a process asks the system for in so many steps, after `line`."""
+    script = SCRIPT.replace("KEEP", line)
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return int(ran.stdout)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another malloc")
+def test_steps_ask_the_system_for_few_pages_they_had_before() -> None:
+    step = (MEGABYTES << 20) // 4096
+    kept, given_back = faults("keep_freed_memory()"), faults("")
+    assert given_back > 0.9 * STEPS * step
+    assert kept < given_back / 3, "some at first, until the heap is as large as it needs to be"

@@ -1,0 +1,283 @@
+"""The stage on a real Ray: every work answered, soon, apart, quietly, from any thread."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import pytest
+
+from jobs.contract import Hooks, Outcome, StageError, Work
+from jobs.storage.folder import Folder
+from jobs.tuning import schema
+from jobs.tuning.draw import draw
+from jobs.tuning.frozen.cell import adapt
+from jobs.tuning.frozen.features import FeatureCache
+from jobs.tuning.job import run
+from jobs.tuning.methods import Method
+from jobs.tuning.search_space import Space
+from jobs.tuning.spec import TuneStep
+from tests.jobs.tuning.blobs import NMTUNE, ood_task, step
+from tests.jobs.tuning.conftest import MakeWork, WriteFeatures
+
+LINEAR = Method(head="linear", space=Space.model_validate({"lr": {"loguniform": [0.01, 1]}}))
+RELEASED = Method(head="released", space=NMTUNE.space)
+METHODS = {"lp": LINEAR, "nmtune": NMTUNE, "released": RELEASED}
+
+
+@dataclass
+class Answers:
+    """Hooks that remember; `stop` is what the user's Ctrl-C would set."""
+
+    stop: Callable[[], bool] = lambda: False
+    results: dict[str, Outcome | BaseException] = field(default_factory=dict)
+    on_first: Callable[[], None] = lambda: None
+    twice: list[str] = field(default_factory=list)
+    said: list[tuple[str, float, str]] = field(default_factory=list)
+
+    def done(self, address: str, result: Outcome | BaseException) -> None:
+        if address in self.results:
+            self.twice.append(address)
+        if not self.results:
+            self.on_first()
+        self.results[address] = result
+
+    @property
+    def hooks(self) -> Hooks:
+        return Hooks(self.done, lambda *said: self.said.append(said), lambda: self.stop())
+
+
+def id_works(write: WriteFeatures, make: MakeWork, levels: int = 2) -> list[Work]:
+    return [
+        make(
+            f"level={level}/{name}",
+            step(method_name=name, method=method),
+            features=write(f"features-{level}"),
+        )
+        for name, method in METHODS.items()
+        for level in range(levels)
+    ]
+
+
+def contents(folder: Folder) -> dict[str, bytes]:
+    return {name: folder.read_bytes(name) for name, _ in folder.files()}
+
+
+def test_cells_are_done_from_a_thread_as_they_would_be_alone(
+    ray_session: None,
+    write_features: WriteFeatures,
+    make_work: MakeWork,
+    capfd: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    works = id_works(write_features, make_work)
+    unfinished_at_first: list[Work] = []
+    answers = Answers(
+        on_first=lambda: unfinished_at_first.extend(
+            work for work in works if not work.output.exists(schema.CELL)
+        )
+    )
+    thread = threading.Thread(target=run, args=(works, answers.hooks))
+    thread.start()
+    thread.join(timeout=120)
+    assert answers.twice == []
+    assert unfinished_at_first, "the first answer came only after every cell had ended"
+    assert all(isinstance(answers.results[work.address], Outcome) for work in works)
+    for number, work in enumerate(works[::3]):
+        alone = make_work(f"alone-{number}", step_of(work), features=work.inputs["features"])
+        spec = step_of(work)
+        drawn = draw(spec.method.space, spec.configurations, spec.seed)
+        outcome = adapt(alone, drawn, FeatureCache())
+        assert outcome == answers.results[work.address]
+        assert contents(alone.output) == contents(work.output)
+    said = capfd.readouterr()
+    assert (said.out.strip(), said.err.strip()) == ("", "")
+    assert not (tmp_path / "home" / "ray_results").exists()
+
+
+def step_of(work: Work) -> TuneStep:
+    assert isinstance(work.spec, TuneStep)
+    return work.spec
+
+
+def test_a_failing_cell_is_answered_and_its_siblings_go_on(
+    ray_session: None, write_features: WriteFeatures, make_work: MakeWork
+) -> None:
+    works = id_works(write_features, make_work, levels=1)
+    diverging = Method(head="linear", space=Space(lr=1e38))
+    works.insert(
+        1,
+        make_work(
+            "diverges", step(method=diverging, method_name="big"), features=write_features("d")
+        ),
+    )
+    works.insert(2, make_work("absent", step(), features=write_features("empty", parts=())))
+    works.insert(3, make_work("greedy", step(cpus=512), features=write_features("g")))
+    answers = Answers()
+    run(works, answers.hooks)
+    failed = {a: r for a, r in answers.results.items() if isinstance(r, BaseException)}
+    assert set(failed) == {"diverges", "absent", "greedy"}
+    assert all(isinstance(error, StageError) for error in failed.values())
+    assert "all 3 configurations failed" in str(failed["diverges"])
+    assert "has no features-train.parquet" in str(failed["absent"])
+    assert "tuning.cpus=512, but" in str(failed["greedy"])
+    assert len(answers.results) == len(works)
+
+
+def test_ood_cells_are_answered_and_never_trained(
+    ray_session: None, write_features: WriteFeatures, make_work: MakeWork
+) -> None:
+    trained = make_work("id", step(configurations=2), features=write_features())
+    spec = step_of(trained)
+    adapt(trained, draw(spec.method.space, 2, 0), FeatureCache())
+    ood = step(task=ood_task(), configurations=2)
+    works = [
+        make_work(
+            f"ood-{level}",
+            ood,
+            features=write_features(f"shift-{level}", parts=("test",)),
+            head=trained.output,
+        )
+        for level in range(3)
+    ]
+    orphan = make_work("orphan", ood, features=write_features("x"), head=Folder("/nowhere"))
+    answers = Answers()
+    run([*works, orphan], answers.hooks)
+    for work in works:
+        assert isinstance(answers.results[work.address], Outcome)
+        assert {name for name, _ in work.output.files()} == {schema.CELL, schema.PREDICTIONS}
+    assert isinstance(answers.results["orphan"], StageError)
+
+
+def test_a_request_to_stop_ends_the_run_soon(
+    ray_session: None, write_features: WriteFeatures, make_work: MakeWork
+) -> None:
+    features = write_features()
+    works = [make_work(f"cell-{n}", step(seed=n, epochs=40), features=features) for n in range(30)]
+    answers = Answers()
+    answers.stop = lambda: len(answers.results) >= 2
+    began = time.monotonic()
+    run(works, answers.hooks)
+    assert 2 <= len(answers.results) < len(works)
+    assert all(isinstance(result, Outcome) for result in answers.results.values())
+    assert time.monotonic() - began < 30
+
+
+def test_long_cells_say_how_far_they_are_and_are_left_where_they_stand_on_a_request_to_stop(
+    ray_session: None, write_features: WriteFeatures, make_work: MakeWork
+) -> None:
+    features = write_features()
+    works = [
+        make_work(f"cell-{n}", step(seed=n, epochs=100_000), features=features) for n in (0, 1)
+    ]
+    answers = Answers()
+    moved: dict[str, set[float]] = {work.address: set() for work in works}
+
+    def both_moved() -> bool:
+        for address, share, words in answers.said:
+            moved[address].add(share)
+            assert "3 configurations, 100000 epochs" in words
+        return all(len(shares) >= 3 for shares in moved.values())
+
+    answers.stop = both_moved
+    began = time.monotonic()
+    run(works, answers.hooks)
+    assert time.monotonic() - began < 60
+    assert answers.results == {}
+    assert all(min(shares) == 0 and 0 < max(shares) < 1 for shares in moved.values())
+    assert not any(work.output.exists(schema.CELL) for work in works)
+
+
+@pytest.mark.faults
+@pytest.mark.slow
+def test_a_cell_whose_process_is_killed_is_done_again(
+    ray_session: None, write_features: WriteFeatures, make_work: MakeWork
+) -> None:
+    features = write_features()
+    works = [make_work(f"c{n}", step(seed=n, epochs=400), features=features) for n in range(3)]
+    answers = Answers()
+    before = trial_processes()
+    thread = threading.Thread(target=run, args=(works, answers.hooks))
+    thread.start()
+    try:
+        killed = kill_one_trial(before, deadline=time.monotonic() + 60)
+    finally:
+        thread.join(timeout=90)
+        answers.stop = lambda: True
+        thread.join(timeout=30)
+    assert killed
+    assert {type(result) for result in answers.results.values()} == {Outcome}
+    assert len(answers.results) == 3
+
+
+def trial_processes() -> set[int]:
+    """Our own descendants only: other Ray sessions may run on this machine."""
+    found = set()
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            name = process.name()
+            if name.startswith("ray::") and "Trial" in name:
+                found.add(process.pid)
+    return found
+
+
+def kill_one_trial(before: set[int], deadline: float) -> bool:
+    """kill -9 of a process that runs a trial and did not before."""
+    while time.monotonic() < deadline:
+        for pid in trial_processes() - before:
+            os.kill(pid, signal.SIGKILL)
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_methods_of_a_seed_get_equal_budgets_and_the_same_draws() -> None:
+    paper, linear = draw(NMTUNE.space, 8, 0), draw(LINEAR.space, 8, 0)
+    released = draw(RELEASED.space, 8, 0)
+    assert len(paper) == len(linear) == len(released) == 8
+    assert paper == released
+    assert paper == draw(NMTUNE.space, 8, 0)
+    assert paper != draw(NMTUNE.space, 8, 1)
+    assert draw(NMTUNE.space, 20, 0)[:8] == paper
+    assert all(1e-3 <= c.lr <= 1e-2 and c.mse == c.cov == c.svd == 0.01 for c in paper)
+    ranks = [sorted(range(8), key=lambda i: drawn[i].lr) for drawn in (paper, linear)]
+    assert ranks[0] == ranks[1]  # the same quantiles of two different ranges
+
+
+def test_every_kind_of_domain_is_drawn_inside_its_bounds() -> None:
+    space = Space.model_validate(
+        {"lr": {"choice": [0.1, 0.2]}, "weight_decay": {"uniform": [0.5, 0.6]}, "mse": 2}
+    )
+    drawn = draw(space, 50, 0)
+    assert {c.lr for c in drawn} == {0.1, 0.2}
+    assert all(0.5 <= c.weight_decay <= 0.6 for c in drawn)
+    assert {c.mse for c in drawn} == {2.0}
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        ({"lr": {"loguniform": [0, 1]}}, "needs 0 < low < high"),
+        ({"lr": {"uniform": [2, 1]}}, "needs low < high"),
+        ({"lr": 0}, "lr spans .* must be above 0"),
+        ({"lr": float("inf")}, "should be a finite number"),
+        ({"lr": 1, "cov": {"choice": [-1, 1]}}, "cov spans .* 0 or more"),
+    ],
+)
+def test_a_space_that_cannot_be_searched_is_refused(space: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Space.model_validate(space)
+
+
+def test_a_linear_head_takes_no_regulariser() -> None:
+    with pytest.raises(ValueError, match="no output to regularise"):
+        Method(head="linear", space=NMTUNE.space)
