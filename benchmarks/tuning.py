@@ -54,6 +54,7 @@ from jobs.tuning.frozen.train import MEMORY
 from jobs.tuning.heads import Shape
 from jobs.tuning.rows import Labelled
 from jobs.tuning.spec import Halving, Precision, TuneStep
+from jobs.tuning.target import ClassTarget
 from jobs.tuning.trained import Configuration
 
 ROWS = 128
@@ -94,7 +95,7 @@ def engine_epoch(
     dim: int, members: int, weight: float, steps: int, precision: Precision = "float32"
 ) -> Callable[[], float]:
     """Seconds of an epoch of `steps` steps with hardly a validation, for all members."""
-    shape = Shape("paper", dim, CLASSES)
+    shape = Shape("paper", dim, ClassTarget(CLASSES))
     given = features(steps * ROWS, dim)
     validation = Labelled(given.features[0, :2], given.labels[:2])
     group = Group(given, configurations(members, weight), 0)
@@ -216,7 +217,7 @@ def product_rate(members: int) -> float:
 
 def sweep_ratios() -> dict[str, object]:
     steps = 4
-    shape = Shape("paper", SWEEP_DIM, CLASSES)
+    shape = Shape("paper", SWEEP_DIM, ClassTarget(CLASSES))
     at_once = max(1, MEMORY // bytes_of_member(shape, ROWS))
     turns = -(-CONFIGURATIONS // at_once)
     members = -(-CONFIGURATIONS // turns)

@@ -37,8 +37,9 @@ def check(encoders: Iterable[NamedEncoder], tasks: Mapping[str, Task]) -> None:
     for encoder in _given(encoders):
         for name in encoder.files:
             where = f"encoders: {encoder.name}: files names {name}"
-            if name in tasks and tasks[name].target == "number" and encoder.classes.get(name):
-                raise UserError(f"{where}, which predicts a number; leave out its classes")
+            kind = tasks[name].target_kind if name in tasks else None
+            if kind is not None and not kind.has_classes and encoder.classes.get(name):
+                raise UserError(f"{where}, which predicts a {kind.name}; leave out its classes")
             if name not in tasks:
                 near = difflib.get_close_matches(name, tasks, n=1)
                 hint = f"did you mean {near[0]}?" if near else "add it to `tasks`"

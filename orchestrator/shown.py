@@ -276,9 +276,9 @@ def _accuracies(rows: pa.Table, scale: int) -> Iterator[Point]:
         if column in rows.column_names:
             yield from _means(rows, column, word, scale)
     if {"metric", "test_metric", "test_accuracy"} <= set(rows.column_names):
-        of_numbers = rows.filter(pc.is_null(rows["test_accuracy"]))
-        for metric in pc.unique(of_numbers["metric"].drop_null()).to_pylist():
-            own = of_numbers.filter(pc.equal(of_numbers["metric"], metric))
+        by_own_metric = rows.filter(pc.is_null(rows["test_accuracy"]))
+        for metric in pc.unique(by_own_metric["metric"].drop_null()).to_pylist():
+            own = by_own_metric.filter(pc.equal(by_own_metric["metric"], metric))
             yield from _means(own, "test_metric", metric, scale)
 
 

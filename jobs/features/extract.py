@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,7 @@ from jobs.storage.folder import Folder
 
 UNIT_ROWS = 2_048  # rows in a unit: a worthwhile task, and little to redo after an interruption
 
+INDEX = pa.int32()  # the type of a label that is a class
 IDENTITY, BATCH, ROWS = "made_with", "batch_size", "rows"  # in the metadata of a unit's table
 
 
@@ -54,9 +55,8 @@ class Unit:
         return f"{self.sha256} {self.start}-{self.stop}"
 
 
-def schema(dtype: str, dim: int, target: Literal["class", "number"] = "class") -> pa.Schema:
+def schema(dtype: str, dim: int, label: pa.DataType = INDEX) -> pa.Schema:
     """The schema of `features-<part>.parquet`; rows lie in the order of (view, key)."""
-    label = pa.int32() if target == "class" else pa.float64()
     kind = pa.float16() if dtype == "float16" else pa.float32()
     return pa.schema(
         [
@@ -70,8 +70,7 @@ def schema(dtype: str, dim: int, target: Literal["class", "number"] = "class") -
 
 def view_table(keys: pa.Array, labels: pa.Array, view: int, vectors: npt.NDArray[Any]) -> pa.Table:
     """A view's rows by `schema`: keys and labels [N], vectors [N, D] of the type to be stored."""
-    target: Literal["class", "number"] = "number" if pa.types.is_floating(labels.type) else "class"
-    form = schema(str(vectors.dtype), vectors.shape[1], target)
+    form = schema(str(vectors.dtype), vectors.shape[1], labels.type)
     kind = form.field("vector").type
     flat = pa.array(vectors.reshape(-1), type=kind.value_type)
     columns = [

@@ -10,7 +10,7 @@ row that cannot be used is refused by its key.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -25,6 +25,7 @@ from jobs.features.parts import write_part
 from jobs.features.spec import GivenStep
 from jobs.keyed_hash import hash64, unit
 from jobs.storage.folder import Folder
+from jobs.tasks.target import KINDS, TargetName
 
 SPLIT = "split"  # the column that is taken for the split where the step names none
 PARTS = ("train", "validation", "test")
@@ -45,16 +46,12 @@ def take_in(work: Work) -> Outcome:
     table = _read(step)
     keys = _keys(table[step.key], step)
     vectors = _vectors(table[step.vector], keys, step)
-    labels, classes = (
-        (_targets(_plain(table[step.label]), keys, step), ())
-        if step.target == "number"
-        else _labels(_plain(table[step.label]), keys, step)
-    )
+    labels, classes = _READERS[step.target](_plain(table[step.label]), keys, step)
     split = step.split or (SPLIT if SPLIT in table.column_names else None)
     part_of = _parts(table[split] if split else None, keys, labels, step)
     counts: dict[str, int] = {}
     metrics: dict[str, float] = {}
-    label = pa.float64() if step.target == "number" else pa.int32()
+    label = pa.type_for_alias(KINDS[step.target].arrow)
     for part in step.parts:
         mine = np.flatnonzero(part_of == PARTS.index(part))
         if len(mine) == 0:
@@ -204,8 +201,10 @@ def _labels(
     return labels, classes
 
 
-def _targets(column: pa.ChunkedArray, keys: pa.Array, step: GivenStep) -> npt.NDArray[np.float64]:
-    """The targets of a task that predicts a number, [N], finite."""
+def _numbers(
+    column: pa.ChunkedArray, keys: pa.Array, step: GivenStep
+) -> tuple[npt.NDArray[np.float64], Sequence[str]]:
+    """The targets of a task that predicts a number, [N], finite, and no classes."""
     where = f"{step.file}: column {step.label!r}"
     kind = column.type
     if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)):
@@ -221,7 +220,12 @@ def _targets(column: pa.ChunkedArray, keys: pa.Array, step: GivenStep) -> npt.ND
             f"{where} is not finite in {int(bad.sum())} rows (the first: key "
             f"{keys[int(bad.argmax())]}); give each a number"
         )
-    return found
+    return found, ()
+
+
+_Reader = Callable[[pa.ChunkedArray, pa.Array, GivenStep], tuple[npt.NDArray[Any], Sequence[str]]]
+_READERS: Mapping[TargetName, _Reader] = {"class": _labels, "number": _numbers}
+"""How the label column of a file is read, by kind of target."""
 
 
 def _parts(
@@ -247,7 +251,7 @@ def _parts(
     part_of = np.array([_WORDS[word] for word in words], np.int64)
     if "validation" in step.parts and not (part_of == 1).any():
         u = unit(hash64(keys, seed=0, scope=scope, stream="validation"))
-        classes = np.zeros_like(part_of) if step.target == "number" else labels
+        classes = labels if KINDS[step.target].has_classes else np.zeros_like(part_of)
         marked = part_of == 0
         part_of[marked & (u < VALIDATION_OF_TRAIN)] = 1
         for lost in set(classes[marked]) - set(classes[part_of == 0]):

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from jobs.contract import NOT_SEMANTIC, PATH, Slug, Spec
 from jobs.images.spec import Shift, Views
+from jobs.tasks.target import TargetName
 
 Precision = Literal["float32", "bfloat16", "float16"]
 
@@ -56,5 +57,5 @@ class GivenStep(Spec):
     label: str = "label"
     split: str | None = None
     classes: tuple[str, ...] = ()
-    target: Literal["class", "number"] = "class"
+    target: TargetName = "class"
     dtype: Literal["float32", "float16"] = "float32"

@@ -41,7 +41,7 @@ def faults(task: Task) -> Iterator[str]:
             yield f"facts.sizes {verb} {name}; they are of {', '.join(sources(task))}"
     elif "test" not in facts.sizes or (task.domain == "id" and "train" not in facts.sizes):
         yield "facts.sizes lack the rows of a part; say train and test"
-    if (facts.classes == 0) != (task.target == "number"):
+    if (facts.classes > 0) != task.target_kind.has_classes:
         yield f"facts.classes is {facts.classes}, but the target is a {task.target}"
     for name, member in _members(task):
         if isinstance(member, int) and not 0 <= member < facts.classes:
@@ -77,7 +77,7 @@ def link_faults(task: Task, tasks: Mapping[str, Task]) -> Iterator[str]:
         return
     if (task.source, task.target) != (source.source, source.target):
         yield f"trained_on: {source.name} predicts a {source.target} from {source.source}"
-    if task.target == "number":
+    if not task.target_kind.has_classes:
         return  # there are no classes to answer
     if task.corpus == source.corpus and task.classes == source.classes and task.answers is None:
         return  # the same images, shifted: the same classes, whatever they are called

@@ -16,23 +16,7 @@ from pydantic import Field, model_validator
 from jobs.contract import NOT_SEMANTIC, Slug, Spec
 from jobs.corpus.spec import Corpus
 from jobs.images.spec import Shift
-
-Metric = Literal[
-    "accuracy",
-    "mean_per_class_accuracy",
-    "macro_f1",
-    "f1",  # of the last of two `classes`, as GLUE counts it
-    "accuracy_f1",  # mean of the two, as GLUE does for MRPC and QQP
-    "matthews",
-    "pearson",
-    "spearman",
-    "pearson_spearman",  # mean of the two, as GLUE does for STS-B
-]
-
-Target = Literal["class", "number"]
-
-OF_NUMBERS: tuple[Metric, ...] = ("pearson", "spearman", "pearson_spearman")
-OF_TWO_CLASSES: tuple[Metric, ...] = ("f1", "accuracy_f1")
+from jobs.tasks.target import KINDS, OF_TWO_CLASSES, Metric, TargetKind, TargetName
 
 
 class Facts(Spec):
@@ -71,7 +55,7 @@ class Task(Spec):
         "it, in order; rows of other labels are left out; none: the corpus's own classes. Of given "
         "features: all names that may stand for it, a label that is a number as text",
     )
-    target: Target = Field("class", description="number: a regression, of given features alone")
+    target: TargetName = Field("class", description="number: a regression, of given features alone")
     metric: Metric = "accuracy"
     trained_on: Slug | None = Field(None, description="OOD: the ID task whose heads are tested")
     answers: dict[str, tuple[str, ...]] | None = Field(
@@ -106,17 +90,18 @@ class Task(Spec):
 
     @model_validator(mode="after")
     def _metric_fits(self) -> Task:
-        if (self.target == "number") != (self.metric in OF_NUMBERS):
+        kind = self.target_kind
+        if self.metric not in kind.metrics:
             raise ValueError(
-                f"metric {self.metric} does not fit target {self.target}; a number is judged by "
-                f"{', '.join(OF_NUMBERS)}, a class by the other metrics"
+                f"metric {self.metric} does not fit target {kind.name}; a {kind.name} is judged by "
+                f"{', '.join(kind.metrics)}"
             )
-        if self.target == "number" and (self.classes or self.answers):
-            raise ValueError(f"task {self.name} predicts a number: no `classes`, no `answers`")
-        if self.target == "number" and self.source != "features":
+        if not kind.has_classes and (self.classes or self.answers):
+            raise ValueError(f"task {self.name} predicts a {kind.name}: no `classes`, no `answers`")
+        if not kind.in_images and self.source != "features":
             raise ValueError(
-                f"task {self.name} predicts a number, and the labels of a corpus of images are "
-                f"classes; give its features (`source: features`)"
+                f"task {self.name} predicts a {kind.name}, and the labels of a corpus of images "
+                f"are classes; give its features (`source: features`)"
             )
         if self.metric in OF_TWO_CLASSES and not self.classes:
             raise ValueError(
@@ -142,6 +127,11 @@ class Task(Spec):
             odd = sorted(set(self.classes) ^ set(self.answers))
             raise ValueError(f"classes and answers must name the same classes, not {odd[0]!r}")
         return self
+
+    @property
+    def target_kind(self) -> TargetKind:
+        """What its kind of target asks of metrics, methods and labels."""
+        return KINDS[self.target]
 
     @property
     def images(self) -> str:

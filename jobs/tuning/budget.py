@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from jobs.tasks.spec import Metric
+from jobs.tasks.target import Metric
 from jobs.tuning.spec import Halving
 
 Key = tuple[float, float, int]

@@ -11,7 +11,8 @@ import hashlib
 import numpy as np
 import numpy.typing as npt
 
-from jobs.tuning.rows import Labelled, Targets
+from jobs.tuning.rows import Labelled
+from jobs.tuning.target import Labels
 
 _ROWS = 4_096  # hashed at once
 
@@ -22,7 +23,7 @@ def digest(samples: Labelled) -> str:
     return digest_of(vectors.view(np.uint32), samples.labels.numpy())
 
 
-def digest_of(words: npt.NDArray[np.uint32], targets: Targets) -> str:
+def digest_of(words: npt.NDArray[np.uint32], targets: Labels) -> str:
     """The digest of samples that are known by words [N, W] and targets [N]."""
     weights = np.random.default_rng(0).integers(1, 2**63, words.shape[1], dtype=np.uint64)
     sums = np.zeros(len(words), np.uint64)

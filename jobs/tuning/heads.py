@@ -10,8 +10,8 @@ axis 1.
     released  z = s * (W2 relu(BatchNorm(W1 f)) + b2) + f,
               s of D entries that start at 1;                         classifier on z (their code)
 
-A head for a number has one output, which speaks in standard deviations from the mean of the targets
-it is trained on; the two travel with it (`target.mean`, `target.deviation`).
+What the outputs mean is the target's (`jobs.tuning.target`). What a target keeps of its training
+labels is a buffer of the head: a number's mean and deviation (`target.mean`, `target.deviation`).
 
 The layer before BatchNorm has no bias: BatchNorm takes its mean away, so its gradient would be
 rounding noise, which AdamW turns into steps of full size; the authors' code has one, to no effect
@@ -35,9 +35,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from jobs.tuning.methods import HeadKind
+from jobs.tuning.target import Target
 
 WIDENING = 4  # hidden width of the two-layer heads, in multiples of D
-BUFFERS = ("norm.mean", "norm.variance", "target.mean", "target.deviation")
+NORM_BUFFERS = ("norm.mean", "norm.variance")
 
 
 @dataclass(frozen=True)
@@ -46,30 +47,17 @@ class Shape:
 
     kind: HeadKind
     dim: int  # D, the features' dimensions
-    classes: int  # C; 0: the target is a number
-
-    @property
-    def of_numbers(self) -> bool:
-        """Whether the head answers with a number instead of a class."""
-        return self.classes == 0
+    target: Target  # what is predicted
 
     @property
     def outputs(self) -> int:
-        """Of the last layer: one for each class, or the number alone."""
-        return max(1, self.classes)
+        """C, the outputs of the last layer."""
+        return self.target.outputs
 
     @property
     def hidden(self) -> int:
         """Width of the hidden layer (0 for the linear probe)."""
         return 0 if self.kind == "linear" else WIDENING * self.dim
-
-
-def scale_of(targets: Tensor) -> tuple[float, float]:
-    """Mean and standard deviation of training targets [N]; ValueError when they do not differ."""
-    mean, deviation = float(targets.double().mean()), float(targets.double().std(correction=0))
-    if not deviation > 0:
-        raise ValueError(f"all {len(targets)} training targets are {mean:g}; nothing can be learnt")
-    return mean, deviation
 
 
 def seeded(seed: int, *names: str | int) -> torch.Generator:
@@ -119,11 +107,11 @@ class StackedHeads:
         members: int,
         seed: int,
         device: torch.device,
-        scale: tuple[float, float] = (0.0, 1.0),
+        statistics: Mapping[str, float] | None = None,
     ) -> StackedHeads:
         """`members` heads with the same initial weights, ready to be trained.
 
-        `scale`: of a number, the mean and the deviation of the targets to be trained on.
+        `statistics`: of the targets that they will be trained on, see `Target.statistics`.
         """
         parameters = {
             name: value.repeat(members, *[1] * value.dim()).to(device).requires_grad_()
@@ -135,9 +123,8 @@ class StackedHeads:
                 "norm.mean": torch.zeros(members, shape.hidden, device=device),
                 "norm.variance": torch.ones(members, shape.hidden, device=device),
             }
-        if shape.of_numbers:
-            for name, value in zip(("target.mean", "target.deviation"), scale, strict=True):
-                buffers[name] = torch.full((members, 1), value, dtype=torch.float64, device=device)
+        for name, value in (shape.target.blank if statistics is None else statistics).items():
+            buffers[name] = torch.full((members, 1), value, dtype=torch.float64, device=device)
         return StackedHeads(shape, parameters, buffers)
 
     @staticmethod
@@ -169,7 +156,7 @@ class StackedHeads:
         if wanted != found:
             raise ValueError(f"tensors {found} are not those of a {shape.kind} head, {wanted}")
         stacked = {name: value[None] for name, value in state.items()}
-        names = {name for name in stacked if name in BUFFERS}
+        names = {*stacked} & {*NORM_BUFFERS, *shape.target.blank}
         return StackedHeads(
             shape,
             {name: value for name, value in stacked.items() if name not in names},
@@ -197,14 +184,6 @@ class StackedHeads:
         if self.shape.kind == "released":
             z = self.parameters["residual.scale"][:, :, None] * z + rows.mT
         return z, self._layer("classifier", z)
-
-    def standardised(self, targets: Tensor) -> Tensor:
-        """Numbers [R] as each member's output has to say them: float64 [K, R]."""
-        return (targets.double() - self.buffers["target.mean"]) / self.buffers["target.deviation"]
-
-    def numbers(self, outputs: Tensor) -> Tensor:
-        """Outputs [K, R] in the units of the targets, float64: the inverse of `standardised`."""
-        return outputs.double() * self.buffers["target.deviation"] + self.buffers["target.mean"]
 
     def _first_layer(self, name: str, rows: Tensor) -> Tensor:
         """A linear layer on the features: one matrix product where all members share them."""

@@ -7,18 +7,33 @@ times 100, -100 to 100, as GLUE publishes them. Never averages over members.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
-from jobs.tasks.spec import Metric
+from jobs.tasks.target import Metric
 
 
 @dataclass(frozen=True)
-class Scores:
-    """One value a member each: [K] float64 tensors on the CPU, in percent."""
+class Judged(ABC):
+    """What the members of a stack are compared by: scores by name, [K] float64 on the CPU."""
+
+    @abstractmethod
+    def of(self, metric: Metric) -> Tensor:
+        """The scores [K] by a task's own metric. Raises ValueError for one of another target."""
+
+    def value(self, name: str, member: int = 0) -> float | None:
+        """A member's score by name; None where the target has no such score."""
+        values: Tensor | None = getattr(self, name, None)
+        return None if values is None else float(values[member])
+
+
+@dataclass(frozen=True)
+class Scores(Judged):
+    """Scores of classes, in percent."""
 
     accuracy: Tensor
     macro_f1: Tensor
@@ -88,8 +103,8 @@ def _count(flat: Tensor, members: int, classes: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Correlations:
-    """One value a member each: [K] float64 tensors on the CPU, times 100."""
+class Correlations(Judged):
+    """Scores of numbers: correlations, times 100."""
 
     pearson: Tensor
     spearman: Tensor
@@ -138,19 +153,11 @@ def _ranks(values: Tensor) -> Tensor:
     return ranks
 
 
-# -- either ----------------------------------------------------------------------------------------
-
-Judged = Scores | Correlations
-"""What a task's members are compared by."""
-
-
-def judge(labels: Tensor, predicted: Tensor, classes: int) -> Judged:
-    """`score` of that many classes, or, where there are none, `correlate` of numbers."""
-    return score(labels, predicted, classes) if classes else correlate(labels, predicted)
+# -- both ------------------------------------------------------------------------------------------
 
 
 def gathered(found: Sequence[tuple[Judged, Sequence[int] | slice]]) -> Judged:
-    """Some members (by index) of several stacks on one task, as one stack's."""
+    """The scores of some members (by index) of several stacks on one task, as of one stack."""
     kind = type(found[0][0])
     return kind(
         **{
@@ -158,3 +165,11 @@ def gathered(found: Sequence[tuple[Judged, Sequence[int] | slice]]) -> Judged:
             for field in fields(kind)
         }
     )
+
+
+def from_columns(columns: Mapping[str, Tensor]) -> Judged:
+    """The scores that have exactly these names. Raises ValueError when there are none."""
+    for kind in (Scores, Correlations):
+        if {field.name for field in fields(kind)} == set(columns):
+            return kind(**columns)
+    raise ValueError(f"no target is judged by {', '.join(columns)}")

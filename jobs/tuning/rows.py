@@ -15,18 +15,17 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import torch
 from torch import Tensor
 
 from jobs.contract import StageError
 from jobs.keyed_hash import hash64
-from jobs.tasks.spec import OF_TWO_CLASSES, Task
+from jobs.tasks.spec import Task
+from jobs.tasks.target import OF_TWO_CLASSES
+from jobs.tuning.target import Indices, Labels, kind_of, target_of
 
 PartName = Literal["train", "validation", "test"]
-Indices = npt.NDArray[np.int64]
-Targets = npt.NDArray[np.int64] | npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class Samples:
     """The keys and labels of one part, sorted by key."""
 
     keys: pa.Array  # string, [N]
-    labels: Targets  # the corpus's labels, [N]; float64 where they are numbers
+    labels: Labels  # the corpus's labels, [N]; float64 where they are numbers
 
 
 @dataclass(frozen=True)
@@ -63,13 +62,13 @@ class Labelled:
 class TaskClasses:
     """Which corpus labels count as which class of a task."""
 
-    names: tuple[str, ...]  # none: the task's target is a number
+    names: tuple[str, ...]  # empty: its target has none
     index_of: Indices  # by corpus label; -1: not part of the task
 
     @staticmethod
     def of(task: Task, corpus_classes: tuple[str, ...]) -> TaskClasses:
         """The task's classes over the corpus's. Raises StageError on labels that do not fit."""
-        if task.target == "number":
+        if not task.target_kind.has_classes:
             return TaskClasses((), np.zeros(0, np.int64))
         if task.classes is None:
             return TaskClasses(corpus_classes, np.arange(len(corpus_classes)))
@@ -133,21 +132,11 @@ def training_rows(
     Where the target is a number, `percent` of all rows. Raises StageError when a class has no row
     at all, the task fewer than two classes, or the rows one number between them.
     """
+    target = target_of(task, len(classes.names))
     whole = _of_task(part, classes, task)
-    labels = whole.labels.numpy()
-    if task.target == "number":
-        drawn = _share(whole, np.zeros(len(labels), np.int64), percent, seed, task)
-        _check_numbers(drawn, task, percent)
-        return drawn
-    if len(classes.names) < 2:
-        raise StageError(f"task {task.name} has {len(classes.names)} class; give it at least two")
-    empty = np.flatnonzero(np.bincount(labels, minlength=len(classes.names)) == 0)
-    if len(empty):
-        raise StageError(
-            f"task {task.name}: class {classes.names[empty[0]]} has no row in the training part; "
-            f"leave it out of `classes` or give the corpus a larger training part"
-        )
-    return _share(whole, labels, percent, seed, task)
+    drawn = _share(whole, target.strata(whole.labels.numpy()), percent, seed, task)
+    target.check_training(drawn.labels.numpy(), classes.names, task, percent)
+    return drawn
 
 
 def _share(whole: TaskRows, groups: Indices, percent: float, seed: int, task: Task) -> TaskRows:
@@ -164,27 +153,11 @@ def _share(whole: TaskRows, groups: Indices, percent: float, seed: int, task: Ta
     )
 
 
-def _check_numbers(drawn: TaskRows, task: Task, percent: float) -> None:
-    """StageError for training targets that do not differ: nothing can be learnt from them."""
-    targets = drawn.labels
-    if bool((targets == targets[0]).all()):
-        raise StageError(
-            f"task {task.name}: the training rows of fraction {percent:g} % ({len(targets)}) all "
-            f"have the target {float(targets[0]):g}; use a larger fraction, or correct the labels"
-        )
-
-
 def plain_rows(part: Samples, classes: TaskClasses, task: Task) -> TaskRows:
-    """The rows of a validation or test part. Raises StageError when there is none.
-
-    Likewise for a single row where the target is a number: nothing correlates with one.
-    """
-    cut = _of_task(part, classes, task)
-    if task.target == "number" and len(cut.keys) < 2:
-        raise StageError(
-            f"task {task.name}: a part has a single row, and a correlation takes two; give it more"
-        )
-    return cut
+    """The rows of a validation or test part. Raises StageError when they cannot be scored."""
+    rows = _of_task(part, classes, task)
+    target_of(task, len(classes.names)).check_part(rows.labels.numpy(), task)
+    return rows
 
 
 def fraction(keys: pa.Array, labels: Indices, *, percent: float, seed: int, scope: str) -> Indices:
@@ -203,26 +176,14 @@ def fraction(keys: pa.Array, labels: Indices, *, percent: float, seed: int, scop
 
 def _of_task(part: Samples, classes: TaskClasses, task: Task) -> TaskRows:
     """The part's rows whose label belongs to the task."""
-    numbers = part.labels.dtype == np.float64
-    if numbers != (task.target == "number"):
-        found = "numbers" if numbers else "classes"
+    target = target_of(task, len(classes.names))
+    if part.labels.dtype != target.label_type:
+        found = kind_of(part.labels.dtype)
         raise StageError(
             f"task {task.name} predicts a {task.target}, but the labels beside its features are "
-            f"{found}; extract the features again"
+            f"{part.labels.dtype if found is None else found.plural}; extract the features again"
         )
-    if numbers:
-        everything = np.arange(len(part.keys))
-        return TaskRows(part.keys, torch.from_numpy(part.labels), everything, 0)
-    if part.labels.max() >= len(classes.index_of) or part.labels.min() < 0:
-        raise StageError(
-            f"task {task.name}: features have label {int(part.labels.max())}, but the corpus has "
-            f"{len(classes.index_of)} classes; extract the features again"
-        )
-    indices = classes.index_of[part.labels]
-    inside = np.flatnonzero(indices >= 0)
-    if len(inside) == 0:
-        raise StageError(
-            f"task {task.name}: no row of a part has a label of its classes; check `classes`"
-        )
-    keys = part.keys if len(inside) == len(indices) else part.keys.take(pa.array(inside))
-    return TaskRows(keys, torch.from_numpy(indices[inside]), inside, len(indices) - len(inside))
+    inside, targets = target.select(part.labels, classes.index_of, task)
+    rows = len(part.labels)
+    keys = part.keys if len(inside) == rows else part.keys.take(pa.array(inside))
+    return TaskRows(keys, torch.from_numpy(targets), inside, rows - len(inside))

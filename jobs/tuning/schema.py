@@ -162,7 +162,7 @@ Row = TypeVar("Row", Cell, Tried, Prediction, Estimate, Point)
 _ARROW = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
 
 
-def of(kind: type[Row]) -> pa.Schema:
+def of(kind: type[Cell | Tried | Prediction | Estimate | Point]) -> pa.Schema:
     """The Arrow schema of a table of `kind`; each field's metadata holds its meaning."""
     hints = get_type_hints(kind)
     columns = []

@@ -152,20 +152,19 @@ class TuneStep(Spec):
         return self
 
     @model_validator(mode="after")
-    def _fits_a_number(self) -> TuneStep:
-        if self.task.target == "class":
-            return self
-        if self.method.head in ("lbfgs", "zero_shot"):
-            what = "logistic regression" if self.method.head == "lbfgs" else "zero-shot"
+    def _fits_the_target(self) -> TuneStep:
+        kind = self.task.target_kind
+        unfit = kind.unfit_heads.get(self.method.head)
+        if unfit is not None:
             raise ValueError(
-                f"method {self.method_name} is {what}, which needs classes, and task "
-                f"{self.task.name} predicts a number; use ridge, or put one of the two in an "
+                f"method {self.method_name} is {unfit}, which needs classes, and task "
+                f"{self.task.name} predicts a {kind.name}; use ridge, or put one of the two in an "
                 f"experiment of its own"
             )
-        if self.label_noise:
+        if self.label_noise and not kind.has_classes:
             raise ValueError(
                 f"label_noise {self.label_noise:g} takes a label for another class, and task "
-                f"{self.task.name} predicts a number; put one of the two in an experiment of its "
-                f"own"
+                f"{self.task.name} predicts a {kind.name}; put one of the two in an experiment of "
+                f"its own"
             )
         return self

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from jobs.contract import StageError, Work
-from jobs.tasks.spec import Metric
+from jobs.tasks.target import Metric
 from jobs.tuning.budget import Key
 from jobs.tuning.heads import Shape
 from jobs.tuning.metrics import Judged

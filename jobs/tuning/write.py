@@ -19,20 +19,20 @@ from jobs.contract import Outcome, StageError, Work
 from jobs.storage.folder import Folder
 from jobs.tuning import schema
 from jobs.tuning.heads import Shape
-from jobs.tuning.metrics import Judged, Scores
+from jobs.tuning.metrics import Judged
 from jobs.tuning.rows import TaskRows
 from jobs.tuning.spec import TuneStep
+from jobs.tuning.target import Target, target_of
 from jobs.tuning.trained import TERMS, Fit, Selected, step_of
-
-_SHOWN = ("accuracy", "macro_f1")  # of a validation's scores of classes, in the curves
 
 
 @dataclass(frozen=True)
 class Tested:
     """A selected head's predictions on a test part."""
 
+    target: Target
     rows: TaskRows
-    predicted: torch.Tensor  # [N], classes or numbers
+    predicted: torch.Tensor  # [N], in the units of the target
     scores: Judged  # of one member
     loss: float
     reads: int
@@ -64,7 +64,7 @@ def record(work: Work, fit: Fit, tested: Tested, selected: Selected) -> Outcome:
     )
 
 
-def record_transfer(work: Work, trained: schema.Cell, tested: Tested, classes: int) -> Outcome:
+def record_transfer(work: Work, trained: schema.Cell, tested: Tested) -> Outcome:
     """Write the files of an OOD cell: the ID cell's row `trained`, with this cell's test."""
     step = step_of(work)
     cell = replace(
@@ -74,12 +74,12 @@ def record_transfer(work: Work, trained: schema.Cell, tested: Tested, classes: i
         trained_on=step.task.trained_on,
         metric=step.task.metric,
         test_metric=_own_metric(step, tested.scores),
-        test_accuracy=_of_classes(tested.scores, "accuracy"),
-        test_macro_f1=_of_classes(tested.scores, "macro_f1"),
-        test_mean_per_class_accuracy=_of_classes(tested.scores, "mean_per_class_accuracy"),
+        test_accuracy=tested.scores.value("accuracy"),
+        test_macro_f1=tested.scores.value("macro_f1"),
+        test_mean_per_class_accuracy=tested.scores.value("mean_per_class_accuracy"),
         test_loss=tested.loss,
         n_test=len(tested.predicted),
-        n_classes=classes,
+        n_classes=tested.target.classes,
         test_reads=tested.reads,
         test_digest=tested.digest,
     )
@@ -105,21 +105,15 @@ def _own_metric(step: TuneStep, scores: Judged) -> float:
     return float(scores.of(step.task.metric))
 
 
-def _of_classes(scores: Judged, name: str, member: int = 0) -> float | None:
-    """A score of classes; none where the target is a number."""
-    return float(getattr(scores, name)[member]) if isinstance(scores, Scores) else None
-
-
 def _metrics(part: Literal["validation", "test"], cell: schema.Cell) -> dict[str, float]:
-    """A part's scores in short: of classes accuracy (and F1 of the test), of numbers their own."""
-    found = {
+    """A part's scores in short: accuracy (and F1 of the test), or else the task's own metric."""
+    scores = {
         "accuracy": cell.validation_accuracy if part == "validation" else cell.test_accuracy,
         "macro_f1": None if part == "validation" else cell.test_macro_f1,
     }
-    if cell.n_classes == 0:
-        own = cell.validation_metric if part == "validation" else cell.test_metric
-        found = {cell.metric: own}
-    return {f"tune/{part}_{name}": value for name, value in found.items() if value is not None}
+    own = cell.validation_metric if part == "validation" else cell.test_metric
+    found = {name: value for name, value in scores.items() if value is not None}
+    return {f"tune/{part}_{name}": value for name, value in (found or {cell.metric: own}).items()}
 
 
 def _id_cell(step: TuneStep, fit: Fit, tested: Tested) -> schema.Cell:
@@ -135,18 +129,18 @@ def _id_cell(step: TuneStep, fit: Fit, tested: Tested) -> schema.Cell:
         tuning_seed=step.seed,
         metric=step.task.metric,
         test_metric=_own_metric(step, tested.scores),
-        test_accuracy=_of_classes(tested.scores, "accuracy"),
-        test_macro_f1=_of_classes(tested.scores, "macro_f1"),
-        test_mean_per_class_accuracy=_of_classes(tested.scores, "mean_per_class_accuracy"),
+        test_accuracy=tested.scores.value("accuracy"),
+        test_macro_f1=tested.scores.value("macro_f1"),
+        test_mean_per_class_accuracy=tested.scores.value("mean_per_class_accuracy"),
         test_loss=tested.loss,
         validation_metric=float(last.validation.of(last.metric)[fit.chosen]),
-        validation_accuracy=_of_classes(last.validation, "accuracy", fit.chosen),
-        validation_macro_f1=_of_classes(last.validation, "macro_f1", fit.chosen),
+        validation_accuracy=last.validation.value("accuracy", fit.chosen),
+        validation_macro_f1=last.validation.value("macro_f1", fit.chosen),
         validation_loss=float(last.validation_loss[fit.chosen]),
         n_train=len(fit.training.keys),
         n_validation=len(fit.validation.keys),
         n_test=len(tested.predicted),
-        n_classes=fit.shape.classes,
+        n_classes=fit.shape.target.classes,
         views=fit.views,
         dim=fit.shape.dim,
         configurations=len(fit.configurations),
@@ -176,8 +170,8 @@ def _tried(fit: Fit) -> list[schema.Tried]:
         failure = fit.trained.failures[index]
         validated: dict[str, float | None] = {
             "validation_metric": float(last.validation.of(last.metric)[index]),
-            "validation_accuracy": _of_classes(last.validation, "accuracy", index),
-            "validation_macro_f1": _of_classes(last.validation, "macro_f1", index),
+            "validation_accuracy": last.validation.value("accuracy", index),
+            "validation_macro_f1": last.validation.value("macro_f1", index),
             "validation_loss": float(last.validation_loss[index]),
         }
         trained: dict[str, float | None] = {
@@ -217,7 +211,7 @@ def _curves(fit: Fit) -> list[schema.Point]:
     mine = fit.trained.epochs[: fit.trained.trained_for[fit.chosen]]
     for number, epoch in enumerate(mine, start=1):
         curves = {f"train/{name}": values for name, values in epoch.train.items()}
-        shown = _SHOWN if isinstance(epoch.validation, Scores) else ("pearson", "spearman")
+        shown = fit.shape.target.curves
         curves |= {f"validation/{name}": getattr(epoch.validation, name) for name in shown}
         curves["validation/loss"] = epoch.validation_loss
         points += [
@@ -229,9 +223,8 @@ def _curves(fit: Fit) -> list[schema.Point]:
 
 
 def _write_result(output: Folder, cell: schema.Cell, tested: Tested) -> None:
-    of_classes, of_numbers = schema.of(schema.Prediction), schema.of(schema.Estimate)
     columns = [tested.rows.keys, tested.rows.labels.numpy(), tested.predicted.numpy()]
-    predictions = pa.table(columns, schema=of_classes if cell.n_classes else of_numbers)
+    predictions = pa.table(columns, schema=schema.of(tested.target.row))
     output.write_table(schema.PREDICTIONS, predictions)
     output.write_table(schema.CELL, schema.to_table(schema.Cell, [cell]))
 
@@ -260,5 +253,6 @@ def read_head(source: Folder, step: TuneStep) -> tuple[Shape, Selected, schema.C
             f"label_noise={cell.label_noise:g}/seed={cell.tuning_seed}, "
             f"not of {'/'.join(map(str, wanted))}; run it again"
         )
-    shape = Shape(card["kind"], int(card["dim"]), len(card["classes"]))
+    target = target_of(step.task, len(card["classes"]))
+    shape = Shape(card["kind"], int(card["dim"]), target)
     return shape, Selected(state, tuple(card["classes"])), cell

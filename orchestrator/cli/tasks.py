@@ -144,6 +144,7 @@ def _row(task: Task) -> dict[str, Any]:
         "title": task.title,
         "domain": task.domain,
         "trained_on": task.trained_on,
+        "target": task.target,
         "classes": count,
         "sizes": dict(facts.sizes) if facts else {},
         "metric": task.metric,
@@ -153,7 +154,7 @@ def _row(task: Task) -> dict[str, Any]:
 
 def _list_line(row: Mapping[str, Any], width: int) -> str:
     sizes = " + ".join(f"{rows:,}" for rows in row["sizes"].values()) or "?"
-    classes = "number" if row["classes"] == 0 else f"{row['classes']} classes"
+    classes = row["target"] if row["classes"] == 0 else f"{row['classes']} classes"
     line = f"  {row['name']:{width}}{classes:>13}{sizes:>28}  {row['metric']:24}{row['data']}"
     return f"{line}  (on {row['trained_on']})" if row["trained_on"] else line
 
@@ -178,7 +179,8 @@ def _shown(task: Task) -> Iterator[tuple[str, str]]:
         yield "parts", f"of the reader's rows: {cut}"
     names = class_names(task)
     more = f", ... ({len(names)} in all)" if len(names) > CLASSES_SHOWN else ""
-    own = "none: it predicts a number" if task.target == "number" else "the corpus's own"
+    kind = task.target_kind
+    own = "the corpus's own" if kind.has_classes else f"none: it predicts a {kind.name}"
     yield "classes", (", ".join(names[:CLASSES_SHOWN]) + more) or own
     if task.answers:
         many = sum(len(outputs) > 1 for outputs in task.answers.values())

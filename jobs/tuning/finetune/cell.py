@@ -28,7 +28,7 @@ from jobs.contract import Outcome, StageError, Work
 from jobs.corpus.shards import Index
 from jobs.encoders.encoder import Encoder, load, save, weights_bytes
 from jobs.storage.folder import Folder
-from jobs.tasks.spec import Metric
+from jobs.tasks.target import Metric
 from jobs.tuning.budget import Budget
 from jobs.tuning.class_mapping import ClassMapping
 from jobs.tuning.finetune.images import Images, Source, TestImages
@@ -43,9 +43,9 @@ from jobs.tuning.finetune.train import (
     stacked,
 )
 from jobs.tuning.label_noise import corrupted
-from jobs.tuning.metrics import score
 from jobs.tuning.rows import TaskClasses, TaskRows
 from jobs.tuning.spec import EncoderTuning, TuneStep
+from jobs.tuning.target import Target, target_of
 from jobs.tuning.trained import (
     DROPPED,
     Configuration,
@@ -84,6 +84,11 @@ class Cell:
         validation = source.plain_rows("validation", step.task, classes)
         return Cell(work, step, encoder, source, index.name, classes, training, validation)
 
+    @property
+    def target(self) -> Target:
+        """What the cell predicts."""
+        return target_of(self.step.task, len(self.classes.names))
+
     @cached_property
     def training(self) -> Images:
         """The training images, decoded when they are first asked for, as they are learnt from."""
@@ -109,7 +114,7 @@ class Cell:
         """A configuration as it stands: fresh, or after the last epoch that scratch knows of."""
         settings, step = settings_of(self.step), self.step
         tuning = FineTuning(
-            AdaptedEncoder(self.encoder, step.method, len(self.classes.names), step.seed),
+            AdaptedEncoder(self.encoder, step.method, self.target, step.seed),
             self.training,
             self.validation,
             configuration,
@@ -163,9 +168,7 @@ def close(work: Work, configurations: Sequence[Configuration]) -> Outcome:
     if chosen is None:
         raise all_failed(cell.step, "lr", [history[-1].failed for history in histories])
     state = State.read(work.scratch.read_bytes(state_name(chosen)))
-    adapted = AdaptedEncoder(
-        cell.encoder, cell.step.method, len(cell.classes.names), cell.step.seed
-    )
+    adapted = AdaptedEncoder(cell.encoder, cell.step.method, cell.target, cell.step.seed)
     adapted.load(state.encoder, state.head)
     selected = Selected(state.head, cell.classes.names)
     tested = _test(cell.step, adapted, cell.source, selected, cell.classes)
@@ -242,8 +245,9 @@ def _test(
     part = TestImages(source)
     images = part.open(selected, step.task, classes)
     loss, predicted = evaluate(adapted, images, settings_of(step).precision, mapping)
-    scores = score(images.labels, predicted[None], len(classes.names))
-    return Tested(images.rows, predicted, scores, loss, part.reads, images.digest)
+    target = target_of(step.task, len(classes.names))
+    scores = target.judge(images.labels, predicted[None])
+    return Tested(target, images.rows, predicted, scores, loss, part.reads, images.digest)
 
 
 def _write_adapted(work: Work, adapted: AdaptedEncoder) -> None:
@@ -280,12 +284,12 @@ def transfer(work: Work) -> Outcome:
     step, encoder, source, index = _opened(work)
     head = work.inputs["head"]
     shape, selected, trained = read_head(head, step)
-    adapted = AdaptedEncoder(encoder, step.method, shape.classes, step.seed)
+    adapted = AdaptedEncoder(encoder, step.method, shape.target, step.seed)
     adapted.load(_adapted_state(head, adapted), selected.state)
     classes = TaskClasses.of(step.task, index.classes)
-    mapping = ClassMapping.of(step.task, classes.names, selected.classes)
+    mapping = shape.target.mapping(step.task, classes.names, selected.classes)
     tested = _test(step, adapted, source, selected, classes, mapping)
-    return record_transfer(work, trained, tested, len(classes.names))
+    return record_transfer(work, trained, tested)
 
 
 def _adapted_state(head: Folder, adapted: AdaptedEncoder) -> Mapping[str, torch.Tensor]:

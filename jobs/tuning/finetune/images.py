@@ -27,15 +27,8 @@ from jobs.images.spec import Shift
 from jobs.storage.folder import Folder
 from jobs.tasks.spec import Task
 from jobs.tuning.digest import digest_of
-from jobs.tuning.rows import (
-    Indices,
-    PartName,
-    Samples,
-    TaskClasses,
-    TaskRows,
-    plain_rows,
-    training_rows,
-)
+from jobs.tuning.rows import PartName, Samples, TaskClasses, TaskRows, plain_rows, training_rows
+from jobs.tuning.target import Indices
 from jobs.tuning.trained import Selected
 
 Prepare = Callable[[bytes, str, Shift | None, np.uint64 | None], torch.Tensor]

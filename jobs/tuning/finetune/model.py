@@ -26,6 +26,7 @@ from jobs.encoders.encoder import Encoder, EncoderCard
 from jobs.features.spec import Precision
 from jobs.tuning.heads import Shape, StackedHeads, seeded
 from jobs.tuning.methods import Method
+from jobs.tuning.target import Target
 
 _CPU = torch.device("cpu")
 
@@ -33,9 +34,9 @@ _CPU = torch.device("cpu")
 class AdaptedEncoder:
     """A copy of an encoder, ready to be trained as a method says, with a linear head."""
 
-    def __init__(self, encoder: Encoder, method: Method, classes: int, seed: int) -> None:
+    def __init__(self, encoder: Encoder, method: Method, target: Target, seed: int) -> None:
         self.method = method
-        self.shape = Shape("linear", encoder.dim, classes)
+        self.shape = Shape("linear", encoder.dim, target)
         self.encoder = Encoder(encoder.card, copy.deepcopy(encoder.model), encoder.device)
         model = self.encoder.model
         if method.adapt == "lora":
@@ -44,7 +45,11 @@ class AdaptedEncoder:
             parameter.requires_grad_(method.adapt == "ft" or _is_adapter(name))
         # The head starts as every frozen method's classifier does.
         fresh = StackedHeads.fresh(self.shape, 1, seed, _CPU).member(0)
-        self.head = {name: nn.Parameter(value.to(encoder.device)) for name, value in fresh.items()}
+        self.head = {
+            name: nn.Parameter(value.to(encoder.device))
+            for name, value in fresh.items()
+            if name not in target.blank
+        }
 
     def features(self, images: Tensor, precision: Precision = "float32") -> Tensor:
         """Features of images [N, C, S, S] (see `Encoder.features`): float32 [N, D]."""

@@ -15,26 +15,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 
 import pyarrow as pa
 import safetensors.torch
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from jobs.features.spec import Precision
 from jobs.images.pixels import unit_range
 from jobs.images.spec import Views
 from jobs.images.views import augmented
-from jobs.tasks.spec import Metric
+from jobs.tasks.target import Metric
 from jobs.tuning import nmtune
 from jobs.tuning.budget import Budget
 from jobs.tuning.class_mapping import ClassMapping
 from jobs.tuning.finetune.images import Images
 from jobs.tuning.finetune.model import AdaptedEncoder
 from jobs.tuning.heads import seeded
-from jobs.tuning.metrics import Scores, score
+from jobs.tuning.metrics import Judged, from_columns
 from jobs.tuning.schedule import BETAS, EPS, cosine
 from jobs.tuning.trained import Configuration
 
@@ -48,19 +47,18 @@ class EpochNumbers:
 
     train: dict[str, float]  # by name in `trained.TERMS`, means over the epoch
     validation_loss: float
-    validation: dict[str, float]  # by name in `metrics.Scores`, percent
+    validation: dict[str, float]  # scores by name, see `metrics`
     failed: str | None = None  # why it ended here
 
     def by(self, metric: Metric) -> float:
-        """The validation by the task's own metric, percent."""
+        """The validation by the task's own metric."""
         return float(stacked([self]).of(metric))
 
 
-def stacked(epochs: Sequence[EpochNumbers]) -> Scores:
+def stacked(epochs: Sequence[EpochNumbers]) -> Judged:
     """The validation scores of several configurations as of one stack."""
-    names = [field.name for field in fields(Scores)]
-    columns = {name: [epoch.validation[name] for epoch in epochs] for name in names}
-    return Scores(**{n: torch.tensor(c, dtype=torch.float64) for n, c in columns.items()})
+    columns = {name: [epoch.validation[name] for epoch in epochs] for name in epochs[0].validation}
+    return from_columns({n: torch.tensor(c, dtype=torch.float64) for n, c in columns.items()})
 
 
 @dataclass(frozen=True)
@@ -137,7 +135,7 @@ class FineTuning:
         loss, predicted = evaluate(self.adapted, self._validation, self._view_settings.precision)
         if failed is None and not torch.isfinite(torch.tensor(loss)):
             failed = self._reason("validation loss", self.steps_per_epoch)
-        scores = score(self._validation.labels, predicted[None], self.adapted.shape.classes)
+        scores = self.adapted.shape.target.judge(self._validation.labels, predicted[None])
         self.history.append(
             EpochNumbers(
                 {name: total / seen for name, total in sums.items()},
@@ -166,7 +164,9 @@ class FineTuning:
         features = self.adapted.features(images, self._view_settings.precision)
         views = len(images) // len(samples)
         targets = self._labels[samples.to(self._device)].repeat(views)
-        terms = {"ce": functional.cross_entropy(self.adapted.logits(features), targets)}
+        target = self.adapted.shape.target
+        encoded = target.encoded(targets, target.blank).to(target.dtype)
+        terms = {target.term: target.losses(self.adapted.logits(features), encoded, "mean")}
         weights = {"cov": self._configuration.cov, "svd": self._configuration.svd}
         if any(weights.values()):
             found = nmtune.spread(
@@ -176,7 +176,7 @@ class FineTuning:
                 svd=weights["svd"] != 0,
             )
             terms |= {n: v[0] for n, v in zip(weights, found, strict=True) if weights[n]}
-        loss = terms["ce"] + sum(w * terms[n] for n, w in weights.items() if w)
+        loss = terms[target.term] + sum(w * terms[n] for n, w in weights.items() if w)
         if loss.isfinite():
             self._optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
@@ -275,13 +275,13 @@ def evaluate(
 
     `mapping`: for a task that is not the head's own, which outputs may be chosen.
     """
-    total, predicted = 0.0, []
+    target, total, predicted = adapted.shape.target, 0.0, []
     for start in range(0, len(part.labels), _PIECE):
         rows = slice(start, start + _PIECE)
         logits = adapted.logits(adapted.features(part.pixels[rows], precision)).cpu()
         if mapping is None or mapping.is_identity(logits.shape[1]):
-            losses = functional.cross_entropy(logits, part.labels[rows], reduction="none")
-            chosen = logits.argmax(1)
+            losses = target.losses(logits, target.encoded(part.labels[rows], target.blank))
+            chosen = target.decode(logits, target.blank)
         else:
             losses, chosen = mapping.choose(logits, part.labels[rows])
         total += float(losses.sum(dtype=torch.float64))

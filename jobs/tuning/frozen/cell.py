@@ -21,9 +21,9 @@ from jobs.tuning.frozen.features import FeatureCache, TestPart, read_classes
 from jobs.tuning.frozen.fit import fit, fit_siblings
 from jobs.tuning.frozen.stack import evaluate
 from jobs.tuning.heads import Shape, StackedHeads
-from jobs.tuning.metrics import judge
 from jobs.tuning.rows import Labelled, TaskClasses, plain_rows
 from jobs.tuning.spec import TuneStep
+from jobs.tuning.target import target_of
 from jobs.tuning.trained import Configuration, Fit, Selected, step_of
 from jobs.tuning.write import Tested, read_head, record, record_transfer
 
@@ -82,11 +82,9 @@ def transfer(work: Work) -> Outcome:
     folder, source = work.inputs["features"], work.inputs["head"]
     shape, selected, trained = read_head(source, step)
     classes = TaskClasses.of(step.task, read_classes(folder))
-    mapping = (
-        None if shape.of_numbers else ClassMapping.of(step.task, classes.names, selected.classes)
-    )
+    mapping = shape.target.mapping(step.task, classes.names, selected.classes)
     tested = _test(folder, step, shape, selected, classes, mapping)
-    return record_transfer(work, trained, tested, len(classes.names))
+    return record_transfer(work, trained, tested)
 
 
 def _test(
@@ -112,8 +110,9 @@ def _test(
         loss, predicted = evaluate(heads, samples, _CPU)
     else:
         loss, predicted = evaluate_mapped(heads, samples, mapping)
-    scores = judge(rows.labels, predicted, len(classes.names))
-    return Tested(rows, predicted[0], scores, float(loss), part.reads, digest(samples))
+    target = target_of(step.task, len(classes.names))
+    scores = target.judge(rows.labels, predicted)
+    return Tested(target, rows, predicted[0], scores, float(loss), part.reads, digest(samples))
 
 
 def evaluate_mapped(
@@ -123,11 +122,11 @@ def evaluate_mapped(
 
     Ties between outputs go to the class that stands first. Raises ValueError without a row.
     """
-    if mapping.is_identity(heads.shape.classes):
+    if mapping.is_identity(heads.shape.outputs):
         return evaluate(heads, part, torch.device("cpu"))
     if len(part.labels) == 0:
         raise ValueError("there is no row to evaluate")
-    widest = max(heads.shape.hidden, heads.shape.dim, heads.shape.classes)
+    widest = max(heads.shape.hidden, heads.shape.dim, heads.shape.outputs)
     piece = max(1, _ENTRIES // widest)
     losses, predicted = [], []
     for start in range(0, len(part.labels), piece):

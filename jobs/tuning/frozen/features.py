@@ -21,7 +21,8 @@ import torch
 
 from jobs.contract import StageError
 from jobs.storage.folder import Folder
-from jobs.tuning.rows import Labelled, PartName, Samples, Targets, TaskRows
+from jobs.tuning.rows import Labelled, PartName, Samples, TaskRows
+from jobs.tuning.target import Labels
 from jobs.tuning.trained import Selected
 
 
@@ -101,7 +102,7 @@ def _missing(folder: Folder, name: str) -> str:
 
 def _read_view(
     folder: Folder, name: str, about: pa.Table, view: int
-) -> tuple[pa.Array, Targets, npt.NDArray[np.float32]]:
+) -> tuple[pa.Array, Labels, npt.NDArray[np.float32]]:
     """(keys, labels, vectors [N, D]) of one view, sorted by key; `about`: all but the vectors."""
     where = f"{folder.uri}/{name}"
     mine = about["view"].to_numpy() == view
@@ -131,7 +132,7 @@ def _read_view(
             f"lower learning rate"
         )
     numbers = pa.types.is_floating(rows["label"].type)
-    labels: Targets = rows["label"].to_numpy().astype(np.float64 if numbers else np.int64)
+    labels: Labels = rows["label"].to_numpy().astype(np.float64 if numbers else np.int64)
     return keys, labels, vectors
 
 

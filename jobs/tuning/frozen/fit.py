@@ -24,6 +24,7 @@ from jobs.tuning.label_noise import corrupted
 from jobs.tuning.methods import GIVEN
 from jobs.tuning.metrics import gathered
 from jobs.tuning.rows import Labelled, TaskClasses, TaskRows, plain_rows, training_rows
+from jobs.tuning.target import target_of
 from jobs.tuning.trained import TERMS, Configuration, Epoch, Fit, Trained, all_failed, step_of
 
 
@@ -124,7 +125,7 @@ class _Prepared:
         self.shape = Shape(
             step.method.kind,
             fitting.train.views.shape[-1],
-            len(self.classes.names),
+            target_of(step.task, len(self.classes.names)),
         )
 
     def labelled(self) -> Labelled:
@@ -135,7 +136,7 @@ class _Prepared:
         noisy = corrupted(
             clean.labels.numpy(),
             self.training.keys,
-            classes=self.shape.classes,
+            classes=self.shape.target.classes,
             percent=step.label_noise,
             seed=step.seed,
             scope=step.task.scope,

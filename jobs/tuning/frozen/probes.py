@@ -22,11 +22,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from jobs.tasks.spec import Metric
+from jobs.tasks.target import Metric
 from jobs.tuning.budget import OnProgress, ignore_progress
 from jobs.tuning.frozen.stack import evaluate
-from jobs.tuning.heads import Shape, StackedHeads, scale_of
-from jobs.tuning.metrics import judge
+from jobs.tuning.heads import Shape, StackedHeads
 from jobs.tuning.rows import Labelled
 from jobs.tuning.trained import Configuration, Epoch, Trained
 
@@ -52,15 +51,14 @@ def solve(
 
     Raises ValueError for `lbfgs` on numbers, which logistic regression has no probability for.
     """
-    if kind == "lbfgs" and shape.of_numbers:
-        raise ValueError("logistic regression is of classes; a number takes ridge")
+    unfit = shape.target.kind.unfit_heads.get(kind)
+    if unfit is not None:
+        raise ValueError(f"{unfit} is of classes; a {shape.target.kind.name} takes ridge")
     labels = _labels(training)
     penalties = [configuration.l2 for configuration in configurations]
-    fresh = StackedHeads.fresh(
-        shape, len(penalties), 0, _CPU, scale_of(labels) if shape.of_numbers else (0.0, 1.0)
-    )
+    fresh = StackedHeads.fresh(shape, len(penalties), 0, _CPU, shape.target.statistics(labels))
     if kind == "lbfgs":
-        solved = _lbfgs(_rows(training).double(), labels, shape.classes, penalties, on_progress)
+        solved = _lbfgs(_rows(training).double(), labels, shape.outputs, penalties, on_progress)
     else:
         solved = _ridge(_rows(training), labels, fresh, penalties)
     return judged(solved, fresh, training, validation, metric)
@@ -82,9 +80,8 @@ def judged(
     heads = StackedHeads(shape, found, fresh.buffers)
     fitted, _ = evaluate(heads, Labelled(_rows(training), _labels(training)), _CPU)
     loss, predicted = evaluate(heads, validation, _CPU)
-    scores = judge(validation.labels, predicted, shape.classes)
-    asked = "squared_error" if shape.of_numbers else "ce"
-    epoch = Epoch({"loss": fitted, asked: fitted}, loss, scores, metric)
+    scores = shape.target.judge(validation.labels, predicted)
+    epoch = Epoch({"loss": fitted, shape.target.term: fitted}, loss, scores, metric)
     running = [k for k, failure in enumerate(failures) if failure is None]
     chosen = min(running, key=epoch.key, default=None)
     state: Mapping[str, Tensor] = {} if chosen is None else heads.member(chosen)
@@ -102,23 +99,17 @@ def _labels(training: Labelled) -> Tensor:
     return training.labels.repeat(training.features.shape[0])
 
 
-def _targets(heads: StackedHeads, labels: Tensor) -> Tensor:
-    """What least squares fits, [R, C]: the classes' indicators, or standardised numbers."""
-    if heads.shape.of_numbers:
-        return heads.standardised(labels)[0][:, None]
-    return functional.one_hot(labels, heads.shape.classes).double()
-
-
 def _ridge(
     rows: Tensor, labels: Tensor, heads: StackedHeads, penalties: Sequence[float]
 ) -> Solution:
     """In float64, some rows at a time: only D x D and D x C matrices are held."""
-    dim, outputs = rows.shape[1], heads.shape.outputs
+    dim, outputs, target = rows.shape[1], heads.shape.outputs, heads.shape.target
+    statistics = {name: values[0] for name, values in heads.buffers.items()}
     piece = max(1, _ENTRIES // max(dim, outputs))
 
     def pieces() -> Iterator[tuple[Tensor, Tensor]]:
         for own, theirs in zip(torch.split(rows, piece), torch.split(labels, piece), strict=True):
-            yield own.double(), _targets(heads, theirs)
+            yield own.double(), target.regressed(theirs, statistics)
 
     mean = rows.new_zeros(dim, dtype=torch.float64)
     share = rows.new_zeros(outputs, dtype=torch.float64)

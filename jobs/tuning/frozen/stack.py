@@ -28,14 +28,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from jobs.tuning import nmtune
 from jobs.tuning.budget import Budget
 from jobs.tuning.frozen.offload import Offload
 from jobs.tuning.frozen.stacked_adamw import StackedAdamW
-from jobs.tuning.heads import Shape, StackedHeads, scale_of, seeded
-from jobs.tuning.metrics import judge
+from jobs.tuning.heads import Shape, StackedHeads, seeded
 from jobs.tuning.rows import Labelled
 from jobs.tuning.schedule import cosine
 from jobs.tuning.spec import Precision
@@ -78,8 +76,8 @@ class Stack:
         self._budget = budget
         self._variant = nmtune.RELEASED if shape.kind == "released" else nmtune.PAPER
         configurations = [c for group in groups for c in group.configurations]
-        self._fits = "squared_error" if shape.of_numbers else "ce"
-        self._place(shape, groups)
+        self._target = shape.target
+        self._place(groups)
         self._weights = {
             name: self._column([getattr(c, name) for c in configurations])
             for name in ("mse", "cov", "svd")
@@ -87,9 +85,9 @@ class Stack:
         self.heads = StackedHeads.joined(
             [
                 StackedHeads.fresh(
-                    shape, len(group.configurations), group.seed, self._device, scale
+                    shape, len(group.configurations), group.seed, self._device, statistics
                 )
-                for group, scale in zip(groups, self._scales, strict=True)
+                for group, statistics in zip(groups, self._statistics, strict=True)
             ]
         )
         self.members = list(range(len(configurations)))  # that still train, by index from the start
@@ -104,15 +102,13 @@ class Stack:
         )
         self._weighed = self._who_weighs()
 
-    def _place(self, shape: Shape, groups: Sequence[Group]) -> None:
+    def _place(self, groups: Sequence[Group]) -> None:
         """Features and labels on the device; each distinct feature matrix with its seed once."""
         labels = [group.training.labels for group in groups]
-        self._scales = [(0.0, 1.0)] * len(groups)
-        if shape.of_numbers:
-            self._scales = [scale_of(targets) for targets in labels]
-            pairs = zip(labels, self._scales, strict=True)
-            labels = [((own - mean) / deviation).float() for own, (mean, deviation) in pairs]
-        self._labels = torch.stack(labels).to(self._device)
+        self._statistics = [self._target.statistics(own) for own in labels]
+        encoded = map(self._target.encoded, labels, self._statistics)
+        self._labels = torch.stack([own.to(self._target.dtype) for own in encoded])
+        self._labels = self._labels.to(self._device)
         known: dict[tuple[int, int], int] = {}
         self._sources: list[tuple[Tensor, int]] = []
         source_of = []  # by group
@@ -159,9 +155,7 @@ class Stack:
                 seen += len(batch[0])
                 after_step()
         loss, predicted = evaluate(self.heads, self._validation, self._device)
-        scores = judge(
-            self._validation.labels.to(self._device), predicted, self.heads.shape.classes
-        )
+        scores = self._target.judge(self._validation.labels.to(self._device), predicted)
         self._freeze(~loss.isfinite(), "validation loss")
         train = {name: (s / seen).cpu() for name, s in sums.items()}
         epoch = Epoch(train, loss.cpu(), scores, self._budget.metric)
@@ -224,7 +218,7 @@ class Stack:
     def _step(self, batch: Sequence[Tensor]) -> dict[str, Tensor]:
         """One optimizer step on a batch; its losses by name, [K] each."""
         terms = self._terms(batch)
-        loss = terms[self._fits]
+        loss = terms[self._target.term]
         for name, weights in self._weights.items():
             if name in terms:
                 # A term that a member does not weigh must not fail it: 0 x inf is not 0.
@@ -262,11 +256,7 @@ class Stack:
             ]
         )
         targets = labels[self._group_of].repeat(1, views)
-        if self._fits == "ce":
-            losses = functional.cross_entropy(logits.float(), targets, reduction="none")
-        else:
-            losses = (logits[:, 0].float() - targets).square()
-        terms = {self._fits: losses.mean(1)}
+        terms = {self._target.term: self._target.losses(logits.float(), targets).mean(1)}
         if "mse" in self._weighed:
             who = self._weighed["mse"]
             outputs, given = (z, rows) if who is None else (z[who], _of(rows, who))
@@ -347,6 +337,7 @@ def evaluate(heads: StackedHeads, part: Labelled, device: torch.device) -> tuple
     """
     if len(part.labels) == 0:
         raise ValueError("there is no row to evaluate")
+    target = heads.shape.target
     widest = max(heads.shape.hidden, heads.shape.dim, heads.shape.outputs)
     piece = max(1, _ENTRIES // (widest * heads.members))
     loss = torch.zeros(heads.members, dtype=torch.float64, device=device)
@@ -354,14 +345,8 @@ def evaluate(heads: StackedHeads, part: Labelled, device: torch.device) -> tuple
     for start in range(0, len(part.labels), piece):
         rows = slice(start, start + piece)
         _, logits = heads.forward(part.features[rows].to(device), training=False)
-        targets = part.labels[rows].to(device)
-        if heads.shape.of_numbers:
-            outputs = logits[:, 0]
-            losses = (outputs - heads.standardised(targets)).square()
-            predicted.append(heads.numbers(outputs))
-        else:
-            own = targets.expand(heads.members, -1)
-            losses = functional.cross_entropy(logits, own, reduction="none")
-            predicted.append(logits.argmax(1))
+        targets = part.labels[rows].to(device).expand(heads.members, -1)
+        losses = target.losses(logits, target.encoded(targets, heads.buffers))
+        predicted.append(target.decode(logits, heads.buffers))
         loss += losses.sum(1, dtype=torch.float64)
     return loss / len(part.labels), torch.cat(predicted, dim=1)

@@ -11,6 +11,7 @@ from jobs.tuning.frozen.cell import evaluate_mapped
 from jobs.tuning.frozen.stack import evaluate
 from jobs.tuning.heads import Shape, StackedHeads
 from jobs.tuning.rows import Labelled
+from jobs.tuning.target import ClassTarget
 from tests.jobs.tuning.blobs import ood_task
 
 OUTPUTS = tuple("abcdefgh")
@@ -18,7 +19,7 @@ DIM = 5
 
 
 def head(kind: str = "paper") -> StackedHeads:
-    shape = Shape(kind, DIM, len(OUTPUTS))  # type: ignore[arg-type]
+    shape = Shape(kind, DIM, ClassTarget(len(OUTPUTS)))  # type: ignore[arg-type]
     return StackedHeads.fresh(shape, 1, 3, torch.device("cpu"))
 
 

@@ -10,7 +10,7 @@ import torch
 from scipy import stats
 from sklearn import metrics as theirs
 
-from jobs.tasks.spec import OF_NUMBERS, Metric
+from jobs.tasks.target import CLASS, KINDS, Metric
 from jobs.tuning.metrics import correlate, score
 
 RANDOM = np.random.default_rng(5)
@@ -34,7 +34,8 @@ def test_class_metrics_are_those_of_scikit_learn(classes: int, right: float) -> 
         expected["accuracy_f1"] = (expected["accuracy"] + expected["f1"]) / 2
         for metric, value in expected.items():
             assert scores.of(metric)[member].item() == pytest.approx(100 * value, abs=1e-9), metric  # type: ignore[arg-type]
-        assert set(expected) | set(OF_NUMBERS) == set(get_args(Metric))
+        assert set(expected) == set(CLASS.metrics)
+    assert {m for kind in KINDS.values() for m in kind.metrics} == set(get_args(Metric))
 
 
 def test_one_class_alone_has_no_matthews_coefficient() -> None:

@@ -28,6 +28,7 @@ from jobs.tuning.methods import Method
 from jobs.tuning.rows import plain_rows, training_rows
 from jobs.tuning.search_space import Space
 from jobs.tuning.spec import EncoderTuning
+from jobs.tuning.target import ClassTarget
 from jobs.tuning.trained import Configuration
 from tests import pretend
 from tests.jobs.tuning.finetune.digits import (
@@ -296,7 +297,7 @@ def test_methods_that_cannot_be_are_refused() -> None:
 def test_autocast_changes_the_arithmetic_alone(encoder: Folder) -> None:
     opened = load(encoder)
     pixels = torch.randint(0, 256, (4, 1, 16, 16), dtype=torch.uint8)
-    adapted = AdaptedEncoder(opened, METHODS["ft"], 10, 0)
+    adapted = AdaptedEncoder(opened, METHODS["ft"], ClassTarget(10), 0)
     full, half = adapted.features(pixels), adapted.features(pixels, "bfloat16")
     assert half.dtype == torch.float32
     assert not torch.equal(full, half)

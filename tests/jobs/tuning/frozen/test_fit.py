@@ -21,6 +21,7 @@ from jobs.tuning.heads import Shape
 from jobs.tuning.methods import Method
 from jobs.tuning.search_space import Space
 from jobs.tuning.spec import TuneStep
+from jobs.tuning.target import ClassTarget
 from jobs.tuning.trained import Configuration
 from tests.jobs.tuning.blobs import NMTUNE, step
 from tests.jobs.tuning.conftest import MakeWork, WriteFeatures
@@ -165,7 +166,7 @@ def test_optuna_spends_the_budget_and_the_best_of_all_batches_is_selected(
 
 
 def test_optuna_records_a_regulariser_that_not_every_batch_weighs() -> None:
-    shape, budget = Shape("paper", DIM, CLASSES), Budget(1, 16)
+    shape, budget = Shape("paper", DIM, ClassTarget(CLASSES)), Budget(1, 16)
     training, validation = blobs(70, 2, 1), blobs(50, 0, 2)
     with_cov, without = Configuration(1e-3, cov=0.04), Configuration(1e-3)
     parts = [

@@ -11,10 +11,11 @@ from jobs.tuning.frozen import probes
 from jobs.tuning.frozen.probes import solve
 from jobs.tuning.heads import Shape
 from jobs.tuning.rows import Labelled
+from jobs.tuning.target import ClassTarget
 from jobs.tuning.trained import Configuration
 from tests.jobs.tuning.frozen.test_stack import CLASSES, DIM, blobs
 
-SHAPE = Shape("linear", DIM, CLASSES)
+SHAPE = Shape("linear", DIM, ClassTarget(CLASSES))
 TRAINING, VALIDATION = blobs(80, 2, 1), blobs(60, 0, 2)
 ROWS, LABELS = TRAINING.features.flatten(0, 1), TRAINING.labels.repeat(2)
 
@@ -69,7 +70,7 @@ def test_a_descent_that_does_not_converge_is_a_failure_with_its_reason() -> None
     labels = torch.tensor([0, 1] * 20)
     separable = Labelled((labels * 2.0 - 1)[None, :, None] * torch.ones(1, 40, DIM) * 1e-3, labels)
     validation = Labelled(separable.features[0], labels)
-    shape = Shape("linear", DIM, 2)
+    shape = Shape("linear", DIM, ClassTarget(2))
     huge = Labelled(torch.full((1, 40, DIM), float("inf")), labels)
     trained = solve("lbfgs", shape, huge, validation, tried(1e-9))
     assert trained.chosen is None
@@ -83,7 +84,7 @@ def test_the_probe_that_is_best_by_the_tasks_own_metric_is_selected() -> None:
     features = torch.tensor([0.0] * 6 + [1.0] * 4)[:, None]
     validation = Labelled(features, torch.arange(10) // 9)
     tried = [Configuration(lr=0, l2=1e3), Configuration(lr=0, l2=1e-6)]
-    shape = Shape("linear", 1, 2)
+    shape = Shape("linear", 1, ClassTarget(2))
     by_accuracy = solve("ridge", shape, training, validation, tried)
     by_class = solve("ridge", shape, training, validation, tried, "mean_per_class_accuracy")
     assert by_accuracy.epochs[-1].validation.accuracy.tolist() == pytest.approx([90, 70])

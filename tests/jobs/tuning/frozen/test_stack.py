@@ -15,6 +15,7 @@ from jobs.tuning.heads import Shape, StackedHeads, seeded
 from jobs.tuning.methods import HeadKind
 from jobs.tuning.rows import Labelled
 from jobs.tuning.schedule import cosine
+from jobs.tuning.target import ClassTarget
 from jobs.tuning.trained import TERMS, Configuration
 
 KINDS: list[HeadKind] = ["linear", "paper", "released"]
@@ -48,14 +49,14 @@ def run(
 ) -> Stack:
     """A stack after its last epoch."""
     group = Group(blobs(samples, views, 1), tried, seed)
-    stack = Stack(Shape(kind, DIM, CLASSES), [group], blobs(50, 0, 2), BUDGET)
+    stack = Stack(Shape(kind, DIM, ClassTarget(CLASSES)), [group], blobs(50, 0, 2), BUDGET)
     for _ in range(BUDGET.epochs):
         stack.run_epoch()
     return stack
 
 
 def chosen(tried: list[Configuration], kind: HeadKind = "paper") -> int | None:
-    shape = Shape(kind, DIM, CLASSES)
+    shape = Shape(kind, DIM, ClassTarget(CLASSES))
     return train(shape, blobs(70, 2, 1), blobs(50, 0, 2), tried, BUDGET, seed=0).chosen
 
 
@@ -89,7 +90,7 @@ def test_a_member_trains_as_plain_torch_trains_it(kind: HeadKind) -> None:
     """The same head written with torch.nn, torch's own AdamW and schedule, formulas in the open."""
     configuration = configurations(kind)[1]
     training = blobs(70, 2, 1)
-    shape = Shape(kind, DIM, CLASSES)
+    shape = Shape(kind, DIM, ClassTarget(CLASSES))
     model = PlainHead(shape, seed=0)
     optimiser = torch.optim.AdamW(
         model.parameters(), lr=configuration.lr, weight_decay=configuration.weight_decay
@@ -117,7 +118,7 @@ class PlainHead(nn.Module):
     def __init__(self, shape: Shape, seed: int) -> None:
         super().__init__()
         self.kind = shape.kind
-        self.classifier = nn.Linear(shape.dim, shape.classes)
+        self.classifier = nn.Linear(shape.dim, shape.outputs)
         if shape.hidden:
             self.first = nn.Linear(shape.dim, shape.hidden, bias=shape.kind == "paper")
             self.second = nn.Linear(shape.hidden, shape.dim)
@@ -196,7 +197,7 @@ def test_an_infinite_term_fails_only_the_members_that_weigh_it() -> None:
     training = blobs(70, 2, 1)
     huge = Labelled(training.features * 1e12, training.labels)
     tried = [Configuration(lr=1e-9), Configuration(lr=1e-9, cov=1.0)]
-    shape = Shape("released", DIM, CLASSES)
+    shape = Shape("released", DIM, ClassTarget(CLASSES))
     trained = train(shape, huge, blobs(50, 0, 2), tried, Budget(1, 16), seed=0)
     assert trained.epochs[0].train["cov"][1].isinf()
     assert trained.failures[0] is None
@@ -220,7 +221,7 @@ def test_the_seed_decides_everything() -> None:
 
 
 def test_methods_of_a_seed_start_from_the_same_weights() -> None:
-    heads = {k: StackedHeads.fresh(Shape(k, DIM, CLASSES), 2, 5, CPU) for k in KINDS}
+    heads = {k: StackedHeads.fresh(Shape(k, DIM, ClassTarget(CLASSES)), 2, 5, CPU) for k in KINDS}
     paper, released = heads["paper"].member(0), heads["released"].member(1)
     shared = paper.keys() & released.keys()
     assert shared == paper.keys() - {"first.bias"}
@@ -268,7 +269,7 @@ def test_a_member_answers_alone_as_it_did_in_the_stack(kind: HeadKind) -> None:
 def test_a_head_of_another_shape_is_refused() -> None:
     state = run("paper", configurations("paper")).heads.member(0)
     with pytest.raises(ValueError, match="not those of a released head"):
-        StackedHeads.single(Shape("released", DIM, CLASSES), state)
+        StackedHeads.single(Shape("released", DIM, ClassTarget(CLASSES)), state)
 
 
 @pytest.mark.parametrize("fused", [False, True])
@@ -295,7 +296,7 @@ def test_stacked_adamw_is_torchs_for_every_member(fused: bool) -> None:
 
 
 def test_steps_are_spread_over_epochs_as_announced() -> None:
-    shape = Shape("linear", DIM, CLASSES)
+    shape = Shape("linear", DIM, ClassTarget(CLASSES))
     group = Group(blobs(33, 1, 1), configurations("linear"), 0)
     stack = Stack(shape, [group], blobs(9, 0, 2), BUDGET)
     assert stack.steps_per_epoch == 2  # the third batch would be a single sample

@@ -16,6 +16,7 @@ from jobs.tuning.methods import HeadKind
 from jobs.tuning.metrics import Scores
 from jobs.tuning.rows import Labelled
 from jobs.tuning.spec import Halving, Precision
+from jobs.tuning.target import ClassTarget
 from jobs.tuning.trained import Configuration, Epoch, Trained
 from tests import pretend
 from tests.jobs.tuning.frozen.test_stack import CLASSES, DIM, blobs
@@ -37,7 +38,7 @@ def run(
     budget: Budget = Budget(6, 16),  # noqa: B008
     **kept: int,
 ) -> Trained:
-    shape = Shape(kind, DIM, CLASSES)
+    shape = Shape(kind, DIM, ClassTarget(CLASSES))
     return train(shape, TRAINING, VALIDATION, tried, budget, seed=0, **kept)
 
 
@@ -60,7 +61,10 @@ def test_no_tensor_is_left_on_the_other_device(kind: HeadKind, precision: Precis
     tried = [Configuration(c.lr, c.weight_decay) for c in TRIED[:3]] if kind == "linear" else TRIED
     broken = [*tried, Configuration(1e30)]
     budget = Budget(4, 16, Halving(first=1, eta=2), patience=2)
-    shape, noisy = Shape(kind, DIM, CLASSES), Labelled(TRAINING.features, TRAINING.labels.roll(3))
+    shape, noisy = (
+        Shape(kind, DIM, ClassTarget(CLASSES)),
+        Labelled(TRAINING.features, TRAINING.labels.roll(3)),
+    )
     groups = [Group(TRAINING, broken, 0), Group(noisy, tried[:2], 1)]
     on_cpu = train_groups(shape, groups, VALIDATION, budget)
     with pretend.gpu():
@@ -91,7 +95,7 @@ def test_a_tiny_memory_bound_gives_the_same_numbers(
     budget = Budget(6, 16, halving)
     whole = run(kind, budget=budget)
     sizes = count_turns(monkeypatch)
-    two = 2 * bytes_of_member(Shape(kind, DIM, CLASSES), 32)
+    two = 2 * bytes_of_member(Shape(kind, DIM, ClassTarget(CLASSES)), 32)
     for memory, turns in ((two, 4), (1, len(TRIED))):
         sizes.clear()
         assert_same(run(kind, budget=budget, memory=memory), whole)
@@ -111,7 +115,7 @@ def test_turns_that_wait_hold_no_memory_and_come_back_to_the_bit(
     def look(share: float) -> None:
         at_once.append(sum(bool(stack.heads.parameters) for stack in stacks))
 
-    shape, groups = Shape(kind, DIM, CLASSES), [Group(TRAINING, TRIED, 0)]
+    shape, groups = Shape(kind, DIM, ClassTarget(CLASSES)), [Group(TRAINING, TRIED, 0)]
     budget = Budget(6, 16, Halving(first=1, eta=2))
     found = train_groups(shape, groups, VALIDATION, budget, memory=1, on_progress=look)
     assert len(stacks) == len(TRIED)
@@ -135,7 +139,7 @@ def test_groups_of_other_seeds_labels_and_rows_train_as_they_would_alone(kind: H
         Group(TRAINING, tried, 5),
         Group(other, tried[1:], 0),
     ]
-    shape, budget = Shape(kind, DIM, CLASSES), Budget(4, 16)
+    shape, budget = Shape(kind, DIM, ClassTarget(CLASSES)), Budget(4, 16)
     together = train_groups(shape, groups, VALIDATION, budget)
     for group, found in zip(groups, together, strict=True):
         tried = list(group.configurations)
@@ -154,7 +158,7 @@ def test_groups_of_other_seeds_labels_and_rows_train_as_they_would_alone(kind: H
 def test_groups_of_other_sizes_are_refused() -> None:
     groups = [Group(blobs(n, 1, 1), TRIED[:1], 0) for n in (40, 50)]
     with pytest.raises(ValueError, match=r"\[40, 50\] samples do not share their steps"):
-        train_groups(Shape("linear", DIM, CLASSES), groups, VALIDATION, Budget(1, 16))
+        train_groups(Shape("linear", DIM, ClassTarget(CLASSES)), groups, VALIDATION, Budget(1, 16))
 
 
 @pytest.mark.parametrize("halving", [None, Halving(first=1, eta=2)], ids=["full", "halving"])
@@ -163,7 +167,7 @@ def test_who_asks_hears_of_every_step_up_to_the_last(halving: Halving | None, me
     heard: list[float] = []
     budget = Budget(4, 16, halving)
     groups = [Group(TRAINING, TRIED, 0), Group(TRAINING, TRIED[:2], 0)]
-    shape = Shape("paper", DIM, CLASSES)
+    shape = Shape("paper", DIM, ClassTarget(CLASSES))
     train_groups(shape, groups, VALIDATION, budget, memory=memory, on_progress=heard.append)
     assert heard == sorted(heard)
     assert heard[-1] == pytest.approx(1)
@@ -215,7 +219,7 @@ def test_a_member_that_no_longer_gets_better_stops_and_can_still_win() -> None:
     alone = run(tried=tried[:1], budget=budget)
     assert alone.chosen == 0
     assert alone.trained_for[0] == len(alone.epochs) < 8
-    weights = StackedHeads.single(Shape("paper", DIM, CLASSES), alone.state).member(0)
+    weights = StackedHeads.single(Shape("paper", DIM, ClassTarget(CLASSES)), alone.state).member(0)
     assert weights.keys() == run(tried=tried[:1]).state.keys()
 
 
@@ -226,7 +230,7 @@ def test_the_weights_of_a_member_that_stopped_are_those_it_stopped_with() -> Non
     assert found.chosen is not None
     epochs = found.trained_for[found.chosen]
     group = Group(TRAINING, [tried[found.chosen]], 0)
-    stack = Stack(Shape("paper", DIM, CLASSES), [group], VALIDATION, budget)
+    stack = Stack(Shape("paper", DIM, ClassTarget(CLASSES)), [group], VALIDATION, budget)
     for _ in range(epochs):
         stack.run_epoch()
     for name, tensor in stack.state(0).items():
@@ -254,7 +258,7 @@ def test_members_are_compared_by_the_tasks_own_metric() -> None:
 
 
 def test_bf16_products_come_near_float32_and_leave_float32_weights() -> None:
-    shape, budget = Shape("released", DIM, CLASSES), Budget(4, 16)
+    shape, budget = Shape("released", DIM, ClassTarget(CLASSES)), Budget(4, 16)
     fine = train(shape, TRAINING, VALIDATION, TRIED, budget, seed=0)
     coarse = train(shape, TRAINING, VALIDATION, TRIED, budget, seed=0, precision="bf16")
     assert coarse.failures == (None,) * len(TRIED)

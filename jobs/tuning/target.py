@@ -1,0 +1,323 @@
+"""What a class and a number are to a head: one class for each, behind one interface.
+
+A target says how labels become what a head is trained on, what the loss is, how outputs become
+predictions, how these are scored, and what a row of `predictions.parquet` is. Nothing else in the
+tuning stage asks which kind a target is. A further kind is a subclass of `Target` in `TARGETS`, and
+its facts in `jobs.tasks.target`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from jobs.contract import StageError
+from jobs.tasks.spec import Task
+from jobs.tasks.target import CLASS, NUMBER, TargetKind, TargetName
+from jobs.tuning.class_mapping import ClassMapping
+from jobs.tuning.metrics import Judged, correlate, score
+from jobs.tuning.schema import Estimate, Prediction
+
+Indices = npt.NDArray[np.int64]
+Labels = npt.NDArray[np.int64] | npt.NDArray[np.float64]
+Statistics = Mapping[str, float] | Mapping[str, Tensor]
+"""What a head keeps of its training targets, by buffer name: numbers, or [K, 1] for K members."""
+
+
+class Target(ABC):
+    """What a head predicts for one task. K members, R rows, C outputs."""
+
+    kind: ClassVar[TargetKind]
+    label_type: ClassVar[np.dtype[np.int64] | np.dtype[np.float64]]  # of labels that are read
+    term: ClassVar[str]  # the training loss's name in `trained.TERMS`
+    dtype: ClassVar[torch.dtype]  # of what the training loss compares outputs with
+    blank: ClassVar[Mapping[str, float]] = {}  # statistics of a head that has seen no target
+    curves: ClassVar[tuple[str, ...]]  # validation scores that are recorded epoch by epoch
+    row: ClassVar[type[Prediction] | type[Estimate]]  # of `predictions.parquet`
+
+    @classmethod
+    @abstractmethod
+    def of(cls, classes: int) -> Target:
+        """The target of a task with so many classes."""
+
+    @property
+    @abstractmethod
+    def classes(self) -> int:
+        """Classes of the task; 0 for a target that has none."""
+
+    @property
+    @abstractmethod
+    def outputs(self) -> int:
+        """C, outputs of the head's last layer."""
+
+    # -- rows --------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def select(self, labels: Labels, index_of: Indices, task: Task) -> tuple[Indices, Labels]:
+        """(ascending indices of the task's rows, their targets) of a part's labels [N].
+
+        `index_of` gives the task's class of each of the corpus's labels, -1 for none. Raises
+        StageError when labels are out of range or no row is the task's.
+        """
+
+    @abstractmethod
+    def strata(self, targets: Labels) -> Indices:
+        """The group [N] of each row; a fraction takes the same share of every group."""
+
+    @abstractmethod
+    def check_training(
+        self, targets: Labels, names: Sequence[str], task: Task, percent: float
+    ) -> None:
+        """Raise StageError for training targets that nothing can be learnt from."""
+
+    @abstractmethod
+    def check_part(self, targets: Labels, task: Task) -> None:
+        """Raise StageError for a validation or test part that cannot be scored."""
+
+    # -- training and prediction -------------------------------------------------------------------
+
+    def statistics(self, targets: Tensor) -> Mapping[str, float]:
+        """What a head keeps of the targets [N] it is trained on. Raises ValueError if unfit."""
+        return self.blank
+
+    @abstractmethod
+    def encoded(self, targets: Tensor, statistics: Statistics) -> Tensor:
+        """Targets [N] or [K, N] as a head's outputs are compared with them."""
+
+    @abstractmethod
+    def regressed(self, targets: Tensor, statistics: Statistics) -> Tensor:
+        """Targets [R] as least squares fits them: float64 [R, C]."""
+
+    @abstractmethod
+    def losses(
+        self, outputs: Tensor, encoded: Tensor, reduction: Literal["none", "mean"] = "none"
+    ) -> Tensor:
+        """The loss of each row, or its mean, of outputs [K, C, R] or [R, C] (C on axis 1)."""
+
+    @abstractmethod
+    def decode(self, outputs: Tensor, statistics: Statistics) -> Tensor:
+        """Predictions [K, R] or [R], in the task's units, from outputs (C on axis 1)."""
+
+    @abstractmethod
+    def judge(self, targets: Tensor, predicted: Tensor) -> Judged:
+        """The scores of `predicted` [K, N] against `targets` [N]; ValueError without a row."""
+
+    @abstractmethod
+    def mapping(
+        self, task: Task, classes: Sequence[str], outputs: Sequence[str]
+    ) -> ClassMapping | None:
+        """How a head with other `outputs` predicts this task's `classes`; None: output by output.
+
+        Raises StageError when a class has no output.
+        """
+
+
+@dataclass(frozen=True)
+class ClassTarget(Target):
+    """One of C classes: cross-entropy, the largest output is predicted."""
+
+    count: int  # C
+
+    kind = CLASS
+    label_type = np.dtype(np.int64)
+    term = "ce"
+    dtype = torch.int64
+    curves = ("accuracy", "macro_f1")
+    row = Prediction
+
+    @classmethod
+    def of(cls, classes: int) -> ClassTarget:
+        """See `Target.of`."""
+        return cls(classes)
+
+    @property
+    def classes(self) -> int:
+        """C."""
+        return self.count
+
+    @property
+    def outputs(self) -> int:
+        """One for each class."""
+        return self.count
+
+    def select(self, labels: Labels, index_of: Indices, task: Task) -> tuple[Indices, Labels]:
+        """See `Target.select`; rows of other classes are left out."""
+        if labels.max() >= len(index_of) or labels.min() < 0:
+            raise StageError(
+                f"task {task.name}: features have label {int(labels.max())}, but the corpus has "
+                f"{len(index_of)} classes; extract the features again"
+            )
+        classes = index_of[labels]
+        inside = np.flatnonzero(classes >= 0)
+        if len(inside) == 0:
+            raise StageError(
+                f"task {task.name}: no row of a part has a label of its classes; check `classes`"
+            )
+        return inside, classes[inside]
+
+    def strata(self, targets: Labels) -> Indices:
+        """The classes themselves: a fraction has a share of each."""
+        return targets.astype(np.int64)
+
+    def check_training(
+        self, targets: Labels, names: Sequence[str], task: Task, percent: float
+    ) -> None:
+        """See `Target.check_training`: two classes or more, and a row of each."""
+        if len(names) < 2:
+            raise StageError(f"task {task.name} has {len(names)} class; give it at least two")
+        empty = np.flatnonzero(np.bincount(targets, minlength=len(names)) == 0)
+        if len(empty):
+            raise StageError(
+                f"task {task.name}: class {names[empty[0]]} has no row in the training part; "
+                f"leave it out of `classes` or give the corpus a larger training part"
+            )
+
+    def check_part(self, targets: Labels, task: Task) -> None:
+        """See `Target.check_part`; any row of a class can be scored."""
+
+    def encoded(self, targets: Tensor, statistics: Statistics) -> Tensor:
+        """The class indices."""
+        return targets
+
+    def regressed(self, targets: Tensor, statistics: Statistics) -> Tensor:
+        """The classes' indicators."""
+        return functional.one_hot(targets, self.count).double()
+
+    def losses(
+        self, outputs: Tensor, encoded: Tensor, reduction: Literal["none", "mean"] = "none"
+    ) -> Tensor:
+        """Cross-entropy, in nats."""
+        return functional.cross_entropy(outputs, encoded, reduction=reduction)
+
+    def decode(self, outputs: Tensor, statistics: Statistics) -> Tensor:
+        """The class with the largest output."""
+        return outputs.argmax(1)
+
+    def judge(self, targets: Tensor, predicted: Tensor) -> Judged:
+        """Accuracy, F1 and Matthews' coefficient, see `metrics.score`."""
+        return score(targets, predicted, self.count)
+
+    def mapping(
+        self, task: Task, classes: Sequence[str], outputs: Sequence[str]
+    ) -> ClassMapping | None:
+        """By name, see `ClassMapping.of`."""
+        return ClassMapping.of(task, classes, outputs)
+
+
+@dataclass(frozen=True)
+class NumberTarget(Target):
+    """A number: squared error in units of the training targets' variance, one output.
+
+    The output is in standard deviations from the mean of the training targets. A head keeps both as
+    buffers, so that it predicts in the task's own units.
+    """
+
+    kind = NUMBER
+    label_type = np.dtype(np.float64)
+    term = "squared_error"
+    dtype = torch.float32
+    blank = {"target.mean": 0.0, "target.deviation": 1.0}  # noqa: RUF012
+    curves = ("pearson", "spearman")
+    row = Estimate
+
+    @classmethod
+    def of(cls, classes: int) -> NumberTarget:
+        """See `Target.of`; a number has no classes."""
+        return cls()
+
+    @property
+    def classes(self) -> int:
+        """0: a number has no classes."""
+        return 0
+
+    @property
+    def outputs(self) -> int:
+        """The number alone."""
+        return 1
+
+    def select(self, labels: Labels, index_of: Indices, task: Task) -> tuple[Indices, Labels]:
+        """Every row."""
+        return np.arange(len(labels)), labels
+
+    def strata(self, targets: Labels) -> Indices:
+        """One group: a fraction is a share of all rows."""
+        return np.zeros(len(targets), np.int64)
+
+    def check_training(
+        self, targets: Labels, names: Sequence[str], task: Task, percent: float
+    ) -> None:
+        """See `Target.check_training`: two different numbers or more."""
+        if bool((targets == targets[0]).all()):
+            raise StageError(
+                f"task {task.name}: the training rows of fraction {percent:g} % ({len(targets)}) "
+                f"all have the target {float(targets[0]):g}; use a larger fraction, or correct the "
+                f"labels"
+            )
+
+    def check_part(self, targets: Labels, task: Task) -> None:
+        """See `Target.check_part`: two rows or more."""
+        if len(targets) < 2:
+            raise StageError(
+                f"task {task.name}: a part has a single row, and a correlation takes two; give it "
+                f"more"
+            )
+
+    def statistics(self, targets: Tensor) -> Mapping[str, float]:
+        """Mean and standard deviation of the targets [N]. Raises ValueError if all are equal."""
+        mean, deviation = float(targets.double().mean()), float(targets.double().std(correction=0))
+        if not deviation > 0:
+            raise ValueError(
+                f"all {len(targets)} training targets are {mean:g}; nothing can be learnt"
+            )
+        return {"target.mean": mean, "target.deviation": deviation}
+
+    def encoded(self, targets: Tensor, statistics: Statistics) -> Tensor:
+        """Standard deviations from the mean, float64."""
+        return (targets.double() - statistics["target.mean"]) / statistics["target.deviation"]
+
+    def regressed(self, targets: Tensor, statistics: Statistics) -> Tensor:
+        """As `encoded`, one column."""
+        return self.encoded(targets, statistics)[:, None]
+
+    def losses(
+        self, outputs: Tensor, encoded: Tensor, reduction: Literal["none", "mean"] = "none"
+    ) -> Tensor:
+        """The squared error, in units of the training targets' variance."""
+        squared = (outputs[:, 0] - encoded).square()
+        return squared.mean() if reduction == "mean" else squared
+
+    def decode(self, outputs: Tensor, statistics: Statistics) -> Tensor:
+        """The number in the task's units, float64: the inverse of `encoded`."""
+        deviations = outputs[:, 0].double()
+        return deviations * statistics["target.deviation"] + statistics["target.mean"]
+
+    def judge(self, targets: Tensor, predicted: Tensor) -> Judged:
+        """Correlations, see `metrics.correlate`."""
+        return correlate(targets, predicted)
+
+    def mapping(
+        self, task: Task, classes: Sequence[str], outputs: Sequence[str]
+    ) -> ClassMapping | None:
+        """None: the output is the number."""
+        return None
+
+
+TARGETS: Mapping[TargetName, type[Target]] = {"class": ClassTarget, "number": NumberTarget}
+
+
+def target_of(task: Task, classes: int) -> Target:
+    """The target of a task with `classes` classes (0 where its target has none)."""
+    return TARGETS[task.target].of(classes)
+
+
+def kind_of(label_type: np.dtype[np.int64] | np.dtype[np.float64]) -> TargetKind | None:
+    """The kind of target whose labels are of this type."""
+    return next((t.kind for t in TARGETS.values() if t.label_type == label_type), None)
