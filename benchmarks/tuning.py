@@ -351,9 +351,7 @@ def cell_milliseconds(folder: Path) -> float:
                 "method": {"head": "linear", "space": {"lr": 0.1}},
                 "fraction": 100 - 0.1 * number,  # no two train as one stack
                 "seed": 0,
-                "configurations": 1,
-                "epochs": 1,
-                "batch_size": 20,
+                "settings": {"configurations": 1, "epochs": 1, "batch_size": 20},
             }
         )
         output, scratch = (Folder.of(folder / kind / str(number)) for kind in ("out", "scratch"))

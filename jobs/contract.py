@@ -27,6 +27,9 @@ NOT_SEMANTIC = "not-semantic"
 PATH = "path"
 """Marks a field that holds a path, or several: a URI, absolute, or relative to some folder."""
 
+FLAT = "flat"
+"""Marks a nested spec whose fields bear identity as if they stood in the spec around it."""
+
 SLUG = r"^[a-z0-9][a-z0-9._-]*$"
 
 Slug = Annotated[str, StringConstraints(pattern=SLUG, max_length=80)]
@@ -52,7 +55,10 @@ class Spec(BaseModel):
             if NOT_SEMANTIC in info.metadata:
                 continue
             value = getattr(self, name)
-            kept[name] = _semantic_value(value, dumped[name])
+            if FLAT in info.metadata:
+                kept |= value.semantic()
+            else:
+                kept[name] = _semantic_value(value, dumped[name])
         return kept
 
     def paths(self) -> Iterator[str]:

@@ -160,7 +160,7 @@ def estimate(plan: Plan, assessments: Mapping[str, Assessment], given: Given | N
         feature_hours_rest_on=encoding.basis,
         cells=len(cells),
         cells_trained=len(trained),
-        configurations=sum(cell.configurations for cell in trained),
+        configurations=sum(cell.settings.configurations for cell in trained),
         tuning_hours=hours["tuning"],
         tuning_hours_rest_on=tuning.basis,
         gpu_hours=total,

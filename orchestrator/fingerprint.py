@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from json.encoder import encode_basestring_ascii as quoted  # a string as JSON, without a walk
 from typing import Any
 
-from jobs.contract import NOT_SEMANTIC, Spec
+from jobs.contract import FLAT, NOT_SEMANTIC, Spec
 
 _PLAIN = (str, int, float, bool, type(None))
 """Types whose JSON value is the value itself."""
@@ -33,7 +33,7 @@ class Texts:
 
     def __init__(self) -> None:
         self._known: dict[int, tuple[Spec, str]] = {}  # by id, which the kept spec holds
-        self._bearing: dict[type[Spec], list[tuple[str, str]]] = {}  # name, and as a JSON key
+        self._bearing: dict[type[Spec], list[tuple[str, str, bool]]] = {}  # name, JSON key, flat
 
     def of(self, spec: Spec) -> str:
         """Canonical JSON of `spec.semantic()`."""
@@ -54,15 +54,25 @@ class Texts:
         return hashlib.sha256(text.encode()).hexdigest()
 
     def _make(self, spec: Spec) -> str:
+        return f"{{{','.join(text for _, text in sorted(self._members(spec)))}}}"
+
+    def _members(self, spec: Spec) -> list[tuple[str, str]]:
+        """The members of a spec's JSON object: (name, text of key and value)."""
         names = self._bearing.get(type(spec))
         if names is None:
             fields = type(spec).model_fields.items()
-            kept = sorted(name for name, info in fields if NOT_SEMANTIC not in info.metadata)
-            names = self._bearing[type(spec)] = [(name, f"{canonical(name)}:") for name in kept]
+            names = self._bearing[type(spec)] = [
+                (name, f"{canonical(name)}:", FLAT in info.metadata)
+                for name, info in fields
+                if NOT_SEMANTIC not in info.metadata
+            ]
         semantic: dict[str, Any] | None = None
-        parts = []
-        for name, key in names:
+        members: list[tuple[str, str]] = []
+        for name, key, flat in names:
             value = getattr(spec, name)
+            if flat:
+                members += self._members(value)
+                continue
             if isinstance(value, Spec):
                 text = self.of(value)
             elif type(value) is int:
@@ -72,8 +82,8 @@ class Texts:
             else:
                 semantic = spec.semantic() if semantic is None else semantic
                 text = canonical(semantic[name])
-            parts.append(key + text)
-        return f"{{{','.join(parts)}}}"
+            members.append((name, key + text))
+        return members
 
 
 def _is_plain(value: Any) -> bool:

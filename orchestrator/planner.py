@@ -239,6 +239,7 @@ def _cells(experiment: Experiment, task: Task, name: str) -> Iterator[_Cell]:
     """The cells of a task and method, whatever encoder they are of."""
     tuning, method = experiment.tuning, experiment.tuning.methods[name]
     encoder = _encoder_tuning(experiment) if method.reads_images else None
+    settings = tuning.settings(method)
     axes: tuple[tuple[float, ...], tuple[float, ...], tuple[int, ...]]
     axes = tuning.fractions, tuning.label_noise, tuning.seeds
     if method.head == "zero_shot":  # reads no training row: one cell, as others have at their most
@@ -260,17 +261,8 @@ def _cells(experiment: Experiment, task: Task, name: str) -> Iterator[_Cell]:
                 method=method,
                 fraction=fraction,
                 seed=seed,
-                configurations=method.tries(tuning.configurations),
-                epochs=tuning.epochs,
-                batch_size=tuning.batch_size,
                 label_noise=wrong,
-                search=tuning.search,
-                halving=tuning.halving,
-                patience=tuning.patience,
-                precision=tuning.precision,
-                cpus=tuning.cpus,
-                gpus=tuning.gpus,
-                memory_mb=tuning.memory_mb,
+                settings=settings,
                 encoder=encoder,
             ),
         )

@@ -74,6 +74,6 @@ def _draw_one(domain: Domain, count: int, seed: int, name: str) -> list[float]:
 def configurations_of(work: Work) -> tuple[Configuration, ...] | None:
     """The configurations of a cell; None when its search asks for them one batch after another."""
     step = step_of(work)
-    if step.search == "optuna" and step.method.head != "zero_shot":
+    if step.settings.search == "optuna" and step.method.head != "zero_shot":
         return None
-    return draw(step.method.space, step.configurations, step.seed)
+    return draw(step.method.space, step.settings.configurations, step.seed)

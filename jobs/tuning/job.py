@@ -41,7 +41,7 @@ def run(works: Sequence[Work], hooks: Hooks) -> None:
 
 def _no_room(work: Work, nodes: Sequence[Mapping[str, float]]) -> StageError | None:
     """The error of a work that is larger than every node, else None."""
-    for unit, asked in (("CPU", step_of(work).cpus), ("GPU", step_of(work).gpus)):
+    for unit, asked in (("CPU", step_of(work).settings.cpus), ("GPU", step_of(work).settings.gpus)):
         room = max(node.get(unit, 0) for node in nodes)
         if asked > room:
             field = f"tuning.{unit.lower()}s"

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from jobs.contract import NOT_SEMANTIC, Slug, Spec
+from jobs.contract import FLAT, NOT_SEMANTIC, Slug, Spec
 from jobs.features.spec import Precision as EncoderPrecision
 from jobs.images.spec import Views
 from jobs.tasks.spec import Task
@@ -47,18 +47,12 @@ class EncoderTuning(Spec):
     precision: EncoderPrecision = "float32"
 
 
-class Tuning(Spec):
-    """The tuning section of an experiment file. Budgets are equal for all methods by design."""
+class TuningSettings(Spec):
+    """What all cells of an experiment share: budget, search, arithmetic and resources."""
 
-    methods: dict[Slug, Method] = Field(min_length=1)
     configurations: int = Field(8, ge=1, description="tried for each method in each cell")
     epochs: int = Field(30, ge=1)
     batch_size: int = Field(64, ge=2, description="samples a step; each brings all its views")
-    fractions: tuple[Annotated[float, Field(gt=0, le=100)], ...] = Field((100.0,), min_length=1)
-    label_noise: tuple[Percent, ...] = Field(
-        (0.0,), min_length=1, description="percent of training labels made wrong; never others"
-    )
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1)
     search: Search = "random"
     halving: Halving | None = None
     patience: int | None = Field(
@@ -70,6 +64,22 @@ class Tuning(Spec):
     memory_mb: Annotated[int, NOT_SEMANTIC] = Field(
         1024, ge=1, description="that a stack may work in; larger ones train in turns"
     )
+
+
+class Tuning(TuningSettings):
+    """The tuning section of an experiment file. Budgets are equal for all methods by design."""
+
+    methods: dict[Slug, Method] = Field(min_length=1)
+    fractions: tuple[Annotated[float, Field(gt=0, le=100)], ...] = Field((100.0,), min_length=1)
+    label_noise: tuple[Percent, ...] = Field(
+        (0.0,), min_length=1, description="percent of training labels made wrong; never others"
+    )
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1)
+
+    def settings(self, method: Method) -> TuningSettings:
+        """The settings of a method's cells, which try no more configurations than they can use."""
+        shared = {name: getattr(self, name) for name in TuningSettings.model_fields}
+        return TuningSettings(**shared | {"configurations": method.tries(self.configurations)})
 
     @model_validator(mode="after")
     def _fits_trained_encoders(self) -> Tuning:
@@ -130,18 +140,9 @@ class TuneStep(Spec):
     method: Method
     fraction: float
     seed: int
-    configurations: int
-    epochs: int
-    batch_size: int
     label_noise: Percent = 0.0
-    search: Search = "random"
-    halving: Halving | None = None
-    patience: int | None = None
-    precision: Precision = "float32"
-    encoder: EncoderTuning | None = None  # of methods that read images; none: frozen features
-    cpus: Annotated[int, NOT_SEMANTIC] = 1
-    gpus: Annotated[float, NOT_SEMANTIC] = 0
-    memory_mb: Annotated[int, NOT_SEMANTIC] = 1024
+    settings: Annotated[TuningSettings, FLAT]
+    encoder: EncoderTuning | None = None  # of methods that read images; None: frozen features
 
     @model_validator(mode="after")
     def _consistent(self) -> TuneStep:

@@ -26,3 +26,12 @@ def test_a_specs_text_is_the_canonical_json_of_what_bears_identity() -> None:
     assert texts.of(recipe) is texts.of(recipe), "made twice"
     other = recipe.model_copy(update={"name": "other"})
     assert texts.of(other) == canonical(other.semantic()) != texts.of(recipe)
+
+
+def test_the_settings_of_a_cell_bear_identity_as_fields_of_the_cell() -> None:
+    cell = planner.build(experiment.load()).of_kind("tune")[0].spec
+    fields = cell.semantic()
+    assert "settings" not in fields
+    assert {"task", "fraction", "epochs", "halving"} < set(fields)
+    assert not {"cpus", "memory_mb"} & set(fields)
+    assert Texts().of(cell) == canonical(fields)

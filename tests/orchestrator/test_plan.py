@@ -209,7 +209,7 @@ def test_zero_shot_is_one_cell_a_task_that_reads_the_encoder() -> None:
         wanted = {"head"} if cell.labels["domain"] == "ood" else {"encoder"}
         assert set(cell.inputs) == {"features", *wanted}
         assert isinstance(cell.spec, TuneStep)
-        assert cell.spec.configurations == 1
+        assert cell.spec.settings.configurations == 1
 
 
 def test_zero_shot_of_an_encoder_without_a_text_tower_is_refused() -> None:

@@ -112,14 +112,14 @@ class Cell:
 
     def start(self, number: int, configuration: Configuration) -> FineTuning:
         """A configuration as it stands: fresh, or after the last epoch that scratch knows of."""
-        settings, step = settings_of(self.step), self.step
+        seen, step = encoder_tuning_of(self.step), self.step
         tuning = FineTuning(
             AdaptedEncoder(self.encoder, step.method, self.target, step.seed),
             self.training,
             self.validation,
             configuration,
-            Budget(step.epochs, step.batch_size),
-            ViewSettings(settings.views, self.scope, settings.precision),
+            Budget(step.settings.epochs, step.settings.batch_size),
+            ViewSettings(seen.views, self.scope, seen.precision),
             seed=step.seed,
         )
         if self.work.scratch.exists(state_name(number)):
@@ -136,7 +136,7 @@ def state_name(number: int) -> str:
     return f"configuration-{number:04d}.safetensors"
 
 
-def settings_of(step: TuneStep) -> EncoderTuning:
+def encoder_tuning_of(step: TuneStep) -> EncoderTuning:
     """What the step says of training the encoder."""
     if step.encoder is None:
         raise TypeError(f"{step.method_name} does not train the encoder")
@@ -145,11 +145,11 @@ def settings_of(step: TuneStep) -> EncoderTuning:
 
 def _opened(work: Work) -> tuple[TuneStep, Encoder, Source, Index]:
     step = step_of(work)
-    torch.set_num_threads(step.cpus)
-    device = torch.device("cuda" if step.gpus > 0 else "cpu")
+    torch.set_num_threads(step.settings.cpus)
+    device = torch.device("cuda" if step.settings.gpus > 0 else "cpu")
     encoder = load(work.inputs["encoder"], device)
     corpus = work.inputs["corpus"]
-    return step, encoder, Source(corpus, encoder.prepare, step.cpus), Index.read(corpus)
+    return step, encoder, Source(corpus, encoder.prepare, step.settings.cpus), Index.read(corpus)
 
 
 # -- closing an ID cell ----------------------------------------------------------------------------
@@ -164,7 +164,7 @@ def close(work: Work, configurations: Sequence[Configuration]) -> Outcome:
     histories = [
         history_of(work.scratch.read_bytes(state_name(n))) for n in range(len(configurations))
     ]
-    chosen = select(histories, cell.step.task.metric, cell.step.epochs)
+    chosen = select(histories, cell.step.task.metric, cell.step.settings.epochs)
     if chosen is None:
         raise all_failed(cell.step, "lr", [history[-1].failed for history in histories])
     state = State.read(work.scratch.read_bytes(state_name(chosen)))
@@ -175,7 +175,7 @@ def close(work: Work, configurations: Sequence[Configuration]) -> Outcome:
     fit = Fit(
         shape=adapted.shape,
         classes=cell.classes,
-        views=settings_of(cell.step).views.count,
+        views=encoder_tuning_of(cell.step).views.count,
         training=cell.training_rows,
         validation=cell.validation_rows,
         configurations=configurations,
@@ -227,7 +227,7 @@ def _as_trained(
     trained_for = tuple(len(history) for history in histories)
     failures = tuple(history[-1].failed for history in histories)
     dropped = tuple(
-        None if many == step.epochs or failed else f"{DROPPED} {many}"
+        None if many == step.settings.epochs or failed else f"{DROPPED} {many}"
         for many, failed in zip(trained_for, failures, strict=True)
     )
     return Trained(tuple(epochs), failures, dropped, trained_for, chosen, head)
@@ -244,7 +244,7 @@ def _test(
     """Open the test part for what was selected, and score it; `mapping`: of a task not its own."""
     part = TestImages(source)
     images = part.open(selected, step.task, classes)
-    loss, predicted = evaluate(adapted, images, settings_of(step).precision, mapping)
+    loss, predicted = evaluate(adapted, images, encoder_tuning_of(step).precision, mapping)
     target = target_of(step.task, len(classes.names))
     scores = target.judge(images.labels, predicted[None])
     return Tested(target, images.rows, predicted, scores, loss, part.reads, images.digest)

@@ -44,7 +44,7 @@ def run(works: Sequence[Work], drawn: Drawn, hooks: Hooks) -> None:
 
 def _resources(work: Work) -> dict[str, float]:
     step = step_of(work)
-    return {"CPU": float(step.cpus), "GPU": float(step.gpus)}
+    return {"CPU": float(step.settings.cpus), "GPU": float(step.settings.gpus)}
 
 
 # -- in the workers --------------------------------------------------------------------------------
@@ -91,7 +91,7 @@ class _Trial(tune.Trainable):
             self._cell.keep(self._number, self._tuning)
         numbers = self._tuning.history[self._reported]
         self._reported += 1
-        ended = numbers.failed is not None or self._reported == step_of(self._work).epochs
+        ended = numbers.failed is not None or self._reported == step_of(self._work).settings.epochs
         # A broken configuration must not set a rung's bar: it reports no score.
         own = step_of(self._work).task.metric
         scored = {} if numbers.failed else {"score": numbers.by(own)}
@@ -140,15 +140,15 @@ class _AshaByCell(FIFOScheduler):
 
 def _asha(work: Work) -> ASHAScheduler | None:
     step = step_of(work)
-    if step.halving is None or step.halving.first >= step.epochs:
+    if step.settings.halving is None or step.settings.halving.first >= step.settings.epochs:
         return None
     return ASHAScheduler(
         time_attr="epoch",
         metric="score",
         mode="max",
-        max_t=step.epochs,
-        grace_period=step.halving.first,
-        reduction_factor=step.halving.eta,
+        max_t=step.settings.epochs,
+        grace_period=step.settings.halving.first,
+        reduction_factor=step.settings.halving.eta,
     )
 
 
@@ -182,7 +182,7 @@ class _Cells(tune.Callback):
             left.discard(number)
         if work.address in self.answered:
             return
-        many, epochs = len(self._drawn[work.address]), step_of(work).epochs
+        many, epochs = len(self._drawn[work.address]), step_of(work).settings.epochs
         # One that ended, or was stopped at a rung, has nothing left to do.
         self._epochs[cell][number] = epochs if result["done"] else result["epoch"]
         trained = sum(self._epochs[cell].values()) / (many * epochs)
@@ -270,4 +270,6 @@ def _tuner(
 def _evaluate(works: Sequence[Work], hooks: Hooks) -> None:
     """A task for each cell."""
     needs = [(work, step_of(work)) for work in works]
-    answer_each(transfer, [([work], step.cpus, step.gpus) for work, step in needs], hooks)
+    answer_each(
+        transfer, [([work], step.settings.cpus, step.settings.gpus) for work, step in needs], hooks
+    )

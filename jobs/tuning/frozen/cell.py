@@ -42,7 +42,7 @@ def adapt(
     Without configurations the step's own search asks for them. Raises StageError when the features
     do not fit the task or every configuration failed.
     """
-    torch.set_num_threads(step_of(work).cpus)
+    torch.set_num_threads(step_of(work).settings.cpus)
     return _finish(work, fit(work, configurations, cache, on_progress))
 
 
@@ -56,7 +56,7 @@ def adapt_siblings(
 
     Each is answered apart, as soon as its stack has ended.
     """
-    torch.set_num_threads(step_of(works[0]).cpus)
+    torch.set_num_threads(step_of(works[0]).settings.cpus)
     for work, found in fit_siblings(works, configurations, cache, on_progress):
         try:
             yield work, found if isinstance(found, StageError) else _finish(work, found)
@@ -78,7 +78,7 @@ def transfer(work: Work) -> Outcome:
     Raises StageError when the head is not the one this cell needs, or does not fit the features.
     """
     step = step_of(work)
-    torch.set_num_threads(step.cpus)
+    torch.set_num_threads(step.settings.cpus)
     folder, source = work.inputs["features"], work.inputs["head"]
     shape, selected, trained = read_head(source, step)
     classes = TaskClasses.of(step.task, read_classes(folder))

@@ -31,7 +31,7 @@ from jobs.tuning.trained import TERMS, Configuration, Epoch, Fit, Trained, all_f
 def sibling_key(work: Work) -> tuple[str, ...]:
     """Equal for works that can train as one stack; a work of no siblings has its own address."""
     step = step_of(work)
-    if step.method.head in GIVEN or step.search == "optuna":
+    if step.method.head in GIVEN or step.settings.search == "optuna":
         return (work.address,)
     same = step.model_dump_json(exclude={"method", "method_name", "label_noise", "seed"})
     return work.inputs["features"].uri, step.method.head, same
@@ -51,11 +51,11 @@ def fit(
     step = prepared.step
     if configurations is not None:
         return prepared.fit_of(configurations, _train([prepared], [configurations], on_progress)[0])
-    searcher = Optuna(step.method.space, step.configurations, step.seed)
+    searcher = Optuna(step.method.space, step.settings.configurations, step.seed)
     asked: list[Configuration] = []
     parts = []
     while batch := searcher.ask():
-        part = _part(on_progress, len(asked), len(batch), step.configurations)
+        part = _part(on_progress, len(asked), len(batch), step.settings.configurations)
         (trained,) = _train([prepared], [batch], part)
         last = trained.epochs[-1]
         searcher.tell(last.validation.of(last.metric).tolist(), trained.failures)
@@ -166,9 +166,13 @@ def _that_fit(members: Sequence[tuple[int, _Prepared, int]]) -> list[list[int]]:
     for index, prepared, configurations in members:
         rows = len(prepared.training.keys)
         step = prepared.step
-        batch = step.batch_size * max(1, prepared.views)
+        batch = step.settings.batch_size * max(1, prepared.views)
         own = configurations * bytes_of_member(prepared.shape, batch)
-        if stacks and stacks[-1][0] == rows and stacks[-1][1] + own <= step.memory_mb << 20:
+        if (
+            stacks
+            and stacks[-1][0] == rows
+            and stacks[-1][1] + own <= step.settings.memory_mb << 20
+        ):
             stacks[-1] = rows, stacks[-1][1] + own, [*stacks[-1][2], index]
         else:
             stacks.append((rows, own, [index]))
@@ -200,10 +204,16 @@ def _train(
             for cell, tried in zip(prepared, configurations, strict=True)
         ],
         first.validation_samples,
-        Budget(step.epochs, step.batch_size, step.halving, step.patience, step.task.metric),
-        device="cuda" if step.gpus and torch.cuda.is_available() else "cpu",
-        precision=step.precision,
-        memory=step.memory_mb << 20,
+        Budget(
+            step.settings.epochs,
+            step.settings.batch_size,
+            step.settings.halving,
+            step.settings.patience,
+            step.task.metric,
+        ),
+        device="cuda" if step.settings.gpus and torch.cuda.is_available() else "cpu",
+        precision=step.settings.precision,
+        memory=step.settings.memory_mb << 20,
         on_progress=on_progress,
     )
 

@@ -180,9 +180,9 @@ class _Answers(tune.Callback):
 def _in_words(work: Work) -> str:
     """What a cell has to do."""
     step = step_of(work)
-    tried = step.method.tries(step.configurations)
+    tried = step.method.tries(step.settings.configurations)
     words = "1 configuration" if tried == 1 else f"{tried} configurations"
-    return words if step.method.head in GIVEN else f"{words}, {step.epochs} epochs"
+    return words if step.method.head in GIVEN else f"{words}, {step.settings.epochs} epochs"
 
 
 def _fit(works: Sequence[Work], hooks: Hooks) -> None:
@@ -215,13 +215,13 @@ def _batches(works: Sequence[Work]) -> list[Batch]:
     families: dict[tuple[str, ...], list[Work]] = defaultdict(list)
     for work in sorted(works, key=lambda work: (work.inputs["features"].uri, work.address)):
         families[sibling_key(work)].append(work)
-    least = min(step_of(work).cpus for work in works)
+    least = min(step_of(work).settings.cpus for work in works)
     processes = max(1, int(ray.cluster_resources().get("CPU", 1)) // least)
     most = min(_SIBLINGS, -(-len(works) // (_BATCHES_A_PROCESS * processes)))
     together: dict[tuple[str, int, float], list[tuple[Work, ...]]] = defaultdict(list)
     for family in families.values():
         step = step_of(family[0])
-        alike = family[0].inputs["features"].uri, step.cpus, step.gpus
+        alike = family[0].inputs["features"].uri, step.settings.cpus, step.settings.gpus
         together[alike] += [
             tuple(family[first : first + most]) for first in range(0, len(family), most)
         ]
@@ -240,7 +240,9 @@ def _tuner(
     trainable = tune.with_parameters(_Trial, batches=tuple(batches))
     steps = [step_of(batch[0][0]) for batch in batches]
     needs = [
-        {"CPU": float(step.cpus)} | ({"GPU": step.gpus} if step.gpus else {}) for step in steps
+        {"CPU": float(step.settings.cpus)}
+        | ({"GPU": step.settings.gpus} if step.settings.gpus else {})
+        for step in steps
     ]
 
     def resources(config: dict[str, Any]) -> tune.PlacementGroupFactory:
@@ -270,5 +272,5 @@ def _evaluate(works: Sequence[Work], hooks: Hooks) -> None:
     groups: dict[str, list[Work]] = defaultdict(list)
     for work in works:
         groups[work.inputs["features"].uri].append(work)
-    tasks = [(group, max(step_of(w).cpus for w in group), 0) for group in groups.values()]
+    tasks = [(group, max(step_of(w).settings.cpus for w in group), 0) for group in groups.values()]
     answer_each(transfer, tasks, hooks)

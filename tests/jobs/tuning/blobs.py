@@ -11,7 +11,7 @@ from jobs.corpus.spec import Corpus, DigitsReader
 from jobs.tasks.spec import Task
 from jobs.tuning.methods import Method
 from jobs.tuning.search_space import Space
-from jobs.tuning.spec import TuneStep
+from jobs.tuning.spec import TuneStep, TuningSettings
 
 CLASSES = ("zero", "one", "two", "three")
 DIM = 12
@@ -70,14 +70,20 @@ NMTUNE = Method(
 
 
 def step(**changes: object) -> TuneStep:
-    fields = {
+    fields: dict[str, object] = {
         "task": id_task(),
         "method_name": "nmtune",
         "method": NMTUNE,
         "fraction": 100.0,
         "seed": 0,
-        "configurations": 3,
-        "epochs": 3,
-        "batch_size": 32,
     }
-    return TuneStep.model_validate(fields | changes)
+    settings: dict[str, object] = {"configurations": 3, "epochs": 3, "batch_size": 32}
+    return nested(fields, settings, changes)
+
+
+def nested(
+    fields: dict[str, object], settings: dict[str, object], changes: dict[str, object]
+) -> TuneStep:
+    """A step with some of its fields and of its settings changed."""
+    inner = {name: changes.pop(name) for name in [*changes] if name in TuningSettings.model_fields}
+    return TuneStep.model_validate({**fields, **changes, "settings": {**settings, **inner}})

@@ -17,6 +17,7 @@ from jobs.tasks.spec import Task
 from jobs.tuning.methods import Method
 from jobs.tuning.search_space import Space
 from jobs.tuning.spec import EncoderTuning, TuneStep
+from tests.jobs.tuning.blobs import nested
 
 CLASSES = tuple(map(str, range(10)))
 VIEWS = Views(count=2, augment=Augment(degrees=10, translate=0.1))
@@ -92,12 +93,9 @@ def step(method: str | Method = "ft", **changes: object) -> TuneStep:
         "method": named,
         "fraction": 30.0,
         "seed": 0,
-        "configurations": 2,
-        "epochs": 2,
-        "batch_size": 64,
         "encoder": EncoderTuning(views=VIEWS),
     }
-    return TuneStep.model_validate(fields | changes)
+    return nested(fields, {"configurations": 2, "epochs": 2, "batch_size": 64}, changes)
 
 
 def work(folder: Path, address: str, spec: TuneStep, **inputs: Folder) -> Work:

@@ -50,7 +50,7 @@ def train_all(cell: Work, configurations: tuple[Configuration, ...] = CONFIGURAT
     opened = Cell.open(cell)
     for number, configuration in enumerate(configurations):
         tuning = opened.start(number, configuration)
-        while len(tuning.history) < opened.step.epochs and tuning.failure is None:
+        while len(tuning.history) < opened.step.settings.epochs and tuning.failure is None:
             tuning.run_epoch()
         opened.keep(number, tuning)
     return close(cell, configurations)

@@ -33,7 +33,7 @@ MLP = Method(head="paper", space=Space.model_validate({"lr": {"loguniform": [1e-
 
 def tried(work: Work) -> tuple[Configuration, ...]:
     spec = fit.step_of(work)
-    return draw(spec.method.space, spec.configurations, spec.seed)
+    return draw(spec.method.space, spec.settings.configurations, spec.seed)
 
 
 def siblings(make: MakeWork, features: Any, prefix: str) -> list[Work]:
@@ -48,6 +48,11 @@ def siblings(make: MakeWork, features: Any, prefix: str) -> list[Work]:
         make(f"{prefix}-{number}", step(fraction=50.0, **change), features=features)
         for number, change in enumerate(changes)
     ]
+
+
+def with_memory(spec: TuneStep, memory: int) -> TuneStep:
+    settings = spec.settings.model_copy(update={"memory_mb": memory})
+    return spec.model_copy(update={"settings": settings})
 
 
 @pytest.mark.parametrize("memory", [1, 1024], ids=["apart", "joined"])
@@ -68,7 +73,7 @@ def test_siblings_are_the_cells_they_would_be_alone(
         Work(
             w.address,
             w.fingerprint,
-            fit.step_of(w).model_copy(update={"memory_mb": memory}),
+            with_memory(fit.step_of(w), memory),
             w.inputs,
             w.output,
             w.scratch,
@@ -224,9 +229,7 @@ def test_a_probe_is_a_cell_like_any_other(
 def test_what_each_configuration_was_trained_for_is_recorded(
     write_features: WriteFeatures, make_work: MakeWork, tmp_path: Path
 ) -> None:
-    spec = TuneStep.model_validate(
-        {**step().model_dump(), "epochs": 4, "configurations": 4, "halving": {"first": 1}}
-    )
+    spec = step(epochs=4, configurations=4, halving={"first": 1})
     work = make_work("cell", spec, features=write_features())
     outcome = adapt(work, tried(work), FeatureCache())
     rows = schema.from_table(schema.Tried, work.output.read_table(schema.CONFIGURATIONS))

@@ -95,7 +95,7 @@ def test_cells_are_done_from_a_thread_as_they_would_be_alone(
     for number, work in enumerate(works[::3]):
         alone = make_work(f"alone-{number}", step_of(work), features=work.inputs["features"])
         spec = step_of(work)
-        drawn = draw(spec.method.space, spec.configurations, spec.seed)
+        drawn = draw(spec.method.space, spec.settings.configurations, spec.seed)
         outcome = adapt(alone, drawn, FeatureCache())
         assert outcome == answers.results[work.address]
         assert contents(alone.output) == contents(work.output)
