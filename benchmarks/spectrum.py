@@ -2,8 +2,8 @@
 
     python benchmarks/spectrum.py --rows 200000 --dim 2048 --check 20000
 
-Features are generated in chunks and never held, so that the peak is what `analysis.spectrum` needs;
-it does not grow with the number of rows. Nothing is written to disk. `--check` compares the
+Features are generated in chunks and never held: the peak is what `jobs.features.spectrum` needs.
+It does not grow with the number of rows. Nothing is written to disk. `--check` compares the
 singular values of so many rows with those of `numpy.linalg.svd`, which needs all of them in memory,
 after the peak was taken.
 """
@@ -17,7 +17,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from analysis.spectrum import spectra
+from jobs.features.spectrum import spectra
 
 CHUNK = 4096
 

@@ -1,7 +1,8 @@
 """What the report reads beyond the cells' own rows: answers by sample, labels moved, rotations.
 
-Takes finished steps and the store, gives rows of `analysis.readout`'s tables. Reads the outputs of
-steps; the one thing it writes is `rotation/<address>` in the store, a cache of what is expensive.
+Takes finished steps and the store, gives rows of the tables of `analysis.schemas`. Reads the
+outputs of steps; the one thing it writes is `rotation/<address>` in the store, a cache of what
+is expensive.
 """
 
 from __future__ import annotations

@@ -18,8 +18,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from analysis import named
-from analysis import readout as tables
+from analysis import pretrained, schemas
+from analysis.readout import CellKey, Question, Readout
+from analysis.summary import summary as summarised
 from jobs.storage.folder import Folder
 from jobs.tasks.duplicates import counted_twice
 from orchestrator import evidence, provenance
@@ -47,8 +48,8 @@ class Report:
 
     place: Folder
     fingerprint: str
-    summary: pa.Table  # of analysis.readout.SUMMARY_SCHEMA
-    named: pa.Table  # of analysis.named.SUMMARY_SCHEMA
+    summary: pa.Table  # of analysis.schemas.SUMMARY_SCHEMA
+    named: pa.Table  # of analysis.schemas.PRETRAINED_SUMMARY_SCHEMA
     complete: bool  # every step of the plan was there
     data: tuple[Data, ...]  # the corpora that it rests on
 
@@ -64,7 +65,7 @@ class Report:
                 f"{row['metric'] if row['accuracy'] is None else 'accuracy'}/"
                 f"fraction_{row['fraction']:g}",
                 0.0,
-                named.shown(row),
+                pretrained.shown(row),
             )
             for row in self.named.to_pylist()
         ]
@@ -77,7 +78,7 @@ class Report:
         )
 
 
-def collect(plan: Plan, store: Store) -> tables.Readout:
+def collect(plan: Plan, store: Store) -> Readout:
     """What the store holds of a plan, as the tables that `analysis` reads."""
     return _Found(plan, store).readout({}, ())
 
@@ -127,12 +128,14 @@ def _write(
     complete: bool,
     turned: Sequence[dict[str, Any]],
 ) -> Report:
-    from analysis.report import write  # matplotlib is only paid for when there is something to draw
+    from analysis.report.write import (
+        write,  # matplotlib is only paid for when there is something to draw
+    )
 
     if not found.records:
         raise UserError(f"nothing to report: {place.uri} has no finished step; run a sweep first")
     readout = found.readout(problems, turned)
-    summary, reached = tables.summary(readout), named.summary(readout)
+    summary, reached = summarised(readout), pretrained.summary(readout)
     with tempfile.TemporaryDirectory() as folder:
         write(readout, Path(folder))
         (Path(folder) / "experiment.yaml").write_text(written(found.plan.experiment))
@@ -187,7 +190,7 @@ class _Found:
 
     def readout(
         self, problems: Mapping[str, StepStatus], turned: Sequence[dict[str, Any]]
-    ) -> tables.Readout:
+    ) -> Readout:
         """Everything the report is made of; UserError where a task would be counted twice."""
         cells = self._cells()
         largest = max(self.plan.experiment.tuning.fractions)
@@ -198,21 +201,25 @@ class _Found:
             {"address": address, "status": problem.state, "reason": problem.reason}
             for address, problem in problems.items()
         ]
-        return tables.Readout(
+        return Readout(
             experiment=self.plan.experiment.name,
             question=self._question(),
             cells=cells,
-            spectra=_table(self._in_domains(self._spectra()), tables.SPECTRA_SCHEMA),
-            pretraining=_table(self._pretraining(), tables.PRETRAINING_SCHEMA),
-            pretraining_curves=_table(self._curves(), tables.CURVES_SCHEMA),
-            noise=_table(self._noise(), tables.NOISE_SCHEMA),
-            problems=_table([*unfinished, *remarks], tables.PROBLEMS_SCHEMA),
-            answers=_table(answers, tables.ANSWERS_SCHEMA),
-            rotation=_table(self._in_domains(turned), tables.ROTATION_SCHEMA),
-            transition=_table(transition, tables.TRANSITION_SCHEMA),
-            named=_table(self._named(), tables.NAMED_SCHEMA),
-            relabelled=_table(self._relabelled(), tables.RELABELLED_SCHEMA),
-            named_spectra=_table(self._named_spectra(), tables.NAMED_SPECTRA_SCHEMA),
+            spectra=_table(self._in_domains(self._spectra()), schemas.SPECTRA_SCHEMA),
+            pretraining=_table(self._pretraining(), schemas.PRETRAINING_SCHEMA),
+            pretraining_curves=_table(self._curves(), schemas.CURVES_SCHEMA),
+            noise=_table(self._noise(), schemas.NOISE_SCHEMA),
+            problems=_table([*unfinished, *remarks], schemas.PROBLEMS_SCHEMA),
+            predictions=_table(answers, schemas.PREDICTIONS_SCHEMA),
+            rotation=_table(self._in_domains(turned), schemas.ROTATION_SCHEMA),
+            transition=_table(transition, schemas.TRANSITION_SCHEMA),
+            pretrained_cells=_table(
+                self._named(), schemas.PRETRAINED_CELLS_SCHEMA
+            ),
+            label_noise_cells=_table(self._relabelled(), schemas.LABEL_NOISE_CELLS_SCHEMA),
+            pretrained_spectra=_table(
+                self._named_spectra(), schemas.PRETRAINED_SPECTRA_SCHEMA
+            ),
             provenance={**provenance.environment(), "written": provenance.now()},
         )
 
@@ -220,11 +227,11 @@ class _Found:
         """The corpora of the plan."""
         return tuple(Showing(self.plan, self.store).sweep_data())
 
-    def _question(self) -> tables.Question:
+    def _question(self) -> Question:
         experiment = self.plan.experiment
         tasks = self.plan.tasks
         recipe = experiment.pretrain.recipe if experiment.pretrain else None
-        return tables.Question(
+        return Question(
             title=experiment.title or experiment.name,
             corpus=experiment.corpus.name if experiment.corpus else "",
             noise_kind=experiment.noise.kind if experiment.noise else "",
@@ -243,7 +250,7 @@ class _Found:
             cells=frozenset(self._asked()),
         )
 
-    def _asked(self) -> Iterator[tables.Place]:
+    def _asked(self) -> Iterator[CellKey]:
         """The clean cells of the plan, of encoders trained here."""
         for step in self.plan.of_kind("tune"):
             row = step.labels
@@ -292,7 +299,7 @@ class _Found:
         """
         found = self.store.cells([step.address for step, _ in self.done("tune")])
         if found is None:
-            return tables.CELLS_SCHEMA.empty_table()
+            return schemas.CELLS_SCHEMA.empty_table()
         labels = [self.plan.steps[address].labels for address in found["address"].to_pylist()]
         noise = self.plan.experiment.noise
         joined: dict[str, Sequence[Any]] = {
@@ -302,14 +309,14 @@ class _Found:
         }
         _refuse_twins(found, joined)
         columns = []
-        for column in tables.CELLS_SCHEMA:
+        for column in schemas.CELLS_SCHEMA:
             if column.name in joined:
                 columns.append(pa.array(joined[column.name], column.type))
             elif column.name in found.column_names:
                 columns.append(found[column.name].cast(column.type))
             else:
                 columns.append(pa.nulls(found.num_rows, column.type))
-        made = pa.Table.from_arrays(columns, schema=tables.CELLS_SCHEMA)
+        made = pa.Table.from_arrays(columns, schema=schemas.CELLS_SCHEMA)
         places = {address: at for at, address in enumerate(self.plan.steps)}
         rank = pa.array([places[address] for address in found["address"].to_pylist()])
         return made.take(pc.sort_indices(rank))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from analysis import names
+from analysis import wording
 from analysis.averages import Term, contrast
 from analysis.figures import style
-from analysis.readout import REGULARISERS, Readout
+from analysis.readout import Readout
+from analysis.schemas import REGULARISERS
 from analysis.statistics import Interval, mean_interval
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def ablation(readout: Readout) -> Figure:
             axes = next(at)
             style.dress(
                 axes,
-                title=f"{names.method(variant)}, {domain.upper()}",
+                title=f"{wording.method(variant)}, {domain.upper()}",
                 x="Accuracy minus whole NMTune's (points)",
                 y="",
             )
@@ -91,7 +92,7 @@ def _rows(axes: Axes, readout: Readout, drawn: dict[str, Interval | None]) -> No
 
 def _terms(readout: Readout, method: str) -> str:
     terms = [term.upper() for term in REGULARISERS if term in readout.terms(method)]
-    return " + ".join(terms) or f"none ({names.method(method)})"
+    return " + ".join(terms) or f"none ({wording.method(method)})"
 
 
 def _apart(readout: Readout, domain: str, method: str, whole: str) -> Interval | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from analysis import names
+from analysis import wording
 from analysis.averages import Average
 from analysis.figures import overlay, style
 from analysis.readout import Readout
@@ -31,11 +31,11 @@ def against_noise(readout: Readout, measure: str = "test_accuracy") -> Figure:
         found = {m: readout.accuracy(domain, m, measure) for m in readout.methods()}
         members = {a.members for a in found.values() if a.levels}
         over = (
-            names.mean_of(next(iter(members)))
+            wording.mean_of(next(iter(members)))
             if len(members) == 1
             else "means over each method's finished tasks"
         )
-        style.dress(axes, title=names.domain(domain), x=NOISE, y=_MEASURES[measure])
+        style.dress(axes, title=wording.domain(domain), x=NOISE, y=_MEASURES[measure])
         _lines(axes, readout, found)
         overlay.published(axes, readout, domain, measure, style.looks(readout.methods()))
         style.subtitle(axes, over)
@@ -64,7 +64,7 @@ def by_task(readout: Readout) -> Figure:
             m: readout.accuracy(domain, m, "test_metric", task=task) for m in readout.methods()
         }
         title = f"{task} ({domain.upper()})"
-        style.dress(axes, title=title, x=NOISE, y=names.measured(metrics[task]))
+        style.dress(axes, title=title, x=NOISE, y=wording.measured(metrics[task]))
         _lines(axes, readout, found)
         everything += found.values()
     for axes in panels[len(tasks) :]:
@@ -93,13 +93,13 @@ def by_fraction(readout: Readout) -> Figure:
             everything += found.values()
             for column, level in enumerate(levels):
                 axes = panels[row * len(levels) + column]
-                _by_share(axes, found, level, look, names.method(method))
+                _by_share(axes, found, level, look, wording.method(method))
         for column, level in enumerate(levels):
             axes = panels[row * len(levels) + column]
             last, first = row == len(domains) - 1, column == 0
             style.dress(
                 axes,
-                title=f"{domain.upper()}, {names.percent(level)} noise",
+                title=f"{domain.upper()}, {wording.percent(level)} noise",
                 x="Training rows used (%)" if last else "",
                 y="Test accuracy (%)" if first else "",
             )
@@ -139,7 +139,7 @@ def _lines(axes: Axes, readout: Readout, found: dict[str, Average]) -> None:
     chosen = style.looks(list(found))
     moves = style.shifts(levels, len(found))
     for (method, average), shift in zip(found.items(), moves, strict=True):
-        style.line(axes, average, chosen[method], names.method(method), shift=shift)
+        style.line(axes, average, chosen[method], wording.method(method), shift=shift)
     style.noise_axis(axes, levels)
     style.widen(axes, top=100.0)
 
@@ -153,4 +153,4 @@ def _tasks(readout: Readout) -> list[tuple[str, str]]:
 
 
 def _share(readout: Readout) -> str:
-    return f"Heads trained on {names.rows_used(readout.fraction)}."
+    return f"Heads trained on {wording.rows_used(readout.fraction)}."

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from analysis import names
+from analysis import wording
 from analysis.averages import Average
 from analysis.figures import style
 from analysis.figures.accuracy import NOISE
-from analysis.readout import PREPROCESSING, VALIDATION, Readout
+from analysis.readout import Readout
+from analysis.schemas import PREPROCESSING, VALIDATION
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,7 +33,7 @@ def feature_space(readout: Readout) -> Figure:
         for at, domain in enumerate(("id", "ood")):
             found = readout.space(measure, domain=domain)
             if found.levels:
-                text = f"{domain.upper()} ({names.mean_of(found.members, 'image set')})"
+                text = f"{domain.upper()} ({wording.mean_of(found.members, 'image set')})"
                 shift = style.shifts(readout.levels, 2)[at]
                 style.line(axes, found, style.look(3 * at), text, shift=shift)
                 everything.append(found)
@@ -82,7 +83,7 @@ def memorisation(readout: Readout) -> Figure:
     )
     for at, (axes, level) in enumerate(zip(panels, levels, strict=False)):
         first = at % columns == 0
-        title = f"{names.percent(level)} noise"
+        title = f"{wording.percent(level)} noise"
         style.dress(axes, title=title, x="Epoch", y="Training accuracy (%)" if first else "")
         for which, (metric, label) in enumerate(zip(_MEMORY, _labels(readout), strict=True)):
             _mean_curve(axes, curves, level, metric, style.look(3 * which), label)
@@ -95,7 +96,7 @@ def memorisation(readout: Readout) -> Figure:
         figure,
         "One pre-training seed."
         if seeds == 1
-        else f"Thick: mean of {names.count(seeds, 'pre-training seed')}; thin: each of them.",
+        else f"Thick: mean of {wording.count(seeds, 'pre-training seed')}; thin: each of them.",
     )
     return figure
 
@@ -108,7 +109,7 @@ def has_memorisation(readout: Readout) -> bool:
 def _labels(readout: Readout) -> tuple[str, str]:
     return (
         "Samples left clean",
-        f"Flipped samples, on their wrong {names.target(readout.question.noise_kind)}s",
+        f"Flipped samples, on their wrong {wording.target(readout.question.noise_kind)}s",
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from analysis import names
+from analysis import wording
 from analysis.figures import style
 from analysis.readout import Readout
 
@@ -70,7 +70,7 @@ def _ticks(
     columns: list[tuple[float, int]],
     seeds: tuple[int, ...],
 ) -> None:
-    labels = [f"{task}  {names.method(method)}".strip() for task, method in rows]
+    labels = [f"{task}  {wording.method(method)}".strip() for task, method in rows]
     axes.set_yticks(range(len(rows)), [style.plain(label) for label in labels], fontsize=8)
     marks = [f"{level:g} %\n{seed}" if seed == seeds[0] else f"\n{seed}" for level, seed in columns]
     axes.set_xticks(range(len(columns)), marks, fontsize=8)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from analysis import names
-from analysis import published as papers
+from analysis import wording
+from analysis.claims import published as papers
 from analysis.figures import style
 from analysis.readout import Readout
 
@@ -31,6 +31,6 @@ def published(
                     linestyle=(0, (1, 2)),
                     linewidth=1.2,
                     markersize=6,
-                    label=f"{names.method(method)}, published",
+                    label=f"{wording.method(method)}, published",
                     zorder=2,
                 )

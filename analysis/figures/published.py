@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from analysis import names, published
+from analysis import wording
 from analysis.averages import Average
+from analysis.claims import published
 from analysis.figures import style
 from analysis.figures.accuracy import NOISE
 from analysis.readout import Readout
@@ -31,9 +32,11 @@ def beside(readout: Readout) -> Figure:
     looks = style.looks(methods)
     levels = sorted({*readout.levels, 0.0, 5.0, 10.0, 20.0, 30.0})
     for axes, domain in zip(panels, domains, strict=False):
-        style.dress(axes, title=names.domain(domain), x=NOISE, y="Change from clean (points)")
+        style.dress(axes, title=wording.domain(domain), x=NOISE, y="Change from clean (points)")
         for method, shift in zip(methods, style.shifts(levels, len(methods)), strict=True):
-            _own(axes, readout.accuracy(domain, method), looks[method], names.method(method), shift)
+            _own(
+                axes, readout.accuracy(domain, method), looks[method], wording.method(method), shift
+            )
         for one in published.curves(domain):
             _theirs(axes, one.levels, one)
         axes.axhline(0, color=style.INK, linewidth=0.8)
@@ -85,6 +88,6 @@ def _theirs(axes: Axes, levels: Mapping[float, float], one: published.Series) ->
         linestyle=_DASHES.get(one.corpus, "-"),
         linewidth=1.2,
         markersize=5,
-        label=f"{names.method(one.method)}, {one.corpus}",
+        label=f"{wording.method(one.method)}, {one.corpus}",
         zorder=2,
     )

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow.compute as pc
 
-from analysis import names
+from analysis import wording
 from analysis.figures import style
 from analysis.figures.accuracy import NOISE
-from analysis.readout import PREPROCESSING, Readout
+from analysis.readout import Readout
+from analysis.schemas import PREPROCESSING
 from analysis.statistics import pearson
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def spectra(readout: Readout) -> Figure:
                     color=look.colour,
                     linestyle=look.dash,
                     linewidth=1.6,
-                    label=f"{names.percent(level)} noise",
+                    label=f"{wording.percent(level)} noise",
                 )
         axes.set_xscale("log")
         axes.set_yscale("log")
@@ -57,7 +58,9 @@ def spectra(readout: Readout) -> Figure:
     for axes in panels[len(sets) :]:
         axes.set_axis_off()
     style.legend(figure, panels)
-    count = names.count(len(set(readout.spectra["pretrain_seed"].to_pylist())), "pre-training seed")
+    count = wording.count(
+        len(set(readout.spectra["pretrain_seed"].to_pylist())), "pre-training seed"
+    )
     style.note(figure, f"Mean over {count}. Preprocessing: {PREPROCESSING}; test parts.")
     return figure
 
@@ -110,11 +113,11 @@ def against_accuracy(readout: Readout) -> Figure:
             continue
         _scatter(axes, points, looks)
         r = pearson([x for x, _ in points.values()], [y for _, y in points.values()])
-        style.subtitle(axes, f"{names.correlation(r)}, {names.count(len(points), 'encoder')}")
+        style.subtitle(axes, f"{wording.correlation(r)}, {wording.count(len(points), 'encoder')}")
     style.legend(figure, panels)
     style.note(
         figure,
-        f"A point is one encoder ({names.method(method)}; {PREPROCESSING} preprocessing); thin "
+        f"A point is one encoder ({wording.method(method)}; {PREPROCESSING} preprocessing); thin "
         "lines join the noise levels of a seed. Points that differ in noise are not independent.",
     )
     return figure
@@ -138,7 +141,7 @@ def _scatter(
             markeredgewidth=0.6,
             markersize=7,
             linestyle="none",
-            label=f"{names.percent(level)} noise",
+            label=f"{wording.percent(level)} noise",
             zorder=3,
         )
     axes.margins(0.08)
@@ -157,7 +160,7 @@ def rotation(readout: Readout) -> Figure:
         for at, domain in enumerate(("id", "ood")):
             found = readout.turned(measure, domain)
             if found.levels:
-                text = f"{domain.upper()} ({names.mean_of(found.members, 'image set')})"
+                text = f"{domain.upper()} ({wording.mean_of(found.members, 'image set')})"
                 style.line(axes, found, style.look(3 * at), text)
                 everything.append(found)
         style.noise_axis(axes, [level for level in readout.levels if level > 0] or [0.0])
@@ -168,7 +171,7 @@ def rotation(readout: Readout) -> Figure:
     style.note(
         figure,
         f"{style.certainty(everything)} Against the clean encoder of the same seed; 1: the same. "
-        f"Top {names.listed([str(k) for k in ks])} directions over "
-        f"{names.listed([f'{n:,}' for n in rows])} test samples.",
+        f"Top {wording.listed([str(k) for k in ks])} directions over "
+        f"{wording.listed([f'{n:,}' for n in rows])} test samples.",
     )
     return figure

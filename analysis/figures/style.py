@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from analysis import names
 from analysis.averages import Average
 
 if TYPE_CHECKING:
@@ -233,9 +232,8 @@ def certainty(averages: Sequence[Average]) -> str:
         return "One pre-training seed: no interval."
     if len(counts) == 1:
         return f"Bars: 95 % t interval over {counts[0]} pre-training seeds."
-    return (
-        f"Bars: 95 % t interval over {counts[0]} to {names.count(counts[-1], 'pre-training seed')}"
-        + ("; a point of one seed has none." if counts[0] == 1 else ".")
+    return f"Bars: 95 % t interval over {counts[0]} to {counts[-1]} pre-training seeds" + (
+        "; a point of one seed has none." if counts[0] == 1 else "."
     )
 
 

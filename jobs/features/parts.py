@@ -19,11 +19,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from analysis.spectrum import Spectrum, spectra, to_table
 from jobs.contract import Outcome, StageError
 from jobs.corpus.shards import Index
 from jobs.features.extract import BATCH, IDENTITY, ROWS, Unit, view_table
 from jobs.features.spec import FeaturesStep
+from jobs.features.spectrum import Spectrum, spectra, to_table
 from jobs.storage.folder import Folder
 
 GROUP_ROWS = 4_096  # rows of a row group, and rows handed to the spectrum at a time

@@ -95,7 +95,8 @@ def _as_dict(found: Audit | str) -> dict[str, Any]:
 
 
 def _keep(chosen: Chosen, address: str, found: Audit | str) -> None:
-    from analysis.figures import noise, save
+    from analysis.figures import noise
+    from analysis.figures.style import save
     from orchestrator.step.address import AuditAddress, NoiseAddress, parse_as
 
     folder = chosen.store.root / str(AuditAddress(parse_as(NoiseAddress, address)))

@@ -74,7 +74,7 @@ def _named(summary: pa.Table) -> Iterator[str]:
 
     A task whose target is a number has its own metric, which its row names.
     """
-    from analysis.named import shown
+    from analysis.pretrained import shown
 
     rows = summary.to_pylist()
     if not rows:

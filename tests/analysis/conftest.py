@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from analysis import readout as schemas
+from analysis import schemas
 from analysis.readout import Question, Readout
 
 LEVELS = (0.0, 5.0, 10.0, 20.0, 30.0)

@@ -6,10 +6,12 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from analysis import tables
 from analysis.figures import encoder
-from analysis.findings import findings
-from analysis.readout import PRETRAINING_SCHEMA, Readout, summary
+from analysis.readout import Readout
+from analysis.report import tables
+from analysis.report.findings import findings
+from analysis.schemas import PRETRAINING_SCHEMA
+from analysis.summary import summary
 from tests.analysis.conftest import Make
 
 RECALL = ("val_image_to_text_r1", "val_text_to_image_r1")

@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
-from analysis.findings import certainty, findings, head_to_heads
-from analysis.readout import CELLS_SCHEMA, SUMMARY_SCHEMA, Readout, summary
-from analysis.tables import finished
+from analysis.readout import Readout
+from analysis.report.findings import certainty, findings, head_to_heads
+from analysis.report.tables import finished
+from analysis.schemas import CELLS_SCHEMA, SUMMARY_SCHEMA
+from analysis.summary import summary
 
 Make = Callable[..., Readout]
 Truth = Callable[[str, int, str, float], float]
@@ -148,7 +150,7 @@ def test_a_cell_given_twice_is_refused(make: Make) -> None:
 
 def test_importing_the_readout_is_light() -> None:
     program = (
-        "import sys, analysis.readout, analysis.report, analysis.spectrum; "
+        "import sys, analysis.summary, analysis.report.write; "
         "heavy = {'matplotlib', 'pandas', 'torch', 'ray', 'scipy'} & set(sys.modules); "
         "sys.exit(', '.join(heavy) or 0)"
     )

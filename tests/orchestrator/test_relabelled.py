@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 
 import synthetic
-from analysis import names, relabelled, report, tables
-from analysis import readout as analysed
-from analysis.claims import verdicts
-from analysis.figures.relabelled import against_label_noise
+from analysis import downstream_noise, wording
+from analysis.claims.claims import verdicts
+from analysis.figures.downstream_noise import against_label_noise
+from analysis.report import tables
+from analysis.report import write as report
+from analysis.summary import summary
 from jobs.storage.folder import Folder
 from orchestrator import experiment, planner, readout
 from orchestrator.cli import _run
@@ -34,11 +36,11 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 def test_no_average_and_no_verdict_knows_them(store: Store) -> None:
     clean, both = readout.collect(planned(), store), readout.collect(planned(NOISY), store)
-    assert both.relabelled.num_rows == both.cells.num_rows > 0
-    assert clean.relabelled.num_rows == 0
+    assert both.label_noise_cells.num_rows == both.cells.num_rows > 0
+    assert clean.label_noise_cells.num_rows == 0
     assert both.cells.equals(clean.cells)
-    assert both.answers.equals(clean.answers)
-    assert analysed.summary(both).equals(analysed.summary(clean))
+    assert both.predictions.equals(clean.predictions)
+    assert summary(both).equals(summary(clean))
     assert verdicts(both) == verdicts(clean)
 
 
@@ -49,13 +51,13 @@ def test_the_report_shows_them_by_method_and_level(store: Store) -> None:
     assert "40 % wrong" in section
     assert "10 % pre-training noise" in section
     assert "in no other average" in section
-    clean, noisy = relabelled.sources(found)
+    clean, noisy = downstream_noise.sources(found)
     assert (clean.level, noisy.level) == (0.0, 10.0)
-    average = relabelled.accuracy(found, noisy, "id", "lp")
+    average = downstream_noise.accuracy(found, noisy, "id", "lp")
     change = average.change(40.0)
     assert change is not None
     assert change.interval.mean == pytest.approx(-20, abs=2)  # synthetic: half a point a percent
-    assert f"Δ {names.interval(change.interval, sign=True)}" in section
+    assert f"Δ {wording.interval(change.interval, sign=True)}" in section
     panels = against_label_noise(found).axes
     assert [axes.get_title(loc="left") for axes in panels] == [
         f"{domain}, {level} % pre-training noise" for domain in ("ID", "OOD") for level in (0, 10)

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 import synthetic
-from analysis import tables
+from analysis.report import tables
 from jobs.contract import Outcome
 from jobs.storage.folder import Folder
 from orchestrator import experiment, planner
@@ -25,7 +25,7 @@ WORDS = ["--noise", "0,10", "--seeds", "0,1", *(w for s in SETS for w in ("--set
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     """A finished sweep, but for one cell; its figures, which no flag bears on, are not drawn."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("analysis.figures.draw", lambda readout: iter(()))
+    monkeypatch.setattr("analysis.report.write.draw", lambda readout: iter(()))
     made = Store(Folder.of(tmp_path / "nml-store"))
     synthetic.fill(plan(), made)
     made.output(plan().of_kind("tune")[0].address).delete()

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from analysis.figures import noise, save
+from analysis.figures import noise
+from analysis.figures.style import save
 
 
 def texts(counts: list[list[int]], classes: list[str]) -> list[str]:

@@ -10,12 +10,12 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from analysis import names
+from analysis import wording
 from analysis.averages import Average
-from analysis.findings import CLEAN, head_to_heads
-from analysis.markup import Cell, table
-from analysis.readout import VALIDATION, Place, Readout
-from analysis.spectrum import PREPROCESSINGS
+from analysis.readout import CellKey, Readout
+from analysis.report.findings import CLEAN, head_to_heads
+from analysis.report.html import Cell, table
+from analysis.schemas import PREPROCESSINGS, VALIDATION
 from analysis.statistics import Interval
 
 MOST_CELLS = 1000  # rows of the cell table shown on the page; all are in table.csv
@@ -31,13 +31,13 @@ def averages(readout: Readout, domain: str, measure: str = "test_accuracy") -> s
         if found.levels:
             several = len(readout.seeds()) > 1
             cells = [_mean(found, level, several=several) for level in readout.levels]
-            rows.append([names.method(method), *cells])
+            rows.append([wording.method(method), *cells])
     if not rows:
         return ""
     return table(
-        ["Method", *(f"{names.percent(level)} noise" for level in readout.levels)],
+        ["Method", *(f"{wording.percent(level)} noise" for level in readout.levels)],
         rows,
-        caption=f"{names.domain(domain)}: {_MEASURES[measure]} in percent, mean over tasks, then "
+        caption=f"{wording.domain(domain)}: {_MEASURES[measure]} in percent, mean over tasks, then "
         f"seeds; below it the change from clean in points"
         + (", with 95 % intervals" if len(readout.seeds()) > 1 else "; one seed: no intervals"),
         numbers=len(readout.levels),
@@ -56,25 +56,27 @@ def _mean(found: Average, level: float, digits: int = 1, *, several: bool) -> Ce
         under.append("one seed")
     change = found.change(level) if level != CLEAN else None
     if change is not None:
-        under.append(f"Δ {names.interval(change.interval, digits, sign=True)}")
-    return Cell(names.number(interval.mean, digits), tuple(under), interval.mean)
+        under.append(f"Δ {wording.interval(change.interval, digits, sign=True)}")
+    return Cell(wording.number(interval.mean, digits), tuple(under), interval.mean)
 
 
 def _bracket(interval: Interval, digits: int) -> str:
-    return names.interval(interval, digits).split(" ", 1)[1]
+    return wording.interval(interval, digits).split(" ", 1)[1]
 
 
 def methods(readout: Readout) -> str:
     """Methods head to head, paired by level, seed and task."""
     rows: list[list[Cell | str]] = [
         [
-            names.method(one.method),
-            names.method(one.baseline),
+            wording.method(one.method),
+            wording.method(one.baseline),
             one.domain.upper(),
             _count(one.wins),
             _count(one.ties),
             _count(one.losses),
-            Cell(names.interval(one.overall.interval, 2, sign=True), key=one.overall.interval.mean),
+            Cell(
+                wording.interval(one.overall.interval, 2, sign=True), key=one.overall.interval.mean
+            ),
             _count(one.overall.unpaired),
         ]
         for one in head_to_heads(readout)
@@ -101,7 +103,7 @@ def members(readout: Readout) -> str:
             planned = {t for t in readout.question.tasks(domain) if (t, method) in asked}
             absent = sorted({*found.left_out, *(planned - set(found.members))})
             if found.members or absent:
-                name = f"{names.method(method)}, {domain.upper()}"
+                name = f"{wording.method(method)}, {domain.upper()}"
                 rows.append([name, _listing(found.members), _gap(absent)])
     for domain in ("id", "ood"):
         found = readout.space("sve", domain=domain)
@@ -133,7 +135,7 @@ def spaces(readout: Readout) -> str:
     if not rows:
         return ""
     return table(
-        ["Measure", "Images", "Preprocessing", *map(names.percent, readout.levels)],
+        ["Measure", "Images", "Preprocessing", *map(wording.percent, readout.levels)],
         rows,
         caption="Feature space of the test parts by noise level: mean over image sets, then seeds; "
         "below it the change from clean",
@@ -165,7 +167,7 @@ def pretraining(readout: Readout) -> str:
         ["Noise", "Seed", *columns.values()],
         rows,
         caption="Pre-training runs: last epoch; flipped samples count as right on their wrong "
-        f"{names.target(readout.question.noise_kind)}s",
+        f"{wording.target(readout.question.noise_kind)}s",
         numbers=len(columns) + 2,
     )
 
@@ -179,7 +181,7 @@ def noise(readout: Readout) -> str:
             _count(row["changed"]),
             Cell(f"{row['realised_percent']:.2f} %", key=row["realised_percent"]),
             Cell(
-                f"{names.signed(row['realised_percent'] - row['level'], 2)}",
+                f"{wording.signed(row['realised_percent'] - row['level'], 2)}",
                 key=row["realised_percent"] - row["level"],
             ),
         ]
@@ -213,7 +215,7 @@ def matrix(readout: Readout) -> str:
                 row.append(Cell(f"{got}/{all_}", key=got, mark="" if got == all_ else "gap"))
             rows.append(row)
     return table(
-        ["Task", "Domain", *map(names.percent, question.levels)],
+        ["Task", "Domain", *map(wording.percent, question.levels)],
         rows,
         caption="Finished cells of those asked for (methods, fractions and seeds together) by "
         "noise level; shaded where some lack",
@@ -227,7 +229,7 @@ def finished(readout: Readout) -> tuple[int, int]:
     return len(wanted & set(_places(readout))), len(wanted)
 
 
-def _places(readout: Readout) -> Iterator[Place]:
+def _places(readout: Readout) -> Iterator[CellKey]:
     names_ = ("noise", "pretrain_seed", "task", "method", "fraction", "tuning_seed")
     columns = [readout.cells[name].to_pylist() for name in names_]
     yield from zip(*columns, strict=True)
@@ -243,7 +245,7 @@ def problems(readout: Readout) -> str:
     if not rows:
         return ""
     counts = Counter(row["status"] for row in found)
-    caption = names.listed([f"{counts[status]:,} {status}" for status in sorted(counts)])
+    caption = wording.listed([f"{counts[status]:,} {status}" for status in sorted(counts)])
     if len(rows) > MOST_PROBLEMS:
         caption += f"; the first {MOST_PROBLEMS:,} are shown"
     return table(["Status", "Step", "Reason"], rows[:MOST_PROBLEMS], caption=caption)
@@ -257,7 +259,7 @@ def cells(readout: Readout) -> str:
             [
                 row["task"],
                 row["domain"].upper(),
-                names.method(row["method"]),
+                wording.method(row["method"]),
                 _level(row["noise"]),
                 _count(row["pretrain_seed"]),
                 _count(row["tuning_seed"]),
@@ -317,7 +319,7 @@ def _gap(found: tuple[str, ...] | list[str]) -> Cell | str:
 
 
 def _level(value: float) -> Cell:
-    return Cell(names.percent(value), key=value)
+    return Cell(wording.percent(value), key=value)
 
 
 def _count(value: int | None) -> Cell:
@@ -335,11 +337,11 @@ def _own_metric(row: Mapping[str, Any]) -> Cell:
     if row["metric"] in (None, "accuracy") or row["test_metric"] is None:
         return Cell("–")
     value = row["test_metric"]
-    return Cell(names.number(value, 2), (names.metric(row["metric"]),), value)
+    return Cell(wording.number(value, 2), (wording.metric(row["metric"]),), value)
 
 
 def _number(value: float | None, digits: int) -> Cell:
-    return Cell("–") if value is None else Cell(names.number(value, digits), key=value)
+    return Cell("–") if value is None else Cell(wording.number(value, digits), key=value)
 
 
 def _short(value: float | None) -> str:

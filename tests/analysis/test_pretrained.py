@@ -7,8 +7,14 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from analysis import figures, named, report, tables
-from analysis.readout import NAMED_SCHEMA, NAMED_SPECTRA_SCHEMA, Readout, summary
+from analysis import pretrained
+from analysis.figures import draw
+from analysis.readout import Readout
+from analysis.report import pretrained as pretrained_tables
+from analysis.report import tables
+from analysis.report import write as report
+from analysis.schemas import PRETRAINED_CELLS_SCHEMA, PRETRAINED_SPECTRA_SCHEMA
+from analysis.summary import summary
 
 
 def with_named(readout: Readout) -> Readout:
@@ -16,7 +22,7 @@ def with_named(readout: Readout) -> Readout:
     rows: list[dict[str, Any]] = []
     for row in readout.cells.to_pylist():
         if row["noise"] == 0 and row["pretrain_seed"] == 0:
-            place = {k: v for k, v in row.items() if k in NAMED_SCHEMA.names}
+            place = {k: v for k, v in row.items() if k in PRETRAINED_CELLS_SCHEMA.names}
             rows.append({**place, "encoder": "big", "test_accuracy": 12.5})
             if row["task"] == "digits":
                 rows.append({**place, "encoder": "api", "test_accuracy": 25.0})
@@ -28,8 +34,8 @@ def with_named(readout: Readout) -> Readout:
     return replace(
         readout,
         question=replace(readout.question, encoders=("big", "api")),
-        named=pa.Table.from_pylist(rows, schema=NAMED_SCHEMA),
-        named_spectra=pa.Table.from_pylist(spectra, schema=NAMED_SPECTRA_SCHEMA),
+        pretrained_cells=pa.Table.from_pylist(rows, schema=PRETRAINED_CELLS_SCHEMA),
+        pretrained_spectra=pa.Table.from_pylist(spectra, schema=PRETRAINED_SPECTRA_SCHEMA),
     )
 
 
@@ -44,30 +50,32 @@ def test_they_change_no_average(make: Any, both: Readout) -> None:
 
 
 def test_each_has_a_row_for_every_task_and_fraction_of_its_own(both: Readout) -> None:
-    rows = named.summary(both).to_pylist()
+    rows = pretrained.summary(both).to_pylist()
     assert {row["task"] for row in rows if row["encoder"] == "api"} == {"digits"}
     assert {row["accuracy"] for row in rows if row["encoder"] == "big"} == {12.5}
-    html = named.accuracies(both)
+    html = pretrained_tables.accuracies(both)
     assert html.count("<td>api</td>") == 2
     assert html.index(">100 %<") < html.index(">10 %<")
     tasks = {row["task"] for row in rows if row["encoder"] == "big"}
     assert html.count("<td>big</td>") == 2 * len(tasks) == 12
     assert html.count(">25.0<") == 2 * 4  # fractions, methods
     assert "–" not in html
-    assert "1.25" in named.spaces(both)
+    assert "1.25" in pretrained_tables.spaces(both)
 
 
 def test_tuning_seeds_have_their_deviation_beneath(make: Any) -> None:
     both = with_named(make(tuning_seeds=(0, 1, 2)))
-    cells = both.named.to_pylist()
+    cells = both.pretrained_cells.to_pylist()
     for cell in cells:
         cell["test_accuracy"] = 50.0 + cell["tuning_seed"]
-    spread = replace(both, named=pa.Table.from_pylist(cells, schema=NAMED_SCHEMA))
-    assert {row["deviation"] for row in named.summary(spread).to_pylist()} == {1.0}
-    assert "± 1.0" in named.accuracies(spread)
+    spread = replace(
+        both, pretrained_cells=pa.Table.from_pylist(cells, schema=PRETRAINED_CELLS_SCHEMA)
+    )
+    assert {row["deviation"] for row in pretrained.summary(spread).to_pylist()} == {1.0}
+    assert "± 1.0" in pretrained_tables.accuracies(spread)
     alone = with_named(make(tuning_seeds=(0,)))
-    assert {row["deviation"] for row in named.summary(alone).to_pylist()} == {None}
-    assert "±" not in named.accuracies(alone)
+    assert {row["deviation"] for row in pretrained.summary(alone).to_pylist()} == {None}
+    assert "±" not in pretrained_tables.accuracies(alone)
 
 
 def test_nothing_is_said_of_noise_where_nothing_was_pre_trained(both: Readout) -> None:
@@ -75,24 +83,26 @@ def test_nothing_is_said_of_noise_where_nothing_was_pre_trained(both: Readout) -
     page = report.page(replace(both, question=question), "")
     assert "Nothing was pre-trained here" in page
     assert "published claims" not in page
-    assert "matrix" not in [one.name for one in figures.draw(replace(both, question=question))]
+    assert "matrix" not in [one.name for one in draw.draw(replace(both, question=question))]
 
 
 def test_a_correlation_is_never_called_an_accuracy(make: Any, both: Readout) -> None:
     blank = dict.fromkeys(("test_accuracy", "test_macro_f1", "validation_accuracy"))
     own: dict[str, Any] = {"metric": "pearson_spearman", "test_metric": -3.25}
-    one = both.named.to_pylist()[0]
+    one = both.pretrained_cells.to_pylist()[0]
     own |= {"encoder": "api", "task": "similar", "fraction": both.fraction}
     row = {**one, **blank, **own}
     question = replace(both.question, id_tasks=(*both.question.id_tasks, "similar"))
-    named_ = pa.Table.from_pylist([*both.named.to_pylist(), row], schema=NAMED_SCHEMA)
-    told = replace(both, question=question, named=named_)
-    (found,) = (r for r in named.summary(told).to_pylist() if r["task"] == "similar")
+    named_ = pa.Table.from_pylist(
+        [*both.pretrained_cells.to_pylist(), row], schema=PRETRAINED_CELLS_SCHEMA
+    )
+    told = replace(both, question=question, pretrained_cells=named_)
+    (found,) = (r for r in pretrained.summary(told).to_pylist() if r["task"] == "similar")
     assert (found["accuracy"], found["macro_f1"], found["score"]) == (None, None, -3.25)
-    html = named.accuracies(told)
+    html = pretrained_tables.accuracies(told)
     assert "similar: Mean of Pearson and Spearman correlation (× 100)" in html
     assert "of numbers, the correlation that the row names" in html
-    assert "of numbers" not in named.accuracies(both)
+    assert "of numbers" not in pretrained_tables.accuracies(both)
     assert summary(told).equals(summary(make()))
 
 
@@ -110,11 +120,13 @@ def test_every_cell_shows_its_own_metric_beside_an_accuracy_that_it_is_not(make:
 def test_the_report_has_a_section_for_them_only_where_they_are(
     make: Any, both: Readout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("analysis.figures.draw", lambda readout: iter(()))  # no figure is of them
+    monkeypatch.setattr(
+        "analysis.report.write.draw", lambda readout: iter(())
+    )  # no figure is of them
     report.write(make(), tmp_path / "without")
     report.write(both, tmp_path / "with")
     assert "Named encoders" not in (tmp_path / "without/report.html").read_text()
     assert "Named encoders" in (tmp_path / "with/report.html").read_text()
     assert not (tmp_path / "without/encoders.csv").exists()
     lines = (tmp_path / "with/encoders.csv").read_text().splitlines()
-    assert len(lines) == 1 + both.named.num_rows
+    assert len(lines) == 1 + both.pretrained_cells.num_rows

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from analysis import names, relabelled
+from analysis import downstream_noise, wording
 from analysis.averages import Average
 from analysis.figures import style
 from analysis.readout import Readout
@@ -21,7 +21,7 @@ def against_label_noise(readout: Readout) -> Figure:
 
     Each domain begins a row of its own.
     """
-    domains, sources = relabelled.domains(readout), relabelled.sources(readout)
+    domains, sources = downstream_noise.domains(readout), downstream_noise.sources(readout)
     columns = min(_COLUMNS, len(sources))
     each = math.ceil(len(sources) / columns)  # rows a domain
     rows = each * len(domains)
@@ -32,7 +32,7 @@ def against_label_noise(readout: Readout) -> Figure:
         for column, source in enumerate(sources)
     }
     looks = style.looks(readout.methods())
-    levels = relabelled.levels(readout)
+    levels = downstream_noise.levels(readout)
     moves = dict(zip(looks, style.shifts(levels, len(looks)), strict=True))
     everything: list[Average] = []
     for axes, (domain, source) in places.items():
@@ -42,8 +42,8 @@ def against_label_noise(readout: Readout) -> Figure:
             x="Wrong training labels (%)",
             y="Test accuracy (%)",
         )
-        for method, found in relabelled.averages(readout, source, domain):
-            style.line(axes, found, looks[method], names.method(method), shift=moves[method])
+        for method, found in downstream_noise.averages(readout, source, domain):
+            style.line(axes, found, looks[method], wording.method(method), shift=moves[method])
             everything.append(found)
         style.noise_axis(axes, levels)
         style.widen(axes, top=100.0)
@@ -51,6 +51,6 @@ def against_label_noise(readout: Readout) -> Figure:
         if axes not in places:
             axes.set_axis_off()
     style.legend(figure, panels)
-    share = f"Heads trained on {names.rows_used(readout.fraction)}."
+    share = f"Heads trained on {wording.rows_used(readout.fraction)}."
     style.note(figure, f"{style.certainty(everything)} {share} Each panel has its scale.")
     return figure

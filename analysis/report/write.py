@@ -15,18 +15,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from analysis import answers, figures, inline, markup, named, names, relabelled, tables, textual
-from analysis.claims import verdicts
-from analysis.findings import certainty, findings
-from analysis.readout import (
+from analysis import downstream_noise, pretrained, wording
+from analysis.claims.claims import verdicts
+from analysis.claims.verdicts import Verdict
+from analysis.figures.draw import Drawing, draw
+from analysis.figures.style import save
+from analysis.readout import Readout
+from analysis.report import downstream_noise as noise_tables
+from analysis.report import html, svg, tables, text
+from analysis.report import pretrained as pretrained_tables
+from analysis.report import verdicts as verdict_text
+from analysis.report.findings import certainty, findings
+from analysis.schemas import (
     CELLS_SCHEMA,
-    NAMED_SCHEMA,
-    RELABELLED_SCHEMA,
+    LABEL_NOISE_CELLS_SCHEMA,
+    PRETRAINED_CELLS_SCHEMA,
     SUMMARY_SCHEMA,
-    Readout,
-    summary,
 )
-from analysis.verdicts import Verdict
+from analysis.summary import summary
 
 
 def write(readout: Readout, folder: Path) -> list[Path]:
@@ -38,9 +44,9 @@ def write(readout: Readout, folder: Path) -> list[Path]:
     pictures = folder / "figures"
     pictures.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
-    shown: list[tuple[figures.Drawing, bytes]] = []
-    for drawing in figures.draw(readout):
-        saved = {kind: figures.save(drawing.figure, kind) for kind in ("png", "svg")}
+    shown: list[tuple[Drawing, bytes]] = []
+    for drawing in draw(readout):
+        saved = {kind: save(drawing.figure, kind) for kind in ("png", "svg")}
         for kind, data in saved.items():
             path = pictures / f"{drawing.name}.{kind}"
             path.write_bytes(data)
@@ -50,29 +56,31 @@ def write(readout: Readout, folder: Path) -> list[Path]:
     found = verdicts(readout)
     files = {
         "report.html": page(readout, _figures(shown), found),
-        "report.md": textual.markdown(readout, found, drawn),
-        "verdicts.md": answers.markdown(readout, found, certainty(readout)),
-        "claims.csv": _csv(answers.COLUMNS, list(answers.rows(found))),
+        "report.md": text.markdown(readout, found, drawn),
+        "verdicts.md": verdict_text.markdown(readout, found, certainty(readout)),
+        "claims.csv": _csv(verdict_text.COLUMNS, list(verdict_text.rows(found))),
         "table.csv": cells_csv(readout),
         "summary.csv": summary_csv(readout),
         **_others(readout),
-        **textual.latex(readout, found),
+        **text.latex(readout, found),
     }
-    if readout.named.num_rows:
-        files["encoders.csv"] = _csv(NAMED_SCHEMA.names, named.rows(readout))
-    if readout.relabelled.num_rows:
-        files["label-noise.csv"] = _csv(RELABELLED_SCHEMA.names, relabelled.rows(readout))
+    if readout.pretrained_cells.num_rows:
+        files["encoders.csv"] = _csv(PRETRAINED_CELLS_SCHEMA.names, pretrained.rows(readout))
+    if readout.label_noise_cells.num_rows:
+        files["label-noise.csv"] = _csv(
+            LABEL_NOISE_CELLS_SCHEMA.names, downstream_noise.rows(readout)
+        )
     for name, content in files.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(content, encoding="utf-8", newline="")
     return [*(folder / name for name in files), *written]
 
 
-def _figures(shown: Sequence[tuple[figures.Drawing, bytes]]) -> str:
+def _figures(shown: Sequence[tuple[Drawing, bytes]]) -> str:
     """The figures as they stand in the page, with their captions."""
-    pictures = inline.elements((svg, one.title) for one, svg in shown)
+    pictures = svg.elements((svg, one.title) for one, svg in shown)
     return "".join(
-        markup.figure(picture, one.title, one.caption, one.name)
+        html.figure(picture, one.title, one.caption, one.name)
         for picture, (one, _) in zip(pictures, shown, strict=True)
     )
 
@@ -103,34 +111,39 @@ def page(readout: Readout, drawn: str, found: Sequence[Verdict] | None = None) -
     found = verdicts(readout) if found is None else found
     title = readout.question.title or f"Experiment {readout.experiment}"
     gaps = tables.problems(readout)
-    note = "" if gaps else markup.paragraph("Nothing failed, was blocked or skipped.")
+    note = "" if gaps else html.paragraph("Nothing failed, was blocked or skipped.")
     f1 = [tables.averages(readout, domain, "test_macro_f1") for domain in readout.domains()]
-    claims = answers.evidence(found) if readout.question.levels else ""
+    claims = verdict_text.evidence(found) if readout.question.levels else ""
     sections = [
-        markup.section("named", "Named encoders", named.accuracies(readout), named.spaces(readout)),
-        markup.section("figures", "Figures", drawn),
-        markup.section("claims", "The published claims, and what speaks for them here", claims),
-        markup.section(
-            "label-noise", "Noise in the tasks' own labels", relabelled.accuracies(readout)
+        html.section(
+            "named",
+            "Named encoders",
+            pretrained_tables.accuracies(readout),
+            pretrained_tables.spaces(readout),
         ),
-        markup.section("f1", "Macro F1 by noise level", *f1),
-        markup.section("methods", "Methods head to head", tables.methods(readout)),
-        markup.section("members", "How each average is made", tables.members(readout)),
-        markup.section(
+        html.section("figures", "Figures", drawn),
+        html.section("claims", "The published claims, and what speaks for them here", claims),
+        html.section(
+            "label-noise", "Noise in the tasks' own labels", noise_tables.accuracies(readout)
+        ),
+        html.section("f1", "Macro F1 by noise level", *f1),
+        html.section("methods", "Methods head to head", tables.methods(readout)),
+        html.section("members", "How each average is made", tables.members(readout)),
+        html.section(
             "encoders",
             "Encoders and their feature space",
             tables.pretraining(readout),
             tables.spaces(readout),
         ),
-        markup.section("noise", "Noise: asked for and realised", tables.noise(readout)),
-        markup.section(
+        html.section("noise", "Noise: asked for and realised", tables.noise(readout)),
+        html.section(
             "gaps", "What is missing, failed or was skipped", tables.matrix(readout), gaps, note
         ),
-        markup.section("cells", "Every cell", tables.cells(readout)),
-        markup.section("provenance", "Provenance", tables.provenance(readout)),
+        html.section("cells", "Every cell", tables.cells(readout)),
+        html.section("provenance", "Provenance", tables.provenance(readout)),
     ]
     rest = "".join(sections)
-    return markup.page(title, _first_screen(readout, title, rest, found) + rest)
+    return html.page(title, _first_screen(readout, title, rest, found) + rest)
 
 
 def _first_screen(readout: Readout, title: str, rest: str, found: Sequence[Verdict]) -> str:
@@ -140,37 +153,39 @@ def _first_screen(readout: Readout, title: str, rest: str, found: Sequence[Verdi
     facts = [
         f"{question.objective} pre-training of {question.encoder} (recipe {question.recipe}) on "
         f"{question.corpus}",
-        f"{question.noise_kind.replace('_', ' ')} noise at {names.levels(question.levels)}",
-        names.count(len(question.seeds), "pre-training seed"),
-        f"{done:,} of {names.count(asked, 'cell')} finished",
+        f"{question.noise_kind.replace('_', ' ')} noise at {wording.levels(question.levels)}",
+        wording.count(len(question.seeds), "pre-training seed"),
+        f"{done:,} of {wording.count(asked, 'cell')} finished",
     ]
     if len(question.fractions) > 1:
-        facts.append(f"heads trained on {names.rows_used(readout.fraction)} where nothing is said")
-    facts += [beside] if (beside := relabelled.finished(readout)) else []
+        facts.append(
+            f"heads trained on {wording.rows_used(readout.fraction)} where nothing is said"
+        )
+    facts += [beside] if (beside := noise_tables.finished(readout)) else []
     if not question.levels:
         facts = []
     if question.encoders:
-        facts.append(f"named encoders: {names.listed(question.encoders, many=6)}")
+        facts.append(f"named encoders: {wording.listed(question.encoders, many=6)}")
     in_words = "".join(
-        f"<dt>{markup.text(one.heading)}</dt><dd>{markup.text(one.text)}</dd>\n"
+        f"<dt>{html.text(one.heading)}</dt><dd>{html.text(one.text)}</dd>\n"
         for one in findings(readout)
     )
     unsure = "sure unsure" if len(readout.seeds()) < 2 or done < asked else "sure"
     sure = certainty(readout)
     if done < asked:
         sure += (
-            f" Incomplete: {names.count(asked - done, 'cell')} of {asked:,} "
+            f" Incomplete: {wording.count(asked - done, 'cell')} of {asked:,} "
             f"{'is' if asked - done == 1 else 'are'} not finished (listed below)."
         )
     return "".join(
         [
-            markup.paragraph(f"Noisy Model Learning · experiment {readout.experiment}", "kicker"),
-            f"<h1>{markup.text(title)}</h1>\n",
-            markup.paragraph(" · ".join(facts), "facts"),
+            html.paragraph(f"Noisy Model Learning · experiment {readout.experiment}", "kicker"),
+            f"<h1>{html.text(title)}</h1>\n",
+            html.paragraph(" · ".join(facts), "facts"),
             _contents(rest),
-            markup.paragraph(answers.in_short(found), "answer") if question.levels else "",
-            markup.paragraph(sure, unsure),
-            answers.overview(found) if question.levels else "",
+            html.paragraph(verdict_text.in_short(found), "answer") if question.levels else "",
+            html.paragraph(sure, unsure),
+            verdict_text.overview(found) if question.levels else "",
             f'<dl class="answers">\n{in_words}</dl>\n' if in_words else "",
             *(tables.averages(readout, domain) for domain in readout.domains()),
         ]
@@ -192,7 +207,7 @@ def _contents(rest: str) -> str:
         "provenance": "Provenance",
     }
     links = "".join(
-        f'<a href="#{at}">{markup.text(name)}</a>'
+        f'<a href="#{at}">{html.text(name)}</a>'
         for at, name in places.items()
         if f'<section id="{at}">' in rest
     )

@@ -134,7 +134,7 @@ def _answers(readout: Readout) -> dict[Place, tuple[str, NDArray[np.float64]]]:
     Left out where tuning seeds were tested on different samples.
     """
     gathered: dict[Place, list[tuple[str, NDArray[np.float64]]]] = defaultdict(list)
-    table = readout.answers
+    table = readout.predictions
     names = ("noise", "pretrain_seed", "task", "method", "samples")
     columns = [table[name].to_pylist() for name in names]
     lists = table["correct"].combine_chunks()

@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 
-from analysis import report
-from analysis.claims import verdicts
-from analysis.readout import CELLS_SCHEMA, SUMMARY_SCHEMA, Readout, summary
+from analysis.claims.claims import verdicts
+from analysis.readout import Readout
+from analysis.report import write as report
+from analysis.schemas import CELLS_SCHEMA, SUMMARY_SCHEMA
+from analysis.summary import summary
 
 Make = Callable[..., Readout]
 HOSTILE = '<script>alert("x")</script>&\'$\\frac'
@@ -225,7 +227,7 @@ def test_csv_holds_every_number_exactly(make: Make) -> None:
 
 
 def test_a_long_cell_table_is_cut_and_says_so(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("analysis.tables.MOST_CELLS", 10)
+    monkeypatch.setattr("analysis.report.tables.MOST_CELLS", 10)
     source = report.page(make(), "")
     cells = source[source.index('id="cells"') : source.index('id="provenance"')]
     assert cells.count("<tr>") == 11

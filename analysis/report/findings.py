@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from analysis import names
+from analysis import wording
 from analysis.averages import Average
-from analysis.readout import PREPROCESSING, Readout
+from analysis.readout import Readout
+from analysis.schemas import PREPROCESSING
 from analysis.statistics import Difference, pearson
 
 CLEAN = 0.0
@@ -72,7 +73,7 @@ def findings(readout: Readout) -> list[Finding]:
     """Every finding the readout has numbers for, the most asked-for first."""
     found: list[Finding] = []
     for domain in readout.domains():
-        found.append(Finding(names.domain(domain), _noise_effect(readout, domain)))
+        found.append(Finding(wording.domain(domain), _noise_effect(readout, domain)))
     found += _methods(readout)
     space = _space(readout)
     found += [Finding("Feature space", space)] if space else []
@@ -122,22 +123,22 @@ def _noise_effect(readout: Readout, domain: str) -> str:
     if not averages:
         return "No task is finished at every level and seed of any method: no average yet."
     levels = sorted({level for found in averages.values() for level in found.levels})
-    over = names.mean_of(next(iter(averages.values())).members)
+    over = wording.mean_of(next(iter(averages.values())).members)
     if len({found.members for found in averages.values()}) > 1:
         over = "over each method's own finished tasks, listed below"
     if len(levels) == 1:
         only = "; ".join(
-            f"{names.method(m)} {names.interval(of)}"
+            f"{wording.method(m)} {wording.interval(of)}"
             for m, found in averages.items()
             if (of := found.interval(levels[0])) is not None
         )
         return (
-            f"Test accuracy in percent at {names.percent(levels[0])} noise ({over}): {only}. "
+            f"Test accuracy in percent at {wording.percent(levels[0])} noise ({over}): {only}. "
             f"One noise level: nothing to compare it with."
         )
     if levels[0] != CLEAN:
         return (
-            f"Test accuracy ({over}) was measured at {names.levels(levels)} noise, but nothing "
+            f"Test accuracy ({over}) was measured at {wording.levels(levels)} noise, but nothing "
             f"at 0 %: no change from clean can be stated."
         )
     slight = [level for level in levels if CLEAN < level <= SLIGHT]
@@ -147,7 +148,7 @@ def _noise_effect(readout: Readout, domain: str) -> str:
         text = _tally("Any noise", averages, levels[1:])
     ends = "; ".join(_end_to_end(m, found, levels[-1]) for m, found in averages.items())
     return (
-        f"{text}From 0 to {names.percent(levels[-1])} noise, test accuracy in percent ({over}) "
+        f"{text}From 0 to {wording.percent(levels[-1])} noise, test accuracy in percent ({over}) "
         f"goes {ends}."
     )
 
@@ -155,11 +156,11 @@ def _noise_effect(readout: Readout, domain: str) -> str:
 def _end_to_end(method: str, found: Average, last: float) -> str:
     start, end, change = found.interval(CLEAN), found.interval(last), found.change(last)
     if start is None or end is None or change is None:
-        return f"{names.method(method)}: not finished at both ends"
+        return f"{wording.method(method)}: not finished at both ends"
     alone = ", one seed" if change.interval.n == 1 and len(found.seed_means(CLEAN)) > 1 else ""
     return (
-        f"{names.method(method)} {names.number(start.mean)} → {names.number(end.mean)} "
-        f"({names.interval(change.interval, sign=True)}{alone})"
+        f"{wording.method(method)} {wording.number(start.mean)} → {wording.number(end.mean)} "
+        f"({wording.interval(change.interval, sign=True)}{alone})"
     )
 
 
@@ -175,17 +176,17 @@ def _tally(what: str, averages: dict[str, Average], levels: Sequence[float]) -> 
         return ""
     above = [one for one in changes if one[0].mean > _EQUAL]
     below = [one for one in changes if one[0].mean < -_EQUAL]
-    total = names.count(len(changes), "comparison")
+    total = wording.count(len(changes), "comparison")
     text = (
-        f"{what} ({names.levels(levels)}): accuracy is above clean in {len(above)} and below in "
+        f"{what} ({wording.levels(levels)}): accuracy is above clean in {len(above)} and below in "
         f"{len(below)} of {total} (method by level)"
     )
     for word, side in (("gain", above), ("loss", below)):
         if side:
             of, method, level = max(side, key=lambda one: abs(one[0].mean))
             text += (
-                f"; the largest {word} is {names.interval(of, sign=True)} points "
-                f"({names.method(method)} at {names.percent(level)})"
+                f"; the largest {word} is {wording.interval(of, sign=True)} points "
+                f"({wording.method(method)} at {wording.percent(level)})"
             )
     if all(of.low is None for of, _, _ in changes):
         return f"{text}. One seed: no verdict. "
@@ -193,7 +194,7 @@ def _tally(what: str, averages: dict[str, Average], levels: Sequence[float]) -> 
     losses = sum(of.excludes_zero for of, _, _ in below)
     return (
         f"{text}. The interval excludes zero in {gains + losses} of {total}: "
-        f"{names.count(gains, 'gain')}, {names.count(losses, 'loss', 'losses')}. "
+        f"{wording.count(gains, 'gain')}, {wording.count(losses, 'loss', 'losses')}. "
     )
 
 
@@ -207,14 +208,14 @@ def _methods(readout: Readout) -> list[Finding]:
         of_method = [one for one in met if one.method == method]
         baseline = of_method[0].baseline  # the MLP before the linear probe
         sentences = [_outcome(one) for one in of_method if one.baseline == baseline]
-        found.append(Finding(names.method(method), " ".join(sentences)))
+        found.append(Finding(wording.method(method), " ".join(sentences)))
     return found
 
 
 def _outcome(one: HeadToHead) -> str:
     """ "Loses to MLP at 3 of 5 levels OOD and wins at 2 (−0.4 points on average)." """
-    other, where = names.method(one.baseline), one.domain.upper()
-    of = f"of {names.count(one.levels, 'level')} {where}"
+    other, where = wording.method(one.baseline), one.domain.upper()
+    of = f"of {wording.count(one.levels, 'level')} {where}"
     ties = f", ties at {one.ties}" if one.ties else ""
     if one.wins > one.losses:
         also = f" and loses at {one.losses}" if one.losses else ""
@@ -232,8 +233,8 @@ def _outcome(one: HeadToHead) -> str:
     else:
         sure = ", undecided: the interval holds zero"
     if one.overall.unpaired:
-        sure += f"; {names.count(one.overall.unpaired, 'score')} without a partner left out"
-    return f"{verb} ({names.interval(interval, sign=True)} points on average{sure})."
+        sure += f"; {wording.count(one.overall.unpaired, 'score')} without a partner left out"
+    return f"{verb} ({wording.interval(interval, sign=True)} points on average{sure})."
 
 
 # -- the encoder -----------------------------------------------------------------------------------
@@ -245,9 +246,9 @@ def _space(readout: Readout) -> str:
     if len(levels) < 2:
         return ""
     text = (
-        f"From {levels[0]:g} to {names.percent(levels[-1])} noise, SVE goes "
+        f"From {levels[0]:g} to {wording.percent(levels[-1])} noise, SVE goes "
         f"{_ends(sve, levels)} and LSVR {_ends(lsvr, levels)} ({PREPROCESSING} preprocessing, "
-        f"ID test features, {names.mean_of(sve.members, 'image set')})."
+        f"ID test features, {wording.mean_of(sve.members, 'image set')})."
     )
     for domain, measure in (("id", "sve"), ("ood", "lsvr")):
         text += _correlation(readout, domain, measure)
@@ -258,7 +259,7 @@ def _ends(found: Average, levels: Sequence[float]) -> str:
     first, last = found.interval(levels[0]), found.interval(levels[-1])
     assert first is not None, "a level of an average holds a score"
     assert last is not None, "a level of an average holds a score"
-    return f"{names.interval(first, 2)} → {names.interval(last, 2)}"
+    return f"{wording.interval(first, 2)} → {wording.interval(last, 2)}"
 
 
 def _correlation(readout: Readout, domain: str, measure: str) -> str:
@@ -277,14 +278,14 @@ def _correlation(readout: Readout, domain: str, measure: str) -> str:
     found = pearson([x for x, _ in pairs], [y for _, y in pairs])
     if found.r is None:
         return ""
-    r = names.signed(found.r, 2)
+    r = wording.signed(found.r, 2)
     if len(readout.seeds()) < 2:
         r += " (one seed: no verdict)"
     elif found.low is not None and found.high is not None:
-        r += f" [{names.signed(found.low, 2)}, {names.signed(found.high, 2)}]"
+        r += f" [{wording.signed(found.low, 2)}, {wording.signed(found.high, 2)}]"
     return (
-        f" {measure.upper()} against {domain.upper()} accuracy ({names.method(method)}): "
-        f"r = {r} over {names.count(found.n, 'encoder')}, which differ in noise and so are not "
+        f" {measure.upper()} against {domain.upper()} accuracy ({wording.method(method)}): "
+        f"r = {r} over {wording.count(found.n, 'encoder')}, which differ in noise and so are not "
         f"independent."
     )
 
@@ -303,9 +304,9 @@ def _held_out(readout: Readout, measure: str, what: str) -> str:
     first, last = found.interval(levels[0]), found.interval(levels[-1])
     if first is None or last is None:
         return ""
-    text = f"{what} is {names.interval(first)} % at {names.percent(levels[0])} noise"
+    text = f"{what} is {wording.interval(first)} % at {wording.percent(levels[0])} noise"
     if len(levels) > 1:
-        text += f" and {names.interval(last)} % at {names.percent(levels[-1])}"
+        text += f" and {wording.interval(last)} % at {wording.percent(levels[-1])}"
     return text
 
 
@@ -318,9 +319,9 @@ def _pretraining(readout: Readout) -> str:
     memory = readout.pretrained("train_accuracy_flipped")
     memorised = memory.interval(max(memory.levels)) if memory.levels else None
     if memorised is not None:
-        wrong = names.target(readout.question.noise_kind)
+        wrong = wording.target(readout.question.noise_kind)
         text += (
-            f"; by the last epoch {names.interval(memorised)} % of the flipped training samples "
-            f"give their wrong {wrong} back at {names.percent(max(memory.levels))}"
+            f"; by the last epoch {wording.interval(memorised)} % of the flipped training samples "
+            f"give their wrong {wrong} back at {wording.percent(max(memory.levels))}"
         )
     return text + "."

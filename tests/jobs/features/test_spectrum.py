@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from analysis.spectrum import PREPROCESSINGS, SPECTRUM_SCHEMA, Spectrum, spectra, to_table
+from jobs.features.spectrum import PREPROCESSINGS, SPECTRUM_SCHEMA, Spectrum, spectra, to_table
 
 Features = NDArray[Any]
 

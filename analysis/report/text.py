@@ -9,13 +9,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from analysis import answers, names, relabelled, tables
+from analysis import downstream_noise, wording
 from analysis.averages import Average
+from analysis.claims.verdicts import Verdict
 from analysis.figures.ablation import families
-from analysis.findings import certainty, findings
-from analysis.readout import REGULARISERS, Readout
+from analysis.readout import Readout
+from analysis.report import tables
+from analysis.report import verdicts as verdict_text
+from analysis.report.findings import certainty, findings
+from analysis.schemas import REGULARISERS
 from analysis.statistics import Interval
-from analysis.verdicts import Verdict
 
 _MOST_REASONS = 30
 _SPECIAL = {
@@ -42,16 +45,16 @@ _SPECIAL = {
 def markdown(readout: Readout, found: Sequence[Verdict], drawn: Sequence[tuple[str, str]]) -> str:
     """The report in Markdown; `drawn` are the figures' names and titles."""
     done, asked = tables.finished(readout)
-    lines = [answers.markdown(readout, found, certainty(readout))]
+    lines = [verdict_text.markdown(readout, found, certainty(readout))]
     lines += ["## In words", ""]
     lines += [f"- **{one.heading}**: {one.text}" for one in findings(readout)]
-    lines += ["", f"{done:,} of {names.count(asked, 'cell')} finished.", ""]
+    lines += ["", f"{done:,} of {wording.count(asked, 'cell')} finished.", ""]
     for domain in readout.domains():
         for measure, title in (("test_accuracy", "accuracy"), ("test_macro_f1", "macro F1")):
-            lines += [f"## {names.domain(domain)}: test {title} (%)", ""]
+            lines += [f"## {wording.domain(domain)}: test {title} (%)", ""]
             lines += [*_averages(readout, domain, measure), ""]
-    for domain in relabelled.domains(readout):
-        lines += [f"## {names.domain(domain)}: test accuracy (%) on wrong training labels", ""]
+    for domain in downstream_noise.domains(readout):
+        lines += [f"## {wording.domain(domain)}: test accuracy (%) on wrong training labels", ""]
         lines += [*_relabelled(readout, domain), ""]
     lines += [*_missing(readout)]
     if drawn:
@@ -66,13 +69,13 @@ def markdown(readout: Readout, found: Sequence[Verdict], drawn: Sequence[tuple[s
 
 
 def _relabelled(readout: Readout, domain: str) -> list[str]:
-    asked = relabelled.levels(readout)
-    heads = ["Encoder", "Method", *(f"{names.percent(level)} wrong" for level in asked)]
+    asked = downstream_noise.levels(readout)
+    heads = ["Encoder", "Method", *(f"{wording.percent(level)} wrong" for level in asked)]
     lines = [f"| {' | '.join(heads)} |", f"|---|---|{'---:|' * len(asked)}"]
-    for source in relabelled.sources(readout):
-        for method, found in relabelled.averages(readout, source, domain):
+    for source in downstream_noise.sources(readout):
+        for method, found in downstream_noise.averages(readout, source, domain):
             cells = [_value(found.interval(level)) for level in asked]
-            name = names.method(method).replace("|", "/")
+            name = wording.method(method).replace("|", "/")
             lines.append(f"| {source.title} | {name} | {' | '.join(cells)} |")
     return lines
 
@@ -97,18 +100,18 @@ def _missing(readout: Readout) -> list[str]:
 
 
 def _averages(readout: Readout, domain: str, measure: str) -> list[str]:
-    heads = ["Method", *(f"{names.percent(level)} noise" for level in readout.levels)]
+    heads = ["Method", *(f"{wording.percent(level)} noise" for level in readout.levels)]
     lines = [f"| {' | '.join(heads)} |", f"|---|{'---:|' * len(readout.levels)}"]
     for method in readout.methods():
         found = readout.accuracy(domain, method, measure)
         if found.levels:
             cells = [_value(found.interval(level)) for level in readout.levels]
-            lines.append(f"| {names.method(method).replace('|', '/')} | {' | '.join(cells)} |")
+            lines.append(f"| {wording.method(method).replace('|', '/')} | {' | '.join(cells)} |")
     return lines
 
 
 def _value(of: Interval | None) -> str:
-    return "–" if of is None else names.interval(of)
+    return "–" if of is None else wording.interval(of)
 
 
 # -- LaTeX -----------------------------------------------------------------------------------------
@@ -132,17 +135,17 @@ def _accuracy(readout: Readout, domain: str) -> str:
         return ""
     best = {level: _best(list(averages.values()), level) for level in readout.levels}
     rows = [
-        [names.method(m), *(_mean(found.interval(x), best[x]) for x in readout.levels)]
+        [wording.method(m), *(_mean(found.interval(x), best[x]) for x in readout.levels)]
         for m, found in averages.items()
     ]
-    members = names.mean_of(next(iter(averages.values())).members)
+    members = wording.mean_of(next(iter(averages.values())).members)
     if len({found.members for found in averages.values()}) > 1:
         members = "each method over its own finished tasks"
-    seeds = names.count(len(readout.seeds()), "pre-training seed")
+    seeds = wording.count(len(readout.seeds()), "pre-training seed")
     return _tabular(
-        ["Method", *(f"{names.percent(level)}" for level in readout.levels)],
+        ["Method", *(f"{wording.percent(level)}" for level in readout.levels)],
         rows,
-        f"{names.domain(domain)}: test accuracy (%) by pre-training noise, {members}; {seeds}"
+        f"{wording.domain(domain)}: test accuracy (%) by pre-training noise, {members}; {seeds}"
         + ("; ± half the 95 % t interval." if len(readout.seeds()) > 1 else "; no intervals."),
         f"accuracy-{domain}",
     )
@@ -175,13 +178,13 @@ def _ablation(readout: Readout) -> str:
                 for term in REGULARISERS
             ]
             values = [_mean(found.interval(level), float("inf")) for level in readout.levels]
-            rows.append([names.method(method), *marks, *values])
+            rows.append([wording.method(method), *marks, *values])
     if not rows:
         return ""
     heads = [
         "Method",
         *(term.upper() for term in REGULARISERS),
-        *map(names.percent, readout.levels),
+        *map(wording.percent, readout.levels),
     ]
     caption = "NMTune's regularisers: ID test accuracy (%) by pre-training noise."
     return _tabular(heads, rows, caption, "ablation")
@@ -189,12 +192,14 @@ def _ablation(readout: Readout) -> str:
 
 def _claims(found: Sequence[Verdict]) -> str:
     rows = [
-        [one.claim.sentence, one.word, answers.numbers(one.parts[0]) if one.parts else "–"]
+        [one.claim.sentence, one.word, verdict_text.numbers(one.parts[0]) if one.parts else "–"]
         for one in found
     ]
     columns = r"p{0.42\linewidth}lp{0.36\linewidth}"
     heads = ["Published claim", "Verdict", "First comparison"]
-    return _tabular(heads, rows, f"{answers.in_short(found)} {answers.rule()}", "claims", columns)
+    return _tabular(
+        heads, rows, f"{verdict_text.in_short(found)} {verdict_text.rule()}", "claims", columns
+    )
 
 
 _RAW = "\0"  # marks a cell that is LaTeX already

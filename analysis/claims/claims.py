@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from analysis import names, published
+from analysis import wording
 from analysis.averages import Average
-from analysis.evidence import CLEAN, SLIGHT, Evidence, Part, Side
-from analysis.readout import PREPROCESSING, REGULARISERS, Readout
+from analysis.claims import published
+from analysis.claims.contrasts import CLEAN, SLIGHT, Evidence, Part, Side
+from analysis.claims.verdicts import Claim, Verdict, judge
+from analysis.readout import Readout
+from analysis.schemas import PREPROCESSING, REGULARISERS
 from analysis.statistics import pearson
-from analysis.verdicts import Claim, Verdict, judge
 
 _PAPER = "arXiv:2309.17002"
 _WHERE = {"id": "in-domain", "ood": "out-of-domain"}
@@ -37,7 +39,7 @@ def verdicts(readout: Readout) -> list[Verdict]:
 
 
 def _named(levels: Sequence[float]) -> str:
-    return f"{names.levels(levels)} noise"
+    return f"{wording.levels(levels)} noise"
 
 
 # -- noise -----------------------------------------------------------------------------------------
@@ -55,7 +57,7 @@ def _slight_helps(evidence: Evidence) -> Declared:
         "slight-noise-helps-id",
         "Slight noise (5-10 %) helps in-domain transfer",
         f"{_PAPER}, Figures 1a and 5a, section 3.2",
-        f"ID accuracy of {names.method(method)}, mean over tasks and slight levels, minus clean",
+        f"ID accuracy of {wording.method(method)}, mean over tasks and slight levels, minus clean",
         "a clean level and one of at most 10 %, and an ID task finished at both",
         _papers("id", "lp", lambda x: _mean(x, (5, 10)) - x[0]),
     )
@@ -76,7 +78,7 @@ def _noise_hurts(evidence: Evidence) -> Declared:
         "any-noise-hurts-ood",
         "Any noise hurts out-of-domain transfer",
         f"{_PAPER}, Figures 1b and 5c, section 3.2",
-        f"OOD accuracy of {names.method(method)}, mean over tasks, below clean at every level",
+        f"OOD accuracy of {wording.method(method)}, mean over tasks, below clean at every level",
         "a clean and a noisy level, and an OOD task finished at both",
         _papers("ood", "lp", lambda x: max(x[level] - x[0] for level in x if level), "at best "),
     )
@@ -101,7 +103,7 @@ def _peak(evidence: Evidence) -> Declared:
         "id-peaks-at-5-10",
         "The in-domain gain peaks at 5-10 % noise",
         f"{_PAPER}, Figures 1a and 5a",
-        f"ID accuracy of {names.method(method)}: mean over slight levels above clean and above "
+        f"ID accuracy of {wording.method(method)}: mean over slight levels above clean and above "
         "each heavier level",
         "a clean level, one of at most 10 % and a heavier one",
         _papers("id", "lp", lambda x: _mean(x, (5, 10)) - max(x[0], x[20], x[30])),
@@ -167,7 +169,7 @@ def _correlates(
         f"The higher the {measure.upper()}, the lower the {domain.upper()} accuracy",
         f"{_PAPER}, Figures {figure} and 5{'a' if domain == 'id' else 'c'}, section 3.3",
         f"Pearson's r between {measure.upper()} and {domain.upper()} accuracy of "
-        f"{names.method(method)} over noise levels, in each seed, below zero over seeds. The "
+        f"{wording.method(method)} over noise levels, in each seed, below zero over seeds. The "
         "direction is that of the papers' own points",
         f"features and finished {domain.upper()} tasks at three noise levels or more",
         _listed(own, rs, 2, "r = "),
@@ -192,7 +194,7 @@ def _order(evidence: Evidence) -> Iterator[Declared]:
             parts = [part for a, b in pairs for part in _overall(evidence, domain, a, b)]
             claim = Claim(
                 f"{variant}-mlp-lp-{domain}",
-                f"{names.method(variant)} beats MLP, and MLP beats LP, {_WHERE[domain]}",
+                f"{wording.method(variant)} beats MLP, and MLP beats LP, {_WHERE[domain]}",
                 f"{_PAPER}, Figure {figure}, Table 1",
                 f"{domain.upper()} accuracy, mean over tasks and all noise levels, of each minus "
                 f"the next",
@@ -204,7 +206,7 @@ def _order(evidence: Evidence) -> Iterator[Declared]:
 
 def _overall(evidence: Evidence, domain: str, first: str, second: str) -> list[Part]:
     levels = sorted(set(evidence.levels(domain, first)) & set(evidence.levels(domain, second)))
-    label = f"{names.method(first)} − {names.method(second)}"
+    label = f"{wording.method(first)} − {wording.method(second)}"
     sides = [
         Side(sign / len(levels), method, level)
         for sign, method in ((1, first), (-1, second))
@@ -235,14 +237,14 @@ def _gap(evidence: Evidence) -> Iterator[Declared]:
             if noisy and CLEAN in levels:
                 minus = [Side(-s.weight, s.method, s.level) for s in _apart("lp", noisy, [CLEAN])]
                 sides = [*_apart(variant, noisy, [CLEAN]), *minus]
-                label = f"what {_named(noisy)} costs, {names.method(variant)} against LP"
+                label = f"what {_named(noisy)} costs, {wording.method(variant)} against LP"
                 parts = evidence.part(label, 1, domain, sides)
             own = {s.corpus: s for s in published.curves(domain) if s.method == "nmtune"}
             plain = {s.corpus: s for s in published.curves(domain) if s.method == "lp"}
             apart = [_lost(own[c].levels) - _lost(plain[c].levels) for c in own]
             claim = Claim(
                 f"{variant}-narrows-{domain}",
-                f"{names.method(variant)} narrows the gap between clean and noisy pre-training, "
+                f"{wording.method(variant)} narrows the gap between clean and noisy pre-training, "
                 f"{_WHERE[domain]}",
                 f"{_PAPER}, Figure {figure}, section 4",
                 f"{domain.upper()} accuracy, mean over tasks: noisy levels minus clean under "
@@ -273,7 +275,7 @@ def _shares(evidence: Evidence) -> Iterator[Declared]:
             ]
             claim = Claim(
                 f"{variant}-share-of-{term}",
-                f"{names.method(variant)}: the {term.upper()} regulariser adds to the others",
+                f"{wording.method(variant)}: the {term.upper()} regulariser adds to the others",
                 f"{_PAPER}, Table 16",
                 "ID accuracy, mean over tasks and noise levels, of NMTune minus the same without "
                 f"{term.upper()}",
@@ -306,7 +308,7 @@ def _listed(
     own: Sequence[published.Series], values: Sequence[float], digits: int, word: str = ""
 ) -> str:
     return "; ".join(
-        f"{word}{names.signed(value, digits)} ({one.place})"
+        f"{word}{wording.signed(value, digits)} ({one.place})"
         for one, value in zip(own, values, strict=True)
     )
 

@@ -20,8 +20,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from analysis import names
-from analysis.evidence import Part, Unit, resampled
+from analysis import wording
+from analysis.claims.contrasts import Part, Unit, resampled
 from analysis.statistics import MOST_SEEDS, Interval, directed_p, holm, mean_interval, seeds_needed
 
 ALPHA = 0.05
@@ -124,7 +124,7 @@ def _verdict(
     if p_for is None or p_against is None:
         return say(
             "undecided",
-            f"{names.count(_seeds(parts), 'pre-training seed')}: a verdict needs at least "
+            f"{wording.count(_seeds(parts), 'pre-training seed')}: a verdict needs at least "
             f"{LEAST_SEEDS}, and {_wish(parts)}.",
         )
     if p_against < ALPHA:
@@ -189,7 +189,7 @@ def _wish(parts: Sequence[Measured]) -> str:
 
 def _value(one: Measured) -> str:
     digits = {"points": 2, "nats": 3, "z": 2}[one.part.unit]
-    return f"{names.interval(one.seeds, digits, sign=True)} {one.part.unit}"
+    return f"{wording.interval(one.seeds, digits, sign=True)} {one.part.unit}"
 
 
 def _p(value: float) -> str:

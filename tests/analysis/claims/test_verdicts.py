@@ -9,12 +9,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from analysis import answers, published, textual
-from analysis.claims import verdicts
-from analysis.evidence import Evidence, Part, Side
-from analysis.readout import ANSWERS_SCHEMA, CELLS_SCHEMA, Readout
+from analysis.claims import published
+from analysis.claims.claims import verdicts
+from analysis.claims.contrasts import Evidence, Part, Side
+from analysis.claims.verdicts import Claim, Verdict, judge
+from analysis.readout import Readout
+from analysis.report import text as as_text
+from analysis.report import verdicts as verdict_text
+from analysis.schemas import CELLS_SCHEMA, PREDICTIONS_SCHEMA
 from analysis.statistics import bootstrap, directed_p, holm, paired_bootstrap, seeds_needed
-from analysis.verdicts import Claim, Verdict, judge
 
 Make = Callable[..., Readout]
 CLAIM = Claim("c", "A claim", "somewhere", "a test", "data")
@@ -188,8 +191,8 @@ def answered(readout: Readout, right: float) -> Readout:
                     "correct": correct.tolist(),
                 }
             )
-    table = pa.Table.from_pylist(rows, schema=ANSWERS_SCHEMA)
-    return changed(readout, lambda row: None, answers=table)
+    table = pa.Table.from_pylist(rows, schema=PREDICTIONS_SCHEMA)
+    return changed(readout, lambda row: None, predictions=table)
 
 
 def test_answers_are_paired_by_sample(make: Make) -> None:
@@ -208,7 +211,7 @@ def test_answers_are_paired_by_sample(make: Make) -> None:
 def test_markdown_holds_every_verdict_and_no_markup_of_strangers(make: Make) -> None:
     readout = make(title="What *is* <this>?")
     found = verdicts(readout)
-    text = answers.markdown(readout, found, "Sure.")
+    text = verdict_text.markdown(readout, found, "Sure.")
     assert "What \\*is\\* \\<this\\>?" in text
     for one in found:
         assert one.claim.sentence.split(",")[0] in text
@@ -217,22 +220,22 @@ def test_markdown_holds_every_verdict_and_no_markup_of_strangers(make: Make) -> 
 def test_the_answer_in_short_counts_every_claim(make: Make) -> None:
     found = verdicts(make(methods=("lp",)))
     unmeasured = sum(not one.parts for one in found)
-    told = answers.in_short(found)
+    told = verdict_text.in_short(found)
     assert told.startswith(f"Of {len(found)} published claims, ")
     assert told.endswith(f"are undecided ({unmeasured} of them not measured).")
 
 
 def test_claims_csv_has_every_claim_and_comparison(make: Make) -> None:
     found = verdicts(make())
-    rows = list(answers.rows(found))
+    rows = list(verdict_text.rows(found))
     assert {row["claim"] for row in rows} == {one.claim.id for one in found}
     assert len(rows) == sum(max(len(one.parts), 1) for one in found)
-    assert all(tuple(row) == answers.COLUMNS for row in rows)
+    assert all(tuple(row) == verdict_text.COLUMNS for row in rows)
 
 
 def test_latex_is_balanced_and_escaped(make: Make) -> None:
     readout = make(methods=("lp", "mlp", "nmtune-paper", "50%_&{odd}"))
-    made = textual.latex(readout, verdicts(readout))
+    made = as_text.latex(readout, verdicts(readout))
     assert set(made) == {f"tables/{n}.tex" for n in ("accuracy-id", "accuracy-ood", "claims")}
     for text in made.values():
         assert text.count(r"\begin{") == text.count(r"\end{") == 2

@@ -10,9 +10,20 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from analysis import figures
-from analysis.figures import ablation, accuracy, encoder, matrix, noise, published, space, style
-from analysis.readout import CELLS_SCHEMA, ROTATION_SCHEMA, TRANSITION_SCHEMA, Readout, summary
+from analysis.figures import (
+    ablation,
+    accuracy,
+    draw,
+    encoder,
+    matrix,
+    noise,
+    published,
+    space,
+    style,
+)
+from analysis.readout import Readout
+from analysis.schemas import CELLS_SCHEMA, ROTATION_SCHEMA, TRANSITION_SCHEMA
+from analysis.summary import summary
 
 Make = Callable[..., Readout]
 
@@ -29,7 +40,7 @@ def lines(axes: Any) -> dict[str, Any]:
 
 
 def test_every_figure_is_drawn_once_with_axes_that_name_their_units(make: Make) -> None:
-    drawn = list(figures.draw(make()))
+    drawn = list(draw.draw(make()))
     assert [one.name for one in drawn] == [
         "accuracy",
         "macro-f1",
@@ -100,8 +111,8 @@ def test_an_axis_never_blows_up_chance(make: Make) -> None:
     ],
 )
 def test_any_shape_of_experiment_draws(make: Make, shape: dict[str, Any]) -> None:
-    for one in figures.draw(make(**{"levels": (0.0, 30.0), "seeds": (0, 1), **shape})):
-        assert figures.save(one.figure, "svg").startswith(b"<?xml")
+    for one in draw.draw(make(**{"levels": (0.0, 30.0), "seeds": (0, 1), **shape})):
+        assert style.save(one.figure, "svg").startswith(b"<?xml")
 
 
 def test_flipped_samples_are_drawn_only_where_there_are_any(make: Make) -> None:
@@ -115,7 +126,7 @@ def test_figures_are_the_same_bytes_on_any_thread(make: Make) -> None:
 
     def drawn(_: int) -> tuple[bytes, bytes]:
         figure = accuracy.against_noise(readout)
-        return figures.save(figure, "svg"), figures.save(figure, "png")
+        return style.save(figure, "svg"), style.save(figure, "png")
 
     with ThreadPoolExecutor(3) as threads:
         assert len(set(threads.map(drawn, range(3)))) == 1
@@ -222,6 +233,6 @@ def test_rotation_is_drawn_where_it_was_measured(make: Make) -> None:
         for seed in (0, 1, 2)
     ]
     readout = replace(make(), rotation=pa.Table.from_pylist(rows, schema=ROTATION_SCHEMA))
-    assert "rotation" in [one.name for one in figures.draw(readout)]
+    assert "rotation" in [one.name for one in draw.draw(readout)]
     (line,) = lines(space.rotation(readout).axes[0]).values()
     assert list(line.get_ydata()) == pytest.approx([0.95, 0.9, 0.8, 0.7])

@@ -9,12 +9,13 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from analysis import markup, names
-from analysis.markup import Cell
-from analysis.published import CITATION
+from analysis import wording
+from analysis.claims.published import CITATION
+from analysis.claims.verdicts import ALPHA, NEGLIGIBLE, Measured, Verdict, Word
 from analysis.readout import Readout
+from analysis.report import html
+from analysis.report.html import Cell
 from analysis.statistics import Interval
-from analysis.verdicts import ALPHA, NEGLIGIBLE, Measured, Verdict, Word
 
 WORDS: tuple[Word, ...] = ("supported", "not supported", "undecided")
 MARKS: dict[Word, str] = {"supported": "yes", "not supported": "no", "undecided": "open"}
@@ -47,7 +48,7 @@ def in_short(found: Sequence[Verdict]) -> str:
     unmeasured = sum(not one.parts for one in found)
     aside = f" ({unmeasured} of them not measured)" if unmeasured else ""
     return (
-        f"Of {names.count(len(found), 'published claim')}, {yes} {_be(yes)} supported here, "
+        f"Of {wording.count(len(found), 'published claim')}, {yes} {_be(yes)} supported here, "
         f"{no} {_be(no)} not and {undecided} {_be(undecided)} undecided{aside}."
     )
 
@@ -70,14 +71,19 @@ def numbers(one: Measured) -> str:
     """A comparison's mean with its interval, and the bootstrap's where there is one."""
     digits = 3 if one.part.unit == "nats" else 2
     if one.part.unit == "z":
-        text = f"r = {names.interval(_as_r(one.seeds), digits, sign=True)}"
+        text = f"r = {wording.interval(_as_r(one.seeds), digits, sign=True)}"
     else:
-        text = f"{names.interval(one.seeds, digits, sign=True)} {one.part.unit}"
+        text = f"{wording.interval(one.seeds, digits, sign=True)} {one.part.unit}"
     if one.samples is not None and one.samples.low is not None and one.samples.high is not None:
-        low, high = names.signed(one.samples.low, digits), names.signed(one.samples.high, digits)
+        low, high = (
+            wording.signed(one.samples.low, digits),
+            wording.signed(one.samples.high, digits),
+        )
         text += f"; by test sample [{low}, {high}]"
     if one.part.shown:
-        text += f"; in each seed {names.listed([names.signed(r, 2) for r in one.part.shown], 6)}"
+        text += (
+            f"; in each seed {wording.listed([wording.signed(r, 2) for r in one.part.shown], 6)}"
+        )
     return text
 
 
@@ -100,7 +106,7 @@ def overview(found: Sequence[Verdict]) -> str:
     ]
     if not rows:
         return ""
-    return markup.table(
+    return html.table(
         ["Verdict", "Published claim", "Here"],
         rows,
         caption="Here: the comparison that weighs most against the claim, with its 95 % t interval "
@@ -116,23 +122,23 @@ def _main(one: Verdict) -> Measured:
 
 def evidence(found: Sequence[Verdict]) -> str:
     """Every claim with its test, its numbers, and the papers' own."""
-    parts = [markup.paragraph(rule())]
+    parts = [html.paragraph(rule())]
     for one in found:
         claim = one.claim
         lines = "".join(
-            f"<dt>{markup.text(part.part.label)}</dt>"
-            f"<dd>{markup.text(numbers(part))}<small>{markup.text(_needs(part))}</small></dd>"
+            f"<dt>{html.text(part.part.label)}</dt>"
+            f"<dd>{html.text(numbers(part))}<small>{html.text(_needs(part))}</small></dd>"
             for part in one.parts
         )
         parts.append(
-            f'<article class="claim {MARKS[one.word]}" id="claim-{markup.text(claim.id)}">'
-            f"<h3>{markup.text(claim.sentence)}</h3>"
-            f"<p><strong>{markup.text(one.word.capitalize())}.</strong> "
-            f"{markup.text(one.reason)}</p>"
+            f'<article class="claim {MARKS[one.word]}" id="claim-{html.text(claim.id)}">'
+            f"<h3>{html.text(claim.sentence)}</h3>"
+            f"<p><strong>{html.text(one.word.capitalize())}.</strong> "
+            f"{html.text(one.reason)}</p>"
             + (f"<dl>{lines}</dl>" if lines else "")
-            + f'<p class="faint">Test: {markup.text(claim.test)}. Published: '
-            f"{markup.text(claim.source)}"
-            + (f"; there {markup.text(claim.papers)}" if claim.papers else "")
+            + f'<p class="faint">Test: {html.text(claim.test)}. Published: '
+            f"{html.text(claim.source)}"
+            + (f"; there {html.text(claim.papers)}" if claim.papers else "")
             + ".</p></article>\n"
         )
     return "".join(parts)
@@ -200,5 +206,5 @@ def markdown(readout: Readout, found: Sequence[Verdict], certainty: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text in which Markdown sees no markup."""
+    """Text in which Markdown sees no html."""
     return "".join(f"\\{letter}" if letter in "\\`*_[]<>#|" else letter for letter in text)

@@ -1,0 +1,159 @@
+"""The figures of a readout, each drawn by one function.
+
+Takes a `Readout`, gives named matplotlib figures with a title and a caption. What the readout has
+no data for is not drawn. matplotlib is imported when the first figure is drawn, not before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from analysis import wording
+from analysis.claims.published import CITATION
+from analysis.figures import ablation, accuracy, downstream_noise, encoder, matrix, noise, space
+from analysis.figures import published as beside
+from analysis.readout import Readout
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure and what a reader is told of it."""
+
+    name: str  # of its files, without the ending
+    title: str
+    caption: str
+    figure: Figure
+
+
+def draw(readout: Readout) -> Iterator[Drawing]:
+    """Every figure the readout has data for, in the report's order."""
+    yield from _downstream(readout)
+    if readout.label_noise_cells.num_rows:
+        yield Drawing(
+            "label-noise",
+            "Accuracy against noise in the tasks' own labels",
+            "Test accuracy in percent where a share of the task's training labels was made wrong "
+            "(validation and test labels stay right); no other figure has these cells.",
+            downstream_noise.against_label_noise(readout),
+        )
+    yield from _feature_space(readout)
+    yield from _encoders(readout)
+    if readout.transition.num_rows:
+        yield Drawing(
+            "transition",
+            "Labels before and after the noise",
+            "The realised transition matrix of the training labels at the highest noise level.",
+            noise.realised(readout),
+        )
+    if readout.question.levels:
+        yield Drawing(
+            "matrix",
+            "What is there and what is missing",
+            "Every cell asked for.",
+            matrix.matrix(readout),
+        )
+
+
+def _downstream(readout: Readout) -> Iterator[Drawing]:
+    """Accuracies against noise."""
+    if readout.cells.num_rows:
+        yield Drawing(
+            "accuracy",
+            "Accuracy against pre-training noise",
+            "Test accuracy in percent, averaged over the tasks named above each panel.",
+            accuracy.against_noise(readout),
+        )
+        yield Drawing(
+            "macro-f1",
+            "Macro F1 against pre-training noise",
+            "Test macro F1 in percent, over the same tasks.",
+            accuracy.against_noise(readout, "test_macro_f1"),
+        )
+        yield Drawing(
+            "by-task",
+            "Task by task",
+            "Each task's own metric in percent. The scales differ from panel to panel.",
+            accuracy.by_task(readout),
+        )
+        yield Drawing(
+            "published",
+            "Beside the papers' own curves",
+            f"Change of test accuracy from the clean level. Published: {CITATION}.",
+            beside.beside(readout),
+        )
+        if len(readout.question.fractions) > 1:
+            yield Drawing(
+                "by-fraction",
+                "By share of the training rows",
+                "Test accuracy in percent against the percent of training rows per class that "
+                "the heads saw.",
+                accuracy.by_fraction(readout),
+            )
+
+
+def _feature_space(readout: Readout) -> Iterator[Drawing]:
+    """The features and what the regularisers do."""
+    if readout.spectra.num_rows:
+        yield Drawing(
+            "feature-space",
+            "The feature space against pre-training noise",
+            "Singular value entropy (SVE) and largest singular value ratio (LSVR) of the test "
+            "features. Higher SVE: more even directions. Higher LSVR: less of one direction.",
+            encoder.feature_space(readout),
+        )
+        yield Drawing(
+            "spectra",
+            "Singular values of the features",
+            "Each singular value's share of their sum, largest first, on test images; one line a "
+            "noise level.",
+            space.spectra(readout),
+        )
+    if readout.spectra.num_rows and readout.cells.num_rows:
+        yield Drawing(
+            "space-accuracy",
+            "The feature space against accuracy",
+            "SVE against ID accuracy, LSVR against OOD accuracy, one point an encoder.",
+            space.against_accuracy(readout),
+        )
+    if readout.rotation.num_rows:
+        yield Drawing(
+            "rotation",
+            "How far the feature space has turned",
+            "The same test images through the noisy and the clean encoder of a seed: overlap of "
+            "their strongest directions (in the space of samples), and linear CKA.",
+            space.rotation(readout),
+        )
+    if ablation.families(readout):
+        yield Drawing(
+            "ablation",
+            "NMTune without some of its regularisers",
+            "Test accuracy of NMTune with fewer regularisers, minus that with all three.",
+            ablation.ablation(readout),
+        )
+
+
+def _encoders(readout: Readout) -> Iterator[Drawing]:
+    """Pre-training itself."""
+    wrong = wording.target(readout.question.noise_kind)
+    if readout.pretraining.num_rows:
+        yield Drawing(
+            "pretraining",
+            "Pre-training accuracy against noise",
+            "Left: accuracy on held-out images with clean labels. Right: accuracy in the last "
+            "epoch on training samples left clean, and on flipped ones (right when they give "
+            f"their wrong {wrong} back: what was memorised).",
+            encoder.pretraining(readout),
+        )
+    if encoder.has_memorisation(readout):
+        yield Drawing(
+            "memorisation",
+            "What was memorised, epoch by epoch",
+            "Training accuracy in percent on samples left clean and on flipped samples; the "
+            f"latter are right when they give their wrong {wrong} back.",
+            encoder.memorisation(readout),
+        )

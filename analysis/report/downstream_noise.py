@@ -1,0 +1,58 @@
+"""The report's tables of cells with label noise: accuracy by the share of wrong training labels.
+
+Takes a `Readout`, gives HTML tables; the numbers are `analysis.downstream_noise`'s.
+"""
+
+from __future__ import annotations
+
+from analysis import wording
+from analysis.averages import Average
+from analysis.downstream_noise import averages, domains, levels, sources
+from analysis.readout import Readout
+from analysis.report.html import Cell, table
+
+
+def finished(readout: Readout) -> str:
+    """Such as "48 cells on wrong labels beside"; empty without such cells."""
+    number = readout.label_noise_cells.num_rows
+    return f"{wording.count(number, 'cell')} on wrong labels beside" if number else ""
+
+
+def accuracies(readout: Readout) -> str:
+    """Encoders and methods by downstream label noise, ID and OOD; nothing without such cells."""
+    asked = levels(readout)
+    return "".join(_table(readout, domain, asked) for domain in domains(readout))
+
+
+def _table(readout: Readout, domain: str, asked: tuple[float, ...]) -> str:
+    lines: list[list[Cell | str]] = []
+    members: set[tuple[str, ...]] = set()
+    for source in sources(readout):
+        for method, found in averages(readout, source, domain):
+            members.add(found.members)
+            cells = [_cell(found, level) for level in asked]
+            lines.append([source.title, wording.method(method), *cells])
+    if not lines:
+        return ""
+    over = wording.mean_of(next(iter(members))) if len(members) == 1 else "each over its own tasks"
+    return table(
+        ["Encoder", "Method", *(f"{wording.percent(level)} wrong" for level in asked)],
+        lines,
+        caption=f"{wording.domain(domain)}: test accuracy in percent by the share of the task's "
+        f"own training labels that were made wrong ({over}); below it the change from right labels "
+        f"in points; these cells are in no other average",
+        numbers=len(asked),
+    )
+
+
+def _cell(found: Average, level: float) -> Cell:
+    of = found.interval(level)
+    if of is None:
+        return Cell("–", mark="gap")
+    under = []
+    if of.low is not None and of.high is not None:
+        under.append(f"[{wording.number(of.low)}, {wording.number(of.high)}]")
+    change = found.change(level) if level else None
+    if change is not None:
+        under.append(f"Δ {wording.interval(change.interval, sign=True)}")
+    return Cell(wording.number(of.mean), tuple(under), of.mean)

@@ -1,0 +1,90 @@
+"""The report's tables of pretrained encoders: accuracy task by task, and their feature spaces.
+
+Takes a `Readout`, gives HTML tables; the numbers are `analysis.pretrained`'s.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+
+from analysis import wording
+from analysis.pretrained import shown, summary
+from analysis.readout import Readout
+from analysis.report.html import Cell, table
+
+
+def accuracies(readout: Readout) -> str:
+    """A row an encoder, task and fraction, a column a method: test accuracy.
+
+    A task whose target is a number has its own metric there, and its row's head says so.
+    """
+    means = summary(readout).to_pylist()
+    fractions = sorted({r["fraction"] for r in means}, reverse=True)
+    question = readout.question
+    known = (*question.id_tasks, *question.ood_tasks)
+    methods = [m for m in question.methods if m in {r["method"] for r in means}]
+    values = {(r["encoder"], r["task"], r["fraction"], r["method"]): r for r in means}
+    of_numbers = {r["task"]: r["metric"] for r in means if r["accuracy"] is None}
+    encoders = list(dict.fromkeys(r["encoder"] for r in means))
+    lines: list[list[Cell | str]] = []
+    for encoder in encoders:
+        found = {(r["task"], r["fraction"]) for r in means if r["encoder"] == encoder}
+        for task, fraction in product(known, fractions):
+            if (task, fraction) not in found:
+                continue
+            title = f"{task}: {wording.measured(of_numbers[task])}" if task in of_numbers else task
+            used = Cell(wording.percent(fraction), key=fraction)
+            cells = [_of_seeds(values.get((encoder, task, fraction, m))) for m in methods]
+            lines.append([encoder, title, used, *cells])
+    if not lines:
+        return ""
+    several = max(r["tuning_seeds"] for r in means) > 1
+    return table(
+        ["Encoder", "Task", "Rows used", *map(wording.method, methods)],
+        lines,
+        caption="Encoders that were not trained here: test accuracy in percent"
+        + (" (of numbers, the correlation that the row names)" if of_numbers else "")
+        + (", mean over tuning seeds, below it their standard deviation" if several else "")
+        + ", by the share of the training rows; no noise level, and in no average; every cell in "
+        "encoders.csv",
+        numbers=1 + len(methods),
+    )
+
+
+def spaces(readout: Readout) -> str:
+    """SVE, LSVR and effective rank of each encoder and image set."""
+    columns = ("sve", "lsvr", "effective_rank")
+    lines: list[list[Cell | str]] = [
+        [
+            row["encoder"],
+            row["images"],
+            row["preprocessing"],
+            *(_cell(row[name], 2) for name in columns),
+        ]
+        for row in readout.pretrained_spectra.to_pylist()
+        if row["part"] == "test"
+    ]
+    if not lines:
+        return ""
+    return table(
+        ["Encoder", "Images", "Preprocessing", "SVE", "LSVR", "Effective rank"],
+        lines,
+        caption="Feature space of the test parts of the named encoders",
+        numbers=len(columns),
+    )
+
+
+def _of_seeds(row: dict[str, Any] | None) -> Cell:
+    value = None if row is None else shown(row)
+    if row is None or value is None:
+        return Cell("–", mark="gap")
+    spread = row["deviation"]
+    under = () if spread is None else (f"± {wording.number(spread)}",)
+    return Cell(wording.number(value), under, value)
+
+
+def _cell(value: float | None, digits: int) -> Cell:
+    if value is None:
+        return Cell("–", mark="gap")
+    return Cell(wording.number(value, digits), key=value)

@@ -1,0 +1,215 @@
+"""The tables that a report is made of, and the tidy tables that it gives: one Arrow schema each.
+
+Percent, 0-100, for every noise level, accuracy and F1. Holds no rows and computes nothing.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+CELLS_SCHEMA = pa.schema(
+    [
+        pa.field("address", pa.string(), nullable=False),
+        pa.field("noise_kind", pa.string(), nullable=False),
+        pa.field("noise", pa.float64(), nullable=False),  # level, percent
+        pa.field("pretrain_seed", pa.int64(), nullable=False),
+        pa.field("task", pa.string(), nullable=False),
+        pa.field("domain", pa.string(), nullable=False),  # "id" or "ood"
+        pa.field("trained_on", pa.string()),  # OOD: the ID task whose head is tested
+        pa.field("method", pa.string(), nullable=False),
+        pa.field("head", pa.string()),  # what the method trains: linear, paper, released, ...
+        pa.field("fraction", pa.float64(), nullable=False),  # of the training rows, percent
+        pa.field("tuning_seed", pa.int64(), nullable=False),
+        pa.field("test_accuracy", pa.float64()),
+        pa.field("test_macro_f1", pa.float64()),
+        pa.field("test_metric", pa.float64()),  # the task's own, named by `metric`
+        pa.field("metric", pa.string()),
+        pa.field("validation_accuracy", pa.float64()),
+        pa.field("n_train", pa.int64()),
+        pa.field("n_validation", pa.int64()),
+        pa.field("n_test", pa.int64()),
+        pa.field("configurations", pa.int64()),  # tried
+        pa.field("configurations_failed", pa.int64()),
+        pa.field("lr", pa.float64()),  # of the selected configuration, as are the next four
+        pa.field("weight_decay", pa.float64()),
+        pa.field("mse", pa.float64()),
+        pa.field("cov", pa.float64()),
+        pa.field("svd", pa.float64()),
+    ]
+)
+"""One row a finished cell."""
+
+PREDICTIONS_SCHEMA = pa.schema(
+    [
+        pa.field("noise", pa.float64(), nullable=False),
+        pa.field("pretrain_seed", pa.int64(), nullable=False),
+        pa.field("task", pa.string(), nullable=False),
+        pa.field("method", pa.string(), nullable=False),
+        pa.field("tuning_seed", pa.int64(), nullable=False),
+        pa.field("samples", pa.string(), nullable=False),  # digest of the test samples' keys
+        pa.field("correct", pa.list_(pa.bool_()), nullable=False),  # in order of the keys
+    ]
+)
+"""One row a finished cell of the largest fraction: which test samples its head got right."""
+
+ROTATION_SCHEMA = pa.schema(
+    [
+        pa.field("noise", pa.float64(), nullable=False),
+        pa.field("pretrain_seed", pa.int64(), nullable=False),
+        pa.field("images", pa.string(), nullable=False),
+        pa.field("domain", pa.string(), nullable=False),
+        pa.field("rows", pa.int64(), nullable=False),  # test samples compared
+        pa.field("k", pa.int64(), nullable=False),  # dimensions of the subspaces
+        pa.field("angles", pa.list_(pa.float64()), nullable=False),  # degrees, rising
+        pa.field("overlap", pa.float64(), nullable=False),  # mean cos^2 of the angles, 0-1
+        pa.field("cka", pa.float64(), nullable=False),  # linear, 0-1
+    ]
+)
+"""One row an encoder and image set, against the clean encoder of the same seed."""
+
+TRANSITION_SCHEMA = pa.schema(
+    [
+        pa.field("level", pa.float64(), nullable=False),
+        pa.field("clean", pa.string(), nullable=False),  # class name
+        pa.field("noisy", pa.string(), nullable=False),
+        pa.field("rows", pa.int64(), nullable=False),
+    ]
+)
+"""Training rows by label before and after the noise, at the highest level; pairs that occur."""
+
+SPECTRA_SCHEMA = pa.schema(
+    [
+        pa.field("address", pa.string(), nullable=False),
+        pa.field("noise", pa.float64(), nullable=False),
+        pa.field("pretrain_seed", pa.int64(), nullable=False),
+        pa.field("images", pa.string(), nullable=False),  # the image set
+        pa.field("domain", pa.string(), nullable=False),
+        pa.field("part", pa.string(), nullable=False),
+        pa.field("preprocessing", pa.string(), nullable=False),  # raw, released or centred
+        pa.field("sve", pa.float64(), nullable=False),
+        pa.field("lsvr", pa.float64(), nullable=False),
+        pa.field("effective_rank", pa.float64(), nullable=False),
+        pa.field("singular_values", pa.list_(pa.float64())),
+    ]
+)
+"""One row an encoder, image set, part and preprocessing."""
+
+PRETRAINING_SCHEMA = pa.schema(
+    [
+        pa.field("address", pa.string(), nullable=False),
+        pa.field("noise", pa.float64(), nullable=False),
+        pa.field("seed", pa.int64(), nullable=False),
+        pa.field("val_accuracy", pa.float64()),  # on clean labels; null without labels
+        pa.field("val_image_to_text_r1", pa.float64()),  # R@1, percent; null without captions
+        pa.field("val_text_to_image_r1", pa.float64()),
+        pa.field("train_loss_clean", pa.float64()),  # last epoch, samples left alone
+        pa.field("train_loss_flipped", pa.float64()),  # last epoch, changed samples; null if none
+        pa.field("train_accuracy_clean", pa.float64()),
+        pa.field("train_accuracy_flipped", pa.float64()),  # on their noisy labels
+    ]
+)
+"""One row an encoder."""
+
+VALIDATION = ("val_accuracy", "val_image_to_text_r1", "val_text_to_image_r1")
+"""What an encoder's held-out samples are asked, in percent; which of them, its objective says."""
+
+CURVES_SCHEMA = pa.schema(
+    [
+        pa.field("address", pa.string(), nullable=False),
+        pa.field("noise", pa.float64(), nullable=False),
+        pa.field("seed", pa.int64(), nullable=False),
+        pa.field("metric", pa.string(), nullable=False),  # train_accuracy_clean, ..., any prefix/
+        pa.field("step", pa.int64(), nullable=False),  # epoch
+        pa.field("value", pa.float64(), nullable=False),
+    ]
+)
+"""One row an encoder, metric and epoch."""
+
+NOISE_SCHEMA = pa.schema(
+    [
+        pa.field("level", pa.float64(), nullable=False),  # asked for, percent
+        pa.field("eligible", pa.int64(), nullable=False),  # rows that could change
+        pa.field("changed", pa.int64(), nullable=False),
+        pa.field("realised_percent", pa.float64(), nullable=False),
+    ]
+)
+"""One row a noise level."""
+
+PROBLEMS_SCHEMA = pa.schema(
+    [
+        pa.field("address", pa.string(), nullable=False),
+        pa.field("status", pa.string(), nullable=False),  # failed, blocked, missing, skipped, ...
+        pa.field("reason", pa.string()),
+    ]
+)
+"""One row a step without a result, or with something left out or quarantined."""
+
+SUMMARY_SCHEMA = pa.schema(
+    [
+        pa.field("metric", pa.string(), nullable=False),  # id/<method>/accuracy, features/sve, ...
+        pa.field("noise", pa.float64(), nullable=False),
+        pa.field("mean", pa.float64(), nullable=False),
+        pa.field("low", pa.float64()),  # 95 % t interval over seeds; null for one seed
+        pa.field("high", pa.float64()),
+        pa.field("seeds", pa.int64(), nullable=False),  # pre-training seeds; 0: a count, exact
+        pa.field("members", pa.list_(pa.string()), nullable=False),  # what the mean is over
+        pa.field("left_out", pa.list_(pa.string()), nullable=False),  # not at every level and seed
+        pa.field("preprocessing", pa.string()),  # of the feature space's metrics
+    ]
+)
+"""One row a metric and noise level."""
+
+
+def _pretrained(of_levels: pa.Schema) -> pa.Schema:
+    """A table's schema with the encoder's name in place of the noise level and the seed."""
+    left_out = ("noise_kind", "noise", "pretrain_seed")
+    kept = [column for column in of_levels if column.name not in left_out]
+    return pa.schema([pa.field("encoder", pa.string(), nullable=False), *kept])
+
+
+def _with_label_noise(cells: pa.Schema) -> pa.Schema:
+    """The cells' schema with the label noise; level and seed are null for a pretrained encoder."""
+    nullable = ("noise", "pretrain_seed")
+    kept = [column.with_nullable(True) if column.name in nullable else column for column in cells]
+    return pa.schema(
+        [
+            *kept,
+            pa.field("encoder", pa.string()),  # a pretrained one; null for one trained here
+            pa.field("label_noise", pa.float64(), nullable=False),  # of training labels, percent
+        ]
+    )
+
+
+PRETRAINED_CELLS_SCHEMA = _pretrained(CELLS_SCHEMA)
+"""One row a finished cell of an encoder that was named, not trained here."""
+
+PRETRAINED_SPECTRA_SCHEMA = _pretrained(SPECTRA_SCHEMA)
+"""One row such an encoder, image set, part and preprocessing."""
+
+LABEL_NOISE_CELLS_SCHEMA = _with_label_noise(CELLS_SCHEMA)
+"""One row a finished cell whose training labels were made wrong; in no average of clean cells."""
+
+PRETRAINED_SUMMARY_SCHEMA = pa.schema(
+    [
+        pa.field("encoder", pa.string(), nullable=False),
+        pa.field("task", pa.string(), nullable=False),
+        pa.field("domain", pa.string(), nullable=False),
+        pa.field("method", pa.string(), nullable=False),
+        pa.field("fraction", pa.float64(), nullable=False),
+        pa.field("accuracy", pa.float64()),  # percent, mean over tuning seeds; null: of numbers
+        pa.field("macro_f1", pa.float64()),
+        pa.field("metric", pa.string()),  # the task's own
+        pa.field("score", pa.float64()),  # by that metric, mean over tuning seeds
+        pa.field("deviation", pa.float64()),  # of what is shown, over tuning seeds; null for one
+        pa.field("tuning_seeds", pa.int64(), nullable=False),
+    ]
+)
+"""One row an encoder, task, method and fraction."""
+
+DOMAINS = ("id", "ood")
+REGULARISERS = ("mse", "cov", "svd")
+PREPROCESSINGS = ("raw", "released", "centred")
+"""Of features before their spectrum is taken."""
+
+PREPROCESSING = "released"
+"""The preprocessing that `features/sve` and `features/lsvr` speak of: the papers' own."""

@@ -1,0 +1,65 @@
+"""The tidy summary of a readout: every averaged metric by noise level.
+
+Takes a `Readout`, gives a table of SUMMARY_SCHEMA. Draws nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+
+from analysis.averages import Average
+from analysis.readout import Readout
+from analysis.schemas import PREPROCESSING, SUMMARY_SCHEMA, VALIDATION
+
+
+def summary(readout: Readout) -> pa.Table:
+    """Every averaged metric by noise level, as SUMMARY_SCHEMA: figures and tracking draw this.
+
+    Metrics: `<domain>/<method>/accuracy` and `/macro_f1` (test part, largest fraction),
+    `features/sve` and `features/lsvr` (ID test parts, preprocessing `released`),
+    `pretrain/` and each of VALIDATION, `noise/realised_percent`.
+    """
+    rows: list[dict[str, Any]] = []
+    for domain in readout.domains():
+        for method in readout.methods():
+            for column, name in (("test_accuracy", "accuracy"), ("test_macro_f1", "macro_f1")):
+                found = readout.accuracy(domain, method, column)
+                rows += _rows(f"{domain}/{method}/{name}", found)
+    for measure in ("sve", "lsvr"):
+        rows += _rows(f"features/{measure}", readout.space(measure), PREPROCESSING)
+    for measure in VALIDATION:
+        rows += _rows(f"pretrain/{measure}", readout.pretrained(measure))
+    rows += [
+        {
+            "metric": "noise/realised_percent",
+            "noise": row["level"],
+            "mean": row["realised_percent"],
+            "seeds": 0,
+            "members": [readout.question.corpus],
+            "left_out": [],
+        }
+        for row in sorted(readout.noise.to_pylist(), key=lambda row: row["level"])
+    ]
+    return pa.Table.from_pylist(rows, schema=SUMMARY_SCHEMA)
+
+
+def _rows(
+    metric: str, found: Average, preprocessing: str | None = None
+) -> Iterator[dict[str, Any]]:
+    for noise in sorted(found.levels):
+        interval = found.interval(noise)
+        if interval is not None:
+            yield {
+                "metric": metric,
+                "noise": noise,
+                "mean": interval.mean,
+                "low": interval.low,
+                "high": interval.high,
+                "seeds": interval.n,
+                "members": list(found.members),
+                "left_out": list(found.left_out),
+                "preprocessing": preprocessing,
+            }
