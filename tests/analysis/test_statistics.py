@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 
 from analysis.averages import Score, average
 from analysis.statistics import (
+    Correlation,
     mean_interval,
     paired_bootstrap,
     paired_difference,
     pearson,
+    student_p,
     student_quantile,
 )
 
@@ -35,6 +37,38 @@ from analysis.statistics import (
 )
 def test_student_quantiles_are_the_tables(probability: float, df: int, quantile: float) -> None:
     assert student_quantile(probability, df) == pytest.approx(quantile, rel=1e-6)
+
+
+@pytest.mark.parametrize("probability", [0.1, 0.5, 0.6, 0.95, 0.999])
+def test_student_quantiles_have_their_closed_forms(probability: float) -> None:
+    one, two = (
+        math.tan(math.pi * probability / 2),
+        probability * math.sqrt(2 / (1 - probability**2)),
+    )
+    assert student_quantile(probability, 1) == pytest.approx(one, rel=1e-12)
+    assert student_quantile(probability, 2) == pytest.approx(two, rel=1e-12)
+
+
+@pytest.mark.parametrize(("probability", "df"), [(1.0, 3), (-0.1, 3), (0.95, 0)])
+def test_a_quantile_that_does_not_exist_is_refused(probability: float, df: int) -> None:
+    with pytest.raises(ValueError, match="no t quantile"):
+        student_quantile(probability, df)
+
+
+@pytest.mark.parametrize(
+    ("values", "null", "p"),
+    [
+        ([1.0, 2.0, 3.0, 4.0], 0.0, 0.030466291662170977),
+        ([1.0, 3.0], 0.0, 1 - 2 / math.pi * math.atan(2)),  # one degree of freedom
+        ([1.0, 2.0, 3.0], 0.5, 1 - 1.5 / math.sqrt(1.5**2 + 2 / 3)),  # two
+        ([1.0, 2.0, 3.0], 2.0, 1.0),
+        ([2.0, 2.0, 2.0], 2.0, 1.0),
+        ([2.0, 2.0, 2.0], 1.0, 0.0),
+        ([2.0], 0.0, 1.0),
+    ],
+)
+def test_p_values_of_the_t_test_are_known(values: list[float], null: float, p: float) -> None:
+    assert student_p(values, null) == pytest.approx(p, rel=1e-12)
 
 
 def test_the_interval_is_students_t() -> None:
@@ -130,9 +164,11 @@ def test_correlation_is_pearsons_with_fishers_interval() -> None:
     x, y = [1.0, 2.0, 3.0, 4.0, 5.0], [2.0, 1.0, 4.0, 3.0, 6.0]
     found = pearson(x, y)
     assert found.r == pytest.approx(np.corrcoef(x, y)[0, 1])
-    half = 1.959964 / math.sqrt(2)
-    assert found.low == pytest.approx(math.tanh(math.atanh(found.r or 0) - half), rel=1e-6)
+    half = 1.959963984540054 / math.sqrt(2)
+    assert found.low == pytest.approx(math.tanh(math.atanh(found.r or 0) - half), rel=1e-12)
+    assert found.high == pytest.approx(math.tanh(math.atanh(found.r or 0) + half), rel=1e-12)
     assert pearson([1.0, 2.0, 3.0], [1.0, 5.0, 2.0]).low is None
+    assert pearson([1.0, 2.0, 3.0, 4.0], [2.0, 4.0, 6.0, 8.0]) == Correlation(1.0, None, None, 4)
     assert pearson([1.0, 1.0], [1.0, 2.0]).r is None
     assert pearson([], []).n == 0
     with pytest.raises(ValueError, match="as many"):
