@@ -1,6 +1,6 @@
 """The papers' numbers, as read off their figures and tables: arXiv:2309.17002v2 (ICLR 2024).
 
-Takes nothing but `data/published.csv`, gives series over noise levels. Each is one pre-training run
+Takes nothing but `published.csv`, gives series over noise levels. Each is one pre-training run
 without a spread: shown beside an experiment's own numbers, or over them where corpus, encoder and
 method are the same, and never mixed into an average or a test.
 """
@@ -55,7 +55,7 @@ class Series:
 @lru_cache(maxsize=1)
 def rows() -> tuple[dict[str, str], ...]:
     """Every published number, as the file's columns name it."""
-    file = resources.files("analysis") / "data/published.csv"
+    file = resources.files(__package__) / "published.csv"
     return tuple(csv.DictReader(file.read_text(encoding="utf-8").splitlines()))
 
 

@@ -5,11 +5,13 @@ Takes a `Readout`, gives HTML tables; the numbers are `analysis.downstream_noise
 
 from __future__ import annotations
 
+from markupsafe import Markup
+
 from analysis import wording
 from analysis.averages import Average
 from analysis.downstream_noise import averages, domains, levels, sources
 from analysis.readout import Readout
-from analysis.report.html import Cell, table
+from analysis.report.html import NOTHING, Cell, table
 
 
 def finished(readout: Readout) -> str:
@@ -18,13 +20,13 @@ def finished(readout: Readout) -> str:
     return f"{wording.count(number, 'cell')} on wrong labels beside" if number else ""
 
 
-def accuracies(readout: Readout) -> str:
+def accuracies(readout: Readout) -> Markup:
     """Encoders and methods by downstream label noise, ID and OOD; nothing without such cells."""
     asked = levels(readout)
-    return "".join(_table(readout, domain, asked) for domain in domains(readout))
+    return NOTHING.join(_table(readout, domain, asked) for domain in domains(readout))
 
 
-def _table(readout: Readout, domain: str, asked: tuple[float, ...]) -> str:
+def _table(readout: Readout, domain: str, asked: tuple[float, ...]) -> Markup:
     lines: list[list[Cell | str]] = []
     members: set[tuple[str, ...]] = set()
     for source in sources(readout):
@@ -33,7 +35,7 @@ def _table(readout: Readout, domain: str, asked: tuple[float, ...]) -> str:
             cells = [_cell(found, level) for level in asked]
             lines.append([source.title, wording.method(method), *cells])
     if not lines:
-        return ""
+        return NOTHING
     over = wording.mean_of(next(iter(members))) if len(members) == 1 else "each over its own tasks"
     return table(
         ["Encoder", "Method", *(f"{wording.percent(level)} wrong" for level in asked)],

@@ -8,13 +8,15 @@ from __future__ import annotations
 from itertools import product
 from typing import Any
 
+from markupsafe import Markup
+
 from analysis import wording
 from analysis.pretrained import shown, summary
 from analysis.readout import Readout
-from analysis.report.html import Cell, table
+from analysis.report.html import NOTHING, Cell, table
 
 
-def accuracies(readout: Readout) -> str:
+def accuracies(readout: Readout) -> Markup:
     """A row an encoder, task and fraction, a column a method: test accuracy.
 
     A task whose target is a number has its own metric there, and its row's head says so.
@@ -38,7 +40,7 @@ def accuracies(readout: Readout) -> str:
             cells = [_of_seeds(values.get((encoder, task, fraction, m))) for m in methods]
             lines.append([encoder, title, used, *cells])
     if not lines:
-        return ""
+        return NOTHING
     several = max(r["tuning_seeds"] for r in means) > 1
     return table(
         ["Encoder", "Task", "Rows used", *map(wording.method, methods)],
@@ -52,7 +54,7 @@ def accuracies(readout: Readout) -> str:
     )
 
 
-def spaces(readout: Readout) -> str:
+def spaces(readout: Readout) -> Markup:
     """SVE, LSVR and effective rank of each encoder and image set."""
     columns = ("sve", "lsvr", "effective_rank")
     lines: list[list[Cell | str]] = [
@@ -66,7 +68,7 @@ def spaces(readout: Readout) -> str:
         if row["part"] == "test"
     ]
     if not lines:
-        return ""
+        return NOTHING
     return table(
         ["Encoder", "Images", "Preprocessing", "SVE", "LSVR", "Effective rank"],
         lines,

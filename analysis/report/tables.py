@@ -10,11 +10,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from markupsafe import Markup
+
 from analysis import wording
 from analysis.averages import Average
 from analysis.readout import CellKey, Readout
 from analysis.report.findings import CLEAN, head_to_heads
-from analysis.report.html import Cell, table
+from analysis.report.html import NOTHING, Cell, table
 from analysis.schemas import PREPROCESSINGS, VALIDATION
 from analysis.statistics import Interval
 
@@ -23,7 +25,7 @@ MOST_PROBLEMS = 300
 _MEASURES = {"test_accuracy": "test accuracy", "test_macro_f1": "test macro F1"}
 
 
-def averages(readout: Readout, domain: str, measure: str = "test_accuracy") -> str:
+def averages(readout: Readout, domain: str, measure: str = "test_accuracy") -> Markup:
     """Methods by noise level: mean, interval over seeds, change from the clean level."""
     rows: list[list[Cell | str]] = []
     for method in readout.methods():
@@ -33,7 +35,7 @@ def averages(readout: Readout, domain: str, measure: str = "test_accuracy") -> s
             cells = [_mean(found, level, several=several) for level in readout.levels]
             rows.append([wording.method(method), *cells])
     if not rows:
-        return ""
+        return NOTHING
     return table(
         ["Method", *(f"{wording.percent(level)} noise" for level in readout.levels)],
         rows,
@@ -64,7 +66,7 @@ def _bracket(interval: Interval, digits: int) -> str:
     return wording.interval(interval, digits).split(" ", 1)[1]
 
 
-def methods(readout: Readout) -> str:
+def methods(readout: Readout) -> Markup:
     """Methods head to head, paired by level, seed and task."""
     rows: list[list[Cell | str]] = [
         [
@@ -82,7 +84,7 @@ def methods(readout: Readout) -> str:
         for one in head_to_heads(readout)
     ]
     if not rows:
-        return ""
+        return NOTHING
     heads = ["Method", "Against", "Domain", "Wins", "Ties", "Losses", "Points", "Unpaired"]
     return table(
         heads,
@@ -93,7 +95,7 @@ def methods(readout: Readout) -> str:
     )
 
 
-def members(readout: Readout) -> str:
+def members(readout: Readout) -> Markup:
     """What each average is over, and what was left out of it for want of a score."""
     rows: list[list[Cell | str]] = []
     asked = {(task, method) for _, _, task, method, _, _ in readout.question.asked()}
@@ -111,7 +113,7 @@ def members(readout: Readout) -> str:
             name = f"SVE and LSVR, {domain.upper()}"
             rows.append([name, _listing(found.members), _gap(found.left_out)])
     if not rows:
-        return ""
+        return NOTHING
     return table(
         ["Average", "Members", "Left out"],
         rows,
@@ -120,7 +122,7 @@ def members(readout: Readout) -> str:
     )
 
 
-def spaces(readout: Readout) -> str:
+def spaces(readout: Readout) -> Markup:
     """SVE and LSVR by noise level for each preprocessing and domain."""
     rows: list[list[Cell | str]] = []
     for preprocessing in PREPROCESSINGS:
@@ -133,7 +135,7 @@ def spaces(readout: Readout) -> str:
                     cells = [_mean(found, level, 2, several=several) for level in readout.levels]
                     rows.append([title, domain.upper(), preprocessing, *cells])
     if not rows:
-        return ""
+        return NOTHING
     return table(
         ["Measure", "Images", "Preprocessing", *map(wording.percent, readout.levels)],
         rows,
@@ -143,7 +145,7 @@ def spaces(readout: Readout) -> str:
     )
 
 
-def pretraining(readout: Readout) -> str:
+def pretraining(readout: Readout) -> Markup:
     """One row an encoder."""
     columns = {
         "val_accuracy": "Validation accuracy (%)",
@@ -162,7 +164,7 @@ def pretraining(readout: Readout) -> str:
         values = [_number(row[name], 3 if "loss" in name else 1) for name in columns]
         rows.append([_level(row["noise"]), _count(row["seed"]), *values])
     if not rows:
-        return ""
+        return NOTHING
     return table(
         ["Noise", "Seed", *columns.values()],
         rows,
@@ -172,7 +174,7 @@ def pretraining(readout: Readout) -> str:
     )
 
 
-def noise(readout: Readout) -> str:
+def noise(readout: Readout) -> Markup:
     """Asked and realised noise by level."""
     rows: list[list[Cell | str]] = [
         [
@@ -188,7 +190,7 @@ def noise(readout: Readout) -> str:
         for row in sorted(readout.noise.to_pylist(), key=lambda row: row["level"])
     ]
     if not rows:
-        return ""
+        return NOTHING
     return table(
         ["Level asked for", "Rows that could change", "Rows changed", "Realised", "Apart (points)"],
         rows,
@@ -198,11 +200,11 @@ def noise(readout: Readout) -> str:
     )
 
 
-def matrix(readout: Readout) -> str:
+def matrix(readout: Readout) -> Markup:
     """Finished cells of those asked for, task by noise level."""
     question = readout.question
     if not question.levels:
-        return ""
+        return NOTHING
     wanted = readout.question.asked()
     done = Counter((place[2], place[0]) for place in wanted & set(_places(readout)))
     asked = Counter((place[2], place[0]) for place in wanted)
@@ -235,7 +237,7 @@ def _places(readout: Readout) -> Iterator[CellKey]:
     yield from zip(*columns, strict=True)
 
 
-def problems(readout: Readout) -> str:
+def problems(readout: Readout) -> Markup:
     """What failed, was blocked, is missing or was skipped, and why."""
     found = readout.problems.to_pylist()
     rows: list[list[Cell | str]] = [
@@ -243,7 +245,7 @@ def problems(readout: Readout) -> str:
         for row in sorted(found, key=lambda row: (row["status"], row["address"]))
     ]
     if not rows:
-        return ""
+        return NOTHING
     counts = Counter(row["status"] for row in found)
     caption = wording.listed([f"{counts[status]:,} {status}" for status in sorted(counts)])
     if len(rows) > MOST_PROBLEMS:
@@ -251,7 +253,7 @@ def problems(readout: Readout) -> str:
     return table(["Status", "Step", "Reason"], rows[:MOST_PROBLEMS], caption=caption)
 
 
-def cells(readout: Readout) -> str:
+def cells(readout: Readout) -> Markup:
     """Every finished cell, up to MOST_CELLS of them."""
     rows: list[list[Cell | str]] = []
     for row in cell_rows(readout)[:MOST_CELLS]:
@@ -274,7 +276,7 @@ def cells(readout: Readout) -> str:
             ]
         )
     if not rows:
-        return ""
+        return NOTHING
     total = readout.cells.num_rows
     shown = f"; the first {MOST_CELLS:,} are shown" if total > MOST_CELLS else ""
     heads = ["Task", "Domain", "Method", "Noise", "Seed", "Tuning seed", "Rows used", "Accuracy"]
@@ -293,10 +295,10 @@ def cell_rows(readout: Readout) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (*(row[key] for key in keys), row["address"]))
 
 
-def provenance(readout: Readout) -> str:
+def provenance(readout: Readout) -> Markup:
     """Where and with what the results were made."""
     rows = [[name, value] for name, value in _flat(readout.provenance)]
-    return table(["What", "Value"], rows, caption="Provenance") if rows else ""
+    return table(["What", "Value"], rows, caption="Provenance") if rows else NOTHING
 
 
 def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:

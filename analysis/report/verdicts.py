@@ -9,12 +9,13 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from markupsafe import Markup
+
 from analysis import wording
 from analysis.claims.published import CITATION
 from analysis.claims.verdicts import ALPHA, NEGLIGIBLE, Measured, Verdict, Word
 from analysis.readout import Readout
-from analysis.report import html
-from analysis.report.html import Cell
+from analysis.report.html import NOTHING, Cell, render, table
 from analysis.statistics import Interval
 
 WORDS: tuple[Word, ...] = ("supported", "not supported", "undecided")
@@ -93,7 +94,7 @@ def _as_r(z: Interval) -> Interval:
     return Interval(math.tanh(z.mean), low, high, z.n)
 
 
-def overview(found: Sequence[Verdict]) -> str:
+def overview(found: Sequence[Verdict]) -> Markup:
     """The first screen's list: each claim that was measured, with its verdict and main number."""
     rows: list[list[Cell | str]] = [
         [
@@ -105,8 +106,8 @@ def overview(found: Sequence[Verdict]) -> str:
         if one.parts
     ]
     if not rows:
-        return ""
-    return html.table(
+        return NOTHING
+    return table(
         ["Verdict", "Published claim", "Here"],
         rows,
         caption="Here: the comparison that weighs most against the claim, with its 95 % t interval "
@@ -120,28 +121,22 @@ def _main(one: Verdict) -> Measured:
     return min(one.parts, key=lambda part: part.part.direction * part.seeds.mean)
 
 
-def evidence(found: Sequence[Verdict]) -> str:
+def evidence(found: Sequence[Verdict]) -> Markup:
     """Every claim with its test, its numbers, and the papers' own."""
-    parts = [html.paragraph(rule())]
-    for one in found:
-        claim = one.claim
-        lines = "".join(
-            f"<dt>{html.text(part.part.label)}</dt>"
-            f"<dd>{html.text(numbers(part))}<small>{html.text(_needs(part))}</small></dd>"
-            for part in one.parts
-        )
-        parts.append(
-            f'<article class="claim {MARKS[one.word]}" id="claim-{html.text(claim.id)}">'
-            f"<h3>{html.text(claim.sentence)}</h3>"
-            f"<p><strong>{html.text(one.word.capitalize())}.</strong> "
-            f"{html.text(one.reason)}</p>"
-            + (f"<dl>{lines}</dl>" if lines else "")
-            + f'<p class="faint">Test: {html.text(claim.test)}. Published: '
-            f"{html.text(claim.source)}"
-            + (f"; there {html.text(claim.papers)}" if claim.papers else "")
-            + ".</p></article>\n"
-        )
-    return "".join(parts)
+    claims = [
+        {
+            "claim": one.claim,
+            "mark": MARKS[one.word],
+            "word": one.word.capitalize(),
+            "reason": one.reason,
+            "comparisons": [
+                {"label": part.part.label, "numbers": numbers(part), "needs": _needs(part)}
+                for part in one.parts
+            ],
+        }
+        for one in found
+    ]
+    return render("claims.html", rule=rule(), claims=claims)
 
 
 def _needs(one: Measured) -> str:

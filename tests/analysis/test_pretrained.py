@@ -13,6 +13,7 @@ from analysis.readout import Readout
 from analysis.report import pretrained as pretrained_tables
 from analysis.report import tables
 from analysis.report import write as report
+from analysis.report.page import html_page
 from analysis.schemas import PRETRAINED_CELLS_SCHEMA, PRETRAINED_SPECTRA_SCHEMA
 from analysis.summary import summary
 
@@ -80,7 +81,7 @@ def test_tuning_seeds_have_their_deviation_beneath(make: Any) -> None:
 
 def test_nothing_is_said_of_noise_where_nothing_was_pre_trained(both: Readout) -> None:
     question = replace(both.question, levels=(), seeds=())
-    page = report.page(replace(both, question=question), "")
+    page = html_page(replace(both, question=question))
     assert "Nothing was pre-trained here" in page
     assert "published claims" not in page
     assert "matrix" not in [one.name for one in draw.draw(replace(both, question=question))]

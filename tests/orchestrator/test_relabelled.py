@@ -10,7 +10,7 @@ from analysis import downstream_noise, wording
 from analysis.claims.claims import verdicts
 from analysis.figures.downstream_noise import against_label_noise
 from analysis.report import tables
-from analysis.report import write as report
+from analysis.report.page import html_page
 from analysis.summary import summary
 from jobs.storage.folder import Folder
 from orchestrator import experiment, planner, readout
@@ -46,7 +46,7 @@ def test_no_average_and_no_verdict_knows_them(store: Store) -> None:
 
 def test_the_report_shows_them_by_method_and_level(store: Store) -> None:
     found = readout.collect(planned(NOISY), store)
-    page = report.page(found, "")
+    page = html_page(found)
     section = page.partition('<section id="label-noise">')[2].partition("</section>")[0]
     assert "40 % wrong" in section
     assert "10 % pre-training noise" in section
@@ -68,7 +68,7 @@ def test_the_report_shows_them_by_method_and_level(store: Store) -> None:
 
 
 def test_a_sweep_without_them_says_nothing_of_them(store: Store) -> None:
-    assert "label-noise" not in report.page(readout.collect(planned(), store), "")
+    assert "label-noise" not in html_page(readout.collect(planned(), store))
 
 
 def test_a_tracking_pages_accuracy_is_of_clean_cells_alone(store: Store) -> None:

@@ -14,6 +14,8 @@ import pytest
 from analysis.claims.claims import verdicts
 from analysis.readout import Readout
 from analysis.report import write as report
+from analysis.report.html import Cell, table
+from analysis.report.page import html_page
 from analysis.schemas import CELLS_SCHEMA, SUMMARY_SCHEMA
 from analysis.summary import summary
 
@@ -62,7 +64,7 @@ def written(make: Make, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
 
 
 def page(readout: Readout) -> Page:
-    return Page(report.page(readout, ""))
+    return Page(html_page(readout))
 
 
 def test_what_is_written_is_what_is_said(written: tuple[Path, list[Path]]) -> None:
@@ -97,6 +99,13 @@ def test_equal_readouts_give_equal_bytes(
         assert path.read_bytes() == (written[0] / path.relative_to(tmp_path)).read_bytes(), path
 
 
+def test_a_sort_key_cannot_leave_its_attribute() -> None:
+    source = table(["a"], [[Cell("x", key=1.5, mark='"><script>')]], caption='"&<')
+    assert 'data-key="1.5"' in source
+    assert "<script>" not in source
+    assert "&#34;&amp;&lt;" in source
+
+
 def test_every_claim_stands_on_the_page_with_its_verdict_and_source(make: Make) -> None:
     parsed = page(make())
     found = verdicts(make())
@@ -117,7 +126,7 @@ def test_links_inside_the_page_lead_somewhere(make: Make) -> None:
 
 def test_the_first_screen_is_question_certainty_answer(make: Make) -> None:
     readout = make(seeds=(0,))
-    source = report.page(readout, "")
+    source = html_page(readout)
     order = [
         source.index(word)
         for word in (readout.question.title, "One pre-training seed: no verdict", "Slight noise")
@@ -161,7 +170,7 @@ def test_every_average_names_its_members_and_what_it_lacks(make: Make) -> None:
     def gone(row: dict[str, Any]) -> bool:
         return (row["task"], row["noise"]) == ("digits-parity", 10.0)
 
-    source = report.page(make(drop=gone), "")
+    source = html_page(make(drop=gone))
     members = source[source.index('id="members"') : source.index('id="encoders"')]
     row = next(line for line in members.splitlines() if "LP, ID" in line)
     assert "<td>digits, digits-magnitude</td>" in row
@@ -228,7 +237,7 @@ def test_csv_holds_every_number_exactly(make: Make) -> None:
 
 def test_a_long_cell_table_is_cut_and_says_so(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("analysis.report.tables.MOST_CELLS", 10)
-    source = report.page(make(), "")
+    source = html_page(make())
     cells = source[source.index('id="cells"') : source.index('id="provenance"')]
     assert cells.count("<tr>") == 11
     assert "720 finished cells; the first 10 are shown" in cells

@@ -1,0 +1,156 @@
+"""The report's HTML page: one document that loads nothing from outside itself.
+
+Takes a `Readout`, its figures and its verdicts, gives the document. The first screen holds the
+question, how far the answer may be trusted, and the answer; sections with the evidence follow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from analysis import wording
+from analysis.claims.claims import verdicts
+from analysis.claims.verdicts import Verdict
+from analysis.figures.draw import Drawing
+from analysis.readout import Readout
+from analysis.report import downstream_noise, pretrained, svg, tables
+from analysis.report import verdicts as verdict_text
+from analysis.report.findings import certainty, findings
+from analysis.report.html import NOTHING, read, render
+
+
+@dataclass(frozen=True)
+class Section:
+    """A titled part of the page."""
+
+    name: str  # of its anchor
+    title: str
+    content: Markup
+    link: str = ""  # in the list of contents; empty: not listed
+
+
+def html_page(
+    readout: Readout,
+    figures: Sequence[tuple[Drawing, bytes]] = (),
+    found: Sequence[Verdict] | None = None,
+) -> str:
+    """The HTML document.
+
+    `figures` are drawings with their SVG files. The verdicts are computed when they are not given.
+    """
+    found = verdicts(readout) if found is None else found
+    question = readout.question
+    done, asked = tables.finished(readout)
+    sure = certainty(readout)
+    if done < asked:
+        sure += (
+            f" Incomplete: {wording.count(asked - done, 'cell')} of {asked:,} "
+            f"{'is' if asked - done == 1 else 'are'} not finished (listed below)."
+        )
+    return render(
+        "page.html",
+        style=Markup(read("style.css")),
+        script=Markup(read("sort.js")),
+        title=question.title or f"Experiment {readout.experiment}",
+        experiment=readout.experiment,
+        facts=_facts(readout, done, asked),
+        answer=verdict_text.in_short(found) if question.levels else "",
+        certainty=sure,
+        unsure=len(readout.seeds()) < 2 or done < asked,
+        overview=verdict_text.overview(found) if question.levels else NOTHING,
+        findings=findings(readout),
+        averages=_joined(*(tables.averages(readout, domain) for domain in readout.domains())),
+        sections=[one for one in _sections(readout, figures, found) if one.content],
+    )
+
+
+def _facts(readout: Readout, done: int, asked: int) -> list[str]:
+    """What was trained on what, in short."""
+    question = readout.question
+    facts = []
+    if question.levels:
+        facts += [
+            f"{question.objective} pre-training of {question.encoder} (recipe {question.recipe}) "
+            f"on {question.corpus}",
+            f"{question.noise_kind.replace('_', ' ')} noise at {wording.levels(question.levels)}",
+            wording.count(len(question.seeds), "pre-training seed"),
+            f"{done:,} of {wording.count(asked, 'cell')} finished",
+        ]
+        if len(question.fractions) > 1:
+            used = wording.rows_used(readout.fraction)
+            facts.append(f"heads trained on {used} where nothing is said")
+        if beside := downstream_noise.finished(readout):
+            facts.append(beside)
+    if question.encoders:
+        facts.append(f"named encoders: {wording.listed(question.encoders, many=6)}")
+    return facts
+
+
+def _sections(
+    readout: Readout, figures: Sequence[tuple[Drawing, bytes]], found: Sequence[Verdict]
+) -> list[Section]:
+    """Every section in the page's order, empty ones included."""
+    f1 = _joined(
+        *(tables.averages(readout, domain, "test_macro_f1") for domain in readout.domains())
+    )
+    encoders = _joined(tables.pretraining(readout), tables.spaces(readout))
+    return [
+        Section(
+            "named",
+            "Named encoders",
+            _joined(pretrained.accuracies(readout), pretrained.spaces(readout)),
+            "Named encoders",
+        ),
+        Section("figures", "Figures", _figures(figures), "Figures"),
+        Section(
+            "claims",
+            "The published claims, and what speaks for them here",
+            verdict_text.evidence(found) if readout.question.levels else NOTHING,
+            "Claims",
+        ),
+        Section(
+            "label-noise",
+            "Noise in the tasks' own labels",
+            downstream_noise.accuracies(readout),
+            "Wrong downstream labels",
+        ),
+        Section("f1", "Macro F1 by noise level", f1),
+        Section("methods", "Methods head to head", tables.methods(readout), "Head to head"),
+        Section(
+            "members", "How each average is made", tables.members(readout), "How averages are made"
+        ),
+        Section("encoders", "Encoders and their feature space", encoders),
+        Section("noise", "Noise: asked for and realised", tables.noise(readout), "Noise"),
+        Section(
+            "gaps",
+            "What is missing, failed or was skipped",
+            _joined(tables.matrix(readout), tables.problems(readout) or _NO_PROBLEM),
+            "What is missing",
+        ),
+        Section("cells", "Every cell", tables.cells(readout), "Every cell"),
+        Section("provenance", "Provenance", tables.provenance(readout), "Provenance"),
+    ]
+
+
+_NO_PROBLEM = Markup("<p>Nothing failed, was blocked or skipped.</p>")
+
+
+def _figures(figures: Sequence[tuple[Drawing, bytes]]) -> Markup:
+    pictures = svg.elements((file, drawing.title) for drawing, file in figures)
+    shown = [
+        {
+            "name": drawing.name,
+            "title": drawing.title,
+            "caption": drawing.caption,
+            "svg": Markup(picture),
+        }
+        for (drawing, _), picture in zip(figures, pictures, strict=True)
+    ]
+    return render("figures.html", figures=shown)
+
+
+def _joined(*parts: Markup) -> Markup:
+    return NOTHING.join(parts)
