@@ -1,7 +1,7 @@
-"""Averages that name their members: over tasks inside a seed first, then over seeds.
+"""Averages with named members: over tasks inside a seed first, then over seeds.
 
-Takes single scores, gives for each noise level the scores that may be compared with every other
-level's. A task that lacks a score anywhere is left out everywhere, and named: a mean over three
+Takes single scores, gives for each noise level the scores that are comparable with those of every
+other level. A task that lacks a score anywhere is left out everywhere, and named: a mean over three
 tasks at one level and two at another would show the missing task, not the noise.
 """
 
@@ -16,25 +16,25 @@ from analysis.statistics import Difference, Interval, mean_interval, paired_diff
 
 @dataclass(frozen=True)
 class Score:
-    """One measured number and its place."""
+    """One measured number, and what it was measured on."""
 
     noise: float  # level in percent
     seed: int  # of pre-training: the unit of replication
-    member: str  # what an average is over: a task, an image set
+    member: str  # of an average: a task or an image set
     value: float
     tuning_seed: int = 0
 
 
 @dataclass(frozen=True)
 class Average:
-    """Scores by level, balanced: every level and seed in it holds every member."""
+    """Scores by noise level. They are balanced: every level and seed has every member."""
 
     members: tuple[str, ...]  # sorted
     left_out: tuple[str, ...]  # measured somewhere, but not at every level and seed
     levels: Mapping[float, Mapping[tuple[int, str], float]]  # level -> (seed, member) -> value
 
     def seed_means(self, noise: float) -> dict[int, float]:
-        """The mean over the members in each seed of one level; empty for an unknown level."""
+        """Seed -> mean over the members at one level; empty for an unknown level."""
         scores = self.levels.get(noise, {})
         return {
             seed: math.fsum(scores[seed, member] for member in self.members) / len(self.members)
@@ -42,20 +42,20 @@ class Average:
         }
 
     def interval(self, noise: float) -> Interval | None:
-        """Mean and interval over seeds at one level; None where nothing was measured."""
+        """Mean and interval over seeds at one level; None when nothing was measured there."""
         means = self.seed_means(noise)
         return mean_interval(list(means.values())) if means else None
 
     def change(self, noise: float, clean: float = 0.0) -> Difference | None:
-        """This level minus the clean one, paired by seed and member; None without a pair."""
+        """This level minus the clean one, paired by seed and member; None when no pair exists."""
         return _difference(self.levels.get(noise, {}), self.levels.get(clean, {}))
 
     def against(self, other: Average, noise: float) -> Difference | None:
-        """This average minus another at one level, over the seeds and members both hold."""
+        """This average minus another at one level, over shared seeds and members."""
         return _difference(self.levels.get(noise, {}), other.levels.get(noise, {}))
 
     def against_overall(self, other: Average) -> Difference | None:
-        """This average minus another over all levels both hold, paired by level too."""
+        """This average minus another over all shared levels, paired by level too."""
         return _difference(self._flat(), other._flat())
 
     def _flat(self) -> dict[tuple[int, str], float]:
@@ -72,7 +72,7 @@ def _difference(
     try:
         return paired_difference(first, second)
     except ValueError:
-        return None  # an absent comparison is shown as a gap
+        return None  # the caller shows a gap
 
 
 @dataclass(frozen=True)
@@ -86,14 +86,14 @@ class Term:
 
 @dataclass(frozen=True)
 class Contrast:
-    """A weighted sum of averages in each seed, over the members that all of them hold."""
+    """A weighted sum of averages in each seed, over the members that all of them have."""
 
     members: tuple[str, ...]
     values: Mapping[int, float]  # seed -> weighted sum of the means over the members
 
 
 def contrast(terms: Iterable[Term]) -> Contrast | None:
-    """The weighted sum of some averages, paired by seed and member; None where nothing is shared.
+    """The weighted sum of some averages, paired by seed and member; None when none is shared.
 
     "10 % minus clean" is two terms of one average, weights 1 and -1; "the same for one method minus
     another's" is four.
@@ -118,10 +118,10 @@ def contrast(terms: Iterable[Term]) -> Contrast | None:
 
 
 def average(scores: Iterable[Score]) -> Average:
-    """Balance scores over levels and seeds, tuning seeds averaged inside each.
+    """Balance scores over levels and seeds, and average over tuning seeds inside each seed.
 
-    A member stays when it was measured in every (level, seed, tuning seed) in which anything was.
-    Raises ValueError for two scores in one place: an average counts a member once.
+    A member stays when it has a score at every (level, seed, tuning seed) that has any score.
+    Raises ValueError for two scores of one member at the same level and seeds.
     """
     found: dict[tuple[float, int, int], dict[str, float]] = {}
     for score in scores:
@@ -142,7 +142,7 @@ def average(scores: Iterable[Score]) -> Average:
         members=members,
         left_out=tuple(m for m in everyone if m not in members),
         levels={
-            noise: {place: math.fsum(values) / len(values) for place, values in scores.items()}
+            noise: {key: math.fsum(values) / len(values) for key, values in scores.items()}
             for noise, scores in gathered.items()
         },
     )

@@ -1,9 +1,9 @@
-"""Cells whose own training labels were made wrong: accuracy against downstream label noise.
+"""Accuracy against downstream label noise: errors made on purpose in a task's own training labels.
 
-An axis of its own, kept out of everything that is averaged over clean cells. Takes the relabelled
-cells of a `Readout`, and the clean ones of the same encoders beside them; gives averages by
-downstream label noise, one for each kind of encoder (a level of pre-training noise, or a named
-encoder), domain and method, their table and their rows. Percent, 0-100; the largest fraction alone.
+No average over clean cells includes such cells. Takes the cells with label noise of a `Readout`,
+and the clean cells of the same encoders; gives averages by label noise for each source of encoders
+(a level of pre-training noise, or one pretrained encoder), domain and method. Percent, 0-100; the
+largest fraction alone.
 """
 
 from __future__ import annotations
@@ -19,37 +19,37 @@ from analysis import wording
 from analysis.averages import Average, Score, average
 from analysis.readout import Readout
 
-_PLACES = ("domain", "task", "method", "fraction", "label_noise", "tuning_seed", "address")
+_SORT_KEYS = ("domain", "task", "method", "fraction", "label_noise", "tuning_seed", "address")
 
 
 @dataclass(frozen=True)
 class Source:
-    """The encoders that are averaged: those of one level of pre-training noise, or a named one."""
+    """The encoders of one average: those of a pre-training noise level, or a pretrained one."""
 
     level: float | None  # percent
-    encoder: str | None  # the name of one that was not trained here
+    encoder: str | None  # name of a pretrained encoder
 
     @property
     def title(self) -> str:
-        """Such as "10 % pre-training noise"."""
+        """Such as "10 % pre-training noise", or the encoder's name."""
         return self.encoder or f"{wording.percent(self.level or 0.0)} pre-training noise"
 
 
 def levels(readout: Readout) -> tuple[float, ...]:
-    """The downstream noise levels asked for or found, rising; none without a noisy one."""
+    """The label noise levels that were requested or found, rising; empty when all are clean."""
     found = {*readout.question.label_noise, *readout.label_noise_cells["label_noise"].to_pylist()}
     return tuple(sorted(found)) if any(found) else ()
 
 
 def sources(readout: Readout) -> list[Source]:
-    """What relabelled cells are of: levels rising, then named encoders."""
+    """The sources of the cells with label noise: levels rising, then pretrained encoders."""
     rows = readout.label_noise_cells.select(["noise", "encoder"]).to_pylist()
     found = {Source(row["noise"], row["encoder"]) for row in rows}
     return sorted(found, key=lambda one: (one.encoder or "", one.level or 0.0))
 
 
 def accuracy(readout: Readout, source: Source, domain: str, method: str) -> Average:
-    """Test accuracy over tasks by downstream label noise; the clean cells are its level 0."""
+    """Test accuracy over tasks by label noise; the clean cells are its level 0."""
     where = (
         (pc.field("domain") == domain)
         & (pc.field("method") == method)
@@ -74,7 +74,7 @@ def accuracy(readout: Readout, source: Source, domain: str, method: str) -> Aver
 
 
 def averages(readout: Readout, source: Source, domain: str) -> Iterator[tuple[str, Average]]:
-    """Every method with relabelled cells there, with its average."""
+    """Every method that has cells with label noise there, with its average."""
     for method in readout.methods():
         found = accuracy(readout, source, domain, method)
         if any(found.levels):
@@ -82,12 +82,12 @@ def averages(readout: Readout, source: Source, domain: str) -> Iterator[tuple[st
 
 
 def domains(readout: Readout) -> tuple[str, ...]:
-    """The domains with relabelled cells, ID first."""
+    """The domains that have cells with label noise, ID first."""
     found = set(readout.label_noise_cells["domain"].to_pylist())
     return tuple(domain for domain in ("id", "ood") if domain in found)
 
 
 def rows(readout: Readout) -> list[dict[str, Any]]:
-    """The relabelled cells, in an order that depends on nothing but their places."""
+    """The cells with label noise as rows, sorted by what they are and by address."""
     found: list[dict[str, Any]] = readout.label_noise_cells.to_pylist()
-    return sorted(found, key=lambda row: tuple(row[name] for name in _PLACES))
+    return sorted(found, key=lambda row: tuple(row[name] for name in _SORT_KEYS))

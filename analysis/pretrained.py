@@ -1,9 +1,8 @@
-"""Encoders that were named, not trained here: what they reach, in a table of their own.
+"""What pretrained encoders reach: encoders that the experiment was given and did not train.
 
-They have no noise level and no pre-training seed, so they are kept apart from everything that is
-averaged by level. Takes the cells and spectra of such encoders; gives their means over tuning seeds
-alone, task by task: two encoders may have been given different tasks, and a mean over different
-tasks would show the tasks.
+They have no noise level and no pre-training seed, so no average by level includes them. Takes their
+cells and spectra, gives means over tuning seeds alone, task by task: two encoders may have
+different tasks, and a mean over different tasks would show the tasks.
 """
 
 from __future__ import annotations
@@ -19,14 +18,14 @@ from analysis.schemas import PRETRAINED_SUMMARY_SCHEMA
 
 
 def summary(readout: Readout) -> pa.Table:
-    """What each named encoder reaches on the test parts, as PRETRAINED_SUMMARY_SCHEMA."""
+    """What each pretrained encoder reaches on the test parts, as PRETRAINED_SUMMARY_SCHEMA."""
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in readout.pretrained_cells.to_pylist():
-        place = tuple(row[name] for name in ("encoder", "task", "domain", "method", "fraction"))
-        groups.setdefault(place, []).append(row)
+        key = tuple(row[name] for name in ("encoder", "task", "domain", "method", "fraction"))
+        groups.setdefault(key, []).append(row)
     means = [
         {
-            **dict(zip(PRETRAINED_SUMMARY_SCHEMA.names, place, strict=False)),
+            **dict(zip(PRETRAINED_SUMMARY_SCHEMA.names, key, strict=False)),
             "accuracy": _mean(found, "test_accuracy"),
             "macro_f1": _mean(found, "test_macro_f1"),
             "metric": found[0]["metric"],
@@ -34,32 +33,32 @@ def summary(readout: Readout) -> pa.Table:
             "deviation": _deviation(found),
             "tuning_seeds": len(found),
         }
-        for place, found in groups.items()
-        if all(_reached(row) is not None for row in found)
+        for key, found in groups.items()
+        if all(_cell_score(row) is not None for row in found)
     ]
     return pa.Table.from_pylist(means, schema=PRETRAINED_SUMMARY_SCHEMA)
 
 
 def rows(readout: Readout) -> list[dict[str, Any]]:
-    """The cells, in an order that depends on nothing but their places."""
+    """The cells as rows, sorted by domain, task, method, fraction, encoder, seed and address."""
     found: list[dict[str, Any]] = readout.pretrained_cells.to_pylist()
-    places = ("domain", "task", "method", "fraction", "encoder", "tuning_seed", "address")
-    return sorted(found, key=lambda row: tuple(row[name] for name in places))
+    keys = ("domain", "task", "method", "fraction", "encoder", "tuning_seed", "address")
+    return sorted(found, key=lambda row: tuple(row[name] for name in keys))
 
 
-def shown(row: dict[str, Any]) -> float | None:
-    """What a row of the summary is shown by: accuracy, or of numbers the task's own metric."""
+def main_score(row: dict[str, Any]) -> float | None:
+    """A summary row's main score: accuracy, or the task's own metric where targets are numbers."""
     found: float | None = row["score"] if row["accuracy"] is None else row["accuracy"]
     return found
 
 
-def _reached(cell: dict[str, Any]) -> float | None:
+def _cell_score(cell: dict[str, Any]) -> float | None:
     found: float | None = cell["test_accuracy"]
     return cell["test_metric"] if found is None else found
 
 
 def _deviation(cells: list[dict[str, Any]]) -> float | None:
-    values = [value for cell in cells if (value := _reached(cell)) is not None]
+    values = [value for cell in cells if (value := _cell_score(cell)) is not None]
     return stdev(values) if len(values) > 1 else None
 
 

@@ -1,8 +1,7 @@
-"""What a report is made of: the tables of one experiment, and the tidy summary of them.
+"""The tables of one experiment, and the averages by noise level that are taken of them.
 
-Takes Arrow tables that somebody read from a store, checks them against the schemas below, and
-gives averages by noise level. Percent, 0-100, for every noise level, accuracy and F1. Reads no
-store and draws nothing.
+Takes Arrow tables that somebody read from a store, checks them against `analysis.schemas`. Percent,
+0-100, for every noise level, accuracy and F1. Reads no store and draws nothing.
 """
 
 from __future__ import annotations
@@ -36,12 +35,12 @@ from analysis.schemas import (
 )
 
 CellKey = tuple[float, int, str, str, float, int]
-"""Where a cell stands: noise, pre-training seed, task, method, fraction, tuning seed."""
+"""Noise level, pre-training seed, task, method, fraction, tuning seed."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """What the experiment set out to measure; its gaps are seen against this."""
+    """What the experiment set out to measure. Cells that are asked for here and absent are gaps."""
 
     title: str
     corpus: str
@@ -56,12 +55,12 @@ class Question:
     methods: tuple[str, ...]
     fractions: tuple[float, ...]
     tuning_seeds: tuple[int, ...]
-    encoders: tuple[str, ...] = ()  # named, not trained here
+    encoders: tuple[str, ...] = ()  # pretrained ones, not trained here
     label_noise: tuple[float, ...] = (0.0,)  # of the tasks' own training labels, percent
-    cells: frozenset[CellKey] | None = None  # none: every task, method, fraction and seed at each
+    cells: frozenset[CellKey] | None = None  # None: every combination of the above
 
     def asked(self) -> frozenset[CellKey]:
-        """The clean cells that were asked for, of encoders trained here."""
+        """The requested cells without label noise, of encoders trained here."""
         if self.cells is not None:
             return self.cells
         tasks = (*self.id_tasks, *self.ood_tasks)
@@ -76,7 +75,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Readout:
-    """The tables of one experiment, each of its schema above; ValueError when one is not."""
+    """The tables of one experiment; raises ValueError when one does not fit its schema."""
 
     experiment: str
     question: Question
@@ -92,7 +91,7 @@ class Readout:
     pretrained_cells: pa.Table = field(default_factory=PRETRAINED_CELLS_SCHEMA.empty_table)
     pretrained_spectra: pa.Table = field(default_factory=PRETRAINED_SPECTRA_SCHEMA.empty_table)
     label_noise_cells: pa.Table = field(default_factory=LABEL_NOISE_CELLS_SCHEMA.empty_table)
-    provenance: Mapping[str, Any] = field(default_factory=dict)  # JSON values, nested as it likes
+    provenance: Mapping[str, Any] = field(default_factory=dict)  # JSON values, nested
 
     def __post_init__(self) -> None:
         if not self.question.fractions:
@@ -102,7 +101,7 @@ class Readout:
 
     @property
     def levels(self) -> tuple[float, ...]:
-        """Every noise level asked for or found, rising."""
+        """Every noise level that was requested or found, rising."""
         found = {
             *self.question.levels,
             *self.cells["noise"].to_pylist(),
@@ -112,8 +111,24 @@ class Readout:
 
     @property
     def fraction(self) -> float:
-        """The fraction that summaries speak of: the largest asked for."""
+        """The fraction that summaries use: the largest requested, in percent of the rows."""
         return max(self.question.fractions)
+
+    def finished_keys(self) -> frozenset[CellKey]:
+        """The requested cells that are finished."""
+        names = ("noise", "pretrain_seed", "task", "method", "fraction", "tuning_seed")
+        columns = [self.cells[name].to_pylist() for name in names]
+        return self.question.asked() & set(zip(*columns, strict=True))
+
+    def finished(self) -> tuple[int, int]:
+        """How many of the requested cells are finished, and how many were requested."""
+        return len(self.finished_keys()), len(self.question.asked())
+
+    def sorted_cells(self) -> list[dict[str, Any]]:
+        """The cells as rows, sorted by domain, task, method, fraction, noise, seeds and address."""
+        keys = ("domain", "task", "method", "fraction", "noise", "pretrain_seed", "tuning_seed")
+        rows: list[dict[str, Any]] = self.cells.to_pylist()
+        return sorted(rows, key=lambda row: (*(row[key] for key in keys), row["address"]))
 
     def seeds(self) -> tuple[int, ...]:
         """The pre-training seeds with finished cells."""
@@ -125,26 +140,26 @@ class Readout:
         return tuple(domain for domain in DOMAINS if domain in found)
 
     def methods(self) -> tuple[str, ...]:
-        """The methods asked for, in their order, then others found in the cells."""
+        """The requested methods in their order, then others found in the cells."""
         found = sorted(set(self.cells["method"].to_pylist()) - set(self.question.methods))
         return (*self.question.methods, *found)
 
-    def terms(self, method: str) -> frozenset[str]:
-        """The regularisers that any finished cell of the method gave a weight."""
+    def regularisers(self, method: str) -> frozenset[str]:
+        """The regularisers that have a weight above 0 in any finished cell of the method."""
         cells = self.cells.filter(pc.field("method") == method)
         return frozenset(
             term for term in REGULARISERS if any(w for w in cells[term].unique().to_pylist())
         )
 
     def head(self, method: str) -> str | None:
-        """What the method trains, as its cells say."""
+        """The head that the method trains, as its cells record it; None when none does."""
         found = self.cells.filter(pc.field("method") == method)["head"].drop_null()
         return found[0].as_py() if len(found) else None
 
-    def variants(self) -> tuple[str, ...]:
-        """The methods that are NMTune whole: of its name, and not short of a regulariser."""
-        named = (method for method in self.methods() if method.startswith("nmtune"))
-        return tuple(m for m in named if len(self.terms(m)) in (0, len(REGULARISERS)))
+    def nmtune_variants(self) -> tuple[str, ...]:
+        """The methods that are full NMTune: named so, and with all regularisers."""
+        called = (method for method in self.methods() if method.startswith("nmtune"))
+        return tuple(m for m in called if len(self.regularisers(m)) in (0, len(REGULARISERS)))
 
     def accuracy(
         self,
@@ -155,9 +170,9 @@ class Readout:
         fraction: float | None = None,
         task: str | None = None,
     ) -> Average:
-        """A measure of the cells over tasks, by level (one task alone when it is named).
+        """A measure of the cells over tasks, by noise level; of one task alone when it is given.
 
-        `measure` is a column of CELLS_SCHEMA; `fraction` defaults to the largest asked for.
+        `measure` is a column of CELLS_SCHEMA; `fraction` defaults to the largest requested.
         """
         where = (
             (pc.field("domain") == domain)
@@ -166,16 +181,19 @@ class Readout:
         )
         if task is not None:
             where &= pc.field("task") == task
-        places = ["noise", "pretrain_seed", "task", "tuning_seed"]
+        keys = ["noise", "pretrain_seed", "task", "tuning_seed"]
         return average(
             Score(row["noise"], row["pretrain_seed"], row["task"], value, row["tuning_seed"])
-            for row, value in _valued(self.cells.filter(where), places, measure)
+            for row, value in _valued(self.cells.filter(where), keys, measure)
         )
 
-    def space(
+    def feature_space(
         self, measure: str, *, domain: str = "id", preprocessing: str = PREPROCESSING
     ) -> Average:
-        """A measure of the test parts' feature spaces over a domain's image sets, by level."""
+        """A measure of the test features over a domain's image sets, by noise level.
+
+        `measure` is "sve", "lsvr" or "effective_rank".
+        """
         where = (
             (pc.field("domain") == domain)
             & (pc.field("part") == "test")
@@ -188,8 +206,8 @@ class Readout:
             )
         )
 
-    def turned(self, measure: str, domain: str) -> Average:
-        """A measure of ROTATION_SCHEMA over a domain's image sets, by level; none at 0 %."""
+    def feature_rotation(self, measure: str, domain: str) -> Average:
+        """A column of ROTATION_SCHEMA over a domain's image sets, by noise level; 0 % has none."""
         return average(
             Score(row["noise"], row["pretrain_seed"], row["images"], value)
             for row, value in _valued(
@@ -200,12 +218,12 @@ class Readout:
         )
 
     def probe(self) -> str:
-        """The method that shows the encoder, not the head: the linear probe where it was run."""
+        """The method that tells most of the encoder: the linear probe if it was run."""
         methods = self.methods()
         return "lp" if "lp" in methods or not methods else methods[0]
 
-    def pretrained(self, measure: str) -> Average:
-        """A column of the pre-training table over the runs, by level."""
+    def pretraining_average(self, measure: str) -> Average:
+        """A column of PRETRAINING_SCHEMA over the runs, by noise level."""
         return average(
             Score(row["noise"], row["seed"], self.question.corpus, value)
             for row, value in _valued(self.pretraining, ["noise", "seed"], measure)
@@ -240,10 +258,10 @@ def _checked(name: str, table: pa.Table, schema: pa.Schema) -> pa.Table:
 
 
 def _valued(
-    table: pa.Table, places: list[str], measure: str
+    table: pa.Table, keys: list[str], measure: str
 ) -> Iterator[tuple[dict[str, Any], float]]:
-    """The rows' places, and the measure, wherever it holds a finite number."""
-    rows = table.select(places).to_pylist()
+    """The key columns of each row, and its measure, where that is a finite number."""
+    rows = table.select(keys).to_pylist()
     for row, value in zip(rows, table[measure].to_pylist(), strict=True):
         if value is not None and math.isfinite(value):
             yield row, float(value)

@@ -1,9 +1,9 @@
-"""How far the feature space has turned: two encoders over the same samples.
+"""How far a feature space has turned: two encoders over the same samples.
 
-Takes the features of the same rows by two encoders, gives the principal angles between their top
-subspaces and linear CKA. Two encoders' dimensions have nothing to do with one another, so that
-right singular subspaces cannot be compared; the left ones, directions in the space of the N
-samples, can. The data set's mean is removed first. Memory is O(N D + min(N, D)^2).
+Takes the features of the same rows by two encoders, gives the principal angles between their
+strongest subspaces, and linear CKA. The dimensions of two encoders are unrelated, so their right
+singular subspaces cannot be compared. The left ones can: they are directions in the space of the N
+samples. The mean of the data set is removed first. Memory is O(N D + min(N, D)^2).
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-TOP = 16  # dimensions of the subspaces, or as many as both feature matrices have
-ROWS = 4096  # samples compared at most: enough for TOP directions, and bounded at any scale
+TOP = 16  # dimensions of the subspaces at most; fewer when a feature matrix has a lower rank
+ROWS = 4096  # samples compared at most: enough for TOP directions
 
 Matrix = NDArray[np.float64]
 
@@ -36,7 +36,7 @@ class Rotation:
 
     rows: int
     angles: tuple[float, ...]  # principal angles in degrees, rising; k of them
-    overlap: float  # mean cos^2 of the angles: 1 the same subspace, k / N by chance
+    overlap: float  # mean cos^2 of the angles: 1 for the same subspace, k / N by chance
     cka: float  # linear centred kernel alignment (Kornblith et al. 2019), 0-1
 
     @property
@@ -46,7 +46,7 @@ class Rotation:
 
 
 def space(features: NDArray[Any], k: int = TOP) -> Space:
-    """Features [N, D] with their top-k left singular vectors; fewer when their rank is lower.
+    """Features [N, D] with their k strongest left singular vectors; fewer when the rank is lower.
 
     Raises ValueError for fewer than two rows or values that are not finite.
     """
@@ -71,8 +71,8 @@ def space(features: NDArray[Any], k: int = TOP) -> Space:
 def rotation(first: Space, second: Space) -> Rotation:
     """The principal angles between two encoders' top subspaces, and their linear CKA.
 
-    Both must be of the same samples in the same order; ValueError when their numbers differ, or
-    when either is constant and has no subspace.
+    Both must be of the same samples in the same order. Raises ValueError when their numbers of
+    samples differ, or when either is constant and has no subspace.
     """
     rows = len(first.centred)
     if rows != len(second.centred):

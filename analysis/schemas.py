@@ -1,6 +1,6 @@
-"""The tables that a report is made of, and the tidy tables that it gives: one Arrow schema each.
+"""The Arrow schemas of the tables that a report is made of, and of the summaries it gives.
 
-Percent, 0-100, for every noise level, accuracy and F1. Holds no rows and computes nothing.
+Percent, 0-100, for every noise level, accuracy and F1. Computes nothing.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ CELLS_SCHEMA = pa.schema(
         pa.field("svd", pa.float64()),
     ]
 )
-"""One row a finished cell."""
+"""One row for each finished cell."""
 
 PREDICTIONS_SCHEMA = pa.schema(
     [
@@ -50,7 +50,7 @@ PREDICTIONS_SCHEMA = pa.schema(
         pa.field("correct", pa.list_(pa.bool_()), nullable=False),  # in order of the keys
     ]
 )
-"""One row a finished cell of the largest fraction: which test samples its head got right."""
+"""Which test samples a head classified correctly: a row for each cell of the largest fraction."""
 
 ROTATION_SCHEMA = pa.schema(
     [
@@ -65,7 +65,7 @@ ROTATION_SCHEMA = pa.schema(
         pa.field("cka", pa.float64(), nullable=False),  # linear, 0-1
     ]
 )
-"""One row an encoder and image set, against the clean encoder of the same seed."""
+"""An encoder's features against the clean encoder's of the same seed, for each image set."""
 
 TRANSITION_SCHEMA = pa.schema(
     [
@@ -92,7 +92,7 @@ SPECTRA_SCHEMA = pa.schema(
         pa.field("singular_values", pa.list_(pa.float64())),
     ]
 )
-"""One row an encoder, image set, part and preprocessing."""
+"""One row for each encoder, image set, part and preprocessing."""
 
 PRETRAINING_SCHEMA = pa.schema(
     [
@@ -108,10 +108,10 @@ PRETRAINING_SCHEMA = pa.schema(
         pa.field("train_accuracy_flipped", pa.float64()),  # on their noisy labels
     ]
 )
-"""One row an encoder."""
+"""One row for each encoder trained here."""
 
 VALIDATION = ("val_accuracy", "val_image_to_text_r1", "val_text_to_image_r1")
-"""What an encoder's held-out samples are asked, in percent; which of them, its objective says."""
+"""The measures on held-out samples, in percent; the objective decides which of them exist."""
 
 CURVES_SCHEMA = pa.schema(
     [
@@ -123,17 +123,17 @@ CURVES_SCHEMA = pa.schema(
         pa.field("value", pa.float64(), nullable=False),
     ]
 )
-"""One row an encoder, metric and epoch."""
+"""One row for each encoder, metric and epoch."""
 
 NOISE_SCHEMA = pa.schema(
     [
-        pa.field("level", pa.float64(), nullable=False),  # asked for, percent
+        pa.field("level", pa.float64(), nullable=False),  # requested, percent
         pa.field("eligible", pa.int64(), nullable=False),  # rows that could change
         pa.field("changed", pa.int64(), nullable=False),
         pa.field("realised_percent", pa.float64(), nullable=False),
     ]
 )
-"""One row a noise level."""
+"""One row for each noise level."""
 
 PROBLEMS_SCHEMA = pa.schema(
     [
@@ -142,7 +142,7 @@ PROBLEMS_SCHEMA = pa.schema(
         pa.field("reason", pa.string()),
     ]
 )
-"""One row a step without a result, or with something left out or quarantined."""
+"""One row for each step without a result, or with something left out or quarantined."""
 
 SUMMARY_SCHEMA = pa.schema(
     [
@@ -157,7 +157,7 @@ SUMMARY_SCHEMA = pa.schema(
         pa.field("preprocessing", pa.string()),  # of the feature space's metrics
     ]
 )
-"""One row a metric and noise level."""
+"""One row for each metric and noise level."""
 
 
 def _pretrained(of_levels: pa.Schema) -> pa.Schema:
@@ -181,13 +181,13 @@ def _with_label_noise(cells: pa.Schema) -> pa.Schema:
 
 
 PRETRAINED_CELLS_SCHEMA = _pretrained(CELLS_SCHEMA)
-"""One row a finished cell of an encoder that was named, not trained here."""
+"""One row for each finished cell of a pretrained encoder."""
 
 PRETRAINED_SPECTRA_SCHEMA = _pretrained(SPECTRA_SCHEMA)
-"""One row such an encoder, image set, part and preprocessing."""
+"""One row for each pretrained encoder, image set, part and preprocessing."""
 
 LABEL_NOISE_CELLS_SCHEMA = _with_label_noise(CELLS_SCHEMA)
-"""One row a finished cell whose training labels were made wrong; in no average of clean cells."""
+"""One row for each finished cell with downstream label noise; no clean average includes it."""
 
 PRETRAINED_SUMMARY_SCHEMA = pa.schema(
     [
@@ -196,20 +196,28 @@ PRETRAINED_SUMMARY_SCHEMA = pa.schema(
         pa.field("domain", pa.string(), nullable=False),
         pa.field("method", pa.string(), nullable=False),
         pa.field("fraction", pa.float64(), nullable=False),
-        pa.field("accuracy", pa.float64()),  # percent, mean over tuning seeds; null: of numbers
+        pa.field(
+            "accuracy", pa.float64()
+        ),  # percent, mean over tuning seeds; null where targets are numbers
         pa.field("macro_f1", pa.float64()),
         pa.field("metric", pa.string()),  # the task's own
         pa.field("score", pa.float64()),  # by that metric, mean over tuning seeds
-        pa.field("deviation", pa.float64()),  # of what is shown, over tuning seeds; null for one
+        pa.field("deviation", pa.float64()),  # of the main score over tuning seeds; null for one
         pa.field("tuning_seeds", pa.int64(), nullable=False),
     ]
 )
-"""One row an encoder, task, method and fraction."""
+"""One row for each pretrained encoder, task, method and fraction."""
+
+CLEAN = 0.0
+"""The noise level, in percent, that the others are compared with."""
+
+SLIGHT = 10.0
+"""Up to this level, in percent, the papers call noise slight."""
 
 DOMAINS = ("id", "ood")
 REGULARISERS = ("mse", "cov", "svd")
 PREPROCESSINGS = ("raw", "released", "centred")
-"""Of features before their spectrum is taken."""
+"""What is done to features before their spectrum is computed."""
 
 PREPROCESSING = "released"
-"""The preprocessing that `features/sve` and `features/lsvr` speak of: the papers' own."""
+"""The preprocessing of the metrics `features/sve` and `features/lsvr`: that of the papers."""

@@ -1,7 +1,7 @@
 """How sure a number is: intervals over seeds, paired differences, bootstrap, correlation.
 
 Takes plain numbers and arrays, gives means with intervals. The unit of replication is the
-pre-training seed; what was measured once has no interval, and none is made up for it.
+pre-training seed; a single measurement has no interval.
 
 scipy.stats gives quantiles, p values and correlations. The functions that need it import it: that
 takes most of a second, which a verb without statistics should not pay. Holm's correction and the
@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 
 CONFIDENCE = 0.95
 
-MOST_SEEDS = 1000  # a need beyond this is "out of reach"
+MOST_SEEDS = 1000  # more are not counted: nobody trains so many
 _CHUNK = 64  # bootstrap draws held in memory at once
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and the interval around it; no interval (None) when n is below 2."""
+    """A mean and the interval around it; low and high are None when n is below 2."""
 
     mean: float
     low: float | None
@@ -41,12 +41,12 @@ class Interval:
 
 @dataclass(frozen=True)
 class Difference:
-    """A mean of paired differences, and what was paired."""
+    """A mean of paired differences, and the pairs behind it."""
 
     interval: Interval  # over seeds, each the mean over `tasks`
     tasks: tuple[str, ...]  # paired in every seed
     seeds: tuple[int, ...]
-    unpaired: int  # values of either side left out for want of a partner
+    unpaired: int  # values of either side that have no counterpart and are left out
 
 
 @dataclass(frozen=True)
@@ -72,9 +72,9 @@ def student_quantile(probability: float, df: int) -> float:
 
 
 def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
-    """Mean of independent values with Student's t interval; no interval for a single value.
+    """Mean of independent values with Student's t interval; a single value has none.
 
-    Raises ValueError for no value at all.
+    Raises ValueError when there is no value.
     """
     if not values:
         raise ValueError("a mean needs at least one value")
@@ -104,7 +104,7 @@ def student_p(values: Sequence[float], null: float = 0.0) -> float:
 def directed_p(values: Sequence[float], direction: int, null: float = 0.0) -> float:
     """p that the mean lies beyond `null` in a direction (+1, -1); 1 when it is on the other side.
 
-    The two-sided p is kept, not halved: knowing the direction beforehand earns no credit here.
+    This is the two-sided p and not half of it: the test is strict on purpose.
     """
     if not values:
         return 1.0
@@ -126,18 +126,18 @@ def holm(ps: Sequence[float]) -> list[float]:
 def seeds_needed(
     spread: float, effect: float, *, power: float = 0.8, confidence: float = CONFIDENCE
 ) -> int | None:
-    """Pre-training seeds with which a paired t test would see an effect.
+    """How many pre-training seeds a paired t test needs to show an effect.
 
     Args:
         spread: standard deviation over seeds of the paired differences.
         effect: the true mean difference, in the same unit; its sign does not matter.
-        power: chance of seeing it.
+        power: probability that the test shows it.
         confidence: of the two-sided test.
 
     Returns:
         The smallest n >= 2 with |effect| sqrt(n) / spread >= t(confidence) + t(power), both of
-        n - 1 degrees of freedom (the usual shifted-t approximation); None beyond MOST_SEEDS, or for
-        no effect at all.
+        n - 1 degrees of freedom (the usual shifted-t approximation); None when that exceeds
+        MOST_SEEDS, or when the effect is 0.
     """
     from scipy import stats
 
@@ -149,7 +149,7 @@ def seeds_needed(
         return abs(effect) * math.sqrt(n) >= spread * reach
 
     reach = float(stats.norm.ppf((1 + confidence) / 2) + stats.norm.ppf(power))
-    least = (reach * spread / effect) ** 2  # t quantiles are wider: never enough by itself
+    least = (reach * spread / effect) ** 2  # a lower bound: t quantiles are larger
     if least > MOST_SEEDS:
         return None
     n = max(2, math.floor(least))
@@ -190,17 +190,17 @@ def paired_bootstrap(
     confidence: float = CONFIDENCE,
     seed: int = 0,
 ) -> Interval:
-    """Mean of first - second with a percentile interval, resampled by test sample, then by seed.
+    """Mean of first - second with a percentile interval, resampled by test sample and by seed.
 
     Args:
-        first: a score for each seed and test sample, [S, N]; 0/1 for right or wrong.
+        first: a score for each seed and test sample, [S, N]; 1 for right and 0 for wrong.
         second: the same of the other condition: same seeds, same samples, same order.
         draws: resamples; each draws N test samples (shared by all seeds) and S seeds.
         confidence: share of the draws inside the interval.
         seed: of the resampling.
 
     Returns:
-        An `Interval` with n = S; for S = 1 it speaks of the test samples' chance alone.
+        An `Interval` with n = S; for S = 1 it covers the choice of test samples alone.
 
     Raises:
         ValueError: the two differ in shape or are empty.
@@ -209,8 +209,8 @@ def paired_bootstrap(
         raise ValueError(
             f"paired scores need one shape [seeds, samples], not {first.shape} and {second.shape}"
         )
-    apart = np.asarray(first, np.float64) - np.asarray(second, np.float64)
-    (found,) = bootstrap([{"": apart}], draws=draws, confidence=confidence, seed=seed)
+    difference = np.asarray(first, np.float64) - np.asarray(second, np.float64)
+    (found,) = bootstrap([{"": difference}], draws=draws, confidence=confidence, seed=seed)
     return found
 
 
@@ -221,7 +221,7 @@ def bootstrap(
     confidence: float = CONFIDENCE,
     seed: int = 0,
 ) -> list[Interval]:
-    """Percentile intervals of several contrasts, resampled by test sample, then by seed.
+    """Percentile intervals of several contrasts, resampled by test sample and by seed.
 
     Args:
         contrasts: for each, its test sets by name, each [S, N]: what one sample of one seed adds to
@@ -233,29 +233,31 @@ def bootstrap(
         seed: of the resampling.
 
     Returns:
-        For each contrast its mean and interval, n = S; for S = 1 the interval speaks of the test
-        samples' chance alone.
+        For each contrast its mean and interval, n = S; for S = 1 the interval covers the choice
+        of test samples alone.
     """
     generator = np.random.default_rng(seed)
     drawn = [np.zeros((draws, len(next(iter(one.values()))))) for one in contrasts]
     for name in sorted({name for one in contrasts for name in one}):
         members = [(at, one[name]) for at, one in enumerate(contrasts) if name in one]
         samples = members[0][1].shape[1]
-        wide = np.concatenate([apart for _, apart in members]).T  # [N, all seeds of all contrasts]
+        wide = np.concatenate(
+            [difference for _, difference in members]
+        ).T  # [N, all seeds of all contrasts]
         for start in range(0, draws, _CHUNK):
             count = min(_CHUNK, draws - start)
             means = _resamples(generator, samples, count) @ wide / samples
             column = 0
-            for at, apart in members:
-                drawn[at][start : start + count] += means[:, column : column + len(apart)]
-                column += len(apart)
+            for at, difference in members:
+                drawn[at][start : start + count] += means[:, column : column + len(difference)]
+                column += len(difference)
     tail = (1 - confidence) / 2
     found: list[Interval] = []
     for one, values in zip(contrasts, drawn, strict=True):
         seeds = values.shape[1]
         by_seed = generator.multinomial(seeds, np.full(seeds, 1 / seeds), size=draws)
         low, high = np.quantile((values * by_seed).sum(axis=1) / seeds, [tail, 1 - tail])
-        mean = math.fsum(float(apart.mean()) for apart in one.values())
+        mean = math.fsum(float(difference.mean()) for difference in one.values())
         found.append(Interval(mean, float(low), float(high), seeds))
     return found
 
@@ -263,7 +265,7 @@ def bootstrap(
 def _resamples(generator: np.random.Generator, samples: int, count: int) -> NDArray[np.float64]:
     """How often each sample is drawn in each of `count` resamples, [count, samples].
 
-    Counted from the draws themselves: ten times as fast as numpy's multinomial of as many classes.
+    Counts the draws themselves, which is ten times as fast as numpy's multinomial distribution.
     """
     drawn = generator.integers(0, samples, size=(count, samples))
     counts = [np.bincount(row, minlength=samples) for row in drawn]
@@ -271,9 +273,10 @@ def _resamples(generator: np.random.Generator, samples: int, count: int) -> NDAr
 
 
 def pearson(x: Sequence[float], y: Sequence[float], confidence: float = CONFIDENCE) -> Correlation:
-    """Pearson's correlation of two equally long sequences, with Fisher's z interval.
+    """Pearson's correlation of two equally long sequences, with the interval by Fisher's z.
 
-    r is None for fewer than two points or a constant side; the interval is None below four points.
+    r is None for fewer than two points or a constant side; the interval is None for fewer than four
+    points or a perfect correlation.
     Raises ValueError for unequal lengths.
     """
     if len(x) != len(y):

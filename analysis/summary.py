@@ -1,6 +1,6 @@
 """The tidy summary of a readout: every averaged metric by noise level.
 
-Takes a `Readout`, gives a table of SUMMARY_SCHEMA. Draws nothing.
+Takes a `Readout`, gives a table of SUMMARY_SCHEMA.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from analysis.schemas import PREPROCESSING, SUMMARY_SCHEMA, VALIDATION
 
 
 def summary(readout: Readout) -> pa.Table:
-    """Every averaged metric by noise level, as SUMMARY_SCHEMA: figures and tracking draw this.
+    """Every averaged metric by noise level, as SUMMARY_SCHEMA; figures and tracking show the same.
 
     Metrics: `<domain>/<method>/accuracy` and `/macro_f1` (test part, largest fraction),
     `features/sve` and `features/lsvr` (ID test parts, preprocessing `released`),
-    `pretrain/` and each of VALIDATION, `noise/realised_percent`.
+    `pretrain/<measure>` for each of VALIDATION, `noise/realised_percent`.
     """
     rows: list[dict[str, Any]] = []
     for domain in readout.domains():
@@ -29,9 +29,9 @@ def summary(readout: Readout) -> pa.Table:
                 found = readout.accuracy(domain, method, column)
                 rows += _rows(f"{domain}/{method}/{name}", found)
     for measure in ("sve", "lsvr"):
-        rows += _rows(f"features/{measure}", readout.space(measure), PREPROCESSING)
+        rows += _rows(f"features/{measure}", readout.feature_space(measure), PREPROCESSING)
     for measure in VALIDATION:
-        rows += _rows(f"pretrain/{measure}", readout.pretrained(measure))
+        rows += _rows(f"pretrain/{measure}", readout.pretraining_average(measure))
     rows += [
         {
             "metric": "noise/realised_percent",

@@ -1,6 +1,6 @@
-"""How names are written for a reader: methods, domains, noise, numbers.
+"""How names and numbers are written for a reader: methods, domains, noise, intervals.
 
-Takes the slugs and numbers of the tables, gives short plain text, the same in figures and report.
+Takes names and numbers of the tables, gives short plain text, the same in figures and report.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ _METRICS = {
     "pearson_spearman": "Mean of Pearson and Spearman correlation",
 }
 _CORRELATIONS = ("matthews", "pearson", "spearman", "pearson_spearman")  # times 100, no percentages
-_MANY = 6  # names listed in a sentence before it says "and n more"
+_MANY = 6  # names in a sentence before it says "and n more"
 
 
 def method(slug: str) -> str:
-    """A method's written name; a slug unknown here stays as it is."""
+    """A method's written name; an unknown one stays as it is."""
     return _METHODS.get(slug, slug)
 
 
@@ -51,13 +51,13 @@ def metric(slug: str | None) -> str:
     return _METRICS.get(slug or "", slug or "Metric")
 
 
-def measured(slug: str | None) -> str:
+def metric_with_unit(slug: str | None) -> str:
     """A task metric's written name with its unit: "Accuracy (%)"."""
     return f"{metric(slug)} {'(× 100)' if slug in _CORRELATIONS else '(%)'}"
 
 
-def target(noise_kind: str) -> str:
-    """What a kind of noise makes wrong: "label" or "caption"."""
+def label_word(noise_kind: str) -> str:
+    """What a kind of noise changes: "label" or "caption"."""
     return "caption" if noise_kind.startswith("caption") else "label"
 
 
@@ -74,10 +74,10 @@ def rows_used(fraction: float) -> str:
 def levels(values: Sequence[float]) -> str:
     """Noise levels in one phrase: "0, 5 and 10 %"."""
     words = [f"{value:g}" for value in values]
-    return f"{listed(words)} %" if words else "none"
+    return f"{join(words)} %" if words else "none"
 
 
-def listed(words: Sequence[str], many: int | None = None) -> str:
+def join(words: Sequence[str], many: int | None = None) -> str:
     """Words in one phrase: "a, b and c"; beyond `many` of them, "a, b and 7 more"."""
     if many is not None and len(words) > many:
         return f"{', '.join(words[:many])} and {len(words) - many} more"
@@ -90,7 +90,7 @@ def mean_of(members: Sequence[str], kind: str = "task") -> str:
     """What an average is over: "mean of 3 tasks: a, b and c"."""
     if len(members) == 1:
         return f"one {kind}: {members[0]}"
-    return f"mean of {len(members)} {kind}s: {listed(members, _MANY)}"
+    return f"mean of {len(members)} {kind}s: {join(members, _MANY)}"
 
 
 def count(number: int, noun: str, plural: str | None = None) -> str:

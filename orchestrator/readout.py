@@ -37,7 +37,7 @@ from orchestrator.step.step import Step
 from orchestrator.store import MANIFEST, Store
 from orchestrator.tracking import SweepRecord
 
-PROTOCOL = 5  # raised when the report's contents change
+PROTOCOL = 6  # raised when the report's contents change
 SUMMARY = "summary.parquet"
 NAMED = "encoders.parquet"
 
@@ -65,7 +65,7 @@ class Report:
                 f"{row['metric'] if row['accuracy'] is None else 'accuracy'}/"
                 f"fraction_{row['fraction']:g}",
                 0.0,
-                pretrained.shown(row),
+                pretrained.main_score(row),
             )
             for row in self.named.to_pylist()
         ]

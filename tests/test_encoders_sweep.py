@@ -100,9 +100,9 @@ def test_the_store_holds_one_step_an_encoder(swept: Path) -> None:
 def test_the_report_keeps_them_in_a_table_of_their_own(swept: Path) -> None:
     folder = swept / "nml-store/report/mine"
     html = (folder / "report.html").read_text()
-    assert "Named encoders" in html
-    assert "nothing is said of noise" in html
-    section = html.partition('<section id="named">')[2].partition("</section>")[0]
+    assert "Pretrained encoders" in html
+    assert "there is no answer about noise" in html
+    section = html.partition('<section id="pretrained">')[2].partition("</section>")[0]
     assert section.count("<table") == 2
     assert "None" not in section
     cells = (folder / "encoders.csv").read_text().splitlines()

@@ -1,8 +1,8 @@
-"""What a claim is tested on: contrasts of averages, seed by seed, and the same by test sample.
+"""The comparisons that test a claim: one value for each pre-training seed.
 
-Takes a `Readout`, gives `Part`s: one number a pre-training seed (the unit of replication), the side
-of zero that the claim says it lies on, and, where the test samples' answers are known, what is
-needed to resample them. A part knows nothing of verdicts.
+Takes a `Readout`, gives `Comparison`s. The pre-training seed is the unit of replication. Where the
+predictions are known, a comparison also holds what each test sample contributes, for the bootstrap.
+Knows nothing of verdicts.
 """
 
 from __future__ import annotations
@@ -19,27 +19,26 @@ from numpy.typing import NDArray
 
 from analysis.averages import Average, Term, contrast
 from analysis.readout import Readout
+from analysis.schemas import CLEAN
 from analysis.statistics import Interval, bootstrap, pearson
 
 Unit = Literal["points", "nats", "z"]  # of accuracy; of SVE and LSVR; Fisher's z of a correlation
 
-CLEAN = 0.0
-SLIGHT = 10.0  # percent; what the papers call slight noise
-_MOST_R = 0.999999  # a correlation beyond it has no finite z
+_MOST_R = 0.999999  # Fisher's z of a correlation is capped there: that of 1 is infinite
 
-Samples = Mapping[str, NDArray[np.float64]]  # test set's digest -> [seeds, samples]
+Samples = Mapping[str, NDArray[np.float64]]  # digest of a test set -> [seeds, samples]
 
 
 @dataclass(frozen=True)
-class Part:
-    """One comparison of a claim."""
+class Comparison:
+    """One comparison that tests a claim."""
 
     label: str
     unit: Unit
     direction: int  # +1 or -1: the side of zero on which the claim puts it
     values: Mapping[int, float]  # pre-training seed -> the comparison's value
-    samples: Samples = field(default_factory=dict)  # empty: answers not known
-    shown: tuple[float, ...] = ()  # other numbers that its label speaks of
+    samples: Samples = field(default_factory=dict)  # empty: the predictions are not known
+    correlations: tuple[float, ...] = ()  # Pearson's r in each seed, where `values` are its z
 
 
 @dataclass(frozen=True)
@@ -51,20 +50,25 @@ class Side:
     level: float
 
 
-class Evidence:
-    """A readout, with what claims ask of it again and again kept at hand."""
+class Contrasts:
+    """Builds the comparisons of one readout; keeps averages that several claims need."""
 
     def __init__(self, readout: Readout) -> None:
         self.readout = readout
         self.accuracy = lru_cache(maxsize=None)(readout.accuracy)
-        self._answers = _answers(readout)
+        self._correct = _shares_correct(readout)
 
     def levels(self, domain: str, method: str) -> list[float]:
         """The noise levels at which a method has an average."""
         return sorted(self.accuracy(domain, method).levels)
 
-    def part(self, label: str, direction: int, domain: str, sides: Iterable[Side]) -> list[Part]:
-        """A weighted sum of accuracies in points, over shared tasks; empty where none is shared."""
+    def of_accuracy(
+        self, label: str, direction: int, domain: str, sides: Iterable[Side]
+    ) -> list[Comparison]:
+        """A weighted sum of accuracies over shared tasks, in points.
+
+        Empty when the sides share no task or no seed.
+        """
         sides = list(sides)
         found = contrast(
             Term(side.weight, self.accuracy(domain, side.method), side.level) for side in sides
@@ -73,36 +77,48 @@ class Evidence:
             return []
         seeds = sorted(found.values)
         samples = self._samples(sides, found.members, seeds)
-        return [Part(label, "points", direction, found.values, samples)]
+        return [Comparison(label, "points", direction, found.values, samples)]
 
-    def space_part(self, label: str, direction: int, found: Average, level: float) -> list[Part]:
-        """A level's feature space minus the clean encoder's, in nats."""
-        apart = contrast([Term(1, found, level), Term(-1, found, CLEAN)])
-        return [] if apart is None else [Part(label, "nats", direction, apart.values)]
+    def of_feature_space(
+        self, label: str, direction: int, found: Average, level: float
+    ) -> list[Comparison]:
+        """SVE or LSVR at a noise level minus that of the clean encoder, in nats.
 
-    def correlation(
+        Empty when the two levels share no seed or no image set.
+        """
+        difference = contrast([Term(1, found, level), Term(-1, found, CLEAN)])
+        if difference is None:
+            return []
+        return [Comparison(label, "nats", direction, difference.values)]
+
+    def of_correlation(
         self, label: str, direction: int, space: Average, accuracy: Average
-    ) -> list[Part]:
-        """Fisher's z of Pearson's r over the noise levels, in each seed that has three or more."""
+    ) -> list[Comparison]:
+        """Fisher's z of Pearson's r over the noise levels, in each seed that has three or more.
+
+        Empty when no seed has three levels.
+        """
         values: dict[int, float] = {}
         shared = sorted(space.levels.keys() & accuracy.levels.keys())
         by_level = {
             level: (space.seed_means(level), accuracy.seed_means(level)) for level in shared
         }
         seeds = {seed for x, y in by_level.values() for seed in x.keys() & y.keys()}
-        shown: list[float] = []
+        correlations: list[float] = []
         for seed in sorted(seeds):
             points = [(x[seed], y[seed]) for x, y in by_level.values() if seed in x and seed in y]
             r = pearson([x for x, _ in points], [y for _, y in points]).r
             if len(points) >= 3 and r is not None:
                 values[seed] = math.atanh(max(min(r, _MOST_R), -_MOST_R))
-                shown.append(r)
-        return [Part(label, "z", direction, values, shown=tuple(shown))] if values else []
+                correlations.append(r)
+        if not values:
+            return []
+        return [Comparison(label, "z", direction, values, correlations=tuple(correlations))]
 
     def _samples(
         self, sides: Sequence[Side], members: Sequence[str], seeds: Sequence[int]
     ) -> Samples:
-        """What each test sample adds to a comparison; empty unless every answer is known."""
+        """What each test sample adds to a comparison; empty unless every prediction is known."""
         sums: dict[str, NDArray[np.float64]] = {}
         for task in members:
             digests: set[str] = set()
@@ -110,12 +126,12 @@ class Evidence:
             for seed in seeds:
                 row: NDArray[np.float64] | None = None
                 for side in sides:
-                    known = self._answers.get((side.level, seed, task, side.method))
+                    known = self._correct.get((side.level, seed, task, side.method))
                     if known is None:
                         return {}
                     digests.add(known[0])
                     if len(digests) > 1:
-                        return {}  # not the same samples: no pairs
+                        return {}  # other samples: they cannot be paired
                     row = side.weight * known[1] + (0.0 if row is None else row)
                 assert row is not None, "a comparison has sides"
                 rows.append(row)
@@ -125,15 +141,16 @@ class Evidence:
         return sums
 
 
-Place = tuple[float, int, str, str]
+HeadKey = tuple[float, int, str, str]  # noise level, pre-training seed, task, method
 
 
-def _answers(readout: Readout) -> dict[Place, tuple[str, NDArray[np.float64]]]:
-    """(level, seed, task, method) -> digest of the samples, share of tuning seeds that were right.
+def _shares_correct(readout: Readout) -> dict[HeadKey, tuple[str, NDArray[np.float64]]]:
+    """For each head: the digest of its test samples, and how often each was classified correctly.
 
-    Left out where tuning seeds were tested on different samples.
+    The share [samples] is over tuning seeds. Heads whose tuning seeds were tested on different
+    samples are left out.
     """
-    gathered: dict[Place, list[tuple[str, NDArray[np.float64]]]] = defaultdict(list)
+    gathered: dict[HeadKey, list[tuple[str, NDArray[np.float64]]]] = defaultdict(list)
     table = readout.predictions
     names = ("noise", "pretrain_seed", "task", "method", "samples")
     columns = [table[name].to_pylist() for name in names]
@@ -142,14 +159,17 @@ def _answers(readout: Readout) -> dict[Place, tuple[str, NDArray[np.float64]]]:
         correct = lists[at].values.to_numpy(zero_copy_only=False).astype(np.float64)
         gathered[noise, seed, task, method].append((digest, correct))
     return {
-        place: (found[0][0], np.mean([correct for _, correct in found], axis=0))
-        for place, found in gathered.items()
+        key: (found[0][0], np.mean([correct for _, correct in found], axis=0))
+        for key, found in gathered.items()
         if len({digest for digest, _ in found}) == 1
     }
 
 
-def resampled(parts: Sequence[Part]) -> list[Interval | None]:
-    """The bootstrap interval of each part, all from the same draws; None without answers."""
-    known = [part for part in parts if part.samples]
-    intervals = iter(bootstrap([part.samples for part in known]) if known else [])
-    return [next(intervals) if part.samples else None for part in parts]
+def bootstrap_intervals(comparisons: Sequence[Comparison]) -> list[Interval | None]:
+    """The bootstrap interval of each comparison, all from the same draws.
+
+    None where the predictions are not known.
+    """
+    known = [comparison for comparison in comparisons if comparison.samples]
+    intervals = iter(bootstrap([comparison.samples for comparison in known]) if known else [])
+    return [next(intervals) if comparison.samples else None for comparison in comparisons]

@@ -1,8 +1,8 @@
 """The papers' numbers, as read off their figures and tables: arXiv:2309.17002v2 (ICLR 2024).
 
-Takes nothing but `published.csv`, gives series over noise levels. Each is one pre-training run
-without a spread: shown beside an experiment's own numbers, or over them where corpus, encoder and
-method are the same, and never mixed into an average or a test.
+Reads `published.csv`, gives curves over noise levels. Each curve is one pre-training run and has no
+spread. The report shows them beside an experiment's own numbers, and draws them over its curves
+where corpus, encoder and method are the same. No average and no test uses them.
 """
 
 from __future__ import annotations
@@ -46,22 +46,22 @@ class Series:
     levels: Mapping[float, float]  # pre-training noise in percent -> value
 
     @property
-    def place(self) -> str:
-        """Where it stands: "Figure 1a, ImageNet-1K, ResNet-50"."""
+    def title(self) -> str:
+        """Where it was published: "Figure 1a, ImageNet-1K, ResNet-50"."""
         figure = self.figure if self.figure.startswith("Table") else f"Figure {self.figure}"
         return f"{figure}, {self.corpus or 'corpora of many kinds'}, {self.encoder}"
 
 
 @lru_cache(maxsize=1)
 def rows() -> tuple[dict[str, str], ...]:
-    """Every published number, as the file's columns name it."""
+    """Every published number: the rows of `published.csv` by column name."""
     file = resources.files(__package__) / "published.csv"
     return tuple(csv.DictReader(file.read_text(encoding="utf-8").splitlines()))
 
 
 @lru_cache(maxsize=1)
 def averages() -> tuple[Series, ...]:
-    """The curves that are averages over tasks, macro F1 in percent like everything else."""
+    """The curves that are averages over tasks, in percent (macro F1 too)."""
     found: dict[tuple[str, ...], dict[float, float]] = {}
     for row in rows():
         if row["source"] == row["target"] == "average" and row["pretrain_noise_pct"]:
@@ -76,35 +76,37 @@ def averages() -> tuple[Series, ...]:
 
 
 def curves(domain: str, measure: str = "test_accuracy") -> Iterator[Series]:
-    """The published averages of a domain against noise; `measure` as in the cells' columns."""
+    """The published averages of a domain; `measure` is a column of CELLS_SCHEMA."""
     figure = _CURVES[domain][measure == "test_macro_f1"]
     return (one for one in averages() if one.figure == figure)
 
 
 def space(measure: str) -> Iterator[Series]:
-    """The published SVE ("sve", ID) or LSVR ("lsvr", OOD) against noise."""
+    """The published SVE ("sve", ID) or LSVR ("lsvr", OOD) by noise level."""
     return (one for one in averages() if one.figure == _SPACE[measure])
 
 
 def ablation() -> Iterator[Series]:
-    """Paper 1, Table 16: NMTune with some of its regularisers, ID."""
+    """NMTune with some of its regularisers, ID (arXiv:2309.17002, Table 16)."""
     return (one for one in averages() if one.figure == "Table 16")
 
 
 def matches(one: Series, question: Question, method: str) -> bool:
-    """Whether a published curve is of the experiment's corpus, noise, encoder and method, heads
-    trained on all rows. The tasks that it is an average of are the papers' own.
+    """Whether a published curve has the experiment's corpus, noise, encoder and method.
+
+    The experiment must also have heads trained on all rows. The papers average over their own
+    tasks, which may differ from the experiment's.
     """
     return (
-        _plain(question.corpus) == one.corpus
+        _paper_name(question.corpus) == one.corpus
         and _NOISE.get(one.corpus) == question.noise_kind
         and max(question.fractions) == 100
-        and _plain(question.encoder) == one.encoder
+        and _paper_name(question.encoder) == one.encoder
         and _METHODS.get(method, method) == one.method
     )
 
 
-def _plain(name: str) -> str:
-    """A corpus's or an encoder's name as the papers write it, where it is known."""
+def _paper_name(name: str) -> str:
+    """A corpus or encoder name as the papers write it; a name unknown here stays as it is."""
     short = "".join(letter for letter in name.lower() if letter.isalnum())
     return _ALIASES.get(short, name)

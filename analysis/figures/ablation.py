@@ -1,4 +1,4 @@
-"""The figure of NMTune's ablation: what is lost with each regulariser taken away."""
+"""The figure of NMTune's ablation: accuracy with fewer regularisers."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 def families(readout: Readout) -> dict[str, list[str]]:
-    """Each whole NMTune -> the methods of its head with fewer regularisers, most terms first."""
+    """Full NMTune -> the methods with its head and fewer regularisers, those with most first."""
     found: dict[str, list[str]] = {}
-    for variant in readout.variants():
-        if not readout.terms(variant):
+    for variant in readout.nmtune_variants():
+        if not readout.regularisers(variant):
             continue
         head = readout.head(variant)
         less = [
@@ -28,25 +28,27 @@ def families(readout: Readout) -> dict[str, list[str]]:
             for method in readout.methods()
             if method != variant
             and readout.head(method) == head
-            and len(readout.terms(method)) < len(REGULARISERS)
+            and len(readout.regularisers(method)) < len(REGULARISERS)
         ]
-        if any(readout.terms(method) for method in less):
+        if any(readout.regularisers(method) for method in less):
             found[variant] = sorted(
-                less, key=lambda m: (-len(readout.terms(m)), _order(readout, m))
+                less, key=lambda m: (-len(readout.regularisers(m)), _order(readout, m))
             )
     return found
 
 
 def _order(readout: Readout, method: str) -> list[int]:
-    return [REGULARISERS.index(term) for term in REGULARISERS if term in readout.terms(method)]
+    return [
+        REGULARISERS.index(term) for term in REGULARISERS if term in readout.regularisers(method)
+    ]
 
 
 def ablation(readout: Readout) -> Figure:
-    """Accuracy of each reduced NMTune minus the whole one, over tasks and levels, by domain."""
+    """Accuracy with fewer regularisers minus that of full NMTune, over tasks and levels."""
     found = families(readout)
     domains = readout.domains()
     rows = max(map(len, found.values()), default=1)
-    figure, panels = style.sheet(
+    figure, panels = style.new_figure(
         len(found),
         len(domains),
         width=5.4 * len(domains),
@@ -56,16 +58,16 @@ def ablation(readout: Readout) -> Figure:
     for variant, less in found.items():
         for domain in domains:
             axes = next(at)
-            style.dress(
+            style.label_axes(
                 axes,
                 title=f"{wording.method(variant)}, {domain.upper()}",
-                x="Accuracy minus whole NMTune's (points)",
+                x="Accuracy minus that of full NMTune (points)",
                 y="",
             )
-            drawn = {m: _apart(readout, domain, m, variant) for m in less}
+            drawn = {m: _difference(readout, domain, m, variant) for m in less}
             _rows(axes, readout, drawn)
     seeds = len(readout.seeds())
-    style.note(
+    style.footnote(
         figure,
         "Mean over tasks and noise levels, paired; left of the line: worse than with all three. "
         + (f"Bars: 95 % t interval over {seeds} seeds." if seeds > 1 else "One seed: no interval."),
@@ -78,7 +80,7 @@ def _rows(axes: Axes, readout: Readout, drawn: dict[str, Interval | None]) -> No
         if of is None:
             axes.text(0, row, " not finished", va="center", fontsize=8.5, color=style.FAINT)
             continue
-        look = style.look(0)
+        look = style.line_style(0)
         if of.low is not None and of.high is not None:
             axes.plot([of.low, of.high], [row, row], color=look.colour, linewidth=1.6)
         axes.plot([of.mean], [row], color=look.colour, marker=look.marker, markersize=7)
@@ -91,12 +93,12 @@ def _rows(axes: Axes, readout: Readout, drawn: dict[str, Interval | None]) -> No
 
 
 def _terms(readout: Readout, method: str) -> str:
-    terms = [term.upper() for term in REGULARISERS if term in readout.terms(method)]
+    terms = [term.upper() for term in REGULARISERS if term in readout.regularisers(method)]
     return " + ".join(terms) or f"none ({wording.method(method)})"
 
 
-def _apart(readout: Readout, domain: str, method: str, whole: str) -> Interval | None:
-    ours, theirs = readout.accuracy(domain, method), readout.accuracy(domain, whole)
+def _difference(readout: Readout, domain: str, method: str, full: str) -> Interval | None:
+    ours, theirs = readout.accuracy(domain, method), readout.accuracy(domain, full)
     levels = sorted(ours.levels.keys() & theirs.levels.keys())
     found = contrast(
         Term(sign / len(levels), average, level)

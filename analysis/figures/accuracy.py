@@ -1,4 +1,4 @@
-"""Figures of downstream accuracy: against noise, task by task, by share of the training rows."""
+"""Figures of downstream accuracy: by noise, task by task, and by share of the training rows."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 
 NOISE = "Pre-training noise (%)"
 _MEASURES = {"test_accuracy": "Test accuracy (%)", "test_macro_f1": "Test macro F1 (%)"}
-_FEW, _COLUMNS = 9, 4  # so many panels stand three in a row, more of them four
+_FEW, _COLUMNS = 9, 4  # up to 9 panels stand three in a row, more of them four
 
 
 def against_noise(readout: Readout, measure: str = "test_accuracy") -> Figure:
-    """Mean over the tasks of each domain against noise, one line a method.
+    """Mean over the tasks of each domain against noise, one line for each method.
 
     `measure` is "test_accuracy" or "test_macro_f1".
     """
     domains = readout.domains()
-    figure, panels = style.sheet(1, max(len(domains), 1), width=5.2 * len(domains))
+    figure, panels = style.new_figure(1, max(len(domains), 1), width=5.2 * len(domains))
     everything: list[Average] = []
     for axes, domain in zip(panels, domains, strict=False):
         found = {m: readout.accuracy(domain, m, measure) for m in readout.methods()}
@@ -35,21 +35,21 @@ def against_noise(readout: Readout, measure: str = "test_accuracy") -> Figure:
             if len(members) == 1
             else "means over each method's finished tasks"
         )
-        style.dress(axes, title=wording.domain(domain), x=NOISE, y=_MEASURES[measure])
+        style.label_axes(axes, title=wording.domain(domain), x=NOISE, y=_MEASURES[measure])
         _lines(axes, readout, found)
-        overlay.published(axes, readout, domain, measure, style.looks(readout.methods()))
+        overlay.published(axes, readout, domain, measure, style.method_styles(readout.methods()))
         style.subtitle(axes, over)
         everything += found.values()
     if not domains:
-        style.dress(panels[0], title="", x=NOISE, y=_MEASURES[measure])
-        style.empty(panels[0], "no finished cell yet")
+        style.label_axes(panels[0], title="", x=NOISE, y=_MEASURES[measure])
+        style.say_empty(panels[0], "no finished cell yet")
     style.legend(figure, panels)
-    style.note(figure, f"{style.certainty(everything)} {_share(readout)}")
+    style.footnote(figure, f"{style.interval_note(everything)} {_share(readout)}")
     return figure
 
 
 def by_task(readout: Readout) -> Figure:
-    """Each task's own metric against noise: one panel a task, one line a method."""
+    """Each task's own metric against noise: a panel for each task, a line for each method."""
     tasks = _tasks(readout)
     metrics = dict(
         zip(readout.cells["task"].to_pylist(), readout.cells["metric"].to_pylist(), strict=True)
@@ -57,28 +57,30 @@ def by_task(readout: Readout) -> Figure:
     columns = 3 if len(tasks) <= _FEW else _COLUMNS
     columns = 2 if len(tasks) == 4 else min(columns, max(len(tasks), 1))
     rows = math.ceil(max(len(tasks), 1) / columns)
-    figure, panels = style.sheet(rows, columns, width=3.5 * columns, height=0.8 + 2.7 * rows)
+    figure, panels = style.new_figure(rows, columns, width=3.5 * columns, height=0.8 + 2.7 * rows)
     everything: list[Average] = []
     for axes, (domain, task) in zip(panels, tasks, strict=False):
         found = {
             m: readout.accuracy(domain, m, "test_metric", task=task) for m in readout.methods()
         }
         title = f"{task} ({domain.upper()})"
-        style.dress(axes, title=title, x=NOISE, y=wording.measured(metrics[task]))
+        style.label_axes(axes, title=title, x=NOISE, y=wording.metric_with_unit(metrics[task]))
         _lines(axes, readout, found)
         everything += found.values()
     for axes in panels[len(tasks) :]:
         axes.set_axis_off()
     style.legend(figure, panels)
-    style.note(figure, f"{style.certainty(everything)} {_share(readout)} Each panel has its scale.")
+    style.footnote(
+        figure, f"{style.interval_note(everything)} {_share(readout)} Scales differ between panels."
+    )
     return figure
 
 
 def by_fraction(readout: Readout) -> Figure:
-    """Mean accuracy against the share of training rows: a row a domain, a panel a noise level."""
+    """Mean accuracy against the share of training rows, by domain (rows) and noise level."""
     domains, levels = readout.domains(), readout.levels
     fractions = sorted(readout.question.fractions)
-    figure, panels = style.sheet(
+    figure, panels = style.new_figure(
         len(domains),
         len(levels),
         width=2.5 * len(levels),
@@ -88,7 +90,7 @@ def by_fraction(readout: Readout) -> Figure:
     everything: list[Average] = []
     methods = readout.methods()
     for row, domain in enumerate(domains):
-        for method, look in style.looks(methods).items():
+        for method, look in style.method_styles(methods).items():
             found = {f: readout.accuracy(domain, method, fraction=f) for f in fractions}
             everything += found.values()
             for column, level in enumerate(levels):
@@ -97,7 +99,7 @@ def by_fraction(readout: Readout) -> Figure:
         for column, level in enumerate(levels):
             axes = panels[row * len(levels) + column]
             last, first = row == len(domains) - 1, column == 0
-            style.dress(
+            style.label_axes(
                 axes,
                 title=f"{domain.upper()}, {wording.percent(level)} noise",
                 x="Training rows used (%)" if last else "",
@@ -108,12 +110,12 @@ def by_fraction(readout: Readout) -> Figure:
             axes.minorticks_off()
             axes.margins(x=0.15)
     style.legend(figure, panels)
-    style.note(figure, style.certainty(everything))
+    style.footnote(figure, style.interval_note(everything))
     return figure
 
 
 def _by_share(
-    axes: Axes, found: dict[float, Average], level: float, look: style.Look, label: str
+    axes: Axes, found: dict[float, Average], level: float, look: style.LineStyle, label: str
 ) -> None:
     points = [(fraction, of.interval(level)) for fraction, of in found.items()]
     drawn = [(fraction, of) for fraction, of in points if of is not None]
@@ -136,8 +138,8 @@ def _by_share(
 
 def _lines(axes: Axes, readout: Readout, found: dict[str, Average]) -> None:
     levels = readout.levels
-    chosen = style.looks(list(found))
-    moves = style.shifts(levels, len(found))
+    chosen = style.method_styles(list(found))
+    moves = style.offsets(levels, len(found))
     for (method, average), shift in zip(found.items(), moves, strict=True):
         style.line(axes, average, chosen[method], wording.method(method), shift=shift)
     style.noise_axis(axes, levels)
@@ -149,7 +151,7 @@ def _tasks(readout: Readout) -> list[tuple[str, str]]:
     domains, tasks = readout.cells["domain"].to_pylist(), readout.cells["task"].to_pylist()
     found = set(zip(domains, tasks, strict=True))
     asked = [(d, t) for d in ("id", "ood") for t in readout.question.tasks(d)]
-    return [place for place in asked if place in found] + sorted(found - set(asked))
+    return [pair for pair in asked if pair in found] + sorted(found - set(asked))
 
 
 def _share(readout: Readout) -> str:

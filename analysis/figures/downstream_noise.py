@@ -1,4 +1,4 @@
-"""The figure of accuracy against downstream label noise: a panel for each kind of encoder."""
+"""The figure of accuracy against downstream label noise: a panel for each source of encoders."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ _COLUMNS = 5  # panels in a row
 
 
 def against_label_noise(readout: Readout) -> Figure:
-    """Mean test accuracy against the share of wrong training labels, one line a method.
+    """Mean test accuracy against downstream label noise, one line for each method.
 
-    Each domain begins a row of its own.
+    Each domain begins a row of panels.
     """
     domains, sources = downstream_noise.domains(readout), downstream_noise.sources(readout)
     columns = min(_COLUMNS, len(sources))
-    each = math.ceil(len(sources) / columns)  # rows a domain
-    rows = each * len(domains)
-    figure, panels = style.sheet(rows, columns, width=3.3 * columns, height=0.9 + 2.8 * rows)
-    places = {
-        panels[at * each * columns + column]: (domain, source)
+    rows_each = math.ceil(len(sources) / columns)  # rows for each domain
+    rows = rows_each * len(domains)
+    figure, panels = style.new_figure(rows, columns, width=3.3 * columns, height=0.9 + 2.8 * rows)
+    used = {
+        panels[at * rows_each * columns + column]: (domain, source)
         for at, domain in enumerate(domains)
         for column, source in enumerate(sources)
     }
-    looks = style.looks(readout.methods())
+    looks = style.method_styles(readout.methods())
     levels = downstream_noise.levels(readout)
-    moves = dict(zip(looks, style.shifts(levels, len(looks)), strict=True))
+    moves = dict(zip(looks, style.offsets(levels, len(looks)), strict=True))
     everything: list[Average] = []
-    for axes, (domain, source) in places.items():
-        style.dress(
+    for axes, (domain, source) in used.items():
+        style.label_axes(
             axes,
             title=f"{domain.upper()}, {source.title}",
-            x="Wrong training labels (%)",
+            x="Downstream label noise (%)",
             y="Test accuracy (%)",
         )
         for method, found in downstream_noise.averages(readout, source, domain):
@@ -48,9 +48,11 @@ def against_label_noise(readout: Readout) -> Figure:
         style.noise_axis(axes, levels)
         style.widen(axes, top=100.0)
     for axes in panels:
-        if axes not in places:
+        if axes not in used:
             axes.set_axis_off()
     style.legend(figure, panels)
     share = f"Heads trained on {wording.rows_used(readout.fraction)}."
-    style.note(figure, f"{style.certainty(everything)} {share} Each panel has its scale.")
+    style.footnote(
+        figure, f"{style.interval_note(everything)} {share} Scales differ between panels."
+    )
     return figure

@@ -1,7 +1,7 @@
-"""The figures of a readout, each drawn by one function.
+"""The figures of a readout, in the report's order.
 
-Takes a `Readout`, gives named matplotlib figures with a title and a caption. What the readout has
-no data for is not drawn. matplotlib is imported when the first figure is drawn, not before.
+Takes a `Readout`, gives named matplotlib figures with a title and a caption. A figure without data
+is not drawn. matplotlib is imported when the first figure is drawn, not before.
 """
 
 from __future__ import annotations
@@ -12,8 +12,16 @@ from typing import TYPE_CHECKING
 
 from analysis import wording
 from analysis.claims.published import CITATION
-from analysis.figures import ablation, accuracy, downstream_noise, encoder, matrix, noise, space
-from analysis.figures import published as beside
+from analysis.figures import (
+    ablation,
+    accuracy,
+    downstream_noise,
+    encoder,
+    matrix,
+    noise,
+    published,
+    space,
+)
 from analysis.readout import Readout
 
 if TYPE_CHECKING:
@@ -22,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure and what a reader is told of it."""
+    """A figure with its title and caption."""
 
     name: str  # of its files, without the ending
     title: str
@@ -31,13 +39,13 @@ class Drawing:
 
 
 def draw(readout: Readout) -> Iterator[Drawing]:
-    """Every figure the readout has data for, in the report's order."""
+    """Every figure that the readout has data for, in the report's order."""
     yield from _downstream(readout)
     if readout.label_noise_cells.num_rows:
         yield Drawing(
             "label-noise",
-            "Accuracy against noise in the tasks' own labels",
-            "Test accuracy in percent where a share of the task's training labels was made wrong "
+            "Accuracy against downstream label noise",
+            "Test accuracy in percent where a share of the task's training labels was changed "
             "(validation and test labels stay right); no other figure has these cells.",
             downstream_noise.against_label_noise(readout),
         )
@@ -54,7 +62,7 @@ def draw(readout: Readout) -> Iterator[Drawing]:
         yield Drawing(
             "matrix",
             "What is there and what is missing",
-            "Every cell asked for.",
+            "Every requested cell.",
             matrix.matrix(readout),
         )
 
@@ -82,9 +90,9 @@ def _downstream(readout: Readout) -> Iterator[Drawing]:
         )
         yield Drawing(
             "published",
-            "Beside the papers' own curves",
+            "Beside the published curves",
             f"Change of test accuracy from the clean level. Published: {CITATION}.",
-            beside.beside(readout),
+            published.against_published(readout),
         )
         if len(readout.question.fractions) > 1:
             yield Drawing(
@@ -97,7 +105,7 @@ def _downstream(readout: Readout) -> Iterator[Drawing]:
 
 
 def _feature_space(readout: Readout) -> Iterator[Drawing]:
-    """The features and what the regularisers do."""
+    """The feature space, and what the regularisers do."""
     if readout.spectra.num_rows:
         yield Drawing(
             "feature-space",
@@ -139,7 +147,7 @@ def _feature_space(readout: Readout) -> Iterator[Drawing]:
 
 def _encoders(readout: Readout) -> Iterator[Drawing]:
     """Pre-training itself."""
-    wrong = wording.target(readout.question.noise_kind)
+    wrong = wording.label_word(readout.question.noise_kind)
     if readout.pretraining.num_rows:
         yield Drawing(
             "pretraining",

@@ -1,4 +1,4 @@
-"""Figures of the encoder itself: its feature space, its pre-training, what it memorised."""
+"""Figures of the encoder: its feature space, its pre-training, what it memorised."""
 
 from __future__ import annotations
 
@@ -25,74 +25,76 @@ _COLUMNS = 5
 
 
 def feature_space(readout: Readout) -> Figure:
-    """SVE and LSVR of the test features against noise, ID and OOD image sets apart."""
-    figure, panels = style.sheet(1, 2, height=4.0)
+    """SVE and LSVR of the test features against noise, by domain of the image sets."""
+    figure, panels = style.new_figure(1, 2, height=4.0)
     everything: list[Average] = []
     for axes, (measure, label) in zip(panels, _SPACE.items(), strict=True):
-        style.dress(axes, title=measure.upper(), x=NOISE, y=label)
+        style.label_axes(axes, title=measure.upper(), x=NOISE, y=label)
         for at, domain in enumerate(("id", "ood")):
-            found = readout.space(measure, domain=domain)
+            found = readout.feature_space(measure, domain=domain)
             if found.levels:
                 text = f"{domain.upper()} ({wording.mean_of(found.members, 'image set')})"
-                shift = style.shifts(readout.levels, 2)[at]
-                style.line(axes, found, style.look(3 * at), text, shift=shift)
+                shift = style.offsets(readout.levels, 2)[at]
+                style.line(axes, found, style.line_style(3 * at), text, shift=shift)
                 everything.append(found)
         style.noise_axis(axes, readout.levels)
         style.widen(axes, least=0.05)
     style.legend(figure, panels)
-    style.note(figure, f"{style.certainty(everything)} Preprocessing: {PREPROCESSING}; test parts.")
+    style.footnote(
+        figure, f"{style.interval_note(everything)} Preprocessing: {PREPROCESSING}; test parts."
+    )
     return figure
 
 
 def pretraining(readout: Readout) -> Figure:
     """Validation of the encoders, and training accuracy on clean and flipped samples."""
-    figure, panels = style.sheet(1, 2, height=4.0)
-    validation = {measure: readout.pretrained(measure) for measure in VALIDATION}
+    figure, panels = style.new_figure(1, 2, height=4.0)
+    validation = {measure: readout.pretraining_average(measure) for measure in VALIDATION}
     retrieves = any(validation[measure].levels for measure in VALIDATION[1:])
-    title = "Held-out pairs, as they were" if retrieves else "Held-out images, clean labels"
+    title = "Held-out pairs, clean captions" if retrieves else "Held-out images, clean labels"
     y = "Accuracy or R@1 (%)" if retrieves else "Accuracy (%)"
-    style.dress(panels[0], title=title, x=NOISE, y=y)
+    style.label_axes(panels[0], title=title, x=NOISE, y=y)
     held_out = zip(VALIDATION, ("Validation", "Image to text", "Text to image"), strict=True)
     for at, (measure, label) in enumerate(held_out):
         if validation[measure].levels:
-            look = style.look(at) if at else style.PLAIN
+            look = style.line_style(at) if at else style.PLAIN
             style.line(panels[0], validation[measure], look, label)
-    memory = {measure: readout.pretrained(measure) for measure in _MEMORY}
-    style.dress(panels[1], title="Training images, last epoch", x=NOISE, y="Accuracy (%)")
+    memory = {measure: readout.pretraining_average(measure) for measure in _MEMORY}
+    style.label_axes(panels[1], title="Training images, last epoch", x=NOISE, y="Accuracy (%)")
     for at, (measure, label) in enumerate(zip(_MEMORY, _labels(readout), strict=True)):
-        style.line(panels[1], memory[measure], style.look(3 * at), label)
+        style.line(panels[1], memory[measure], style.line_style(3 * at), label)
     if not any(found.levels for found in memory.values()):
-        style.empty(panels[1], "not recorded by this objective")
+        style.say_empty(panels[1], "not recorded by this objective")
     for axes in panels:
         style.noise_axis(axes, readout.levels)
     style.widen(panels[0], top=100.0)
     panels[1].set_ylim(-3, 103)
     style.legend(figure, panels)
-    style.note(figure, style.certainty([*validation.values(), *memory.values()]))
+    style.footnote(figure, style.interval_note([*validation.values(), *memory.values()]))
     return figure
 
 
 def memorisation(readout: Readout) -> Figure:
-    """Training accuracy on clean and flipped samples by epoch: one panel a noise level."""
+    """Training accuracy on clean and flipped samples by epoch: a panel for each noise level."""
     curves = _curves(readout)
     levels = sorted({level for level, _, _ in curves})
     columns = min(_COLUMNS, max(len(levels), 1))
     rows = math.ceil(max(len(levels), 1) / columns)
-    figure, panels = style.sheet(
+    figure, panels = style.new_figure(
         rows, columns, width=2.4 * columns, height=0.9 + 2.7 * rows, sharey=True
     )
     for at, (axes, level) in enumerate(zip(panels, levels, strict=False)):
         first = at % columns == 0
         title = f"{wording.percent(level)} noise"
-        style.dress(axes, title=title, x="Epoch", y="Training accuracy (%)" if first else "")
+        style.label_axes(axes, title=title, x="Epoch", y="Training accuracy (%)" if first else "")
         for which, (metric, label) in enumerate(zip(_MEMORY, _labels(readout), strict=True)):
-            _mean_curve(axes, curves, level, metric, style.look(3 * which), label)
+            _mean_curve(axes, curves, level, metric, style.line_style(3 * which), label)
         axes.set_ylim(-3, 103)
     for axes in panels[len(levels) :]:
         axes.set_axis_off()
     seeds = len({seed for _, seed, _ in curves})
     style.legend(figure, panels)
-    style.note(
+    style.footnote(
         figure,
         "One pre-training seed."
         if seeds == 1
@@ -102,14 +104,14 @@ def memorisation(readout: Readout) -> Figure:
 
 
 def has_memorisation(readout: Readout) -> bool:
-    """Whether any run recorded the curves that `memorisation` draws."""
+    """Whether any run has the curves that `memorisation` draws."""
     return bool(_curves(readout))
 
 
 def _labels(readout: Readout) -> tuple[str, str]:
     return (
         "Samples left clean",
-        f"Flipped samples, on their wrong {wording.target(readout.question.noise_kind)}s",
+        f"Flipped samples, on their wrong {wording.label_word(readout.question.noise_kind)}s",
     )
 
 
@@ -117,21 +119,21 @@ Curves = dict[tuple[float, int, str], list[tuple[int, float]]]
 
 
 def _curves(readout: Readout) -> Curves:
-    """(level, seed, metric) -> (epoch, value) in order, of the clean and flipped accuracies."""
+    """(level, seed, metric) -> (epoch, value) in order, for clean and flipped samples."""
     found: Curves = {}
     row: dict[str, Any]
     for row in readout.pretraining_curves.to_pylist():
         metric = row["metric"].rsplit("/", 1)[-1]
         if metric in _MEMORY:
-            place = (row["noise"], row["seed"], metric)
-            found.setdefault(place, []).append((row["step"], row["value"]))
-    return {place: sorted(points) for place, points in found.items()}
+            key = (row["noise"], row["seed"], metric)
+            found.setdefault(key, []).append((row["step"], row["value"]))
+    return {key: sorted(points) for key, points in found.items()}
 
 
 def _mean_curve(
-    axes: Axes, curves: Curves, level: float, metric: str, look: style.Look, label: str
+    axes: Axes, curves: Curves, level: float, metric: str, look: style.LineStyle, label: str
 ) -> None:
-    """The mean over seeds where all have reached the epoch, and each seed thinly when several."""
+    """The mean over seeds at the epochs that all have reached, and each seed as a thin line."""
     of_level = [points for (at, _, name), points in curves.items() if (at, name) == (level, metric)]
     if not of_level:
         return

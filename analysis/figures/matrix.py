@@ -1,4 +1,4 @@
-"""The figure of what is there: task and method by noise level and seed, gaps visible."""
+"""The figure of finished and missing cells: task and method by noise level and seed."""
 
 from __future__ import annotations
 
@@ -13,38 +13,38 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_MOST_ROWS = 60  # above it, a row is a task with all its methods
+_MOST_ROWS = 60  # with more, a row is a task with all its methods
 _DONE, _PART, _NONE, _FAILED = "#0072B2", "#9cc7e4", "#ffffff", "#E69F00"
 
-Square = tuple[str, str, float, int]  # task, method ("" when joined), level, seed
+Square = tuple[str, str, float, int]  # task, method ("" when merged), level, seed
 
 
 def matrix(readout: Readout) -> Figure:
-    """Finished cells of those asked for: a square is a task, a method, a level and a seed."""
+    """The share of requested cells that are finished, by task, method, noise level and seed."""
     question = readout.question
     tasks = [*question.id_tasks, *question.ood_tasks]
-    joined = len(tasks) * len(question.methods) > _MOST_ROWS
+    merged = len(tasks) * len(question.methods) > _MOST_ROWS
     rows = (
         [(task, "") for task in tasks]
-        if joined
+        if merged
         else [(task, method) for task in tasks for method in question.methods]
     )
     columns = [(level, seed) for level in question.levels for seed in question.seeds]
     asked = Counter(
-        (task, "" if joined else method, level, seed)
+        (task, "" if merged else method, level, seed)
         for level, seed, task, method, _, _ in question.asked()
     )
-    done, failed = _done(readout, joined), _failed(readout, joined)
+    done, failed = _done(readout, merged), _failed(readout, merged)
     width = min(3.4 + 0.34 * len(columns), 16.0)
-    figure, (axes,) = style.sheet(1, 1, width=width, height=1.9 + 0.21 * len(rows))
-    style.dress(axes, title="Cells by task, method, noise level and seed", x="", y="")
+    figure, (axes,) = style.new_figure(1, 1, width=width, height=1.9 + 0.21 * len(rows))
+    style.label_axes(axes, title="Cells by task, method, noise level and seed", x="", y="")
     for y, (task, method) in enumerate(rows):
         for x, (level, seed) in enumerate(columns):
-            place = (task, method, level, seed)
-            if asked[place]:
-                _square(axes, x, y, done[place] / asked[place], place in failed)
+            square = (task, method, level, seed)
+            if asked[square]:
+                _square(axes, x, y, done[square] / asked[square], square in failed)
     _ticks(axes, rows, columns, question.seeds)
-    style.note(
+    style.footnote(
         figure,
         "Dark: finished; light: in part; white with a dot: missing;\n"
         "orange with a cross: failed or blocked. Columns: noise level, then pre-training seed.",
@@ -82,23 +82,23 @@ def _ticks(
         axes.spines[side].set_visible(False)
 
 
-def _done(readout: Readout, joined: bool) -> Counter[Square]:
+def _done(readout: Readout, merged: bool) -> Counter[Square]:
     names_ = ("task", "method", "noise", "pretrain_seed")
     columns = [readout.cells[name].to_pylist() for name in names_]
     return Counter(
-        (task, "" if joined else method, level, seed)
+        (task, "" if merged else method, level, seed)
         for task, method, level, seed in zip(*columns, strict=True)
     )
 
 
-def _failed(readout: Readout, joined: bool) -> set[Square]:
-    """The squares that a failed or blocked cell lies in, by its address."""
+def _failed(readout: Readout, merged: bool) -> set[Square]:
+    """The squares with a failed or blocked cell, read from the addresses."""
     found: set[Square] = set()
     for row in readout.problems.to_pylist():
         parts = row["address"].split("/")
         if row["status"] in ("failed", "blocked") and parts[0] == "tune" and len(parts) >= 8:
             noise, seed = parts[-6].removeprefix("noise="), parts[-5].removeprefix("seed=")
             if seed.isdigit() and noise.replace(".", "", 1).isdigit():
-                method = "" if joined else parts[-3]
+                method = "" if merged else parts[-3]
                 found.add((parts[-4], method, float(noise), int(seed)))
     return found

@@ -1,7 +1,7 @@
-"""The figure of a noise audit: what each class's labels read after the noise.
+"""The figure of a noise audit: which labels each class has after the noise.
 
-Takes counts, or a readout that holds them, gives a matplotlib figure. Knows nothing of how the
-noise was made.
+Takes counts, or a readout with them, gives a matplotlib figure. Knows nothing of how the noise was
+made.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from analysis.figures.style import FAINT, INK, dress, note, plain, sheet, subtitle
+from analysis.figures.style import FAINT, INK, footnote, label_axes, new_figure, plain, subtitle
 from analysis.readout import Readout
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-WRITTEN_OUT = 20  # classes up to which every cell says its percentage
+WRITTEN_OUT = 20  # up to so many classes, every cell shows its percentage
 
 Counts = npt.NDArray[np.int64]
 
@@ -26,18 +26,18 @@ Counts = npt.NDArray[np.int64]
 def transition(counts: Counts, classes: Sequence[str], *, title: str, detail: str = "") -> Figure:
     """The realised transition matrix, in percent of each class's rows.
 
-    `counts` [C, C]: rows by clean label, columns by the label as trained on. Colours span the
-    off-diagonal cells alone, for the diagonal would drown them; it is left white.
+    `counts` [C, C]: rows by clean label, columns by the label trained on. Colours span the
+    off-diagonal cells alone, since the much larger diagonal would hide them; it stays white.
     """
     size = len(classes)
     totals = np.maximum(counts.sum(axis=1, keepdims=True), 1)
     percent = 100 * counts / totals
     wrong = np.ma.masked_array(percent, mask=np.eye(size, dtype=bool))
     side = min(4.0 + 0.45 * size, 11.0)
-    figure, (axes,) = sheet(1, 1, width=side + 1.2, height=side)
+    figure, (axes,) = new_figure(1, 1, width=side + 1.2, height=side)
     top = float(wrong.max()) if size > 1 else 0.0
     image = axes.imshow(wrong, cmap="Blues", vmin=0, vmax=top or 1.0, interpolation="nearest")
-    dress(axes, title=title, x="label trained on", y="clean label")
+    label_axes(axes, title=title, x="label trained on", y="clean label")
     subtitle(axes, detail)
     axes.grid(False)
     if size <= WRITTEN_OUT:
@@ -52,12 +52,12 @@ def transition(counts: Counts, classes: Sequence[str], *, title: str, detail: st
     bar = figure.colorbar(image, ax=axes, shrink=0.8)
     bar.set_label("percent of the class's rows", color=FAINT, fontsize=9)
     bar.ax.tick_params(colors=FAINT, labelsize=8)
-    note(figure, "The diagonal is white: labels that are right.")
+    footnote(figure, "White diagonal: labels that are right.")
     return figure
 
 
 def realised(readout: Readout) -> Figure:
-    """The transition matrix of a readout's highest level, classes in the order of its table."""
+    """The transition matrix at a readout's highest level, with its classes in table order."""
     rows = readout.transition.to_pylist()
     classes = list(dict.fromkeys(row["clean"] for row in rows))
     classes += [

@@ -1,4 +1,4 @@
-"""The papers' curves laid over the experiment's own, where both speak of the same thing."""
+"""The published curves over the experiment's own, where corpus, encoder and method are the same."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 def published(
-    axes: Axes, readout: Readout, domain: str, measure: str, looks: Mapping[str, style.Look]
+    axes: Axes, readout: Readout, domain: str, measure: str, looks: Mapping[str, style.LineStyle]
 ) -> None:
-    """The published curves of the same corpus, encoder and method over the experiment's own."""
+    """Draw the published curves of the same corpus, encoder and methods into a panel."""
     for method, look in looks.items():
         for one in papers.curves(domain, measure):
             if papers.matches(one, readout.question, method):

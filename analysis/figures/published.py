@@ -1,4 +1,4 @@
-"""The figure of the papers' curves beside the experiment's own."""
+"""The figure of the published curves beside the experiment's own."""
 
 from __future__ import annotations
 
@@ -21,19 +21,21 @@ _DASHES = {"ImageNet-1K": (0, (1, 1)), "YFCC15M": (0, (4, 2))}
 _GREY = "#6e6e6e"
 
 
-def beside(readout: Readout) -> Figure:
-    """Change from clean against noise: own methods with intervals, the papers' in grey, hollow.
+def against_published(readout: Readout) -> Figure:
+    """Change from clean against noise: own methods with intervals, the papers' in grey.
 
-    Changes, not accuracies: corpora, encoders and tasks of other difficulty have no common scale.
+    Accuracies themselves would not be comparable: corpora, encoders and tasks differ in difficulty.
     """
     domains = readout.domains()
-    figure, panels = style.sheet(1, max(len(domains), 1), width=5.2 * len(domains))
-    methods = [m for m in (readout.probe(), *readout.variants()) if m in readout.methods()]
-    looks = style.looks(methods)
+    figure, panels = style.new_figure(1, max(len(domains), 1), width=5.2 * len(domains))
+    methods = [m for m in (readout.probe(), *readout.nmtune_variants()) if m in readout.methods()]
+    looks = style.method_styles(methods)
     levels = sorted({*readout.levels, 0.0, 5.0, 10.0, 20.0, 30.0})
     for axes, domain in zip(panels, domains, strict=False):
-        style.dress(axes, title=wording.domain(domain), x=NOISE, y="Change from clean (points)")
-        for method, shift in zip(methods, style.shifts(levels, len(methods)), strict=True):
+        style.label_axes(
+            axes, title=wording.domain(domain), x=NOISE, y="Change from clean (points)"
+        )
+        for method, shift in zip(methods, style.offsets(levels, len(methods)), strict=True):
             _own(
                 axes, readout.accuracy(domain, method), looks[method], wording.method(method), shift
             )
@@ -42,7 +44,7 @@ def beside(readout: Readout) -> Figure:
         axes.axhline(0, color=style.INK, linewidth=0.8)
         style.noise_axis(axes, levels)
     style.legend(figure, panels)
-    style.note(
+    style.footnote(
         figure,
         "Grey and hollow: published, one run each, other corpora, encoders and tasks "
         f"(arXiv:2309.17002v2, Figure 1). {_bars(readout)}",
@@ -55,7 +57,7 @@ def _bars(readout: Readout) -> str:
     return f"Bars: 95 % t interval over {seeds} seeds." if seeds > 1 else "One seed: no interval."
 
 
-def _own(axes: Axes, found: Average, look: style.Look, label: str, shift: float) -> None:
+def _own(axes: Axes, found: Average, look: style.LineStyle, label: str, shift: float) -> None:
     changes = {level: found.change(level) for level in sorted(found.levels) if level > 0}
     drawn = {level: one.interval for level, one in changes.items() if one is not None}
     if not drawn:

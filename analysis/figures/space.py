@@ -1,4 +1,4 @@
-"""Figures of the feature space: spectra by level, the space against accuracy, how far it turned."""
+"""Figures of the feature space: singular values, space against accuracy, rotation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _COLUMNS = 3
-_MOST_SETS = 9  # image sets whose spectra are drawn; the rest are in the store
+_MOST_SETS = 9  # image sets whose spectra are drawn; the store has all
 _PAIRS = (
     ("sve", "id", "SVE of ID test features (nats)"),
     ("lsvr", "ood", "LSVR of OOD test features (nats)"),
@@ -29,19 +29,21 @@ _PAIRS = (
 
 
 def spectra(readout: Readout) -> Figure:
-    """Each singular value's share of their sum by rank: a panel an image set, a line a level."""
+    """Each singular value's share of their sum: a panel for each image set, a line by level."""
     shares = _shares(readout)
-    places = sorted({place[:2] for place in shares}, reverse=True)
-    domain_of = {images: domain for domain, images in places}  # ID where it is both
+    pairs = sorted({key[:2] for key in shares}, reverse=True)
+    domain_of = {images: domain for domain, images in pairs}  # "id" where it is both
     sets = sorted((domain, images) for images, domain in domain_of.items())[:_MOST_SETS]
     columns = min(_COLUMNS, max(len(sets), 1))
     rows = math.ceil(max(len(sets), 1) / columns)
     size = {"width": 3.5 * columns, "height": 0.9 + 2.9 * rows}
-    figure, panels = style.sheet(rows, columns, **size)
+    figure, panels = style.new_figure(rows, columns, **size)
     levels = sorted({level for _, _, level in shares})
     for axes, (domain, images) in zip(panels, sets, strict=False):
-        style.dress(axes, title=f"{images} ({domain.upper()})", x="Rank", y="Share of the sum (%)")
-        for level, look in zip(levels, style.scale(len(levels)), strict=True):
+        style.label_axes(
+            axes, title=f"{images} ({domain.upper()})", x="Rank", y="Share of the sum (%)"
+        )
+        for level, look in zip(levels, style.ordered_styles(len(levels)), strict=True):
             values = shares.get((domain, images, level))
             if values is not None:
                 axes.plot(
@@ -61,7 +63,7 @@ def spectra(readout: Readout) -> Figure:
     count = wording.count(
         len(set(readout.spectra["pretrain_seed"].to_pylist())), "pre-training seed"
     )
-    style.note(figure, f"Mean over {count}. Preprocessing: {PREPROCESSING}; test parts.")
+    style.footnote(figure, f"Mean over {count}. Preprocessing: {PREPROCESSING}; test parts.")
     return figure
 
 
@@ -69,23 +71,23 @@ Shares = dict[tuple[str, str, float], Any]
 
 
 def _shares(readout: Readout) -> Shares:
-    """(domain, images, level) -> mean over seeds of sigma_i / sum sigma, as far as all are > 0."""
+    """(domain, images, level) -> mean over seeds of sigma_i / sum sigma, while all are above 0."""
     where = (pc.field("part") == "test") & (pc.field("preprocessing") == PREPROCESSING)
     found: dict[tuple[str, str, float], list[Any]] = {}
     for row in readout.spectra.filter(where).to_pylist():
         values = np.array(row["singular_values"] or [], np.float64)
         values = values[values > 0]
         if len(values):
-            place = (row["domain"], row["images"], row["noise"])
-            found.setdefault(place, []).append(values / values.sum())
+            key = (row["domain"], row["images"], row["noise"])
+            found.setdefault(key, []).append(values / values.sum())
     return {
-        place: np.mean([one[: min(map(len, several))] for one in several], axis=0)
-        for place, several in found.items()
+        key: np.mean([one[: min(map(len, several))] for one in several], axis=0)
+        for key, several in found.items()
     }
 
 
 def _plain_ticks(axes: Axes) -> None:
-    """Ticks as 1, 10, 100 and 0.1 rather than powers."""
+    """Write ticks as 1, 10, 100 and 0.1 instead of powers."""
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
     for axis in (axes.xaxis, axes.yaxis):
@@ -94,14 +96,17 @@ def _plain_ticks(axes: Axes) -> None:
 
 
 def against_accuracy(readout: Readout) -> Figure:
-    """SVE against ID accuracy and LSVR against OOD accuracy: a point an encoder."""
+    """SVE against ID accuracy and LSVR against OOD accuracy: a point for each encoder."""
     method = readout.probe()
-    figure, panels = style.sheet(1, 2, height=4.4)
-    looks = dict(zip(readout.levels, style.scale(len(readout.levels)), strict=True))
+    figure, panels = style.new_figure(1, 2, height=4.4)
+    looks = dict(zip(readout.levels, style.ordered_styles(len(readout.levels)), strict=True))
     for axes, (measure, domain, label) in zip(panels, _PAIRS, strict=True):
         title = f"{measure.upper()} against {domain.upper()} accuracy"
-        style.dress(axes, title=title, x=label, y=f"{domain.upper()} test accuracy (%)")
-        space, accuracy = readout.space(measure, domain=domain), readout.accuracy(domain, method)
+        style.label_axes(axes, title=title, x=label, y=f"{domain.upper()} test accuracy (%)")
+        space, accuracy = (
+            readout.feature_space(measure, domain=domain),
+            readout.accuracy(domain, method),
+        )
         points = {
             (level, seed): (x, accuracy.seed_means(level)[seed])
             for level in sorted(space.levels)
@@ -109,13 +114,13 @@ def against_accuracy(readout: Readout) -> Figure:
             if seed in accuracy.seed_means(level)
         }
         if not points:
-            style.empty(axes, "not measured")
+            style.say_empty(axes, "not measured")
             continue
         _scatter(axes, points, looks)
         r = pearson([x for x, _ in points.values()], [y for _, y in points.values()])
         style.subtitle(axes, f"{wording.correlation(r)}, {wording.count(len(points), 'encoder')}")
     style.legend(figure, panels)
-    style.note(
+    style.footnote(
         figure,
         f"A point is one encoder ({wording.method(method)}; {PREPROCESSING} preprocessing); thin "
         "lines join the noise levels of a seed. Points that differ in noise are not independent.",
@@ -126,10 +131,10 @@ def against_accuracy(readout: Readout) -> Figure:
 def _scatter(
     axes: Axes,
     points: dict[tuple[float, int], tuple[float, float]],
-    looks: dict[float, style.Look],
+    looks: dict[float, style.LineStyle],
 ) -> None:
     for seed in sorted({seed for _, seed in points}):
-        line = [points[place] for place in sorted(points) if place[1] == seed]
+        line = [points[key] for key in sorted(points) if key[1] == seed]
         axes.plot(*zip(*line, strict=True), color=style.GRID, linewidth=1.0, zorder=1)
     for level in sorted({level for level, _ in points}):
         of_level = [point for (at, _), point in sorted(points.items()) if at == level]
@@ -148,30 +153,31 @@ def _scatter(
 
 
 def rotation(readout: Readout) -> Figure:
-    """How much of the clean encoder's feature space is left, by level."""
-    figure, panels = style.sheet(1, 2, height=4.0)
+    """How similar the feature space is to the clean encoder's, by noise level."""
+    figure, panels = style.new_figure(1, 2, height=4.0)
     measures = (
         ("overlap", "Top subspaces", "Mean cos² of the principal angles"),
         ("cka", "Whole space", "Linear CKA"),
     )
     everything = []
     for axes, (measure, title, label) in zip(panels, measures, strict=True):
-        style.dress(axes, title=title, x=NOISE, y=label)
+        style.label_axes(axes, title=title, x=NOISE, y=label)
         for at, domain in enumerate(("id", "ood")):
-            found = readout.turned(measure, domain)
+            found = readout.feature_rotation(measure, domain)
             if found.levels:
                 text = f"{domain.upper()} ({wording.mean_of(found.members, 'image set')})"
-                style.line(axes, found, style.look(3 * at), text)
+                style.line(axes, found, style.line_style(3 * at), text)
                 everything.append(found)
         style.noise_axis(axes, [level for level in readout.levels if level > 0] or [0.0])
         axes.set_ylim(-0.02, 1.02)
     style.legend(figure, panels)
     ks: Sequence[int] = sorted(set(readout.rotation["k"].to_pylist()))
     rows: Sequence[int] = sorted(set(readout.rotation["rows"].to_pylist()))
-    style.note(
+    style.footnote(
         figure,
-        f"{style.certainty(everything)} Against the clean encoder of the same seed; 1: the same. "
-        f"Top {wording.listed([str(k) for k in ks])} directions over "
-        f"{wording.listed([f'{n:,}' for n in rows])} test samples.",
+        f"{style.interval_note(everything)} Against the clean encoder of the same seed; 1 means "
+        "the same. "
+        f"Top {wording.join([str(k) for k in ks])} directions over "
+        f"{wording.join([f'{n:,}' for n in rows])} test samples.",
     )
     return figure

@@ -1,8 +1,8 @@
-"""How every figure looks: colours, markers, lines, axes, and how it becomes PNG and SVG.
+"""How every figure looks: colours, markers, lines, axes; and its PNG and SVG files.
 
-Colours are Okabe and Ito's, told apart by the colour-blind; each line has its own marker and dash
-as well, so that figures read in grey. Uses matplotlib's objects alone, never pyplot's global state,
-so that figures may be drawn on any thread.
+The colours are Okabe and Ito's, which colour-blind readers can distinguish. Each line also has its
+own marker and dash, so figures are readable in grey. Uses matplotlib's objects alone and never
+pyplot's global state, so figures may be drawn on any thread.
 """
 
 from __future__ import annotations
@@ -23,73 +23,74 @@ if TYPE_CHECKING:
 INK = "#1a1a1a"
 FAINT = "#5c5c5c"
 GRID = "#e3e3e3"
-NARROWEST = 2.0  # points of accuracy an axis spans at least, so that chance is not blown up
+NARROWEST = 2.0  # points of accuracy that an axis spans at least: less would show chance alone
 
-_SAVING = threading.Lock()  # saving sets matplotlib's process-wide parameters for a moment
+_SAVING = threading.Lock()  # while a figure is saved, process-wide parameters are changed
 
 
 @dataclass(frozen=True)
-class Look:
-    """How one line is drawn."""
+class LineStyle:
+    """Colour, marker and dash of a line."""
 
     colour: str
     marker: str
     dash: Any  # matplotlib's line style
 
 
-_LOOKS = (
-    Look("#0072B2", "o", "-"),
-    Look("#E69F00", "s", (0, (5, 2))),
-    Look("#009E73", "^", (0, (1, 1.3))),
-    Look("#D55E00", "D", (0, (6, 1.5, 1, 1.5))),
-    Look("#CC79A7", "v", (0, (3, 1, 1, 1, 1, 1))),
-    Look("#56B4E9", "P", (0, (8, 2))),
-    Look("#000000", "X", (0, (2, 2))),
+_STYLES = (
+    LineStyle("#0072B2", "o", "-"),
+    LineStyle("#E69F00", "s", (0, (5, 2))),
+    LineStyle("#009E73", "^", (0, (1, 1.3))),
+    LineStyle("#D55E00", "D", (0, (6, 1.5, 1, 1.5))),
+    LineStyle("#CC79A7", "v", (0, (3, 1, 1, 1, 1, 1))),
+    LineStyle("#56B4E9", "P", (0, (8, 2))),
+    LineStyle("#000000", "X", (0, (2, 2))),
 )
 _KNOWN = {"lp": 0, "mlp": 1, "nmtune-paper": 2, "nmtune-released": 3}
 
 
-def looks(methods: Sequence[str]) -> dict[str, Look]:
-    """A look for each method: the known ones keep theirs in every experiment."""
-    free = [i for i in range(len(_LOOKS)) if i not in {_KNOWN.get(m) for m in methods}]
+def method_styles(methods: Sequence[str]) -> dict[str, LineStyle]:
+    """A style for each method; known methods have the same in every experiment."""
+    free = [i for i in range(len(_STYLES)) if i not in {_KNOWN.get(m) for m in methods}]
     others = [m for m in methods if m not in _KNOWN]
-    chosen = {m: _LOOKS[_KNOWN[m]] for m in methods if m in _KNOWN}
+    chosen = {m: _STYLES[_KNOWN[m]] for m in methods if m in _KNOWN}
     for at, method in enumerate(others):
-        chosen[method] = _LOOKS[free[at % len(free)]]
+        chosen[method] = _STYLES[free[at % len(free)]]
     return chosen
 
 
-_SCALE = ("#00224e", "#2a3f6d", "#575d6d", "#7d7c78", "#a59c74", "#d2c060")  # cividis, cut
+_SCALE = ("#00224e", "#2a3f6d", "#575d6d", "#7d7c78", "#a59c74", "#d2c060")  # the middle of cividis
 
 
-def scale(count: int) -> list[Look]:
-    """Looks for ordered lines: dark to light, so that order survives grey and colour-blindness."""
+def ordered_styles(count: int) -> list[LineStyle]:
+    """Styles for ordered lines, dark to light: the order shows in grey and to the colour-blind."""
     step = (len(_SCALE) - 1) / max(count - 1, 1)
     return [
-        Look(_SCALE[round(at * step)], _LOOKS[at % len(_LOOKS)].marker, _LOOKS[at % 5].dash)
+        LineStyle(_SCALE[round(at * step)], _STYLES[at % len(_STYLES)].marker, _STYLES[at % 5].dash)
         for at in range(count)
     ]
 
 
-PLAIN = Look("#000000", "o", "-")
-"""The look of a line that stands alone."""
+PLAIN = LineStyle("#000000", "o", "-")
+"""The style of a single line."""
 
 
-def look(at: int) -> Look:
-    """The look of a line that is no method's."""
-    return _LOOKS[at % len(_LOOKS)]
+def line_style(at: int) -> LineStyle:
+    """The style of a line that shows no method."""
+    return _STYLES[at % len(_STYLES)]
 
 
 WIDTH = 10.0
-"""Inches, of a figure on a page."""
+"""Inches: the width of a figure on the page."""
 
 
-def sheet(
+def new_figure(
     rows: int, columns: int, *, width: float = WIDTH, height: float = 4.2, **options: Any
 ) -> tuple[Figure, list[Axes]]:
-    """An empty figure of rows x columns panels (inches for the whole), and the panels in order.
+    """An empty figure of rows x columns panels, and the panels in order.
 
-    None is narrower than WIDTH: the page gives all the same room, and letters should be of a size.
+    `width` and `height` are those of the whole figure, in inches. No figure is narrower than WIDTH:
+    the page scales all to one width, and letters should have one size.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -103,12 +104,12 @@ def sheet(
 
 
 def plain(text: str) -> str:
-    """Text that matplotlib takes as it stands: a dollar sign opens no formula."""
+    """Text with dollar signs escaped, which matplotlib would read as formulas."""
     return text.replace("$", r"\$")
 
 
-def dress(axes: Axes, *, title: str, x: str, y: str) -> None:
-    """Title, axis labels with their units, light grid, no box."""
+def label_axes(axes: Axes, *, title: str, x: str, y: str) -> None:
+    """Give a panel its title, axis labels with units, a light grid and no box."""
     axes.set_title(plain(title), loc="left", fontsize=10.5, color=INK, fontweight="bold")
     axes.set_xlabel(x, fontsize=9.5, color=INK)
     axes.set_ylabel(y, fontsize=9.5, color=INK)
@@ -122,7 +123,7 @@ def dress(axes: Axes, *, title: str, x: str, y: str) -> None:
 
 
 def subtitle(axes: Axes, text: str) -> None:
-    """A faint line between a panel and its title."""
+    """Write a faint line between a panel and its title."""
     title = axes.get_title(loc="left")
     axes.set_title(title, loc="left", pad=19, fontsize=10.5, color=INK, fontweight="bold")
     axes.annotate(
@@ -137,14 +138,14 @@ def subtitle(axes: Axes, text: str) -> None:
 
 
 def noise_axis(axes: Axes, levels: Sequence[float]) -> None:
-    """Ticks at the noise levels alone, with room at both ends."""
+    """Set ticks at the noise levels alone, with room at both ends."""
     axes.set_xticks(list(levels), [f"{level:g}" for level in levels])
     room = 0.06 * (max(levels) - min(levels)) or 1.0
     axes.set_xlim(min(levels) - room, max(levels) + room)
 
 
 def widen(axes: Axes, least: float = NARROWEST, top: float | None = None) -> None:
-    """Spread a y axis to at least that many units, and keep it under its greatest value."""
+    """Widen a y axis to at least `least` units, and end it just above `top`."""
     low, high = axes.get_ylim()
     short = least - (high - low)
     if short > 0:
@@ -155,8 +156,8 @@ def widen(axes: Axes, least: float = NARROWEST, top: float | None = None) -> Non
     axes.set_ylim(low, high)
 
 
-def line(axes: Axes, found: Average, look: Look, label: str, *, shift: float = 0.0) -> None:
-    """An average against noise, with interval bars where there are seeds; nothing if empty."""
+def line(axes: Axes, found: Average, look: LineStyle, label: str, *, shift: float = 0.0) -> None:
+    """Draw an average against noise, with interval bars where seeds allow; nothing if empty."""
     points = [(level, found.interval(level)) for level in sorted(found.levels)]
     drawn = [(level, of) for level, of in points if of is not None]
     if not drawn:
@@ -180,17 +181,17 @@ def line(axes: Axes, found: Average, look: Look, label: str, *, shift: float = 0
             axes.plot([at, at], [of.low, of.high], color=look.colour, linewidth=1.3, zorder=2)
 
 
-def shifts(levels: Sequence[float], count: int) -> list[float]:
-    """Small sideways moves that keep the interval bars of `count` lines apart."""
+def offsets(levels: Sequence[float], count: int) -> list[float]:
+    """Small horizontal offsets, so the interval bars of `count` lines do not overlap."""
     gaps = [b - a for a, b in itertools.pairwise(levels)]
     span = max(levels) - min(levels) if levels else 0.0
-    # Never wider than the room that `noise_axis` leaves at both ends.
+    # Within the room that `noise_axis` leaves at both ends.
     step = min(0.07 * min(gaps, default=1.0), 0.08 * (span or 1.0) / max(count, 1))
     return [step * (at - (count - 1) / 2) for at in range(count)]
 
 
 def legend(figure: Figure, panels: Sequence[Axes]) -> None:
-    """One legend for all panels, above them; each label once."""
+    """Write one legend above all panels, with each label once."""
     handles: dict[str, Any] = {}
     for panel in panels:
         for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
@@ -211,20 +212,20 @@ def legend(figure: Figure, panels: Sequence[Axes]) -> None:
     )
 
 
-def note(figure: Figure, text: str) -> None:
-    """A faint line under the panels."""
+def footnote(figure: Figure, text: str) -> None:
+    """Write a faint line under the panels."""
     figure.supxlabel(plain(text), x=0.01, ha="left", fontsize=8.5, color=FAINT)
 
 
-def empty(axes: Axes, text: str) -> None:
-    """Says in the panel why it is empty."""
+def say_empty(axes: Axes, text: str) -> None:
+    """Write into an empty panel why it is empty."""
     axes.text(
         0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=FAINT, fontsize=9
     )
 
 
-def certainty(averages: Sequence[Average]) -> str:
-    """What the intervals of a figure are, in one line."""
+def interval_note(averages: Sequence[Average]) -> str:
+    """What the bars of a figure are, in one sentence."""
     counts = sorted({len(found.seed_means(level)) for found in averages for level in found.levels})
     if not counts:
         return "Nothing finished yet."
@@ -240,7 +241,7 @@ def certainty(averages: Sequence[Average]) -> str:
 def save(figure: Figure, kind: str) -> bytes:
     """The figure as "png" (150 dpi) or "svg" bytes; equal figures give equal bytes.
 
-    The figure is done then: what is added to it later finds no room made for it.
+    Nothing may be added to the figure afterwards: its layout is fixed then.
     """
     import matplotlib
 
@@ -248,6 +249,6 @@ def save(figure: Figure, kind: str) -> bytes:
     metadata: dict[str, Any] = {"Date": None} if kind == "svg" else {"Software": None}
     with _SAVING, matplotlib.rc_context({"svg.hashsalt": "nml-orch"}):
         figure.savefig(buffer, format=kind, dpi=150, metadata=metadata)
-    # Laid out once: the second file has the places of the first, and costs half.
+    # One layout for both files: they agree, and the second costs half.
     figure.set_layout_engine(None)
     return buffer.getvalue()

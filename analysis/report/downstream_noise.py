@@ -1,4 +1,4 @@
-"""The report's tables of cells with label noise: accuracy by the share of wrong training labels.
+"""The report's tables of downstream label noise: accuracy by the share of changed labels.
 
 Takes a `Readout`, gives HTML tables; the numbers are `analysis.downstream_noise`'s.
 """
@@ -15,13 +15,17 @@ from analysis.report.html import NOTHING, Cell, table
 
 
 def finished(readout: Readout) -> str:
-    """Such as "48 cells on wrong labels beside"; empty without such cells."""
+    """Such as "48 cells with downstream label noise, shown apart"; empty without such cells."""
     number = readout.label_noise_cells.num_rows
-    return f"{wording.count(number, 'cell')} on wrong labels beside" if number else ""
+    return (
+        f"{wording.count(number, 'cell')} with downstream label noise, shown apart"
+        if number
+        else ""
+    )
 
 
 def accuracies(readout: Readout) -> Markup:
-    """Encoders and methods by downstream label noise, ID and OOD; nothing without such cells."""
+    """Test accuracy by downstream label noise, ID and OOD; nothing without such cells."""
     asked = levels(readout)
     return NOTHING.join(_table(readout, domain, asked) for domain in domains(readout))
 
@@ -38,11 +42,11 @@ def _table(readout: Readout, domain: str, asked: tuple[float, ...]) -> Markup:
         return NOTHING
     over = wording.mean_of(next(iter(members))) if len(members) == 1 else "each over its own tasks"
     return table(
-        ["Encoder", "Method", *(f"{wording.percent(level)} wrong" for level in asked)],
+        ["Encoder", "Method", *(f"{wording.percent(level)} label noise" for level in asked)],
         lines,
-        caption=f"{wording.domain(domain)}: test accuracy in percent by the share of the task's "
-        f"own training labels that were made wrong ({over}); below it the change from right labels "
-        f"in points; these cells are in no other average",
+        caption=f"{wording.domain(domain)}: test accuracy in percent by downstream label noise, "
+        f"the share of the task's training labels that were changed ({over}); below it the "
+        f"change from no label noise in points; no other average has these cells",
         numbers=len(asked),
     )
 

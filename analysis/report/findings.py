@@ -1,7 +1,7 @@
-"""The answer in plain sentences, with the numbers and how sure they are.
+"""The findings of an experiment in sentences, each with its numbers and their intervals.
 
-Takes a `Readout`, gives findings: losses are said as plainly as wins, a difference from one seed
-gets no verdict, and what could not be compared is said rather than left out.
+Takes a `Readout`, gives findings. Losses are stated as plainly as wins, a difference from one seed
+gets no verdict, and what could not be compared is stated too.
 """
 
 from __future__ import annotations
@@ -12,18 +12,16 @@ from dataclasses import dataclass
 from analysis import wording
 from analysis.averages import Average
 from analysis.readout import Readout
-from analysis.schemas import PREPROCESSING
+from analysis.schemas import CLEAN, PREPROCESSING, SLIGHT
 from analysis.statistics import Difference, pearson
 
-CLEAN = 0.0
-SLIGHT = 10.0  # percent; what the papers call slight noise
-_EQUAL = 1e-9  # points; nearer than that is a tie
+_EQUAL = 1e-9  # points; a smaller difference is a tie
 _BASELINES = ("mlp", "lp")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One answer: what it is about, and the sentences."""
+    """What a finding is about, and its sentences."""
 
     heading: str
     text: str
@@ -48,12 +46,12 @@ class HeadToHead:
 
 
 def certainty(readout: Readout) -> str:
-    """How far the numbers may be trusted, in a sentence or two."""
+    """How far the numbers may be trusted, in one or two sentences."""
     seeds = readout.seeds()
     if not readout.question.levels:
         return (
-            "Nothing was pre-trained here, so nothing is said of noise: the encoders below are as "
-            "their makers left them."
+            "Nothing was pre-trained here, so there is no answer about noise: the encoders below "
+            "are used as published."
         )
     if not seeds:
         return "Nothing is finished yet, so there is no answer."
@@ -65,12 +63,13 @@ def certainty(readout: Readout) -> str:
     few = " With so few seeds the intervals are wide." if len(seeds) < 4 else ""
     return (
         f"{len(seeds)} pre-training seeds; brackets are 95 % t intervals over seeds of paired "
-        f"means; they are not corrected for the number of comparisons, the verdicts are.{few}"
+        f"means. The intervals are not corrected for the number of comparisons; the verdicts "
+        f"are.{few}"
     )
 
 
 def findings(readout: Readout) -> list[Finding]:
-    """Every finding the readout has numbers for, the most asked-for first."""
+    """The findings on noise, methods, feature space and pre-training, where there are numbers."""
     found: list[Finding] = []
     for domain in readout.domains():
         found.append(Finding(wording.domain(domain), _noise_effect(readout, domain)))
@@ -83,25 +82,25 @@ def findings(readout: Readout) -> list[Finding]:
 
 
 def head_to_heads(readout: Readout) -> list[HeadToHead]:
-    """Every NMTune variant against every plain method, and MLP against LP, where both were run.
+    """Every NMTune variant against MLP and LP, and MLP against LP, where both were run.
 
-    A method named `<another>-nmtune` (as of `lora` and `ft`) is met by that other one.
+    A method `<another>-nmtune` (of `lora` and `ft`, say) is compared with that other one.
     """
     methods = readout.methods()
-    pairs = [(v, b) for v in readout.variants() for b in _BASELINES if b in methods]
+    pairs = [(v, b) for v in readout.nmtune_variants() for b in _BASELINES if b in methods]
     if set(_BASELINES) <= set(methods):
         pairs.append(_BASELINES)
     regularised = [(m, m.removesuffix("-nmtune")) for m in methods if m.endswith("-nmtune")]
     pairs += [(m, plain) for m, plain in regularised if plain in methods]
-    met = [
-        _meet(readout, domain, method, baseline)
+    compared = [
+        _compare(readout, domain, method, baseline)
         for method, baseline in pairs
         for domain in readout.domains()
     ]
-    return [one for one in met if one is not None]
+    return [one for one in compared if one is not None]
 
 
-def _meet(readout: Readout, domain: str, method: str, baseline: str) -> HeadToHead | None:
+def _compare(readout: Readout, domain: str, method: str, baseline: str) -> HeadToHead | None:
     ours, theirs = readout.accuracy(domain, method), readout.accuracy(domain, baseline)
     overall = ours.against_overall(theirs)
     if overall is None:
@@ -121,7 +120,7 @@ def _noise_effect(readout: Readout, domain: str) -> str:
     averages = {m: readout.accuracy(domain, m) for m in readout.methods()}
     averages = {m: found for m, found in averages.items() if found.levels}
     if not averages:
-        return "No task is finished at every level and seed of any method: no average yet."
+        return "No method has a task that is finished at every level and seed: no average yet."
     levels = sorted({level for found in averages.values() for level in found.levels})
     over = wording.mean_of(next(iter(averages.values())).members)
     if len({found.members for found in averages.values()}) > 1:
@@ -165,7 +164,7 @@ def _end_to_end(method: str, found: Average, last: float) -> str:
 
 
 def _tally(what: str, averages: dict[str, Average], levels: Sequence[float]) -> str:
-    """Over methods and levels: how often accuracy is above and below clean, and how surely."""
+    """How often accuracy is above and below clean over methods and levels, with the extremes."""
     changes = [
         (change.interval, method, level)
         for method, found in averages.items()
@@ -202,10 +201,10 @@ def _tally(what: str, averages: dict[str, Average], levels: Sequence[float]) -> 
 
 
 def _methods(readout: Readout) -> list[Finding]:
-    met = head_to_heads(readout)
+    compared = head_to_heads(readout)
     found: list[Finding] = []
-    for method in dict.fromkeys(one.method for one in met if "nmtune" in one.method):
-        of_method = [one for one in met if one.method == method]
+    for method in dict.fromkeys(one.method for one in compared if "nmtune" in one.method):
+        of_method = [one for one in compared if one.method == method]
         baseline = of_method[0].baseline  # the MLP before the linear probe
         sentences = [_outcome(one) for one in of_method if one.baseline == baseline]
         found.append(Finding(wording.method(method), " ".join(sentences)))
@@ -229,11 +228,11 @@ def _outcome(one: HeadToHead) -> str:
     if interval.low is None:
         sure = ", one seed: no verdict"
     elif interval.excludes_zero:
-        sure = ", interval without zero"
+        sure = ", the interval excludes zero"
     else:
-        sure = ", undecided: the interval holds zero"
+        sure = ", undecided: the interval contains zero"
     if one.overall.unpaired:
-        sure += f"; {wording.count(one.overall.unpaired, 'score')} without a partner left out"
+        sure += f"; {wording.count(one.overall.unpaired, 'score')} without a counterpart left out"
     return f"{verb} ({wording.interval(interval, sign=True)} points on average{sure})."
 
 
@@ -241,7 +240,7 @@ def _outcome(one: HeadToHead) -> str:
 
 
 def _space(readout: Readout) -> str:
-    sve, lsvr = readout.space("sve"), readout.space("lsvr")
+    sve, lsvr = readout.feature_space("sve"), readout.feature_space("lsvr")
     levels = sorted(sve.levels)
     if len(levels) < 2:
         return ""
@@ -263,11 +262,14 @@ def _ends(found: Average, levels: Sequence[float]) -> str:
 
 
 def _correlation(readout: Readout, domain: str, measure: str) -> str:
-    """Between a measure of the feature space and accuracy, over encoders."""
+    """Pearson's r between a measure of the feature space and accuracy, over encoders."""
     method = next((m for m in ("lp", *readout.methods()) if m in readout.methods()), None)
     if method is None:
         return ""
-    space, accuracy = readout.space(measure, domain=domain), readout.accuracy(domain, method)
+    space, accuracy = (
+        readout.feature_space(measure, domain=domain),
+        readout.accuracy(domain, method),
+    )
     pairs = [
         (value, scores[seed])
         for level in sorted(space.levels)
@@ -285,8 +287,8 @@ def _correlation(readout: Readout, domain: str, measure: str) -> str:
         r += f" [{wording.signed(found.low, 2)}, {wording.signed(found.high, 2)}]"
     return (
         f" {measure.upper()} against {domain.upper()} accuracy ({wording.method(method)}): "
-        f"r = {r} over {wording.count(found.n, 'encoder')}, which differ in noise and so are not "
-        f"independent."
+        f"r = {r} over {wording.count(found.n, 'encoder')}, which differ in noise and are "
+        f"therefore not independent."
     )
 
 
@@ -297,7 +299,7 @@ _HELD_OUT = {
 
 
 def _held_out(readout: Readout, measure: str, what: str) -> str:
-    found = readout.pretrained(measure)
+    found = readout.pretraining_average(measure)
     levels = sorted(found.levels)
     if not levels:
         return ""
@@ -312,14 +314,14 @@ def _held_out(readout: Readout, measure: str, what: str) -> str:
 
 def _pretraining(readout: Readout) -> str:
     sentences = (_held_out(readout, measure, what) for measure, what in _HELD_OUT.items())
-    told = [sentence for sentence in sentences if sentence]
-    if not told:
+    found = [sentence for sentence in sentences if sentence]
+    if not found:
         return ""
-    text = ". ".join(told)
-    memory = readout.pretrained("train_accuracy_flipped")
+    text = ". ".join(found)
+    memory = readout.pretraining_average("train_accuracy_flipped")
     memorised = memory.interval(max(memory.levels)) if memory.levels else None
     if memorised is not None:
-        wrong = wording.target(readout.question.noise_kind)
+        wrong = wording.label_word(readout.question.noise_kind)
         text += (
             f"; by the last epoch {wording.interval(memorised)} % of the flipped training samples "
             f"give their wrong {wrong} back at {wording.percent(max(memory.levels))}"

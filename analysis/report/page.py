@@ -43,21 +43,21 @@ def html_page(
     """
     found = verdicts(readout) if found is None else found
     question = readout.question
-    done, asked = tables.finished(readout)
+    done, asked = readout.finished()
     sure = certainty(readout)
     if done < asked:
         sure += (
             f" Incomplete: {wording.count(asked - done, 'cell')} of {asked:,} "
             f"{'is' if asked - done == 1 else 'are'} not finished (listed below)."
         )
-    return render(
+    document = render(
         "page.html",
         style=Markup(read("style.css")),
         script=Markup(read("sort.js")),
         title=question.title or f"Experiment {readout.experiment}",
         experiment=readout.experiment,
         facts=_facts(readout, done, asked),
-        answer=verdict_text.in_short(found) if question.levels else "",
+        answer=verdict_text.count_sentence(found) if question.levels else "",
         certainty=sure,
         unsure=len(readout.seeds()) < 2 or done < asked,
         overview=verdict_text.overview(found) if question.levels else NOTHING,
@@ -65,10 +65,11 @@ def html_page(
         averages=_joined(*(tables.averages(readout, domain) for domain in readout.domains())),
         sections=[one for one in _sections(readout, figures, found) if one.content],
     )
+    return str(document)
 
 
 def _facts(readout: Readout, done: int, asked: int) -> list[str]:
-    """What was trained on what, in short."""
+    """What was trained, on what, and how much of it is finished."""
     question = readout.question
     facts = []
     if question.levels:
@@ -81,11 +82,11 @@ def _facts(readout: Readout, done: int, asked: int) -> list[str]:
         ]
         if len(question.fractions) > 1:
             used = wording.rows_used(readout.fraction)
-            facts.append(f"heads trained on {used} where nothing is said")
+            facts.append(f"heads trained on {used} unless stated otherwise")
         if beside := downstream_noise.finished(readout):
             facts.append(beside)
     if question.encoders:
-        facts.append(f"named encoders: {wording.listed(question.encoders, many=6)}")
+        facts.append(f"pretrained encoders: {wording.join(question.encoders, many=6)}")
     return facts
 
 
@@ -99,23 +100,23 @@ def _sections(
     encoders = _joined(tables.pretraining(readout), tables.spaces(readout))
     return [
         Section(
-            "named",
-            "Named encoders",
+            "pretrained",
+            "Pretrained encoders",
             _joined(pretrained.accuracies(readout), pretrained.spaces(readout)),
-            "Named encoders",
+            "Pretrained encoders",
         ),
         Section("figures", "Figures", _figures(figures), "Figures"),
         Section(
             "claims",
-            "The published claims, and what speaks for them here",
+            "The published claims and the evidence here",
             verdict_text.evidence(found) if readout.question.levels else NOTHING,
             "Claims",
         ),
         Section(
             "label-noise",
-            "Noise in the tasks' own labels",
+            "Downstream label noise",
             downstream_noise.accuracies(readout),
-            "Wrong downstream labels",
+            "Downstream label noise",
         ),
         Section("f1", "Macro F1 by noise level", f1),
         Section("methods", "Methods head to head", tables.methods(readout), "Head to head"),
@@ -123,7 +124,7 @@ def _sections(
             "members", "How each average is made", tables.members(readout), "How averages are made"
         ),
         Section("encoders", "Encoders and their feature space", encoders),
-        Section("noise", "Noise: asked for and realised", tables.noise(readout), "Noise"),
+        Section("noise", "Noise: requested and realised", tables.noise(readout), "Noise"),
         Section(
             "gaps",
             "What is missing, failed or was skipped",

@@ -11,15 +11,15 @@ from typing import Any
 from markupsafe import Markup
 
 from analysis import wording
-from analysis.pretrained import shown, summary
+from analysis.pretrained import main_score, summary
 from analysis.readout import Readout
 from analysis.report.html import NOTHING, Cell, table
 
 
 def accuracies(readout: Readout) -> Markup:
-    """A row an encoder, task and fraction, a column a method: test accuracy.
+    """Test accuracy: one row for each encoder, task and fraction, one column for each method.
 
-    A task whose target is a number has its own metric there, and its row's head says so.
+    A task whose target is a number is shown by its own metric, which its row names.
     """
     means = summary(readout).to_pylist()
     fractions = sorted({r["fraction"] for r in means}, reverse=True)
@@ -35,7 +35,11 @@ def accuracies(readout: Readout) -> Markup:
         for task, fraction in product(known, fractions):
             if (task, fraction) not in found:
                 continue
-            title = f"{task}: {wording.measured(of_numbers[task])}" if task in of_numbers else task
+            title = (
+                f"{task}: {wording.metric_with_unit(of_numbers[task])}"
+                if task in of_numbers
+                else task
+            )
             used = Cell(wording.percent(fraction), key=fraction)
             cells = [_of_seeds(values.get((encoder, task, fraction, m))) for m in methods]
             lines.append([encoder, title, used, *cells])
@@ -45,17 +49,17 @@ def accuracies(readout: Readout) -> Markup:
     return table(
         ["Encoder", "Task", "Rows used", *map(wording.method, methods)],
         lines,
-        caption="Encoders that were not trained here: test accuracy in percent"
-        + (" (of numbers, the correlation that the row names)" if of_numbers else "")
+        caption="Pretrained encoders, not trained here: test accuracy in percent"
+        + (" (for numbers, the correlation that the row names)" if of_numbers else "")
         + (", mean over tuning seeds, below it their standard deviation" if several else "")
-        + ", by the share of the training rows; no noise level, and in no average; every cell in "
-        "encoders.csv",
+        + ", by the share of the training rows; they have no noise level and are in no average; "
+        "encoders.csv has every cell",
         numbers=1 + len(methods),
     )
 
 
 def spaces(readout: Readout) -> Markup:
-    """SVE, LSVR and effective rank of each encoder and image set."""
+    """SVE, LSVR and effective rank of each pretrained encoder and image set."""
     columns = ("sve", "lsvr", "effective_rank")
     lines: list[list[Cell | str]] = [
         [
@@ -72,13 +76,13 @@ def spaces(readout: Readout) -> Markup:
     return table(
         ["Encoder", "Images", "Preprocessing", "SVE", "LSVR", "Effective rank"],
         lines,
-        caption="Feature space of the test parts of the named encoders",
+        caption="Feature space of the pretrained encoders on the test parts",
         numbers=len(columns),
     )
 
 
 def _of_seeds(row: dict[str, Any] | None) -> Cell:
-    value = None if row is None else shown(row)
+    value = None if row is None else main_score(row)
     if row is None or value is None:
         return Cell("–", mark="gap")
     spread = row["deviation"]

@@ -1,11 +1,11 @@
-"""Figures as they stand inside the page: SVG elements that share what they have in common.
+"""The figures inside the page: SVG elements that share their definitions.
 
-A figure's own SVG file stands alone; eleven of them in one page would each bring the same letters'
-outlines, wrapped in base64, which is half the page. Takes the files in the page's order; gives
-elements without what a page does not need (prologue, metadata, comments, ids that nothing refers
-to, digits below a thousandth of a point) and every shared definition where it is first used.
-matplotlib names its letters by font and code, its markers and clip paths by their content, so that
-equal names mean equal definitions.
+Takes SVG files of matplotlib in the page's order, gives one element for each. A shared definition
+is kept where it is used first. Prologue, metadata, comments, ids that nothing refers to and digits
+below a thousandth of a point are left out. Whole files in base64 would be about half of a page with
+eleven figures, since each brings the same outlines of letters. Sharing is safe because matplotlib
+names letters by font and code, and markers and clip paths by their content: equal names mean equal
+definitions.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def elements(figures: Iterable[tuple[bytes, str]]) -> list[str]:
 
 
 def _element(svg: str, title: str, known: set[str]) -> str:
-    """One figure's element; `known` are the definitions that stand further up, and grows."""
+    """One figure's element; adds its definitions to `known`, those of the elements before it."""
     svg = _BESIDE.sub("", svg)
     referred = set(_REFERRED.findall(svg))
 
@@ -61,7 +61,7 @@ def _element(svg: str, title: str, known: set[str]) -> str:
 
 
 def _ungrouped(svg: str) -> str:
-    """Without the groups that say nothing of their members."""
+    """The SVG without groups that have no attributes."""
     kept: list[bool] = []
 
     def tag(found: re.Match[str]) -> str:

@@ -1,6 +1,7 @@
 """The report's tables: averages and their members, methods head to head, gaps, noise, cells.
 
-Takes a `Readout`, gives HTML tables. Each says in its caption what its numbers are and over what.
+Takes a `Readout`, gives HTML tables. The caption of each says what its numbers are and what they
+are averaged over.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ from markupsafe import Markup
 
 from analysis import wording
 from analysis.averages import Average
-from analysis.readout import CellKey, Readout
-from analysis.report.findings import CLEAN, head_to_heads
+from analysis.readout import Readout
+from analysis.report.findings import head_to_heads
 from analysis.report.html import NOTHING, Cell, table
-from analysis.schemas import PREPROCESSINGS, VALIDATION
+from analysis.schemas import CLEAN, PREPROCESSINGS, VALIDATION
 from analysis.statistics import Interval
 
-MOST_CELLS = 1000  # rows of the cell table shown on the page; all are in table.csv
-MOST_PROBLEMS = 300
+MOST_CELLS = 1000  # rows of the cell table on the page; table.csv has all
+MOST_PROBLEMS = 300  # rows of the table of problems on the page; problems.csv has all
 _MEASURES = {"test_accuracy": "test accuracy", "test_macro_f1": "test macro F1"}
 
 
@@ -47,7 +48,7 @@ def averages(readout: Readout, domain: str, measure: str = "test_accuracy") -> M
 
 
 def _mean(found: Average, level: float, digits: int = 1, *, several: bool) -> Cell:
-    """A mean, its interval and its change from clean; a lone seed among several is pointed out."""
+    """A mean, its interval and its change from clean; says so where it is of one seed."""
     interval = found.interval(level)
     if interval is None:
         return Cell("–", mark="gap")
@@ -96,7 +97,7 @@ def methods(readout: Readout) -> Markup:
 
 
 def members(readout: Readout) -> Markup:
-    """What each average is over, and what was left out of it for want of a score."""
+    """What each average is over, and which members it leaves out because a score is missing."""
     rows: list[list[Cell | str]] = []
     asked = {(task, method) for _, _, task, method, _, _ in readout.question.asked()}
     for domain in readout.domains():
@@ -108,7 +109,7 @@ def members(readout: Readout) -> Markup:
                 name = f"{wording.method(method)}, {domain.upper()}"
                 rows.append([name, _listing(found.members), _gap(absent)])
     for domain in ("id", "ood"):
-        found = readout.space("sve", domain=domain)
+        found = readout.feature_space("sve", domain=domain)
         if found.members or found.left_out:
             name = f"SVE and LSVR, {domain.upper()}"
             rows.append([name, _listing(found.members), _gap(found.left_out)])
@@ -118,7 +119,7 @@ def members(readout: Readout) -> Markup:
         ["Average", "Members", "Left out"],
         rows,
         caption="A member is in an average only if it has a score at every noise level and seed "
-        "at which the method has any; the rest is left out at every level",
+        "at which the method has any; the others are left out at every level",
     )
 
 
@@ -128,7 +129,7 @@ def spaces(readout: Readout) -> Markup:
     for preprocessing in PREPROCESSINGS:
         for domain in ("id", "ood"):
             for measure in ("sve", "lsvr", "effective_rank"):
-                found = readout.space(measure, domain=domain, preprocessing=preprocessing)
+                found = readout.feature_space(measure, domain=domain, preprocessing=preprocessing)
                 if found.levels:
                     title = "Effective rank" if measure == "effective_rank" else measure.upper()
                     several = len(readout.seeds()) > 1
@@ -146,7 +147,7 @@ def spaces(readout: Readout) -> Markup:
 
 
 def pretraining(readout: Readout) -> Markup:
-    """One row an encoder."""
+    """The pre-training runs: one row for each encoder."""
     columns = {
         "val_accuracy": "Validation accuracy (%)",
         "val_image_to_text_r1": "Validation R@1, image to text (%)",
@@ -157,7 +158,7 @@ def pretraining(readout: Readout) -> Markup:
         "train_loss_flipped": "Train loss, flipped",
     }
     for measure in VALIDATION:
-        if not readout.pretrained(measure).levels:
+        if not readout.pretraining_average(measure).levels:
             del columns[measure]
     rows: list[list[Cell | str]] = []
     for row in sorted(readout.pretraining.to_pylist(), key=lambda r: (r["noise"], r["seed"])):
@@ -169,13 +170,13 @@ def pretraining(readout: Readout) -> Markup:
         ["Noise", "Seed", *columns.values()],
         rows,
         caption="Pre-training runs: last epoch; flipped samples count as right on their wrong "
-        f"{wording.target(readout.question.noise_kind)}s",
+        f"{wording.label_word(readout.question.noise_kind)}s",
         numbers=len(columns) + 2,
     )
 
 
 def noise(readout: Readout) -> Markup:
-    """Asked and realised noise by level."""
+    """Requested and realised noise by level."""
     rows: list[list[Cell | str]] = [
         [
             _level(row["level"]),
@@ -192,7 +193,13 @@ def noise(readout: Readout) -> Markup:
     if not rows:
         return NOTHING
     return table(
-        ["Level asked for", "Rows that could change", "Rows changed", "Realised", "Apart (points)"],
+        [
+            "Level requested",
+            "Rows that could change",
+            "Rows changed",
+            "Realised",
+            "Difference (points)",
+        ],
         rows,
         caption=f"Noise kind {readout.question.noise_kind} over the training part of "
         f"{readout.question.corpus}",
@@ -201,13 +208,12 @@ def noise(readout: Readout) -> Markup:
 
 
 def matrix(readout: Readout) -> Markup:
-    """Finished cells of those asked for, task by noise level."""
+    """How many of the requested cells are finished, by task and noise level."""
     question = readout.question
     if not question.levels:
         return NOTHING
-    wanted = readout.question.asked()
-    done = Counter((place[2], place[0]) for place in wanted & set(_places(readout)))
-    asked = Counter((place[2], place[0]) for place in wanted)
+    done = Counter((key[2], key[0]) for key in readout.finished_keys())
+    asked = Counter((key[2], key[0]) for key in question.asked())
     rows: list[list[Cell | str]] = []
     for domain in ("id", "ood"):
         for task in question.tasks(domain):
@@ -219,35 +225,23 @@ def matrix(readout: Readout) -> Markup:
     return table(
         ["Task", "Domain", *map(wording.percent, question.levels)],
         rows,
-        caption="Finished cells of those asked for (methods, fractions and seeds together) by "
-        "noise level; shaded where some lack",
+        caption="Finished of requested cells (methods, fractions and seeds together) by noise "
+        "level; shaded where some are missing",
         numbers=len(question.levels),
     )
-
-
-def finished(readout: Readout) -> tuple[int, int]:
-    """How many of the cells asked for are finished, and how many were asked for."""
-    wanted = readout.question.asked()
-    return len(wanted & set(_places(readout))), len(wanted)
-
-
-def _places(readout: Readout) -> Iterator[CellKey]:
-    names_ = ("noise", "pretrain_seed", "task", "method", "fraction", "tuning_seed")
-    columns = [readout.cells[name].to_pylist() for name in names_]
-    yield from zip(*columns, strict=True)
 
 
 def problems(readout: Readout) -> Markup:
     """What failed, was blocked, is missing or was skipped, and why."""
     found = readout.problems.to_pylist()
     rows: list[list[Cell | str]] = [
-        [row["status"], row["address"], row["reason"] or "not said"]
+        [row["status"], row["address"], row["reason"] or "no reason given"]
         for row in sorted(found, key=lambda row: (row["status"], row["address"]))
     ]
     if not rows:
         return NOTHING
     counts = Counter(row["status"] for row in found)
-    caption = wording.listed([f"{counts[status]:,} {status}" for status in sorted(counts)])
+    caption = wording.join([f"{counts[status]:,} {status}" for status in sorted(counts)])
     if len(rows) > MOST_PROBLEMS:
         caption += f"; the first {MOST_PROBLEMS:,} are shown"
     return table(["Status", "Step", "Reason"], rows[:MOST_PROBLEMS], caption=caption)
@@ -256,7 +250,7 @@ def problems(readout: Readout) -> Markup:
 def cells(readout: Readout) -> Markup:
     """Every finished cell, up to MOST_CELLS of them."""
     rows: list[list[Cell | str]] = []
-    for row in cell_rows(readout)[:MOST_CELLS]:
+    for row in readout.sorted_cells()[:MOST_CELLS]:
         rows.append(
             [
                 row["task"],
@@ -288,15 +282,8 @@ def cells(readout: Readout) -> Markup:
     return table(heads, rows, caption=caption, numbers=11)
 
 
-def cell_rows(readout: Readout) -> list[dict[str, Any]]:
-    """The cells as rows, in an order that depends on nothing but their places."""
-    rows: list[dict[str, Any]] = readout.cells.to_pylist()
-    keys = ("domain", "task", "method", "fraction", "noise", "pretrain_seed", "tuning_seed")
-    return sorted(rows, key=lambda row: (*(row[key] for key in keys), row["address"]))
-
-
 def provenance(readout: Readout) -> Markup:
-    """Where and with what the results were made."""
+    """Where and with which versions the results were made."""
     rows = [[name, value] for name, value in _flat(readout.provenance)]
     return table(["What", "Value"], rows, caption="Provenance") if rows else NOTHING
 
@@ -329,13 +316,13 @@ def _count(value: int | None) -> Cell:
 
 
 def _tried(count: int | None, failed: int | None) -> Cell:
-    """Configurations tried; those that failed are a gap to see."""
+    """How many configurations were tried; marked as a gap when some failed."""
     cell = _count(count)
     return Cell(cell.text, (f"{failed:,} failed",), cell.key, "gap") if failed else cell
 
 
 def _own_metric(row: Mapping[str, Any]) -> Cell:
-    """The task's own metric and its name, where it is not the accuracy beside it."""
+    """The task's own metric and its name; a dash where it is accuracy, which has its own column."""
     if row["metric"] in (None, "accuracy") or row["test_metric"] is None:
         return Cell("–")
     value = row["test_metric"]

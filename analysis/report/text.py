@@ -1,7 +1,8 @@
-"""The report as text: Markdown for reading anywhere, LaTeX tables for a paper.
+"""The report as text: a Markdown page, and LaTeX tables for a paper.
 
-Takes a `Readout` and its verdicts, gives text. The LaTeX tables are laid out as the papers' are
-(methods by noise level; the ablation as in Table 16) and need the package booktabs alone.
+Takes a `Readout` and its verdicts, gives text. The LaTeX tables have the layout of the papers'
+(methods by noise level; the ablation as in Table 16). They need the package booktabs, and amssymb
+for check marks.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from analysis.averages import Average
 from analysis.claims.verdicts import Verdict
 from analysis.figures.ablation import families
 from analysis.readout import Readout
-from analysis.report import tables
 from analysis.report import verdicts as verdict_text
 from analysis.report.findings import certainty, findings
 from analysis.schemas import REGULARISERS
@@ -43,8 +43,8 @@ _SPECIAL = {
 
 
 def markdown(readout: Readout, found: Sequence[Verdict], drawn: Sequence[tuple[str, str]]) -> str:
-    """The report in Markdown; `drawn` are the figures' names and titles."""
-    done, asked = tables.finished(readout)
+    """The report in Markdown; `drawn` holds the names and titles of the figures."""
+    done, asked = readout.finished()
     lines = [verdict_text.markdown(readout, found, certainty(readout))]
     lines += ["## In words", ""]
     lines += [f"- **{one.heading}**: {one.text}" for one in findings(readout)]
@@ -54,8 +54,8 @@ def markdown(readout: Readout, found: Sequence[Verdict], drawn: Sequence[tuple[s
             lines += [f"## {wording.domain(domain)}: test {title} (%)", ""]
             lines += [*_averages(readout, domain, measure), ""]
     for domain in downstream_noise.domains(readout):
-        lines += [f"## {wording.domain(domain)}: test accuracy (%) on wrong training labels", ""]
-        lines += [*_relabelled(readout, domain), ""]
+        lines += [f"## {wording.domain(domain)}: test accuracy (%) by downstream label noise", ""]
+        lines += [*_label_noise(readout, domain), ""]
     lines += [*_missing(readout)]
     if drawn:
         lines += ["## Figures", ""]
@@ -68,9 +68,9 @@ def markdown(readout: Readout, found: Sequence[Verdict], drawn: Sequence[tuple[s
     return "\n".join(lines)
 
 
-def _relabelled(readout: Readout, domain: str) -> list[str]:
+def _label_noise(readout: Readout, domain: str) -> list[str]:
     asked = downstream_noise.levels(readout)
-    heads = ["Encoder", "Method", *(f"{wording.percent(level)} wrong" for level in asked)]
+    heads = ["Encoder", "Method", *(f"{wording.percent(level)} label noise" for level in asked)]
     lines = [f"| {' | '.join(heads)} |", f"|---|---|{'---:|' * len(asked)}"]
     for source in downstream_noise.sources(readout):
         for method, found in downstream_noise.averages(readout, source, domain):
@@ -81,11 +81,11 @@ def _relabelled(readout: Readout, domain: str) -> list[str]:
 
 
 def _missing(readout: Readout) -> list[str]:
-    """What failed, was blocked, is missing or was skipped: how many, and the first of each why."""
+    """What failed, was blocked, is missing or was skipped: each reason with its first step."""
     first: dict[tuple[str, str], str] = {}
     count: Counter[tuple[str, str]] = Counter()
     for row in sorted(readout.problems.to_pylist(), key=lambda row: row["address"]):
-        why = (row["status"], row["reason"] or "not said")
+        why = (row["status"], row["reason"] or "no reason given")
         first.setdefault(why, row["address"])
         count[why] += 1
     if not count:
@@ -118,7 +118,7 @@ def _value(of: Interval | None) -> str:
 
 
 def latex(readout: Readout, found: Sequence[Verdict]) -> dict[str, str]:
-    """File name -> table, of those the readout has numbers for."""
+    """File name -> table, for the tables that the readout has numbers for."""
     made = {
         **{f"accuracy-{domain}.tex": _accuracy(readout, domain) for domain in readout.domains()},
         "ablation.tex": _ablation(readout),
@@ -128,7 +128,7 @@ def latex(readout: Readout, found: Sequence[Verdict]) -> dict[str, str]:
 
 
 def _accuracy(readout: Readout, domain: str) -> str:
-    """Methods by noise level: mean over tasks and seeds, half the interval behind it; best bold."""
+    """Methods by noise level: mean over tasks and seeds, half its interval; the best in bold."""
     averages = {m: readout.accuracy(domain, m) for m in readout.methods()}
     averages = {m: found for m, found in averages.items() if found.levels}
     if not averages:
@@ -168,13 +168,13 @@ def _mean(of: Interval | None, best: float) -> str:
 
 
 def _ablation(readout: Readout) -> str:
-    """As in Table 16: the regularisers that are on, and accuracy by noise level, ID."""
+    """The regularisers of each method and its ID accuracy by noise level, as in Table 16."""
     rows: list[list[str]] = []
     for variant, less in families(readout).items():
         for method in (variant, *less):
             found = readout.accuracy("id", method)
             marks = [
-                _RAW + (r"$\checkmark$" if term in readout.terms(method) else "")
+                _RAW + (r"$\checkmark$" if term in readout.regularisers(method) else "")
                 for term in REGULARISERS
             ]
             values = [_mean(found.interval(level), float("inf")) for level in readout.levels]
@@ -192,13 +192,21 @@ def _ablation(readout: Readout) -> str:
 
 def _claims(found: Sequence[Verdict]) -> str:
     rows = [
-        [one.claim.sentence, one.word, verdict_text.numbers(one.parts[0]) if one.parts else "–"]
+        [
+            one.claim.sentence,
+            one.decision,
+            verdict_text.numbers(one.comparisons[0]) if one.comparisons else "–",
+        ]
         for one in found
     ]
     columns = r"p{0.42\linewidth}lp{0.36\linewidth}"
     heads = ["Published claim", "Verdict", "First comparison"]
     return _tabular(
-        heads, rows, f"{verdict_text.in_short(found)} {verdict_text.rule()}", "claims", columns
+        heads,
+        rows,
+        f"{verdict_text.count_sentence(found)} {verdict_text.rule()}",
+        "claims",
+        columns,
     )
 
 
@@ -235,7 +243,7 @@ def _tabular(
 
 
 def _tex(text: str) -> str:
-    """Text in which LaTeX sees no commands; cells marked as LaTeX pass as they are."""
+    """Text with LaTeX's special characters escaped; cells that start with _RAW stay as they are."""
     if text.startswith(_RAW):
         return text.removeprefix(_RAW)
     return "".join(_SPECIAL.get(letter, letter) for letter in text.replace("–", "--"))

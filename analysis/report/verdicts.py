@@ -1,6 +1,6 @@
-"""The verdicts as a reader meets them: counted in a sentence, listed, and with their evidence.
+"""The text of the verdicts: one sentence that counts them, their list, their evidence.
 
-Takes verdicts, gives plain sentences, HTML, Markdown and CSV rows of the same words and numbers.
+Takes verdicts, gives sentences, HTML, Markdown and CSV rows with the same words and numbers.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from markupsafe import Markup
 
 from analysis import wording
 from analysis.claims.published import CITATION
-from analysis.claims.verdicts import ALPHA, NEGLIGIBLE, Measured, Verdict, Word
+from analysis.claims.verdicts import ALPHA, NEGLIGIBLE, VISIBLE, Decision, Measured, Verdict
 from analysis.readout import Readout
 from analysis.report.html import NOTHING, Cell, render, table
 from analysis.statistics import Interval
 
-WORDS: tuple[Word, ...] = ("supported", "not supported", "undecided")
-MARKS: dict[Word, str] = {"supported": "yes", "not supported": "no", "undecided": "open"}
+DECISIONS: tuple[Decision, ...] = ("supported", "not supported", "undecided")
+MARKS: dict[Decision, str] = {"supported": "yes", "not supported": "no", "undecided": "open"}
 COLUMNS = (
     "claim",
     "sentence",
@@ -39,14 +39,17 @@ COLUMNS = (
     "seeds_needed_half_point",
     "source",
 )
-"""Of claims.csv: one line a claim and comparison. `low` and `high` are the 95 % t interval over
-seeds, `sample_*` the bootstrap by test sample and seed; p values are adjusted (Holm)."""
+"""The columns of claims.csv, which has one line for each claim and comparison.
+
+`low` and `high` are the 95 % t interval over seeds, `sample_*` the bootstrap by test sample and
+seed; p values are adjusted (Holm).
+"""
 
 
-def in_short(found: Sequence[Verdict]) -> str:
+def count_sentence(found: Sequence[Verdict]) -> str:
     """Such as "Of 12 published claims, 2 are supported here, 1 is not and 9 are undecided"."""
-    yes, no, undecided = (sum(one.word == word for one in found) for word in WORDS)
-    unmeasured = sum(not one.parts for one in found)
+    yes, no, undecided = (sum(one.decision == each for one in found) for each in DECISIONS)
+    unmeasured = sum(not one.comparisons for one in found)
     aside = f" ({unmeasured} of them not measured)" if unmeasured else ""
     return (
         f"Of {wording.count(len(found), 'published claim')}, {yes} {_be(yes)} supported here, "
@@ -59,79 +62,85 @@ def _be(number: int) -> str:
 
 
 def rule() -> str:
-    """How a verdict is come by, in two sentences."""
+    """How a verdict follows, in three sentences."""
     return (
         "A verdict rests on paired t tests over pre-training seeds, Holm-corrected over all claims "
-        f"at {ALPHA:g}, and, where every answer is kept, on a bootstrap by test sample and seed as "
-        f"well; an effect below {NEGLIGIBLE['points']:g} points of accuracy counts as none. One "
-        "seed never gives a verdict."
+        f"at {ALPHA:g}, and, where all predictions are kept, also on a bootstrap by test sample "
+        f"and seed. An effect below {NEGLIGIBLE['points']:g} points of accuracy counts as none. "
+        "One seed never gives a verdict."
     )
 
 
 def numbers(one: Measured) -> str:
-    """A comparison's mean with its interval, and the bootstrap's where there is one."""
-    digits = 3 if one.part.unit == "nats" else 2
-    if one.part.unit == "z":
+    """A comparison's mean with its interval, and the bootstrap interval where there is one."""
+    digits = 3 if one.comparison.unit == "nats" else 2
+    if one.comparison.unit == "z":
         text = f"r = {wording.interval(_as_r(one.seeds), digits, sign=True)}"
     else:
-        text = f"{wording.interval(one.seeds, digits, sign=True)} {one.part.unit}"
+        text = f"{wording.interval(one.seeds, digits, sign=True)} {one.comparison.unit}"
     if one.samples is not None and one.samples.low is not None and one.samples.high is not None:
         low, high = (
             wording.signed(one.samples.low, digits),
             wording.signed(one.samples.high, digits),
         )
         text += f"; by test sample [{low}, {high}]"
-    if one.part.shown:
-        text += (
-            f"; in each seed {wording.listed([wording.signed(r, 2) for r in one.part.shown], 6)}"
-        )
+    if one.comparison.correlations:
+        each = [wording.signed(r, 2) for r in one.comparison.correlations]
+        text += f"; in each seed {wording.join(each, 6)}"
     return text
 
 
 def _as_r(z: Interval) -> Interval:
-    """A mean of Fisher's z and its interval as correlations."""
+    """A mean of Fisher's z and its interval, turned into correlations."""
     low, high = (None if end is None else math.tanh(end) for end in (z.low, z.high))
     return Interval(math.tanh(z.mean), low, high, z.n)
 
 
 def overview(found: Sequence[Verdict]) -> Markup:
-    """The first screen's list: each claim that was measured, with its verdict and main number."""
+    """The table of the first screen: each measured claim with its verdict and main number."""
     rows: list[list[Cell | str]] = [
         [
-            Cell(one.word, mark=MARKS[one.word]),
+            Cell(one.decision, mark=MARKS[one.decision]),
             one.claim.sentence,
             Cell(numbers(_main(one)).split(";")[0], key=_main(one).seeds.mean),
         ]
-        for one in sorted(found, key=lambda one: WORDS.index(one.word))
-        if one.parts
+        for one in sorted(found, key=lambda one: DECISIONS.index(one.decision))
+        if one.comparisons
     ]
     if not rows:
         return NOTHING
     return table(
         ["Verdict", "Published claim", "Here"],
         rows,
-        caption="Here: the comparison that weighs most against the claim, with its 95 % t interval "
+        caption="Here: the comparison that speaks most against the claim, with its 95 % t interval "
         "over seeds; the rest of the evidence is under Claims",
         numbers=1,
     )
 
 
 def _main(one: Verdict) -> Measured:
-    """The comparison that weighs most against the claim: the least on its side."""
-    return min(one.parts, key=lambda part: part.part.direction * part.seeds.mean)
+    """The comparison that speaks most against the claim: the one least on its side."""
+    return min(
+        one.comparisons,
+        key=lambda comparison: comparison.comparison.direction * comparison.seeds.mean,
+    )
 
 
 def evidence(found: Sequence[Verdict]) -> Markup:
-    """Every claim with its test, its numbers, and the papers' own."""
+    """Every claim with its test, its numbers and the papers' numbers."""
     claims = [
         {
             "claim": one.claim,
-            "mark": MARKS[one.word],
-            "word": one.word.capitalize(),
+            "mark": MARKS[one.decision],
+            "word": one.decision.capitalize(),
             "reason": one.reason,
             "comparisons": [
-                {"label": part.part.label, "numbers": numbers(part), "needs": _needs(part)}
-                for part in one.parts
+                {
+                    "label": comparison.comparison.label,
+                    "numbers": numbers(comparison),
+                    "needs": _needs(comparison),
+                }
+                for comparison in one.comparisons
             ],
         }
         for one in found
@@ -140,66 +149,66 @@ def evidence(found: Sequence[Verdict]) -> Markup:
 
 
 def _needs(one: Measured) -> str:
-    """How many seeds would see it; nothing for one seed."""
+    """How many seeds would show the effect."""
     if one.seeds.n < 2:
         return "one seed: no interval"
     text = f"{one.seeds.n} seeds; "
-    text += f"{one.needed:,} would see this mean" if one.needed else "out of reach of more seeds"
-    if one.part.unit == "points" and one.needed_visible:
-        text += f", {one.needed_visible:,} would see 0.5 points"
+    text += f"{one.needed:,} would show this mean" if one.needed else "more seeds would not show it"
+    if one.comparison.unit == "points" and one.needed_visible:
+        text += f", {one.needed_visible:,} would show {VISIBLE:g} points"
     return f"{text} (80 % power)"
 
 
 def rows(found: Sequence[Verdict]) -> Iterator[dict[str, Any]]:
-    """The rows of claims.csv; a claim that was not measured has one, without a comparison."""
+    """The rows of claims.csv; a claim that was not measured has one row without a comparison."""
     for one in found:
         base = {
             **dict.fromkeys(COLUMNS),
             "claim": one.claim.id,
             "sentence": one.claim.sentence,
-            "verdict": one.word,
+            "verdict": one.decision,
             "reason": one.reason,
             "p_for": one.p_for,
             "p_against": one.p_against,
             "source": one.claim.source,
         }
-        if not one.parts:
+        if not one.comparisons:
             yield base
-        for part in one.parts:
+        for comparison in one.comparisons:
             yield {
                 **base,
-                "comparison": part.part.label,
-                "unit": part.part.unit,
-                "mean": part.seeds.mean,
-                "low": part.seeds.low,
-                "high": part.seeds.high,
-                "seeds": part.seeds.n,
-                "sample_low": part.samples.low if part.samples else None,
-                "sample_high": part.samples.high if part.samples else None,
-                "seeds_needed": part.needed,
-                "seeds_needed_half_point": part.needed_visible,
+                "comparison": comparison.comparison.label,
+                "unit": comparison.comparison.unit,
+                "mean": comparison.seeds.mean,
+                "low": comparison.seeds.low,
+                "high": comparison.seeds.high,
+                "seeds": comparison.seeds.n,
+                "sample_low": comparison.samples.low if comparison.samples else None,
+                "sample_high": comparison.samples.high if comparison.samples else None,
+                "seeds_needed": comparison.needed,
+                "seeds_needed_half_point": comparison.needed_visible,
             }
 
 
 def markdown(readout: Readout, found: Sequence[Verdict], certainty: str) -> str:
-    """The verdicts as a short Markdown page: MLflow's description of the sweep."""
+    """The verdicts as a short Markdown page, which MLflow shows as the description of the sweep."""
     title = readout.question.title or f"Experiment {readout.experiment}"
-    lines = [f"# {_plain(title)}", "", _plain(certainty), "", _plain(in_short(found)), ""]
-    for word in WORDS:
-        of_word = [one for one in found if one.word == word and one.parts]
-        if of_word:
-            lines += [f"**{word.capitalize()}**", ""]
+    lines = [f"# {_escape(title)}", "", _escape(certainty), "", _escape(count_sentence(found)), ""]
+    for decision in DECISIONS:
+        chosen = [one for one in found if one.decision == decision and one.comparisons]
+        if chosen:
+            lines += [f"**{decision.capitalize()}**", ""]
             lines += [
-                f"- {_plain(one.claim.sentence)}: {_plain(numbers(_main(one)))}" for one in of_word
+                f"- {_escape(one.claim.sentence)}: {_escape(numbers(_main(one)))}" for one in chosen
             ]
             lines.append("")
-    missing = [one.claim.sentence for one in found if not one.parts]
+    missing = [one.claim.sentence for one in found if not one.comparisons]
     if missing:
-        lines += [f"Not measured here: {_plain('; '.join(missing))}.", ""]
-    lines += [_plain(rule()), "", f"Claims: {_plain(CITATION)}.", ""]
+        lines += [f"Not measured here: {_escape('; '.join(missing))}.", ""]
+    lines += [_escape(rule()), "", f"Claims: {_escape(CITATION)}.", ""]
     return "\n".join(lines)
 
 
-def _plain(text: str) -> str:
+def _escape(text: str) -> str:
     """Text in which Markdown sees no html."""
     return "".join(f"\\{letter}" if letter in "\\`*_[]<>#|" else letter for letter in text)

@@ -1,10 +1,9 @@
-"""The report: one self-contained HTML page, the figures and the tables beside it.
+"""The files of a report.
 
-Takes a `Readout`, writes into a local folder `report.html`, `report.md`, `verdicts.md` (the
+Takes a `Readout`, writes into a local folder: `report.html`, `report.md`, `verdicts.md` (the
 verdicts in short), `claims.csv`, `table.csv` (cells), `summary.csv`, `encoders.csv` (cells of
-named encoders, if there are any), `label-noise.csv` (cells of relabelled tasks), other tables as
-CSV, `tables/*.tex` and `figures/*`. The page loads nothing from outside itself; equal readouts give
-equal bytes.
+pretrained encoders, if there are any), `label-noise.csv` (cells with downstream label noise), other
+tables as CSV, `tables/*.tex` and `figures/*`. Equal readouts give equal bytes.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from analysis.claims.claims import verdicts
 from analysis.figures.draw import Drawing, draw
 from analysis.figures.style import save
 from analysis.readout import Readout
-from analysis.report import tables, text
+from analysis.report import text
 from analysis.report import verdicts as verdict_text
 from analysis.report.findings import certainty
 from analysis.report.page import html_page
@@ -34,10 +33,10 @@ from analysis.summary import summary
 
 
 def write(readout: Readout, folder: Path) -> list[Path]:
-    """Write the report's files into a folder (made if absent); the files, the page first.
+    """Write the report's files into a folder, which is made if absent.
 
-    A figure is drawn once and kept as PNG and SVG under `figures/`. Raises OSError when the folder
-    cannot be written.
+    Each figure is drawn once and kept as PNG and SVG under `figures/`. Returns the paths of the
+    files, the page first. Raises OSError when the folder cannot be written.
     """
     pictures = folder / "figures"
     pictures.mkdir(parents=True, exist_ok=True)
@@ -75,7 +74,7 @@ def write(readout: Readout, folder: Path) -> list[Path]:
 
 
 def _others(readout: Readout) -> dict[str, str]:
-    """The page's other tables as CSV; singular values are left to the store."""
+    """The other tables as CSV, without the columns that hold lists."""
     found = {
         "spectra.csv": readout.spectra.drop_columns(["singular_values"]),
         "rotation.csv": readout.rotation.drop_columns(["angles"]),
@@ -84,29 +83,29 @@ def _others(readout: Readout) -> dict[str, str]:
         "problems.csv": readout.problems,
     }
     return {
-        name: _csv(table.column_names, sorted(table.to_pylist(), key=lambda row: _place(row)))
+        name: _csv(table.column_names, sorted(table.to_pylist(), key=lambda row: _sort_key(row)))
         for name, table in found.items()
         if table.num_rows
     }
 
 
-def _place(row: dict[str, Any]) -> tuple[str, ...]:
-    """Sorts rows by their columns as they stand, numbers as numbers."""
+def _sort_key(row: dict[str, Any]) -> tuple[str, ...]:
+    """Sorts rows by their columns from left to right, numbers by value."""
     return tuple(f"{v:030.9f}" if isinstance(v, (int, float)) else str(v) for v in row.values())
 
 
 def cells_csv(readout: Readout) -> str:
-    """Every finished cell, one line each, columns of CELLS_SCHEMA."""
-    return _csv(CELLS_SCHEMA.names, tables.cell_rows(readout))
+    """Every finished cell, one line each, with the columns of CELLS_SCHEMA."""
+    return _csv(CELLS_SCHEMA.names, readout.sorted_cells())
 
 
 def summary_csv(readout: Readout) -> str:
-    """The summary, one line a metric and noise level, columns of SUMMARY_SCHEMA."""
+    """The summary, one line for each metric and noise level, with the columns of SUMMARY_SCHEMA."""
     return _csv(SUMMARY_SCHEMA.names, summary(readout).to_pylist())
 
 
 def _csv(columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> str:
-    """Comma-separated, "\\n" at line ends, nothing for null; lists joined by semicolons."""
+    """Comma-separated lines; null is empty, and lists are joined by semicolons."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(columns)

@@ -1,9 +1,8 @@
 """The spectrum of a feature matrix: singular values, SVE, LSVR, effective rank.
 
-Takes batches of feature rows, once, in any batch size; gives the three named spectra of each set
-(`raw`, `released`, `centred`). Rows are regrouped into blocks of a fixed size, so that the numbers
-are the same bytes whatever the batches were. Memory is O(D^2): neither the rows nor an N x D matrix
-is ever kept.
+Takes batches of feature rows of any size, once; gives one spectrum for each preprocessing (`raw`,
+`released`, `centred`). Rows are regrouped into blocks of a fixed size, so the numbers are the same
+bytes for all batch sizes. Memory is O(D^2): neither the rows nor an N x D matrix is kept.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ SPECTRUM_SCHEMA = pa.schema(
         pa.field("singular_values", pa.list_(pa.float64()), nullable=False),
     ]
 )
-"""One row for each part of a data set and preprocessing."""
+"""One row for each part of a data set and each preprocessing."""
 
 Matrix = NDArray[np.float64]
 
@@ -44,7 +43,7 @@ _EPS = float(np.finfo(np.float64).eps)
 
 @dataclass(frozen=True)
 class Spectrum:
-    """The singular values of a feature matrix, and what the papers read from them.
+    """The singular values of a feature matrix, and the papers' measures of them.
 
     With p_i = sigma_i / sum sigma (paper 1, section 3.3): SVE = -sum p_i log p_i in [0, log D];
     LSVR = -log p_1 >= 0; effective rank = exp(SVE) in [1, D]. All three are 0 when every singular
@@ -63,8 +62,8 @@ class Spectrum:
 class _Moments:
     """Mean and scatter about the mean, merged block by block (Chan, Golub, LeVeque 1979).
 
-    Only positive terms are ever added, so nothing cancels: the Gram matrix about the origin is
-    the scatter plus N mean mean^T.
+    Only positive terms are added, so nothing cancels. The Gram matrix about the origin is the
+    scatter plus N mean mean^T.
     """
 
     def __init__(self, dim: int) -> None:
@@ -76,7 +75,7 @@ class _Moments:
         rows = len(block)
         mean = block.mean(axis=0)
         about = block - mean
-        # The first mean carries the rounding of a long sum; its own residue takes that out.
+        # The mean of a long sum carries rounding errors; subtracting the residue removes them.
         residue = about.mean(axis=0)
         about -= residue
         mean += residue
@@ -128,8 +127,8 @@ class _Accumulator:
 
 
 def _released(block: Matrix) -> Matrix:
-    """Rows to unit length (zero rows stay zero), then each minus its own mean over dimensions."""
-    # Divided by the largest entry first: the square of a tiny or huge entry leaves the range.
+    """Each row scaled to unit length (zero rows stay zero), minus its mean over the dimensions."""
+    # Divided by the largest entry first: the square of a tiny or huge entry may leave the range.
     largest = np.abs(block).max(axis=1, keepdims=True)
     unit = block / np.where(largest > 0, largest, 1.0)
     length = np.linalg.norm(unit, axis=1, keepdims=True)
@@ -139,15 +138,15 @@ def _released(block: Matrix) -> Matrix:
 
 
 def spectra(batches: Iterable[NDArray[Any]]) -> list[Spectrum]:
-    """The three spectra of a feature matrix that arrives in batches, in order of PREPROCESSINGS.
+    """The three spectra of a feature matrix given in batches, in the order of PREPROCESSINGS.
 
     Args:
         batches: arrays [m, D] of any real dtype, read once; m may differ and may be 0.
 
     Returns:
         One `Spectrum` for each preprocessing. Singular values agree with a full SVD within 1e-6 of
-        the largest one; those below sqrt(D eps) of the largest cannot be told from rounding in a
-        Gram matrix and are given as 0.
+        the largest one; those below sqrt(D eps) of the largest are lost in the rounding of a Gram
+        matrix and are given as 0.
 
     Raises:
         ValueError: no rows at all, batches of different width, or values that are not finite.
@@ -175,7 +174,7 @@ def spectra(batches: Iterable[NDArray[Any]]) -> list[Spectrum]:
     plain, released = accumulator.plain, accumulator.released
     rows = plain.rows
     origin = plain.about_origin()
-    # What centring leaves of a constant column is rounding, on the scale of the raw values.
+    # Centring leaves rounding errors of a constant column, on the scale of the raw values.
     rounding = (64 * _EPS) ** 2 * float(np.trace(origin))
     return [
         _spectrum("raw", origin, rows, rows),

@@ -74,7 +74,7 @@ def _named(summary: pa.Table) -> Iterator[str]:
 
     A task whose target is a number has its own metric, which its row names.
     """
-    from analysis.pretrained import shown
+    from analysis.pretrained import main_score
 
     rows = summary.to_pylist()
     if not rows:
@@ -83,7 +83,7 @@ def _named(summary: pa.Table) -> Iterator[str]:
     several = len({row["fraction"] for row in rows}) > 1
     methods = {row["method"]: max(8, len(row["method"]) + 2) for row in rows}
     values = {
-        (r["encoder"], r["task"], r["fraction"], r["method"]): f"{shown(r):.2f}" for r in rows
+        (r["encoder"], r["task"], r["fraction"], r["method"]): f"{main_score(r):.2f}" for r in rows
     }
     titles = {
         (r["encoder"], r["task"], r["fraction"]): f"{r['encoder']}  {r['task']}"

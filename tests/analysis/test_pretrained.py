@@ -1,4 +1,4 @@
-"""Named encoders are shown, and are never mixed into what is averaged over noise levels."""
+"""Pretrained encoders are shown, and are never mixed into what is averaged over noise levels."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from analysis.schemas import PRETRAINED_CELLS_SCHEMA, PRETRAINED_SPECTRA_SCHEMA
 from analysis.summary import summary
 
 
-def with_named(readout: Readout) -> Readout:
+def with_pretrained(readout: Readout) -> Readout:
     """The readout, with an encoder that got other tasks than another one."""
     rows: list[dict[str, Any]] = []
     for row in readout.cells.to_pylist():
@@ -42,7 +42,7 @@ def with_named(readout: Readout) -> Readout:
 
 @pytest.fixture
 def both(make: Any) -> Readout:
-    return with_named(make())
+    return with_pretrained(make())
 
 
 def test_they_change_no_average(make: Any, both: Readout) -> None:
@@ -65,7 +65,7 @@ def test_each_has_a_row_for_every_task_and_fraction_of_its_own(both: Readout) ->
 
 
 def test_tuning_seeds_have_their_deviation_beneath(make: Any) -> None:
-    both = with_named(make(tuning_seeds=(0, 1, 2)))
+    both = with_pretrained(make(tuning_seeds=(0, 1, 2)))
     cells = both.pretrained_cells.to_pylist()
     for cell in cells:
         cell["test_accuracy"] = 50.0 + cell["tuning_seed"]
@@ -74,7 +74,7 @@ def test_tuning_seeds_have_their_deviation_beneath(make: Any) -> None:
     )
     assert {row["deviation"] for row in pretrained.summary(spread).to_pylist()} == {1.0}
     assert "± 1.0" in pretrained_tables.accuracies(spread)
-    alone = with_named(make(tuning_seeds=(0,)))
+    alone = with_pretrained(make(tuning_seeds=(0,)))
     assert {row["deviation"] for row in pretrained.summary(alone).to_pylist()} == {None}
     assert "±" not in pretrained_tables.accuracies(alone)
 
@@ -94,16 +94,16 @@ def test_a_correlation_is_never_called_an_accuracy(make: Any, both: Readout) -> 
     own |= {"encoder": "api", "task": "similar", "fraction": both.fraction}
     row = {**one, **blank, **own}
     question = replace(both.question, id_tasks=(*both.question.id_tasks, "similar"))
-    named_ = pa.Table.from_pylist(
+    cells = pa.Table.from_pylist(
         [*both.pretrained_cells.to_pylist(), row], schema=PRETRAINED_CELLS_SCHEMA
     )
-    told = replace(both, question=question, pretrained_cells=named_)
+    told = replace(both, question=question, pretrained_cells=cells)
     (found,) = (r for r in pretrained.summary(told).to_pylist() if r["task"] == "similar")
     assert (found["accuracy"], found["macro_f1"], found["score"]) == (None, None, -3.25)
     html = pretrained_tables.accuracies(told)
     assert "similar: Mean of Pearson and Spearman correlation (× 100)" in html
-    assert "of numbers, the correlation that the row names" in html
-    assert "of numbers" not in pretrained_tables.accuracies(both)
+    assert "for numbers, the correlation that the row names" in html
+    assert "for numbers" not in pretrained_tables.accuracies(both)
     assert summary(told).equals(summary(make()))
 
 
@@ -126,8 +126,8 @@ def test_the_report_has_a_section_for_them_only_where_they_are(
     )  # no figure is of them
     report.write(make(), tmp_path / "without")
     report.write(both, tmp_path / "with")
-    assert "Named encoders" not in (tmp_path / "without/report.html").read_text()
-    assert "Named encoders" in (tmp_path / "with/report.html").read_text()
+    assert "Pretrained encoders" not in (tmp_path / "without/report.html").read_text()
+    assert "Pretrained encoders" in (tmp_path / "with/report.html").read_text()
     assert not (tmp_path / "without/encoders.csv").exists()
     lines = (tmp_path / "with/encoders.csv").read_text().splitlines()
     assert len(lines) == 1 + both.pretrained_cells.num_rows

@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 
 from analysis.readout import Readout
-from analysis.report.findings import certainty, findings, head_to_heads
-from analysis.report.tables import finished
-from analysis.schemas import CELLS_SCHEMA, SUMMARY_SCHEMA
+from analysis.report.findings import certainty, findings
+from analysis.schemas import SUMMARY_SCHEMA
 from analysis.summary import summary
 
 Make = Callable[..., Readout]
@@ -67,7 +66,7 @@ def test_a_missing_cell_leaves_its_task_out_at_every_level(make: Make) -> None:
         assert row["members"] == ["digits", "digits-magnitude"]
         assert row["left_out"] == ["digits-parity"]
     assert all(len(row["members"]) == 3 for row in rows(readout, "id/mlp/accuracy"))
-    done, asked = finished(readout)
+    done, asked = readout.finished()
     assert asked - done == 6  # three seeds, two fractions
 
 
@@ -91,45 +90,6 @@ def test_realised_noise_is_a_count_without_interval(make: Make) -> None:
     assert [row["noise"] for row in found] == [0, 5, 10, 20, 30]
     assert all(row["seeds"] == 0 and row["low"] is None for row in found)
     assert found[1]["mean"] == pytest.approx(100 * 54 / 1077)
-
-
-def test_losses_are_said_as_plainly_as_wins(make: Make, truth: Truth) -> None:
-    readout = make(jitter=0.0)
-    met = {(one.method, one.baseline, one.domain): one for one in head_to_heads(readout)}
-    paper = met["nmtune-paper", "mlp", "ood"]
-    gaps = [truth("ood", 0, "nmtune-paper", x) - truth("ood", 0, "mlp", x) for x in readout.levels]
-    assert (paper.wins, paper.losses) == (sum(g > 0 for g in gaps), sum(g < 0 for g in gaps))
-    assert paper.overall.interval.mean == pytest.approx(sum(gaps) / 5)
-    assert "Beats MLP at 5 of 5 levels ID" in text(readout)
-    assert "Loses to MLP at 4 of 5 levels OOD and wins at 1" in text(readout)
-    assert "Loses to MLP at 5 of 5 levels ID" in text(readout)  # the released variant
-
-
-def test_a_tuned_encoder_with_the_regularisers_meets_the_one_without(make: Make) -> None:
-    readout = make(methods=("lp", "ft", "ft-nmtune", "lora-nmtune"))
-    met = {(one.method, one.baseline) for one in head_to_heads(readout)}
-    assert met == {("ft-nmtune", "ft")}
-    (found,) = (one for one in findings(readout) if one.heading == "FT with NMTune's terms")
-    assert "FT at" in found.text or "against FT" in found.text
-
-
-def test_equal_methods_tie(make: Make) -> None:
-    readout = make(jitter=0.0, methods=("lp", "mlp", "nmtune-new"), levels=(0.0,))
-    cells = readout.cells.to_pylist()
-    for row in cells:
-        row["test_accuracy"] = 90.0
-    readout = Readout(
-        "demo", readout.question, type(readout.cells).from_pylist(cells, CELLS_SCHEMA)
-    )
-    assert {(one.wins, one.ties, one.losses) for one in head_to_heads(readout)} == {(0, 1, 0)}
-    assert "ties at 1" in text(readout)
-
-
-def test_what_cannot_be_compared_is_said(make: Make) -> None:
-    assert "One noise level: nothing to compare it with" in text(make(levels=(10.0,)))
-    assert "nothing at 0 %" in text(make(levels=(5.0, 10.0)))
-    assert "nothing is finished" in certainty(make(drop=lambda row: True)).lower()
-    assert "OOD" not in text(make(ood_tasks=()))
 
 
 def test_a_table_of_another_shape_is_refused(make: Make) -> None:

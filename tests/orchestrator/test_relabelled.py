@@ -9,7 +9,6 @@ import synthetic
 from analysis import downstream_noise, wording
 from analysis.claims.claims import verdicts
 from analysis.figures.downstream_noise import against_label_noise
-from analysis.report import tables
 from analysis.report.page import html_page
 from analysis.summary import summary
 from jobs.storage.folder import Folder
@@ -48,9 +47,9 @@ def test_the_report_shows_them_by_method_and_level(store: Store) -> None:
     found = readout.collect(planned(NOISY), store)
     page = html_page(found)
     section = page.partition('<section id="label-noise">')[2].partition("</section>")[0]
-    assert "40 % wrong" in section
+    assert "40 % label noise" in section
     assert "10 % pre-training noise" in section
-    assert "in no other average" in section
+    assert "no other average has these cells" in section
     clean, noisy = downstream_noise.sources(found)
     assert (clean.level, noisy.level) == (0.0, 10.0)
     average = downstream_noise.accuracy(found, noisy, "id", "lp")
@@ -64,7 +63,7 @@ def test_the_report_shows_them_by_method_and_level(store: Store) -> None:
     ]
     methods = len(planned().experiment.tuning.methods)
     assert all(len(axes.get_legend_handles_labels()[1]) == methods for axes in panels)
-    assert not any("label_noise=" in row["address"] for row in tables.cell_rows(found))
+    assert not any("label_noise=" in row["address"] for row in found.sorted_cells())
 
 
 def test_a_sweep_without_them_says_nothing_of_them(store: Store) -> None:
@@ -101,7 +100,7 @@ def test_named_encoders_have_theirs_too(
     page = (tmp_path / "made/report.html").read_text()
     section = page.partition('<section id="label-noise">')[2].partition("</section>")[0]
     assert "<td>mine</td>" in section
-    assert "40 % wrong" in section
+    assert "40 % label noise" in section
     assert (tmp_path / "made/figures/label-noise.png").stat().st_size > 0
     with (tmp_path / "made/label-noise.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))

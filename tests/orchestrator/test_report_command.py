@@ -8,7 +8,6 @@ import pyarrow as pa
 import pytest
 
 import synthetic
-from analysis.report import tables
 from jobs.contract import Outcome
 from jobs.storage.folder import Folder
 from orchestrator import experiment, planner
@@ -109,9 +108,9 @@ def test_the_markdown_says_what_the_page_says(
     values = {v for line in tables for v in re.findall(r"(?<=\| )\d+\.\d(?= )", line)}
     assert len(values) > 4
     assert all(f"> {v} <" in page or f">{v}<" in page for v in values)
-    assert "40 % wrong" in text
+    assert "40 % label noise" in text
     assert "macro F1" in text
-    assert f"- missing: `{plan().of_kind('tune')[0].address}`: not said" in text
+    assert f"- missing: `{plan().of_kind('tune')[0].address}`: no reason given" in text
 
 
 def test_an_empty_store_has_nothing_to_report_and_says_so(
@@ -145,5 +144,5 @@ def test_cells_that_were_not_planned_are_not_missing(tmp_path: Path) -> None:
     planned = planner.build(experiment.load("digits-clip", noise="0", overrides=sets))
     made = Store(Folder.of(tmp_path))
     synthetic.fill(planned, made)
-    done, asked = tables.finished(_Found(planned, made).readout({}, []))
+    done, asked = _Found(planned, made).readout({}, []).finished()
     assert done == asked == len(planned.of_kind("tune"))

@@ -11,7 +11,7 @@ import pytest
 
 from analysis.claims import published
 from analysis.claims.claims import verdicts
-from analysis.claims.contrasts import Evidence, Part, Side
+from analysis.claims.contrasts import Comparison, Contrasts, Side
 from analysis.claims.verdicts import Claim, Verdict, judge
 from analysis.readout import Readout
 from analysis.report import text as as_text
@@ -27,8 +27,10 @@ def by_id(found: list[Verdict]) -> dict[str, Verdict]:
     return {one.claim.id: one for one in found}
 
 
-def part(*values: float, direction: int = 1, samples: Mapping[str, Any] | None = None) -> Part:
-    return Part("a − b", "points", direction, dict(enumerate(values)), samples or {})
+def comparison(
+    *values: float, direction: int = 1, samples: Mapping[str, Any] | None = None
+) -> Comparison:
+    return Comparison("a − b", "points", direction, dict(enumerate(values)), samples or {})
 
 
 def changed(readout: Readout, change: Callable[[dict[str, Any]], None], **tables: Any) -> Readout:
@@ -84,58 +86,58 @@ def test_contrasts_share_their_draws_and_test_sets_add_up() -> None:
 
 def test_one_seed_never_gives_a_verdict(make: Make) -> None:
     found = verdicts(make(seeds=(0,), jitter=0.0))
-    assert {one.word for one in found} == {"undecided"}
-    measured = [one for one in found if one.parts]
+    assert {one.decision for one in found} == {"undecided"}
+    measured = [one for one in found if one.comparisons]
     assert measured
     assert all("a verdict needs at least 2" in one.reason for one in measured)
 
 
 def test_a_clear_effect_is_supported_and_its_opposite_is_not() -> None:
     values = (1.0, 1.1, 0.9, 1.05)
-    yes, no = judge([(CLAIM, [part(*values)]), (CLAIM, [part(*values, direction=-1)])])
-    assert (yes.word, no.word) == ("supported", "not supported")
+    yes, no = judge([(CLAIM, [comparison(*values)]), (CLAIM, [comparison(*values, direction=-1)])])
+    assert (yes.decision, no.decision) == ("supported", "not supported")
     assert "rules the claim out" in no.reason
 
 
 def test_a_negligible_effect_is_none_however_sure() -> None:
-    (found,) = judge([(CLAIM, [part(0.02, 0.021, 0.019, 0.02)])])
-    assert found.word == "not supported"
+    (found,) = judge([(CLAIM, [comparison(0.02, 0.021, 0.019, 0.02)])])
+    assert found.decision == "not supported"
 
 
 def test_every_part_must_hold() -> None:
-    sure = part(1.0, 1.1, 0.9, 1.05)
-    (found,) = judge([(CLAIM, [sure, part(1.0, -1.1, 0.9, -1.0)])])
-    assert found.word == "undecided"
-    (found,) = judge([(CLAIM, [sure, part(-1.0, -1.1, -0.9, -1.0)])])
-    assert found.word == "not supported"
+    sure = comparison(1.0, 1.1, 0.9, 1.05)
+    (found,) = judge([(CLAIM, [sure, comparison(1.0, -1.1, 0.9, -1.0)])])
+    assert found.decision == "undecided"
+    (found,) = judge([(CLAIM, [sure, comparison(-1.0, -1.1, -0.9, -1.0)])])
+    assert found.decision == "not supported"
 
 
 def test_more_claims_ask_for_more() -> None:
-    weak = (CLAIM, [part(1.0, 1.3, 0.7)])
+    weak = (CLAIM, [comparison(1.0, 1.3, 0.7)])
     (alone,) = judge([weak])
     crowd = judge([weak] * 20)
-    assert alone.word == "supported"
-    assert {one.word for one in crowd} == {"undecided"}
+    assert alone.decision == "supported"
+    assert {one.decision for one in crowd} == {"undecided"}
 
 
 def test_chance_in_the_test_samples_can_withhold_a_verdict() -> None:
     values = (1.0, 1.1, 0.9, 1.05)
     few = np.array([[100.0] * 3 + [-100.0] * 2 + [0.0] * (95)] * 4)
-    (found,) = judge([(CLAIM, [part(*values, samples={"t": few})])])
-    assert found.word == "undecided"
+    (found,) = judge([(CLAIM, [comparison(*values, samples={"t": few})])])
+    assert found.decision == "undecided"
     assert "test samples" in found.reason
 
 
 def test_an_undecided_claim_says_how_many_seeds_would_decide(make: Make) -> None:
     found = by_id(verdicts(make(jitter=2.0)))["slight-noise-helps-id"]
-    assert found.word == "undecided"
+    assert found.decision == "undecided"
     assert "seeds would be needed" in found.reason
     assert "to see 0.5 points" in found.reason
 
 
 def test_the_truth_of_a_synthetic_experiment_is_found(make: Make) -> None:
     found = by_id(verdicts(make(jitter=0.05, seeds=(0, 1, 2, 3, 4))))
-    words = {name: one.word for name, one in found.items()}
+    words = {name: one.decision for name, one in found.items()}
     assert words["slight-noise-helps-id"] == "not supported"  # it only ever loses there
     assert words["any-noise-hurts-ood"] == "supported"
     assert words["id-peaks-at-5-10"] == "not supported"
@@ -150,15 +152,15 @@ def test_a_gain_at_slight_noise_is_found_where_there_is_one(make: Make) -> None:
         row["test_accuracy"] += 3.0 if row["noise"] in (5.0, 10.0) else 0.0
 
     found = by_id(verdicts(changed(make(jitter=0.05, seeds=(0, 1, 2, 3, 4)), helped)))
-    assert found["slight-noise-helps-id"].word == "supported"
-    assert found["id-peaks-at-5-10"].word == "supported"
-    assert found["any-noise-hurts-ood"].word == "not supported"
+    assert found["slight-noise-helps-id"].decision == "supported"
+    assert found["id-peaks-at-5-10"].decision == "supported"
+    assert found["any-noise-hurts-ood"].decision == "not supported"
 
 
 def test_what_was_not_measured_says_what_it_needs(make: Make) -> None:
     found = by_id(verdicts(make(methods=("lp",), ood_tasks=(), levels=(0.0, 30.0))))
     for name in ("slight-noise-helps-id", "any-noise-hurts-ood", "nmtune-paper-mlp-lp-id"):
-        assert (found[name].word, found[name].parts) == ("undecided", ())
+        assert (found[name].decision, found[name].comparisons) == ("undecided", ())
         assert "it needs" in found[name].reason
 
 
@@ -173,12 +175,12 @@ def test_a_regularisers_share_is_read_from_the_weights_not_the_names(make: Make)
             row["cov"] = 0.0
 
     found = by_id(verdicts(changed(readout, weighed)))
-    assert found["nmtune-paper-share-of-cov"].word == "supported"  # +1.1 against +0.3
-    assert not found["nmtune-paper-share-of-mse"].parts
+    assert found["nmtune-paper-share-of-cov"].decision == "supported"  # +1.1 against +0.3
+    assert not found["nmtune-paper-share-of-mse"].comparisons
 
 
-def answered(readout: Readout, right: float) -> Readout:
-    """The readout with answers such that every cell of level 0 has `right` more right."""
+def with_predictions(readout: Readout, right: float) -> Readout:
+    """The readout with predictions: every cell of level 0 has a share of `right` more correct."""
     rows = []
     for row in readout.cells.to_pylist():
         if row["fraction"] == readout.fraction:
@@ -195,13 +197,13 @@ def answered(readout: Readout, right: float) -> Readout:
     return changed(readout, lambda row: None, predictions=table)
 
 
-def test_answers_are_paired_by_sample(make: Make) -> None:
-    evidence = Evidence(answered(make(seeds=(0, 1)), right=0.1))
-    (found,) = evidence.part("", -1, "id", [Side(1, "lp", 10.0), Side(-1, "lp", 0.0)])
+def test_predictions_are_paired_by_sample(make: Make) -> None:
+    contrasts = Contrasts(with_predictions(make(seeds=(0, 1)), right=0.1))
+    (found,) = contrasts.of_accuracy("", -1, "id", [Side(1, "lp", 10.0), Side(-1, "lp", 0.0)])
     assert len(found.samples) == 3
     total = sum(float(one.mean()) for one in found.samples.values())
     assert total == pytest.approx(-10.0)
-    (nothing,) = Evidence(make()).part("", -1, "id", [Side(1, "lp", 10.0)])
+    (nothing,) = Contrasts(make()).of_accuracy("", -1, "id", [Side(1, "lp", 10.0)])
     assert nothing.samples == {}
 
 
@@ -219,8 +221,8 @@ def test_markdown_holds_every_verdict_and_no_markup_of_strangers(make: Make) -> 
 
 def test_the_answer_in_short_counts_every_claim(make: Make) -> None:
     found = verdicts(make(methods=("lp",)))
-    unmeasured = sum(not one.parts for one in found)
-    told = verdict_text.in_short(found)
+    unmeasured = sum(not one.comparisons for one in found)
+    told = verdict_text.count_sentence(found)
     assert told.startswith(f"Of {len(found)} published claims, ")
     assert told.endswith(f"are undecided ({unmeasured} of them not measured).")
 
@@ -229,7 +231,7 @@ def test_claims_csv_has_every_claim_and_comparison(make: Make) -> None:
     found = verdicts(make())
     rows = list(verdict_text.rows(found))
     assert {row["claim"] for row in rows} == {one.claim.id for one in found}
-    assert len(rows) == sum(max(len(one.parts), 1) for one in found)
+    assert len(rows) == sum(max(len(one.comparisons), 1) for one in found)
     assert all(tuple(row) == verdict_text.COLUMNS for row in rows)
 
 

@@ -72,10 +72,10 @@ def test_the_lines_are_the_summary(make: Make) -> None:
 
 def test_methods_differ_in_colour_marker_and_dash(make: Make) -> None:
     methods = ("lp", "mlp", "nmtune-paper", "nmtune-released", "lora", "my-own")
-    looks = style.looks(methods)
+    looks = style.method_styles(methods)
     for part in ("colour", "marker", "dash"):
         assert len({str(getattr(look, part)) for look in looks.values()}) == len(methods)
-    assert style.looks(("nmtune-paper",))["nmtune-paper"] == looks["nmtune-paper"]
+    assert style.method_styles(("nmtune-paper",))["nmtune-paper"] == looks["nmtune-paper"]
 
 
 def test_one_seed_says_so_and_draws_no_bars(make: Make) -> None:
@@ -142,7 +142,7 @@ def test_published_curves_lie_over_ones_own_only_where_they_match(make: Make) ->
 
 
 def test_published_curves_stand_beside_ones_own_as_changes(make: Make) -> None:
-    axes = published.beside(make(jitter=0.0)).axes[0]
+    axes = published.against_published(make(jitter=0.0)).axes[0]
     assert lines(axes)["LP, ImageNet-1K"].get_ydata()[1] == pytest.approx(74.122 - 73.535)
     own = lines(axes)["LP, here"].get_ydata()
     assert list(own) == pytest.approx([0.0, -0.45, -0.9, -1.8, -2.7])
@@ -167,7 +167,7 @@ def test_ordered_looks_grow_lighter() -> None:
     def light(colour: str) -> int:
         return sum(int(colour[at : at + 2], 16) for at in (1, 3, 5))
 
-    shades = [light(look.colour) for look in style.scale(5)]
+    shades = [light(look.colour) for look in style.ordered_styles(5)]
     assert shades == sorted(shades)
     assert len(set(shades)) == 5
 

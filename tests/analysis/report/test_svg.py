@@ -52,7 +52,7 @@ def test_factors_keep_all_their_digits(files: list[bytes]) -> None:
 
 
 def test_a_title_cannot_open_markup() -> None:
-    figure, _ = style.sheet(1, 1)
+    figure, _ = style.new_figure(1, 1)
     file = style.save(figure, "svg")
     (element,) = svg.elements([(file, '"><script>')])
     assert "<script>" not in element
@@ -60,7 +60,7 @@ def test_a_title_cannot_open_markup() -> None:
 
 
 def test_text_in_a_figure_is_outlines_alone() -> None:
-    figure, panels = style.sheet(1, 1)
+    figure, panels = style.new_figure(1, 1)
     panels[0].set_title("--><script>alert(1)</script>")
     (element,) = svg.elements([(style.save(figure, "svg"), "")])
     assert "script" not in element
