@@ -42,7 +42,7 @@ def method(slug: str) -> str:
 
 
 def domain(slug: str) -> str:
-    """ "In-domain (ID)" or "Out-of-domain (OOD)"."""
+    """Such as "In-domain (ID)" or "Out-of-domain (OOD)"."""
     return _DOMAINS.get(slug, slug)
 
 
@@ -94,7 +94,7 @@ def mean_of(members: Sequence[str], kind: str = "task") -> str:
 
 
 def count(number: int, noun: str, plural: str | None = None) -> str:
-    """ "1 seed", "3 seeds"; the plural where it is not the noun and an s."""
+    """Such as "1 seed", "3 seeds"; the plural where it is not the noun and an s."""
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
@@ -113,7 +113,7 @@ def signed(value: float, digits: int = 1) -> str:
 
 
 def interval(of: Interval, digits: int = 1, sign: bool = False) -> str:
-    """ "97.1 [96.0, 98.2]", or the mean alone when there is no interval."""
+    """Such as "97.1 [96.0, 98.2]", or the mean alone when there is no interval."""
     write = signed if sign else number
     mean = write(of.mean, digits)
     if of.low is None or of.high is None:
@@ -122,7 +122,7 @@ def interval(of: Interval, digits: int = 1, sign: bool = False) -> str:
 
 
 def correlation(of: Correlation) -> str:
-    """ "r = −0.62 [−0.91, 0.04]", or that there is none."""
+    """Such as "r = −0.62 [−0.91, 0.04]", or that there is none."""
     if of.r is None:
         return "no correlation defined"
     text = f"r = {signed(of.r, 2)}"

@@ -154,7 +154,7 @@ def _moves(
         f"{measure.upper()} of {domain.upper()} test features ({PREPROCESSING} preprocessing) at "
         f"the highest noise minus clean",
         f"features of {domain.upper()} test images at a clean and a noisy level",
-        _beside(own, [one.levels[30.0] - one.levels[0.0] for one in own], 3),
+        _quoted(own, [one.levels[30.0] - one.levels[0.0] for one in own], 3),
     )
     return claim, comparisons
 
@@ -169,7 +169,7 @@ def _correlates(
     scores = {
         one.corpus: one for one in published.curves(domain, "test_macro_f1") if one.method == "lp"
     }
-    rs = [_r(one.levels, scores[one.corpus].levels) for one in own]
+    rs = [_correlation(one.levels, scores[one.corpus].levels) for one in own]
     claim = Claim(
         f"{measure}-correlates-with-{domain}",
         f"The higher the {measure.upper()}, the lower the {domain.upper()} accuracy",
@@ -178,12 +178,12 @@ def _correlates(
         f"{wording.method(method)} over noise levels, in each seed, below zero over seeds. The "
         "direction is that of the papers' own points",
         f"features and finished {domain.upper()} tasks at three noise levels or more",
-        _beside(own, rs, 2, "r = "),
+        _quoted(own, rs, 2, "r = "),
     )
     return claim, contrasts.of_correlation(label, -1, found, accuracy)
 
 
-def _r(x: Mapping[float, float], y: Mapping[float, float]) -> float:
+def _correlation(x: Mapping[float, float], y: Mapping[float, float]) -> float:
     shared = sorted(x.keys() & y.keys())
     r = pearson([x[level] for level in shared], [y[level] for level in shared]).r
     assert r is not None, "published curves vary"
@@ -233,7 +233,7 @@ def _published_order(domain: str) -> str:
         )
         for one in own
     ]
-    return _beside(own, least, 2, "macro F1, the smaller of both ")
+    return _quoted(own, least, 2, "macro F1, the smaller of both ")
 
 
 def _gap(contrasts: Contrasts) -> Iterator[Declared]:
@@ -251,7 +251,9 @@ def _gap(contrasts: Contrasts) -> Iterator[Declared]:
                 comparisons = contrasts.of_accuracy(label, 1, domain, sides)
             own = {s.corpus: s for s in published.curves(domain) if s.method == "nmtune"}
             plain = {s.corpus: s for s in published.curves(domain) if s.method == "lp"}
-            apart = [_cost_of_noise(own[c].levels) - _cost_of_noise(plain[c].levels) for c in own]
+            differences = [
+                _cost_of_noise(own[c].levels) - _cost_of_noise(plain[c].levels) for c in own
+            ]
             claim = Claim(
                 f"{variant}-narrows-{domain}",
                 f"{wording.method(variant)} narrows the gap between clean and noisy pre-training, "
@@ -260,7 +262,7 @@ def _gap(contrasts: Contrasts) -> Iterator[Declared]:
                 f"{domain.upper()} accuracy, mean over tasks: noisy levels minus clean under "
                 f"NMTune, minus the same under LP",
                 f"NMTune and lp on the same {domain.upper()} tasks at a clean and a noisy level",
-                _beside(list(own.values()), apart, 2),
+                _quoted(list(own.values()), differences, 2),
             )
             yield claim, comparisons
 
@@ -272,15 +274,15 @@ def _cost_of_noise(levels: Mapping[float, float]) -> float:
 def _shares(contrasts: Contrasts) -> Iterator[Declared]:
     """What each regulariser adds to the others: full NMTune minus NMTune without it."""
     readout = contrasts.readout
-    whole = [v for v in readout.nmtune_variants() if readout.regularisers(v)] or ["nmtune-paper"]
+    variants = [v for v in readout.nmtune_variants() if readout.regularisers(v)] or ["nmtune-paper"]
     own = {(s.corpus, s.method): s for s in published.ablation()}
     full = [one for one in own.values() if one.method == "nmtune[mse+cov+svd]"]
-    for variant in whole:
+    for variant in variants:
         for term in REGULARISERS:
             rest = "+".join(name for name in REGULARISERS if name != term)
             without = _without(readout, variant, term)
             comparisons = [] if without is None else _overall(contrasts, "id", variant, without)
-            apart = [
+            differences = [
                 _mean(one.levels) - _mean(own[one.corpus, f"nmtune[{rest}]"].levels) for one in full
             ]
             claim = Claim(
@@ -290,7 +292,7 @@ def _shares(contrasts: Contrasts) -> Iterator[Declared]:
                 "ID accuracy, mean over tasks and noise levels, of NMTune minus the same without "
                 f"{term.upper()}",
                 f"a method with the head of {variant} and a weight of 0 for {term} alone",
-                _beside(full, apart, 2),
+                _quoted(full, differences, 2),
             )
             yield claim, comparisons
 
@@ -311,12 +313,13 @@ def _published(
     domain: str, method: str, value: Callable[[Mapping[float, float]], float], prefix: str = ""
 ) -> str:
     own = [one for one in published.curves(domain) if one.method == method]
-    return _beside(own, [value(one.levels) for one in own], 2, prefix)
+    return _quoted(own, [value(one.levels) for one in own], 2, prefix)
 
 
-def _beside(
+def _quoted(
     own: Sequence[published.Series], values: Sequence[float], digits: int, prefix: str = ""
 ) -> str:
+    """The papers' values in a sentence, each with the curve it is of."""
     return "; ".join(
         f"{prefix}{wording.signed(value, digits)} ({one.title})"
         for one, value in zip(own, values, strict=True)

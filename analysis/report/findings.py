@@ -105,8 +105,8 @@ def _compare(readout: Readout, domain: str, method: str, baseline: str) -> HeadT
     overall = ours.against_overall(theirs)
     if overall is None:
         return None
-    apart = [ours.against(theirs, level) for level in readout.levels]
-    means = [one.interval.mean for one in apart if one is not None]
+    differences = [ours.against(theirs, level) for level in readout.levels]
+    means = [one.interval.mean for one in differences if one is not None]
     wins = sum(mean > _EQUAL for mean in means)
     losses = sum(mean < -_EQUAL for mean in means)
     ties = len(means) - wins - losses
@@ -206,13 +206,13 @@ def _methods(readout: Readout) -> list[Finding]:
     for method in dict.fromkeys(one.method for one in compared if "nmtune" in one.method):
         of_method = [one for one in compared if one.method == method]
         baseline = of_method[0].baseline  # the MLP before the linear probe
-        sentences = [_outcome(one) for one in of_method if one.baseline == baseline]
+        sentences = [_sentence(one) for one in of_method if one.baseline == baseline]
         found.append(Finding(wording.method(method), " ".join(sentences)))
     return found
 
 
-def _outcome(one: HeadToHead) -> str:
-    """ "Loses to MLP at 3 of 5 levels OOD and wins at 2 (−0.4 points on average)." """
+def _sentence(one: HeadToHead) -> str:
+    """Such as "Loses to MLP at 3 of 5 levels OOD and wins at 2 (−0.4 points on average)."."""
     other, where = wording.method(one.baseline), one.domain.upper()
     of = f"of {wording.count(one.levels, 'level')} {where}"
     ties = f", ties at {one.ties}" if one.ties else ""

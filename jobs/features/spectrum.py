@@ -80,10 +80,10 @@ class _Moments:
         about -= residue
         mean += residue
         total = self.rows + rows
-        apart = mean - self.mean
+        difference = mean - self.mean
         self.scatter += about.T @ about
-        self.scatter += np.outer(apart, apart * (self.rows * rows / total))
-        self.mean += apart * (rows / total)
+        self.scatter += np.outer(difference, difference * (self.rows * rows / total))
+        self.mean += difference * (rows / total)
         self.rows = total
 
     def about_origin(self) -> Matrix:

@@ -1,4 +1,4 @@
-"""Promises of the verdicts: earned over seeds, told with what would decide, never from one seed."""
+"""Promises of the verdicts: earned over seeds, never from one, with what would decide."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_a_negligible_effect_is_none_however_sure() -> None:
     assert found.decision == "not supported"
 
 
-def test_every_part_must_hold() -> None:
+def test_every_comparison_must_hold() -> None:
     sure = comparison(1.0, 1.1, 0.9, 1.05)
     (found,) = judge([(CLAIM, [sure, comparison(1.0, -1.1, 0.9, -1.0)])])
     assert found.decision == "undecided"
@@ -207,7 +207,7 @@ def test_predictions_are_paired_by_sample(make: Make) -> None:
     assert nothing.samples == {}
 
 
-# -- as told ---------------------------------------------------------------------------------------
+# -- as text ---------------------------------------------------------------------------------------
 
 
 def test_markdown_holds_every_verdict_and_no_markup_of_strangers(make: Make) -> None:

@@ -163,7 +163,7 @@ def test_each_encoder_is_a_point_against_its_accuracy(make: Make) -> None:
     assert "15 encoders" in words(axes.figure)
 
 
-def test_ordered_looks_grow_lighter() -> None:
+def test_ordered_lines_grow_lighter() -> None:
     def light(colour: str) -> int:
         return sum(int(colour[at : at + 2], 16) for at in (1, 3, 5))
 
