@@ -61,6 +61,12 @@ class Spec(BaseModel):
                 kept[name] = _semantic_value(value, dumped[name])
         return kept
 
+    def of_base(self, base: type[Spec]) -> dict[str, Any]:
+        """The values of the fields that a base of this spec declares, for another spec of it."""
+        if not isinstance(self, base):
+            raise TypeError(f"{type(self).__name__} is no {base.__name__}")
+        return {name: getattr(self, name) for name in base.model_fields}
+
     def paths(self) -> Iterator[str]:
         """Every path that stands in a PATH field, here and in the specs within."""
         for name, info in type(self).model_fields.items():

@@ -16,10 +16,10 @@ from pydantic import ValidationError
 
 from jobs.contract import Spec, StageError
 from jobs.encoders.digests import pin
-from jobs.encoders.spec import EncoderStep, GivenEncoder, NamedEncoder
-from jobs.features.spec import FeaturesStep, GivenStep
+from jobs.encoders.spec import EncoderStep, GivenColumns, GivenEncoder, NamedEncoder
+from jobs.features.spec import Features, FeaturesStep, GivenStep
 from jobs.noise.spec import Noise, NoiseStep
-from jobs.pretrain.spec import PretrainStep
+from jobs.pretrain.spec import PretrainSettings, PretrainStep
 from jobs.tasks.spec import Task
 from jobs.tuning.spec import EncoderTuning, TuneStep
 from orchestrator.errors import UserError
@@ -158,14 +158,7 @@ def _add_trained(builder: _Builder, experiment: Experiment, tasks: tuple[Task, .
             encoder = builder.add(
                 "pretrain",
                 run,
-                PretrainStep(
-                    recipe=pretrain.recipe,
-                    seed=seed,
-                    checkpoint_minutes=pretrain.checkpoint_minutes,
-                    telemetry_steps=pretrain.telemetry_steps,
-                    on_nan=pretrain.on_nan,
-                    resources=pretrain.resources,
-                ),
+                PretrainStep(seed=seed, **pretrain.of_base(PretrainSettings)),
                 {"corpus": source, "noise": overlay},
                 **place,
             )
@@ -318,7 +311,6 @@ def _add_features(
     place: Mapping[str, str | float | int],
 ) -> str:
     """An encoder's features of a task's images; their address."""
-    settings = experiment.features
     return builder.add(
         "features",
         FeaturesAddress(of, task.images),
@@ -326,12 +318,7 @@ def _add_features(
             images=task.images,
             parts=task.parts,
             shift=task.shift,
-            views=settings.views,
-            dtype=settings.dtype,
-            precision=settings.precision,
-            batch_size=settings.batch_size,
-            gpus_per_worker=settings.gpus_per_worker,
-            cpus_per_worker=settings.cpus_per_worker,
+            **experiment.features.of_base(Features),
         ),
         {"encoder": encoder, "corpus": str(CorpusAddress(task.scope))},
         **place,
@@ -357,10 +344,7 @@ def _add_given(
             parts=("test",) if task.domain == "ood" else ("train", "validation", "test"),
             file=encoder.files[task.name],
             sha256=encoder.sha256[task.name],
-            key=encoder.key,
-            vector=encoder.vector,
-            label=encoder.label,
-            split=encoder.split,
+            **encoder.of_base(GivenColumns),
             classes=encoder.classes.get(task.name, ()),
             target=task.target,
             dtype=experiment.features.dtype,

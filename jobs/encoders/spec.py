@@ -86,7 +86,20 @@ class FileEncoder(_Named):
     )
 
 
-class GivenEncoder(Spec):
+class GivenColumns(Spec):
+    """Which columns of a Parquet file of features hold what."""
+
+    key: str = Field("key", description="the column that names a sample, string")
+    vector: str = Field("vector", description="the column of features, list of float")
+    label: str = Field("label", description="the column of classes, integer or name, or numbers")
+    split: str | None = Field(
+        None,
+        description="the column that says train, validation or test; none: `split` where the file "
+        "has one, else by key",
+    )
+
+
+class GivenEncoder(GivenColumns):
     """An encoder known by its features alone: a Parquet file for each task, any source."""
 
     kind: Literal["features"] = "features"
@@ -96,14 +109,6 @@ class GivenEncoder(Spec):
     )
     sha256: dict[Slug, Sha256] = Field(
         default_factory=dict, description="task -> of its file; filled in when planned"
-    )
-    key: str = Field("key", description="the column that names a sample, string")
-    vector: str = Field("vector", description="the column of features, list of float")
-    label: str = Field("label", description="the column of classes, integer or name, or numbers")
-    split: str | None = Field(
-        None,
-        description="the column that says train, validation or test; none: `split` where the file "
-        "has one, else by key",
     )
     classes: dict[Slug, tuple[str, ...]] = Field(
         default_factory=dict, description="task -> names in label order; none: as the file has them"

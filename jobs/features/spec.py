@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from jobs.contract import NOT_SEMANTIC, PATH, Slug, Spec
+from jobs.encoders.spec import GivenColumns
 from jobs.images.spec import Shift, Views
 from jobs.tasks.target import TargetName
 
@@ -31,31 +32,21 @@ class Features(Spec):
     )
 
 
-class FeaturesStep(Spec):
+class FeaturesStep(Features):
     """One encoder (an input step) over one set of images (an input step), perhaps shifted."""
 
     images: Slug
     parts: tuple[Literal["train", "validation", "test"], ...]
     shift: Shift | None = None
-    views: Views = Views()
-    dtype: Literal["float32", "float16"] = "float32"
-    precision: Precision = "float32"
-    batch_size: Annotated[BatchSize, NOT_SEMANTIC] = "auto"
-    gpus_per_worker: Annotated[float, NOT_SEMANTIC] = 0
-    cpus_per_worker: Annotated[int, NOT_SEMANTIC] = 1
 
 
-class GivenStep(Spec):
+class GivenStep(GivenColumns):
     """Features that somebody else extracted, of one task, from one Parquet file."""
 
     images: Slug = Field(description="the task's name: its rows are this file's")
     parts: tuple[Literal["train", "validation", "test"], ...]
     file: Annotated[str, PATH, NOT_SEMANTIC]
     sha256: str
-    key: str = "key"
-    vector: str = "vector"
-    label: str = "label"
-    split: str | None = None
     classes: tuple[str, ...] = ()
     target: TargetName = "class"
     dtype: Literal["float32", "float16"] = "float32"

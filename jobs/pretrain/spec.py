@@ -180,17 +180,22 @@ OnNan = Literal["stop", "skip"]
 row. It may be chosen late: a run that finishes under `stop` had no such loss, and is the same."""
 
 
-class Pretrain(Spec):
-    """The pre-training section of an experiment file."""
+class PretrainSettings(Spec):
+    """What every run of an experiment has in common."""
 
     recipe: Recipe
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1)
     checkpoint_minutes: Annotated[float, NOT_SEMANTIC] = Field(10, gt=0)
     telemetry_steps: Annotated[int, NOT_SEMANTIC] = Field(
         50, ge=1, description="updates between two points of loss, speed, ... over a run"
     )
     on_nan: Annotated[OnNan, NOT_SEMANTIC] = "stop"
     resources: Annotated[Resources, NOT_SEMANTIC] = Resources()
+
+
+class Pretrain(PretrainSettings):
+    """The pre-training section of an experiment file."""
+
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1)
 
     @model_validator(mode="after")
     def _each_seed_once(self) -> Pretrain:
@@ -199,16 +204,11 @@ class Pretrain(Spec):
         return self
 
 
-class PretrainStep(Spec):
+class PretrainStep(PretrainSettings):
     """One encoder: one recipe, one noise level (an input step), one seed."""
 
     # 2: a contrastive model's weight decay is open_clip's; the order is one for held and streamed
     # 3: crops are scaled by torch, to within 1 of 255 of Pillow's
     protocol: ClassVar[int] = 4
 
-    recipe: Recipe
     seed: int
-    checkpoint_minutes: Annotated[float, NOT_SEMANTIC] = 10
-    telemetry_steps: Annotated[int, NOT_SEMANTIC] = Field(50, ge=1)
-    on_nan: Annotated[OnNan, NOT_SEMANTIC] = "stop"
-    resources: Annotated[Resources, NOT_SEMANTIC] = Resources()
