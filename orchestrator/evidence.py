@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -22,6 +22,8 @@ from analysis import rotation as angles
 from jobs.contract import StageError
 from jobs.corpus.shards import Index, read_part
 from jobs.storage.folder import Folder
+from jobs.tasks.duplicates import counted_twice
+from orchestrator.errors import UserError
 from orchestrator.index import Record
 from orchestrator.step.address import FeaturesAddress, RotationAddress, parse_as
 from orchestrator.step.step import Step
@@ -51,6 +53,23 @@ def quarantined(corpora: Done) -> Iterator[Remark]:
 
 def _remark(step: Step, status: str, reason: str) -> Remark:
     return {"address": step.address, "status": status, "reason": reason}
+
+
+def refuse_counted_twice(cells: pa.Table, levels: Sequence[Any], seeds: Sequence[Any]) -> None:
+    """Raise UserError where two tasks were tested on the same samples.
+
+    `levels` and `seeds` are of pre-training, one a row of `cells`.
+    """
+    told = cells.select(["domain", "trained_on", "task", "method", "test_digest"]).to_pylist()
+    rows = (
+        {**row, "noise": level, "pretrain_seed": seed}
+        for row, level, seed in zip(told, levels, seeds, strict=True)
+    )
+    if (pair := counted_twice(rows)) is not None:
+        raise UserError(
+            f"tasks: {pair[0]} and {pair[1]} were tested on the same features and labels, and "
+            f"an average counts a task once; take one out, or correct where its data comes from"
+        )
 
 
 def answers(

@@ -22,7 +22,6 @@ from analysis import pretrained, schemas
 from analysis.readout import CellKey, Question, Readout
 from analysis.summary import summary as summarised
 from jobs.storage.folder import Folder
-from jobs.tasks.duplicates import counted_twice
 from orchestrator import evidence, provenance
 from orchestrator.assess import look
 from orchestrator.errors import UserError
@@ -307,7 +306,7 @@ class _Found:
             "noise": [row["noise"] for row in labels],
             "pretrain_seed": [row["seed"] for row in labels],
         }
-        _refuse_twins(found, joined)
+        evidence.refuse_counted_twice(found, joined["noise"], joined["pretrain_seed"])
         columns = []
         for column in schemas.CELLS_SCHEMA:
             if column.name in joined:
@@ -393,20 +392,6 @@ class _Found:
                 "changed": record.counts["changed"],
                 "realised_percent": record.metrics["noise/realised_percent"],
             }
-
-
-def _refuse_twins(found: pa.Table, joined: Mapping[str, Sequence[Any]]) -> None:
-    told = found.select(["domain", "trained_on", "task", "method", "test_digest"]).to_pylist()
-    beside = zip(joined["noise"], joined["pretrain_seed"], strict=True)
-    cells = (
-        {**row, "noise": noise, "pretrain_seed": seed}
-        for row, (noise, seed) in zip(told, beside, strict=True)
-    )
-    if (pair := counted_twice(cells)) is not None:
-        raise UserError(
-            f"tasks: {pair[0]} and {pair[1]} were tested on the same features and labels, and "
-            f"an average counts a task once; take one out, or correct where its data comes from"
-        )
 
 
 def _table(

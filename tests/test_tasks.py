@@ -13,7 +13,7 @@ import pytest
 
 from commands import Start
 from jobs.tasks import registry
-from orchestrator import experiment, readout
+from orchestrator import evidence, experiment
 from orchestrator.cli import _run
 from orchestrator.errors import UserError
 from tests.jobs.tasks import shape
@@ -156,9 +156,8 @@ def test_one_test_under_two_names_is_refused_before_anything_runs(tmp_path: Path
 def test_a_report_that_would_count_a_test_twice_is_refused() -> None:
     told = {"domain": "id", "trained_on": None, "method": "lp", "test_digest": "d"}
     found = pa.Table.from_pylist([told | {"task": "svhn"}, told | {"task": "patches"}])
-    beside = {"noise": [0.0, 0.0], "pretrain_seed": [0, 0]}
     with pytest.raises(UserError, match="patches and svhn were tested on the same features"):
-        readout._refuse_twins(found, beside)
+        evidence.refuse_counted_twice(found, [0.0, 0.0], [0, 0])
 
 
 def test_a_corpus_without_a_training_part_is_not_pretrained_on() -> None:

@@ -21,7 +21,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias, TypeVar
+from typing import ClassVar, TypeAlias, TypeVar
 
 from jobs.contract import SLUG
 from orchestrator.errors import UserError
@@ -167,33 +167,32 @@ class CellsAddress:
 
 
 @dataclass(frozen=True)
-class ReportAddress:
+class _ExperimentAddress:
+    """What there is one of for each experiment."""
+
+    experiment: str
+    room: ClassVar[str]
+
+    def __str__(self) -> str:
+        return f"{self.room}/{self.experiment}"
+
+
+class ReportAddress(_ExperimentAddress):
     """The report of an experiment."""
 
-    experiment: str
-
-    def __str__(self) -> str:
-        return f"report/{self.experiment}"
+    room = "report"
 
 
-@dataclass(frozen=True)
-class SweepAddress:
+class SweepAddress(_ExperimentAddress):
     """The tracking run of an experiment's sweeps."""
 
-    experiment: str
-
-    def __str__(self) -> str:
-        return f"sweep/{self.experiment}"
+    room = "sweep"
 
 
-@dataclass(frozen=True)
-class TrackingAddress:
+class TrackingAddress(_ExperimentAddress):
     """The lease of the one driver that may write an experiment's tracking runs."""
 
-    experiment: str
-
-    def __str__(self) -> str:
-        return f"tracking/{self.experiment}"
+    room = "tracking"
 
 
 @dataclass(frozen=True)
@@ -277,7 +276,7 @@ def parse_step(text: str) -> StepAddress:
 def scratch_of(step: str, fingerprint: str) -> str:
     """The address of a step's scratch, by the step's address and its whole fingerprint.
 
-    Written without reading the step's address: a look at a store asks it of 50,000 steps.
+    Written without reading the step's address: a look at a store needs it for 50,000 steps.
     """
     return f"{SCRATCH}/{step}@{fingerprint[:FINGERPRINT_CHARACTERS]}"
 
@@ -288,16 +287,16 @@ def kind_of(address: str) -> str:
 
 
 def short(address: str) -> str:
-    """An address without its kind, nor the corpus, noise and recipe: a sweep has one of each.
-
-    A text that is no address is given back without its first part.
-    """
+    """An address without its kind, nor the corpus, noise and recipe: a sweep has one of each."""
     rest = address.partition("/")[2]
     _, level, below = rest.partition("/noise=")
     return f"noise={below}" if level else rest
 
 
 # -- reading -------------------------------------------------------------------------------------
+
+
+_OF_EXPERIMENTS = {form.room: form for form in (ReportAddress, SweepAddress, TrackingAddress)}
 
 
 def _parsed(parts: Sequence[str]) -> Address:
@@ -319,22 +318,12 @@ def _parsed(parts: Sequence[str]) -> Address:
             return _cell(encoder, task, method, share, 0.0, seed)
         case ["tune", *encoder, method]:
             return CellsAddress(_encoder(encoder), _slug(method))
-        case ["report", experiment]:
-            return ReportAddress(_slug(experiment))
-        case ["sweep", experiment]:
-            return SweepAddress(_slug(experiment))
-        case ["tracking", experiment]:
-            return TrackingAddress(_slug(experiment))
-        case ["rotation", *features]:
-            of = _parsed(features)
-            if isinstance(of, FeaturesAddress):
-                return RotationAddress(of)
-            raise ValueError("rotation/ is followed by the address of features")
-        case ["audit", *noise_parts]:
-            over = _parsed(noise_parts)
-            if isinstance(over, NoiseAddress):
-                return AuditAddress(over)
-            raise ValueError("audit/ is followed by the address of a level of noise")
+        case [room, experiment] if room in _OF_EXPERIMENTS:
+            return _OF_EXPERIMENTS[room](_slug(experiment))
+        case ["rotation", *below] if isinstance(of := _parsed(below), FeaturesAddress):
+            return RotationAddress(of)
+        case ["audit", *below] if isinstance(over := _parsed(below), NoiseAddress):
+            return AuditAddress(over)
         case [".scratch", *step]:
             return _scratch("/".join(step))
     raise ValueError(f"no kind {parts[0]!r} has {len(parts) - 1} parts after it")
@@ -343,21 +332,15 @@ def _parsed(parts: Sequence[str]) -> Address:
 def _run(parts: Sequence[str]) -> RunAddress:
     match parts:
         case [corpus, noise, recipe, level, seed]:
-            return RunAddress(
-                _slug(corpus),
-                _slug(noise),
-                _slug(recipe),
-                _number("noise", level),
-                _whole("seed", seed),
-            )
+            at = _number("noise", level)
+            return RunAddress(_slug(corpus), _slug(noise), _slug(recipe), at, _whole("seed", seed))
     raise ValueError("a run is CORPUS/NOISE/RECIPE/noise=LEVEL/seed=SEED")
 
 
 def _encoder(parts: Sequence[str]) -> EncoderAddress:
     """Whose encoder: a corpus named `encoder` is told apart by the number of parts."""
-    match parts:
-        case ["encoder", name]:
-            return PretrainedAddress(_slug(name))
+    if len(parts) == 2 and parts[0] == "encoder":
+        return PretrainedAddress(_slug(parts[1]))
     return _run(parts)
 
 
@@ -389,7 +372,6 @@ def _slug(part: str) -> str:
 
 
 def _is(name: str, part: str) -> bool:
-    """Whether a part is `name=VALUE`."""
     return part.startswith(f"{name}=")
 
 
