@@ -4,7 +4,7 @@ Run it with the project installed: `python benchmarks/tuning.py` (some minutes o
 a busy machine its ratios mean little). Sides of a ratio are timed in turns, and the fastest of
 several turns counts; all keep freed memory, as the engine's trials do. Ends with one line of JSON:
 
-- nmtune_step_vs_mlp: an optimiser step of the engine with all three regularisers over one without,
+- nmtune_step_vs_mlp: an optimizer step of the engine with all three regularisers over one without,
   one member, at (rows, D, H) = (128, 512, 2048) and (128, 2048, 8192); the worse of the two.
   `nmtune_step_vs_mlp_in_a_cell`: at D = 512, 8 members on one thread, as a cell runs by default.
 - published_step_vs_mlp: the same ratio of the published form (baseline A), the worse of the two.
@@ -113,7 +113,7 @@ def engine_epoch(
 
 
 class Published:
-    """A head, its losses and its optimiser as the published code has them."""
+    """A head, its losses and its optimizer as the published code has them."""
 
     def __init__(self, dim: int, weight: float) -> None:
         torch.manual_seed(0)
@@ -121,16 +121,16 @@ class Published:
         self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.ReLU(), nn.Linear(4 * dim, dim))
         self.classifier = nn.Linear(dim, CLASSES)
         weights = [*self.mlp.parameters(), *self.classifier.parameters()]
-        self.optimiser = torch.optim.AdamW(weights, lr=1e-3, weight_decay=1e-4)
+        self.optimizer = torch.optim.AdamW(weights, lr=1e-3, weight_decay=1e-4)
 
     def step(self, rows: Tensor, labels: Tensor) -> None:
         z = self.mlp(rows)
         loss = functional.cross_entropy(self.classifier(z), labels)
         if self.weight:
             loss = loss + self.weight * self.regularisers(rows, z)
-        self.optimiser.zero_grad()
+        self.optimizer.zero_grad()
         loss.backward()
-        self.optimiser.step()
+        self.optimizer.step()
 
     @staticmethod
     def regularisers(rows: Tensor, z: Tensor) -> Tensor:

@@ -1,13 +1,12 @@
-"""What every configuration of a cell may spend, and which ones may go on spending.
+"""The epochs that every configuration of a cell is trained for, and what can end it earlier.
 
-Takes what is known of the members after an epoch; says who stops and who goes on. By default nobody
-stops: every configuration of every method gets the same epochs. Two declared ways out, the same for
-all methods of a cell, and what each configuration was trained for is recorded with it:
+By default every configuration of every method gets the same epochs. An experiment can declare two
+exceptions, the same for all methods; the epochs of each configuration are recorded with it:
 
-- patience: a member stops when its validation (the task's metric, then the loss) has not bettered
-  its own best for so many epochs; it can still be selected, as it stands then;
-- halving: at the epochs of `Halving.cuts` the better 1/eta of a method's configurations goes on;
-  the others can no longer be selected. The learning rate follows the whole budget's schedule.
+- patience: a member stops when its validation (the task's metric, then the loss) has not improved
+  on its own best for so many epochs. It can still be selected, with its last weights.
+- halving: at the epochs of `Halving.cuts` the better 1/eta of a method's configurations continues.
+  The others can no longer be selected. The learning rate follows the schedule of the whole budget.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ def ignore_progress(share: float) -> None:
 
 @dataclass(frozen=True)
 class Budget:
-    """What every method of a cell may spend."""
+    """The training budget of every method of a cell."""
 
     epochs: int
     batch_size: int  # samples a step, each with all its views
@@ -62,7 +61,7 @@ class Patience:
         self._waited: dict[int, int] = {}
 
     def is_over(self, member: int, key: Key) -> bool:
-        """Told a member's validation after an epoch: whether it is to stop now."""
+        """Whether a member with this validation after an epoch has to stop now."""
         if self._epochs is None:
             return False
         if member not in self._best or key[:2] < self._best[member]:

@@ -1,7 +1,7 @@
-"""How a trained head answers a task: which of its outputs may be chosen, and for which class.
+"""How a head predicts the classes of another task: which outputs count, and as which class.
 
-Takes a task's classes and those that a head was trained on. An output answers the class of its own
-name, or the class that the task's `answers` list it under; outputs that answer no class are taken
+Takes a task's classes and those that a head was trained on. An output counts as the class of its
+name, or as the class that lists it under `answers` in the task file. Outputs of no class are left
 out before the largest is chosen. So ImageNet's thousand outputs are tested on the two hundred
 classes of ImageNet-A and -R, or on ObjectNet's 113, several outputs of which are one class, the
 way these sets define their accuracy. The loss is that of a class's probability, the sum of its
@@ -22,7 +22,7 @@ from jobs.tasks.spec import Task
 
 @dataclass(frozen=True)
 class ClassMapping:
-    """The outputs that may be chosen, and the task's class that each one answers."""
+    """The outputs that count, and the task's class of each."""
 
     outputs: Tensor  # int64, [U], of the head's classes
     classes: Tensor  # int64, [U], of the task's classes
@@ -61,7 +61,7 @@ class ClassMapping:
 
 
 def _members(task: Task, classes: Sequence[str]) -> Mapping[str, tuple[str, ...]]:
-    """The outputs' names that answer each class."""
+    """The names of each class's outputs."""
     if task.answers is None:
         return {name: (name,) for name in classes}
     silent = [name for name in classes if name not in task.answers]

@@ -19,7 +19,7 @@ PROBES = ("ridge", "lbfgs")
 """Linear heads that are solved, not trained by steps: oracles of what a linear probe can reach."""
 
 TEMPLATES = ("a photo of a {}.",)
-"""What a zero-shot head says of a class where nothing else is given."""
+"""The templates of a zero-shot head by default."""
 
 GIVEN = (*PROBES, "zero_shot")
 """Linear heads that take no steps."""

@@ -129,7 +129,7 @@ class Tried:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The selected head's answer for one test sample, so that intervals can be paired by sample."""
+    """The selected head's prediction for one test sample; intervals can be paired by sample."""
 
     key: str = _column("the sample's key")
     label: int = _column("class index, in the order of the task's classes")
@@ -138,7 +138,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Estimate:
-    """The selected head's answer for one test sample of a task whose target is a number."""
+    """The selected head's prediction for one test sample whose target is a number."""
 
     key: str = _column("the sample's key")
     target: float = _column("the number, in the task's units")

@@ -41,7 +41,7 @@ Percent = Annotated[float, Field(ge=0, le=50)]
 
 
 class EncoderTuning(Spec):
-    """What a cell that trains the encoder (`lora`, `ft`) sees in the place of features."""
+    """How a cell that trains the encoder (`lora`, `ft`) sees images."""
 
     views: Views
     precision: EncoderPrecision = "float32"

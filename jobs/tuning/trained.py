@@ -1,4 +1,4 @@
-"""What training gives, whoever trains: configurations, their epochs, and the one selected.
+"""The results of training: configurations, their epochs, and the one selected.
 
 Frozen cells and cells that train the encoder both end in a `Fit`; `jobs.tuning.write` turns it into
 files.
@@ -65,7 +65,7 @@ class Epoch:
     metric: Metric  # the task's own, by which members are compared
 
     def key(self, member: int) -> Key:
-        """Where a member stands: the higher validation by `metric`, then the lower loss, first."""
+        """A member's rank: the higher validation by `metric` first, then the lower loss."""
         own = float(self.validation.of(self.metric)[member])
         return -own, float(self.validation_loss[member]), member
 
@@ -110,7 +110,7 @@ class Fit:
 
 
 def step_of(work: Work) -> TuneStep:
-    """The work's spec, as what it must be."""
+    """The work's spec. Raises TypeError when it is not a tuning step."""
     if not isinstance(work.spec, TuneStep):
         raise TypeError(f"{work.address}: a {type(work.spec).__name__} is not a tuning step")
     return work.spec

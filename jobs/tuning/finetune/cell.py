@@ -64,7 +64,7 @@ ADAPTER_CARD = "adapter.json"
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell that is open: its encoder and its rows."""
+    """An open cell: its encoder and its rows."""
 
     work: Work
     step: TuneStep
@@ -77,7 +77,7 @@ class Cell:
 
     @staticmethod
     def open(work: Work) -> Cell:
-        """Load the encoder, decide which rows belong to the cell. Raises StageError."""
+        """Load the encoder and select the cell's rows. Raises StageError."""
         step, encoder, source, index = _opened(work)
         classes = TaskClasses.of(step.task, index.classes)
         training = source.training_rows(step.task, classes, percent=step.fraction, seed=step.seed)
@@ -91,7 +91,7 @@ class Cell:
 
     @cached_property
     def training(self) -> Images:
-        """The training images, decoded when they are first asked for, as they are learnt from."""
+        """The training images with the labels to learn from; decoded when first used."""
         step, rows = self.step, self.training_rows
         if step.label_noise:
             noisy = corrupted(
@@ -111,7 +111,7 @@ class Cell:
         return self.source.decoded("validation", self.validation_rows)
 
     def start(self, number: int, configuration: Configuration) -> FineTuning:
-        """A configuration as it stands: fresh, or after the last epoch that scratch knows of."""
+        """A configuration: fresh, or restored after the last epoch whose state is in scratch."""
         seen, step = encoder_tuning_of(self.step), self.step
         tuning = FineTuning(
             AdaptedEncoder(self.encoder, step.method, self.target, step.seed),
@@ -137,7 +137,7 @@ def state_name(number: int) -> str:
 
 
 def encoder_tuning_of(step: TuneStep) -> EncoderTuning:
-    """What the step says of training the encoder."""
+    """The step's settings for training the encoder."""
     if step.encoder is None:
         raise TypeError(f"{step.method_name} does not train the encoder")
     return step.encoder
@@ -206,7 +206,7 @@ def _as_trained(
     chosen: int,
     head: Mapping[str, torch.Tensor],
 ) -> Trained:
-    """The configurations' numbers as the stacked engine gives them."""
+    """The histories in the form that the stacked engine gives."""
     epochs = []
     for number in range(max(map(len, histories))):
         found = [history[min(number, len(history) - 1)] for history in histories]
@@ -251,7 +251,7 @@ def _test(
 
 
 def _write_adapted(work: Work, adapted: AdaptedEncoder) -> None:
-    """Put the adapted encoder beside the cell's tables; its card comes last."""
+    """Write the adapted encoder beside the cell's tables, its card last."""
     card = adapted.encoder.card
     if adapted.method.adapt == "ft":
         weights = weights_bytes(adapted.encoder.model)

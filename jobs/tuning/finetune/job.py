@@ -1,16 +1,16 @@
 """Fine-tuning on Ray: every configuration a trial, many cells in one Tune run, ASHA within a cell.
 
 Takes the tuning works that train an encoder, with the configurations drawn for each; answers every
-one through `Hooks.done` as soon as it ends. A trial is one configuration of an ID cell; Tune calls
-it epoch by epoch, and where the experiment declares `halving`, the cell's own ASHA may stop it at
-a rung (a scheduler of Tune's for each cell: configurations of two cells are never compared).
-Trials are ordered by cell, actors are reused, and an actor keeps the cell it opened last. When a
-cell's last trial has ended, a task closes the cell.
+one through `Hooks.done` as soon as it ends. A trial is one configuration of an ID cell, and a step
+of it is one epoch. Under `halving` each cell has an ASHA scheduler of its own, which may stop a
+trial at a rung; configurations of two cells are never compared. Trials are ordered by cell, actors
+are reused, and an actor keeps the cell it opened last. When the last trial of a cell has ended, a
+task closes the cell.
 
-A trial's state goes into the work's scratch after every epoch, so Tune checkpoints nothing: a
-trial whose process died, or whose sweep was interrupted, reports the epochs it has done and goes
-on. A failing cell is answered with its error and the rest goes on. Once the user asks to stop, no
-epoch is started; what was not finished is not answered.
+A trial's state goes into the work's scratch after every epoch, so Tune checkpoints nothing. A trial
+whose process died, or whose sweep was interrupted, reports its finished epochs again and continues.
+A failing cell is answered with its error and the others go on. Once the user asks to stop, no epoch
+is started, and a cell that has not finished is not answered.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class _Trial(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        """One epoch; one that scratch has is reported again without being trained."""
+        """Train one epoch, or report one that scratch already has."""
         try:
             return self._epoch()
         except Exception as error:
@@ -112,7 +112,7 @@ def _closed(work: Work, configurations: Sequence[Configuration]) -> Outcome | Ex
 
 
 class _AshaByCell(FIFOScheduler):
-    """Trials in their order; each cell's own ASHA, if it has one, decides who goes on."""
+    """Trials in their order; the ASHA of each cell, if it has one, stops its trials."""
 
     def __init__(self, works: Sequence[Work]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -132,7 +132,7 @@ class _AshaByCell(FIFOScheduler):
         return str(FIFOScheduler.CONTINUE)
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        """A trial that ended has been heard at every rung it reached."""
+        """Do nothing: a trial that ended has reported at every rung it reached."""
 
     def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
         """See `on_trial_complete`."""
@@ -153,22 +153,22 @@ def _asha(work: Work) -> ASHAScheduler | None:
 
 
 class _Cells(tune.Callback):
-    """Counts each cell's trials down, closes it after the last one, and passes its answer on."""
+    """Counts the open trials of each cell, closes it after the last, and reports its result."""
 
     def __init__(self, works: Sequence[Work], drawn: Drawn, hooks: Hooks) -> None:
         self._works, self._drawn, self._hooks = works, drawn, hooks
         self._open = {n: set(range(len(drawn[work.address]))) for n, work in enumerate(works)}
         self._epochs: dict[int, dict[int, int]] = {number: {} for number in self._open}
         self._closing: dict[ray.ObjectRef[Any], Work] = {}
-        self.answered: set[str] = set()
+        self.reported: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune writes a copy of its settings, which nobody restores
 
-    def done(self, work: Work, answer: Outcome | BaseException) -> None:
-        if work.address not in self.answered:
-            self.answered.add(work.address)
-            self._hooks.done(work.address, answer)
+    def done(self, work: Work, result: Outcome | BaseException) -> None:
+        if work.address not in self.reported:
+            self.reported.add(work.address)
+            self._hooks.done(work.address, result)
 
     def on_trial_result(
         self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any
@@ -180,7 +180,7 @@ class _Cells(tune.Callback):
         left, number = self._open[cell], int(trial.config["trial"]["configuration"])
         if result["done"]:
             left.discard(number)
-        if work.address in self.answered:
+        if work.address in self.reported:
             return
         many, epochs = len(self._drawn[work.address]), step_of(work).settings.epochs
         # One that ended, or was stopped at a rung, has nothing left to do.
@@ -204,7 +204,7 @@ class _Cells(tune.Callback):
         self._closing[task.remote(work, self._drawn[work.address])] = work
 
     def collect(self, wait: float) -> bool:
-        """Answer what has been closed; whether something is still being closed."""
+        """Report the cells that have been closed; return whether some are still being closed."""
         if self._closing:
             waiting = list(self._closing)
             for reference in ray.wait(waiting, num_returns=len(waiting), timeout=wait)[0]:

@@ -71,7 +71,7 @@ class ViewSettings:
 
 
 class FineTuning:
-    """A configuration in training; between epochs all its numbers are on the table."""
+    """A configuration in training."""
 
     def __init__(
         self,

@@ -1,8 +1,7 @@
-"""Memory that is freed at one training step and wanted at the next stays with the process.
+"""Keeps freed memory in the process, so that the next training step gets it without system calls.
 
-glibc hands large blocks back to the system when they are freed, and gets them anew, page by page,
-every page zeroed: a seventh to a quarter of the time of a head's step on a CPU (docs/tuning.md). A
-process that trains for minutes may as well keep them.
+glibc returns large freed blocks to the system and gets them back page by page, every page zeroed:
+a seventh to a quarter of the time of a head's step on a CPU (docs/tuning.md).
 """
 
 from __future__ import annotations
@@ -13,9 +12,9 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8  # malloc.h
 
 
 def keep_freed_memory() -> None:
-    """From now on, in this process; without effect where malloc is not glibc's.
+    """Keep freed memory in this process from now on; no effect unless malloc is glibc's.
 
-    Threads that have not allocated yet share one heap, for those of their own are small.
+    Threads that have not allocated yet share one heap, because their own heaps are small.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

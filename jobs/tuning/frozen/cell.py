@@ -39,8 +39,8 @@ def adapt(
 ) -> Outcome:
     """An ID cell: train every configuration, select one on the validation part, test that one.
 
-    Without configurations the step's own search asks for them. Raises StageError when the features
-    do not fit the task or every configuration failed.
+    Without configurations the step's search draws them. Raises StageError when the features do not
+    fit the task or every configuration failed.
     """
     torch.set_num_threads(step_of(work).settings.cpus)
     return _finish(work, fit(work, configurations, cache, on_progress))
@@ -54,7 +54,7 @@ def adapt_siblings(
 ) -> Iterator[tuple[Work, Outcome | StageError]]:
     """ID cells of one `fit.sibling_key`, trained as one stack as far as they fit the memory.
 
-    Each is answered apart, as soon as its stack has ended.
+    Each is yielded as soon as its stack has ended.
     """
     torch.set_num_threads(step_of(works[0]).settings.cpus)
     for work, found in fit_siblings(works, configurations, cache, on_progress):
@@ -120,7 +120,7 @@ def evaluate_mapped(
 ) -> tuple[Tensor, Tensor]:
     """(mean loss [1], float64; predicted classes [1, N]) of one head on features [N, D].
 
-    Ties between outputs go to the class that stands first. Raises ValueError without a row.
+    Ties between outputs go to the first. Raises ValueError without a row.
     """
     if mapping.is_identity(heads.shape.outputs):
         return evaluate(heads, part, torch.device("cpu"))

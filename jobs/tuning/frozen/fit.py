@@ -1,9 +1,9 @@
 """Fitting ID cells: data, labels, training and selection, for one cell or for siblings at once.
 
-Siblings are cells that can train as one stack: same features, task, head and budget, as many
-training rows; they differ in method (loss weights), label noise or tuning seed. Each gets what it
-would get alone, up to rounding. They are joined as long as they fit the memory side by side, which
-is where joining pays: small heads, whose time goes into the number of operations.
+Siblings are cells that can train as one stack: features, task, head, budget and the number of
+training rows are equal; method (loss weights), label noise or tuning seed differ. Each gets what it
+would get alone, up to rounding. They are joined as far as they fit the memory together, which is
+where joining pays: the time of small heads is bound by the number of operations.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from jobs.tuning.trained import TERMS, Configuration, Epoch, Fit, Trained, all_f
 
 
 def sibling_key(work: Work) -> tuple[str, ...]:
-    """Equal for works that can train as one stack; a work of no siblings has its own address."""
+    """A key that is equal for works that can train as one stack."""
     step = step_of(work)
     if step.method.head in GIVEN or step.settings.search == "optuna":
         return (work.address,)
@@ -43,7 +43,7 @@ def fit(
     cache: FeatureCache,
     on_progress: OnProgress = ignore_progress,
 ) -> Fit:
-    """Fit one cell; without configurations, the step's own search asks for them.
+    """Fit one cell; without configurations, the step's search draws them.
 
     Raises StageError when the features do not fit the task or every configuration failed.
     """
@@ -52,16 +52,16 @@ def fit(
     if configurations is not None:
         return prepared.fit_of(configurations, _train([prepared], [configurations], on_progress)[0])
     searcher = Optuna(step.method.space, step.settings.configurations, step.seed)
-    asked: list[Configuration] = []
+    tried: list[Configuration] = []
     parts = []
     while batch := searcher.ask():
-        part = _part(on_progress, len(asked), len(batch), step.settings.configurations)
+        part = _part(on_progress, len(tried), len(batch), step.settings.configurations)
         (trained,) = _train([prepared], [batch], part)
         last = trained.epochs[-1]
         searcher.tell(last.validation.of(last.metric).tolist(), trained.failures)
-        asked += batch
+        tried += batch
         parts.append(trained)
-    return prepared.fit_of(asked, _joined(parts))
+    return prepared.fit_of(tried, _joined(parts))
 
 
 def fit_siblings(
@@ -70,7 +70,7 @@ def fit_siblings(
     cache: FeatureCache,
     on_progress: OnProgress = ignore_progress,
 ) -> Iterator[tuple[Work, Fit | StageError]]:
-    """Fit cells of one `sibling_key`; each is answered apart, as soon as its stack has ended.
+    """Fit cells of one `sibling_key`; yield each one as soon as its stack has ended.
 
     `on_progress` gets the share of the cells not answered yet.
     """
@@ -82,7 +82,7 @@ def fit_siblings(
         except StageError as error:
             yield work, error
     left = len(prepared)
-    for joined in _that_fit([(i, p, len(configurations[i])) for i, p in prepared.items()]):
+    for joined in _stacks_that_fit([(i, p, len(configurations[i])) for i, p in prepared.items()]):
         part = _part(on_progress, 0, len(joined), left)
         left -= len(joined)
         found = _train([prepared[i] for i in joined], [configurations[i] for i in joined], part)
@@ -144,7 +144,7 @@ class _Prepared:
         return Labelled(clean.features, torch.from_numpy(noisy))
 
     def fit_of(self, configurations: Sequence[Configuration], trained: Trained) -> Fit:
-        """What was trained, unless every configuration failed: StageError."""
+        """The fit. Raises StageError when every configuration failed."""
         if trained.chosen is None:
             domain = "lr" if self.shape.kind == self.step.method.head else "l2"
             raise all_failed(self.step, domain, trained.failures)
@@ -160,8 +160,8 @@ class _Prepared:
         )
 
 
-def _that_fit(members: Sequence[tuple[int, _Prepared, int]]) -> list[list[int]]:
-    """Cells (index, data, configurations) in stacks of equal rows that fit the memory."""
+def _stacks_that_fit(members: Sequence[tuple[int, _Prepared, int]]) -> list[list[int]]:
+    """Stacks of cells (index, data, configurations) with equal rows that fit the memory."""
     stacks: list[tuple[int, int, list[int]]] = []  # rows, bytes, cells
     for index, prepared, configurations in members:
         rows = len(prepared.training.keys)
@@ -191,8 +191,8 @@ def _train(
         metric = step.task.metric
         return [probes.solve(head, first.shape, *rows, configurations[0], metric, on_progress)]
     if head == "zero_shot":
-        folder, templates = first.work.inputs["encoder"], step.method.templates
-        weight = zero_shot.classifier(folder, first.classes.names, templates)
+        encoder, templates = first.work.inputs["encoder"], step.method.templates
+        weight = zero_shot.classifier(encoder, first.classes.names, templates)
         solution: probes.Solution = weight[None], weight.new_zeros(1, len(weight)), [None]
         rows = first.labelled(), first.validation_samples
         fresh = StackedHeads.fresh(first.shape, 1, 0, torch.device("cpu"))
@@ -229,7 +229,7 @@ def _term(epoch: Epoch, name: str) -> torch.Tensor:
 
 
 def _joined(parts: Sequence[Trained]) -> Trained:
-    """Batches of one search as if they had been one."""
+    """The batches of one search as one result."""
     longest = max(len(part.epochs) for part in parts)
     epochs = []
     for number in range(longest):
@@ -243,13 +243,13 @@ def _joined(parts: Sequence[Trained]) -> Trained:
                 found[0].metric,
             )
         )
-    standing = []  # (key over all batches, part)
+    candidates = []  # (key over all batches, part)
     before = 0
     for part in parts:
         if part.chosen is not None:
-            standing.append((epochs[-1].key(before + part.chosen), part))
+            candidates.append((epochs[-1].key(before + part.chosen), part))
         before += len(part.failures)
-    best = min(standing, key=lambda found: found[0], default=None)
+    best = min(candidates, key=lambda found: found[0], default=None)
     return Trained(
         tuple(epochs),
         tuple(f for part in parts for f in part.failures),

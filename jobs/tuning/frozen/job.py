@@ -34,7 +34,7 @@ from jobs.tuning.trained import step_of
 from jobs.tuning.tune_run import LOST_WORKERS, QUIET, StopWhenAsked
 
 _LONGEST = 32  # stacks of a trial at most: what is done again at worst if its process dies
-_SAYS_S = 2.0  # how often a trial says how far its cells are
+_REPORT_S = 2.0  # between reports of a trial on how far its cells are
 _SIBLINGS = 16  # cells of a stack at most: they are answered together
 _BATCHES_A_PROCESS = 4  # so that the last ones to end leave few processes idle
 
@@ -53,7 +53,7 @@ def run(works: Sequence[Work], hooks: Hooks) -> None:
 
 
 Batch = tuple[tuple[Work, ...], ...]
-"""What a trial does: the cells of one stack after those of another."""
+"""The work of one trial: groups of siblings, one after another."""
 
 
 class _Trial(tune.Trainable):
@@ -67,92 +67,100 @@ class _Trial(tune.Trainable):
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self._left = list(self._batches[int(new_config["batch"])])
-        self._doing: _Doing | None = None
+        self._running: _Running | None = None
         return True
 
     def step(self) -> dict[str, Any]:
-        """What has been answered of the next siblings; how far the rest is if they take long."""
-        if self._doing is None:
-            self._doing = _Doing(self._left.pop(0), self._cache)
-        doing = self._doing
-        ended = doing.wait(_SAYS_S)
+        """Wait for the next siblings for a while; return their new results and the share done."""
+        if self._running is None:
+            self._running = _Running(self._left.pop(0), self._cache)
+        running = self._running
+        ended = running.wait(_REPORT_S)
         if ended:
-            self._doing = None
-        answers, share = doing.new_answers(), doing.share
-        left = [work.address for work in doing.left]
-        return {"done": ended and not self._left, "answers": answers, "doing": left, "share": share}
+            self._running = None
+        results, share = running.new_results(), running.share
+        left = [work.address for work in running.left]
+        return {
+            "done": ended and not self._left,
+            "results": results,
+            "running": left,
+            "share": share,
+        }
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """A cell has no state worth keeping: it is done again or not at all."""
+        """Save nothing: a cell that was interrupted starts again."""
 
     def load_checkpoint(self, checkpoint: Any) -> None:
         """See `save_checkpoint`."""
 
 
-class _Doing:
-    """Siblings, done in a thread of their own, so that their trial can say how far they are."""
+class _Running:
+    """Siblings that train in a thread of their own, so that their trial can report meanwhile."""
 
     def __init__(self, works: Sequence[Work], cache: FeatureCache) -> None:
         self.left = list(works)  # not answered yet
-        self.share = 0.0  # done of those
+        self.share = 0.0  # of the work on those that is done
         self._cache = cache
-        self._answers: SimpleQueue[tuple[Work, Outcome | BaseException]] = SimpleQueue()
+        self._results: SimpleQueue[tuple[Work, Outcome | BaseException]] = SimpleQueue()
         # It dies with the trial's process: a sweep that is stopped does not wait for it.
         self._thread = threading.Thread(target=self._do, args=(works,), name="cells", daemon=True)
         self._thread.start()
 
     def wait(self, seconds: float) -> bool:
-        """Whether all has ended, after so many seconds at most."""
+        """Wait so many seconds at most; return whether all siblings have ended."""
         self._thread.join(seconds)
         return not self._thread.is_alive()
 
-    def new_answers(self) -> list[tuple[str, Outcome | BaseException]]:
-        """By address, those that came since this was last called."""
+    def new_results(self) -> list[tuple[str, Outcome | BaseException]]:
+        """The results since the last call, by address."""
         found = []
-        while not self._answers.empty():
-            work, answer = self._answers.get()
+        while not self._results.empty():
+            work, result = self._results.get()
             self.left.remove(work)
-            found.append((work.address, answer))
+            found.append((work.address, result))
         return found
 
     def _do(self, works: Sequence[Work]) -> None:
-        """What is raised is the answer of all that have none, in a form that can travel."""
+        """Run the cells; an exception is the result of every cell that has none yet."""
         left = list(works)
         try:
-            for work, answer in self._answered(works):
+            for work, result in self._results_of(works):
                 left.remove(work)
-                self._answers.put((work, answer))
+                self._results.put((work, result))
         except Exception as error:
             for work in left:
-                self._answers.put((work, portable(error)))
+                self._results.put((work, portable(error)))
 
-    def _answered(self, works: Sequence[Work]) -> Iterator[tuple[Work, Outcome | StageError]]:
+    def _results_of(self, works: Sequence[Work]) -> Iterator[tuple[Work, Outcome | StageError]]:
         if len(works) == 1:
-            yield works[0], adapt(works[0], configurations_of(works[0]), self._cache, self._hear)
+            yield (
+                works[0],
+                adapt(works[0], configurations_of(works[0]), self._cache, self._set_share),
+            )
         else:
             tried = [configurations_of(work) or () for work in works]
-            yield from adapt_siblings(works, tried, self._cache, self._hear)
+            yield from adapt_siblings(works, tried, self._cache, self._set_share)
 
-    def _hear(self, share: float) -> None:
+    def _set_share(self, share: float) -> None:
         self.share = share
 
 
-class _Answers(tune.Callback):
-    """Passes the answers of each iteration on, the moment Tune hears of them."""
+class _Results(tune.Callback):
+    """Passes the results of each iteration on, as soon as Tune has them."""
 
     def __init__(self, batches: Sequence[Batch], hooks: Hooks) -> None:
         self._batches = batches
         self._hooks = hooks
-        self.answered: set[str] = set()
+        self.reported: set[str] = set()
         self.deaths: dict[str, str] = {}  # by address, of cells that were not answered
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune writes a copy of its settings, which nobody restores
 
-    def done(self, address: str, answer: Outcome | BaseException) -> None:
-        if address not in self.answered:
-            self.answered.add(address)
-            self._hooks.done(address, answer)
+    def done(self, address: str, result: Outcome | BaseException) -> None:
+        if address not in self.reported:
+            self.reported.add(address)
+            self._hooks.done(address, result)
 
     def _works(self, trial: Any) -> Iterator[Work]:
         for siblings in self._batches[int(trial.config["batch"])]:
@@ -166,11 +174,11 @@ class _Answers(tune.Callback):
         self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         for work in self._works(trial):
-            if work.address in result["doing"]:
+            if work.address in result["running"]:
                 share = result["share"]
                 self._hooks.say(work.address, share, f"{share:.0%} of {_in_words(work)}")
-        for address, answer in result["answers"]:
-            self.done(address, answer)
+        for address, own in result["results"]:
+            self.done(address, own)
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         for work in self._works(trial):
@@ -178,7 +186,7 @@ class _Answers(tune.Callback):
 
 
 def _in_words(work: Work) -> str:
-    """What a cell has to do."""
+    """The work of a cell in a few words."""
     step = step_of(work)
     tried = step.method.tries(step.settings.configurations)
     words = "1 configuration" if tried == 1 else f"{tried} configurations"
@@ -191,27 +199,27 @@ def _fit(works: Sequence[Work], hooks: Hooks) -> None:
     left = list(works)
     for attempt in range(1 + LOST_WORKERS):
         batches = _batches(left) if attempt == 0 else [((work,),) for work in left]
-        answers = _Answers(batches, hooks)
+        results = _Results(batches, hooks)
         last = attempt == LOST_WORKERS
         try:
             with tempfile.TemporaryDirectory(prefix="nml-tune-") as folder:
-                _tuner(batches, answers, StopWhenAsked(hooks), folder).fit()
+                _tuner(batches, results, StopWhenAsked(hooks), folder).fit()
         except Exception as error:
             for work in left:
-                answers.done(work.address, error)
-        left = [work for work in left if work.address not in answers.answered]
+                results.done(work.address, error)
+        left = [work for work in left if work.address not in results.reported]
         if hooks.stopping() or not left:
             return
         for work in left:
-            died = answers.deaths.get(work.address)
+            died = results.deaths.get(work.address)
             if last or died is None:
                 reason = died or "Tune ended without an answer"
-                answers.done(work.address, RuntimeError(reason))
-        left = [work for work in left if work.address not in answers.answered]
+                results.done(work.address, RuntimeError(reason))
+        left = [work for work in left if work.address not in results.reported]
 
 
 def _batches(works: Sequence[Work]) -> list[Batch]:
-    """Works in batches that share features and needs, a few for each process that can run."""
+    """Batches of works with equal features and resources, a few for each process."""
     families: dict[tuple[str, ...], list[Work]] = defaultdict(list)
     for work in sorted(works, key=lambda work: (work.inputs["features"].uri, work.address)):
         families[sibling_key(work)].append(work)
@@ -235,7 +243,7 @@ def _batches(works: Sequence[Work]) -> list[Batch]:
 
 
 def _tuner(
-    batches: Sequence[Batch], answers: _Answers, stop: StopWhenAsked, folder: str
+    batches: Sequence[Batch], results: _Results, stop: StopWhenAsked, folder: str
 ) -> tune.Tuner:
     trainable = tune.with_parameters(_Trial, batches=tuple(batches))
     steps = [step_of(batch[0][0]) for batch in batches]
@@ -256,7 +264,7 @@ def _tuner(
             name="cells",
             storage_path=folder,
             verbose=0,
-            callbacks=[answers],
+            callbacks=[results],
             stop=stop,
             failure_config=tune.FailureConfig(max_failures=0),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
@@ -268,7 +276,7 @@ def _tuner(
 
 
 def _evaluate(works: Sequence[Work], hooks: Hooks) -> None:
-    """One task for the cells of each features folder; each is answered when its task ends."""
+    """Run a task for the cells of each features folder; answer each when its task ends."""
     groups: dict[str, list[Work]] = defaultdict(list)
     for work in works:
         groups[work.inputs["features"].uri].append(work)

@@ -1,8 +1,8 @@
 """Optuna's search inside a cell: batches of configurations, each trained as one stack.
 
-Takes a space and a budget; asks the tree-structured Parzen estimator for a batch, is told what it
-came to on the validation part, and asks again, until the budget is spent. The first batch is drawn
-at random. The extra `optuna` must be installed.
+Takes a space and a budget; gives batches from the tree-structured Parzen estimator until the budget
+is spent. After each batch it takes the validation scores. The first batch is drawn at random. The
+extra `optuna` must be installed.
 """
 
 from __future__ import annotations
@@ -55,17 +55,17 @@ class Optuna:
         self._asked = [self._study.ask(self._open) for _ in range(count)]
         return [configuration({**self._fixed, **trial.params}) for trial in self._asked]
 
-    def tell(self, accuracies: Sequence[float], failures: Sequence[str | None]) -> None:
-        """What the batch came to."""
-        for trial, accuracy, failure in zip(self._asked, accuracies, failures, strict=True):
+    def tell(self, scores: Sequence[float], failures: Sequence[str | None]) -> None:
+        """Take the scores of the last batch, and the reasons of those that failed."""
+        for trial, score, failure in zip(self._asked, scores, failures, strict=True):
             if failure is None:
-                self._study.tell(trial, accuracy)
+                self._study.tell(trial, score)
             else:
                 self._study.tell(trial, state=self._failed)
 
 
 def _distribution(distributions: Any, domain: Domain) -> Any:
-    """Optuna's name for a domain; none for a fixed value."""
+    """Optuna's distribution of a domain; None for a fixed value."""
     match domain:
         case LogUniform(loguniform=(low, high)):
             return distributions.FloatDistribution(low, high, log=True)

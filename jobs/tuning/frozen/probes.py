@@ -5,12 +5,12 @@ selection, testing and files are the same; `l2` is searched on the validation pa
 configurations as any other method has. Every view of a training sample is a row.
 
     ridge   W, b minimise mean_i |W f_i + b - e(y_i)|^2 + l2 |W|^2, e(y) the class's indicator:
-            from one eigendecomposition of the D x D covariance for all configurations; where the
-            target is a number, e(y) is the number itself, standardised
+            from one eigendecomposition of the D x D covariance for all configurations; of a number
+            e(y) is the standardised number (`Target.regressed`)
     lbfgs   W, b minimise mean_i CE(W f_i + b, y_i) + l2/2 |W|^2 by L-BFGS, in float64, until no
             entry of the gradient exceeds 1e-5; a configuration that does not get there has failed
 
-What they do not have: steps, epochs (one is recorded, of the solved head) and a batch order.
+They have no steps and no batch order, and one epoch: that of the solved head.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def solve(
 def judged(
     solved: Solution, fresh: StackedHeads, training: Labelled, validation: Labelled, metric: Metric
 ) -> Trained:
-    """Linear heads that took no steps, as if trained for one epoch, and the one best by `metric`.
+    """The result of solved heads, as of one epoch of training, and the one best by `metric`.
 
     `fresh` are heads of the same shape. A solution that is not finite has failed.
     """
@@ -102,7 +102,7 @@ def _labels(training: Labelled) -> Tensor:
 def _ridge(
     rows: Tensor, labels: Tensor, heads: StackedHeads, penalties: Sequence[float]
 ) -> Solution:
-    """In float64, some rows at a time: only D x D and D x C matrices are held."""
+    """Solve in float64, some rows at a time; only D x D and D x C matrices are in memory."""
     dim, outputs, target = rows.shape[1], heads.shape.outputs, heads.shape.target
     statistics = {name: values[0] for name, values in heads.buffers.items()}
     piece = max(1, _ENTRIES // max(dim, outputs))

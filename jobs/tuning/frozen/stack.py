@@ -1,19 +1,18 @@
 """The stacked engine: many configurations train at once, as one model of K members.
 
 Takes one or more groups, each a training set with all its views, a tuning seed and configurations;
-trains one head for each configuration, and tells after every epoch what each member's losses and
-validation scores were. The members of a group start from the same weights and see the same batches
-in the same order; both follow from the group's seed alone. Groups differ in labels (label noise),
+trains one head for each configuration, and gives each member's losses and validation scores after
+every epoch. The members of a group start from the same weights and see the same batches in the same
+order; both follow from the group's seed alone. Groups differ in labels (label noise),
 in seed, or in rows; they share the shape of their features and the validation part. Where all
 share features and seed, the first layer is one matrix product for all. A member gets what it would
 get if it were trained alone, up to rounding.
 
-A batch is `batch_size` samples with all their views (a last batch of one sample is left out).
-Cross-entropy reads every row of it, and so do COV and SVD. Where the target is a number, the
-squared error takes cross-entropy's place, in units of the variance of the group's own training
-targets. MSE pairs each row's output with the row's own features (`paper`), or the second view's
-output with the first view's features (`released`; with a single view, with its own). A regulariser
-is computed for the members that weigh it, and is NaN for the others.
+A batch is `batch_size` samples with all their views (a last batch of one sample is left out). The
+target's loss, COV and SVD read every row of it. MSE pairs each row's output with the row's own
+features (`paper`), or the second view's output with the first view's features (`released`; with a
+single view, with its own). A regulariser is computed for the members that weigh it, and is NaN for
+the others.
 
 A member whose loss stops being finite is frozen where it stood and recorded with the reason; the
 others do not change by a bit. Nothing here reads or writes files, or knows of a test part.
@@ -52,7 +51,7 @@ class Group:
 
 
 class Stack:
-    """K heads in training; between epochs all of a member's numbers are on the table."""
+    """K heads in training."""
 
     def __init__(
         self,
@@ -126,7 +125,7 @@ class Stack:
         return torch.tensor(values, dtype=torch.float64, device=self._device)
 
     def _who_weighs(self) -> dict[str, Tensor | None]:
-        """By regulariser, the members that weigh it; none: all do. Absent: nobody does.
+        """The members that weigh each regulariser; None: all. A regulariser without any is absent.
 
         COV and SVD share their work, so they go together.
         """
@@ -180,7 +179,7 @@ class Stack:
         offload.restore(str(id(self)), self.heads, self._optimizer, self._device)
 
     def state(self, member: int) -> dict[str, Tensor]:
-        """A member's tensors as they stand, on the CPU."""
+        """A member's current tensors, on the CPU."""
         return self.heads.member(self.members.index(member))
 
     def _beside_those_who_left(self, epoch: Epoch) -> Epoch:
@@ -242,7 +241,7 @@ class Stack:
         return torch.stack(found)[self._source_of_group.to(self._device)[self._group_of]]
 
     def _terms(self, batch: Sequence[Tensor]) -> dict[str, Tensor]:
-        """What the task asks of the logits, and each regulariser that is weighed."""
+        """The target's loss and each regulariser that is weighed, by name."""
         features = self._features(batch)
         views, samples = features.shape[-3:-1]
         rows = features.flatten(-3, -2)
@@ -329,11 +328,9 @@ def bytes_of_member(shape: Shape, rows: int) -> int:
 
 @torch.no_grad()
 def evaluate(heads: StackedHeads, part: Labelled, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(mean loss [K], float64; predicted classes or numbers [K, N]) of features [N, D].
+    """(mean loss [K], float64; predictions [K, N]) of features [N, D], see `Target`.
 
-    The loss is cross-entropy; of numbers the squared error in units of each member's own variance
-    of training targets, and what is predicted is float64, in the task's units. Rows go through in
-    pieces that bound the memory. Raises ValueError when there is no row.
+    Rows go through in pieces that bound the memory. Raises ValueError when there is no row.
     """
     if len(part.labels) == 0:
         raise ValueError("there is no row to evaluate")

@@ -1,11 +1,11 @@
 """Training to a budget: groups of configurations in stacks that fit the memory, the best kept.
 
-Takes groups (see `stacked`) with their common validation part; gives, for each group, what every
-configuration came to and the weights of the one that is selected. Members train side by side as
-far as `memory` allows, else in turns; who shares a turn changes nothing but rounding. The weights
-of a member are those after its last epoch, never its best epoch's. Of a turn that has ended, only
-the best member's weights are kept, so that a sweep's size is bounded by time alone; under halving
-turns that may still continue wait in files (`offload`) from cut to cut.
+Takes groups (see `stack`) with their common validation part; gives, for each group, the losses and
+scores of every configuration and the weights of the selected one. Members train at once as far as
+`memory` allows, else in turns; which members share a turn changes nothing but rounding. A member's
+weights are those after its last epoch, not after its best. When a turn has ended, only its best
+weights are kept, so memory does not grow with the number of configurations. Under halving, turns
+that may still continue wait in files (`offload`) from cut to cut.
 """
 
 from __future__ import annotations
@@ -135,9 +135,9 @@ class _Turn:
     def run_to(
         self, epoch: int, start: Callable[[_Turn], Stack], trained: Callable[[float], None]
     ) -> None:
-        """Train who still trains, until `epoch`; after the budget's last, only the best is held.
+        """Train the remaining members until `epoch`; after the last, keep the best weights alone.
 
-        `trained` hears of every step as a share of an epoch, summed over the members that took it.
+        `trained` is called after every step with its share of an epoch, summed over the members.
         """
         if self._stack is None and not self.epochs:
             self._stack = start(self)
@@ -160,8 +160,8 @@ class _Turn:
         if self._stack is not None and self._offload is not None:
             self._stack.restore(self._offload)
 
-    def standing(self, group: int) -> dict[int, Key]:
-        """Where the group's members stand that may still win, by member."""
+    def candidates(self, group: int) -> dict[int, Key]:
+        """The keys of the group's members that can still be selected, by member."""
         return {
             m: self.epochs[-1].key(m)
             for m, (of, _) in enumerate(self.members)
@@ -169,7 +169,7 @@ class _Turn:
         }
 
     def drop(self, members: Sequence[int], reason: str) -> None:
-        """These train no further and cannot win."""
+        """End the training of these members; they cannot be selected."""
         if not members:
             return
         for member in members:
@@ -219,35 +219,35 @@ class _Turn:
 
 
 def _drop(turns: Sequence[_Turn], group: int, left: int, epoch: int) -> None:
-    """Keep the best `left` members of a group, over all turns, in the running."""
-    standing = sorted(
+    """Drop all but the best `left` members of a group, over all turns."""
+    candidates = sorted(
         (key[:2], number, member)
         for number, turn in enumerate(turns)
-        for member, key in turn.standing(group).items()
+        for member, key in turn.candidates(group).items()
     )
     for number, turn in enumerate(turns):
-        out = [member for _, of, member in standing[left:] if of == number]
+        out = [member for _, of, member in candidates[left:] if of == number]
         turn.drop(out, f"{DROPPED} {epoch}")
 
 
 def _gather(turns: Sequence[_Turn], group: int) -> Trained:
     """One group's members from all turns, in drawing order."""
     chosen: tuple[tuple[float, float], int, int] | None = None  # key, turn, member
-    places: list[tuple[_Turn, list[int]]] = []
+    shares: list[tuple[_Turn, list[int]]] = []
     for number, turn in enumerate(turns):
-        places.append((turn, [m for m, (of, _) in enumerate(turn.members) if of == group]))
-        for member, key in turn.standing(group).items():
+        shares.append((turn, [m for m, (of, _) in enumerate(turn.members) if of == group]))
+        for member, key in turn.candidates(group).items():
             found = key[:2], number, member
             chosen = found if chosen is None else min(chosen, found)
-    flat = [(turn, member) for turn, members in places for member in members]
+    flat = [(turn, member) for turn, members in shares for member in members]
     state: Mapping[str, Tensor] = {}
     index = None
     if chosen is not None:
         turn = turns[chosen[1]]
         state, index = turn.best(group), flat.index((turn, chosen[2]))
-    longest = max(len(turn.epochs) for turn, members in places if members)
+    longest = max(len(turn.epochs) for turn, members in shares if members)
     return Trained(
-        epochs=tuple(_epoch(places, number) for number in range(longest)),
+        epochs=tuple(_epoch(shares, number) for number in range(longest)),
         failures=tuple(turn.failures[m] for turn, m in flat),
         dropped=tuple(turn.dropped[m] for turn, m in flat),
         trained_for=tuple(turn.trained_for[m] for turn, m in flat),
@@ -256,9 +256,9 @@ def _gather(turns: Sequence[_Turn], group: int) -> Trained:
     )
 
 
-def _epoch(places: Sequence[tuple[_Turn, list[int]]], number: int) -> Epoch:
+def _epoch(shares: Sequence[tuple[_Turn, list[int]]], number: int) -> Epoch:
     """What was known after an epoch (from 0) of members of several turns."""
-    found = [(turn.epochs[min(number, len(turn.epochs) - 1)], m) for turn, m in places if m]
+    found = [(turn.epochs[min(number, len(turn.epochs) - 1)], m) for turn, m in shares if m]
     terms = {term for epoch, _ in found for term in epoch.train}
 
     def of(epoch: Epoch, term: str, members: list[int]) -> Tensor:

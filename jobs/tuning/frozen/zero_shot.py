@@ -1,10 +1,10 @@
-"""Zero-shot classification: a linear head that CLIP's text tower writes, with nothing trained.
+"""Zero-shot classification: a linear head from CLIP's text tower; nothing is trained.
 
-Takes a finished open_clip encoder's folder, the names of a task's classes and templates to say them
-in; gives the head of which class c's row is the normalised mean, over the templates, of the
-normalised text embeddings (open_clip's `build_zero_shot_classifier`; Radford et al. 2021, section
-3.1.4). Features are not normalised here as CLIP's are: no row's answer depends on its length, but
-its loss does, so that the loss of such a cell compares with no other method's.
+Takes a finished open_clip encoder's folder, the names of a task's classes and text templates; gives
+the head. Row c of its weights is the normalised mean, over the templates, of the normalised text
+embeddings of class c (open_clip's `build_zero_shot_classifier`; Radford et al. 2021, section
+3.1.4). Features are not normalised here as CLIP's are. The length of a row does not change its
+prediction but its loss, so the loss of such a cell does not compare with another method's.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _WORDNET = re.compile(r"n\d{8}")
 def classifier(folder: Folder, classes: Sequence[str], templates: Sequence[str]) -> Tensor:
     """The head's weights, float32 [C, D]; D the dimensions of the encoder's features.
 
-    Raises StageError when the encoder has no text tower, or its classes no names that can be said.
+    Raises StageError when the encoder has no text tower, or its classes no names in words.
     """
     import open_clip
 
@@ -38,13 +38,13 @@ def classifier(folder: Folder, classes: Sequence[str], templates: Sequence[str])
     tokenizer = opened.card.architecture.tokenizer()
     with torch.no_grad():
         weights: Tensor = open_clip.build_zero_shot_classifier(
-            opened.model, tokenizer, spoken(classes), tuple(templates)
+            opened.model, tokenizer, class_words(classes), tuple(templates)
         )
     return weights.float().mT.contiguous()
 
 
-def spoken(classes: Sequence[str]) -> list[str]:
-    """The words that stand for class names in a text: `fire_truck` becomes `fire truck`.
+def class_words(classes: Sequence[str]) -> list[str]:
+    """The words for class names in a text: `fire_truck` becomes `fire truck`.
 
     ImageNet-1K's thousand WordNet ids become the names that CLIP's authors gave them.
     Raises StageError for other WordNet ids.

@@ -92,18 +92,18 @@ def test_a_member_trains_as_plain_torch_trains_it(kind: HeadKind) -> None:
     training = blobs(70, 2, 1)
     shape = Shape(kind, DIM, ClassTarget(CLASSES))
     model = PlainHead(shape, seed=0)
-    optimiser = torch.optim.AdamW(
+    optimizer = torch.optim.AdamW(
         model.parameters(), lr=configuration.lr, weight_decay=configuration.weight_decay
     )
     steps = BUDGET.epochs * 5
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: cosine(step, steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cosine(step, steps))
     for epoch in range(1, BUDGET.epochs + 1):
         order = torch.randperm(70, generator=seeded(0, "order", epoch))
         for samples in order.split(BUDGET.batch_size):
             loss = plain_loss(model, training, samples, configuration)
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss.backward()
-            optimiser.step()
+            optimizer.step()
             schedule.step()
     model.eval()
     validation = blobs(50, 0, 2)
@@ -288,9 +288,9 @@ def test_stacked_adamw_is_torchs_for_every_member(fused: bool) -> None:
         gradient = torch.randn(3, 4, 5, generator=generator)
         stacked.grad = gradient.clone()
         mine.step(1.0, torch.ones(3, dtype=torch.bool))
-        for index, (parameter, optimiser) in enumerate(zip(singles, theirs, strict=True)):
+        for index, (parameter, optimizer) in enumerate(zip(singles, theirs, strict=True)):
             parameter.grad = gradient[index].clone()
-            optimiser.step()
+            optimizer.step()
     for index, parameter in enumerate(singles):
         torch.testing.assert_close(stacked[index], parameter, rtol=1e-5, atol=1e-6)
 

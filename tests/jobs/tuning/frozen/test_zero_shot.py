@@ -20,7 +20,7 @@ from jobs.tuning import schema
 from jobs.tuning.draw import draw
 from jobs.tuning.frozen.cell import adapt, transfer
 from jobs.tuning.frozen.features import FeatureCache
-from jobs.tuning.frozen.zero_shot import classifier, spoken
+from jobs.tuning.frozen.zero_shot import class_words, classifier
 from jobs.tuning.methods import Method
 from jobs.tuning.spec import Tuning
 from tests.jobs.tuning.blobs import CLASSES, id_task, ood_task, step
@@ -125,13 +125,13 @@ def test_an_encoder_that_reads_no_text_is_refused(tmp_path: Path) -> None:
 
 
 def test_class_names_are_said_in_words() -> None:
-    assert spoken(["fire_truck", "oxford  cat"]) == ["fire truck", "oxford cat"]
+    assert class_words(["fire_truck", "oxford  cat"]) == ["fire truck", "oxford cat"]
     ids = [f"n{number:08d}" for number in range(1000)]
-    words = spoken(ids[::-1])
+    words = class_words(ids[::-1])
     assert words[-1] == "tench"
     assert words[0] == "toilet paper"
     with pytest.raises(StageError, match="2 classes are named by WordNet ids"):
-        spoken(ids[:2])
+        class_words(ids[:2])
 
 
 @pytest.mark.parametrize(
