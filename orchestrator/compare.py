@@ -34,7 +34,7 @@ Group = Literal["noise", "differs", "result"]
 
 CARD = "encoder.json"  # of an encoder: jobs/encoders/encoder.py
 _RESULTS_OF_CARD = ("weights_sha256",)
-_CIRCUMSTANCES = ("versions", "python", "platform", "cpu", "commit", "dirty")
+_CIRCUMSTANCES = ("versions", "python", "platform", "cpu", "instruction_set", "commit", "dirty")
 _TRAINED = ("encoder", "features", "head")  # what is read and depends on arithmetic
 _ABSENT = "absent"
 

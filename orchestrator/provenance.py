@@ -14,6 +14,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from jobs import INSTRUCTION_SETS
+
 PACKAGES = (
     "nml-orch",
     "ray",
@@ -47,7 +49,10 @@ def now() -> str:
 
 @functools.cache
 def environment() -> dict[str, Any]:
-    """Versions, source commit, command and host of this process."""
+    """Versions, source commit, command, host and CPU of this process.
+
+    `instruction_set` is the newest that oneDNN may use on the CPU, as it is set for the sweep.
+    """
     commit, dirty = _source()
     return {
         "versions": versions(),
@@ -58,6 +63,9 @@ def environment() -> dict[str, Any]:
         "host": socket.gethostname(),
         "platform": platform.platform(),
         "cpu": _cpu(),
+        "instruction_set": next(
+            (os.environ[name] for name in INSTRUCTION_SETS if name in os.environ), None
+        ),
     }
 
 

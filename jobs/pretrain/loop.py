@@ -3,7 +3,8 @@
 Takes an objective, a source of batches, the schedule and a seed; gives the trained model and its
 curves. The global batch is what the recipe says, whatever the workers: each takes its share, in
 as many passes as it must. Every random draw comes from the seed and the position, so a run that
-goes on from a checkpoint ends with the same weights, bit for bit on a CPU with as many workers.
+goes on from a checkpoint ends with the same weights, bit for bit on a CPU with as many workers (in
+bf16 too: `jobs/__init__.py` keeps oneDNN from AMX).
 Model, optimiser, schedule, average and mixing are timm's and open_clip's; this joins them. It knows
 no Ray, no folder but its checkpoints', and nothing of other runs.
 """

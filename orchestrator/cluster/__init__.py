@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from jobs import INSTRUCTION_SETS
 from orchestrator.errors import ClusterError
 
 WORKER_ENV = {
@@ -55,7 +56,7 @@ def session(cpus: int | None = None) -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS")
     options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     if address:
-        options |= {"address": address, "runtime_env": {"env_vars": WORKER_ENV}}
+        options |= {"address": address, "runtime_env": {"env_vars": _of_workers()}}
     else:
         options |= {"address": "local", "num_cpus": cpus, "include_dashboard": False}
     try:
@@ -70,6 +71,12 @@ def session(cpus: int | None = None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _of_workers() -> dict[str, str]:
+    """What the workers of a joined cluster get: this process's settings, a user's own included."""
+    names = (*WORKER_ENV, *INSTRUCTION_SETS)
+    return {name: os.environ[name] for name in names if name in os.environ}
 
 
 @dataclass(frozen=True)
