@@ -18,7 +18,7 @@ NOISE = ["--noise", "0,5,10,20,30"]
 def seconds(folder: str, *words: str) -> float:
     begun = time.perf_counter()
     subprocess.run(
-        [sys.executable, "-m", "orchestrator.cli", *words],
+        [sys.executable, "-m", "nml_orch", *words],
         cwd=folder,
         check=True,
         stdout=subprocess.DEVNULL,

@@ -208,7 +208,7 @@ def nodes(count: int) -> None:
 def verb(root: str, *given: str) -> float:
     """Seconds of one `nml-orch` process."""
     begun = time.perf_counter()
-    command = [sys.executable, "-m", "orchestrator.cli", *given, "--storage", root]
+    command = [sys.executable, "-m", "nml_orch", *given, "--storage", root]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - begun
 

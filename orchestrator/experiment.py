@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Iterator, Sequence
-from importlib import resources
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -29,6 +27,7 @@ from jobs.tasks import registry
 from jobs.tasks.duplicates import twins
 from jobs.tasks.spec import Task
 from jobs.tuning.spec import Tuning
+from nml_orch import EXPERIMENTS
 from orchestrator import STORAGE, named
 from orchestrator.errors import UserError
 
@@ -156,10 +155,10 @@ class Experiment(Spec):
 
 def bundled() -> list[str]:
     """Names of the experiment files that ship with the project, as in demo or corpora/cifar10."""
-    return sorted(_named(resources.files("experiments"), ""))
+    return sorted(_named(EXPERIMENTS, ""))
 
 
-def _named(folder: Traversable, above: str) -> Iterator[str]:
+def _named(folder: Path, above: str) -> Iterator[str]:
     for found in folder.iterdir():
         if found.is_dir():
             yield from _named(found, f"{above}{found.name}/")
@@ -176,7 +175,7 @@ def _read(source: str) -> tuple[str, str]:
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: cannot be read as text ({error})") from error
     if source in bundled():
-        text = (resources.files("experiments") / f"{source}.yaml").read_text(encoding="utf-8")
+        text = (EXPERIMENTS / f"{source}.yaml").read_text(encoding="utf-8")
         return f"{source}.yaml", text
     near = difflib.get_close_matches(path.name.removesuffix(".yaml"), bundled(), n=1)
     hint = f"did you mean the bundled {near[0]!r}?" if near else f"bundled: {', '.join(bundled())}"

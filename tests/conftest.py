@@ -37,7 +37,7 @@ def start() -> Iterator[Start]:
         ours = ("RAY_", "NML_DEBUG", "MLFLOW_TRACKING_URI")  # of this process, not a person's
         clean = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
         process = subprocess.Popen(
-            [sys.executable, "-m", "orchestrator.cli", *words],
+            [sys.executable, "-m", "nml_orch", *words],
             cwd=folder,
             env={**clean, "NML_TEST_MARK": mark, **environment},
             stdin=subprocess.DEVNULL,

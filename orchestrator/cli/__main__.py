@@ -1,5 +1,5 @@
-"""`python -m orchestrator.cli`: the same as `nml-orch`."""
+"""`python -m orchestrator.cli`: `nml-orch`, where no other `orchestrator` comes first."""
 
-from orchestrator.cli import main
+from nml_orch import main
 
 main()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,10 @@ PRIVATE_ENV = {
 """Settings of a Ray that nobody joins; read when Ray is imported."""
 
 
+FIRST = "nml_orch.pin"
+"""What a worker runs before its first task, by name: our packages come before a user's files."""
+
+
 def settings() -> None:
     """Put our settings into this process's environment; Ray reads some when it is imported."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -56,11 +60,13 @@ def session(cpus: int | None = None) -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS")
     options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     if address:
-        options |= {"address": address, "runtime_env": {"env_vars": _of_workers()}}
+        runtime = {"env_vars": _of_workers(), "worker_process_setup_hook": FIRST}
+        options |= {"address": address, "runtime_env": runtime}
     else:
         options |= {"address": "local", "num_cpus": cpus, "include_dashboard": False}
     try:
-        ray.init(**options)
+        with nullcontext() if address else _first_in_workers():
+            ray.init(**options)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         where = f"join the Ray cluster at {address}" if address else "start Ray on this machine"
         raise ClusterError(f"cannot {where}: {' '.join(str(error).split())[:300]}") from error
@@ -71,6 +77,22 @@ def session(cpus: int | None = None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _first_in_workers() -> Iterator[None]:
+    """A Ray that is started inside has workers that run `FIRST` first.
+
+    Its workers inherit the variable by which Ray tells them. A runtime environment would say the
+    same, and cost the workers that Ray starts before it knows of one.
+    """
+    from ray._private.ray_constants import WORKER_PROCESS_SETUP_HOOK_ENV_VAR as NAME
+
+    os.environ[NAME] = FIRST
+    try:
+        yield
+    finally:
+        del os.environ[NAME]
 
 
 def _of_workers() -> dict[str, str]:

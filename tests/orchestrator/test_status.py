@@ -120,7 +120,7 @@ def test_watch_follows_the_store_and_ends_by_ctrl_c(small: Plan, store: Store) -
         store.output(cell.address).delete()
     main, side = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-m", "orchestrator.cli", "status", "--watch", *WORDS],
+        [sys.executable, "-m", "nml_orch", "status", "--watch", *WORDS],
         stdin=subprocess.DEVNULL,
         stdout=side,
         stderr=side,
