@@ -9,7 +9,7 @@ seed and the keys, never on row order, shards or workers. Pure numpy and Arrow.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Literal
@@ -39,6 +39,11 @@ class Captioned:
     corpus: str
     keys: pa.Array  # [N]
     captions: pa.Array  # clean, [N]
+
+    @staticmethod
+    def of(corpus: str, keys: Sequence[str], captions: Sequence[str]) -> Captioned:
+        """The same from plain sequences: a key, unique in the corpus, and a text for each row."""
+        return Captioned(corpus, pa.array(keys, pa.string()), pa.array(captions, pa.string()))
 
     def __post_init__(self) -> None:
         """Raises StageError when a caption is missing."""

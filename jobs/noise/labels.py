@@ -8,7 +8,7 @@ its own key, never on row order, shards or workers. Pure numpy and Arrow; nothin
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Literal
@@ -51,6 +51,11 @@ class Labelled:
     keys: pa.Array  # [N]
     labels: Labels  # clean, [N]
     classes: int  # C
+
+    @staticmethod
+    def of(corpus: str, keys: Sequence[str], labels: Sequence[int], classes: int) -> Labelled:
+        """The same from plain sequences: a key, unique in the corpus, and a label for each row."""
+        return Labelled(corpus, pa.array(keys, pa.string()), np.array(labels, np.int32), classes)
 
     def __post_init__(self) -> None:
         """Raises StageError for fewer than two classes or a label outside 0..C-1."""

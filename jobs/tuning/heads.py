@@ -106,7 +106,7 @@ class StackedHeads:
         shape: Shape,
         members: int,
         seed: int,
-        device: torch.device,
+        device: torch.device | str = "cpu",
         statistics: Mapping[str, float] | None = None,
     ) -> StackedHeads:
         """`members` heads with the same initial weights, ready to be trained.

@@ -327,7 +327,9 @@ def bytes_of_member(shape: Shape, rows: int) -> int:
 
 
 @torch.no_grad()
-def evaluate(heads: StackedHeads, part: Labelled, device: torch.device) -> tuple[Tensor, Tensor]:
+def evaluate(
+    heads: StackedHeads, part: Labelled, device: torch.device | str = "cpu"
+) -> tuple[Tensor, Tensor]:
     """(mean loss [K], float64; predictions [K, N]) of features [N, D], see `Target`.
 
     Rows go through in pieces that bound the memory. Raises ValueError when there is no row.

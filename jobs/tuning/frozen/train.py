@@ -41,7 +41,12 @@ def train(
     precision: Precision = "float32",
     memory: int = MEMORY,
 ) -> Trained:
-    """Train one head for each configuration. Raises ValueError on fewer than two samples."""
+    """Train one head for each configuration. Raises ValueError on fewer than two samples.
+
+    Training features are [V, N, D], or [N, D] for samples with a single view.
+    """
+    if training.features.dim() == 2:
+        training = Labelled(training.features[None], training.labels)
     group = Group(training, configurations, seed)
     (trained,) = train_groups(
         shape, [group], validation, budget, device=device, precision=precision, memory=memory
