@@ -1,4 +1,4 @@
-"""oneDNN's AMX kernels are not used, in any process of ours, unless a user wants them."""
+"""No process of ours runs oneDNN's AMX kernels, unless a user wants them."""
 
 import os
 import subprocess
@@ -16,36 +16,30 @@ image, filters = (torch.randn(shape).bfloat16() for shape in ((2, 8, 8, 8), (8, 
 torch.nn.functional.conv2d(image, filters)
 """
 
+ASK = "import jobs, os; print(*(os.environ.get(name) for name in jobs.INSTRUCTION_SETS))"
 
-def verbose(**setting: str) -> str:
-    """What oneDNN says of the kernels that a process of ours runs under a user's setting."""
+
+def printed(script: str, **setting: str) -> str:
+    """What a new process prints under a user's setting, or under none."""
     clean = {k: v for k, v in os.environ.items() if k not in INSTRUCTION_SETS}
-    done = subprocess.run(
-        [sys.executable, "-c", CONVOLVE],
-        env={**clean, "ONEDNN_VERBOSE": "1", **setting},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return done.stdout.lower()
+    command, environment = [sys.executable, "-c", script], {**clean, **setting}
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=True
+    ).stdout
 
 
 def test_a_process_that_imports_the_jobs_runs_no_amx_kernel() -> None:
-    assert "amx" not in verbose()
+    assert "amx" not in printed(CONVOLVE, ONEDNN_VERBOSE="1").lower()
+
+
+def test_the_cap_is_set_where_a_user_has_set_none() -> None:
+    assert printed(ASK).split() == ["AVX512_CORE_FP16", "None"]
 
 
 @pytest.mark.parametrize("name", INSTRUCTION_SETS)
 def test_a_users_own_setting_is_respected(name: str) -> None:
-    ask = "import jobs, os; print(*(os.environ.get(n) for n in jobs.INSTRUCTION_SETS))"
-    clean = {k: v for k, v in os.environ.items() if k not in INSTRUCTION_SETS}
-    done = subprocess.run(
-        [sys.executable, "-c", ask],
-        env={**clean, name: "AVX2"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout.split() == ["AVX2" if n == name else "None" for n in INSTRUCTION_SETS]
+    found = printed(ASK, **{name: "AVX2"}).split()
+    assert found == ["AVX2" if each == name else "None" for each in INSTRUCTION_SETS]
 
 
 def test_workers_of_a_joined_cluster_get_what_the_driver_has(
@@ -56,5 +50,6 @@ def test_workers_of_a_joined_cluster_get_what_the_driver_has(
     assert cluster._of_workers()["ONEDNN_MAX_CPU_ISA"] == "AVX2"
 
 
-def test_the_setting_is_recorded() -> None:
-    assert provenance.environment()["instruction_set"] == os.environ["ONEDNN_MAX_CPU_ISA"]
+def test_the_setting_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    assert provenance.environment.__wrapped__()["instruction_set"] == "AVX2"
