@@ -1,23 +1,61 @@
-"""Shared parts of the tests: one Ray for the whole run, and sweeps as a person starts them."""
+"""Shared parts of the tests: one Ray a process, each finished store made once, sweeps by command.
 
+Two processes run the tests (`pytest-xdist`). A file's tests stay together in one of them, and all
+files that use Ray stay in the same one, so that Ray is started once. The longest files come first,
+so that neither process waits for the other at the end.
+"""
+
+import fcntl
 import os
+import shutil
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
-from commands import TINY, Command, Start
+from commands import TINY, Command, Run, Start, in_process, in_process_on_ray
 from orchestrator import cluster
+from planted import sweep as sweep_among_secrets
 
 # How long an example takes is the machine's affair; a deadline makes a busy one fail.
 settings.register_profile("unhurried", deadline=None)
 settings.load_profile("unhurried")
 
 cluster.settings()  # before a test module imports Ray, which reads some of them then
+
+SHARED = "PYTEST_XDIST_WORKER" in os.environ  # the machine, with another process of these tests
+if SHARED:
+    # Threads of two processes that wait for each other on the same cores make both many times
+    # slower. Set before torch is imported.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+SLOW = ("slow", "faults", "cluster")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Say which tests stay together, and put the longest first."""
+    groups: dict[str, str] = {}
+    slow: set[str] = set()
+    for item in items:
+        file = item.nodeid.partition("::")[0]
+        if "ray_session" in getattr(item, "fixturenames", ()):
+            groups[file] = "ray"
+    for item in items:
+        file = item.nodeid.partition("::")[0]
+        item.add_marker(pytest.mark.xdist_group(groups.setdefault(file, file)))
+        if any(item.get_closest_marker(mark) for mark in SLOW):
+            slow.add(groups[file])
+
+    def turn(item: pytest.Item) -> tuple[bool, bool]:
+        group = groups[item.nodeid.partition("::")[0]]
+        return group != "ray", group not in slow
+
+    items.sort(key=turn)
 
 
 @pytest.fixture(scope="session")
@@ -34,7 +72,8 @@ def start() -> Iterator[Start]:
     def begin(folder: Path, *words: str, **environment: str) -> Command:
         folder.mkdir(parents=True, exist_ok=True)
         mark = uuid.uuid4().hex
-        ours = ("RAY_", "NML_DEBUG", "MLFLOW_TRACKING_URI")  # of this process, not a person's
+        # Settings of this process, not a person's.
+        ours = ("RAY_", "NML_DEBUG", "MLFLOW_TRACKING_URI", "OMP_NUM_THREADS")
         clean = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
         process = subprocess.Popen(
             [sys.executable, "-m", "nml_orch", *words],
@@ -57,9 +96,52 @@ def start() -> Iterator[Start]:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a TINY sweep that nothing happened to; not to be changed."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    code, output = start(folder, "sweep", *TINY).finish()
-    assert code == 0, output
+def run() -> Run:
+    """Run `nml-orch WORDS` in a folder, in this process; of the verbs that start no Ray."""
+    return in_process
+
+
+@pytest.fixture(scope="session")
+def run_on_ray(ray_session: None) -> Run:
+    """The same for the verbs that use Ray, on the Ray of the tests."""
+    return in_process_on_ray
+
+
+Once = Callable[[str, Callable[[Path], None]], Path]
+
+
+def _once(root: Path, name: str, make: Callable[[Path], None]) -> Path:
+    folder, made = root / name, root / f"{name}.made"
+    with (root / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            make(folder)
+            made.touch()
     return folder
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
+    """A folder of a name, made by the process that asks first. Not to be changed; copy it."""
+    own = tmp_path_factory.getbasetemp()
+    return partial(_once, own.parent if SHARED else own)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(start: Start, once: Once) -> Path:
+    """The folder of a TINY sweep that nothing happened to, its text in screen.txt."""
+
+    def sweep(folder: Path) -> None:
+        code, output = start(folder, "sweep", *TINY).finish()
+        assert code == 0, output
+        (folder / "screen.txt").write_text(output)
+
+    return once("undisturbed", sweep)
+
+
+@pytest.fixture(scope="session")
+def planted(start: Start, once: Once) -> Path:
+    """The folder of the same sweep made elsewhere, among secrets and without an MLflow."""
+    return once("planted", partial(sweep_among_secrets, start))

@@ -7,22 +7,20 @@ import io
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import tarfile
-import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing, suppress
 from hashlib import sha256
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 from mlflow import MlflowClient
 
-from commands import Command, Start, free_port
+from commands import TINY, Run, Start, answers, free_port
 from jobs.contract import StageError
 from jobs.corpus import build
 from jobs.corpus.spec import Corpus
@@ -33,6 +31,7 @@ from jobs.tasks import registry
 from orchestrator import experiment
 from orchestrator.errors import UserError
 from orchestrator.provenance import redact
+from planted import MARK, SECRETS, listening
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("orchestrator", "jobs", "analysis", "experiments")
@@ -190,122 +189,46 @@ def test_an_archive_writes_nothing_outside_the_corpus(tmp_path: Path) -> None:
 # -- what listens --------------------------------------------------------------------------------
 
 
-def listening(pid: int) -> set[tuple[str, int]]:
-    """Where a process and what it started listen: address, port."""
-    found = set()
-    with suppress(psutil.NoSuchProcess):
-        parent = psutil.Process(pid)
-        for process in [parent, *parent.children(recursive=True)]:
-            with suppress(psutil.NoSuchProcess):
-                for at in process.net_connections():
-                    if at.status == psutil.CONN_LISTEN:
-                        found.add((at.laddr.ip.removeprefix("::ffff:"), at.laddr.port))
-    return found
-
-
 @pytest.mark.slow
 def test_the_pages_are_served_on_loopback_alone(start: Start, tmp_path: Path) -> None:
     MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db").search_experiments()
     port = free_port()
     command = start(tmp_path, "ui", "--port", str(port))
-    deadline = time.monotonic() + 180
-    while port not in {at for _, at in listening(command.process.pid)}:
-        assert command.process.poll() is None, command.finish()
-        assert time.monotonic() < deadline, "it never listened"
-        time.sleep(0.3)
-    time.sleep(2)  # for whatever else it may open
+    command.wait_until(lambda: answers(f"http://127.0.0.1:{port}/health"), "MLflow's pages")
     found = listening(command.process.pid)
     os.killpg(command.process.pid, 15)
+    assert port in {at for _, at in found}
     assert {address for address, _ in found} <= {*LOOPBACK}, found
 
 
-PRIVATE = """
-import time
-from orchestrator import cluster
-with cluster.session(cpus=1):
-    import ray
-    ray.get(ray.remote(lambda: 1).remote())
-    time.sleep(4)  # for what opens later
-    print("up", flush=True)
-    input()
-"""
-
-
 @pytest.mark.slow
-def test_a_private_ray_listens_on_loopback_alone(tmp_path: Path) -> None:
-    clean = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-    process = subprocess.Popen(
-        [sys.executable, "-c", PRIVATE],
-        env={**clean, "PYTHONPATH": str(ROOT)},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    with closing(process.stdin), closing(process.stdout):  # type: ignore[type-var]
-        assert process.stdout is not None
-        assert process.stdout.readline() == "up\n"
-        found = listening(process.pid)
-    process.wait(60)
+def test_a_sweep_and_its_private_ray_listen_on_loopback_alone(planted: Path) -> None:
+    found = [line.split() for line in (planted / "listening.txt").read_text().splitlines()]
     assert len(found) > 3
     assert {address for address, _ in found} <= {*LOOPBACK}, found
 
 
 # -- secrets -------------------------------------------------------------------------------------
 
-SECRETS = {
-    "AWS_ACCESS_KEY_ID": "planted-aws-key-7d1",
-    "AWS_SECRET_ACCESS_KEY": "planted-aws-secret-7d2",
-    "AWS_SESSION_TOKEN": "planted-aws-token-7d3",
-    "MLFLOW_TRACKING_USERNAME": "planted-user-7d4",
-    "MLFLOW_TRACKING_PASSWORD": "planted-password-7d5",
-    "MLFLOW_TRACKING_TOKEN": "planted-token-7d6",
-    "HF_TOKEN": "planted-hf-7d7",
-}
-IN_FILE = "http://planted-file-user:planted-file-pass@127.0.0.1:{port}/?token=planted-file-token"
-
-
-def command_lines(command: Command) -> set[str]:
-    found = set()
-    for process in psutil.process_iter():
-        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-            if process.environ().get("NML_TEST_MARK") == command.mark:
-                found.add(" ".join(process.cmdline()))
-    return found
-
 
 @pytest.mark.slow
-def test_no_secret_is_kept_or_shown(start: Start, tmp_path: Path) -> None:
+def test_no_secret_is_kept_or_shown(planted: Path, run: Run, tmp_path: Path) -> None:
     """Keys in the environment and in the experiment file's tracking URI, through all of a sweep."""
-    text = (ROOT / "experiments/demo.yaml").read_text()
-    uri = IN_FILE.format(port=free_port())
-    (tmp_path / "mine.yaml").write_text(f"{text}\ntracking:\n  uri: {uri}\n")
-    sets = [
-        "tasks=[digits]",
-        "pretrain.recipe.schedule.epochs=1",
-        "tuning.fractions=[100]",
-        "tuning.configurations=1",
-        "tuning.epochs=1",
-    ]
-    words = ["mine.yaml", "--noise", "0", *[word for each in sets for word in ("--set", each)]]
-    command = start(tmp_path, "sweep", *words, **SECRETS)
-    lines: set[str] = set()
-    while command.process.poll() is None:
-        lines |= command_lines(command)
-        time.sleep(0.5)
-    code, output = command.finish()
-    assert code == 0, output
+    output = (planted / "screen.txt").read_text()
+    lines = (planted / "command-lines.txt").read_text().splitlines()
     assert "does not answer" in output
-    local = ["--set", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"]
-    code, synced = start(tmp_path, "sync", *words, *local, **SECRETS).finish()
+    folder = shutil.copytree(planted, tmp_path / "copied")
+    local = ["--set", f"tracking.uri=sqlite:///{folder}/mlflow.db"]
+    code, synced = run(folder, "sync", "mine.yaml", *TINY, *local, **SECRETS)
     assert code == 0, synced
-    assert (tmp_path / "mlflow.db").exists()
-    kept = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file() and p.name != "mine.yaml"}
+    assert (folder / "mlflow.db").exists()
+    kept = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != "mine.yaml"}
     assert any(path.name == "manifest.json" for path in kept)
     assert any(path.name == "experiment.yaml" for path in kept)
-    assert [str(path) for path, data in kept.items() if b"planted-" in data] == []
-    assert "planted-" not in output + synced
+    assert [str(path) for path, data in kept.items() if MARK.encode() in data] == []
+    assert MARK not in output + synced
     assert len(lines) > 2
-    assert [line for line in lines if "planted-" in line] == []
+    assert [line for line in lines if MARK in line] == []
 
 
 @pytest.mark.parametrize(

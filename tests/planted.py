@@ -1,0 +1,67 @@
+"""A sweep with secrets planted in its environment and in the tracking URI of its file.
+
+It is watched while it runs: which command lines its processes have, and where they listen.
+"""
+
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+from commands import TINY, Command, Start, free_port
+
+ROOT = Path(__file__).resolve().parents[1]
+MARK = "planted-"
+SECRETS = {
+    "AWS_ACCESS_KEY_ID": "planted-aws-key-7d1",
+    "AWS_SECRET_ACCESS_KEY": "planted-aws-secret-7d2",
+    "AWS_SESSION_TOKEN": "planted-aws-token-7d3",
+    "MLFLOW_TRACKING_USERNAME": "planted-user-7d4",
+    "MLFLOW_TRACKING_PASSWORD": "planted-password-7d5",
+    "MLFLOW_TRACKING_TOKEN": "planted-token-7d6",
+    "HF_TOKEN": "planted-hf-7d7",
+}
+IN_FILE = "http://planted-file-user:planted-file-pass@127.0.0.1:{port}/?token=planted-file-token"
+
+
+def sweep(start: Start, folder: Path) -> None:
+    """A TINY sweep whose MLflow never answers; its text and what was seen of it are kept."""
+    text = (ROOT / "experiments/demo.yaml").read_text()
+    uri = IN_FILE.format(port=free_port())
+    (folder / "mine.yaml").write_text(f"{text}\ntracking:\n  uri: {uri}\n")
+    command = start(folder, "sweep", "mine.yaml", *TINY, **SECRETS)
+    lines: set[str] = set()
+    ports: set[tuple[str, int]] = set()
+    while command.process.poll() is None:
+        lines |= command_lines(command)
+        ports |= listening(command.process.pid)
+        time.sleep(1)
+    code, output = command.finish()
+    assert code == 0, output
+    (folder / "screen.txt").write_text(output)
+    (folder / "command-lines.txt").write_text("\n".join(sorted(lines)))
+    (folder / "listening.txt").write_text("\n".join(f"{at} {port}" for at, port in sorted(ports)))
+
+
+def command_lines(command: Command) -> set[str]:
+    """Those of every process that came from a command."""
+    found = set()
+    for process in psutil.process_iter():
+        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            if process.environ().get("NML_TEST_MARK") == command.mark:
+                found.add(" ".join(process.cmdline()))
+    return found
+
+
+def listening(pid: int) -> set[tuple[str, int]]:
+    """Where a process and what it started listen: address, port."""
+    found = set()
+    with suppress(psutil.NoSuchProcess):
+        parent = psutil.Process(pid)
+        for process in [parent, *parent.children(recursive=True)]:
+            with suppress(psutil.NoSuchProcess):
+                for at in process.net_connections():
+                    if at.status == psutil.CONN_LISTEN:
+                        found.add((at.laddr.ip.removeprefix("::ffff:"), at.laddr.port))
+    return found

@@ -1,0 +1,40 @@
+"""What a sweep says of a step that fails, and what it does of the rest."""
+
+from pathlib import Path
+
+import pytest
+
+from commands import TINY, Run
+from stores import finished
+
+pytestmark = pytest.mark.slow
+
+
+def test_a_step_that_cannot_be_done_is_named_and_the_rest_goes_on(
+    run_on_ray: Run, tmp_path: Path
+) -> None:
+    broken = ["--set", "pretrain.recipe.model_options={no_such_option: 1}"]
+    code, output = run_on_ray(tmp_path, "sweep", *TINY, *broken)
+    assert code == 1, output
+    assert "pretrain/digits/symmetric/resnet-small/noise=0/seed=0" in output
+    assert "no_such_option" in output
+    assert "Traceback" not in output
+    assert any(address.startswith("noise/") for address in finished(tmp_path))
+
+
+def test_a_sweep_whose_first_step_fails_says_why_and_no_more(
+    run_on_ray: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1 and then nothing of the kind")
+    corpus = "{name: mine, reader: {kind: parquet, path: broken.parquet, label: label}}"
+    task = f"name: mine\ntitle: Mine\ndomain: id\ncorpus: {corpus}\n"
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks/mine.yaml").write_text(task)
+    sets = [f"corpus={corpus}", "tasks=[mine]", "task_folders=[tasks]"]
+    words = [word for value in sets for word in ("--set", value)]
+    code, output = run_on_ray(tmp_path, "sweep", "--noise", "0", *words)
+    assert code == 1, output
+    assert "failed   corpus/mine: " in output
+    assert "broken.parquet" in output
+    assert "nothing to report" not in output
+    assert "Traceback" not in output
