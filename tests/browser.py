@@ -14,6 +14,8 @@ from typing import Any
 
 import aiohttp
 
+from commands import PATIENCE, waiting
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
@@ -24,7 +26,7 @@ class Browser:
     port: int
     shots: Path
 
-    def visit(self, url: str, *wanted: str, shot: str, timeout: float = 90) -> str:
+    def visit(self, url: str, *wanted: str, shot: str, timeout: float = PATIENCE) -> str:
         """All the text of a page once it shows every word wanted; a screenshot is kept of it."""
         return asyncio.run(self._visit(url, wanted, shot, timeout))
 
@@ -37,18 +39,16 @@ class Browser:
                 page = _Page(socket)
                 await page.call("Page.navigate", url=url)
                 deadline = time.monotonic() + timeout
-                while True:
-                    text = await page.text()
-                    lacking = [word for word in wanted if word not in text]
-                    if not lacking:
-                        break
+                text, before = await page.text(), ""
+                # Charts are drawn after their titles: the page has come to rest when it is the
+                # same twice.
+                while (lacking := [w for w in wanted if w not in text]) or text != before:
                     if time.monotonic() > deadline:
                         await page.keep(self.shots / f"{shot}-failed.png")
                         raise AssertionError(f"{url} never showed {lacking}: {text[:2000]}")
-                    await asyncio.sleep(0.5)
-                await asyncio.sleep(2)  # charts are drawn after their titles
+                    await asyncio.sleep(0.3)
+                    text, before = await page.text(), text
                 await page.keep(self.shots / f"{shot}.png")
-                text = await page.text()
             async with web.get(f"{base}/json/close/{tab['id']}"):
                 return text
 
@@ -93,13 +93,12 @@ def browser(profile: Path, shots: Path) -> Iterator[Browser]:
     )
     try:
         told = profile / "DevToolsActivePort"
-        deadline = time.monotonic() + 60
-        while not (told.exists() and "\n" in told.read_text()):
+        for _ in waiting("chromium's start", every=0.1):
+            if told.exists() and "\n" in told.read_text():
+                break
             assert process.poll() is None, "chromium ended at once"
-            assert time.monotonic() < deadline, "chromium did not start"
-            time.sleep(0.2)
         shots.mkdir(parents=True, exist_ok=True)
         yield Browser(int(told.read_text().split()[0]), shots)
     finally:
         process.terminate()
-        process.wait(timeout=30)
+        process.wait()

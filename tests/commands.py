@@ -45,7 +45,7 @@ Its pre-training is long enough to be stopped more than once.
 """
 
 PATIENCE = 900.0
-"""Seconds after which a test gives up waiting. Only a broken program takes so long, on any machine."""
+"""Seconds after which a test gives up waiting: more than the slowest machine takes."""
 
 
 @dataclass

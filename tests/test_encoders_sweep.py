@@ -14,7 +14,7 @@ import yaml
 from mlflow import MlflowClient
 from sklearn.datasets import load_digits
 
-from commands import Start
+from commands import Run
 
 METHODS = {
     "lp": {"head": "linear", "space": {"lr": 0.03}},
@@ -41,7 +41,7 @@ def write_features(path: Path, *, numbers: bool = False) -> None:
 
 
 @pytest.fixture(scope="module")
-def swept(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def swept(run_on_ray: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("encoders")
     torch.manual_seed(0)
     small = {"channels": [8, 8, 16, 24]}
@@ -66,7 +66,7 @@ def swept(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "tuning": TUNING,
     }
     (folder / "mine.yaml").write_text(yaml.safe_dump(mine))
-    code, output = start(folder, "sweep", "mine.yaml").finish()
+    code, output = run_on_ray(folder, "sweep", "mine.yaml")
     assert code == 0, output
     (folder / "screen.txt").write_text(output)
     return folder
@@ -133,8 +133,8 @@ def test_mlflow_shows_them_without_a_noise_level(swept: Path) -> None:
     assert "glue-stsb/accuracy" not in lp.data.metrics
 
 
-def test_status_shows_them_beside_each_other(swept: Path, start: Start) -> None:
-    code, output = start(swept, "status", "mine.yaml").finish()
+def test_status_shows_them_beside_each_other(swept: Path, run: Run) -> None:
+    code, output = run(swept, "status", "mine.yaml")
     assert code == 0, output
     lines = output.splitlines()
     head = next(line for line in lines if line.startswith("named encoder"))
@@ -143,42 +143,42 @@ def test_status_shows_them_beside_each_other(swept: Path, start: Start) -> None:
     assert row.split()[-2:] == ["-", "1/1"]
 
 
-def test_again_nothing_is_recomputed_wherever_the_files_lie(swept: Path, start: Start) -> None:
+def test_again_nothing_is_recomputed_wherever_the_files_lie(swept: Path, run: Run) -> None:
     (swept / "elsewhere").mkdir(exist_ok=True)
     (swept / "elsewhere/w.pth").write_bytes((swept / "w.pth").read_bytes())
     words = ["--set", "encoders.0.file=elsewhere/w.pth", "--set", "tracking.enabled=false"]
-    code, output = start(swept, "sweep", "mine.yaml", *words).finish()
+    code, output = run(swept, "sweep", "mine.yaml", *words)
     assert code == 0, output
     assert " reused in" in output
     assert " done," not in output
 
 
-def test_other_weights_under_the_same_name_are_drift(swept: Path, start: Start) -> None:
+def test_other_weights_under_the_same_name_are_drift(swept: Path, run: Run) -> None:
     torch.save({"conv1.weight": torch.zeros(1)}, swept / "other.pth")
     words = ["--set", "encoders.0.file=other.pth"]
-    code, output = start(swept, "plan", "mine.yaml", *words).finish()
+    code, output = run(swept, "plan", "mine.yaml", *words)
     assert code == 0, output
     assert "drift encoder/small" in output
     assert "encoder.sha256:" in output
 
 
-def test_diff_compares_two_of_them_field_by_field(swept: Path, start: Start) -> None:
+def test_diff_compares_two_of_them_field_by_field(swept: Path, run: Run) -> None:
     same = "features/encoder/small/digits"
-    code, output = start(swept, "diff", same, same).finish()
+    code, output = run(swept, "diff", same, same)
     assert code == 0, output
-    code, output = start(swept, "diff", same, "features/encoder/pixels/raw").finish()
+    code, output = run(swept, "diff", same, "features/encoder/pixels/raw")
     assert code == 1, output
     assert "differs" in output
     assert "These two runs differ in more than noise: " in output
 
 
 @pytest.mark.slow
-def test_a_file_of_features_alone_is_swept_by_one_option(start: Start, tmp_path: Path) -> None:
+def test_a_file_of_features_alone_is_swept_by_one_option(run_on_ray: Run, tmp_path: Path) -> None:
     write_features(tmp_path / "Pixels.parquet")
     words = ["--set", "tuning.configurations=4", "--set", "tuning.epochs=8"]
     words += ["--set", "tuning.fractions=[100]"]
     options = ["--features", "Pixels.parquet", "--task", "digits-by-pixel"]
-    code, output = start(tmp_path, "sweep", *options, *words).finish()
+    code, output = run_on_ray(tmp_path, "sweep", *options, *words)
     assert code == 0, output
     lines = output.splitlines()
     column = next(ln for ln in lines if ln.startswith("named encoder")).split()[2:].index("lp")

@@ -2,8 +2,6 @@
 
 import os
 import signal
-import time
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +11,7 @@ from mlflow import MlflowClient
 
 import synthetic
 from browser import CHROMIUM, Browser, browser
-from commands import Start, free_port
+from commands import Start, answers, free_port
 from jobs.storage.folder import Folder
 from orchestrator import experiment, planner, readout, tracking
 from orchestrator.mirror import sync
@@ -58,18 +56,10 @@ def pages(tmp_path_factory: pytest.TempPathFactory, start: Start) -> Iterator[Pa
     port = free_port()
     command = start(folder, "ui", "--port", str(port))
     url = f"http://127.0.0.1:{port}"
-    deadline = time.monotonic() + 180
-    while True:
-        try:
-            urllib.request.urlopen(f"{url}/health", timeout=1)
-            break
-        except OSError:
-            assert command.process.poll() is None, command.finish()
-            assert time.monotonic() < deadline, "MLflow did not start"
-            time.sleep(0.5)
+    command.wait_until(lambda: answers(f"{url}/health"), "MLflow's pages")
     yield Pages(folder, url, found.experiment_id, by_address["sweep/demo"], by_address)
     os.killpg(command.process.pid, signal.SIGTERM)
-    command.process.wait(timeout=30)
+    command.process.wait()
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from commands import Start
+import stores
+from commands import TINY, Run
 from jobs.tasks import registry
 from orchestrator import evidence, experiment
 from orchestrator.cli import _run
@@ -66,8 +67,9 @@ TASKS = ["wide", "wide-r", "pacs-without-photo", "pacs-to-photo"]
 
 
 @pytest.fixture(scope="module")
-def swept(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("swept")
+def swept(undisturbed: Path, run_on_ray: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With an encoder that is there already."""
+    folder = stores.copy(undisturbed, tmp_path_factory.mktemp("swept"), "features", "tune")
     write_tasks(folder / "mine")
     for name in TASKS:
         task = registry.load(name, [folder / "mine"], str(folder / "data"))
@@ -75,15 +77,14 @@ def swept(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Path:
         each = 6 if name == "wide" else 2
         shape.write_source(task.corpus.reader, shape.names_of(task), max(each, 2), name)
     shape.write(registry.load("pacs-without-photo", data=str(folder / "data")), each=20)
-    words = ["--tasks-path", "mine", "--data", "data", "--noise", "0"]
+    words = [*TINY, "--tasks-path", "mine", "--data", "data", "--noise", "0"]
     for said in (
         f"tasks=[{', '.join(TASKS)}]",
-        "pretrain.recipe.schedule.epochs=1",
         "features.views.count=0",
         "tuning={methods: {lp: {head: linear, space: {lr: 0.01}}}, configurations: 1, epochs: 2}",
     ):
         words += ["--set", said]
-    code, output = start(folder, "sweep", *words).finish(timeout=600)
+    code, output = run_on_ray(folder, "sweep", *words)
     assert code == 0, output
     return folder
 
@@ -117,10 +118,10 @@ def test_features_of_a_task_that_is_only_tested_are_of_its_test_part(swept: Path
 
 
 def test_data_that_is_not_there_is_one_sentence_and_nothing_starts(
-    start: Start, tmp_path: Path
+    run: Run, tmp_path: Path
 ) -> None:
     words = ["--set", "tasks=[digits, svhn, dtd]", "--data", "sets"]
-    code, output = start(tmp_path, "sweep", *words).finish()
+    code, output = run(tmp_path, "sweep", *words)
     assert code == 2, output
     assert output.strip().count("\n") == 0
     missing = tmp_path / "sets/svhn/cropped_digits"

@@ -3,12 +3,13 @@
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from commands import waiting
 from outages import Bucket, Relay
 
 KEYS = {
@@ -46,11 +47,7 @@ def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bucket]:
 
 
 def _wait(port: int, log: Path) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        try:
+    for _ in waiting(f"the start of moto's server, which says {log}", every=0.1):
+        with suppress(OSError):
             socket.create_connection(("127.0.0.1", port), 1).close()
             return
-        except OSError:
-            time.sleep(0.2)
-    raise AssertionError(f"moto's server did not start: {log.read_text()}")

@@ -16,7 +16,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ from pathlib import Path
 
 import psutil
 
-from commands import free_port
+from commands import free_port, waiting
 
 ROOT = Path(__file__).resolve().parents[2]
 LOOK_SECONDS = 0.03
@@ -74,7 +73,7 @@ class Machines:
         """`hidden`: the folder of this machine that the nodes do not see."""
         folder.mkdir(parents=True, exist_ok=True)
         hidden.mkdir(parents=True, exist_ok=True)
-        self._folder, self._hidden = folder, hidden
+        self._folder, self.hidden = folder, hidden
         self._ray = Path(tempfile.mkdtemp(prefix="nml-", dir="/tmp"))  # sockets' paths are short
         self._count = 0
         self._started: list[Node] = []
@@ -95,7 +94,7 @@ class Machines:
             "RAY_ADDRESS": f"127.0.0.1:{self.port}",
             "RAY_AUTH_MODE": "disabled",
             "RAY_gcs_rpc_server_reconnect_timeout_s": "15",  # else a lost head is waited for 60 s
-            "TMPDIR": str(self._hidden),
+            "TMPDIR": str(self.hidden),
         }
 
     def add(self, path: Path | None = None) -> Node:
@@ -141,7 +140,7 @@ class Machines:
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block"]
         command += ["--disable-usage-stats", f"--node-ip-address={address}", *words]
         if mask:
-            command = ["unshare", "--mount", "sh", "-c", MASK, str(self._hidden), *command]
+            command = ["unshare", "--mount", "sh", "-c", MASK, str(self.hidden), *command]
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_"))}
         with log.open("w") as written:
             process = subprocess.Popen(
@@ -152,7 +151,7 @@ class Machines:
                     "RAY_AUTH_MODE": "disabled",
                     "RAY_raylet_start_wait_time_s": "180",  # a busy machine is not a broken one
                     "PYTHONPATH": os.pathsep.join(map(str, [path, ROOT] if path else [ROOT])),
-                    "TMPDIR": str(self._hidden),
+                    "TMPDIR": str(self.hidden),
                 },
                 stdin=subprocess.DEVNULL,
                 stdout=written,
@@ -165,11 +164,10 @@ class Machines:
         return node
 
     def _wait(self, node: Node) -> None:
-        deadline = time.monotonic() + 120
-        while "Ray runtime started" not in node.log.read_text():
+        for _ in waiting(f"the start of {node.address}"):
+            if "Ray runtime started" in node.log.read_text():
+                return
             assert node.process.poll() is None, node.log.read_text()
-            assert time.monotonic() < deadline, node.log.read_text()
-            time.sleep(0.2)
 
     def _look(self) -> None:
         while not self._ended.wait(LOOK_SECONDS):

@@ -19,15 +19,15 @@ from typing import Any
 import psutil
 import yaml
 
-from commands import TINY
+from commands import PATIENCE, TINY
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.prefix) / "bin"
 HEAD, WORKER = "127.0.0.1", "127.0.0.2"
 
 
-def run(*words: str, timeout: float = 300, check: bool = True) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(words, capture_output=True, text=True, timeout=timeout, check=False)
+def run(*words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE, check=False)
     print(f"$ {shlex.join(words)}\n{done.stdout}{done.stderr}", file=sys.stderr, flush=True)
     if check and done.returncode:
         raise SystemExit(f"{words[0]} ended with {done.returncode}")
@@ -103,11 +103,11 @@ def _here(command: str) -> str:
 def wait_for_nodes(count: int) -> float:
     """Seconds until the cluster has so many nodes."""
     started = time.monotonic()
-    while time.monotonic() - started < 180:
+    while time.monotonic() - started < PATIENCE:
         listed = run("ray", "list", "nodes", "--format=json", check=False)
         if listed.returncode == 0 and listed.stdout.count('"ALIVE"') >= count:
             return time.monotonic() - started
-        time.sleep(2)
+        time.sleep(0.3)
     raise SystemExit(f"{count} nodes never came")
 
 
@@ -130,7 +130,7 @@ def main(folder: Path) -> dict[str, Any]:
     run("ray", "get-auth-token", "--generate")
     file = cluster_file(folder, ssh_server(folder, home))
     doctor = ["nml-orch", "doctor", "--no-ray", "--set", "tracking.enabled=false"]
-    run(*doctor, "--storage", str(folder / "store"), "--cluster", str(file), check=False)
+    run(*doctor, "--storage", str(folder / "nml-store"), "--cluster", str(file), check=False)
     started = time.monotonic()
     run("ray", "up", "--yes", "--no-config-cache", str(file))
     up = time.monotonic() - started
@@ -138,11 +138,11 @@ def main(folder: Path) -> dict[str, Any]:
     work = folder / "experiment"
     work.mkdir()
     os.chdir(work)
-    words = [*TINY, "--storage", str(folder / "store")]
+    words = [*TINY, "--storage", str(folder / "nml-store")]
     refused = run("nml-orch", "submit", *TINY, check=False)
     sent = run("nml-orch", "submit", "--detach", "--id", "first", *words)
-    shown = run("nml-orch", "submit", "--attach", "first", timeout=600, check=False)
-    again = run("nml-orch", "submit", "--id", "second", *words, timeout=300, check=False)
+    shown = run("nml-orch", "submit", "--attach", "first", check=False)
+    again = run("nml-orch", "submit", "--id", "second", *words, check=False)
     listed = run("nml-orch", "submit", "--list")
     print((home / "nml/mlflow.log").read_text()[-2000:], file=sys.stderr, flush=True)
     runs = run(sys.executable, "-c", MLFLOW)

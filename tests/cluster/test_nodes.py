@@ -2,19 +2,19 @@
 
 One sweep loses a node by kill -9 of its raylet in corpus build, in pre-training with a worker on
 each of two nodes, in extraction and in tuning; each time another node joins. In between the head
-dies and a new cluster takes over. What Ray does: it notices the loss by the raylet's closed socket,
-runs a lost task again where there is room (Ray Data, plain tasks), and reports a lost actor to
-whoever waits for it (Train's controller, Tune's), which is where the stages' own retries begin. A
-driver whose head is gone cannot go on; the sweep's state is all in the store.
+dies and a new cluster takes over, which in the end has one strange node. What Ray does: it notices
+the loss by the raylet's closed socket, runs a lost task again where there is room (Ray Data, plain
+tasks), and reports a lost actor to whoever waits for it (Train's controller, Tune's), which is
+where the stages' own retries begin. A driver whose head is gone cannot go on; the sweep's state is
+all in the store.
 """
 
 from __future__ import annotations
 
 import io
 import threading
-import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,9 +28,8 @@ from sklearn.datasets import load_digits
 
 from commands import Command, Start
 from jobs.storage.folder import Folder
+from stores import digests, finished
 from tests.cluster.machines import Machines, Node, may_mask
-from tests.cluster.test_bucket import digests
-from tests.faults.test_driver import finished
 
 pytestmark = [
     pytest.mark.cluster,
@@ -131,14 +130,7 @@ class Story:
     done: dict[str, dict[str, str]] = field(default_factory=dict)  # committed at the blow, and when
     written: dict[str, set[int]] = field(default_factory=dict)
     points: list[str] = field(default_factory=list)
-
-
-def until(command: Command, reached: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + 400
-    while not reached():
-        assert command.process.poll() is None, (what, command.finish())
-        assert time.monotonic() < deadline, f"it never came to {what}"
-        time.sleep(0.02)
+    machines: Machines | None = None  # the cluster on which it ended
 
 
 def strike(
@@ -157,7 +149,7 @@ def strike(
         found[:] = [node for node in machines.nodes if any(task in t for t in node.busy())]
         return further and len(found) >= (2 if stage == "pretrain" else 1)
 
-    until(command, at_work, stage)
+    command.wait_until(at_work, f"work in {stage}")
     story.kept[stage] = diary.kept(stage, str(ending)) if ending else set()
     story.done[stage] = finished(story.folder)
     story.lost[stage] = found[0]
@@ -166,14 +158,13 @@ def strike(
 
 
 @pytest.fixture(scope="module")
-def story(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Story:
+def story(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     folder = tmp_path_factory.mktemp("story")
     told = Story(folder / "sweep", undisturbed=folder / "undisturbed")
     write_source(told.folder)
     write_source(told.undisturbed)
     diary = Diary(told.folder / "nml-store")
     first = Machines(folder / "first", folder / "hidden")
-    second: Machines | None = None
     try:
         first.add()
         first.add()
@@ -181,28 +172,29 @@ def story(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Story:
         strike(told, first, command, diary, "corpus", "MapBatches(_do)")
         strike(told, first, command, diary, "pretrain", "RayTrainWorker")
         before = len(diary.points)
-        until(command, lambda: len(diary.points) > before, "a checkpoint after the loss")
+        command.wait_until(lambda: len(diary.points) > before, "a checkpoint after the loss")
         told.done["head"] = finished(told.folder)
         first.lose_head()
         undisturbed = start(told.undisturbed, "sweep", *words())  # while that cluster dies
-        told.orphan_code, told.orphan = command.finish(timeout=180)
+        told.orphan_code, told.orphan = command.finish()
         first.close()
-        second = Machines(folder / "second", folder / "hidden")
+        second = told.machines = Machines(folder / "second", folder / "hidden")
         second.add()
         second.add()
         command = start(told.folder, "sweep", *words(), **second.environment)
         strike(told, second, command, diary, "features", "_encode")
         strike(told, second, command, diary, "tune", "Trial")
-        told.code, told.output = command.finish(timeout=400)
-        code, output = undisturbed.finish(timeout=400)
+        told.code, told.output = command.finish()
+        code, output = undisturbed.finish()
         assert code == 0, output
+        diary.close()
+        told.written, told.points = diary.written, diary.points
+        yield told
     finally:
         first.close()
-        if second is not None:
-            second.close()
+        if told.machines is not None:
+            told.machines.close()
         diary.close()
-    told.written, told.points = diary.written, diary.points
-    return told
 
 
 def test_a_sweep_that_loses_nodes_ends_with_an_undisturbed_ones_files(story: Story) -> None:
@@ -272,48 +264,60 @@ def test_a_lost_node_and_a_new_one_cost_a_line_each(story: Story) -> None:
         assert "Traceback" not in output
 
 
+@dataclass
+class Strange:
+    """A cluster with one node, which lacks a folder of this machine and has another timm."""
+
+    node: str
+    hidden: Path
+    environment: dict[str, str]
+
+
 @pytest.fixture(scope="module")
-def strange(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Machines, Path]]:
-    """A cluster with a node that lacks a folder of this machine and has another timm."""
+def strange(story: Story, tmp_path_factory: pytest.TempPathFactory) -> Strange:
+    machines = story.machines
+    assert machines is not None
+    for node in list(machines.nodes):
+        machines.kill(node)
     folder = tmp_path_factory.mktemp("strange")
     meta = folder / "other/timm-0.0.1.dist-info/METADATA"
     meta.parent.mkdir(parents=True)
     meta.write_text("Metadata-Version: 2.1\nName: timm\nVersion: 0.0.1\n")
-    machines = Machines(folder / "nodes", folder / "hidden")
-    try:
-        machines.add(path=folder / "other")
-        yield machines, folder
-    finally:
-        machines.close()
+    node = machines.add(path=folder / "other")
+    return Strange(node.address, machines.hidden, machines.environment)
 
 
 def test_storage_that_a_node_does_not_see_is_refused_before_anything_starts(
-    start: Start, strange: tuple[Machines, Path], tmp_path: Path
+    start: Start, strange: Strange, tmp_path: Path
 ) -> None:
-    machines, folder = strange
-    store = folder / "hidden/store"
-    words = ["--noise", "0", "--storage", str(store)]
-    code, output = start(tmp_path, "sweep", *words, **machines.environment).finish()
+    stores = [strange.hidden / name for name in ("swept", "examined")]
+    sweep, doctor = (
+        start(tmp_path, verb, "--noise", "0", "--storage", str(store), **strange.environment)
+        for verb, store in zip(("sweep", "doctor"), stores, strict=True)
+    )
+    code, output = sweep.finish()
     assert code == 2, output
-    assert f"storage {store} is not shared: node 127.0.0.2" in output
+    assert f"storage {stores[0]} is not shared: node {strange.node}" in output
     assert "mounted on every node" in output
     assert "Traceback" not in output
-    assert not (store / "corpus").exists()
-    code, output = start(tmp_path, "doctor", *words, **machines.environment).finish()
+    assert not (stores[0] / "corpus").exists()
+    code, output = doctor.finish()
     assert code == 1, output
-    assert "is not shared: node 127.0.0.2" in output
+    assert f"is not shared: node {strange.node}" in output
 
 
 def test_a_node_with_other_versions_is_named_before_anything_starts(
-    start: Start, strange: tuple[Machines, Path], tmp_path: Path
+    start: Start, strange: Strange, tmp_path: Path
 ) -> None:
-    machines, _ = strange
-    words = ["--noise", "0", "--storage", str(tmp_path / "store")]
-    code, output = start(tmp_path, "sweep", *words, **machines.environment).finish()
+    sweep, doctor = (
+        start(tmp_path, verb, "--noise", "0", "--storage", verb, **strange.environment)
+        for verb in ("sweep", "doctor")
+    )
+    code, output = sweep.finish()
     assert code == 2, output
-    assert "node 127.0.0.2 runs timm 0.0.1 (here " in output
+    assert f"node {strange.node} runs timm 0.0.1 (here " in output
     assert "Traceback" not in output
-    assert not (tmp_path / "store/corpus").exists()
-    code, output = start(tmp_path, "doctor", *words, **machines.environment).finish()
+    assert not (tmp_path / "sweep/corpus").exists()
+    code, output = doctor.finish()
     assert code == 1, output
-    assert "node 127.0.0.2 runs timm 0.0.1" in output
+    assert f"node {strange.node} runs timm 0.0.1" in output

@@ -3,8 +3,6 @@
 import os
 import subprocess
 import sys
-import time
-import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,12 +11,14 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+import stores
 import synthetic
-from commands import TINY, Command, Start, free_port
+from commands import TINY, Run, Start, answers, free_port, waiting
 from jobs.storage.folder import Folder
-from orchestrator import experiment, mirror, planner
+from orchestrator import experiment, mirror, planner, readout
 from orchestrator.shown import groups
 from orchestrator.store import Store
+from stores import LEVEL_20
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
 
@@ -39,18 +39,13 @@ def server(folder: Path, port: int) -> Iterator[str]:
         start_new_session=True,
     )
     try:
-        deadline = time.monotonic() + 120
-        while True:
-            try:
-                urllib.request.urlopen(f"{uri}/health", timeout=1)
+        for _ in waiting("the start of the MLflow server", every=0.2):
+            if answers(f"{uri}/health"):
                 break
-            except OSError:
-                assert time.monotonic() < deadline, "the MLflow server did not start"
-                time.sleep(0.3)
         yield uri
     finally:
         os.killpg(process.pid, 15)
-        process.wait(timeout=30)
+        process.wait()
 
 
 def addresses(uri: str) -> Counter[str]:
@@ -63,21 +58,15 @@ def addresses(uri: str) -> Counter[str]:
 RUNS = 1 + 2 + 2 + 4 + 2 * 4 + 1  # steps, one for the cells of an encoder and method, the sweep
 
 
-def wait_until(command: Command, reached: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 240
-    while not reached():
-        assert command.process.poll() is None, command.finish()
-        assert time.monotonic() < deadline, "it never came to that"
-        time.sleep(0.5)
-
-
 def test_the_sweep_finishes_says_so_once_and_sync_fills_the_gap(
-    start: Start, tmp_path: Path
+    undisturbed: Path, start: Start, run: Run, tmp_path: Path
 ) -> None:
-    port, folder = free_port(), tmp_path / "sweep"
+    """Of a sweep that lacks one noise level."""
+    port, folder = free_port(), stores.copy(undisturbed, tmp_path / "sweep", *LEVEL_20)
     with server(tmp_path, port) as uri:
         command = start(folder, "sweep", *TINY, MLFLOW_TRACKING_URI=uri)
-        wait_until(command, lambda: any(a.startswith("pretrain/") for a in addresses(uri)))
+        encoder = f"{LEVEL_20[0]}/seed=0"
+        command.wait_until(lambda: encoder in addresses(uri), "an encoder in MLflow")
     code, output = command.finish()
     assert code == 0, output
     assert output.count("does not answer") == 1, output
@@ -85,7 +74,7 @@ def test_the_sweep_finishes_says_so_once_and_sync_fills_the_gap(
     assert not (folder / "mlflow.db").exists()
     with server(tmp_path, port) as uri:
         before = addresses(uri)
-        code, output = start(folder, "sync", *TINY, MLFLOW_TRACKING_URI=uri).finish()
+        code, output = run(folder, "sync", *TINY, MLFLOW_TRACKING_URI=uri)
         assert code == 0, output
         after = addresses(uri)
     assert before < after
@@ -93,51 +82,47 @@ def test_the_sweep_finishes_says_so_once_and_sync_fills_the_gap(
     assert len(after) == RUNS
 
 
-def test_a_server_that_is_away_for_a_while_needs_no_sync(start: Start, tmp_path: Path) -> None:
-    port, folder = free_port(), tmp_path / "sweep"
-    longer = ["--set", "pretrain.recipe.schedule.epochs=60"]
-    with server(tmp_path, port) as uri:
-        command = start(folder, "sweep", *TINY, *longer, MLFLOW_TRACKING_URI=uri)
-        wait_until(command, lambda: "corpus/digits" in addresses(uri))
-    wait_until(command, lambda: bool(list((folder / "nml-store/pretrain").rglob("manifest.json"))))
-    with server(tmp_path, port) as uri:
-        code, output = command.finish()
-        assert code == 0, output
-        found = addresses(uri)
-    assert len(found) == RUNS
-    assert max(found.values()) == 1
-    assert output.count("does not answer") == 1, output
-
-
 def test_what_was_missed_is_told_as_soon_as_the_server_is_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While the sweep goes on: whoever looks need not wait for its end."""
+    """While the sweep goes on, for whoever looks need not wait for its end; or else at its end."""
     monkeypatch.setattr(mirror, "AGAIN_SECONDS", 1.0)
     made = planner.build(experiment.load(noise="0,20", overrides=["tasks=[digits]"]))
     store = Store(Folder.of(tmp_path / "store"))
+    manifests = synthetic.fill(made, store)
+    steps = {m.address: m for m in manifests if not m.address.startswith("tune/")}
     said: list[str] = []
     port = free_port()
     tracker = mirror.Tracker(made, store, f"http://127.0.0.1:{port}", say=said.append)
+    closed = False
+
+    def commit(which: Callable[[str], bool]) -> None:
+        for manifest in manifests:
+            if which(manifest.address):
+                tracker.commit(made.steps[manifest.address], manifest)
+
+    def hear(words: str, count: int) -> None:
+        for _ in waiting(words):
+            if len(said) >= count:
+                break
+        assert words in said[count - 1]
+
     try:
-        for manifest in synthetic.fill(made, store):
-            tracker.commit(made.steps[manifest.address], manifest)
-        deadline = time.monotonic() + 120
-        while not said:
-            assert time.monotonic() < deadline, "nothing was said of a server that is not there"
-            time.sleep(0.1)
-        assert "does not answer" in said[0]
+        commit(lambda address: address in steps)
+        hear("does not answer", 1)
         with server(tmp_path, port) as uri:
-            while len(said) < 2:
-                assert time.monotonic() < deadline, said
-                time.sleep(0.2)
+            hear("answers again", 2)
+            assert set(addresses(uri)) == set(steps)
+        commit(lambda address: address not in steps)
+        hear("does not answer", 3)
+        with server(tmp_path, port) as uri:
+            report = readout.refresh(made, store)
+            with readout.local(report) as files:
+                closed = True
+                assert tracker.close(report.record(files))
             found = addresses(uri)
-        assert "answers again" in said[1]
-        assert set(found) == {
-            *(step.address for step in made.steps.values() if step.kind != "tune"),
-            *groups(made),
-            "sweep/demo",
-        }
+        assert set(found) == {*steps, *groups(made), "sweep/demo"}
         assert max(found.values()) == 1
     finally:
-        tracker.close(None)
+        if not closed:
+            tracker.close(None)

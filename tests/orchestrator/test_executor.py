@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from commands import PATIENCE
 from jobs.contract import Hooks, Outcome, StageError, Work
 from jobs.storage.folder import Folder
 from orchestrator import executor, experiment, planner
@@ -186,7 +187,10 @@ def counting_stage(works: Sequence[Work], hooks: Hooks) -> None:
 BATCHES: list[int] = []
 
 
-def test_siblings_that_become_ready_one_by_one_go_to_their_stage_together(tmp_path: Path) -> None:
+def test_siblings_that_become_ready_one_by_one_go_to_their_stage_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executor, "GATHER_SECONDS", PATIENCE)  # however slowly they come
     BATCHES.clear()
     many = planner.build(experiment.load(noise="0,1,2,3,4,5", overrides=["tasks=[digits]"]))
     stages = {**STAGES, "noise": f"{__name__}:trickling_stage"}

@@ -1,6 +1,7 @@
 """Leases: never two holders, never lost to a dead process."""
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from commands import waiting
 from jobs.storage.folder import Folder
 from orchestrator.lease import Leases, living
 
@@ -79,36 +81,50 @@ def test_a_process_id_of_another_namespace_proves_nothing(tmp_path: Path, pids: 
     other.close()
 
 
+def age(root: Path) -> None:
+    """Have all claims and beats be an hour old."""
+    for path in (root / ".leases").rglob("*"):
+        if path.is_file():
+            os.utime(path, (time.time() - 3600, time.time() - 3600))
+
+
 def test_a_lease_that_is_no_longer_beaten_expires(tmp_path: Path) -> None:
-    silent = Leases(Folder.of(tmp_path), beat=60, expire=0.3)
-    waiting = Leases(Folder.of(tmp_path), beat=60, expire=0.3)
+    silent = Leases(Folder.of(tmp_path), beat=3600)
+    other = Leases(Folder.of(tmp_path), beat=3600)
     assert silent.acquire("step")
-    assert not waiting.acquire("step")
-    time.sleep(0.5)
-    assert waiting.acquire("step")
+    assert not other.acquire("step")
+    age(tmp_path)
+    assert other.acquire("step")
     assert not silent.holds("step")
     silent.close()
-    waiting.close()
+    other.close()
 
 
 def test_a_beaten_lease_outlives_its_expiry(tmp_path: Path) -> None:
-    beating = Leases(Folder.of(tmp_path), beat=0.1, expire=0.5)
-    other = Leases(Folder.of(tmp_path), beat=60, expire=0.5)
+    beating = Leases(Folder.of(tmp_path), beat=0.05)
+    other = Leases(Folder.of(tmp_path), beat=3600)
     assert beating.acquire("step")
-    time.sleep(1)
+    age(tmp_path)
+    (beat,) = (tmp_path / ".leases/beats").iterdir()
+    for _ in waiting("the next beat"):
+        if beat.stat().st_mtime > time.time() - 600:
+            break
     assert not other.acquire("step")
     beating.close()
     other.close()
 
 
 def test_a_thousand_leases_are_kept_alive_by_one_file(tmp_path: Path) -> None:
-    driver = Leases(Folder.of(tmp_path), beat=0.1, expire=5)
+    driver = Leases(Folder.of(tmp_path), beat=0.05)
     assert all(driver.acquire(f"tune/{n}") for n in range(50))
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
-    time.sleep(0.5)
+    (beat,) = (tmp_path / ".leases/beats").iterdir()
+    for _ in waiting("the next beat"):
+        if beat.stat().st_mtime_ns != before[beat]:
+            break
     after = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
     assert before.keys() == after.keys()
-    assert len([path for path in before if before[path] != after[path]]) == 1
+    assert [path for path in before if before[path] != after[path]] == [beat]
     assert living(Folder.of(tmp_path)) == {f"tune/{n}" for n in range(50)}
     driver.close()
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import synthetic
+from commands import PATIENCE
 from jobs.storage.folder import Folder
 from orchestrator import experiment, planner
 from orchestrator.assess import look, reasons
@@ -131,7 +132,7 @@ def test_watch_follows_the_store_and_ends_by_ctrl_c(small: Plan, store: Store) -
 
     def wait_for(words: str) -> None:
         nonlocal seen
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE
         while words not in seen:
             assert time.monotonic() < deadline, seen
             seen += os.read(main, 65536).decode(errors="replace")
@@ -146,7 +147,7 @@ def test_watch_follows_the_store_and_ends_by_ctrl_c(small: Plan, store: Store) -
                 seen += os.read(main, 65536).decode(errors="replace")
             except OSError:  # the terminal's other end is closed
                 break
-        assert process.wait(timeout=20) == 0
+        assert process.wait(timeout=PATIENCE) == 0
         assert "Traceback" not in seen
     finally:
         process.kill()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from commands import Start
+from commands import Run
 from orchestrator import experiment, planner
 
 Picture = Callable[..., bytes]
@@ -29,17 +29,17 @@ def words(verb: str, *more: str) -> tuple[str, ...]:
 
 
 @pytest.mark.slow
-def test_a_corpus_is_built_shown_and_verified(folder: Path, start: Start) -> None:
-    code, said = start(folder, *words("build")).finish()
+def test_a_corpus_is_built_shown_and_verified(folder: Path, run_on_ray: Run) -> None:
+    code, said = run_on_ray(folder, *words("build"))
     assert code == 1
     assert "1 of 61 rows (1.64%) are bad (1 truncated)" in said
     assert "Traceback" not in said
 
-    code, said = start(folder, *words("build", "--set", "corpus.max_bad_share=0.1")).finish()
+    code, said = run_on_ray(folder, *words("build", "--set", "corpus.max_bad_share=0.1"))
     assert code == 0
     assert "1 rows in quarantine" in said
 
-    _, said = start(folder, *words("show", "--json")).finish()
+    _, said = run_on_ray(folder, *words("show", "--json"))
     summary = json.loads(said)["corpus/letters"]
     assert summary["quarantined"] == {"truncated": 1}
     assert sum(part["rows"] for part in summary["parts"].values()) == 60
@@ -49,27 +49,27 @@ def test_a_corpus_is_built_shown_and_verified(folder: Path, start: Start) -> Non
         == (summary["parts"]["train"]["rows"])
     )
 
-    assert start(folder, *words("verify")).finish()[0] == 0
+    assert run_on_ray(folder, *words("verify"))[0] == 0
     (folder / "store/corpus/letters/train-00000.parquet").unlink()
     (folder / "tree/a/0.jpg").unlink()
-    code, said = start(folder, *words("verify")).finish()
+    code, said = run_on_ray(folder, *words("verify"))
     assert code == 1
     assert "missing train-00000.parquet" in said
     assert "source changed" in said
 
 
 @pytest.mark.slow
-def test_a_corpus_that_is_damaged_is_said_in_one_sentence(folder: Path, start: Start) -> None:
+def test_a_corpus_that_is_damaged_is_said_in_one_sentence(folder: Path, run_on_ray: Run) -> None:
     (folder / "tree/a/broken.jpg").unlink()
-    assert start(folder, *words("build")).finish()[0] == 0
+    assert run_on_ray(folder, *words("build"))[0] == 0
     store = folder / "store/corpus/letters"
     shard = store / "train-00000.parquet"
     shard.write_bytes(shard.read_bytes()[:-100])
-    code, said = start(folder, *words("show")).finish()
+    code, said = run_on_ray(folder, *words("show"))
     assert code == 2
     assert "shard train-00000.parquet of" in said
     (store / "quarantine.parquet").unlink()
-    code, said = start(folder, *words("verify")).finish()
+    code, said = run_on_ray(folder, *words("verify"))
     assert code == 1
     assert "missing quarantine.parquet" in said
     for fault in ("broken", "missing"):
@@ -78,15 +78,15 @@ def test_a_corpus_that_is_damaged_is_said_in_one_sentence(folder: Path, start: S
         else:
             (store / "_index.json").unlink()
         for verb, expected in (("show", 2), ("verify", 1), ("build", 2)):
-            code, said = start(folder, *words(verb)).finish()
+            code, said = run_on_ray(folder, *words(verb))
             assert code == expected
             assert "_index.json" in said
             assert fault in said or verb == "verify"
             assert "defect" not in said
 
 
-def test_what_is_not_built_is_said(tmp_path: Path, start: Start) -> None:
-    code, said = start(tmp_path, "corpus", "show").finish()
+def test_what_is_not_built_is_said(tmp_path: Path, run_on_ray: Run) -> None:
+    code, said = run_on_ray(tmp_path, "corpus", "show")
     assert code == 2
     assert "run `nml-orch corpus build` first" in said
 

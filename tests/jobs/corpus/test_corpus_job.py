@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from commands import Command
 from jobs.contract import Hooks, Outcome, Spec, StageError, Work
 from jobs.corpus import build as building
 from jobs.corpus import job
@@ -197,28 +198,41 @@ with cluster.session(cpus=2):
 
 @pytest.mark.slow
 @pytest.mark.faults
-@pytest.mark.parametrize("phase", ["units of the source read", "shards written"])
-def test_a_build_killed_at_any_moment_ends_in_the_same_bytes(
-    tmp_path: Path, source: Corpus, build: Build, phase: str
+def test_a_build_killed_again_and_again_ends_in_the_same_bytes(
+    tmp_path: Path, source: Corpus, build: Build, ray_session: None
 ) -> None:
+    """While it reads the source and, begun again, while it writes shards."""
     expected, _ = build(source, tmp_path / "whole")
-    command = [sys.executable, "-c", KILLED, str(tmp_path / "killed"), source.model_dump_json()]
-    root = Path(__file__).resolve().parents[3]
-    environment = {**os.environ, "PYTHONPATH": str(root)}
-    begun = subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    root = tmp_path / "killed"
+    for phase in ("units of the source read", "shards written"):
+        killed_in(phase, root, source)
+        Folder.of(root / "out").delete()  # as the store does before a step is begun again
+    folder, scratch = Folder.of(root / "out"), Folder.of(root / "scratch")
+    results = Results()
+    job.run_corpus([Work("c", "f", source, {}, folder, scratch)], results.hooks())
+    assert results.outcome("c").counts["rows_read"] == 40 * 60
+    assert bytes_of(folder) == bytes_of(expected)
+
+
+def killed_in(phase: str, root: Path, source: Corpus) -> None:
+    """Begin a build in a process of its own, and kill that and all it started in a phase."""
+    mark = uuid.uuid4().hex
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(root), source.model_dump_json()],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={
+            **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
+            "PYTHONPATH": str(Path(__file__).resolve().parents[3]),
+            "NML_TEST_MARK": mark,
+        },
+        start_new_session=True,
     )
-    assert begun.stdout is not None
-    for line in begun.stdout:
-        if phase in line and " 0 of " not in line:
-            break
-    os.killpg(begun.pid, signal.SIGKILL)
-    begun.wait()
-    time.sleep(1)
-    left = Folder.of(tmp_path / "killed/out")
-    left.delete()  # as the store does before a step is begun again
-    subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL, timeout=120)
-    assert bytes_of(left) == bytes_of(expected)
+    assert process.stdout is not None
+    assert any(phase in line and " 0 of " not in line for line in process.stdout), phase
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert Command(process, mark, root).left() == []
 
 
 def test_verification_finds_what_was_lost_altered_or_added(tmp_path: Path, build: Build) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from commands import Start
+from commands import Run
 from orchestrator import experiment, planner
 from orchestrator.errors import UserError
 from orchestrator.plan import Plan
@@ -15,9 +15,9 @@ LEVELS = ["--noise", "0,20"]
 
 
 @pytest.fixture(scope="module")
-def built(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def built(run_on_ray: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("built")
-    code, output = start(folder, "noise", "build", *LEVELS).finish()
+    code, output = run_on_ray(folder, "noise", "build", *LEVELS)
     assert code == 0, output
     assert "noise/digits/symmetric/level=20: 211 rows (20.00 %)" in output
     return folder
@@ -30,8 +30,8 @@ def test_building_the_noise_builds_what_it_reads_and_nothing_else(built: Path) -
     assert not (root / "report").exists()
 
 
-def test_an_audit_proves_states_and_keeps_what_was_changed(built: Path, start: Start) -> None:
-    code, output = start(built, "noise", "audit", *LEVELS).finish()
+def test_an_audit_proves_states_and_keeps_what_was_changed(built: Path, run: Run) -> None:
+    code, output = run(built, "noise", "audit", *LEVELS)
     assert code == 0, output
     (row,) = (line.split() for line in output.splitlines() if line.split()[:1] == ["20"])
     assert row == ["20", "20.000", "20.000", "1,055", "211", "211", "0"]
@@ -39,24 +39,22 @@ def test_an_audit_proves_states_and_keeps_what_was_changed(built: Path, start: S
     assert {path.name for path in kept.iterdir()} == {"audit.json", "transition.png"}
 
 
-def test_a_tampered_row_fails_the_audit_and_is_named(built: Path, start: Start) -> None:
+def test_a_tampered_row_fails_the_audit_and_is_named(built: Path, run: Run) -> None:
     path = built / "nml-store/noise/digits/symmetric/level=20/changed.parquet"
     whole = pq.read_table(path)
     pq.write_table(whole.slice(1), path)
-    code, output = start(built, "noise", "audit", *LEVELS).finish()
+    code, output = run(built, "noise", "audit", *LEVELS)
     pq.write_table(whole, path)
     assert code == 1
     key = whole["key"][0].as_py()
     assert f"(key {key!r}) should be changed and is not listed" in output
 
 
-def test_a_damaged_level_is_named_and_the_others_are_audited(built: Path, start: Start) -> None:
+def test_a_damaged_level_is_named_and_the_others_are_audited(built: Path, run: Run) -> None:
     path = built / "nml-store/noise/digits/symmetric/level=20/overlay.json"
     whole = path.read_bytes()
     path.write_bytes(b"{")
-    told, machine = (
-        start(built, "noise", "audit", *LEVELS, *more).finish() for more in ([], ["--json"])
-    )
+    told, machine = (run(built, "noise", "audit", *LEVELS, *more) for more in ([], ["--json"]))
     path.write_bytes(whole)
     assert told[0] == machine[0] == 1
     assert "defect" not in told[1]
@@ -70,14 +68,12 @@ def test_a_damaged_level_is_named_and_the_others_are_audited(built: Path, start:
 
 
 def test_other_settings_are_drift_and_an_empty_store_is_said(
-    built: Path, tmp_path: Path, start: Start
+    built: Path, tmp_path: Path, run: Run
 ) -> None:
-    drift = start(built, "noise", "audit", *LEVELS, "--set", "noise.seed=1")
-    empty = start(tmp_path, "noise", "audit", *LEVELS)
-    code, output = drift.finish()
+    code, output = run(built, "noise", "audit", *LEVELS, "--set", "noise.seed=1")
     assert code == 2
     assert "noise.seed: 0 -> 1" in output
-    code, output = empty.finish()
+    code, output = run(tmp_path, "noise", "audit", *LEVELS)
     assert code == 2
     assert "run `nml-orch noise build` first" in output
 

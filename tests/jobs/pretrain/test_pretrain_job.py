@@ -1,7 +1,6 @@
 """The pre-training stage on a real Ray."""
 
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -88,15 +87,15 @@ def test_packed_runs_are_those_of_a_process_of_their_own_and_a_failing_one_fails
     # The session's two CPUs hold two worker groups: the first run shares its group with the last.
     works = [
         make_work(supervised(batch_size=1000), "too-large"),
-        make_work(supervised(epochs=40), "noisy", level=30),
-        make_work(supervised(epochs=4), "clean", level=0),
+        make_work(supervised(epochs=8), "noisy", level=30),
+        make_work(supervised(epochs=2), "clean", level=0),
     ]
     results = Results()
     job.run(works, results.hooks())
     failed = results.of["pretrain/too-large"]
     assert isinstance(failed, StageError)
     assert "do not fill a batch of 1000" in str(failed)
-    for packed, epochs, level in ((works[1], 40, 30), (works[2], 4, 0)):
+    for packed, epochs, level in ((works[1], 8, 30), (works[2], 2, 0)):
         assert results.outcome(packed.address).counts["flipped"] == level
         alone = make_work(supervised(epochs=epochs), f"alone-{level}", level=level)
         train_run(alone)
@@ -111,9 +110,9 @@ def test_what_the_cluster_cannot_hold_is_refused_at_once_in_one_sentence(
     supervised: Callable[..., Any], make_work: Callable[..., Work]
 ) -> None:
     results = Results()
-    started = time.monotonic()
-    job.run([make_work(supervised(), workers=3)], results.hooks())
-    assert time.monotonic() - started < 2
+    work = make_work(supervised(), workers=3)
+    job.run([work], results.hooks())
+    assert list(work.scratch.files()) == [], "a trainer was started"
     error = results.of["pretrain/run"]
     assert isinstance(error, StageError)
     assert "asks for 3 workers of 1 CPUs each" in str(error)
@@ -134,10 +133,8 @@ def test_a_stopped_run_is_left_unanswered_and_goes_on_where_it_was(
         if share > 0:
             results.stop.set()
 
-    started = time.monotonic()
     job.run([work], Hooks(done=hooks.done, say=say, stopping=hooks.stopping))
     assert results.of == {}
-    assert time.monotonic() - started < 60
     assert [name for name, _ in work.scratch.files() if name.startswith("checkpoint")]
     alone = make_work(recipe, "alone")
     train_run(alone)

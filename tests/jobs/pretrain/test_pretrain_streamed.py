@@ -4,7 +4,6 @@ import itertools
 import multiprocessing
 import shutil
 import threading
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from commands import waiting
 from jobs.contract import StageError, Work
 from jobs.corpus.shards import SCHEMA, File, Index
 from jobs.encoders.encoder import EncoderCard
@@ -107,10 +107,9 @@ def test_an_epoch_that_is_left_half_way_leaves_no_process_and_no_thread(toy: Any
     assert len(multiprocessing.active_children()) == len(children) + 2
     del batches
     assert multiprocessing.active_children() == children
-    deadline = time.monotonic() + 20
-    while threading.active_count() > threads:
-        assert time.monotonic() < deadline, threading.enumerate()
-        time.sleep(0.05)
+    for _ in waiting("the end of the epoch's threads"):
+        if threading.active_count() <= threads:
+            break
 
 
 @pytest.mark.parametrize("repeats", [1, 3])

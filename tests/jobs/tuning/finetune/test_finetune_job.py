@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from commands import PATIENCE
 from jobs.contract import Hooks, Outcome, StageError, Work
 from jobs.storage.folder import Folder
 from jobs.tuning import schema
@@ -62,7 +63,7 @@ def test_cells_of_all_methods_are_answered_with_equal_budgets_and_then_transferr
     answers = Answers()
     thread = threading.Thread(target=run, args=(works, answers.hooks))
     thread.start()
-    thread.join(timeout=240)
+    thread.join(timeout=PATIENCE)
     assert set(answers.results) == {w.address for w in works}
     assert "all 2 configurations failed" in str(answers.results["diverges"])
     assert "tuning.gpus=99, but" in str(answers.results["greedy"])
