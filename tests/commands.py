@@ -80,9 +80,9 @@ class Command:
             time.sleep(0.1)
         return found
 
-    def wait_until(self, reached: Callable[[], bool], what: str) -> None:
+    def wait_until(self, reached: Callable[[], bool], what: str, every: float = 0.02) -> None:
         """Return at the moment `reached`. Fails if the command ends before."""
-        for _ in waiting(what):
+        for _ in waiting(what, every):
             if reached():
                 return
             assert self.process.poll() is None, (what, self.finish())
@@ -93,7 +93,7 @@ Run = Callable[..., tuple[int, str]]
 
 
 def waiting(what: str, every: float = 0.02) -> Iterator[None]:
-    """Ask again and again, until the loop is left. Fails after PATIENCE with what never came."""
+    """Go round `every` so many seconds until the loop is left. Fails after PATIENCE."""
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         yield

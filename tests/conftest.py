@@ -16,14 +16,14 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from commands import TINY, Command, Run, Start, in_process, in_process_on_ray
 from orchestrator import cluster
 from planted import sweep as sweep_among_secrets
 
 # How long an example takes is the machine's affair; a deadline makes a busy one fail.
-settings.register_profile("unhurried", deadline=None)
+settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("unhurried")
 
 cluster.settings()  # before a test module imports Ray, which reads some of them then

@@ -56,7 +56,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory, start: Start) -> Iterator[Pa
     port = free_port()
     command = start(folder, "ui", "--port", str(port))
     url = f"http://127.0.0.1:{port}"
-    command.wait_until(lambda: answers(f"{url}/health"), "MLflow's pages")
+    command.wait_until(lambda: answers(f"{url}/health"), "MLflow's pages", every=0.3)
     yield Pages(folder, url, found.experiment_id, by_address["sweep/demo"], by_address)
     os.killpg(command.process.pid, signal.SIGTERM)
     command.process.wait()

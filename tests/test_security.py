@@ -194,7 +194,8 @@ def test_the_pages_are_served_on_loopback_alone(start: Start, tmp_path: Path) ->
     MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db").search_experiments()
     port = free_port()
     command = start(tmp_path, "ui", "--port", str(port))
-    command.wait_until(lambda: answers(f"http://127.0.0.1:{port}/health"), "MLflow's pages")
+    url = f"http://127.0.0.1:{port}/health"
+    command.wait_until(lambda: answers(url), "MLflow's pages", every=0.3)
     found = listening(command.process.pid)
     os.killpg(command.process.pid, 15)
     assert port in {at for _, at in found}

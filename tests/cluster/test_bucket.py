@@ -158,7 +158,8 @@ def test_a_sweep_through_a_bad_network_ends_as_on_a_disk(
         destination_filesystem=filesystem,
     )
     command = start(tmp_path, "sweep", *TINY, "--storage", uri)
-    command.wait_until(lambda: root.exists(f"{missing[0]}/manifest.json"), "the first step's end")
+    first = f"{missing[0]}/manifest.json"
+    command.wait_until(lambda: root.exists(first), "the first step's end", every=0.2)
     for mood in ("busy", "resetting"):
         bucket.relay.mood = mood  # type: ignore[assignment]
         time.sleep(8)

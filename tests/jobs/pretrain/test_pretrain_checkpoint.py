@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from commands import PATIENCE
 from jobs.contract import StageError, Work
 from jobs.pretrain.checkpoint import Checkpoints, Position, Progress
 from jobs.pretrain.loop import Pace, Watch
@@ -28,7 +29,7 @@ class Slow(Folder):
     full: threading.Event = field(default_factory=threading.Event)
 
     def write_bytes(self, name: str, data: bytes) -> None:
-        assert self.open_gate.wait(20)
+        assert self.open_gate.wait(PATIENCE)
         if self.full.is_set():
             raise OSError(errno.ENOSPC, "No space left on device")
         super().write_bytes(name, data)
