@@ -1,12 +1,12 @@
 """Several nodes: what is lost with one of them, and what a sweep makes of it.
 
 One sweep loses a node by kill -9 of its raylet in corpus build, in pre-training with a worker on
-each of two nodes, in extraction and in tuning; each time another node joins. In between the head
-dies and a new cluster takes over, which in the end has one strange node. What Ray does: it notices
-the loss by the raylet's closed socket, runs a lost task again where there is room (Ray Data, plain
-tasks), and reports a lost actor to whoever waits for it (Train's controller, Tune's), which is
-where the stages' own retries begin. A driver whose head is gone cannot go on; the sweep's state is
-all in the store.
+each of two nodes, in extraction and in tuning; each time but the last another node joins. In
+between the head dies and a new cluster takes over, which in the end has one strange node. What Ray
+does: it notices the loss by the raylet's closed socket, runs a lost task again where there is room
+(Ray Data, plain tasks), and reports a lost actor to whoever waits for it (Train's controller,
+Tune's), which is where the stages' own retries begin. A driver whose head is gone cannot go on; the
+sweep's state is all in the store.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ class Story:
 def strike(
     story: Story, machines: Machines, command: Command, diary: Diary, stage: str, task: str
 ) -> None:
-    """Kill a node that is at work in a stage which has got somewhere; have another one join."""
+    """Kill a node that is at work in a stage which has got somewhere."""
     ending = {"corpus": ".json", "pretrain": ".json", "features": ".parquet"}.get(stage)
     found: list[Node] = []
 
@@ -154,7 +154,6 @@ def strike(
     story.done[stage] = finished(story.folder)
     story.lost[stage] = found[0]
     machines.kill(found[0])
-    story.joined[stage] = machines.add()
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +169,9 @@ def story(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Iterator[St
         first.add()
         command = start(told.folder, "sweep", *words(), **first.environment)
         strike(told, first, command, diary, "corpus", "MapBatches(_do)")
+        told.joined["corpus"] = first.add()
         strike(told, first, command, diary, "pretrain", "RayTrainWorker")
+        told.joined["pretrain"] = first.add()
         before = len(diary.points)
         command.wait_until(lambda: len(diary.points) > before, "a checkpoint after the loss")
         told.done["head"] = finished(told.folder)
@@ -183,6 +184,7 @@ def story(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Iterator[St
         second.add()
         command = start(told.folder, "sweep", *words(), **second.environment)
         strike(told, second, command, diary, "features", "_encode")
+        told.joined["features"] = second.add()
         strike(told, second, command, diary, "tune", "Trial")
         told.code, told.output = command.finish()
         code, output = undisturbed.finish()

@@ -1,18 +1,19 @@
-"""What happens to pre-training when a worker dies, a disk fills, a shard rots or drivers meet.
+"""What happens to pre-training when a disk fills, a shard rots or drivers meet.
 
-`test_driver.py` stops and kills the driver of a sweep that pre-trains.
+What happens when the driver is killed stands in `test_driver.py`; when a worker is, beside the
+stage's own tests.
 """
 
 import os
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 import stores
-from commands import TINY, Command, Start
+from commands import TINY, Run, Start, waiting
 from jobs.storage.folder import Folder
 from stores import LEVEL_20, digests, manifests
 
@@ -30,9 +31,6 @@ def words(*sets: str) -> list[str]:
     ]
     chosen = [word for each in (*fixed, *sets) for word in ("--set", each)]
     return ["sweep", *TINY, "--noise", "20", *chosen]
-
-
-STREAMED = "pretrain.resources.decoded_gb=0"
 
 
 def untrained(undisturbed: Path, folder: Path) -> Path:
@@ -58,30 +56,6 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(scratch(folder).rglob("checkpoint-*.json"))
 
 
-def worker_of(command: Command) -> psutil.Process | None:
-    for process in psutil.Process(command.process.pid).children(recursive=True):
-        try:
-            if "RayTrainWorker" in " ".join(process.cmdline()):
-                return process
-        except psutil.NoSuchProcess:
-            continue
-    return None
-
-
-def test_a_worker_killed_while_it_streams_ends_with_the_held_runs_weights(
-    start: Start, undisturbed: Path, tmp_path: Path
-) -> None:
-    untrained(undisturbed, tmp_path)
-    command = start(tmp_path, *words(STREAMED))
-    command.wait_until(lambda: bool(checkpoints(tmp_path)), "a checkpoint")
-    worker = worker_of(command)
-    assert worker is not None
-    worker.kill()
-    code, output = command.finish()
-    assert code == 0, output
-    assert made(tmp_path) == made(undisturbed)
-
-
 @pytest.fixture
 def small_disk(undisturbed: Path, tmp_path: Path) -> Iterator[Callable[[str], None]]:
     """The pre-training's scratch on a file system of its own, of a size that can be changed."""
@@ -103,30 +77,41 @@ def small_disk(undisturbed: Path, tmp_path: Path) -> Iterator[Callable[[str], No
 
 
 def test_a_full_disk_is_said_in_a_sentence_and_nothing_is_lost(
-    start: Start, undisturbed: Path, small_disk: Callable[[str], None], tmp_path: Path
+    run_on_ray: Run, undisturbed: Path, small_disk: Callable[[str], None], tmp_path: Path
 ) -> None:
-    code, output = start(tmp_path, *words()).finish()
+    code, output = run_on_ray(tmp_path, *words())
     assert code == 1, output
     assert f"failed   {RUN}: the checkpoint after update" in output
     assert "No space left on device" in output
     assert "Traceback" not in output
     small_disk("64m")
-    code, output = start(tmp_path, *words()).finish()
+    code, output = run_on_ray(tmp_path, *words())
     assert code == 0, output
     assert made(tmp_path) == made(undisturbed)
 
 
 def test_a_shard_altered_between_epochs_of_a_streamed_run_is_named(
-    start: Start, tmp_path: Path
+    run_on_ray: Run, tmp_path: Path
 ) -> None:
     # More files than a reader holds, so that each epoch reads them again.
     small = ("corpus.name=shards", "corpus.rows_per_shard=48")
-    command = start(tmp_path, *words(STREAMED, *small))
-    command.wait_until(lambda: bool(checkpoints(tmp_path)), "a checkpoint")
-    for shard in sorted((tmp_path / "nml-store/corpus/shards").glob("train-*.parquet")):
-        data = shard.read_bytes()
-        shard.write_bytes(data[:200] + bytes([data[200] ^ 1]) + data[201:])
-    code, output = command.finish()
+    ended = threading.Event()
+
+    def alter() -> None:
+        for _ in waiting("a checkpoint"):
+            if ended.is_set():
+                return
+            if checkpoints(tmp_path):
+                break
+        for shard in sorted((tmp_path / "nml-store/corpus/shards").glob("train-*.parquet")):
+            data = shard.read_bytes()
+            shard.write_bytes(data[:200] + bytes([data[200] ^ 1]) + data[201:])
+
+    altering = threading.Thread(target=alter)
+    altering.start()
+    code, output = run_on_ray(tmp_path, *words("pretrain.resources.decoded_gb=0", *small))
+    ended.set()
+    altering.join()
     assert code == 1, output
     assert f"failed   {RUN.replace('digits', 'shards')}: shard train-" in output
     assert "other sha256" in output
@@ -135,10 +120,10 @@ def test_a_shard_altered_between_epochs_of_a_streamed_run_is_named(
 
 
 def test_two_sweeps_on_one_store_share_its_steps_and_both_end_well(
-    start: Start, undisturbed: Path, tmp_path: Path
+    start: Start, run_on_ray: Run, undisturbed: Path, tmp_path: Path
 ) -> None:
-    commands = [start(tmp_path, *words()) for _ in range(2)]
-    for code, output in [command.finish() for command in commands]:
+    other = start(tmp_path, *words())
+    for code, output in (run_on_ray(tmp_path, *words()), other.finish()):
         assert code == 0, output
     assert made(tmp_path) == made(undisturbed)
     found = manifests(tmp_path)

@@ -182,11 +182,11 @@ def training_worker() -> psutil.Process | None:
 @pytest.mark.faults
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
-def test_a_killed_worker_is_replaced_and_the_run_ends_with_the_same_weights(
+def test_a_worker_killed_while_it_streams_is_replaced_and_ends_with_the_held_runs_weights(
     supervised: Callable[..., Any], make_work: Callable[..., Work]
 ) -> None:
     recipe = supervised(epochs=150)
-    work = make_work(recipe, "killed")
+    work = make_work(recipe, "killed", decoded_gb=0)
     results = Results()
     killed: list[str] = []
     hooks = results.hooks()
