@@ -8,6 +8,7 @@ so that neither process waits for the other at the end.
 import fcntl
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import uuid
@@ -25,6 +26,10 @@ from planted import sweep as sweep_among_secrets
 # How long an example takes is the machine's affair; a deadline makes a busy one fail.
 settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("unhurried")
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    # As in the background of a shell; whatever a test starts would ignore Ctrl-C as well.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 cluster.settings()  # before a test module imports Ray, which reads some of them then
 

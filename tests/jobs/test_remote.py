@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import ray
 
-from commands import PATIENCE
 from jobs.contract import Failure, Hooks, Outcome, Spec, StageError, Work
 from jobs.remote import answer_each, guarded, received
 from jobs.storage.folder import Folder
@@ -35,7 +34,7 @@ def act(work: Work) -> Outcome:
         case "death":
             os._exit(1)
         case "slow":
-            time.sleep(PATIENCE)
+            time.sleep(3600)
     return Outcome({"pid": os.getpid()})
 
 
