@@ -42,6 +42,7 @@ if SHARED:
 SLOW = ("slow", "faults", "cluster")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Say which tests stay together, and put the longest first."""
     groups: dict[str, str] = {}
