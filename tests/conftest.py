@@ -13,8 +13,9 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -22,6 +23,10 @@ from hypothesis import HealthCheck, settings
 from commands import TINY, Command, Run, Start, in_process, in_process_on_ray
 from orchestrator import cluster
 from planted import sweep as sweep_among_secrets
+
+if TYPE_CHECKING:
+    from xdist.remote import Producer
+    from xdist.scheduler import LoadScopeScheduling
 
 # How long an example takes is the machine's affair; a deadline makes a busy one fail.
 settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -40,28 +45,36 @@ if SHARED:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 SLOW = ("slow", "faults", "cluster")
+ON_RAY = ("ray_session", "run_on_ray")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
+@cache
+def group(file: Path) -> str:
+    """What the tests of a file stay together with: those of all that use Ray, or their own."""
+    text = file.read_text()
+    return "ray" if any(fixture in text for fixture in ON_RAY) else str(file)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(
+    config: pytest.Config, log: "Producer | None"
+) -> "LoadScopeScheduling":
+    """Deal out tests by group. Marks cannot say it: xdist 3.8 does not see them with pytest 9."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByGroup(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group(config.rootpath / nodeid.partition("::")[0])
+
+    return ByGroup(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Say which tests stay together, and put the longest first."""
-    groups: dict[str, str] = {}
-    slow: set[str] = set()
-    for item in items:
-        file = item.nodeid.partition("::")[0]
-        if "ray_session" in getattr(item, "fixturenames", ()):
-            groups[file] = "ray"
-    for item in items:
-        file = item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group(groups.setdefault(file, file)))
-        if any(item.get_closest_marker(mark) for mark in SLOW):
-            slow.add(groups[file])
-
-    def turn(item: pytest.Item) -> tuple[bool, bool]:
-        group = groups[item.nodeid.partition("::")[0]]
-        return group != "ray", group not in slow
-
-    items.sort(key=turn)
+    """Put the groups that take longest first, in whole."""
+    slow = {
+        group(item.path) for item in items if any(item.get_closest_marker(mark) for mark in SLOW)
+    }
+    items.sort(key=lambda item: (group(item.path) != "ray", group(item.path) not in slow))
 
 
 @pytest.fixture(scope="session")
