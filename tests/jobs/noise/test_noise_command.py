@@ -1,4 +1,4 @@
-"""`nml-orch noise` and how an experiment file plans its noise."""
+"""The commands of `nml-orch noise`, and how an experiment file plans its noise."""
 
 import json
 from pathlib import Path
@@ -23,14 +23,14 @@ def built(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_building_the_noise_builds_what_it_reads_and_nothing_else(built: Path) -> None:
+def test_building_the_noise_builds_its_inputs_and_nothing_else(built: Path) -> None:
     root = built / "nml-store"
     found = {str(path.parent.relative_to(root)) for path in root.rglob("manifest.json")}
     assert found == {"corpus/digits", *(f"noise/digits/symmetric/level={n}" for n in (0, 20))}
     assert not (root / "report").exists()
 
 
-def test_an_audit_proves_states_and_keeps_what_was_changed(built: Path, start: Start) -> None:
+def test_an_audit_checks_reports_and_stores_the_changes(built: Path, start: Start) -> None:
     code, output = start(built, "noise", "audit", *LEVELS).finish()
     assert code == 0, output
     (row,) = (line.split() for line in output.splitlines() if line.split()[:1] == ["20"])
@@ -54,14 +54,14 @@ def test_a_damaged_level_is_named_and_the_others_are_audited(built: Path, start:
     path = built / "nml-store/noise/digits/symmetric/level=20/overlay.json"
     whole = path.read_bytes()
     path.write_bytes(b"{")
-    told, machine = (
+    text, machine = (
         start(built, "noise", "audit", *LEVELS, *more).finish() for more in ([], ["--json"])
     )
     path.write_bytes(whole)
-    assert told[0] == machine[0] == 1
-    assert "defect" not in told[1]
-    assert ["0", "0.000", "0.000", "1,055", "0", "0", "0"] in map(str.split, told[1].splitlines())
-    assert f"DIFFERS noise/digits/symmetric/level=20: {path} is not as it was written" in told[1]
+    assert text[0] == machine[0] == 1
+    assert "defect" not in text[1]
+    assert ["0", "0.000", "0.000", "1,055", "0", "0", "0"] in map(str.split, text[1].splitlines())
+    assert f"DIFFERS noise/digits/symmetric/level=20: {path} cannot be used" in text[1]
     found = json.loads(machine[1][machine[1].index("{") :])
     assert [one["sound"] for one in found.values()] == [True, False]
     kept = built / "nml-store/audit/noise/digits/symmetric/level=20"
@@ -69,7 +69,7 @@ def test_a_damaged_level_is_named_and_the_others_are_audited(built: Path, start:
     assert json.loads((kept / "audit.json").read_bytes()) == list(found.values())[1]
 
 
-def test_other_settings_are_drift_and_an_empty_store_is_said(
+def test_other_settings_are_drift_and_an_empty_store_is_an_error(
     built: Path, tmp_path: Path, start: Start
 ) -> None:
     drift = start(built, "noise", "audit", *LEVELS, "--set", "noise.seed=1")
@@ -108,7 +108,7 @@ def test_every_kind_of_label_noise_fits_a_supervised_recipe(fields: str) -> None
     assert prints(planned(noise)) != prints(planned())
 
 
-def test_a_small_files_content_bears_on_identity_and_its_path_does_not(tmp_path: Path) -> None:
+def test_a_small_files_content_affects_identity_and_its_path_does_not(tmp_path: Path) -> None:
     files = [tmp_path / "one.csv", tmp_path / "other.csv"]
     for file in files:
         file.write_text("class,group\nzero,even\n")
@@ -123,7 +123,7 @@ def test_a_small_files_content_bears_on_identity_and_its_path_does_not(tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"),
+    ("overrides", "message"),
     [
         (["noise.kind=nonsense"], "'nonsense' found using 'kind' does not match any"),
         (["noise.rate=5"], "unknown field noise.rate"),
@@ -135,14 +135,14 @@ def test_a_small_files_content_bears_on_identity_and_its_path_does_not(tmp_path:
         (["noise.kind=caption_swap_near"], "changes captions and a supervised recipe learns from"),
     ],
 )
-def test_a_noise_that_cannot_be_is_one_sentence(overrides: list[str], said: str) -> None:
+def test_an_impossible_noise_is_one_sentence(overrides: list[str], message: str) -> None:
     with pytest.raises(UserError) as caught:
         planned(*overrides)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_a_part_of_a_plan_holds_what_it_reads() -> None:
+def test_a_part_of_a_plan_includes_its_inputs() -> None:
     whole = planned()
     part = whole.only("noise")
     assert {step.kind for step in part.steps.values()} == {"corpus", "noise"}
