@@ -152,11 +152,11 @@ def _pair_neighbours(
     of = clusters[by_cluster]
     position = _position_in_run(of)
     even = np.flatnonzero(position[:-1] % 2 == 0)
-    whole = even[of[even + 1] == of[even]]
-    differ = texts[by_cluster[whole]] != texts[by_cluster[whole + 1]]
+    first = even[of[even + 1] == of[even]]
+    differ = texts[by_cluster[first]] != texts[by_cluster[first + 1]]
     paired = np.zeros(len(of), np.bool_)
-    paired[whole[differ]] = paired[whole[differ] + 1] = True
-    return by_cluster[whole[differ]], by_cluster[whole[differ] + 1], by_cluster[~paired]
+    paired[first[differ]] = paired[first[differ] + 1] = True
+    return by_cluster[first[differ]], by_cluster[first[differ] + 1], by_cluster[~paired]
 
 
 def _pair_halves(pool: Rows, texts: Hashes, clusters: Clusters) -> tuple[Rows, Rows, Rows]:

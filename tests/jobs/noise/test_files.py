@@ -244,9 +244,9 @@ def test_probabilities_come_for_the_requested_keys_in_any_batches(
     values = np.random.default_rng(0).dirichlet(np.ones(4), 9000)
     table = pa.table({"key": keys, "p": pa.array(values.tolist(), kind)})
     pq.write_table(table, tmp_path / "p.parquet")
-    asked = pa.array(keys[8999:10:-2])
-    found = np.zeros((len(asked), 4))
-    blocks = list(files.probabilities_by_key(source(tmp_path / "p.parquet"), "key", "p", asked))
+    requested = pa.array(keys[8999:10:-2])
+    found = np.zeros((len(requested), 4))
+    blocks = list(files.probabilities_by_key(source(tmp_path / "p.parquet"), "key", "p", requested))
     for rows, given in blocks:
         found[rows] = given
     assert len(blocks) == 3

@@ -110,14 +110,14 @@ def test_levels_of_every_kind_are_exact_nested_and_the_same_in_any_run(
     folder = corpus(KEYS, LABELS, CAPTIONS, classes=CLASSES)
     other = corpus(KEYS, LABELS, CAPTIONS, classes=CLASSES, shard=37, folder="other")
     levels = [0, 5, 10, 30]
-    asked = [
+    requested = [
         work
         for kind, noise in kinds.items()
         for work in works(tmp_path, folder, levels, kind=kind, **noise)
     ]
-    results = run(asked)
+    results = run(requested)
     lower: dict[str, set[tuple[object, ...]]] = collections.defaultdict(set)
-    for work in asked:
+    for work in requested:
         assert isinstance(work.spec, NoiseStep)
         kind, level = work.spec.noise.kind, work.spec.level
         outcome, overlay = results.outcome(work.address), Overlay.read(work.output)
@@ -140,7 +140,7 @@ def test_levels_of_every_kind_are_exact_nested_and_the_same_in_any_run(
     ]
     for work in again:  # one by one, over other shards
         run([work])
-        same = next(one for one in asked if one.address == work.address)
+        same = next(one for one in requested if one.address == work.address)
         assert bytes_of(work.output) == bytes_of(same.output)
 
 
@@ -149,16 +149,16 @@ def test_given_labels_are_used_at_their_own_rate(corpus: Write, tmp_path: Path) 
     theirs = [CLASSES[(label + (i % 10 == 0)) % 5] for i, label in enumerate(LABELS)]
     pq.write_table(pa.table({"id": KEYS, "worse": theirs}), tmp_path / "t.parquet")
     noise = {"kind": "given", "file": str(tmp_path / "t.parquet"), "key": "id", "column": "worse"}
-    asked = works(tmp_path, folder, [0, 10, 20], **noise)
-    results = run(asked)
-    assert results.outcome(asked[0].address).counts["changed"] == 0
-    assert results.outcome(asked[1].address).metrics["noise/realised_percent"] == 10
-    noisy = [CLASSES[int(str(value))] for value in noisy_values(folder, asked[1].output)]
+    requested = works(tmp_path, folder, [0, 10, 20], **noise)
+    results = run(requested)
+    assert results.outcome(requested[0].address).counts["changed"] == 0
+    assert results.outcome(requested[1].address).metrics["noise/realised_percent"] == 10
+    noisy = [CLASSES[int(str(value))] for value in noisy_values(folder, requested[1].output)]
     assert noisy == theirs
-    refused = results.of[asked[2].address]
+    refused = results.of[requested[2].address]
     assert isinstance(refused, StageError)
     assert "give noise.levels=[0, 10.0]" in str(refused)
-    overlay = Overlay.read(asked[1].output)
+    overlay = Overlay.read(requested[1].output)
     assert overlay.seed is None
     assert overlay.file_sha256 is not None
 
@@ -191,11 +191,11 @@ def test_captions_can_swap_within_a_class_and_in_some_classes_alone(
 def test_an_unreachable_level_fails_alone(corpus: Write, tmp_path: Path) -> None:
     captions = ["rare" if i % 20 == 0 else "the same" for i in range(N)]
     folder = corpus(KEYS, captions=captions)
-    asked = works(tmp_path, folder, [5, 30], kind="caption_swap")
-    results = run(asked)
-    assert results.outcome(asked[0].address).counts["changed"] == 30
-    assert isinstance(results.of[asked[1].address], StageError)
-    assert "give a level of at most 10.00" in str(results.of[asked[1].address])
+    requested = works(tmp_path, folder, [5, 30], kind="caption_swap")
+    results = run(requested)
+    assert results.outcome(requested[0].address).counts["changed"] == 30
+    assert isinstance(results.of[requested[1].address], StageError)
+    assert "give a level of at most 10.00" in str(results.of[requested[1].address])
 
 
 @pytest.mark.parametrize(
