@@ -36,7 +36,7 @@ import pyarrow.parquet as pq
 from jobs.contract import Outcome, Work
 from jobs.corpus.shards import SCHEMA, File, Index, write_rows
 from jobs.noise.captions import Captioned, caption_swap
-from jobs.noise.job import lay
+from jobs.noise.job import build_levels
 from jobs.noise.labels import Choice, Labelled, symmetric
 from jobs.noise.overlay import Changes, apply
 from jobs.noise.spec import NoiseStep
@@ -161,7 +161,7 @@ def _lay(place: Folder, folder: Path, kind: str, levels: Sequence[float]) -> tup
         for level in levels
     ]
     begun = time.perf_counter()
-    results = lay(works)
+    results = build_levels(works)
     seconds = time.perf_counter() - begun
     assert all(isinstance(result, Outcome) for result in results), results
     return seconds, sum(size for work in works for _, size in work.output.files())

@@ -38,7 +38,6 @@ import numpy as np
 import timm
 import torch
 import torch.nn.functional as F
-from synthetic_corpus import CLASSES, jpegs, work, write_corpus
 from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
@@ -54,6 +53,7 @@ from jobs.pretrain.loop import Pace, Watch
 from jobs.pretrain.run import train_run
 from jobs.pretrain.spec import Resources
 from jobs.storage.folder import Folder
+from synthetic_corpus import CLASSES, jpegs, work, write_corpus
 
 REPEATS = 5
 PROCESSES = 2

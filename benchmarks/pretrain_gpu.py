@@ -22,12 +22,12 @@ import open_clip
 import timm
 import torch
 import torch.nn.functional as F
-from synthetic_corpus import CLASSES, update_times, work, write_corpus
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from jobs.pretrain.distributed import Group
 from jobs.pretrain.spec import Resources
+from synthetic_corpus import CLASSES, update_times, work, write_corpus
 
 BATCH = 256
 STEPS = 30

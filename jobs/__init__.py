@@ -1,9 +1,9 @@
-"""The Ray workloads, one folder a stage, in the order data flows.
+"""The Ray workloads: one folder for each stage.
 
-corpus -> noise overlay -> pre-training -> features -> tuning. Stages never call one another: they
-meet through the files in each other's output folders, whose Arrow schemas stand beside the code
-that writes them. In each stage `job.py` alone imports Ray; the science beside it is numpy or torch.
-Nothing here imports `orchestrator`.
+The data flows corpus -> noise overlay -> pre-training -> features -> tuning. Stages never call one
+another. A stage reads the files in the output folders of earlier stages; the code that writes a
+file defines its Arrow schema. In each stage only `job.py` imports Ray; the science beside it is
+numpy or torch. Nothing here imports `orchestrator`.
 
 A process that imports this package runs no AMX kernels of oneDNN, which torch uses on x86 CPUs:
 their bf16 gradients are not the same twice. A setting of the user's own is left as it is.

@@ -1,9 +1,9 @@
 """Keyed hashing: every random choice about a sample is a pure function of its key.
 
-Takes sample keys (strings) and a name for the choice being made: a seed, a scope (the corpus) and
-a stream (which of the many choices about one sample this is). Gives one 64-bit number for each
-key. Parts, shuffles, noise, views and shifts all draw from here, so none of them can depend on
-row order, shard count, workers or the version of a random generator.
+Takes sample keys (strings) and a name for the choice: a seed, a scope (the corpus) and a stream
+(which of the choices about a sample). Gives one 64-bit number for each key. Parts, shuffles,
+noise, views and shifts all draw from here, so none of them can depend on row order, shard count,
+workers or the version of a random generator.
 
 The definition, for a key of L bytes of UTF-8 read as little-endian 64-bit words w0, w1, ... (the
 last one padded with zeros), with (a, b) = the two words of blake2b-128 over the JSON text of
@@ -14,8 +14,8 @@ last one padded with zeros), with (a, b) = the two words of blake2b-128 over the
 Own code, because hashing each key by `hashlib` takes 8 times as long (`benchmarks/own_code.py`),
 and because the numbers must never change with a library's version: they are part of results.
 
-It is not a cryptographic hash: nobody gains by choosing keys that collide. Nothing here ever
-decodes, sorts or deduplicates the keys.
+The hash is not cryptographic: nobody gains by choosing keys that collide. Nothing here decodes,
+sorts or deduplicates keys.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def hash64(
 ) -> Hashes:
     """One uniform 64-bit number for each key, shape [N], in the keys' order.
 
-    `scope` is usually the corpus's name; `stream` names the choice ("part", "order", ...):
-    numbers of different seeds, scopes or streams are unrelated. Raises ValueError on a null key.
+    `scope` is usually the corpus's name; `stream` names the choice ("part", "order", ...).
+    Different seeds, scopes or streams give unrelated numbers. Raises ValueError on a null key.
     """
     first, last = _state(seed, scope, stream)
     if isinstance(keys, pa.ChunkedArray):
@@ -59,7 +59,7 @@ def unit(hashes: Hashes) -> npt.NDArray[np.float64]:
 def expand(hashes: Hashes, count: int) -> Hashes:
     """`count` numbers from each hash, [N, count]: outputs of SplitMix64-like counters.
 
-    Number i is fmix(hash + (i + 1) * 0x9E3779B97F4A7C15), so a longer row begins with a shorter.
+    Number i is fmix(hash + (i + 1) * 0x9E3779B97F4A7C15), so a larger `count` only appends numbers.
     """
     steps = np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN
     return _fmix(hashes[:, None] + steps)
@@ -111,7 +111,7 @@ def _hash_block(
 
 
 def _aligned_words(data: npt.NDArray[np.uint8]) -> Hashes:
-    """The bytes as little-endian words, with one word of zeros to spare at the end."""
+    """The bytes as little-endian words, with at least one word of zeros at the end."""
     padded = np.zeros((len(data) // 8 + 2) * 8, np.uint8)
     padded[: len(data)] = data
     return padded.view("<u8").astype(np.uint64, copy=False)
@@ -121,7 +121,7 @@ def _load(words: Hashes, at: npt.NDArray[np.int64]) -> Hashes:
     """The eight bytes that start at each (unaligned) byte position."""
     index, shift = at >> 3, (at & 7).astype(np.uint64) * np.uint64(8)
     low, high = words[index], words[index + 1]
-    # Two shifts, for a shift by the full 64 bits of an aligned position is undefined.
+    # Two shifts: at an aligned position one shift would be by 64 bits, which is undefined.
     loaded: Hashes = (low >> shift) | (high << (np.uint64(63) - shift) << np.uint64(1))
     return loaded
 

@@ -1,4 +1,4 @@
-"""YAML as every file of this project is read: plain values alone, and no key given twice."""
+"""The YAML parser for every file of this project: plain values only, no duplicate keys."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from typing import Any
 import yaml
 
 MERGE = "tag:yaml.org,2002:merge"
-"""What YAML calls the key of `<<: *anchor`."""
+"""YAML's tag for the key of `<<: *anchor`."""
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """A safe loader that refuses a key given twice."""
+    """A safe loader that refuses duplicate keys."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        # Here, and not where it is constructed: by then a merge may have put keys beside its own.
+        # Checked before construction, which adds the keys of merged mappings.
         node = super().compose_mapping_node(anchor)
         keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != MERGE]
-        twice = [key for key in keys if keys.count(key) > 1]
-        if twice:
+        duplicates = [key for key in keys if keys.count(key) > 1]
+        if duplicates:
             raise yaml.constructor.ConstructorError(
-                None, None, f"key {twice[0]!r} is given twice", node.start_mark
+                None, None, f"key {duplicates[0]!r} is given twice", node.start_mark
             )
         return node
 
 
 def parse(text: str) -> Any:
-    """The value of a YAML document. Raises yaml.YAMLError, for a key given twice as well."""
+    """The value of a YAML document. Raises yaml.YAMLError, also for a duplicate key."""
     return yaml.load(text, Loader=_StrictLoader)  # nosec: a safe loader

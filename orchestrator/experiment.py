@@ -24,7 +24,7 @@ from jobs.features.spec import Features
 from jobs.noise.spec import Noise
 from jobs.pretrain.spec import Pretrain
 from jobs.tasks import registry
-from jobs.tasks.duplicates import twins
+from jobs.tasks.duplicates import duplicate_tests
 from jobs.tasks.spec import Task
 from jobs.tuning.spec import Tuning
 from nml_orch import EXPERIMENTS
@@ -141,7 +141,7 @@ class Experiment(Spec):
                     f"tasks: {task.name} is trained on {task.trained_on}, which is not listed; "
                     f"add it"
                 )
-        for first, second in twins(tasks):
+        for first, second in duplicate_tests(tasks):
             raise UserError(
                 f"tasks: {first} and {second} test the same samples by the same labels, and an "
                 f"average counts a task once; take one out, or correct its reader"

@@ -187,10 +187,10 @@ def _pinned(noise: Noise) -> Noise:
     """The noise, known by the content of the small file it names."""
     if getattr(noise, "file", None) is None:
         return noise
-    from jobs.noise.files import pin  # numpy and Arrow, paid where a noise names a file
+    from jobs.noise.files import digested  # numpy and Arrow, paid where a noise names a file
 
     try:
-        return pin(noise)
+        return digested(noise)
     except StageError as error:
         raise UserError(f"noise.file: {error}") from error
 

@@ -212,13 +212,9 @@ class _Found:
             predictions=_table(answers, schemas.PREDICTIONS_SCHEMA),
             rotation=_table(self._in_domains(turned), schemas.ROTATION_SCHEMA),
             transition=_table(transition, schemas.TRANSITION_SCHEMA),
-            pretrained_cells=_table(
-                self._named(), schemas.PRETRAINED_CELLS_SCHEMA
-            ),
+            pretrained_cells=_table(self._named(), schemas.PRETRAINED_CELLS_SCHEMA),
             label_noise_cells=_table(self._relabelled(), schemas.LABEL_NOISE_CELLS_SCHEMA),
-            pretrained_spectra=_table(
-                self._named_spectra(), schemas.PRETRAINED_SPECTRA_SCHEMA
-            ),
+            pretrained_spectra=_table(self._named_spectra(), schemas.PRETRAINED_SPECTRA_SCHEMA),
             provenance={**provenance.environment(), "written": provenance.now()},
         )
 

@@ -202,8 +202,8 @@ def test_check_tells_what_differs(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert _run(["tasks", "check", "mine", "--tasks-path", str(tmp_path), "--json"]) == 1
     said = json.loads(capsys.readouterr().out)["mine"]["faults"]
     assert said == [
-        "facts are missing: say homepage, get, sizes and classes",
-        "trained_on: dtdd is no task; name an ID task",
+        "facts are missing: give homepage, get, sizes and classes",
+        "trained_on: dtdd is not a task; name an ID task",
     ]
 
 

@@ -1,1 +1,1 @@
-"""Corpora: any source in; keyed, checked, shuffled Parquet shards out."""
+"""Corpora: from any source of images to keyed, checked, shuffled Parquet shards."""

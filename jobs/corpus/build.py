@@ -1,10 +1,10 @@
-"""Building a corpus, piece by piece: survey, scan, lay out, write, and finish.
+"""Builds a corpus in pieces: survey, scan, lay out, write, finish.
 
-A build has two phases, each of whole, large, independent pieces. *Scanning* reads a unit of a
-source, checks its rows and leaves them as sorted runs in scratch, with a record of the unit;
-*writing* takes a shard's slices out of all the runs. Between them the layout is made. A unit whose
-record is there is not scanned again, so a build that was killed goes on; what comes out is the same
-bytes whatever the units, the workers or the interruptions were. Nothing here knows Ray.
+A build has two phases of large, independent pieces of work. *Scanning* reads a unit of a source,
+checks its rows and writes them to scratch as sorted runs, with a record of the unit. *Writing*
+makes a shard from its slices of all runs. The layout is made between them. A unit that has a
+record is not scanned again, so a killed build resumes. The output has the same bytes for any
+units, workers and interruptions. Nothing here imports Ray.
 """
 
 from __future__ import annotations
@@ -28,36 +28,36 @@ from jobs.corpus.spec import Corpus
 from jobs.storage.folder import Folder
 
 MAIN = "reader"
-"""The source that shares of the parts are cut from, by the name of its field."""
+"""The source that is cut into parts by share, by the name of its field."""
 
 SURVEY = "survey.json"
 _REFUSED = ".quarantine.parquet"
-RUN_ROWS = 1_000_000  # in a run, however small the images
-POSITION_BITS = 40  # of a row's place in the source: its number within its unit
+RUN_ROWS = 1_000_000  # at most in a run, for small images
+POSITION_BITS = 40  # of a row's position in the source: the bits for its number within its unit
 
 
 @dataclass(frozen=True)
 class Piece:
     """A unit of one of a corpus's sources."""
 
-    number: int  # over all sources, in their order
-    source: str  # MAIN, or the part whose source it is
+    number: int  # counted over all sources, in their order
+    source: str  # MAIN, or the part that has this source
     unit: Unit
 
     @property
     def name(self) -> str:
-        """The stem of its files in scratch."""
+        """The stem of its files' names in scratch."""
         return f"unit-{self.number:06d}"
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What is known of a corpus before an image is read."""
+    """What is known of a corpus before any image is read."""
 
     classes: Classes
     labels: bool  # every row must have one
     captions: bool
-    relabel: dict[str, tuple[int, ...]]  # a part's own source -> its labels as the corpus's
+    relabel: dict[str, tuple[int, ...]]  # part with its own source -> the corpus's label of each
     sources: dict[str, Listing]
     pieces: tuple[Piece, ...]
 
@@ -65,7 +65,7 @@ class Survey:
 def survey(corpus: Corpus) -> Survey:
     """List the sources, their classes and units.
 
-    Raises StageError where a source cannot be read, or a part's own source has other classes.
+    Raises StageError when a source cannot be read, or when a part's own source has other classes.
     """
     readers = _readers(corpus)
     main = readers[MAIN].classes()
@@ -91,41 +91,45 @@ def _readers(corpus: Corpus) -> dict[str, Reader]:
 
 
 def _relabel(corpus: str, part: str, own: Classes, main: Classes) -> tuple[int, ...]:
-    strange = [name for name in own.ids if name not in main.ids]
-    if strange or bool(own.ids) != bool(main.ids):
-        shown = ", ".join(strange[:3]) or "none where corpus.reader has some"
+    unknown = [name for name in own.ids if name not in main.ids]
+    if unknown:
         raise StageError(
-            f"corpus {corpus}: corpus.parts.{part} has classes that corpus.reader lacks ({shown}); "
-            f"the two must name their classes alike"
+            f"corpus {corpus}: corpus.parts.{part} has classes that corpus.reader lacks "
+            f"({', '.join(unknown[:3])}); name the classes of both alike"
+        )
+    if bool(own.ids) != bool(main.ids):
+        raise StageError(
+            f"corpus {corpus}: corpus.parts.{part} has no classes, but corpus.reader has some; "
+            f"name the classes of both alike"
         )
     if own.ids == main.ids:
         return tuple(range(len(own.ids)))
     counts = Counter(own.ids) | Counter(main.ids)
-    twice = [name for name in own.ids if counts[name] > 1]
-    if twice:
+    repeated = [name for name in own.ids if counts[name] > 1]
+    if repeated:
         raise StageError(
-            f"corpus {corpus}: two classes are called {twice[0]!r}, so that corpus.parts.{part} "
+            f"corpus {corpus}: two classes are called {repeated[0]!r}, so corpus.parts.{part} "
             f"cannot be matched with corpus.reader by name; give both the same classes in one order"
         )
     return tuple(main.ids.index(name) for name in own.ids)
 
 
 def resume(scratch: Folder, found: Survey) -> None:
-    """Keep what an interrupted build left in scratch, if its sources are still the same."""
-    said = {
+    """Keep what an interrupted build left in scratch if the sources have not changed since."""
+    current = {
         "sources": {name: asdict(listing) for name, listing in found.sources.items()},
         "pieces": [asdict(piece) for piece in found.pieces],
         "classes": list(found.classes.ids),
     }
-    if scratch.exists(SURVEY) and scratch.read_json(SURVEY) == said:
+    if scratch.exists(SURVEY) and scratch.read_json(SURVEY) == current:
         return
     scratch.delete()
-    scratch.write_json(SURVEY, said)
+    scratch.write_json(SURVEY, current)
 
 
 @dataclass(frozen=True)
 class Scan:
-    """What came of a unit."""
+    """The result of scanning a unit."""
 
     runs: tuple[Run, ...]
     read: int  # rows
@@ -133,7 +137,7 @@ class Scan:
     notes: Counter[str]
 
     def as_json(self) -> dict[str, Any]:
-        """As `of` takes it."""
+        """JSON values that `of` reads."""
         return {
             "runs": [asdict(run) for run in self.runs],
             "read": self.read,
@@ -142,14 +146,14 @@ class Scan:
         }
 
     @staticmethod
-    def of(said: dict[str, Any]) -> Scan:
-        """From `as_json`, perhaps after a journey as JSON."""
-        runs = tuple(Run(run["name"], tuple(run["rows"])) for run in said["runs"])
-        return Scan(runs, said["read"], Counter(said["quarantined"]), Counter(said["notes"]))
+    def of(parsed: dict[str, Any]) -> Scan:
+        """The scan that `as_json` gave, also after a round trip through JSON text."""
+        runs = tuple(Run(run["name"], tuple(run["rows"])) for run in parsed["runs"])
+        return Scan(runs, parsed["read"], Counter(parsed["quarantined"]), Counter(parsed["notes"]))
 
 
 def scan(corpus: Corpus, found: Survey, piece: Piece, scratch: Folder) -> Scan:
-    """Read and check a unit, and leave its rows as runs; what was left before is not redone."""
+    """Read and check a unit and write its rows as runs; a unit that has a record is not redone."""
     record = f"{piece.name}.json"
     if scratch.exists(record):
         return Scan.of(scratch.read_json(record))
@@ -161,7 +165,7 @@ def scan(corpus: Corpus, found: Survey, piece: Piece, scratch: Folder) -> Scan:
         max_pixels=corpus.max_pixels,
         decode=corpus.verify == "full",
     )
-    runs = _Runs(corpus, piece, scratch)
+    runs = _RunWriter(corpus, piece, scratch)
     bad, notes, read = [QUARANTINE_SCHEMA.empty_table()], Counter[str](), 0
     for rows in _readers(corpus)[piece.source].read(piece.unit):
         checked = check(rows, rules)
@@ -177,28 +181,28 @@ def scan(corpus: Corpus, found: Survey, piece: Piece, scratch: Folder) -> Scan:
     return done
 
 
-class _Runs:
-    """A unit's good rows, gathered into runs of a bounded size."""
+class _RunWriter:
+    """Writes a unit's good rows as runs of a bounded size."""
 
     def __init__(self, corpus: Corpus, piece: Piece, scratch: Folder) -> None:
         self._corpus, self._piece, self._scratch = corpus, piece, scratch
         self._written: list[Run] = []
         self._tables: list[pa.Table] = []
-        self._places: list[npt.NDArray[np.int64]] = []  # row numbers within the unit
+        self._positions: list[npt.NDArray[np.int64]] = []  # row numbers within the unit
         self._rows = self._bytes = 0
 
-    def add(self, rows: pa.Table, places: npt.NDArray[np.int64]) -> None:
-        """Some rows more."""
+    def add(self, rows: pa.Table, positions: npt.NDArray[np.int64]) -> None:
+        """Add rows, with their row numbers within the unit, [N]."""
         if len(rows):
             self._tables.append(rows)
-            self._places.append(places)
+            self._positions.append(positions)
             self._rows += len(rows)
             self._bytes += rows["image"].nbytes
         if self._bytes >= RUN_BYTES or self._rows >= RUN_ROWS:
             self._flush()
 
     def close(self) -> tuple[Run, ...]:
-        """All the runs."""
+        """Write what is left; give all runs."""
         self._flush()
         return tuple(self._written)
 
@@ -206,30 +210,30 @@ class _Runs:
         if not self._tables:
             return
         base = np.uint64(self._piece.number << POSITION_BITS)
-        positions = np.concatenate(self._places).astype(np.uint64) + base
+        positions = np.concatenate(self._positions).astype(np.uint64) + base
         name = f"{self._piece.name}-{len(self._written):03d}"
         part = None if self._piece.source == MAIN else self._piece.source
         rows = pa.concat_tables(self._tables)
         self._written.append(write_run(self._scratch, name, rows, self._corpus, part, positions))
-        self._tables, self._places, self._rows, self._bytes = [], [], 0, 0
+        self._tables, self._positions, self._rows, self._bytes = [], [], 0, 0
 
 
 def refuse_bad(corpus: Corpus, scans: Sequence[Scan]) -> None:
-    """Raise StageError when more than `max_bad_share` of the rows, or all, are in quarantine."""
-    read, reasons = sum(scan.read for scan in scans), _sum(scan.quarantined for scan in scans)
+    """Raise StageError if more than `max_bad_share` of the rows, or all of them, are bad."""
+    read, reasons = sum(scan.read for scan in scans), _add_up(scan.quarantined for scan in scans)
     bad = reasons.total()
     if read == 0:
-        raise StageError(f"corpus {corpus.name}: the source holds no row; correct corpus.reader")
-    said = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
+        raise StageError(f"corpus {corpus.name}: the source has no rows; correct corpus.reader")
+    found = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
     if bad == read:
         raise StageError(
-            f"corpus {corpus.name}: all {read:,} rows are bad ({said}), so that nothing is left; "
-            f"mend the source or correct corpus.reader"
+            f"corpus {corpus.name}: all {read:,} rows are bad ({found}); repair the source or "
+            f"correct corpus.reader"
         )
     if bad > corpus.max_bad_share * read:
         raise StageError(
-            f"corpus {corpus.name}: {bad:,} of {read:,} rows ({bad / read:.2%}) are bad ({said}), "
-            f"more than max_bad_share = {corpus.max_bad_share:.2%}; mend the source, or raise "
+            f"corpus {corpus.name}: {bad:,} of {read:,} rows ({bad / read:.2%}) are bad ({found}), "
+            f"more than max_bad_share = {corpus.max_bad_share:.2%}; repair the source, or raise "
             f"corpus.max_bad_share to leave them out"
         )
 
@@ -242,9 +246,9 @@ def finish(
     scratch: Folder,
     output: Folder,
 ) -> Outcome:
-    """Write the quarantine and the index over the shards, given as (part, file).
+    """Write the quarantine and the index of the shards, given as (part, file).
 
-    Counts: rows_read, rows_<part>, quarantined, and `bad_<reason>` and `note_<what>` where any.
+    Counts: rows_read, rows_<part>, quarantined, and each `bad_<reason>` and `note_<what>` above 0.
     """
     refused = [QUARANTINE_SCHEMA.empty_table()]
     for piece, scanned in zip(found.pieces, scans, strict=True):
@@ -253,7 +257,7 @@ def finish(
     order: list[tuple[str, str]] = [(name, "ascending") for name in QUARANTINE_SCHEMA.names]
     table = pa.concat_tables(refused).sort_by(order).combine_chunks()
     output.write_table(QUARANTINE, table, compression="ZSTD")
-    reasons, notes = _sum(s.quarantined for s in scans), _sum(s.notes for s in scans)
+    reasons, notes = _add_up(s.quarantined for s in scans), _add_up(s.notes for s in scans)
     index = Index(
         name=corpus.name,
         classes=found.classes.names,
@@ -272,7 +276,7 @@ def finish(
     return Outcome(counts)
 
 
-def _sum(counters: Iterable[Counter[str]]) -> Counter[str]:
+def _add_up(counters: Iterable[Counter[str]]) -> Counter[str]:
     total: Counter[str] = Counter()
     for counter in counters:
         total += counter

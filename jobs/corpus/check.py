@@ -1,9 +1,9 @@
-"""Checks: which of a reader's rows may enter a corpus, and why the others may not.
+"""Checks which of a reader's rows may enter a corpus, and says why the others may not.
 
-Takes rows as readers give them (`readers.rows.RAW`); gives the good ones with their images' width
-and height, the others as rows of the quarantine (source, key, reason), and counts of what is
-unusual but kept. Images are looked at by their headers; one whose end is not where it should be, or
-all of them on request, is decoded. Nothing is repaired and nothing is dropped uncounted.
+Takes rows as readers give them (`readers.rows.RAW`). Gives the good rows with their images' width
+and height, the bad ones as rows of the quarantine (source, key, reason), and counts of what is
+unusual but kept. Images are checked by their headers. An image that does not end where it should
+is decoded; all are, on request. Nothing is repaired, and every row is counted.
 
 Reasons: no_key, no_image, empty_image, not_an_image, broken_header, too_many_pixels, truncated,
 undecodable, no_caption, empty_caption, caption_not_utf8, no_label, label_unknown, and a reader's
@@ -28,7 +28,7 @@ QUARANTINE_SCHEMA = pa.schema(
     [
         pa.field("source", pa.string(), nullable=False),  # file, as the reader names it
         pa.field("key", pa.string(), nullable=False),  # empty where the row has none
-        pa.field("reason", pa.string(), nullable=False),  # one of the words above
+        pa.field("reason", pa.string(), nullable=False),  # one of the reasons above
     ]
 )
 
@@ -46,36 +46,36 @@ CHECKED = pa.schema(
 
 @dataclass(frozen=True)
 class Rules:
-    """What a corpus asks of its rows."""
+    """What a corpus requires of its rows."""
 
     labels: bool  # every row must have one
     classes: int  # labels are 0..classes-1
-    relabel: tuple[int, ...] | None  # this source's label -> the corpus's; None: the same
+    relabel: tuple[int, ...] | None  # the corpus's label of each of the source's; None: the same
     captions: bool  # every row must have one
     max_pixels: int
-    decode: bool  # every image, not only the suspicious
+    decode: bool  # every image, not only those with an unexpected end
 
 
 @dataclass(frozen=True)
 class Checked:
-    """Rows told apart."""
+    """Rows, separated into good and bad."""
 
     good: pa.Table  # by CHECKED
-    kept: npt.NDArray[np.bool_]  # which rows those are, [N]
+    kept: npt.NDArray[np.bool_]  # which rows are good, [N]
     bad: pa.Table  # by QUARANTINE_SCHEMA
-    notes: Counter[str]  # of the good ones
+    notes: Counter[str]  # of the good rows
 
 
 def check(rows: pa.Table, rules: Rules) -> Checked:
-    """Tell the good rows from the bad, one or more. The first fault found is a row's reason."""
+    """Separate good from bad rows (one row or more). A row's reason is its first fault found."""
     rows = rows.combine_chunks()
     reasons: list[str | None] = rows["fault"].to_pylist()
-    _fill(reasons, "no_key", _empty(rows["key"]))
-    _fill(reasons, "no_image", rows["image"].is_null())
-    labels = _labels(rows["label"], rules, reasons)
-    captions = _captions(rows["caption"], rules, reasons)
-    sizes, notes = _images(rows, rules, reasons)
-    lines = np.flatnonzero(_as_numpy(_has_lines(captions)))
+    _set_reason(reasons, "no_key", _is_empty(rows["key"]))
+    _set_reason(reasons, "no_image", rows["image"].is_null())
+    labels = _corpus_labels(rows["label"], rules, reasons)
+    captions = _caption_texts(rows["caption"], rules, reasons)
+    sizes, notes = _image_sizes(rows, rules, reasons)
+    lines = np.flatnonzero(_as_numpy(_has_line_breaks(captions)))
     notes["caption_of_lines"] = sum(reasons[row] is None for row in lines)
     bad = np.array([reason is not None for reason in reasons], dtype=bool)
     good = pa.array(~bad)
@@ -95,8 +95,8 @@ def check(rows: pa.Table, rules: Rules) -> Checked:
     return Checked(table.cast(CHECKED), ~bad, faulty, +notes)
 
 
-def _fill(reasons: list[str | None], reason: str, where: Any) -> None:
-    """Give the reason to rows that have none yet."""
+def _set_reason(reasons: list[str | None], reason: str, where: Any) -> None:
+    """Set the reason of the rows that have none yet."""
     for row in np.flatnonzero(_as_numpy(where)):
         reasons[row] = reasons[row] or reason
 
@@ -105,37 +105,37 @@ def _as_numpy(mask: Any) -> Any:
     return mask.to_numpy() if isinstance(mask, pa.ChunkedArray) else np.asarray(mask)
 
 
-def _empty(texts: pa.ChunkedArray) -> pa.ChunkedArray:
+def _is_empty(texts: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.equal(pc.fill_null(pc.binary_length(texts), 0), 0)
 
 
-def _labels(column: pa.ChunkedArray, rules: Rules, reasons: list[str | None]) -> pa.Array:
+def _corpus_labels(column: pa.ChunkedArray, rules: Rules, reasons: list[str | None]) -> pa.Array:
     if not rules.labels:
         return pa.nulls(len(column), pa.int32())
-    _fill(reasons, "no_label", column.is_null())
+    _set_reason(reasons, "no_label", column.is_null())
     labels = column.fill_null(0).to_numpy()
     known = len(rules.relabel) if rules.relabel is not None else rules.classes
     outside = (labels < 0) | (labels >= known)
-    _fill(reasons, "label_unknown", outside)
+    _set_reason(reasons, "label_unknown", outside)
     inside = np.where(outside, 0, labels)
     if rules.relabel:
         inside = np.array(rules.relabel, np.int64)[inside]
     return pa.array(inside.astype(np.int32))
 
 
-def _captions(column: pa.ChunkedArray, rules: Rules, reasons: list[str | None]) -> Any:
+def _caption_texts(column: pa.ChunkedArray, rules: Rules, reasons: list[str | None]) -> Any:
     if not rules.captions:
         return pa.nulls(len(column), pa.string())
-    _fill(reasons, "no_caption", column.is_null())
+    _set_reason(reasons, "no_caption", column.is_null())
     try:
         texts = column.cast(pa.string())
     except pa.ArrowInvalid:
-        texts = _text_by_text(column, reasons)
-    _fill(reasons, "empty_caption", _empty(pc.utf8_trim_whitespace(texts)))
+        texts = _decode_each(column, reasons)
+    _set_reason(reasons, "empty_caption", _is_empty(pc.utf8_trim_whitespace(texts)))
     return texts
 
 
-def _text_by_text(column: pa.ChunkedArray, reasons: list[str | None]) -> pa.Array:
+def _decode_each(column: pa.ChunkedArray, reasons: list[str | None]) -> pa.Array:
     texts: list[str | None] = []
     for row, data in enumerate(column.to_pylist()):
         try:
@@ -146,18 +146,18 @@ def _text_by_text(column: pa.ChunkedArray, reasons: list[str | None]) -> pa.Arra
     return pa.array(texts, type=pa.string())
 
 
-def _has_lines(texts: Any) -> Any:
-    """Which captions have a line break within: a table's stray quotes make such, among others."""
+def _has_line_breaks(texts: Any) -> Any:
+    """Which captions have a line break inside; a table's stray quotes are one cause."""
     found = pc.match_substring_regex(pc.utf8_trim_whitespace(texts), r"[\r\n]")
     return pc.fill_null(found, False)
 
 
-def _images(
+def _image_sizes(
     rows: pa.Table, rules: Rules, reasons: list[str | None]
 ) -> tuple[npt.NDArray[np.int32], Counter[str]]:
     """Every good row's (width, height), [N, 2], and the notes."""
     notes: Counter[str] = Counter()
-    image = rows["image"].chunk(0)  # the only one; to combine it would copy it
+    image = rows["image"].chunk(0)  # the only chunk; combining would copy it
     _, offsets_buffer, data = image.buffers()
     if data is None:  # every image is null
         return np.zeros((len(rows), 2), np.int32), notes

@@ -1,9 +1,9 @@
-"""The corpus stage: sources to shards, on Ray.
+"""The corpus stage: from sources to shards, on Ray.
 
-`run_corpus` takes each corpus through the two phases of `build.py` by Ray Data, whose rows are
-pieces of work and what came of them: some kilobytes each. The images themselves go from the source
-through scratch into the shards without entering the object store, since one large whole piece of
-work a task is what Ray does cheaply. Nothing here decides what to run, commits or retries.
+`run_corpus` runs the two phases of `build.py` for each corpus with Ray Data. Its rows are pieces
+of work and their results, some kilobytes each. Images go from the source through scratch into the
+shards and never enter Ray's object store: Ray is cheapest with few large tasks. Nothing here
+decides what to run, commits or retries.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ SCANNING = 0.5  # share of a build's progress
 
 
 class _StoppedError(Exception):
-    """The user asked to stop; what is done lies in scratch."""
+    """The user asked to stop; finished pieces are kept in scratch."""
 
 
 def run_corpus(works: Sequence[Work], hooks: Hooks) -> None:
     """Build each work's corpus (spec: `Corpus`, no inputs) into its output folder.
 
-    Output: `<part>-<number>.parquet` by `shards.SCHEMA`, `quarantine.parquet` and `_index.json`;
-    counts: see `build.finish`. A work that fails is reported with its error and the others go on.
+    Output: `<part>-<number>.parquet` by `shards.SCHEMA`, `quarantine.parquet` and `_index.json`.
+    Counts: see `build.finish`. A work that fails is reported with its error; the others go on.
     """
-    _settle()
+    _configure_ray_data()
     for work in works:
         if hooks.stopping():
             return
@@ -58,19 +58,19 @@ def run_corpus(works: Sequence[Work], hooks: Hooks) -> None:
 
 def _build(work: Work, hooks: Hooks) -> Outcome:
     corpus = cast(Corpus, work.spec).with_absolute_paths()
-    hooks.say(work.address, 0.0, "looking at the source")
+    hooks.say(work.address, 0.0, "listing the source")
     found: Survey = ray.get(_survey.remote(corpus))
     build.resume(work.scratch, found)
     scanning = _Phase(work, hooks, 0.0, SCANNING, "units of the source read")
     scan = partial(_scan, corpus, found, work.scratch)
     pieces = [{"number": piece.number} for piece in found.pieces]
-    scans = [Scan.of(said) for said in scanning.run(scan, pieces)]
+    scans = [Scan.of(result) for result in scanning.run(scan, pieces)]
     build.refuse_bad(corpus, scans)
     runs = [run for scanned in scans for run in scanned.runs]
     cuts: list[Cut] = ray.get(_lay_out.remote(corpus, work.scratch, runs))
     writing = _Phase(work, hooks, SCANNING, 1.0, "shards written")
     write = partial(_write, work.scratch, runs, work.output)
-    files = [File(**said) for said in writing.run(write, [cut.as_json() for cut in cuts])]
+    files = [File(**result) for result in writing.run(write, [cut.as_json() for cut in cuts])]
     shards = [(cut.part, file) for cut, file in zip(cuts, files, strict=True)]
     return build.finish(corpus, found, scans, shards, work.scratch, work.output)
 
@@ -85,12 +85,12 @@ def _lay_out(corpus: Corpus, scratch: Folder, runs: list[Run]) -> list[Cut]:
     return lay_out(corpus, scratch, runs)
 
 
-def _scan(corpus: Corpus, found: Survey, scratch: Folder, said: Json) -> Json:
-    return build.scan(corpus, found, found.pieces[said["number"]], scratch).as_json()
+def _scan(corpus: Corpus, found: Survey, scratch: Folder, piece: Json) -> Json:
+    return build.scan(corpus, found, found.pieces[piece["number"]], scratch).as_json()
 
 
-def _write(scratch: Folder, runs: list[Run], output: Folder, said: Json) -> Json:
-    return asdict(write_shard(scratch, runs, Cut.of(said), output))
+def _write(scratch: Folder, runs: list[Run], output: Folder, cut: Json) -> Json:
+    return asdict(write_shard(scratch, runs, Cut.of(cut), output))
 
 
 @dataclass(frozen=True)
@@ -99,38 +99,38 @@ class _Phase:
 
     work: Work
     hooks: Hooks
-    begin: float  # of the build's progress
+    begin: float  # of the build's progress, in [0, 1]
     end: float
-    words: str
+    words: str  # what is counted, for the progress line
 
     def run(self, do: Callable[[Json], Json], pieces: Sequence[Json]) -> list[Json]:
-        """What came of every piece, in their order. Raises the first error, and _StoppedError."""
+        """The result of each piece, in order. Raises the first error, or _StoppedError."""
         results: list[Json] = []
-        self._say(0, len(pieces))
-        for result in self._results(do, pieces):
+        self._report(0, len(pieces))
+        for result in self._iter_results(do, pieces):
             results.append(result)
-            self._say(len(results), len(pieces))
+            self._report(len(results), len(pieces))
             if self.hooks.stopping():
                 raise _StoppedError
         return results
 
-    def _results(self, do: Callable[[Json], Json], pieces: Sequence[Json]) -> Iterator[Json]:
+    def _iter_results(self, do: Callable[[Json], Json], pieces: Sequence[Json]) -> Iterator[Json]:
         items = [{"piece": json.dumps(piece)} for piece in pieces]
         source = ray.data.from_items(items, override_num_blocks=len(items))
-        done = source.map_batches(partial(_do, do), batch_size=1, num_cpus=1)
+        done = source.map_batches(partial(_run_piece, do), batch_size=1, num_cpus=1)
         for batch in done.iter_batches(batch_size=None, batch_format="pyarrow"):
             for row in cast(pa.Table, batch).to_pylist():
                 if row["failure"]:
                     raise Failure.from_json(row["failure"]).as_error()
                 yield json.loads(row["result"])
 
-    def _say(self, done: int, count: int) -> None:
+    def _report(self, done: int, count: int) -> None:
         share = self.begin + (self.end - self.begin) * done / max(count, 1)
         self.hooks.say(self.work.address, share, f"{done:,} of {count:,} {self.words}")
 
 
-def _do(do: Callable[[Json], Json], batch: Any) -> pa.Table:
-    """One piece of work; how it went, as one row."""
+def _run_piece(do: Callable[[Json], Json], batch: Any) -> pa.Table:
+    """Run one piece of work; one row with its result or its failure."""
     result, failure = "", ""
     try:
         result = json.dumps(do(json.loads(str(batch["piece"][0]))))
@@ -139,11 +139,11 @@ def _do(do: Callable[[Json], Json], batch: Any) -> pa.Table:
     return pa.Table.from_pylist([{"result": result, "failure": failure}])
 
 
-def _settle() -> None:
-    """Ray Data's settings, the same in every stage, since all of a process's threads share them."""
+def _configure_ray_data() -> None:
+    """Set Ray Data's settings, alike in every stage: all threads of a process share them."""
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = DataContext.get_current()
     context.print_on_execution_start = False
     context.enable_progress_bars = False
-    # Results must come in the order of the pieces.
+    # `_Phase.run` relies on results in the order of the pieces.
     context.execution_options.preserve_order = True

@@ -1,13 +1,13 @@
-"""Runs: a corpus's rows on their way into shards, sorted piece by piece in scratch.
+"""Runs: sorted pieces of a corpus in scratch, from which shards are merged.
 
-Takes checked rows of a unit; gives *runs*: some hundred megabytes of rows each, sorted by part and
-place in the corpus's order, so that the rows of any shard are one slice of every run. This is how a
-corpus of any size is shuffled as a whole in bounded memory: runs are written once, and each shard
-reads its slices of them. A row's place is a hash of its key (or, unshuffled, where it stood in the
-source), so runs may be cut anywhere. Nothing here knows images or sources.
+Takes checked rows of a unit; gives *runs* of some hundred megabytes, each sorted by part and
+position in the corpus's order, so the rows of any shard are one slice of every run. This external
+merge sort shuffles a corpus of any size in bounded memory: runs are written once, and each shard
+reads its slices of them. A row's position is a hash of its key (unshuffled: its position in the
+source), so a run may end at any row. Nothing here decodes images or reads sources.
 
-A run is three files: `.images` (the encoded bytes on end), `.rows` (Arrow IPC: everything else and
-each image's size) and `.places` (the hashes and sizes alone, for the layout).
+A run is three files: `.images` (the encoded bytes, concatenated), `.rows` (Arrow IPC: everything
+else and each image's size) and `.places` (an ENTRY for each row, for the layout).
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from jobs.storage.folder import Folder
 
 PARTS = ("train", "validation", "test")
 
-RUN_BYTES = 256 << 20  # of images in a run: what bounds a reading worker's memory
+RUN_BYTES = 256 << 20  # of images in a run: bounds the memory of a worker that scans
 WRITE_BYTES = 8 << 20
 IPC_ROWS = 1_024
 
-PLACES = np.dtype([("order", "<u8"), ("hash", "<u8"), ("size", "<i8")])
-"""A row as the layout sees it: its place, its key's hash, its image's bytes."""
+ENTRY = np.dtype([("order", "<u8"), ("hash", "<u8"), ("size", "<i8")])
+"""A row for the layout: its position in the corpus's order, its key's hash, its image's bytes."""
 
 ROWS = pa.schema(
     [
@@ -51,10 +51,10 @@ class Run:
     """A run, by its name in scratch."""
 
     name: str
-    rows: tuple[int, ...]  # of each part
+    rows: tuple[int, ...]  # how many of each part
 
     def span(self, part: str) -> tuple[int, int]:
-        """The run's rows that are a part's, [first, past the last)."""
+        """The rows of a part in the run: start and stop."""
         number = PARTS.index(part)
         first = sum(self.rows[:number])
         return first, first + self.rows[number]
@@ -63,7 +63,8 @@ class Run:
 def part_numbers(corpus: Corpus, keys: pa.ChunkedArray, part: str | None) -> npt.NDArray[np.int64]:
     """Each row's part, as its number in PARTS, [N].
 
-    A source of one part gives that; else it is where u(key) in [0, 1) falls among the shares.
+    `part` is the part whose own source the rows come from. Without it, a row's part is the one
+    whose share of [0, 1) contains u(key).
     """
     if part is not None:
         return np.full(len(keys), PARTS.index(part), np.int64)
@@ -71,16 +72,16 @@ def part_numbers(corpus: Corpus, keys: pa.ChunkedArray, part: str | None) -> npt
     shares = corpus.parts.shares
     last = max(number for number, share in enumerate(shares) if share > 0)
     edges = np.cumsum(shares)
-    edges[last:] = 1.0  # no rounding of the shares' sum may leave a key without a part
+    edges[last:] = 1.0  # the shares' sum may round below 1: every key needs a part
     return np.searchsorted(edges, u, side="right").astype(np.int64)
 
 
 def write_run(
     scratch: Folder, name: str, rows: pa.Table, corpus: Corpus, part: str | None, positions: Order
 ) -> Run:
-    """Sort some rows (by CHECKED) and write them as a run.
+    """Sort rows (by CHECKED) and write them as a run.
 
-    `positions` are the rows' places in the source, [N], for a corpus that keeps its order.
+    `positions` are the rows' positions in the source, [N], for a corpus that is not shuffled.
     """
     keys = rows["key"]
     hashes = hash64(keys, seed=corpus.seed, scope=corpus.name, stream="order")
@@ -89,8 +90,8 @@ def write_run(
     sorting = np.lexsort((order, part_of))
     images = Blobs.of(rows["image"])
     sizes = images.stops - images.starts
-    places = np.empty(len(rows), PLACES)
-    places["order"], places["hash"], places["size"] = (
+    entries = np.empty(len(rows), ENTRY)
+    entries["order"], entries["hash"], entries["size"] = (
         order[sorting],
         hashes[sorting],
         sizes[sorting],
@@ -99,26 +100,26 @@ def write_run(
         for data in images.pieces(sorting, WRITE_BYTES):
             file.write(data)
     with scratch.writing(f"{name}.places") as file:
-        file.write(places.tobytes())
+        file.write(entries.tobytes())
     table = rows.drop_columns(["image"]).take(pa.array(sorting))
-    table = table.add_column(0, "order", pa.array(places["order"]))
-    table = table.append_column("size", pa.array(places["size"])).cast(ROWS).combine_chunks()
+    table = table.add_column(0, "order", pa.array(entries["order"]))
+    table = table.append_column("size", pa.array(entries["size"])).cast(ROWS).combine_chunks()
     with scratch.writing(f"{name}.rows") as file, pa.ipc.new_file(file, ROWS) as writer:
         writer.write_table(table, max_chunksize=IPC_ROWS)
     return Run(name, tuple(np.bincount(part_of, minlength=len(PARTS)).tolist()))
 
 
-def read_places(scratch: Folder, run: Run) -> npt.NDArray[Any]:
-    """A run's rows as the layout sees them, by PLACES, [N], in the run's order."""
-    return np.frombuffer(scratch.read_bytes(f"{run.name}.places"), PLACES)
+def read_entries(scratch: Folder, run: Run) -> npt.NDArray[Any]:
+    """A run's entries, by ENTRY, [N], in the run's order."""
+    return np.frombuffer(scratch.read_bytes(f"{run.name}.places"), ENTRY)
 
 
 def read_slice(
     scratch: Folder, run: Run, rows: tuple[int, int], at: tuple[int, int]
 ) -> tuple[pa.Table, memoryview]:
-    """Rows [first, past the last) of a run, by ROWS, and bytes [at) of its images.
+    """Rows [start, stop) of a run, by ROWS, and the bytes [start, stop) of its images.
 
-    On a local disk both are mapped, not read.
+    On a local disk both are memory-mapped, not read.
     """
     with scratch.opening(f"{run.name}.rows") as source, pa.ipc.open_file(source) as opened:
         first, last = rows[0] // IPC_ROWS, -(-rows[1] // IPC_ROWS)
@@ -132,7 +133,7 @@ def read_slice(
 
 @dataclass(frozen=True)
 class Blobs:
-    """Byte strings that lie in several buffers, [N]."""
+    """Byte strings in several buffers, [N]."""
 
     buffers: Sequence[memoryview]
     which: npt.NDArray[np.int64]  # each string's buffer
@@ -141,7 +142,7 @@ class Blobs:
 
     @staticmethod
     def of(column: pa.ChunkedArray) -> Blobs:
-        """Of a large_binary column without nulls."""
+        """The byte strings of a large_binary column without nulls."""
         buffers, starts, stops = [], [], []
         for chunk in column.chunks:
             _, offsets_buffer, data = chunk.buffers()
@@ -156,17 +157,17 @@ class Blobs:
         )
 
     def join(self, rows: npt.NDArray[np.int64]) -> bytes:
-        """These strings on end."""
-        places = zip(
+        """The strings of these rows, concatenated."""
+        spans = zip(
             self.which[rows].tolist(),
             self.starts[rows].tolist(),
             self.stops[rows].tolist(),
             strict=True,
         )
-        return b"".join([self.buffers[w][start:stop] for w, start, stop in places])
+        return b"".join([self.buffers[w][start:stop] for w, start, stop in spans])
 
     def pieces(self, rows: npt.NDArray[np.int64], size: int) -> Iterator[bytes]:
-        """These strings on end, in pieces of about `size` bytes."""
+        """The strings of these rows, concatenated, in pieces of about `size` bytes."""
         ends = np.cumsum((self.stops - self.starts)[rows])
         wanted = np.arange(0, int(ends[-1]) if len(ends) else 0, size)
         for start, stop in pairwise([*np.unique(np.searchsorted(ends, wanted)), len(rows)]):

@@ -1,9 +1,9 @@
-"""Shards: the one copy of a corpus's pixels, and the index that lists it.
+"""Shards: the one copy of a corpus's images, and the index that lists it.
 
 A corpus's folder holds, for each part, Parquet files `<part>-00000.parquet`, ... in the corpus's
-order, `quarantine.parquet` with the rows that were refused, and `_index.json`. Here are their
-schemas, the index, how a shard is written from slices of runs, and how shards are read: whoever
-reads one is told when it is missing or not the one that was built. Nothing here decodes an image.
+order, `quarantine.parquet` with the refused rows, and `_index.json`. This module has their schemas
+and the index, writes shards from slices of runs, and reads shards. Reading raises an error when a
+shard is missing or is not the one that was built. Nothing here decodes an image.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ SCHEMA = pa.schema(
 INDEX = "_index.json"
 QUARANTINE = "quarantine.parquet"
 ROW_GROUP = 1_000  # rows, or
-ROW_GROUP_BYTES = 128 << 20  # of images: what bounds a writing worker's memory
+ROW_GROUP_BYTES = 128 << 20  # of images: bounds the memory of a worker that writes
 
 
 @dataclass(frozen=True)
@@ -56,34 +56,34 @@ class File:
 
 @dataclass(frozen=True)
 class Index:
-    """What a corpus's folder holds."""
+    """The contents of a corpus's folder."""
 
     name: str
     classes: tuple[str, ...]  # names in label order; empty without labels
     parts: Mapping[str, tuple[File, ...]]  # part -> its files, in training order
-    class_ids: tuple[str, ...] = ()  # as the source names the classes: folders, WordNet ids
+    class_ids: tuple[str, ...] = ()  # the classes in the source's terms: folders, WordNet ids
     rows_read: int = 0
     quarantined: Mapping[str, int] = field(default_factory=dict)  # reason -> rows
     notes: Mapping[str, int] = field(default_factory=dict)  # what is unusual but kept -> rows
-    sources: Mapping[str, Listing] = field(default_factory=dict)  # reader, or part with its own
+    sources: Mapping[str, Listing] = field(default_factory=dict)  # of `reader` and parts' own
 
     def rows(self, part: str) -> int:
-        """Rows of a part."""
+        """How many rows a part has."""
         return sum(file.rows for file in self.parts[part])
 
     def write(self, folder: Folder) -> None:
-        """Put `_index.json` into the corpus's folder."""
+        """Write `_index.json` into the corpus's folder."""
         folder.write_json(INDEX, asdict(self))
 
     @staticmethod
     def read(folder: Folder) -> Index:
         """The index of a corpus's folder.
 
-        Raises FileNotFoundError where there is none, StageError where it is broken.
+        Raises FileNotFoundError when there is none, StageError when it is broken.
         """
         data = folder.read_bytes(INDEX)
         try:
-            return Index._of(json.loads(data))
+            return Index._parse(json.loads(data))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise StageError(
                 f"{INDEX} of {folder.uri} is broken ({type(error).__name__}: {error}); "
@@ -91,7 +91,7 @@ class Index:
             ) from None
 
     @staticmethod
-    def _of(stored: dict[str, Any]) -> Index:
+    def _parse(stored: dict[str, Any]) -> Index:
         parts = {part: tuple(File(**f) for f in stored["parts"][part]) for part in PARTS}
         return Index(
             name=stored["name"],
@@ -101,7 +101,7 @@ class Index:
             rows_read=stored["rows_read"],
             quarantined=dict(stored["quarantined"]),
             notes=dict(stored["notes"]),
-            sources={name: Listing(**said) for name, said in stored["sources"].items()},
+            sources={name: Listing(**fields) for name, fields in stored["sources"].items()},
         )
 
 
@@ -109,18 +109,18 @@ class Index:
 
 
 def read_part(folder: Folder, part: str, columns: Sequence[str]) -> pa.Table:
-    """The named columns of all of a part's rows, in training order.
+    """The named columns of all rows of a part, in training order.
 
-    Raises StageError when a shard is missing, or has other rows than the index says.
+    Raises StageError when a shard is missing or does not have as many rows as the index says.
     """
     files = Index.read(folder).parts[part]
     schema = pa.schema([SCHEMA.field(c) for c in columns])
     tables = []
     for file in files:
-        with opened(folder, file.file) as parquet:
+        with open_shard(folder, file.file) as parquet:
             if parquet.metadata.num_rows != file.rows:
                 raise _altered(folder, file.file, f"{parquet.metadata.num_rows} rows")
-            tables.append(_read(folder, file.file, parquet, list(columns)))
+            tables.append(_read_columns(folder, file.file, parquet, list(columns)))
     return pa.concat_tables(tables) if tables else schema.empty_table()
 
 
@@ -129,18 +129,18 @@ def read_rows(folder: Folder, file: str, start: int, stop: int, columns: Sequenc
 
     Raises StageError when the shard is missing, damaged or has fewer rows.
     """
-    with opened(folder, file) as parquet:
+    with open_shard(folder, file) as parquet:
         if parquet.metadata.num_rows < stop:
             raise _altered(folder, file, f"{parquet.metadata.num_rows} rows")
         sizes = [parquet.metadata.row_group(g).num_rows for g in range(parquet.num_row_groups)]
         ends = np.cumsum([0, *sizes])
         groups = [g for g in range(len(sizes)) if ends[g] < stop and ends[g + 1] > start]
-        rows = _read(folder, file, parquet, list(columns), groups)
+        rows = _read_columns(folder, file, parquet, list(columns), groups)
         return rows.slice(start - int(ends[groups[0]]), stop - start)
 
 
-def opened(folder: Folder, file: str) -> pq.ParquetFile:
-    """A shard, open; StageError when it is missing or no Parquet file any more."""
+def open_shard(folder: Folder, file: str) -> pq.ParquetFile:
+    """Open a shard; StageError when it is missing or cannot be read as Parquet."""
     filesystem, path = folder.open()
     try:
         return pq.ParquetFile(filesystem.open_input_file(f"{path}/{file}"))
@@ -152,7 +152,7 @@ def opened(folder: Folder, file: str) -> pq.ParquetFile:
         raise _altered(folder, file, str(error)) from None
 
 
-def _read(
+def _read_columns(
     folder: Folder,
     file: str,
     parquet: pq.ParquetFile,
@@ -180,7 +180,7 @@ def _altered(folder: Folder, file: str, found: str) -> StageError:
 def rank(
     hashes: npt.NDArray[np.uint64], keys: pa.Array | pa.ChunkedArray | Sequence[str]
 ) -> npt.NDArray[np.int64]:
-    """Row positions by rising hash, equal hashes by key: an order free of the rows' own order."""
+    """Row positions by rising hash, ties by key: an order that ignores the rows' own order."""
     order = np.argsort(hashes, kind="stable")
     ordered = hashes[order]
     if len(order) and (ordered[1:] == ordered[:-1]).any():
@@ -204,20 +204,20 @@ def write_shard(scratch: Folder, runs: Sequence[Run], cut: Cut, output: Folder) 
     sizes = table["size"].to_numpy()
     images = Blobs(buffers, which, stops - sizes, stops)
     order = rank(table["order"].to_numpy(), table["key"])
-    groups = (_group(table, images, sizes, rows) for rows in _row_groups(order, sizes))
-    return _write(output, cut.file, groups)
+    groups = (_to_table(table, images, sizes, rows) for rows in _row_groups(order, sizes))
+    return _write_groups(output, cut.file, groups)
 
 
 def write_rows(output: Folder, file: str, rows: pa.Table) -> File:
-    """Write rows (by SCHEMA), already in their order, as one shard: as `write_shard` would."""
+    """Write rows (by SCHEMA), already in order, as one shard in the format of `write_shard`."""
     groups = (rows.slice(start, ROW_GROUP) for start in range(0, len(rows), ROW_GROUP))
-    return _write(output, file, (group.combine_chunks() for group in groups))
+    return _write_groups(output, file, (group.combine_chunks() for group in groups))
 
 
-def _write(output: Folder, name: str, groups: Iterable[pa.Table]) -> File:
+def _write_groups(output: Folder, name: str, groups: Iterable[pa.Table]) -> File:
     rows = 0
     with output.writing(name) as file:
-        sink = _Hashing(file)
+        sink = _HashingFile(file)
         with pq.ParquetWriter(
             pa.PythonFile(sink, mode="w"),
             SCHEMA,
@@ -234,22 +234,22 @@ def _write(output: Folder, name: str, groups: Iterable[pa.Table]) -> File:
 def _row_groups(
     order: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64]
 ) -> list[npt.NDArray[np.int64]]:
-    """The order cut into groups of ROW_GROUP rows, of fewer where images are large."""
+    """The order in groups of at most ROW_GROUP rows and ROW_GROUP_BYTES, but at least one row."""
     ends = np.cumsum(sizes[order])
     groups, start = [], 0
     while start < len(order):
-        held = ends[start - 1] if start else 0
-        fits = int(np.searchsorted(ends, held + ROW_GROUP_BYTES, side="right"))
-        stop = min(start + ROW_GROUP, max(fits, start + 1), len(order))
+        done = ends[start - 1] if start else 0
+        limit = int(np.searchsorted(ends, done + ROW_GROUP_BYTES, side="right"))
+        stop = min(start + ROW_GROUP, max(limit, start + 1), len(order))
         groups.append(order[start:stop])
         start = stop
     return groups
 
 
-def _group(
+def _to_table(
     table: pa.Table, images: Blobs, sizes: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]
 ) -> pa.Table:
-    """Some rows by SCHEMA."""
+    """The rows at these positions, by SCHEMA."""
     offsets = np.concatenate([[0], np.cumsum(sizes[rows])]).astype(np.int32)
     buffers = [None, pa.py_buffer(offsets), pa.py_buffer(images.join(rows))]
     column = pa.Array.from_buffers(pa.binary(), len(rows), buffers)
@@ -258,28 +258,28 @@ def _group(
     return whole.combine_chunks()
 
 
-class _Hashing:
-    """A file that is hashed and counted as it is written."""
+class _HashingFile:
+    """A file that computes the hash and the size of what is written to it."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file, self._digest, self.bytes = file, hashlib.sha256(), 0
         self.closed = False
 
     def write(self, data: Any) -> int:
-        """Write on."""
+        """Append bytes."""
         self._digest.update(data)
         self.bytes += len(data)
         self._file.write(data)
         return len(data)
 
     def flush(self) -> None:
-        """Nothing is held back here."""
+        """Does nothing: there is no buffer."""
 
     def close(self) -> None:
-        """The file itself is its opener's to close."""
+        """Mark this object closed; the caller closes the file."""
         self.closed = True
 
     @property
     def sha256(self) -> str:
-        """Of what has been written, in hex."""
+        """The sha256 of what has been written, in hex."""
         return self._digest.hexdigest()

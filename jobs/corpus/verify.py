@@ -1,6 +1,6 @@
-"""Verifying a corpus: is every file still the one that was built, and the source the one it was?
+"""Verifies a corpus: are its files and its source still what they were when it was built?
 
-Takes a corpus's folder; gives what is wrong with it, one finding a line. Reads every byte of the
+Takes a corpus's folder; gives one finding for each thing that is wrong. Reads every byte of the
 shards once. Nothing here repairs or writes.
 """
 
@@ -16,25 +16,25 @@ from jobs.contract import StageError
 from jobs.corpus.build import MAIN
 from jobs.corpus.readers import reader_of
 from jobs.corpus.readers.source import Listing
-from jobs.corpus.shards import INDEX, QUARANTINE, File, Index, opened
+from jobs.corpus.shards import INDEX, QUARANTINE, File, Index, open_shard
 from jobs.corpus.spec import Corpus
 from jobs.storage.folder import Folder
 
-_OURS = (INDEX, QUARANTINE, "manifest.json")
+_NOT_SHARDS = (INDEX, QUARANTINE, "manifest.json")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is not as it was built."""
+    """One difference from what was built."""
 
     file: str
     what: str  # missing, altered, unlisted, source changed, source not here
     detail: str
-    harmless: bool = False  # says that something could not be compared
+    harmless: bool = False  # true where something could only not be compared
 
 
 def verify(folder: Folder) -> Iterator[Finding]:
-    """What is wrong with the files in a corpus's folder; without an index, that alone."""
+    """What is wrong with the files in a corpus's folder; without a readable index, only that."""
     try:
         index = Index.read(folder)
     except FileNotFoundError:
@@ -44,40 +44,40 @@ def verify(folder: Folder) -> Iterator[Finding]:
         yield Finding(INDEX, "altered", str(error))
         return
     here = dict(folder.files())
-    yield from _quarantine(folder, index, here)
+    yield from _check_quarantine(folder, index, here)
     listed = {file.file: file for files in index.parts.values() for file in files}
-    for name in sorted({*listed, *here} - set(_OURS)):
+    for name in sorted({*listed, *here} - set(_NOT_SHARDS)):
         if name not in here:
             yield Finding(name, "missing", f"{INDEX} lists it; build the corpus again")
         elif name not in listed:
             yield Finding(name, "unlisted", f"{INDEX} does not list it; remove it")
         else:
-            yield from _compare(folder, listed[name], here[name])
+            yield from _check_shard(folder, listed[name], here[name])
 
 
-def _quarantine(folder: Folder, index: Index, here: dict[str, int]) -> Iterator[Finding]:
+def _check_quarantine(folder: Folder, index: Index, here: dict[str, int]) -> Iterator[Finding]:
     if QUARANTINE not in here:
-        yield Finding(QUARANTINE, "missing", "it says what was left out; build the corpus again")
+        yield Finding(QUARANTINE, "missing", "it lists the refused rows; build the corpus again")
         return
     try:
         reasons = Counter(folder.read_table(QUARANTINE)["reason"].to_pylist())
     except (pa.ArrowInvalid, OSError, KeyError) as error:
-        said = " ".join(str(error).split())
-        yield Finding(QUARANTINE, "altered", f"it cannot be read ({said}); build the corpus again")
+        line = " ".join(str(error).split())
+        yield Finding(QUARANTINE, "altered", f"it cannot be read ({line}); build the corpus again")
         return
     if reasons != Counter(index.quarantined):
         listed = sum(index.quarantined.values())
-        detail = f"{reasons.total():,} rows where {INDEX} counts {listed:,}, or other reasons"
+        detail = f"its {reasons.total():,} rows or their reasons are not the {listed:,} of {INDEX}"
         yield Finding(QUARANTINE, "altered", f"{detail}; build the corpus again")
 
 
-def _compare(folder: Folder, file: File, size: int) -> Iterator[Finding]:
+def _check_shard(folder: Folder, file: File, size: int) -> Iterator[Finding]:
     if size != file.bytes:
         detail = f"{size:,} bytes instead of {file.bytes:,}"
     elif (digest := folder.sha256(file.file)) != file.sha256:
         detail = f"sha256 {digest[:12]}... instead of {file.sha256[:12]}..."
     else:
-        with opened(folder, file.file) as parquet:
+        with open_shard(folder, file.file) as parquet:
             rows = parquet.metadata.num_rows
         if rows == file.rows:
             return
@@ -88,7 +88,7 @@ def _compare(folder: Folder, file: File, size: int) -> Iterator[Finding]:
 def compare_source(corpus: Corpus, folder: Folder) -> Iterator[Finding]:
     """How the sources' files (names and sizes) differ from those that the corpus was built from.
 
-    Nothing without a whole index, which `verify` says.
+    Gives nothing without a readable index; `verify` reports that.
     """
     try:
         index = Index.read(folder)
@@ -108,5 +108,5 @@ def compare_source(corpus: Corpus, folder: Folder) -> Iterator[Finding]:
                 path,
                 "source changed",
                 f"built from {detail}, now {now.files:,} files of {now.bytes:,} bytes; give "
-                f"the reader another `version` and build again, or put the old data back",
+                f"the reader another `version` and build again, or restore the old data",
             )

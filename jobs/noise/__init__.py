@@ -1,1 +1,1 @@
-"""Noise: which samples of a corpus are wrong at each level, as an overlay on its shards."""
+"""Noise: which labels or captions of a corpus are wrong at each level, as overlays on shards."""

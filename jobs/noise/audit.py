@@ -1,8 +1,8 @@
-"""Audit: every changed row derived again from seed and key, and the rates as they really are.
+"""Audit: derives every changed row again from seed and key, and measures the true rates.
 
-Takes a corpus's folder, the noise it was given and the folder of a level; plans the noise afresh
-and compares row by row. Gives counts of what differs and rates, per class and overall. Reads the
-corpus as the noise stage does; writes nothing.
+Takes a corpus's folder, its noise and the folder of a level; plans the noise again and compares
+row by row. Gives counts of the differences, and rates for each class and overall. Reads the corpus
+as the noise stage does; writes nothing.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Counts = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class ClassRate:
-    """What happened to the samples of one class."""
+    """How many samples of one class are changed."""
 
     name: str
     rows: int
@@ -43,36 +43,36 @@ class ClassRate:
 
 @dataclass(frozen=True)
 class Audit:
-    """What one level of noise is, beside what it says it is."""
+    """One level of noise as measured, and as its folder describes it."""
 
     overlay: Overlay  # as written
-    rederived: int  # rows that seed and keys say are changed
-    faults: Mapping[str, int]  # what differs, by kind; see `_compare`
+    rederived: int  # rows that should be changed, by seed and keys
+    faults: Mapping[str, int]  # how many differences of each kind; see `_compare_rows`
     first_fault: str  # in words; empty without faults
-    present: int  # training rows in the shards; what is in quarantine never entered them
-    present_changed: int  # those that the level lists
+    present: int  # training rows in the shards, hence without the quarantine
+    present_changed: int  # rows of these that the level lists
     classes: tuple[ClassRate, ...]  # empty where the corpus has no labels
     transition: Counts | None  # [C, C], rows clean, columns as written; None for captions
 
     @property
     def sound(self) -> bool:
-        """Whether every row and every figure is as derived again."""
+        """Whether every row and every figure equals the one derived again."""
         return not any(self.faults.values())
 
     @property
     def nominal_percent(self) -> float:
-        """The level asked for."""
+        """The level that was requested."""
         return self.overlay.level
 
     @property
     def written_percent(self) -> float:
-        """Changed rows of all that the level is a percentage of."""
+        """Changed rows in percent of the rows that the level refers to."""
         base = self.overlay.rows if self.overlay.of == "corpus" else self.overlay.eligible
         return 100 * self.overlay.changed / base if base else 0.0
 
     @property
     def realised_percent(self) -> float:
-        """Changed rows of the corpus's training rows that are really there."""
+        """Changed rows in percent of the training rows in the shards."""
         return 100 * self.present_changed / self.present if self.present else 0.0
 
     def as_dict(self) -> dict[str, Any]:
@@ -94,10 +94,10 @@ class Audit:
 
 
 class Auditor:
-    """A noise over a corpus, planned afresh: audits any of its levels."""
+    """Audits the levels of a noise over a corpus."""
 
     def __init__(self, noise: Noise, corpus: Folder) -> None:
-        """Raises StageError where the noise cannot be planned over this corpus."""
+        """Plan the noise again. Raises StageError when it does not fit this corpus."""
         self._plan = derive(noise, corpus)
         self._names = Index.read(corpus).classes
         rows = read_part(corpus, "train", ["key", "label"])
@@ -106,10 +106,9 @@ class Auditor:
         self._rows = len(rows)
 
     def audit(self, folder: Folder, level: float | None = None) -> Audit:
-        """Compare what lies in a noise step's folder with a level, or with the one that it claims.
+        """Compare a noise step's folder with a level; None: the level that the folder states.
 
-        Raises StageError when the folder lacks a file or one is damaged, and when the level cannot
-        be derived.
+        Raises StageError when a file is missing or damaged, or when the level cannot be derived.
         """
         try:
             overlay, data = Overlay.read(folder), folder.read_bytes(CHANGED)
@@ -119,19 +118,21 @@ class Auditor:
         level = overlay.level if level is None else level
         expected = self._plan.levels.changed(level)
         described = self._plan.overlay(level, expected)
-        written = _read(folder, data, expected.schema)
-        faults, first = _compare(written, expected, self._rows)
-        wrong = [name for name, value in asdict(described).items() if value != _of(overlay, name)]
+        written = _read_changed(folder, data, expected.schema)
+        faults, first = _compare_rows(written, expected, self._rows)
+        wrong = [
+            name for name, value in asdict(described).items() if value != _value_of(overlay, name)
+        ]
         if wrong and not first:
             first = (
-                f"overlay.json says {wrong[0]} = {_of(overlay, wrong[0])!r}, "
-                f"not {_of(described, wrong[0])!r}"
+                f"overlay.json says {wrong[0]} = {_value_of(overlay, wrong[0])!r}, "
+                f"not {_value_of(described, wrong[0])!r}"
             )
         row = written["row"]
         inside = written.filter(pc.and_(pc.greater_equal(row, 0), pc.less(row, self._rows)))
         changed = np.zeros(self._rows, np.bool_)
         changed[inside["row"].to_numpy()] = True
-        classes, transition = self._by_class(inside, changed)
+        classes, transition = self._rates_by_class(inside, changed)
         return Audit(
             overlay=overlay,
             rederived=len(expected),
@@ -143,7 +144,7 @@ class Auditor:
             transition=transition,
         )
 
-    def _by_class(
+    def _rates_by_class(
         self, written: pa.Table, changed: Mask
     ) -> tuple[tuple[ClassRate, ...], Counts | None]:
         if self._labels is None:
@@ -158,17 +159,17 @@ class Auditor:
         if self._plan.noise.replaces != "label":
             return rates, None
         noisy = self._labels.copy()
-        # A label that is no class is a fault already; here it only must not go astray.
+        # A label outside the classes is counted as a fault elsewhere; here it is only clipped.
         noisy[written["row"].to_numpy()] = written["noisy"].fill_null(-1).to_numpy()
         pairs = self._labels.astype(np.int64) * size + np.clip(noisy, 0, size - 1)
         return rates, np.bincount(pairs, minlength=size * size).reshape(size, size)
 
 
-def _of(overlay: Overlay, name: str) -> object:
+def _value_of(overlay: Overlay, name: str) -> object:
     return getattr(overlay, name)
 
 
-def _read(folder: Folder, data: bytes, wanted: pa.Schema) -> pa.Table:
+def _read_changed(folder: Folder, data: bytes, wanted: pa.Schema) -> pa.Table:
     """The table of changed rows; StageError unless it has the columns and types of `wanted`."""
     try:
         table = pq.ParquetFile(pa.BufferReader(data)).read()
@@ -177,7 +178,7 @@ def _read(folder: Folder, data: bytes, wanted: pa.Schema) -> pa.Table:
         raise damaged(folder, CHANGED, " ".join(str(error).split())[:120]) from None
     for field in wanted:
         if table.column_names.count(field.name) != 1:
-            raise damaged(folder, CHANGED, f"it has not one column {field.name!r}")
+            raise damaged(folder, CHANGED, f"it does not have exactly one column {field.name!r}")
         found = table.schema.field(field.name).type
         if found != field.type and {found, field.type} != {pa.string(), pa.large_string()}:
             raise damaged(folder, CHANGED, f"column {field.name!r} holds {found}")
@@ -186,11 +187,11 @@ def _read(folder: Folder, data: bytes, wanted: pa.Schema) -> pa.Table:
     return table
 
 
-def _compare(written: pa.Table, expected: pa.Table, rows: int) -> tuple[dict[str, int], str]:
-    """Rows that differ, by kind, and the first of them in words.
+def _compare_rows(written: pa.Table, expected: pa.Table, rows: int) -> tuple[dict[str, int], str]:
+    """The number of faulty rows of each kind, and the first fault in words.
 
-    missing: should be changed and is not listed. unexpected: is listed and should not be.
-    altered: its key, clean or noisy value is another. out_of_order: not behind the one before it.
+    missing: should be changed but is not listed. unexpected: is listed but should not be.
+    altered: has another key, clean or noisy value. out_of_order: its number does not rise.
     """
     theirs, ours = written["row"].to_numpy(), expected["row"].to_numpy()
     unsorted = int((np.diff(theirs) <= 0).sum())
@@ -221,5 +222,5 @@ def _compare(written: pa.Table, expected: pa.Table, rows: int) -> tuple[dict[str
         name = next(n for n in ("key", "clean", "noisy") if is_[n] != should[n])
         words = f"row {both[at]} has {name} {is_[name]!r}, not {should[name]!r}"
     elif unsorted:
-        words = "rows do not rise"
+        words = "the row numbers do not rise"
     return faults, words

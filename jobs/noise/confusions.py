@@ -1,8 +1,9 @@
-"""Label noise that follows what somebody measured: a matrix, an annotator, or their very labels.
+"""Label noise from measured confusions: a matrix, an annotator model, or real noisy labels.
 
-Takes a corpus's training rows as `labels.py` does, and confusions: a C x C matrix, class
-probabilities for each sample, or the noisy labels themselves. Gives plans of the same kind: exact
-in count, nested over levels, keyed. Pure numpy and Arrow; nothing here reads files.
+Takes a corpus's training rows, as `labels.py` does, and confusions: a C x C matrix, class
+probabilities for each sample, or the noisy labels themselves. Gives plans with the properties of
+those in `labels.py`: exact in count, nested over levels, keyed. Pure numpy and Arrow; nothing here
+reads files.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import pyarrow as pa
 from jobs.contract import StageError
 from jobs.corpus.shards import rank
 from jobs.keyed_hash import unit
-from jobs.noise.labels import Choice, Flips, Labelled, Labels, Rows, listing
+from jobs.noise.labels import Choice, Flips, Labelled, Labels, Rows, changed_table
 
 Weights = npt.NDArray[np.float64]
 
@@ -28,7 +29,7 @@ RATE_TOLERANCE = 0.05  # percentage points between a given noise's level and its
 
 @dataclass(frozen=True)
 class GivenLabels:
-    """Labels that somebody gave: clean ones at level 0, all of theirs at the measured rate."""
+    """Given noisy labels: none are used at level 0, all at their measured rate."""
 
     samples: Labelled
     noisy: Labels  # [N]
@@ -36,7 +37,7 @@ class GivenLabels:
 
     @property
     def eligible(self) -> int:
-        """Every sample might have been given a wrong label."""
+        """All samples: each may have a wrong label."""
         return len(self.noisy)
 
     def rows(self, level: float) -> Rows:
@@ -55,17 +56,17 @@ class GivenLabels:
 
     def changed(self, level: float) -> pa.Table:
         """The mislabelled samples by position: row (int64), key, clean and noisy label (int32)."""
-        return listing(self.samples, self.noisy, self.rows(level))
+        return changed_table(self.samples, self.noisy, self.rows(level))
 
 
 def transition(samples: Labelled, choice: Choice, matrix: Weights) -> Flips:
-    """Labels change by a row-stochastic matrix [C, C]; row c is what c reads at full strength.
+    """Labels change by a row-stochastic matrix T [C, C]; row c: class c's labels in full noise.
 
-    A level's samples are shared out over the classes in proportion to n_c (1 - T_cc) by
-    Sainte-Lague's divisors, whose shares never shrink as the total grows (largest remainders do),
-    so levels nest. Levels may exceed full strength for as long as every class can keep its share.
-    Raises StageError when the matrix is not C x C, not finite, negative, or its rows do not sum
-    to 1.
+    A level's samples are distributed over the classes in proportion to n_c (1 - T_cc) by the
+    Sainte-Lague method. Unlike largest remainders, its shares never shrink as the total grows, so
+    levels are nested. A level may exceed the matrix's own rate while every class can provide its
+    share. Raises StageError when the matrix is not C x C, not finite, negative, or when a row does
+    not sum to 1.
     """
     _check_matrix(samples, matrix)
     flips = matrix.copy()
@@ -76,9 +77,11 @@ def transition(samples: Labelled, choice: Choice, matrix: Weights) -> Flips:
     draws = unit(samples.hashes(choice, "transition/what"))
     for label in np.unique(samples.labels[allowed]):
         here = np.flatnonzero(samples.labels == label)
-        noisy[here] = _draw(np.broadcast_to(flips[label], (1, samples.classes)), draws[here])
+        noisy[here] = _draw_classes(
+            np.broadcast_to(flips[label], (1, samples.classes)), draws[here]
+        )
     everyone = rank(samples.hashes(choice, "transition/who"), samples.keys)
-    order = _share_out(everyone[allowed[everyone]], samples.labels, share)
+    order = _order_by_share(everyone[allowed[everyone]], samples.labels, share)
     return Flips(
         samples,
         noisy,
@@ -90,17 +93,17 @@ def transition(samples: Labelled, choice: Choice, matrix: Weights) -> Flips:
 
 
 def instance(samples: Labelled, choice: Choice, blocks: Iterable[tuple[Rows, Weights]]) -> Flips:
-    """An annotator's confusions decide who is changed and to what.
+    """An annotator's class probabilities decide which samples are changed, and to which class.
 
-    `blocks` give, for some rows at a time, their positions [n] and class probabilities [n, C]; all
-    rows together, each once. The order is an exponential race: sample i comes at -log(u_i) / w_i
-    with w_i = 1 - p_i(clean), so a sample is first with a probability proportional to w_i. The
-    replacement is drawn from p_i without the clean class. Samples with w_i = 0 cannot be changed
-    (counted as `rows_certain`). Raises StageError for rows without probabilities, and for
-    probabilities that are negative, not finite or do not sum to 1.
+    `blocks` give positions [n] and class probabilities [n, C] for some rows at a time; together,
+    for every row once. The order is an exponential race: sample i arrives at -log(u_i) / w_i with
+    w_i = 1 - p_i(clean), so it is first with a probability proportional to w_i. The new label is
+    drawn from p_i without the clean class. Samples with w_i = 0 cannot be changed (counted as
+    `rows_certain`). Raises StageError for rows without probabilities, and for probabilities that
+    are negative, not finite or do not sum to 1.
     """
     draws = unit(samples.hashes(choice, "instance/what"))
-    # Above 0, so that the logarithm is finite.
+    # Shifted above 0: the logarithm must be finite.
     uniform = unit(samples.hashes(choice, "instance/who")) + 2.0**-54
     arrival = np.full(len(draws), np.nan)
     noisy = samples.labels.copy()
@@ -109,7 +112,7 @@ def instance(samples: Labelled, choice: Choice, blocks: Iterable[tuple[Rows, Wei
         probabilities[np.arange(len(rows)), samples.labels[rows]] = 0
         doubt = probabilities.sum(axis=1)
         unsure = doubt > 0
-        noisy[rows[unsure]] = _draw(probabilities[unsure], draws[rows[unsure]])
+        noisy[rows[unsure]] = _draw_classes(probabilities[unsure], draws[rows[unsure]])
         with np.errstate(divide="ignore"):
             arrival[rows] = -np.log(uniform[rows]) / doubt
     missing = int(np.isnan(arrival).sum())
@@ -119,7 +122,7 @@ def instance(samples: Labelled, choice: Choice, blocks: Iterable[tuple[Rows, Wei
             f"probabilities; give noise.file a row for every key"
         )
     allowed = samples.allowed(choice) & np.isfinite(arrival)
-    # Ties by the hash, then by the key: `rank` settles both.
+    # Ties are in the order of `rank`: by hash, then by key.
     by_hash = rank(samples.hashes(choice, "instance/who"), samples.keys)
     order = by_hash[np.argsort(arrival[by_hash], kind="stable")]
     certain = int(np.isinf(arrival).sum())
@@ -134,7 +137,7 @@ def instance(samples: Labelled, choice: Choice, blocks: Iterable[tuple[Rows, Wei
 
 
 def given(samples: Labelled, noisy: Labels) -> GivenLabels:
-    """Real noisy labels [N], in the samples' order; StageError when one is no class."""
+    """Real noisy labels [N], in the samples' order; StageError when one is not a class."""
     outside = np.flatnonzero((noisy < 0) | (noisy >= samples.classes))
     if len(outside):
         raise StageError(
@@ -145,11 +148,11 @@ def given(samples: Labelled, noisy: Labels) -> GivenLabels:
     return GivenLabels(samples, noisy)
 
 
-def _share_out(order: Rows, labels: Labels, share: Weights) -> Rows:
-    """Rows in an order whose every beginning is shared over the classes by n_c * share_c.
+def _order_by_share(order: Rows, labels: Labels, share: Weights) -> Rows:
+    """Rows in an order in which every prefix has the classes in proportion to n_c * share_c.
 
-    The k-th row of class c (k = 0, 1, ...; in the given order) comes at (k + 1/2) / (n_c share_c).
-    Rows after the one at which the class that is used up first would be used up are left out.
+    The k-th row of class c (k = 0, 1, ..., in the given order) comes at (k + 1/2) / (n_c share_c).
+    The order ends where the first class runs out of rows.
     """
     if len(order) == 0:
         return order
@@ -157,23 +160,23 @@ def _share_out(order: Rows, labels: Labels, share: Weights) -> Rows:
     counts = np.bincount(classes, minlength=len(share))
     by_class = np.argsort(classes, kind="stable")
     starts = np.cumsum(counts) - counts
-    place = np.empty(len(order), np.int64)
-    place[by_class] = np.arange(len(order)) - np.repeat(starts, counts)
-    arrival = (place + 0.5) / (counts * share)[classes]
+    number = np.empty(len(order), np.int64)  # k of each row
+    number[by_class] = np.arange(len(order)) - np.repeat(starts, counts)
+    arrival = (number + 0.5) / (counts * share)[classes]
     end = 1 / share[counts > 0].max()
     kept = np.flatnonzero(arrival <= end)
-    # Equal arrivals are settled by the class, then by the hash's order.
-    return order[kept[np.lexsort((place[kept], classes[kept], arrival[kept]))]]
+    # Ties by class, then in the given order.
+    return order[kept[np.lexsort((number[kept], classes[kept], arrival[kept]))]]
 
 
-def _draw(weights: Weights, u: Weights) -> Labels:
-    """One class for each u in [0, 1), by the weights [n, C] (or [1, C] for all alike)."""
+def _draw_classes(weights: Weights, u: Weights) -> Labels:
+    """A class for each u in [0, 1), by the weights [n, C] (or [1, C], the same for all)."""
     ends = np.cumsum(weights, axis=1)
     if len(ends) == 1:
         drawn = np.searchsorted(ends[0], u * ends[0, -1], side="right")
     else:
         drawn = (ends <= (u * ends[:, -1])[:, None]).sum(axis=1)
-    # u times the total may round up to the total: the last class with any weight stands for it.
+    # u times the total may round up to the total: then take the last class with a weight.
     last = weights.shape[1] - 1 - np.argmax(weights[:, ::-1] > 0, axis=1)
     chosen: Labels = np.minimum(drawn, last).astype(np.int32)
     return chosen
@@ -196,7 +199,7 @@ def _check_matrix(samples: Labelled, matrix: Weights) -> None:
 
 
 def _check_probabilities(samples: Labelled, rows: Rows, given: Weights) -> Weights:
-    """The probabilities as float64, each row divided by its sum."""
+    """The probabilities [n, C] as float64, each row divided by its sum; StageError if invalid."""
     if given.shape != (len(rows), samples.classes):
         raise StageError(
             f"corpus {samples.corpus}: noise.file gives {given.shape[1]} probabilities a key; "

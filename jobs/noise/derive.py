@@ -1,8 +1,8 @@
-"""From a corpus and what an experiment file says of noise to the plan of all its levels.
+"""Plans all levels of a noise over a corpus.
 
 Takes a built corpus's folder and a noise; reads keys and clean values once, and the file that the
-noise names. Gives the plan (`labels.Flips`, ...) whose `changed(level)` any level is written from,
-and audited against. Writes nothing.
+noise names. Gives a plan (`labels.Flips`, ...) whose `changed(level)` gives the rows that the noise
+stage writes and the audit expects. Writes nothing.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ class Levels(Protocol):
 
     @property
     def eligible(self) -> int:
-        """Samples that the noise may change at all."""
+        """How many samples the noise may change."""
 
     @property
     def counts(self) -> Mapping[str, int]:
-        """Samples that it may not, by reason."""
+        """How many samples cannot be changed, by reason."""
 
     def changed(self, level: float) -> pa.Table:
         """The changed samples by rising `row`, with key, clean and noisy value."""
@@ -63,7 +63,7 @@ class Plan:
     file_sha256: str | None  # of the file that the noise names
 
     def overlay(self, level: float, changed: pa.Table) -> Overlay:
-        """What the folder of a level says of itself; `changed` is that level's table."""
+        """The description of a level, from the table of its changed rows."""
         count, eligible = len(changed), self.levels.eligible
         return Overlay(
             kind=self.noise.kind,
@@ -82,22 +82,22 @@ class Plan:
 
 
 def derive(noise: Noise, corpus: Folder) -> Plan:
-    """The plan of a noise over a corpus, fresh from its rows.
+    """The plan of a noise over a corpus, derived from its rows.
 
-    Raises StageError where the corpus lacks labels or captions, names no such class, or the file
-    that the noise names does not fit.
+    Raises StageError when the corpus lacks labels, captions or a class that the noise names, or
+    when the noise's file does not fit.
     """
     index = Index.read(corpus)
     source = files.source_of(noise) if getattr(noise, "file", None) else None
     digest = source.digest() if source else None
     if isinstance(noise, (CaptionSwap, CaptionSwapNear)):
-        levels: Levels = _captions(noise, corpus, index, source)
+        levels: Levels = _derive_caption_noise(noise, corpus, index, source)
     else:
-        levels = _labels(noise, corpus, index, source)
+        levels = _derive_label_noise(noise, corpus, index, source)
     return Plan(noise, index.name, index.rows("train"), levels, digest)
 
 
-def _labels(
+def _derive_label_noise(
     noise: Symmetric | Pair | Groups | Transition | Subset | Instance | Given,
     corpus: Folder,
     index: Index,
@@ -107,8 +107,8 @@ def _labels(
     rows = read_part(corpus, "train", ["key", "label"])
     samples = Labelled(
         index.name,
-        _whole(rows["key"]),
-        _present(rows["label"], index.name, "label to flip", "captions"),
+        _as_one_array(rows["key"]),
+        _complete_labels(rows["label"], index.name, "label to flip", "captions"),
         len(classes),
     )
     if isinstance(noise, Given):
@@ -136,14 +136,14 @@ def _labels(
     assert_never(noise)
 
 
-def _captions(
+def _derive_caption_noise(
     noise: CaptionSwap | CaptionSwapNear, corpus: Folder, index: Index, source: Source | None
 ) -> Swaps:
     by_label = bool(noise.classes) or (isinstance(noise, CaptionSwapNear) and source is None)
     rows = read_part(corpus, "train", ["key", "caption", *(["label"] if by_label else [])])
-    samples = Captioned(index.name, _whole(rows["key"]), _whole(rows["caption"]))
+    samples = Captioned(index.name, _as_one_array(rows["key"]), _as_one_array(rows["caption"]))
     label = (
-        _present(rows["label"], index.name, "label to choose by", "all captions")
+        _complete_labels(rows["label"], index.name, "label to choose by", "all captions")
         if by_label
         else np.zeros(0, np.int32)
     )
@@ -158,7 +158,7 @@ def _captions(
     return caption_swap(samples, choice, allowed=allowed, clusters=clusters)
 
 
-def _present(column: pa.ChunkedArray, corpus: str, what: str, other: str) -> Labels:
+def _complete_labels(column: pa.ChunkedArray, corpus: str, what: str, other: str) -> Labels:
     if column.null_count:
         raise StageError(
             f"corpus {corpus}: {column.null_count} of {len(column)} training rows have no {what}; "
@@ -168,6 +168,6 @@ def _present(column: pa.ChunkedArray, corpus: str, what: str, other: str) -> Lab
     return found
 
 
-def _whole(column: pa.ChunkedArray) -> pa.Array:
-    """One array, with offsets that a corpus's texts cannot outgrow."""
+def _as_one_array(column: pa.ChunkedArray) -> pa.Array:
+    """The column as one array, with 64-bit offsets."""
     return column.cast(pa.large_string()).combine_chunks()

@@ -1,9 +1,9 @@
-"""The files a noise names: a grouping, a matrix, tables by key; and what they hold, by digest.
+"""The files that a noise names: groupings, matrices, tables by key; and their digests.
 
 Takes paths or URIs; gives arrays that fit a corpus's classes and rows. Small files (groupings,
-matrices) are *pinned* when an experiment is planned: their digest becomes part of the noise, so
-that an edited file is drift. Large tables are streamed; their digest is recorded with the overlay
-and checked where the experiment file gives it. Nothing here is ever unpickled.
+matrices) are *digested* when an experiment is planned: their sha256 becomes part of the noise, so
+an edited file is drift. Large tables are streamed; their sha256 is recorded with the overlay, and
+checked if the experiment file gives one. Nothing here is unpickled.
 """
 
 from __future__ import annotations
@@ -37,38 +37,38 @@ class Source:
     """One file that a noise names."""
 
     path: str  # absolute, or a URI
-    sha256: str | None  # what it must hold, if that is known
+    sha256: str | None  # of its expected content, if known
 
     @property
     def name(self) -> str:
-        """Its name in its folder, which tells by its end what it is."""
+        """The file's name in its folder; the extension gives its format."""
         return Folder.holding(self.path)[1]
 
     def bytes(self) -> bytes:
-        """The whole file; StageError when it is absent or holds something else."""
+        """The whole file; StageError when it is absent or its sha256 is not the expected one."""
         folder, name = Folder.holding(self.path)
         try:
             data = folder.read_bytes(name)
         except OSError as error:
             raise self._unreadable(error) from None
-        self._check(hashlib.sha256(data).hexdigest())
+        self._check_digest(hashlib.sha256(data).hexdigest())
         return data
 
     def digest(self) -> str:
-        """sha256 of the file, read in blocks; StageError as for `bytes`."""
+        """The sha256 of the file, read in chunks; StageError as for `bytes`."""
         folder, name = Folder.holding(self.path)
         try:
             found = folder.sha256(name)
         except OSError as error:
             raise self._unreadable(error) from None
-        self._check(found)
+        self._check_digest(found)
         return found
 
     def table(self, columns: Sequence[str]) -> pa.Table:
-        """The named columns of a Parquet file, or of a CSV file, perhaps compressed, as bytes.
+        """The named columns of a Parquet file, or of a CSV file (maybe compressed), as bytes.
 
-        Nothing is inferred from a CSV: the key 000010021 is not 10021. Raises StageError when the
-        file is no table or lacks a column.
+        Types are not inferred from a CSV: the key 000010021 is not 10021. Raises StageError when
+        the file is not a table or lacks a column.
         """
         if self.name.endswith(".parquet"):
             with self._parquet(columns) as parquet:
@@ -80,9 +80,12 @@ class Source:
             strings_can_be_null=True,
             null_values=[""],
         )
-        with self._told("CSV file"), filesystem.open_input_stream(f"{path}/{name}") as stream:
+        with (
+            self._explain_errors("CSV file"),
+            filesystem.open_input_stream(f"{path}/{name}") as stream,
+        ):
             table = arrow_csv.read_csv(stream, convert_options=options)
-            self._need(columns, table.column_names)
+            self._check_columns(columns, table.column_names)
             return table.select(list(columns))
 
     def batches(self, columns: Sequence[str], rows: int) -> Iterator[pa.RecordBatch]:
@@ -94,36 +97,39 @@ class Source:
     def _parquet(self, columns: Sequence[str]) -> Iterator[pq.ParquetFile]:
         folder, name = Folder.holding(self.path)
         filesystem, path = folder.open()
-        with self._told("Parquet file"), filesystem.open_input_file(f"{path}/{name}") as stream:
+        with (
+            self._explain_errors("Parquet file"),
+            filesystem.open_input_file(f"{path}/{name}") as stream,
+        ):
             parquet = pq.ParquetFile(stream)
-            self._need(columns, parquet.schema_arrow.names)
+            self._check_columns(columns, parquet.schema_arrow.names)
             yield parquet
 
     @contextmanager
-    def _told(self, what: str) -> Iterator[None]:
-        """Says what Arrow finds wrong as what it is: the file is damaged, or of another kind."""
+    def _explain_errors(self, what: str) -> Iterator[None]:
+        """Turn Arrow's errors into a StageError: the file is damaged or of another format."""
         try:
             yield
         except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
             if isinstance(error, OSError) and error.errno:
                 raise self._unreadable(error) from None
             raise StageError(
-                f"{self.path} is no {what} that can be read ({_words(error)}); restore it, or "
+                f"{self.path} is not a readable {what} ({_one_line(error)}); restore it, or "
                 f"correct noise.file"
             ) from None
 
-    def _need(self, columns: Sequence[str], found: Sequence[str]) -> None:
+    def _check_columns(self, columns: Sequence[str], found: Sequence[str]) -> None:
         for column in columns:
             if column not in found:
                 raise StageError(f"{self.path} has no column {column!r}; it has {', '.join(found)}")
             if found.count(column) > 1:
                 raise StageError(f"{self.path} has two columns {column!r}; give each its own name")
 
-    def _check(self, found: str) -> None:
+    def _check_digest(self, found: str) -> None:
         if self.sha256 is not None and found != self.sha256:
             raise StageError(
-                f"{self.path} holds other bytes (sha256 {found[:12]}...) than noise.sha256 says "
-                f"({self.sha256[:12]}...); restore it, or give the noise a new name"
+                f"{self.path} has the sha256 {found[:12]}..., but noise.sha256 is "
+                f"{self.sha256[:12]}...; restore the file, or give the noise a new name"
             )
 
     def _unreadable(self, error: OSError) -> StageError:
@@ -132,15 +138,15 @@ class Source:
         )
 
 
-def _words(error: Exception) -> str:
-    """What a library says, in a line."""
+def _one_line(error: Exception) -> str:
+    """A library's message on one line, of at most 120 characters."""
     return " ".join(str(error).split())[:120]
 
 
-def pin(noise: Noise) -> Noise:
-    """The noise, its path made absolute and a small file's digest filled in.
+def digested(noise: Noise) -> Noise:
+    """The noise with an absolute path and, for a small file, its sha256.
 
-    Raises StageError when a small file cannot be read or is not the one that `sha256` says.
+    Raises StageError when a small file cannot be read or does not have the noise's `sha256`.
     """
     noise = noise.with_absolute_paths()
     if isinstance(noise, (Groups, Transition)):
@@ -149,7 +155,7 @@ def pin(noise: Noise) -> Noise:
 
 
 def source_of(noise: Noise) -> Source:
-    """The file that a noise names; ValueError when its kind has none."""
+    """The file that a noise names; ValueError when it names none."""
     file = getattr(noise, "file", None)
     if file is None:
         raise ValueError(f"noise of kind {noise.kind} names no file")
@@ -162,7 +168,7 @@ def source_of(noise: Noise) -> Source:
 def class_numbers(named: Sequence[ClassName], classes: Classes) -> tuple[int, ...]:
     """The classes that `noise.classes` names, as numbers, each once.
 
-    Raises StageError for one that is not there, may be two, or is named twice.
+    Raises StageError for a class that is unknown, ambiguous or named twice.
     """
     found = classes.numbers(named, "noise.classes")
     _refuse_twice(found, classes, "noise.classes")
@@ -170,8 +176,8 @@ def class_numbers(named: Sequence[ClassName], classes: Classes) -> tuple[int, ..
 
 
 def grouping(source: Source, classes: Classes) -> Rows:
-    """The number of each class's group, [C]; StageError unless every class has exactly one."""
-    pairs = _pairs(source)
+    """The number of each class's group, [C]; StageError unless every class has one group."""
+    pairs = _read_pairs(source)
     numbers = classes.numbers_of([name for name, _ in pairs], source.path)
     _refuse_twice(numbers, classes, source.path)
     group_of = np.full(len(classes), -1, np.int64)
@@ -183,45 +189,45 @@ def grouping(source: Source, classes: Classes) -> Rows:
     if len(missing):
         raise StageError(
             f"{source.path} gives no group to {len(missing)} of {len(classes)} classes (the first: "
-            f"{classes.names[missing[0]]!r}); add a row for each, alone in its group if need be"
+            f"{classes.names[missing[0]]!r}); add a row for each class"
         )
     return group_of
 
 
 def _refuse_twice(numbers: Sequence[int], classes: Classes, where: str) -> None:
-    twice = [number for number, count in Counter(numbers).items() if count > 1]
-    if twice:
+    repeated = [number for number, count in Counter(numbers).items() if count > 1]
+    if repeated:
         raise StageError(
-            f"{where} names class {classes.names[twice[0]]!r} twice; name each class once"
+            f"{where} names class {classes.names[repeated[0]]!r} twice; name each class once"
         )
 
 
-def _pairs(source: Source) -> list[tuple[str, str]]:
-    """Classes and their groups as the file has them; a group that is not given is empty."""
+def _read_pairs(source: Source) -> list[tuple[str, str]]:
+    """The (class, group) pairs in the file; a missing group is empty."""
     data = source.bytes()
     try:
         if source.name.endswith(".json"):
-            # Pairs, not a mapping: that would keep the last of two equal keys alone.
+            # Pairs, not a mapping, which would keep only the last of two equal keys.
             pairs = json.loads(data, object_pairs_hook=tuple)
             if not isinstance(pairs, tuple):
                 raise ValueError("not an object")
         else:
             lines = csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""))
             pairs = tuple((line["class"], line["group"]) for line in lines)
-        return [(_cell(name), _cell(group)) for name, group in pairs]
+        return [(_to_text(name), _to_text(group)) for name, group in pairs]
     except (ValueError, KeyError, csv.Error) as error:
         raise StageError(
-            f"{source.path} is no grouping ({type(error).__name__}: {error}); give a CSV with the "
-            f"columns class and group, or JSON {{class: group}}"
+            f"{source.path} is not a grouping ({type(error).__name__}: {error}); give a CSV with "
+            f"the columns class and group, or JSON {{class: group}}"
         ) from None
 
 
-def _cell(value: object) -> str:
+def _to_text(value: object) -> str:
     return "" if value is None else str(value)
 
 
 def matrix(source: Source) -> npt.NDArray[np.float64]:
-    """A matrix of numbers from npy, csv or parquet; StageError when the file is none."""
+    """A matrix of numbers from npy, csv or parquet; StageError for another content."""
     data = source.bytes()
     try:
         if source.name.endswith(".npy"):
@@ -234,8 +240,8 @@ def matrix(source: Source) -> npt.NDArray[np.float64]:
         return np.asarray(values, np.float64)
     except (ValueError, TypeError, EOFError, OSError, pa.ArrowException) as error:
         raise StageError(
-            f"{source.path} is no matrix of numbers ({_words(error)}); give npy, csv without a "
-            f"header, or parquet"
+            f"{source.path} is not a matrix of numbers ({_one_line(error)}); give npy, csv without "
+            f"a header, or parquet"
         ) from None
 
 
@@ -246,16 +252,16 @@ def labels_by_key(
     source: Source, key: str, column: str, keys: pa.Array, classes: Classes
 ) -> Labels:
     """The table's label for each key, [N], by class name, id or number (see `Classes`)."""
-    values = _by_key(source, key, column, keys).dictionary_encode()
-    said = [str(value) for value in values.dictionary.to_pylist()]
-    numbers = classes.numbers_of(said, f"{source.path}: column {column!r}")
+    values = _values_by_key(source, key, column, keys).dictionary_encode()
+    texts = [str(value) for value in values.dictionary.to_pylist()]
+    numbers = classes.numbers_of(texts, f"{source.path}: column {column!r}")
     labels: Labels = np.array(numbers, np.int32)[values.indices.to_numpy()]
     return labels
 
 
 def clusters_by_key(source: Source, key: str, column: str, keys: pa.Array) -> Clusters:
-    """A number for each key's cluster in the table, [N]."""
-    values = _by_key(source, key, column, keys)
+    """The number of each key's cluster in the table, [N]."""
+    values = _values_by_key(source, key, column, keys)
     clusters: Clusters = values.dictionary_encode().indices.to_numpy()
     return clusters
 
@@ -265,15 +271,15 @@ def probabilities_by_key(
 ) -> Iterator[tuple[Rows, npt.NDArray[np.float64]]]:
     """Positions among `keys` [n] and class probabilities [n, C], some rows at a time.
 
-    Rows of the table whose key is not asked for are passed over. Raises StageError for a key that
-    is missing or occurs twice, for what is no list of numbers, and for lists of unequal length.
+    Rows of the table with another key are skipped. Raises StageError for a key that is missing or
+    occurs twice, for a column without lists of numbers, and for lists of unequal length.
     """
-    theirs = _keys(source, source.table([key]), key, keys.type)
+    theirs = _read_keys(source, source.table([key]), key, keys.type)
     positions = pc.index_in(theirs, value_set=keys)
     start = 0
     for batch in source.batches([column], rows=1 << 12):
         if not _lists_numbers(batch[column].type):
-            raise _unfit(source, column, batch[column].type, "a list of class probabilities")
+            raise _wrong_type(source, column, batch[column].type, "a list of class probabilities")
         at = positions.slice(start, len(batch))
         start += len(batch)
         lists = batch[column].filter(at.is_valid())
@@ -296,11 +302,11 @@ def _lists_numbers(kind: pa.DataType) -> bool:
     return any(one(kind) for one in lists) and any(one(kind.value_type) for one in numbers)
 
 
-def _by_key(source: Source, key: str, column: str, keys: pa.Array) -> pa.Array:
+def _values_by_key(source: Source, key: str, column: str, keys: pa.Array) -> pa.Array:
     table = source.table([key, column])
-    theirs = _keys(source, table, key, keys.type)
+    theirs = _read_keys(source, table, key, keys.type)
     at = pc.index_in(keys, value_set=theirs)
-    values = _values(source, table, column).take(at)
+    values = _read_values(source, table, column).take(at)
     if values.null_count:
         first = keys.filter(pc.is_null(values))[0].as_py()
         raise StageError(
@@ -310,32 +316,32 @@ def _by_key(source: Source, key: str, column: str, keys: pa.Array) -> pa.Array:
     return values
 
 
-def _keys(source: Source, table: pa.Table, column: str, kind: pa.DataType) -> pa.Array:
-    """A table's keys as texts of that type; StageError where one is missing or there twice."""
-    keys = _values(source, table, column).cast(kind)
+def _read_keys(source: Source, table: pa.Table, column: str, kind: pa.DataType) -> pa.Array:
+    """A table's keys as text of that type; StageError when one is missing or occurs twice."""
+    keys = _read_values(source, table, column).cast(kind)
     if keys.null_count:
         first = pc.index(pc.is_null(keys), True).as_py()
         raise StageError(
-            f"{source.path}: {keys.null_count} of {len(keys)} rows have nothing in column "
+            f"{source.path}: {keys.null_count} of {len(keys)} rows have no value in column "
             f"{column!r} (the first: row {first}); give each row a key"
         )
     if pc.count_distinct(keys).as_py() < len(keys):
         counted = pc.value_counts(keys)
-        twice = counted.filter(pc.greater(counted.field("counts"), 1))[0]["values"]
+        repeated = counted.filter(pc.greater(counted.field("counts"), 1))[0]["values"]
         raise StageError(
-            f"{source.path}: column {column!r} gives a key twice (the first: {twice.as_py()!r}); "
-            f"give each key one row"
+            f"{source.path}: column {column!r} gives a key twice (the first: "
+            f"{repeated.as_py()!r}); give each key one row"
         )
     return keys
 
 
-def _values(source: Source, table: pa.Table, column: str) -> pa.Array:
-    """A column in one piece, of numbers or texts; StageError for lists and for broken texts."""
+def _read_values(source: Source, table: pa.Table, column: str) -> pa.Array:
+    """A column of numbers or text as one array; StageError for lists and text not in UTF-8."""
     values = table[column]
     if pa.types.is_dictionary(values.type):  # a pandas categorical
         values = values.cast(values.type.value_type)
     if pa.types.is_nested(values.type):
-        raise _unfit(source, column, values.type, "one number or text")
+        raise _wrong_type(source, column, values.type, "one number or text")
     if not pa.types.is_primitive(values.type):
         try:
             values = values.cast(pa.large_string())
@@ -347,7 +353,7 @@ def _values(source: Source, table: pa.Table, column: str) -> pa.Array:
     return values.combine_chunks()
 
 
-def _unfit(source: Source, column: str, kind: pa.DataType, wanted: str) -> StageError:
+def _wrong_type(source: Source, column: str, kind: pa.DataType, wanted: str) -> StageError:
     return StageError(
         f"{source.path}: column {column!r} holds {kind} in a row, not {wanted}; name another column"
     )

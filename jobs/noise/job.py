@@ -1,7 +1,7 @@
-"""The noise stage: every level asked of a corpus, planned in one reading, on Ray.
+"""The noise stage: writes the overlays of all requested levels of a corpus, on Ray.
 
-Works over the same corpus and noise share one task, which plans once and writes each level's
-overlay. What is changed is decided from keys alone, so Ray's workers never bear on it. Nothing
+Works with the same corpus and noise share one Ray task, which reads the corpus and plans the noise
+once, and writes each level's overlay. Changes depend on keys alone, never on Ray's workers. Nothing
 here decides what to run, commits an output or retries.
 """
 
@@ -19,14 +19,14 @@ from jobs.noise.derive import Plan, derive
 from jobs.noise.spec import NoiseStep
 from jobs.storage.folder import Folder
 
-WRITERS = 4  # levels encoded and sent to storage at a time
+WRITERS = 4  # levels encoded and written to storage at a time
 
 
 def run(works: Sequence[Work], hooks: Hooks) -> None:
-    """Lay each work's level (spec: `NoiseStep`; input: `corpus`) over its corpus.
+    """Write the overlay of each work's level (spec: `NoiseStep`; input: `corpus`).
 
     Output: `changed.parquet` and `overlay.json` (see `overlay.py`). Counts: rows, eligible,
-    changed, and what could not be changed, by reason. Metrics: noise/realised_percent, of the
+    changed, and rows that cannot be changed, by reason. Metrics: noise/realised_percent, of the
     corpus's training rows.
     """
     groups: dict[tuple[Folder, str], list[Work]] = defaultdict(list)
@@ -34,7 +34,7 @@ def run(works: Sequence[Work], hooks: Hooks) -> None:
         step = cast(NoiseStep, work.spec)
         noise = step.noise.model_dump_json(exclude={"name", "levels"})
         groups[work.inputs["corpus"], noise].append(work)
-    pending = {_lay.remote(group): group for group in groups.values()}
+    pending = {_build_levels_on_ray.remote(group): group for group in groups.values()}
     for work in works:
         hooks.say(work.address, 0.0, "planning the noise")
     while pending and not hooks.stopping():
@@ -52,22 +52,25 @@ def run(works: Sequence[Work], hooks: Hooks) -> None:
 
 
 @ray.remote
-def _lay(works: list[Work]) -> list[Outcome | StageError]:
-    """Plan once, write each level; a level that cannot be reached fails alone."""
-    return lay(works)
+def _build_levels_on_ray(works: list[Work]) -> list[Outcome | StageError]:
+    """`build_levels` as a Ray task."""
+    return build_levels(works)
 
 
-def lay(works: Sequence[Work]) -> list[Outcome | StageError]:
-    """The levels of one noise over one corpus, planned once; an outcome for each work."""
+def build_levels(works: Sequence[Work]) -> list[Outcome | StageError]:
+    """Plan one noise over one corpus once and write each work's level.
+
+    Gives an outcome or an error for each work: an impossible level fails alone.
+    """
     try:
         plan = derive(cast(NoiseStep, works[0].spec).noise, works[0].inputs["corpus"])
     except StageError as error:
         return [error] * len(works)
     with ThreadPoolExecutor(WRITERS) as pool:
-        return list(pool.map(lambda work: _level(plan, work), works))
+        return list(pool.map(lambda work: _build_level(plan, work), works))
 
 
-def _level(plan: Plan, work: Work) -> Outcome | StageError:
+def _build_level(plan: Plan, work: Work) -> Outcome | StageError:
     level, output = cast(NoiseStep, work.spec).level, work.output
     try:
         changed = plan.levels.changed(level)

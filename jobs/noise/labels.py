@@ -1,9 +1,9 @@
-"""Label noise: which samples' labels are wrong at a level, and what they become.
+"""Label noise: which samples get a wrong label at a level, and which one.
 
-Takes keys and clean labels of a corpus's training rows, in the order of training; gives a plan
-that holds for every level at once. Levels are nested: what is changed at 5 % is changed, to the
-same class, at 10 %. Counts are exact. A sample's fate depends on the set of samples, the seed and
-its own key, never on row order, shards or workers. Pure numpy and Arrow; nothing here reads files.
+Takes the keys and clean labels of a corpus's training rows, in training order; gives a plan for all
+levels. Levels are nested: a sample changed at 5 % is changed to the same class at 10 %. Counts are
+exact. The result for a sample depends on the set of samples, the seed and its key, never on row
+order, shards or workers. Pure numpy and Arrow; nothing here reads files.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ Mask = npt.NDArray[np.bool_]
 
 
 def changed_count(level: float, samples: int) -> int:
-    """How many of `samples` a level in percent changes: the nearest integer, halves up.
+    """How many of `samples` a level in percent changes: the nearest integer, ties up.
 
-    The level counts as the decimal number that was written: 2.3 % of 1,000 is exactly 23.
+    The level is taken as a decimal number, not as a binary float: 2.3 % of 1,000 is exactly 23.
     """
     return int(Fraction(str(level)) * samples / 100 + Fraction(1, 2))
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What an experiment file chooses for any noise that is drawn."""
+    """The settings that all random kinds of noise share."""
 
     seed: int = 0
     classes: tuple[int, ...] = ()  # only these may be changed; empty: all may
@@ -45,7 +45,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Labelled:
-    """A corpus's training rows as label noise sees them."""
+    """A corpus's training rows, for label noise."""
 
     corpus: str
     keys: pa.Array  # [N]
@@ -72,11 +72,11 @@ class Labelled:
             )
 
     def hashes(self, choice: Choice, stream: str) -> Hashes:
-        """One number for each row, of the choice that `stream` names."""
+        """One 64-bit number for each row, [N], for the random choice that `stream` names."""
         return hash64(self.keys, seed=choice.seed, scope=self.corpus, stream=stream)
 
     def allowed(self, choice: Choice) -> Mask:
-        """The rows whose class may be changed, [N]."""
+        """Which rows may be changed, by their class, [N]."""
         if not choice.classes:
             return np.ones(len(self.labels), np.bool_)
         named = np.zeros(self.classes, np.bool_)
@@ -90,22 +90,22 @@ class Flips:
     """Label noise over N samples, for every level."""
 
     samples: Labelled
-    noisy: Labels  # what each label becomes if it is changed, [N]
-    order: Rows  # the samples that can be changed, first to be changed first, [E]
-    eligible: int  # samples that the noise may change at all, at least E
-    of: Literal["corpus", "subset"] = "corpus"
-    counts: Mapping[str, int] = field(default_factory=dict)  # what was left out, by reason
+    noisy: Labels  # each sample's label if it is changed, [N]
+    order: Rows  # the samples that can be changed; a level takes the first ones, [E]
+    eligible: int  # samples that the noise may change, at least E
+    of: Literal["corpus", "subset"] = "corpus"  # what a level is a percentage of
+    counts: Mapping[str, int] = field(default_factory=dict)  # samples left out, by reason
 
     def count(self, level: float) -> int:
-        """How many samples `level` percent changes; StageError when so many cannot be."""
+        """How many samples `level` percent changes; StageError when too few can be changed."""
         of = len(self.noisy) if self.of == "corpus" else self.eligible
         wanted = changed_count(level, of)
         if wanted > len(self.order):
-            # Rounded down, so that the level named can be asked for.
+            # Rounded down: the message must name a level that is possible.
             reach = int(10_000 * len(self.order) / of) / 100
             raise StageError(
-                f"corpus {self.samples.corpus}: level {level:g} changes {wanted} of {of} rows and "
-                f"only {len(self.order)} can be; give a level of at most {reach:.2f}"
+                f"corpus {self.samples.corpus}: level {level:g} changes {wanted} of {of} rows, but "
+                f"only {len(self.order)} can change; give a level of at most {reach:.2f}"
             )
         return wanted
 
@@ -115,31 +115,31 @@ class Flips:
 
     def changed(self, level: float) -> pa.Table:
         """The changed samples by position: row (int64), key, clean and noisy label (int32)."""
-        return listing(self.samples, self.noisy, self.rows(level))
+        return changed_table(self.samples, self.noisy, self.rows(level))
 
 
 def symmetric(samples: Labelled, choice: Choice) -> Flips:
-    """A chosen sample's label becomes one of the *other* classes, uniformly.
+    """A changed label becomes one of the *other* classes, uniformly.
 
-    (Paper 1, section 2.1, without its draw of the clean class itself.)
+    (Paper 1, section 2.1, which also draws the clean class.)
     """
-    return _among(samples, choice, np.zeros(samples.classes, np.int64), "symmetric")
+    return _flip_within_groups(samples, choice, np.zeros(samples.classes, np.int64), "symmetric")
 
 
 def subset(samples: Labelled, choice: Choice) -> Flips:
-    """The chosen classes' labels become another of the chosen classes, uniformly (paper 2)."""
+    """A label of the chosen classes becomes another of these classes, uniformly (paper 2)."""
     group_of = np.arange(1, samples.classes + 1)
     group_of[list(choice.classes)] = 0
-    return _among(samples, choice, group_of, "subset")
+    return _flip_within_groups(samples, choice, group_of, "subset")
 
 
 def groups(samples: Labelled, choice: Choice, group_of: Rows) -> Flips:
     """A label becomes another class of its group, uniformly.
 
-    `group_of` [C] numbers each class's group. Samples of a class that is alone in its group
-    cannot be changed; they are counted as `rows_alone_in_group`.
+    `group_of` [C] is each class's group. Samples of a class that is alone in its group cannot be
+    changed; they are counted as `rows_alone_in_group`.
     """
-    return _among(samples, choice, group_of, "groups")
+    return _flip_within_groups(samples, choice, group_of, "groups")
 
 
 def pair(samples: Labelled, choice: Choice) -> Flips:
@@ -148,7 +148,7 @@ def pair(samples: Labelled, choice: Choice) -> Flips:
     return in_key_order(samples, choice, following, samples.allowed(choice), "pair")
 
 
-# -- who -------------------------------------------------------------------------------------------
+# -- which samples change --------------------------------------------------------------------------
 
 
 def in_key_order(
@@ -159,37 +159,37 @@ def in_key_order(
     kind: str,
     counts: Mapping[str, int] | None = None,
 ) -> Flips:
-    """A plan that takes the allowed samples in the order of a hash of their keys (ties by key)."""
+    """A plan that changes the allowed samples in the order of a hash of their keys, ties by key."""
     order = rank(samples.hashes(choice, f"{kind}/who"), samples.keys)
     if not allowed.all():
         order = order[allowed[order]]
     return Flips(samples, noisy, order, len(order), choice.of, counts or {})
 
 
-# -- what ------------------------------------------------------------------------------------------
+# -- what they become ------------------------------------------------------------------------------
 
 
-def _among(samples: Labelled, choice: Choice, group_of: Rows, kind: str) -> Flips:
-    """Each label becomes another class of its own group, each as likely."""
+def _flip_within_groups(samples: Labelled, choice: Choice, group_of: Rows, kind: str) -> Flips:
+    """Each label becomes another class of its own group, uniformly."""
     members = np.argsort(group_of, kind="stable")
     _, group, sizes = np.unique(group_of, return_inverse=True, return_counts=True)
     starts = np.cumsum(sizes) - sizes
-    place = np.empty(len(group_of), np.int64)  # of a class among its group's members
-    place[members] = np.arange(len(group_of)) - starts[group[members]]
+    position = np.empty(len(group_of), np.int64)  # of a class among its group's members
+    position[members] = np.arange(len(group_of)) - starts[group[members]]
     labels, size = samples.labels, sizes[group][samples.labels]
     what = samples.hashes(choice, f"{kind}/what") >> np.uint64(32)
-    # 32 bits times the other classes' number, divided by 2^32: uniform within 2^-32, in integers.
+    # 32 bits times the number of other classes, divided by 2^32: uniform within 2^-32, in integers.
     others = np.maximum(size - 1, 0).astype(np.uint64)
     drawn = (what * others >> np.uint64(32)).astype(np.int64)
-    drawn += drawn >= place[labels]
+    drawn += drawn >= position[labels]
     alone = size == 1
     noisy = members[starts[group][labels] + np.where(alone, 0, drawn)].astype(np.int32)
     counts = {"rows_alone_in_group": int(alone.sum())} if kind == "groups" else {}
     return in_key_order(samples, choice, noisy, samples.allowed(choice) & ~alone, kind, counts)
 
 
-def listing(samples: Labelled, noisy: Labels, rows: Rows) -> pa.Table:
-    """The named rows as a manifest lists them: row (int64), key, clean and noisy label (int32)."""
+def changed_table(samples: Labelled, noisy: Labels, rows: Rows) -> pa.Table:
+    """These rows as an overlay lists them: row (int64), key, clean and noisy label (int32)."""
     positions = pa.array(rows)
     return pa.table(
         {

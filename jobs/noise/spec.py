@@ -1,8 +1,8 @@
-"""What an experiment file can say of the noise laid over a corpus.
+"""The settings of a corpus's noise in an experiment file.
 
-One model a kind, told apart by `kind`. What every level shares bears on identity; a noise's name
-and its list of levels do not, for each level is a step of its own. Files are named by path, and
-known by their content: `sha256` is semantic, the path is not.
+One model for each `kind`. A noise's name and its list of levels are not part of a step's identity,
+since each level is a step of its own; the other settings are. Files are named by path and
+identified by content: `sha256` is semantic, the path is not.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Level = Annotated[float, Field(ge=0, lt=100)]
 """A noise level in percent."""
 
 ClassName = Annotated[int, Field(ge=0, strict=True)] | str
-"""A class by its name or its id in the corpus, or by its number."""
+"""A class: its name or id in the corpus, or its number."""
 
 Path = Annotated[str, Field(min_length=1), PATH, NOT_SEMANTIC]
 """A file: a path (relative to where the command runs) or a URI."""
@@ -25,8 +25,8 @@ Path = Annotated[str, Field(min_length=1), PATH, NOT_SEMANTIC]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
-class _Levels(Spec):
-    """What every noise has."""
+class _NoiseBase(Spec):
+    """The settings that all kinds share."""
 
     replaces: ClassVar[Literal["label", "caption"]] = "label"
 
@@ -35,52 +35,52 @@ class _Levels(Spec):
 
     @field_validator("levels")
     @classmethod
-    def _each_once(cls, levels: tuple[float, ...]) -> tuple[float, ...]:
-        twice = [level for level in levels if levels.count(level) > 1]
-        if twice:
-            raise ValueError(f"{twice[0]:g} is given twice; name each level once")
+    def _refuse_duplicates(cls, levels: tuple[float, ...]) -> tuple[float, ...]:
+        repeated = [level for level in levels if levels.count(level) > 1]
+        if repeated:
+            raise ValueError(f"{repeated[0]:g} is given twice; name each level once")
         return tuple(sorted(levels))
 
 
-class _Drawn(_Levels):
-    """Noise that is drawn: who is changed follows from the seed and the samples' keys."""
+class _DrawnNoise(_NoiseBase):
+    """Random noise: the seed and the samples' keys decide which samples are changed."""
 
     seed: int = Field(0, ge=0)
     classes: tuple[ClassName, ...] = Field(
-        (), description="only samples of these classes may be changed; none named: all may"
+        (), description="only samples of these classes may be changed; none: all classes"
     )
     of: Literal["corpus", "subset"] = Field(
         "corpus",
-        description="what a level is a percentage of: all training rows, or those that may be "
+        description="what a level is a percentage of: all training rows, or the rows that may be "
         "changed",
     )
 
 
-class Symmetric(_Drawn):
-    """A label becomes one of the other classes, each as likely."""
+class Symmetric(_DrawnNoise):
+    """A label becomes one of the other classes, uniformly."""
 
     kind: Literal["symmetric"] = "symmetric"
 
 
-class Pair(_Drawn):
+class Pair(_DrawnNoise):
     """A label becomes the next class; the last becomes the first."""
 
     kind: Literal["pair"] = "pair"
 
 
-class Groups(_Drawn):
-    """A label becomes another class of its own super-class, each as likely."""
+class Groups(_DrawnNoise):
+    """A label becomes another class of its own super-class, uniformly."""
 
     kind: Literal["groups"] = "groups"
     file: Path = Field(description="CSV with the columns class and group, or JSON {class: group}")
     sha256: Sha256 | None = Field(None, description="of the file; filled in when planned")
 
 
-class Transition(_Drawn):
-    """Labels change by a row-stochastic C x C matrix.
+class Transition(_DrawnNoise):
+    """Labels change by a row-stochastic C x C matrix T.
 
-    Row c is what a label c reads at full strength. A level takes samples of each class in
-    proportion to n_c (1 - T_cc); what they become follows row c without its diagonal.
+    Row c is the distribution of the labels of class c in full noise. A level changes samples of
+    each class in proportion to n_c (1 - T_cc); their new labels follow row c without its diagonal.
     """
 
     kind: Literal["transition"] = "transition"
@@ -88,15 +88,15 @@ class Transition(_Drawn):
     sha256: Sha256 | None = Field(None, description="of the file; filled in when planned")
 
 
-class Subset(_Drawn):
-    """Paper 2's asymmetric noise: the named classes alone change, each to another of them."""
+class Subset(_DrawnNoise):
+    """Paper 2's asymmetric noise: labels of the named classes become others of these classes."""
 
     kind: Literal["subset"] = "subset"
     classes: tuple[ClassName, ...] = Field(min_length=2)
 
 
-class Instance(_Drawn):
-    """An annotator model: hard samples are changed first, to what they are confused with."""
+class Instance(_DrawnNoise):
+    """An annotator model: hard samples change first, to classes they are confused with."""
 
     kind: Literal["instance"] = "instance"
     file: Path = Field(description="Parquet: a key and the list of its C class probabilities")
@@ -105,26 +105,26 @@ class Instance(_Drawn):
     sha256: Sha256 | None = Field(None, description="of the file; checked where it is given")
 
 
-class Given(_Levels):
-    """Real noisy labels. Nothing is drawn: its level is its measured rate, and 0 the clean one."""
+class Given(_NoiseBase):
+    """Real noisy labels. Nothing is random: its level is its measured rate, or 0 (clean)."""
 
     kind: Literal["given"] = "given"
-    file: Path = Field(description="Parquet or CSV: a key and the label it was given")
+    file: Path = Field(description="Parquet or CSV: a key and its noisy label")
     key: str = "key"
     column: str = Field(description="the noisy labels, by class name, id or number")
     sha256: Sha256 | None = Field(None, description="of the file; checked where it is given")
 
 
-class CaptionSwap(_Drawn):
-    """Two samples exchange their captions."""
+class CaptionSwap(_DrawnNoise):
+    """Pairs of samples exchange their captions."""
 
     replaces: ClassVar[Literal["label", "caption"]] = "caption"
 
     kind: Literal["caption_swap"] = "caption_swap"
 
 
-class CaptionSwapNear(_Drawn):
-    """Two samples of one cluster exchange their captions."""
+class CaptionSwapNear(_DrawnNoise):
+    """Pairs of samples in one cluster exchange their captions."""
 
     replaces: ClassVar[Literal["label", "caption"]] = "caption"
 
@@ -137,7 +137,7 @@ class CaptionSwapNear(_Drawn):
     sha256: Sha256 | None = Field(None, description="of the file; checked where it is given")
 
     @model_validator(mode="after")
-    def _file_and_column(self) -> CaptionSwapNear:
+    def _file_needs_column(self) -> CaptionSwapNear:
         if (self.file is None) != (self.column is None):
             raise ValueError("file and column are given together, or neither")
         return self
@@ -155,7 +155,7 @@ Noise: TypeAlias = Annotated[
     | CaptionSwapNear,
     Field(discriminator="kind"),
 ]
-"""A kind of noise and the levels it is laid over a corpus at."""
+"""A noise of any kind, with its levels."""
 
 
 class NoiseStep(Spec):

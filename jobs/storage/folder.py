@@ -1,8 +1,8 @@
-"""A folder on any filesystem pyarrow knows: local, s3:// or gs://.
+"""A folder on any filesystem that pyarrow supports: local, s3:// or gs://.
 
-A `Folder` is a picklable address; it is opened where it is used. Names below it are relative and
-use forward slashes. Writing a file is atomic: on a local disk it appears by rename, in an object
-store by the PUT itself. Nothing here knows of steps or manifests.
+A `Folder` is a picklable address; the process that uses it opens it. Names below it are relative
+and use forward slashes. Writing a file is atomic: on a local disk by a rename, in an object store
+by the PUT. Nothing here knows of steps or manifests.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Folder:
 
     @staticmethod
     def of(where: str | os.PathLike[str]) -> Folder:
-        """The place a user wrote: a URI is kept, a local path made absolute."""
+        """The folder that a user named: a URI stays as it is, a local path becomes absolute."""
         text = os.fspath(where)
         if text.startswith("file://"):
             text = text.removeprefix("file://")
@@ -49,14 +49,14 @@ class Folder:
 
     @staticmethod
     def holding(file: str) -> tuple[Folder, str]:
-        """The folder of a file, by its absolute path or URI, and the file's name in it."""
+        """The folder of a file, given by its absolute path or URI, and the file's name in it."""
         path, mark, options = file.partition("?") if "://" in file else (file, "", "")
         folder, _, name = path.rpartition("/")
         return Folder(f"{folder or '/'}{mark}{options}"), name
 
     @property
     def is_local(self) -> bool:
-        """Whether this is a folder of this machine's own file tree."""
+        """Whether this folder is on a filesystem of this machine."""
         return "://" not in self.uri
 
     def __truediv__(self, name: str) -> Folder:
@@ -68,8 +68,8 @@ class Folder:
     def open(self) -> tuple[pafs.FileSystem, str]:
         """The pyarrow filesystem and the path within it.
 
-        `s3://bucket/folder?endpoint_override=http://host:port&region=...` names another S3 store
-        than Amazon's. Raises ValueError for options and credentials that may not stand there.
+        `s3://bucket/folder?endpoint_override=http://host:port&region=...` names an S3 store other
+        than Amazon's. Raises ValueError for other options and for credentials in the URI.
         """
         import pyarrow.fs as pafs
 
@@ -81,16 +81,16 @@ class Folder:
         return filesystem, path
 
     @contextmanager
-    def _asked(self) -> Iterator[tuple[pafs.FileSystem, str]]:
-        """As `open`, for requests that should not go unanswered in silence."""
+    def _open_with_warning(self) -> Iterator[tuple[pafs.FileSystem, str]]:
+        """As `open`; logs a warning while an object store does not answer."""
         if self.is_local:
             yield self.open()
         else:
-            with s3.patience(self.uri):
+            with s3.warn_when_slow(self.uri):
                 yield self.open()
 
     def local_path(self) -> Path:
-        """This folder as a path; ValueError when it lies in an object store."""
+        """This folder as a path; ValueError when it is in an object store."""
         if not self.is_local:
             raise ValueError(f"{self.uri} is not on a local filesystem")
         return Path(self.uri)
@@ -98,18 +98,18 @@ class Folder:
     # -- reading ---------------------------------------------------------------------------------
 
     def exists(self, name: str) -> bool:
-        """Whether a file or folder of that name is here."""
+        """Whether a file or folder of that name exists here."""
         import pyarrow.fs as pafs
 
-        with self._asked() as (filesystem, path):
+        with self._open_with_warning() as (filesystem, path):
             info = filesystem.get_file_info(f"{path}/{name}")
         return bool(info.type != pafs.FileType.NotFound)
 
     def files(self) -> Iterator[tuple[str, int]]:
-        """Every file below as (relative name, bytes), sorted; none if the folder is absent."""
+        """Every file below as (relative name, bytes), sorted; none if the folder does not exist."""
         import pyarrow.fs as pafs
 
-        with self._asked() as (filesystem, path):
+        with self._open_with_warning() as (filesystem, path):
             selector = pafs.FileSelector(path, recursive=True, allow_not_found=True)
             found = [
                 (info.path[len(path) :].lstrip("/"), int(info.size))
@@ -119,18 +119,18 @@ class Folder:
         yield from sorted(found)
 
     def read_bytes(self, name: str) -> bytes:
-        """The whole content of a file; FileNotFoundError when it is not here."""
-        if self.is_local:  # a tenth of the time, over 50,000 manifests
+        """The whole content of a file; FileNotFoundError when it does not exist."""
+        if self.is_local:  # takes a tenth of pyarrow's time over 50,000 manifests
             with open(f"{self.uri}/{name}", "rb") as file:
                 return file.read()
         with (
-            self._asked() as (filesystem, path),
+            self._open_with_warning() as (filesystem, path),
             filesystem.open_input_stream(f"{path}/{name}", compression=None) as stream,
         ):
             return bytes(stream.read())
 
     def sha256(self, name: str) -> str:
-        """A file's sha256 in hex, read in chunks; FileNotFoundError when it is not here."""
+        """A file's sha256 in hex, read in chunks; FileNotFoundError when it does not exist."""
         digest = hashlib.sha256()
         filesystem, path = self.open()
         with filesystem.open_input_stream(f"{path}/{name}", compression=None) as stream:
@@ -139,11 +139,11 @@ class Folder:
         return digest.hexdigest()
 
     def read_json(self, name: str) -> Any:
-        """A JSON file's value."""
+        """The value of a JSON file."""
         return json.loads(self.read_bytes(name))
 
     def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
-        """One Parquet file as a table (all columns, or those named)."""
+        """One Parquet file as a table (all columns, or the named ones)."""
         import pyarrow.parquet as pq
 
         filesystem, path = self.open()
@@ -153,9 +153,9 @@ class Folder:
     def read_some(
         self, name: str, column: str, wanted: npt.NDArray[np.bool_]
     ) -> Iterator[pa.ChunkedArray]:
-        """A Parquet file's column where `wanted` ([rows]), a row group at a time.
+        """The values of a Parquet file's column where `wanted` ([rows]) is true, by row group.
 
-        Groups of which nothing is wanted are not read.
+        Row groups without a wanted row are not read.
         """
         import pyarrow.parquet as pq
 
@@ -175,34 +175,35 @@ class Folder:
     # -- writing ---------------------------------------------------------------------------------
 
     def write_bytes(self, name: str, data: bytes, *, durable: bool = True) -> None:
-        """Put a file here, whole or not at all; folders are made as needed.
+        """Write a file, whole or not at all; missing folders are created.
 
-        `durable=False` spares the wait for the disk, for what means nothing after a power cut.
+        `durable=False` does not wait for the disk: for files that are useless after a power cut.
         """
         if self.is_local:
-            with self._appearing(name, durable=durable) as partial:
+            with self._rename_at_end(name, durable=durable) as partial:
                 partial.write_bytes(data)
         else:
             with (
-                self._asked() as (filesystem, path),
+                self._open_with_warning() as (filesystem, path),
                 filesystem.open_output_stream(f"{path}/{name}", compression=None) as stream,
             ):
                 stream.write(data)
 
     @contextmanager
     def new_file(self, name: str) -> Iterator[Path]:
-        """A local path to write to; what is there as the block ends is put here, whole or not at
-        all, so that a file need not fit in memory.
+        """A local path to write a file to that need not fit in memory.
+
+        When the block ends without an error, the file appears here, whole.
         """
         if self.is_local:
-            with self._appearing(name, durable=True) as partial:
+            with self._rename_at_end(name, durable=True) as partial:
                 yield partial
             return
         with tempfile.TemporaryDirectory() as folder:
             partial = Path(folder) / "file"
             yield partial
             with (
-                self._asked() as (filesystem, path),
+                self._open_with_warning() as (filesystem, path),
                 partial.open("rb") as written,
                 filesystem.open_output_stream(f"{path}/{name}", compression=None) as stream,
             ):
@@ -211,12 +212,12 @@ class Folder:
 
     @contextmanager
     def writing(self, name: str) -> Iterator[BinaryIO]:
-        """A file of any size to write from start to end; it is here whole or not at all.
+        """A file of any size to write from start to end; it appears whole or not at all.
 
-        It is not forced to the disk: whoever reads such a file compares its sha256.
+        The write does not wait for the disk: readers of such a file compare its sha256.
         """
         if self.is_local:
-            with self._appearing(name, durable=False) as partial, partial.open("wb") as file:
+            with self._rename_at_end(name, durable=False) as partial, partial.open("wb") as file:
                 yield file
             return
         filesystem, path = self.open()
@@ -225,7 +226,7 @@ class Folder:
 
     @contextmanager
     def opening(self, name: str) -> Iterator[pa.NativeFile]:
-        """A file to read anywhere in: mapped where it is local, read by ranges where it is not."""
+        """A file for random access: memory-mapped when local, else read by byte ranges."""
         import pyarrow as pa
 
         if self.is_local:
@@ -237,8 +238,8 @@ class Folder:
             yield source
 
     @contextmanager
-    def _appearing(self, name: str, *, durable: bool) -> Iterator[Path]:
-        """A path in this folder, of the file's own name once the block has ended well."""
+    def _rename_at_end(self, name: str, *, durable: bool) -> Iterator[Path]:
+        """A temporary path in this folder; renamed to `name` when the block ends without error."""
         target = f"{self.uri}/{name}"
         partial = Path(f"{target}.{uuid.uuid4().hex[:8]}.partial")
         partial.parent.mkdir(parents=True, exist_ok=True)
@@ -252,13 +253,13 @@ class Folder:
             partial.unlink(missing_ok=True)
 
     def write_json(self, name: str, value: Any) -> None:
-        """Put a JSON file here, keys sorted, so that equal values are equal bytes."""
+        """Write a JSON file with sorted keys: equal values give equal bytes."""
         text = json.dumps(value, sort_keys=True, allow_nan=False)
-        # json writes indents ten times slower than it writes, reads and has them written elsewhere
+        # Indenting by `json` takes ten times as long as this round trip through `to_json`.
         self.write_bytes(name, to_json(json.loads(text), indent=2) + b"\n")
 
     def write_table(self, name: str, table: pa.Table, **options: Any) -> None:
-        """Put a Parquet file here (options go to `pyarrow.parquet.write_table`)."""
+        """Write a Parquet file (options go to `pyarrow.parquet.write_table`)."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -267,10 +268,10 @@ class Folder:
         self.write_bytes(name, sink.getvalue().to_pybytes())
 
     def delete(self, name: str = "") -> None:
-        """Remove a file or folder below this one (or this folder itself); silent when absent."""
+        """Remove a file or folder below this one (or this folder); no error when it is absent."""
         import pyarrow.fs as pafs
 
-        with self._asked() as (filesystem, path):
+        with self._open_with_warning() as (filesystem, path):
             target = f"{path}/{name}" if name else path
             info = filesystem.get_file_info(target)
             if info.type == pafs.FileType.Directory:

@@ -1,7 +1,7 @@
-"""S3 buckets: one client for each, which tries again what is refused for the moment.
+"""S3 buckets: one client for each, which retries what fails for a moment.
 
-A request that meets 503, a reset connection or no answer is sent again by the client, with growing
-random pauses, for about a minute; what lasts longer raises OSError. A line says so once an outage.
+The client retries a request that meets 503, a reset connection or no answer, with growing random
+pauses, for about a minute; after that it raises OSError. A warning is logged once for each outage.
 Nothing imports pyarrow before a bucket is opened.
 """
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 ATTEMPTS = 10  # pauses double up to 20 s
 CONNECT_SECONDS = 10.0
-SILENT_SECONDS = 5.0  # a request may take this long before a line says so
-QUIET_SECONDS = 60.0  # between two such lines of a process
+SILENT_SECONDS = 5.0  # a request may take this long before a warning is logged
+QUIET_SECONDS = 60.0  # between two such warnings of a process
 OPTIONS = ("endpoint_override", "region", "scheme")  # after the ? of an s3:// URI
 
 log = logging.getLogger("nml.storage")
@@ -31,7 +31,7 @@ log = logging.getLogger("nml.storage")
 def open_s3(uri: str) -> tuple[pafs.FileSystem, str]:
     """The filesystem and the path within it of `s3://bucket/folder?option=value`.
 
-    Raises ValueError for an option that is none of OPTIONS, and for credentials.
+    Raises ValueError for an option that is not in OPTIONS, and for credentials.
     """
     parts = urllib.parse.urlsplit(uri)
     return _client(parts.netloc, parts.query), f"{parts.netloc}{parts.path}".rstrip("/")
@@ -43,13 +43,15 @@ def _client(bucket: str, query: str) -> pafs.FileSystem:
 
     if "@" in bucket:
         raise ValueError(
-            "an s3:// URI may hold no credentials, since it is recorded; give them by "
+            "an s3:// URI must not contain credentials, because it is recorded; give them by "
             "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile or the machine's role"
         )
     options = dict(urllib.parse.parse_qsl(query))
     unknown = sorted(options.keys() - set(OPTIONS))
     if unknown:
-        raise ValueError(f"an s3:// URI takes {', '.join(OPTIONS)} after its ?, not {unknown[0]}")
+        raise ValueError(
+            f"an s3:// URI takes the options {', '.join(OPTIONS)}; remove {unknown[0]}"
+        )
     scheme, mark, host = options.get("endpoint_override", "").rpartition("://")
     if mark:
         options |= {"scheme": scheme, "endpoint_override": host}
@@ -60,19 +62,19 @@ def _client(bucket: str, query: str) -> pafs.FileSystem:
     )
 
 
-_said = [-QUIET_SECONDS]
+_last_warning = [-QUIET_SECONDS]
 
 
 @contextmanager
-def patience(uri: str) -> Iterator[None]:
-    """Say that a request is not answered, once it has taken SILENT_SECONDS."""
+def warn_when_slow(uri: str) -> Iterator[None]:
+    """Log a warning when a request has taken SILENT_SECONDS."""
 
-    def say() -> None:
-        if time.monotonic() - _said[0] >= QUIET_SECONDS:
-            _said[0] = time.monotonic()
+    def warn() -> None:
+        if time.monotonic() - _last_warning[0] >= QUIET_SECONDS:
+            _last_warning[0] = time.monotonic()
             log.warning("storage %s does not answer; trying again for about a minute", uri)
 
-    timer = threading.Timer(SILENT_SECONDS, say)
+    timer = threading.Timer(SILENT_SECONDS, warn)
     timer.daemon = True
     timer.start()
     try:

@@ -1,1 +1,1 @@
-"""The downstream registry: one YAML file a task."""
+"""The downstream tasks: one YAML file for each, a registry, and checks."""

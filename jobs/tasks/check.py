@@ -1,9 +1,9 @@
-"""Is a task's file whole, does it fit the task it is trained on, and is its data what it says?
+"""Checks task files: are they complete, and do they fit their ID task and their data?
 
-Takes tasks, gives complaints: one sentence each, empty where all is well. Files are judged alone
-(`faults`), then against the ID task (`link_faults`), then against the data (`data_faults`), which
-reads names, headers, label columns and a few images, never a whole source of them. What is not at
-hand is no fault: `absent` says where it should lie. Nothing here trains or writes.
+Takes tasks; gives faults, one sentence each, none if all is well. A file is checked alone
+(`faults`), then against the ID task (`link_faults`), then against the data (`data_faults`). The
+last reads names, headers, label columns and a few images, never all images of a source. Missing
+data is not a fault: `absent` gives its paths. Nothing here trains or writes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SAMPLED = 8  # images decoded of each source
 
 
 def sources(task: Task) -> dict[str, AnyReader]:
-    """The readers of a task's corpus: `reader`, and the parts that have one of their own."""
+    """The readers of a task's corpus: `reader`, and those of parts with their own."""
     if task.corpus is None:
         return {}
     return {"reader": task.corpus.reader, **task.corpus.parts.sources}
@@ -30,17 +30,17 @@ def sources(task: Task) -> dict[str, AnyReader]:
 
 
 def faults(task: Task) -> Iterator[str]:
-    """What a task's file lacks."""
+    """What is missing or inconsistent in a task's file."""
     facts = task.facts
     if facts is None:
-        yield "facts are missing: say homepage, get, sizes and classes"
+        yield "facts are missing: give homepage, get, sizes and classes"
         return
     if task.corpus is not None:
         for name in sorted(set(sources(task)) ^ set(facts.sizes)):
             verb = "lack" if name in sources(task) else "name"
-            yield f"facts.sizes {verb} {name}; they are of {', '.join(sources(task))}"
+            yield f"facts.sizes {verb} {name}; the readers are {', '.join(sources(task))}"
     elif "test" not in facts.sizes or (task.domain == "id" and "train" not in facts.sizes):
-        yield "facts.sizes lack the rows of a part; say train and test"
+        yield "facts.sizes lack the rows of a part; give train and test"
     if (facts.classes > 0) != task.target_kind.has_classes:
         yield f"facts.classes is {facts.classes}, but the target is a {task.target}"
     for name, member in _members(task):
@@ -51,7 +51,7 @@ def faults(task: Task) -> Iterator[str]:
 
 
 def class_names(task: Task) -> tuple[str, ...]:
-    """The task's classes, in order, as far as its file says; empty where it does not."""
+    """The task's classes, in order, if its file names them; else empty."""
     if task.classes is not None:
         return tuple(task.classes)
     return task.facts.class_names if task.facts else ()
@@ -67,38 +67,38 @@ def _members(task: Task) -> Iterator[tuple[str, int | str]]:
 
 
 def link_faults(task: Task, tasks: Mapping[str, Task]) -> Iterator[str]:
-    """What keeps an OOD task from being tested with the heads of its ID task."""
+    """What prevents testing an OOD task with the heads of its ID task."""
     if task.trained_on is None:
         return
     source = tasks.get(task.trained_on)
     if source is None or source.domain != "id":
-        said = "no task" if source is None else "an OOD task"
-        yield f"trained_on: {task.trained_on} is {said}; name an ID task"
+        found = "not a task" if source is None else "an OOD task"
+        yield f"trained_on: {task.trained_on} is {found}; name an ID task"
         return
     if (task.source, task.target) != (source.source, source.target):
         yield f"trained_on: {source.name} predicts a {source.target} from {source.source}"
     if not task.target_kind.has_classes:
-        return  # there are no classes to answer
+        return  # there are no classes to map
     if task.corpus == source.corpus and task.classes == source.classes and task.answers is None:
-        return  # the same images, shifted: the same classes, whatever they are called
+        return  # the same images, perhaps shifted, have the same classes
     own, outputs = class_names(task), class_names(source)
     if not own or not outputs:
-        silent = task.name if not own else source.name
-        yield f"the classes of {silent} are unknown here: give facts.class_names"
+        nameless = task.name if not own else source.name
+        yield f"the file of {nameless} does not name its classes: give facts.class_names"
         return
     if task.answers is not None and set(task.answers) != set(own):
         yield f"answers are for other classes than {', '.join(own[:3])}, ..."
     wanted = [n for names in task.answers.values() for n in names] if task.answers else list(own)
-    strange = [name for name in wanted if name not in outputs]
-    if strange:
-        yield f"{source.name} has no class {strange[0]!r} ({len(strange)} such)"
+    unknown = [name for name in wanted if name not in outputs]
+    if unknown:
+        yield f"{source.name} has no class {unknown[0]!r} ({len(unknown)} such)"
 
 
 # -- against the data ------------------------------------------------------------------------------
 
 
 def absent(task: Task) -> list[str]:
-    """The local paths of a task's readers that lead nowhere; remote ones are not looked at."""
+    """The local paths of a task's readers that do not exist; remote paths are not checked."""
     return [
         path
         for path in dict.fromkeys(task.paths())
@@ -107,7 +107,7 @@ def absent(task: Task) -> list[str]:
 
 
 def data_faults(task: Task) -> Iterator[str]:
-    """Where the data at hand differs from the file: rows, classes, labels, images."""
+    """Where the data differs from the task's file: rows, classes, labels, images."""
     import pyarrow as pa
 
     for name, spec in sources(task).items():
@@ -115,7 +115,7 @@ def data_faults(task: Task) -> Iterator[str]:
             yield from _source_faults(task, name, spec)
         except StageError as error:
             yield f"{name}: {error}"
-        except (KeyError, ValueError, OSError, pa.ArrowException) as error:  # a column, a file
+        except (KeyError, ValueError, OSError, pa.ArrowException) as error:  # column or file errors
             yield f"{name}: cannot be read ({' '.join(str(error).split())})"
 
 
@@ -127,21 +127,21 @@ def _source_faults(task: Task, name: str, spec: AnyReader) -> Iterator[str]:
     names = reader.classes().names
     if name == "reader":
         yield from _class_faults(task, names)
-    rows = _rows(spec)
-    said = next((n for key, n in facts.sizes.items() if key == name), None) if facts else None
-    if rows is not None and said is not None and rows != said:
-        yield f"{name}: {rows:,} rows, but facts.sizes say {said:,}"
+    rows = _count_rows(spec)
+    stated = next((n for key, n in facts.sizes.items() if key == name), None) if facts else None
+    if rows is not None and stated is not None and rows != stated:
+        yield f"{name}: {rows:,} rows, but facts.sizes say {stated:,}"
     seen = 0
     for table in islice((t for unit in reader.units() for t in reader.read(unit)), 1):
         for row in table.slice(0, SAMPLED).to_pylist():
             seen += 1
-            fault = row["fault"] or _undecodable(row["image"])
+            fault = row["fault"] or _decode_error(row["image"])
             if fault:
                 yield f"{name}: {row['key']}: {fault}"
             if row["label"] is None or not 0 <= row["label"] < len(names):
                 yield f"{name}: {row['key']}: label {row['label']} of {len(names)} classes"
     if not seen:
-        yield f"{name}: no row"
+        yield f"{name}: no rows"
 
 
 def _class_faults(task: Task, names: Sequence[str]) -> Iterator[str]:
@@ -150,8 +150,11 @@ def _class_faults(task: Task, names: Sequence[str]) -> Iterator[str]:
     if facts is not None and len(names) != facts.classes:
         yield f"{len(names)} classes, but facts.classes say {facts.classes}"
     if facts is not None and facts.class_names and set(facts.class_names) != set(names):
-        odd = sorted(set(facts.class_names) ^ set(names))
-        yield f"class {odd[0]!r} stands in one of the data and facts.class_names ({len(odd)} such)"
+        unmatched = sorted(set(facts.class_names) ^ set(names))
+        yield (
+            f"class {unmatched[0]!r} is in only one of the data and facts.class_names "
+            f"({len(unmatched)} such)"
+        )
     for name, member in _members(task):
         if member not in names if isinstance(member, str) else member >= len(names):
             yield f"classes.{name} names {member!r}, which the data lacks"
@@ -164,7 +167,7 @@ def _class_faults(task: Task, names: Sequence[str]) -> Iterator[str]:
             )
 
 
-def _undecodable(image: bytes | None) -> str | None:
+def _decode_error(image: bytes | None) -> str | None:
     from jobs.images.decode import open_image
 
     try:
@@ -174,8 +177,8 @@ def _undecodable(image: bytes | None) -> str | None:
     return None
 
 
-def _rows(spec: AnyReader) -> int | None:
-    """A source's rows, where they can be counted without its images; else None."""
+def _count_rows(spec: AnyReader) -> int | None:
+    """How many rows a source has, if they can be counted without reading images; else None."""
     from jobs.corpus.readers import reader_of
 
     match spec:
@@ -186,12 +189,12 @@ def _rows(spec: AnyReader) -> int | None:
         case TableReader():
             return max((unit.stop for unit in reader_of(spec).units()), default=0)
         case ParquetReader():
-            return _parquet_rows(spec)
+            return _count_parquet_rows(spec)
         case _:
             return None
 
 
-def _parquet_rows(spec: ParquetReader) -> int:
+def _count_parquet_rows(spec: ParquetReader) -> int:
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
@@ -205,8 +208,8 @@ def _parquet_rows(spec: ParquetReader) -> int:
             total += pq.read_metadata(full, filesystem=filesystem).num_rows
             continue
         table = pq.read_table(full, columns=list(spec.where), filesystem=filesystem)
-        for column, said in spec.where.items():
-            values = pa.array(said if isinstance(said, tuple) else (said,))
+        for column, wanted in spec.where.items():
+            values = pa.array(wanted if isinstance(wanted, tuple) else (wanted,))
             table = table.filter(pc.is_in(table[column], values.cast(table[column].type)))
         total += len(table)
     return total

@@ -1,10 +1,9 @@
-"""The registry of downstream tasks: one YAML file a task, its name the file's.
+"""The registry of downstream tasks: one YAML file for each, named like the task.
 
-Takes a task's name and the folders to look in beside this one (their subfolders too); gives the
-`Task` that its file says. To add a task, add a file. Paths in a task file start from the data
-folder; a mapping or a list of names that is long lies in a table beside the file, named as
-`{file: classes.tsv}`: a line is a name and, after tabs, what belongs to it (nothing: the name
-itself). Nothing here touches a task's data.
+Takes a task's name and more folders to search besides this one (with subfolders); gives the `Task`
+in its file. To add a task, add a file. Paths in a task file are relative to the data folder. A long
+mapping or list of names is in a table beside the file, given as `{file: classes.tsv}`: each line is
+a name and, after tabs, its values (none: the name itself). Nothing here reads a task's data.
 """
 
 from __future__ import annotations
@@ -23,16 +22,16 @@ from jobs.tasks.spec import Task
 SHIPPED = Path(__file__).parent
 
 DATA = "NML_DATA"
-"""The environment variable that names the data folder where nothing else does."""
+"""The environment variable that gives the data folder by default."""
 
 
 class TaskError(ValueError):
-    """A task that cannot be loaded: one sentence of what, in which file and field, what to do."""
+    """A task that cannot be loaded: one sentence with the fault, file, field and remedy."""
 
 
 def names(folders: Sequence[str | Path] = ()) -> tuple[str, ...]:
-    """Every task that can be named, in alphabetical order; TaskError as in `load`."""
-    return tuple(sorted(_files(folders)))
+    """The names of all tasks, in alphabetical order; TaskError as in `load`."""
+    return tuple(sorted(_task_files(folders)))
 
 
 def data_folder(given: str | None = None) -> str:
@@ -43,10 +42,10 @@ def data_folder(given: str | None = None) -> str:
 def load(name: str, folders: Sequence[str | Path] = (), data: str | None = None) -> Task:
     """The task of that name, from the shipped files and those in `folders`; `data`: its root.
 
-    Raises TaskError for an unknown name (with the nearest ones), a folder that is not there, a
-    name that two files claim, and a file that cannot be understood (with the field at fault).
+    Raises TaskError for an unknown name (with the nearest ones), a folder that does not exist, a
+    name that two files have, and an invalid file (with the field at fault).
     """
-    files = _files(folders)
+    files = _task_files(folders)
     if name not in files:
         near = difflib.get_close_matches(name, files, n=3, cutoff=0.5)
         meant = f"did you mean {' or '.join(near)}?" if near else "`nml-orch tasks list` lists them"
@@ -54,14 +53,14 @@ def load(name: str, folders: Sequence[str | Path] = (), data: str | None = None)
     return _parse(files[name]).with_absolute_paths(Folder.of(data_folder(data)))
 
 
-def _files(folders: Sequence[str | Path]) -> Mapping[str, Path]:
+def _task_files(folders: Sequence[str | Path]) -> Mapping[str, Path]:
     found: dict[str, Path] = {}
     for folder in (SHIPPED, *map(Path, folders)):
         if not folder.is_dir():
             raise TaskError(f"the tasks folder {folder} does not exist; correct its path")
         for file in sorted(folder.rglob("*.yaml")):
             first = found.setdefault(file.stem, file)
-            if first is not file and not first.samefile(file):  # a folder may be named twice
+            if first is not file and not first.samefile(file):  # a folder may be given twice
                 raise TaskError(
                     f"two files describe task {file.stem}: {first} and {file}; rename one of them"
                 )
@@ -69,14 +68,14 @@ def _files(folders: Sequence[str | Path]) -> Mapping[str, Path]:
 
 
 def _parse(file: Path) -> Task:
-    content = _with_tables(file, _content(file))
+    content = _with_tables(file, _read_yaml(file))
     try:
         task = Task.model_validate(content)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         field = ".".join(str(part) for part in first["loc"]) or "the whole file"
         what = first["msg"].removeprefix("Value error, ")
-        given = "" if first["type"] == "missing" else f" (given: {_short(first['input'])})"
+        given = "" if first["type"] == "missing" else f" (given: {_shorten(first['input'])})"
         raise TaskError(f"{file}: {field}: {what}{given}; correct the file") from None
     if task.name != file.stem:
         raise TaskError(
@@ -87,18 +86,18 @@ def _parse(file: Path) -> Task:
 
 
 def _with_tables(file: Path, content: Any) -> Any:
-    """The file's content with the tables it names in place of their names."""
+    """The file's content, with the tables that it names read in."""
     if not isinstance(content, dict):
         return content
     for field in ("classes", "answers"):
         if (name := _table_name(content.get(field))) is not None:
-            rows = _table(file, field, name)
+            rows = _read_table(file, field, name)
             content[field] = {first: rest or [first] for first, *rest in rows}
             if len(content[field]) < len(rows):
-                raise TaskError(f"{file.parent / name}: a name begins two lines; leave it in one")
+                raise TaskError(f"{file.parent / name}: a name begins two lines; keep it in one")
     facts = content.get("facts")
     if isinstance(facts, dict) and (name := _table_name(facts.get("class_names"))) is not None:
-        facts["class_names"] = [row[0] for row in _table(file, "facts.class_names", name)]
+        facts["class_names"] = [row[0] for row in _read_table(file, "facts.class_names", name)]
     return content
 
 
@@ -108,7 +107,7 @@ def _table_name(value: Any) -> str | None:
     return None
 
 
-def _table(file: Path, field: str, name: str) -> list[list[str]]:
+def _read_table(file: Path, field: str, name: str) -> list[list[str]]:
     try:
         lines = (file.parent / name).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -119,7 +118,7 @@ def _table(file: Path, field: str, name: str) -> list[list[str]]:
     return rows
 
 
-def _content(file: Path) -> Any:
+def _read_yaml(file: Path) -> Any:
     import yaml
 
     from jobs import strict_yaml
@@ -133,6 +132,6 @@ def _content(file: Path) -> Any:
         raise TaskError(f"{file}: cannot be read as YAML text ({error})") from None
 
 
-def _short(value: Any) -> str:
+def _shorten(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,9 +1,9 @@
-"""What a task file says: whose images, which labels, which metric, ID or OOD.
+"""The fields of a task file: images, labels, metric, ID or OOD.
 
-An OOD task is tested with the heads of the task it is `trained_on`. Its classes are linked to
-theirs by name: a class is answered by the head's output of the same name, or by the outputs that
-`answers` lists for it. Outputs that answer no class of the task cannot be chosen: the published way
-of testing on a subset of the classes. `facts` say what the data should be; they bear on no result.
+An OOD task is tested with the heads of the task it is `trained_on`. Its classes are mapped to the
+heads' outputs by name: the output of the same name, or the outputs that `answers` lists for the
+class. Outputs without a class of the task cannot be predicted, which is the published way to test
+on a subset of the classes. `facts` describe the expected data; they affect no result.
 """
 
 from __future__ import annotations
@@ -20,19 +20,20 @@ from jobs.tasks.target import KINDS, OF_TWO_CLASSES, Metric, TargetKind, TargetN
 
 
 class Facts(Spec):
-    """What a task's data is known to be: compared with what lies there by `tasks check`."""
+    """Known properties of a task's data; `tasks check` compares them with the data."""
 
     homepage: str = Field(min_length=1)
     get: str = Field(min_length=1, description="how to get it, and where to put it")
     sizes: dict[Literal["reader", "train", "validation", "test"], int] = Field(
         min_length=1,
-        description="rows: of corpus.reader and the parts' own readers; of given features, by part",
+        description="rows of corpus.reader and of the parts' own readers; for given features, of "
+        "each part",
     )
-    classes: int = Field(0, ge=0, description="of the corpus, before `classes` chooses; 0: numbers")
-    class_names: tuple[str, ...] = Field((), description="the corpus's, where they are known")
+    classes: int = Field(0, ge=0, description="how many the corpus has; 0: the target is a number")
+    class_names: tuple[str, ...] = Field((), description="the corpus's class names, if known")
 
     @model_validator(mode="after")
-    def _agree(self) -> Facts:
+    def _check_class_names(self) -> Facts:
         if self.class_names and len(self.class_names) != self.classes:
             raise ValueError(f"{len(self.class_names)} class_names, but classes is {self.classes}")
         return self
@@ -45,37 +46,37 @@ class Task(Spec):
     title: Annotated[str, NOT_SEMANTIC]
     domain: Literal["id", "ood"]
     source: Literal["images", "features"] = Field(
-        "images", description="features: given by an encoder of that kind, without images"
+        "images", description="features: given as files (encoder kind `given`), without images"
     )
     corpus: Corpus | None = None
     shift: Shift | None = None
     classes: dict[str, tuple[int | str, ...]] | None = Field(
         None,
-        description="class name -> labels (numbers) or classes (names) of the corpus that count as "
-        "it, in order; rows of other labels are left out; none: the corpus's own classes. Of given "
-        "features: all names that may stand for it, a label that is a number as text",
+        description="class name -> labels (numbers) or classes (names) of the corpus that belong "
+        "to it, in order; rows with other labels are left out; none: the corpus's own classes. For "
+        "given features: all names of the class, numeric labels as text",
     )
-    target: TargetName = Field("class", description="number: a regression, of given features alone")
+    target: TargetName = Field("class", description="number: a regression, for given features only")
     metric: Metric = "accuracy"
     trained_on: Slug | None = Field(None, description="OOD: the ID task whose heads are tested")
     answers: dict[str, tuple[str, ...]] | None = Field(
         None,
-        description="OOD: class name -> classes of `trained_on` that answer it; none: the class of "
-        "the same name",
+        description="OOD: class name -> classes of `trained_on` that count as it; none: the class "
+        "of the same name",
     )
     facts: Annotated[Facts | None, NOT_SEMANTIC] = None
 
     @model_validator(mode="after")
-    def _domain(self) -> Task:
+    def _check_domain(self) -> Task:
         if self.domain == "ood" and self.trained_on is None:
-            raise ValueError(f"OOD task {self.name} must say which task it is `trained_on`")
+            raise ValueError(f"OOD task {self.name} needs `trained_on`: the ID task of its heads")
         if self.domain == "id" and (self.trained_on or self.shift or self.answers):
-            raise ValueError(
-                f"ID task {self.name} takes neither `trained_on`, `shift` nor `answers`"
-            )
+            raise ValueError(f"ID task {self.name} cannot have `trained_on`, `shift` or `answers`")
         if self.source == "features":
             if self.corpus or self.shift:
-                raise ValueError(f"task {self.name} has given features: no `corpus`, no `shift`")
+                raise ValueError(
+                    f"task {self.name} has given features; it cannot have `corpus` or `shift`"
+                )
             return self
         if self.corpus is None:
             raise ValueError(f"task {self.name} needs a `corpus`, or `source: features`")
@@ -89,7 +90,7 @@ class Task(Spec):
         return self
 
     @model_validator(mode="after")
-    def _metric_fits(self) -> Task:
+    def _check_metric(self) -> Task:
         kind = self.target_kind
         if self.metric not in kind.metrics:
             raise ValueError(
@@ -97,35 +98,41 @@ class Task(Spec):
                 f"{', '.join(kind.metrics)}"
             )
         if not kind.has_classes and (self.classes or self.answers):
-            raise ValueError(f"task {self.name} predicts a {kind.name}: no `classes`, no `answers`")
+            raise ValueError(
+                f"task {self.name} predicts a {kind.name}: it has no `classes` and no `answers`"
+            )
         if not kind.in_images and self.source != "features":
             raise ValueError(
-                f"task {self.name} predicts a {kind.name}, and the labels of a corpus of images "
+                f"task {self.name} predicts a {kind.name}, but the labels of a corpus of images "
                 f"are classes; give its features (`source: features`)"
             )
         if self.metric in OF_TWO_CLASSES and not self.classes:
             raise ValueError(
-                f"metric {self.metric} counts one class of two; name both under `classes`, that "
-                f"one last"
+                f"metric {self.metric} counts one class of two; name both under `classes`, the "
+                f"counted one last"
             )
         if self.metric in OF_TWO_CLASSES and len(self.classes or ()) != 2:
             raise ValueError(
-                f"metric {self.metric} is of two classes, not {len(self.classes or ())}"
+                f"metric {self.metric} needs two classes, not {len(self.classes or ())}"
             )
         return self
 
     @model_validator(mode="after")
-    def _maps_are_injective(self) -> Task:
+    def _check_maps(self) -> Task:
         for field, found in (("classes", self.classes), ("answers", self.answers)):
             for name, members in (found or {}).items():
                 if not members:
                     raise ValueError(f"{field}.{name} lists nothing; name at least one")
-            twice = _twice(member for members in (found or {}).values() for member in members)
-            if twice is not None:
-                raise ValueError(f"{twice!r} counts as two of {field}; leave it in one of them")
+            repeated = _first_duplicate(
+                member for members in (found or {}).values() for member in members
+            )
+            if repeated is not None:
+                raise ValueError(f"{repeated!r} counts as two of {field}; keep it in one of them")
         if self.classes and self.answers and set(self.classes) != set(self.answers):
-            odd = sorted(set(self.classes) ^ set(self.answers))
-            raise ValueError(f"classes and answers must name the same classes, not {odd[0]!r}")
+            other = sorted(set(self.classes) ^ set(self.answers))
+            raise ValueError(
+                f"classes and answers must name the same classes; only one names {other[0]!r}"
+            )
         return self
 
     @property
@@ -135,24 +142,24 @@ class Task(Spec):
 
     @property
     def images(self) -> str:
-        """The name of this task's image set: the corpus, and the shift when there is one."""
+        """The name of this task's image set: the task's if it has a shift, else its `scope`."""
         return self.name if self.shift is not None else self.scope
 
     @property
     def scope(self) -> str:
-        """What its keys belong to: the corpus; for given features, the task itself."""
+        """What its keys belong to: the corpus; for given features, the task."""
         return self.name if self.corpus is None else self.corpus.name
 
     @property
     def parts(self) -> tuple[Literal["train", "validation", "test"], ...]:
-        """The parts of its image set that need features: of a shifted one, the test part."""
+        """The parts of its image set that need features; for a shifted one, the test part."""
         if self.shift is not None or self.corpus is None:
             return ("test",) if self.domain == "ood" else ("train", "validation", "test")
         given: tuple[Literal["train", "validation", "test"], ...] = ("train", "validation", "test")
         return tuple(part for part in given if getattr(self.corpus.parts, part) != 0)
 
 
-def _twice(found: Iterable[int | str]) -> int | str | None:
+def _first_duplicate(found: Iterable[int | str]) -> int | str | None:
     seen: set[int | str] = set()
     for member in found:
         if member in seen:

@@ -75,11 +75,11 @@ def check(
 ) -> int:
     """Compare task files with each other and their data: fields, classes, rows, some images."""
     from jobs.tasks.check import data_faults, faults, link_faults
-    from jobs.tasks.duplicates import twins
+    from jobs.tasks.duplicates import duplicate_tests
 
     tasks = _load(tasks_path, data)
     chosen = {name: tasks[name] for name in names} if _known(names, tasks) else tasks
-    same = list(twins(list(tasks.values())))
+    same = list(duplicate_tests(list(tasks.values())))
     found: dict[str, dict[str, Any]] = {}
     for task in chosen.values():
         standing = _standing(task)

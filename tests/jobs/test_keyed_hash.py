@@ -1,4 +1,4 @@
-"""Keyed hashing: pinned values, a scalar twin, and the statistics the noise relies on."""
+"""Keyed hashing: fixed values, a scalar reference, and the statistics that the noise relies on."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from jobs.keyed_hash import expand, hash64, unit
 
 MASK = (1 << 64) - 1
-PINNED = [
+FIXED = [
     "b10c40c9983e537d",
     "e607d483de1f382f",
     "acc97239675acb89",
@@ -41,7 +41,7 @@ def reference(key: str, seed: int, scope: str, stream: str) -> int:
 
 def test_values_never_change_between_releases() -> None:
     keys = ["", "a", "12345678", "digits/0042", "n01440764/n01440764_10026.JPEG"]
-    assert [f"{h:016x}" for h in hash64(keys, seed=0, scope="digits", stream="part")] == PINNED
+    assert [f"{h:016x}" for h in hash64(keys, seed=0, scope="digits", stream="part")] == FIXED
 
 
 @given(
@@ -107,7 +107,7 @@ def test_unit_never_reaches_one() -> None:
     assert extreme[1] < 1
 
 
-def test_a_hash_expands_to_unrelated_numbers_and_a_longer_row_begins_with_a_shorter() -> None:
+def test_a_hash_expands_to_unrelated_numbers_and_a_larger_count_only_appends() -> None:
     hashes = hash64([f"k{i}" for i in range(20_000)], seed=0, scope="c", stream="s")
     many = expand(hashes, 4)
     assert np.array_equal(many[:, :2], expand(hashes, 2))

@@ -1,8 +1,8 @@
-"""Readers: a source's own files, as rows with stable keys, one kind of source a module.
+"""Readers: the files of a source as rows with stable keys; one module for each kind of source.
 
-A reader takes its spec and gives the source's classes and its *units of work*: pieces that can be
-read apart, on any machine, each large enough to be worth a task. Keys are unique and come from the
-source's own naming, never from an order of reading. Encoded bytes travel untouched. A reader
+A reader takes its spec and gives the source's classes and its *units of work*: pieces that any
+machine can read independently, each large enough to be worth a task. Keys are unique and come from
+the source's own names, never from the order of reading. Encoded images are not changed. A reader
 decides neither parts nor shards nor order, decodes nothing and writes nothing.
 """
 

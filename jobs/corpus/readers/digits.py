@@ -27,8 +27,8 @@ CAPTIONS = (
 class Digits:
     """scikit-learn's digits: keys `digits/0000` to `digits/1796`, 8 x 8 grey PNGs.
 
-    The 17 grey levels of the source are spread over 0 to 255. Each caption names the digit in
-    one of a few templates, chosen by key.
+    The source's 17 grey levels are scaled to 0..255. Each caption names the digit in one of four
+    templates, chosen by key.
     """
 
     spec: DigitsReader
@@ -41,15 +41,15 @@ class Digits:
         return Classes.of(NAMES)
 
     def units(self) -> Sequence[Unit]:
-        """One: the whole source is read in milliseconds."""
+        """One unit: the whole source is read in milliseconds."""
         return (Unit("digits", 0, 1797),)
 
     def files(self) -> Iterator[tuple[str, int]]:
-        """None that is the user's to change."""
+        """No files: the images are part of the package."""
         return iter(())
 
     def read(self, unit: Unit) -> Iterator[pa.Table]:
-        """The images numbered from `unit.start` to before `unit.stop`."""
+        """Images [unit.start, unit.stop)."""
         from sklearn.datasets import load_digits
 
         images, labels = load_digits(return_X_y=True)

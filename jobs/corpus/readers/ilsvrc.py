@@ -1,10 +1,10 @@
-"""ILSVRC2012's own tars, read where they lie: nothing is unpacked to a disk.
+"""ILSVRC2012's own tars, read in place: nothing is unpacked to a disk.
 
-The training tar holds a tar for each class (`n01440764.tar`), each of them a unit of work: a range
-of bytes of the outer file. The validation tar is flat (`ILSVRC2012_val_00000001.JPEG`, ...) and its
-classes are in a ground-truth file, one line an image: the devkit's numbers (then `synsets` must
-number the classes as the devkit's meta.mat does) or WordNet ids. Either way labels count the ids in
-alphabetical order, as image folders do, so both tars and an unpacked tree agree.
+The training tar contains a tar for each class (`n01440764.tar`). Each of these is a unit of work: a
+byte range of the outer file. The validation tar is flat (`ILSVRC2012_val_00000001.JPEG`, ...). Its
+labels are in a ground-truth file, one line for each image: the devkit's numbers (then `synsets`
+must number the classes as the devkit's meta.mat does) or WordNet ids. In both tars, as in image
+folders, labels number the ids in alphabetical order, so the tars and an unpacked tree agree.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from jobs.contract import StageError
 from jobs.corpus.readers.names import Entry, class_names, entries
-from jobs.corpus.readers.rows import Classes, Gather, Unit, claim
+from jobs.corpus.readers.rows import Classes, RowBatcher, Unit, claim
 from jobs.corpus.readers.source import files, locate, stream, text
 from jobs.corpus.readers.tar import Member, members
 from jobs.corpus.spec import IlsvrcTarReader
@@ -35,62 +35,62 @@ class IlsvrcTar:
     captions = False
 
     def classes(self) -> Classes:
-        """The class tars' names; for the flat tar, the ids of `synsets`; in alphabetical order."""
+        """The class tars' names, or the ids in `synsets` (flat tar), in alphabetical order."""
         if self.spec.ground_truth is not None:
             named = self._synsets()
             return Classes.of(sorted(e.id for e in named), {e.id: e.name for e in named})
-        ids = sorted(_stem(member.name) for member in self._class_tars())
+        ids = sorted(_class_id(member.name) for member in self._class_tars())
         return Classes.of(ids, class_names(self.spec.synsets) if self.spec.synsets else {})
 
     def units(self) -> Sequence[Unit]:
-        """The class tars' byte ranges; the flat tar is one, since its headers lie all over it."""
+        """The class tars' byte ranges. The flat tar is one unit: its headers are spread over it."""
         if self.spec.ground_truth is not None:
             return [Unit(name, 0, size) for name, size in self.files()]
-        tars = sorted(self._class_tars(), key=lambda member: _stem(member.name))
+        tars = sorted(self._class_tars(), key=lambda member: _class_id(member.name))
         return [
-            Unit(_stem(member.name), member.offset, member.offset + member.size, label)
+            Unit(_class_id(member.name), member.offset, member.offset + member.size, label)
             for label, member in enumerate(tars)
         ]
 
     def files(self) -> Iterator[tuple[str, int]]:
-        """The one tar."""
+        """The one tar file."""
         yield from files(self.spec.path)
 
     def read(self, unit: Unit) -> Iterator[pa.Table]:
-        """One class tar, or the whole flat one."""
+        """The rows of one class tar, or of the whole flat tar."""
         if self.spec.ground_truth is not None:
             yield from self._read_flat(unit)
             return
         source = f"{unit.file}.tar"
-        rows = Gather(source)
+        rows = RowBatcher(source)
         filesystem, full = locate(self.spec.path, "")
         with filesystem.open_input_file(full) as opened:
             window = _Window(opened, unit.start, unit.stop)
             for member in members(window, f"{self.spec.path}, {source}"):
-                _add(rows, member, f"{unit.file}/{member.name}", unit.label)
+                _add_row(rows, member, f"{unit.file}/{member.name}", unit.label)
                 yield from rows.full()
         yield from rows.rest()
 
     def _read_flat(self, unit: Unit) -> Iterator[pa.Table]:
-        truth = self._truth()
-        rows = Gather(unit.file)
+        truth = self._true_labels()
+        rows = RowBatcher(unit.file)
         with stream(self.spec.path, unit.file) as opened:
             for member in members(opened, self.spec.path):
-                number = re.search(r"(\d+)\.\w+$", member.name)
-                place = int(number.group(1)) if number else 0
-                label = truth[place - 1] if 1 <= place <= len(truth) else None
-                _add(rows, member, member.name, label)
+                digits = re.search(r"(\d+)\.\w+$", member.name)
+                number = int(digits.group(1)) if digits else 0
+                label = truth[number - 1] if 1 <= number <= len(truth) else None
+                _add_row(rows, member, member.name, label)
                 yield from rows.full()
         yield from rows.rest()
 
-    def _truth(self) -> list[int]:
-        """Each validation image's label, by its number from 1."""
+    def _true_labels(self) -> list[int]:
+        """The validation images' labels, in the order of their numbers, which start at 1."""
         named = self._synsets()
         ids = sorted(entry.id for entry in named)
         label_of = {identity: label for label, identity in enumerate(ids)}
         lines = text(str(self.spec.ground_truth)).split()
         if lines and lines[0].isdigit():
-            label_of = self._by_number(named, label_of)
+            label_of = self._labels_by_number(named, label_of)
         unknown = [line for line in lines if line not in label_of]
         if unknown:
             raise StageError(
@@ -101,15 +101,16 @@ class IlsvrcTar:
 
     def _synsets(self) -> list[Entry]:
         named = entries(str(self.spec.synsets))
-        twice = [name for name, count in Counter(entry.id for entry in named).items() if count > 1]
-        if twice:
-            raise StageError(f"{self.spec.synsets} has {twice[0]} twice; leave one of the two")
+        ids = Counter(entry.id for entry in named)
+        repeated = [name for name, count in ids.items() if count > 1]
+        if repeated:
+            raise StageError(f"{self.spec.synsets} has {repeated[0]} twice; remove one of the two")
         return named
 
-    def _by_number(self, named: Sequence[Entry], label_of: dict[str, int]) -> dict[str, int]:
+    def _labels_by_number(self, named: Sequence[Entry], label_of: dict[str, int]) -> dict[str, int]:
         if any(entry.number is None for entry in named):
             raise StageError(
-                f"{self.spec.ground_truth} says classes by the devkit's numbers, and "
+                f"{self.spec.ground_truth} has the devkit's class numbers, but "
                 f"{self.spec.synsets} does not number its classes; give lines `number WNID name` "
                 f"as in the devkit's meta.mat"
             )
@@ -126,18 +127,16 @@ class IlsvrcTar:
             window = _Window(opened, 0, opened.size())
             found = members(window, self.spec.path, wanted=lambda name: False, skip=window.skip)
             tars = [member for member in found if member.kind != "folder"]
-        strange = [
-            m.name for m in tars if m.kind != "file" or not re.fullmatch(r"\w+\.tar", m.name)
-        ]
-        if strange or not tars:
+        others = [m.name for m in tars if m.kind != "file" or not re.fullmatch(r"\w+\.tar", m.name)]
+        if others or not tars:
             raise StageError(
-                f"{self.spec.path} holds {strange[0] if strange else 'nothing'} instead of a tar "
+                f"{self.spec.path} contains {others[0] if others else 'nothing'} instead of a tar "
                 f"for each class; for the flat validation tar give `ground_truth`"
             )
         return tars
 
 
-def _add(rows: Gather, member: Member, key: str, label: int | None) -> None:
+def _add_row(rows: RowBatcher, member: Member, key: str, label: int | None) -> None:
     if member.kind == "folder":
         return
     fault = None if member.is_safe else "unsafe_path"
@@ -146,7 +145,7 @@ def _add(rows: Gather, member: Member, key: str, label: int | None) -> None:
     rows.add(key, member.data, label=label, claims=claim(member.name), fault=fault)
 
 
-def _stem(name: str) -> str:
+def _class_id(name: str) -> str:
     return name.removesuffix(".tar")
 
 
@@ -164,6 +163,6 @@ class _Window:
         return data
 
     def skip(self, size: int) -> None:
-        """Move on without reading."""
+        """Skip bytes without reading them."""
         self._opened.seek(size, 1)
         self._left -= size

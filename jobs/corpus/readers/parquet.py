@@ -1,9 +1,9 @@
-"""Parquet in the layout of Hugging Face's data sets, and near it.
+"""Parquet in the layout of Hugging Face's data sets, or similar.
 
-The image is a column of encoded bytes or a struct of bytes and path; label, caption and key are
-columns that the experiment file names. Class names come from a column, from the `huggingface`
-metadata of the schema, from the experiment file, or are the labels themselves. Rows can be chosen
-by a column's value, so that each domain of one file is a source of its own.
+The image is a column of encoded bytes or a struct of bytes and path; the experiment file names the
+label, caption and key columns. Class names come from the experiment file, from a column, from the
+`huggingface` metadata of the schema, or are the labels themselves. Rows can be selected by a
+column's value, so each domain in one file can be a source of its own.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from jobs.corpus.readers.source import files, is_damage, locate
 from jobs.corpus.spec import ParquetReader
 from jobs.images.headers import EXTENSIONS
 
-UNIT_BYTES = 256 << 20  # of a file's image column, as stored: what a unit holds at least
+UNIT_BYTES = 256 << 20  # of uncompressed row groups: the least for a unit, except a file's last
 
 
 @dataclass(frozen=True)
@@ -35,38 +35,38 @@ class Parquet:
 
     @property
     def labels(self) -> bool:
-        """Whether the experiment file names a column of them."""
+        """Whether the experiment file names a label column."""
         return self.spec.label is not None
 
     @property
     def captions(self) -> bool:
-        """Whether the experiment file names a column of them."""
+        """Whether the experiment file names a caption column."""
         return self.spec.caption is not None
 
     def classes(self) -> Classes:
-        """Names in label order; reads the label columns of every row where nothing else says."""
+        """Names in label order; if nothing declares them, from the label columns of all rows."""
         if self.spec.label is None:
             return Classes()
         if self.spec.classes:
             return Classes.of(self.spec.classes)
         schema = self._labelled_schema()
         if not _is_text(schema.field(self.spec.label).type):
-            declared = _declared(schema, self.spec.label, self.spec.path)
+            declared = _declared_names(schema, self.spec.label, self.spec.path)
             return Classes.of(declared if declared is not None else self._scanned_names())
-        names = self._distinct([self.spec.label])
+        names = self._distinct_values([self.spec.label])
         return Classes.of(sorted(str(name) for name in names if name is not None))
 
     def units(self) -> Sequence[Unit]:
-        """Runs of row groups of a file."""
+        """Ranges of a file's row groups."""
         found = []
         for name, _ in self.files():
             with self._open(name) as opened:
-                meta, first, held = opened.metadata, 0, 0
+                meta, first, size = opened.metadata, 0, 0
                 for group in range(meta.num_row_groups):
-                    held += meta.row_group(group).total_byte_size
-                    if held >= UNIT_BYTES or group == meta.num_row_groups - 1:
+                    size += meta.row_group(group).total_byte_size
+                    if size >= UNIT_BYTES or group == meta.num_row_groups - 1:
                         found.append(Unit(name, first, group + 1))
-                        first, held = group + 1, 0
+                        first, size = group + 1, 0
         return found
 
     def files(self) -> Iterator[tuple[str, int]]:
@@ -74,18 +74,18 @@ class Parquet:
         yield from files(self.spec.path, self.spec.files)
 
     def read(self, unit: Unit) -> Iterator[pa.Table]:
-        """The rows of some row groups that fit `where`."""
+        """The rows of a range of row groups that fit `where`."""
         with self._open(unit.file) as opened:
             meta = opened.metadata
             row = sum(meta.row_group(group).num_rows for group in range(unit.start))
             groups = list(range(unit.start, unit.stop))
             columns = self._columns()
-            label_of = self._label_of(opened.schema_arrow)
-            rows = min(BATCH_ROWS, max(1, _rows_in(meta, groups, bytes_in=64 << 20)))
+            label_of = self._label_numbers(opened.schema_arrow)
+            rows = min(BATCH_ROWS, max(1, _rows_for_bytes(meta, groups, bytes_in=64 << 20)))
             for table in self._tables(opened, unit.file, rows, columns, groups):
                 numbers = pa.array(range(row, row + len(table)), type=pa.int64())
                 row += len(table)
-                kept = self._kept(table)
+                kept = self._where_mask(table)
                 if kept is not None:
                     table, numbers = table.filter(kept), numbers.filter(kept)
                 if len(table):
@@ -94,7 +94,7 @@ class Parquet:
     def _rows(
         self, table: pa.Table, file: str, numbers: pa.Array, label_of: dict[str, int] | None
     ) -> pa.Table:
-        image, path = _bytes_of(table[self.spec.image])
+        image, path = _image_bytes(table[self.spec.image])
         none = pa.nulls(len(table))
         return pa.table(
             {
@@ -103,7 +103,7 @@ class Parquet:
                 "image": image,
                 "label": none if self.spec.label is None else self._labels(table, label_of),
                 "caption": none if self.spec.caption is None else table[self.spec.caption],
-                "claims": none if path is None else _claims(path),
+                "claims": none if path is None else _claimed_formats(path),
                 "fault": none,
             }
         ).cast(RAW)
@@ -122,42 +122,42 @@ class Parquet:
         found = pc.index_in(names, value_set=pa.array(label_of, pa.string())).cast(pa.int64())
         return pc.if_else(names.is_null(), None, pc.fill_null(found, UNKNOWN))
 
-    def _label_of(self, schema: pa.Schema) -> dict[str, int] | None:
-        """The numbers of a text column's labels; None where the column has the numbers."""
+    def _label_numbers(self, schema: pa.Schema) -> dict[str, int] | None:
+        """Class name -> label, for a label column of names; None for a column of numbers."""
         if self.spec.label is None or not _is_text(schema.field(self.spec.label).type):
             return None
         return {name: number for number, name in enumerate(self.classes().ids)}
 
-    def _kept(self, table: pa.Table) -> pa.ChunkedArray | None:
+    def _where_mask(self, table: pa.Table) -> pa.ChunkedArray | None:
         kept = None
         for column in self.spec.where:
-            kind = _plain(table[column].type)
-            fits = pc.is_in(table[column].cast(kind), value_set=self._one_of(column, kind))
+            kind = _value_type(table[column].type)
+            fits = pc.is_in(table[column].cast(kind), value_set=self._where_values(column, kind))
             kept = fits if kept is None else pc.and_(kept, fits)
         return kept
 
-    def _one_of(self, column: str, kind: pa.DataType) -> pa.Array:
-        """The values of `where` for a column of this type, as such."""
-        said = self.spec.where[column]
+    def _where_values(self, column: str, kind: pa.DataType) -> pa.Array:
+        """The values of `where` for a column, in the column's type."""
+        wanted = self.spec.where[column]
         found = [pa.nulls(0, kind)]
-        for value in said if isinstance(said, tuple) else (said,):
+        for value in wanted if isinstance(wanted, tuple) else (wanted,):
             try:
                 found.append(pa.array([value]).cast(kind))
             except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OverflowError):
                 raise StageError(
-                    f"{self.spec.path}: column {column!r} holds {kind}, and {value!r} of `where` "
-                    f"is none; correct the value or name another column"
+                    f"{self.spec.path}: column {column!r} holds {kind}, but {value!r} in `where` "
+                    f"is not one; correct the value or name another column"
                 ) from None
         return pa.concat_arrays(found)
 
     def _columns(self) -> list[str]:
-        """The columns to be read."""
+        """The columns to read."""
         named = [self.spec.image, self.spec.label, self.spec.caption, *self.spec.key]
         wanted = [name for name in (*named, *self.spec.where) if name is not None]
         return list(dict.fromkeys(wanted))
 
     def _refuse_columns(self, schema: pa.Schema, file: str) -> None:
-        """Raise StageError where a column that the experiment file names is missing or odd."""
+        """Raise StageError when a named column is missing or has a type that its role forbids."""
         named = [*self._columns(), *filter(None, [self.spec.label_name])]
         missing = [name for name in named if name not in schema.names]
         if missing:
@@ -173,13 +173,13 @@ class Parquet:
         ]
         for role, name, fits, wanted in roles:
             kind = None if name is None else schema.field(name).type
-            if kind is not None and not fits(_plain(kind)) and not pa.types.is_null(kind):
+            if kind is not None and not fits(_value_type(kind)) and not pa.types.is_null(kind):
                 raise StageError(
                     f"{file}: column {name!r}, the reader's `{role}`, holds {kind} instead of "
                     f"{wanted}; name another column or convert it"
                 )
         for name in self.spec.where:
-            self._one_of(name, _plain(schema.field(name).type))
+            self._where_values(name, _value_type(schema.field(name).type))
 
     def _cast(
         self, column: pa.Array | pa.ChunkedArray, name: str, kind: pa.DataType
@@ -189,12 +189,12 @@ class Parquet:
         except pa.ArrowInvalid as error:
             wanted = "whole numbers" if pa.types.is_integer(kind) else "text"
             raise StageError(
-                f"{self.spec.path}: column {name!r} does not hold {wanted} alone ({error}); "
+                f"{self.spec.path}: column {name!r} holds more than {wanted} ({error}); "
                 f"correct it or name another column"
             ) from None
 
     def _labelled_schema(self) -> pa.Schema:
-        """The schema of the first file whose label column is of any type but null."""
+        """The schema of the first file whose label column has a type other than null."""
         for name, _ in self.files():
             with self._open(name) as opened:
                 schema = opened.schema_arrow
@@ -206,26 +206,26 @@ class Parquet:
         """Class names in the order of their numbers, from the label columns of all rows."""
         label, named = str(self.spec.label), self.spec.label_name
         if named is None:
-            found = self._cast(pa.array(list(self._distinct([label]))), label, pa.int64())
+            found = self._cast(pa.array(list(self._distinct_values([label]))), label, pa.int64())
             top = pc.max(found).as_py()
             return [str(number) for number in range(0 if top is None else top + 1)]
-        pairs = [pair for pair in self._distinct([label, named]) if None not in pair]
+        pairs = [pair for pair in self._distinct_values([label, named]) if None not in pair]
         pairs.sort(key=lambda pair: pair[0])
         numbers = [number for number, _ in pairs]
         if numbers != list(range(len(pairs))):
             raise StageError(
-                f"{self.spec.path}: columns {label!r} and {named!r} do not name the classes 0, 1, "
-                f"2, ... one by one; give the names in `classes`"
+                f"{self.spec.path}: columns {label!r} and {named!r} do not give each class 0, 1, "
+                f"2, ... exactly one name; give the names in `classes`"
             )
         return [str(name) for _, name in pairs]
 
-    def _distinct(self, columns: list[str]) -> set[Any]:
+    def _distinct_values(self, columns: list[str]) -> set[Any]:
         """The distinct values of a column, or tuples of several, over all rows of the source.
 
-        The first column is the label; StageError where one file has names in it, another numbers.
+        The first column is the label; StageError when it has names in one file, numbers in another.
         """
         found: set[Any] = set()
-        kinds: dict[bool, str] = {}  # whether labels are names -> a file where they are
+        kinds: dict[bool, str] = {}  # whether labels are names -> a file with such labels
         for name, _ in self.files():
             with self._open(name) as opened:
                 kind = opened.schema_arrow.field(columns[0]).type
@@ -234,7 +234,7 @@ class Parquet:
                 if len(kinds) > 1:
                     raise StageError(
                         f"{self.spec.path}: column {columns[0]!r} holds names in {kinds[True]} and "
-                        f"numbers in {kinds[False]}; make them alike or give the names in `classes`"
+                        f"numbers in {kinds[False]}; use one of them, or give `classes`"
                     )
                 for batch in self._tables(opened, name, 1 << 16, columns):
                     table = batch.group_by(columns).aggregate([])
@@ -261,7 +261,7 @@ class Parquet:
         columns: list[str],
         groups: list[int] | None = None,
     ) -> Iterator[pa.Table]:
-        """Columns of a file, or of some of its row groups, so many rows at a time."""
+        """Columns of a file, or of some of its row groups, `rows` rows at a time."""
         batches = opened.iter_batches(rows, row_groups=groups, columns=columns)
         while True:
             try:
@@ -274,22 +274,22 @@ class Parquet:
 
 
 def _damaged(file: str, error: Exception) -> Exception:
-    """What to raise for a file that cannot be read: the error itself where the disk is at fault."""
+    """The error to raise for a file that cannot be read; a disk's own error is passed on."""
     if isinstance(error, OSError) and not is_damage(error):
         return error
-    said = " ".join(str(error).split())
-    return StageError(f"{file} is no Parquet file, or a damaged one ({said}); fetch it again")
+    line = " ".join(str(error).split())
+    return StageError(f"{file} is not a Parquet file, or is damaged ({line}); download it again")
 
 
-def _rows_in(meta: Any, groups: Sequence[int], bytes_in: int) -> int:
-    """How many rows of these row groups have about so many bytes."""
+def _rows_for_bytes(meta: Any, groups: Sequence[int], bytes_in: int) -> int:
+    """How many rows of these row groups have about `bytes_in` bytes."""
     rows = sum(meta.row_group(group).num_rows for group in groups)
-    held = sum(meta.row_group(group).total_byte_size for group in groups)
-    return int(bytes_in * rows / max(held, 1))
+    size = sum(meta.row_group(group).total_byte_size for group in groups)
+    return int(bytes_in * rows / max(size, 1))
 
 
-def _bytes_of(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, pa.ChunkedArray | None]:
-    """The encoded bytes, and the images' paths where the column is a struct that has them."""
+def _image_bytes(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, pa.ChunkedArray | None]:
+    """The encoded bytes, and the images' paths if the column is a struct that has them."""
     if not pa.types.is_struct(column.type):
         return column, None
     fields = {column.type.field(i).name for i in range(column.type.num_fields)}
@@ -305,19 +305,19 @@ def _bytes_of(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, pa.ChunkedArray
     )
 
 
-def _claims(path: pa.ChunkedArray) -> pa.ChunkedArray:
+def _claimed_formats(path: pa.ChunkedArray) -> pa.ChunkedArray:
     ends = pc.utf8_lower(pc.extract_regex(path, r"\.(?P<end>\w+)$").combine_chunks().field("end"))
     known = pc.index_in(ends, value_set=pa.array(list(EXTENSIONS)))
     return pa.array(list(EXTENSIONS.values())).take(known)
 
 
-def _plain(kind: pa.DataType) -> pa.DataType:
-    """The type of a column's values, which may stand in a dictionary."""
+def _value_type(kind: pa.DataType) -> pa.DataType:
+    """The type of a column's values, also if the column is dictionary-encoded."""
     return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    kind = _plain(kind)
+    kind = _value_type(kind)
     return bool(
         pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
     )
@@ -339,8 +339,8 @@ def _is_flat(kind: pa.DataType) -> bool:
 def _may_be_image(kind: pa.DataType) -> bool:
     if not pa.types.is_struct(kind):
         return _is_bytes(kind)
-    held = [field.type for field in kind if field.name == "bytes"]
-    return all(_is_bytes(part) or pa.types.is_null(part) for part in held)
+    types = [field.type for field in kind if field.name == "bytes"]
+    return all(_is_bytes(one) or pa.types.is_null(one) for one in types)
 
 
 def _may_be_caption(kind: pa.DataType) -> bool:
@@ -357,17 +357,17 @@ def _may_be_label(kind: pa.DataType) -> bool:
     )
 
 
-def _declared(schema: pa.Schema, label: str, path: str) -> list[str] | None:
-    """The class names of Hugging Face's own metadata; StageError where it cannot be understood."""
-    said = (schema.metadata or {}).get(b"huggingface")
-    if said is None:
+def _declared_names(schema: pa.Schema, label: str, path: str) -> list[str] | None:
+    """The class names in Hugging Face's metadata, if any; StageError when they are of no use."""
+    raw = (schema.metadata or {}).get(b"huggingface")
+    if raw is None:
         return None
     try:
-        found = json.loads(said)
+        found = json.loads(raw)
         for word in ("info", "features", label, "names"):
             found = (found or {}).get(word)
     except (ValueError, AttributeError, RecursionError):
-        found = said
+        found = raw
     if not found:
         return None
     if not isinstance(found, list) or not all(isinstance(name, (str, int)) for name in found):

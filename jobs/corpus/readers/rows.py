@@ -1,9 +1,9 @@
 """Rows as a reader gives them, before they are checked.
 
-A reader's row says where it comes from, its key, its bytes, and its label or caption as the source
-has them; a row that the reader itself cannot make whole carries a `fault`, a word for the
-quarantine. Whether the image is an image, the label a class and the caption text is for
-`jobs.corpus.check` to say. Nothing here reads a source.
+A row has its source, its key, its bytes, and its label or caption as in the source. A row that the
+reader cannot complete has a `fault`, the reason for its quarantine. `jobs.corpus.check` decides
+whether the image is an image, the label is a class and the caption is text. Nothing here reads a
+source.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ RAW = pa.schema(
         pa.field("image", pa.large_binary()),  # encoded
         pa.field("label", pa.int64()),  # index into the reader's classes
         pa.field("caption", pa.large_binary()),  # should be UTF-8
-        pa.field("claims", pa.string()),  # the format that the file's name claims
-        pa.field("fault", pa.string()),  # why the reader gives the row up; null: it does not
+        pa.field("claims", pa.string()),  # the image format by the file's extension
+        pa.field("fault", pa.string()),  # why the row goes to quarantine; null: no fault so far
     ]
 )
 
 UNKNOWN = -1
-"""The label of a row whose source names a class that is none of its classes."""
+"""The label of a row whose class is not among the reader's classes."""
 
-LABEL_DIGITS = 18  # at most; more is no class's number, and may not fit `RAW`
+LABEL_DIGITS = 18  # at most; a longer number may not fit an int64
 
 BATCH_ROWS = 4_096
 BATCH_BYTES = 16 << 20
@@ -39,55 +39,55 @@ BATCH_BYTES = 16 << 20
 
 @dataclass(frozen=True)
 class Unit:
-    """A piece of a source that is read by one task, in the reader's own terms."""
+    """A piece of a source that one task reads; each reader defines what `start` and `stop` are."""
 
     file: str
     start: int
     stop: int
-    label: int | None = None  # of all its rows, where the reader knows it so
+    label: int | None = None  # of all its rows, if they share one
 
 
 @dataclass(frozen=True)
 class Classes:
     """A source's classes in label order; both empty for a source without labels."""
 
-    ids: tuple[str, ...] = ()  # as the source names them: folder, WordNet id, or the name itself
+    ids: tuple[str, ...] = ()  # in the source's terms: folder, WordNet id, or the name itself
     names: tuple[str, ...] = ()  # for people, and for zero-shot prompts
 
     @staticmethod
     def of(ids: Sequence[str], names: dict[str, str] | None = None) -> Classes:
-        """Classes by id, with the names that a mapping gives some of them."""
+        """Classes by id, with the names in the mapping; a class without one has its id as name."""
         known = names or {}
         return Classes(tuple(ids), tuple(known.get(i, i) for i in ids))
 
 
 class Reader(Protocol):
-    """What the corpus stage asks of any source. It is sent to workers, so it holds no handles."""
+    """The interface of every source. It is sent to workers, so it keeps no open handles."""
 
     @property
     def labels(self) -> bool:
-        """Whether every row ought to have a label, even where no class is known."""
+        """Whether every row must have a label, even if no class is known."""
 
     @property
     def captions(self) -> bool:
-        """Whether every row ought to have a caption."""
+        """Whether every row must have a caption."""
 
     def classes(self) -> Classes:
         """The classes; may read names, headers and small columns, never images."""
 
     def units(self) -> Sequence[Unit]:
-        """The pieces that together are the whole source, each row in exactly one, in its order."""
+        """The pieces of the source, in its order; every row is in exactly one."""
 
     def files(self) -> Iterator[tuple[str, int]]:
-        """(name, bytes) of every file of the source that `Listing` is made of."""
+        """(name, bytes) of every file of the source that its `Listing` counts."""
 
     def read(self, unit: Unit) -> Iterator[pa.Table]:
         """A unit's rows, by `RAW`, a few megabytes at a time, always in the same order."""
 
 
 @dataclass
-class Gather:
-    """Rows gathered one by one into tables of a bounded size."""
+class RowBatcher:
+    """Collects single rows into tables of a bounded size."""
 
     source: str
     _rows: dict[str, list[Any]] = field(default_factory=lambda: {n: [] for n in RAW.names})
@@ -103,29 +103,29 @@ class Gather:
         claims: str | None = None,
         fault: str | None = None,
     ) -> None:
-        """One row more."""
+        """Add a row."""
         row = (self.source, key, image, label, caption, claims, fault)
         for column, value in zip(self._rows.values(), row, strict=True):
             column.append(value)
         self._bytes += len(image or b"")
 
     def full(self) -> Iterator[pa.Table]:
-        """The table, once there is enough for one."""
+        """The table of the rows so far, once they are enough for one."""
         if self._bytes >= BATCH_BYTES or len(self._rows["key"]) >= BATCH_ROWS:
             yield from self.rest()
 
     def rest(self) -> Iterator[pa.Table]:
-        """The table of whatever has been gathered, if anything has."""
+        """The table of the rows so far, if there are any."""
         if self._rows["key"]:
             yield pa.table(self._rows, schema=RAW)
             self._rows, self._bytes = {name: [] for name in RAW.names}, 0
 
 
 def number_of(words: str) -> int:
-    """The label that these words are as a number; UNKNOWN where they are none."""
+    """The label that the text gives as a decimal number; UNKNOWN for other text."""
     return int(words) if words.isdecimal() and len(words) <= LABEL_DIGITS else UNKNOWN
 
 
 def claim(name: str) -> str | None:
-    """The format that a file's name claims, None where it claims none."""
+    """The image format by a file name's extension; None for an unknown extension."""
     return EXTENSIONS.get(name.rpartition(".")[2].lower())

@@ -1,8 +1,8 @@
-"""A source's files, on any filesystem that pyarrow knows.
+"""A source's files, on any filesystem that pyarrow supports.
 
-Takes the path that an experiment file gives (a file or a folder, local, s3:// or gs://); gives its
-files' names and sizes, and their bytes. Names are relative to the path, with forward slashes; a
-path to one file has that file's own name. Nothing here writes, or knows what the bytes mean.
+Takes the path in an experiment file (a file or a folder, local, s3:// or gs://); gives the names,
+sizes and bytes of its files. Names are relative to the path, with forward slashes; if the path is a
+file, its name is the file's own. Nothing here writes or interprets the bytes.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ import pyarrow.fs as pafs
 from jobs.contract import StageError
 from jobs.storage.folder import Folder
 
-BUFFER = 4 << 20  # bytes asked of a filesystem at a time when a file is streamed
-REQUESTS = 16  # small files asked of an object store at a time
+BUFFER = 4 << 20  # bytes requested from a filesystem at a time when a file is streamed
+REQUESTS = 16  # small files requested from an object store at a time
 
-_NOWHERE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
-"""What a path that leads to no file fails with; anything else is the disk's trouble."""
+_NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
+"""The errors of a path without a file; any other error is a failure of the disk."""
 
 
 @dataclass(frozen=True)
 class Listing:
-    """What identifies a source's content without reading it: its files' names and sizes."""
+    """Identifies a source's content without reading it: by its files' names and sizes."""
 
     files: int
     bytes: int
@@ -42,7 +42,7 @@ class Listing:
 
     @staticmethod
     def of(files: Iterable[tuple[str, int]]) -> Listing:
-        """The listing of (name, bytes); the order is the reader's, and always the same."""
+        """The listing of (name, bytes), in the reader's order, which never varies."""
         digest, count, total = hashlib.sha256(), 0, 0
         for name, size in files:
             digest.update(f"{name}\t{size}\n".encode())
@@ -53,39 +53,39 @@ class Listing:
 def files(
     path: str, pattern: str = "*", *, empty: bool = False, broken: bool = False
 ) -> list[tuple[str, int]]:
-    """(name, bytes) of the files at or below a path whose last name fits, by rising name.
+    """(name, bytes) of the files at or below a path whose file name fits the pattern, sorted.
 
-    Raises StageError when there is nothing at the path or, unless it may be `empty`, nothing that
-    fits; and for a link that leads nowhere, unless `broken` ones are wanted: as files of no bytes.
+    Raises StageError when the path does not exist, when no file fits (unless `empty`), and for a
+    broken link. With `broken`, a broken link is a file of 0 bytes.
     """
     folder = Folder.of(path)
-    filesystem, root = _open(folder)
-    info = _info(filesystem, root, path)
+    filesystem, root = _open_folder(folder)
+    info = _file_info(filesystem, root, path)
     if info.type == pafs.FileType.File:
         return [(info.base_name, int(info.size))]
-    below = _walk(root) if folder.is_local else _listed(filesystem, root)
+    below = _list_local(root) if folder.is_local else _list_remote(filesystem, root)
     found = []
     for name, size in below:
         if not fnmatch.fnmatchcase(name.rpartition("/")[2], pattern):
             continue
         if size is None and not broken:
-            raise _leads_nowhere(root, name)
-        found.append((_checked(root, name), size or 0))
+            raise _broken_link(root, name)
+        found.append((_check_utf8(root, name), size or 0))
     if not found and not empty:
-        raise StageError(f"{path} holds no file named like {pattern!r}; correct the reader's path")
+        raise StageError(f"{path} has no file named like {pattern!r}; correct the reader's path")
     return sorted(found)
 
 
 def folders(path: str) -> list[str]:
-    """Names of the folders right below a path, sorted, without the hidden ones.
+    """Names of the folders directly below a path, sorted, without hidden ones.
 
-    Raises StageError when there is none, and for a link that leads nowhere: it may be a folder's.
+    Raises StageError when there is none, and for a broken link, which may stand for a folder.
     """
     folder = Folder.of(path)
-    filesystem, root = _open(folder)
-    _info(filesystem, root, path, folder=True)
+    filesystem, root = _open_folder(folder)
+    _file_info(filesystem, root, path, folder=True)
     if folder.is_local:
-        found = [_checked(root, name) for name in _local_folders(root)]
+        found = [_check_utf8(root, name) for name in _local_folders(root)]
     else:
         found = [
             item.base_name
@@ -93,74 +93,74 @@ def folders(path: str) -> list[str]:
             if item.type == pafs.FileType.Directory and not is_hidden(item.base_name)
         ]
     if not found:
-        raise StageError(f"{path} holds no folder; it should hold one for each class")
+        raise StageError(f"{path} has no folder; it needs one for each class")
     return sorted(found)
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file's name, or that of a folder on the way to it, begins with a dot."""
+    """Whether any part of a relative path begins with a dot."""
     return any(part.startswith(".") for part in name.split("/"))
 
 
-def _listed(filesystem: pafs.FileSystem, root: str) -> Iterator[tuple[str, int | None]]:
-    """(name, bytes) of all files below a folder."""
+def _list_remote(filesystem: pafs.FileSystem, root: str) -> Iterator[tuple[str, int | None]]:
+    """(name, bytes) of all files below a folder of an object store."""
     for item in filesystem.get_file_info(pafs.FileSelector(root, recursive=True)):
         if item.type == pafs.FileType.File:
             yield item.path[len(root) :].lstrip("/"), int(item.size)
 
 
-def _walk(folder: str, above: str = "") -> Iterator[tuple[str, int | None]]:
-    """As `_listed` of a local folder; no bytes (None) for a link that leads nowhere.
+def _list_local(folder: str, above: str = "") -> Iterator[tuple[str, int | None]]:
+    """(name, bytes) of all files below a local folder; bytes are None for a broken link.
 
-    pyarrow leaves such links out without a word, and fails at a name that is not UTF-8.
+    pyarrow omits broken links silently, and fails at a name that is not UTF-8.
     """
-    for entry, found in _entries(folder):
+    for entry, found in _scan_folder(folder):
         name = f"{above}{entry.name}"
         if found is not None and stat.S_ISDIR(found.st_mode):
             if entry.is_symlink():
-                _refuse_circle(folder, entry)
-            yield from _walk(entry.path, f"{name}/")
+                _refuse_link_cycle(folder, entry)
+            yield from _list_local(entry.path, f"{name}/")
         elif found is None or stat.S_ISREG(found.st_mode):
             yield name, None if found is None else found.st_size
 
 
-def _refuse_circle(folder: str, entry: os.DirEntry[str]) -> None:
-    """Raise StageError for a link to a folder it lies in, whose files would come many times."""
+def _refuse_link_cycle(folder: str, entry: os.DirEntry[str]) -> None:
+    """Raise StageError for a link to a folder above it, whose files would be listed repeatedly."""
     if f"{os.path.realpath(folder)}/".startswith(f"{os.path.realpath(entry.path)}/"):
         raise StageError(
-            f"{folder}/{_printable(entry.name)} links to a folder that it lies in; remove it"
+            f"{folder}/{_printable(entry.name)} links to a folder that contains it; remove it"
         )
 
 
 def _local_folders(root: str) -> Iterator[str]:
-    for entry, found in _entries(root):
+    for entry, found in _scan_folder(root):
         if is_hidden(entry.name):
             continue
         if found is None:
-            raise _leads_nowhere(root, entry.name)
+            raise _broken_link(root, entry.name)
         if stat.S_ISDIR(found.st_mode):
             yield entry.name
 
 
-def _entries(folder: str) -> Iterator[tuple[os.DirEntry[str], os.stat_result | None]]:
-    """What is right in a local folder, links followed; None for one that leads nowhere."""
+def _scan_folder(folder: str) -> Iterator[tuple[os.DirEntry[str], os.stat_result | None]]:
+    """The entries of a local folder and their stat, links followed; None for a broken link."""
     with os.scandir(folder) as entries:
         for entry in entries:
             try:
                 found = entry.stat()
             except OSError as error:
-                if error.errno not in _NOWHERE:
+                if error.errno not in _NO_FILE:
                     raise
                 found = None
             yield entry, found
 
 
-def _leads_nowhere(root: str, name: str) -> StageError:
-    return StageError(f"{root}/{_printable(name)} is a link that leads nowhere; mend or remove it")
+def _broken_link(root: str, name: str) -> StageError:
+    return StageError(f"{root}/{_printable(name)} is a broken link; repair or remove it")
 
 
-def _checked(root: str, name: str) -> str:
-    """The name of a local file; StageError where it is no UTF-8, as keys must be."""
+def _check_utf8(root: str, name: str) -> str:
+    """The name; StageError when it is not UTF-8, which keys must be."""
     if _printable(name) != name:
         raise StageError(
             f"the name of {root}/{_printable(name)} is not UTF-8; rename it (`convmv` renames "
@@ -175,16 +175,16 @@ def _printable(name: str) -> str:
 
 def locate(path: str, name: str) -> tuple[pafs.FileSystem, str]:
     """The filesystem, and the full path within it, of a file as `files` names it."""
-    filesystem, root = _open(Folder.of(path))
-    info = _info(filesystem, root, path)
+    filesystem, root = _open_folder(Folder.of(path))
+    info = _file_info(filesystem, root, path)
     return filesystem, root if info.type == pafs.FileType.File else f"{root}/{name}"
 
 
 @contextmanager
 def stream(path: str, name: str) -> Iterator[Any]:
-    """A file's bytes from its start, decompressed where its name ends in .gz or .tgz.
+    """A file as a stream of bytes, decompressed if its name ends in .gz or .tgz.
 
-    Raises StageError, wherever they are read, when they are no gzip or are damaged.
+    Raises StageError, also while the block reads, for a compressed file that is not valid gzip.
     """
     filesystem, full = locate(path, name)
     compression = "gzip" if name.endswith((".gz", ".tgz")) else None
@@ -195,27 +195,27 @@ def stream(path: str, name: str) -> Iterator[Any]:
             if compression is None or not is_damage(error):
                 raise
             raise StageError(
-                f"{full} is no gzip file, or a damaged one ({error}); fetch it again, or rename it "
-                f"where it is not compressed"
+                f"{full} is not a gzip file, or is damaged ({error}); download it again, or rename "
+                f"it if it is not compressed"
             ) from None
 
 
 def is_damage(error: OSError) -> bool:
-    """Whether pyarrow could not read a file for its bytes: neither the disk nor a bucket failed."""
+    """Whether pyarrow failed because of a file's bytes, not because of a disk or a bucket."""
     return error.errno is None and not re.search("AWS Error|google::cloud", str(error))
 
 
 def contents(path: str, names: Iterable[str | None]) -> Iterator[bytes | None]:
-    """Each small file's bytes, in order; None for a file that is not there, and for no name.
+    """The bytes of small files, in order; None for a file that does not exist and for no name.
 
-    An object store is asked for several at a time, since each answer takes its while.
+    Several files are requested from an object store at a time, because of its latency.
     """
     folder = Folder.of(path)
     if folder.is_local:
         root = folder.local_path()
         yield from (_read_local(root, name) for name in names)
         return
-    filesystem, full = _open(folder)
+    filesystem, full = _open_folder(folder)
 
     def read(name: str | None) -> bytes | None:
         if name is None:
@@ -231,8 +231,8 @@ def contents(path: str, names: Iterable[str | None]) -> Iterator[bytes | None]:
 
 
 def text(path: str) -> str:
-    """A whole text file; StageError when it is absent, a folder or not UTF-8."""
-    filesystem, root = _open(Folder.of(path))
+    """The content of a text file; StageError when it is absent, a folder or not UTF-8."""
+    filesystem, root = _open_folder(Folder.of(path))
     if filesystem.get_file_info(root).type == pafs.FileType.Directory:
         raise StageError(f"{path} is a folder; name a file in it")
     try:
@@ -245,27 +245,27 @@ def text(path: str) -> str:
 
 
 def _read_local(root: Path, name: str | None) -> bytes | None:
-    if name is None or "\0" in name:  # which no file's name can hold
+    if name is None or "\0" in name:  # no file name contains a null character
         return None
     try:
         return (root / name).read_bytes()
     except OSError as error:
-        if error.errno not in _NOWHERE:
+        if error.errno not in _NO_FILE:
             raise
         return None
 
 
-def _open(folder: Folder) -> tuple[pafs.FileSystem, str]:
+def _open_folder(folder: Folder) -> tuple[pafs.FileSystem, str]:
     try:
         return folder.open()
     except (OSError, ValueError) as error:
         raise StageError(f"{folder.uri} cannot be opened ({error}); correct its path") from error
 
 
-def _info(filesystem: Any, root: str, path: str, folder: bool = False) -> Any:
+def _file_info(filesystem: Any, root: str, path: str, folder: bool = False) -> Any:
     info = filesystem.get_file_info(root)
     if info.type == pafs.FileType.NotFound:
         raise StageError(f"{path} does not exist; correct the reader's path")
     if folder and info.type != pafs.FileType.Directory:
-        raise StageError(f"{path} is no folder; this reader wants one")
+        raise StageError(f"{path} is not a folder; this reader needs one")
     return info

@@ -1,9 +1,9 @@
 """CSV and TSV tables of image paths, with a caption or a label each.
 
-Paths are relative to the table (or to `root`), on the same filesystem; one that is absolute or
-climbs out with `..` is refused, one that leads nowhere is quarantined. Tables may be compressed.
-Fields may stand in quotes by RFC 4180 (a CSV), or quotes mean nothing (a TSV); a table that
-keeps to neither is refused, since a stray quote would swallow the rows up to the next one.
+Paths are relative to the table (or to `root`), on the same filesystem. A row whose path is absolute
+or contains `..`, or whose file does not exist, is quarantined. Tables may be compressed. In a CSV,
+fields may be quoted as in RFC 4180; in a TSV, quotes have no meaning. Any other table is refused,
+because a stray quote would swallow the rows up to the next quote.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 
 from jobs.contract import StageError
-from jobs.corpus.readers.rows import Classes, Gather, Unit, claim, number_of
+from jobs.corpus.readers.rows import Classes, RowBatcher, Unit, claim, number_of
 from jobs.corpus.readers.source import contents, files, stream
 from jobs.corpus.spec import TableReader
 from jobs.storage.folder import Folder
 
 UNITS = 64  # at most: every unit reads the table up to its own rows
 UNIT_ROWS = 5_000  # at least
-READ_ROWS = 256  # images asked for at a time
-LONGEST = 1 << 20  # characters of a field: as long as a row that pyarrow takes
-SHOWN = 80  # characters of a table shown in a complaint
+READ_ROWS = 256  # images requested at a time
+MAX_FIELD = 1 << 20  # characters of a field: pyarrow's limit for a row
+SHOWN = 80  # characters of a library's message that an error shows
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows keyed by a column, or by the image's path as it stands in the table."""
+    """Rows keyed by a column, or by the image's path as the table gives it."""
 
     spec: TableReader
 
@@ -47,14 +47,14 @@ class Table:
         return self.spec.caption is not None
 
     def classes(self) -> Classes:
-        """As listed in the experiment file, else the label column's distinct values, sorted."""
+        """The classes of the experiment file, else the label column's distinct values, sorted."""
         if self.spec.label is None or self.spec.classes:
             return Classes.of(self.spec.classes)
         names = {name for rows in self._batches([self.spec.label]) for (name,) in rows if name}
         return Classes.of(sorted(names))
 
     def units(self) -> Sequence[Unit]:
-        """Runs of rows. Raises StageError where a quote is not closed as it should be."""
+        """Ranges of rows. Raises StageError for a stray quote."""
         name, _ = next(self.files())
         if self._quoting(name):
             self._refuse_stray_quotes(name)
@@ -63,7 +63,7 @@ class Table:
         return [Unit(name, start, min(start + step, rows)) for start in range(0, rows, step)]
 
     def files(self) -> Iterator[tuple[str, int]]:
-        """The table alone: asking for every image's size would cost as much as reading it."""
+        """The table alone: to get every image's size costs as much as to read it."""
         found = files(self.spec.path)
         if len(found) != 1:
             raise StageError(f"{self.spec.path} is a folder; name the table itself")
@@ -74,16 +74,16 @@ class Table:
         spec = self.spec
         classes = {name: number for number, name in enumerate(self.classes().ids)}
         columns = self._columns()
-        rows = Gather(unit.file)
-        for said in self._rows(columns, unit):
-            found = [dict(zip(columns, values, strict=True)) for values in said]
+        rows = RowBatcher(unit.file)
+        for block in self._rows(columns, unit):
+            found = [dict(zip(columns, values, strict=True)) for values in block]
             paths = [values[spec.image].removeprefix("./") for values in found]
-            images = contents(self._root(), [p if _is_safe(p) else None for p in paths])
+            images = contents(self._image_root(), [p if _is_safe(p) else None for p in paths])
             for values, path, image in zip(found, paths, images, strict=True):
                 rows.add(
                     values[spec.key] if spec.key else values[spec.image],
                     image,
-                    label=_label(values[spec.label], classes) if spec.label else None,
+                    label=_label_number(values[spec.label], classes) if spec.label else None,
                     caption=values[spec.caption] if spec.caption else None,
                     claims=claim(path),
                     fault=None if _is_safe(path) else "unsafe_path",
@@ -106,7 +106,7 @@ class Table:
                 return
 
     def _batches(self, columns: list[str]) -> Iterator[list[tuple[Any, ...]]]:
-        """The table's rows in order, these columns as text."""
+        """The table's rows in order, these columns as text (captions as bytes)."""
         name, _ = next(self.files())
         quoting = self._quoting(name)
         try:
@@ -119,16 +119,16 @@ class Table:
                         quote_char='"' if quoting else False,
                         newlines_in_values=quoting,
                     ),
-                    convert_options=self._conversion(columns),
+                    convert_options=self._convert_options(columns),
                 )
                 for batch in reader:
                     values = [batch.column(c).to_pylist() for c in columns]
                     yield list(zip(*values, strict=True))
         except (pa.ArrowInvalid, pa.ArrowKeyError, UnicodeDecodeError) as error:
-            hint = "" if quoting else ", or set `quoting: true` if its fields stand in quotes"
+            hint = "" if quoting else ", or set `quoting: true` if its fields are quoted"
             raise StageError(
                 f"{self.spec.path} cannot be read as a table with the columns "
-                f"{', '.join(columns)} ({_short(str(error))}); correct the table or the reader's "
+                f"{', '.join(columns)} ({_shorten(str(error))}); correct the table or the reader's "
                 f"fields{hint}"
             ) from None
 
@@ -139,13 +139,13 @@ class Table:
         return not _is_tsv(name) if self.spec.quoting is None else self.spec.quoting
 
     def _refuse_stray_quotes(self, name: str) -> None:
-        """Raise StageError where the table is not what RFC 4180 says.
+        """Raise StageError when the table breaks RFC 4180.
 
-        pyarrow forgives a quote that is never closed, or closed within a field, and makes one row
-        of all the rows between.
+        pyarrow accepts a quote that is never closed, or is closed within a field, and makes one
+        row of all the rows in between.
         """
         begin = 0
-        csv.field_size_limit(LONGEST)
+        csv.field_size_limit(MAX_FIELD)
         try:
             with stream(self.spec.path, name) as opened:
                 lines = io.TextIOWrapper(opened, "utf-8-sig", "replace", newline="")
@@ -157,25 +157,25 @@ class Table:
                         self._refuse_lines(name, begin + 1, dict(zip(named, row, strict=False)))
                     begin = rows.line_num
         except csv.Error as error:
-            raise self._stray(name, begin + 1, str(error)) from None
+            raise self._stray_quote(name, begin + 1, str(error)) from None
 
     def _refuse_lines(self, name: str, line: int, row: dict[str, str]) -> None:
-        """Only a caption may go over several lines: what else does has swallowed rows."""
+        """Raise StageError for line breaks outside captions: such a field has swallowed rows."""
         for column in {self.spec.image, self.spec.label, self.spec.key} - {None, self.spec.caption}:
             if "\n" in row.get(str(column), ""):
-                raise self._stray(name, line, f"{column} goes over several lines")
+                raise self._stray_quote(name, line, f"{column} spans several lines")
 
-    def _stray(self, name: str, line: int, what: str) -> StageError:
+    def _stray_quote(self, name: str, line: int, what: str) -> StageError:
         return StageError(
             f"{self.spec.path}: the row that begins in line {line:,} has a stray quote ({what}); "
-            f'correct it (RFC 4180: a field with quotes stands in quotes, with "" for each of its '
-            f"own), or set `quoting: false` if quotes mean nothing in this table"
+            f'correct it (RFC 4180: a field that contains quotes is quoted, with "" for each '
+            f"quote in it), or set `quoting: false` if quotes have no meaning in this table"
         )
 
-    def _conversion(self, columns: list[str]) -> Any:
-        """All as text; captions as bytes, so that one that is no UTF-8 is one row's fault.
+    def _convert_options(self, columns: list[str]) -> Any:
+        """Columns as text, captions as bytes: one that is not UTF-8 is then only its row's fault.
 
-        A caption that is the path, label or key too is text as those are.
+        A caption column that is also the path, label or key is text.
         """
         kinds = dict.fromkeys(columns, pa.string())
         others = (self.spec.image, self.spec.label, self.spec.key)
@@ -185,7 +185,7 @@ class Table:
             include_columns=columns, column_types=kinds, strings_can_be_null=False
         )
 
-    def _root(self) -> str:
+    def _image_root(self) -> str:
         if self.spec.root is not None:
             return self.spec.root
         return Folder.holding(Folder.of(self.spec.path).uri)[0].uri
@@ -195,8 +195,8 @@ def _is_tsv(name: str) -> bool:
     return name.removesuffix(".gz").endswith(".tsv")
 
 
-def _short(text: str) -> str:
-    """A library's message on one line, without the long rows it may quote."""
+def _shorten(text: str) -> str:
+    """A library's message on one line, cut after SHOWN characters."""
     line = " ".join(text.split())
     return line if len(line) <= SHOWN else f"{line[:SHOWN]}..."
 
@@ -205,7 +205,7 @@ def _is_safe(path: str) -> bool:
     return bool(path) and not path.startswith(("/", "\\")) and ".." not in path.split("/")
 
 
-def _label(said: str, classes: dict[str, int]) -> int | None:
-    if said in classes:
-        return classes[said]
-    return number_of(said) if said else None
+def _label_number(text: str, classes: dict[str, int]) -> int | None:
+    if text in classes:
+        return classes[text]
+    return number_of(text) if text else None

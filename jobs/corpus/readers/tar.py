@@ -1,13 +1,13 @@
 """Tar: the members of a tar file, read in place.
 
 Own code, because Python's `tarfile` reads a WebDataset shard at a fifth of the speed
-(`benchmarks/own_code.py`: 4.7 times as many files a second here) and
-takes a file that was cut off between two members for a whole one.
+(`benchmarks/own_code.py`: 4.7 times as many files a second here) and accepts a file that was cut
+off between two members.
 
-Takes an open stream at the start of a tar (perhaps inside another) and gives its members one after
-another, with their bytes where they are files. Knows POSIX ustar, GNU and pax long names and GNU
-and pax sizes. Nothing is ever written to a disk, so a member's name is a name and no path: links
-and devices are told apart by `kind` and never followed.
+Takes an open stream at the start of a tar (perhaps inside another); gives its members in order,
+files with their bytes. Supports POSIX ustar, GNU and pax long names, and GNU and pax sizes. Nothing
+is written to a disk, and a member's name is never used as a path. Links and devices have a `kind`
+of their own and are never followed.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from typing import Protocol
 from jobs.contract import StageError
 
 BLOCK = 512
-MAX_NAME = 1 << 20  # bytes of a long name or a pax header; more than that is no tar
+MAX_NAME = 1 << 20  # bytes of a long name or a pax header; a longer one is damage
 
 _FILES = (b"0", b"\x00", b"7")
 _KINDS = {b"1": "link", b"2": "link", b"5": "folder"}
 
 
 class Stream(Protocol):
-    """What is read from: the bytes from here on."""
+    """Bytes that are read in order."""
 
     def read(self, size: int) -> bytes:
         """The next bytes, fewer only at the end."""
@@ -40,11 +40,11 @@ class Member:
     kind: str  # file, folder, link, other
     offset: int  # of its first byte, from the start of the stream
     size: int  # bytes
-    data: bytes  # a file's content; empty for whatever else, and when it was not wanted
+    data: bytes  # a file's content; empty for other kinds and for files that are not wanted
 
     @property
     def is_safe(self) -> bool:
-        """Whether the name stays below the folder that a tar is unpacked into."""
+        """Whether the name, as a path, stays below the folder that a tar is unpacked into."""
         return not self.name.startswith(("/", "\\")) and ".." not in self.name.split("/")
 
 
@@ -55,29 +55,29 @@ def members(
     wanted: Callable[[str], bool] = lambda name: True,
     skip: Callable[[int], None] | None = None,
 ) -> Iterator[Member]:
-    """Every member, in order; the data of those whose name is not `wanted` is passed over.
+    """Every member, in order; the data of a member whose name is not `wanted` is skipped.
 
-    `skip` moves the stream on without reading, where it can. Raises StageError, with `label` for
-    the tar's name, when the stream is no tar or ends inside a member.
+    `skip` skips bytes of the stream without reading them. Raises StageError, which calls the tar
+    `label`, when the stream is not a tar or ends before the tar's end mark.
     """
     at, long_name, extended = 0, "", dict[str, str]()
     while True:
         header = stream.read(BLOCK)
         if len(header) < BLOCK:
             raise _truncated(label, at)
-        if header.count(0) == BLOCK:  # the end is marked, so that a file cut short is told apart
+        if header.count(0) == BLOCK:  # the end mark, which a truncated file lacks
             return
-        name, kind, size = _parse(header, label, at)
+        name, kind, size = _parse_header(header, label, at)
         at += BLOCK
         if kind in (b"L", b"x", b"g", b"K"):
             if size > MAX_NAME:
-                raise _broken(label, at)
-            text = _exactly(stream, size, label, at)
-            at += size + _pad(stream, size, label, at)
+                raise _damaged(label, at)
+            text = _read_exactly(stream, size, label, at)
+            at += size + _skip_padding(stream, size, label, at)
             if kind == b"L":
                 long_name = text.rstrip(b"\x00").decode("utf-8", "backslashreplace")
             elif kind == b"x":
-                extended = _pax(text, label, at)
+                extended = _parse_pax(text, label, at)
             continue
         size = int(extended.get("size", size))
         name = extended.get("path", long_name or name)
@@ -85,24 +85,24 @@ def members(
         is_file = kind in _FILES
         data = b""
         if is_file and wanted(name):
-            data = _exactly(stream, size, label, at)
+            data = _read_exactly(stream, size, label, at)
         elif skip is not None:
             skip(size)
         else:
-            _pass(stream, size, label, at)
+            _skip(stream, size, label, at)
         yield Member(name, "file" if is_file else _KINDS.get(kind, "other"), at, size, data)
-        at += size + _pad(stream, size, label, at)
+        at += size + _skip_padding(stream, size, label, at)
 
 
-def _parse(header: bytes, label: str, at: int) -> tuple[str, bytes, int]:
-    """(name, kind, size) of a header block whose checksum holds."""
+def _parse_header(header: bytes, label: str, at: int) -> tuple[str, bytes, int]:
+    """(name, kind, size) of a header block; StageError unless its checksum is right."""
     try:
         stated = int(header[148:156].strip(b" \x00") or b"-1", 8)
-        size = _number(header[124:136])
+        size = _parse_number(header[124:136])
     except ValueError:
-        raise _broken(label, at) from None
+        raise _damaged(label, at) from None
     if stated != sum(header) - sum(header[148:156]) + 8 * 32 or size < 0:
-        raise _broken(label, at)
+        raise _damaged(label, at)
     name = header[:100].split(b"\x00", 1)[0]
     if header[257:263] == b"ustar\x00":
         prefix = header[345:500].split(b"\x00", 1)[0]
@@ -110,43 +110,43 @@ def _parse(header: bytes, label: str, at: int) -> tuple[str, bytes, int]:
     return name.decode("utf-8", "backslashreplace"), header[156:157], size
 
 
-def _number(field: bytes) -> int:
+def _parse_number(field: bytes) -> int:
     if field[0] & 0x80:  # GNU: binary, for sizes of 8 GB and more
         return int.from_bytes(field[1:], "big")
     return int(field.strip(b" \x00") or b"0", 8)
 
 
-def _pax(text: bytes, label: str, at: int) -> dict[str, str]:
+def _parse_pax(text: bytes, label: str, at: int) -> dict[str, str]:
     found: dict[str, str] = {}
     while text:
         length, _, rest = text.partition(b" ")
         if not length.isdigit() or not 0 < int(length) - len(length) - 1 <= len(rest):
-            raise _broken(label, at)
+            raise _damaged(label, at)
         record = rest[: int(length) - len(length) - 1]
         name, _, value = record[:-1].partition(b"=")
         found[name.decode("utf-8", "replace")] = value.decode("utf-8", "backslashreplace")
         text = text[int(length) :]
     if not found.get("size", "0").isdigit():
-        raise _broken(label, at)
+        raise _damaged(label, at)
     return found
 
 
-def _exactly(stream: Stream, size: int, label: str, at: int) -> bytes:
+def _read_exactly(stream: Stream, size: int, label: str, at: int) -> bytes:
     data = stream.read(size) if size else b""
     if len(data) < size:
         raise _truncated(label, at + len(data))
     return data
 
 
-def _pass(stream: Stream, size: int, label: str, at: int) -> None:
+def _skip(stream: Stream, size: int, label: str, at: int) -> None:
     while size:
         step = min(size, 1 << 22)
-        _exactly(stream, step, label, at)
+        _read_exactly(stream, step, label, at)
         size -= step
 
 
-def _pad(stream: Stream, size: int, label: str, at: int) -> int:
-    """Read on to the next block; how many bytes that was. A tar may end without its padding."""
+def _skip_padding(stream: Stream, size: int, label: str, at: int) -> int:
+    """Read up to the next block; the padding's length. A tar may end without its padding."""
     spare = -size % BLOCK
     if spare:
         stream.read(spare)
@@ -154,10 +154,10 @@ def _pad(stream: Stream, size: int, label: str, at: int) -> int:
 
 
 def _truncated(label: str, at: int) -> StageError:
-    return StageError(f"{label} ends before its end mark, at byte {at:,}; fetch it again")
+    return StageError(f"{label} ends before its end mark, at byte {at:,}; download it again")
 
 
-def _broken(label: str, at: int) -> StageError:
+def _damaged(label: str, at: int) -> StageError:
     return StageError(
-        f"{label} is no tar, or a damaged one: byte {at:,} should begin a member; fetch it again"
+        f"{label} is not a tar, or is damaged: no member begins at byte {at:,}; download it again"
     )

@@ -1,4 +1,4 @@
-"""Sources as users have them, made of real encoded images, and a corpus built from one."""
+"""Sources like those of users, made of real encoded images, and a corpus built from one."""
 
 import io
 import tarfile
@@ -24,7 +24,7 @@ WriteTar = Callable[[Path, Mapping[str, bytes]], Path]
 
 @pytest.fixture(scope="session")
 def picture() -> Picture:
-    """An encoded image of its own for every number, 16 x 12."""
+    """A different encoded image for each number, 16 x 12."""
 
     @lru_cache
     def encode(number: int, kind: str = "JPEG", mode: str = "RGB") -> bytes:
@@ -55,7 +55,7 @@ def write_tar() -> WriteTar:
 
 @pytest.fixture
 def build() -> Build:
-    """Build a corpus below a folder, in this process: the stage without Ray."""
+    """Build a corpus below a folder, in this process and without Ray."""
 
     def run(corpus: Corpus, root: Path) -> tuple[Folder, Outcome]:
         output, scratch = Folder.of(root / "corpus"), Folder.of(root / "scratch")

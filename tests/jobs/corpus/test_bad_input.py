@@ -1,4 +1,4 @@
-"""What is wrong with a source: quarantined and counted, or one sentence; never silent."""
+"""Every fault of a source is quarantined and counted, or is one sentence; none is silent."""
 
 import io
 import json
@@ -28,8 +28,8 @@ ALL_TRAIN = {"train": 1, "validation": 0, "test": 0}
 
 
 def corpus(max_bad_share: float = 1, **fields: object) -> Corpus:
-    said = {"name": "c", "parts": ALL_TRAIN, "max_bad_share": max_bad_share}
-    return Corpus.model_validate(said | fields)
+    defaults = {"name": "c", "parts": ALL_TRAIN, "max_bad_share": max_bad_share}
+    return Corpus.model_validate(defaults | fields)
 
 
 def parquet(path: Path, **columns: object) -> dict[str, object]:
@@ -130,7 +130,7 @@ ODD_LABELS = {
     "1.5": "label_unknown",
     "": "no_label",
 }
-"""What a source may say of a row's label where the classes are cat and dog -> the fault in it."""
+"""A row's label in a source whose classes are cat and dog -> its fault."""
 
 CLASSES = {"label": "label", "classes": ["cat", "dog"]}
 
@@ -139,11 +139,11 @@ def test_odd_labels_of_a_table_are_one_rows_fault(
     tmp_path: Path, picture: Picture, build: Build
 ) -> None:
     (tmp_path / "a.jpg").write_bytes(picture(0))
-    lines = ["path\tlabel\tkey", *(f"a.jpg\t{said}\tk{said[:50]}" for said in ODD_LABELS)]
+    lines = ["path\tlabel\tkey", *(f"a.jpg\t{text}\tk{text[:50]}" for text in ODD_LABELS)]
     (tmp_path / "t.tsv").write_text("\n".join(lines))
     reader = {"kind": "table", "path": str(tmp_path / "t.tsv"), "key": "key"} | CLASSES
     folder, _ = build(corpus(reader=reader), tmp_path)
-    assert quarantine(folder) == {f"k{said[:50]}": why for said, why in ODD_LABELS.items() if why}
+    assert quarantine(folder) == {f"k{text[:50]}": why for text, why in ODD_LABELS.items() if why}
     rows = read_part(folder, "train", ["key", "label"]).to_pylist()
     assert {row["key"]: row["label"] for row in rows} == {"kcat": 0, "k1": 1}
 
@@ -152,8 +152,8 @@ def test_odd_labels_of_a_tar_are_one_rows_fault(
     tmp_path: Path, picture: Picture, build: Build, write_tar: WriteTar
 ) -> None:
     members = {}
-    for number, said in enumerate(ODD_LABELS):
-        members |= {f"{number}.jpg": picture(number), f"{number}.cls": said.encode()}
+    for number, text in enumerate(ODD_LABELS):
+        members |= {f"{number}.jpg": picture(number), f"{number}.cls": text.encode()}
     write_tar(tmp_path / "0.tar", members)
     reader = {"kind": "webdataset", "path": str(tmp_path), "caption": None}
     folder, _ = build(corpus(reader=reader | CLASSES | {"label": "cls"}), tmp_path / "o")
@@ -175,7 +175,7 @@ def test_a_name_outside_the_classes_of_parquet_is_an_unknown_label(
 
 
 @pytest.mark.parametrize("kind", [pa.null(), pa.int64(), pa.string()])
-def test_a_label_that_is_null_everywhere_makes_no_unlabelled_corpus(
+def test_a_label_that_is_null_everywhere_does_not_make_an_unlabelled_corpus(
     tmp_path: Path, picture: Picture, build: Build, kind: pa.DataType
 ) -> None:
     source = parquet(
@@ -189,13 +189,15 @@ def test_a_label_that_is_null_everywhere_makes_no_unlabelled_corpus(
         build(corpus(reader=source), tmp_path)
 
 
-def test_a_source_of_bad_rows_alone_is_said_with_its_reasons(tmp_path: Path, build: Build) -> None:
+def test_a_source_of_bad_rows_alone_is_an_error_with_its_reasons(
+    tmp_path: Path, build: Build
+) -> None:
     source = parquet(tmp_path / "t.parquet", image=[b"", b"<html>"], label=[0, 0], key=["a", "b"])
     with pytest.raises(StageError) as caught:
         build(corpus(1, reader=source), tmp_path)
     assert str(caught.value) == (
-        "corpus c: all 2 rows are bad (1 empty_image, 1 not_an_image), so that nothing is left; "
-        "mend the source or correct corpus.reader"
+        "corpus c: all 2 rows are bad (1 empty_image, 1 not_an_image); repair the source or "
+        "correct corpus.reader"
     )
 
 
@@ -233,13 +235,13 @@ def test_a_field_of_broken_json_is_one_rows_fault(
 ) -> None:
     with tarfile.open(tmp_path / "0.tar", "w") as tar:
         deep = b'{"alt": ' + b"[" * 100_000
-        said = {
+        fields = {
             "d": deep,
             "a": b"{oops",
             "b": b'["no"]',
             "c": json.dumps({"alt": "a cat"}).encode(),
         }
-        for number, (stem, text) in enumerate(said.items()):
+        for number, (stem, text) in enumerate(fields.items()):
             for end, data in (("jpg", picture(number)), ("json", text)):
                 info = tarfile.TarInfo(f"{stem}.{end}")
                 info.size = len(data)
@@ -267,7 +269,7 @@ def test_paths_of_a_table_never_leave_its_folder(
     }
 
 
-def test_a_path_of_a_table_that_leads_nowhere_is_one_rows_fault(
+def test_a_path_of_a_table_without_a_file_is_one_rows_fault(
     tmp_path: Path, picture: Picture, build: Build
 ) -> None:
     (tmp_path / "a.jpg").write_bytes(picture(0))
@@ -290,7 +292,7 @@ def test_a_build_fails_above_max_bad_share_and_says_what_is_bad(
         build(corpus(0.01, reader=source), tmp_path / "a")
     assert str(caught.value) == (
         "corpus c: 2 of 100 rows (2.00%) are bad (1 empty_image, 1 not_an_image), more than "
-        "max_bad_share = 1.00%; mend the source, or raise corpus.max_bad_share to leave them out"
+        "max_bad_share = 1.00%; repair the source, or raise corpus.max_bad_share to leave them out"
     )
     folder, _ = build(corpus(0.02, reader=source), tmp_path / "b")
     assert Index.read(folder).rows("train") == 98
@@ -298,7 +300,7 @@ def test_a_build_fails_above_max_bad_share_and_says_what_is_bad(
 
 def test_every_row_is_decoded_when_asked(tmp_path: Path, picture: Picture, build: Build) -> None:
     whole = picture(0, "PNG")
-    middle = whole[:60] + b"\0" * 200 + whole[260:]  # its header and its end are as they should be
+    middle = whole[:60] + b"\0" * 200 + whole[260:]  # header and end are intact
     source = parquet(
         tmp_path / "t.parquet", image=[whole, middle], label=[0, 0], key=["whole", "middle"]
     )
@@ -325,7 +327,7 @@ def unusual() -> dict[str, bytes]:
     }
 
 
-def test_unusual_images_are_kept_as_they_are_counted_and_can_be_decoded(
+def test_unusual_images_are_kept_unchanged_and_counted_and_can_be_decoded(
     tmp_path: Path, build: Build
 ) -> None:
     (tmp_path / "tree/class").mkdir(parents=True)
@@ -389,7 +391,7 @@ def test_a_parts_own_source_must_name_its_classes_alike(
         build(corpus(reader=reader, parts=bad), tmp_path)
 
 
-def test_two_classes_of_one_name_are_never_taken_for_one(
+def test_two_classes_of_one_name_are_never_merged(
     tmp_path: Path, picture: Picture, build: Build
 ) -> None:
     parts = {}

@@ -1,4 +1,4 @@
-"""`nml-orch corpus`, as a person types it."""
+"""The commands of `nml-orch corpus`."""
 
 import json
 from collections.abc import Callable
@@ -30,17 +30,17 @@ def words(verb: str, *more: str) -> tuple[str, ...]:
 
 @pytest.mark.slow
 def test_a_corpus_is_built_shown_and_verified(folder: Path, run_on_ray: Run) -> None:
-    code, said = run_on_ray(folder, *words("build"))
+    code, output = run_on_ray(folder, *words("build"))
     assert code == 1
-    assert "1 of 61 rows (1.64%) are bad (1 truncated)" in said
-    assert "Traceback" not in said
+    assert "1 of 61 rows (1.64%) are bad (1 truncated)" in output
+    assert "Traceback" not in output
 
-    code, said = run_on_ray(folder, *words("build", "--set", "corpus.max_bad_share=0.1"))
+    code, output = run_on_ray(folder, *words("build", "--set", "corpus.max_bad_share=0.1"))
     assert code == 0
-    assert "1 rows in quarantine" in said
+    assert "1 rows in quarantine" in output
 
-    _, said = run_on_ray(folder, *words("show", "--json"))
-    summary = json.loads(said)["corpus/letters"]
+    _, output = run_on_ray(folder, *words("show", "--json"))
+    summary = json.loads(output)["corpus/letters"]
     assert summary["quarantined"] == {"truncated": 1}
     assert sum(part["rows"] for part in summary["parts"].values()) == 60
     assert [entry["name"] for entry in summary["classes"]] == ["a", "b", "c"]
@@ -52,10 +52,10 @@ def test_a_corpus_is_built_shown_and_verified(folder: Path, run_on_ray: Run) -> 
     assert run_on_ray(folder, *words("verify"))[0] == 0
     (folder / "store/corpus/letters/train-00000.parquet").unlink()
     (folder / "tree/a/0.jpg").unlink()
-    code, said = run_on_ray(folder, *words("verify"))
+    code, output = run_on_ray(folder, *words("verify"))
     assert code == 1
-    assert "missing train-00000.parquet" in said
-    assert "source changed" in said
+    assert "missing train-00000.parquet" in output
+    assert "source changed" in output
 
 
 @pytest.mark.slow
@@ -65,30 +65,30 @@ def test_a_corpus_that_is_damaged_is_said_in_one_sentence(folder: Path, run_on_r
     store = folder / "store/corpus/letters"
     shard = store / "train-00000.parquet"
     shard.write_bytes(shard.read_bytes()[:-100])
-    code, said = run_on_ray(folder, *words("show"))
+    code, output = run_on_ray(folder, *words("show"))
     assert code == 2
-    assert "shard train-00000.parquet of" in said
+    assert "shard train-00000.parquet of" in output
     (store / "quarantine.parquet").unlink()
-    code, said = run_on_ray(folder, *words("verify"))
+    code, output = run_on_ray(folder, *words("verify"))
     assert code == 1
-    assert "missing quarantine.parquet" in said
+    assert "missing quarantine.parquet" in output
     for fault in ("broken", "missing"):
         if fault == "broken":
             (store / "_index.json").write_text("{")
         else:
             (store / "_index.json").unlink()
         for verb, expected in (("show", 2), ("verify", 1), ("build", 2)):
-            code, said = run_on_ray(folder, *words(verb))
+            code, output = run_on_ray(folder, *words(verb))
             assert code == expected
-            assert "_index.json" in said
-            assert fault in said or verb == "verify"
-            assert "defect" not in said
+            assert "_index.json" in output
+            assert fault in output or verb == "verify"
+            assert "defect" not in output
 
 
 def test_what_is_not_built_is_said(tmp_path: Path, run_on_ray: Run) -> None:
-    code, said = run_on_ray(tmp_path, "corpus", "show")
+    code, output = run_on_ray(tmp_path, "corpus", "show")
     assert code == 2
-    assert "run `nml-orch corpus build` first" in said
+    assert "run `nml-orch corpus build` first" in output
 
 
 def test_building_corpora_runs_no_other_step() -> None:

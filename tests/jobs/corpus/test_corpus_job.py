@@ -75,7 +75,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Folde
     return on_ray(tmp_path_factory.mktemp("store"))
 
 
-def test_the_index_tells_the_truth(digits: Folder) -> None:
+def test_the_index_describes_the_files(digits: Folder) -> None:
     index = Index.read(digits)
     listed = {file.file: file for files in index.parts.values() for file in files}
     assert {*listed, "_index.json", "quarantine.parquet"} == {name for name, _ in digits.files()}
@@ -94,7 +94,7 @@ def test_classes_are_mixed_within_a_shard(digits: Folder) -> None:
     assert len(set(labels[:50])) == 10
 
 
-def test_how_the_source_is_cut_and_who_reads_it_do_not_affect_the_files(
+def test_units_runs_and_workers_do_not_affect_the_files(
     digits: Folder, tmp_path: Path, build: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Finely(Digits):
@@ -110,7 +110,7 @@ def test_how_the_source_is_cut_and_who_reads_it_do_not_affect_the_files(
 
 @pytest.fixture
 def source(tmp_path: Path) -> Corpus:
-    """Forty files of Parquet, each a unit of its own, of images as large as photographs."""
+    """Forty Parquet files, each a unit of its own, of images as large as photographs."""
     rng = np.random.default_rng(0)
     stream = io.BytesIO()
     Image.fromarray(rng.integers(0, 256, (120, 160, 3), np.uint8)).save(stream, "JPEG", quality=95)
@@ -134,7 +134,7 @@ def test_a_bad_corpus_fails_alone(tmp_path: Path, source: Corpus, ray_session: N
     assert results.outcome("corpus/digits").counts["rows_read"] == 1797
 
 
-def test_a_stopped_build_goes_on_without_reading_again(
+def test_a_stopped_build_resumes_without_reading_again(
     tmp_path: Path, source: Corpus, build: Build, ray_session: None
 ) -> None:
     expected, _ = build(source, tmp_path / "whole")
@@ -186,13 +186,13 @@ from pathlib import Path
 from jobs.corpus.spec import Corpus
 from jobs.contract import Hooks, Work
 from jobs.corpus.job import run_corpus
-from jobs.place import Folder
+from jobs.storage.folder import Folder
 from orchestrator import cluster
 root, spec = Path(sys.argv[1]), Corpus.model_validate_json(sys.argv[2])
-hooks = Hooks(done=lambda *_: None, say=lambda *said: print(*said, flush=True), stopping=bool)
-place = lambda name: Folder.of(root / name)
+hooks = Hooks(done=lambda *_: None, say=lambda *words: print(*words, flush=True), stopping=bool)
+folder = lambda name: Folder.of(root / name)
 with cluster.session(cpus=2):
-    run_corpus([Work("c", "f", spec, {}, place("out"), place("scratch"))], hooks)
+    run_corpus([Work("c", "f", spec, {}, folder("out"), folder("scratch"))], hooks)
 """
 
 
@@ -235,7 +235,7 @@ def killed_in(phase: str, root: Path, source: Corpus) -> None:
     assert Command(process, mark, root).left() == []
 
 
-def test_verification_finds_what_was_lost_altered_or_added(tmp_path: Path, build: Build) -> None:
+def test_verification_finds_lost_altered_and_added_files(tmp_path: Path, build: Build) -> None:
     folder, _ = build(DIGITS, tmp_path)
     assert list(verify(folder)) == []
     data = folder.read_bytes("train-00000.parquet")

@@ -1,4 +1,4 @@
-"""What an experiment file may say of a corpus."""
+"""The settings of a corpus in an experiment file."""
 
 import pytest
 from pydantic import ValidationError
@@ -14,7 +14,7 @@ def corpus(reader: object = PARQUET, **fields: object) -> Corpus:
     return Corpus.model_validate({"name": "c", "reader": reader} | fields)
 
 
-def test_where_the_data_lies_does_not_affect_identity_and_what_it_is_does() -> None:
+def test_the_path_of_the_data_does_not_affect_identity_and_other_settings_do() -> None:
     one = corpus(max_bad_share=0.1)
     assert corpus(PARQUET | {"path": "s3://bucket/a"}).semantic() == one.semantic()
     changes: list[Corpus] = [
@@ -37,7 +37,7 @@ def test_the_path_of_a_parts_own_source_does_not_affect_identity() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "message"),
     [
         ({"parts": {"train": 0.9}}, "must sum to 1, not 1.3"),
         ({"parts": {"train": 0.9, "validation": 0.2, "test": PARQUET}}, "must sum to 1, not 1.1"),
@@ -55,6 +55,6 @@ def test_the_path_of_a_parts_own_source_does_not_affect_identity() -> None:
         ({"reader": TARS | {"classes": ["a", "a"]}}, "two classes are called 'a'"),
     ],
 )
-def test_what_cannot_be_is_refused(fields: dict[str, object], said: str) -> None:
-    with pytest.raises(ValidationError, match=said):
+def test_impossible_settings_are_refused(fields: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
         corpus(**fields)  # type: ignore[arg-type]

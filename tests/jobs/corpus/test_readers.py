@@ -35,14 +35,14 @@ def reader(**fields: object) -> Reader:
 
 
 def rows(source: Reader) -> dict[str, dict[str, object]]:
-    """Every row by key; no key may come twice."""
+    """Every row by key; no key may occur twice."""
     tables = [table for unit in source.units() for table in source.read(unit)]
     found = pa.concat_tables(tables).to_pylist()
     assert len({row["key"] for row in found}) == len(found)
     return {row["key"]: row for row in found}
 
 
-def test_the_digits_are_read_as_they_are() -> None:
+def test_the_digits_are_read_unchanged() -> None:
     found = rows(Digits(DigitsReader()))
     images, labels = load_digits(return_X_y=True)
     assert list(found) == [f"digits/{i:04d}" for i in range(1797)]
@@ -87,14 +87,16 @@ def test_an_image_folder_keeps_classes_names_and_wordnet_ids(tree: Path, tmp_pat
     assert sum(size for _, size in source.files()) == sum(len(r["image"]) for r in found.values())  # type: ignore[arg-type]
 
 
-def test_two_folders_may_be_called_alike(tree: Path, tmp_path: Path) -> None:
+def test_two_folders_may_have_one_class_name(tree: Path, tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text("n01440764 crane\nn01443537 crane\n")
     source = reader(kind="imagefolder", path=str(tree), class_names=str(tmp_path / "names.txt"))
     assert source.classes().names == ("crane", "crane", WNIDS[2])
     assert {row["label"] for row in rows(source).values()} == {0, 1, 2}
 
 
-def test_what_is_hidden_is_neither_a_class_nor_a_row(tree: Path, picture: Picture) -> None:
+def test_hidden_files_are_not_rows_and_hidden_folders_not_classes(
+    tree: Path, picture: Picture
+) -> None:
     source = reader(kind="imagefolder", path=str(tree))
     classes, found = source.classes(), rows(source)
     for name in (".ipynb_checkpoints/a.jpg", f"{WNIDS[0]}/.thumbs/small/a.jpg", ".cache/b/c.jpg"):
@@ -104,7 +106,7 @@ def test_what_is_hidden_is_neither_a_class_nor_a_row(tree: Path, picture: Pictur
     assert rows(source) == found
 
 
-def test_a_link_that_leads_nowhere_is_a_row_or_said(tree: Path) -> None:
+def test_a_broken_link_is_a_row_or_an_error(tree: Path) -> None:
     source = reader(kind="imagefolder", path=str(tree))
     for name, target in (("gone", tree / "gone"), ("loop", "loop"), ("odd", tree / ".x/y")):
         (tree / WNIDS[0] / f"{name}.jpg").symlink_to(target)
@@ -115,20 +117,20 @@ def test_a_link_that_leads_nowhere_is_a_row_or_said(tree: Path) -> None:
         f"{WNIDS[0]}/{name}.jpg" for name in ("gone", "loop", "odd")
     ]
     (tree / "n03").symlink_to(tree / "gone")
-    with pytest.raises(StageError, match=r"n03 is a link that leads nowhere; mend or remove it"):
+    with pytest.raises(StageError, match=r"n03 is a broken link; repair or remove it"):
         source.classes()
     (tree / "t.parquet").symlink_to(tree / "gone")
-    with pytest.raises(StageError, match=r"t\.parquet is a link that leads nowhere"):
+    with pytest.raises(StageError, match=r"t\.parquet is a broken link"):
         reader(kind="parquet", path=str(tree), label="label").units()
 
 
-def test_a_link_to_a_folder_is_followed_and_never_in_a_circle(tree: Path) -> None:
+def test_a_link_to_a_folder_is_followed_and_a_cycle_is_refused(tree: Path) -> None:
     source = reader(kind="imagefolder", path=str(tree))
     (tree / WNIDS[0] / "more").symlink_to(tree / WNIDS[1])
     assert len(rows(source)) == 20
     (tree / WNIDS[0] / "more").unlink()
     (tree / WNIDS[1] / "again").symlink_to(tree)
-    with pytest.raises(StageError, match="again links to a folder that it lies in; remove it"):
+    with pytest.raises(StageError, match="again links to a folder that contains it; remove it"):
         rows(source)
 
 
@@ -206,10 +208,10 @@ def test_the_documented_command_writes_synsets_from_the_devkit(
     docs = (Path(__file__).parents[3] / "docs/corpora.md").read_text()
     command = re.search(r'python -c "(import scipy.*?)" > synsets.txt', docs, re.DOTALL)
     assert command is not None
-    said = subprocess.run(
+    ran = subprocess.run(
         [sys.executable, "-c", command[1]], cwd=tmp_path, capture_output=True, text=True, check=True
     )
-    assert said.stdout == "1 n02119789 kit fox, Vulpes macrotis\n2 n01440764 tench\n"
+    assert ran.stdout == "1 n02119789 kit fox, Vulpes macrotis\n2 n01440764 tench\n"
 
 
 def test_ground_truth_numbers_without_the_devkits_own_numbering_are_refused(
@@ -237,14 +239,14 @@ def test_a_flat_tar_given_as_the_nested_one_is_refused(flat: Path) -> None:
 
 @pytest.mark.parametrize("end", ["tar", "tar.gz"])
 @pytest.mark.parametrize(("caption", "expected"), [("txt", "a cat"), ("json:alt", "ein Katze é")])
-def test_webdataset_captions_come_from_the_field_that_is_chosen(
+def test_webdataset_captions_come_from_the_chosen_field(
     tmp_path: Path, picture: Picture, write_tar: WriteTar, end: str, caption: str, expected: str
 ) -> None:
-    said = json.dumps({"alt": "ein Katze é", "caption": "no"}, ensure_ascii=False).encode()
+    text = json.dumps({"alt": "ein Katze é", "caption": "no"}, ensure_ascii=False).encode()
     for number, image in enumerate(("jpg", "png", "webp")):
         kind = {"jpg": "JPEG"}.get(image, image.upper())
         stem = f"{number:05d}0001"
-        files = {f"{stem}.{image}": picture(number, kind), f"{stem}.json": said}
+        files = {f"{stem}.{image}": picture(number, kind), f"{stem}.json": text}
         write_tar(tmp_path / f"s/{number:05d}.{end}", files | {f"{stem}.txt": b"a cat"})
     source = reader(kind="webdataset", path=str(tmp_path / "s"), caption=caption)
     found = rows(source)
@@ -295,10 +297,10 @@ def test_hugging_faces_layout_is_read_with_its_own_class_names(
 ) -> None:
     images = [{"bytes": picture(i), "path": f"{i}.jpg"} for i in range(6)]
     features = {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}
-    said = json.dumps({"info": {"features": features}})
+    metadata = json.dumps({"info": {"features": features}})
     for number in range(2):
         table = pa.table({"image": images[3 * number :][:3], "label": [0, 1, 1]})
-        table = table.replace_schema_metadata({"huggingface": said})
+        table = table.replace_schema_metadata({"huggingface": metadata})
         (tmp_path / "data").mkdir(exist_ok=True)
         pq.write_table(table, tmp_path / f"data/train-{number:05d}-of-00002.parquet")
     write_parquet(
@@ -313,7 +315,7 @@ def test_hugging_faces_layout_is_read_with_its_own_class_names(
     assert {row["claims"] for row in found.values()} == {"jpeg"}
 
 
-def test_a_row_number_counts_the_rows_of_the_file_whatever_is_chosen_or_how_it_is_cut(
+def test_a_row_number_counts_all_rows_of_the_file_for_any_selection_and_units(
     tmp_path: Path, picture: Picture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     columns = {
@@ -355,7 +357,7 @@ def test_class_names_come_from_a_column(tmp_path: Path, picture: Picture) -> Non
 def test_two_names_for_one_label_are_refused(tmp_path: Path, picture: Picture) -> None:
     columns = {"image": [picture(0)] * 2, "label": [0, 0], "name": ["a", "b"]}
     path = write_parquet(tmp_path / "t.parquet", columns)
-    with pytest.raises(StageError, match="do not name the classes"):
+    with pytest.raises(StageError, match="do not give each class 0"):
         reader(kind="parquet", path=str(path), label="label", label_name="name").classes()
 
 
@@ -388,7 +390,7 @@ def table(path: Path, text: str, **fields: object) -> Reader:
     return reader(**({"kind": "table", "path": str(path), "caption": "caption"} | fields))
 
 
-def test_a_long_caption_is_no_stray_quote(tmp_path: Path, picture: Picture) -> None:
+def test_a_long_caption_is_not_a_stray_quote(tmp_path: Path, picture: Picture) -> None:
     long = "a cat, " * 30_000
     (tmp_path / "0.jpg").write_bytes(picture(0))
     found = rows(table(tmp_path / "t.csv", f'path,caption\n0.jpg,"{long}"\n'))
@@ -396,7 +398,7 @@ def test_a_long_caption_is_no_stray_quote(tmp_path: Path, picture: Picture) -> N
 
 
 @pytest.mark.parametrize(("name", "more"), [("t.tsv", {}), ("t.csv", {"quoting": False})])
-def test_quotes_mean_nothing_in_a_table_without_quoting(
+def test_quotes_have_no_meaning_in_a_table_without_quoting(
     tmp_path: Path, name: str, more: dict[str, object]
 ) -> None:
     captions = ['"stray', "plain", '"stray again', 'five" tall', '"whole"']
@@ -415,7 +417,7 @@ def test_quotes_mean_nothing_in_a_table_without_quoting(
         ('0.jpg,plain\n"1.jpg,plain\n2.jpg",plain\n', 3),  # a path of two lines
     ],
 )
-def test_a_stray_quote_never_swallows_rows_unsaid(tmp_path: Path, text: str, line: int) -> None:
+def test_a_stray_quote_never_swallows_rows_silently(tmp_path: Path, text: str, line: int) -> None:
     source = table(tmp_path / "t.csv", f"path,caption\n{text}")
     with pytest.raises(StageError, match=rf"row that begins in line {line} has a stray quote"):
         source.units()
@@ -481,7 +483,7 @@ def test_tables_give_labels_and_keys_of_their_own(tmp_path: Path, picture: Pictu
     assert all(row["image"] == picture(0) for row in rows(source).values())
 
 
-def test_small_files_of_an_object_store_are_asked_for_together_and_come_in_order(
+def test_small_files_of_an_object_store_are_requested_together_and_come_in_order(
     tree: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = reader(kind="imagefolder", path=str(tree))
@@ -503,14 +505,14 @@ def test_small_files_of_an_object_store_are_asked_for_together_and_come_in_order
         {"kind": "table", "caption": "caption"},
     ],
 )
-def test_a_path_that_leads_nowhere_is_one_sentence(
+def test_a_path_that_does_not_exist_is_one_sentence(
     tmp_path: Path, fields: dict[str, object]
 ) -> None:
     with pytest.raises(StageError, match="does not exist; correct the reader's path"):
         reader(**fields, path=str(tmp_path / "nothing")).units()
 
 
-def test_a_column_that_is_not_there_is_answered_with_those_that_are(
+def test_a_missing_column_is_an_error_that_names_the_present_ones(
     tmp_path: Path, picture: Picture
 ) -> None:
     path = write_parquet(tmp_path / "t.parquet", {"image": [picture(0)], "lab": [0]})
@@ -521,7 +523,7 @@ def test_a_column_that_is_not_there_is_answered_with_those_that_are(
         reader(kind="table", path=str(tmp_path / "t.csv"), caption="caption").units()
 
 
-def test_a_truncated_source_is_structural(
+def test_a_truncated_source_is_an_error(
     tmp_path: Path, picture: Picture, write_tar: WriteTar
 ) -> None:
     tar = write_tar(tmp_path / "0.tar", {"1.jpg": picture(0), "1.txt": b"a cat"})
@@ -530,7 +532,7 @@ def test_a_truncated_source_is_structural(
         rows(reader(kind="webdataset", path=str(tmp_path)))
     path = write_parquet(tmp_path / "t.parquet", {"image": [picture(0)], "label": [0]})
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(StageError, match="is no Parquet file, or a damaged one"):
+    with pytest.raises(StageError, match="is not a Parquet file, or is damaged"):
         reader(kind="parquet", path=str(path), label="label").units()
 
 
@@ -567,26 +569,26 @@ SCANNED = {"kind": "parquet", "label": "label"}
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "message"),
     [
         ({"image": "label"}, "t.parquet: column 'label', the reader's `image`, holds int64"),
         ({"caption": "label"}, "the reader's `caption`, holds int64 instead of text"),
         ({"caption": "list"}, "the reader's `caption`, holds list<element: string> instead of"),
         ({"key": ["list"]}, "the reader's `key`, holds list<element: string> instead of text or"),
         ({"label": "list"}, "the reader's `label`, holds list<element: string> instead of integ"),
-        ({"label": "half"}, "column 'half' does not hold whole numbers alone .*1.5"),
-        ({"label": "nan"}, "column 'nan' does not hold whole numbers alone .*nan"),
-        ({"label": "half", "classes": ["a", "b"]}, "column 'half' does not hold whole numbers"),
+        ({"label": "half"}, "column 'half' holds more than whole numbers .*1.5"),
+        ({"label": "nan"}, "column 'nan' holds more than whole numbers .*nan"),
+        ({"label": "half", "classes": ["a", "b"]}, "column 'half' holds more than whole numbers"),
         ({"label_name": "nmae"}, "no column 'nmae'; it has image, label"),
-        ({"where": {"label": 10**20}}, "holds int64, and 100000000000000000000 of `where` is none"),
-        ({"where": {"label": "sketch"}}, "'label' holds int64, and 'sketch' of `where` is none"),
-        ({"where": {"label": [0, "x"]}}, "'label' holds int64, and 'x' of `where` is none"),
-        ({"where": {"list": "x"}}, "'list' holds list<element: string>, and 'x' of `where`"),
-        ({"key": ["bytes"]}, "column 'bytes' does not hold text alone"),
+        ({"where": {"label": 10**20}}, f"holds int64, but {10**20} in `where` is not one"),
+        ({"where": {"label": "sketch"}}, "'label' holds int64, but 'sketch' in `where` is not one"),
+        ({"where": {"label": [0, "x"]}}, "'label' holds int64, but 'x' in `where` is not one"),
+        ({"where": {"list": "x"}}, "'list' holds list<element: string>, but 'x' in `where`"),
+        ({"key": ["bytes"]}, "column 'bytes' holds more than text"),
     ],
 )
 def test_a_column_of_another_kind_than_its_role_is_one_sentence(
-    tmp_path: Path, picture: Picture, fields: dict[str, object], said: str
+    tmp_path: Path, picture: Picture, fields: dict[str, object], message: str
 ) -> None:
     columns = {
         "image": [picture(n) for n in range(3)],
@@ -598,12 +600,12 @@ def test_a_column_of_another_kind_than_its_role_is_one_sentence(
     }
     path = write_parquet(tmp_path / "t.parquet", columns)
     source = reader(**(SCANNED | {"path": str(path)} | fields))
-    with pytest.raises(StageError, match=said) as caught:
+    with pytest.raises(StageError, match=message) as caught:
         _ = source.classes(), rows(source)
     assert "\n" not in str(caught.value)
 
 
-def test_values_to_keep_may_differ_in_type_and_the_column_be_a_dictionary(
+def test_where_values_may_differ_in_type_and_the_column_may_be_a_dictionary(
     tmp_path: Path, picture: Picture
 ) -> None:
     columns = {
@@ -617,7 +619,7 @@ def test_values_to_keep_may_differ_in_type_and_the_column_be_a_dictionary(
 
 
 @pytest.mark.parametrize("classes", [(), ("0", "1", "cat")])
-def test_files_that_disagree_in_what_a_label_is_are_refused_without_names(
+def test_files_with_labels_of_different_types_are_refused_without_class_names(
     tmp_path: Path, picture: Picture, classes: tuple[str, ...]
 ) -> None:
     for name, labels in (("0", pa.nulls(2)), ("a", [0, 1]), ("b", ["cat", "1"])):
@@ -632,7 +634,7 @@ def test_files_that_disagree_in_what_a_label_is_are_refused_without_names(
 
 
 @pytest.mark.parametrize(
-    "said",
+    "metadata",
     [
         "{oops",
         "[1]",
@@ -643,20 +645,20 @@ def test_files_that_disagree_in_what_a_label_is_are_refused_without_names(
     ],
 )
 def test_odd_metadata_of_hugging_face_is_one_sentence(
-    tmp_path: Path, picture: Picture, said: str
+    tmp_path: Path, picture: Picture, metadata: str
 ) -> None:
     table = pa.table({"image": [picture(0)], "label": [0]})
-    pq.write_table(table.replace_schema_metadata({"huggingface": said}), tmp_path / "t.parquet")
+    pq.write_table(table.replace_schema_metadata({"huggingface": metadata}), tmp_path / "t.parquet")
     fields = SCANNED | {"path": str(tmp_path)}
     with pytest.raises(StageError, match=r"does not list the names of 'label'.*in `classes`"):
         reader(**fields).classes()
     assert reader(**fields, classes=["cat"]).classes().names == ("cat",)
 
 
-def test_metadata_without_names_says_nothing(tmp_path: Path, picture: Picture) -> None:
+def test_metadata_without_names_is_ignored(tmp_path: Path, picture: Picture) -> None:
     table = pa.table({"image": [picture(0)], "label": [0]})
-    said = '{"info": {"features": {"label": {"dtype": "int64"}}}}'
-    pq.write_table(table.replace_schema_metadata({"huggingface": said}), tmp_path / "t.parquet")
+    metadata = '{"info": {"features": {"label": {"dtype": "int64"}}}}'
+    pq.write_table(table.replace_schema_metadata({"huggingface": metadata}), tmp_path / "t.parquet")
     assert reader(**SCANNED, path=str(tmp_path)).classes().names == ("0",)
 
 
@@ -667,7 +669,7 @@ def test_parquet_that_is_damaged_inside_is_one_sentence(tmp_path: Path, at: int)
     data = bytearray(path.read_bytes())
     data[at : at + 60] = b"\xff" * 60
     path.write_bytes(data)
-    with pytest.raises(StageError, match=r"t\.parquet is no Parquet file, or a damaged one"):
+    with pytest.raises(StageError, match=r"t\.parquet is not a Parquet file, or is damaged"):
         rows(reader(**SCANNED, path=str(path), classes=["a", "b"]))
 
 
@@ -692,7 +694,7 @@ def test_a_compressed_source_that_is_damaged_is_one_sentence(
         "no gzip": gzip.decompress(data),
     }
     (tmp_path / name).write_bytes(damaged[fault])
-    with pytest.raises(StageError, match=rf"{name} is no gzip file, or a damaged one .*fetch it"):
+    with pytest.raises(StageError, match=rf"{name} is not a gzip file, or is damaged .*download"):
         rows(source)
 
 

@@ -1,4 +1,4 @@
-"""The layout of shards: a function of the keys alone, and what reading one tells."""
+"""The layout of shards is a function of the keys alone; reading a damaged shard is an error."""
 
 import tempfile
 from itertools import pairwise
@@ -19,7 +19,7 @@ from jobs.corpus.shards import (
     ROW_GROUP,
     SCHEMA,
     Index,
-    opened,
+    open_shard,
     rank,
     read_part,
     read_rows,
@@ -38,7 +38,7 @@ def corpus(**changes: object) -> Corpus:
 
 
 def checked(keys: list[str]) -> pa.Table:
-    """Rows whose image is their key, several times over: no two sizes need be alike."""
+    """Rows whose image is their key, repeated: sizes differ."""
     images = [key.encode() * (1 + sum(key.encode()) % 9) for key in keys]
     count = len(keys)
     columns = [keys, images, range(count), [f"a {k}" for k in keys], [1] * count, [2] * count]
@@ -48,15 +48,15 @@ def checked(keys: list[str]) -> pa.Table:
 def shards(
     spec: Corpus, keys: list[str], cuts: tuple[int, ...] = (), parts: tuple[str | None, ...] = ()
 ) -> dict[str, list[str]]:
-    """Each shard's keys in order, from runs of the keys cut at these places."""
+    """Each shard's keys in order, from runs of the keys that end at these positions."""
     with tempfile.TemporaryDirectory() as folder:
         scratch, output = Folder.of(Path(folder) / "s"), Folder.of(Path(folder) / "o")
         runs: list[Run] = []
         for number, (start, stop) in enumerate(pairwise([0, *cuts, len(keys)])):
-            places = np.arange(start, stop, dtype=np.uint64)
+            positions = np.arange(start, stop, dtype=np.uint64)
             part = parts[number] if parts else None
             rows = checked(keys[start:stop])
-            runs.append(write_run(scratch, f"r{number}", rows, spec, part, places))
+            runs.append(write_run(scratch, f"r{number}", rows, spec, part, positions))
         found = {}
         for cut in lay_out(spec, scratch, runs):
             file = write_shard(scratch, runs, cut, output)
@@ -82,7 +82,7 @@ def test_source_order_and_runs_do_not_affect_the_shards(
 
 @given(st.sets(st.integers(1, 59), max_size=4))
 @settings(max_examples=10)
-def test_unshuffled_rows_keep_the_sources_order_however_it_was_cut(cuts: set[int]) -> None:
+def test_unshuffled_rows_keep_the_sources_order_for_any_runs(cuts: set[int]) -> None:
     keys = KEYS[:60][::-1]
     found = shards(corpus(shuffle="none", rows_per_shard=7), keys, tuple(sorted(cuts)))
     for part in PARTS:
@@ -92,7 +92,7 @@ def test_unshuffled_rows_keep_the_sources_order_however_it_was_cut(cuts: set[int
     assert sorted(key for held in found.values() for key in held) == KEYS[:60]
 
 
-def test_the_layout_does_not_depend_on_how_many_rows_it_looks_at_at_a_time(
+def test_the_layout_does_not_depend_on_the_rows_in_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for spec in (corpus(), corpus(shard_mb=2e-3)):
@@ -110,7 +110,7 @@ def test_every_row_is_in_one_shard_and_parts_have_their_shares() -> None:
     assert all(len(held) <= 100 for held in found.values())
 
 
-def test_shards_cut_by_size_are_of_that_size() -> None:
+def test_shards_cut_by_size_have_that_size() -> None:
     with_sizes = {row["key"]: len(row["image"]) for row in checked(KEYS).to_pylist()}
     found = shards(corpus(shard_mb=1.5e-3, parts={"train": 1, "validation": 0, "test": 0}), KEYS)
     sizes = [sum(with_sizes[key] for key in held) for held in found.values()]
@@ -135,7 +135,7 @@ def test_rows_per_shard_does_not_affect_parts_or_order() -> None:
     assert order(13) == order(1000)
 
 
-def test_a_part_with_a_source_of_its_own_holds_that_source_and_nothing_else() -> None:
+def test_a_part_with_its_own_source_has_only_the_rows_of_that_source() -> None:
     spec = corpus(parts={"train": 0.9, "validation": 0.1, "test": DigitsReader()})
     found = shards(spec, KEYS, (400,), (None, "test"))
     held = {part: {k for f, h in found.items() if f.startswith(part) for k in h} for part in PARTS}
@@ -149,7 +149,7 @@ def test_another_seed_gives_other_parts_and_another_order() -> None:
 
 
 @pytest.mark.parametrize("shuffle", ["global", "none"])
-def test_duplicate_keys_are_refused_by_name_wherever_they_lie(shuffle: str) -> None:
+def test_duplicate_keys_are_refused_by_name_in_any_run_or_part(shuffle: str) -> None:
     with pytest.raises(StageError, match=r"1 keys occur more than once \(k0007, \.\.\.\)"):
         shards(corpus(shuffle=shuffle), [*KEYS, "k0007"], (300, 600))
     spec = corpus(shuffle=shuffle, parts={"train": 0.9, "validation": 0.1, "test": DigitsReader()})
@@ -157,9 +157,9 @@ def test_duplicate_keys_are_refused_by_name_wherever_they_lie(shuffle: str) -> N
         shards(spec, [*KEYS, "k0007"], (600,), (None, "test"))
 
 
-def test_an_empty_part_is_refused_and_one_not_asked_for_is_not() -> None:
+def test_an_empty_part_is_refused_unless_its_share_is_0() -> None:
     parts = {"train": 0.9998, "validation": 0.0001, "test": 0.0001}
-    with pytest.raises(StageError, match="part 'validation' holds none of the 3 rows"):
+    with pytest.raises(StageError, match="part 'validation' has none of the 3 rows"):
         shards(corpus(parts=parts), ["a", "b", "c"])
     found = shards(corpus(parts={"train": 1, "validation": 0, "test": 0}), ["a", "b", "c"])
     assert list(found) == ["train-00000.parquet"]
@@ -185,7 +185,7 @@ def folder(tmp_path: Path) -> Folder:
 def test_row_groups_have_a_thousand_rows_and_fewer_where_images_are_large(
     folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with opened(folder, "train-00000.parquet") as parquet:
+    with open_shard(folder, "train-00000.parquet") as parquet:
         groups = range(parquet.num_row_groups)
         assert [parquet.metadata.row_group(g).num_rows for g in groups] == [ROW_GROUP] * 2 + [500]
     monkeypatch.setattr("jobs.corpus.shards.ROW_GROUP_BYTES", 300)
@@ -195,7 +195,7 @@ def test_row_groups_have_a_thousand_rows_and_fewer_where_images_are_large(
         run = write_run(scratch, "r", checked(KEYS), spec, None, np.arange(600, dtype=np.uint64))
         cut = lay_out(spec, scratch, [run])[0]
         file = write_shard(scratch, [run], cut, scratch / "o")
-        with opened(scratch / "o", file.file) as parquet:
+        with open_shard(scratch / "o", file.file) as parquet:
             sizes = [
                 parquet.read_row_group(g)["image"].nbytes for g in range(parquet.num_row_groups)
             ]

@@ -1,4 +1,4 @@
-"""Verifying a corpus: whatever of its folder is gone or altered is a finding, never a crash."""
+"""Verifying a corpus: a missing or altered file is a finding, never a crash."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +14,7 @@ from jobs.storage.folder import Folder
 Picture = Callable[..., bytes]
 Build = Callable[[Corpus, Path], tuple[Folder, Outcome]]
 
-SAID = {"name": "c", "parts": {"train": 1, "validation": 0, "test": 0}, "max_bad_share": 1}
+FIELDS = {"name": "c", "parts": {"train": 1, "validation": 0, "test": 0}, "max_bad_share": 1}
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def built(tmp_path: Path, picture: Picture, build: Build) -> tuple[Corpus, Folde
     (tmp_path / "tree/a/1.jpg").write_bytes(picture(0))
     (tmp_path / "tree/a/2.jpg").write_bytes(b"")
     reader = {"kind": "imagefolder", "path": str(tmp_path / "tree")}
-    corpus = Corpus.model_validate(SAID | {"reader": reader})
+    corpus = Corpus.model_validate(FIELDS | {"reader": reader})
     return corpus, build(corpus, tmp_path)[0]
 
 
@@ -33,20 +33,20 @@ def findings(built: tuple[Corpus, Folder]) -> set[tuple[str, str]]:
     return {(finding.file, finding.what) for finding in found}
 
 
-def test_a_corpus_as_it_was_built_has_no_finding(built: tuple[Corpus, Folder]) -> None:
+def test_an_unchanged_corpus_has_no_finding(built: tuple[Corpus, Folder]) -> None:
     assert findings(built) == set()
 
 
-def test_an_index_that_is_gone_is_a_finding(built: tuple[Corpus, Folder]) -> None:
+def test_a_missing_index_is_a_finding(built: tuple[Corpus, Folder]) -> None:
     (built[1].local_path() / "_index.json").unlink()
     assert findings(built) == {("_index.json", "missing")}
 
 
 @pytest.mark.parametrize(
-    "said", ["", "{", "[]", "null", "{}", '{"name": 1, "classes": 3}', "\ufeff", "[" * 100_000]
+    "text", ["", "{", "[]", "null", "{}", '{"name": 1, "classes": 3}', "\ufeff", "[" * 100_000]
 )
-def test_an_index_that_is_broken_is_a_finding(built: tuple[Corpus, Folder], said: str) -> None:
-    (built[1].local_path() / "_index.json").write_text(said)
+def test_a_broken_index_is_a_finding(built: tuple[Corpus, Folder], text: str) -> None:
+    (built[1].local_path() / "_index.json").write_text(text)
     assert findings(built) == {("_index.json", "altered")}
     with pytest.raises(
         StageError, match=r"_index\.json of .* is broken .*; build the corpus again"
@@ -54,7 +54,7 @@ def test_an_index_that_is_broken_is_a_finding(built: tuple[Corpus, Folder], said
         Index.read(built[1])
 
 
-def test_a_quarantine_that_is_gone_or_altered_is_a_finding(built: tuple[Corpus, Folder]) -> None:
+def test_a_missing_or_altered_quarantine_is_a_finding(built: tuple[Corpus, Folder]) -> None:
     folder, path = built[1], built[1].local_path() / "quarantine.parquet"
     table = folder.read_table(path.name)
     for data in (b"", path.read_bytes()[:-9]):

@@ -1,4 +1,4 @@
-"""A corpus folder of the test's own rows, without images worth decoding."""
+"""A corpus folder with rows that a test gives; the images are placeholders."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ Write = Callable[..., Folder]
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Write:
-    """Write a corpus whose training part has these rows, in shards of so many."""
+    """Write a corpus whose training part has these rows, in shards of `shard` rows."""
 
     def write(
         keys: Sequence[str],
@@ -27,7 +27,7 @@ def corpus(tmp_path: Path) -> Write:
         name: str = "c",
         folder: str = "corpus",
     ) -> Folder:
-        place = Folder.of(tmp_path / folder)
+        output = Folder.of(tmp_path / folder)
         files = []
         for number, start in enumerate(range(0, len(keys), shard)):
             rows = slice(start, start + shard)
@@ -42,9 +42,9 @@ def corpus(tmp_path: Path) -> Write:
                 },
                 schema=SCHEMA,
             )
-            files.append(write_rows(place, f"train-{number:05d}.parquet", table))
+            files.append(write_rows(output, f"train-{number:05d}.parquet", table))
         parts = {"train": tuple(files), "validation": (), "test": ()}
-        Index(name, tuple(classes), parts, tuple(class_ids)).write(place)
-        return place
+        Index(name, tuple(classes), parts, tuple(class_ids)).write(output)
+        return output
 
     return write

@@ -1,4 +1,4 @@
-"""Caption noise: true exchanges, exact, nested, keyed, and as many as there can be."""
+"""Caption noise: true exchanges, exact, nested, keyed, and as many as possible."""
 
 import collections
 
@@ -57,7 +57,7 @@ def test_swaps_count_to_the_nearest_even_number(level: float, samples: int, coun
 
 @pytest.mark.parametrize("near", [False, True])
 @given(data=captioned(), level=LEVELS)
-def test_swaps_are_exchanges_that_change_every_text_and_lose_none(
+def test_swaps_are_exchanges_that_change_every_caption_and_keep_all(
     near: bool, data: Data, level: float
 ) -> None:
     keys, captions, clusters, _ = data
@@ -82,9 +82,7 @@ def test_swaps_are_exchanges_that_change_every_text_and_lose_none(
 
 @pytest.mark.parametrize("near", [False, True])
 @given(data=captioned())
-def test_swapping_is_an_involution_without_fixed_points_of_as_many_as_can_be(
-    near: bool, data: Data
-) -> None:
+def test_swapping_is_an_involution_with_as_many_pairs_as_possible(near: bool, data: Data) -> None:
     keys, captions, clusters, _ = data
     plan = swaps(data, near=near)
     assert len(np.unique(plan.pairs)) == plan.pairs.size
@@ -123,7 +121,7 @@ def test_row_order_does_not_affect_swaps(near: bool, data: Data, random: object)
 
 
 @pytest.mark.parametrize("frequent", [[0.4], [0.3, 0.3, 0.3]])
-def test_a_frequent_text_is_swapped_no_earlier_for_being_frequent(frequent: list[float]) -> None:
+def test_a_frequent_text_is_not_swapped_earlier_than_others(frequent: list[float]) -> None:
     random = np.random.default_rng(0)
     texts = np.searchsorted(np.cumsum(frequent), random.random(40_000), side="right")
     rare = texts == len(frequent)
@@ -146,7 +144,7 @@ def test_only_the_allowed_samples_swap_among_themselves() -> None:
     assert set(of_corpus.changed(30)["noisy"].to_pylist()) == {str(i) for i in range(30)}
 
 
-def test_a_level_beyond_reach_names_the_highest_that_is_not() -> None:
+def test_an_impossible_level_is_an_error_that_names_the_highest() -> None:
     data = ([f"k{i}" for i in range(10)], ["same"] * 9 + ["other"], [0] * 10, 0)
     plan = swaps(data, near=False)
     assert plan.count(20) == 2

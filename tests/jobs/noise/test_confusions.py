@@ -1,4 +1,4 @@
-"""Noise by a matrix, an annotator or given labels: exact, nested, and true to what was measured."""
+"""Noise from a matrix, an annotator or given labels: exact, nested, and true to the measurement."""
 
 from collections.abc import Iterator
 
@@ -56,7 +56,7 @@ def blocks(values: Floats, size: int) -> Iterator[tuple[npt.NDArray[np.int64], F
 
 
 @given(with_matrix(), st.floats(0, 1))
-def test_the_matrix_shares_a_level_out_over_the_classes(
+def test_the_matrix_distributes_a_level_over_the_classes(
     data: tuple[list[int], Floats], share: float
 ) -> None:
     labels, matrix = data
@@ -67,7 +67,7 @@ def test_the_matrix_shares_a_level_out_over_the_classes(
     for clean, noisy in as_dict(table).values():
         assert clean != noisy
         assert matrix[clean, noisy] > 0
-    # Sainte-Lague: no class may give one to another and be nearer to its share.
+    # Sainte-Lague: no exchange of a flip between two classes comes nearer to the shares.
     weights = np.bincount(labels, minlength=len(matrix)) * (1 - np.diag(matrix))
     counts = np.bincount(table["clean"].to_numpy(), minlength=len(matrix))
     has, may = counts > 0, weights > 1e-12
@@ -92,7 +92,7 @@ def test_row_order_does_not_affect_the_matrix_noise_and_levels_nest(
     assert high == as_dict(other.changed(top))
 
 
-def test_at_full_strength_the_matrix_itself_comes_out() -> None:
+def test_at_full_noise_the_rates_are_the_matrix() -> None:
     matrix = np.array([[0.8, 0.15, 0.05], [0.0, 0.5, 0.5], [0.3, 0.0, 0.7]])
     labels = [i % 3 for i in range(30_000)]
     plan = confusions.transition(samples(labels, 3), Choice(), matrix)
@@ -105,17 +105,17 @@ def test_at_full_strength_the_matrix_itself_comes_out() -> None:
     assert np.abs(np.diag(found) - np.diag(matrix)).max() < 2e-4  # exact but for rounding
 
 
-def test_a_class_that_never_flips_is_counted_and_left_alone() -> None:
+def test_a_class_that_never_flips_is_counted_and_not_changed() -> None:
     plan = confusions.transition(
         samples([0, 1, 1, 0], 2), Choice(), np.array([[1.0, 0.0], [0.5, 0.5]])
     )
     assert plan.counts == {"rows_never_flipped": 2}
     assert plan.changed(50)["clean"].to_pylist() == [1, 1]
-    with pytest.raises(StageError, match=r"only 2 can be; give a level of at most 50\.00"):
+    with pytest.raises(StageError, match=r"only 2 can change; give a level of at most 50\.00"):
         plan.changed(75)
 
 
-def test_levels_end_where_a_class_is_used_up() -> None:
+def test_levels_end_where_a_class_has_no_rows_left() -> None:
     matrix = np.array([[0.5, 0.5], [0.1, 0.9]])
     plan = confusions.transition(samples([0] * 100 + [1] * 100, 2), Choice(), matrix)
     # Class 0 keeps five times the flips of class 1 until its hundredth, at 20 of class 1.
@@ -123,7 +123,7 @@ def test_levels_end_where_a_class_is_used_up() -> None:
 
 
 @pytest.mark.parametrize(
-    ("matrix", "said"),
+    ("matrix", "message"),
     [
         (np.eye(3), "is 3 x 3; give one of 2 x 2"),
         (np.ones(2), "is 2; give one of 2 x 2"),
@@ -132,14 +132,14 @@ def test_levels_end_where_a_class_is_used_up() -> None:
         (np.array([[1, 0], [0.5, 0.4]]), "row 1 sums to 0.9; make every row sum to 1"),
     ],
 )
-def test_a_matrix_that_is_none_is_refused(matrix: Floats, said: str) -> None:
-    with pytest.raises(StageError, match=said):
+def test_an_invalid_matrix_is_refused(matrix: Floats, message: str) -> None:
+    with pytest.raises(StageError, match=message):
         confusions.transition(samples([0, 1], 2), Choice(), matrix)
 
 
 @settings(max_examples=60)
 @given(with_probabilities(), st.floats(0, 1), st.integers(1, 70))
-def test_the_annotator_changes_exactly_so_many_and_never_to_an_impossible_class(
+def test_the_annotator_changes_the_exact_number_and_never_to_an_impossible_class(
     data: tuple[list[int], Floats], share: float, size: int
 ) -> None:
     labels, values = data
@@ -182,7 +182,7 @@ def test_hard_samples_come_first_in_proportion_to_their_doubt() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "message"),
     [
         (np.full((2, 3), 1 / 3), "gives 3 probabilities a key; give one for each of the 2"),
         (np.array([[0.5, 0.5], [0.5, 0.1]]), "key 'k1' are not numbers"),
@@ -190,12 +190,12 @@ def test_hard_samples_come_first_in_proportion_to_their_doubt() -> None:
         (np.full((1, 2), 0.5), "1 of 2 training rows have no class probabilities"),
     ],
 )
-def test_probabilities_that_are_none_are_refused(values: Floats, said: str) -> None:
-    with pytest.raises(StageError, match=said):
+def test_invalid_probabilities_are_refused(values: Floats, message: str) -> None:
+    with pytest.raises(StageError, match=message):
         confusions.instance(samples([0, 1], 2), Choice(), blocks(values, 10))
 
 
-def test_given_labels_are_as_they_are_and_their_rate_is_measured() -> None:
+def test_given_labels_are_used_unchanged_at_their_measured_rate() -> None:
     plan = confusions.given(samples([0, 1, 2] * 4, 3), np.array([0, 1, 0] + [0, 1, 2] * 3))
     assert len(plan.changed(0)) == 0
     assert as_dict(plan.changed(8.3)) == {"k2": (2, 0)}

@@ -1,4 +1,4 @@
-"""The files a noise names: what they may hold, and the one sentence for what they may not."""
+"""The files that a noise names: valid contents, and one sentence for invalid ones."""
 
 import gzip
 import hashlib
@@ -47,7 +47,7 @@ def test_a_grouping_is_read_by_class_name_or_number(tmp_path: Path, name: str, t
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "said"),
+    ("name", "text", "message"),
     [
         (
             "g.csv",
@@ -62,15 +62,15 @@ def test_a_grouping_is_read_by_class_name_or_number(tmp_path: Path, name: str, t
         ("g.json", '{"cat": "a", "dog": "a", "cat": "b"}', "names class 'cat' twice"),
         ("g.csv", "class,group\n²,a\n", "names a class '²' that the corpus does not have"),
         ("g.csv", "name,parent\ncat,a\n", "give a CSV with the columns class and group"),
-        ("g.json", "[1, 2]", "is no grouping"),
-        ("g.json", "{", "is no grouping"),
+        ("g.json", "[1, 2]", "is not a grouping"),
+        ("g.json", "{", "is not a grouping"),
     ],
 )
-def test_a_bad_grouping_is_refused(tmp_path: Path, name: str, text: str, said: str) -> None:
+def test_a_bad_grouping_is_refused(tmp_path: Path, name: str, text: str, message: str) -> None:
     (tmp_path / name).write_text(text)
     with pytest.raises(StageError) as caught:
         files.grouping(source(tmp_path / name), CLASSES)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -91,13 +91,13 @@ def test_a_pickled_matrix_is_never_opened(tmp_path: Path) -> None:
     np.save(tmp_path / "m.npy", np.array([Trap()], object), allow_pickle=True)
     (tmp_path / "n.npy").write_bytes(pickle.dumps(Trap()))
     for name in ("m.npy", "n.npy"):
-        with pytest.raises(StageError, match="is no matrix of numbers"):
+        with pytest.raises(StageError, match="is not a matrix of numbers"):
             files.matrix(source(tmp_path / name))
     assert not (tmp_path / "sprung").exists()
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "csv"])
-def test_labels_are_joined_by_key_from_numbers_or_names(tmp_path: Path, suffix: str) -> None:
+def test_labels_are_looked_up_by_key_from_numbers_or_names(tmp_path: Path, suffix: str) -> None:
     table = pa.table(
         {"id": ["c", "x", "a", "b"], "n": [2, 0, 3, 1], "named": ["oak", "cat", "7", "dog"]}
     )
@@ -112,7 +112,7 @@ def test_labels_are_joined_by_key_from_numbers_or_names(tmp_path: Path, suffix: 
 
 
 @pytest.mark.parametrize(
-    ("columns", "said"),
+    ("columns", "message"),
     [
         ({"key": ["a", "b"], "v": [1, 2]}, "no 'v' to 1 of 3 training rows (the first: key 'c')"),
         ({"key": ["a", "b", "c"], "v": [1, None, 2]}, "(the first: key 'b')"),
@@ -120,7 +120,7 @@ def test_labels_are_joined_by_key_from_numbers_or_names(tmp_path: Path, suffix: 
         ({"key": ["a", "b", "c"], "w": [1, 1, 1]}, "has no column 'v'; it has key, w"),
         (
             {"key": ["a", "b", "c", None], "v": [1, 1, 1, 1]},
-            "1 of 4 rows have nothing in column 'k",
+            "1 of 4 rows have no value in column 'k",
         ),
         ({"key": [["a"], ["b"], ["c"]], "v": [1, 1, 1]}, "'key' holds list<"),
         ({"key": ["a", "b", "c"], "v": ["cat", "cta", "dog"]}, "did you mean 'cat'?"),
@@ -130,15 +130,15 @@ def test_labels_are_joined_by_key_from_numbers_or_names(tmp_path: Path, suffix: 
     ],
 )
 def test_a_table_that_does_not_fit_the_keys_is_refused(
-    tmp_path: Path, columns: dict[str, list[object]], said: str
+    tmp_path: Path, columns: dict[str, list[object]], message: str
 ) -> None:
     pq.write_table(pa.table(columns), tmp_path / "t.parquet")
     with pytest.raises(StageError) as caught:
         files.labels_by_key(source(tmp_path / "t.parquet"), "key", "v", KEYS, CLASSES)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
-def test_integers_are_names_where_the_classes_have_such_names(tmp_path: Path) -> None:
+def test_integers_are_names_if_the_classes_have_such_names(tmp_path: Path) -> None:
     keys = [f"k{number:02d}" for number in range(12)]
     classes = Classes(tuple(sorted(map(str, range(12)))))  # 0, 1, 10, 11, 2, ...
     clean = [classes.names.index(str(number)) for number in range(12)]
@@ -151,7 +151,7 @@ def test_integers_are_names_where_the_classes_have_such_names(tmp_path: Path) ->
             )
             assert found.tolist() == clean
     others = Classes(tuple(sorted(map(str, range(1, 13)))))
-    with pytest.raises(StageError, match="name all by their names"):
+    with pytest.raises(StageError, match="use names for all"):
         files.labels_by_key(source(tmp_path / "t.parquet"), "key", "v", pa.array(keys), others)
 
 
@@ -166,7 +166,7 @@ def test_a_categorical_column_is_its_values(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["t.csv", "t.csv.gz"])
-def test_the_keys_of_a_csv_are_texts(tmp_path: Path, name: str) -> None:
+def test_the_keys_of_a_csv_are_text(tmp_path: Path, name: str) -> None:
     text = b"key,v,of\n000010021,1,x\n10021,0,y\n1e3,2,x\n"
     (tmp_path / name).write_bytes(gzip.compress(text) if name.endswith("gz") else text)
     keys = pa.array(["10021", "000010021", "1e3"], pa.large_string())
@@ -178,7 +178,7 @@ def test_the_keys_of_a_csv_are_texts(tmp_path: Path, name: str) -> None:
     assert source(tmp_path / name).digest() == digest
 
 
-def test_an_empty_cell_of_a_csv_is_no_label_and_no_cluster(tmp_path: Path) -> None:
+def test_an_empty_cell_of_a_csv_is_a_missing_label_or_cluster(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("key,v\na,cat\nb,\nc,dog\n")
     with pytest.raises(StageError, match=r"gives no 'v' to 1 of 3 .* key 'b'"):
         files.labels_by_key(source(tmp_path / "t.csv"), "key", "v", KEYS, CLASSES)
@@ -191,25 +191,27 @@ def damaged_parquet() -> bytes:
     pq.write_table(pa.table({"key": ["a", "b", "c"], "v": [0, 1, 2]}), sink)
     data = bytearray(sink.getvalue().to_pybytes())
     length = int.from_bytes(data[-8:-4], "little")
-    data[-8 - length : -8] = b"\xff" * length  # the footer, between magic bytes that are whole
+    data[-8 - length : -8] = b"\xff" * length  # the footer; the magic bytes stay intact
     return bytes(data)
 
 
 @pytest.mark.parametrize(
-    ("name", "data", "said"),
+    ("name", "data", "message"),
     [
-        ("t.parquet", b"no parquet", "is no Parquet file that can be read (Parquet magic bytes"),
-        ("t.parquet", damaged_parquet(), "is no Parquet file that can be read (Couldn't deserial"),
-        ("t.csv", b"key,v\na,1\nb,1,1\n", "is no CSV file that can be read (CSV parse error"),
+        ("t.parquet", b"no parquet", "is not a readable Parquet file (Parquet magic bytes"),
+        ("t.parquet", damaged_parquet(), "is not a readable Parquet file (Couldn't deserial"),
+        ("t.csv", b"key,v\na,1\nb,1,1\n", "is not a readable CSV file (CSV parse error"),
         ("t.csv", b"key,v,v\na,1,1\n", "t.csv has two columns 'v'; give each its own name"),
-        ("t.csv", b"", "is no CSV file that can be read (Empty CSV file)"),
-        ("t.csv.gz", b"key,v\na,1\n", "is no CSV file that can be read ("),
+        ("t.csv", b"", "is not a readable CSV file (Empty CSV file)"),
+        ("t.csv.gz", b"key,v\na,1\n", "is not a readable CSV file ("),
         ("t.csv", "key,v\na,chêne\n".encode("latin-1"), "column 'v' holds text that is not in UT"),
         ("t.csv", "key,v\nà,chene\n".encode("latin-1"), "column 'key' holds text that is not in"),
-        ("t.csv", "clé,v\na,chene\n".encode("latin-1"), "is no CSV file that can be read ("),
+        ("t.csv", "clé,v\na,chene\n".encode("latin-1"), "is not a readable CSV file ("),
     ],
 )
-def test_what_is_no_table_is_refused(tmp_path: Path, name: str, data: bytes, said: str) -> None:
+def test_a_file_that_is_not_a_table_is_refused(
+    tmp_path: Path, name: str, data: bytes, message: str
+) -> None:
     (tmp_path / name).write_bytes(data)
     with pytest.raises(StageError) as labels:
         files.labels_by_key(source(tmp_path / name), "key", "v", KEYS, CLASSES)
@@ -217,13 +219,13 @@ def test_what_is_no_table_is_refused(tmp_path: Path, name: str, data: bytes, sai
         files.clusters_by_key(source(tmp_path / name), "key", "v", KEYS)
     for caught in (labels, clusters):
         assert str(tmp_path / name) in str(caught.value)
-        assert said in str(caught.value)
+        assert message in str(caught.value)
         assert "\n" not in str(caught.value)
 
 
 def test_a_matrix_in_a_damaged_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "m.parquet").write_bytes(damaged_parquet())
-    with pytest.raises(StageError, match="is no matrix of numbers"):
+    with pytest.raises(StageError, match="is not a matrix of numbers"):
         files.matrix(source(tmp_path / "m.parquet"))
 
 
@@ -235,16 +237,16 @@ def test_clusters_that_are_lists_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [pa.list_(pa.float32()), pa.list_(pa.float64(), 4)])
-def test_probabilities_come_for_the_asked_keys_in_any_batches(
+def test_probabilities_come_for_the_requested_keys_in_any_batches(
     tmp_path: Path, kind: pa.DataType
 ) -> None:
     keys = [f"k{i}" for i in range(9000)]
     values = np.random.default_rng(0).dirichlet(np.ones(4), 9000)
     table = pa.table({"key": keys, "p": pa.array(values.tolist(), kind)})
     pq.write_table(table, tmp_path / "p.parquet")
-    asked = pa.array(keys[8999:10:-2])
-    found = np.zeros((len(asked), 4))
-    blocks = list(files.probabilities_by_key(source(tmp_path / "p.parquet"), "key", "p", asked))
+    requested = pa.array(keys[8999:10:-2])
+    found = np.zeros((len(requested), 4))
+    blocks = list(files.probabilities_by_key(source(tmp_path / "p.parquet"), "key", "p", requested))
     for rows, given in blocks:
         found[rows] = given
     assert len(blocks) == 3
@@ -259,50 +261,54 @@ def test_probability_lists_of_unequal_length_are_refused(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("values", [[0.5, 0.2], ["a", "b"], [["0.5", "0.5"], ["1", "0"]]])
-def test_probabilities_that_are_no_lists_of_numbers_are_refused(
+def test_probabilities_that_are_not_lists_of_numbers_are_refused(
     tmp_path: Path, values: list[object]
 ) -> None:
     pq.write_table(pa.table({"key": ["a", "b"], "p": values}), tmp_path / "p.parquet")
-    said = r"p.parquet: column 'p' holds .* not a list of class probabilities; name another column"
-    with pytest.raises(StageError, match=said):
+    message = (
+        r"p.parquet: column 'p' holds .* not a list of class probabilities; name another column"
+    )
+    with pytest.raises(StageError, match=message):
         list(files.probabilities_by_key(source(tmp_path / "p.parquet"), "key", "p", KEYS))
 
 
-def test_probabilities_are_asked_for_as_parquet(tmp_path: Path) -> None:
+def test_probabilities_must_be_parquet(tmp_path: Path) -> None:
     (tmp_path / "p.csv").write_text("key,p\na,0.5 0.5\n")
-    with pytest.raises(StageError, match=r"p.csv is no Parquet file .*; .* correct noise.file"):
+    with pytest.raises(
+        StageError, match=r"p.csv is not a readable Parquet file .*; .* correct noise.file"
+    ):
         list(files.probabilities_by_key(source(tmp_path / "p.csv"), "key", "p", KEYS))
 
 
-def test_a_small_file_is_pinned_by_its_content_and_never_by_its_path(tmp_path: Path) -> None:
-    pinned = []
+def test_a_small_file_is_digested_by_its_content_and_never_by_its_path(tmp_path: Path) -> None:
+    digested = []
     for folder in ("one", "other"):
         (tmp_path / folder).mkdir()
         path = tmp_path / folder / "g.csv"
         path.write_text("class,group\n")
-        pinned.append(files.pin(noise(kind="groups", file=str(path))))
-    assert pinned[0].semantic() == pinned[1].semantic()
+        digested.append(files.digested(noise(kind="groups", file=str(path))))
+    assert digested[0].semantic() == digested[1].semantic()
     sha256 = hashlib.sha256(b"class,group\n").hexdigest()
-    assert pinned[0].semantic()["sha256"] == sha256
+    assert digested[0].semantic()["sha256"] == sha256
     path.write_text("class,group\ncat,a\n")
-    with pytest.raises(StageError, match="holds other bytes"):
-        files.pin(pinned[1])
+    with pytest.raises(StageError, match=r"but noise\.sha256 is"):
+        files.digested(digested[1])
     with pytest.raises(StageError, match="cannot be read"):
-        files.pin(noise(kind="groups", file=str(tmp_path / "absent.csv")))
+        files.digested(noise(kind="groups", file=str(tmp_path / "absent.csv")))
 
 
 def test_a_large_table_is_checked_only_against_a_given_digest(tmp_path: Path) -> None:
     path = tmp_path / "t.parquet"
     path.write_bytes(b"many rows")
-    spec = files.pin(noise(kind="given", file=str(path), column="v"))
+    spec = files.digested(noise(kind="given", file=str(path), column="v"))
     assert spec.semantic()["sha256"] is None
     assert files.source_of(spec).digest() == hashlib.sha256(b"many rows").hexdigest()
     named = noise(kind="given", file=str(path), column="v", sha256="0" * 64)
-    with pytest.raises(StageError, match="holds other bytes"):
+    with pytest.raises(StageError, match=r"but noise\.sha256 is"):
         files.source_of(named).digest()
 
 
-def test_class_names_stand_before_numbers() -> None:
+def test_class_names_take_precedence_over_numbers() -> None:
     assert files.class_numbers(["7", 2, "dog"], CLASSES) == (3, 2, 1)
     with pytest.raises(StageError, match="a class 4 that the corpus does not have"):
         files.class_numbers([4], CLASSES)

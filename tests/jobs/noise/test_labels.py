@@ -1,4 +1,4 @@
-"""Label noise: exact, nested, keyed, and blind to how the rows are arranged."""
+"""Label noise: exact, nested, keyed, and independent of the row order."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -77,7 +77,7 @@ KINDS: dict[str, Kind] = {
 
 
 def allowed(kind: str, d: Data, clean: int, noisy: int) -> bool:
-    """Whether a flip is one that the kind may make."""
+    """Whether the kind allows a flip."""
     named = clean in d.named if "some classes" in kind or "subset" in kind else True
     if kind.startswith("pair"):
         return noisy == (clean + 1) % d.classes
@@ -100,13 +100,13 @@ def as_dict(table: pa.Table) -> dict[str, tuple[object, object]]:
     ("level", "samples", "count"),
     [(5, 1000, 50), (2.3, 1000, 23), (0.5, 100, 1), (0.4, 100, 0), (10, 1078, 108), (50, 3, 2)],
 )
-def test_counts_are_the_nearest_integer_halves_up(level: float, samples: int, count: int) -> None:
+def test_counts_are_the_nearest_integer_ties_up(level: float, samples: int, count: int) -> None:
     assert changed_count(level, samples) == count
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @given(d=data(), level=LEVELS)
-def test_exactly_the_asked_number_is_flipped_and_only_as_the_kind_may(
+def test_exactly_the_requested_number_is_flipped_as_the_kind_allows(
     kind: str, d: Data, level: float
 ) -> None:
     plan = KINDS[kind](d)
@@ -114,7 +114,9 @@ def test_exactly_the_asked_number_is_flipped_and_only_as_the_kind_may(
     assert plan.eligible == len(plan.order) == eligible
     wanted = changed_count(level, eligible if plan.of == "subset" else len(d.keys))
     if wanted > eligible:
-        with pytest.raises(StageError, match=f"only {eligible} can be; give a level of at most"):
+        with pytest.raises(
+            StageError, match=f"only {eligible} can change; give a level of at most"
+        ):
             plan.changed(level)
         return
     table = plan.changed(level)
@@ -176,12 +178,12 @@ def test_a_class_alone_in_its_group_is_counted_and_never_flipped() -> None:
     assert set(plan.changed(60)["clean"].to_pylist()) == {0, 2}
 
 
-def test_a_level_of_the_subset_is_that_share_of_it() -> None:
+def test_a_level_of_the_subset_is_a_share_of_the_subset() -> None:
     keys, labels = pa.array([f"k{i}" for i in range(1000)]), np.arange(1000, dtype=np.int32) % 10
     samples = Labelled("c", keys, labels, 10)
     assert len(subset(samples, Choice(0, (1, 2), "subset")).rows(20)) == 40
     assert len(subset(samples, Choice(0, (1, 2), "corpus")).rows(20)) == 200
-    with pytest.raises(StageError, match=r"only 200 can be; give a level of at most 20\.00"):
+    with pytest.raises(StageError, match=r"only 200 can change; give a level of at most 20\.00"):
         subset(samples, Choice(0, (1, 2), "corpus")).rows(20.1)
 
 

@@ -1,4 +1,4 @@
-"""`nml-orch noise` and how an experiment file plans its noise."""
+"""The commands of `nml-orch noise`, and how an experiment file plans its noise."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ def built(run_on_ray: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_building_the_noise_builds_what_it_reads_and_nothing_else(built: Path) -> None:
+def test_building_the_noise_builds_its_inputs_and_nothing_else(built: Path) -> None:
     root = built / "nml-store"
     found = {str(path.parent.relative_to(root)) for path in root.rglob("manifest.json")}
     assert found == {"corpus/digits", *(f"noise/digits/symmetric/level={n}" for n in (0, 20))}
@@ -54,12 +54,12 @@ def test_a_damaged_level_is_named_and_the_others_are_audited(built: Path, run: R
     path = built / "nml-store/noise/digits/symmetric/level=20/overlay.json"
     whole = path.read_bytes()
     path.write_bytes(b"{")
-    told, machine = (run(built, "noise", "audit", *LEVELS, *more) for more in ([], ["--json"]))
+    text, machine = (run(built, "noise", "audit", *LEVELS, *more) for more in ([], ["--json"]))
     path.write_bytes(whole)
-    assert told[0] == machine[0] == 1
-    assert "defect" not in told[1]
-    assert ["0", "0.000", "0.000", "1,055", "0", "0", "0"] in map(str.split, told[1].splitlines())
-    assert f"DIFFERS noise/digits/symmetric/level=20: {path} is not as it was written" in told[1]
+    assert text[0] == machine[0] == 1
+    assert "defect" not in text[1]
+    assert ["0", "0.000", "0.000", "1,055", "0", "0", "0"] in map(str.split, text[1].splitlines())
+    assert f"DIFFERS noise/digits/symmetric/level=20: {path} cannot be used" in text[1]
     found = json.loads(machine[1][machine[1].index("{") :])
     assert [one["sound"] for one in found.values()] == [True, False]
     kept = built / "nml-store/audit/noise/digits/symmetric/level=20"
@@ -104,7 +104,7 @@ def test_every_kind_of_label_noise_fits_a_supervised_recipe(fields: str) -> None
     assert prints(planned(noise)) != prints(planned())
 
 
-def test_a_small_files_content_bears_on_identity_and_its_path_does_not(tmp_path: Path) -> None:
+def test_a_small_files_content_affects_identity_and_its_path_does_not(tmp_path: Path) -> None:
     files = [tmp_path / "one.csv", tmp_path / "other.csv"]
     for file in files:
         file.write_text("class,group\nzero,even\n")
@@ -119,7 +119,7 @@ def test_a_small_files_content_bears_on_identity_and_its_path_does_not(tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"),
+    ("overrides", "message"),
     [
         (["noise.kind=nonsense"], "'nonsense' found using 'kind' does not match any"),
         (["noise.rate=5"], "unknown field noise.rate"),
@@ -131,14 +131,14 @@ def test_a_small_files_content_bears_on_identity_and_its_path_does_not(tmp_path:
         (["noise.kind=caption_swap_near"], "changes captions and a supervised recipe learns from"),
     ],
 )
-def test_a_noise_that_cannot_be_is_one_sentence(overrides: list[str], said: str) -> None:
+def test_an_impossible_noise_is_one_sentence(overrides: list[str], message: str) -> None:
     with pytest.raises(UserError) as caught:
         planned(*overrides)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_a_part_of_a_plan_holds_what_it_reads() -> None:
+def test_a_part_of_a_plan_includes_its_inputs() -> None:
     whole = planned()
     part = whole.only("noise")
     assert {step.kind for step in part.steps.values()} == {"corpus", "noise"}

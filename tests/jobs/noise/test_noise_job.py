@@ -1,4 +1,4 @@
-"""The noise stage on a real Ray, over corpora of the test's own and one that the stage built."""
+"""The noise stage on a real Ray, over small corpora and one that the corpus stage built."""
 
 import collections
 import json
@@ -14,7 +14,7 @@ import pytest
 from jobs.contract import Hooks, Outcome, StageError, Work
 from jobs.corpus.shards import Index, read_part
 from jobs.noise import job
-from jobs.noise.files import pin
+from jobs.noise.files import digested
 from jobs.noise.overlay import Changes, Overlay, apply
 from jobs.noise.spec import NoiseStep
 from jobs.storage.folder import Folder
@@ -56,7 +56,7 @@ def works(root: Path, corpus: Folder, levels: Sequence[float], **noise: object) 
         Work(
             address=f"noise/c/{step.noise.kind}/level={step.level:g}",
             fingerprint="f",
-            spec=step.model_copy(update={"noise": pin(step.noise)}),
+            spec=step.model_copy(update={"noise": digested(step.noise)}),
             inputs={"corpus": corpus},
             output=Folder.of(root / f"{step.noise.kind}/level={step.level:g}"),
             scratch=Folder.of(root / "scratch"),
@@ -65,7 +65,7 @@ def works(root: Path, corpus: Folder, levels: Sequence[float], **noise: object) 
     ]
 
 
-def lay(these: Sequence[Work]) -> Results:
+def run(these: Sequence[Work]) -> Results:
     results = Results()
     job.run(these, results.hooks())
     return results
@@ -104,20 +104,20 @@ def kinds(tmp_path: Path) -> dict[str, dict[str, object]]:
     }
 
 
-def test_levels_of_every_kind_are_exact_nested_and_the_same_wherever_they_run(
+def test_levels_of_every_kind_are_exact_nested_and_the_same_in_any_run(
     corpus: Write, tmp_path: Path, kinds: dict[str, dict[str, object]]
 ) -> None:
     folder = corpus(KEYS, LABELS, CAPTIONS, classes=CLASSES)
     other = corpus(KEYS, LABELS, CAPTIONS, classes=CLASSES, shard=37, folder="other")
     levels = [0, 5, 10, 30]
-    asked = [
+    requested = [
         work
         for kind, noise in kinds.items()
         for work in works(tmp_path, folder, levels, kind=kind, **noise)
     ]
-    results = lay(asked)
+    results = run(requested)
     lower: dict[str, set[tuple[object, ...]]] = collections.defaultdict(set)
-    for work in asked:
+    for work in requested:
         assert isinstance(work.spec, NoiseStep)
         kind, level = work.spec.noise.kind, work.spec.level
         outcome, overlay = results.outcome(work.address), Overlay.read(work.output)
@@ -138,27 +138,27 @@ def test_levels_of_every_kind_are_exact_nested_and_the_same_wherever_they_run(
         for kind, noise in kinds.items()
         for work in works(tmp_path / "again", other, [30], kind=kind, **noise)
     ]
-    for work in again:  # each alone, over other shards
-        lay([work])
-        same = next(one for one in asked if one.address == work.address)
+    for work in again:  # one by one, over other shards
+        run([work])
+        same = next(one for one in requested if one.address == work.address)
         assert bytes_of(work.output) == bytes_of(same.output)
 
 
-def test_given_labels_are_laid_at_their_own_rate(corpus: Write, tmp_path: Path) -> None:
+def test_given_labels_are_used_at_their_own_rate(corpus: Write, tmp_path: Path) -> None:
     folder = corpus(KEYS, LABELS, classes=CLASSES)
     theirs = [CLASSES[(label + (i % 10 == 0)) % 5] for i, label in enumerate(LABELS)]
     pq.write_table(pa.table({"id": KEYS, "worse": theirs}), tmp_path / "t.parquet")
     noise = {"kind": "given", "file": str(tmp_path / "t.parquet"), "key": "id", "column": "worse"}
-    asked = works(tmp_path, folder, [0, 10, 20], **noise)
-    results = lay(asked)
-    assert results.outcome(asked[0].address).counts["changed"] == 0
-    assert results.outcome(asked[1].address).metrics["noise/realised_percent"] == 10
-    noisy = [CLASSES[int(str(value))] for value in noisy_values(folder, asked[1].output)]
+    requested = works(tmp_path, folder, [0, 10, 20], **noise)
+    results = run(requested)
+    assert results.outcome(requested[0].address).counts["changed"] == 0
+    assert results.outcome(requested[1].address).metrics["noise/realised_percent"] == 10
+    noisy = [CLASSES[int(str(value))] for value in noisy_values(folder, requested[1].output)]
     assert noisy == theirs
-    refused = results.of[asked[2].address]
+    refused = results.of[requested[2].address]
     assert isinstance(refused, StageError)
     assert "give noise.levels=[0, 10.0]" in str(refused)
-    overlay = Overlay.read(asked[1].output)
+    overlay = Overlay.read(requested[1].output)
     assert overlay.seed is None
     assert overlay.file_sha256 is not None
 
@@ -169,7 +169,7 @@ def test_a_level_states_its_share_of_the_corpus_and_of_the_subset(
     folder = corpus(KEYS, LABELS, classes=CLASSES)
     named = {"kind": "subset", "classes": ["dog", 4]}
     (work,) = works(tmp_path, folder, [10], **named, of="subset")
-    lay([work])
+    run([work])
     overlay = Overlay.read(work.output)
     assert overlay.eligible == sum(label in (1, 4) for label in LABELS) == 480
     assert (overlay.of, overlay.changed) == ("subset", 48)
@@ -182,7 +182,7 @@ def test_captions_can_swap_within_a_class_and_in_some_classes_alone(
 ) -> None:
     folder = corpus(KEYS, LABELS, CAPTIONS, classes=CLASSES)
     (near,) = works(tmp_path, folder, [30], kind="caption_swap_near", classes=["dog", "elm"])
-    lay([near])
+    run([near])
     assert Overlay.read(near.output).eligible == 480
     for row in near.output.read_table("changed.parquet").to_pylist():
         assert row["clean"].split()[0] == row["noisy"].split()[0] in ("dog", "elm")
@@ -191,15 +191,15 @@ def test_captions_can_swap_within_a_class_and_in_some_classes_alone(
 def test_an_unreachable_level_fails_alone(corpus: Write, tmp_path: Path) -> None:
     captions = ["rare" if i % 20 == 0 else "the same" for i in range(N)]
     folder = corpus(KEYS, captions=captions)
-    asked = works(tmp_path, folder, [5, 30], kind="caption_swap")
-    results = lay(asked)
-    assert results.outcome(asked[0].address).counts["changed"] == 30
-    assert isinstance(results.of[asked[1].address], StageError)
-    assert "give a level of at most 10.00" in str(results.of[asked[1].address])
+    requested = works(tmp_path, folder, [5, 30], kind="caption_swap")
+    results = run(requested)
+    assert results.outcome(requested[0].address).counts["changed"] == 30
+    assert isinstance(results.of[requested[1].address], StageError)
+    assert "give a level of at most 10.00" in str(results.of[requested[1].address])
 
 
 @pytest.mark.parametrize(
-    ("kind", "extra", "said"),
+    ("kind", "extra", "message"),
     [
         ("symmetric", {}, "1 of 2 training rows have no label to flip"),
         ("caption_swap", {}, "1 of 2 training rows have no caption to swap"),
@@ -210,13 +210,13 @@ def test_an_unreachable_level_fails_alone(corpus: Write, tmp_path: Path) -> None
     ],
 )
 def test_a_corpus_that_lacks_what_a_noise_changes_is_refused(
-    corpus: Write, tmp_path: Path, kind: str, extra: dict[str, object], said: str
+    corpus: Write, tmp_path: Path, kind: str, extra: dict[str, object], message: str
 ) -> None:
     folder = corpus(["a", "b"], [0, None], ["one", None], classes=CLASSES)
     (work,) = works(tmp_path, folder, [5], kind=kind, **extra)
-    refused = lay([work]).of[work.address]
+    refused = run([work]).of[work.address]
     assert isinstance(refused, StageError)
-    assert said in str(refused)
+    assert message in str(refused)
 
 
 def test_choosing_by_class_needs_labels(corpus: Write, tmp_path: Path) -> None:
@@ -224,27 +224,25 @@ def test_choosing_by_class_needs_labels(corpus: Write, tmp_path: Path) -> None:
     for fields in ({"kind": "caption_swap_near"}, {"kind": "caption_swap", "classes": ["cat"]}):
         (work,) = works(tmp_path, folder, [5], **fields)
         assert "1 of 2 training rows have no label to choose by" in str(
-            lay([work]).of[work.address]
+            run([work]).of[work.address]
         )
 
 
-def test_a_class_that_the_corpus_lacks_is_answered_with_the_nearest(
-    corpus: Write, tmp_path: Path
-) -> None:
+def test_an_unknown_class_is_an_error_that_names_the_nearest(corpus: Write, tmp_path: Path) -> None:
     folder = corpus(KEYS, LABELS, classes=CLASSES)
     (work,) = works(tmp_path, folder, [5], kind="symmetric", classes=["dgo"])
-    assert "did you mean 'dog'?" in str(lay([work]).of[work.address])
+    assert "did you mean 'dog'?" in str(run([work]).of[work.address])
 
 
-def test_the_index_and_the_shards_are_left_as_they_were(corpus: Write, tmp_path: Path) -> None:
+def test_the_index_and_the_shards_do_not_change(corpus: Write, tmp_path: Path) -> None:
     folder = corpus(KEYS, LABELS, classes=CLASSES)
     before = bytes_of(folder)
-    lay(works(tmp_path, folder, [0, 30], kind="pair"))
+    run(works(tmp_path, folder, [0, 30], kind="pair"))
     assert bytes_of(folder) == before
     assert Index.read(folder).rows("train") == N
 
 
-def test_classes_may_go_by_their_ids(corpus: Write, tmp_path: Path) -> None:
+def test_classes_may_be_named_by_their_ids(corpus: Write, tmp_path: Path) -> None:
     ids = [f"n0{number}" for number in range(5)]
     names = ("crane", "dog", "fox", "oak", "crane")
     folder = corpus(KEYS, LABELS, CAPTIONS, classes=names, class_ids=ids)
@@ -257,7 +255,7 @@ def test_classes_may_go_by_their_ids(corpus: Write, tmp_path: Path) -> None:
         {"kind": "caption_swap", "classes": ["n00", "n04"]},
     ):
         (work,) = works(tmp_path / "ids", folder, [10], **fields)
-        lay([work]).outcome(work.address)
+        run([work]).outcome(work.address)
         assert Overlay.read(work.output).eligible == sum(label in (0, 4) for label in LABELS)
     (work,) = works(tmp_path / "names", folder, [10], kind="subset", classes=["crane", "dog"])
-    assert "give its id" in str(lay([work]).of[work.address])
+    assert "give its id" in str(run([work]).of[work.address])

@@ -1,4 +1,4 @@
-"""What an experiment file may say of noise."""
+"""The settings of noise in an experiment file."""
 
 import pytest
 from pydantic import TypeAdapter, ValidationError
@@ -39,7 +39,7 @@ def test_a_noises_name_levels_and_paths_do_not_affect_a_levels_identity(kind: st
 
 
 @pytest.mark.parametrize("kind", EXTRA)
-def test_what_decides_the_rows_affects_identity(kind: str) -> None:
+def test_settings_that_decide_the_rows_affect_identity(kind: str) -> None:
     base = noise(kind).semantic()
     if kind == "given":
         assert noise(kind, column="other").semantic() != base
@@ -51,7 +51,7 @@ def test_what_decides_the_rows_affects_identity(kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "fields", "said"),
+    ("kind", "fields", "message"),
     [
         ("symmetric", {"rate": 1}, "Extra inputs"),
         ("symmetric", {"file": "x"}, "Extra inputs"),
@@ -64,6 +64,6 @@ def test_what_decides_the_rows_affects_identity(kind: str) -> None:
         ("caption_swap_near", {"column": "x"}, "given together"),
     ],
 )
-def test_what_makes_no_sense_is_refused(kind: str, fields: dict[str, object], said: str) -> None:
-    with pytest.raises(ValidationError, match=said):
+def test_invalid_settings_are_refused(kind: str, fields: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
         noise(kind, **fields)

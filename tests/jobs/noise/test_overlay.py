@@ -1,4 +1,4 @@
-"""The overlay as it is written, and as a reader applies it shard by shard."""
+"""The overlay file, and how a reader applies it shard by shard."""
 
 import itertools
 from pathlib import Path
@@ -37,7 +37,7 @@ def describe(changed: int) -> Overlay:
 
 @pytest.mark.parametrize("group", [7, 1 << 14])
 @given(cuts=st.sets(st.integers(1, N - 1), max_size=12), random=st.randoms())
-def test_shard_by_shard_gives_what_the_whole_part_gives(
+def test_applying_by_shard_equals_applying_to_the_whole_part(
     tmp_path_factory: pytest.TempPathFactory, group: int, cuts: set[int], random: Random
 ) -> None:
     folder = Folder.of(tmp_path_factory.mktemp("noise"))
@@ -75,7 +75,7 @@ def test_an_empty_overlay_changes_nothing(tmp_path: Path) -> None:
     assert Overlay.read(folder) == describe(0)
 
 
-def test_how_strings_lie_in_memory_does_not_affect_the_file(tmp_path: Path) -> None:
+def test_string_offsets_in_memory_do_not_affect_the_file(tmp_path: Path) -> None:
     one, other = Folder.of(tmp_path / "one"), Folder.of(tmp_path / "other")
     large = swapped(10).cast(
         pa.schema(
@@ -94,8 +94,8 @@ def test_how_strings_lie_in_memory_does_not_affect_the_file(tmp_path: Path) -> N
         (["k0", "k1"], [0, None], 0),
         (["k0", "other"], [0, 1], 0),  # another key
         (["k1", "k2"], [1, 2], 0),  # moved by a row
-        (["k0"], [0], 0),  # cut short
-        (["k2", "k3"], [2, 3], 2),  # another place
+        (["k0"], [0], 0),  # truncated
+        (["k2", "k3"], [2, 3], 2),  # another position
     ],
 )
 def test_rows_of_another_corpus_are_refused(
@@ -103,7 +103,9 @@ def test_rows_of_another_corpus_are_refused(
 ) -> None:
     changed = flipped(99.9).slice(1, 1)
     assert changed["key"].to_pylist() == ["k1"]
-    with pytest.raises(StageError, match="key 'k1' is not here with the clean value it replaces"):
+    with pytest.raises(
+        StageError, match="key 'k1' is not here with the clean value that it replaces"
+    ):
         apply(changed, pa.array(keys), pa.array(labels, pa.int32()), start)
 
 

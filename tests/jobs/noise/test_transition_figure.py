@@ -11,7 +11,7 @@ def texts(counts: list[list[int]], classes: list[str]) -> list[str]:
     return [text.get_text() for text in figure.axes[0].texts]
 
 
-def test_cells_say_the_percentage_of_their_class() -> None:
+def test_cells_show_the_percentage_of_their_class() -> None:
     found = texts([[90, 10], [0, 40]], ["cat", "dog"])
     assert {"90.0", "10.0", "100.0"} <= set(found)
     assert "0.0" not in found
@@ -21,7 +21,7 @@ def test_an_empty_class_and_clean_labels_are_drawn_too() -> None:
     assert "100.0" in texts([[5, 0, 0], [0, 0, 0], [0, 0, 7]], ["a", "b", "c"])
 
 
-def test_many_classes_are_colours_alone() -> None:
+def test_many_classes_are_drawn_without_numbers() -> None:
     size = 50
     found = texts((np.eye(size, dtype=int) * 9 + 1).tolist(), [str(i) for i in range(size)])
     assert not any("." in text for text in found)

@@ -1,4 +1,4 @@
-"""Files appear whole or not at all, and are read no further than they are wanted."""
+"""Files appear whole or not at all, and only the wanted row groups are read."""
 
 import gzip
 import hashlib
@@ -11,7 +11,7 @@ import pytest
 from jobs.storage.folder import Folder
 
 
-def test_a_new_file_appears_as_its_block_ends_and_not_at_all_when_it_fails(tmp_path: Path) -> None:
+def test_a_new_file_appears_when_its_block_ends_and_not_when_it_fails(tmp_path: Path) -> None:
     folder = Folder.of(tmp_path)
     with folder.new_file("deep/file") as path:
         path.write_bytes(b"whole")
@@ -29,7 +29,7 @@ def test_a_new_file_appears_as_its_block_ends_and_not_at_all_when_it_fails(tmp_p
     assert folder.read_bytes("deep/file") == b"whole"
 
 
-def test_row_groups_of_which_nothing_is_wanted_are_not_read(tmp_path: Path) -> None:
+def test_row_groups_without_a_wanted_row_are_not_read(tmp_path: Path) -> None:
     folder = Folder.of(tmp_path)
     folder.write_table("t.parquet", pa.table({"v": range(10)}), row_group_size=4)
     wanted = np.isin(np.arange(10), [1, 3, 8, 9])
@@ -37,9 +37,9 @@ def test_row_groups_of_which_nothing_is_wanted_are_not_read(tmp_path: Path) -> N
     assert found == [[1, 3], [8, 9]]
 
 
-def test_a_compressed_file_is_bytes_like_any_other(tmp_path: Path) -> None:
+def test_a_compressed_file_is_not_decompressed(tmp_path: Path) -> None:
     packed = gzip.compress(b"key,label\n")
-    for folder in (Folder.of(tmp_path), Folder(f"file://{tmp_path}")):  # a folder, and by a URI
+    for folder in (Folder.of(tmp_path), Folder(f"file://{tmp_path}")):  # by path, and by URI
         folder.write_bytes("t.csv.gz", packed)
         assert (tmp_path / "t.csv.gz").read_bytes() == packed
         assert folder.read_bytes("t.csv.gz") == packed

@@ -1,4 +1,4 @@
-"""Generated data in the layout that a task's file expects: its classes, a few tiny images each."""
+"""Generated data in the layout that a task's file expects: a few tiny images of each class."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from jobs.corpus.spec import AnyReader, ImageFolderReader, ParquetReader, TableR
 from jobs.tasks.check import sources
 from jobs.tasks.spec import Task
 
-LEAST_ROWS = 60  # of a source, so that no part of it is empty
-MANY = 300  # classes, above which one image of each will do
+LEAST_ROWS = 60  # of a source: no part of it may be empty
+MANY = 300  # classes: with more, one image of each is enough
 
 
 @cache
 def picture(number: int) -> bytes:
-    """A PNG of one of some colours, 8 x 8."""
+    """An 8 x 8 PNG in one of 50 colours, with noise."""
     colour = np.random.default_rng(number % 50).integers(0, 256, 3, np.uint8)
     noise = np.random.default_rng(1_000 + number).integers(0, 40, (8, 8, 3), np.uint8)
     stream = io.BytesIO()
@@ -32,13 +32,13 @@ def picture(number: int) -> bytes:
 
 
 def names_of(task: Task) -> tuple[str, ...]:
-    """The corpus's classes: those the file knows, else invented ones."""
+    """The corpus's classes: those in the task's file, else invented ones."""
     assert task.facts is not None
     return task.facts.class_names or tuple(f"class-{i}" for i in range(task.facts.classes))
 
 
 def write(task: Task, each: int = 2) -> int:
-    """Write all the sources of a task, `each` images a class at least; rows of the main one."""
+    """Write all sources of a task, at least `each` images a class; how many rows `reader` has."""
     rows = {}
     for role, reader in sources(task).items():
         count = max(
@@ -70,10 +70,10 @@ def _parquet(reader: ParquetReader, names: Sequence[str], each: int, role: str) 
         path = path / "data" / reader.files.replace("*", "00000-of-00001")
     path.parent.mkdir(parents=True, exist_ok=True)
     labels = [label for label in range(len(names)) for _ in range(each)]
-    said = reader.where.get("domain", "")
+    wanted = reader.where.get("domain", "")
     columns: dict[str, list[object]] = {reader.image: [], str(reader.label): []}
     more: dict[str, list[object]] = {"label_name": [], "domain": [], "key": []}
-    for domain in said if isinstance(said, tuple) else (said,):
+    for domain in wanted if isinstance(wanted, tuple) else (wanted,):
         for number, label in enumerate(labels):
             image = picture(label + 50 * number)
             bare = reader.label_name is not None
@@ -87,7 +87,7 @@ def _parquet(reader: ParquetReader, names: Sequence[str], each: int, role: str) 
     if reader.label_name is not None:
         columns |= more
         table = pa.table(columns)
-        if reader.where and path.exists():  # another task's domains lie there
+        if reader.where and path.exists():  # it has another task's domains
             before = pq.read_table(path)
             kept = [d not in set(more["domain"]) for d in before["domain"].to_pylist()]
             table = pa.concat_tables([before.filter(pa.array(kept)), table])

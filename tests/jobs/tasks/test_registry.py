@@ -1,4 +1,4 @@
-"""The task registry: shipped files, folders of one's own, and mistakes in either."""
+"""The task registry: shipped files, a user's folders, and faults in either."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ def test_every_shipped_file_can_be_loaded_by_its_name() -> None:
     assert all(load(name).name == name for name in files)
 
 
-def test_tasks_on_one_corpus_describe_it_in_one_way() -> None:
+def test_tasks_on_one_corpus_describe_it_alike() -> None:
     found = [corpus for name in names() if (corpus := load(name).corpus) is not None]
     by_name = {corpus.name: corpus for corpus in found}
     assert all(corpus == by_name[corpus.name] for corpus in found)
@@ -39,12 +39,12 @@ def test_a_folder_adds_tasks(tmp_path: Path) -> None:
     assert "my-task" not in names()
 
 
-def test_what_a_task_is_called_on_pages_does_not_bear_on_its_identity() -> None:
+def test_the_title_of_a_task_does_not_affect_its_identity() -> None:
     task = load("digits")
     assert task.model_copy(update={"title": "Other"}).semantic() == task.semantic()
 
 
-def test_a_mistyped_name_is_answered_with_the_nearest() -> None:
+def test_a_mistyped_name_is_an_error_that_names_the_nearest() -> None:
     with pytest.raises(TaskError, match="no task is named 'digit-rotated'; did you mean digits-r"):
         load("digit-rotated")
     with pytest.raises(TaskError, match="named 'qqq'; `nml-orch tasks list` lists them"):
@@ -57,7 +57,7 @@ def test_two_files_for_one_name_are_refused(tmp_path: Path) -> None:
         load("digits", [folder])
 
 
-def test_a_folder_that_is_named_twice_adds_its_tasks_once(tmp_path: Path) -> None:
+def test_a_folder_that_is_given_twice_adds_its_tasks_once(tmp_path: Path) -> None:
     folder = put(tmp_path / "mine", "my-task", GOOD.format(name="my-task"))
     (tmp_path / "link").symlink_to(folder)
     again = [folder, tmp_path / "mine/../mine", tmp_path / "link", tmp_path, SHIPPED]
@@ -77,7 +77,7 @@ def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
         (GOOD.format(name="mine") + "colour: red\n", r"mine\.yaml: colour: Extra inputs .*'red'"),
         (GOOD.format(name="mine").replace("title: Mine", ""), r"mine\.yaml: title: Field required"),
         (GOOD.format(name="mine").replace("kind: digits", "kind: x"), r"corpus\.reader: "),
-        (GOOD.format(name="mine").replace("id", "ood", 1), r"must say which task it is `trained_"),
+        (GOOD.format(name="mine").replace("id", "ood", 1), r"task mine needs `trained_on`"),
         (GOOD.format(name="mine") + "metric: macro_f1\nmetric: f1\n", r"line .* given twice"),
         (GOOD.format(name="other"), r"mine\.yaml: name: 'other' is not the file's own name"),
     ],
@@ -102,7 +102,7 @@ def test_a_task_on_a_corpus_without_a_test_part_is_refused(tmp_path: Path) -> No
         load("no-test", [folder])
 
 
-def test_subfolders_are_looked_into(tmp_path: Path) -> None:
+def test_subfolders_are_searched(tmp_path: Path) -> None:
     put(tmp_path / "mine", "deep", GOOD.format(name="deep"))
     assert load("deep", [tmp_path]).title == "Mine"
 
@@ -119,7 +119,7 @@ corpus:
 """
 
 
-def test_long_maps_lie_in_tables_beside_the_file(tmp_path: Path) -> None:
+def test_long_maps_are_in_tables_beside_the_file(tmp_path: Path) -> None:
     text = OOD + "classes: {file: kept.tsv}\nanswers: {file: maps/answers.tsv}\n"
     put(tmp_path, "mine", text)
     (tmp_path / "kept.tsv").write_text("# a comment\na\tx\ty\n\nb\n")
@@ -139,15 +139,19 @@ def test_long_maps_lie_in_tables_beside_the_file(tmp_path: Path) -> None:
         ("# nothing\n", "", r"kept\.tsv names nothing"),
         ("a\tx\na\ty\n", "", r"kept\.tsv: a name begins two lines"),
         ("a\tx\nb\tx\n", "", "'x' counts as two of classes"),
-        ("a\tx\n", "answers: {a: ['0'], b: ['1']}", "must name the same classes, not 'b'"),
+        (
+            "a\tx\n",
+            "answers: {a: ['0'], b: ['1']}",
+            "must name the same classes; only one names 'b'",
+        ),
         ("a\tx\nb\n", "answers: {a: ['0'], b: ['0']}", "'0' counts as two of answers"),
         ("a\tx\n", "answers: {a: []}", "answers.a lists nothing"),
         ("a\tx\n", "metric: pearson", "metric pearson does not fit target class"),
         ("a\tx\n", "target: number", "metric accuracy does not fit target number"),
-        ("a\nb\nc\n", "metric: accuracy_f1", "of two classes, not 3"),
+        ("a\nb\nc\n", "metric: accuracy_f1", "needs two classes, not 3"),
     ],
 )
-def test_a_map_that_cannot_hold_gets_one_sentence(
+def test_an_invalid_map_gets_one_sentence(
     tmp_path: Path, table: str | None, more: str, sentence: str
 ) -> None:
     put(tmp_path, "mine", f"{OOD}classes: {{file: kept.tsv}}\n{more}\n")

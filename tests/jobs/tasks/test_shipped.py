@@ -1,4 +1,4 @@
-"""Every shipped task: its file is whole, and generated data in its layout becomes its corpus."""
+"""Every shipped task: its file is complete, and generated data in its layout becomes its corpus."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from jobs.corpus.shards import Index, read_part
 from jobs.tasks import registry
 from jobs.tasks.check import absent, class_names, data_faults, faults, link_faults
-from jobs.tasks.duplicates import twins
+from jobs.tasks.duplicates import duplicate_tests
 from jobs.tasks.spec import Task
 from jobs.tuning.class_mapping import ClassMapping
 from jobs.tuning.rows import TaskClasses
@@ -51,14 +51,14 @@ def test_every_task_of_the_papers_has_its_file(tasks: dict[str, Task]) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_its_file_is_whole_and_fits_the_task_it_is_trained_on(
+def test_its_file_is_complete_and_fits_the_task_it_is_trained_on(
     name: str, tasks: dict[str, Task]
 ) -> None:
     assert [*faults(tasks[name]), *link_faults(tasks[name], tasks)] == []
 
 
-def test_no_two_tasks_are_one_test(tasks: dict[str, Task]) -> None:
-    assert list(twins(list(tasks.values()))) == []
+def test_no_two_tasks_are_the_same_test(tasks: dict[str, Task]) -> None:
+    assert list(duplicate_tests(list(tasks.values()))) == []
 
 
 def test_patch_camelyon_is_not_svhn(tasks: dict[str, Task]) -> None:
@@ -67,7 +67,7 @@ def test_patch_camelyon_is_not_svhn(tasks: dict[str, Task]) -> None:
     here = Path.cwd()
     assert readers == [f"{here}/patch-camelyon", f"{here}/svhn/cropped_digits"]
     theirs = published[0].model_copy(update={"corpus": published[1].corpus})
-    assert list(twins([published[1], theirs])) == [("svhn", "patch-camelyon")]
+    assert list(duplicate_tests([published[1], theirs])) == [("svhn", "patch-camelyon")]
 
 
 def test_the_class_subsets_have_their_published_sizes(tasks: dict[str, Task]) -> None:
@@ -97,8 +97,8 @@ def test_generated_data_in_its_layout_becomes_its_corpus(
     assert absent(task)
     rows = shape.write(task)
     assert absent(task) == []
-    said = [f for f in data_faults(task) if "but facts.sizes say" not in f]
-    assert said == []
+    found = [f for f in data_faults(task) if "but facts.sizes say" not in f]
+    assert found == []
     folder, outcome = build(task.corpus, tmp_path)
     index = Index.read(folder)
     assert sorted(index.classes) == sorted(shape.names_of(task))
@@ -109,20 +109,20 @@ def test_generated_data_in_its_layout_becomes_its_corpus(
     labels = read_part(folder, "test", ["label"])["label"].to_numpy()
     assert len(set(classes.index_of[labels]) - {-1}) <= len(classes.names)
     if task.domain == "ood":
-        _is_answered(task, tasks[str(task.trained_on)], classes)
+        _check_class_mapping(task, tasks[str(task.trained_on)], classes)
         assert set(classes.index_of[labels]) - {-1} == set(range(len(classes.names)))
 
 
-def _is_answered(task: Task, source: Task, classes: TaskClasses) -> None:
-    """Every class has outputs of its own, and a head that knows the answer is always right."""
-    answers = ClassMapping.of(task, classes.names, class_names(source))
-    assert set(answers.classes.tolist()) == set(range(len(classes.names)))
-    assert len(set(answers.outputs.tolist())) == len(answers.outputs)
+def _check_class_mapping(task: Task, source: Task, classes: TaskClasses) -> None:
+    """Every class has outputs, and no output belongs to two classes."""
+    mapping = ClassMapping.of(task, classes.names, class_names(source))
+    assert set(mapping.classes.tolist()) == set(range(len(classes.names)))
+    assert len(set(mapping.outputs.tolist())) == len(mapping.outputs)
     many = {"imagenet-vid-robust", "objectnet"}
-    assert (len(answers.outputs) > len(classes.names)) == (task.name in many)
+    assert (len(mapping.outputs) > len(classes.names)) == (task.name in many)
 
 
-def test_a_folder_that_an_original_has_not_is_found_before_a_sweep(tmp_path: Path) -> None:
+def test_a_missing_class_folder_is_found_before_a_sweep(tmp_path: Path) -> None:
     task = registry.load("imagenet-r", data=str(tmp_path))
     shape.write(task, each=1)
     (tmp_path / "imagenet-r" / "n01443537" / "reader-0.png").rename(
@@ -130,16 +130,16 @@ def test_a_folder_that_an_original_has_not_is_found_before_a_sweep(tmp_path: Pat
     )
     (tmp_path / "imagenet-r" / "n01443537").rmdir()
     (tmp_path / "imagenet-r" / "n01484850" / "reader-0.png").write_bytes(b"no image")
-    said = "\n".join(data_faults(task))
-    assert "199 classes, but facts.classes say 200" in said
-    assert "classes.n01443537 names 'n01443537', which the data lacks" in said
-    assert "200 rows, but facts.sizes say 30,000" in said
+    found = "\n".join(data_faults(task))
+    assert "199 classes, but facts.classes say 200" in found
+    assert "classes.n01443537 names 'n01443537', which the data lacks" in found
+    assert "200 rows, but facts.sizes say 30,000" in found
     broken = list(data_faults(registry.load("eurosat", data=str(tmp_path))))
     assert len(broken) == 1
     assert "does not exist" in broken[0]
 
 
-def test_a_label_that_two_classes_name_each_in_its_way_is_found(tmp_path: Path) -> None:
+def test_a_label_that_two_classes_name_differently_is_found(tmp_path: Path) -> None:
     task = registry.load("eurosat", data=str(tmp_path))
     shape.write(task)
     twice = task.model_copy(update={"classes": {"a": ("AnnualCrop",), "b": (0, 1)}})
@@ -150,12 +150,12 @@ def test_a_broken_image_is_found(tmp_path: Path) -> None:
     task = registry.load("eurosat", data=str(tmp_path))
     shape.write(task)
     (tmp_path / "eurosat/EuroSAT_RGB/AnnualCrop/reader-0.png").write_bytes(b"no image")
-    said = [f for f in data_faults(task) if "facts.sizes" not in f]
-    assert len(said) == 1
-    assert "AnnualCrop/reader-0.png: cannot be decoded" in said[0]
+    found = [f for f in data_faults(task) if "facts.sizes" not in f]
+    assert len(found) == 1
+    assert "AnnualCrop/reader-0.png: cannot be decoded" in found[0]
 
 
-def test_the_paths_of_a_task_start_from_the_data_folder(
+def test_the_paths_of_a_task_are_relative_to_the_data_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def path(data: str | None = None) -> str:
@@ -176,7 +176,7 @@ def test_the_paths_of_a_task_start_from_the_data_folder(
     assert path("/elsewhere") == "/elsewhere/svhn/cropped_digits"
 
 
-def test_where_the_data_lies_and_what_is_known_of_it_bear_on_no_identity(tmp_path: Path) -> None:
+def test_the_path_of_the_data_and_its_facts_do_not_affect_identity(tmp_path: Path) -> None:
     task = registry.load("objectnet")
     moved = registry.load("objectnet", data=str(tmp_path)).model_copy(update={"facts": None})
     assert json.dumps(task.semantic()) == json.dumps(moved.semantic())
