@@ -15,8 +15,8 @@ from itertools import product
 from pydantic import ValidationError
 
 from jobs.contract import Spec, StageError
-from jobs.encoders.digests import pin
-from jobs.encoders.spec import EncoderStep, GivenEncoder, NamedEncoder
+from jobs.encoders.digests import digest
+from jobs.encoders.spec import EncoderStep, GivenEncoder, PretrainedEncoder
 from jobs.features.spec import FeaturesStep, GivenStep
 from jobs.noise.spec import Noise, NoiseStep
 from jobs.pretrain.spec import PretrainStep
@@ -161,11 +161,11 @@ def _add_trained(builder: _Builder, experiment: Experiment, tasks: tuple[Task, .
 
 
 def _add_named(
-    builder: _Builder, experiment: Experiment, tasks: tuple[Task, ...], named: NamedEncoder
+    builder: _Builder, experiment: Experiment, tasks: tuple[Task, ...], named: PretrainedEncoder
 ) -> None:
     """An encoder that is not trained here, and what is done with it."""
     try:
-        named = pin(named)
+        named = digest(named)
     except StageError as error:
         raise UserError(f"encoders: {named.name}: {error}") from error
     place: dict[str, str | float | int] = {"encoder": named.name}

@@ -122,7 +122,7 @@ def test_the_card_survives_its_file(
         (Architecture("timm", "resnet18", {"chanels": 3}, ImageInput(), 2), "chanels"),
         (
             Architecture("timm", "vit_tiny_patch16_224", {}, ImageInput(size=32), 2),
-            "does not take its images",
+            "cannot encode its images",
         ),
         (
             Architecture(
