@@ -20,7 +20,7 @@ from jobs.contract import Outcome, StageError, Work
 from jobs.encoders import encoder
 from jobs.images.transforms import needs_source_image
 from jobs.pretrain.checkpoint import Checkpoints, Point
-from jobs.pretrain.data.held import MemorySource, held, load_part
+from jobs.pretrain.data.in_memory import MemorySource, load_part, part_fits_in_memory
 from jobs.pretrain.data.noisy import noisy_targets
 from jobs.pretrain.data.part import Part, Source, read_index
 from jobs.pretrain.data.reader import lazy_part
@@ -133,7 +133,9 @@ def _prepare(work: Work, step: PretrainStep, group: Group) -> _Prepared:
         )
     objective = _objective(recipe, index.classes, group)
     source = _source(work, step, objective, group)
-    if held(corpus, "validation", recipe.image, step.resources.decoded_gb, group.sharing):
+    if part_fits_in_memory(
+        corpus, "validation", recipe.image, step.resources.decoded_gb, group.sharing
+    ):
         validation = load_part(corpus, "validation", recipe.image)
     else:
         threads = step.resources.cpus_per_worker
@@ -156,7 +158,9 @@ def _source(work: Work, step: PretrainStep, objective: Objective, group: Group) 
     index, resources = read_index(corpus), step.resources
     batch_size, repeats = recipe.schedule.batch_size, recipe.schedule.repeats
     as_stored = not needs_source_image(recipe.augment)
-    if as_stored and held(corpus, "train", recipe.image, resources.decoded_gb, group.sharing):
+    if as_stored and part_fits_in_memory(
+        corpus, "train", recipe.image, resources.decoded_gb, group.sharing
+    ):
         train = load_part(corpus, "train", recipe.image)
         targets = noisy_targets(train, noise, objective.field, objective.encode)
         return MemorySource(train, targets, seed=step.seed, batch_size=batch_size, repeats=repeats)

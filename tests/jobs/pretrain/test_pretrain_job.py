@@ -15,7 +15,7 @@ from jobs.contract import Hooks, Outcome, StageError, Work
 from jobs.encoders.encoder import EncoderCard
 from jobs.images.spec import ImageInput
 from jobs.pretrain import job
-from jobs.pretrain.data.held import fits
+from jobs.pretrain.data.in_memory import fits_in_memory
 from jobs.pretrain.run import train_run
 from jobs.pretrain.spec import Resources
 
@@ -76,9 +76,9 @@ def test_memory_is_shared_by_as_many_workers_as_a_node_may_hold(
 def test_what_fits_one_worker_is_too_much_for_two_on_a_node() -> None:
     image = ImageInput(size=32, channels=3, mean=(0.5,) * 3, std=(0.5,) * 3)
     half = psutil.virtual_memory().available // (2 * 3 * 32 * 32)
-    assert fits(half, image)
-    assert not fits(half, image, sharing=2)
-    assert fits(half, image, decoded_gb=1e6, sharing=2)  # said of each worker
+    assert fits_in_memory(half, image)
+    assert not fits_in_memory(half, image, sharing=2)
+    assert fits_in_memory(half, image, decoded_gb=1e6, sharing=2)  # said of each worker
 
 
 @pytest.mark.usefixtures("ray_session")

@@ -233,7 +233,7 @@ def test_a_loss_that_is_not_finite_names_the_step_and_the_last_good_checkpoint(
 def test_a_batch_that_the_workers_cannot_share_is_refused(
     supervised: Callable[..., Any], toy: Any, tmp_path: Path
 ) -> None:
-    from jobs.pretrain.data.held import MemorySource, load_part
+    from jobs.pretrain.data.in_memory import MemorySource, load_part
     from jobs.pretrain.data.noisy import noisy_targets
     from jobs.pretrain.distributed import Group
     from jobs.pretrain.loop import Loop

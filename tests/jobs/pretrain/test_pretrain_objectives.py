@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from jobs.contract import StageError
 from jobs.images.pixels import to_input
-from jobs.pretrain.data.held import load_part
+from jobs.pretrain.data.in_memory import load_part
 from jobs.pretrain.data.part import Targets
 from jobs.pretrain.distributed import Group
 from jobs.pretrain.objectives.contrastive import MAX_LOGIT_SCALE, ContrastiveObjective
