@@ -52,7 +52,7 @@ from jobs.images.pixels import normalise, to_input, unit_range
 from jobs.images.spec import Augment, ImageInput
 from jobs.noise.overlay import Overlay
 from jobs.pretrain.data.streamed import StreamedSource
-from jobs.pretrain.distributed import Group
+from jobs.pretrain.distributed import DistributedGroup
 from jobs.pretrain.loop import Pace, Watch
 from jobs.pretrain.run import train_run
 from jobs.pretrain.spec import Contrastive, PretrainStep, Resources, Supervised
@@ -190,15 +190,15 @@ def work(
 # -- the loop --------------------------------------------------------------------------------------
 
 
-def update_times(one: Work, group: Group | None = None) -> list[float]:
+def update_times(one: Work, group: DistributedGroup | None = None) -> list[float]:
     """When each update of a run ended."""
     times: list[float] = []
 
-    def say(share: float, words: str) -> None:
+    def on_progress(share: float, message: str) -> None:
         if share > 0:
             times.append(time.perf_counter())
 
-    train_run(one, group, Watch(say=say), Pace(minutes=60, time_share=0))
+    train_run(one, group, Watch(on_progress=on_progress), Pace(minutes=60, time_share=0))
     return times
 
 
@@ -238,7 +238,7 @@ def against_bare(one: Work, bares: Sequence[Bare]) -> list[Spent]:
     theirs: list[list[Spent]] = [[] for _ in bares]
     left = Spent.now()
 
-    def say(share: float, words: str) -> None:
+    def on_progress(share: float, message: str) -> None:
         nonlocal left
         if share > 0:
             ours.append(Spent.now().since(left))
@@ -246,7 +246,7 @@ def against_bare(one: Work, bares: Sequence[Bare]) -> list[Spent]:
                 steps.append(bare.step())
         left = Spent.now()
 
-    train_run(one, watch=Watch(say=say), pace=Pace(minutes=60, time_share=0))
+    train_run(one, watch=Watch(on_progress=on_progress), pace=Pace(minutes=60, time_share=0))
     run, *loops = (middle(steps[4:]) for steps in (ours, *theirs))  # the first ones set things up
     for loop in loops:
         print(f"  an update {run}, a bare step {loop}", flush=True)
@@ -301,7 +301,7 @@ def ready(batch: Any, room: torch.Tensor | None) -> torch.Tensor:
 def streamed(shards: StreamedSource, epoch: int) -> Spent:
     """What an epoch's input from shards takes."""
     begun, room = Spent.now(), None
-    for each in shards.batches(epoch, 0, Group()):
+    for each in shards.batches(epoch, 0, DistributedGroup()):
         room = ready(each, room)
     return Spent.now().since(begun)
 
@@ -356,7 +356,7 @@ def data_wait_share(root: Path) -> dict[str, float]:
     batch = 32
     shards = source(root, batch)
     step_seconds = 3 * streamed(shards, 0).wall / shards.steps_per_epoch
-    batches = source(root, batch, processes=1).batches(0, 0, Group())
+    batches = source(root, batch, processes=1).batches(0, 0, DistributedGroup())
     next(batches)
     waited, begun = 0.0, time.perf_counter()
     for _ in range(16):

@@ -25,7 +25,7 @@ from jobs.images.pixels import prepared
 from jobs.images.spec import ImageInput
 from jobs.pretrain.data.order import Order, Rows
 from jobs.pretrain.data.part import Batch, Part, Targets, read_index, select_targets
-from jobs.pretrain.distributed import Group
+from jobs.pretrain.distributed import DistributedGroup
 from jobs.storage.folder import Folder
 
 MOST_MEMORISED = 10_000
@@ -39,8 +39,8 @@ def fits_in_memory(
 ) -> bool:
     """Whether the decoded images of `rows` rows fit in memory.
 
-    The limit is `decoded_gb`, or by default 70 % of the free memory, divided by the `sharing`
-    worker processes of the node.
+    The limit is `decoded_gb` or, by default, 70 % of the free memory divided by `sharing`, the
+    number of worker processes on the node.
     """
     needed = rows * math.prod(model_input.shape)
     if decoded_gb is not None:
@@ -135,7 +135,7 @@ class MemorySource:
         """A hash that is equal for runs with the same order and augmentation (`Order.sha256`)."""
         return self._order.sha256()
 
-    def batches(self, epoch: int, first: int, group: Group) -> Iterator[Batch]:
+    def batches(self, epoch: int, first: int, group: DistributedGroup) -> Iterator[Batch]:
         """The epoch's batches from number `first` on: worker r takes the r-th piece of each."""
         (order, copies), ends = (
             self._order.epoch_rows(epoch, self._keys),

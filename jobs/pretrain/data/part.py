@@ -13,7 +13,7 @@ from torch import Tensor
 from jobs.contract import StageError
 from jobs.corpus.shards import INDEX, File, Index
 from jobs.images.augment import Hashes
-from jobs.pretrain.distributed import Group
+from jobs.pretrain.distributed import DistributedGroup
 from jobs.storage.folder import Folder
 
 Field = Literal["label", "caption"]
@@ -84,7 +84,7 @@ class Source(Protocol):
     def order_sha256(self) -> str:
         """A hash that is equal for runs with the same order and augmentation (`Order.sha256`)."""
 
-    def batches(self, epoch: int, first: int, group: Group) -> Iterator[Batch]:
+    def batches(self, epoch: int, first: int, group: DistributedGroup) -> Iterator[Batch]:
         """This worker's rows of the epoch's batches from number `first` on."""
 
     def flipped_rows(self) -> tuple[Part, Targets]:

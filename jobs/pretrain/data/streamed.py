@@ -35,7 +35,7 @@ from jobs.pretrain.data.noisy import changed_rows, mismatched, read_overlay
 from jobs.pretrain.data.order import LANES, Order, Rows, Span, shuffle
 from jobs.pretrain.data.part import Batch, Encode, Field, Part, Targets, select_targets
 from jobs.pretrain.data.reader import LazyImages, Reader
-from jobs.pretrain.distributed import Group
+from jobs.pretrain.distributed import DistributedGroup
 from jobs.storage.folder import Folder
 
 CHUNK = 16  # images that a process decodes at a time
@@ -132,13 +132,13 @@ class StreamedSource:
 
     # -- batches ---------------------------------------------------------------------------------
 
-    def batches(self, epoch: int, first: int, group: Group) -> Iterator[Batch]:
+    def batches(self, epoch: int, first: int, group: DistributedGroup) -> Iterator[Batch]:
         """The epoch's batches from number `first` on: worker r takes the r-th piece of each."""
         batches = self._generate(epoch, first, group)
         # For a GPU, DataLoader's pinning thread already copies them from shared memory.
         return _prefetch(batches) if self._processes and group.device.type == "cpu" else batches
 
-    def _generate(self, epoch: int, first: int, group: Group) -> Generator[Batch]:
+    def _generate(self, epoch: int, first: int, group: DistributedGroup) -> Generator[Batch]:
         shares: deque[_Share] = deque()
         with ThreadPoolExecutor(_READERS, thread_name_prefix="read") as pool:
             try:
@@ -160,7 +160,7 @@ class StreamedSource:
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
 
-    def _loader(self, chunks: Iterator[_Encoded], group: Group) -> DataLoader[Any]:
+    def _loader(self, chunks: Iterator[_Encoded], group: DistributedGroup) -> DataLoader[Any]:
         """Gives each chunk's pixels in order; for a damaged image, the error's message."""
         share = -(-self.batch_size // group.world // CHUNK)
         processes = min(self._processes, share * BATCHES_AHEAD)
@@ -180,7 +180,7 @@ class StreamedSource:
         self,
         epoch: int,
         first: int,
-        group: Group,
+        group: DistributedGroup,
         pool: ThreadPoolExecutor,
         shares: deque[_Share],
     ) -> Iterator[_Encoded]:

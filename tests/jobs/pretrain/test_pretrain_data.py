@@ -19,7 +19,7 @@ from jobs.images.spec import ImageInput
 from jobs.pretrain.data.in_memory import MemorySource, load_part
 from jobs.pretrain.data.noisy import noisy_targets
 from jobs.pretrain.data.part import Batch, Part
-from jobs.pretrain.distributed import Group
+from jobs.pretrain.distributed import DistributedGroup
 from jobs.pretrain.objectives.supervised import SupervisedObjective
 
 IMAGE = ImageInput(size=16, channels=1, mean=(0.5,), std=(0.5,))
@@ -62,7 +62,11 @@ def test_the_noise_level_affects_neither_order_nor_augmentation(
 ) -> None:
     clean, noisy = source(level=0), source(level=30)
     assert clean.order_sha256() == noisy.order_sha256() != source(seed=1).order_sha256()
-    for a, b in zip(clean.batches(3, 0, Group()), noisy.batches(3, 0, Group()), strict=True):
+    for a, b in zip(
+        clean.batches(3, 0, DistributedGroup()),
+        noisy.batches(3, 0, DistributedGroup()),
+        strict=True,
+    ):
         assert torch.equal(a.images, b.images)
         assert np.array_equal(a.hashes, b.hashes)
         assert torch.equal(a.targets.clean, b.targets.clean)
@@ -77,16 +81,18 @@ def concatenated(shares: list[Batch]) -> tuple[list[int], list[int]]:
 def test_workers_share_the_same_global_batches(
     source: Callable[..., MemorySource], world: int
 ) -> None:
-    one = [concatenated([batch]) for batch in source().batches(1, 0, Group())]
-    workers = [source().batches(1, 0, Group(rank, world)) for rank in range(world)]
+    one = [concatenated([batch]) for batch in source().batches(1, 0, DistributedGroup())]
+    workers = [source().batches(1, 0, DistributedGroup(rank, world)) for rank in range(world)]
     assert [concatenated(list(shares)) for shares in zip(*workers, strict=True)] == one
 
 
 def test_an_epoch_can_start_at_any_step(source: Callable[..., MemorySource]) -> None:
-    whole = [concatenated([batch]) for batch in source().batches(2, 0, Group())]
+    whole = [concatenated([batch]) for batch in source().batches(2, 0, DistributedGroup())]
     assert len(whole) == 6
     for first in range(7):
-        assert [concatenated([b]) for b in source().batches(2, first, Group())] == whole[first:]
+        assert [concatenated([b]) for b in source().batches(2, first, DistributedGroup())] == whole[
+            first:
+        ]
 
 
 def test_flipped_rows_are_those_of_the_overlay_and_no_others(toy: Any) -> None:

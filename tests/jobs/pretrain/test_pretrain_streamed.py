@@ -27,7 +27,7 @@ from jobs.pretrain.data.order import Order
 from jobs.pretrain.data.part import Batch
 from jobs.pretrain.data.reader import lazy_part
 from jobs.pretrain.data.streamed import StreamedSource
-from jobs.pretrain.distributed import Group
+from jobs.pretrain.distributed import DistributedGroup
 from jobs.pretrain.loop import Pace
 from jobs.pretrain.run import train_run
 from jobs.storage.folder import Folder
@@ -93,18 +93,24 @@ def test_a_streamed_part_gives_the_batches_of_a_part_in_memory(
     assert a.order_sha256() == b.order_sha256()
     assert (a.rows, a.steps_per_epoch, a.flipped) == (b.rows, b.steps_per_epoch, b.flipped)
     for epoch in range(repeats + 1):
-        same(list(a.batches(epoch, 0, Group())), list(b.batches(epoch, 0, Group())))
+        same(
+            list(a.batches(epoch, 0, DistributedGroup())),
+            list(b.batches(epoch, 0, DistributedGroup())),
+        )
 
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_the_number_of_decoding_processes_changes_nothing(toy: Any, processes: int) -> None:
     other = streamed_source(toy, processes=processes)
-    same(list(streamed_source(toy).batches(1, 2, Group())), list(other.batches(1, 2, Group())))
+    same(
+        list(streamed_source(toy).batches(1, 2, DistributedGroup())),
+        list(other.batches(1, 2, DistributedGroup())),
+    )
 
 
 def test_an_unfinished_epoch_leaves_no_process_and_no_thread(toy: Any) -> None:
     children, threads = multiprocessing.active_children(), threading.active_count()
-    batches = streamed_source(toy, processes=2).batches(0, 0, Group())
+    batches = streamed_source(toy, processes=2).batches(0, 0, DistributedGroup())
     next(batches)
     assert len(multiprocessing.active_children()) == len(children) + 2
     del batches
@@ -121,8 +127,8 @@ def test_workers_of_a_streamed_part_share_the_batches_of_one(
     toy: Any, world: int, repeats: int
 ) -> None:
     source = streamed_source(toy, repeats=repeats)
-    workers = [list(source.batches(1, 1, Group(rank, world))) for rank in range(world)]
-    whole_ones = in_memory_source(toy, repeats=repeats).batches(1, 1, Group())
+    workers = [list(source.batches(1, 1, DistributedGroup(rank, world))) for rank in range(world)]
+    whole_ones = in_memory_source(toy, repeats=repeats).batches(1, 1, DistributedGroup())
     for whole, *shares in zip(whole_ones, *workers, strict=True):
         assert torch.equal(torch.cat([share.images for share in shares]), whole.images)
         assert np.array_equal(np.concatenate([share.hashes for share in shares]), whole.hashes)
@@ -132,9 +138,12 @@ def test_workers_of_a_streamed_part_share_the_batches_of_one(
 
 @pytest.mark.parametrize("repeats", [1, 4])
 def test_a_streamed_epoch_can_start_at_any_step(toy: Any, repeats: int) -> None:
-    whole = list(streamed_source(toy, repeats=repeats).batches(2, 0, Group()))
+    whole = list(streamed_source(toy, repeats=repeats).batches(2, 0, DistributedGroup()))
     for first in range(7):
-        same(list(streamed_source(toy, repeats=repeats).batches(2, first, Group())), whole[first:])
+        same(
+            list(streamed_source(toy, repeats=repeats).batches(2, first, DistributedGroup())),
+            whole[first:],
+        )
 
 
 def test_repeats_are_adjacent_copies_with_different_draws(toy: Any) -> None:
@@ -148,7 +157,7 @@ def test_repeats_are_adjacent_copies_with_different_draws(toy: Any) -> None:
     counts = np.bincount(np.concatenate(epochs))
     assert sorted(set(counts.tolist())) in ([repeats], [0, repeats])
     assert len(set(epochs[0].tolist())) < len(set(plain.order(0).tolist()))
-    batches = [b for epoch in range(repeats) for b in source.batches(epoch, 0, Group())]
+    batches = [b for epoch in range(repeats) for b in source.batches(epoch, 0, DistributedGroup())]
     hashes = np.concatenate([batch.hashes for batch in batches])
     assert len(set(hashes.tolist())) == len(hashes)
     first = epochs[0][: source.batch_size]
@@ -159,8 +168,8 @@ def test_repeats_are_adjacent_copies_with_different_draws(toy: Any) -> None:
 
 def test_segments_end_at_the_last_copy_of_their_last_row(toy: Any) -> None:
     plain, source = in_memory_source(toy), in_memory_source(toy, repeats=2)
-    ends = [b.ends_segment for e in range(2) for b in source.batches(e, 0, Group())]
-    whole = [b.ends_segment for b in plain.batches(0, 0, Group())]
+    ends = [b.ends_segment for e in range(2) for b in source.batches(e, 0, DistributedGroup())]
+    whole = [b.ends_segment for b in plain.batches(0, 0, DistributedGroup())]
     assert sum(whole) <= sum(ends) <= sum(whole) + 2
     assert ends[-1]
 
@@ -169,7 +178,11 @@ def test_the_level_changes_labels_and_nothing_else(toy: Any) -> None:
     clean, noisy = streamed_source(toy, level=0), streamed_source(toy, level=30)
     assert clean.order_sha256() == noisy.order_sha256()
     assert clean.order_sha256() != streamed_source(toy, seed=1).order_sha256()
-    for a, b in zip(clean.batches(0, 0, Group()), noisy.batches(0, 0, Group()), strict=True):
+    for a, b in zip(
+        clean.batches(0, 0, DistributedGroup()),
+        noisy.batches(0, 0, DistributedGroup()),
+        strict=True,
+    ):
         assert torch.equal(a.images, b.images)
         assert torch.equal(a.targets.noisy, b.targets.clean)
 
@@ -301,18 +314,18 @@ def test_a_streamed_run_resumes_at_the_next_batch(
 
 def test_a_shard_altered_or_missing_between_epochs_is_named(own_toy: Any) -> None:
     source = streamed_source(own_toy)
-    assert len(list(source.batches(0, 0, Group()))) == 6
+    assert len(list(source.batches(0, 0, DistributedGroup()))) == 6
     source._reader._cached.clear()  # as happens to a part larger than the cache
     shard = own_toy.corpus.local_path() / "train-00001.parquet"
     whole = shard.read_bytes()
     shard.write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
     with pytest.raises(StageError, match=r"train-00001\.parquet .*other sha256"):
-        list(source.batches(1, 0, Group()))
+        list(source.batches(1, 0, DistributedGroup()))
     shard.unlink()
     with pytest.raises(StageError, match=r"train-00001\.parquet .* is missing"):
-        list(source.batches(1, 0, Group()))
+        list(source.batches(1, 0, DistributedGroup()))
     shard.write_bytes(whole)
-    assert len(list(source.batches(1, 0, Group()))) == 6
+    assert len(list(source.batches(1, 0, DistributedGroup()))) == 6
 
 
 @pytest.mark.parametrize("processes", [0, 1])
@@ -335,7 +348,7 @@ def test_an_image_that_cannot_be_decoded_is_named_with_its_shard(
     Index("toy", index.classes, {**index.parts, "train": files}).write(folder)
     source = streamed_source(type(toy)(tmp_path / "own"), batch_size=50, processes=processes)
     with pytest.raises(StageError, match=r"shard train-00002\.parquet: image 'toy/1083'"):
-        list(source.batches(0, 0, Group()))
+        list(source.batches(0, 0, DistributedGroup()))
 
 
 def test_noise_of_another_field_or_corpus_is_refused(own_toy: Any) -> None:
