@@ -25,7 +25,7 @@ _REGISTERED = re.compile(r"^@register_model\b.*\n(?:@.*\n)*def (\w+)\(", re.MULT
 @cache
 def timm_models() -> frozenset[str]:
     """Names that `timm.create_model` knows; empty when timm is not installed."""
-    files = _folder("timm", "models").glob("*.py")
+    files = _package_folder("timm", "models").glob("*.py")
     return frozenset(
         name for file in files for name in _REGISTERED.findall(file.read_text(encoding="utf-8"))
     )
@@ -34,13 +34,15 @@ def timm_models() -> frozenset[str]:
 @cache
 def open_clip_models() -> frozenset[str]:
     """Names of open_clip's model configurations; empty when it is not installed."""
-    return frozenset(file.stem for file in _folder("open_clip", "model_configs").glob("*.json"))
+    return frozenset(
+        file.stem for file in _package_folder("open_clip", "model_configs").glob("*.json")
+    )
 
 
 @cache
-def _with_logit_bias() -> frozenset[str]:
+def _sigmoid_models() -> frozenset[str]:
     """Names of the open_clip models made for a sigmoid loss."""
-    files = _folder("open_clip", "model_configs").glob("*.json")
+    files = _package_folder("open_clip", "model_configs").glob("*.json")
     return frozenset(f.stem for f in files if '"init_logit_bias"' in f.read_text(encoding="utf-8"))
 
 
@@ -63,7 +65,7 @@ def check_open_clip(model: str, model_options: Mapping[str, Any]) -> str | None:
         complaint = unknown(model, "open_clip", open_clip_models())
         if complaint is not None:
             return complaint
-        sigmoid = model in _with_logit_bias()
+        sigmoid = model in _sigmoid_models()
     if sigmoid:
         return (
             f"{model!r} has a logit bias (init_logit_bias): it is made for SigLIP's loss, but "
@@ -76,7 +78,7 @@ def check_open_clip(model: str, model_options: Mapping[str, Any]) -> str | None:
 def timm_tags() -> dict[str, frozenset[str]]:
     """Model -> the tags of its pretrained weights, where timm's files list them one by one."""
     found: dict[str, set[str]] = {}
-    for file in _folder("timm", "models").glob("*.py"):
+    for file in _package_folder("timm", "models").glob("*.py"):
         for model, tag in _WEIGHTS.findall(file.read_text(encoding="utf-8")):
             found.setdefault(model, set()).add(tag)
     return {model: frozenset(tags) for model, tags in found.items()}
@@ -97,7 +99,7 @@ def unknown(name: str, package: str, known: frozenset[str]) -> str | None:
     return f"{package} knows no model {name!r}{advice}"
 
 
-def _folder(package: str, below: str) -> Path:
+def _package_folder(package: str, below: str) -> Path:
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         return Path("/nonexistent")

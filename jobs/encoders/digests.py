@@ -26,8 +26,8 @@ def rooted(encoder: PretrainedEncoder) -> PretrainedEncoder:
 def digest(encoder: PretrainedEncoder) -> PretrainedEncoder:
     """The encoder with the sha256 of each of its files.
 
-    A file that does not exist here keeps its declared sha256, so that results can be read on
-    another machine. Raises StageError when a file cannot be read or differs from its `sha256`.
+    A file that does not exist here keeps its declared sha256, so results can be read on another
+    machine. Raises StageError when a file cannot be read or differs from its `sha256`.
     """
     match encoder := rooted(encoder):
         case FileEncoder():

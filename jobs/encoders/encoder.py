@@ -51,15 +51,15 @@ class Architecture:
         Raises StageError when the library refuses the options, or the model the images' shape.
         """
         try:
-            model = self._timm() if self.family == "timm" else self._open_clip()
+            model = self._build_timm() if self.family == "timm" else self._build_open_clip()
         except StageError:
             raise
         except Exception as error:  # libraries raise nearly anything for options they cannot use
-            raise self._misfit("cannot be built with", error) from error
+            raise self._build_error("cannot be built with", error) from error
         try:
             self.feature_dim(model)
         except Exception as error:
-            raise self._misfit("cannot encode its images with", error) from error
+            raise self._build_error("cannot encode its images with", error) from error
         return model
 
     def feature_dim(self, model: nn.Module) -> int:
@@ -84,7 +84,7 @@ class Architecture:
     def _blank_input(self) -> Tensor:
         return torch.zeros(1, *self.input.shape)
 
-    def _timm(self) -> nn.Module:
+    def _build_timm(self) -> nn.Module:
         import timm
 
         model: nn.Module = timm.create_model(
@@ -96,7 +96,7 @@ class Architecture:
         )
         return model
 
-    def _open_clip(self) -> nn.Module:
+    def _build_open_clip(self) -> nn.Module:
         import open_clip
 
         if self.input.channels != 3:
@@ -116,7 +116,7 @@ class Architecture:
         built: nn.Module = (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**options)
         return built
 
-    def _misfit(self, what: str, error: Exception) -> StageError:
+    def _build_error(self, what: str, error: Exception) -> StageError:
         reason = " ".join(str(error).split())[:200]
         return StageError(
             f"{self.family} model {self.model!r} {what} model_options "

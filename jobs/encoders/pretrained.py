@@ -47,11 +47,11 @@ def import_encoder(work: Work) -> Outcome:
     with torch.random.fork_rng(devices=[]):  # building draws weights, which the import replaces
         match spec:
             case TimmEncoder():
-                imported = _timm(spec)
+                imported = _import_timm(spec)
             case OpenClipEncoder():
-                imported = _open_clip(spec)
+                imported = _import_open_clip(spec)
             case FileEncoder():
-                imported = _file(spec)
+                imported = _import_file(spec)
     data = encoder.weights_bytes(imported.model)
     architecture = imported.architecture
     card = EncoderCard(
@@ -81,7 +81,7 @@ def import_encoder(work: Work) -> Outcome:
 # -- by tag ----------------------------------------------------------------------------------------
 
 
-def _timm(spec: TimmEncoder) -> _Imported:
+def _import_timm(spec: TimmEncoder) -> _Imported:
     import timm
 
     name = spec.model if spec.tag is None else f"{spec.model}.{spec.tag}"
@@ -92,7 +92,7 @@ def _timm(spec: TimmEncoder) -> _Imported:
     if cfg is None or not cfg.has_weights:
         tags = [n for n in timm.list_pretrained(f"{spec.model}.*") if n != name]
         raise StageError(
-            _unknown_tag("timm", spec.model, spec.tag, [t.partition(".")[2] for t in tags])
+            _unknown_tag_message("timm", spec.model, spec.tag, [t.partition(".")[2] for t in tags])
         )
     image = image_input(declared(cfg), spec.image)
     own_size = cfg.fixed_input_size and image.size != cfg.input_size[-1]
@@ -100,18 +100,18 @@ def _timm(spec: TimmEncoder) -> _Imported:
     try:
         model = timm.create_model(name, pretrained=True, num_classes=0, **options)
     except Exception as error:  # hub, cache and library raise nearly anything
-        raise _unavailable("timm", name, error) from error
+        raise _unavailable_error("timm", name, error) from error
     source = {"tag": name, "license": cfg.license or "not stated"}
     return _Imported(Architecture("timm", name, options, image, 0), model, source)
 
 
-def _open_clip(spec: OpenClipEncoder) -> _Imported:
+def _import_open_clip(spec: OpenClipEncoder) -> _Imported:
     import open_clip
 
     known = open_clip.list_pretrained_tags_by_model(spec.model)
     tag = open_clip.get_pretrained_cfg(spec.model, spec.tag)
     if not tag:
-        raise StageError(_unknown_tag("open_clip", spec.model, spec.tag, known))
+        raise StageError(_unknown_tag_message("open_clip", spec.model, spec.tag, known))
     options = _open_clip_options(spec.model, quick_gelu=bool(tag.get("quick_gelu")))
     found = {"input_size": options["vision_cfg"].get("image_size", 224), **tag}
     architecture = Architecture(
@@ -120,12 +120,12 @@ def _open_clip(spec: OpenClipEncoder) -> _Imported:
     try:
         path = open_clip.download_pretrained(tag)
     except Exception as error:  # as above
-        raise _unavailable("open_clip", f"{spec.model} {spec.tag}", error) from error
+        raise _unavailable_error("open_clip", f"{spec.model} {spec.tag}", error) from error
     model = architecture.build()
     try:
         open_clip.load_checkpoint(model, path)
     except Exception as error:
-        raise _misfit(f"the weights {spec.tag}", spec.model, error) from error
+        raise _misfit_error(f"the weights {spec.tag}", spec.model, error) from error
     return _Imported(architecture, model, {"tag": f"{spec.model}.{spec.tag}"})
 
 
@@ -153,7 +153,7 @@ def _open_clip_options(model: str, *, quick_gelu: bool = False) -> dict[str, Any
 # -- from a file ---------------------------------------------------------------------------------
 
 
-def _file(spec: FileEncoder) -> _Imported:
+def _import_file(spec: FileEncoder) -> _Imported:
     folder, name = Folder.holding(spec.file)
     try:
         if folder.sha256(name) != spec.sha256:
@@ -167,21 +167,21 @@ def _file(spec: FileEncoder) -> _Imported:
         ) from None
     options: dict[str, Any] = dict(spec.model_options)
     cfg: Mapping[str, Any] = {}
-    spare = list(spec.leave_out)
+    leave_out = list(spec.leave_out)
     if spec.family == "open_clip":
         options = options or _open_clip_options(spec.model)
         cfg = {"input_size": options.get("vision_cfg", {}).get("image_size", 224), **CLIP_INPUT}
     else:
         cfg = timm_cfg(spec.model)
         named = cfg.get("classifier") or ()
-        spare += [f"{n}." for n in ((named,) if isinstance(named, str) else named)]
+        leave_out += [f"{n}." for n in ((named,) if isinstance(named, str) else named)]
     architecture = Architecture(spec.family, spec.model, options, image_input(cfg, spec.image), 0)
     model = architecture.build()
     tensors, wanted = weights.read(spec.file), model.state_dict()
     if spec.match == "order":
         filled, left_out = weights.by_order(tensors, wanted, architecture.feature_dim(model))
     else:
-        filled, left_out = weights.by_name(tensors, wanted, spare)
+        filled, left_out = weights.by_name(tensors, wanted, leave_out)
     model.load_state_dict(filled)
     return _Imported(architecture, model, {"file": name, "sha256": spec.sha256}, left_out)
 
@@ -189,7 +189,7 @@ def _file(spec: FileEncoder) -> _Imported:
 # -- errors of all kinds --------------------------------------------------------------------------
 
 
-def _unknown_tag(library: str, model: str, tag: str | None, known: list[str]) -> str:
+def _unknown_tag_message(library: str, model: str, tag: str | None, known: list[str]) -> str:
     if not known:
         return f"{library} has no pretrained weights for {model!r}; see its list of models"
     near = get_close_matches(tag or "", known, n=3, cutoff=0.5) or known[:8]
@@ -200,7 +200,7 @@ def _unknown_tag(library: str, model: str, tag: str | None, known: list[str]) ->
     )
 
 
-def _unavailable(library: str, name: str, error: Exception) -> StageError:
+def _unavailable_error(library: str, name: str, error: Exception) -> StageError:
     reason = shorten(str(error), 160, placeholder=" ...")
     return StageError(
         f"{library}'s weights {name} are not in the local cache and could not be downloaded "
@@ -209,7 +209,7 @@ def _unavailable(library: str, name: str, error: Exception) -> StageError:
     )
 
 
-def _misfit(what: str, model: str, error: Exception) -> StageError:
+def _misfit_error(what: str, model: str, error: Exception) -> StageError:
     reason = shorten(str(error), 160, placeholder=" ...")
     return StageError(
         f"{what} do not fit the installed {model!r} ({reason}); name the weights' own model"

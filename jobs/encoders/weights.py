@@ -45,9 +45,9 @@ def read(file: str | os.PathLike[str]) -> dict[str, Tensor]:
         source = io.BytesIO(data) if isinstance(data, bytes) else data
         found: Any = torch.load(source, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:  # torch's message explains how to run the code
-        raise _not_weights(path, "it holds other objects, which are never loaded") from None
+        raise _not_weights_error(path, "it holds other objects, which are never loaded") from None
     except (SafetensorError, RuntimeError, EOFError, ValueError) as error:
-        raise _not_weights(path, shorten(str(error), 160, placeholder=" ...")) from None
+        raise _not_weights_error(path, shorten(str(error), 160, placeholder=" ...")) from None
     except OSError as error:
         raise StageError(f"{path} cannot be read ({error}); correct `file`") from None
     for key in _WRAPPER_KEYS:
@@ -63,7 +63,7 @@ def read(file: str | os.PathLike[str]) -> dict[str, Tensor]:
     return dict(found)
 
 
-def _not_weights(path: str, reason: str) -> StageError:
+def _not_weights_error(path: str, reason: str) -> StageError:
     return StageError(
         f"{path} is neither safetensors nor a state dict of tensors alone ({reason}); save the "
         f"model's state_dict() as safetensors"
@@ -92,7 +92,7 @@ def by_name(
             f"the file has {len(extra)} tensors that the model does not (the first: {extra[0]}); "
             f"name its architecture in `model`, or their prefix in `leave_out`"
         )
-    filled = {n: _cast(tensors.get(n, value), value, n, n) for n, value in wanted.items()}
+    filled = {n: _check_and_cast(tensors.get(n, value), value, n, n) for n, value in wanted.items()}
     return filled, sum(n not in wanted for n in tensors)
 
 
@@ -112,7 +112,7 @@ def by_order(tensors: Tensors, wanted: Tensors, dim: int) -> tuple[dict[str, Ten
         )
     filled = dict(wanted)
     for target, (name, value) in zip(names, found, strict=False):
-        filled[target] = _cast(value, wanted[target], name, target)
+        filled[target] = _check_and_cast(value, wanted[target], name, target)
     rest = [value for _, value in found[len(names) :]]
     if rest and not _is_classifier(rest, dim):
         name = found[len(names)][0]
@@ -135,7 +135,7 @@ def _is_classifier(rest: list[Tensor], dim: int) -> bool:
     return fits and len(bias) <= 1 and all(b.shape == flat.shape[:1] for b in bias)
 
 
-def _cast(value: Tensor, like: Tensor, name: str, target: str) -> Tensor:
+def _check_and_cast(value: Tensor, like: Tensor, name: str, target: str) -> Tensor:
     if value.shape != like.shape:
         where = name if name == target else f"{name}, for {target}"
         raise StageError(

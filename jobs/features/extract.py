@@ -106,20 +106,20 @@ def extract(
     size = rows_at_once(step.batch_size, encoder, step.precision)
     views = range(step.views.count + 1 if unit.part == "train" else 1)
     found: list[list[npt.NDArray[Any]]] = [[] for _ in views]
-    for start, images in _prepare_ahead(rows, size, encoder, step):
+    for start, images in _batches_ahead(rows, size, encoder, step):
         named, images = keys[start : start + size], images.to(encoder.device)
         for view in views:
             seen = augmented(images, named, step.views, view, scope) if view else images
             features = encoder.features(seen, step.precision).numpy()
-            with np.errstate(over="ignore"):  # beyond float16: infinite, which `_table` refuses
+            with np.errstate(over="ignore"):  # beyond float16: infinite, refused below
                 found[view].append(features.astype(step.dtype))
-    tables = [_table(unit, rows, view, np.concatenate(found[view]), step) for view in views]
+    tables = [_checked_table(unit, rows, view, np.concatenate(found[view]), step) for view in views]
     made_with = identity(step, encoder.card, encoder.device.type)
     metadata = {IDENTITY: made_with, BATCH: str(size), ROWS: unit.rows}
     return pa.concat_tables(tables).replace_schema_metadata(metadata)
 
 
-def _table(
+def _checked_table(
     unit: Unit, rows: pa.Table, view: int, found: npt.NDArray[Any], step: FeaturesStep
 ) -> pa.Table:
     """A view's features by `schema`. Raises StageError when one is not finite."""
@@ -136,7 +136,7 @@ def _table(
     return view_table(keys, label, view, found)
 
 
-def _prepare_ahead(
+def _batches_ahead(
     rows: pa.Table, size: int, encoder: Encoder, step: FeaturesStep
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """(first row, rows uint8 [M, *input.shape]) by batch, one batch ahead of the encoder."""

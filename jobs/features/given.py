@@ -49,16 +49,16 @@ def import_features(work: Work) -> Outcome:
     cannot be used.
     """
     step = cast(GivenStep, work.spec)
-    table = _read(step)
-    keys = _keys(table[step.key], step)
-    vectors = _vectors(table[step.vector], keys, step)
+    table = _read_columns(step)
+    keys = _read_keys(table[step.key], step)
+    vectors = _read_vectors(table[step.vector], keys, step)
     labels, classes = (
-        (_targets(_decode_column(table[step.label]), keys, step), ())
+        (_read_targets(_decode_column(table[step.label]), keys, step), ())
         if step.target == "number"
-        else _labels(_decode_column(table[step.label]), keys, step)
+        else _read_labels(_decode_column(table[step.label]), keys, step)
     )
     split = step.split or (SPLIT if SPLIT in table.column_names else None)
-    part_of = _parts(table[split] if split else None, keys, labels, step)
+    part_of = _assign_parts(table[split] if split else None, keys, labels, step)
     counts: dict[str, int] = {}
     metrics: dict[str, float] = {}
     label = pa.float64() if step.target == "number" else pa.int32()
@@ -83,7 +83,7 @@ def import_features(work: Work) -> Outcome:
 # -- the file --------------------------------------------------------------------------------------
 
 
-def _read(step: GivenStep) -> pa.Table:
+def _read_columns(step: GivenStep) -> pa.Table:
     """The file's columns that the step uses; StageError if it is missing, altered or lacks one."""
     folder, name = Folder.holding(step.file)
     try:
@@ -122,7 +122,7 @@ def _read(step: GivenStep) -> pa.Table:
     return table
 
 
-def _keys(column: pa.ChunkedArray, step: GivenStep) -> pa.Array:
+def _read_keys(column: pa.ChunkedArray, step: GivenStep) -> pa.Array:
     try:
         keys = column.cast(pa.string()).combine_chunks()
     except pa.ArrowException:
@@ -142,7 +142,7 @@ def _keys(column: pa.ChunkedArray, step: GivenStep) -> pa.Array:
     return keys
 
 
-def _vectors(column: pa.ChunkedArray, keys: pa.Array, step: GivenStep) -> npt.NDArray[Any]:
+def _read_vectors(column: pa.ChunkedArray, keys: pa.Array, step: GivenStep) -> npt.NDArray[Any]:
     """The vectors, [N, D], in the step's dtype and finite in it."""
     where = f"{step.file}: column {step.vector!r}"
     kind = column.type
@@ -178,7 +178,7 @@ def _decode_column(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return column.cast(pa.string()) if views else column
 
 
-def _labels(
+def _read_labels(
     column: pa.ChunkedArray, keys: pa.Array, step: GivenStep
 ) -> tuple[Numbers, Sequence[str]]:
     """Class numbers, [N], and the classes in label order."""
@@ -211,7 +211,9 @@ def _labels(
     return labels, classes
 
 
-def _targets(column: pa.ChunkedArray, keys: pa.Array, step: GivenStep) -> npt.NDArray[np.float64]:
+def _read_targets(
+    column: pa.ChunkedArray, keys: pa.Array, step: GivenStep
+) -> npt.NDArray[np.float64]:
     """The targets of a task that predicts a number, [N], finite."""
     where = f"{step.file}: column {step.label!r}"
     kind = column.type
@@ -231,7 +233,7 @@ def _targets(column: pa.ChunkedArray, keys: pa.Array, step: GivenStep) -> npt.ND
     return found
 
 
-def _parts(
+def _assign_parts(
     column: pa.ChunkedArray | None, keys: pa.Array, labels: npt.NDArray[Any], step: GivenStep
 ) -> Numbers:
     """Each row's part, as its index in PARTS, [N].

@@ -85,18 +85,18 @@ class _Execution:
     def run(self) -> None:
         """Extract all units; report each job as soon as it is finished."""
         try:
-            for result in self._results():
-                self._handle(result)
-                self._collect(wait=0)
+            for result in self._unit_results():
+                self._handle_result(result)
+                self._collect_finished(wait=0)
                 if self._hooks.stopping():
                     break
             while self._finishing and not self._hooks.stopping():
-                self._collect(wait=1)
+                self._collect_finished(wait=1)
         except Exception as error:  # of the execution as a whole, not of one job
             for number in range(len(self._jobs)):
                 self._report(number, error)
 
-    def _results(self) -> Iterator[dict[str, Any]]:
+    def _unit_results(self) -> Iterator[dict[str, Any]]:
         items = [
             {"job": number} | asdict(unit)
             for number, job in enumerate(self._jobs)
@@ -107,7 +107,7 @@ class _Execution:
         for batch in encoded.iter_batches(batch_size=None, batch_format="pyarrow"):
             yield from cast(pa.Table, batch).to_pylist()
 
-    def _handle(self, result: dict[str, Any]) -> None:
+    def _handle_result(self, result: dict[str, Any]) -> None:
         """Handle the result of one unit. An error of a unit fails its job."""
         number = result["job"]
         job = self._jobs[number]
@@ -124,7 +124,7 @@ class _Execution:
             rows = sum(unit.stop - unit.start for unit in job.units)
             self._hooks.say(job.work.address, 0.95 * share, f"{share:.0%} of {rows:,} images")
 
-    def _collect(self, wait: float) -> None:
+    def _collect_finished(self, wait: float) -> None:
         finished, _ = (
             ray.wait(list(self._finishing), num_returns=len(self._finishing), timeout=wait)
             if self._finishing

@@ -97,7 +97,7 @@ def _concatenate_views(
         start = 0
         for unit in units:
             found = _read_view(scratch, unit, view, ["vector"])
-            here = _vectors(found["vector"].combine_chunks())
+            here = _to_matrix(found["vector"].combine_chunks())
             if vectors is None:
                 vectors = np.empty((len(position), here.shape[1]), here.dtype)
             vectors[position[start : start + len(here)]] = here
@@ -158,10 +158,10 @@ def write_part(output: Folder, part: str, views: Iterable[pa.Table]) -> Outcome:
 def _vector_pieces(table: pa.Table) -> Iterator[npt.NDArray[Any]]:
     """A part's vectors in pieces of some rows, [m, D]."""
     for batch in table.select(["vector"]).to_batches(max_chunksize=GROUP_ROWS):
-        yield _vectors(batch.column(0))
+        yield _to_matrix(batch.column(0))
 
 
-def _vectors(column: pa.FixedSizeListArray) -> npt.NDArray[Any]:
+def _to_matrix(column: pa.FixedSizeListArray) -> npt.NDArray[Any]:
     """A column of vectors as a matrix, [N, D], without a copy."""
     if isinstance(column, pa.ChunkedArray):
         (column,) = column.chunks

@@ -72,13 +72,13 @@ def read_header(data: Bytes) -> Header:
     start = bytes(data[:12])
     try:
         if start.startswith(b"\xff\xd8\xff"):
-            header = _jpeg(data)
+            header = _read_jpeg(data)
         elif start.startswith(_PNG):
-            header = _png(data)
+            header = _read_png(data)
         elif start[:6] in (b"GIF87a", b"GIF89a"):
-            header = _gif(data)
+            header = _read_gif(data)
         elif start[:4] == b"RIFF" and start[8:] == b"WEBP":
-            header = _webp(data)
+            header = _read_webp(data)
         else:
             header = _read_with_pillow(data)
     except (IndexError, struct.error):
@@ -98,7 +98,7 @@ def decode_fault(data: Bytes) -> str | None:
     return None
 
 
-def _jpeg(data: Bytes) -> Header:
+def _read_jpeg(data: Bytes) -> Header:
     at, notes = 2, []
     while True:
         if data[at] != 0xFF:
@@ -116,7 +116,7 @@ def _jpeg(data: Bytes) -> Header:
             break
         length = data[at + 2] << 8 | data[at + 3]
         if marker == 0xE1 and bytes(data[at + 4 : at + 10]) == b"Exif\x00\x00":
-            notes += _rotation(data[at + 10 : at + 2 + length])
+            notes += _exif_rotation(data[at + 10 : at + 2 + length])
         at += 2 + length
     precision, height, width, components = struct.unpack_from(">BHHB", data, at + 4)
     notes += ["cmyk"] * (components == 4) + ["sixteen_bit"] * (precision > 8)
@@ -124,7 +124,7 @@ def _jpeg(data: Bytes) -> Header:
     return Header("jpeg", width, height, common and bytes(data[-2:]) == b"\xff\xd9", tuple(notes))
 
 
-def _png(data: Bytes) -> Header:
+def _read_png(data: Bytes) -> Header:
     width, height, bit_depth, colour = struct.unpack_from(">IIBB", data, 16)
     if bytes(data[12:16]) != b"IHDR":
         raise HeaderError("broken_header")
@@ -137,12 +137,12 @@ def _png(data: Bytes) -> Header:
         if kind == b"acTL":
             notes.append("animated")
         if kind == b"eXIf":
-            notes += _rotation(data[at + 8 : at + 8 + length])
+            notes += _exif_rotation(data[at + 8 : at + 8 + length])
         at += 12 + length
     return Header("png", width, height, bytes(data[-12:]) == _IEND, tuple(notes))
 
 
-def _gif(data: Bytes) -> Header:
+def _read_gif(data: Bytes) -> Header:
     width, height = struct.unpack_from("<HH", data, 6)
     notes = ["palette"]
     try:
@@ -153,7 +153,7 @@ def _gif(data: Bytes) -> Header:
     return Header("gif", width, height, data[len(data) - 1] == 0x3B, tuple(notes))
 
 
-def _webp(data: Bytes) -> Header:
+def _read_webp(data: Bytes) -> Header:
     (size,) = struct.unpack_from("<I", data, 4)
     kind, notes = bytes(data[12:16]), []
     if kind == b"VP8 ":
@@ -180,12 +180,12 @@ def _webp_rotation(data: Bytes) -> list[str]:
         kind, length = struct.unpack_from("<4sI", data, at)
         if kind == b"EXIF":
             block = data[at + 8 : at + 8 + length]
-            return _rotation(block[6:] if bytes(block[:6]) == b"Exif\x00\x00" else block)
+            return _exif_rotation(block[6:] if bytes(block[:6]) == b"Exif\x00\x00" else block)
         at += 8 + length + length % 2
     return []
 
 
-def _rotation(tiff: Bytes) -> list[str]:
+def _exif_rotation(tiff: Bytes) -> list[str]:
     """`[exif_rotated]` where an EXIF block rotates or mirrors the image, else empty."""
     order = {b"II": "<", b"MM": ">"}.get(bytes(tiff[:2]))
     if order is None or len(tiff) < 8:

@@ -32,7 +32,7 @@ def to_pixels(image: Image.Image, spec: ImageInput) -> Tensor:
     """
     converted = eight_bits(image).convert("L" if spec.channels == 1 else "RGB")
     if spec.crop_pct is not None:
-        return pixels_of(_centre(converted, spec.size, spec.crop_pct, spec.interpolation))
+        return pixels_of(_crop_centre(converted, spec.size, spec.crop_pct, spec.interpolation))
     if converted.size != (spec.size, spec.size):
         converted = converted.resize((spec.size, spec.size), _FILTERS[spec.interpolation])
     return pixels_of(converted)
@@ -53,7 +53,7 @@ def pixels_of(image: Image.Image) -> Tensor:
     return torch.from_numpy(array.transpose(2, 0, 1).copy())  # PIL's own memory is read-only
 
 
-def _centre(image: Image.Image, size: int, crop_pct: float, interpolation: str) -> Image.Image:
+def _crop_centre(image: Image.Image, size: int, crop_pct: float, interpolation: str) -> Image.Image:
     """The same as torchvision's Resize and CenterCrop in timm's evaluation, without its import."""
     short = math.floor(size / crop_pct)
     width, height = image.size

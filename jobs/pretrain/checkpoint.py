@@ -197,7 +197,7 @@ class Checkpoints:
         self._folder.write_bytes(f"{name}.safetensors", data)
         digest = hashlib.sha256(data).hexdigest()
         self._folder.write_json(f"{name}.json", {**metadata, "sha256": digest})
-        for old in self._names()[:-KEEP]:
+        for old in self._complete_names()[:-KEEP]:
             self._folder.delete(f"{old}.json")
             self._folder.delete(f"{old}.safetensors")
 
@@ -206,7 +206,7 @@ class Checkpoints:
     def latest(self) -> Checkpoint | None:
         """The newest complete checkpoint; None without any. Counts damaged ones."""
         self.wait()
-        for name in reversed(self._names()):
+        for name in reversed(self._complete_names()):
             metadata = self._folder.read_json(f"{name}.json")
             try:
                 data = self._folder.read_bytes(f"{name}.safetensors")
@@ -232,12 +232,12 @@ class Checkpoints:
         return self._last_written()
 
     def _last_written(self) -> str:
-        names = self._names()
+        names = self._complete_names()
         if not names:
             return "no checkpoint was taken before it"
         return f"the last good checkpoint is {self._folder.uri}/{names[-1]}.safetensors"
 
-    def _names(self) -> Sequence[str]:
+    def _complete_names(self) -> Sequence[str]:
         """Names of the complete checkpoints, oldest first."""
         return [
             name.removesuffix(".json")

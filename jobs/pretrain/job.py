@@ -82,10 +82,10 @@ def run(works: Sequence[Work], hooks: Hooks) -> None:
     for work in works:
         by_resources.setdefault(cast(PretrainStep, work.spec).resources, []).append(work)
     for resources, group in by_resources.items():
-        slots = _slots(resources, _nodes())
+        slots = _group_slots(resources, _nodes())
         if slots == 0:
             for work in group:
-                hooks.done(work.address, StageError(_infeasible(resources)))
+                hooks.done(work.address, StageError(_infeasible_message(resources)))
         elif not hooks.stopping():
             packed = packs(group, slots)
             _run_packs(packed, resources, _most_on_a_node(resources, _nodes(), len(packed)), hooks)
@@ -113,17 +113,17 @@ def _nodes() -> list[Node]:
     return [Node(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in alive]
 
 
-def _slots(resources: Resources, nodes: Sequence[Node]) -> int:
+def _group_slots(resources: Resources, nodes: Sequence[Node]) -> int:
     """How many worker groups with these resources fit on the cluster at once."""
-    return sum(_workers(resources, node) for node in nodes) // resources.workers
+    return sum(_workers_on(resources, node) for node in nodes) // resources.workers
 
 
 def _most_on_a_node(resources: Resources, nodes: Sequence[Node], groups: int) -> int:
     """Most workers of so many groups that may be on one node at once."""
-    return min(groups * resources.workers, max(_workers(resources, node) for node in nodes))
+    return min(groups * resources.workers, max(_workers_on(resources, node) for node in nodes))
 
 
-def _workers(resources: Resources, node: Node) -> int:
+def _workers_on(resources: Resources, node: Node) -> int:
     """How many workers fit on a node at once."""
     workers = node.cpus // resources.cpus_per_worker
     if resources.gpus_per_worker:
@@ -131,7 +131,7 @@ def _workers(resources: Resources, node: Node) -> int:
     return int(workers)
 
 
-def _infeasible(resources: Resources) -> str:
+def _infeasible_message(resources: Resources) -> str:
     nodes = _nodes()
     cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
     gpu = f" and {resources.gpus_per_worker:g} GPUs" if resources.gpus_per_worker else ""

@@ -3,7 +3,7 @@
 Takes an objective, a source of batches, the schedule and a seed; gives the trained model and its
 curves. The global batch is the recipe's for any number of workers: each takes its share, in as many
 passes as needed. Every random draw comes from the seed and the position, so a run that
-goes on from a checkpoint ends with the same weights, bit for bit on a CPU with as many workers.
+resumes from a checkpoint ends with the same weights, bit for bit on a CPU with as many workers.
 Model, optimizer, schedule, average and mixing are timm's and open_clip's; this combines them. It
 knows no Ray, no folder but its checkpoints', and no other runs.
 """
@@ -161,7 +161,7 @@ class Loop:
         self._resume()
         with explain_out_of_memory(self._group.world, self._most):
             while self._progress.position.epoch < self._schedule.epochs:
-                self._epoch()
+                self._train_epoch()
             self._checkpoints.join()
         images = self._spent[0] * self._source.batch_size
         speed = images / self._spent[1] if self._spent[1] else 0.0
@@ -184,7 +184,7 @@ class Loop:
 
     # -- an epoch --------------------------------------------------------------------------------
 
-    def _epoch(self) -> None:
+    def _train_epoch(self) -> None:
         start = self._progress.position
         self._model.train()
         self._telemetry.restart()
@@ -214,7 +214,7 @@ class Loop:
         """Train on one batch; the workers' state of this update or (on a GPU) the previous one."""
         self._scheduler.step_update(position.updates)
         self._optimizer.zero_grad(set_to_none=True)
-        images, targets = self._inputs(batch, position)
+        images, targets = self._make_inputs(batch, position)
         self._guard.save_buffers()
         scored = self._objective.step(self._model, images, targets, self._most, self._precision)
         agreed = self._synchronize(scored, batch.ends_segment, position)
@@ -241,7 +241,7 @@ class Loop:
             self._report_progress(position, agreed.loss)
         return agreed
 
-    def _inputs(self, batch: Batch, position: Position) -> tuple[Tensor, Targets]:
+    def _make_inputs(self, batch: Batch, position: Position) -> tuple[Tensor, Targets]:
         """Augment, normalise and mix the batch; seed torch's generators for the forward pass."""
         images = training_input(
             batch.images, self._input, self._augment, batch.hashes, self._buffer

@@ -103,7 +103,7 @@ class Supervised(Spec):
     )
 
     @model_validator(mode="after")
-    def _parts_fit(self) -> Supervised:
+    def _check_mix_and_loss(self) -> Supervised:
         if self.mix.on and self.schedule.batch_size % self.mix.group:
             raise ValueError(
                 f"mix.group {self.mix.group} does not divide schedule.batch_size "
@@ -135,7 +135,7 @@ class Contrastive(Spec):
     )
 
     @model_validator(mode="after")
-    def _no_copies(self) -> Contrastive:
+    def _check_repeats(self) -> Contrastive:
         if self.schedule.repeats > 1:
             raise ValueError(
                 "schedule.repeats would contrast a caption with its own copies in a batch; leave "
@@ -202,7 +202,7 @@ class Pretrain(Spec):
     resources: Annotated[Resources, NOT_SEMANTIC] = Resources()
 
     @model_validator(mode="after")
-    def _each_seed_once(self) -> Pretrain:
+    def _check_seeds(self) -> Pretrain:
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError("one of seeds is given twice; name each once")
         return self

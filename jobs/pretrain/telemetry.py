@@ -47,7 +47,7 @@ class Telemetry:
         if not self.speed:
             return ""
         left = (self._of_run - update) * self._batch_size / self.speed
-        return f", {self.speed:,.0f} images/s, {_roughly(left)} left"
+        return f", {self.speed:,.0f} images/s, {_format_time(left)} left"
 
     def restore(self, rows: Iterable[Sequence[float]]) -> None:
         """Continue after the points of a checkpoint."""
@@ -79,7 +79,7 @@ class Telemetry:
         self.restart()
 
 
-def _roughly(seconds: float) -> str:
+def _format_time(seconds: float) -> str:
     """The time, rounded up: "40 s", "12 min" or "3 h 20 min"."""
     if seconds < 60:
         return f"{math.ceil(seconds)} s"

@@ -52,7 +52,7 @@ def fits_in_memory(
 def part_fits_in_memory(
     corpus: Folder, part: str, model_input: ImageInput, decoded_gb: float | None, sharing: int
 ) -> bool:
-    """Whether a part fits in memory. Cached, so that later runs reuse a part that is loaded."""
+    """Whether a part fits in memory. Cached: later runs reuse a loaded part."""
     return fits_in_memory(read_index(corpus).rows(part), model_input, decoded_gb, sharing=sharing)
 
 

@@ -190,7 +190,7 @@ class Order:
         """A hash of all that decides order, augmentation and batches.
 
         It covers the seed, the files' content, the batch and the constants of this module. Equal
-        hashes prove that two runs used the same rows alike.
+        hashes prove that two runs used their rows in the same way.
         """
         identity = [self._corpus, self._seed, self.batch_size, SEGMENT, self._window, self.lanes]
         identity += [(file.file, file.rows, file.sha256) for file in self._files]

@@ -31,7 +31,7 @@ def mixed(
     for number, start in enumerate(range(0, len(images), spec.group)):
         rows = slice(start, start + spec.group)
         drawn = mix(np.array([seed], np.uint64), first_group + number)[0]
-        with _numpy_seeded(int(drawn >> np.uint64(32))):
+        with _seed_numpy(int(drawn >> np.uint64(32))):
             # Slices are views, so mixing changes `images` in place.
             _, targets = mixup(images[rows], labels[rows])
         soft.append(targets)
@@ -52,7 +52,7 @@ def make_mixup(spec: Mix, classes: int, label_smoothing: float) -> Mixup:
 
 
 @contextmanager
-def _numpy_seeded(seed: int) -> Iterator[None]:
+def _seed_numpy(seed: int) -> Iterator[None]:
     before = np.random.get_state()
     np.random.seed(seed)
     try:

@@ -50,7 +50,7 @@ class Objective(Protocol):
         """Groups of the model's parameters, each with its weight decay."""
 
     def mix(self, images: Tensor, targets: Targets, seed: int) -> tuple[Tensor, Targets]:
-        """This worker's share of a batch, mixed as the recipe says.
+        """This worker's share of a batch, mixed as in the recipe.
 
         `seed` is of the run and the update, the same on all workers. May change the images in
         place.
