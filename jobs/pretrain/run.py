@@ -58,8 +58,8 @@ def train_run(
     """Train a `PretrainStep` (inputs: `corpus`, `noise`) to its end and write its output.
 
     Resumes from the last checkpoint in `work.scratch`. Metrics are named `pretrain/...`. Those of
-    flipped rows are absent where no row is flipped; memorisation is measured on a seeded sample of
-    more than `in_memory.MOST_MEMORISED` flipped rows. `pretrain/images_per_s` covers this process's
+    flipped rows are absent where no row is flipped; of more than `in_memory.MOST_MEMORISED` flipped
+    rows, memorisation is measured on a seeded sample. `pretrain/images_per_s` covers this process's
     steps, and is the only metric that is no function of the step. Raises StageError for errors that
     a retry cannot cure, `loop.StoppedError` when `watch` asks to stop.
     """
@@ -131,7 +131,7 @@ def _prepare(work: Work, step: PretrainStep, group: DistributedGroup) -> _Prepar
     index = read_index(corpus)
     if index.rows("validation") == 0:
         raise StageError(
-            f"corpus {index.name} has no validation rows, which evaluate a run after each "
+            f"corpus {index.name} has no validation rows to evaluate a run on after each "
             f"epoch; give its parts.validation a share or a reader"
         )
     objective = _objective(recipe, index.classes, group)

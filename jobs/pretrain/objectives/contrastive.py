@@ -248,8 +248,8 @@ class ContrastiveObjective:
                     for tokens in (targets.noisy, targets.clean)
                 )
                 sums += torch.stack([(noisy > clean).sum(), (clean > noisy).sum()]).cpu()
-        noisy, clean = (100 * group.total(sums) / len(flipped)).tolist()
-        return {"memorised_percent": noisy, "recovered_percent": clean}
+        memorised, recovered = (100 * group.total(sums) / len(flipped)).tolist()
+        return {"memorised_percent": memorised, "recovered_percent": recovered}
 
     def _image_features(
         self, model: Any, part: Part, rows: Tensor, group: DistributedGroup
