@@ -118,8 +118,8 @@ def order() -> float:
     """A million rows, whose keys are hashed once a run and not in here."""
     files = [File(f"train-{number:05d}.parquet", 50_000, "", 0) for number in range(20)]
     made = Order("c", files, seed=0, batch_size=1_000)
-    keys = made.of_keys(pa.array([str(number) for number in range(1_000_000)]))
-    return ratio(lambda: made.whole(1, keys), lambda: torch.randperm(1_000_000))
+    keys = made.key_hashes(pa.array([str(number) for number in range(1_000_000)]))
+    return ratio(lambda: made.epoch_rows(1, keys), lambda: torch.randperm(1_000_000))
 
 
 if __name__ == "__main__":

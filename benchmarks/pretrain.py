@@ -4,7 +4,7 @@ Run it with the project installed: `python benchmarks/pretrain.py` (some minutes
 cores). Both sides run in turn in one process; figures are medians. Ends with one line of JSON:
 
 - loop_vs_bare: processors' time of a step of the plainest PyTorch loop over images in memory over
-  that of a run's update, steps taken in turn, same model (timm's ResNet-18), batch, optimiser and
+  that of a run's update, steps taken in turn, same model (timm's ResNet-18), batch, optimizer and
   precision. Both start from bytes; `_floats`: the bare loop's images are normalised beforehand.
   `_small`: a ResNet-18 of a few channels, where a loop's own work weighs most.
 - input_vs_dataloader: processors' time of an image by a torch DataLoader over the same JPEGs as an
@@ -48,7 +48,6 @@ from jobs.images.augment import augment, draws
 from jobs.images.pixels import normalise, to_input, unit_range
 from jobs.images.spec import Augment, ImageInput
 from jobs.pretrain.data.streamed import StreamedSource
-from jobs.pretrain.distributed import Group
 from jobs.pretrain.loop import Pace, Watch
 from jobs.pretrain.run import train_run
 from jobs.pretrain.spec import Resources
@@ -133,7 +132,7 @@ def against_bare(one: Work, bares: Sequence[Bare]) -> list[Spent]:
     theirs: list[list[Spent]] = [[] for _ in bares]
     left = Spent.now()
 
-    def say(share: float, words: str) -> None:
+    def on_progress(share: float, message: str) -> None:
         nonlocal left
         if share > 0:
             ours.append(Spent.now().since(left))
@@ -141,7 +140,7 @@ def against_bare(one: Work, bares: Sequence[Bare]) -> list[Spent]:
                 steps.append(bare.step())
         left = Spent.now()
 
-    train_run(one, watch=Watch(say=say), pace=Pace(minutes=60, time_share=0))
+    train_run(one, watch=Watch(on_progress=on_progress), pace=Pace(minutes=60, time_share=0))
     run, *loops = (middle(steps[4:]) for steps in (ours, *theirs))  # the first ones set things up
     for loop in loops:
         print(f"  an update {run}, a bare step {loop}", flush=True)
@@ -196,7 +195,7 @@ def ready(batch: Any, room: torch.Tensor | None) -> torch.Tensor:
 def streamed(shards: StreamedSource, epoch: int) -> Spent:
     """What an epoch's input from shards takes."""
     begun, room = Spent.now(), None
-    for each in shards.batches(epoch, 0, Group()):
+    for each in shards.batches(epoch, 0, DistributedGroup()):
         room = ready(each, room)
     return Spent.now().since(begun)
 
@@ -251,7 +250,7 @@ def data_wait_share(root: Path) -> dict[str, float]:
     batch = 32
     shards = source(root, batch)
     step_seconds = 3 * streamed(shards, 0).wall / shards.steps_per_epoch
-    batches = source(root, batch, processes=1).batches(0, 0, Group())
+    batches = source(root, batch, processes=1).batches(0, 0, DistributedGroup())
     next(batches)
     waited, begun = 0.0, time.perf_counter()
     for _ in range(16):

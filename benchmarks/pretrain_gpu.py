@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from jobs.pretrain.distributed import Group
+from jobs.pretrain.distributed import DistributedGroup
 from jobs.pretrain.spec import Resources
 from synthetic_corpus import CLASSES, update_times, work, write_corpus
 
@@ -96,7 +96,7 @@ def ours(root: Path, name: str, fields: dict[str, Any], objective: str = "superv
     resources = Resources.model_validate({"cpus_per_worker": 14, "channels_last": True})
     model = fields.pop("model")
     one = work(root, name, model, fields | {"schedule": schedule}, resources, objective)
-    times = update_times(one, Group(device=DEVICE))
+    times = update_times(one, DistributedGroup(device=DEVICE))
     torch.cuda.synchronize()
     steps = times[4:]
     return BATCH * (len(steps) - 1) / (steps[-1] - steps[0])

@@ -15,7 +15,7 @@ from PIL import Image
 from jobs.contract import Work
 from jobs.corpus.shards import PARTS, SCHEMA, Index, write_rows
 from jobs.noise.overlay import Overlay
-from jobs.pretrain.distributed import Group
+from jobs.pretrain.distributed import DistributedGroup
 from jobs.pretrain.loop import Pace, Watch
 from jobs.pretrain.run import train_run
 from jobs.pretrain.spec import Contrastive, PretrainStep, Resources, Supervised
@@ -113,13 +113,13 @@ def work(
     )
 
 
-def update_times(one: Work, group: Group | None = None) -> list[float]:
+def update_times(one: Work, group: DistributedGroup | None = None) -> list[float]:
     """When each update of a run ended."""
     times: list[float] = []
 
-    def say(share: float, words: str) -> None:
+    def on_progress(share: float, message: str) -> None:
         if share > 0:
             times.append(time.perf_counter())
 
-    train_run(one, group, Watch(say=say), Pace(minutes=60, time_share=0))
+    train_run(one, group, Watch(on_progress=on_progress), Pace(minutes=60, time_share=0))
     return times

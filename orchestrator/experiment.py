@@ -19,7 +19,7 @@ from pydantic_core import ErrorDetails
 from jobs import strict_yaml
 from jobs.contract import NOT_SEMANTIC, PATH, Slug, Spec
 from jobs.corpus.spec import Corpus
-from jobs.encoders.spec import NamedEncoder
+from jobs.encoders.spec import PretrainedEncoder
 from jobs.features.spec import Features
 from jobs.noise.spec import Noise
 from jobs.pretrain.spec import Pretrain
@@ -52,7 +52,7 @@ class Experiment(Spec):
     corpus: Corpus | None = None
     noise: Noise | None = None
     pretrain: Pretrain | None = None
-    encoders: tuple[NamedEncoder, ...] = Field((), description="named, not trained here")
+    encoders: tuple[PretrainedEncoder, ...] = Field((), description="named, not trained here")
     features: Features = Features()
     tasks: tuple[Slug, ...] = Field(min_length=1)
     tuning: Tuning
@@ -73,7 +73,7 @@ class Experiment(Spec):
 
     @field_validator("encoders")
     @classmethod
-    def _named_once(cls, encoders: tuple[NamedEncoder, ...]) -> tuple[NamedEncoder, ...]:
+    def _named_once(cls, encoders: tuple[PretrainedEncoder, ...]) -> tuple[PretrainedEncoder, ...]:
         names = [encoder.name for encoder in encoders]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:

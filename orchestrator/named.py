@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from jobs.contract import Slug
-from jobs.encoders.spec import GivenEncoder, NamedEncoder
+from jobs.encoders.spec import GivenEncoder, PretrainedEncoder
 from jobs.storage.folder import Folder
 from jobs.tasks import registry
 from jobs.tasks.spec import Task
@@ -24,12 +24,12 @@ from orchestrator.errors import UserError
 SLIP = 0.8  # likeness from which a name is a slip of another; digits-by-pixel is no digits-parity
 
 
-def given_tasks(encoders: Iterable[NamedEncoder]) -> set[str]:
+def given_tasks(encoders: Iterable[PretrainedEncoder]) -> set[str]:
     """The tasks that some encoder gives features for."""
     return {name for encoder in _given(encoders) for name in encoder.files}
 
 
-def check(encoders: Iterable[NamedEncoder], tasks: Mapping[str, Task]) -> None:
+def check(encoders: Iterable[PretrainedEncoder], tasks: Mapping[str, Task]) -> None:
     """Every file of given features has its task, and every task without images its features.
 
     Raises UserError for the first that has not.
@@ -104,5 +104,5 @@ def check_new(task: str, folders: Sequence[str]) -> None:
         )
 
 
-def _given(encoders: Iterable[NamedEncoder]) -> list[GivenEncoder]:
+def _given(encoders: Iterable[PretrainedEncoder]) -> list[GivenEncoder]:
     return [encoder for encoder in encoders if isinstance(encoder, GivenEncoder)]

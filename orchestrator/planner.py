@@ -15,8 +15,8 @@ from itertools import product
 from pydantic import ValidationError
 
 from jobs.contract import Spec, StageError
-from jobs.encoders.digests import pin
-from jobs.encoders.spec import EncoderStep, GivenColumns, GivenEncoder, NamedEncoder
+from jobs.encoders.digests import digest
+from jobs.encoders.spec import EncoderStep, GivenColumns, GivenEncoder, PretrainedEncoder
 from jobs.features.spec import Features, FeaturesStep, GivenStep
 from jobs.noise.spec import Noise, NoiseStep
 from jobs.pretrain.spec import PretrainSettings, PretrainStep
@@ -166,11 +166,11 @@ def _add_trained(builder: _Builder, experiment: Experiment, tasks: tuple[Task, .
 
 
 def _add_named(
-    builder: _Builder, experiment: Experiment, tasks: tuple[Task, ...], named: NamedEncoder
+    builder: _Builder, experiment: Experiment, tasks: tuple[Task, ...], named: PretrainedEncoder
 ) -> None:
     """An encoder that is not trained here, and what is done with it."""
     try:
-        named = pin(named)
+        named = digest(named)
     except StageError as error:
         raise UserError(f"encoders: {named.name}: {error}") from error
     address = PretrainedAddress(named.name)

@@ -1,1 +1,1 @@
-"""Encoders that are named, not trained here: taken in once, then like any other."""
+"""Pretrained encoders, not trained here: imported once, then used like any other."""

@@ -1,8 +1,8 @@
 """The model names that the installed timm and open_clip know, without importing them.
 
-Takes the name of a model, says what is wrong with it. Names are read from the packages' files:
-timm's registered functions, open_clip's configuration files. Never builds a model: a known name
-may still have options that do not fit it.
+Takes the name of a model and gives what is wrong with it. Reads the names from the packages' files:
+timm's registered functions, open_clip's configuration files. Never builds a model, so a known name
+may still have options that do not fit.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 IN_PLACE = ("embed_dim", "vision_cfg", "text_cfg")
-"""The fields that make `model_options` an open_clip configuration of its own."""
+"""The fields that `model_options` must have to be a whole open_clip configuration."""
 
 _WEIGHTS = re.compile(r"""^\s+['"](\w+)\.([\w-]+)['"]\s*:""", re.MULTILINE)
 _REGISTERED = re.compile(r"^@register_model\b.*\n(?:@.*\n)*def (\w+)\(", re.MULTILINE)
@@ -24,8 +24,8 @@ _REGISTERED = re.compile(r"^@register_model\b.*\n(?:@.*\n)*def (\w+)\(", re.MULT
 
 @cache
 def timm_models() -> frozenset[str]:
-    """Names that `timm.create_model` takes; empty when timm is not installed."""
-    files = _folder("timm", "models").glob("*.py")
+    """Names that `timm.create_model` knows; empty when timm is not installed."""
+    files = _package_folder("timm", "models").glob("*.py")
     return frozenset(
         name for file in files for name in _REGISTERED.findall(file.read_text(encoding="utf-8"))
     )
@@ -34,18 +34,20 @@ def timm_models() -> frozenset[str]:
 @cache
 def open_clip_models() -> frozenset[str]:
     """Names of open_clip's model configurations; empty when it is not installed."""
-    return frozenset(file.stem for file in _folder("open_clip", "model_configs").glob("*.json"))
+    return frozenset(
+        file.stem for file in _package_folder("open_clip", "model_configs").glob("*.json")
+    )
 
 
 @cache
-def _with_logit_bias() -> frozenset[str]:
-    """The open_clip models that are made for a sigmoid loss."""
-    files = _folder("open_clip", "model_configs").glob("*.json")
+def _sigmoid_models() -> frozenset[str]:
+    """Names of the open_clip models made for a sigmoid loss."""
+    files = _package_folder("open_clip", "model_configs").glob("*.json")
     return frozenset(f.stem for f in files if '"init_logit_bias"' in f.read_text(encoding="utf-8"))
 
 
 def check_timm(model: str) -> str | None:
-    """What is wrong with a timm model's name, with the nearest ones; None when it is known."""
+    """What is wrong with a timm model's name, and the nearest names; None when it is known."""
     return unknown(model, "timm", timm_models())
 
 
@@ -56,34 +58,34 @@ def check_open_clip(model: str, model_options: Mapping[str, Any]) -> str | None:
         if missing:
             return (
                 f"model_options of {model!r} lack {', '.join(missing)}; give a whole open_clip "
-                f"configuration, or none and the name of one"
+                f"configuration, or name a known model and give none"
             )
         sigmoid = "init_logit_bias" in model_options
     else:
         complaint = unknown(model, "open_clip", open_clip_models())
         if complaint is not None:
             return complaint
-        sigmoid = model in _with_logit_bias()
+        sigmoid = model in _sigmoid_models()
     if sigmoid:
         return (
-            f"{model!r} has a logit bias (init_logit_bias): it is made for SigLIP's loss, and "
-            f"pre-training here has CLIP's; take a model without one"
+            f"{model!r} has a logit bias (init_logit_bias): it is made for SigLIP's loss, but "
+            f"pre-training here uses CLIP's; choose a model without one"
         )
     return None
 
 
 @cache
 def timm_tags() -> dict[str, frozenset[str]]:
-    """Model -> the tags of its pretrained weights, as far as timm's files name them one by one."""
+    """Model -> the tags of its pretrained weights, where timm's files list them one by one."""
     found: dict[str, set[str]] = {}
-    for file in _folder("timm", "models").glob("*.py"):
+    for file in _package_folder("timm", "models").glob("*.py"):
         for model, tag in _WEIGHTS.findall(file.read_text(encoding="utf-8")):
             found.setdefault(model, set()).add(tag)
     return {model: frozenset(tags) for model, tags in found.items()}
 
 
 def unknown(name: str, package: str, known: frozenset[str]) -> str | None:
-    """What is wrong with a model's name, with the nearest ones; None when the package knows it."""
+    """What is wrong with a model's name, and the nearest names; None when the package knows it."""
     if name in known:
         return None
     if not known:
@@ -97,7 +99,7 @@ def unknown(name: str, package: str, known: frozenset[str]) -> str | None:
     return f"{package} knows no model {name!r}{advice}"
 
 
-def _folder(package: str, below: str) -> Path:
+def _package_folder(package: str, below: str) -> Path:
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         return Path("/nonexistent")

@@ -1,29 +1,29 @@
-"""Files that named encoders are made of: known by their digest before anything is run.
+"""The files of pretrained encoders, identified by their sha256 when the experiment is planned.
 
-Takes an encoder of an experiment file, gives it with absolute paths and every file's sha256.
-Reads bytes alone; imports nothing heavy, for every plan pays for it.
+Takes an encoder of an experiment file; gives it with absolute paths and each file's sha256. Only
+reads bytes. Imports nothing heavy, because every plan imports it.
 """
 
 from __future__ import annotations
 
 from jobs.contract import StageError
-from jobs.encoders.spec import FileEncoder, GivenEncoder, NamedEncoder
+from jobs.encoders.spec import FileEncoder, GivenEncoder, PretrainedEncoder
 from jobs.storage.folder import Folder
 
 
-def pin(encoder: NamedEncoder) -> NamedEncoder:
-    """The encoder, its files known by content.
+def digest(encoder: PretrainedEncoder) -> PretrainedEncoder:
+    """The encoder with the sha256 of each of its files.
 
-    Raises StageError when a file cannot be read or is not the one that `sha256` says. A file that
-    is absent here is taken at its declared sha256, so that results can be looked at elsewhere.
+    A file that does not exist here keeps its declared sha256, so results can be read on another
+    machine. Raises StageError when a file cannot be read or differs from its `sha256`.
     """
     match encoder := encoder.with_absolute_paths():
         case FileEncoder():
-            sha256 = _digest(encoder.file, encoder.sha256, "file")
+            sha256 = _file_digest(encoder.file, encoder.sha256, "file")
             return encoder.model_copy(update={"sha256": sha256})
         case GivenEncoder():
             found = {
-                task: _digest(path, encoder.sha256.get(task), f"files.{task}")
+                task: _file_digest(path, encoder.sha256.get(task), f"files.{task}")
                 for task, path in encoder.files.items()
             }
             return encoder.model_copy(update={"sha256": found})
@@ -31,7 +31,7 @@ def pin(encoder: NamedEncoder) -> NamedEncoder:
             return encoder
 
 
-def _digest(path: str, declared: str | None, field: str) -> str:
+def _file_digest(path: str, declared: str | None, field: str) -> str:
     folder, name = Folder.holding(path)
     try:
         found = folder.sha256(name)
@@ -39,14 +39,14 @@ def _digest(path: str, declared: str | None, field: str) -> str:
         if declared is None:
             raise StageError(
                 f"{field} = {path} does not exist; correct the path, or give its sha256 to plan "
-                f"without it"
+                f"without the file"
             ) from None
         return declared
     except OSError as error:
         raise StageError(f"{field} = {path} cannot be read ({error}); give a file") from None
     if declared is not None and found != declared:
         raise StageError(
-            f"{field} = {path} holds other bytes (sha256 {found[:12]}...) than sha256 says "
-            f"({declared[:12]}...); restore it, or give the encoder a new name"
+            f"{field} = {path} holds other bytes (sha256 {found[:12]}...) than its sha256 "
+            f"({declared[:12]}...); restore the file, or give the encoder a new name"
         )
     return found

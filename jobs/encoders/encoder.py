@@ -1,9 +1,8 @@
-"""A finished encoder: what pre-training leaves in its folder, and how features open it.
+"""A finished encoder: the files in its folder, written by pre-training and read by later stages.
 
 The folder holds `model.safetensors` (all weights of the trained model) and `encoder.json` (an
 `EncoderCard`). `load` gives an `Encoder`: frozen, in eval mode, with its own input preparation.
-Architectures are built here, for training and for loading alike. Nothing is unpickled, nothing is
-downloaded.
+`Architecture` builds the model, for training and for loading. Never unpickles, never downloads.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ WEIGHTS = "model.safetensors"
 CARD = "encoder.json"
 
 INPUTS = {ImageInput.kind: ImageInput}
-"""Every kind of input that an encoder may have, by the name that its card has."""
+"""Every kind of input an encoder may have, by its name in `encoder.json`."""
 
 Family = Literal["timm", "open_clip"]
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -38,7 +37,7 @@ Precision = Literal["float32", "bfloat16", "float16"]
 
 @dataclass(frozen=True)
 class Architecture:
-    """Enough to build a model of given input and output."""
+    """A model's name, options, input and number of outputs: all that building it needs."""
 
     family: Family
     model: str
@@ -47,26 +46,26 @@ class Architecture:
     classes: int  # outputs of a timm model; 0 for open_clip
 
     def build(self) -> nn.Module:
-        """The model, its weights drawn from torch's global generator.
+        """The model, with weights drawn from torch's global generator.
 
-        Raises StageError when the library refuses the options or cannot take the images.
+        Raises StageError when the library refuses the options, or the model the images' shape.
         """
         try:
-            model = self._timm() if self.family == "timm" else self._open_clip()
+            model = self._build_timm() if self.family == "timm" else self._build_open_clip()
         except StageError:
             raise
-        except Exception as error:  # whatever a library says of options it cannot use
-            raise self._refusal("cannot be built with", error) from error
+        except Exception as error:  # libraries raise nearly anything for options they cannot use
+            raise self._build_error("cannot be built with", error) from error
         try:
             self.feature_dim(model)
         except Exception as error:
-            raise self._refusal("does not take its images with", error) from error
+            raise self._build_error("cannot encode its images with", error) from error
         return model
 
     def feature_dim(self, model: nn.Module) -> int:
         """Dimensions of the model's features."""
         with torch.no_grad():
-            return int(_features(self.family, model.eval(), self._blank()).shape[1])
+            return int(_features(self.family, model.eval(), self._blank_input()).shape[1])
 
     def tokenizer(self) -> Any:
         """open_clip's own tokenizer for this model: texts -> int64 [N, context length]."""
@@ -77,15 +76,15 @@ class Architecture:
         text: Any = self.model_options["text_cfg"]
         if text.get("hf_model_name") or text.get("hf_tokenizer_name"):
             raise StageError(
-                f"model_options of {self.model!r} name a Hugging Face text model, which must be "
-                f"downloaded; give the text tower in place"
+                f"model_options of {self.model!r} name a Hugging Face text model, which would "
+                f"have to be downloaded; write the text tower's configuration into text_cfg"
             )
         return open_clip.SimpleTokenizer(context_length=text.get("context_length", 77))
 
-    def _blank(self) -> Tensor:
+    def _blank_input(self) -> Tensor:
         return torch.zeros(1, *self.input.shape)
 
-    def _timm(self) -> nn.Module:
+    def _build_timm(self) -> nn.Module:
         import timm
 
         model: nn.Module = timm.create_model(
@@ -97,7 +96,7 @@ class Architecture:
         )
         return model
 
-    def _open_clip(self) -> nn.Module:
+    def _build_open_clip(self) -> nn.Module:
         import open_clip
 
         if self.input.channels != 3:
@@ -109,14 +108,15 @@ class Architecture:
         missing = [field for field in IN_PLACE if field not in options]
         if missing:
             raise StageError(
-                f"model {self.model!r} is no open_clip configuration: {', '.join(missing)} missing"
+                f"the configuration of open_clip model {self.model!r} lacks {', '.join(missing)}; "
+                f"add them to model_options"
             )
         options["vision_cfg"] = {**options["vision_cfg"], "image_size": self.input.size}
         custom = options.pop("custom_text", False) or "hf_model_name" in options["text_cfg"]
         built: nn.Module = (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**options)
         return built
 
-    def _refusal(self, what: str, error: Exception) -> StageError:
+    def _build_error(self, what: str, error: Exception) -> StageError:
         reason = " ".join(str(error).split())[:200]
         return StageError(
             f"{self.family} model {self.model!r} {what} model_options "
@@ -127,7 +127,7 @@ class Architecture:
 
 @dataclass(frozen=True)
 class EncoderCard:
-    """`encoder.json`: what the encoder is and what proves how it was trained."""
+    """`encoder.json`: what the encoder is, and hashes of how it was trained."""
 
     family: Family
     model: str
@@ -135,19 +135,20 @@ class EncoderCard:
     input: ImageInput
     classes: tuple[str, ...]  # of the corpus, in label order
     feature_dim: int
-    initial_weights_sha256: str | None  # equal at every noise level of a seed; None: not trained
-    order_sha256: str | None  # equal at every noise level of a seed; None: not trained here
+    # Both equal at every noise level of a seed; None for an encoder not trained here.
+    initial_weights_sha256: str | None
+    order_sha256: str | None
     weights_sha256: str  # of the file model.safetensors
-    source: Mapping[str, Any] = field(default_factory=dict)  # of weights that were named
+    source: Mapping[str, Any] = field(default_factory=dict)  # of pretrained weights
 
     @property
     def architecture(self) -> Architecture:
-        """What to build before the weights are loaded."""
+        """The architecture to build before the weights are loaded."""
         outputs = len(self.classes) if self.family == "timm" else 0
         return Architecture(self.family, self.model, self.model_options, self.input, outputs)
 
     def as_json(self) -> dict[str, Any]:
-        """As JSON values."""
+        """The card as JSON values."""
         return {**asdict(self), "input": self.input_json, "classes": list(self.classes)}
 
     @property
@@ -159,19 +160,19 @@ class EncoderCard:
     def read(folder: Folder) -> EncoderCard:
         """The card in a finished encoder's folder."""
         stored = folder.read_json(CARD)
-        # Cards of earlier versions have images alone, under that name.
+        # Earlier versions wrote the input under the name `image`.
         given = stored.pop("image", None) or stored.pop("input")
         kind, classes = given.pop("kind", ImageInput.kind), tuple(stored.pop("classes"))
         if kind not in INPUTS:
             raise StageError(
-                f"{folder.uri}/{CARD}: input {kind!r} is none that this version knows "
-                f"({', '.join(INPUTS)}); install the version that made this encoder"
+                f"{folder.uri}/{CARD}: this version does not know input {kind!r}, only "
+                f"{', '.join(INPUTS)}; install the version that made this encoder"
             )
         return EncoderCard(**stored, input=INPUTS[kind](**given), classes=classes)
 
 
 class Encoder:
-    """An encoder on one device: frozen, unless someone trains its `model`."""
+    """An encoder on one device, frozen unless its `model` is trained."""
 
     def __init__(self, card: EncoderCard, model: nn.Module, device: torch.device) -> None:
         self.card = card
@@ -186,7 +187,7 @@ class Encoder:
     def prepare(
         self, data: bytes, where: str, shift: Shift | None = None, draw: np.uint64 | None = None
     ) -> Tensor:
-        """A row's data as `features` takes it, uint8 [*input.shape]; shifted if asked.
+        """A row's data as the input of `features`, uint8 [*input.shape], with `shift` if given.
 
         Raises StageError, which begins with `where`, for data that cannot be read.
         """
@@ -195,16 +196,17 @@ class Encoder:
     def features(self, images: Tensor, precision: Precision = "float32") -> Tensor:
         """Features of images, float32 [N, D] on the CPU.
 
-        `images` is [N, C, S, S]: uint8 pixels, or floats in [0, 1] (augmented views, say). timm:
-        the pooled features before the classifier; open_clip: the image embedding, not normalised.
+        `images` is [N, C, S, S]: uint8 pixels, or floats in [0, 1] (such as augmented views). A
+        timm model gives the pooled features before its classifier, an open_clip model the image
+        embedding, not normalised.
         """
         with torch.inference_mode():
             return self.forward(images, precision).cpu()
 
     def forward(self, images: Tensor, precision: Precision = "float32") -> Tensor:
-        """As `features`, but on the encoder's device, and with gradients where they are asked for.
+        """As `features`, but on the encoder's device, with gradients where they are enabled.
 
-        Under another precision than float32 the layers that torch deems safe run in it (autocast).
+        With bfloat16 or float16, autocast runs the layers that torch considers safe in it.
         """
         inputs = to_input(images.to(self.device), self.card.input)
         if precision == "float32":
@@ -224,15 +226,15 @@ def _features(family: Family, model: Any, images: Tensor) -> Tensor:
 
 
 def weights_bytes(model: nn.Module) -> bytes:
-    """A model's weights and buffers as a safetensors file; equal weights are equal bytes."""
+    """A model's weights and buffers as a safetensors file; equal weights give equal bytes."""
     return safetensors.torch.save(
         # Copies, because safetensors refuses tensors that share memory (tied weights).
-        {name: value.detach().cpu().contiguous().clone() for name, value in _named(model)}
+        {name: value.detach().cpu().contiguous().clone() for name, value in _sorted_state(model)}
     )
 
 
 def save(folder: Folder, card: EncoderCard, weights: bytes) -> None:
-    """Put a finished encoder into a folder, the card last."""
+    """Write a finished encoder into a folder, the card last."""
     folder.write_bytes(WEIGHTS, weights)
     folder.write_json(CARD, card.as_json())
 
@@ -240,17 +242,17 @@ def save(folder: Folder, card: EncoderCard, weights: bytes) -> None:
 def load(folder: Folder, device: torch.device | None = None) -> Encoder:
     """Open a finished encoder's folder.
 
-    Raises StageError when the weights are not the ones the card names, or do not fit the
-    architecture as the installed library builds it.
+    Raises StageError when the weights are not the file that the card names, or do not fit the
+    architecture that the installed library builds.
     """
     card = EncoderCard.read(folder)
     data = folder.read_bytes(WEIGHTS)
     if hashlib.sha256(data).hexdigest() != card.weights_sha256:
         raise StageError(
-            f"{folder.uri}/{WEIGHTS} is not the file that {CARD} names (other sha256); pre-train "
+            f"{folder.uri}/{WEIGHTS} is not the file that {CARD} names (other sha256); make "
             f"this encoder again"
         )
-    with torch.random.fork_rng(devices=[]):  # opening an encoder draws initial weights
+    with torch.random.fork_rng(devices=[]):  # building draws initial weights
         model = card.architecture.build()
     try:
         model.load_state_dict(safetensors.torch.load(data))
@@ -263,5 +265,5 @@ def load(folder: Folder, device: torch.device | None = None) -> Encoder:
     return Encoder(card, model, device or torch.device("cpu"))
 
 
-def _named(model: nn.Module) -> list[tuple[str, Tensor]]:
+def _sorted_state(model: nn.Module) -> list[tuple[str, Tensor]]:
     return sorted(model.state_dict().items())

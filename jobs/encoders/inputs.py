@@ -1,8 +1,8 @@
-"""What a pretrained encoder wants to see: the library's own input preparation, as an `ImageInput`.
+"""The input of a pretrained encoder: the library's own image preparation, as an `ImageInput`.
 
-Takes what timm or open_clip declares of some weights, with an experiment file's changes; gives what
-`jobs/images/pixels.py` does. Weights see images as their library evaluates them: an image that is
-squashed where its centre should be cut out is another image.
+Takes timm's or open_clip's configuration of the weights and the changes of an experiment file;
+gives the `ImageInput` that `jobs/images/pixels.py` applies. Images are prepared as the library
+evaluates them: squashing an image instead of cutting out its centre changes the features.
 """
 
 from __future__ import annotations
@@ -20,29 +20,29 @@ CLIP_INPUT = {
     "std": (0.26862954, 0.26130258, 0.27577711),
     "resize_mode": "shortest",
 }
-"""Of open_clip's weights that do not say otherwise."""
+"""open_clip's defaults, for weights whose configuration does not set them."""
 
 
 def timm_cfg(model: str) -> dict[str, Any]:
-    """What timm declares of an architecture; nothing of one it does not know."""
+    """timm's configuration of an architecture; empty when timm does not know it."""
     import timm
 
     try:
         cfg = timm.get_pretrained_cfg(model)
-    except RuntimeError:  # a name that timm does not know: building it says so, with the options
+    except RuntimeError:  # an unknown name: building the model raises the error, with the options
         cfg = None
     return declared(cfg) if cfg is not None else {}
 
 
 def declared(cfg: Any) -> dict[str, Any]:
-    """What timm's configuration of some weights says."""
+    """The values that timm's configuration of some weights sets."""
     return {name: value for name, value in asdict(cfg).items() if value is not None}
 
 
 def image_input(cfg: Mapping[str, Any], change: ImageChange) -> ImageInput:
-    """The input that a library's configuration declares, with the file's changes.
+    """The input that a library's configuration declares, with the experiment file's changes.
 
-    Raises StageError where the library pads images, which nobody does here.
+    Raises StageError for weights whose library pads images, which is not supported here.
     """
     given = cfg.get("input_size", 224)
     size = given[-1] if isinstance(given, (tuple, list)) else given
@@ -58,9 +58,9 @@ def image_input(cfg: Mapping[str, Any], change: ImageChange) -> ImageInput:
 
 
 def _crop_pct(cfg: Mapping[str, Any]) -> float | Literal["whole"]:
-    """How timm (`crop_mode`) or open_clip (`resize_mode`) makes an image square.
+    """The `crop_pct` for the way timm (`crop_mode`) or open_clip (`resize_mode`) squares an image.
 
-    A few of timm's weights squash the image and then cut its rim off; here nothing is cut off.
+    A few of timm's weights squash the image and then cut off its border; here the border stays.
     """
     mode = cfg.get("crop_mode") or cfg.get("resize_mode") or "center"
     if mode == "center":
@@ -70,6 +70,6 @@ def _crop_pct(cfg: Mapping[str, Any]) -> float | Literal["whole"]:
     if mode == "squash":
         return "whole"
     raise StageError(
-        f"these weights want their images padded to a square ({mode}), which is not done here; set "
-        f"the encoder's image.crop_pct to whole (the sides are made equal) or to 1.0 (the centre)"
+        f"these weights need images padded to a square ({mode}), which is not supported; set the "
+        f"encoder's image.crop_pct to whole (make the sides equal) or to 1.0 (cut out the centre)"
     )

@@ -1,4 +1,4 @@
-"""The encoders stage: one Ray task takes in one named encoder; a failing one fails alone."""
+"""The encoders stage: one Ray task imports one pretrained encoder; a failing one fails alone."""
 
 from __future__ import annotations
 
@@ -9,19 +9,18 @@ from jobs.remote import answer_each
 
 
 def run(works: Sequence[Work], hooks: Hooks) -> None:
-    """Take in each work's encoder (spec: `EncoderStep`, no inputs).
+    """Import each work's encoder (spec: `EncoderStep`, no inputs).
 
-    Output: as `jobs/encoders/encoder.py` describes. After a stop, unfinished works are left
-    unanswered.
+    `jobs/encoders/encoder.py` describes the output. After a stop, unfinished works are not
+    reported.
     """
     for work in works:
-        hooks.say(work.address, 0.0, "taking in weights")
-    answer_each(_take_in, [([work], 1, 0) for work in works], hooks)
+        hooks.say(work.address, 0.0, "importing weights")
+    answer_each(_import_encoder, [([work], 1, 0) for work in works], hooks)
 
 
-def _take_in(work: Work) -> Outcome:
-    from jobs.encoders.pretrained import (
-        take_in,  # timm and open_clip, which the driver does without
-    )
+def _import_encoder(work: Work) -> Outcome:
+    # Imports timm and open_clip, which the driver does not need.
+    from jobs.encoders.pretrained import import_encoder
 
-    return take_in(work)
+    return import_encoder(work)

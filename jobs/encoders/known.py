@@ -1,6 +1,7 @@
-"""Whether the installed libraries know a named encoder, said before anything is run.
+"""Whether the installed libraries know a pretrained encoder, checked before anything runs.
 
-Takes an encoder of an experiment file, says what is wrong with its names. Imports neither library.
+Takes an encoder of an experiment file; gives what is wrong with its model or tag. Imports neither
+timm nor open_clip.
 """
 
 from __future__ import annotations
@@ -8,25 +9,25 @@ from __future__ import annotations
 from difflib import get_close_matches
 
 from jobs.encoders.catalogue import open_clip_models, timm_models, timm_tags, unknown
-from jobs.encoders.spec import FileEncoder, NamedEncoder, OpenClipEncoder, TimmEncoder
+from jobs.encoders.spec import FileEncoder, OpenClipEncoder, PretrainedEncoder, TimmEncoder
 
 
-def check_named(encoder: NamedEncoder) -> str | None:
-    """What is wrong with the encoder's model or tag, with the nearest ones; None when both fit."""
+def check_names(encoder: PretrainedEncoder) -> str | None:
+    """What is wrong with the model's name or tag, and the nearest names; None when both exist."""
     match encoder:
         case FileEncoder(family="open_clip") if encoder.model_options:
-            return None  # a configuration of its own, under any name
+            return None  # it brings its own configuration, under any name
         case OpenClipEncoder() | FileEncoder(family="open_clip"):
             return unknown(encoder.model, "open_clip", open_clip_models())
         case TimmEncoder():
-            return unknown(encoder.model, "timm", timm_models()) or _tag(encoder)
+            return unknown(encoder.model, "timm", timm_models()) or _check_tag(encoder)
         case FileEncoder(family="timm"):
             return unknown(encoder.model, "timm", timm_models())
         case _:
             return None
 
 
-def _tag(encoder: TimmEncoder) -> str | None:
+def _check_tag(encoder: TimmEncoder) -> str | None:
     tags = timm_tags().get(encoder.model, frozenset())
     if encoder.tag is None or encoder.tag in tags or not tags:
         return None

@@ -1,8 +1,8 @@
-"""Taking a named encoder in: its weights found, fitted, and left as pre-training leaves an encoder.
+"""Import a pretrained encoder into the store, in the form that pre-training writes.
 
-Takes an `EncoderStep`; writes what `jobs/encoders/encoder.py` describes and opens: the weights as
-safetensors, and a card without training hashes, whose `source` says where the weights came from.
-Weights of a tag come by timm's or open_clip's own loading and cache; nothing is downloaded here.
+Takes an `EncoderStep`; writes the files that `jobs/encoders/encoder.py` describes: the weights as
+safetensors, and a card without training hashes, whose `source` names where the weights came from.
+timm and open_clip load the weights of a tag, through their own cache. A file is never downloaded.
 """
 
 from __future__ import annotations
@@ -27,53 +27,53 @@ from jobs.storage.folder import Folder
 
 
 @dataclass(frozen=True)
-class _Taken:
-    """A model with its weights, and where they came from."""
+class _Imported:
+    """A model with pretrained weights, and their source."""
 
     architecture: Architecture
     model: nn.Module
     source: Mapping[str, Any]
-    left_out: int = 0  # tensors of the source that are not the encoder's: its classifier
+    left_out: int = 0  # tensors of the source that the encoder has not, such as its classifier
 
 
-def take_in(work: Work) -> Outcome:
-    """Write the step's encoder into `work.output`, and open it once to prove that it opens.
+def import_encoder(work: Work) -> Outcome:
+    """Write the step's encoder into `work.output`, and load it once to check it.
 
-    Raises StageError for weights that cannot be had or do not fit. Counts: parameters, dim,
-    tensors_left_out.
+    Counts: parameters, dim, tensors_left_out. Raises StageError for weights that are not available
+    or do not fit.
     """
     spec = cast(EncoderStep, work.spec).encoder
     logging.getLogger("timm").setLevel(logging.ERROR)
-    with torch.random.fork_rng(devices=[]):  # building draws weights, which are replaced
+    with torch.random.fork_rng(devices=[]):  # building draws weights, which the import replaces
         match spec:
             case TimmEncoder():
-                taken = _timm(spec)
+                imported = _import_timm(spec)
             case OpenClipEncoder():
-                taken = _open_clip(spec)
+                imported = _import_open_clip(spec)
             case FileEncoder():
-                taken = _file(spec)
-    data = encoder.weights_bytes(taken.model)
-    architecture = taken.architecture
+                imported = _import_file(spec)
+    data = encoder.weights_bytes(imported.model)
+    architecture = imported.architecture
     card = EncoderCard(
         family=architecture.family,
         model=architecture.model,
         model_options=architecture.model_options,
         input=architecture.input,
         classes=(),
-        feature_dim=architecture.feature_dim(taken.model),
+        feature_dim=architecture.feature_dim(imported.model),
         initial_weights_sha256=None,
         order_sha256=None,
         weights_sha256=hashlib.sha256(data).hexdigest(),
-        source={"kind": spec.kind, **taken.source},
+        source={"kind": spec.kind, **imported.source},
     )
     encoder.save(work.output, card, data)
     del data
     encoder.load(work.output)
     return Outcome(
         counts={
-            "parameters": sum(value.numel() for value in taken.model.parameters()),
+            "parameters": sum(value.numel() for value in imported.model.parameters()),
             "dim": card.feature_dim,
-            "tensors_left_out": taken.left_out,
+            "tensors_left_out": imported.left_out,
         }
     )
 
@@ -81,7 +81,7 @@ def take_in(work: Work) -> Outcome:
 # -- by tag ----------------------------------------------------------------------------------------
 
 
-def _timm(spec: TimmEncoder) -> _Taken:
+def _import_timm(spec: TimmEncoder) -> _Imported:
     import timm
 
     name = spec.model if spec.tag is None else f"{spec.model}.{spec.tag}"
@@ -91,25 +91,27 @@ def _timm(spec: TimmEncoder) -> _Taken:
         cfg = None
     if cfg is None or not cfg.has_weights:
         tags = [n for n in timm.list_pretrained(f"{spec.model}.*") if n != name]
-        raise StageError(_no_tag("timm", spec.model, spec.tag, [t.partition(".")[2] for t in tags]))
+        raise StageError(
+            _unknown_tag_message("timm", spec.model, spec.tag, [t.partition(".")[2] for t in tags])
+        )
     image = image_input(declared(cfg), spec.image)
     own_size = cfg.fixed_input_size and image.size != cfg.input_size[-1]
     options: dict[str, Any] = {"img_size": image.size} if own_size else {}
     try:
         model = timm.create_model(name, pretrained=True, num_classes=0, **options)
-    except Exception as error:  # whatever the hub, the cache or the library says
-        raise _not_had("timm", name, error) from error
+    except Exception as error:  # hub, cache and library raise nearly anything
+        raise _unavailable_error("timm", name, error) from error
     source = {"tag": name, "license": cfg.license or "not stated"}
-    return _Taken(Architecture("timm", name, options, image, 0), model, source)
+    return _Imported(Architecture("timm", name, options, image, 0), model, source)
 
 
-def _open_clip(spec: OpenClipEncoder) -> _Taken:
+def _import_open_clip(spec: OpenClipEncoder) -> _Imported:
     import open_clip
 
     known = open_clip.list_pretrained_tags_by_model(spec.model)
     tag = open_clip.get_pretrained_cfg(spec.model, spec.tag)
     if not tag:
-        raise StageError(_no_tag("open_clip", spec.model, spec.tag, known))
+        raise StageError(_unknown_tag_message("open_clip", spec.model, spec.tag, known))
     options = _open_clip_options(spec.model, quick_gelu=bool(tag.get("quick_gelu")))
     found = {"input_size": options["vision_cfg"].get("image_size", 224), **tag}
     architecture = Architecture(
@@ -118,17 +120,17 @@ def _open_clip(spec: OpenClipEncoder) -> _Taken:
     try:
         path = open_clip.download_pretrained(tag)
     except Exception as error:  # as above
-        raise _not_had("open_clip", f"{spec.model} {spec.tag}", error) from error
+        raise _unavailable_error("open_clip", f"{spec.model} {spec.tag}", error) from error
     model = architecture.build()
     try:
         open_clip.load_checkpoint(model, path)
     except Exception as error:
-        raise _refused(f"the weights {spec.tag}", spec.model, error) from error
-    return _Taken(architecture, model, {"tag": f"{spec.model}.{spec.tag}"})
+        raise _misfit_error(f"the weights {spec.tag}", spec.model, error) from error
+    return _Imported(architecture, model, {"tag": f"{spec.model}.{spec.tag}"})
 
 
 def _open_clip_options(model: str, *, quick_gelu: bool = False) -> dict[str, Any]:
-    """A model's whole configuration, its towers not to be fetched one by one."""
+    """A model's whole configuration, without separately downloaded weights of its towers."""
     import open_clip
 
     options = open_clip.get_model_config(model)
@@ -151,7 +153,7 @@ def _open_clip_options(model: str, *, quick_gelu: bool = False) -> dict[str, Any
 # -- from a file ---------------------------------------------------------------------------------
 
 
-def _file(spec: FileEncoder) -> _Taken:
+def _import_file(spec: FileEncoder) -> _Imported:
     folder, name = Folder.holding(spec.file)
     try:
         if folder.sha256(name) != spec.sha256:
@@ -165,29 +167,29 @@ def _file(spec: FileEncoder) -> _Taken:
         ) from None
     options: dict[str, Any] = dict(spec.model_options)
     cfg: Mapping[str, Any] = {}
-    spare = list(spec.leave_out)
+    leave_out = list(spec.leave_out)
     if spec.family == "open_clip":
         options = options or _open_clip_options(spec.model)
         cfg = {"input_size": options.get("vision_cfg", {}).get("image_size", 224), **CLIP_INPUT}
     else:
         cfg = timm_cfg(spec.model)
         named = cfg.get("classifier") or ()
-        spare += [f"{n}." for n in ((named,) if isinstance(named, str) else named)]
+        leave_out += [f"{n}." for n in ((named,) if isinstance(named, str) else named)]
     architecture = Architecture(spec.family, spec.model, options, image_input(cfg, spec.image), 0)
     model = architecture.build()
     tensors, wanted = weights.read(spec.file), model.state_dict()
     if spec.match == "order":
         filled, left_out = weights.by_order(tensors, wanted, architecture.feature_dim(model))
     else:
-        filled, left_out = weights.by_name(tensors, wanted, spare)
+        filled, left_out = weights.by_name(tensors, wanted, leave_out)
     model.load_state_dict(filled)
-    return _Taken(architecture, model, {"file": name, "sha256": spec.sha256}, left_out)
+    return _Imported(architecture, model, {"file": name, "sha256": spec.sha256}, left_out)
 
 
-# -- what the kinds share --------------------------------------------------------------------------
+# -- errors of all kinds --------------------------------------------------------------------------
 
 
-def _no_tag(library: str, model: str, tag: str | None, known: list[str]) -> str:
+def _unknown_tag_message(library: str, model: str, tag: str | None, known: list[str]) -> str:
     if not known:
         return f"{library} has no pretrained weights for {model!r}; see its list of models"
     near = get_close_matches(tag or "", known, n=3, cutoff=0.5) or known[:8]
@@ -198,15 +200,17 @@ def _no_tag(library: str, model: str, tag: str | None, known: list[str]) -> str:
     )
 
 
-def _not_had(library: str, name: str, error: Exception) -> StageError:
+def _unavailable_error(library: str, name: str, error: Exception) -> StageError:
     reason = shorten(str(error), 160, placeholder=" ...")
     return StageError(
-        f"{library}'s weights {name} are not in the local cache and could not be fetched "
+        f"{library}'s weights {name} are not in the local cache and could not be downloaded "
         f"({type(error).__name__}: {reason}); connect to the network once, copy them into "
         f"$HF_HOME/hub, or name a file with kind: file"
     )
 
 
-def _refused(what: str, model: str, error: Exception) -> StageError:
+def _misfit_error(what: str, model: str, error: Exception) -> StageError:
     reason = shorten(str(error), 160, placeholder=" ...")
-    return StageError(f"{what} do not fit {model!r} as installed ({reason}); name its own model")
+    return StageError(
+        f"{what} do not fit the installed {model!r} ({reason}); name the weights' own model"
+    )

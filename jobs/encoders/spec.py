@@ -1,9 +1,9 @@
-"""What an experiment file can say of encoders that are not trained here.
+"""The settings of pretrained encoders (not trained here) in an experiment file.
 
 Each has a name and a `kind`: a library's pretrained tag, a file of weights, or features that
-somebody else has extracted. They have no noise level and no pre-training seed. A file is
-known by its content: its digest is filled in when the experiment is planned, its path never bears
-on a result. A tag is known by its name; the digest of what it gave is kept with the encoder.
+somebody else has extracted. They have no noise level and no pre-training seed. A file is identified
+by its sha256, which planning fills in; its path never affects a result. A tag is identified by its
+name; the sha256 of its weights is stored with the encoder.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
 class ImageChange(Spec):
-    """What to change of the input that the weights were made for; none: as they were."""
+    """Changes of the input that the weights were made for; none: no change."""
 
     size: int | None = Field(None, ge=8, le=1024, description="side in pixels")
     mean: tuple[float, ...] | None = Field(None, description="of pixels in [0, 1]")
@@ -31,16 +31,16 @@ class ImageChange(Spec):
     interpolation: Literal["bilinear", "bicubic"] | None = None
 
 
-class _Named(Spec):
-    """What every named encoder with weights has."""
+class _WithWeights(Spec):
+    """The fields of every pretrained encoder that has weights."""
 
     name: Slug
     model: str = Field(description="the library's name of the architecture")
     image: ImageChange = ImageChange()
 
 
-class TimmEncoder(_Named):
-    """A timm model with pretrained weights, by timm's own loading."""
+class TimmEncoder(_WithWeights):
+    """A timm model with pretrained weights, loaded by timm."""
 
     kind: Literal["timm"] = "timm"
     tag: str | None = Field(
@@ -49,8 +49,8 @@ class TimmEncoder(_Named):
 
     @model_validator(mode="before")
     @classmethod
-    def _tag_after_the_dot(cls, given: object) -> object:
-        """`model: tf_efficientnet_b3.ns_jft_in1k`, as timm itself writes it."""
+    def _split_tag(cls, given: object) -> object:
+        """Split timm's own notation, `model: tf_efficientnet_b3.ns_jft_in1k`, in two."""
         if isinstance(given, dict) and isinstance(given.get("model"), str):
             model, dot, tag = given["model"].partition(".")
             if dot and given.get("tag") is None:
@@ -58,17 +58,17 @@ class TimmEncoder(_Named):
         return given
 
 
-class OpenClipEncoder(_Named):
-    """The image tower of an open_clip model with pretrained weights, by open_clip's loading."""
+class OpenClipEncoder(_WithWeights):
+    """The image tower of an open_clip model with pretrained weights, loaded by open_clip."""
 
     kind: Literal["open_clip"] = "open_clip"
     tag: str = Field(description="which weights, as in laion2b_s34b_b79k")
 
 
-class FileEncoder(_Named):
-    """A timm or open_clip architecture with the weights of a file, local or in a bucket.
+class FileEncoder(_WithWeights):
+    """A timm or open_clip architecture with weights from a file, local or in a bucket.
 
-    The file is safetensors, or a state dict of tensors alone: it is read without running code.
+    The file is safetensors, or a state dict of tensors alone. Reading it runs no code.
     """
 
     kind: Literal["file"] = "file"
@@ -78,62 +78,62 @@ class FileEncoder(_Named):
     sha256: Sha256 | None = Field(None, description="of the file; filled in when planned")
     match: Literal["name", "order"] = Field(
         "name",
-        description="how tensors find their place: by name, or one after another, for weights of "
+        description="how tensors are matched to the model: by name, or in order, for weights of "
         "the same architecture in another implementation",
     )
     leave_out: tuple[str, ...] = Field(
-        (), description="match=name: prefixes of the file's tensors that are not the encoder's"
+        (), description="match=name: prefixes of tensors in the file that the encoder does not have"
     )
 
 
 class GivenColumns(Spec):
-    """Which columns of a Parquet file of features hold what."""
+    """The columns of a Parquet file of features."""
 
     key: str = Field("key", description="the column that names a sample, string")
     vector: str = Field("vector", description="the column of features, list of float")
     label: str = Field("label", description="the column of classes, integer or name, or numbers")
     split: str | None = Field(
         None,
-        description="the column that says train, validation or test; none: `split` where the file "
-        "has one, else by key",
+        description="the column with train, validation or test; none: `split` where the file has "
+        "one, else by key",
     )
 
 
 class GivenEncoder(GivenColumns):
-    """An encoder known by its features alone: a Parquet file for each task, any source."""
+    """An encoder given by its features alone: a Parquet file for each task, from any source."""
 
     kind: Literal["features"] = "features"
     name: Slug
     files: Annotated[dict[Slug, str], PATH, NOT_SEMANTIC] = Field(
-        min_length=1, description="task -> Parquet with a row a sample"
+        min_length=1, description="task -> Parquet file with one row for each sample"
     )
     sha256: dict[Slug, Sha256] = Field(
-        default_factory=dict, description="task -> of its file; filled in when planned"
+        default_factory=dict, description="task -> sha256 of its file; filled in when planned"
     )
     classes: dict[Slug, tuple[str, ...]] = Field(
-        default_factory=dict, description="task -> names in label order; none: as the file has them"
+        default_factory=dict, description="task -> names in label order; none: those in the file"
     )
 
     @model_validator(mode="after")
-    def _of_its_files(self) -> GivenEncoder:
+    def _check_tasks(self) -> GivenEncoder:
         for name, found in (("sha256", self.sha256), ("classes", self.classes)):
             stray = sorted(set(found) - set(self.files))
             if stray:
-                raise ValueError(f"{name} names {stray[0]}, and files has no such task; add it")
+                raise ValueError(f"{name} names {stray[0]}, but files has no such task; add it")
         return self
 
 
 Weights: TypeAlias = Annotated[
     TimmEncoder | OpenClipEncoder | FileEncoder, Field(discriminator="kind")
 ]
-NamedEncoder: TypeAlias = Annotated[
+PretrainedEncoder: TypeAlias = Annotated[
     TimmEncoder | OpenClipEncoder | FileEncoder | GivenEncoder, Field(discriminator="kind")
 ]
-"""Every kind of encoder an experiment file can name."""
+"""Every kind of pretrained encoder an experiment file can have."""
 
 
 class EncoderStep(Spec):
-    """One named encoder, taken in."""
+    """One pretrained encoder to import."""
 
     protocol: ClassVar[int] = 2
 

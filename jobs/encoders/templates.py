@@ -1,4 +1,4 @@
-"""Templates: the sentences that name a class, for zero-shot classification."""
+"""Templates: sentences that name a class, for zero-shot classification."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Annotated
 from pydantic import AfterValidator
 
 
-def _names_a_class(template: str) -> str:
+def _check_template(template: str) -> str:
     try:
         holes = [tuple(hole) for _, *hole in Formatter().parse(template) if hole[0] is not None]
     except ValueError:
         holes = []
     if holes != [("", "", None)]:
         raise ValueError(
-            "a template has {} once, where a class's name stands, and no other braces but doubled"
+            "a template needs one {} for the class's name, and no other braces unless doubled"
         )
     return template
 
 
-Template = Annotated[str, AfterValidator(_names_a_class)]
-"""What is said of a class, for zero-shot classification: `a photo of a {}.`"""
+Template = Annotated[str, AfterValidator(_check_template)]
+"""A sentence with one {} for the class's name, such as `a photo of a {}.`"""

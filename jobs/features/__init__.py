@@ -1,1 +1,1 @@
-"""Features: a frozen encoder over a task's images, kept in the store, and their spectrum."""
+"""Features of a task's images from a frozen encoder, and their spectrum, kept in the store."""

@@ -1,10 +1,9 @@
-"""Extraction: rows of a corpus, through a frozen encoder, as rows of features.
+"""Extraction: turn rows of a corpus into rows of features with a frozen encoder.
 
-Takes a unit of work (some rows of one shard), the encoder and what the step asks for; gives the
-plain features and, for training rows, those of each augmented view. A unit's rows and batches are
-fixed by the corpus and the batch size alone, so that features are the same bytes wherever and in
-whatever order units are done (`parts.py` keeps and joins them). Nothing here imports Ray, trains,
-or looks at labels.
+Takes a unit of work (some rows of one shard), the encoder and the step; gives the plain features
+and, for training rows, those of each augmented view. The corpus and the batch size alone fix a
+unit's rows and batches, so features are the same bytes on any worker and in any order of units.
+`parts.py` stores and concatenates the units. Nothing here imports Ray, trains, or reads labels.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from jobs.images.shifts import draws
 from jobs.images.views import augmented
 from jobs.storage.folder import Folder
 
-UNIT_ROWS = 2_048  # rows in a unit: a worthwhile task, and little to redo after an interruption
+UNIT_ROWS = 2_048  # rows in a unit: enough for a task, and little to redo after an interruption
 
 INDEX = pa.int32()  # the type of a label that is a class
 IDENTITY, BATCH, ROWS = "made_with", "batch_size", "rows"  # in the metadata of a unit's table
@@ -51,25 +50,25 @@ class Unit:
 
     @property
     def rows(self) -> str:
-        """Which rows these are, told from those of a shard that was built anew."""
+        """The rows and their shard's sha256, which changes when the shard is built again."""
         return f"{self.sha256} {self.start}-{self.stop}"
 
 
 def schema(dtype: str, dim: int, label: pa.DataType = INDEX) -> pa.Schema:
-    """The schema of `features-<part>.parquet`; rows lie in the order of (view, key)."""
+    """The schema of `features-<part>.parquet`; rows are sorted by (view, key)."""
     kind = pa.float16() if dtype == "float16" else pa.float32()
     return pa.schema(
         [
             pa.field("key", pa.string(), nullable=False),
             pa.field("view", pa.int16(), nullable=False),  # 0: plain; 1..V: augmented, train only
-            pa.field("label", label),  # the corpus's own
+            pa.field("label", label),  # of the corpus
             pa.field("vector", pa.list_(pa.field("element", kind), dim), nullable=False),
         ]
     )
 
 
 def view_table(keys: pa.Array, labels: pa.Array, view: int, vectors: npt.NDArray[Any]) -> pa.Table:
-    """A view's rows by `schema`: keys and labels [N], vectors [N, D] of the type to be stored."""
+    """A view's rows by `schema`: keys and labels [N], vectors [N, D] in the stored type."""
     form = schema(str(vectors.dtype), vectors.shape[1], labels.type)
     kind = form.field("vector").type
     flat = pa.array(vectors.reshape(-1), type=kind.value_type)
@@ -83,7 +82,7 @@ def view_table(keys: pa.Array, labels: pa.Array, view: int, vectors: npt.NDArray
 
 
 def units_of(index: Index, parts: Sequence[str]) -> list[Unit]:
-    """The units that together are these parts of a corpus, in training order."""
+    """The units of these parts of a corpus, in training order."""
     return [
         Unit(part, file.file, start, min(start + UNIT_ROWS, file.rows), file.sha256)
         for part in parts
@@ -95,48 +94,48 @@ def units_of(index: Index, parts: Sequence[str]) -> list[Unit]:
 def extract(
     unit: Unit, corpus: Folder, scope: str, encoder: Encoder, step: FeaturesStep
 ) -> pa.Table:
-    """A unit's features in the order of (view, row); `scope` is the corpus's name.
+    """A unit's features, sorted by (view, row); `scope` is the corpus's name.
 
-    Images are decoded once for all their views, and the next batch's while the encoder has this
-    one's. The table's metadata says what the features were made with (`identity`), and of what.
-    Raises StageError for an image that cannot be decoded and for features that are not finite.
+    Images are decoded once for all views, one batch ahead of the encoder. The table's metadata
+    names what the features were made with (`identity`), the batch size and the rows. Raises
+    StageError for an image that cannot be decoded and for features that are not finite.
     """
     rows = read_rows(corpus, unit.file, unit.start, unit.stop, ["key", "image", "label"])
     keys = rows["key"].combine_chunks()
     size = rows_at_once(step.batch_size, encoder, step.precision)
     views = range(step.views.count + 1 if unit.part == "train" else 1)
     found: list[list[npt.NDArray[Any]]] = [[] for _ in views]
-    for start, images in _ahead(rows, size, encoder, step):
+    for start, images in _batches_ahead(rows, size, encoder, step):
         named, images = keys[start : start + size], images.to(encoder.device)
         for view in views:
             seen = augmented(images, named, step.views, view, scope) if view else images
             features = encoder.features(seen, step.precision).numpy()
-            with np.errstate(over="ignore"):  # beyond float16: infinite, and refused as such
+            with np.errstate(over="ignore"):  # beyond float16: infinite, refused below
                 found[view].append(features.astype(step.dtype))
-    tables = [_table(unit, rows, view, np.concatenate(found[view]), step) for view in views]
+    tables = [_checked_table(unit, rows, view, np.concatenate(found[view]), step) for view in views]
     made_with = identity(step, encoder.card, encoder.device.type)
-    said = {IDENTITY: made_with, BATCH: str(size), ROWS: unit.rows}
-    return pa.concat_tables(tables).replace_schema_metadata(said)
+    metadata = {IDENTITY: made_with, BATCH: str(size), ROWS: unit.rows}
+    return pa.concat_tables(tables).replace_schema_metadata(metadata)
 
 
-def _table(
+def _checked_table(
     unit: Unit, rows: pa.Table, view: int, found: npt.NDArray[Any], step: FeaturesStep
 ) -> pa.Table:
-    """A view's features by `schema`. Raises StageError when some are not finite."""
+    """A view's features by `schema`. Raises StageError when one is not finite."""
     keys = rows["key"].combine_chunks()
     finite = np.isfinite(found).all(axis=1)
     if not finite.all():
-        wider = "ask for float32, or " if "float16" in (step.dtype, step.precision) else ""
+        advice = "ask for float32, or " if "float16" in (step.dtype, step.precision) else ""
         raise StageError(
             f"the encoder's features are not finite for {int((~finite).sum())} samples of "
             f"{unit.file} (the first: {keys[int(np.argmin(finite))]}, view {view}, "
-            f"{step.dtype}); {wider}give it other weights"
+            f"{step.dtype}); {advice}give it other weights"
         )
     label = rows["label"].combine_chunks()
     return view_table(keys, label, view, found)
 
 
-def _ahead(
+def _batches_ahead(
     rows: pa.Table, size: int, encoder: Encoder, step: FeaturesStep
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """(first row, rows uint8 [M, *input.shape]) by batch, one batch ahead of the encoder."""
@@ -147,7 +146,7 @@ def _ahead(
             batch = rows.slice(start, size)
             share = -(-len(batch) // step.cpus_per_worker)
             return [
-                pool.submit(_prepared, batch.slice(at, share), encoder, step)
+                pool.submit(_prepare_rows, batch.slice(at, share), encoder, step)
                 for at in range(0, len(batch), share)
             ]
 
@@ -158,12 +157,11 @@ def _ahead(
             yield start, torch.cat([piece.result() for piece in ready])
 
 
-def _prepared(rows: pa.Table, encoder: Encoder, step: FeaturesStep) -> torch.Tensor:
-    """The rows as the encoder takes them, uint8 [N, *input.shape], shifted if the step says so.
+def _prepare_rows(rows: pa.Table, encoder: Encoder, step: FeaturesStep) -> torch.Tensor:
+    """The rows as the encoder's input, uint8 [N, *input.shape], with the step's shift.
 
-    Put together by numpy: a thread beside the encoder in which torch splits its work gets helpers
-    of its own, and where those are more than the cores OpenMP puts the encoder's to sleep between
-    its layers.
+    numpy stacks them. With torch, each of these threads would start OpenMP threads of its own; once
+    there are more of those than cores, OpenMP puts the encoder's threads to sleep between layers.
     """
     drawn = [None] * len(rows) if step.shift is None else draws(rows["key"], step.shift)
 
@@ -172,6 +170,6 @@ def _prepared(rows: pa.Table, encoder: Encoder, step: FeaturesStep) -> torch.Ten
         found = encoder.prepare(data.as_py(), f"sample {key}", step.shift, draw).numpy()
         return found
 
-    # One after another: an image as it lies in the corpus may take hundreds of times its input.
+    # One at a time: a decoded source image may take hundreds of times the memory of its input.
     each = zip(rows["image"], rows["key"].to_pylist(), drawn, strict=True)
     return torch.from_numpy(np.stack([prepared(*one) for one in each]))

@@ -1,11 +1,10 @@
-"""Features from anywhere: a Parquet file of keys, vectors and labels, as a features step's output.
+"""Import given features: a Parquet file of keys, vectors and labels, from any source.
 
-Takes a `GivenStep`; writes what extraction writes (`extract.finish`), with view 0 alone, so that
-whatever reads features needs no encoder and no images. A row's part is what the file's split column
-says; without one it is a function of the key alone, in the shares that corpora have by default.
-Without validation rows, they are cut from the training rows by key. The test of an OOD task, which
-has that part alone, is every row unless the file says otherwise. Nothing is left out silently: a
-row that cannot be used is refused by its key.
+Takes a `GivenStep`; writes the files that extraction writes (`parts.finish`), with view 0 alone, so
+later stages need neither encoder nor images. The file's split column gives each row's part; without
+one the key decides, in the shares of a corpus's defaults. If the split has no validation rows, some
+training rows become validation rows, by key. An OOD task has a test part alone: without a split
+column, every row is in it. No row is left out silently: an unusable row raises an error.
 """
 
 from __future__ import annotations
@@ -27,28 +26,36 @@ from jobs.keyed_hash import hash64, unit
 from jobs.storage.folder import Folder
 from jobs.tasks.target import KINDS, TargetName
 
-SPLIT = "split"  # the column that is taken for the split where the step names none
+SPLIT = "split"  # the split column where the step names none
 PARTS = ("train", "validation", "test")
 SHARES = (0.60, 0.15, 0.25)
-VALIDATION_OF_TRAIN = 0.2  # cut from the training rows of a file that has no validation rows
-_WORDS = {"train": 0, "training": 0, "validation": 1, "valid": 1, "val": 1, "dev": 1, "test": 2}
+VALIDATION_SHARE_OF_TRAIN = 0.2  # where a split has no validation rows
+_PART_NUMBERS = {
+    "train": 0,
+    "training": 0,
+    "validation": 1,
+    "valid": 1,
+    "val": 1,
+    "dev": 1,
+    "test": 2,
+}
 
 Numbers = npt.NDArray[np.int64]
 
 
-def take_in(work: Work) -> Outcome:
+def import_features(work: Work) -> Outcome:
     """Write the step's parts, `classes.json` and `spectrum.parquet`.
 
     Counts: rows_<part>, dim, rows_other_parts. Raises StageError for a file, a column or a row that
     cannot be used.
     """
     step = cast(GivenStep, work.spec)
-    table = _read(step)
-    keys = _keys(table[step.key], step)
-    vectors = _vectors(table[step.vector], keys, step)
-    labels, classes = _READERS[step.target](_plain(table[step.label]), keys, step)
+    table = _read_columns(step)
+    keys = _read_keys(table[step.key], step)
+    vectors = _read_vectors(table[step.vector], keys, step)
+    labels, classes = _READERS[step.target](_decode_column(table[step.label]), keys, step)
     split = step.split or (SPLIT if SPLIT in table.column_names else None)
-    part_of = _parts(table[split] if split else None, keys, labels, step)
+    part_of = _assign_parts(table[split] if split else None, keys, labels, step)
     counts: dict[str, int] = {}
     metrics: dict[str, float] = {}
     label = pa.type_for_alias(KINDS[step.target].arrow)
@@ -73,8 +80,8 @@ def take_in(work: Work) -> Outcome:
 # -- the file --------------------------------------------------------------------------------------
 
 
-def _read(step: GivenStep) -> pa.Table:
-    """The file's columns that matter; StageError when it is absent, altered or lacks one."""
+def _read_columns(step: GivenStep) -> pa.Table:
+    """The file's columns that the step uses; StageError if it is missing, altered or lacks one."""
     folder, name = Folder.holding(step.file)
     try:
         if folder.sha256(name) != step.sha256:
@@ -105,14 +112,14 @@ def _read(step: GivenStep) -> pa.Table:
     except pa.ArrowException as error:
         raise StageError(
             f"{step.file} cannot be read ({error}); if vectors are missing, leave their rows out, "
-            f"else write it anew"
+            f"else write the file again"
         ) from None
     if table.num_rows == 0:
         raise StageError(f"{step.file} has no rows; give it some")
     return table
 
 
-def _keys(column: pa.ChunkedArray, step: GivenStep) -> pa.Array:
+def _read_keys(column: pa.ChunkedArray, step: GivenStep) -> pa.Array:
     try:
         keys = column.cast(pa.string()).combine_chunks()
     except pa.ArrowException:
@@ -126,14 +133,14 @@ def _keys(column: pa.ChunkedArray, step: GivenStep) -> pa.Array:
     twice = counted.filter(pc.greater(counted.field("counts"), 1))
     if len(twice):
         raise StageError(
-            f"{step.file}: {len(twice)} keys stand in several rows (the first: "
+            f"{step.file}: {len(twice)} keys are in several rows (the first: "
             f"{twice.field('values')[0]}); give each sample one row"
         )
     return keys
 
 
-def _vectors(column: pa.ChunkedArray, keys: pa.Array, step: GivenStep) -> npt.NDArray[Any]:
-    """The vectors, [N, D], of the step's dtype and finite in it."""
+def _read_vectors(column: pa.ChunkedArray, keys: pa.Array, step: GivenStep) -> npt.NDArray[Any]:
+    """The vectors, [N, D], in the step's dtype and finite in it."""
     where = f"{step.file}: column {step.vector!r}"
     kind = column.type
     lists = pa.types.is_list(kind) or pa.types.is_large_list(kind)
@@ -142,36 +149,36 @@ def _vectors(column: pa.ChunkedArray, keys: pa.Array, step: GivenStep) -> npt.ND
         raise StageError(f"{where} is {kind}, not a list of float; name another as vector")
     lengths = pc.unique(pc.list_value_length(column)).to_pylist()
     if len(lengths) != 1 or lengths[0] in (None, 0):
-        shown = ", ".join("none" if n is None else str(n) for n in lengths[:4])
-        raise StageError(f"{where} has vectors of different lengths ({shown}); give all the same")
+        listed = ", ".join("none" if n is None else str(n) for n in lengths[:4])
+        raise StageError(f"{where} has vectors of different lengths ({listed}); give all the same")
     values = pc.list_flatten(column)
     if values.null_count:
         raise StageError(f"{where} has {values.null_count} empty entries; give each a number")
-    with np.errstate(over="ignore"):  # beyond float16: infinite, and refused as such
+    with np.errstate(over="ignore"):  # beyond float16: infinite, which is refused below
         flat = values.to_numpy().astype(step.dtype)
     found: npt.NDArray[Any] = flat.reshape(len(keys), lengths[0])
     bad = ~np.isfinite(found).all(axis=1)
     if bad.any():
-        wider = ", or ask for float32 (features.dtype)" if step.dtype == "float16" else ""
+        advice = ", or ask for float32 (features.dtype)" if step.dtype == "float16" else ""
         raise StageError(
             f"{where} is not finite as {step.dtype} in {int(bad.sum())} rows (the first: key "
-            f"{keys[int(bad.argmax())]}); leave them out of the file{wider}"
+            f"{keys[int(bad.argmax())]}); leave them out of the file{advice}"
         )
     return found
 
 
-def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The column's values themselves, in place of a dictionary (a categorical) or views of text."""
+def _decode_column(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The column with plain values, not dictionary-encoded (categorical) and not string views."""
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     views = pa.types.is_string_view(column.type)
     return column.cast(pa.string()) if views else column
 
 
-def _labels(
+def _read_labels(
     column: pa.ChunkedArray, keys: pa.Array, step: GivenStep
 ) -> tuple[Numbers, Sequence[str]]:
-    """Class numbers, [N], and the classes in their order."""
+    """Class numbers, [N], and the classes in label order."""
     where = f"{step.file}: column {step.label!r}"
     if column.null_count:
         raise StageError(f"{where} is empty in {column.null_count} rows; give each a class")
@@ -187,7 +194,7 @@ def _labels(
     if not pa.types.is_integer(column.type):
         raise StageError(
             f"{where} is {column.type}; classes are integers or names (numbers are the labels of "
-            f"a task whose file says `target: number`, as glue-stsb's does)"
+            f"a task whose file has `target: number`, such as glue-stsb)"
         )
     labels = column.to_numpy().astype(np.int64)
     classes = step.classes or tuple(str(number) for number in range(int(labels.max()) + 1))
@@ -201,7 +208,7 @@ def _labels(
     return labels, classes
 
 
-def _numbers(
+def _read_targets(
     column: pa.ChunkedArray, keys: pa.Array, step: GivenStep
 ) -> tuple[npt.NDArray[np.float64], Sequence[str]]:
     """The targets of a task that predicts a number, [N], finite, and no classes."""
@@ -209,7 +216,7 @@ def _numbers(
     kind = column.type
     if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)):
         raise StageError(
-            f"{where} is {kind}, but task {step.images} predicts a number; name another"
+            f"{where} is {kind}, but task {step.images} predicts a number; name another column"
         )
     if column.null_count:
         raise StageError(f"{where} is empty in {column.null_count} rows; give each a number")
@@ -224,16 +231,16 @@ def _numbers(
 
 
 _Reader = Callable[[pa.ChunkedArray, pa.Array, GivenStep], tuple[npt.NDArray[Any], Sequence[str]]]
-_READERS: Mapping[TargetName, _Reader] = {"class": _labels, "number": _numbers}
+_READERS: Mapping[TargetName, _Reader] = {"class": _read_labels, "number": _read_targets}
 """How the label column of a file is read, by kind of target."""
 
 
-def _parts(
+def _assign_parts(
     column: pa.ChunkedArray | None, keys: pa.Array, labels: npt.NDArray[Any], step: GivenStep
 ) -> Numbers:
-    """Each row's part, as its number in PARTS, [N].
+    """Each row's part, as its index in PARTS, [N].
 
-    A validation part that is cut from the training rows leaves one of each class.
+    Where validation rows are taken from the training rows, each class keeps a training row.
     """
     scope = step.images
     if column is None:
@@ -242,18 +249,18 @@ def _parts(
         u = unit(hash64(keys, seed=0, scope=scope, stream="part"))
         return np.searchsorted(np.cumsum(SHARES)[:-1], u, side="right").astype(np.int64)
     words = column.to_pylist()
-    unknown = [str(word) for word in words if word not in _WORDS]
+    unknown = [str(word) for word in words if word not in _PART_NUMBERS]
     if unknown:
         raise StageError(
             f"{step.file}: the split of {len(unknown)} rows is {unknown[0]!r}; it must be train, "
             f"validation or test"
         )
-    part_of = np.array([_WORDS[word] for word in words], np.int64)
+    part_of = np.array([_PART_NUMBERS[word] for word in words], np.int64)
     if "validation" in step.parts and not (part_of == 1).any():
         u = unit(hash64(keys, seed=0, scope=scope, stream="validation"))
         classes = labels if KINDS[step.target].has_classes else np.zeros_like(part_of)
         marked = part_of == 0
-        part_of[marked & (u < VALIDATION_OF_TRAIN)] = 1
+        part_of[marked & (u < VALIDATION_SHARE_OF_TRAIN)] = 1
         for lost in set(classes[marked]) - set(classes[part_of == 0]):
             own = np.flatnonzero(marked & (classes == lost))
             part_of[own[u[own].argmax()]] = 0

@@ -1,12 +1,12 @@
-"""What features were made with, and in what batches: recorded with them, and compared on resuming.
+"""What features were made with, compared when a step resumes; and the automatic batch size.
 
-Features are the encoder's weights, its input's transform, views and shift by their seeds, the
-arithmetic, and the libraries that did it all; never the batch size, the workers or the machine,
-which change them by rounding alone. The step's fingerprint holds what was asked for; this holds
-what was there.
+The identity holds the encoder's weights and input, the views and the shift with their seeds, the
+arithmetic, the device and the library versions. It leaves out the batch size, the workers and the
+machine, which change features by rounding alone. The step's fingerprint records what was requested;
+the identity records what was used.
 
-A batch size of `auto` follows from the model and the device's memory, not from timing, so that a
-step's units, wherever and whenever they are extracted, are batched alike and come out the same.
+A batch size of `auto` depends on the model and the device's memory, not on timing. So all units of
+a step have the same batch size and the same bytes, whenever they are extracted.
 """
 
 from __future__ import annotations
@@ -23,14 +23,15 @@ from jobs.features.spec import BatchSize, FeaturesStep, Precision
 
 LIBRARIES = ("torch", "timm", "open_clip_torch", "pillow", "numpy")
 
-CPU_BYTES = 32 << 20  # of the widest layer's activations: larger batches only leave the cache
+# Of the widest layer's activations. A larger batch leaves the CPU's cache and gains nothing.
+CPU_BYTES = 32 << 20
 GPU_SHARE = 0.02  # of the device's memory, for the same
 LEAST, MOST = 8, 1024
 
 
 def identity(step: FeaturesStep, card: EncoderCard, device: str) -> str:
-    """Everything a unit's features depend on but its rows, as canonical JSON."""
-    said: dict[str, Any] = {
+    """All that a unit's features depend on except its rows, as canonical JSON."""
+    made_with: dict[str, Any] = {
         "weights_sha256": card.weights_sha256,
         "input": card.input_json,
         "views": step.views.semantic(),
@@ -40,7 +41,7 @@ def identity(step: FeaturesStep, card: EncoderCard, device: str) -> str:
         "device": device,
         "versions": {name: found for name in LIBRARIES if (found := _version(name))},
     }
-    return json.dumps(said, sort_keys=True)
+    return json.dumps(made_with, sort_keys=True)
 
 
 def _version(library: str) -> str | None:
@@ -50,29 +51,29 @@ def _version(library: str) -> str | None:
         return None
 
 
-def rows_at_once(asked: BatchSize, encoder: Encoder, precision: Precision) -> int:
-    """The batch size asked for; for `auto` the power of two that suits model and device."""
-    if asked != "auto":
-        return asked
-    room = float(CPU_BYTES)
+def rows_at_once(requested: BatchSize, encoder: Encoder, precision: Precision) -> int:
+    """The requested batch size; for `auto`, a power of two that fits model and device."""
+    if requested != "auto":
+        return requested
+    budget = float(CPU_BYTES)
     if encoder.device.type == "cuda":
-        room = GPU_SHARE * torch.cuda.get_device_properties(encoder.device).total_memory
-    fits = max(1, int(room // _widest(encoder, precision)))
-    return max(LEAST, min(MOST, 1 << (fits.bit_length() - 1)))
+        budget = GPU_SHARE * torch.cuda.get_device_properties(encoder.device).total_memory
+    rows = max(1, int(budget // _bytes_per_row(encoder, precision)))
+    return max(LEAST, min(MOST, 1 << (rows.bit_length() - 1)))
 
 
 @lru_cache(maxsize=2)
-def _widest(encoder: Encoder, precision: Precision) -> int:
-    """Bytes that the widest layer takes and gives for one row."""
+def _bytes_per_row(encoder: Encoder, precision: Precision) -> int:
+    """Bytes of the widest layer's inputs and output for one row."""
     most = 1
 
-    def look(module: torch.nn.Module, given: Any, taken: Any) -> None:
+    def measure(module: torch.nn.Module, inputs: Any, output: Any) -> None:
         nonlocal most
-        tensors = [t for t in (*given, taken) if torch.is_tensor(t)]
+        tensors = [t for t in (*inputs, output) if torch.is_tensor(t)]
         most = max(most, sum(t.numel() * t.element_size() for t in tensors))
 
     leaves = [m for m in encoder.model.modules() if not any(True for _ in m.children())]
-    hooks = [leaf.register_forward_hook(look) for leaf in leaves]
+    hooks = [leaf.register_forward_hook(measure) for leaf in leaves]
     try:
         encoder.features(torch.zeros(1, *encoder.card.input.shape), precision)
     finally:

@@ -1,10 +1,10 @@
 """The features stage: frozen encoders over corpora, by Ray Data.
 
-All works of a call are one execution over small units of shards, ordered by encoder, so that a
-process that has opened an encoder keeps it for every unit and image set that needs it. A unit's
-features are kept in the step's scratch as soon as they exist; an interrupted step goes on with the
-units that are missing. When a step's last unit is there, one task joins them into its output.
-Nothing here decides what to run, commits an output or retries.
+Works with the same resources are one execution over small units of shards. Units are ordered by
+encoder, so a process loads an encoder once for all its units and image sets. A unit's features are
+saved in the step's scratch at once; an interrupted step resumes with the missing units. After a
+step's last unit, one task concatenates them into the output. Nothing here decides what to run,
+commits an output or retries.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from jobs.contract import Failure, Hooks, Outcome, StageError, Work
 from jobs.corpus.shards import Index
 from jobs.encoders.encoder import CARD, Encoder, EncoderCard, load
 from jobs.features.extract import Unit, extract, units_of
-from jobs.features.given import take_in
+from jobs.features.given import import_features
 from jobs.features.identity import identity
-from jobs.features.parts import finish, keep, kept
+from jobs.features.parts import finish, has_unit, save_unit
 from jobs.features.spec import FeaturesStep, GivenStep
 from jobs.remote import answer_each
 from jobs.storage.folder import Folder
@@ -37,20 +37,21 @@ from jobs.storage.folder import Folder
 def run(works: Sequence[Work], hooks: Hooks) -> None:
     """Extract each work's features (spec: `FeaturesStep`; inputs: `encoder`, `corpus`).
 
-    Features that are given (spec: `GivenStep`, no inputs) are taken in as they are.
+    Imports given features (spec: `GivenStep`, no inputs) as they are.
 
     Output: `features-<part>.parquet`, `classes.json`, `extraction.json`, `spectrum.parquet`; counts
-    and metrics: see `parts.finish`. A work that fails is reported with its error and the others
-    go on. After a stop, unfinished works are left unreported, their finished units in scratch.
+    and metrics: see `parts.finish`. A work that fails is reported with its error; the others
+    continue. After a stop, unfinished works are not reported and keep their finished units in
+    scratch.
     """
-    _settle()
-    works = _take_given(works, hooks)
+    _configure_ray_data()
+    works = _import_given(works, hooks)
     groups: dict[tuple[float, int], list[_Job]] = defaultdict(list)
     for work in sorted(works, key=lambda work: work.inputs["encoder"].uri):
         step = cast(FeaturesStep, work.spec)
         try:
             index = Index.read(work.inputs["corpus"])
-            _require(step.gpus_per_worker)
+            _require_gpus(step.gpus_per_worker)
         except Exception as error:
             hooks.done(work.address, error)
             continue
@@ -63,7 +64,7 @@ def run(works: Sequence[Work], hooks: Hooks) -> None:
 
 @dataclass(frozen=True)
 class _Job:
-    """One work, opened."""
+    """One work with its step, corpus index and units."""
 
     work: Work
     step: FeaturesStep
@@ -72,54 +73,54 @@ class _Job:
 
 
 class _Execution:
-    """Some jobs as one Ray Data execution, and the state that its results are gathered in."""
+    """Some jobs as one Ray Data execution, and the state of its results."""
 
     def __init__(self, jobs: Sequence[_Job], gpus: float, cpus: int, hooks: Hooks) -> None:
         self._jobs, self._gpus, self._cpus, self._hooks = jobs, gpus, cpus, hooks
-        self._left = [len(job.units) for job in jobs]
-        self._answered: set[int] = set()
+        self._units_left = [len(job.units) for job in jobs]
+        self._reported: set[int] = set()
         self._finishing: dict[ray.ObjectRef[Outcome], int] = {}
 
     def run(self) -> None:
-        """Do everything, answering for each job as soon as it is finished."""
+        """Extract all units; report each job as soon as it is finished."""
         try:
-            for result in self._results():
-                self._take(result)
-                self._collect(wait=0)
+            for result in self._unit_results():
+                self._handle_result(result)
+                self._collect_finished(wait=0)
                 if self._hooks.stopping():
                     break
             while self._finishing and not self._hooks.stopping():
-                self._collect(wait=1)
-        except Exception as error:  # of the execution as a whole: nobody's own fault
+                self._collect_finished(wait=1)
+        except Exception as error:  # of the execution as a whole, not of one job
             for number in range(len(self._jobs)):
-                self._answer(number, error)
+                self._report(number, error)
 
-    def _results(self) -> Iterator[dict[str, Any]]:
+    def _unit_results(self) -> Iterator[dict[str, Any]]:
         items = [
             {"job": number} | asdict(unit)
             for number, job in enumerate(self._jobs)
             for unit in job.units
         ]
         source = ray.data.from_items(items, override_num_blocks=len(items))
-        encoded = _encoding(source, self._jobs, self._gpus, self._cpus)
+        encoded = _encode_units(source, self._jobs, self._gpus, self._cpus)
         for batch in encoded.iter_batches(batch_size=None, batch_format="pyarrow"):
             yield from cast(pa.Table, batch).to_pylist()
 
-    def _take(self, result: dict[str, Any]) -> None:
-        """One unit is done, or has failed and its job with it."""
+    def _handle_result(self, result: dict[str, Any]) -> None:
+        """Handle the result of one unit. An error of a unit fails its job."""
         number = result["job"]
         job = self._jobs[number]
-        self._left[number] -= 1
+        self._units_left[number] -= 1
         if result["failure"]:
-            self._answer(number, Failure.from_json(result["failure"]).as_error())
-        elif self._left[number] == 0 and number not in self._answered:
+            self._report(number, Failure.from_json(result["failure"]).as_error())
+        elif self._units_left[number] == 0 and number not in self._reported:
             self._finishing[_finish.remote(job)] = number
-        share = 1 - self._left[number] / len(job.units)
-        if number not in self._answered:
+        share = 1 - self._units_left[number] / len(job.units)
+        if number not in self._reported:
             rows = sum(unit.stop - unit.start for unit in job.units)
             self._hooks.say(job.work.address, 0.95 * share, f"{share:.0%} of {rows:,} images")
 
-    def _collect(self, wait: float) -> None:
+    def _collect_finished(self, wait: float) -> None:
         finished, _ = (
             ray.wait(list(self._finishing), num_returns=len(self._finishing), timeout=wait)
             if self._finishing
@@ -128,21 +129,21 @@ class _Execution:
         for reference in finished:
             number = self._finishing.pop(reference)
             try:
-                self._answer(number, ray.get(reference))
+                self._report(number, ray.get(reference))
             except Exception as error:
-                self._answer(number, error)
+                self._report(number, error)
 
-    def _answer(self, number: int, result: Outcome | BaseException) -> None:
-        if number not in self._answered:
-            self._answered.add(number)
+    def _report(self, number: int, result: Outcome | BaseException) -> None:
+        if number not in self._reported:
+            self._reported.add(number)
             self._hooks.done(self._jobs[number].work.address, result)
 
 
 # -- in the workers --------------------------------------------------------------------------------
 
 
-def _encoding(source: Dataset, jobs: Sequence[_Job], gpus: float, cpus: int) -> Dataset:
-    """Units through encoders: tasks on CPUs, whose processes Ray reuses; on GPUs, actors."""
+def _encode_units(source: Dataset, jobs: Sequence[_Job], gpus: float, cpus: int) -> Dataset:
+    """Extract the units: in tasks on CPUs, whose processes Ray reuses; in actors on GPUs."""
     if gpus == 0:
         return source.map_batches(partial(_encode, jobs), batch_size=1, num_cpus=cpus)
     most = max(1, int(ray.cluster_resources()["GPU"] / gpus))
@@ -157,18 +158,18 @@ def _encoding(source: Dataset, jobs: Sequence[_Job], gpus: float, cpus: int) -> 
 
 
 class _EncodeActor:
-    """`_encode` in a process that is kept: Ray ends a GPU task's process with the task."""
+    """`_encode` in a lasting process: Ray ends the process of a GPU task with the task."""
 
     def __init__(self, jobs: Sequence[_Job]) -> None:
         self._jobs = jobs
 
     def __call__(self, batch: Any) -> pa.Table:
-        """One unit; see `_encode`."""
+        """Extract one unit; see `_encode`."""
         return _encode(self._jobs, batch)
 
 
 def _encode(jobs: Sequence[_Job], batch: Any) -> pa.Table:
-    """Extract one unit into its job's scratch, unless it is there; how that went, as one row."""
+    """Extract one unit into its job's scratch, unless it is there; the result is one row."""
     job = jobs[int(batch["job"][0])]
     unit = Unit(
         str(batch["part"][0]),
@@ -182,22 +183,24 @@ def _encode(jobs: Sequence[_Job], batch: Any) -> pa.Table:
         corpus, folder = job.work.inputs["corpus"], job.work.inputs["encoder"]
         device = "cuda" if job.step.gpus_per_worker > 0 else "cpu"
         made_with = identity(job.step, EncoderCard.read(folder), device)
-        if not kept(job.work.scratch, unit, made_with):
-            encoder = _encoder(folder, folder.read_bytes(CARD), device, job.step.cpus_per_worker)
+        if not has_unit(job.work.scratch, unit, made_with):
+            encoder = _load_encoder(
+                folder, folder.read_bytes(CARD), device, job.step.cpus_per_worker
+            )
             table = extract(unit, corpus, job.index.name, encoder, job.step)
-            keep(job.work.scratch, unit, table)
+            save_unit(job.work.scratch, unit, table)
     except torch.OutOfMemoryError as error:
-        said = " ".join(str(error).split())[:200]
-        small = StageError(f"{said}; set features.batch_size to a small number")
-        failure = Failure.of(small, address).as_json()
+        message = " ".join(str(error).split())[:200]
+        too_large = StageError(f"{message}; set features.batch_size to a small number")
+        failure = Failure.of(too_large, address).as_json()
     except Exception as error:
         failure = Failure.of(error, address).as_json()
     return pa.Table.from_pylist([{"job": int(batch["job"][0]), "failure": failure}])
 
 
 @lru_cache(maxsize=2)
-def _encoder(folder: Folder, card: bytes, device: str, threads: int) -> Encoder:
-    """An opened encoder; its card (with its weights' hash) tells a replaced one apart."""
+def _load_encoder(folder: Folder, card: bytes, device: str, threads: int) -> Encoder:
+    """The encoder, loaded once; `card` holds the weights' sha256, so a replaced one loads again."""
     torch.set_num_threads(threads)
     return load(folder, torch.device(device))
 
@@ -207,14 +210,14 @@ def _finish(job: _Job) -> Outcome:
     return finish(job.step, job.index, job.units, job.work.scratch, job.work.output)
 
 
-def _take_given(works: Sequence[Work], hooks: Hooks) -> list[Work]:
-    """Answer for the works whose features are given, a task each; the others."""
+def _import_given(works: Sequence[Work], hooks: Hooks) -> list[Work]:
+    """Import the given features, one task for each work; return the other works."""
     given = [work for work in works if isinstance(work.spec, GivenStep)]
-    answer_each(take_in, [([work], 1, 0) for work in given], hooks)
+    answer_each(import_features, [([work], 1, 0) for work in given], hooks)
     return [work for work in works if not isinstance(work.spec, GivenStep)]
 
 
-def _require(gpus: float) -> None:
+def _require_gpus(gpus: float) -> None:
     if gpus > ray.cluster_resources().get("GPU", 0):
         raise StageError(
             f"features.gpus_per_worker={gpus:g}, but the cluster has "
@@ -222,8 +225,8 @@ def _require(gpus: float) -> None:
         )
 
 
-def _settle() -> None:
-    """Ray Data's settings, the same in every stage, since all of a process's threads share them."""
+def _configure_ray_data() -> None:
+    """Set Ray Data's options, as every stage does, since all threads of a process share them."""
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = DataContext.get_current()
     context.print_on_execution_start = False

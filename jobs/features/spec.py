@@ -1,4 +1,4 @@
-"""What an experiment file can say of features and of the shifts that make an OOD test."""
+"""The settings of features in an experiment file, and the specs of features steps."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ class Features(Spec):
     precision: Precision = Field("float32", description="the encoder's arithmetic (autocast)")
     batch_size: Annotated[BatchSize, NOT_SEMANTIC] = Field(
         "auto",
-        description="images an encoder sees at once; auto: as many as its memory is good for",
+        description="images an encoder encodes at once; auto: as many as fit the device's memory",
     )
     gpus_per_worker: Annotated[float, NOT_SEMANTIC] = Field(0, ge=0)
     cpus_per_worker: Annotated[int, NOT_SEMANTIC] = Field(
-        1, ge=1, description="threads that decode, and without a GPU also compute"
+        1, ge=1, description="threads that decode, and that compute where there is no GPU"
     )
 
 
 class FeaturesStep(Features):
-    """One encoder (an input step) over one set of images (an input step), perhaps shifted."""
+    """One encoder over one set of images (both input steps), with or without a shift."""
 
     images: Slug
     parts: tuple[Literal["train", "validation", "test"], ...]

@@ -2,8 +2,8 @@
 
 Takes images in [0, 1] and uniform numbers drawn from 64-bit hashes (of a seed, an epoch and a
 sample's key); gives the changed images. The numbers come from a counter-based generator, so a
-sample's augmentation depends on nothing but its own hash: not on the noise level, the batch, the
-worker or what was drawn before it. Holds no state and reads no global generator.
+sample's augmentation depends on its own hash alone: not on the noise level, the batch, the worker
+or earlier draws. Holds no state and reads no global generator.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from jobs.images.spec import Affine
 Hashes = npt.NDArray[np.uint64]
 
 DRAWS = 5
-"""Numbers an image's augmentation takes: angle, shift right, shift down, scale, flip."""
+"""Numbers that an image's augmentation uses: angle, shift right, shift down, scale, flip."""
 
 _GOLDEN = 0x9E3779B97F4A7C15
 
@@ -29,7 +29,7 @@ _GOLDEN = 0x9E3779B97F4A7C15
 def mix(hashes: Hashes, number: int) -> Hashes:
     """An unrelated 64-bit number for each hash and each `number` (an epoch, a column): [N].
 
-    The generator SplitMix64 (Steele, Lea and Flood, 2014), started at the hash, at `number`.
+    Output `number` of the generator SplitMix64 (Steele, Lea and Flood, 2014) seeded with the hash.
     """
     z = hashes + np.uint64((number + 1) * _GOLDEN % 2**64)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -39,24 +39,24 @@ def mix(hashes: Hashes, number: int) -> Hashes:
 
 
 def draws(hashes: Hashes, n: int = DRAWS) -> Tensor:
-    """Uniform float32 numbers in [0, 1), [N, n]; column j is the same whatever n is."""
-    top = np.uint64(40)  # 24 bits are left: every one of them is exact in float32
+    """Uniform float32 numbers in [0, 1), [N, n]; column j does not depend on n."""
+    top = np.uint64(40)  # leaves 24 bits, which float32 holds exactly
     columns = [(mix(hashes, j) >> top).astype(np.float32) * np.float32(2**-24) for j in range(n)]
     return torch.from_numpy(np.stack(columns, axis=1))
 
 
 def flips_alone(spec: Affine) -> bool:
-    """Whether `augment` does nothing but flip, which leaves values as they are: bytes will do."""
+    """Whether `augment` only flips, which keeps the values, so it may work on bytes."""
     return spec.flip and not (spec.degrees or spec.translate) and spec.scale == (1.0, 1.0)
 
 
 def augment(images: Tensor, spec: Affine, draws: Tensor) -> Tensor:
     """Rotate, shift, scale and flip each image by its own row of draws.
 
-    `images` is float [N, C, H, W] in [0, 1] (before normalisation: what comes in from outside is
-    0), or uint8 where it `flips_alone`; `draws` at least [N, DRAWS] in [0, 1). The result has the
-    images' shape; each row depends on its own image and draws alone. Bilinear, about the image's
-    centre; the flip comes first.
+    `images` is float [N, C, H, W] in [0, 1], before normalisation: pixels from outside the image
+    are 0. It may be uint8 where `flips_alone`. `draws` is at least [N, DRAWS] in [0, 1). The result
+    has the images' shape; each row depends on its own image and draws alone. Bilinear, about the
+    image's centre; the flip comes first.
     """
     if not spec.moves:
         return images
@@ -64,7 +64,7 @@ def augment(images: Tensor, spec: Affine, draws: Tensor) -> Tensor:
     if flips_alone(spec):  # nothing to interpolate
         return torch.where((u[:, 4] < 0.5).view(-1, 1, 1, 1), images.flip(-1), images)
     angle = (2 * u[:, 0] - 1) * math.radians(spec.degrees)
-    shift = (2 * u[:, 1:3] - 1) * (2 * spec.translate)  # in grid units: a side measures 2
+    shift = (2 * u[:, 1:3] - 1) * (2 * spec.translate)  # in grid units: a side is 2 long
     low, high = spec.scale
     scale = low + (high - low) * u[:, 3]
     mirror = torch.where(u[:, 4] < 0.5, -1.0, 1.0) if spec.flip else torch.ones_like(angle)
@@ -75,9 +75,9 @@ def augment(images: Tensor, spec: Affine, draws: Tensor) -> Tensor:
 def _source_grid(
     size: torch.Size, angle: Tensor, shift: Tensor, scale: Tensor, mirror: Tensor
 ) -> Tensor:
-    """Where each output pixel comes from, [N, H, W, 2] in grid units.
+    """The source of each output pixel, [N, H, W, 2] in grid units.
 
-    Written out element by element: a matrix product may round otherwise in another batch.
+    Computed element by element, because a matrix product may round differently in another batch.
     """
     height, width = size
     device = angle.device
@@ -87,7 +87,7 @@ def _source_grid(
     y = ys - shift[:, 1].view(-1, 1, 1)
     cos = (torch.cos(angle) / scale).view(-1, 1, 1)
     sin = (torch.sin(angle) / scale).view(-1, 1, 1)
-    # A rotation is one of pixels, not of grid units: sides of other lengths weigh in.
+    # Rotates pixels, not grid units, which differ in x and y where the image is not square.
     aspect = width / height
     source_x = (cos * x + sin / aspect * y) * mirror.view(-1, 1, 1)
     source_y = cos * y - sin * aspect * x

@@ -1,7 +1,7 @@
-"""Depth: images of sixteen bits a channel as eight, which is what encoders take.
+"""Bit depth: convert images of 16 bits a channel to the 8 bits that encoders take.
 
-Pillow's own conversion clips: all that is above 255 of 65,535 turns white. Shards keep the source's
-bytes; whoever decodes them calls this first.
+Pillow's own conversion clips: every value above 255 of 65,535 turns white. Shards keep the source's
+bytes, so every decoder calls this.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from PIL import Image
 
 
 def eight_bits(image: Image.Image) -> Image.Image:
-    """A grey image of sixteen bits (mode I;16, or I as TIFF has it) as mode L; others untouched.
+    """A grey image of 16 bits (mode I;16, or I from TIFF) as mode L; others unchanged.
 
-    0..65535 becomes 0..255, to the nearest: 257 v becomes v. What lies outside is clipped. Raises
-    ValueError for an image of floating-point numbers, whose black and white nobody knows.
+    0..65535 becomes 0..255, rounded to the nearest: 257 v becomes v. Values outside are clipped.
+    Raises ValueError for an image of floating-point numbers, whose range is unknown.
     """
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers, of no known range")

@@ -1,7 +1,7 @@
-"""The one decoder of images: encoded bytes to an image of eight bits a channel.
+"""The one decoder of images: encoded bytes to an image of 8 bits a channel.
 
-Takes the bytes as they lie in a shard. `open_image` raises whatever Pillow raises; `decode` and
-`named` turn that into a sentence which names the image. Nothing here resizes or augments.
+Takes the bytes of a shard. `open_image` raises Pillow's own errors; `decode` and `naming_errors`
+turn them into one sentence with the image's name. Nothing here resizes or augments.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from jobs.images.bit_depth import eight_bits
 
 
 def open_image(data: bytes | memoryview) -> Image.Image:
-    """The image, read to its end, in the mode that its file has (16 bits become 8).
+    """The fully decoded image, in its file's mode (16 bits become 8).
 
-    Raises nearly anything for broken bytes, as Pillow's decoders do.
+    Raises nearly any exception for broken bytes, as Pillow's decoders do.
     """
     image: Image.Image = Image.open(io.BytesIO(data))
     image.load()
@@ -27,8 +27,8 @@ def open_image(data: bytes | memoryview) -> Image.Image:
 
 
 @contextmanager
-def named(where: str) -> Iterator[None]:
-    """Inside, a fault of an image is a StageError that begins with `where`."""
+def naming_errors(where: str) -> Iterator[None]:
+    """Turn errors of decoding inside into a StageError that begins with `where`."""
     try:
         yield
     except (StageError, MemoryError):
@@ -41,10 +41,10 @@ def named(where: str) -> Iterator[None]:
 
 
 def decode(data: bytes, where: str) -> Image.Image:
-    """An encoded image as grey (mode L) or, whatever else it is, as RGB.
+    """An encoded image, decoded to mode L if it is grey and to RGB otherwise.
 
     `where` names the image in errors. Raises StageError when the bytes are not a whole image.
     """
-    with named(where):
+    with naming_errors(where):
         image = open_image(data)
         return image if image.mode in ("L", "RGB") else image.convert("RGB")

@@ -1,12 +1,11 @@
-"""Headers: what an encoded image says of itself, without decoding it.
+"""Headers: read an encoded image's format and size without decoding it.
 
 Own code, because Pillow takes 70 times as long to open a JPEG (`benchmarks/own_code.py`) and does
-not say whether its end is there. Every row of every corpus passes through here.
+not check whether its end is there. Every row of every corpus is read here.
 
-Takes encoded bytes; gives format, size, what is unusual about it (CMYK, 16 bits, palette, several
-frames, EXIF rotation) and whether its end is there. JPEG, PNG, GIF and WebP are read here, in a few
-microseconds; BMP, TIFF and PPM by Pillow. `decode_fault` decodes, for whoever wants to be sure.
-Nothing here changes a byte.
+Takes encoded bytes; gives format, size, notes (CMYK, 16 bits, palette, several frames, EXIF
+rotation) and whether the end is there. Reads JPEG, PNG, GIF and WebP itself, in a few microseconds;
+BMP, TIFF and PPM with Pillow. `decode_fault` decodes the image, to be sure. Never changes a byte.
 """
 
 from __future__ import annotations
@@ -35,9 +34,9 @@ EXTENSIONS = {
     "pgm": "ppm",
     "pbm": "ppm",
 }
-"""What the end of a file's name claims; other ends claim nothing."""
+"""File name extension -> image format."""
 
-_RARE = ("BMP", "TIFF", "PPM")
+_PILLOW_FORMATS = ("BMP", "TIFF", "PPM")
 _SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _COMMON_SOF = frozenset((0xC0, 0xC1, 0xC2))  # baseline, extended, progressive
 _PNG, _IEND = b"\x89PNG\r\n\x1a\n", b"\x00\x00\x00\x00IEND\xaeB`\x82"
@@ -45,20 +44,20 @@ _ORIENTATION = 0x0112
 
 
 class HeaderError(ValueError):
-    """The bytes are no image that can be read; `reason` is a word for the quarantine."""
+    """The bytes are not a readable image; `reason` is one word for the quarantine."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
 
 
-class Header(NamedTuple):  # a tuple, for one is made for every row of every corpus
-    """What an image says of itself."""
+class Header(NamedTuple):  # a tuple for speed: every row of every corpus has one
+    """The header of an image."""
 
     format: str  # jpeg, png, gif, webp, bmp, tiff, ppm
     width: int  # pixels, before any EXIF rotation
     height: int
-    whole: bool  # its end is where it should be; if not, only decoding can tell
+    whole: bool  # its end is in place; if not, only decoding can tell
     notes: tuple[str, ...] = ()  # cmyk, sixteen_bit, palette, animated, exif_rotated
 
 
@@ -73,15 +72,15 @@ def read_header(data: Bytes) -> Header:
     start = bytes(data[:12])
     try:
         if start.startswith(b"\xff\xd8\xff"):
-            header = _jpeg(data)
+            header = _read_jpeg(data)
         elif start.startswith(_PNG):
-            header = _png(data)
+            header = _read_png(data)
         elif start[:6] in (b"GIF87a", b"GIF89a"):
-            header = _gif(data)
+            header = _read_gif(data)
         elif start[:4] == b"RIFF" and start[8:] == b"WEBP":
-            header = _webp(data)
+            header = _read_webp(data)
         else:
-            header = _rare(data)
+            header = _read_with_pillow(data)
     except (IndexError, struct.error):
         raise HeaderError("broken_header") from None
     if header.width < 1 or header.height < 1:
@@ -90,16 +89,16 @@ def read_header(data: Bytes) -> Header:
 
 
 def decode_fault(data: Bytes) -> str | None:
-    """Why an image cannot be decoded whole, every frame's first: a word, or None if it can be."""
+    """Why the image (of several frames, the first) cannot be decoded: one word, or None."""
     try:
         open_image(data)
-    # Decoders of broken bytes raise nearly anything; whatever it is, it is counted as a fault.
+    # Decoders of broken bytes raise nearly any exception; all of them are faults.
     except Exception as error:
         return "truncated" if "truncated" in str(error) else "undecodable"
     return None
 
 
-def _jpeg(data: Bytes) -> Header:
+def _read_jpeg(data: Bytes) -> Header:
     at, notes = 2, []
     while True:
         if data[at] != 0xFF:
@@ -117,7 +116,7 @@ def _jpeg(data: Bytes) -> Header:
             break
         length = data[at + 2] << 8 | data[at + 3]
         if marker == 0xE1 and bytes(data[at + 4 : at + 10]) == b"Exif\x00\x00":
-            notes += _rotation(data[at + 10 : at + 2 + length])
+            notes += _exif_rotation(data[at + 10 : at + 2 + length])
         at += 2 + length
     precision, height, width, components = struct.unpack_from(">BHHB", data, at + 4)
     notes += ["cmyk"] * (components == 4) + ["sixteen_bit"] * (precision > 8)
@@ -125,11 +124,11 @@ def _jpeg(data: Bytes) -> Header:
     return Header("jpeg", width, height, common and bytes(data[-2:]) == b"\xff\xd9", tuple(notes))
 
 
-def _png(data: Bytes) -> Header:
-    width, height, depth, colour = struct.unpack_from(">IIBB", data, 16)
+def _read_png(data: Bytes) -> Header:
+    width, height, bit_depth, colour = struct.unpack_from(">IIBB", data, 16)
     if bytes(data[12:16]) != b"IHDR":
         raise HeaderError("broken_header")
-    notes = ["sixteen_bit"] * (depth == 16) + ["palette"] * (colour == 3)
+    notes = ["sixteen_bit"] * (bit_depth == 16) + ["palette"] * (colour == 3)
     at = 33
     while at + 8 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, at)
@@ -138,12 +137,12 @@ def _png(data: Bytes) -> Header:
         if kind == b"acTL":
             notes.append("animated")
         if kind == b"eXIf":
-            notes += _rotation(data[at + 8 : at + 8 + length])
+            notes += _exif_rotation(data[at + 8 : at + 8 + length])
         at += 12 + length
     return Header("png", width, height, bytes(data[-12:]) == _IEND, tuple(notes))
 
 
-def _gif(data: Bytes) -> Header:
+def _read_gif(data: Bytes) -> Header:
     width, height = struct.unpack_from("<HH", data, 6)
     notes = ["palette"]
     try:
@@ -154,7 +153,7 @@ def _gif(data: Bytes) -> Header:
     return Header("gif", width, height, data[len(data) - 1] == 0x3B, tuple(notes))
 
 
-def _webp(data: Bytes) -> Header:
+def _read_webp(data: Bytes) -> Header:
     (size,) = struct.unpack_from("<I", data, 4)
     kind, notes = bytes(data[12:16]), []
     if kind == b"VP8 ":
@@ -181,13 +180,13 @@ def _webp_rotation(data: Bytes) -> list[str]:
         kind, length = struct.unpack_from("<4sI", data, at)
         if kind == b"EXIF":
             block = data[at + 8 : at + 8 + length]
-            return _rotation(block[6:] if bytes(block[:6]) == b"Exif\x00\x00" else block)
+            return _exif_rotation(block[6:] if bytes(block[:6]) == b"Exif\x00\x00" else block)
         at += 8 + length + length % 2
     return []
 
 
-def _rotation(tiff: Bytes) -> list[str]:
-    """`exif_rotated` where an EXIF block asks for the image to be turned or mirrored."""
+def _exif_rotation(tiff: Bytes) -> list[str]:
+    """`[exif_rotated]` where an EXIF block rotates or mirrors the image, else empty."""
     order = {b"II": "<", b"MM": ">"}.get(bytes(tiff[:2]))
     if order is None or len(tiff) < 8:
         return []
@@ -202,9 +201,9 @@ def _rotation(tiff: Bytes) -> list[str]:
     return []
 
 
-def _rare(data: Bytes) -> Header:
+def _read_with_pillow(data: Bytes) -> Header:
     try:
-        with Image.open(io.BytesIO(data), formats=_RARE) as image:
+        with Image.open(io.BytesIO(data), formats=_PILLOW_FORMATS) as image:
             kind = str(image.format).lower()
             notes = ["cmyk"] * (image.mode == "CMYK") + ["palette"] * (image.mode == "P")
             notes += ["sixteen_bit"] * image.mode.startswith("I")

@@ -1,8 +1,8 @@
-"""Shifts: the declared changes that turn a test part into an out-of-domain one.
+"""Shifts: declared changes that make a test part out-of-domain (OOD).
 
 Takes a decoded image at its source's resolution, a `Shift` and the image's own random number;
-gives the changed image. What is drawn (a rotation's sign, a pixel's noise) comes from the seed
-and the sample's key alone. Nothing here knows encoders, tasks or labels.
+gives the changed image. Draws (a rotation's sign, a pixel's noise) come from the seed and the
+sample's key alone. Nothing here knows encoders, tasks or labels.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import pyarrow as pa
 from PIL import Image, ImageFilter
 from torch import Tensor
 
-from jobs.images.decode import decode, named
+from jobs.images.decode import decode, naming_errors
 from jobs.images.pixels import to_pixels
 from jobs.images.spec import ImageInput, Shift
 from jobs.keyed_hash import Hashes, expand, hash64, unit
@@ -25,12 +25,12 @@ def draws(keys: pa.Array | pa.ChunkedArray, shift: Shift) -> Hashes:
 
 
 def shifted(image: Image.Image, shift: Shift, draw: np.uint64) -> Image.Image:
-    """The image, mode L or RGB, after the shift; size and mode stay.
+    """The image, mode L or RGB, after the shift, in the same size and mode.
 
-    rotate: by `strength` degrees, to the side that the draw's lowest bit says, about the centre,
-    bilinear, black where nothing was. blur: Gaussian of sigma `strength` pixels. invert: `strength`
-    of the way from the image to its negative. noise: Gaussian of standard deviation
-    255 * `strength` added to every channel of every pixel. Sums are clipped to 0..255.
+    rotate: by `strength` degrees about the centre, bilinear, black outside the image; the draw's
+    lowest bit is the direction. blur: Gaussian of sigma `strength` pixels. invert: `strength` of
+    the way from the image to its negative. noise: Gaussian of standard deviation 255 * `strength`
+    added to every channel of every pixel. Sums are clipped to 0..255.
     """
     if shift.kind == "rotate":
         sign = 1 if draw & np.uint64(1) else -1
@@ -50,18 +50,18 @@ def prepared(
 ) -> Tensor:
     """An encoded image, shifted at the source's resolution, as uint8 [C, S, S].
 
-    `draw` is the sample's of `draws`. Raises StageError, which begins with `where`,
-    for a damaged image.
+    `draw` is the sample's number from `draws`. Raises StageError, which begins with `where`, for a
+    damaged image.
     """
     image = decode(data, where)
-    with named(where):
+    with naming_errors(where):
         if shift is not None and draw is not None:
             image = shifted(image, shift, draw)
         return to_pixels(image, spec)
 
 
 def _gaussian(draw: np.uint64, count: int) -> npt.NDArray[np.float64]:
-    """Standard normal numbers from one draw, by Box and Muller's transform."""
+    """Standard normal numbers, [count], from one draw, by the Box-Muller transform."""
     u = unit(expand(np.array([draw]), 2 * count)[0])
     radius = np.sqrt(-2 * np.log1p(-u[:count]))
     normal: npt.NDArray[np.float64] = radius * np.cos(2 * np.pi * u[count:])

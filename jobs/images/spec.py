@@ -1,6 +1,7 @@
-"""What an experiment file can say of images: the encoder's input, random changes, views, shifts.
+"""The settings of images in an experiment file: the encoder's input, augmentation, views, shifts.
 
-Sizes are in pixels. Every random change is drawn from a seed and the sample's key alone.
+Sizes are in pixels. Every random change is drawn from a seed, the sample's key and, in training,
+the epoch alone.
 """
 
 from __future__ import annotations
@@ -29,15 +30,15 @@ class ImageInput(Spec):
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
 
     kind: ClassVar[str] = "image"
-    """The kind of input, as an encoder's card has it."""
+    """The kind of input, as in an encoder's card."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Of one row as it is kept, uint8 [C, S, S]."""
+        """The shape of one row's uint8 pixels, [C, S, S]."""
         return self.channels, self.size, self.size
 
     @model_validator(mode="after")
-    def _fit_the_channels(self) -> ImageInput:
+    def _check_channels(self) -> ImageInput:
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in (1, self.channels):
                 raise ValueError(
@@ -58,13 +59,13 @@ class Affine(Spec):
     flip: bool = False
 
     @model_validator(mode="after")
-    def _scale_rises(self) -> Affine:
-        _check_rising("scale", self.scale)
+    def _check_scale(self) -> Affine:
+        _check_range("scale", self.scale)
         return self
 
     @property
     def moves(self) -> bool:
-        """Whether these change anything."""
+        """Whether this changes anything."""
         return bool(self.degrees or self.translate or self.flip) or self.scale != (1.0, 1.0)
 
 
@@ -77,39 +78,39 @@ _RAND_AUGMENT = r"^rand(-(m\d+|n\d+|p\d*\.?\d+|mstd\d*\.?\d+|mmax\d+|inc[01]|t[a
 class Augment(Affine):
     """All random changes of a training image, drawn from the seed, the epoch and the key alone.
 
-    Crop, RandAugment and colour jitter are timm's and see the image as it lies in the corpus,
-    so a recipe that has one of them streams its corpus instead of keeping decoded pixels. The
-    affine changes come after them, erasing after normalisation.
+    Crop, RandAugment and colour jitter are timm's and read the source image, so a recipe with one
+    of them streams its corpus instead of keeping decoded pixels in memory. The affine changes come
+    after them, erasing after normalisation.
     """
 
     crop: tuple[Share, Share] | None = Field(
-        None, description="random resized crop: share of the area that is kept, from and to"
+        None, description="random resized crop: smallest and largest share of the area that is kept"
     )
     crop_ratio: tuple[float, float] = Field((3 / 4, 4 / 3), description="width over height")
     crop_interpolation: Literal["random", "bilinear", "bicubic"] = Field(
-        "random", description="random: bilinear or bicubic, image by image, timm's default"
+        "random", description="random: bilinear or bicubic, drawn for each image, timm's default"
     )
     rand_augment: str | None = Field(
         None, pattern=_RAND_AUGMENT, description="timm's own notation: rand-m7-mstd0.5-inc1"
     )
     color_jitter: float = Field(
-        0, ge=0, description="brightness, contrast and saturation, times 1 +- this"
+        0, ge=0, description="multiplies brightness, contrast and saturation by 1 +- this"
     )
-    erase: Share = Field(0, description="share of the images that get a rectangle erased")
+    erase: Share = Field(0, description="share of the images in which a rectangle is erased")
     erase_mode: Literal["const", "rand", "pixel"] = Field(
-        "pixel", description="with the mean, with one random colour, with noise"
+        "pixel", description="fills with the mean, with one random colour, with noise"
     )
 
     @model_validator(mode="after")
-    def _ranges_rise(self) -> Augment:
+    def _check_ranges(self) -> Augment:
         for name in ("crop", "crop_ratio"):
             span = getattr(self, name)
             if span is not None:
-                _check_rising(name, span)
+                _check_range(name, span)
         return self
 
 
-def _check_rising(name: str, span: tuple[float, float]) -> None:
+def _check_range(name: str, span: tuple[float, float]) -> None:
     if not 0 < span[0] <= span[1]:
         raise ValueError(f"{name} needs two numbers above 0, the smaller first, not {span}")
 
@@ -128,7 +129,7 @@ class Shift(Spec):
     seed: int = Field(0, ge=0)
 
     @model_validator(mode="after")
-    def _negative_at_most(self) -> Shift:
+    def _check_strength(self) -> Shift:
         if self.kind == "invert" and self.strength > 1:
             raise ValueError(
                 f"invert goes to the negative at most: strength 1, not {self.strength:g}"
@@ -139,7 +140,7 @@ class Shift(Spec):
 class Views(Spec):
     """Seeded augmented views of the training part, shared by all methods of all cells.
 
-    Unless told otherwise two that shift and scale a little: what no task's classes turn on.
+    Default: two views, shifted and scaled a little, which changes no task's classes.
     """
 
     count: int = Field(2, ge=0, le=16)
@@ -148,13 +149,13 @@ class Views(Spec):
 
     @model_validator(mode="before")
     @classmethod
-    def _none_are_drawn_from_nothing(cls, given: object) -> object:
+    def _clear_augment_without_views(cls, given: object) -> object:
         if isinstance(given, dict) and given.get("count") == 0:
             return {"augment": {}, **given}
         return given
 
     @model_validator(mode="after")
-    def _are_no_copies(self) -> Views:
+    def _check_augment(self) -> Views:
         if self.count and not self.augment.moves:
             raise ValueError(
                 f"{self.count} views that change nothing are copies of the plain image; give "

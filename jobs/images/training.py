@@ -1,8 +1,8 @@
-"""A batch of training images as the model takes it: augmented, normalised, erased.
+"""Turn a batch of training images into the model's input: augment, normalise, erase.
 
-Takes images as they are kept (uint8) and each one's 64-bit hash; gives the model's input. All of it
-runs on the device that the images are on. Erasing is timm's. timm draws from Python's global
-generator, which is seeded here by each image's own hash and put back as it was.
+Takes uint8 images and each image's 64-bit hash; gives the model's input, on the images' device.
+Erasing is timm's, which draws from Python's global generator: it is seeded here with each image's
+own hash and restored afterwards.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ from jobs.images.augment import Hashes, augment, draws, flips_alone, mix
 from jobs.images.pixels import to_input, unit_range
 from jobs.images.spec import Augment, ImageInput
 
-_ERASE = 101  # the column of an image's hash that erasing is drawn from; augment.py has the first
+_ERASE = 101  # the column of an image's hash for erasing; augment.py uses the first ones
 
 
 def training_input(
-    images: Tensor, spec: ImageInput, changes: Augment, hashes: Hashes, room: Tensor | None
+    images: Tensor, spec: ImageInput, changes: Augment, hashes: Hashes, buffer: Tensor | None
 ) -> Tensor:
-    """Images uint8 [n, C, S, S], hashes [n]: float32 [n, C, S, S], changed as `changes` says.
+    """Images uint8 [n, C, S, S] and hashes [n] -> float32 [n, C, S, S], augmented by `changes`.
 
-    `room` is written over where it has the shape, see `to_input`. Moves torch's global generator
-    where erasing fills with random colours.
+    `buffer` is overwritten where it has the right shape, see `to_input`. Advances torch's global
+    generator where erasing fills with random colours.
     """
     if changes.moves:
         images = images if flips_alone(changes) else unit_range(images)
         images = augment(images, changes, draws(hashes))
-    return erase(to_input(images, spec, room), changes, hashes)
+    return erase(to_input(images, spec, buffer), changes, hashes)
 
 
 def erase(images: Tensor, spec: Augment, hashes: Hashes) -> Tensor:
-    """Erase a rectangle of a share of the (normalised) images, in place, [N, C, H, W].
+    """Erase a rectangle in a share of the (normalised) images, [N, C, H, W], in place.
 
-    Each image's draws come from its own hash alone. Moves torch's global generator in the modes
+    Each image's draws come from its own hash alone. Advances torch's global generator in the modes
     that fill with random colours: seed it afterwards where that matters.
     """
     if not spec.erase:
@@ -61,8 +61,8 @@ def erase(images: Tensor, spec: Augment, hashes: Hashes) -> Tensor:
 def seed_torch(seed: int, device: torch.device) -> None:
     """Seed torch's global generators of the CPU and of this device, and no others.
 
-    `torch.manual_seed` also notes down, with the whole call stack, what to do on a GPU that is
-    not in use yet: too dear for every step.
+    `torch.manual_seed` also records the whole call stack, for a GPU that is not in use yet, which
+    is too slow for every step.
     """
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":

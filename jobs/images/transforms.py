@@ -1,14 +1,13 @@
-"""Augmentation of a training image as it lies in the corpus: timm's transforms, one image a call.
+"""Augmentation of a source image for training: timm's transforms, one image a call.
 
 Takes a PIL image and a 64-bit hash (of a seed, an epoch and the sample's key); gives pixels. The
-crop's box, RandAugment and the colour jitter are timm's and torchvision's own, but what they draw
-comes from a generator seeded by the hash: a sample's augmentation depends on nothing else, neither
-on the noise level nor on the worker. Threads may call this side by side, because each has its own
-generator and no global one is read or changed. What acts on decoded pixels (`augment.py`) is not
-done here.
+crop's box, RandAugment and the colour jitter are timm's and torchvision's own, but draw from a
+generator seeded with the hash: a sample's augmentation depends on nothing else, neither the noise
+level nor the worker. Safe in threads: each has its own generator, and no global one is read or
+changed. Changes of decoded pixels are in `augment.py`.
 
-The crop is scaled by torch, from Pillow's own memory: half of Pillow's time, and its pixels to
-within 1 of 255.
+torch scales the crop, from Pillow's own memory: in half of Pillow's time, to within 1 of 255 of its
+pixels.
 """
 
 from __future__ import annotations
@@ -33,13 +32,13 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from jobs.images.bit_depth import eight_bits
-from jobs.images.decode import named, open_image
+from jobs.images.decode import naming_errors, open_image
 from jobs.images.pixels import pixels_of, to_pixels
 from jobs.images.spec import Augment, ImageInput
 
 
 class _Draws(threading.local):
-    """What timm's modules see as `random`: inside a call, this thread's own generator."""
+    """Replaces `random` in timm's modules: inside a call, this thread's own generator."""
 
     own: random.Random | None = None
 
@@ -48,25 +47,25 @@ class _Draws(threading.local):
 
 
 _draws = _Draws()
-# timm draws from the module `random`, which all threads share: seeding that one would change, and
-# be changed by, whatever else runs in the process.
+# timm draws from the module `random`, which all threads share: seeding it would change other draws
+# of the process, and they would change timm's.
 for _module in (timm.data.auto_augment, timm.data.transforms):
-    setattr(_module, "random", _draws)  # noqa: B010 (their types know no such name)
+    setattr(_module, "random", _draws)  # noqa: B010 (their types have no such name)
 
 Change = Callable[[Image.Image, random.Random], Image.Image]
 
 
 def needs_source_image(augment: Augment) -> bool:
-    """Whether it must see the image as it lies in the corpus, not the decoded pixels."""
+    """Whether it needs the source image of the corpus instead of decoded pixels."""
     return augment.crop is not None or bool(augment.rand_augment) or augment.color_jitter > 0
 
 
 def training_pixels(
     image: Image.Image, image_input: ImageInput, augment: Augment, hashed: int
 ) -> Tensor:
-    """The image as uint8 [C, S, S], augmented by what `hashed` draws.
+    """The image as uint8 [C, S, S], augmented with draws seeded by `hashed`.
 
-    A pure function of its arguments. Without anything that `needs_source_image`: `to_pixels`.
+    A pure function of its arguments. The same as `to_pixels` unless `needs_source_image`.
     """
     if not needs_source_image(augment):
         return to_pixels(image, image_input)
@@ -77,8 +76,8 @@ def training_pixels(
             rgb = image_input.model_copy(update={"channels": 3})
             pixels = to_pixels(image, rgb)
         else:
-            pixels = _cropped(_colours(image), image_input.size, augment)
-        changes = _changes(image_input, augment)
+            pixels = _crop_to(_to_colour(image), image_input.size, augment)
+        changes = _make_changes(image_input, augment)
         if not changes and image_input.channels == 3:
             return pixels
         changed = tv.to_pil_image(pixels)
@@ -92,29 +91,32 @@ def training_pixels(
 def prepared(
     data: bytes, where: str, image_input: ImageInput, augment: Augment, hashed: int
 ) -> Tensor:
-    """`training_pixels` of an encoded image; StageError, which begins with `where`, if damaged."""
-    with named(where):
+    """`training_pixels` of an encoded image.
+
+    Raises StageError, which begins with `where`, for a damaged image.
+    """
+    with naming_errors(where):
         return training_pixels(open_image(data), image_input, augment, hashed)
 
 
-def _colours(image: Image.Image) -> Tensor:
-    """The whole image, uint8 [4, H, W]: red, green, blue and a byte without a meaning.
+def _to_colour(image: Image.Image) -> Tensor:
+    """The whole image, uint8 [4, H, W]: red, green, blue and an unused byte.
 
-    So Pillow holds colour images, and lends them without a copy, through Arrow; timm's operations
-    take no grey ones.
+    Pillow holds colour images in this form, and Arrow gives access without a copy. Grey images are
+    converted, because timm's operations need colour.
     """
     rgb = eight_bits(image).convert("RGB") if image.mode != "RGB" else image
     rgb.load()
     try:
         lent = from_dlpack(pa.array(rgb).flatten())
-    except ValueError:  # a large image lies in several blocks of memory
+    except ValueError:  # Pillow stores a large image in several blocks of memory
         lent = torch.from_numpy(np.array(rgb.convert("RGBX")))
     return lent.view(rgb.height, rgb.width, 4).permute(2, 0, 1)
 
 
-def _cropped(pixels: Tensor, size: int, augment: Augment) -> Tensor:
+def _crop_to(pixels: Tensor, size: int, augment: Augment) -> Tensor:
     """timm's random crop of [4, H, W], scaled to [3, size, size] with Pillow's filters."""
-    crop = _crop(size, augment)
+    crop = _make_crop(size, augment)
     top, left, height, width = crop.get_params(pixels, crop.scale, crop.ratio)
     mode = crop.interpolation
     if isinstance(mode, (tuple, list)):
@@ -126,7 +128,7 @@ def _cropped(pixels: Tensor, size: int, augment: Augment) -> Tensor:
 
 
 @lru_cache(maxsize=8)
-def _crop(size: int, augment: Augment) -> Any:
+def _make_crop(size: int, augment: Augment) -> Any:
     return RandomResizedCropAndInterpolation(  # type: ignore[no-untyped-call]
         size,
         scale=augment.crop,
@@ -136,20 +138,18 @@ def _crop(size: int, augment: Augment) -> Any:
 
 
 @lru_cache(maxsize=8)
-def _changes(image_input: ImageInput, augment: Augment) -> tuple[Change, ...]:
-    """What follows the crop, in timm's order: RandAugment, colour jitter."""
+def _make_changes(image_input: ImageInput, augment: Augment) -> tuple[Change, ...]:
+    """The changes after the crop, in timm's order: RandAugment, colour jitter."""
     changes = []
     if augment.rand_augment:
-        changes.append(_rand_augment(augment.rand_augment, image_input, augment))
+        changes.append(_make_rand_augment(augment.rand_augment, image_input, augment))
     if augment.color_jitter:
-        changes.append(_color_jitter(augment.color_jitter))
+        changes.append(_make_color_jitter(augment.color_jitter))
     return tuple(changes)
 
 
-def _rand_augment(notation: str, image_input: ImageInput, augment: Augment) -> Change:
-    """timm's RandAugment; which of its operations come is drawn here, for it asks numpy's global
-    generator.
-    """
+def _make_rand_augment(notation: str, image_input: ImageInput, augment: Augment) -> Change:
+    """timm's RandAugment, its operations drawn here: timm would use numpy's global generator."""
     mean = image_input.mean if len(image_input.mean) == 3 else image_input.mean[:1] * 3
     settings: dict[str, Any] = {
         "translate_const": int(image_input.size * 0.45),
@@ -161,15 +161,15 @@ def _rand_augment(notation: str, image_input: ImageInput, augment: Augment) -> C
     policy = rand_augment_transform(notation, settings)
 
     def change(image: Image.Image, generator: random.Random) -> Image.Image:
-        for operation in _chosen(policy, generator):
+        for operation in _draw_operations(policy, generator):
             image = operation(image)
         return image
 
     return change
 
 
-def _chosen(policy: Any, generator: random.Random) -> list[Any]:
-    """With replacement; without, when operations have weights (as `RandAugment` does)."""
+def _draw_operations(policy: Any, generator: random.Random) -> list[Any]:
+    """The drawn operations: with replacement, or without where they have weights, as timm does."""
     if policy.choice_weights is None:
         return generator.choices(policy.ops, k=policy.num_layers)
     left, weights, chosen = list(policy.ops), list(policy.choice_weights), []
@@ -180,8 +180,8 @@ def _chosen(policy: Any, generator: random.Random) -> list[Any]:
     return chosen
 
 
-def _color_jitter(strength: float) -> Change:
-    """torchvision's ColorJitter(strength, strength, strength), its draws from the generator."""
+def _make_color_jitter(strength: float) -> Change:
+    """torchvision's ColorJitter(strength, strength, strength), with draws from `generator`."""
     low, high = max(0.0, 1 - strength), 1 + strength
 
     def change(image: Image.Image, generator: random.Random) -> Image.Image:

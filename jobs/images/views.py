@@ -1,7 +1,7 @@
 """Views: seeded augmented copies of a training image, the same for every method of every cell.
 
-View v of a sample is drawn from the views' seed and the sample's key alone, with the augmentation
-that pre-training uses. View 0 is the plain image and never comes here.
+View v of a sample is drawn from the views' seed and the sample's key alone, by `augment.py`, as
+pre-training does. View 0 is the plain image and is not made here.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from jobs.keyed_hash import hash64
 def augmented(images: Tensor, keys: pa.Array, views: Views, view: int, scope: str) -> Tensor:
     """View `view` (1..V) of images uint8 [N, C, H, W]: float32 [N, C, H, W] in [0, 1].
 
-    `scope` is the corpus's name, so that equal keys of two corpora are drawn apart.
+    `scope` is the corpus's name, so equal keys of two corpora have different draws.
     """
     hashes = hash64(keys, seed=views.seed, scope=scope, stream=f"view{view}")
     return augment(unit_range(images), views.augment, draws(hashes))

@@ -1,14 +1,13 @@
-"""Checkpoints: everything a run needs to go on at the very next batch, bit for bit.
+"""Checkpoints: all that a run needs to resume at the next batch, bit for bit.
 
-Takes model, optimiser, position, running sums and curves; keeps them in a run's scratch folder as
-`checkpoint-<updates>.safetensors` and, written last, `checkpoint-<updates>.json`, which names the
-tensors' sha256. The last two are kept. Schedule, data order, augmentation and every random draw
-are functions of the seed and the position, so there is no other state to keep. Nothing is
-unpickled.
+Takes model, optimizer, position, running sums and curves; writes them to a run's scratch folder as
+`checkpoint-<updates>.safetensors` and then `checkpoint-<updates>.json`, with the tensors' sha256.
+Keeps the last two. Schedule, data order, augmentation and random draws are functions of the seed
+and the position, so there is no other state. Never unpickles.
 
 Saving copies the state to host memory and returns; a thread checks and writes the copy while
-training goes on. What goes wrong there is raised by the next call, so that a run ends with the last
-checkpoint that was written whole.
+training continues. An error in the thread is raised by the next call, so a run ends with its last
+complete checkpoint.
 """
 
 from __future__ import annotations
@@ -35,9 +34,9 @@ KEEP = 2
 class Position:
     """How far a run is."""
 
-    epoch: int = 0  # whole epochs behind it
-    step: int = 0  # batches of the current epoch behind it
-    updates: int = 0  # batches behind it in all
+    epoch: int = 0  # finished epochs
+    step: int = 0  # finished batches of the current epoch
+    updates: int = 0  # finished batches in all
 
 
 @dataclass(frozen=True)
@@ -45,43 +44,43 @@ class Point:
     """One value of a curve."""
 
     metric: str
-    step: int  # epochs done
+    step: int  # finished epochs
     value: float
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What a checkpoint holds beside tensors."""
+    """The state in a checkpoint other than tensors."""
 
     position: Position = Position()
     sums: tuple[tuple[float, ...], ...] = ()  # running sums of the current epoch
     curves: tuple[Point, ...] = ()
     telemetry: tuple[tuple[float, ...], ...] = ()  # rows of `telemetry.Telemetry`
-    skipped: tuple[int, int] = (0, 0)  # updates left out: in all, and the last ones in a row
+    skipped: tuple[int, int] = (0, 0)  # skipped updates: in all, and the last ones in a row
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint as read back."""
+    """A checkpoint read from its files."""
 
     progress: Progress
     tensors: Mapping[str, Tensor]
-    scalars: Mapping[str, Mapping[str, float]]  # parameter -> what its optimiser state counts
-    groups: Sequence[Mapping[str, float]]  # what the optimiser counts for each group of parameters
+    scalars: Mapping[str, Mapping[str, float]]  # parameter -> numbers of its optimizer state
+    groups: Sequence[Mapping[str, float]]  # the optimizer's counters for each parameter group
 
     def extra(self, name: str) -> dict[str, Tensor]:
-        """What was saved as this extra; empty when nothing was."""
-        return _below(self.tensors, f"{name}.")
+        """The tensors saved as this extra; empty without any."""
+        return _with_prefix(self.tensors, f"{name}.")
 
     def restore(self, model: nn.Module, optimizer: Optimizer) -> None:
-        """Put weights and optimiser state back, in place.
+        """Restore weights and optimizer state, in place.
 
-        The optimiser's settings stay those it was built with. Raises StageError when the
-        checkpoint is not of this model and optimiser.
+        The optimizer keeps the settings it was built with. Raises StageError when the checkpoint
+        is not of this model and optimizer.
         """
-        weights = _below(self.tensors, "model.")
+        weights = _with_prefix(self.tensors, "model.")
         state: dict[int, dict[str, Any]] = {int(i): dict(v) for i, v in self.scalars.items()}
-        for name, tensor in _below(self.tensors, "optimizer.").items():
+        for name, tensor in _with_prefix(self.tensors, "optimizer.").items():
             number, _, key = name.partition(".")
             state.setdefault(int(number), {})[key] = tensor
         try:
@@ -101,13 +100,13 @@ class Checkpoints:
     """A run's checkpoints in its scratch folder."""
 
     def __init__(self, folder: Folder) -> None:
-        self._place = folder
+        self._folder = folder
         self._writer: threading.Thread | None = None
         self._error: Exception | None = None
         self.damaged = 0
-        """Checkpoints that `latest` found unreadable and passed over."""
+        """Number of unreadable checkpoints that `latest` skipped."""
         self.seconds = 0.0
-        """What writing the last one took."""
+        """Time that writing the last checkpoint took."""
 
     def save(
         self,
@@ -116,10 +115,10 @@ class Checkpoints:
         progress: Progress,
         extras: Mapping[str, Mapping[str, Tensor]] | None = None,
     ) -> None:
-        """Copy the state and have it written, once the one before it is; then all but the last
-        two are dropped. Raises what `check` raises of the one before it.
+        """Copy the state, and write it in a thread; then delete all but the last two checkpoints.
 
-        `extras`: other tensors a run must have again (the moving average, the loss scale).
+        Waits for the previous one, and raises its error as `check` does. `extras`: other tensors
+        to restore (the moving average, the loss scale).
         """
         self.join()
         tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
@@ -133,10 +132,10 @@ class Checkpoints:
                     tensors[f"optimizer.{number}.{key}"] = value
                 elif value is not None:
                     scalars.setdefault(str(number), {})[key] = value
-        described = {
+        metadata = {
             "progress": asdict(progress),
             "scalars": scalars,
-            # Some optimisers count their steps here. All else is a setting or the schedule's.
+            # Some optimizers count their steps here. All else is set by the recipe or the schedule.
             "groups": [
                 {"step": float(group["step"])} if "step" in group else {}
                 for group in stored["param_groups"]
@@ -144,74 +143,77 @@ class Checkpoints:
         }
         copies = {name: _host_copy(tensor) for name, tensor in tensors.items()}
         self._writer = threading.Thread(
-            target=self._write_apart, args=(copies, described, progress.position), name="checkpoint"
+            target=self._write_and_keep_error,
+            args=(copies, metadata, progress.position),
+            name="checkpoint",
         )
         self._writer.start()
 
     def check(self) -> None:
-        """Raise what went wrong with the last one: StageError for weights that are not finite and
-        for a checkpoint that cannot be written.
+        """Raise the error of the last checkpoint, if any.
+
+        It is a StageError for weights that are not finite or a failed write.
         """
         if self._error is not None:
             error, self._error = self._error, None
             raise error
 
     def join(self) -> None:
-        """Wait until the last one is written. Raises what `check` raises."""
-        self.settle()
+        """Wait until the last checkpoint is written. Raises its error, as `check` does."""
+        self.wait()
         self.check()
 
-    def settle(self) -> None:
-        """Wait until nothing is being written; raises nothing."""
+    def wait(self) -> None:
+        """Wait until nothing is being written. Raises nothing."""
         if self._writer is not None:
             self._writer.join()
             self._writer = None
 
     # -- in the writer's thread ------------------------------------------------------------------
 
-    def _write_apart(
-        self, tensors: Mapping[str, Tensor], described: dict[str, Any], position: Position
+    def _write_and_keep_error(
+        self, tensors: Mapping[str, Tensor], metadata: dict[str, Any], position: Position
     ) -> None:
         begun = time.monotonic()
         try:
             try:
-                self._write(tensors, described, position)
+                self._write(tensors, metadata, position)
             except OSError as error:
                 raise StageError(
                     f"the checkpoint after update {position.updates} cannot be written to "
-                    f"{self._place.uri} ({error.strerror or error}); {self._last_written()}; see "
-                    f"to space and rights there, and the same command goes on from it"
+                    f"{self._folder.uri} ({error.strerror or error}); {self._last_written()}; "
+                    f"check space and permissions there; the same command then resumes"
                 ) from error
-        except Exception as error:  # raised by the next call, in the thread that trains
+        except Exception as error:  # raised by the next call, in the training thread
             self._error = error
         self.seconds = time.monotonic() - begun
 
     def _write(
-        self, tensors: Mapping[str, Tensor], described: dict[str, Any], position: Position
+        self, tensors: Mapping[str, Tensor], metadata: dict[str, Any], position: Position
     ) -> None:
         _refuse_non_finite(tensors, position, self._last_written())
         data = safetensors.torch.save(dict(tensors))
         name = f"checkpoint-{position.updates:09d}"
-        self._place.write_bytes(f"{name}.safetensors", data)
+        self._folder.write_bytes(f"{name}.safetensors", data)
         digest = hashlib.sha256(data).hexdigest()
-        self._place.write_json(f"{name}.json", {**described, "sha256": digest})
-        for old in self._names()[:-KEEP]:
-            self._place.delete(f"{old}.json")
-            self._place.delete(f"{old}.safetensors")
+        self._folder.write_json(f"{name}.json", {**metadata, "sha256": digest})
+        for old in self._complete_names()[:-KEEP]:
+            self._folder.delete(f"{old}.json")
+            self._folder.delete(f"{old}.safetensors")
 
     # -- reading ---------------------------------------------------------------------------------
 
     def latest(self) -> Checkpoint | None:
-        """The newest whole checkpoint; None without any. Damaged ones are counted."""
-        self.settle()
-        for name in reversed(self._names()):
-            described = self._place.read_json(f"{name}.json")
+        """The newest complete checkpoint; None without any. Counts damaged ones."""
+        self.wait()
+        for name in reversed(self._complete_names()):
+            metadata = self._folder.read_json(f"{name}.json")
             try:
-                data = self._place.read_bytes(f"{name}.safetensors")
+                data = self._folder.read_bytes(f"{name}.safetensors")
             except FileNotFoundError:
                 data = b""
-            if hashlib.sha256(data).hexdigest() == described["sha256"]:
-                stored = described["progress"]
+            if hashlib.sha256(data).hexdigest() == metadata["sha256"]:
+                stored = metadata["progress"]
                 progress = Progress(
                     position=Position(**stored["position"]),
                     sums=tuple(tuple(row) for row in stored["sums"]),
@@ -220,32 +222,32 @@ class Checkpoints:
                     skipped=(stored["skipped"][0], stored["skipped"][1]),
                 )
                 tensors = safetensors.torch.load(data)
-                return Checkpoint(progress, tensors, described["scalars"], described["groups"])
+                return Checkpoint(progress, tensors, metadata["scalars"], metadata["groups"])
             self.damaged += 1
         return None
 
     def last_good(self) -> str:
-        """The newest checkpoint in words, for an error's sentence."""
-        self.settle()
+        """A clause for error messages that names the newest checkpoint."""
+        self.wait()
         return self._last_written()
 
     def _last_written(self) -> str:
-        names = self._names()
+        names = self._complete_names()
         if not names:
             return "no checkpoint was taken before it"
-        return f"the last good checkpoint is {self._place.uri}/{names[-1]}.safetensors"
+        return f"the last good checkpoint is {self._folder.uri}/{names[-1]}.safetensors"
 
-    def _names(self) -> Sequence[str]:
-        """Names of the checkpoints that were written to the end, oldest first."""
+    def _complete_names(self) -> Sequence[str]:
+        """Names of the complete checkpoints, oldest first."""
         return [
             name.removesuffix(".json")
-            for name, _ in self._place.files()
+            for name, _ in self._folder.files()
             if name.startswith("checkpoint-") and name.endswith(".json")
         ]
 
 
 def _host_copy(tensor: Tensor) -> Tensor:
-    """The tensor's values now, in memory that nobody else changes."""
+    """A copy of the tensor in host memory."""
     return tensor.detach().to("cpu", copy=True).contiguous()
 
 
@@ -260,5 +262,5 @@ def _refuse_non_finite(tensors: Mapping[str, Tensor], position: Position, good: 
             )
 
 
-def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}

@@ -1,8 +1,8 @@
-"""The workers of one run: which of them this process is, and what they agree on.
+"""The distributed group of one run: this process's rank, and sums over all workers.
 
-One worker needs no process group, so that everything but `job.py` runs and is tested in a plain
-process. Only sums cross between workers: gradients (by DDP), statistics, and the wish to stop. On
-a GPU what they agree on is read one update late, so that the host never waits for the device.
+One worker needs no process group, so all modules but `job.py` run and are tested in a plain
+process. Workers exchange only sums (gradients by DDP, statistics, requests to stop) and errors. On
+a GPU a sum is read one update late, so the host never waits for the device.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 @dataclass(frozen=True)
-class Group:
-    """This process among its run's workers."""
+class DistributedGroup:
+    """This process's rank among its run's workers, and its device."""
 
     rank: int = 0
     world: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    sharing: int = 1  # pre-training workers that a node's memory has to do for, at most
+    sharing: int = 1  # most pre-training workers that share the node's memory
 
     @property
     def writes(self) -> bool:
-        """Whether this worker is the one that writes files and reports."""
+        """Whether this worker writes files and reports progress."""
         return self.rank == 0
 
     def total(self, values: Tensor) -> Tensor:
@@ -39,11 +39,11 @@ class Group:
         return summed.to(values.device)
 
     def any(self, flag: bool) -> bool:
-        """Whether any worker says so; a meeting point of all of them."""
+        """Whether `flag` is set on any worker. All workers must call this."""
         return bool(self.total(torch.tensor(float(flag))).item())
 
     def first_error(self, error: str | None) -> str | None:
-        """The error of the first worker that has one; a meeting point of all of them."""
+        """The error of the first worker that has one. All workers must call this."""
         if self.world == 1:
             return error
         errors: list[str | None] = [None] * self.world
@@ -51,49 +51,49 @@ class Group:
         return next((each for each in errors if each is not None), None)
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """The model, its gradients averaged over the workers."""
+        """The model, with gradients averaged over the workers."""
         if self.world == 1:
             return model
         devices = [self.device] if self.device.type == "cuda" else None
         return DistributedDataParallel(model, device_ids=devices)
 
     def align(self, model: nn.Module) -> None:
-        """Give every worker the first one's buffers (batch statistics are each worker's own)."""
+        """Copy the first worker's buffers to all (each worker has its own batch statistics)."""
         if self.world > 1:
             for buffer in model.buffers():
                 torch.distributed.broadcast(buffer, src=0)
 
     def mine(self, rows: int) -> slice:
-        """This worker's rows of a set that the workers share out."""
+        """This worker's share of a set of rows, as a slice."""
         return slice(self.rank, rows, self.world)
 
 
 @dataclass(frozen=True)
 class Agreed:
-    """What all workers know of an update."""
+    """The state of an update, equal on all workers."""
 
     update: int = 0  # from 1; 0: of none yet
     epoch: int = 0  # from 1
     loss: float = 0.0  # the global batch's mean
     stop: bool = False
-    due: bool = False  # a checkpoint
+    due: bool = False  # whether to write a checkpoint
 
 
-class Meeting:
-    """Where workers agree, once an update."""
+class Synchronizer:
+    """Exchanges the loss and the requests of all workers, once an update."""
 
-    def __init__(self, group: Group, late: bool) -> None:
-        """`late`: on a GPU, an answer may be of the update before."""
+    def __init__(self, group: DistributedGroup, late: bool) -> None:
+        """`late`: on a GPU, results may be of the previous update."""
         self._group, self._late = group, late and group.device.type == "cuda"
         self._pending: tuple[int, int, Tensor, torch.cuda.Event] | None = None
 
     def exchange(self, update: int, epoch: int, loss: Tensor, stop: bool, due: bool) -> Agreed:
-        """Sum the workers' parts (`loss`: a scalar on the device) and give what is known."""
+        """Sum the workers' values (`loss`: a scalar on the device); the latest known result."""
         device = self._group.device
-        wishes = torch.tensor([float(stop), float(due)], dtype=torch.float64)
+        requests = torch.tensor([float(stop), float(due)], dtype=torch.float64)
         if device.type == "cuda":
-            wishes = wishes.pin_memory().to(device, non_blocking=True)
-        mine = self._group.total(torch.cat([loss.double().reshape(1), wishes]))
+            requests = requests.pin_memory().to(device, non_blocking=True)
+        mine = self._group.total(torch.cat([loss.double().reshape(1), requests]))
         if not self._late:
             return _agreed(update, epoch, mine)
         before = self.flush()
@@ -105,7 +105,7 @@ class Meeting:
         return before
 
     def flush(self) -> Agreed:
-        """What is not yet known, once it is."""
+        """Wait for the pending result and return it; an empty one if nothing is pending."""
         if self._pending is None:
             return Agreed()
         update, epoch, host, event = self._pending
@@ -120,9 +120,9 @@ def _agreed(update: int, epoch: int, summed: Tensor) -> Agreed:
 
 
 @contextmanager
-def gradients_stay(model: nn.Module, stay: bool) -> Iterator[None]:
-    """Inside, when `stay`: a backward pass is not yet averaged over the workers."""
-    if stay and isinstance(model, DistributedDataParallel):
+def no_gradient_sync(model: nn.Module, skip: bool) -> Iterator[None]:
+    """With `skip`, backward passes inside do not average gradients over the workers yet."""
+    if skip and isinstance(model, DistributedDataParallel):
         with model.no_sync():
             yield
     else:

@@ -1,20 +1,20 @@
-"""The pre-training stage on Ray Train: runs in packs, one worker group a pack.
+"""The pre-training stage on Ray Train: runs in packs, one worker group for each pack.
 
-Takes `PretrainStep` works (inputs: `corpus`, `noise`); each answers with its own outcome as soon
-as it is finished. Starting a worker group costs more than a small run, so runs are packed: there
-are as many packs as the cluster can hold worker groups at once, and a `TorchTrainer` trains the
-runs of its pack one after another. Packing never bears on a result.
+Takes `PretrainStep` works (inputs: `corpus`, `noise`); reports each work's outcome as soon as it is
+finished. Starting a worker group takes longer than a small run, so runs are packed: there are as
+many packs as worker groups fit on the cluster at once, and a `TorchTrainer` trains the runs of its
+pack one after another. Packing never affects a result.
 
-What is resumed is resumed from our own checkpoints in each work's scratch folder, not from Ray
-Train's: those belong to a whole trainer, not to a run of a pack; they restart an epoch's data at
-row 0 where ours go on at the next batch; and Ray Train takes them up by the trainer's name without
-comparing any configuration. Ray Train keeps what it is good at: placing workers, their process
-group, noticing a loss. A lost group is started anew with the runs that are not answered for yet
-(`losses.py` says how often); Ray Train's own budget would count a preempted node as a failure. Its
-trainer's name holds the pack's fingerprints and the attempt, so it never takes anything up itself.
+Runs resume from our own checkpoints in each work's scratch folder, not from Ray Train's. Those
+belong to a whole trainer, not to a run of a pack; they restart an epoch's data at row 0, where ours
+resume at the next batch; and Ray Train finds them by the trainer's name without comparing the
+configuration. Ray Train places workers, sets up their process group and notices lost workers. A
+lost group is started again with its unreported runs (`restarts.py` decides how often); Ray Train's
+own budget would count a preempted node as a failure. The trainer's name has the pack's fingerprints
+and the attempt, so Ray Train never resumes by itself.
 
-A worker says how far a run is by small files in the run's scratch: `progress.json`, and, last,
-`result.json`. The caller's thread polls for them, so that they may lie on any filesystem.
+A worker reports a run's progress in small files in the run's scratch: `progress.json` and, last,
+`result.json`. The caller's thread polls for them, so they may be on any filesystem.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ import ray.train
 import ray.train.torch
 
 from jobs.contract import Failure, Hooks, Outcome, StageError, Work
-from jobs.pretrain.restarts import Budget, in_words, own_error
+from jobs.pretrain.restarts import RestartBudget, giving_up_message, stage_error
 from jobs.pretrain.spec import PretrainStep, Resources
 from jobs.storage.folder import Folder
 
@@ -45,34 +45,34 @@ PROGRESS = "progress.json"
 STOP = "stop.json"
 
 POLL_SECONDS = 0.5
-STOP_SECONDS = 12.0  # how long workers may take to write a last checkpoint
+STOP_SECONDS = 12.0  # time for workers to write a last checkpoint
 
 _SETTINGS = {
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon the end of a trainer is noticed
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon the end of workers is noticed
     "RAY_TRAIN_METRICS_ENABLED": "0",
 }
 _SETTINGS_OF_ONE_NODE = {
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process for each trainer, with nothing to see
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # else a useless process for each trainer
 }
 
 
 @dataclass
 class _Pack:
-    """Runs that share a worker group, and the trainer's end once it has one."""
+    """Runs that share a worker group, and the state of their trainer."""
 
     works: Sequence[Work]
     resources: Resources
-    sharing: int  # workers that may be on one node at once
+    sharing: int  # most workers on one node at once
     thread: threading.Thread | None = None
     error: BaseException | None = None
     stopped: bool = False
-    unanswered: dict[str, Work] = field(default_factory=dict)
+    unreported: dict[str, Work] = field(default_factory=dict)
 
 
 def run(works: Sequence[Work], hooks: Hooks) -> None:
-    """Train every work, answering each apart; leaves those unanswered that a stop interrupts.
+    """Train every work and report each separately. After a stop, unfinished works are not reported.
 
-    Works whose resources the cluster cannot hold are refused with a StageError each.
+    A work whose resources exceed the cluster's is reported with a StageError.
     """
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     settings = _SETTINGS | (_SETTINGS_OF_ONE_NODE if len(_nodes()) == 1 else {})
@@ -82,17 +82,17 @@ def run(works: Sequence[Work], hooks: Hooks) -> None:
     for work in works:
         by_resources.setdefault(cast(PretrainStep, work.spec).resources, []).append(work)
     for resources, group in by_resources.items():
-        slots = _slots(resources, _nodes())
+        slots = _group_slots(resources, _nodes())
         if slots == 0:
             for work in group:
-                hooks.done(work.address, StageError(_infeasible(resources)))
+                hooks.done(work.address, StageError(_infeasible_message(resources)))
         elif not hooks.stopping():
-            dealt = packs(group, slots)
-            _run_packs(dealt, resources, _most_on_a_node(resources, _nodes(), len(dealt)), hooks)
+            packed = packs(group, slots)
+            _run_packs(packed, resources, _most_on_a_node(resources, _nodes(), len(packed)), hooks)
 
 
 def packs(works: Sequence[Work], slots: int) -> list[list[Work]]:
-    """The works dealt out to at most `slots` packs, one by one in turn."""
+    """The works distributed over at most `slots` packs, in turn."""
     count = min(slots, len(works))
     return [list(works[first::count]) for first in range(count)]
 
@@ -102,7 +102,7 @@ def packs(works: Sequence[Work], slots: int) -> list[list[Work]]:
 
 @dataclass(frozen=True)
 class Node:
-    """What one node of the cluster has."""
+    """The resources of one node of the cluster."""
 
     cpus: float
     gpus: float
@@ -113,25 +113,25 @@ def _nodes() -> list[Node]:
     return [Node(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in alive]
 
 
-def _slots(resources: Resources, nodes: Sequence[Node]) -> int:
-    """How many worker groups of these resources the cluster holds at once."""
-    return sum(_workers(resources, node) for node in nodes) // resources.workers
+def _group_slots(resources: Resources, nodes: Sequence[Node]) -> int:
+    """How many worker groups with these resources fit on the cluster at once."""
+    return sum(_workers_on(resources, node) for node in nodes) // resources.workers
 
 
 def _most_on_a_node(resources: Resources, nodes: Sequence[Node], groups: int) -> int:
-    """How many workers of that many groups one node may have to hold at once."""
-    return min(groups * resources.workers, max(_workers(resources, node) for node in nodes))
+    """Most workers of so many groups that may be on one node at once."""
+    return min(groups * resources.workers, max(_workers_on(resources, node) for node in nodes))
 
 
-def _workers(resources: Resources, node: Node) -> int:
-    """How many workers a node holds at once."""
-    fits = node.cpus // resources.cpus_per_worker
+def _workers_on(resources: Resources, node: Node) -> int:
+    """How many workers fit on a node at once."""
+    workers = node.cpus // resources.cpus_per_worker
     if resources.gpus_per_worker:
-        fits = min(fits, node.gpus // resources.gpus_per_worker)
-    return int(fits)
+        workers = min(workers, node.gpus // resources.gpus_per_worker)
+    return int(workers)
 
 
-def _infeasible(resources: Resources) -> str:
+def _infeasible_message(resources: Resources) -> str:
     nodes = _nodes()
     cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
     gpu = f" and {resources.gpus_per_worker:g} GPUs" if resources.gpus_per_worker else ""
@@ -143,15 +143,15 @@ def _infeasible(resources: Resources) -> str:
 
 
 def _run_packs(
-    dealt: Sequence[Sequence[Work]], resources: Resources, sharing: int, hooks: Hooks
+    packed: Sequence[Sequence[Work]], resources: Resources, sharing: int, hooks: Hooks
 ) -> None:
-    """Start a trainer for each pack and answer for its runs until all of them have ended."""
+    """Start a trainer for each pack, and report its runs until all packs have ended."""
     running = []
-    for works in dealt:
-        for work in works:  # what an earlier attempt said is no answer to this one
+    for works in packed:
+        for work in works:  # delete the files of an earlier attempt
             for name in (RESULT, PROGRESS, STOP):
                 work.scratch.delete(name)
-        pack = _Pack(works, resources, sharing, unanswered={work.address: work for work in works})
+        pack = _Pack(works, resources, sharing, unreported={work.address: work for work in works})
         pack.thread = threading.Thread(target=_fit, args=(pack,), daemon=True)
         pack.thread.start()
         running.append(pack)
@@ -163,28 +163,28 @@ def _run_packs(
             _ask_to_stop(running)
         for pack in list(running):
             ended = pack.thread is None or not pack.thread.is_alive()
-            _answer(pack, hooks)  # after the look at the thread: its last files are read
+            _report(pack, hooks)  # after `ended` was read, so the last files are read too
             if ended:
                 running.remove(pack)
                 if stop_by is None:
-                    _answer_for_lost(pack, hooks)
+                    _report_unfinished(pack, hooks)
         if stop_by is not None and time.monotonic() > stop_by:
-            return  # the end of the Ray session ends what is left
+            return  # the end of the Ray session ends the other workers
 
 
 def _ask_to_stop(running: Sequence[_Pack]) -> None:
     for pack in running:
         pack.stopped = True
-        for work in pack.unanswered.values():
+        for work in pack.unreported.values():
             work.scratch.write_json(STOP, {})
 
 
-def _answer(pack: _Pack, hooks: Hooks) -> None:
-    """Pass on what the pack's workers wrote since the last look."""
-    for address, work in list(pack.unanswered.items()):
+def _report(pack: _Pack, hooks: Hooks) -> None:
+    """Report the results and the progress that the pack's workers have written."""
+    for address, work in list(pack.unreported.items()):
         result = _read(work.scratch, RESULT)
         if result is not None:
-            del pack.unanswered[address]
+            del pack.unreported[address]
             hooks.done(address, _result(result))
             continue
         progress = _read(work.scratch, PROGRESS)
@@ -192,15 +192,16 @@ def _answer(pack: _Pack, hooks: Hooks) -> None:
             hooks.say(address, progress["share"], progress["words"])
 
 
-def _answer_for_lost(pack: _Pack, hooks: Hooks) -> None:
-    for address in pack.unanswered:
+def _report_unfinished(pack: _Pack, hooks: Hooks) -> None:
+    for address in pack.unreported:
         error = pack.error or RuntimeError("its workers ended without a result")
         hooks.done(address, error)
 
 
 def _read(folder: Folder, name: str) -> Any | None:
-    """What a worker last wrote; none while it wrote nothing, or is just writing it anew: of an
-    object that is replaced between being measured and being fetched, Arrow gives a torn piece.
+    """The JSON that a worker last wrote; None without any, or while it is being replaced.
+
+    Arrow reads a torn piece of an object that is replaced between measuring and reading it.
     """
     try:
         return folder.read_json(name)
@@ -215,12 +216,13 @@ def _result(stored: Mapping[str, Any]) -> Outcome | BaseException:
 
 
 def _fit(pack: _Pack) -> None:
-    """Train a pack in this thread, again after a loss; an error that stays is kept with it."""
-    budget = Budget(pack.resources.max_failures)
+    """Train a pack in this thread, and restart lost groups; keep a final error in `pack.error`."""
+    budget = RestartBudget(pack.resources.max_failures)
     try:
-        with _bookkeeping(pack) as storage:
+        with _ray_train_folder(pack) as storage:
             while True:
-                works, nodes, before = _left(pack), _node_ids(), _how_far(pack)
+                works, nodes = _unfinished(pack), _node_ids()
+                checkpoints = _newest_checkpoints(pack)
                 if not works or pack.stopped:
                     return
                 try:
@@ -228,29 +230,30 @@ def _fit(pack: _Pack) -> None:
                     return
                 except ray.train.WorkerGroupError as error:
                     errors = list(error.worker_failures.values())
-                    if len(_left(pack)) < len(works):
-                        continue  # one of its runs has failed by itself, and said so
-                    pack.error = own_error(errors)
+                    if len(_unfinished(pack)) < len(works):
+                        continue  # one of its runs has failed and left its result
+                    pack.error = stage_error(errors)
                     if pack.error is not None:
                         return
-                    gone, further = bool(nodes - _node_ids()), _how_far(pack) != before
-                    if not budget.allows(errors, node_gone=gone, further=further):
-                        pack.error = RuntimeError(in_words(errors, budget.spent))
+                    gone = bool(nodes - _node_ids())
+                    progressed = _newest_checkpoints(pack) != checkpoints
+                    if not budget.allows(errors, node_gone=gone, progressed=progressed):
+                        pack.error = RuntimeError(giving_up_message(errors, budget.spent))
                         return
-    except BaseException as error:  # the polling thread answers with it
+    except BaseException as error:  # the polling thread reports it
         pack.error = error
 
 
-def _left(pack: _Pack) -> list[Work]:
-    """The runs without a result. Those answered for are gone from their scratch, result and all."""
-    left = list(pack.unanswered.values())
-    return [work for work in left if not work.scratch.exists(RESULT)]
+def _unfinished(pack: _Pack) -> list[Work]:
+    """The runs without a result. The scratch of reported runs is deleted, with their results."""
+    unreported = list(pack.unreported.values())
+    return [work for work in unreported if not work.scratch.exists(RESULT)]
 
 
-def _how_far(pack: _Pack) -> set[tuple[str, str]]:
+def _newest_checkpoints(pack: _Pack) -> set[tuple[str, str]]:
     """The newest checkpoint of each run without a result."""
     found = set()
-    for work in _left(pack):
+    for work in _unfinished(pack):
         names = [name for name, _ in work.scratch.files() if name.startswith("checkpoint-")]
         found.add((work.address, max(names, default="")))
     return found
@@ -261,11 +264,11 @@ def _node_ids() -> set[str]:
 
 
 @contextlib.contextmanager
-def _bookkeeping(pack: _Pack) -> Iterator[str]:
-    """Where Ray Train keeps its own files: nothing of ours lies there.
+def _ray_train_folder(pack: _Pack) -> Iterator[str]:
+    """A folder for Ray Train's own files, deleted at the end; our files are elsewhere.
 
-    A temporary folder on a single node; on several, which must all see it, a folder in the first
-    run's scratch, which goes with it.
+    On a single node, a temporary folder; on several nodes, which must share it, a folder in the
+    first run's scratch.
     """
     if len(_nodes()) == 1:
         with tempfile.TemporaryDirectory(prefix="nml-train-", ignore_cleanup_errors=True) as path:
@@ -280,16 +283,16 @@ def _bookkeeping(pack: _Pack) -> Iterator[str]:
 
 def _trainer(works: Sequence[Work], pack: _Pack, storage: str) -> ray.train.torch.TorchTrainer:
     resources = pack.resources
-    each = {"CPU": float(resources.cpus_per_worker)}
+    per_worker = {"CPU": float(resources.cpus_per_worker)}
     if resources.gpus_per_worker:
-        each["GPU"] = resources.gpus_per_worker
+        per_worker["GPU"] = resources.gpus_per_worker
     return ray.train.torch.TorchTrainer(
         _train_pack,
         train_loop_config={"works": list(works), "sharing": pack.sharing},
         scaling_config=ray.train.ScalingConfig(
             num_workers=resources.workers,
             use_gpu=resources.gpus_per_worker > 0,
-            resources_per_worker=each,
+            resources_per_worker=per_worker,
         ),
         run_config=ray.train.RunConfig(
             name=_name(works),
@@ -310,12 +313,12 @@ def _name(works: Sequence[Work]) -> str:
 
 def _train_pack(config: Mapping[str, Any]) -> None:
     """Train a pack's runs that have no result yet, one after another."""
-    from jobs.pretrain.distributed import Group
+    from jobs.pretrain.distributed import DistributedGroup
     from jobs.pretrain.loop import StoppedError
     from jobs.pretrain.run import train_run
 
     context = ray.train.get_context()
-    group = Group(
+    group = DistributedGroup(
         context.get_world_rank(),
         context.get_world_size(),
         ray.train.torch.get_device(),
@@ -333,11 +336,11 @@ def _train_pack(config: Mapping[str, Any]) -> None:
             return
         except StageError as error:
             _write_failure(work, error)
-            if group.world > 1:  # it may be this worker's alone, and the others wait for it
+            if group.world > 1:  # other workers may have no error and wait
                 raise
             continue
         except Exception as error:
-            if group.world > 1:  # the others wait in the middle of a step: only all can end
+            if group.world > 1:  # the others wait inside a step: end all
                 raise
             logging.getLogger(__name__).exception("%s", work.address)
             result = {"failure": Failure.of(error, work.address).as_json()}
@@ -346,7 +349,7 @@ def _train_pack(config: Mapping[str, Any]) -> None:
 
 
 def _write_failure(work: Work, error: StageError) -> None:
-    """Leave a failed run's result; where there is no room for it, let the error tell it."""
+    """Write a failed run's result; if it cannot be written, raise the error itself."""
     failure = Failure.of(error, work.address)
     try:
         work.scratch.write_json(RESULT, {"failure": failure.as_json()})
@@ -355,26 +358,26 @@ def _write_failure(work: Work, error: StageError) -> None:
 
 
 class _Reporter:
-    """A run's way to the driver: its progress out, the wish to stop in, each twice a second."""
+    """Writes a run's progress for the driver and reads its request to stop, twice a second."""
 
     def __init__(self, work: Work) -> None:
         self._scratch = work.scratch
-        self._said = self._looked = 0.0
+        self._reported = self._checked = 0.0
         self._stop = False
 
     def watch(self) -> Any:
         from jobs.pretrain.loop import Watch
 
-        return Watch(say=self._say, stopping=self._stopping)
+        return Watch(on_progress=self._report, stopping=self._stopping)
 
-    def _say(self, share: float, words: str) -> None:
-        if time.monotonic() - self._said >= POLL_SECONDS:
-            with contextlib.suppress(OSError):  # a checkpoint will say so, in better words
+    def _report(self, share: float, words: str) -> None:
+        if time.monotonic() - self._reported >= POLL_SECONDS:
+            with contextlib.suppress(OSError):  # writing a checkpoint raises a clearer error
                 self._scratch.write_json(PROGRESS, {"share": share, "words": words})
-            self._said = time.monotonic()
+            self._reported = time.monotonic()
 
     def _stopping(self) -> bool:
-        if time.monotonic() - self._looked >= POLL_SECONDS:
+        if time.monotonic() - self._checked >= POLL_SECONDS:
             self._stop = self._scratch.exists(STOP)
-            self._looked = time.monotonic()
+            self._checked = time.monotonic()
         return self._stop

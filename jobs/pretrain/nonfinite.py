@@ -1,8 +1,8 @@
-"""What can go wrong in a step, and what becomes of it: losses that are not finite, memory.
+"""Handle errors of a training step: losses that are not finite, and memory that runs out.
 
-A loss that is not finite ends the run with one sentence, or (`on_nan: skip`) its update is left out
-and counted; weights, optimiser and batch statistics are then as if the batch had not been. Memory
-that does not suffice is answered with the two remedies.
+A loss that is not finite ends the run with one sentence. With `on_nan: skip`, its update is skipped
+and counted instead: weights, optimizer and batch statistics stay as before the batch. Running out
+of memory raises an error with the remedies.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from jobs.pretrain.distributed import Agreed
 from jobs.pretrain.spec import OnNan
 
 MOST_IN_A_ROW = 10
-"""Updates that `skip` leaves out one after another before it gives the run up."""
+"""Updates that `skip` skips in a row before it ends the run."""
 
 _REMEDY = "lower schedule.lr, lengthen schedule.warmup_epochs or set schedule.clip_grad_norm"
 
-_HOST_MEMORY = ("can't allocate memory", "not enough memory", "bad_alloc")  # torch's words
+_HOST_MEMORY = ("can't allocate memory", "not enough memory", "bad_alloc")  # in torch's messages
 
 
-class Faults:
-    """Updates that must not be taken."""
+class NonFiniteGuard:
+    """Stops at, or skips, updates whose loss or gradient is not finite."""
 
     def __init__(self, model: nn.Module, on_nan: OnNan, last_good: Callable[[], str]) -> None:
-        """`last_good` says in words where the newest checkpoint lies."""
+        """`last_good` gives a clause that names the newest checkpoint."""
         self.skips = on_nan == "skip"
         self.skipped, self.in_a_row = 0, 0
         self._last_good = last_good
@@ -38,25 +38,25 @@ class Faults:
         self._before: list[Tensor] = []
 
     def restore(self, skipped: tuple[int, int]) -> None:
-        """Go on counting from a checkpoint."""
+        """Continue the counts of a checkpoint: in all, and in a row."""
         self.skipped, self.in_a_row = skipped
 
-    def before_pass(self) -> None:
-        """Remember what a forward pass changes (batch statistics), where it may be undone."""
+    def save_buffers(self) -> None:
+        """Save what a forward pass changes (batch statistics), if updates may be skipped."""
         self._before = [buffer.clone() for buffer in self._buffers]
 
     def check(self, agreed: Agreed) -> None:
-        """Raises StageError for a loss that is not finite, unless such updates are left out."""
+        """Raise StageError for a loss that is not finite, unless such updates are skipped."""
         if not self.skips and not math.isfinite(agreed.loss):
             raise StageError(
                 f"the loss is {agreed.loss} at update {agreed.update} (epoch {agreed.epoch}); "
                 f"{self._last_good()}; {_REMEDY}"
             )
 
-    def leave_out(self, agreed: Agreed, norm: Tensor | None) -> bool:
-        """Whether to leave the update out: its loss or its gradient's norm is not finite.
+    def skip_update(self, agreed: Agreed, norm: Tensor | None) -> bool:
+        """Skip the update, count it and return True if its loss or gradient norm is not finite.
 
-        Both are the same on all workers. Raises StageError after too many in a row.
+        Both are equal on all workers. Raises StageError after MOST_IN_A_ROW skips in a row.
         """
         if not self.skips:
             return False
@@ -78,28 +78,28 @@ class Faults:
 
 
 @contextmanager
-def out_of_memory(world: int, images_per_pass: int) -> Iterator[None]:
-    """Inside, memory that runs out is said in one sentence.
+def explain_out_of_memory(world: int, images_per_pass: int) -> Iterator[None]:
+    """Turn errors of running out of memory inside into one sentence.
 
-    One worker's run ends with it (StageError). Of several, the others wait for this one in the
-    middle of a step, so all of them must be ended from outside: RuntimeError.
+    A single worker raises StageError, which ends its run. One of several raises RuntimeError, since
+    the others wait for it inside a step and the driver must end them all.
     """
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        where = _where(error)
-        if where is None:
+        owner = _memory_owner(error)
+        if owner is None:
             raise
-        sentence = (
-            f"{where} memory does not suffice for a pass of {images_per_pass} images; set "
-            f"`pretrain.resources.images_per_pass` lower (the result stays the same batch's), or "
+        message = (
+            f"{owner} memory does not suffice for a pass of {images_per_pass} images; set "
+            f"`pretrain.resources.images_per_pass` lower (the batch stays the same), or "
             f"use a smaller image.size or schedule.batch_size, or more `pretrain.resources.workers`"
         )
-        raise (StageError if world == 1 else RuntimeError)(sentence) from error
+        raise (StageError if world == 1 else RuntimeError)(message) from error
 
 
-def _where(error: BaseException) -> str | None:
-    """Whose memory it is, None for another error."""
+def _memory_owner(error: BaseException) -> str | None:
+    """Whose memory ran out; None for any other error."""
     if isinstance(error, torch.OutOfMemoryError):
         return "the GPU's"
     if isinstance(error, MemoryError) or any(words in str(error) for words in _HOST_MEMORY):

@@ -1,8 +1,7 @@
-"""The optimiser, the learning rate and the moving average of a run, timm's own, from its schedule.
+"""timm's optimizer, learning rate schedule and moving average of the weights, for a run.
 
-Takes the `Schedule`, the model's parameter groups (an objective knows which of them decay) and
-the number of updates; gives timm's and torch's objects. Everything about the rate is a function of
-the update alone.
+Takes the `Schedule`, the model's parameter groups (from its objective) and the number of updates;
+gives timm's and torch's objects. The learning rate is a function of the update alone.
 """
 
 from __future__ import annotations
@@ -19,20 +18,20 @@ from torch.optim import Optimizer
 
 from jobs.pretrain.spec import Schedule
 
-WARMUP_START = 0.01  # share of the learning rate that a warm-up starts from, unless it says
+WARMUP_START = 0.01  # share of the learning rate where a warm-up starts by default
 
 Groups = Sequence[dict[str, Any]]
 
 
 def make_optimizer(schedule: Schedule, groups: Groups) -> Optimizer:
-    """timm's SGD (Nesterov), AdamW or LAMB over parameter groups of their own weight decay."""
+    """timm's SGD (Nesterov), AdamW or LAMB over groups, each with its weight decay."""
     options: dict[str, Any] = {"momentum": schedule.momentum}
     if schedule.optimizer != "sgd":
         options = {"betas": schedule.betas}
         if schedule.eps is not None:
             options["eps"] = schedule.eps
     if schedule.optimizer != "lamb":
-        # One kernel for an update where torch has one: small models spend much of a step on it.
+        # One fused kernel for an update: in small models, the update takes much of a step.
         options["fused"] = True
     optimizer: Optimizer = create_optimizer_v2(
         list(groups),
@@ -47,7 +46,7 @@ def make_optimizer(schedule: Schedule, groups: Groups) -> Optimizer:
 def make_scheduler(
     schedule: Schedule, optimizer: Optimizer, steps_per_epoch: int
 ) -> CosineLRScheduler:
-    """Linear warm-up, then half a cosine to `min_lr` at the end, update by update."""
+    """Linear warm-up, then half a cosine down to `min_lr`, set for each update."""
     total = schedule.epochs * steps_per_epoch
     warmup = round(schedule.warmup_epochs * steps_per_epoch)
     after = schedule.cosine == "after_warmup"
@@ -64,16 +63,16 @@ def make_scheduler(
 
 
 def make_average(schedule: Schedule, model: nn.Module) -> ModelEmaV3 | None:
-    """timm's moving average of the weights, starting at the model's; None when not asked for."""
+    """timm's moving average of the weights, starting at the model's; None without `ema_decay`."""
     if schedule.ema_decay is None:
         return None
     return ModelEmaV3(model, decay=schedule.ema_decay, use_warmup=schedule.ema_warmup)
 
 
 def lay_out_like_parameters(optimizer: Optimizer) -> None:
-    """Give restored optimiser state the memory layout of its parameters (channels last, say).
+    """Give restored optimizer state the memory layout of its parameters (such as channels last).
 
-    What is read back is contiguous, and fused kernels walk a parameter and its state together.
+    State read from a file is contiguous, but fused kernels need the parameter's own layout.
     """
     for parameter, state in optimizer.state.items():
         for key, value in state.items():

@@ -1,8 +1,8 @@
 """Mixed precision: torch's autocast, and the loss scale that fp16 needs.
 
 Takes the recipe's `precision` and a device. bf16 has the range of fp32 and needs no scale. The
-scale is state (it grows and shrinks with the gradients), so checkpoints keep it. Weights and
-optimiser stay fp32.
+scale is state (it grows and shrinks with the gradients), so checkpoints store it. Weights and
+optimizer stay fp32.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Precision:
-    """How a run's forward and backward passes, and its updates, are rounded."""
+    """The arithmetic of a run's passes and updates."""
 
     def __init__(
         self,
@@ -30,22 +30,22 @@ class Precision:
         self._dtype, self._device = _DTYPES.get(kind), device.type
         self._scaler = torch.amp.GradScaler(device.type) if kind == "fp16" else None
         self._one = torch.ones((), device=device)
-        self._overflows = torch.zeros((), device=device)  # read only when it is asked for
+        self._overflows = torch.zeros((), device=device)  # on the device, read only on request
 
     @property
     def scales(self) -> bool:
-        """Whether gradients carry a scale, and an update that overflows is left out by it."""
+        """Whether gradients are scaled, and the scaler skips updates that overflow."""
         return self._scaler is not None
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Around a forward pass. A pass of its own each: what was cast is kept until its end."""
+        """Autocast for one forward pass; use one for each, as it caches cast weights to its end."""
         if self._dtype is None:
             return nullcontext()
         return torch.autocast(self._device, dtype=self._dtype)
 
     @property
     def overflows(self) -> int:
-        """Updates left out for gradients beyond fp16's range, which lowers the scale."""
+        """Number of updates skipped for gradients beyond fp16's range; each lowers the scale."""
         return int(self._overflows.item())
 
     def backward(self, loss: Tensor) -> None:
@@ -54,7 +54,7 @@ class Precision:
         scaled.backward()  # type: ignore[no-untyped-call]
 
     def norm(self, optimizer: Optimizer, model: nn.Module, clip: float | None) -> Tensor:
-        """The gradients' norm (a scalar on the device), at full size from here on, and clipped."""
+        """Unscale and clip the gradients; their norm before clipping, a scalar on the device."""
         if self._scaler is not None:
             self._scaler.unscale_(optimizer)
         if clip is not None:
@@ -62,13 +62,13 @@ class Precision:
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
         return nn.utils.get_total_norm(gradients)
 
-    def leave_out(self) -> None:
-        """Make no step of gradients whose `norm` was taken."""
+    def skip_update(self) -> None:
+        """Take no step with gradients whose `norm` was computed."""
         if self._scaler is not None:
             self._scaler.update()
 
     def update(self, optimizer: Optimizer) -> None:
-        """The optimiser's step; none when fp16 gradients overflowed."""
+        """Take the optimizer's step; no step when fp16 gradients overflowed."""
         if self._scaler is None:
             optimizer.step()
         else:
@@ -78,7 +78,7 @@ class Precision:
             self._overflows += self._scaler.scale(self._one) < before
 
     def state(self) -> dict[str, Tensor]:
-        """What a checkpoint must hold; empty without a scale."""
+        """The state for a checkpoint; empty without a scale."""
         if self._scaler is None:
             return {}
         state = self._scaler.state_dict() | {"overflows": self.overflows}
@@ -88,10 +88,10 @@ class Precision:
         }
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Put back what `state` gave; an empty one is the start."""
+        """Restore a state that `state` returned; an empty one changes nothing."""
         if self._scaler is not None and state:
-            held = self._scaler.state_dict()
-            held["scale"] = float(state["scale"])
-            held["_growth_tracker"] = int(state["_growth_tracker"])
-            self._scaler.load_state_dict(held)
+            scaler = self._scaler.state_dict()
+            scaler["scale"] = float(state["scale"])
+            scaler["_growth_tracker"] = int(state["_growth_tracker"])
+            self._scaler.load_state_dict(scaler)
             self._overflows.fill_(float(state["overflows"]))

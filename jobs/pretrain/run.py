@@ -1,9 +1,9 @@
-"""One pre-training run, from its inputs to its output folder, in the process at hand.
+"""One pre-training run in this process, from its inputs to its output folder.
 
-Takes a step's work and this process's place among the run's workers; writes the encoder
-(`encoder.py`), `curves.parquet` (metric: string, step: int64 in epochs, value: float64) and what
-`telemetry.py` names, and gives the outcome. Checkpoints go to the work's scratch folder. It knows
-no Ray.
+Takes a step's work and this process's `DistributedGroup`; writes the encoder (`encoder.py`),
+`curves.parquet` (metric: string, step: int64 in epochs, value: float64) and the tables of
+`telemetry.py`, and gives the outcome. Writes checkpoints to the work's scratch folder. It knows no
+Ray.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from jobs.contract import Outcome, StageError, Work
 from jobs.encoders import encoder
 from jobs.images.transforms import needs_source_image
 from jobs.pretrain.checkpoint import Checkpoints, Point
-from jobs.pretrain.data.held import MemorySource, held, load_part
+from jobs.pretrain.data.in_memory import MemorySource, load_part, part_fits_in_memory
 from jobs.pretrain.data.noisy import noisy_targets
 from jobs.pretrain.data.part import Part, Source, read_index
 from jobs.pretrain.data.reader import lazy_part
 from jobs.pretrain.data.streamed import StreamedSource
-from jobs.pretrain.distributed import Group
-from jobs.pretrain.loop import Loop, Pace, Trained, Watch, settled
+from jobs.pretrain.distributed import DistributedGroup
+from jobs.pretrain.loop import Loop, Pace, Trained, Watch, deterministic_torch
 from jobs.pretrain.objectives.contrastive import ContrastiveObjective
 from jobs.pretrain.objectives.objective import Objective
 from jobs.pretrain.objectives.supervised import SupervisedObjective
@@ -38,7 +38,7 @@ CURVES = "curves.parquet"
 
 @dataclass(frozen=True)
 class _Prepared:
-    """Everything a run needs before its first batch."""
+    """All that a run needs before its first batch."""
 
     objective: Objective
     classes: tuple[str, ...]
@@ -50,20 +50,23 @@ class _Prepared:
 
 
 def train_run(
-    work: Work, group: Group | None = None, watch: Watch | None = None, pace: Pace | None = None
+    work: Work,
+    group: DistributedGroup | None = None,
+    watch: Watch | None = None,
+    pace: Pace | None = None,
 ) -> Outcome:
     """Train a `PretrainStep` (inputs: `corpus`, `noise`) to its end and write its output.
 
-    Goes on from the last checkpoint in `work.scratch`. Metrics are named `pretrain/...`; those of
-    flipped rows are absent where no row is flipped, and memorisation is that of a seeded sample
-    where more than `data.MOST_MEMORISED` are; `pretrain/images_per_s` is of this process's own
-    steps, and the only one that is not a function of the step. Raises StageError for what
-    trying again cannot cure, `loop.StoppedError` when `watch` asks to stop.
+    Resumes from the last checkpoint in `work.scratch`. Metrics are named `pretrain/...`. Those of
+    flipped rows are absent where no row is flipped; of more than `in_memory.MOST_MEMORISED` flipped
+    rows, memorisation is measured on a seeded sample. `pretrain/images_per_s` covers this process's
+    steps, and is the only metric that is no function of the step. Raises StageError for errors that
+    a retry cannot cure, `loop.StoppedError` when `watch` asks to stop.
     """
     step = cast(PretrainStep, work.spec)
-    group, watch = group or Group(), watch or Watch()
-    with settled(step.resources.cpus_per_worker):
-        watch.say(0.0, "reading the corpus")
+    group, watch = group or DistributedGroup(), watch or Watch()
+    with deterministic_torch(step.resources.cpus_per_worker):
+        watch.on_progress(0.0, "reading the corpus")
         prepared = _prepare_together(work, step, group)
         checkpoints = Checkpoints(work.scratch)
         loop = Loop(
@@ -86,7 +89,7 @@ def train_run(
         try:
             trained = loop.train()
         finally:
-            checkpoints.settle()
+            checkpoints.wait()
         flipped = prepared.source.flipped_rows()
         final = prepared.objective.memorised(trained.model, *flipped, group)
         if group.writes:
@@ -110,8 +113,8 @@ def train_run(
     )
 
 
-def _prepare_together(work: Work, step: PretrainStep, group: Group) -> _Prepared:
-    """Prepare on every worker; if one cannot, none goes on, or the others would wait for it."""
+def _prepare_together(work: Work, step: PretrainStep, group: DistributedGroup) -> _Prepared:
+    """Prepare on every worker; if one fails, all raise its error instead of waiting for it."""
     prepared, error = None, None
     try:
         prepared = _prepare(work, step, group)
@@ -123,17 +126,19 @@ def _prepare_together(work: Work, step: PretrainStep, group: Group) -> _Prepared
     return prepared
 
 
-def _prepare(work: Work, step: PretrainStep, group: Group) -> _Prepared:
+def _prepare(work: Work, step: PretrainStep, group: DistributedGroup) -> _Prepared:
     recipe, corpus = step.recipe, work.inputs["corpus"]
     index = read_index(corpus)
     if index.rows("validation") == 0:
         raise StageError(
-            f"corpus {index.name} has no validation rows, by which a run is judged after each "
+            f"corpus {index.name} has no validation rows to evaluate a run on after each "
             f"epoch; give its parts.validation a share or a reader"
         )
     objective = _objective(recipe, index.classes, group)
     source = _source(work, step, objective, group)
-    if held(corpus, "validation", recipe.image, step.resources.decoded_gb, group.sharing):
+    if part_fits_in_memory(
+        corpus, "validation", recipe.image, step.resources.decoded_gb, group.sharing
+    ):
         validation = load_part(corpus, "validation", recipe.image)
     else:
         threads = step.resources.cpus_per_worker
@@ -150,13 +155,17 @@ def _prepare(work: Work, step: PretrainStep, group: Group) -> _Prepared:
     )
 
 
-def _source(work: Work, step: PretrainStep, objective: Objective, group: Group) -> Source:
-    """The training part: held decoded where that will do and it fits, else streamed."""
+def _source(
+    work: Work, step: PretrainStep, objective: Objective, group: DistributedGroup
+) -> Source:
+    """The training part: in memory where the augmentation allows it and it fits, else streamed."""
     recipe, corpus, noise = step.recipe, work.inputs["corpus"], work.inputs["noise"]
     index, resources = read_index(corpus), step.resources
     batch_size, repeats = recipe.schedule.batch_size, recipe.schedule.repeats
     as_stored = not needs_source_image(recipe.augment)
-    if as_stored and held(corpus, "train", recipe.image, resources.decoded_gb, group.sharing):
+    if as_stored and part_fits_in_memory(
+        corpus, "train", recipe.image, resources.decoded_gb, group.sharing
+    ):
         train = load_part(corpus, "train", recipe.image)
         targets = noisy_targets(train, noise, objective.field, objective.encode)
         return MemorySource(train, targets, seed=step.seed, batch_size=batch_size, repeats=repeats)
@@ -175,13 +184,13 @@ def _source(work: Work, step: PretrainStep, objective: Objective, group: Group) 
     )
 
 
-def _objective(recipe: Recipe, classes: tuple[str, ...], group: Group) -> Objective:
+def _objective(recipe: Recipe, classes: tuple[str, ...], group: DistributedGroup) -> Objective:
     if isinstance(recipe, Contrastive):
         return ContrastiveObjective(recipe, group)
     return SupervisedObjective(recipe, len(classes), group)
 
 
-def _write(work: Work, prepared: _Prepared, trained: Trained, group: Group) -> None:
+def _write(work: Work, prepared: _Prepared, trained: Trained, group: DistributedGroup) -> None:
     weights = encoder.weights_bytes(trained.model)
     architecture = prepared.objective.architecture
     card = encoder.EncoderCard(

@@ -1,7 +1,7 @@
-"""What an experiment file can say of pre-training.
+"""The settings of pre-training in an experiment file, and the spec of its step.
 
-A recipe is semantic from end to end; the resources it runs on are not: the batch is the global
-one, whatever the number of workers.
+Every field of a recipe is semantic. Resources are not: the batch is the global one, for any number
+of workers.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from jobs.images.spec import Augment, ImageInput, Share
 
 
 class Schedule(Spec):
-    """Optimiser and length of a pre-training run.
+    """Optimizer and length of a pre-training run.
 
-    Biases and norms are not decayed: a supervised model's as timm has it, a contrastive one's as
-    open_clip does.
+    Biases and norms have no weight decay, by timm's rule in supervised models and by open_clip's in
+    contrastive ones.
     """
 
     epochs: int = Field(ge=1)
@@ -28,46 +28,53 @@ class Schedule(Spec):
     repeats: int = Field(
         1,
         ge=1,
-        description="repeated augmentation: copies of an image that a batch holds side by side, "
-        "each augmented on its own; an epoch sees as many images, so fewer different ones",
+        description="repeated augmentation: adjacent copies of an image in a batch, each with its "
+        "own augmentation; an epoch keeps its length, so it has fewer different images",
     )
     optimizer: Literal["sgd", "adamw", "lamb"] = "adamw"
     lr: float = Field(gt=0)
     weight_decay: float = Field(0.0, ge=0)
-    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd, which is Nesterov's")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd (Nesterov)")
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
         (0.9, 0.999), description="of adamw and lamb"
     )
     eps: float | None = Field(None, gt=0, description="of adamw and lamb; none: timm's own")
     warmup_epochs: float = Field(0.0, ge=0)
-    warmup_lr: float | None = Field(None, ge=0, description="its start; none: a hundredth of lr")
-    min_lr: float = Field(0.0, ge=0, description="where the cosine ends")
+    warmup_lr: float | None = Field(
+        None, ge=0, description="at the start of the warm-up; none: lr / 100"
+    )
+    min_lr: float = Field(0.0, ge=0, description="at the end of the cosine")
     cosine: Literal["from_start", "after_warmup"] = Field(
-        "from_start", description="where the cosine begins: under the warm-up as timm's, or after"
+        "from_start",
+        description="where the cosine begins: with the warm-up, as in timm, or after it",
     )
     clip_grad_norm: float | None = Field(None, gt=0)
     ema_decay: float | None = Field(
-        None, gt=0, lt=1, description="the weights' moving average is evaluated and kept instead"
+        None, gt=0, lt=1, description="evaluate and store the weights' moving average instead"
     )
-    ema_warmup: bool = Field(False, description="a faster average at the start (timm's)")
+    ema_warmup: bool = Field(
+        False, description="timm's warm-up of the average: faster at the start"
+    )
     precision: Literal["fp32", "bf16", "fp16"] = Field(
-        "fp32", description="of autocast; weights and optimiser stay fp32; fp16 scales its loss"
+        "fp32", description="of autocast; weights and optimizer stay fp32; fp16 scales the loss"
     )
 
 
 class Mix(Spec):
     """Mixup and CutMix of images and (noisy) labels, timm's.
 
-    Images are mixed inside fixed groups of the global batch, each with a draw of its own from
-    the seed, the update and the group's place: the same pairs at every noise level and for every
-    number of workers, which therefore must each take whole groups.
+    Images are mixed within fixed groups of the global batch. Each group's draw comes from the seed,
+    the update and the group's number, so pairs are the same at every noise level and for every
+    number of workers. Each worker must take whole groups.
     """
 
     mixup: float = Field(0, ge=0, description="alpha of the beta distribution; 0: none")
     cutmix: float = Field(0, ge=0, description="alpha of the beta distribution; 0: none")
-    prob: Share = Field(1, description="of a group to be mixed at all")
-    switch_prob: Share = Field(0.5, description="of cutmix when both are on")
-    mode: Literal["batch", "pair", "elem"] = Field("batch", description="draws: group, pair, image")
+    prob: Share = Field(1, description="probability that a group is mixed")
+    switch_prob: Share = Field(0.5, description="probability of cutmix when both are on")
+    mode: Literal["batch", "pair", "elem"] = Field(
+        "batch", description="one draw for each group, pair or image"
+    )
     group: int = Field(64, ge=2, multiple_of=2, description="images; must divide the batch")
 
     @property
@@ -77,7 +84,7 @@ class Mix(Spec):
 
 
 class Supervised(Spec):
-    """A timm model under cross-entropy, or a binary one for each class, on the (noisy) labels."""
+    """A timm model trained with cross-entropy, or binary cross-entropy, on the (noisy) labels."""
 
     objective: Literal["supervised"] = "supervised"
     name: Slug
@@ -96,7 +103,7 @@ class Supervised(Spec):
     )
 
     @model_validator(mode="after")
-    def _parts_fit(self) -> Supervised:
+    def _check_mix_and_loss(self) -> Supervised:
         if self.mix.on and self.schedule.batch_size % self.mix.group:
             raise ValueError(
                 f"mix.group {self.mix.group} does not divide schedule.batch_size "
@@ -107,12 +114,12 @@ class Supervised(Spec):
         return self
 
     def model_fault(self) -> str | None:
-        """What is wrong with the model's name, with the nearest ones; None when timm knows it."""
+        """What is wrong with the model's name, and the nearest names; None when timm knows it."""
         return catalogue.check_timm(self.model)
 
 
 class Contrastive(Spec):
-    """An open_clip model under its contrastive loss on images and (noisy) captions."""
+    """An open_clip model trained with its contrastive loss on images and (noisy) captions."""
 
     objective: Literal["contrastive"] = "contrastive"
     name: Slug
@@ -128,11 +135,11 @@ class Contrastive(Spec):
     )
 
     @model_validator(mode="after")
-    def _no_copies(self) -> Contrastive:
+    def _check_repeats(self) -> Contrastive:
         if self.schedule.repeats > 1:
             raise ValueError(
-                "schedule.repeats would set a caption against its own copies in a batch; leave it "
-                "out of a contrastive recipe"
+                "schedule.repeats would contrast a caption with its own copies in a batch; leave "
+                "it out of a contrastive recipe"
             )
         return self
 
@@ -145,10 +152,10 @@ Recipe = Annotated[Supervised | Contrastive, Field(discriminator="objective")]
 
 
 class Resources(Spec):
-    """What each pre-training run is given. Never bears on the result's identity.
+    """The resources of each pre-training run. They never affect the result's identity.
 
-    Layout and compilation are here because they compute the same function, like the number of
-    workers: results may differ in rounding, not in meaning.
+    Layout and compilation are here because, like the number of workers, they compute the same
+    function: results may differ in rounding, not in meaning.
     """
 
     workers: int = Field(1, ge=1)
@@ -157,27 +164,29 @@ class Resources(Spec):
     images_per_pass: int | None = Field(
         None,
         ge=1,
-        description="most images a worker holds at once; its share of the batch is "
-        "accumulated over as many passes as that takes; none: in one pass",
+        description="most images in one pass of a worker; its share of the batch is accumulated "
+        "over several passes; none: one pass",
     )
-    channels_last: bool = Field(False, description="lay out images and weights for tensor cores")
-    compile: bool = Field(False, description="torch.compile: pays where steps are many and alike")
+    channels_last: bool = Field(
+        False, description="memory layout of images and weights for tensor cores"
+    )
+    compile: bool = Field(False, description="torch.compile: pays off in long runs of equal steps")
     decoded_gb: float | None = Field(
         None,
         ge=0,
-        description="most that a worker's decoded images may take; a larger part of a corpus is "
-        "read and decoded anew in each epoch; none: its part of the memory that is free",
+        description="most memory for a worker's decoded images; a larger part of a corpus is read "
+        "and decoded again in each epoch; none: the worker's share of the free memory",
     )
     max_failures: int = Field(
         3,
         ge=0,
-        description="errors of the training, and losses of workers without progress, survived",
+        description="most restarts after errors of the training and lost workers without progress",
     )
 
 
 OnNan = Literal["stop", "skip"]
-"""What a loss that is not finite does. `skip` leaves the update out and counts it, up to ten in a
-row. It may be chosen late: a run that finishes under `stop` had no such loss, and is the same."""
+"""What happens at a loss that is not finite. `skip` skips the update and counts it, up to ten in a
+row. Not semantic: a run that finishes under `stop` had no such loss, so `skip` gives the same."""
 
 
 class PretrainSettings(Spec):
@@ -198,7 +207,7 @@ class Pretrain(PretrainSettings):
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1)
 
     @model_validator(mode="after")
-    def _each_seed_once(self) -> Pretrain:
+    def _check_seeds(self) -> Pretrain:
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError("one of seeds is given twice; name each once")
         return self
@@ -207,8 +216,8 @@ class Pretrain(PretrainSettings):
 class PretrainStep(PretrainSettings):
     """One encoder: one recipe, one noise level (an input step), one seed."""
 
-    # 2: a contrastive model's weight decay is open_clip's; the order is one for held and streamed
-    # 3: crops are scaled by torch, to within 1 of 255 of Pillow's
+    # 2: weight decay of contrastive models by open_clip's rule; one order in memory and streamed
+    # 3: torch scales crops, to within 1 of 255 of Pillow's
     protocol: ClassVar[int] = 4
 
     seed: int

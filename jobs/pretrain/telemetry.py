@@ -1,10 +1,10 @@
-"""Telemetry: how a run went between its epochs, a point every so many updates.
+"""Telemetry: measures of a run within its epochs, one point every so many updates.
 
-Takes what the loop measured; gives two tables of (metric: string, step: int64 in updates, value:
-float64). `telemetry.parquet` holds what is a function of the step (loss, learning rate, gradient
-norm), `timings.parquet` what is the machine's (images/s, share of the time spent waiting for data,
-GPU memory). A run has at most some thousand points of each metric, however long it is: the distance
-between two is doubled until they fit. Points survive a resumed run through its checkpoints.
+Takes the loop's measurements; gives two tables of (metric: string, step: int64 in updates, value:
+float64). `telemetry.parquet` has the functions of the step (loss, learning rate, gradient norm),
+`timings.parquet` those of the machine (images/s, share of time spent waiting for data, GPU memory).
+A run of any length has at most a thousand points of each metric: the distance between points is
+doubled until they fit. Checkpoints keep the points of a resumed run.
 """
 
 from __future__ import annotations
@@ -25,49 +25,49 @@ _OF_STEP = ("loss", "lr", "grad_norm")
 _OF_MACHINE = ("images_per_s", "data_wait_percent", "gpu_memory_mb")
 
 Row = tuple[float, ...]
-"""The update, then what `_OF_STEP` and `_OF_MACHINE` name."""
+"""The update, then the values of `_OF_STEP` and `_OF_MACHINE`."""
 
 
 class Telemetry:
     """The points of one run, and the clock between them."""
 
     def __init__(self, every: int, updates: int, batch_size: int, device: torch.device) -> None:
-        """`updates`: of the whole run, which bounds the points; `batch_size`: the global one."""
+        """`updates`: of the whole run; `batch_size`: the global one."""
         self._every, self._of_run = every, updates
         while updates // self._every > MOST:
             self._every *= 2
         self._batch_size, self._device = batch_size, device
         self.rows: list[Row] = []
         self.speed = 0.0
-        """Images/s over all workers since the point before the last one."""
+        """Images/s over all workers, between the last two points."""
         self._since, self._waited, self._updates = time.monotonic(), 0.0, 0
 
     def pace(self, update: int) -> str:
-        """Speed, and time left for training alone, after so many updates; empty before a point."""
+        """Speed, and time left for training alone, after `update`; empty before the first point."""
         if not self.speed:
             return ""
         left = (self._of_run - update) * self._batch_size / self.speed
-        return f", {self.speed:,.0f} images/s, {_roughly(left)} left"
+        return f", {self.speed:,.0f} images/s, {_format_time(left)} left"
 
     def restore(self, rows: Iterable[Sequence[float]]) -> None:
-        """Go on after the points of a checkpoint."""
+        """Continue after the points of a checkpoint."""
         self.rows = [tuple(row) for row in rows]
 
     def due(self, update: int) -> bool:
-        """Whether the update (from 1) is one to be recorded."""
+        """Whether to record the update (counted from 1)."""
         return update % self._every == 0
 
     def waited(self, seconds: float) -> None:
-        """The loop waited so long for a batch, and is about to take an update with it."""
+        """Add the time that the loop waited for a batch, and count the batch's update."""
         self._waited += seconds
         self._updates += 1
 
     def restart(self) -> None:
-        """The clock starts anew: what lay before (evaluation, checkpoints) is no training."""
+        """Restart the clock, which leaves out evaluation and checkpoints."""
         self._since, self._waited, self._updates = time.monotonic(), 0.0, 0
 
     def record(self, update: int, loss: float, lr: float, grad_norm: float) -> None:
-        """Add a point; none for an update left out because fp16 overflowed."""
+        """Add a point, unless a value is not finite, as in an update that overflowed in fp16."""
         spent = max(time.monotonic() - self._since, 1e-9)
         self.speed = self._updates * self._batch_size / spent
         memory = 0.0
@@ -79,8 +79,8 @@ class Telemetry:
         self.restart()
 
 
-def _roughly(seconds: float) -> str:
-    """Such as "40 s", "12 min" or "3 h 20 min"."""
+def _format_time(seconds: float) -> str:
+    """The time, rounded up: "40 s", "12 min" or "3 h 20 min"."""
     if seconds < 60:
         return f"{math.ceil(seconds)} s"
     minutes = math.ceil(seconds / 60)
@@ -88,7 +88,7 @@ def _roughly(seconds: float) -> str:
 
 
 def tables(rows: Sequence[Row], on_gpu: bool) -> dict[str, pa.Table]:
-    """The points by file name; no GPU, no points of its memory."""
+    """The points as tables, by file name; GPU memory only on a GPU."""
     machine = _OF_MACHINE if on_gpu else _OF_MACHINE[:-1]
     first = 1 + len(_OF_STEP)
     return {

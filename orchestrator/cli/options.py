@@ -112,7 +112,7 @@ def choose(
 
     The parameters are those that `experiment_options` adds to a verb.
     """
-    from jobs.encoders.known import check_named
+    from jobs.encoders.known import check_names
     from jobs.storage.folder import Folder
     from orchestrator import experiment as experiments
     from orchestrator import planner
@@ -140,7 +140,7 @@ def choose(
     if complaint:
         raise UserError(f"pretrain.recipe.model: {complaint}")
     for encoder in experiment.encoders:
-        complaint = check_named(encoder)
+        complaint = check_names(encoder)
         if complaint:
             raise UserError(f"encoders: {encoder.name}: {complaint}")
     plan = planner.build(experiment)

@@ -10,7 +10,7 @@ from pydantic import Field, TypeAdapter
 
 from jobs.contract import NOT_SEMANTIC, PATH, Spec
 from jobs.corpus.spec import AnyReader, Corpus
-from jobs.encoders.spec import NamedEncoder
+from jobs.encoders.spec import PretrainedEncoder
 from jobs.noise.spec import Noise
 from jobs.storage.folder import Folder
 from orchestrator.experiment import Experiment
@@ -92,7 +92,7 @@ def test_the_files_of_an_experiment_are_its_paths() -> None:
     noise = TypeAdapter(Noise).validate_python(
         {"kind": "groups", "name": "g", "levels": [0], "file": "groups.csv"}
     )
-    encoder = TypeAdapter(NamedEncoder).validate_python(
+    encoder = TypeAdapter(PretrainedEncoder).validate_python(
         {"kind": "features", "name": "e", "files": {"t": "t.parquet"}}
     )
     assert list(noise.paths()) == ["groups.csv"]

@@ -103,7 +103,7 @@ def test_a_bad_override_names_the_field_and_the_remedy(override: str, said: str)
 )
 def test_a_template_that_cannot_take_a_class_is_refused(field: str, template: str) -> None:
     message = complaint("digits-clip", overrides=[field % f"'{template}'"])
-    assert "a template has {} once, where a class's name stands" in message
+    assert "a template needs one {} for the class's name" in message
 
 
 def test_doubled_braces_of_a_template_are_its_own() -> None:

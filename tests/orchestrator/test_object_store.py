@@ -18,10 +18,10 @@ from jobs.contract import Work
 from jobs.corpus.readers import reader_of
 from jobs.corpus.spec import TableReader
 from jobs.encoders import pretrained as encoders
-from jobs.encoders.digests import pin
+from jobs.encoders.digests import digest
 from jobs.encoders.encoder import load
 from jobs.encoders.spec import EncoderStep, FileEncoder, GivenEncoder
-from jobs.features.given import take_in
+from jobs.features.given import import_features
 from jobs.features.spec import GivenStep
 from jobs.noise.files import Source
 from jobs.pretrain.job import _read
@@ -123,11 +123,11 @@ def test_a_data_folder_is_named_with_its_endpoint(bucket: Folder) -> None:
 def test_a_file_is_named_with_its_endpoint(bucket: Folder) -> None:
     rows = {"key": [f"k{i}" for i in range(40)], "vector": [[float(i)] for i in range(40)]}
     bucket.write_table("f.parquet", pa.table({**rows, "label": [i % 2 for i in range(40)]}))
-    encoder = pin(GivenEncoder(name="ada", files={"t": (bucket / "f.parquet").uri}))
+    encoder = digest(GivenEncoder(name="ada", files={"t": (bucket / "f.parquet").uri}))
     assert isinstance(encoder, GivenEncoder)
     parts = ("train", "validation", "test")
     step = GivenStep(images="t", parts=parts, file=encoder.files["t"], sha256=encoder.sha256["t"])
-    out = take_in(Work("features/encoder/ada/t", "f", step, {}, bucket / "o", bucket / "s"))
+    out = import_features(Work("features/encoder/ada/t", "f", step, {}, bucket / "o", bucket / "s"))
     assert sum(out.counts[f"rows_{part}"] for part in parts) == 40
     source = Source((bucket / "f.parquet").uri, encoder.sha256["t"])
     assert source.table(["key"])["key"].to_pylist() == rows["key"]
@@ -158,10 +158,10 @@ def test_an_encoders_weights_may_lie_in_a_bucket(bucket: Folder, name: str) -> N
         safetensors.torch.save(model.state_dict()) if whole else sink.getvalue(),
     )
     file = (bucket / f"weights/{name}").uri
-    encoder = pin(FileEncoder(name="e", model="test_resnet", file=file))
+    encoder = digest(FileEncoder(name="e", model="test_resnet", file=file))
     step = EncoderStep(encoder=encoder)
     out = bucket / "out"
-    encoders.take_in(Work("encoder/e", "f", step, {}, out, bucket / "scratch"))
+    encoders.import_encoder(Work("encoder/e", "f", step, {}, out, bucket / "scratch"))
     opened = load(out)
     assert opened.card.source["file"] == name
     images = torch.rand(2, 3, opened.card.input.size, opened.card.input.size)

@@ -1,1 +1,1 @@
-"""Training data: a corpus's part under one level of noise, in a seeded order."""
+"""Training data: a corpus's part with one level of noise, in a seeded order."""

@@ -12,9 +12,7 @@ from jobs.storage.folder import Folder
 
 
 def read_overlay(noise: Folder, field: Field) -> Overlay:
-    """A noise step's description; StageError when it changes another field than the one trained
-    on.
-    """
+    """A noise step's overlay; StageError when it changes another field than `field`."""
     overlay = Overlay.read(noise)
     if overlay.field != field:
         raise StageError(
@@ -25,15 +23,15 @@ def read_overlay(noise: Folder, field: Field) -> Overlay:
 
 
 def mismatched(overlay: Overlay, here: int) -> StageError:
-    """The error of an overlay of which only `here` changed rows are found in the corpus."""
+    """The error for an overlay with only `here` of its changed rows in the corpus."""
     return StageError(
         f"the overlay changes {overlay.changed} rows of corpus {overlay.corpus} and only "
-        f"{here} of them are here; lay the noise over this corpus again"
+        f"{here} of them are here; make the noise of this corpus again"
     )
 
 
 def changed_rows(noise: Folder) -> Rows:
-    """Numbers of the changed training rows, rising."""
+    """Numbers of the changed training rows, sorted."""
     rows: Rows = noise.read_table(CHANGED, ["row"])["row"].to_numpy()
     return rows
 
@@ -41,8 +39,8 @@ def changed_rows(noise: Folder) -> Rows:
 def noisy_targets(part: Part, noise: Folder, field: Field, encode: Encode) -> Targets:
     """The training part's targets under a noise step's overlay.
 
-    `encode` turns labels or captions into a tensor of one row each. Raises StageError when the
-    overlay changes another field than the one trained on, or belongs to another corpus.
+    `encode` turns labels or captions into a tensor with one row each. Raises StageError when the
+    overlay changes a field that the recipe does not train on, or belongs to another corpus.
     """
     overlay = read_overlay(noise, field)
     values = part.labels if field == "label" else part.captions

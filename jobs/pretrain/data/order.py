@@ -1,22 +1,21 @@
-"""The order in which an epoch takes a part's rows: a pure function of seed, epoch and keys.
+"""The order of a part's rows in an epoch: a pure function of seed, epoch and keys.
 
 Own code, although torch's `randperm` over all rows is 7 times as fast (`benchmarks/own_code.py`):
-its order would take every batch from all over the corpus, which no shard on a disk or in a bucket
-can be read in, and would depend on the number of rows instead of on their keys.
+its batches would be spread over the whole corpus, so shards on a disk or in a bucket could not be
+read in sequence, and its order would depend on the number of rows instead of on their keys.
 
 Takes the index's list of shard files, a seed and the global batch; gives row numbers. A *segment*
 is a row group: up to `SEGMENT` consecutive rows of one file. An epoch puts the segments in a seeded
 order, cuts that sequence of rows into equal *lanes*, and shuffles each lane in windows of `WINDOW`
-rows. Where N is no multiple of B the sequence begins at a seeded place, round the end, so that no
-row is always among those left over. A global batch takes its share of each lane, so that it mixes
-rows from all over the corpus, while a worker reads no lane but those its share of the batch lies
-in, from front to back. Nothing here depends on workers, noise or memory, and only a window's keys
-are needed to order it: whether a part is held or streamed is all the same. Lanes and windows are
-part of a result's identity.
+rows. Where N is no multiple of B, the sequence begins at a seeded position and wraps around, so no
+row is left out of every epoch. A global batch takes an equal share of each lane, so it mixes rows
+of the whole corpus. A worker reads only the lanes of its share of the batch, from front to back.
+Nothing here depends on workers, noise or memory. Ordering a window needs only the window's keys, so
+the order is the same in memory and streamed. Lanes and windows are part of a result's identity.
 
 Under repeated augmentation (Hoffer et al. 2020) each row of a lane comes `repeats` times in a row.
-An epoch is as long as ever, so that the rows are gone through once in `repeats` epochs: a *turn*.
-(timm's sampler draws a new subset of the rows for each epoch instead.)
+An epoch keeps its length, so one pass over all rows takes `repeats` epochs: a *turn*. (timm's
+sampler draws a new subset of the rows for each epoch instead.)
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ from jobs.images.augment import Hashes, mix
 from jobs.keyed_hash import hash64
 
 Rows = npt.NDArray[np.int64]
-Span = tuple[int, int]  # from, to
+Span = tuple[int, int]  # start, stop
 
 SEGMENT = ROW_GROUP  # rows
 WINDOW = 1_024  # rows of a lane that are shuffled together
@@ -66,7 +65,7 @@ class Order:
         self.batch_size, self.steps = batch_size, self.rows // batch_size
         self.lanes = _lanes(self.steps, batch_size)
         self.per_step = batch_size // self.lanes
-        """Rows that a global batch takes of each lane, copies counted."""
+        """Rows that a global batch takes of each lane, counting copies."""
         self.repeats = repeats
         self._corpus, self._seed, self._window, self._files = corpus, seed, window, tuple(files)
         self._first, self._count = segments(files)
@@ -74,18 +73,18 @@ class Order:
         self._segment = self._hash(names, "segments")
         self._start = self._hash(["start"], "start")
 
-    # -- what draws ------------------------------------------------------------------------------
+    # -- hashes ------------------------------------------------------------------------------
 
-    def of_keys(self, keys: pa.Array | pa.ChunkedArray) -> Hashes:
-        """What `keys` are shuffled by, before an epoch is mixed in."""
+    def key_hashes(self, keys: pa.Array | pa.ChunkedArray) -> Hashes:
+        """Hashes that order `keys`, [N]; mix in a turn to shuffle."""
         return self._hash(keys, "order")
 
-    def augmentation(self, keys: pa.Array | pa.ChunkedArray) -> Hashes:
-        """What the augmentation of `keys` draws from, before an epoch is mixed in."""
+    def augmentation_hashes(self, keys: pa.Array | pa.ChunkedArray) -> Hashes:
+        """Hashes that the augmentation of `keys` draws from, [N]; mix in a turn before use."""
         return self._hash(keys, "augment")
 
-    def of_copies(self, hashes: Hashes, copies: Rows) -> Hashes:
-        """What the augmentation of copies of rows draws from; `hashes`: of the rows, in a turn."""
+    def copy_hashes(self, hashes: Hashes, copies: Rows) -> Hashes:
+        """Hashes of augmentation for copies of rows; `hashes` are the rows' own in a turn."""
         if self.repeats == 1:
             return hashes
         every = np.stack([mix(hashes, copy) for copy in range(self.repeats)])
@@ -98,12 +97,13 @@ class Order:
     # -- a turn: all rows once -------------------------------------------------------------------
 
     def turn(self, epoch: int) -> int:
-        """Which turn through the rows an epoch belongs to: the epoch itself without repeats."""
+        """The turn that an epoch belongs to; without repeats, the epoch itself."""
         return epoch // self.repeats
 
     def sequence(self, turn: int) -> tuple[Rows, Rows]:
-        """A turn's segments in their order, perhaps the first one's head at the end: first row of
-        each, and where each begins in the sequence, with its end as the last ([n] and [n + 1]).
+        """A turn's segments in order: the first row of each [n], and their bounds [n + 1].
+
+        If the sequence starts inside a segment, that segment's head is the last one.
         """
         taken = np.argsort(mix(self._segment, turn), kind="stable")
         first, count = self._first[taken], self._count[taken]
@@ -117,8 +117,9 @@ class Order:
         return first, np.concatenate([[0], np.cumsum(count)])
 
     def windows(self, lane: int) -> list[Span]:
-        """A lane's windows, by places in it. Lanes' windows end at different steps, so that a
-        reader meets their ends one after another.
+        """A lane's windows, as positions in the lane.
+
+        Windows of different lanes end at different steps, which spreads out the reading.
         """
         length = self.steps * self.per_step
         ahead = lane * self._window // self.lanes
@@ -126,9 +127,9 @@ class Order:
         return list(itertools.pairwise(cuts))
 
     def spans(self, turn: int, lane: int, window: Span) -> list[Span]:
-        """The rows of a window, before they are shuffled, as ranges of the part's rows."""
+        """The rows of a window, not yet shuffled, as ranges of the part's rows."""
         first, begins = self.sequence(turn)
-        start, stop = (lane * self.steps * self.per_step + place for place in window)
+        start, stop = (lane * self.steps * self.per_step + position for position in window)
         spans = []
         at = int(np.searchsorted(begins, start, side="right")) - 1
         while at < len(first) and begins[at] < stop:
@@ -139,32 +140,34 @@ class Order:
 
     # -- an epoch --------------------------------------------------------------------------------
 
-    def places(self, epoch: int, first: int, last: int, mine: Span) -> tuple[Rows, Rows]:
-        """What the steps `first` to before `last` take of a lane: places in it, and which copy of
-        the row there; `mine`: of the `per_step` that a step takes.
+    def positions(self, epoch: int, first: int, last: int, mine: Span) -> tuple[Rows, Rows]:
+        """What the steps [first, last) take of a lane: positions in it, and the copy of each row.
+
+        `mine` is the range of the step's `per_step` rows that this worker takes.
         """
         steps = np.arange(first, last) + epoch % self.repeats * self.steps
         taken = (steps[:, None] * self.per_step + np.arange(*mine)).reshape(-1)
         return taken // self.repeats, taken % self.repeats
 
-    def whole(self, epoch: int, hashes: Hashes) -> tuple[Rows, Rows]:
-        """All rows of an epoch, batch by batch, and which copy each is, [steps * B] both;
-        `hashes` are `of_keys` of all N.
+    def epoch_rows(self, epoch: int, hashes: Hashes) -> tuple[Rows, Rows]:
+        """All rows of an epoch in order, and the copy that each is, both [steps * B].
+
+        `hashes` are `key_hashes` of all N keys.
         """
         turn, lanes = self.turn(epoch), []
         for lane in range(self.lanes):
             for window in self.windows(lane):
                 rows = np.concatenate([np.arange(*s) for s in self.spans(turn, lane, window)])
                 lanes.append(rows[shuffle(hashes[rows], turn)])
-        places, copies = self.places(epoch, 0, self.steps, (0, self.per_step))
-        by_lane = np.concatenate(lanes).reshape(self.lanes, -1)[:, places]
+        positions, copies = self.positions(epoch, 0, self.steps, (0, self.per_step))
+        by_lane = np.concatenate(lanes).reshape(self.lanes, -1)[:, positions]
         shape = self.lanes, self.steps, self.per_step
         rows, copies = by_lane, np.broadcast_to(copies, by_lane.shape)
         ordered = [each.reshape(shape).transpose(1, 0, 2).reshape(-1) for each in (rows, copies)]
         return ordered[0], ordered[1]
 
-    def ends(self, epoch: int) -> npt.NDArray[np.bool_]:
-        """Whether the first lane gets to the end of a segment at each step, [steps]."""
+    def segment_ends(self, epoch: int) -> npt.NDArray[np.bool_]:
+        """Whether the first lane reaches the end of a segment at each step, [steps]."""
         _, begins = self.sequence(self.turn(epoch))
         steps = (begins[1:] * self.repeats - 1) // self.per_step
         steps -= epoch % self.repeats * self.steps
@@ -173,10 +176,10 @@ class Order:
         ends[-1] = True
         return ends
 
-    # -- beside it -------------------------------------------------------------------------------
+    # -- sample and hash -------------------------------------------------------------------------
 
     def sample(self, rows: Rows, most: int) -> Rows:
-        """At most `most` of some rows, rising as they are: those of seeded segments."""
+        """At most `most` of some sorted rows, sorted: those of segments drawn by the seed."""
         if len(rows) <= most:
             return rows
         segment = np.searchsorted(self._first, rows, side="right") - 1
@@ -184,25 +187,25 @@ class Order:
         return np.sort(rows[by_segment[:most]])
 
     def sha256(self) -> str:
-        """What proves that two runs saw their rows alike: order, augmentation and batches.
+        """A hash of all that decides order, augmentation and batches.
 
-        Every epoch follows from the seed, the files' content, the batch and the constants here,
-        so these are what is hashed.
+        It covers the seed, the files' content, the batch and the constants of this module. Equal
+        hashes prove that two runs used their rows in the same way.
         """
-        said = [self._corpus, self._seed, self.batch_size, SEGMENT, self._window, self.lanes]
-        said += [(file.file, file.rows, file.sha256) for file in self._files]
-        said += [self.repeats] if self.repeats > 1 else []
-        said += ["started anywhere"] if self.rows % self.batch_size else []
-        return hashlib.sha256(repr(said).encode()).hexdigest()
+        identity = [self._corpus, self._seed, self.batch_size, SEGMENT, self._window, self.lanes]
+        identity += [(file.file, file.rows, file.sha256) for file in self._files]
+        identity += [self.repeats] if self.repeats > 1 else []
+        identity += ["started anywhere"] if self.rows % self.batch_size else []
+        return hashlib.sha256(repr(identity).encode()).hexdigest()
 
 
 def shuffle(hashes: Hashes, turn: int) -> Rows:
-    """The places of a window's rows in the order that a turn takes them."""
+    """The positions of a window's rows, in a turn's order."""
     return np.argsort(mix(hashes, turn), kind="stable")
 
 
 def segments(files: Sequence[File]) -> tuple[Rows, Rows]:
-    """First row and number of rows of each segment of a part, in the order of its files."""
+    """First row and number of rows of each segment, in the order of the files."""
     first, count, before = [], [], 0
     for file in files:
         for start in range(0, file.rows, SEGMENT):
@@ -213,7 +216,7 @@ def segments(files: Sequence[File]) -> tuple[Rows, Rows]:
 
 
 def _lanes(steps: int, batch_size: int) -> int:
-    """As many as divide the batch, as long as each is worth a segment."""
+    """As many lanes, up to LANES, as divide the batch and are at least a segment long."""
     lanes = math.gcd(batch_size, LANES)
     while lanes > 1 and steps * batch_size < lanes * SEGMENT:
         lanes //= 2

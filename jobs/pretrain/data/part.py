@@ -1,4 +1,4 @@
-"""The rows of a corpus's part, their targets, and the batches that the loop takes."""
+"""The rows of a corpus's part, their targets, and the loop's batches."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from torch import Tensor
 from jobs.contract import StageError
 from jobs.corpus.shards import INDEX, File, Index
 from jobs.images.augment import Hashes
-from jobs.pretrain.distributed import Group
+from jobs.pretrain.distributed import DistributedGroup
 from jobs.storage.folder import Folder
 
 Field = Literal["label", "caption"]
 
 
 class Images(Protocol):
-    """Images as they are kept, by row: uint8 [N, *input.shape], or what decodes them when asked."""
+    """Images by row, uint8 [N, *input.shape]: a tensor, or an object that decodes on access."""
 
     def __len__(self) -> int: ...
 
@@ -38,7 +38,7 @@ class Part:
     images: Images  # N of them
     labels: pa.Array  # int32 [N], clean; may hold nulls
     captions: pa.Array  # string [N], clean; may hold nulls
-    files: tuple[File, ...]  # that it was read from
+    files: tuple[File, ...]  # the shards of the part
 
     @property
     def rows(self) -> int:
@@ -48,12 +48,12 @@ class Part:
 
 @dataclass(frozen=True)
 class Targets:
-    """What each row is trained to answer: class numbers [N] or token rows [N, L]."""
+    """Each row's training target: class numbers [N] or rows of tokens [N, L]."""
 
     noisy: Tensor  # as trained on
     clean: Tensor
     flipped: Tensor  # bool [N]: the noise changed the row
-    soft: Tensor | None = None  # float [N, classes]: what mixing made of `noisy`
+    soft: Tensor | None = None  # float [N, classes]: `noisy` after mixing
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,9 @@ class Batch:
     """One worker's share of a global batch, n rows."""
 
     images: Tensor  # uint8 [n, *input.shape]
-    hashes: Hashes  # [n], of seed, epoch and key: what augmentation draws from
+    hashes: Hashes  # [n], of seed, epoch and key; augmentation draws from them
     targets: Targets
-    ends_segment: bool  # the global batch gets to the end of a segment
+    ends_segment: bool  # the global batch reaches the end of a segment
 
 
 class Source(Protocol):
@@ -76,34 +76,34 @@ class Source(Protocol):
     """Rows of the whole part."""
 
     steps_per_epoch: int
-    """Whole global batches in an epoch; the rows left over wait for an epoch that takes them."""
+    """Whole global batches in an epoch; other epochs take the rows left over."""
 
     flipped: int
     """Rows of the whole part that the noise changed."""
 
     def order_sha256(self) -> str:
-        """What proves that two runs saw their rows alike (`Order.sha256`)."""
+        """A hash that is equal for runs with the same order and augmentation (`Order.sha256`)."""
 
-    def batches(self, epoch: int, first: int, group: Group) -> Iterator[Batch]:
-        """The epoch's batches from number `first` on, this worker's rows of each."""
+    def batches(self, epoch: int, first: int, group: DistributedGroup) -> Iterator[Batch]:
+        """This worker's rows of the epoch's batches from number `first` on."""
 
     def flipped_rows(self) -> tuple[Part, Targets]:
-        """The flipped rows, un-augmented; a seeded sample where more than MOST_MEMORISED are."""
+        """The flipped rows, not augmented; of more than MOST_MEMORISED, a seeded sample."""
 
 
 Encode = Callable[[Part, pa.Array], Tensor]
-"""Labels or captions of a part as a tensor of one row each."""
+"""Turns labels or captions of a part into a tensor with one row each."""
 
 
 def read_index(corpus: Folder) -> Index:
-    """What a corpus's folder holds; StageError when it holds no corpus."""
+    """The index of a corpus's folder; StageError when the folder has no corpus."""
     try:
         return Index.read(corpus)
     except FileNotFoundError:
         raise StageError(f"{corpus.uri} holds no {INDEX}; build the corpus again") from None
 
 
-def picked_targets(targets: Targets, rows: Tensor, device: torch.device) -> Targets:
+def select_targets(targets: Targets, rows: Tensor, device: torch.device) -> Targets:
     """The targets of some rows, on a device."""
     return Targets(
         targets.noisy[rows].to(device),

@@ -1,9 +1,9 @@
-"""Reading a part's rows as they are needed: segment by segment, every file checked before use.
+"""Read a part's rows when they are needed, segment by segment, and check every file first.
 
-Takes a corpus's folder and its index; gives tables of rows, and images decoded when asked for. A
-file's sha256 is compared with the index's when it is first read, and again whenever its size or
-time of change is another than then: what is altered while a run goes on is noticed. A few segments
-are held, for readers that come back to the one they left off in.
+Takes a corpus's folder and its index; gives tables of rows, and images decoded on access. Compares
+a file's sha256 with the index when the file is first read, and again whenever its size or
+modification time changes, so a change during a run is noticed. Caches a few segments for later
+reads.
 """
 
 from __future__ import annotations
@@ -33,38 +33,38 @@ _CHUNK = 16  # images that a thread decodes at a time
 
 
 class Reader:
-    """The rows of one part, by number. May be called from several threads."""
+    """The rows of one part, by number. Safe in threads."""
 
-    def __init__(self, corpus: Folder, files: Sequence[File], *, hold: int = 2) -> None:
-        """`hold`: how many segments are kept in memory for another call."""
-        self._corpus, self._files, self._hold = corpus, tuple(files), hold
+    def __init__(self, corpus: Folder, files: Sequence[File], *, cached: int = 2) -> None:
+        """`cached`: how many segments stay in memory for later calls."""
+        self._corpus, self._files, self._cache_size = corpus, tuple(files), cached
         self._first, self._count = segments(files)
         self._file_first = np.cumsum([0, *(file.rows for file in files)])
-        self._held: OrderedDict[int, pa.Table] = OrderedDict()
-        self._checked: dict[str, Any] = {}  # file -> size and time of change when it was checked
+        self._cached: OrderedDict[int, pa.Table] = OrderedDict()
+        self._checked: dict[str, Any] = {}  # file -> size and modification time at its last check
         self._locks = {file.file: threading.Lock() for file in files}
         self._lock = threading.Lock()
 
     def segment_of(self, row: int) -> int:
-        """The number of the segment that a row lies in."""
+        """The number of the segment that contains a row."""
         return int(np.searchsorted(self._first, row, side="right")) - 1
 
     def file_of(self, row: int) -> str:
-        """The name of the shard that a row lies in."""
+        """The name of the shard that contains a row."""
         return self._files[int(np.searchsorted(self._file_first, row, side="right")) - 1].file
 
     def read(self, start: int, stop: int) -> pa.Table:
         """Rows [start, stop), of one segment. StageError when its shard is missing or altered."""
         segment = self.segment_of(start)
         with self._lock:
-            table = self._held.get(segment)
+            table = self._cached.get(segment)
         if table is None:
             table = self._read(segment)
         with self._lock:
-            self._held[segment] = table
-            self._held.move_to_end(segment)
-            while len(self._held) > self._hold:
-                self._held.popitem(last=False)
+            self._cached[segment] = table
+            self._cached.move_to_end(segment)
+            while len(self._cached) > self._cache_size:
+                self._cached.popitem(last=False)
         return table.slice(start - int(self._first[segment]), stop - start)
 
     def _read(self, segment: int) -> pa.Table:
@@ -97,10 +97,10 @@ class Reader:
 
 
 class LazyImages:
-    """Images of a part that are decoded when they are asked for, by some threads."""
+    """Images of a part, decoded on access by several threads."""
 
     def __init__(self, reader: Reader, rows: Rows, model_input: ImageInput, threads: int) -> None:
-        """`rows`: which of the part's rows these are, in the order they are numbered here."""
+        """`rows`: numbers of the part's rows; image i is of row rows[i]."""
         self._reader, self._rows, self._threads = reader, rows, threads
         self._input = model_input
 
@@ -108,19 +108,19 @@ class LazyImages:
         return len(self._rows)
 
     def __getitem__(self, rows: Tensor) -> Tensor:
-        """Some of them, uint8 [n, *input.shape]; StageError for one that is damaged."""
+        """Some images, uint8 [n, *input.shape]; StageError for a damaged one."""
         numbers = self._rows[rows.numpy()].tolist()
-        # Filled by numpy: torch splits a copy, and each of these threads would get helpers.
+        # numpy copies: with torch, each of these threads would start OpenMP threads of its own.
         images = np.empty((len(numbers), *self._input.shape), dtype=np.uint8)
 
         def fill(start: int) -> None:
-            for place in range(start, min(start + _CHUNK, len(numbers))):
-                row = numbers[place]
+            for position in range(start, min(start + _CHUNK, len(numbers))):
+                row = numbers[position]
                 found = self._reader.read(row, row + 1)
                 key, data = found["key"][0].as_py(), found["image"][0].as_py()
                 file = self._reader.file_of(row)
                 where = f"shard {file}: image {key!r}"
-                images[place] = prepared(data, where, self._input).numpy()
+                images[position] = prepared(data, where, self._input).numpy()
 
         with ThreadPoolExecutor(self._threads) as pool:
             for _ in pool.map(fill, range(0, len(numbers), _CHUNK)):
@@ -131,7 +131,7 @@ class LazyImages:
 def lazy_part(
     corpus: Folder, index: Index, part: str, model_input: ImageInput, threads: int
 ) -> Part:
-    """A part whose labels and captions are read now and whose images when they are asked for."""
+    """A part with its labels and captions in memory and its images decoded on access."""
     files = index.parts[part]
     columns = read_part(corpus, part, ["key", "label", "caption"])
     return Part(

@@ -1,1 +1,1 @@
-"""What a model is trained to do: supervised classification or image-text contrast."""
+"""Training objectives: supervised classification, or contrast of images and texts."""

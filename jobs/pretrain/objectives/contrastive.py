@@ -2,7 +2,7 @@
 
 Paper 1 section 2.1, the YFCC15M runs (CLIP, Radford et al. 2021). Model, tokenizer, loss and
 zero-shot classifier are open_clip's. The loss compares each image with all captions of the
-*global* batch: features are gathered over workers, with the gradient through the gather.
+*global* batch: features are gathered over workers, and gradients flow through the gather.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from jobs.contract import StageError
 from jobs.encoders.encoder import Architecture
 from jobs.images.pixels import to_input
 from jobs.pretrain.data.part import Field, Part, Targets
-from jobs.pretrain.distributed import Group, gradients_stay
+from jobs.pretrain.distributed import DistributedGroup, no_gradient_sync
 from jobs.pretrain.objectives.objective import FULL, Scored
 from jobs.pretrain.precision import Precision
 from jobs.pretrain.spec import Contrastive
@@ -31,7 +31,7 @@ from jobs.pretrain.spec import Contrastive
 MAX_LOGIT_SCALE = math.log(100)
 
 MOST_PAIRS = 5000
-"""Validation pairs among which retrieval is measured, as many as COCO's usual test has."""
+"""Number of validation pairs for retrieval, as in COCO's usual test."""
 
 _CHUNK = 256  # images or texts evaluated at a time
 
@@ -41,7 +41,7 @@ class ContrastiveObjective:
 
     field: Field = "caption"
 
-    def __init__(self, recipe: Contrastive, group: Group) -> None:
+    def __init__(self, recipe: Contrastive, group: DistributedGroup) -> None:
         import open_clip
 
         logging.getLogger("open_clip").setLevel(logging.ERROR)
@@ -64,7 +64,7 @@ class ContrastiveObjective:
         return self.architecture.tokenizer()
 
     def encode(self, part: Part, values: pa.Array) -> Tensor:
-        """Captions as tokens, int64 [N, L]; StageError for a null. Equal texts are cut once."""
+        """Captions as tokens, int64 [N, L]; StageError for a null. Tokenizes equal texts once."""
         if values.null_count:
             raise StageError(
                 f"corpus {part.corpus}: {values.null_count} of {len(values)} training rows have "
@@ -75,7 +75,7 @@ class ContrastiveObjective:
         return tokens[torch.from_numpy(coded.indices.to_numpy().astype("int64"))]
 
     def parameter_groups(self, model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-        """open_clip's: no decay of vectors, norms, biases and the logit scale."""
+        """open_clip's groups: no weight decay of vectors, norms, biases and the logit scale."""
         named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
 
         def excluded(name: str, parameter: nn.Parameter) -> bool:
@@ -88,7 +88,7 @@ class ContrastiveObjective:
         ]
 
     def mix(self, images: Tensor, targets: Targets, seed: int) -> tuple[Tensor, Targets]:
-        """Nothing: captions do not mix."""
+        """The batch unchanged: captions cannot be mixed."""
         return images, targets
 
     def step(
@@ -99,11 +99,12 @@ class ContrastiveObjective:
         most: int,
         precision: Precision = FULL,
     ) -> Scored:
-        """One forward and backward pass, or, in pieces, two: for features, then for gradients.
+        """One forward and backward pass or, for a batch in pieces, two forward passes.
 
-        In pieces the loss is still that of the whole batch: its gradient with respect to all
-        features is taken first, and each piece is then passed again to carry its share of it to
-        the parameters (Gao et al. 2021). A model with batch statistics updates them twice then.
+        In pieces, the loss is still of the whole batch: the first pass gives all features and the
+        loss's gradient with respect to them; the second passes each piece again and propagates its
+        share of that gradient to the parameters (Gao et al. 2021). Batch statistics are then
+        updated twice.
         """
         if len(images) <= most:
             with precision.autocast():
@@ -112,7 +113,7 @@ class ContrastiveObjective:
             precision.backward(loss)
             return scored
         pieces = [slice(i, i + most) for i in range(0, len(images), most)]
-        stream = _random_state(self._group.device)  # both passes must drop the same units
+        stream = _random_state(self._group.device)  # both passes must have the same dropout
         with torch.no_grad(), precision.autocast():
             parts = [model(images[piece], targets.noisy[piece]) for piece in pieces]
         image = torch.cat([part[0].float() for part in parts]).requires_grad_()
@@ -122,13 +123,13 @@ class ContrastiveObjective:
         precision.backward(loss)
         _set_random_state(self._group.device, stream)
         for piece in pieces:
-            with gradients_stay(model, piece is not pieces[-1]):
+            with no_gradient_sync(model, piece is not pieces[-1]):
                 with precision.autocast():
                     again = model(images[piece], targets.noisy[piece])
-                carried = (again[0].float() * _grad(image)[piece]).sum()
-                carried = carried + (again[1].float() * _grad(text)[piece]).sum()
-                # The gradients carried are scaled already.
-                (carried + again[2] * _grad(scale) / len(pieces)).sum().backward()
+                loss_of_piece = (again[0].float() * _grad(image)[piece]).sum()
+                loss_of_piece = loss_of_piece + (again[1].float() * _grad(text)[piece]).sum()
+                # These gradients already have the loss scale.
+                (loss_of_piece + again[2] * _grad(scale) / len(pieces)).sum().backward()
         return scored
 
     def _score(
@@ -136,8 +137,8 @@ class ContrastiveObjective:
     ) -> tuple[Scored, Tensor]:
         """Per-sample losses, whose mean is `open_clip.ClipLoss`, and in-batch retrieval.
 
-        An image is answered right when the nearest text of the global batch is, token by token,
-        the one it was given: equal captions are no mistakes of each other.
+        An image is correct when the nearest text of the global batch has the tokens of its own
+        text, so confusing equal captions is no mistake.
         """
         per_image, per_text = self._loss.get_logits(image, text, scale)
         truth = self._loss.get_ground_truth(image.device, len(image))
@@ -161,10 +162,14 @@ class ContrastiveObjective:
         with torch.no_grad():
             model.get_parameter("logit_scale").clamp_(0, MAX_LOGIT_SCALE)
 
-    def evaluate(self, model: nn.Module, part: Part, group: Group) -> Mapping[str, float]:
-        """What the validation part can say, in percent: `val_accuracy` where it has labels,
-        zero-shot by class names in the recipe's templates; `val_image_to_text_r1` and
-        `val_text_to_image_r1` where it has captions, retrieval among its first MOST_PAIRS pairs.
+    def evaluate(
+        self, model: nn.Module, part: Part, group: DistributedGroup
+    ) -> Mapping[str, float]:
+        """Measures of the validation part, in percent.
+
+        With labels: `val_accuracy`, zero-shot by class names in the recipe's templates. With
+        captions: `val_image_to_text_r1` and `val_text_to_image_r1`, retrieval among its first
+        MOST_PAIRS pairs.
         """
         labelled = bool(part.classes) and not part.labels.null_count
         captions = part.captions.slice(0, MOST_PAIRS)
@@ -180,15 +185,15 @@ class ContrastiveObjective:
                 found |= self._retrieval(model, first[pairs], tokens, group)
         return found
 
-    def _first_images(self, model: nn.Module, part: Part, group: Group) -> Tensor:
-        """Features of the part's first rows, MOST_PAIRS at most, for whatever is asked of them."""
+    def _first_images(self, model: nn.Module, part: Part, group: DistributedGroup) -> Tensor:
+        """Image features of the part's first rows, at most MOST_PAIRS, [n, D]."""
         rows = min(part.rows, MOST_PAIRS)
         mine = torch.split(torch.arange(rows)[group.mine(rows)], _CHUNK)
         own = [self._image_features(model, part, chunk, group) for chunk in mine]
-        return _of_all(own, mine, rows, group)
+        return _gather_rows(own, mine, rows, group)
 
     def _zero_shot(
-        self, model: nn.Module, part: Part, first: Tensor, group: Group
+        self, model: nn.Module, part: Part, first: Tensor, group: DistributedGroup
     ) -> Mapping[str, float]:
         import open_clip
 
@@ -208,28 +213,28 @@ class ContrastiveObjective:
         return {"val_accuracy": 100 * group.total(right).item() / part.rows}
 
     def _retrieval(
-        self, model: nn.Module, images: Tensor, tokens: Tensor, group: Group
+        self, model: nn.Module, images: Tensor, tokens: Tensor, group: DistributedGroup
     ) -> Mapping[str, float]:
-        """How often the nearest is the right one, R@1.
+        """R@1: the percentage of pairs whose nearest match is right.
 
-        Right is an equal caption: open_clip's own evaluation takes them for mistakes of each other.
+        An equal caption counts as right; open_clip's own evaluation counts it as wrong.
         """
         mine = torch.split(torch.arange(len(images))[group.mine(len(images))], _CHUNK)
-        own = [_texts(model, tokens[pairs].to(group.device)) for pairs in mine]
-        texts = _of_all(own, mine, len(images), group)
+        own = [_text_features(model, tokens[pairs].to(group.device)) for pairs in mine]
+        texts = _gather_rows(own, mine, len(images), group)
         right = torch.zeros(2, dtype=torch.float64)
         for pairs in mine:
-            for way, (asked, answers) in enumerate(((images, texts), (texts, images))):
-                nearest = (asked[pairs] @ answers.T).argmax(dim=1)
+            for way, (queries, candidates) in enumerate(((images, texts), (texts, images))):
+                nearest = (queries[pairs] @ candidates.T).argmax(dim=1)
                 right[way] += (tokens[nearest] == tokens[pairs]).all(dim=1).sum()
         to_text, to_image = (100 * group.total(right) / len(images)).tolist()
         return {"val_image_to_text_r1": to_text, "val_text_to_image_r1": to_image}
 
     def memorised(
-        self, model: nn.Module, part: Part, targets: Targets, group: Group
+        self, model: nn.Module, part: Part, targets: Targets, group: DistributedGroup
     ) -> Mapping[str, float]:
-        """Percent of flipped rows whose image is nearer to its noisy caption than to its clean
-        one, and the other way round. Without any preference each is 50.
+        """Percent of flipped rows whose image is nearer to its noisy than to its clean caption
+        (`memorised_percent`), and the reverse (`recovered_percent`). By chance, each is 50.
         """
         flipped = torch.nonzero(targets.flipped).flatten()
         if len(flipped) == 0:
@@ -239,26 +244,30 @@ class ContrastiveObjective:
             for chunk in torch.split(flipped[group.mine(len(flipped))], _CHUNK):
                 image = self._image_features(model, part, chunk, group)
                 noisy, clean = (
-                    (image * _texts(model, tokens[chunk].to(group.device))).sum(dim=1)
+                    (image * _text_features(model, tokens[chunk].to(group.device))).sum(dim=1)
                     for tokens in (targets.noisy, targets.clean)
                 )
                 sums += torch.stack([(noisy > clean).sum(), (clean > noisy).sum()]).cpu()
-        nearer, further = (100 * group.total(sums) / len(flipped)).tolist()
-        return {"memorised_percent": nearer, "recovered_percent": further}
+        memorised, recovered = (100 * group.total(sums) / len(flipped)).tolist()
+        return {"memorised_percent": memorised, "recovered_percent": recovered}
 
-    def _image_features(self, model: Any, part: Part, rows: Tensor, group: Group) -> Tensor:
+    def _image_features(
+        self, model: Any, part: Part, rows: Tensor, group: DistributedGroup
+    ) -> Tensor:
         images = to_input(part.images[rows].to(group.device), self._recipe.image)
         features: Tensor = model.encode_image(images, normalize=True)
         return features
 
 
-def _texts(model: Any, tokens: Tensor) -> Tensor:
+def _text_features(model: Any, tokens: Tensor) -> Tensor:
     features: Tensor = model.encode_text(tokens, normalize=True)
     return features
 
 
-def _of_all(own: Sequence[Tensor], mine: Sequence[Tensor], rows: int, group: Group) -> Tensor:
-    """The features of all workers' rows, float32 on the CPU, from those of this one's."""
+def _gather_rows(
+    own: Sequence[Tensor], mine: Sequence[Tensor], rows: int, group: DistributedGroup
+) -> Tensor:
+    """The features of all workers' rows, float32 [rows, D] on the CPU, from this worker's."""
     features = torch.zeros(rows, own[0].shape[1])
     for at, found in zip(mine, own, strict=True):
         features[at] = found.float().cpu()

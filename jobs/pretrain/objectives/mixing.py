@@ -1,9 +1,8 @@
-"""Mixup and CutMix on (noisy) labels: timm's, drawn from hashes.
+"""Mixup and CutMix on (noisy) labels: timm's, with draws from hashes.
 
-timm draws from numpy's global generator, batch by batch. Here the images are mixed in fixed groups
-of the global batch. Each group's draws are seeded by (seed, update, number of the group), so they
-depend neither on the number of workers nor on anything drawn before. The generator is put back as
-it was.
+timm draws from numpy's global generator, batch by batch. Here, images are mixed in fixed groups of
+the global batch. Each group's draws are seeded by (seed, update, number of the group), so they
+depend neither on the number of workers nor on earlier draws. The global generator is restored.
 """
 
 from __future__ import annotations
@@ -23,24 +22,24 @@ from jobs.pretrain.spec import Mix
 def mixed(
     images: Tensor, labels: Tensor, spec: Mix, mixup: Mixup, *, seed: int, first_group: int
 ) -> tuple[Tensor, Tensor]:
-    """A worker's share, mixed in place: images [n, ...] and soft labels float [n, classes].
+    """A worker's share, mixed in place: images [n, ...] and soft labels, float [n, classes].
 
-    n is a whole number of groups. `seed` is of the run and the update; `first_group` is the number
-    of the share's first group in the global batch.
+    n is a multiple of the group size. `seed` is of the run and the update; `first_group` is the
+    number of the share's first group in the global batch.
     """
     soft = []
     for number, start in enumerate(range(0, len(images), spec.group)):
         rows = slice(start, start + spec.group)
         drawn = mix(np.array([seed], np.uint64), first_group + number)[0]
-        with _numpy_seeded(int(drawn >> np.uint64(32))):
-            # A view, changed in place.
+        with _seed_numpy(int(drawn >> np.uint64(32))):
+            # Slices are views, so mixing changes `images` in place.
             _, targets = mixup(images[rows], labels[rows])
         soft.append(targets)
     return images, torch.cat(soft)
 
 
 def make_mixup(spec: Mix, classes: int, label_smoothing: float) -> Mixup:
-    """timm's own, which also smooths the labels it mixes."""
+    """timm's Mixup, which also smooths the labels that it mixes."""
     return Mixup(  # type: ignore[no-untyped-call]
         mixup_alpha=spec.mixup,
         cutmix_alpha=spec.cutmix,
@@ -53,7 +52,7 @@ def make_mixup(spec: Mix, classes: int, label_smoothing: float) -> Mixup:
 
 
 @contextmanager
-def _numpy_seeded(seed: int) -> Iterator[None]:
+def _seed_numpy(seed: int) -> Iterator[None]:
     before = np.random.get_state()
     np.random.seed(seed)
     try:

@@ -1,7 +1,7 @@
-"""What a pre-training run minimises, as the loop sees it: built, stepped, evaluated.
+"""The interface of a training objective: build a model, take steps, evaluate.
 
-Two of them exist: `supervised.py` (timm) and `contrastive.py` (open_clip). The loop knows neither
-labels nor captions; an objective knows neither optimisers, epochs nor storage.
+Two exist: `supervised.py` (timm) and `contrastive.py` (open_clip). The loop knows neither labels
+nor captions; an objective knows neither optimizers, epochs nor storage.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from jobs.encoders.encoder import Architecture
 from jobs.pretrain.data.part import Field, Part, Targets
-from jobs.pretrain.distributed import Group
+from jobs.pretrain.distributed import DistributedGroup
 from jobs.pretrain.precision import Precision
 
 FULL = Precision()
@@ -24,11 +24,11 @@ FULL = Precision()
 
 @dataclass(frozen=True)
 class Scored:
-    """How a worker's n samples fared in one step, before the update, without gradient."""
+    """Losses and predictions of a worker's n samples in one step, before the update, detached."""
 
-    losses: Tensor  # float [n]; their mean over all workers is what the step minimises
-    as_noisy: Tensor  # bool [n]: answered with the target trained on
-    as_clean: Tensor  # bool [n]: answered with the clean target
+    losses: Tensor  # float [n]; the step minimizes their mean over all workers
+    as_noisy: Tensor  # bool [n]: the prediction is the target trained on
+    as_clean: Tensor  # bool [n]: the prediction is the clean target
 
 
 class Objective(Protocol):
@@ -38,19 +38,19 @@ class Objective(Protocol):
     """The column it trains on, which noise must change."""
 
     architecture: Architecture
-    """What it builds, as the finished encoder will name it."""
+    """The architecture of the model, as recorded in the finished encoder."""
 
     def build(self, seed: int) -> nn.Module:
         """The model at its initial weights, a function of the seed alone, on the CPU."""
 
     def encode(self, part: Part, values: pa.Array) -> Tensor:
-        """Labels or captions as targets, one row each; StageError for a value that is none."""
+        """Labels or captions as targets, one row each; StageError for an unusable value."""
 
     def parameter_groups(self, model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-        """The model's parameters with the weight decay of each group."""
+        """Groups of the model's parameters, each with its weight decay."""
 
     def mix(self, images: Tensor, targets: Targets, seed: int) -> tuple[Tensor, Targets]:
-        """This worker's share of a batch, mixed as the recipe says.
+        """This worker's share of a batch, mixed as in the recipe.
 
         `seed` is of the run and the update, the same on all workers. May change the images in
         place.
@@ -66,17 +66,18 @@ class Objective(Protocol):
     ) -> Scored:
         """Add the (scaled) gradient of the global batch's mean loss to the parameters.
 
-        `images` are this worker's, normalised, [n, C, S, S]; at most `most` of them are held at
-        a time.
+        `images` are this worker's, normalised, [n, C, S, S]; a pass has at most `most` of them.
         """
 
     def after_update(self, model: nn.Module) -> None:
-        """What must hold of the parameters after each update."""
+        """Restore constraints on the parameters after an update."""
 
-    def evaluate(self, model: nn.Module, part: Part, group: Group) -> Mapping[str, float]:
-        """Measures of the (clean) validation part, percent or nats, by short name."""
+    def evaluate(
+        self, model: nn.Module, part: Part, group: DistributedGroup
+    ) -> Mapping[str, float]:
+        """Measures of the (clean) validation part by short name, in percent or nats."""
 
     def memorised(
-        self, model: nn.Module, part: Part, targets: Targets, group: Group
+        self, model: nn.Module, part: Part, targets: Targets, group: DistributedGroup
     ) -> Mapping[str, float]:
-        """How the flipped training rows are answered, un-augmented; empty without any."""
+        """Predictions on the flipped training rows, not augmented; empty without any."""

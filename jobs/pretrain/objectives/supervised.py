@@ -1,8 +1,8 @@
 """Supervised pre-training: a timm model under cross-entropy on the (noisy) labels.
 
 Paper 1 section 2.1, the ImageNet runs. Takes normalised images and class numbers. Losses, mixing
-and the choice of what decays are timm's. With mixing, the training measures are of mixed images,
-each counted under its own label alone; `memorised` is of the images as they are.
+and the groups of weight decay are timm's. With mixing, the training measures are of mixed images,
+each compared with its own label alone; `memorised` is of images that are not mixed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from jobs.contract import StageError
 from jobs.encoders.encoder import Architecture
 from jobs.images.pixels import to_input
 from jobs.pretrain.data.part import Field, Part, Targets
-from jobs.pretrain.distributed import Group, gradients_stay
+from jobs.pretrain.distributed import DistributedGroup, no_gradient_sync
 from jobs.pretrain.objectives.mixing import make_mixup, mixed
 from jobs.pretrain.objectives.objective import FULL, Scored
 from jobs.pretrain.precision import Precision
@@ -34,21 +34,23 @@ _CHUNK = 256  # images evaluated at a time
 
 
 class SupervisedObjective:
-    """Cross-entropy, or a binary one for each class, with mixing and label smoothing if asked."""
+    """Cross-entropy, or binary cross-entropy per class; optional mixing and label smoothing."""
 
     field: Field = "label"
 
-    def __init__(self, recipe: Supervised, classes: int, group: Group | None = None) -> None:
-        """`classes`: of the corpus.
+    def __init__(
+        self, recipe: Supervised, classes: int, group: DistributedGroup | None = None
+    ) -> None:
+        """`classes`: number of the corpus's classes.
 
-        Raises StageError for fewer than two, or workers that do not take whole mixing groups.
+        Raises StageError for fewer than two, or if a worker's share is not whole mixing groups.
         """
         if classes < 2:
             raise StageError(
                 f"recipe {recipe.name!r} is supervised and its corpus has {classes} classes; "
                 f"use a corpus with labels or a contrastive recipe"
             )
-        self._recipe, self._group = recipe, group or Group()
+        self._recipe, self._group = recipe, group or DistributedGroup()
         share = recipe.schedule.batch_size // self._group.world
         if recipe.mix.on and share % recipe.mix.group:
             raise StageError(
@@ -80,7 +82,7 @@ class SupervisedObjective:
         return torch.from_numpy(values.to_numpy(zero_copy_only=False).astype("int64"))
 
     def parameter_groups(self, model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-        """timm's: no decay of vectors, biases and what the model itself excludes."""
+        """timm's groups: no weight decay of vectors, biases and the model's own exceptions."""
         excluded: Any = getattr(model, "no_weight_decay", set)
         groups: list[dict[str, Any]] = param_groups_weight_decay(
             model, weight_decay, no_weight_decay_list=excluded()
@@ -88,7 +90,7 @@ class SupervisedObjective:
         return groups
 
     def mix(self, images: Tensor, targets: Targets, seed: int) -> tuple[Tensor, Targets]:
-        """Mixup and CutMix, when the recipe asks for them."""
+        """Mixup and CutMix, if the recipe has them."""
         spec = self._recipe.mix
         if not spec.on:
             return images, targets
@@ -110,7 +112,7 @@ class SupervisedObjective:
         losses, predicted = [], []
         for start in range(0, share, most):
             piece = slice(start, start + most)
-            with gradients_stay(model, start + most < share):
+            with no_gradient_sync(model, start + most < share):
                 with precision.autocast():
                     logits = model(images[piece])
                 logits = logits.float()
@@ -118,13 +120,16 @@ class SupervisedObjective:
                 precision.backward(loss.sum() / share)
             losses.append(loss.detach())
             predicted.append(logits.detach().argmax(dim=1))
-        answers = torch.cat(predicted)
-        return Scored(torch.cat(losses), answers == targets.noisy, answers == targets.clean)
+        predictions = torch.cat(predicted)
+        as_noisy, as_clean = predictions == targets.noisy, predictions == targets.clean
+        return Scored(torch.cat(losses), as_noisy, as_clean)
 
     def after_update(self, model: nn.Module) -> None:
-        """Nothing: any weights will do."""
+        """Nothing: the weights have no constraints."""
 
-    def evaluate(self, model: nn.Module, part: Part, group: Group) -> Mapping[str, float]:
+    def evaluate(
+        self, model: nn.Module, part: Part, group: DistributedGroup
+    ) -> Mapping[str, float]:
         """`val_accuracy` (percent) and `val_loss` (nats, unsmoothed) on clean labels."""
         labels = self.encode(part, part.labels)
         rows = torch.arange(part.rows)[group.mine(part.rows)]
@@ -137,9 +142,9 @@ class SupervisedObjective:
         return {"val_accuracy": 100 * right, "val_loss": loss}
 
     def memorised(
-        self, model: nn.Module, part: Part, targets: Targets, group: Group
+        self, model: nn.Module, part: Part, targets: Targets, group: DistributedGroup
     ) -> Mapping[str, float]:
-        """Percent of flipped rows predicted as their noisy label, and as their clean one."""
+        """Percent of flipped rows predicted as their noisy label, and as their clean label."""
         flipped = torch.nonzero(targets.flipped).flatten()
         if len(flipped) == 0:
             return {}
@@ -151,8 +156,10 @@ class SupervisedObjective:
         noisy, clean = (100 * group.total(sums) / len(flipped)).tolist()
         return {"memorised_percent": noisy, "recovered_percent": clean}
 
-    def _logits(self, model: nn.Module, part: Part, rows: Tensor, group: Group) -> Tensor:
-        """Class scores of some rows, un-augmented, [n, classes] on the CPU."""
+    def _logits(
+        self, model: nn.Module, part: Part, rows: Tensor, group: DistributedGroup
+    ) -> Tensor:
+        """Class scores of some rows, not augmented, [n, classes] on the CPU."""
         scores = [torch.zeros(0, len(part.classes))]
         with torch.no_grad():
             for chunk in torch.split(rows, _CHUNK):
@@ -167,7 +174,7 @@ def _loss(recipe: Supervised) -> Callable[[Tensor, Tensor], Tensor]:
         return partial(
             F.cross_entropy,
             reduction="none",
-            # Mixed labels come smoothed.
+            # Mixup smooths mixed labels itself.
             label_smoothing=0.0 if recipe.mix.on else recipe.label_smoothing,
         )
     binary = BinaryCrossEntropy(

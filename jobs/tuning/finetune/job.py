@@ -24,8 +24,8 @@ import ray
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
-from jobs.contract import Hooks, Outcome, Work
-from jobs.remote import POLL_S, answer_each, guarded, portable
+from jobs.contract import Failure, Hooks, Outcome, Work
+from jobs.remote import POLL_S, answer_each, guarded, received
 from jobs.tuning.finetune.cell import Cell, close, transfer
 from jobs.tuning.finetune.train import FineTuning
 from jobs.tuning.trained import Configuration, step_of
@@ -75,7 +75,7 @@ class _Trial(tune.Trainable):
         try:
             return self._epoch()
         except Exception as error:
-            return {"done": True, "error": portable(error)}
+            return {"done": True, "error": Failure.of(error, self._work.address)}
 
     def _epoch(self) -> dict[str, Any]:
         if self._tuning is None:
@@ -104,8 +104,8 @@ class _Trial(tune.Trainable):
         """See `save_checkpoint`."""
 
 
-def _closed(work: Work, configurations: Sequence[Configuration]) -> Outcome | Exception:
-    return guarded(lambda: close(work, configurations))
+def _closed(work: Work, configurations: Sequence[Configuration]) -> Outcome | Failure:
+    return guarded(work.address, lambda: close(work, configurations))
 
 
 # -- ID cells: one Tune run ------------------------------------------------------------------------
@@ -176,7 +176,7 @@ class _Cells(tune.Callback):
         cell = int(trial.config["trial"]["cell"])
         work = self._works[cell]
         if result["error"] is not None:
-            self.done(work, result["error"])
+            self.done(work, result["error"].as_error())
         left, number = self._open[cell], int(trial.config["trial"]["configuration"])
         if result["done"]:
             left.discard(number)
@@ -210,7 +210,7 @@ class _Cells(tune.Callback):
             for reference in ray.wait(waiting, num_returns=len(waiting), timeout=wait)[0]:
                 work = self._closing.pop(reference)
                 try:
-                    self.done(work, ray.get(reference))
+                    self.done(work, received(ray.get(reference)))
                 except ray.exceptions.RayError as error:
                     self.done(work, error)
         return bool(self._closing)

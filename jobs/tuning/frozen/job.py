@@ -22,8 +22,8 @@ from typing import Any
 import ray
 from ray import tune
 
-from jobs.contract import Hooks, Outcome, StageError, Work
-from jobs.remote import answer_each, portable
+from jobs.contract import Failure, Hooks, Outcome, StageError, Work
+from jobs.remote import answer_each, received
 from jobs.tuning.draw import configurations_of
 from jobs.tuning.frozen.allocator import keep_freed_memory
 from jobs.tuning.frozen.cell import adapt, adapt_siblings, transfer
@@ -101,7 +101,7 @@ class _Running:
         self.left = list(works)  # not answered yet
         self.share = 0.0  # of the work on those that is done
         self._cache = cache
-        self._results: SimpleQueue[tuple[Work, Outcome | BaseException]] = SimpleQueue()
+        self._results: SimpleQueue[tuple[Work, Outcome | Failure]] = SimpleQueue()
         # It dies with the trial's process: a sweep that is stopped does not wait for it.
         self._thread = threading.Thread(target=self._do, args=(works,), name="cells", daemon=True)
         self._thread.start()
@@ -111,7 +111,7 @@ class _Running:
         self._thread.join(seconds)
         return not self._thread.is_alive()
 
-    def new_results(self) -> list[tuple[str, Outcome | BaseException]]:
+    def new_results(self) -> list[tuple[str, Outcome | Failure]]:
         """The results since the last call, by address."""
         found = []
         while not self._results.empty():
@@ -126,10 +126,13 @@ class _Running:
         try:
             for work, result in self._results_of(works):
                 left.remove(work)
-                self._results.put((work, result))
+                if isinstance(result, StageError):
+                    self._results.put((work, Failure.of(result, work.address)))
+                else:
+                    self._results.put((work, result))
         except Exception as error:
             for work in left:
-                self._results.put((work, portable(error)))
+                self._results.put((work, Failure.of(error, work.address)))
 
     def _results_of(self, works: Sequence[Work]) -> Iterator[tuple[Work, Outcome | StageError]]:
         if len(works) == 1:
@@ -178,7 +181,7 @@ class _Results(tune.Callback):
                 share = result["share"]
                 self._hooks.say(work.address, share, f"{share:.0%} of {_in_words(work)}")
         for address, own in result["results"]:
-            self.done(address, own)
+            self.done(address, received(own))
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         for work in self._works(trial):

@@ -1,4 +1,4 @@
-"""Named encoders are taken in by the libraries' own loading, offline, from files and caches."""
+"""The libraries' own loading imports pretrained encoders offline, from files and caches."""
 
 import hashlib
 from pathlib import Path
@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 
 from jobs.contract import Outcome, StageError, Work
-from jobs.encoders.digests import pin
+from jobs.encoders.digests import digest
 from jobs.encoders.encoder import Encoder, load
 from jobs.encoders.inputs import declared, image_input
-from jobs.encoders.known import check_named
-from jobs.encoders.pretrained import take_in
+from jobs.encoders.known import check_names
+from jobs.encoders.pretrained import import_encoder
 from jobs.encoders.spec import EncoderStep, FileEncoder, ImageChange, OpenClipEncoder, TimmEncoder
 from jobs.images.pixels import to_input, to_pixels
 from jobs.storage.folder import Folder
@@ -31,7 +31,7 @@ CLIP: dict[str, Any] = {
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A Hugging Face cache of our own, and no network."""
+    """A separate Hugging Face cache, without network."""
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
@@ -40,7 +40,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def keep(hub: Path, repository: str, name: str, state: dict[str, torch.Tensor]) -> None:
-    """Put weights where huggingface_hub keeps what it has fetched."""
+    """Write weights into huggingface_hub's cache, as if downloaded."""
     folder = hub / f"models--{repository.replace('/', '--')}"
     revision = "0" * 40
     (folder / "refs").mkdir(parents=True)
@@ -53,20 +53,20 @@ def keep(hub: Path, repository: str, name: str, state: dict[str, torch.Tensor]) 
 
 
 def photograph(shape: tuple[int, int]) -> Image.Image:
-    """Height and width; smooth colours, so that resampling has something to differ in."""
+    """An image of `shape` (height, width), in smooth colours, so that resamplings differ."""
     small = np.random.default_rng(0).integers(0, 256, (9, 9, 3), np.uint8)
     return Image.fromarray(small).resize(shape[::-1], Image.Resampling.BICUBIC)
 
 
 def work(encoder: Any, root: Path) -> Work:
     folder = Folder.of(root)
-    step = EncoderStep(encoder=pin(encoder))
+    step = EncoderStep(encoder=digest(encoder))
     return Work("encoder/e", "f", step, {}, folder / "out", folder / "scratch")
 
 
-def taken(encoder: Any, root: Path) -> tuple[Outcome, Encoder]:
+def imported(encoder: Any, root: Path) -> tuple[Outcome, Encoder]:
     one = work(encoder, root)
-    outcome = take_in(one)
+    outcome = import_encoder(one)
     return outcome, load(one.output)
 
 
@@ -80,7 +80,7 @@ def taken(encoder: Any, root: Path) -> tuple[Outcome, Encoder]:
         "vit_base_patch16_siglip_224.webli",  # squashes
     ],
 )
-def test_weights_of_timm_see_what_timm_shows_them(name: str, shape: tuple[int, int]) -> None:
+def test_timm_weights_get_timms_own_evaluation_transform(name: str, shape: tuple[int, int]) -> None:
     own = image_input(declared(timm.get_pretrained_cfg(name)), ImageChange())
     resolved = timm.data.resolve_data_config(pretrained_cfg=declared(timm.get_pretrained_cfg(name)))
     transform = timm.data.create_transform(**resolved)
@@ -91,7 +91,7 @@ def test_weights_of_timm_see_what_timm_shows_them(name: str, shape: tuple[int, i
 @pytest.mark.parametrize(
     ("model", "tag"), [("ViT-B-32", "laion2b_s34b_b79k"), ("ViT-B-16-SigLIP", "webli")]
 )
-def test_weights_of_open_clip_see_what_open_clip_shows_them(model: str, tag: str) -> None:
+def test_open_clip_weights_get_open_clips_own_evaluation_transform(model: str, tag: str) -> None:
     cfg = {"input_size": 224, **open_clip.get_pretrained_cfg(model, tag)}
     own = image_input(cfg, ImageChange())
     names = ("mean", "std", "interpolation", "resize_mode")
@@ -101,7 +101,7 @@ def test_weights_of_open_clip_see_what_open_clip_shows_them(model: str, tag: str
     torch.testing.assert_close(to_input(to_pixels(image, own)[None], own)[0], transform(image))
 
 
-def test_the_file_may_say_otherwise_and_must_where_images_are_padded() -> None:
+def test_the_experiment_file_may_change_the_input_and_must_where_images_are_padded() -> None:
     cfg = declared(timm.get_pretrained_cfg("resnet18"))
     assert image_input(cfg, ImageChange(crop_pct="whole")).crop_pct is None
     changed = image_input(cfg, ImageChange(crop_pct=1.0, interpolation="bilinear"))
@@ -118,7 +118,7 @@ def test_a_timm_tag_comes_from_the_cache_with_its_own_input(hub: Path, tmp_path:
     keep(hub, "timm/resnet10t.c3_in1k", "model.safetensors", model.state_dict())
     spec = TimmEncoder.model_validate({"name": "r", "model": "resnet10t.c3_in1k"})
     assert (spec.model, spec.tag) == ("resnet10t", "c3_in1k")
-    outcome, opened = taken(spec, tmp_path)
+    outcome, opened = imported(spec, tmp_path)
     assert outcome.counts["dim"] == opened.dim == 512
     assert opened.card.input.size == 176
     assert opened.card.source["tag"] == "resnet10t.c3_in1k"
@@ -140,7 +140,7 @@ def test_an_open_clip_tag_comes_from_the_cache(hub: Path, tmp_path: Path) -> Non
     model = open_clip.CLIP(**options)
     keep(hub, "timm/resnet50_clip.openai", "open_clip_model.safetensors", model.state_dict())
     spec = OpenClipEncoder(name="c", model="RN50", tag="openai")
-    outcome, opened = taken(spec, tmp_path)
+    outcome, opened = imported(spec, tmp_path)
     assert outcome.counts["dim"] == opened.dim == 1024
     assert opened.card.model_options["quick_gelu"] is True
     assert opened.card.input.mean == open_clip.OPENAI_DATASET_MEAN
@@ -152,7 +152,7 @@ def test_an_open_clip_tag_comes_from_the_cache(hub: Path, tmp_path: Path) -> Non
     assert torch.allclose(opened.features(images), expected, atol=1e-4)
 
 
-def test_without_network_and_cache_it_says_how_to_get_the_weights(
+def test_without_network_and_cache_the_error_explains_how_to_get_the_weights(
     hub: Path, tmp_path: Path
 ) -> None:
     for spec in (
@@ -160,7 +160,7 @@ def test_without_network_and_cache_it_says_how_to_get_the_weights(
         OpenClipEncoder(name="c", model="RN50", tag="openai"),
     ):
         with pytest.raises(StageError, match=r"not in the local cache .* \$HF_HOME/hub, or name a"):
-            taken(spec, tmp_path / spec.name)
+            imported(spec, tmp_path / spec.name)
         assert not (tmp_path / spec.name / "out/encoder.json").exists()
 
 
@@ -175,7 +175,7 @@ def test_a_file_of_a_timm_model_gives_its_features(tmp_path: Path) -> None:
         file=str(tmp_path / "w.pth"),
         image=ImageChange(size=32, mean=(0.5,), std=(0.5,)),
     )
-    outcome, opened = taken(spec, tmp_path)
+    outcome, opened = imported(spec, tmp_path)
     assert outcome.counts["tensors_left_out"] == 2
     assert (
         opened.card.source["sha256"]
@@ -201,7 +201,7 @@ def test_a_file_of_an_open_clip_model_gives_its_image_embedding(tmp_path: Path) 
         model_options=CLIP,
         file=str(tmp_path / "w.safetensors"),
     )
-    _, opened = taken(spec, tmp_path)
+    _, opened = imported(spec, tmp_path)
     assert (opened.dim, opened.card.input.size) == (16, 32)
 
 
@@ -209,29 +209,29 @@ def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
     torch.save(timm.create_model("resnet18").state_dict(), tmp_path / "w.pth")
     spec = FileEncoder(name="f", model="resnet34", file=str(tmp_path / "w.pth"))
     with pytest.raises(StageError, match=r"lacks \d+ of the model's .* match: order"):
-        taken(spec, tmp_path)
+        imported(spec, tmp_path)
 
 
-def test_a_file_is_known_by_its_content_and_not_by_its_path(tmp_path: Path) -> None:
+def test_a_file_is_identified_by_its_content_and_not_by_its_path(tmp_path: Path) -> None:
     (tmp_path / "a.pth").write_bytes(b"one")
     (tmp_path / "b.pth").write_bytes(b"one")
     (tmp_path / "c.pth").write_bytes(b"two")
     made = [
-        pin(FileEncoder(name="f", model="resnet18", file=str(tmp_path / name))).semantic()
+        digest(FileEncoder(name="f", model="resnet18", file=str(tmp_path / name))).semantic()
         for name in ("a.pth", "b.pth", "c.pth")
     ]
     assert made[0] == made[1] != made[2]
     wrong = FileEncoder(name="f", model="resnet18", file=str(tmp_path / "c.pth"), sha256="0" * 64)
     with pytest.raises(StageError, match="holds other bytes"):
-        pin(wrong)
+        digest(wrong)
     gone = FileEncoder(name="f", model="resnet18", file=str(tmp_path / "gone.pth"))
     with pytest.raises(StageError, match="does not exist; correct the path, or give its sha256"):
-        pin(gone)
-    assert pin(gone.model_copy(update={"sha256": "0" * 64})).semantic()["sha256"] == "0" * 64
+        digest(gone)
+    assert digest(gone.model_copy(update={"sha256": "0" * 64})).semantic()["sha256"] == "0" * 64
 
 
 @pytest.mark.parametrize(
-    ("encoder", "said"),
+    ("encoder", "message"),
     [
         (TimmEncoder(name="e", model="resnet55"), "did you mean resnet50"),
         (TimmEncoder(name="e", model="tf_efficientnet_b3", tag="ns_jft"), "ns_jft_in1k"),
@@ -241,6 +241,6 @@ def test_a_file_is_known_by_its_content_and_not_by_its_path(tmp_path: Path) -> N
         (FileEncoder(name="e", family="open_clip", model="m", model_options=CLIP, file="x"), None),
     ],
 )
-def test_mistyped_names_are_answered_before_anything_runs(encoder: Any, said: str | None) -> None:
-    complaint = check_named(encoder)
-    assert (said in complaint) if said and complaint else complaint is said
+def test_mistyped_names_are_refused_before_anything_runs(encoder: Any, message: str | None) -> None:
+    complaint = check_names(encoder)
+    assert (message in complaint) if message and complaint else complaint is message

@@ -1,4 +1,4 @@
-"""A file of weights finds its place in a model, or is refused by name; it never runs code."""
+"""A file of weights fits a model, or is refused with a tensor's name; it never runs code."""
 
 import pickle
 from pathlib import Path
@@ -59,7 +59,7 @@ def test_code_in_a_file_is_never_run(
     assert not (tmp_path / "sprung").exists()
 
 
-def test_what_is_no_file_of_weights_is_one_sentence(tmp_path: Path) -> None:
+def test_a_file_without_weights_is_refused_in_one_sentence(tmp_path: Path) -> None:
     for name, data in (("a.safetensors", b"no"), ("a.pth", b"no"), ("b.pth", b"")):
         (tmp_path / name).write_bytes(data)
         with pytest.raises(StageError, match=r"a model's|the model's|save the"):
@@ -79,21 +79,21 @@ def test_names_are_matched_through_a_wrapper_and_the_classifier_left_out() -> No
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda s: s.pop("0.weight"), r"lacks 1 of the model's 9 tensors \(the first: 0.weight\)"),
         (lambda s: s.update(head=torch.zeros(2)), r"1 tensors that the model does not .*head"),
         (lambda s: s.update({"0.bias": torch.zeros(7)}), r"0.bias: the file has shape \(7,\)"),
     ],
 )
-def test_what_does_not_fit_by_name_is_named(change: object, said: str) -> None:
+def test_a_tensor_that_does_not_fit_by_name_is_named(change: object, message: str) -> None:
     given = state()
     change(given)  # type: ignore[operator]
-    with pytest.raises(StageError, match=said):
+    with pytest.raises(StageError, match=message):
         by_name(given, model().state_dict(), ())
 
 
-def test_order_matches_other_names_and_knows_the_classifier_at_the_end() -> None:
+def test_order_matches_other_names_and_recognizes_the_classifier_at_the_end() -> None:
     given = {f"tensor{i}": value for i, value in enumerate(state().values())}
     given |= {"out": torch.zeros(10, 6), "out_bias": torch.zeros(10)}
     wanted = {name: torch.zeros_like(value) for name, value in state().items()}
@@ -105,7 +105,7 @@ def test_order_matches_other_names_and_knows_the_classifier_at_the_end() -> None
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda s: s.update(more=torch.zeros(3, 3)), r"1 tensors after the model's last one.*more"),
         (lambda s: s.update(a=torch.zeros(9, 6), b=torch.zeros(8)), "no classifier"),
@@ -113,8 +113,8 @@ def test_order_matches_other_names_and_knows_the_classifier_at_the_end() -> None
         (lambda s: s.pop("3.bias"), "has 7 tensors and the model 8"),
     ],
 )
-def test_what_does_not_fit_in_order_is_named(change: object, said: str) -> None:
+def test_a_tensor_that_does_not_fit_in_order_is_named(change: object, message: str) -> None:
     given = state()
     change(given)  # type: ignore[operator]
-    with pytest.raises(StageError, match=said):
+    with pytest.raises(StageError, match=message):
         by_order(given, model().state_dict(), dim=6)

@@ -24,7 +24,7 @@ from jobs.encoders.encoder import Architecture, Encoder, EncoderCard, load, save
 from jobs.features.extract import extract, schema, units_of
 from jobs.features.identity import LEAST, MOST, rows_at_once
 from jobs.features.job import run
-from jobs.features.parts import finish, keep
+from jobs.features.parts import finish, save_unit
 from jobs.features.spec import FeaturesStep, Precision
 from jobs.images.spec import Augment, ImageInput, Shift, Views
 from jobs.storage.folder import Folder
@@ -160,7 +160,7 @@ def test_ray_does_not_affect_the_bytes(
     units = units_of(index, PLAIN.parts)
     opened = load(encoder)
     for unit in reversed(units):
-        keep(scratch, unit, extract(unit, digits, index.name, opened, PLAIN))
+        save_unit(scratch, unit, extract(unit, digits, index.name, opened, PLAIN))
     finish(PLAIN, index, units, scratch, output)
     assert bytes_of(output) == bytes_of(extracted.output)
 
@@ -253,16 +253,20 @@ def test_an_interrupted_step_goes_on_and_gives_the_same_bytes(
     assert marked.stat().st_mtime_ns == before
 
 
-def test_features_say_what_they_were_made_with(extracted: Work, encoder: Folder) -> None:
-    said = extracted.output.read_json("extraction.json")
-    assert said["weights_sha256"] == load(encoder).card.weights_sha256
-    assert said["views"] == VIEWS.semantic()
-    assert (said["dtype"], said["precision"], said["device"]) == ("float32", "float32", "cpu")
-    assert said["versions"]["torch"] == importlib.metadata.version("torch")
-    assert said["batch_sizes"] == [rows_at_once("auto", load(encoder), "float32")]
+def test_features_record_what_they_were_made_with(extracted: Work, encoder: Folder) -> None:
+    recorded = extracted.output.read_json("extraction.json")
+    assert recorded["weights_sha256"] == load(encoder).card.weights_sha256
+    assert recorded["views"] == VIEWS.semantic()
+    assert (recorded["dtype"], recorded["precision"], recorded["device"]) == (
+        "float32",
+        "float32",
+        "cpu",
+    )
+    assert recorded["versions"]["torch"] == importlib.metadata.version("torch")
+    assert recorded["batch_sizes"] == [rows_at_once("auto", load(encoder), "float32")]
 
 
-def test_a_resumed_step_takes_nothing_up_that_another_encoder_made(
+def test_a_resumed_step_reuses_nothing_made_by_another_encoder(
     digits: Folder, encoder: Folder, tmp_path: Path
 ) -> None:
     other = put_encoder(Folder.of(tmp_path / "other"), 5)
@@ -270,13 +274,13 @@ def test_a_resumed_step_takes_nothing_up_that_another_encoder_made(
     run([alone], Results().hooks())
     unit = units_of(Index.read(digits), INVERTED.parts)[0]
     mixed = work(tmp_path, "mixed", INVERTED, encoder, digits)
-    foreign = extract(unit, digits, "digits", load(other), INVERTED)
-    mixed.scratch.write_table(unit.name, foreign)
+    mismatched = extract(unit, digits, "digits", load(other), INVERTED)
+    mixed.scratch.write_table(unit.name, mismatched)
     run([mixed], Results().hooks())
     assert bytes_of(mixed.output) == bytes_of(alone.output)
 
 
-def test_a_resumed_step_takes_nothing_up_of_a_shard_that_was_built_anew(
+def test_a_resumed_step_reuses_nothing_of_a_rebuilt_shard(
     extracted: Work, digits: Folder, encoder: Folder, tmp_path: Path
 ) -> None:
     step = work(tmp_path, "rebuilt", PLAIN, encoder, digits)
@@ -285,13 +289,13 @@ def test_a_resumed_step_takes_nothing_up_of_a_shard_that_was_built_anew(
     table = extract(old, digits, "digits", load(encoder), PLAIN)
     at = table.column_names.index("label")
     wrong = pa.array(np.zeros(len(table)), pa.int32())
-    keep(step.scratch, old, table.set_column(at, table.schema.field("label"), wrong))
+    save_unit(step.scratch, old, table.set_column(at, table.schema.field("label"), wrong))
     run([step], Results().hooks())
     assert bytes_of(step.output) == bytes_of(extracted.output)
 
 
 def test_no_row_group_holds_two_views(extracted: Work) -> None:
-    """A reader of one view need not read another's vectors."""
+    """A reader of one view need not read the vectors of another."""
     file = pq.ParquetFile(extracted.output.local_path() / "features-train.parquet")
     groups = [file.read_row_group(n, ["view"])["view"] for n in range(file.num_row_groups)]
     assert [len(set(group.to_pylist())) for group in groups] == [1] * len(groups)
@@ -321,8 +325,8 @@ def test_decoding_threads_do_not_affect_the_bytes(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
-def test_a_decoding_thread_has_no_helpers_of_its_own(digits: Folder, encoder: Folder) -> None:
-    """Large enough for torch to split the work if it may: more threads than cores slow all down."""
+def test_a_decoding_thread_starts_no_threads_of_its_own(digits: Folder, encoder: Folder) -> None:
+    """Images large enough for torch to split; more threads than cores slow everything down."""
     index, opened = Index.read(digits), load(encoder)
     unit = dataclasses.replace(units_of(index, ["train"])[0], stop=64)
     image = ImageInput(size=96, channels=1, mean=(0.5,), std=(0.5,))
@@ -338,7 +342,7 @@ def test_a_decoding_thread_has_no_helpers_of_its_own(digits: Folder, encoder: Fo
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        counting.features(torch.zeros(16, 1, 96, 96))  # this thread's own helpers
+        counting.features(torch.zeros(16, 1, 96, 96))  # starts this thread's own OpenMP threads
         step = PLAIN.model_copy(update={"cpus_per_worker": 2, "batch_size": 16})
         extract(unit, digits, index.name, counting, step)
     finally:

@@ -1,4 +1,4 @@
-"""Features from anywhere become a features step's output, or are refused in a sentence."""
+"""Given features become a features step's output, or are refused in one sentence."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import pytest
 
 from jobs.contract import Outcome, StageError, Work
 from jobs.features.extract import schema
-from jobs.features.given import take_in
+from jobs.features.given import import_features
 from jobs.features.spec import GivenStep
 from jobs.storage.folder import Folder
 from jobs.tuning.frozen.features import read_classes, read_part
@@ -37,17 +37,17 @@ def work(root: Path, table: pa.Table, parts: tuple[str, ...] = ALL, **fields: An
     return Work("features/encoder/e/t", "f", step, {}, Folder.of(root / "o"), Folder.of(root / "s"))
 
 
-def taken(root: Path, table: pa.Table, **fields: Any) -> tuple[Outcome, Folder]:
+def imported(root: Path, table: pa.Table, **fields: Any) -> tuple[Outcome, Folder]:
     one = work(root, table, **fields)
-    return take_in(one), one.output
+    return import_features(one), one.output
 
 
-def _stacked(table: pa.Table) -> Any:
+def stacked(table: pa.Table) -> Any:
     return np.stack(table["vector"].to_numpy())
 
 
-def test_it_leaves_what_extraction_leaves(tmp_path: Path) -> None:
-    outcome, output = taken(tmp_path, pa.table(columns()))
+def test_an_import_writes_what_extraction_writes(tmp_path: Path) -> None:
+    outcome, output = imported(tmp_path, pa.table(columns()))
     counts = outcome.counts
     assert counts["dim"] == 6
     assert sum(counts[f"rows_{part}"] for part in ALL) == 200
@@ -61,7 +61,7 @@ def test_it_leaves_what_extraction_leaves(tmp_path: Path) -> None:
         assert table.schema.equals(schema("float32", 6))
         keys = table["key"].to_pylist()
         assert keys == sorted(keys)
-        assert np.array_equal(np.stack([given[key] for key in keys]), _stacked(table))
+        assert np.array_equal(np.stack([given[key] for key in keys]), stacked(table))
         opened = read_part(output, part)  # type: ignore[arg-type]
         assert opened.augmented == 0
         assert opened.labels.tolist() == [int(key[1:]) % 2 for key in keys]
@@ -69,21 +69,21 @@ def test_it_leaves_what_extraction_leaves(tmp_path: Path) -> None:
 
 def test_a_rows_part_depends_on_its_key_alone(tmp_path: Path) -> None:
     table = pa.table(columns())
-    _, one = taken(tmp_path / "a", table)
-    _, two = taken(tmp_path / "b", table.take(list(reversed(range(200)))))
+    _, one = imported(tmp_path / "a", table)
+    _, two = imported(tmp_path / "b", table.take(list(reversed(range(200)))))
     for part in ALL:
         name = f"features-{part}.parquet"
         assert one.read_bytes(name) == two.read_bytes(name)
-    _, few = taken(tmp_path / "c", table.slice(0, 150))
+    _, few = imported(tmp_path / "c", table.slice(0, 150))
     kept = set(few.read_table("features-test.parquet")["key"].to_pylist())
     assert kept <= set(one.read_table("features-test.parquet")["key"].to_pylist())
 
 
-def test_the_files_own_split_is_kept_and_validation_cut_from_training_alone(
+def test_the_files_split_is_kept_and_validation_taken_from_training_alone(
     tmp_path: Path,
 ) -> None:
     split = ["train" if i < 150 else "test" for i in range(200)]
-    outcome, output = taken(tmp_path, pa.table({**columns(), "split": split}))
+    outcome, output = imported(tmp_path, pa.table({**columns(), "split": split}))
     assert outcome.counts["rows_test"] == 50
     assert 15 <= outcome.counts["rows_validation"] <= 45
     test = output.read_table("features-test.parquet")["key"].to_pylist()
@@ -91,7 +91,7 @@ def test_the_files_own_split_is_kept_and_validation_cut_from_training_alone(
 
 
 def test_an_ood_test_is_every_row(tmp_path: Path) -> None:
-    outcome, output = taken(tmp_path, pa.table(columns()), parts=("test",))
+    outcome, output = imported(tmp_path, pa.table(columns()), parts=("test",))
     assert outcome.counts == {"rows_test": 200, "dim": 6, "rows_other_parts": 0}
     assert not output.exists("features-train.parquet")
 
@@ -106,7 +106,7 @@ def test_other_columns_types_and_classes_are_named(tmp_path: Path) -> None:
         }
     )
     names = {"key": "id", "vector": "ada", "label": "y", "classes": ("no", "yes", "unseen")}
-    _, output = taken(tmp_path, table, dtype="float16", **names)
+    _, output = imported(tmp_path, table, dtype="float16", **names)
     assert read_classes(output) == ("no", "yes", "unseen")
     assert output.read_table("features-test.parquet").schema.equals(schema("float16", 6))
 
@@ -116,7 +116,7 @@ def test_numbers_stay_numbers_where_the_task_predicts_one(
     tmp_path: Path, kind: pa.DataType
 ) -> None:
     labels = pa.array([i % 5 for i in range(200)], pa.int8()).cast(kind)
-    _, output = taken(tmp_path, spoilt(label=labels), target="number")
+    _, output = imported(tmp_path, spoilt(label=labels), target="number")
     assert read_classes(output) == ()
     part = read_part(output, "test")
     assert part.labels.dtype == np.float64
@@ -135,18 +135,18 @@ def test_numbers_stay_numbers_where_the_task_predicts_one(
 def test_names_of_classes_are_read_however_they_are_stored(
     tmp_path: Path, kind: pa.DataType
 ) -> None:
-    _, output = taken(tmp_path, spoilt(label=pa.array(columns()["label"]).cast(kind)))
+    _, output = imported(tmp_path, spoilt(label=pa.array(columns()["label"]).cast(kind)))
     assert read_classes(output) == ("cat", "dog")
     part = read_part(output, "test")
     assert part.labels.tolist() == [int(key[1:]) % 2 for key in part.keys.to_pylist()]
 
 
-def test_validation_rows_that_are_cut_from_the_training_rows_leave_one_of_each_class(
+def test_validation_rows_taken_from_the_training_rows_leave_one_of_each_class(
     tmp_path: Path,
 ) -> None:
     one_shot = {"label": [f"c{i % 40:02d}" for i in range(200)]}
     splits = ["train"] * 60 + ["test"] * 140  # half the classes have one training row, others two
-    _, output = taken(tmp_path, spoilt(**one_shot, split=splits))
+    _, output = imported(tmp_path, spoilt(**one_shot, split=splits))
     train, validation = (read_part(output, part) for part in ("train", "validation"))
     assert set(train.labels.tolist()) == set(range(40))
     assert 0 < len(validation.labels) == 60 - len(train.labels)
@@ -160,10 +160,10 @@ def spoilt(**changed: Any) -> pa.Table:
 
 
 @pytest.mark.parametrize(
-    ("table", "fields", "said"),
+    ("table", "fields", "message"),
     [
         (spoilt(), {"key": "id"}, "has no column 'id'; it has key, vector, label"),
-        (spoilt(key=["same"] * 200), {}, r"1 keys stand in several rows \(the first: same\)"),
+        (spoilt(key=["same"] * 200), {}, r"1 keys are in several rows \(the first: same\)"),
         (spoilt(key=[None] + ["k"] * 199), {}, "1 rows have no key"),
         (spoilt(vector=[[1.0]] * 199 + [[1.0, 2.0]]), {}, r"different lengths \(1, 2\)"),
         (spoilt(vector=[[1.0, np.nan]] * 200), {}, r"as float32 in 200 rows .* out of the file$"),
@@ -186,21 +186,21 @@ def spoilt(**changed: Any) -> pa.Table:
         (pa.table(columns()).slice(0, 0), {}, "has no rows"),
     ],
 )
-def test_what_cannot_be_used_is_one_sentence(
-    tmp_path: Path, table: pa.Table, fields: dict[str, Any], said: str
+def test_unusable_features_are_refused_in_one_sentence(
+    tmp_path: Path, table: pa.Table, fields: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(StageError, match=said):
-        taken(tmp_path, table, **fields)
+    with pytest.raises(StageError, match=message):
+        imported(tmp_path, table, **fields)
 
 
-def test_another_file_than_the_planned_one_is_refused(tmp_path: Path) -> None:
+def test_a_file_other_than_the_planned_one_is_refused(tmp_path: Path) -> None:
     one = work(tmp_path, pa.table(columns()))
     pq.write_table(pa.table(columns(100)), tmp_path / "f.parquet")
     with pytest.raises(StageError, match="is not the file that was planned"):
-        take_in(one)
+        import_features(one)
     (tmp_path / "f.parquet").unlink()
     with pytest.raises(StageError, match="does not exist where this step runs"):
-        take_in(one)
+        import_features(one)
 
 
 def test_a_file_that_is_no_parquet_is_refused(tmp_path: Path) -> None:
@@ -209,4 +209,4 @@ def test_a_file_that_is_no_parquet_is_refused(tmp_path: Path) -> None:
     sha256 = Folder.of(tmp_path).sha256("f.parquet")
     step = one.spec.model_copy(update={"sha256": sha256})
     with pytest.raises(StageError, match="is no Parquet file"):
-        take_in(Work(one.address, "f", step, {}, one.output, one.scratch))
+        import_features(Work(one.address, "f", step, {}, one.output, one.scratch))

@@ -57,7 +57,7 @@ def test_values_stay_in_range_and_images_do_change() -> None:
     assert all(not torch.allclose(a, b) for a, b in zip(batch, changed, strict=True))
 
 
-def test_no_augmentation_gives_the_very_images() -> None:
+def test_without_augmentation_the_images_are_returned_unchanged() -> None:
     batch = images(3)
     assert augment(batch, Augment(), torch.rand(3, DRAWS)) is batch
 
@@ -82,7 +82,7 @@ def test_a_flip_mirrors_left_and_right() -> None:
     assert torch.allclose(augment(batch, Augment(flip=True), extreme(4, 0.9)), batch, atol=1e-6)
 
 
-def test_a_translation_shifts_by_its_share_of_the_side_and_lets_black_in() -> None:
+def test_a_translation_shifts_by_its_share_of_the_side_and_fills_with_black() -> None:
     batch = images(1)
     moved = augment(batch, Augment(translate=0.25), extreme(1, 1.0))  # 3 of 12 pixels, right
     assert torch.allclose(moved[..., 3:], batch[..., :-3], atol=1e-5)
@@ -98,7 +98,7 @@ def test_scaling_by_two_enlarges_the_centre() -> None:
 
 
 @given(st.integers(1, 9), st.sampled_from([8, 32, 300]), st.sampled_from([1, 3]))
-def test_images_normalised_in_pieces_are_those_normalised_at_once(
+def test_images_normalised_in_pieces_equal_those_normalised_at_once(
     count: int, size: int, channels: int
 ) -> None:
     mean, std = (0.485, 0.456, 0.406)[:channels], (0.229, 0.224, 0.225)[:channels]
@@ -108,9 +108,9 @@ def test_images_normalised_in_pieces_are_those_normalised_at_once(
     pixels = torch.randint(0, 256, shape, generator=generator).to(torch.uint8)
     expected = normalise(unit_range(pixels), spec)
     assert torch.equal(to_input(pixels, spec), expected)
-    room = torch.full(shape, torch.nan)
-    assert to_input(pixels, spec, room) is room
-    assert torch.equal(room, expected)
+    buffer = torch.full(shape, torch.nan)
+    assert to_input(pixels, spec, buffer) is buffer
+    assert torch.equal(buffer, expected)
     assert torch.equal(to_input(pixels, spec, torch.empty(1, *shape)), expected)
     floats = unit_range(pixels)
     before = floats.clone()
@@ -118,7 +118,7 @@ def test_images_normalised_in_pieces_are_those_normalised_at_once(
     assert torch.equal(floats, before)
 
 
-def test_bytes_are_flipped_as_the_numbers_they_stand_for() -> None:
+def test_flipping_bytes_equals_flipping_floats() -> None:
     spec, u = Augment(flip=True), draws(np.arange(32, dtype=np.uint64))
     assert flips_alone(spec)
     assert not flips_alone(ALL)

@@ -1,4 +1,4 @@
-"""What an image's header says, against Pillow, and what is no image."""
+"""Headers of images agree with Pillow; bytes that are no image are refused."""
 
 import contextlib
 import io
@@ -45,7 +45,7 @@ def rotated(kind: str, orientation: int) -> bytes:
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM"])
 @pytest.mark.parametrize("size", [(1, 1), (20, 14), (300, 7)])
-def test_format_and_size_are_those_that_pillow_finds(kind: str, size: tuple[int, int]) -> None:
+def test_format_and_size_agree_with_pillow(kind: str, size: tuple[int, int]) -> None:
     data = encode(kind, size=size)
     header = read_header(data)
     with Image.open(io.BytesIO(data)) as image:
@@ -84,7 +84,7 @@ def test_every_kind_of_webp_has_its_size(options: dict[str, object]) -> None:
         (encode("PNG", "RGBA"), ()),
     ],
 )
-def test_what_is_unusual_is_noted(data: bytes, notes: tuple[str, ...]) -> None:
+def test_unusual_features_are_noted(data: bytes, notes: tuple[str, ...]) -> None:
     assert read_header(data).notes == notes
 
 
@@ -103,7 +103,7 @@ def test_what_is_unusual_is_noted(data: bytes, notes: tuple[str, ...]) -> None:
         (b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sIIBB", 13, b"IHDR", 0, 5, 8, 2), "broken_header"),
     ],
 )
-def test_what_is_no_image_is_refused_with_a_reason(data: bytes, reason: str) -> None:
+def test_bytes_that_are_no_image_are_refused_with_a_reason(data: bytes, reason: str) -> None:
     with pytest.raises(HeaderError) as caught:
         read_header(data)
     assert caught.value.reason == reason
@@ -123,7 +123,7 @@ def test_an_image_cut_short_is_not_whole(kind: str) -> None:
     st.binary(max_size=200),
     st.sampled_from([b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF89a"]),
 )
-def test_no_bytes_at_all_raise_anything_else(tail: bytes, start: bytes) -> None:
+def test_arbitrary_bytes_raise_nothing_but_header_errors(tail: bytes, start: bytes) -> None:
     try:
         header = read_header(start + tail)
     except HeaderError:
@@ -133,7 +133,7 @@ def test_no_bytes_at_all_raise_anything_else(tail: bytes, start: bytes) -> None:
 
 
 @given(st.data())
-def test_a_damaged_header_raises_nothing_else(data: st.DataObject) -> None:
+def test_a_damaged_header_raises_nothing_but_header_errors(data: st.DataObject) -> None:
     whole = bytearray(
         data.draw(st.sampled_from([encode(k) for k in ("JPEG", "PNG", "WEBP", "TIFF")]))
     )
@@ -144,7 +144,7 @@ def test_a_damaged_header_raises_nothing_else(data: st.DataObject) -> None:
         read_header(bytes(whole))
 
 
-def test_floating_point_pixels_are_a_fault_since_nobody_can_train_on_them() -> None:
+def test_floating_point_pixels_are_a_fault() -> None:
     stream = io.BytesIO()
     Image.fromarray(np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)).save(stream, "TIFF")
     assert decode_fault(stream.getvalue()) == "undecodable"

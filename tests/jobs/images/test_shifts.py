@@ -1,4 +1,4 @@
-"""Shifts: pure functions of seed and key, as strong as they say."""
+"""Shifts are pure functions of seed and key, of the declared strength."""
 
 import io
 
@@ -35,7 +35,7 @@ def pixels(image: Image.Image) -> npt.NDArray[np.float64]:
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])
 @pytest.mark.parametrize("shift", SHIFTS, ids=lambda s: s.kind)
-def test_a_shift_changes_the_picture_and_nothing_of_its_form(shift: Shift, mode: str) -> None:
+def test_a_shift_changes_the_picture_but_not_its_mode_and_size(shift: Shift, mode: str) -> None:
     image = picture(mode)
     result = shifted(image, shift, draws(KEYS, shift)[0])
     assert (result.mode, result.size) == (mode, image.size)
@@ -50,7 +50,7 @@ def test_a_shift_depends_on_seed_and_key_alone(shift: Shift, key: str, others: l
     assert np.array_equal(pixels(alone), pixels(among))
 
 
-def test_another_seed_draws_another_noise() -> None:
+def test_another_seed_draws_other_noise() -> None:
     shift = Shift(kind="noise", strength=0.2)
     other = shift.model_copy(update={"seed": 1})
     one, two = (shifted(picture(), s, draws(KEYS, s)[0]) for s in (shift, other))
@@ -69,7 +69,7 @@ def test_rotation_goes_either_way_by_key() -> None:
     assert 140 < lefts < 260
 
 
-def test_inversion_twice_is_the_picture() -> None:
+def test_inverting_twice_gives_the_picture() -> None:
     shift, image = Shift(kind="invert"), picture("RGB")
     draw = draws(KEYS, shift)[0]
     assert np.array_equal(pixels(shifted(image, shift, draw)), 255 - pixels(image))
@@ -122,7 +122,7 @@ def test_broken_bytes_name_the_sample(cut: int) -> None:
         decode(stream.getvalue()[:cut], "sample digits/0007")
 
 
-def test_what_decoding_would_not_show_as_it_is_is_refused_by_name(
+def test_images_that_cannot_be_decoded_faithfully_are_refused_by_name(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     floats, large = io.BytesIO(), io.BytesIO()

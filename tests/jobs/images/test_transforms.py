@@ -27,9 +27,9 @@ def picture(width: int = 60, height: int = 40, seed: int = 0) -> Image.Image:
     return Image.fromarray(rough).resize((width, height), Image.Resampling.BICUBIC)
 
 
-def test_the_same_hash_draws_the_same_and_another_one_something_else() -> None:
+def test_equal_hashes_draw_equally_and_others_differently() -> None:
     first = training_pixels(picture(), INPUT, A2, 7)
-    random.random(), np.random.random(), torch.rand(1)  # no account is taken of other draws
+    random.random(), np.random.random(), torch.rand(1)  # other draws have no effect
     assert torch.equal(training_pixels(picture(), INPUT, A2, 7), first)
     assert first.dtype == torch.uint8
     assert first.shape == (3, 24, 24)
@@ -62,7 +62,7 @@ def test_timm_keeps_drawing_from_the_global_generator_outside() -> None:
     assert crop(picture()).tobytes() == first
 
 
-def test_threads_draw_what_a_single_one_draws() -> None:
+def test_threads_draw_as_a_single_thread_does() -> None:
     def pixels(hashed: int) -> bytes:
         return training_pixels(picture(seed=hashed % 3), INPUT, A2, hashed).numpy().tobytes()
 
@@ -95,7 +95,7 @@ def test_the_crop_of_any_kind_of_image_is_timms(mode: str, interpolation: str) -
         assert_nearly(training_pixels(image, INPUT, spec, hashed), np.array(direct))
 
 
-def test_an_image_of_several_blocks_of_memory_is_cropped_alike() -> None:
+def test_an_image_in_several_blocks_of_memory_is_cropped_like_any_other() -> None:
     image = picture(2400, 2300)
     assert image.width * image.height * 4 > 16 << 20
     spec = Augment(crop=(0.2, 0.9))
@@ -114,20 +114,20 @@ def test_a_file_that_is_cut_short_is_an_error() -> None:
 
 
 def assert_nearly(pixels: torch.Tensor, expected: np.ndarray[Any, Any]) -> None:
-    """uint8 [C, H, W] and [H, W, C], rounded in two ways."""
+    """Compare uint8 [C, H, W] with [H, W, C], up to rounding."""
     difference = np.abs(pixels.permute(1, 2, 0).numpy().astype(int) - expected.astype(int))
     assert difference.max() <= 2
     assert difference.mean() < 0.2
 
 
 def test_rand_augment_chooses_each_operation_equally_often() -> None:
-    from jobs.images.transforms import _chosen, rand_augment_transform
+    from jobs.images.transforms import _draw_operations, rand_augment_transform
 
     policy = rand_augment_transform("rand-m7-mstd0.5-inc1", {})
     counts: dict[str, int] = {}
     generator = random.Random(0)
     for _ in range(3000):
-        for operation in _chosen(policy, generator):
+        for operation in _draw_operations(policy, generator):
             counts[operation.name] = counts.get(operation.name, 0) + 1
     expected = 6000 / len(policy.ops)
     assert len(counts) == len(policy.ops)
@@ -139,7 +139,7 @@ def test_grey_images_are_augmented_too() -> None:
     assert training_pixels(picture().convert("L"), grey, A2, 1).shape == (1, 24, 24)
 
 
-def test_only_what_reads_the_source_image_needs_it() -> None:
+def test_only_crop_rand_augment_and_color_jitter_need_the_source_image() -> None:
     assert not needs_source_image(Augment(degrees=10, flip=True, erase=0.5))
     for spec in (
         Augment(crop=(0.5, 1.0)),
@@ -161,7 +161,7 @@ def test_only_what_reads_the_source_image_needs_it() -> None:
         {"crop": (0.5, 1.2)},
     ],
 )
-def test_an_augmentation_that_timm_would_not_take_is_refused_by_the_spec(fields: Any) -> None:
+def test_the_spec_refuses_an_augmentation_that_timm_does_not_know(fields: Any) -> None:
     with pytest.raises(ValidationError):
         Augment.model_validate(fields)
 

@@ -24,7 +24,7 @@ def test_a_view_depends_on_its_own_key_and_not_on_the_batch() -> None:
     assert torch.equal(part, whole[some])
 
 
-def test_views_seeds_and_corpora_draw_apart() -> None:
+def test_views_seeds_and_corpora_have_different_draws() -> None:
     one = augmented(IMAGES, KEYS, VIEWS, 1, "c")
     others = [
         augmented(IMAGES, KEYS, VIEWS, 2, "c"),
@@ -35,7 +35,7 @@ def test_views_seeds_and_corpora_draw_apart() -> None:
         assert (one - other).abs().mean(dim=(1, 2, 3)).min() > 0
 
 
-def test_a_view_keeps_form_and_range_and_changes_every_image() -> None:
+def test_a_view_keeps_shape_and_range_and_changes_every_image() -> None:
     view = augmented(IMAGES, KEYS, VIEWS, 1, "c")
     assert (view.shape, view.dtype) == (IMAGES.shape, torch.float32)
     assert 0 <= view.min() <= view.max() <= 1

@@ -1,4 +1,4 @@
-"""A tiny corpus with four levels of two kinds of noise, and recipes small enough for it."""
+"""A tiny corpus with three levels of two kinds of noise, and recipes small enough for it."""
 
 import hashlib
 import io
@@ -75,18 +75,18 @@ def write_part(folder: Folder, part: str, rows_per_shard: int) -> tuple[File, ..
 
 
 def write_noise(folder: Folder, field: str, level: int) -> None:
-    """`level` of the 100 training rows, spread over classes and shards, changed in a nested way."""
+    """Change `level` of 100 training rows, spread over classes and shards; levels are nested."""
     rows = sorted((37 * i) % 100 for i in range(level))
     clean = [(1000 + row) % len(CLASSES) for row in rows]
     noisy = [(label + 1 + row % 2) % len(CLASSES) for label, row in zip(clean, rows, strict=True)]
     value = pa.int32() if field == "label" else pa.string()
-    shown = (lambda label: label) if field == "label" else caption
+    value_of = (lambda label: label) if field == "label" else caption
     changed = pa.table(
         {
             "row": pa.array(rows, pa.int64()),
             "key": pa.array([f"toy/{1000 + row}" for row in rows], pa.string()),
-            "clean": pa.array([shown(label) for label in clean], value),
-            "noisy": pa.array([shown(label) for label in noisy], value),
+            "clean": pa.array([value_of(label) for label in clean], value),
+            "noisy": pa.array([value_of(label) for label in noisy], value),
         }
     )
     Overlay(
@@ -138,12 +138,12 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Toy:
 
 @pytest.fixture
 def own_toy(tmp_path: Path) -> Toy:
-    """The same, for a test that damages it."""
+    """Another one, for a test that damages it."""
     return write_toy(tmp_path / "own")
 
 
 def with_step(work: Work, **fields: Any) -> Work:
-    """The same work with other fields of its step."""
+    """The work with changed fields of its step."""
     assert isinstance(work.spec, PretrainStep)
     return replace(work, spec=work.spec.model_copy(update=fields))
 

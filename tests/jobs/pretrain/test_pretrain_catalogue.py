@@ -19,7 +19,7 @@ print(sorted({"torch", "timm", "open_clip", "ray", "numpy"} & set(sys.modules)))
 """
 
 
-def test_the_catalogue_is_what_the_libraries_know() -> None:
+def test_the_catalogue_lists_the_models_of_the_libraries() -> None:
     assert timm_models() == set(timm.list_models())
     assert open_clip_models() == set(open_clip.list_models())
 
@@ -29,7 +29,7 @@ def test_checking_a_model_imports_nothing_heavy() -> None:
     assert done.stdout.splitlines() == ["None", "[]"]
 
 
-def test_a_mistyped_model_is_answered_with_the_nearest(
+def test_the_error_of_a_mistyped_model_names_the_nearest(
     supervised: Callable[..., Any], contrastive: Callable[..., Any]
 ) -> None:
     message = supervised(model="resnet81").model_fault()
@@ -50,7 +50,7 @@ def test_a_model_made_for_another_loss_is_refused(contrastive: Callable[..., Any
     assert contrastive(model="ViT-B-16", model_options={}).model_fault() is None
 
 
-def test_a_configuration_in_place_needs_no_known_name_but_must_be_whole(
+def test_a_given_configuration_needs_no_known_name_but_must_be_whole(
     contrastive: Callable[..., Any],
 ) -> None:
     assert contrastive(model="anything").model_fault() is None

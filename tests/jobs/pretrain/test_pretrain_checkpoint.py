@@ -1,4 +1,4 @@
-"""Checkpoints: written beside the training, whole or not at all, their faults never lost."""
+"""Checkpoints are written during training, whole or not at all; their errors are never lost."""
 
 import errno
 import os
@@ -23,7 +23,7 @@ from jobs.storage.folder import Folder
 
 @dataclass(frozen=True)
 class Slow(Folder):
-    """A folder whose files are written when they are let through; a full one when told so."""
+    """A folder that writes files once `open_gate` is set, and fails as a full disk if `full` is."""
 
     open_gate: threading.Event = field(default_factory=threading.Event)
     full: threading.Event = field(default_factory=threading.Event)
@@ -46,7 +46,7 @@ def at(updates: int) -> Progress:
     return Progress(Position(0, updates, updates))
 
 
-def test_saving_returns_at_once_with_the_state_of_that_moment(tmp_path: Path) -> None:
+def test_saving_returns_at_once_and_keeps_the_state_of_that_moment(tmp_path: Path) -> None:
     folder = Slow(str(tmp_path))
     checkpoints = Checkpoints(folder)
     model, optimizer = trained(1.0)
@@ -62,7 +62,7 @@ def test_saving_returns_at_once_with_the_state_of_that_moment(tmp_path: Path) ->
     assert checkpoints.seconds > 0
 
 
-def test_a_checkpoint_that_cannot_be_written_is_said_once_with_the_last_good_one(
+def test_a_failed_checkpoint_is_raised_once_with_the_last_good_one(
     tmp_path: Path,
 ) -> None:
     folder = Slow(str(tmp_path))
@@ -72,9 +72,9 @@ def test_a_checkpoint_that_cannot_be_written_is_said_once_with_the_last_good_one
     checkpoints.join()
     folder.full.set()
     checkpoints.save(*trained(2.0), at(2))
-    checkpoints.settle()
-    said = r"after update 2 cannot be written .*No space left.*last good .*checkpoint-000000001"
-    with pytest.raises(StageError, match=said):
+    checkpoints.wait()
+    message = r"after update 2 cannot be written .*No space left.*last good .*checkpoint-000000001"
+    with pytest.raises(StageError, match=message):
         checkpoints.check()
     checkpoints.check()
     read = checkpoints.latest()
@@ -91,7 +91,7 @@ def test_weights_that_are_not_finite_are_not_written(tmp_path: Path) -> None:
     assert checkpoints.latest() is None
 
 
-def test_a_run_stops_at_the_step_after_a_checkpoint_that_could_not_be_written(
+def test_a_run_stops_at_the_step_after_a_failed_checkpoint(
     supervised: Callable[..., Any], make_work: Callable[..., Work]
 ) -> None:
     work = make_work(supervised(epochs=4))
@@ -99,14 +99,14 @@ def test_a_run_stops_at_the_step_after_a_checkpoint_that_could_not_be_written(
     folder.open_gate.set()
     updates: list[float] = []
 
-    def say(share: float, words: str) -> None:
+    def on_progress(share: float, words: str) -> None:
         updates.append(share)
         if len(updates) > 3:
             folder.full.set()
 
     blocked = Work(work.address, work.fingerprint, work.spec, work.inputs, work.output, folder)
     with pytest.raises(StageError, match="No space left on device"):
-        train_run(blocked, watch=Watch(say=say), pace=Pace(minutes=0))
+        train_run(blocked, watch=Watch(on_progress=on_progress), pace=Pace(minutes=0))
     assert len(updates) < 9
     whole = make_work(supervised(epochs=4), "whole")
     train_run(whole)
@@ -117,22 +117,22 @@ def test_a_run_stops_at_the_step_after_a_checkpoint_that_could_not_be_written(
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Callable[[str], None]]:
-    """The scratch of the run `run` on a file system of its own, whose size can be changed."""
-    place = tmp_path / "run/scratch"
-    place.mkdir(parents=True)
-    mount = ["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", str(place)]
+    """The scratch of the run `run` on its own file system; gives a function that resizes it."""
+    folder = tmp_path / "run/scratch"
+    folder.mkdir(parents=True)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", str(folder)]
     if os.geteuid() != 0 or subprocess.run(mount, check=False).returncode:
         pytest.skip("needs the right to mount a tmpfs")
 
     def resize(size: str) -> None:
-        subprocess.run(["mount", "-o", f"remount,size={size}", str(place)], check=True)
+        subprocess.run(["mount", "-o", f"remount,size={size}", str(folder)], check=True)
 
     yield resize
-    subprocess.run(["umount", "--lazy", str(place)], check=True)
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 @pytest.mark.faults
-def test_a_full_disk_is_said_in_a_sentence_and_nothing_is_lost(
+def test_a_full_disk_is_reported_in_one_sentence_and_nothing_is_lost(
     supervised: Callable[..., Any],
     make_work: Callable[..., Work],
     small_disk: Callable[[str], None],

@@ -16,10 +16,10 @@ from PIL import Image
 from jobs.contract import StageError
 from jobs.images.pixels import prepared
 from jobs.images.spec import ImageInput
-from jobs.pretrain.data.held import MemorySource, load_part
+from jobs.pretrain.data.in_memory import MemorySource, load_part
 from jobs.pretrain.data.noisy import noisy_targets
 from jobs.pretrain.data.part import Batch, Part
-from jobs.pretrain.distributed import Group
+from jobs.pretrain.distributed import DistributedGroup
 from jobs.pretrain.objectives.supervised import SupervisedObjective
 
 IMAGE = ImageInput(size=16, channels=1, mean=(0.5,), std=(0.5,))
@@ -40,7 +40,7 @@ def source(toy: Any) -> Callable[..., MemorySource]:
 
 
 @given(seed=st.integers(0, 2**31), epoch=st.integers(0, 200))
-def test_an_epoch_takes_each_row_once_but_for_those_that_fill_no_batch(
+def test_an_epoch_takes_each_row_once_except_those_that_fill_no_batch(
     source: Callable[..., MemorySource], seed: int, epoch: int
 ) -> None:
     order = source(seed).order(epoch).tolist()
@@ -48,7 +48,7 @@ def test_an_epoch_takes_each_row_once_but_for_those_that_fill_no_batch(
     assert set(order) <= set(range(100))
 
 
-def test_epochs_and_seeds_have_orders_of_their_own(source: Callable[..., MemorySource]) -> None:
+def test_every_epoch_and_seed_has_its_own_order(source: Callable[..., MemorySource]) -> None:
     orders = [source(seed).order(epoch).tolist() for seed in (0, 1) for epoch in (0, 1, 2)]
     assert all(a != b for a, b in itertools.combinations(orders, 2))
     left_out = {row for epoch in range(40) for row in range(100)} - {
@@ -57,36 +57,42 @@ def test_epochs_and_seeds_have_orders_of_their_own(source: Callable[..., MemoryS
     assert not left_out, "every row is taken in some epoch"
 
 
-def test_the_noise_level_bears_on_neither_order_nor_augmentation(
+def test_the_noise_level_affects_neither_order_nor_augmentation(
     source: Callable[..., MemorySource],
 ) -> None:
     clean, noisy = source(level=0), source(level=30)
     assert clean.order_sha256() == noisy.order_sha256() != source(seed=1).order_sha256()
-    for a, b in zip(clean.batches(3, 0, Group()), noisy.batches(3, 0, Group()), strict=True):
+    for a, b in zip(
+        clean.batches(3, 0, DistributedGroup()),
+        noisy.batches(3, 0, DistributedGroup()),
+        strict=True,
+    ):
         assert torch.equal(a.images, b.images)
         assert np.array_equal(a.hashes, b.hashes)
         assert torch.equal(a.targets.clean, b.targets.clean)
 
 
-def joined(shares: list[Batch]) -> tuple[list[int], list[int]]:
+def concatenated(shares: list[Batch]) -> tuple[list[int], list[int]]:
     hashes = np.concatenate([share.hashes for share in shares])
     return hashes.tolist(), torch.cat([share.targets.noisy for share in shares]).tolist()
 
 
 @pytest.mark.parametrize("world", [2, 4])
-def test_workers_share_out_the_same_global_batches(
+def test_workers_share_the_same_global_batches(
     source: Callable[..., MemorySource], world: int
 ) -> None:
-    one = [joined([batch]) for batch in source().batches(1, 0, Group())]
-    workers = [source().batches(1, 0, Group(rank, world)) for rank in range(world)]
-    assert [joined(list(shares)) for shares in zip(*workers, strict=True)] == one
+    one = [concatenated([batch]) for batch in source().batches(1, 0, DistributedGroup())]
+    workers = [source().batches(1, 0, DistributedGroup(rank, world)) for rank in range(world)]
+    assert [concatenated(list(shares)) for shares in zip(*workers, strict=True)] == one
 
 
-def test_an_epoch_can_be_entered_at_any_step(source: Callable[..., MemorySource]) -> None:
-    whole = [joined([batch]) for batch in source().batches(2, 0, Group())]
+def test_an_epoch_can_start_at_any_step(source: Callable[..., MemorySource]) -> None:
+    whole = [concatenated([batch]) for batch in source().batches(2, 0, DistributedGroup())]
     assert len(whole) == 6
     for first in range(7):
-        assert [joined([b]) for b in source().batches(2, first, Group())] == whole[first:]
+        assert [concatenated([b]) for b in source().batches(2, first, DistributedGroup())] == whole[
+            first:
+        ]
 
 
 def test_flipped_rows_are_those_of_the_overlay_and_no_others(toy: Any) -> None:
@@ -99,7 +105,7 @@ def test_flipped_rows_are_those_of_the_overlay_and_no_others(toy: Any) -> None:
     assert torch.equal(targets.noisy != targets.clean, targets.flipped)
 
 
-def test_noise_of_the_field_that_is_not_trained_on_is_refused(toy: Any) -> None:
+def test_noise_of_a_field_that_is_not_trained_on_is_refused(toy: Any) -> None:
     part = load_part(toy.corpus, "train", IMAGE)
     with pytest.raises(StageError, match="changes captions and this recipe trains on labels"):
         noisy_targets(part, toy.noise("caption", 10), "label", encode)
@@ -117,7 +123,7 @@ def test_an_overlay_of_other_rows_is_refused(own_toy: Any) -> None:
         noisy_targets(part, folder, "label", encode)
 
 
-def test_a_shard_that_is_altered_or_missing_stops_with_its_name(own_toy: Any) -> None:
+def test_an_altered_or_missing_shard_is_named(own_toy: Any) -> None:
     shard = own_toy.corpus.local_path() / "train-00001.parquet"
     data = shard.read_bytes()
     shard.write_bytes(data[:100] + bytes([data[100] ^ 1]) + data[101:])
@@ -145,7 +151,7 @@ def test_a_row_without_a_label_is_refused_by_its_count(
         objective.encode(part, pa.array([0, None, 3, 2], pa.int32()))
 
 
-def test_whatever_a_decoder_raises_names_shard_and_key() -> None:
+def test_any_decoder_error_names_shard_and_key() -> None:
     stream = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 300), np.uint8)).save(
         stream, "PNG"

@@ -1,4 +1,4 @@
-"""A finished encoder opens as it was trained, or not at all."""
+"""A finished encoder loads as it was trained, or not at all."""
 
 from collections.abc import Callable
 from typing import Any
@@ -56,7 +56,7 @@ def test_any_decoded_image_becomes_pixels_of_the_declared_input(mode: str, chann
     assert int((pixels.int() - 80).abs().max()) <= 1
 
 
-def test_one_mean_serves_all_channels_and_two_serve_none() -> None:
+def test_one_mean_is_for_all_channels_and_two_for_three_are_refused() -> None:
     from jobs.images.pixels import normalise
 
     images = torch.rand(2, 3, 8, 8)
@@ -69,7 +69,7 @@ def test_one_mean_serves_all_channels_and_two_serve_none() -> None:
         ImageInput(size=8, channels=1)
 
 
-def test_opening_an_encoder_draws_nothing_from_the_global_generator(
+def test_loading_an_encoder_draws_nothing_from_the_global_generator(
     supervised: Callable[..., Any], make_work: Callable[..., Work]
 ) -> None:
     work = make_work(supervised(epochs=1))
@@ -105,7 +105,7 @@ def test_weights_of_another_build_of_the_model_are_refused(
         encoder.load(work.output)
 
 
-def test_the_card_survives_its_file(
+def test_a_card_read_from_its_file_is_unchanged(
     supervised: Callable[..., Any], make_work: Callable[..., Work]
 ) -> None:
     work = make_work(supervised(epochs=1))
@@ -122,7 +122,7 @@ def test_the_card_survives_its_file(
         (Architecture("timm", "resnet18", {"chanels": 3}, ImageInput(), 2), "chanels"),
         (
             Architecture("timm", "vit_tiny_patch16_224", {}, ImageInput(size=32), 2),
-            "does not take its images",
+            "cannot encode its images",
         ),
         (
             Architecture(
@@ -132,11 +132,11 @@ def test_the_card_survives_its_file(
         ),
         (
             Architecture("open_clip", "mine", {"embed_dim": 8}, ImageInput(), 0),
-            "vision_cfg, text_cfg missing",
+            "lacks vision_cfg, text_cfg; add them",
         ),
     ],
 )
-def test_a_model_that_cannot_be_built_is_one_sentence(
+def test_a_model_that_cannot_be_built_is_refused_in_one_sentence(
     architecture: Architecture, words: str
 ) -> None:
     with pytest.raises(StageError, match=words) as caught:

@@ -1,6 +1,6 @@
-"""The loop's GPU form, on a pretended one: no tensor is left behind on the other device.
+"""The loop on a pretended GPU: no tensor is left on the other device.
 
-Arithmetic is the CPU's, so that the same weights come out; autocast is not tried.
+The arithmetic is the CPU's, so the weights are the same. Autocast is not tested.
 """
 
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from jobs.contract import Work
-from jobs.pretrain.distributed import Group
+from jobs.pretrain.distributed import DistributedGroup
 from jobs.pretrain.run import train_run
 from jobs.pretrain.telemetry import TIMINGS
 from tests import pretend
@@ -37,7 +37,7 @@ RECIPES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_run_on_a_gpu_leaves_what_a_run_on_the_cpu_does(
+def test_a_run_on_a_gpu_writes_the_outputs_of_a_run_on_the_cpu(
     name: str, request: pytest.FixtureRequest, make_work: Callable[..., Work]
 ) -> None:
     objective, changes, resources = RECIPES[name]
@@ -48,7 +48,7 @@ def test_a_run_on_a_gpu_leaves_what_a_run_on_the_cpu_does(
     )
     train_run(on_cpu)
     with pretend.gpu():
-        train_run(on_gpu, Group(device=pretend.GPU))
+        train_run(on_gpu, DistributedGroup(device=pretend.GPU))
     wanted, found = outputs(on_cpu), outputs(on_gpu)
     assert found.keys() == wanted.keys()
     for file in wanted:

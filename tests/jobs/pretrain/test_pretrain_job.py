@@ -14,7 +14,7 @@ from jobs.contract import Hooks, Outcome, StageError, Work
 from jobs.encoders.encoder import EncoderCard
 from jobs.images.spec import ImageInput
 from jobs.pretrain import job
-from jobs.pretrain.data.held import fits
+from jobs.pretrain.data.in_memory import fits_in_memory
 from jobs.pretrain.run import train_run
 from jobs.pretrain.spec import Resources
 
@@ -22,7 +22,7 @@ from jobs.pretrain.spec import Resources
 @dataclass
 class Results:
     of: dict[str, Outcome | BaseException] = field(default_factory=dict)
-    said: list[tuple[str, float, str]] = field(default_factory=list)
+    reported: list[tuple[str, float, str]] = field(default_factory=list)
     stop: threading.Event = field(default_factory=threading.Event)
 
     def hooks(self) -> Hooks:
@@ -32,7 +32,7 @@ class Results:
 
         return Hooks(
             done=done,
-            say=lambda address, share, words: self.said.append((address, share, words)),
+            say=lambda address, share, words: self.reported.append((address, share, words)),
             stopping=self.stop.is_set,
         )
 
@@ -47,24 +47,24 @@ def weights(work: Work) -> bytes:
 
 
 @given(st.integers(1, 30), st.integers(1, 9))
-def test_packs_hold_every_run_once_and_differ_by_one_at_most(runs: int, slots: int) -> None:
+def test_packs_contain_every_run_once_and_differ_by_one_at_most(runs: int, slots: int) -> None:
     works: list[Any] = list(range(runs))
-    dealt: list[list[Any]] = [list(pack) for pack in job.packs(works, slots)]
-    assert sorted(work for pack in dealt for work in pack) == works
-    assert len(dealt) == min(runs, slots)
-    assert max(map(len, dealt)) - min(map(len, dealt)) <= 1
+    packed: list[list[Any]] = [list(pack) for pack in job.packs(works, slots)]
+    assert sorted(work for pack in packed for work in pack) == works
+    assert len(packed) == min(runs, slots)
+    assert max(map(len, packed)) - min(map(len, packed)) <= 1
 
 
 @pytest.mark.parametrize(
     ("cpus", "gpus", "workers", "groups", "most"),
     [
         (4, 0, 1, 3, 3),  # three groups of one worker may all be on the larger node
-        (4, 0, 2, 9, 4),  # which holds no more than four
+        (4, 0, 2, 9, 4),  # which fits four workers at most
         (1, 1, 2, 1, 2),
         (2, 0.5, 1, 9, 4),
     ],
 )
-def test_memory_is_shared_by_as_many_workers_as_a_node_may_hold(
+def test_memory_is_shared_by_as_many_workers_as_fit_on_a_node(
     cpus: int, gpus: float, workers: int, groups: int, most: int
 ) -> None:
     nodes = [job.Node(cpus=4 * cpus if cpus < 4 else 16, gpus=2), job.Node(cpus=4, gpus=0)]
@@ -75,16 +75,16 @@ def test_memory_is_shared_by_as_many_workers_as_a_node_may_hold(
 def test_what_fits_one_worker_is_too_much_for_two_on_a_node() -> None:
     image = ImageInput(size=32, channels=3, mean=(0.5,) * 3, std=(0.5,) * 3)
     half = psutil.virtual_memory().available // (2 * 3 * 32 * 32)
-    assert fits(half, image)
-    assert not fits(half, image, sharing=2)
-    assert fits(half, image, decoded_gb=1e6, sharing=2)  # said of each worker
+    assert fits_in_memory(half, image)
+    assert not fits_in_memory(half, image, sharing=2)
+    assert fits_in_memory(half, image, decoded_gb=1e6, sharing=2)  # of each worker
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_packed_runs_are_those_of_a_process_of_their_own_and_a_failing_one_fails_alone(
+def test_packed_runs_equal_runs_of_their_own_process_and_a_failing_one_fails_alone(
     supervised: Callable[..., Any], make_work: Callable[..., Work]
 ) -> None:
-    # The session's two CPUs hold two worker groups: the first run shares its group with the last.
+    # Two worker groups fit on the session's two CPUs: the first run shares its group with the last.
     works = [
         make_work(supervised(batch_size=1000), "too-large"),
         make_work(supervised(epochs=8), "noisy", level=30),
@@ -100,13 +100,13 @@ def test_packed_runs_are_those_of_a_process_of_their_own_and_a_failing_one_fails
         alone = make_work(supervised(epochs=epochs), f"alone-{level}", level=level)
         train_run(alone)
         assert weights(packed) == weights(alone)
-    shares = [share for address, share, _ in results.said if address == "pretrain/noisy"]
+    shares = [share for address, share, _ in results.reported if address == "pretrain/noisy"]
     assert shares == sorted(shares)
-    assert any("epoch" in words for _, _, words in results.said)
+    assert any("epoch" in words for _, _, words in results.reported)
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_what_the_cluster_cannot_hold_is_refused_at_once_in_one_sentence(
+def test_runs_too_large_for_the_cluster_are_refused_at_once_in_one_sentence(
     supervised: Callable[..., Any], make_work: Callable[..., Work]
 ) -> None:
     results = Results()
@@ -121,7 +121,7 @@ def test_what_the_cluster_cannot_hold_is_refused_at_once_in_one_sentence(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
-def test_a_stopped_run_is_left_unanswered_and_goes_on_where_it_was(
+def test_a_stopped_run_is_not_reported_and_resumes_where_it_was(
     supervised: Callable[..., Any], make_work: Callable[..., Work]
 ) -> None:
     recipe = supervised(epochs=60)
@@ -129,11 +129,11 @@ def test_a_stopped_run_is_left_unanswered_and_goes_on_where_it_was(
     results = Results()
     hooks = results.hooks()
 
-    def say(address: str, share: float, words: str) -> None:
+    def on_progress(address: str, share: float, words: str) -> None:
         if share > 0:
             results.stop.set()
 
-    job.run([work], Hooks(done=hooks.done, say=say, stopping=hooks.stopping))
+    job.run([work], Hooks(done=hooks.done, say=on_progress, stopping=hooks.stopping))
     assert results.of == {}
     assert [name for name, _ in work.scratch.files() if name.startswith("checkpoint")]
     alone = make_work(recipe, "alone")
@@ -169,7 +169,7 @@ def test_two_workers_train_what_one_trains(
 
 
 def training_worker() -> psutil.Process | None:
-    """The Ray Train worker below this very process, if it is up."""
+    """The Ray Train worker among this process's children, if it is running."""
     for process in psutil.Process().children(recursive=True):
         try:
             if "RayTrainWorker" in " ".join(process.cmdline()):
@@ -191,14 +191,14 @@ def test_a_worker_killed_while_it_streams_is_replaced_and_ends_with_the_held_run
     killed: list[str] = []
     hooks = results.hooks()
 
-    def say(address: str, share: float, words: str) -> None:
+    def on_progress(address: str, share: float, words: str) -> None:
         checkpoints = [n for n, _ in work.scratch.files() if n.startswith("checkpoint-")]
         worker = training_worker()
         if not killed and checkpoints and share > 0.1 and worker is not None:
             killed.append(words)
             worker.kill()
 
-    job.run([work], Hooks(done=hooks.done, say=say, stopping=hooks.stopping))
+    job.run([work], Hooks(done=hooks.done, say=on_progress, stopping=hooks.stopping))
     assert killed, "the run was over before its worker could be killed"
     outcome = results.outcome("pretrain/killed")
     alone = make_work(recipe, "alone")

@@ -1,4 +1,4 @@
-"""The training loop: resumable to the step, the same at every level, honest about failure."""
+"""The training loop resumes at any step, is the same at every level, and reports failures."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -41,7 +41,7 @@ def test_a_supervised_run_killed_after_each_checkpoint_ends_with_the_same_bytes(
     )
     whole, pieces = make_work(recipe, "whole"), make_work(recipe, "pieces")
     outcome = train_run(whole, pace=SELDOM)
-    # Checkpoints lie at most three updates apart, so that four of them always get further.
+    # Checkpoints are at most three updates apart, so four updates always make progress.
     assert same_metrics(interrupted(pieces, 4, OFTEN), outcome)
     assert outputs(pieces) == outputs(whole)
     files = {"curves.parquet", "telemetry.parquet", "encoder.json", "model.safetensors"}
@@ -57,7 +57,7 @@ def test_a_contrastive_run_killed_after_each_checkpoint_ends_with_the_same_bytes
     assert outputs(pieces) == outputs(whole)
 
 
-def test_checkpoints_by_time_lie_inside_segments_and_resume_as_well(
+def test_checkpoints_inside_segments_resume_as_well(
     supervised: Callable[..., Any], make_work: Callable[..., Work]
 ) -> None:
     whole, pieces = make_work(supervised(), "whole"), make_work(supervised(), "pieces")
@@ -66,13 +66,15 @@ def test_checkpoints_by_time_lie_inside_segments_and_resume_as_well(
     assert outputs(pieces) == outputs(whole)
 
 
-def test_a_stopped_run_leaves_a_checkpoint_at_its_very_update(
+def test_a_stopped_run_leaves_a_checkpoint_at_its_last_update(
     supervised: Callable[..., Any], make_work: Callable[..., Work]
 ) -> None:
     whole, stopped = make_work(supervised(), "whole"), make_work(supervised(), "stopped")
     train_run(whole)
     seen: list[float] = []
-    watch = Watch(say=lambda share, words: seen.append(share), stopping=lambda: len(seen) > 4)
+    watch = Watch(
+        on_progress=lambda share, words: seen.append(share), stopping=lambda: len(seen) > 4
+    )
     with pytest.raises(StoppedError):
         train_run(stopped, watch=watch, pace=SELDOM)
     checkpoint = Checkpoints(stopped.scratch).latest()
@@ -93,7 +95,7 @@ def test_only_the_last_two_checkpoints_are_kept(
     assert f"checkpoint-{STEPS:09d}.json" in names
 
 
-def test_a_damaged_checkpoint_is_passed_over_and_counted(
+def test_a_damaged_checkpoint_is_skipped_and_counted(
     supervised: Callable[..., Any], make_work: Callable[..., Work]
 ) -> None:
     whole, damaged = make_work(supervised(), "whole"), make_work(supervised(), "damaged")
@@ -135,12 +137,12 @@ def test_the_same_step_twice_gives_the_same_bytes(
 ) -> None:
     first, second = make_work(supervised(), "first"), make_work(supervised(), "second")
     train_run(first)
-    torch.rand(7)  # what else drew from the global generator is of no account
+    torch.rand(7)  # other draws from the global generator have no effect
     train_run(second)
     assert outputs(first) == outputs(second)
 
 
-def test_clean_and_flipped_rows_are_told_apart(
+def test_clean_and_flipped_rows_are_measured_separately(
     supervised: Callable[..., Any], make_work: Callable[..., Work]
 ) -> None:
     recipe = supervised(epochs=6)
@@ -157,8 +159,8 @@ def test_clean_and_flipped_rows_are_told_apart(
     metrics = noisy.metrics
     assert metrics["pretrain/train_loss_flipped"] > metrics["pretrain/train_loss_clean"]
     assert metrics["pretrain/train_accuracy_clean"] > metrics["pretrain/train_accuracy_flipped"]
-    answered = metrics["pretrain/memorised_percent"] + metrics["pretrain/recovered_percent"]
-    assert 0 < answered <= 100
+    predicted = metrics["pretrain/memorised_percent"] + metrics["pretrain/recovered_percent"]
+    assert 0 < predicted <= 100
     clean = train_run(make_work(recipe, "clean", level=0))
     assert clean.counts["flipped"] == 0
     assert not [name for name in clean.metrics if "flipped" in name or "memorised" in name]
@@ -166,7 +168,7 @@ def test_clean_and_flipped_rows_are_told_apart(
     assert clean.metrics["pretrain/train_accuracy_clean"] > 90
 
 
-def test_curves_hold_a_point_of_each_measure_for_each_epoch(
+def test_curves_have_a_point_of_each_measure_for_each_epoch(
     supervised: Callable[..., Any], make_work: Callable[..., Work]
 ) -> None:
     work = make_work(supervised(epochs=3))
@@ -181,7 +183,7 @@ def test_curves_hold_a_point_of_each_measure_for_each_epoch(
     )
 
 
-def test_passes_do_not_change_the_batch(
+def test_accumulating_passes_does_not_change_the_batch(
     supervised: Callable[..., Any], contrastive: Callable[..., Any], make_work: Callable[..., Work]
 ) -> None:
     vit = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}
@@ -233,9 +235,9 @@ def test_a_loss_that_is_not_finite_names_the_step_and_the_last_good_checkpoint(
 def test_a_batch_that_the_workers_cannot_share_is_refused(
     supervised: Callable[..., Any], toy: Any, tmp_path: Path
 ) -> None:
-    from jobs.pretrain.data.held import MemorySource, load_part
+    from jobs.pretrain.data.in_memory import MemorySource, load_part
     from jobs.pretrain.data.noisy import noisy_targets
-    from jobs.pretrain.distributed import Group
+    from jobs.pretrain.distributed import DistributedGroup
     from jobs.pretrain.loop import Loop
     from jobs.pretrain.objectives.supervised import SupervisedObjective
 
@@ -254,5 +256,5 @@ def test_a_batch_that_the_workers_cannot_share_is_refused(
             model_input=recipe.image,
             augment=recipe.augment,
             seed=0,
-            group=Group(world=3),
+            group=DistributedGroup(world=3),
         )

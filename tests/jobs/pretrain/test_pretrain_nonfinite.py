@@ -1,4 +1,4 @@
-"""What goes wrong in a run is said, counted and undone; how it went is told point by point."""
+"""Errors in a run are reported, counted and undone; telemetry records its points."""
 
 import re
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from tests.jobs.pretrain.interruption import OFTEN, outputs
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, updates: set[int]) -> None:
-    """The losses of these updates (counted from 1 in the process) are NaN, and so gradients."""
+    """Make the losses and gradients of these updates (counted from 1 in the process) NaN."""
     real, calls = SupervisedObjective.step, 0
 
     def step(self: Any, model: Any, images: torch.Tensor, *rest: Any) -> Any:
@@ -38,7 +38,7 @@ def test_a_nan_loss_stops_at_its_update(
         train_run(make_work(supervised()))
 
 
-def test_a_nan_loss_is_left_out_and_counted_when_asked_and_leaves_no_trace(
+def test_under_skip_a_nan_loss_is_skipped_and_counted_and_leaves_no_trace(
     supervised: Callable[..., Any], make_work: Callable[..., Work], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spoil(monkeypatch, {5, 6})
@@ -51,7 +51,7 @@ def test_a_nan_loss_is_left_out_and_counted_when_asked_and_leaves_no_trace(
     assert np.isfinite(list(outcome.metrics.values())).all()
 
 
-def test_a_nan_loss_is_left_out_where_gradients_carry_a_scale_too(
+def test_under_skip_a_nan_loss_is_skipped_with_scaled_gradients_too(
     supervised: Callable[..., Any], make_work: Callable[..., Work], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spoil(monkeypatch, {5})
@@ -59,12 +59,14 @@ def test_a_nan_loss_is_left_out_where_gradients_carry_a_scale_too(
     assert train_run(work).counts["skipped_updates"] == 1
 
 
-def test_left_out_updates_are_counted_over_a_resumed_run(
+def test_skipped_updates_are_counted_across_a_resumed_run(
     supervised: Callable[..., Any], make_work: Callable[..., Work], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     work = with_step(make_work(supervised()), on_nan="skip")
     seen: list[float] = []
-    watch = Watch(say=lambda share, words: seen.append(share), stopping=lambda: len(seen) > 4)
+    watch = Watch(
+        on_progress=lambda share, words: seen.append(share), stopping=lambda: len(seen) > 4
+    )
     with monkeypatch.context() as patch:
         spoil(patch, {2})
         with pytest.raises(StoppedError):
@@ -101,7 +103,7 @@ def test_a_run_without_nan_is_the_same_under_skip(
         ),
     ],
 )
-def test_memory_that_runs_out_is_one_sentence_with_the_remedies(
+def test_running_out_of_memory_is_one_sentence_with_the_remedies(
     error: Exception,
     where: str,
     supervised: Callable[..., Any],
@@ -121,12 +123,12 @@ def test_memory_that_runs_out_is_one_sentence_with_the_remedies(
 # -- telemetry -----------------------------------------------------------------------------------
 
 
-def test_telemetry_has_a_point_every_so_many_updates_and_no_timings_among_them(
+def test_telemetry_has_a_point_every_so_many_updates_and_no_timings(
     supervised: Callable[..., Any], make_work: Callable[..., Work]
 ) -> None:
     work = with_step(make_work(supervised()), telemetry_steps=3)
-    said: list[str] = []
-    train_run(work, watch=Watch(say=lambda share, words: said.append(words)))
+    messages: list[str] = []
+    train_run(work, watch=Watch(on_progress=lambda share, words: messages.append(words)))
     rows = work.output.read_table(TELEMETRY).to_pylist()
     assert {row["metric"] for row in rows} == {"loss", "lr", "grad_norm"}
     assert [row["step"] for row in rows if row["metric"] == "loss"] == [3, 6, 9, 12]
@@ -135,22 +137,22 @@ def test_telemetry_has_a_point_every_so_many_updates_and_no_timings_among_them(
     values = [row["value"] for row in timed if row["metric"] == "data_wait_percent"]
     assert all(0 <= value <= 100 for value in values)
     assert all(row["value"] > 0 for row in timed if row["metric"] == "images_per_s")
-    assert re.search(r", [\d,]+ images/s, \d+ s left$", said[-2])
-    assert said[-1].endswith(" images/s, 0 s left")
+    assert re.search(r", [\d,]+ images/s, \d+ s left$", messages[-2])
+    assert messages[-1].endswith(" images/s, 0 s left")
 
 
 @pytest.mark.parametrize(
     ("updates", "words"),
     [(60, "1 min"), (59, "59 s"), (61, "2 min"), (3601, "1 h 1 min"), (12_000, "3 h 20 min")],
 )
-def test_the_time_left_is_told_at_the_present_speed(updates: int, words: str) -> None:
+def test_the_time_left_is_computed_from_the_current_speed(updates: int, words: str) -> None:
     telemetry = Telemetry(1, updates + 4, 32, torch.device("cpu"))
     assert telemetry.pace(1) == ""
     telemetry.speed = 32.0
     assert telemetry.pace(4) == f", 32 images/s, {words} left"
 
 
-def test_telemetry_never_bears_on_the_weights(
+def test_telemetry_never_affects_the_weights(
     supervised: Callable[..., Any], make_work: Callable[..., Work]
 ) -> None:
     each, none = make_work(supervised(), "each"), make_work(supervised(), "none")
@@ -159,7 +161,7 @@ def test_telemetry_never_bears_on_the_weights(
     assert outputs(each)["model.safetensors"] == outputs(none)["model.safetensors"]
 
 
-def test_a_long_run_has_no_more_points_than_a_thousand() -> None:
+def test_a_long_run_has_at_most_a_thousand_points() -> None:
     telemetry = Telemetry(50, 187_500, 2048, torch.device("cpu"))
     due = [update for update in range(1, 187_501) if telemetry.due(update)]
     assert MOST / 2 < len(due) <= MOST

@@ -1,4 +1,4 @@
-"""The two losses are their libraries' own, and are measured sample by sample."""
+"""The two losses are their libraries' own, and are measured for each sample."""
 
 import math
 from collections.abc import Callable
@@ -13,9 +13,9 @@ import torch.nn.functional as F
 
 from jobs.contract import StageError
 from jobs.images.pixels import to_input
-from jobs.pretrain.data.held import load_part
+from jobs.pretrain.data.in_memory import load_part
 from jobs.pretrain.data.part import Targets
-from jobs.pretrain.distributed import Group
+from jobs.pretrain.distributed import DistributedGroup
 from jobs.pretrain.objectives.contrastive import MAX_LOGIT_SCALE, ContrastiveObjective
 from jobs.pretrain.objectives.supervised import SupervisedObjective
 
@@ -54,7 +54,7 @@ def test_the_supervised_loss_is_cross_entropy_with_label_smoothing(
 def test_the_contrastive_loss_is_open_clips_in_one_pass_or_in_pieces(
     contrastive: Callable[..., Any], most: int
 ) -> None:
-    objective = ContrastiveObjective(contrastive(), Group())
+    objective = ContrastiveObjective(contrastive(), DistributedGroup())
     model = objective.build(0).train()
     images = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     texts = open_clip.SimpleTokenizer(context_length=8)([f"number {i}" for i in range(8)])
@@ -73,7 +73,7 @@ def test_the_contrastive_loss_is_open_clips_in_one_pass_or_in_pieces(
 def test_an_image_nearest_to_an_equal_caption_counts_as_right(
     contrastive: Callable[..., Any],
 ) -> None:
-    objective = ContrastiveObjective(contrastive(), Group())
+    objective = ContrastiveObjective(contrastive(), DistributedGroup())
     same = open_clip.SimpleTokenizer(context_length=8)(["a dot"] * 6)
     images = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     scored = objective.step(objective.build(0), images, targets(same, same), 6)
@@ -86,7 +86,7 @@ def test_initial_weights_are_a_function_of_the_seed(
 ) -> None:
     for objective in (
         SupervisedObjective(supervised(), 3),
-        ContrastiveObjective(contrastive(), Group()),
+        ContrastiveObjective(contrastive(), DistributedGroup()),
     ):
         first, again, other = (list(objective.build(s).parameters()) for s in (0, 0, 1))
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
@@ -94,7 +94,7 @@ def test_initial_weights_are_a_function_of_the_seed(
 
 
 def test_the_logit_scale_is_kept_at_a_hundred_at_most(contrastive: Callable[..., Any]) -> None:
-    objective = ContrastiveObjective(contrastive(), Group())
+    objective = ContrastiveObjective(contrastive(), DistributedGroup())
     model = objective.build(0)
     scale = model.get_parameter("logit_scale")
     for value, kept in ((9.0, math.log(100)), (-1.0, 0.0), (2.0, 2.0)):
@@ -108,10 +108,10 @@ def test_zero_shot_accuracy_is_by_class_name_and_absent_without_labels(
     contrastive: Callable[..., Any], toy: Any
 ) -> None:
     recipe = contrastive()
-    objective = ContrastiveObjective(recipe, Group())
+    objective = ContrastiveObjective(recipe, DistributedGroup())
     part = load_part(toy.corpus, "validation", recipe.image)
     model = objective.build(0).eval()
-    accuracy = objective.evaluate(model, part, Group())["val_accuracy"]
+    accuracy = objective.evaluate(model, part, DistributedGroup())["val_accuracy"]
     tokenizer = open_clip.SimpleTokenizer(context_length=8)
     with torch.no_grad():
         texts = model.encode_text(  # type: ignore[operator]
@@ -123,18 +123,18 @@ def test_zero_shot_accuracy_is_by_class_name_and_absent_without_labels(
     right = (image @ texts.T).argmax(dim=1) == torch.tensor(part.labels.to_pylist())
     assert accuracy == pytest.approx(100 * float(right.float().mean()))
     unlabelled = replace(part, labels=pa.nulls(part.rows, pa.int32()))
-    assert "val_accuracy" not in objective.evaluate(model, unlabelled, Group())
+    assert "val_accuracy" not in objective.evaluate(model, unlabelled, DistributedGroup())
 
 
 @pytest.mark.parametrize("pairs", [3, 5000])
-def test_labels_and_captions_are_asked_of_images_encoded_once(
+def test_labels_and_captions_are_evaluated_on_images_encoded_once(
     pairs: int, contrastive: Callable[..., Any], toy: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = contrastive()
-    objective = ContrastiveObjective(recipe, Group())
+    objective = ContrastiveObjective(recipe, DistributedGroup())
     part = load_part(toy.corpus, "validation", recipe.image)
     model: Any = objective.build(0).eval()
-    whole = objective.evaluate(model, part, Group())
+    whole = objective.evaluate(model, part, DistributedGroup())
     monkeypatch.setattr("jobs.pretrain.objectives.contrastive.MOST_PAIRS", pairs)
     encode, seen = model.encode_image, list[int]()
 
@@ -143,50 +143,56 @@ def test_labels_and_captions_are_asked_of_images_encoded_once(
         return encode(images, **words)
 
     monkeypatch.setattr(model, "encode_image", counted)
-    found = objective.evaluate(model, part, Group())
+    found = objective.evaluate(model, part, DistributedGroup())
     assert sum(seen) == part.rows > 3
     assert found["val_accuracy"] == whole["val_accuracy"]
     assert set(found) == {"val_accuracy", "val_image_to_text_r1", "val_text_to_image_r1"}
 
 
-def test_retrieval_is_among_the_pairs_and_equal_captions_are_no_mistakes(
+def test_retrieval_is_among_the_pairs_and_confusing_equal_captions_is_no_mistake(
     contrastive: Callable[..., Any], toy: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = contrastive()
-    objective = ContrastiveObjective(recipe, Group())
+    objective = ContrastiveObjective(recipe, DistributedGroup())
     whole = load_part(toy.corpus, "validation", recipe.image)
     captions = ["red dot", "blue dot", None, "green dot", "red dot", "gold dot", "grey dot", "dot"]
     part = replace(whole, captions=pa.array(captions), classes=())
     monkeypatch.setattr("jobs.pretrain.objectives.contrastive.MOST_PAIRS", 7)
     model: Any = objective.build(0).eval()
-    measured = objective.evaluate(model, part, Group())
+    measured = objective.evaluate(model, part, DistributedGroup())
     pairs = [0, 1, 3, 4, 5, 6]
-    said = [captions[row] for row in pairs]
+    texts_of_pairs = [captions[row] for row in pairs]
     with torch.no_grad():
-        text = model.encode_text(open_clip.SimpleTokenizer(context_length=8)(said), normalize=True)
+        text = model.encode_text(
+            open_clip.SimpleTokenizer(context_length=8)(texts_of_pairs), normalize=True
+        )
         image = model.encode_image(to_input(whole.images[pairs], recipe.image), normalize=True)
     scores = image @ text.T
-    to_text = [said[found] == own for own, found in zip(said, scores.argmax(1), strict=True)]
-    to_image = [said[found] == own for own, found in zip(said, scores.argmax(0), strict=True)]
+    to_text = [
+        texts_of_pairs[found] == own
+        for own, found in zip(texts_of_pairs, scores.argmax(1), strict=True)
+    ]
+    to_image = [
+        texts_of_pairs[found] == own
+        for own, found in zip(texts_of_pairs, scores.argmax(0), strict=True)
+    ]
     assert measured == {
         "val_image_to_text_r1": pytest.approx(100 * sum(to_text) / 6),
         "val_text_to_image_r1": pytest.approx(100 * sum(to_image) / 6),
     }
     same = replace(part, captions=pa.array(["a dot"] * len(captions)))
-    assert set(objective.evaluate(model, same, Group()).values()) == {100.0}
+    assert set(objective.evaluate(model, same, DistributedGroup()).values()) == {100.0}
 
 
-def test_retrieval_is_absent_where_there_is_nothing_to_tell_apart(
-    contrastive: Callable[..., Any], toy: Any
-) -> None:
+def test_retrieval_is_absent_without_captions(contrastive: Callable[..., Any], toy: Any) -> None:
     recipe = contrastive()
     part = load_part(toy.corpus, "validation", recipe.image)
     mute = replace(part, captions=pa.nulls(part.rows, pa.string()), classes=())
-    objective = ContrastiveObjective(recipe, Group())
-    assert objective.evaluate(objective.build(0).eval(), mute, Group()) == {}
+    objective = ContrastiveObjective(recipe, DistributedGroup())
+    assert objective.evaluate(objective.build(0).eval(), mute, DistributedGroup()) == {}
 
 
-def test_a_corpus_that_cannot_serve_the_objective_is_refused(
+def test_a_corpus_without_the_objectives_targets_is_refused(
     supervised: Callable[..., Any], contrastive: Callable[..., Any], toy: Any
 ) -> None:
     with pytest.raises(StageError, match="supervised and its corpus has 0 classes"):
@@ -194,4 +200,4 @@ def test_a_corpus_that_cannot_serve_the_objective_is_refused(
     recipe = contrastive()
     part = load_part(toy.corpus, "train", recipe.image)
     with pytest.raises(StageError, match="1 of 2 training rows have no caption"):
-        ContrastiveObjective(recipe, Group()).encode(part, pa.array(["a", None]))
+        ContrastiveObjective(recipe, DistributedGroup()).encode(part, pa.array(["a", None]))

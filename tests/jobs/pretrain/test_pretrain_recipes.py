@@ -1,4 +1,4 @@
-"""Everything a recipe can ask for: it does what its library does, and resumes bit for bit."""
+"""Every part of a recipe does what its library does, and resumes bit for bit."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,7 +19,7 @@ from jobs.images.spec import Augment
 from jobs.images.training import erase
 from jobs.pretrain.checkpoint import Checkpoints
 from jobs.pretrain.data.part import Targets
-from jobs.pretrain.distributed import Group
+from jobs.pretrain.distributed import DistributedGroup
 from jobs.pretrain.objectives.contrastive import ContrastiveObjective
 from jobs.pretrain.objectives.supervised import SupervisedObjective
 from jobs.pretrain.optimizer import make_average, make_optimizer, make_scheduler
@@ -112,7 +112,7 @@ def test_mixing_is_the_same_for_any_number_of_workers(supervised: Callable[..., 
         for rank in range(world):
             rows = slice(rank * share, (rank + 1) * share)
             mine = Targets(targets.noisy[rows], targets.clean[rows], targets.flipped[rows])
-            objective = SupervisedObjective(recipe, 3, Group(rank, world))
+            objective = SupervisedObjective(recipe, 3, DistributedGroup(rank, world))
             mixed, mine = objective.mix(images[rows].clone(), mine, 99)
             assert torch.equal(mixed, whole[rows])
             assert mine.soft is not None
@@ -122,7 +122,7 @@ def test_mixing_is_the_same_for_any_number_of_workers(supervised: Callable[..., 
 def test_workers_that_split_a_mixing_group_are_refused(supervised: Callable[..., Any]) -> None:
     recipe = supervised(mix={"mixup": 0.4, "group": 16}, batch_size=16)
     with pytest.raises(StageError, match=r"each of 2 workers takes 8 images .* mix.group 16"):
-        SupervisedObjective(recipe, 3, Group(0, 2))
+        SupervisedObjective(recipe, 3, DistributedGroup(0, 2))
 
 
 def test_a_mixing_group_must_divide_the_batch(supervised: Callable[..., Any]) -> None:
@@ -132,7 +132,7 @@ def test_a_mixing_group_must_divide_the_batch(supervised: Callable[..., Any]) ->
 
 
 @pytest.mark.parametrize("mode", ["batch", "pair", "elem"])
-def test_the_mixture_is_timms_and_leaves_numpys_generator_alone(
+def test_the_mixture_is_timms_and_restores_numpys_generator(
     mode: str, supervised: Callable[..., Any]
 ) -> None:
     recipe = supervised(
@@ -178,7 +178,7 @@ def test_an_image_is_erased_by_its_own_hash_in_any_batch(mode: Any) -> None:
     assert torch.equal(erase(images.clone(), Augment(), hashes), images)
 
 
-# -- losses, optimiser, schedule, average --------------------------------------------------------
+# -- losses, optimizer, schedule, average --------------------------------------------------------
 
 
 @pytest.mark.parametrize("threshold", [None, 0.2])
@@ -237,7 +237,7 @@ def test_the_rate_ends_at_the_smallest_and_starts_where_it_says() -> None:
     assert 0.001 < found[-1] < 0.0011
 
 
-def test_optimiser_options_reach_the_optimiser() -> None:
+def test_optimizer_options_reach_the_optimizer() -> None:
     parameters = [{"params": list(nn.Linear(2, 2).parameters())}]
     adam = make_optimizer(schedule(betas=(0.9, 0.98), eps=1e-6), parameters)
     assert adam.defaults["betas"] == (0.9, 0.98)
@@ -249,25 +249,25 @@ def test_optimiser_options_reach_the_optimiser() -> None:
     assert sgd.defaults["nesterov"]
 
 
-def test_norms_and_biases_are_not_decayed_as_each_library_has_it(
+def test_norms_and_biases_have_no_weight_decay_by_each_librarys_rule(
     supervised: Callable[..., Any], contrastive: Callable[..., Any]
 ) -> None:
     objective = SupervisedObjective(supervised(), 3)
     model = objective.build(0)
-    still, decayed = objective.parameter_groups(model, 0.1)
-    assert all(p.ndim <= 1 for p in still["params"])
+    undecayed, decayed = objective.parameter_groups(model, 0.1)
+    assert all(p.ndim <= 1 for p in undecayed["params"])
     assert all(p.ndim > 1 for p in decayed["params"])
-    assert (still["weight_decay"], decayed["weight_decay"]) == (0.0, 0.1)
-    clip = ContrastiveObjective(contrastive(), Group())
+    assert (undecayed["weight_decay"], decayed["weight_decay"]) == (0.0, 0.1)
+    clip = ContrastiveObjective(contrastive(), DistributedGroup())
     model = clip.build(0)
-    still, decayed = clip.parameter_groups(model, 0.1)
-    held = {id(p) for p in decayed["params"]}
-    assert id(model.get_parameter("positional_embedding")) in held
-    assert id(model.get_parameter("logit_scale")) not in held
-    assert len(still["params"]) + len(decayed["params"]) == len(list(model.parameters()))
+    undecayed, decayed = clip.parameter_groups(model, 0.1)
+    numbers = {id(p) for p in decayed["params"]}
+    assert id(model.get_parameter("positional_embedding")) in numbers
+    assert id(model.get_parameter("logit_scale")) not in numbers
+    assert len(undecayed["params"]) + len(decayed["params"]) == len(list(model.parameters()))
 
 
-def test_the_moving_average_is_timms_and_is_what_is_kept(
+def test_the_moving_average_is_timms_and_is_stored(
     supervised: Callable[..., Any], make_work: Callable[..., Work]
 ) -> None:
     plain, averaged = make_work(supervised(), "plain"), make_work(supervised(ema_decay=0.5), "ema")
@@ -297,7 +297,7 @@ def test_mixed_precision_trains_about_as_well(
         half, name = outcome.metrics, "pretrain/train_loss_clean"
         assert half[name] == pytest.approx(full[name], rel=tolerance)
         assert half[name] != full[name]
-        # The first scale is too large by design: of fp16's twelve updates the first are left out.
+        # The first scale is too large by design, so fp16 skips the first of its twelve updates.
         assert (outcome.counts.get("fp16_overflows", 0) > 0) is (precision == "fp16")
 
 

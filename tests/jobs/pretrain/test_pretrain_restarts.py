@@ -1,35 +1,35 @@
-"""Which losses of a worker group are forgiven, and what is said of those that are not."""
+"""Which restarts of a worker group are allowed, and the message when it is given up."""
 
 import pytest
 
 from jobs.contract import StageError
-from jobs.pretrain.restarts import Budget, in_words, own_error
+from jobs.pretrain.restarts import RestartBudget, giving_up_message, stage_error
 
 
 class ActorDiedError(Exception):
-    """By name what Ray raises."""
+    """Has the name of Ray's exception."""
 
 
 LOST = [ActorDiedError("The actor died")]
 BROKEN = [RuntimeError("cuDNN says no")]
 
 
-def test_a_node_that_is_taken_away_never_counts() -> None:
-    budget = Budget(0)
-    assert all(budget.allows(LOST, node_gone=True, further=False) for _ in range(50))
+def test_a_lost_node_never_counts() -> None:
+    budget = RestartBudget(0)
+    assert all(budget.allows(LOST, node_gone=True, progressed=False) for _ in range(50))
     assert budget.spent == 0
 
 
-def test_a_lost_worker_counts_only_while_its_runs_get_no_further() -> None:
-    budget = Budget(2)
-    assert all(budget.allows(LOST, node_gone=False, further=True) for _ in range(50))
-    allowed = [budget.allows(LOST, node_gone=False, further=False) for _ in range(3)]
+def test_a_lost_worker_counts_only_without_progress_of_its_runs() -> None:
+    budget = RestartBudget(2)
+    assert all(budget.allows(LOST, node_gone=False, progressed=True) for _ in range(50))
+    allowed = [budget.allows(LOST, node_gone=False, progressed=False) for _ in range(3)]
     assert allowed == [True, True, False]
 
 
 def test_an_error_of_the_training_itself_always_counts() -> None:
-    budget = Budget(1)
-    allowed = [budget.allows(BROKEN, node_gone=False, further=True) for _ in range(2)]
+    budget = RestartBudget(1)
+    allowed = [budget.allows(BROKEN, node_gone=False, progressed=True) for _ in range(2)]
     assert allowed == [True, False]
 
 
@@ -37,20 +37,21 @@ def test_an_error_of_the_training_itself_always_counts() -> None:
     "words", ["killed due to the node running low on memory", "ray.exceptions.OutOfMemoryError: x"]
 )
 def test_running_out_of_memory_comes_with_two_remedies(words: str) -> None:
-    said = in_words([ActorDiedError(words)], 4)
-    assert "memory ran out" in said
-    assert "decoded_gb" in said
-    assert "images_per_pass" in said
-    assert "\n" not in said
+    message = giving_up_message([ActorDiedError(words)], 4)
+    assert "memory ran out" in message
+    assert "decoded_gb" in message
+    assert "images_per_pass" in message
+    assert "\n" not in message
 
 
-def test_what_trying_again_cannot_cure_is_taken_out_of_its_wrapping() -> None:
+def test_an_error_that_a_restart_cannot_cure_is_unwrapped() -> None:
     class WrappedError(Exception):
         _base_exc = StageError("no space")
 
-    found = own_error([RuntimeError("collateral"), WrappedError()])
+    found = stage_error([RuntimeError("collateral"), WrappedError()])
     assert str(found) == "no space"
-    assert own_error(BROKEN) is None
+    assert stage_error(BROKEN) is None
     assert (
-        in_words([RuntimeError("a\nb\n")], 2) == "its workers ended 2 times before it was done (b)"
+        giving_up_message([RuntimeError("a\nb\n")], 2)
+        == "its workers ended 2 times before it was done (b)"
     )

@@ -1,4 +1,4 @@
-"""A streamed part is the held one, byte for byte; and what goes wrong while it is read."""
+"""A streamed part equals the part in memory, byte for byte; errors of reading it are named."""
 
 import itertools
 import multiprocessing
@@ -20,15 +20,14 @@ from jobs.contract import StageError, Work
 from jobs.corpus.shards import SCHEMA, File, Index
 from jobs.encoders.encoder import EncoderCard
 from jobs.images.spec import Augment, ImageInput
-from jobs.pretrain.data import held as data
-from jobs.pretrain.data import order
-from jobs.pretrain.data.held import MemorySource, load_part
+from jobs.pretrain.data import in_memory, order
+from jobs.pretrain.data.in_memory import MemorySource, load_part
 from jobs.pretrain.data.noisy import noisy_targets
 from jobs.pretrain.data.order import Order
 from jobs.pretrain.data.part import Batch
 from jobs.pretrain.data.reader import lazy_part
 from jobs.pretrain.data.streamed import StreamedSource
-from jobs.pretrain.distributed import Group
+from jobs.pretrain.distributed import DistributedGroup
 from jobs.pretrain.loop import Pace
 from jobs.pretrain.run import train_run
 from jobs.storage.folder import Folder
@@ -43,11 +42,11 @@ def encode(part: Any, values: pa.Array) -> torch.Tensor:
 
 @pytest.fixture(autouse=True)
 def small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several segments a shard, and as many lanes and windows as a real corpus would have."""
+    """Several segments a shard, and as many lanes and windows as a real corpus has."""
     monkeypatch.setattr(order, "SEGMENT", 7)
 
 
-def held(
+def in_memory_source(
     toy: Any, level: int = 30, batch_size: int = 16, seed: int = 0, repeats: int = 1
 ) -> MemorySource:
     part = load_part(toy.corpus, "train", IMAGE)
@@ -55,7 +54,7 @@ def held(
     return MemorySource(part, targets, seed=seed, batch_size=batch_size, repeats=repeats)
 
 
-def streamed(
+def streamed_source(
     toy: Any, level: int = 30, batch_size: int = 16, seed: int = 0, **more: Any
 ) -> StreamedSource:
     return StreamedSource(
@@ -84,25 +83,34 @@ def same(a: Sequence[Batch], b: Sequence[Batch]) -> None:
 
 @pytest.mark.parametrize("repeats", [1, 3])
 @pytest.mark.parametrize("batch_size", [5, 16, 48, 100])
-def test_a_streamed_part_gives_the_batches_of_a_held_one(
+def test_a_streamed_part_gives_the_batches_of_a_part_in_memory(
     toy: Any, batch_size: int, repeats: int
 ) -> None:
-    a, b = (make(toy, batch_size=batch_size, repeats=repeats) for make in (held, streamed))
+    a, b = (
+        make(toy, batch_size=batch_size, repeats=repeats)
+        for make in (in_memory_source, streamed_source)
+    )
     assert a.order_sha256() == b.order_sha256()
     assert (a.rows, a.steps_per_epoch, a.flipped) == (b.rows, b.steps_per_epoch, b.flipped)
     for epoch in range(repeats + 1):
-        same(list(a.batches(epoch, 0, Group())), list(b.batches(epoch, 0, Group())))
+        same(
+            list(a.batches(epoch, 0, DistributedGroup())),
+            list(b.batches(epoch, 0, DistributedGroup())),
+        )
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_how_many_processes_decode_bears_on_nothing(toy: Any, processes: int) -> None:
-    other = streamed(toy, processes=processes)
-    same(list(streamed(toy).batches(1, 2, Group())), list(other.batches(1, 2, Group())))
+def test_the_number_of_decoding_processes_changes_nothing(toy: Any, processes: int) -> None:
+    other = streamed_source(toy, processes=processes)
+    same(
+        list(streamed_source(toy).batches(1, 2, DistributedGroup())),
+        list(other.batches(1, 2, DistributedGroup())),
+    )
 
 
-def test_an_epoch_that_is_left_half_way_leaves_no_process_and_no_thread(toy: Any) -> None:
+def test_an_unfinished_epoch_leaves_no_process_and_no_thread(toy: Any) -> None:
     children, threads = multiprocessing.active_children(), threading.active_count()
-    batches = streamed(toy, processes=2).batches(0, 0, Group())
+    batches = streamed_source(toy, processes=2).batches(0, 0, DistributedGroup())
     next(batches)
     assert len(multiprocessing.active_children()) == len(children) + 2
     del batches
@@ -114,12 +122,12 @@ def test_an_epoch_that_is_left_half_way_leaves_no_process_and_no_thread(toy: Any
 
 @pytest.mark.parametrize("repeats", [1, 3])
 @pytest.mark.parametrize("world", [2, 4, 8])
-def test_workers_of_a_streamed_part_share_out_the_batches_of_one(
+def test_workers_of_a_streamed_part_share_the_batches_of_one(
     toy: Any, world: int, repeats: int
 ) -> None:
-    source = streamed(toy, repeats=repeats)
-    workers = [list(source.batches(1, 1, Group(rank, world))) for rank in range(world)]
-    whole_ones = held(toy, repeats=repeats).batches(1, 1, Group())
+    source = streamed_source(toy, repeats=repeats)
+    workers = [list(source.batches(1, 1, DistributedGroup(rank, world))) for rank in range(world)]
+    whole_ones = in_memory_source(toy, repeats=repeats).batches(1, 1, DistributedGroup())
     for whole, *shares in zip(whole_ones, *workers, strict=True):
         assert torch.equal(torch.cat([share.images for share in shares]), whole.images)
         assert np.array_equal(np.concatenate([share.hashes for share in shares]), whole.hashes)
@@ -128,16 +136,19 @@ def test_workers_of_a_streamed_part_share_out_the_batches_of_one(
 
 
 @pytest.mark.parametrize("repeats", [1, 4])
-def test_a_streamed_epoch_can_be_entered_at_any_step(toy: Any, repeats: int) -> None:
-    whole = list(streamed(toy, repeats=repeats).batches(2, 0, Group()))
+def test_a_streamed_epoch_can_start_at_any_step(toy: Any, repeats: int) -> None:
+    whole = list(streamed_source(toy, repeats=repeats).batches(2, 0, DistributedGroup()))
     for first in range(7):
-        same(list(streamed(toy, repeats=repeats).batches(2, first, Group())), whole[first:])
+        same(
+            list(streamed_source(toy, repeats=repeats).batches(2, first, DistributedGroup())),
+            whole[first:],
+        )
 
 
-def test_repeats_are_copies_side_by_side_each_with_draws_of_its_own(toy: Any) -> None:
-    """Over as many epochs as there are repeats each row comes as often, in one batch or two."""
-    repeats, plain = 3, held(toy, repeats=1)
-    source = held(toy, repeats=repeats)
+def test_repeats_are_adjacent_copies_with_different_draws(toy: Any) -> None:
+    """Over `repeats` epochs each row comes `repeats` times, in one batch or two."""
+    repeats, plain = 3, in_memory_source(toy, repeats=1)
+    source = in_memory_source(toy, repeats=repeats)
     assert source.steps_per_epoch == plain.steps_per_epoch
     assert source.order_sha256() != plain.order_sha256()
     epochs = [source.order(epoch) for epoch in range(repeats)]
@@ -145,39 +156,46 @@ def test_repeats_are_copies_side_by_side_each_with_draws_of_its_own(toy: Any) ->
     counts = np.bincount(np.concatenate(epochs))
     assert sorted(set(counts.tolist())) in ([repeats], [0, repeats])
     assert len(set(epochs[0].tolist())) < len(set(plain.order(0).tolist()))
-    batches = [b for epoch in range(repeats) for b in source.batches(epoch, 0, Group())]
+    batches = [b for epoch in range(repeats) for b in source.batches(epoch, 0, DistributedGroup())]
     hashes = np.concatenate([batch.hashes for batch in batches])
     assert len(set(hashes.tolist())) == len(hashes)
     first = epochs[0][: source.batch_size]
     assert len(set(first.tolist())) <= source.batch_size // repeats + 2 * 16
-    again = held(toy, repeats=repeats).order(repeats)
-    assert not np.array_equal(again, epochs[0]), "the next turn has an order of its own"
+    again = in_memory_source(toy, repeats=repeats).order(repeats)
+    assert not np.array_equal(again, epochs[0]), "the next turn has another order"
 
 
 def test_segments_end_at_the_last_copy_of_their_last_row(toy: Any) -> None:
-    plain, source = held(toy), held(toy, repeats=2)
-    ends = [b.ends_segment for e in range(2) for b in source.batches(e, 0, Group())]
-    whole = [b.ends_segment for b in plain.batches(0, 0, Group())]
+    plain, source = in_memory_source(toy), in_memory_source(toy, repeats=2)
+    ends = [b.ends_segment for e in range(2) for b in source.batches(e, 0, DistributedGroup())]
+    whole = [b.ends_segment for b in plain.batches(0, 0, DistributedGroup())]
     assert sum(whole) <= sum(ends) <= sum(whole) + 2
     assert ends[-1]
 
 
 def test_the_level_changes_labels_and_nothing_else(toy: Any) -> None:
-    clean, noisy = streamed(toy, level=0), streamed(toy, level=30)
+    clean, noisy = streamed_source(toy, level=0), streamed_source(toy, level=30)
     assert clean.order_sha256() == noisy.order_sha256()
-    assert clean.order_sha256() != streamed(toy, seed=1).order_sha256()
-    for a, b in zip(clean.batches(0, 0, Group()), noisy.batches(0, 0, Group()), strict=True):
+    assert clean.order_sha256() != streamed_source(toy, seed=1).order_sha256()
+    for a, b in zip(
+        clean.batches(0, 0, DistributedGroup()),
+        noisy.batches(0, 0, DistributedGroup()),
+        strict=True,
+    ):
         assert torch.equal(a.images, b.images)
         assert torch.equal(a.targets.noisy, b.targets.clean)
 
 
 @pytest.mark.parametrize("most", [1000, 11])
-def test_the_flipped_rows_are_the_same_ones_streamed_or_held(
+def test_the_flipped_rows_are_the_same_streamed_or_in_memory(
     toy: Any, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(data, "MOST_MEMORISED", most)
+    monkeypatch.setattr(in_memory, "MOST_MEMORISED", most)
     monkeypatch.setattr("jobs.pretrain.data.streamed.MOST_MEMORISED", most)
-    (a, wanted), (b, found) = held(toy).flipped_rows(), streamed(toy).flipped_rows()
+    (a, wanted), (b, found) = (
+        in_memory_source(toy).flipped_rows(),
+        streamed_source(toy).flipped_rows(),
+    )
     assert len(b.images) == len(found.noisy) == min(30, most)
     assert a.keys.equals(b.keys)
     every = torch.arange(len(a.images))
@@ -187,12 +205,12 @@ def test_the_flipped_rows_are_the_same_ones_streamed_or_held(
     assert bool(found.flipped.all())
 
 
-def test_a_part_without_flipped_rows_has_none_to_show(toy: Any) -> None:
-    part, targets = streamed(toy, level=0).flipped_rows()
+def test_a_part_without_noise_has_no_flipped_rows(toy: Any) -> None:
+    part, targets = streamed_source(toy, level=0).flipped_rows()
     assert len(part.images) == len(targets.noisy) == 0
 
 
-def test_a_lazy_part_is_the_decoded_one(toy: Any) -> None:
+def test_a_lazy_part_equals_the_decoded_one(toy: Any) -> None:
     index = Index.read(toy.corpus)
     lazy = lazy_part(toy.corpus, index, "validation", IMAGE, threads=2)
     whole = load_part(toy.corpus, "validation", IMAGE)
@@ -216,7 +234,7 @@ def files_of(counts: list[int]) -> list[File]:
     epoch=st.integers(0, 3),
 )
 @settings(max_examples=60)
-def test_windows_of_lanes_hold_each_row_of_an_epoch_once(
+def test_windows_of_lanes_contain_each_row_of_an_epoch_once(
     counts: list[int], batch_size: int, window: int, epoch: int
 ) -> None:
     if sum(counts) < batch_size:
@@ -234,30 +252,30 @@ def test_windows_of_lanes_hold_each_row_of_an_epoch_once(
             rows += [row for span in spans for row in range(*span)]
     assert len(rows) == len(set(rows)) == made.steps * batch_size
     keys = pa.array([f"k{i}" for i in range(made.rows)])
-    assert sorted(made.whole(epoch, made.of_keys(keys))[0].tolist()) == sorted(rows)
+    assert sorted(made.epoch_rows(epoch, made.key_hashes(keys))[0].tolist()) == sorted(rows)
 
 
 @pytest.mark.parametrize(
     ("counts", "batch_size"), [([500], 300), ([900], 64), ([512, 488], 700), ([512, 512, 31], 64)]
 )
-def test_no_row_is_always_among_those_that_fill_no_batch(
+def test_no_row_is_left_out_of_every_epoch(
     counts: list[int], batch_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(order, "SEGMENT", 1_000)
     made = Order("toy", files_of(counts), seed=0, batch_size=batch_size)
-    hashes = made.of_keys(pa.array([f"k{i}" for i in range(made.rows)]))
+    hashes = made.key_hashes(pa.array([f"k{i}" for i in range(made.rows)]))
     epochs = 200
-    views = np.bincount(np.concatenate([made.whole(e, hashes)[0] for e in range(epochs)]))
+    views = np.bincount(np.concatenate([made.epoch_rows(e, hashes)[0] for e in range(epochs)]))
     expected = epochs * made.steps * batch_size / made.rows
     assert len(views) == made.rows
     assert np.abs(views - expected).max() < 5 * np.sqrt(epochs) / 2
 
 
-def test_a_batch_takes_its_rows_from_all_over_a_large_part() -> None:
+def test_a_batch_draws_from_all_of_a_large_part() -> None:
     made = Order("toy", files_of([50_000]), seed=0, batch_size=64)
     assert made.lanes == 16
     keys = pa.array([f"k{i}" for i in range(made.rows)])
-    batch = made.whole(0, made.of_keys(keys))[0][:64]
+    batch = made.epoch_rows(0, made.key_hashes(keys))[0][:64]
     assert len(set((batch // 7).tolist())) > 50
 
 
@@ -265,21 +283,21 @@ def test_a_batch_takes_its_rows_from_all_over_a_large_part() -> None:
 
 
 @pytest.mark.parametrize("objective", ["supervised", "contrastive"])
-def test_a_streamed_run_leaves_the_files_of_a_held_one(
+def test_a_streamed_run_writes_the_files_of_a_run_in_memory(
     objective: str, request: pytest.FixtureRequest, make_work: Callable[..., Work]
 ) -> None:
     repeats = 3 if objective == "supervised" else 1
     recipe = request.getfixturevalue(objective)(
         augment={"degrees": 10, "flip": True}, repeats=repeats
     )
-    whole, stream = make_work(recipe, "held"), make_work(recipe, "streamed", decoded_gb=0)
+    whole, stream = make_work(recipe, "memory"), make_work(recipe, "streamed", decoded_gb=0)
     a, b = train_run(whole), train_run(stream)
     assert outputs(stream) == outputs(whole)
     assert a.counts == b.counts
     assert a.metrics["pretrain/memorised_percent"] == b.metrics["pretrain/memorised_percent"]
 
 
-def test_a_streamed_run_goes_on_with_the_very_next_sample(
+def test_a_streamed_run_resumes_at_the_next_batch(
     supervised: Callable[..., Any], make_work: Callable[..., Work]
 ) -> None:
     whole = make_work(supervised(), "whole")
@@ -293,20 +311,20 @@ def test_a_streamed_run_goes_on_with_the_very_next_sample(
 # -- what goes wrong -------------------------------------------------------------------------------
 
 
-def test_a_shard_altered_or_gone_between_epochs_is_named(own_toy: Any) -> None:
-    source = streamed(own_toy)
-    assert len(list(source.batches(0, 0, Group()))) == 6
-    source._reader._held.clear()  # as a part does that is larger than what is held
+def test_a_shard_altered_or_missing_between_epochs_is_named(own_toy: Any) -> None:
+    source = streamed_source(own_toy)
+    assert len(list(source.batches(0, 0, DistributedGroup()))) == 6
+    source._reader._cached.clear()  # as happens to a part larger than the cache
     shard = own_toy.corpus.local_path() / "train-00001.parquet"
-    kept = shard.read_bytes()
-    shard.write_bytes(kept[:100] + bytes([kept[100] ^ 1]) + kept[101:])
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
     with pytest.raises(StageError, match=r"train-00001\.parquet .*other sha256"):
-        list(source.batches(1, 0, Group()))
+        list(source.batches(1, 0, DistributedGroup()))
     shard.unlink()
     with pytest.raises(StageError, match=r"train-00001\.parquet .* is missing"):
-        list(source.batches(1, 0, Group()))
-    shard.write_bytes(kept)
-    assert len(list(source.batches(1, 0, Group()))) == 6
+        list(source.batches(1, 0, DistributedGroup()))
+    shard.write_bytes(whole)
+    assert len(list(source.batches(1, 0, DistributedGroup()))) == 6
 
 
 @pytest.mark.parametrize("processes", [0, 1])
@@ -327,12 +345,12 @@ def test_an_image_that_cannot_be_decoded_is_named_with_its_shard(
         for f in index.parts["train"]
     )
     Index("toy", index.classes, {**index.parts, "train": files}).write(folder)
-    source = streamed(type(toy)(tmp_path / "own"), batch_size=50, processes=processes)
+    source = streamed_source(type(toy)(tmp_path / "own"), batch_size=50, processes=processes)
     with pytest.raises(StageError, match=r"shard train-00002\.parquet: image 'toy/1083'"):
-        list(source.batches(0, 0, Group()))
+        list(source.batches(0, 0, DistributedGroup()))
 
 
-def test_noise_that_is_not_of_this_corpus_is_refused(own_toy: Any) -> None:
+def test_noise_of_another_field_or_corpus_is_refused(own_toy: Any) -> None:
     with pytest.raises(StageError, match="changes captions and this recipe trains on labels"):
         StreamedSource(
             own_toy.corpus,
@@ -348,6 +366,6 @@ def test_noise_that_is_not_of_this_corpus_is_refused(own_toy: Any) -> None:
     folder = own_toy.noise("label", 30)
     folder.write_table("changed.parquet", folder.read_table("changed.parquet").slice(1))
     with pytest.raises(StageError, match="changes 30 rows of corpus toy and only 29 of them"):
-        streamed(own_toy)
+        streamed_source(own_toy)
     with pytest.raises(StageError, match="100 training rows do not fill a batch of 101"):
-        streamed(own_toy, level=0, batch_size=101)
+        streamed_source(own_toy, level=0, batch_size=101)

@@ -14,7 +14,7 @@ from jobs.contract import Outcome, StageError, Work
 from jobs.corpus.shards import Index
 from jobs.encoders.encoder import load
 from jobs.features.extract import extract, units_of
-from jobs.features.parts import finish, keep
+from jobs.features.parts import finish, save_unit
 from jobs.features.spec import FeaturesStep
 from jobs.storage.folder import Folder
 from jobs.tuning import schema
@@ -52,7 +52,7 @@ def train_all(cell: Work, configurations: tuple[Configuration, ...] = CONFIGURAT
         tuning = opened.start(number, configuration)
         while len(tuning.history) < opened.step.settings.epochs and tuning.failure is None:
             tuning.run_epoch()
-        opened.keep(number, tuning)
+        opened.save_unit(number, tuning)
     return close(cell, configurations)
 
 
@@ -63,7 +63,7 @@ def features_of(digits: Folder, encoder: Folder, folder: Path) -> Folder:
     units = units_of(index, asked.parts)
     opened, scratch, output = load(encoder), Folder.of(folder / "s"), Folder.of(folder / "f")
     for unit in units:
-        keep(scratch, unit, extract(unit, digits, index.name, opened, asked))
+        save_unit(scratch, unit, extract(unit, digits, index.name, opened, asked))
     finish(asked, index, units, scratch, output)
     return output
 
@@ -167,7 +167,7 @@ def test_a_configuration_that_goes_on_gives_what_it_would_have_given(
         opened = Cell.open(broken)
         going = opened.start(0, configuration)
         going.run_epoch()
-        opened.keep(0, going)
+        opened.save_unit(0, going)
     left = State.read(broken.scratch.read_bytes(state_name(0)))
     assert left.history == tuple(tuning.history)
     for name, value in tuning.adapted.state().items():

@@ -1,10 +1,9 @@
-"""Training data: a corpus's part with one level of noise over it, in a seeded order.
+"""Training data in memory: a part that is read and decoded once.
 
-Takes a corpus's folder and a noise step's folder (see `jobs.corpus.shards` and
-`jobs.noise.overlay`); gives batches, in the order that `order.py` states: the same at every noise
-level and for every number of workers. Training may enter the order at any step. A part that fits in
-memory is read and decoded once (`MemorySource`, here); another is read as it is needed
-(`streamed.py`). The batches are the same either way. Nothing here changes what lies in storage.
+Takes a corpus's folder (`jobs.corpus.shards`) and the targets under a noise step (`noisy.py`);
+gives batches in the order of `order.py`, the same at every noise level and for every number of
+workers, starting at any step. `fits_in_memory` decides whether a part is loaded; `streamed.py`
+reads larger ones while training, in the same batches. Never writes.
 """
 
 from __future__ import annotations
@@ -25,21 +24,23 @@ from jobs.images.augment import mix
 from jobs.images.pixels import prepared
 from jobs.images.spec import ImageInput
 from jobs.pretrain.data.order import Order, Rows
-from jobs.pretrain.data.part import Batch, Part, Targets, picked_targets, read_index
-from jobs.pretrain.distributed import Group
+from jobs.pretrain.data.part import Batch, Part, Targets, read_index, select_targets
+from jobs.pretrain.distributed import DistributedGroup
 from jobs.storage.folder import Folder
 
 MOST_MEMORISED = 10_000
-"""Flipped rows that memorisation is measured on: when more are flipped, a seeded sample of them."""
+"""Most flipped rows that memorisation is measured on; of more, a seeded sample."""
 
 _MEMORY_SHARE = 0.7  # of the free memory that decoded images may take
 
 
-def fits(
+def fits_in_memory(
     rows: int, model_input: ImageInput, decoded_gb: float | None = None, *, sharing: int = 1
 ) -> bool:
-    """Whether that many decoded images may be held; by default in what memory is free, of which
-    as many worker processes as `sharing` hold that much each.
+    """Whether the decoded images of `rows` rows fit in memory.
+
+    The limit is `decoded_gb` or, by default, 70 % of the free memory divided by `sharing`, the
+    number of worker processes on the node.
     """
     needed = rows * math.prod(model_input.shape)
     if decoded_gb is not None:
@@ -48,25 +49,25 @@ def fits(
 
 
 @lru_cache(maxsize=8)
-def held(
+def part_fits_in_memory(
     corpus: Folder, part: str, model_input: ImageInput, decoded_gb: float | None, sharing: int
 ) -> bool:
-    """Whether a part `fits`, asked once in a process: what one run holds, the next finds held."""
-    return fits(read_index(corpus).rows(part), model_input, decoded_gb, sharing=sharing)
+    """Whether a part fits in memory. Cached: later runs reuse a loaded part."""
+    return fits_in_memory(read_index(corpus).rows(part), model_input, decoded_gb, sharing=sharing)
 
 
 def load_part(corpus: Folder, part: str, model_input: ImageInput) -> Part:
-    """Read and decode a part whole; the last ones read are kept by the process.
+    """Read and decode a whole part. The process caches the last two.
 
-    Every shard is checked against the index. Raises StageError when the folder holds no corpus,
-    or a shard is missing, altered or holds an image that cannot be decoded.
+    Checks every shard against the index. Raises StageError when the folder has no corpus, or a
+    shard is missing, altered or has an image that cannot be decoded.
     """
     index = read_index(corpus)
-    return _decoded(corpus, index.name, index.classes, index.parts[part], model_input)
+    return _decode_files(corpus, index.name, index.classes, index.parts[part], model_input)
 
 
-@lru_cache(maxsize=2)  # a training and a validation part, shared by the runs of a pack
-def _decoded(
+@lru_cache(maxsize=2)  # a training and a validation part, which the runs of a pack share
+def _decode_files(
     corpus: Folder,
     name: str,
     classes: tuple[str, ...],
@@ -123,20 +124,23 @@ class MemorySource:
         self.steps_per_epoch = self._order.steps
         self.flipped = int(targets.flipped.sum())
         self._part, self._targets = part, targets
-        self._keys = self._order.of_keys(part.keys)
-        self._augment = self._order.augmentation(part.keys)
+        self._keys = self._order.key_hashes(part.keys)
+        self._augment = self._order.augmentation_hashes(part.keys)
 
     def order(self, epoch: int) -> Rows:
-        """Row numbers in the order that an epoch takes them, [steps * batch]."""
-        return self._order.whole(epoch, self._keys)[0]
+        """Row numbers in an epoch's order, [steps * batch]."""
+        return self._order.epoch_rows(epoch, self._keys)[0]
 
     def order_sha256(self) -> str:
-        """What proves that two runs saw their rows alike (`Order.sha256`)."""
+        """A hash that is equal for runs with the same order and augmentation (`Order.sha256`)."""
         return self._order.sha256()
 
-    def batches(self, epoch: int, first: int, group: Group) -> Iterator[Batch]:
+    def batches(self, epoch: int, first: int, group: DistributedGroup) -> Iterator[Batch]:
         """The epoch's batches from number `first` on: worker r takes the r-th piece of each."""
-        (order, copies), ends = self._order.whole(epoch, self._keys), self._order.ends(epoch)
+        (order, copies), ends = (
+            self._order.epoch_rows(epoch, self._keys),
+            self._order.segment_ends(epoch),
+        )
         hashes = mix(self._augment, self._order.turn(epoch))
         share = self.batch_size // group.world
         for step in range(first, self.steps_per_epoch):
@@ -146,13 +150,13 @@ class MemorySource:
             picked = torch.from_numpy(rows)
             yield Batch(
                 images=self._part.images[picked].to(group.device),
-                hashes=self._order.of_copies(hashes[rows], copies[mine]),
-                targets=picked_targets(self._targets, picked, group.device),
+                hashes=self._order.copy_hashes(hashes[rows], copies[mine]),
+                targets=select_targets(self._targets, picked, group.device),
                 ends_segment=bool(ends[step]),
             )
 
     def flipped_rows(self) -> tuple[Part, Targets]:
-        """The flipped rows, un-augmented; a seeded sample where more than MOST_MEMORISED are."""
+        """The flipped rows, not augmented; of more than MOST_MEMORISED, a seeded sample."""
         flipped = torch.nonzero(self._targets.flipped).flatten()
         rows = torch.from_numpy(self._order.sample(flipped.numpy(), MOST_MEMORISED))
         taken, part = pa.array(rows.numpy()), self._part
@@ -165,4 +169,4 @@ class MemorySource:
             captions=part.captions.take(taken),
             files=part.files,
         )
-        return sample, picked_targets(self._targets, rows, torch.device("cpu"))
+        return sample, select_targets(self._targets, rows, torch.device("cpu"))
