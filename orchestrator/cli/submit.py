@@ -57,7 +57,9 @@ def command(
     from orchestrator.cluster.submission import DEFAULT_ADDRESS, Cluster
 
     if sum(map(bool, (attach, stop, listing, words))) > 1 and (attach or stop or listing):
-        raise UserError("--attach, --stop, --list and a sweep cannot be combined; give one of them")
+        raise UserError(
+            "--attach, --stop and --list go neither with a sweep nor with each other; give one"
+        )
     where = address or DEFAULT_ADDRESS
     if not (attach or stop or listing):
         parcel, name = _prepare(words, name, limit_mb)
