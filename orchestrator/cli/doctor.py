@@ -54,7 +54,7 @@ def _guarded(check: Callable[[], Check]) -> Check:
 
     try:
         return check()
-    except Exception as error:  # a check that fails to run reports that
+    except Exception as error:  # a check's own failure is its finding
         return False, sentence(error)
 
 
