@@ -48,6 +48,7 @@ from jobs.images.augment import augment, draws
 from jobs.images.pixels import normalise, to_input, unit_range
 from jobs.images.spec import Augment, ImageInput
 from jobs.pretrain.data.streamed import StreamedSource
+from jobs.pretrain.distributed import DistributedGroup
 from jobs.pretrain.loop import Pace, Watch
 from jobs.pretrain.run import train_run
 from jobs.pretrain.spec import Resources

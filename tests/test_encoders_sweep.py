@@ -74,7 +74,7 @@ def swept(run_on_ray: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_screen_shows_each_encoders_own_tasks_and_no_noise(swept: Path) -> None:
     lines = (swept / "screen.txt").read_text().splitlines()
-    head = next(line for line in lines if line.startswith("named encoder"))
+    head = next(line for line in lines if line.startswith("pretrained encoder"))
     column = head.split()[2:].index("lp")
     rows = {tuple(line.split()[:2]): line.split()[2:] for line in lines}
     assert float(rows["small", "digits"][column]) > float(rows["small", "digits-rotated"][column])
@@ -137,7 +137,7 @@ def test_status_shows_them_beside_each_other(swept: Path, run: Run) -> None:
     code, output = run(swept, "status", "mine.yaml")
     assert code == 0, output
     lines = output.splitlines()
-    head = next(line for line in lines if line.startswith("named encoder"))
+    head = next(line for line in lines if line.startswith("pretrained encoder"))
     assert head.split()[2:] == ["small", "pixels"]
     row = next(line for line in lines if line.startswith("id  raw  lp"))
     assert row.split()[-2:] == ["-", "1/1"]
@@ -181,6 +181,6 @@ def test_a_file_of_features_alone_is_swept_by_one_option(run_on_ray: Run, tmp_pa
     code, output = run_on_ray(tmp_path, "sweep", *options, *words)
     assert code == 0, output
     lines = output.splitlines()
-    column = next(ln for ln in lines if ln.startswith("named encoder")).split()[2:].index("lp")
+    column = next(ln for ln in lines if ln.startswith("pretrained encoder")).split()[2:].index("lp")
     row = next(line for line in lines if line.startswith("pixels  digits-by-pixel"))
     assert float(row.split()[2:][column]) > 85

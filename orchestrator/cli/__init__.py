@@ -1,4 +1,7 @@
-"""The command line. One file a verb; nothing heavy is imported before a verb needs it."""
+"""The command line: one module for each command, imported when the command runs.
+
+Nothing heavy is imported before a command needs it.
+"""
 
 from __future__ import annotations
 
@@ -10,31 +13,31 @@ from typing import Any
 
 import click
 
-VERBS = {
+COMMANDS = {
     "sweep": "Plan and run an experiment: noise, pre-training, tuning, report.",
     "plan": "Show what a sweep would do, and its cost. Runs nothing.",
-    "corpus": "Build the corpora alone, verify them, or show what they hold.",
-    "noise": "Build the noise alone, or audit it row by row.",
+    "corpus": "Build only the corpora, verify them, or show their contents.",
+    "noise": "Build only the noise levels, or audit them row by row.",
     "tasks": "List the downstream tasks, show one, or check files and data.",
-    "status": "Show the matrix of noise, task, method and seed as it stands.",
-    "diff": "Do two runs differ in noise alone? Every field in which they do.",
-    "report": "Write the report from what the store holds.",
-    "sync": "Bring MLflow up to the store.",
+    "status": "Show which steps are done, running, failed or missing.",
+    "diff": "Do two runs differ only in noise? Lists every difference.",
+    "report": "Write the report from the results in the store.",
+    "sync": "Write to MLflow what it has missed.",
     "ui": "Open MLflow's pages on this machine.",
     "submit": "Send a sweep to a running Ray cluster.",
     "doctor": "Check versions, storage, disk, Ray and tracking.",
 }
-"""Every verb, with the line that `--help` shows; its module has the same name."""
+"""Every command, with its line in `--help`. The module of a command has the same name."""
 
 
 class _Lazy(click.Group):
-    """A group whose commands are imported when they are called."""
+    """A group that imports a command when it is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(VERBS)
+        return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in VERBS:
+        if cmd_name not in COMMANDS:
             return None
         module = importlib.import_module(f"orchestrator.cli.{cmd_name}")
         command: click.Command = module.command
@@ -43,17 +46,17 @@ class _Lazy(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and args[0] not in VERBS:
+        if args and args[0] not in COMMANDS:
             import difflib
 
-            near = difflib.get_close_matches(args[0], VERBS, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"verbs: {', '.join(VERBS)}"
-            raise click.UsageError(f"no verb {args[0]!r}; {hint}")
+            near = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"commands: {', '.join(COMMANDS)}"
+            raise click.UsageError(f"no command {args[0]!r}; {hint}")
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Verbs"):
-            formatter.write_dl(list(VERBS.items()))
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
 
 
 @click.group(
@@ -64,18 +67,18 @@ Examples:
   nml-orch sweep --noise 0,5,10,20,30            the demo: handwritten digits
   nml-orch sweep my.yaml --seeds 0,1,2           an experiment file, three seeds
   nml-orch plan my.yaml --set tuning.epochs=5    what would run, and why
-  nml-orch status && nml-orch ui                 where it stands; browse the runs""",
+  nml-orch status && nml-orch ui                 what is done; browse the runs""",
 )
 @click.version_option(package_name="nml-orch", prog_name="nml-orch")
 @click.option("--debug", is_flag=True, help="Show tracebacks and the libraries' own logs.")
 def cli(debug: bool) -> None:
-    """Noisy Model Learning, the whole experiment, on a laptop or a Ray cluster."""
+    """The whole experiment of Noisy Model Learning, on a laptop or a Ray cluster."""
     if debug:
         os.environ["NML_DEBUG"] = "1"
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the command line; exit 0 done, 1 some steps failed, 2 the user's mistake, 130 stopped."""
+    """Run the command line. Exits with 0 done, 1 some steps failed, 2 a mistake, 130 stopped."""
     sys.exit(_run(argv))
 
 
@@ -90,13 +93,13 @@ def _run(argv: list[str] | None) -> int:
     except click.ClickException as error:
         return _complain(error.format_message(), 2)
     except (KeyboardInterrupt, click.Abort):
-        return _complain("stopped; the same command goes on from here", 130)
+        return _complain("stopped; the same command continues from here", 130)
     except BrokenPipeError:
         return 1
     except Exception as error:
         lines = str(error).strip().splitlines() or [""]
         return _complain(
-            f"{type(error).__name__}: {lines[0]} (this is a defect of nml-orch; "
+            f"{type(error).__name__}: {lines[0]} (this is a bug in nml-orch; "
             f"`nml-orch --debug ...` shows where)",
             1,
         )

@@ -1,4 +1,4 @@
-"""`nml-orch corpus`: build an experiment's corpora alone, verify them, and show what they hold."""
+"""`nml-orch corpus`: build only the corpora of an experiment, verify them, show their contents."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ KEYS_SHOWN = 5
 
 @click.group("corpus")
 def command() -> None:
-    """Build the corpora of an experiment alone, verify them, or show what they hold."""
+    """Build only the corpora of an experiment, verify them, or show their contents."""
 
 
 @command.command(
@@ -38,14 +38,14 @@ Exit status: 0 done, 1 a corpus failed, 2 a mistake in the command or the file."
 @click.option(
     "--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Change any field. Repeatable."
 )
-@click.option("--storage", metavar="PLACE", help="Where it goes: a folder, s3:// or gs://.")
+@click.option("--storage", metavar="FOLDER", help="Where to store it: a folder, s3:// or gs://.")
 @click.option(
     "--verify", type=click.Choice(["headers", "full"]), help="full: decode every image once."
 )
 @click.option(
     "--shuffle", type=click.Choice(["global", "none"]), help="none: keep the source's order."
 )
-@click.option("--force", is_flag=True, help="Redo what was built from other settings.")
+@click.option("--force", is_flag=True, help="Rebuild what was built from other settings.")
 def build(
     file: str | None,
     overrides: tuple[str, ...],
@@ -54,14 +54,14 @@ def build(
     shuffle: str | None,
     force: bool,
 ) -> int:
-    """Read the sources of the experiment and its tasks into shards; a stopped build goes on.
+    """Read the sources of the experiment and its tasks into shards. Continues a stopped build.
 
-    --verify and --shuffle are for the experiment's own corpus.
+    --verify and --shuffle apply to the experiment's own corpus, not to those of its tasks.
     """
     from orchestrator import sweep
 
-    said = {"corpus.verify": verify, "corpus.shuffle": shuffle}
-    overrides += tuple(f"{field}={value}" for field, value in said.items() if value is not None)
+    options = {"corpus.verify": verify, "corpus.shuffle": shuffle}
+    overrides += tuple(f"{field}={value}" for field, value in options.items() if value is not None)
     chosen = choose(file, overrides=overrides, storage=storage)
     plan = chosen.plan.only("corpus")
     results = sweep.build(plan, chosen.store, force=force)
@@ -75,11 +75,15 @@ def build(
 
 
 @command.command(
-    "verify", epilog="Exit status: 0 all is as built, 1 something is not, 2 a mistake."
+    "verify",
+    epilog="Exit status: 0 nothing has changed, 1 something has, 2 a mistake in the command.",
 )
 @experiment_options
 def verify(chosen: Chosen) -> int:
-    """Compare every shard with its sha256, and the sources' files with those built from."""
+    """Check every shard, and whether the source files have changed.
+
+    Shards are checked by their sha256, source files by name and size.
+    """
     from jobs.corpus.spec import Corpus
     from jobs.corpus.verify import compare_source
     from jobs.corpus.verify import verify as findings_in
@@ -102,7 +106,7 @@ def verify(chosen: Chosen) -> int:
 @experiment_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show(chosen: Chosen, as_json: bool) -> None:
-    """Show rows by part, classes, bytes, what is in quarantine and why, and some keys."""
+    """Show rows by part, classes, bytes, quarantined rows, some keys."""
     steps = finished(chosen, "corpus")
     with _as_built():
         found = {step.address: _summary(chosen.store.output(step.address)) for step in steps}
@@ -122,7 +126,7 @@ def _index(chosen: Chosen, step: Step) -> Index:
 
 @contextmanager
 def _as_built() -> Iterator[None]:
-    """Raise UserError where a corpus is no longer what was built."""
+    """Raise UserError when a corpus is damaged or incomplete."""
     from jobs.contract import StageError
     from orchestrator.errors import UserError
 
@@ -145,7 +149,7 @@ def _in_a_line(index: Index) -> str:
 
 
 def _summary(folder: Folder) -> dict[str, Any]:
-    """What `show` tells of one corpus, as JSON values."""
+    """What `show` prints about one corpus, as JSON values."""
     from jobs.corpus.shards import PARTS, Index, read_part, read_rows
 
     index = Index.read(folder)
@@ -178,16 +182,16 @@ def _summary(folder: Folder) -> dict[str, Any]:
 
 def _lines(address: str, summary: dict[str, Any]) -> Iterator[str]:
     yield f"{address} in {summary['place']}"
-    for part, said in summary["parts"].items():
-        size = said["bytes"] / 1e6
-        yield f"  {part:12}{said['rows']:>12,} rows{said['shards']:>8,} shards{size:>12,.1f} MB"
-    for word, counts in (("quarantine", summary["quarantined"]), ("notes", summary["notes"])):
-        shown = ", ".join(f"{count:,} {name}" for name, count in counts.items()) or "none"
-        yield f"  {word:12}{shown}"
+    for part, sizes in summary["parts"].items():
+        size = sizes["bytes"] / 1e6
+        yield f"  {part:12}{sizes['rows']:>12,} rows{sizes['shards']:>8,} shards{size:>12,.1f} MB"
+    for title, counts in (("quarantine", summary["quarantined"]), ("notes", summary["notes"])):
+        listed = ", ".join(f"{count:,} {name}" for name, count in counts.items()) or "none"
+        yield f"  {title:12}{listed}"
     classes = summary["classes"]
     for entry in classes[:CLASSES_SHOWN]:
         named = "" if entry["id"] == entry["name"] else f"  ({entry['id']})"
         yield f"  {'class':12}{entry['train_rows']:>12,} rows  {entry['name']}{named}"
     if len(classes) > CLASSES_SHOWN:
-        yield f"  {'':12}... and {len(classes) - CLASSES_SHOWN:,} classes more; --json lists them"
+        yield f"  {'':12}... and {len(classes) - CLASSES_SHOWN:,} more classes; --json lists them"
     yield f"  {'keys':12}{', '.join(summary['keys'])}, ..."

@@ -1,4 +1,4 @@
-"""`nml-orch diff`: do two runs differ in noise alone? Every field in which they do, by name."""
+"""`nml-orch diff`: do two runs differ only in noise? Lists every field in which they differ."""
 
 from __future__ import annotations
 
@@ -25,22 +25,23 @@ Examples:
   nml-orch diff pretrain/digits/symmetric/resnet-small/noise=0 \\
                 pretrain/digits/symmetric/resnet-small/noise=10
   nml-orch diff /data/store-a /data/store-b        two stores, step by step
-  nml-orch diff A B --json                         for a machine
-Exit status: 0 they differ in noise at most, 1 in more than noise, 2 a mistake in the command.""",
+  nml-orch diff A B --json                         JSON, for scripts
+Exit status: 0 they differ in nothing or only in noise, 1 in more than noise, 2 a mistake in the
+command.""",
 )
 @click.argument("first", metavar="A")
 @click.argument("second", metavar="B")
 @click.option(
     "--storage",
-    metavar="PLACE",
+    metavar="FOLDER",
     default=STORAGE,
     show_default=True,
-    help="The store that addresses lie in: a folder, s3:// or gs://.",
+    help="The store that has the addresses: a folder, s3:// or gs://.",
 )
 @click.option("-v", "--verbose", is_flag=True, help="List the identical fields and all results.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(first: str, second: str, storage: str, verbose: bool, as_json: bool) -> int:
-    """Compare two finished steps, or all below two folders or stores, from what was recorded.
+    """Compare the records of two finished steps, or of all steps below two folders or stores.
 
     A and B are addresses, beginnings of addresses, or paths of stores.
     """
@@ -67,7 +68,7 @@ def command(first: str, second: str, storage: str, verbose: bool, as_json: bool)
 
 
 def _lines(found: Comparison, verbose: bool) -> Iterator[str]:
-    """The pairs that differ in more than noise first; the verdict last."""
+    """First the pairs that differ in more than noise; last the verdict."""
     ordered = sorted(found.pairs, key=lambda pair: not pair.differs)
     shown = ordered if verbose else ordered[:PAIRS_SHOWN]
     for pair in shown:

@@ -1,4 +1,4 @@
-"""`nml-orch doctor`: is everything that a sweep needs here? One line a check, with the remedy."""
+"""`nml-orch doctor`: is everything here that a sweep needs? One line for each check."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ LOW_DISK_GB = 5
     "cluster_file",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Check a cluster file for `ray up` as well: fields, versions, open ports.",
+    help="Also check a cluster file for `ray up`: fields, versions, open ports.",
 )
 def command(chosen: Chosen, no_ray: bool, cluster_file: Path | None) -> int:
-    """Check versions, storage, disk, tracking and Ray, and say what to do about what is wrong.
+    """Check versions, storage, disk, tracking and Ray, and say how to correct each fault.
 
-    With RAY_ADDRESS set, every node of that cluster is asked for its versions and for the storage.
+    With RAY_ADDRESS, every node of that cluster is checked for its versions and access to storage.
     """
     failed = 0
     for name, (passed, words) in _checks(chosen, no_ray, cluster_file):

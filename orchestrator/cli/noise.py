@@ -1,4 +1,4 @@
-"""`nml-orch noise`: lay an experiment's noise alone, and prove what was changed."""
+"""`nml-orch noise`: build only the noise levels of an experiment, and prove what was changed."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ CLASSES_SHOWN = 20
 
 @click.group("noise")
 def command() -> None:
-    """Build the noise of an experiment alone, or audit it row by row."""
+    """Build only the noise levels of an experiment, or audit them row by row."""
 
 
 @command.command("build", epilog="Example: nml-orch noise build my.yaml --noise 0,5,10,20,30")
 @experiment_options
 @click.option("--force", is_flag=True, help="Redo the steps whose settings have changed.")
 def build(chosen: Chosen, force: bool) -> int:
-    """Build the corpus, and the overlay of every noise level on it."""
+    """Build the corpus and the overlay of every noise level."""
     from orchestrator import sweep
 
     plan = chosen.plan.only("noise")
@@ -46,17 +46,16 @@ def build(chosen: Chosen, force: bool) -> int:
     "audit",
     epilog="""\b
 Examples:
-  nml-orch noise audit my.yaml             derive every changed row again, and compare
-  nml-orch noise audit my.yaml --json      for a machine
-Exit status: 0 all as derived, 1 anything differs, 2 a mistake in the command or the file.""",
+  nml-orch noise audit my.yaml             derive every changed row again and compare
+  nml-orch noise audit my.yaml --json      JSON, for scripts
+Exit status: 0 no difference, 1 some difference, 2 a mistake in the command or the file.""",
 )
 @experiment_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def audit(chosen: Chosen, as_json: bool) -> int:
-    """Derive every changed row again from seed and key, and state the rates as they are.
+    """Derive every changed row again, and print the true rates.
 
-    Writes audit.json, and transition.png for noise on labels, for each level under audit/ in the
-    store.
+    Writes for each level audit.json, and transition.png for label noise, under audit/ in the store.
     """
     from jobs.contract import StageError
     from jobs.noise.audit import Auditor
@@ -70,7 +69,7 @@ def audit(chosen: Chosen, as_json: bool) -> int:
         auditor = Auditor(spec.noise, chosen.store.output(first.inputs["corpus"]))
     except (StageError, FileNotFoundError) as error:
         raise UserError(f"the noise cannot be derived again: {error}") from error
-    audits: dict[str, Audit | str] = {}  # a level that cannot be audited: why
+    audits: dict[str, Audit | str] = {}  # a string: why a level cannot be audited
     for step, spec in steps:
         assert isinstance(spec, NoiseStep)
         try:
@@ -104,11 +103,11 @@ def _keep(chosen: Chosen, address: str, found: Audit | str) -> None:
     if isinstance(found, str):
         folder.delete("transition.png")  # an earlier audit's
     elif found.transition is not None:
-        said = found.overlay
+        overlay = found.overlay
         figure = noise.transition(
             found.transition,
             [rate.name for rate in found.classes],
-            title=f"{said.corpus}: {said.kind} noise at {said.level:g} %",
+            title=f"{overlay.corpus}: {overlay.kind} noise at {overlay.level:g} %",
             detail=f"{found.present_changed:,} of {found.present:,} training rows are wrong "
             f"({found.realised_percent:.2f} %)",
         )
@@ -116,7 +115,7 @@ def _keep(chosen: Chosen, address: str, found: Audit | str) -> None:
 
 
 def _lines(audits: dict[str, Audit | str]) -> Iterator[str]:
-    """A row a level, then a row a class if there are few; at last what differs."""
+    """One row for each level, then one for each class if they are few, then the differences."""
     found = [one for one in audits.values() if not isinstance(one, str)]
     if found:
         yield from _table(found)

@@ -1,4 +1,4 @@
-"""The words that several verbs share: which experiment, and what to change in it."""
+"""Arguments that several commands share: which experiment, and what to change in it."""
 
 from __future__ import annotations
 
@@ -28,50 +28,52 @@ class Chosen:
 
 
 def task_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add --tasks-path and --data: where task files lie, and where their data does."""
+    """Add --tasks-path and --data: the folders of task files and of their data."""
     folders = click.option(
         "--tasks-path",
         multiple=True,
         metavar="FOLDER",
-        help="A folder of task files beside the shipped ones. Repeatable.",
+        help="A folder of more task files. Repeatable.",
     )
     data = click.option(
         "--data",
         metavar="FOLDER",
-        help="Where the paths of task files start (else $NML_DATA, else the present folder).",
+        help="Where paths in task files start (else $NML_DATA, else the current folder).",
     )
     return folders(data(function))
 
 
 def experiment_options(function: Callable[..., Any], *, last: bool = False) -> Callable[..., Any]:
-    """Add FILE and the options that change it; the verb receives a `Chosen` first.
+    """Add FILE and the options that change it. The command gets a `Chosen` as its first argument.
 
-    `last`: without FILE the verb is about the sweep that the store saw last, and about the demo
-    where it saw none; otherwise about the demo.
+    Without FILE the experiment is the demo. With `last` it is the last sweep started on the store,
+    and the demo only if there was none.
     """
 
     @click.argument("file", required=False, metavar="[FILE]")
     @click.option(
         "--noise",
         metavar="LEVELS",
-        help="Noise levels in percent of the training samples, as in 0,5,10,20,30.",
+        help="Noise levels in percent of the training samples, like 0,5,10,20,30.",
     )
-    @click.option("--seeds", metavar="SEEDS", help="Pre-training seeds, as in 0,1,2.")
+    @click.option("--seeds", metavar="SEEDS", help="Pre-training seeds, like 0,1,2.")
     @click.option(
         "--set",
         "overrides",
         multiple=True,
         metavar="PATH=VALUE",
-        help="Change any field, as in pretrain.recipe.schedule.epochs=5. Repeatable.",
+        help="Change any field, like pretrain.recipe.schedule.epochs=5. Repeatable.",
     )
-    @click.option("--storage", metavar="PLACE", help="Where results go: a folder, s3:// or gs://.")
+    @click.option("--storage", metavar="FOLDER", help="Where results go: a folder, s3:// or gs://.")
     @task_options
     @click.option(
         "--features",
         metavar="PARQUET",
-        help="Adapt these features alone: columns key, vector, label and perhaps split.",
+        help="Adapt only these features: columns key, vector, label and optionally split.",
     )
-    @click.option("--task", metavar="NAME", help="The task of --features, or a name for a new one.")
+    @click.option(
+        "--task", metavar="NAME", help="The task that --features are of, or a name for a new task."
+    )
     @wraps(function)
     def wrapped(
         file: str | None,
@@ -85,14 +87,14 @@ def experiment_options(function: Callable[..., Any], *, last: bool = False) -> C
         task: str | None,
         **rest: Any,
     ) -> Any:
-        words = file, noise, seeds, overrides, storage, tasks_path, data, features, task
-        return function(choose(*words, last=last), **rest)
+        given = file, noise, seeds, overrides, storage, tasks_path, data, features, task
+        return function(choose(*given, last=last), **rest)
 
     return wrapped
 
 
 last_experiment_options = partial(experiment_options, last=True)
-"""Of the verbs that read what a sweep left."""
+"""For the commands that read the results of a sweep."""
 
 
 def choose(
@@ -108,9 +110,9 @@ def choose(
     *,
     last: bool = False,
 ) -> Chosen:
-    """Read, validate and plan an experiment; UserError for every mistake in it.
+    """Read, validate and plan an experiment. Raises UserError for any mistake in it.
 
-    The parameters are those that `experiment_options` adds to a verb.
+    The parameters are those that `experiment_options` adds to a command.
     """
     from jobs.encoders.known import check_names
     from jobs.storage.folder import Folder
@@ -144,12 +146,12 @@ def choose(
         if complaint:
             raise UserError(f"encoders: {encoder.name}: {complaint}")
     plan = planner.build(experiment)
-    gc.freeze()  # 50,000 steps stay until the end; no search for garbage need visit them again
+    gc.freeze()  # 50,000 steps live until the end; the garbage collector can skip them
     return Chosen(experiment, plan, Store(Folder.of(experiment.storage)))
 
 
 def _last_sweep(overrides: tuple[str, ...]) -> tuple[str | None, str | None, tuple[str, ...]]:
-    """Name and text of the experiment that the store saw last, and where that store lies now."""
+    """Name and text of the last experiment on the store, and overrides that name the store."""
     import yaml
 
     from jobs.storage.folder import Folder
@@ -161,7 +163,7 @@ def _last_sweep(overrides: tuple[str, ...]) -> tuple[str | None, str | None, tup
         storage = yaml.safe_load(given[-1]) if given else STORAGE
     except yaml.YAMLError:
         storage = None
-    if not isinstance(storage, str):  # said when the whole experiment is read
+    if not isinstance(storage, str):  # reported when the whole experiment is read
         return None, None, overrides
     root = Folder.of(storage)
     with Store(root).asked():
@@ -172,14 +174,14 @@ def _last_sweep(overrides: tuple[str, ...]) -> tuple[str | None, str | None, tup
 
 
 def _quoted(text: str) -> str:
-    """A word as YAML that is a string whatever it looks like."""
+    """The text as YAML that is always read as a string."""
     return json.dumps(text, ensure_ascii=False)
 
 
 def finished(chosen: Chosen, kind: str) -> list[Step]:
-    """The experiment's steps of a kind that the store holds.
+    """The finished steps of one kind of the experiment.
 
-    Raises DriftError for one made from other settings, UserError when there is none.
+    Raises DriftError for a step made from other settings, UserError when there is none.
     """
     from orchestrator.assess import assess, refuse_drift
     from orchestrator.errors import UserError
@@ -191,6 +193,6 @@ def finished(chosen: Chosen, kind: str) -> list[Step]:
     steps = [s for s in plan.of_kind(kind) if found[s.address].state is StepState.DONE]
     if not steps:
         raise UserError(
-            f"no {kind} step lies in {chosen.store.root.uri}; run `nml-orch {kind} build` first"
+            f"{chosen.store.root.uri} has no {kind} step; run `nml-orch {kind} build` first"
         )
     return steps

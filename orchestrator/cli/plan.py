@@ -1,4 +1,4 @@
-"""`nml-orch plan`: what a sweep would do with each step and why, and what it would cost."""
+"""`nml-orch plan`: what a sweep would do with each step, why, and what it would cost."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 
 
 class Finite(click.FloatRange):
-    """A number in a range that ends somewhere."""
+    """A finite number in a range."""
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
-        """The number; a usage error for one that is not finite."""
+        """The number. Raises a usage error if it is not finite."""
         found = float(super().convert(value, param, ctx))
         if not math.isfinite(found):
-            self.fail(f"{value} is no finite number.", param, ctx)
+            self.fail(f"{value} is not a finite number.", param, ctx)
         return found
 
 
@@ -39,8 +39,8 @@ ABOVE_0 = Finite(min=0, min_open=True)
 Examples:
   nml-orch plan --noise 0,5,10,20,30
   nml-orch plan my.yaml -v            every step with its reason
-  nml-orch plan my.yaml --rows 1281167 --images-per-second 1200 --gpus 8   hours, before any step
-  nml-orch plan my.yaml --json        for a machine""",
+  nml-orch plan my.yaml --rows 1281167 --images-per-second 1200 --gpus 8   hours in advance
+  nml-orch plan my.yaml --json        JSON, for scripts""",
 )
 @experiment_options
 @click.option("-v", "--verbose", is_flag=True, help="List every step.")
@@ -48,21 +48,23 @@ Examples:
 @click.option(
     "--images-per-second",
     type=ABOVE_0,
-    help="Pre-training speed of one GPU, to turn samples into hours (else: as measured before).",
+    help="Images that one GPU trains on in a second (else: as measured in the store).",
 )
 @click.option(
     "--features-per-second",
     type=ABOVE_0,
-    help="Images one GPU encodes in a second (else: as measured, or thrice the speed above).",
+    help="Images that one GPU encodes in a second (else: as measured, or 3 x the speed above).",
 )
 @click.option(
     "--cells-per-hour",
     type=ABOVE_0,
-    help="In-domain cells tuned in an hour for each GPU (else: as measured before).",
+    help="In-domain cells that one GPU tunes in an hour (else: as measured in the store).",
 )
-@click.option("--rows", type=click.IntRange(min=1), help="Training rows of a corpus not yet built.")
-@click.option("--gpus", type=click.IntRange(min=1), help="Say the hours on so many GPUs.")
-@click.option("--price-per-gpu-hour", type=Finite(min=0), help="Say the price.")
+@click.option(
+    "--rows", type=click.IntRange(min=1), help="Training rows of a corpus that is not built yet."
+)
+@click.option("--gpus", type=click.IntRange(min=1), help="Print the hours on this number of GPUs.")
+@click.option("--price-per-gpu-hour", type=Finite(min=0), help="Print the price.")
 def command(chosen: Chosen, verbose: bool, as_json: bool, **given: Any) -> None:
     """Show which steps are done, missing, drifted or blocked, and what a sweep would cost.
 
@@ -97,7 +99,7 @@ def command(chosen: Chosen, verbose: bool, as_json: bool, **given: Any) -> None:
 
 
 def _json(chosen: Chosen, estimate: Cost, assessments: Mapping[str, Assessment]) -> str:
-    """An object whose steps have a line each: indented deeper, 50,000 take a second more."""
+    """An object with one line for each step: more indentation costs a second for 50,000."""
     entry = json.JSONEncoder().encode
     head = {
         "experiment": chosen.experiment.name,

@@ -1,4 +1,4 @@
-"""`nml-orch report`: the report of what the store holds now, written without Ray."""
+"""`nml-orch report`: writes the report of the results that are now in the store, without Ray."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from orchestrator.cli.options import Chosen, last_experiment_options
 
 @click.command("report", epilog="Example: nml-orch report my.yaml --out figures/")
 @last_experiment_options
-@click.option("--out", metavar="FOLDER", help="Also copy the report's files here.")
-@click.option("--tex", is_flag=True, help="Print the paths of the tables in LaTeX.")
+@click.option("--out", metavar="FOLDER", help="Also copy the report's files to this folder.")
+@click.option("--tex", is_flag=True, help="Print the paths of the LaTeX tables.")
 @click.option(
     "--rotation",
     is_flag=True,
-    help="Measure how far each feature space has turned from the clean encoder's; reads all test "
+    help="Measure how far each feature space has rotated from the clean encoder's. Reads all test "
     "features once.",
 )
 def command(chosen: Chosen, out: str | None, tex: bool, rotation: bool) -> None:
     """Write report.html, report.md, the figures and the tables from the store.
 
-    Without FILE: of the sweep that was last started on this store.
+    Without FILE: for the last sweep started on this store.
     """
     from orchestrator import readout
     from orchestrator.errors import UserError

@@ -1,4 +1,4 @@
-"""`nml-orch status`: the matrix of noise x task x method as it stands, gaps visible."""
+"""`nml-orch status`: the matrix of noise x task x method, with its gaps."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ WATCH_SECONDS = 2.0
     "status",
     epilog="""\b
 Examples:
-  nml-orch status                        the sweep last started here
+  nml-orch status                        the last sweep started here
   nml-orch status my.yaml --seeds 0,1,2
-  nml-orch status --watch                live, until Ctrl-C
-In the matrix: done of planned; ! failed, ^ blocked, ~ running, * made from other settings.""",
+  nml-orch status --watch                update until Ctrl-C
+The matrix shows done / planned. ! failed, ^ blocked, ~ running, * made from other settings.""",
 )
 @last_experiment_options
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, one entry a step.")
-@click.option("--watch", is_flag=True, help="Look again every two seconds, until Ctrl-C.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, one entry for each step.")
+@click.option("--watch", is_flag=True, help="Update every two seconds, until Ctrl-C.")
 def command(chosen: Chosen, as_json: bool, watch: bool) -> None:
     """Show what is done, running, failed and missing, from the store alone.
 
-    Without FILE: of the sweep that was last started on this store.
+    Without FILE: for the last sweep started on this store.
     """
     from orchestrator.assess import look
     from orchestrator.errors import UserError
 
     if as_json and watch:
-        raise UserError("--json and --watch exclude each other; give one")
+        raise UserError("--json and --watch cannot be combined; give one of them")
     if watch:
         _watch(chosen)
         return
@@ -62,7 +62,7 @@ def _json(chosen: Chosen, found: Mapping[str, StepStatus]) -> str:
 
 
 def _watch(chosen: Chosen) -> None:
-    """Show the page, renewed in its place, until Ctrl-C or until nothing is left to come."""
+    """Show the page and update it in place, until Ctrl-C or until all steps are done."""
     from rich.console import Console
     from rich.live import Live
     from rich.text import Text
@@ -108,7 +108,7 @@ def _page(chosen: Chosen, found: Mapping[str, StepStatus]) -> Iterator[str]:
 def _matrix(chosen: Chosen, found: Mapping[str, StepStatus], across: str) -> Iterator[str]:
     """One row a stage or a task's method; done of planned in each cell.
 
-    A column is a noise level, or (across="encoder") an encoder that is not trained here.
+    A column is a noise level, or (across="encoder") a pretrained encoder.
     """
     rows: dict[tuple[str, ...], dict[str | float | int, Counter[StepState]]] = {}
     columns: dict[str | float | int, None] = {}
@@ -132,7 +132,7 @@ def _matrix(chosen: Chosen, found: Mapping[str, StepStatus], across: str) -> Ite
         row: [_cell(words[c]) if c in words else "-" for c in columns]
         for row, words in rows.items()
     }
-    head = "noise in percent" if across == "noise" else "named encoder"
+    head = "noise in percent" if across == "noise" else "pretrained encoder"
     names = [_name(column) for column in columns]
     title = max(len(head), *(len(_title(row)) for row in rows)) + 2
     width = max(8, 2 + max(len(cell) for row in (names, *cells.values()) for cell in row))

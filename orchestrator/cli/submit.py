@@ -1,4 +1,4 @@
-"""`nml-orch submit`: a sweep sent to a running Ray cluster, where its driver lives."""
+"""`nml-orch submit`: sends a sweep to a running Ray cluster, which runs its driver."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from orchestrator.errors import UserError
     context_settings={"ignore_unknown_options": True},
     epilog="""\b
 Examples:
-  ray up cluster.yaml && ray dashboard cluster.yaml     bring the jobs API to port 8265 here
+  ray up cluster.yaml && ray dashboard cluster.yaml     bring the jobs API to port 8265
   nml-orch submit my.yaml --seeds 0,1,2 --storage s3://bucket/nml
-  nml-orch submit --detach my.yaml ...                  send it and leave
-  nml-orch submit --attach NAME                         see it again, from the beginning
-  nml-orch submit --stop NAME                           end it; the same sweep sent again goes on
-Exit status: the sweep's own; 130 when you stop watching (the job goes on).""",
+  nml-orch submit --detach my.yaml ...                  send it and return
+  nml-orch submit --attach NAME                         show its output from the start
+  nml-orch submit --stop NAME                           stop it; send it again to continue
+Exit status: that of the sweep; 130 when you stop watching (the job continues).""",
 )
 @click.option(
     "--address",
@@ -30,13 +30,15 @@ Exit status: the sweep's own; 130 when you stop watching (the job goes on).""",
     default=lambda: os.environ.get("RAY_API_SERVER_ADDRESS"),
     help="The cluster's jobs API; else $RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265.",
 )
-@click.option("--detach", is_flag=True, help="Return once it is sent.")
-@click.option("--id", "name", metavar="NAME", help="What to call the job.")
-@click.option("--limit-mb", type=float, default=None, help="Most to send along from this folder.")
-@click.option("--attach", metavar="NAME", help="Show a job that was sent before.")
+@click.option("--detach", is_flag=True, help="Return as soon as it is sent.")
+@click.option("--id", "name", metavar="NAME", help="A name for the job.")
+@click.option(
+    "--limit-mb", type=float, default=None, help="Limit for the files sent from this folder, in MB."
+)
+@click.option("--attach", metavar="NAME", help="Show the output of a job that was sent before.")
 @click.option("--stop", metavar="NAME", help="Stop a job.")
 @click.option("--list", "listing", is_flag=True, help="List the cluster's jobs.")
-@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[SWEEP'S WORDS]...")
+@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[SWEEP ARGUMENTS]...")
 def command(
     address: str | None,
     detach: bool,
@@ -47,15 +49,17 @@ def command(
     listing: bool,
     words: tuple[str, ...],
 ) -> int:
-    """Send a sweep to a running cluster: the words are those of `nml-orch sweep`.
+    """Send a sweep to a running cluster. The arguments are those of `nml-orch sweep`.
 
-    The experiment is read and planned here first, so that a mistake costs nothing. The files of
-    this folder go along (what git tracks, or everything but caches and stores).
+    The experiment is first read and planned here, so a mistake costs nothing. The files of this
+    folder are sent too: what git tracks or, without git, everything but caches and stores.
     """
     from orchestrator.cluster.submission import DEFAULT_ADDRESS, Cluster
 
     if sum(map(bool, (attach, stop, listing, words))) > 1 and (attach or stop or listing):
-        raise UserError("--attach, --stop and --list take no sweep beside them; give one of them")
+        raise UserError(
+            "--attach, --stop and --list go neither with a sweep nor with each other; give one"
+        )
     where = address or DEFAULT_ADDRESS
     if not (attach or stop or listing):
         parcel, name = _prepare(words, name, limit_mb)
@@ -70,14 +74,14 @@ def command(
         return 0
     if stop:
         cluster.stop(stop)
-        click.echo(f"{stop} was asked to stop; the same sweep sent again goes on from there")
+        click.echo(f"{stop} was asked to stop; send the same sweep again to continue it")
         return 0
     assert attach is not None
     return _follow(cluster, attach)
 
 
 def _prepare(words: tuple[str, ...], name: str | None, limit_mb: float | None) -> tuple[Any, str]:
-    """The files to send and the job's name, once the sweep is known to make sense."""
+    """The files to send and the job's name, after the sweep has been validated."""
     from orchestrator.cli import sweep
     from orchestrator.cli.options import choose
     from orchestrator.cluster.parcel import LIMIT_MB, pack
@@ -91,8 +95,8 @@ def _prepare(words: tuple[str, ...], name: str | None, limit_mb: float | None) -
     storage = experiment.storage
     if "://" not in storage and not Path(storage).is_absolute():
         raise UserError(
-            f"storage = {storage!r} would lie in the job's own folder on the cluster, which goes "
-            f"with the job; give --storage a bucket, or a path that every node has"
+            f"storage = {storage!r} would be in the job's own folder on the cluster, which is "
+            f"deleted with the job; give --storage a bucket, or a path that every node has"
         )
     made = name or f"{experiment.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     return pack(here, limit_mb or LIMIT_MB), made
@@ -101,7 +105,7 @@ def _prepare(words: tuple[str, ...], name: str | None, limit_mb: float | None) -
 def _refuse_outside(file: Path, here: Path) -> None:
     if file.is_absolute() or not file.resolve().is_relative_to(here):
         raise UserError(
-            f"{file} must be named by a path inside this folder, which is what is sent; "
+            f"{file} must be given by a relative path inside this folder, because only it is sent; "
             f"change to its folder first"
         )
 
@@ -111,8 +115,8 @@ def _follow(cluster: Any, name: str) -> int:
         job = cluster.follow(name, lambda text: click.echo(text, nl=False))
     except KeyboardInterrupt:
         click.echo(
-            f"\n{name} goes on; `nml-orch submit --attach {name}` shows it again, "
-            f"`--stop {name}` ends it",
+            f"\n{name} continues; `nml-orch submit --attach {name}` shows its output, "
+            f"`--stop {name}` stops it",
             err=True,
         )
         return 130

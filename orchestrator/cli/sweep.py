@@ -1,4 +1,4 @@
-"""`nml-orch sweep`: plan and run an experiment, and say what came out."""
+"""`nml-orch sweep`: plans and runs an experiment, and prints its results."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ Examples:
   nml-orch sweep --noise 0,5,10,20,30            the demo: handwritten digits
   nml-orch sweep digits-clip                     a bundled experiment
   nml-orch sweep my.yaml --seeds 0,1,2 --storage s3://bucket/nml
-  nml-orch sweep --features ada.parquet          features from anywhere, no encoder
-Exit status: 0 done, 1 some steps failed, 2 a mistake in the command, the file or the data, or a
-cluster that cannot be joined or is not fit, 130 stopped: the same command goes on.""",
+  nml-orch sweep --features ada.parquet          features from elsewhere, no encoder
+Exit status: 0 done; 1 some steps failed; 2 a mistake in the command, the file or the data, or a
+cluster that cannot be used; 130 stopped (the same command continues).""",
 )
 @experiment_options
 @click.option("--force", is_flag=True, help="Redo the steps whose settings have changed.")
 def command(chosen: Chosen, force: bool) -> int:
-    """Plan and run an experiment; finished steps are reused, an interrupted sweep goes on.
+    """Plan and run an experiment. Finished steps are reused; an interrupted sweep continues.
 
     FILE is an experiment file or the name of a bundled one; without it the demo runs.
     """
@@ -39,7 +39,7 @@ def command(chosen: Chosen, force: bool) -> int:
         chosen.plan, chosen.store, force=force, say=lambda line: click.echo(line, err=True)
     )
     if ending.report:
-        for line in (*_summary(ending.report.summary), *_named(ending.report.named)):
+        for line in (*_summary(ending.report.summary), *_pretrained(ending.report.named)):
             click.echo(line)
     counts = [f"{ending.count(state)} {state}" for state in StepState if ending.count(state)]
     click.echo(f"\n{', '.join(counts)} in {ending.seconds:.0f} s")
@@ -54,7 +54,7 @@ def command(chosen: Chosen, force: bool) -> int:
 
 
 def _summary(summary: pa.Table) -> Iterator[str]:
-    """The averages by noise level, a row a metric; `+-` is half a 95 % interval over seeds."""
+    """Averages by noise level, one row for each metric; `+-` is half a 95 % interval over seeds."""
     rows = summary.to_pylist()
     if not rows:
         return
@@ -69,10 +69,10 @@ def _summary(summary: pa.Table) -> Iterator[str]:
         )
 
 
-def _named(summary: pa.Table) -> Iterator[str]:
-    """Test accuracy of the named encoders, a row a task and fraction, a column a method.
+def _pretrained(summary: pa.Table) -> Iterator[str]:
+    """Test accuracy of pretrained encoders: rows are tasks and fractions, columns are methods.
 
-    A task whose target is a number has its own metric, which its row names.
+    If the target of a task is a number, the row gives the name of its metric.
     """
     from analysis.pretrained import main_score
 
@@ -94,10 +94,10 @@ def _named(summary: pa.Table) -> Iterator[str]:
         )
     }
     width = max(map(len, titles.values())) + 2
-    yield f"\n{'named encoder':{width}}" + "".join(f"{m:>{w}}" for m, w in methods.items())
-    for place, title in titles.items():
+    yield f"\n{'pretrained encoder':{width}}" + "".join(f"{m:>{w}}" for m, w in methods.items())
+    for row, title in titles.items():
         yield f"{title:{width}}" + "".join(
-            f"{values.get((*place, method), '-'):>{w}}" for method, w in methods.items()
+            f"{values.get((*row, method), '-'):>{w}}" for method, w in methods.items()
         )
 
 

@@ -1,4 +1,4 @@
-"""`nml-orch sync`: bring MLflow up to the store, after it was away or lost."""
+"""`nml-orch sync`: writes to MLflow what it has missed, after it was away or lost its data."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from orchestrator.cli.options import Chosen, last_experiment_options
 @click.command("sync", epilog="Example: nml-orch sync my.yaml --set tracking.uri=http://host:5000")
 @last_experiment_options
 def command(chosen: Chosen) -> None:
-    """Mirror to MLflow every finished step that it lacks.
+    """Write to MLflow every finished step that it lacks.
 
-    Without FILE: of the sweep that was last started on this store.
+    Without FILE: for the last sweep started on this store.
     """
     from orchestrator import readout
     from orchestrator.mirror import sync
@@ -23,4 +23,4 @@ def command(chosen: Chosen) -> None:
     report = readout.refresh(chosen.plan, chosen.store)
     with readout.local(report) as folder:
         count = sync(chosen.plan, chosen.store, uri, report.record(folder))
-    click.echo(f"{count} steps mirrored to {redact(uri)}; MLflow now shows the store")
+    click.echo(f"{count} steps mirrored to {redact(uri)}; MLflow is now up to date with the store")

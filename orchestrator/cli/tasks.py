@@ -1,4 +1,4 @@
-"""`nml-orch tasks`: the downstream tasks that can be named, what each is, and whether it holds."""
+"""`nml-orch tasks`: lists the downstream tasks, shows one, checks task files and their data."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CLASSES_SHOWN = 12
 
 @click.group("tasks")
 def command() -> None:
-    """List the downstream tasks, show one whole, or check files and data."""
+    """List the downstream tasks, show one in full, or check files and data."""
 
 
 @command.command(
@@ -31,7 +31,7 @@ Examples:
 @task_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_(tasks_path: tuple[str, ...], data: str | None, as_json: bool) -> None:
-    """Every task: classes, rows, metric, and whether its data is at hand."""
+    """List every task, and whether its data is at hand."""
     found = [_row(task) for task in _load(tasks_path, data).values()]
     found.sort(key=lambda row: (row["domain"] == "ood", row["trained_on"] or "", row["name"]))
     if as_json:
@@ -50,22 +50,24 @@ def list_(tasks_path: tuple[str, ...], data: str | None, as_json: bool) -> None:
 @task_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show(name: str, tasks_path: tuple[str, ...], data: str | None, as_json: bool) -> None:
-    """One task whole: where to get its data, parts, classes, metric, what it is linked to."""
+    """Show one task in full, and where to get its data."""
     task = _load(tasks_path, data, [name])[name]
     if as_json:
-        click.echo(json.dumps({**task.model_dump(mode="json"), "data": _standing(task)}, indent=2))
+        click.echo(
+            json.dumps({**task.model_dump(mode="json"), "data": _data_state(task)}, indent=2)
+        )
         return
-    for word, said in _shown(task):
-        click.echo(f"{word:12}{said}")
+    for title, text in _show_lines(task):
+        click.echo(f"{title:12}{text}")
 
 
 @command.command(
     "check",
     epilog="""\b
 Examples:
-  nml-orch tasks check                          every file, and the data that is at hand
+  nml-orch tasks check                          every file, and all data at hand
   nml-orch tasks check imagenet-r --data /data
-Exit status: 0 all holds (data not at hand is no fault), 1 something does not, 2 a mistake.""",
+Exit status: 0 no fault (missing data is no fault), 1 some fault, 2 a mistake in the command.""",
 )
 @click.argument("names", nargs=-1)
 @task_options
@@ -73,7 +75,10 @@ Exit status: 0 all holds (data not at hand is no fault), 1 something does not, 2
 def check(
     names: tuple[str, ...], tasks_path: tuple[str, ...], data: str | None, as_json: bool
 ) -> int:
-    """Compare task files with each other and their data: fields, classes, rows, some images."""
+    """Compare task files with each other and with their data.
+
+    Compares fields, classes, rows and some images.
+    """
     from jobs.tasks.check import data_faults, faults, link_faults
     from jobs.tasks.duplicates import duplicate_tests
 
@@ -82,12 +87,12 @@ def check(
     same = list(duplicate_tests(list(tasks.values())))
     found: dict[str, dict[str, Any]] = {}
     for task in chosen.values():
-        standing = _standing(task)
-        said = [*faults(task), *link_faults(task, tasks)]
-        said += [f"tests the samples of {first}" for first, name in same if name == task.name]
-        if standing == "at hand":
-            said += data_faults(task)
-        found[task.name] = {"data": standing, "faults": said}
+        state = _data_state(task)
+        complaints = [*faults(task), *link_faults(task, tasks)]
+        complaints += [f"tests the samples of {first}" for first, name in same if name == task.name]
+        if state == "at hand":
+            complaints += data_faults(task)
+        found[task.name] = {"data": state, "faults": complaints}
     bad = sum(bool(each["faults"]) for each in found.values())
     if as_json:
         click.echo(json.dumps(found, indent=2))
@@ -103,7 +108,7 @@ def check(
 def _load(
     folders: Sequence[str], data: str | None, names: Sequence[str] | None = None
 ) -> dict[str, Task]:
-    """Tasks by name; UserError for an unknown name or a file that cannot be understood."""
+    """Tasks by name. Raises UserError for an unknown name or a file with a mistake."""
     from jobs.tasks import registry
     from orchestrator.errors import UserError
 
@@ -115,7 +120,7 @@ def _load(
 
 
 def _known(names: Sequence[str], tasks: Mapping[str, Task]) -> bool:
-    """Whether any task is named; UserError with the nearest for one that is not there."""
+    """Whether any name is given. Raises UserError with the nearest names for an unknown one."""
     import difflib
 
     from orchestrator.errors import UserError
@@ -128,7 +133,7 @@ def _known(names: Sequence[str], tasks: Mapping[str, Task]) -> bool:
     return bool(names)
 
 
-def _standing(task: Task) -> str:
+def _data_state(task: Task) -> str:
     from jobs.tasks.check import absent
 
     if task.corpus is None:
@@ -148,7 +153,7 @@ def _row(task: Task) -> dict[str, Any]:
         "classes": count,
         "sizes": dict(facts.sizes) if facts else {},
         "metric": task.metric,
-        "data": _standing(task),
+        "data": _data_state(task),
     }
 
 
@@ -159,7 +164,7 @@ def _list_line(row: Mapping[str, Any], width: int) -> str:
     return f"{line}  (on {row['trained_on']})" if row["trained_on"] else line
 
 
-def _shown(task: Task) -> Iterator[tuple[str, str]]:
+def _show_lines(task: Task) -> Iterator[tuple[str, str]]:
     from jobs.tasks.check import absent, class_names, sources
 
     yield "name", f"{task.name}: {task.title}"
@@ -171,8 +176,8 @@ def _shown(task: Task) -> Iterator[tuple[str, str]]:
     if task.shift:
         yield "shift", f"{task.shift.kind}, strength {task.shift.strength:g}"
     for name, reader in sources(task).items():
-        said = ", ".join(f"{k}={v}" for k, v in reader.model_dump(exclude_defaults=True).items())
-        yield name, f"{reader.kind}: {said}"
+        fields = ", ".join(f"{k}={v}" for k, v in reader.model_dump(exclude_defaults=True).items())
+        yield name, f"{reader.kind}: {fields}"
     if task.corpus is not None:
         shares = zip(("train", "validation", "test"), task.corpus.parts.shares, strict=True)
         cut = ", ".join(f"{share:.0%} {part}" for part, share in shares if share)
@@ -185,10 +190,10 @@ def _shown(task: Task) -> Iterator[tuple[str, str]]:
     if task.answers:
         many = sum(len(outputs) > 1 for outputs in task.answers.values())
         outputs = sum(map(len, task.answers.values()))
-        yield "answers", f"{outputs} outputs; {many} classes are answered by several"
+        yield "answers", f"{outputs} outputs; {many} classes have several"
     if task.facts:
         yield "rows", ", ".join(f"{name} {rows:,}" for name, rows in task.facts.sizes.items())
         yield "homepage", task.facts.homepage
         yield "get", task.facts.get
     missing = absent(task)
-    yield "data", f"not at hand: {', '.join(missing)}" if missing else _standing(task)
+    yield "data", f"not at hand: {', '.join(missing)}" if missing else _data_state(task)

@@ -1,4 +1,4 @@
-"""`nml-orch ui`: MLflow's pages on this machine, over the database that sweeps here write to."""
+"""`nml-orch ui`: opens MLflow's pages on this machine, for the database that sweeps here write."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import click
 @click.option("--port", default=5000, show_default=True, type=click.IntRange(1, 65535))
 @click.option("--uri", help="Tracking store; else $MLFLOW_TRACKING_URI, else mlflow.db here.")
 def command(port: int, uri: str | None) -> None:
-    """Open MLflow on loopback. Ctrl-C ends it."""
+    """Open MLflow on this machine only (127.0.0.1). Ctrl-C ends it."""
     from pathlib import Path
 
     from orchestrator.errors import UserError
@@ -20,7 +20,7 @@ def command(port: int, uri: str | None) -> None:
 
     store = resolve_uri(uri)
     if store.startswith(("http://", "https://")):
-        raise UserError(f"{store} is a running server: open it in a browser")
+        raise UserError(f"{store} is a running server; open it in a browser")
     if store.startswith("sqlite:////") and not Path(store.removeprefix("sqlite:///")).exists():
         raise UserError(f"no MLflow database at {store}; run a sweep in this folder first")
     click.echo("MLflow takes some seconds to start; Ctrl-C ends it. Then open")
@@ -35,7 +35,7 @@ def command(port: int, uri: str | None) -> None:
         click.echo(f"  {name:<{width}}  {page}")
     environment = {
         **os.environ,
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # two thirds of its processes, unused here
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # two thirds of its processes, not used here
         "MLFLOW_DISABLE_TELEMETRY": "true",
     }
     words = ["ui", "--backend-store-uri", store, "--host", "127.0.0.1", "--port", str(port)]

@@ -163,4 +163,4 @@ def test_a_rate_that_is_no_finite_number_is_refused(
     option: str, given: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert _run(["plan", "--storage", str(tmp_path), option, given]) == 2
-    assert "is no finite number" in capsys.readouterr().err
+    assert "is not a finite number" in capsys.readouterr().err
