@@ -45,12 +45,13 @@ from jobs.storage.folder import Folder
 from jobs.tuning import schema
 from jobs.tuning.schema import Cell
 from jobs.tuning.spec import TuneStep
-from orchestrator import experiment, plan, planner
-from orchestrator.executor import Executor
-from orchestrator.plan import Plan
-from orchestrator.progress import Lines
+from orchestrator.experiment import load
+from orchestrator.plan import build, plan
+from orchestrator.plan.plan import Plan
+from orchestrator.run.executor import Executor
+from orchestrator.run.progress import Lines
 from orchestrator.step.step import KINDS
-from orchestrator.store import Store
+from orchestrator.store.store import Store
 
 CELLS_A_SEED = 5 * 6 * 4 * 4 * 5  # levels, tasks, methods, fractions, tuning seeds
 
@@ -66,9 +67,7 @@ def words(cells: int) -> list[str]:
 
 def planned(cells: int) -> Plan:
     given = words(cells)
-    return planner.build(
-        experiment.load(noise=given[1], seeds=given[3], overrides=[given[5], given[7]])
-    )
+    return build.build(load.load(noise=given[1], seeds=given[3], overrides=[given[5], given[7]]))
 
 
 def idle(works: Sequence[Work], hooks: Hooks) -> None:
@@ -146,12 +145,12 @@ def drive(cells: int, root: str) -> None:
 
 def read(cells: int, root: str) -> None:
     """Time the report's tables, a sweep's verification and a listing in this process."""
-    from orchestrator import readout
+    from orchestrator.results import collect
 
     made, store = planned(cells), Store(Folder.of(root))
     took = {}
     begun = time.perf_counter()
-    tables = readout.collect(made, store)
+    tables = collect.collect(made, store)
     took["report_rows_50k_s"] = time.perf_counter() - begun
     assert tables.cells.num_rows == len(made.of_kind("tune"))
     begun = time.perf_counter()

@@ -296,7 +296,8 @@ def trial_overhead(dim: int = SWEEP_DIM) -> float:
 
 def plan_seconds(folder: Path) -> float:
     """Planning the full matrix, from the experiment file on."""
-    from orchestrator import experiment, planner
+    from orchestrator.experiment import load
+    from orchestrator.plan import build
 
     tasks = [f"task-{number:02d}" for number in range(20)]
     for name in tasks:
@@ -311,7 +312,7 @@ def plan_seconds(folder: Path) -> float:
     space = {"lr": {"loguniform": [1e-4, 1e-2]}}
     methods = {f"method-{number}": {"head": "paper", "space": space} for number in range(5)}
     begun = time.perf_counter()
-    chosen = experiment.load(
+    chosen = load.load(
         noise="0,5,10,20,30",
         overrides=[
             f"tasks={json.dumps(tasks)}",
@@ -320,7 +321,7 @@ def plan_seconds(folder: Path) -> float:
             f"tuning.methods={json.dumps(methods)}",
         ],
     )
-    planned = planner.build(chosen)
+    planned = build.build(chosen)
     seconds = time.perf_counter() - begun
     assert len(planned.of_kind("tune")) == 5 * 20 * 5 * 5
     return seconds

@@ -6,10 +6,11 @@ import math
 import pyarrow as pa
 
 from jobs.contract import Outcome
-from orchestrator import provenance
-from orchestrator.plan import Plan
+from orchestrator.plan.plan import Plan
 from orchestrator.step.step import Step
-from orchestrator.store import Manifest, Store
+from orchestrator.store import provenance
+from orchestrator.store.manifest import Manifest
+from orchestrator.store.store import Store
 
 EPOCHS = 20
 

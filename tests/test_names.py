@@ -40,7 +40,7 @@ from orchestrator import cluster
 
 def files():
     import importlib, os
-    names = ("analysis.statistics", "jobs.storage.folder", "orchestrator.store")
+    names = ("analysis.statistics", "jobs.storage.folder", "orchestrator.store.store")
     return os.getcwd(), *(importlib.import_module(name).__file__ for name in names)
 
 with cluster.session():
@@ -94,7 +94,7 @@ def test_workers_of_a_submitted_job_import_nothing_of_what_was_sent(traps: Path)
         head.communicate()
     folder, *found = done.stdout.splitlines()
     assert "working_dir_files" in folder, done.stdout  # where Ray unpacks what was sent
-    ours = ("analysis/statistics.py", "jobs/storage/folder.py", "orchestrator/store.py")
+    ours = ("analysis/statistics.py", "jobs/storage/folder.py", "orchestrator/store/store.py")
     assert found == [str(HOME / file) for file in ours]
 
 

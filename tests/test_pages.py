@@ -13,9 +13,12 @@ import synthetic
 from browser import CHROMIUM, Browser, browser
 from commands import Start, answers, free_port
 from jobs.storage.folder import Folder
-from orchestrator import experiment, planner, readout, tracking
-from orchestrator.mirror import sync
-from orchestrator.store import Store
+from orchestrator.experiment import load
+from orchestrator.plan import build
+from orchestrator.results import collect
+from orchestrator.store.store import Store
+from orchestrator.tracking import mlflow
+from orchestrator.tracking.mirror import sync
 
 pytestmark = [
     pytest.mark.slow,
@@ -42,12 +45,12 @@ class Pages:
 def pages(tmp_path_factory: pytest.TempPathFactory, start: Start) -> Iterator[Pages]:
     folder = tmp_path_factory.mktemp("pages")
     overrides = ["tuning.fractions=[10,100]", "tasks=[digits,digits-parity,digits-rotated]"]
-    made = planner.build(experiment.load(noise="0,5,10,20,30", seeds="0,1", overrides=overrides))
+    made = build.build(load.load(noise="0,5,10,20,30", seeds="0,1", overrides=overrides))
     store = Store(Folder.of(folder / "nml-store"))
     synthetic.fill(made, store)
     uri = f"sqlite:///{folder}/mlflow.db"
-    report = readout.refresh(made, store)
-    with readout.local(report) as files:
+    report = collect.refresh(made, store)
+    with collect.local(report) as files:
         sync(made, store, uri, report.record(files))
     client = MlflowClient(tracking_uri=uri)
     found = client.get_experiment_by_name("demo")
@@ -82,7 +85,7 @@ def test_the_sweeps_page_describes_it_and_names_its_corpus(pages: Pages, web: Br
 
 def test_ui_prints_a_link_to_the_sweeps_charts(pages: Pages) -> None:
     uri = f"sqlite:///{pages.folder}/mlflow.db"
-    charts = tracking.pages(uri, pages.url)["demo: the curves over noise"]
+    charts = mlflow.pages(uri, pages.url)["demo: the curves over noise"]
     assert charts == pages.run(pages.parent_id, "/model-metrics")
 
 

@@ -7,7 +7,8 @@ from PIL import Image
 
 from jobs.images.transforms import needs_source_image, training_pixels
 from jobs.pretrain.spec import Contrastive, Supervised
-from orchestrator import experiment, planner
+from orchestrator.experiment import load
+from orchestrator.plan import build
 
 SUPERVISED: dict[str, dict[str, Any]] = {
     "imagenet1k-resnet50": {
@@ -37,10 +38,10 @@ CONTRASTIVE = {"yfcc15m-rn50": 4096, "yfcc15m-vit-b16": 8192, "cc12m-vit-b16": 8
 
 @pytest.mark.parametrize("name", [*SUPERVISED, *CONTRASTIVE])
 def test_a_published_run_plans_with_a_model_that_exists(name: str) -> None:
-    loaded = experiment.load(name, overrides=["corpus.reader.path=/data/given"])
+    loaded = load.load(name, overrides=["corpus.reader.path=/data/given"])
     recipe = loaded.pretrain.recipe
     assert recipe.model_fault() is None
-    steps = [address for address in planner.build(loaded).steps if address.startswith("pretrain/")]
+    steps = [address for address in build.build(loaded).steps if address.startswith("pretrain/")]
     assert len(steps) == 5
     assert needs_source_image(recipe.augment)
     image = Image.new("RGB", (300, 200), (10, 200, 30))
@@ -50,7 +51,7 @@ def test_a_published_run_plans_with_a_model_that_exists(name: str) -> None:
 
 @pytest.mark.parametrize("name", SUPERVISED)
 def test_the_supervised_recipes_are_the_published_ones(name: str) -> None:
-    recipe = experiment.load(name).pretrain.recipe
+    recipe = load.load(name).pretrain.recipe
     assert isinstance(recipe, Supervised)
     schedule = recipe.schedule.model_dump()
     assert SUPERVISED[name].items() <= schedule.items()
@@ -61,7 +62,7 @@ def test_the_supervised_recipes_are_the_published_ones(name: str) -> None:
 
 @pytest.mark.parametrize("name", CONTRASTIVE)
 def test_the_contrastive_recipes_are_the_published_ones(name: str) -> None:
-    recipe = experiment.load(name).pretrain.recipe
+    recipe = load.load(name).pretrain.recipe
     assert isinstance(recipe, Contrastive)
     schedule = recipe.schedule
     assert (schedule.lr, schedule.weight_decay, schedule.epochs) == (5e-4, 0.1, 32)

@@ -28,9 +28,9 @@ from jobs.encoders import encoder, weights
 from jobs.images.spec import ImageInput
 from jobs.storage.folder import Folder
 from jobs.tasks import registry
-from orchestrator import experiment
 from orchestrator.errors import UserError
-from orchestrator.provenance import redact
+from orchestrator.experiment import load
+from orchestrator.store.provenance import redact
 from planted import MARK, SECRETS, listening
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -150,9 +150,9 @@ def test_yaml_makes_no_objects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.yaml").write_text(f"name: {TAG}\n")
     with pytest.raises(UserError, match="not valid YAML"):
-        experiment.load("mine.yaml")
+        load.load("mine.yaml")
     with pytest.raises(UserError):
-        experiment.load(overrides=[f"title={TAG}"])
+        load.load(overrides=[f"title={TAG}"])
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks/evil.yaml").write_text(f"name: evil\ntitle: {TAG}\n")
     with pytest.raises(Exception, match=r"evil\.yaml"):
@@ -248,7 +248,8 @@ def test_what_is_recorded_of_a_uri_holds_no_secret(said: str, kept: str) -> None
 
 def test_a_manifests_command_holds_no_secret() -> None:
     code = (
-        "import json; from orchestrator.provenance import environment as e; print(json.dumps(e()))"
+        "import json; from orchestrator.store.provenance import environment;"
+        "print(json.dumps(environment()))"
     )
     words = [
         sys.executable,

@@ -14,9 +14,10 @@ import pytest
 import stores
 from commands import TINY, Run
 from jobs.tasks import registry
-from orchestrator import evidence, experiment
 from orchestrator.cli import _run
 from orchestrator.errors import UserError
+from orchestrator.experiment import load
+from orchestrator.results import derived
 from tests.jobs.tasks import shape
 
 WIDE = """
@@ -133,7 +134,7 @@ def test_data_that_is_not_there_is_one_sentence_and_nothing_starts(
 
 def test_folders_of_the_command_line_are_added_to_the_files_own() -> None:
     words = ["task_folders=[first]"]
-    found = experiment.load(overrides=words, task_folders=["second", "third"])
+    found = load.load(overrides=words, task_folders=["second", "third"])
     assert found.task_folders == ("first", "second", "third")
 
 
@@ -151,20 +152,20 @@ def test_one_test_under_two_names_is_refused_before_anything_runs(tmp_path: Path
     with pytest.raises(
         UserError, match="svhn and patches test the same samples by the same labels"
     ):
-        experiment.load(overrides=overrides).load_tasks()
+        load.load(overrides=overrides).load_tasks()
 
 
 def test_a_report_that_would_count_a_test_twice_is_refused() -> None:
     told = {"domain": "id", "trained_on": None, "method": "lp", "test_digest": "d"}
     found = pa.Table.from_pylist([told | {"task": "svhn"}, told | {"task": "patches"}])
     with pytest.raises(UserError, match="patches and svhn were tested on the same features"):
-        evidence.refuse_counted_twice(found, [0.0, 0.0], [0, 0])
+        derived.refuse_counted_twice(found, [0.0, 0.0], [0, 0])
 
 
 def test_a_corpus_without_a_training_part_is_not_pretrained_on() -> None:
     parts = "corpus.parts={train: 0, validation: 0.5, test: 0.5}"
     with pytest.raises(UserError, match=r"corpus\.parts\.train is 0"):
-        experiment.load(overrides=[parts])
+        load.load(overrides=[parts])
 
 
 def test_list_says_what_there_is_and_what_is_at_hand(

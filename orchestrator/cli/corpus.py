@@ -58,7 +58,7 @@ def build(
 
     --verify and --shuffle apply to the experiment's own corpus, not to those of its tasks.
     """
-    from orchestrator import sweep
+    from orchestrator.run import sweep
 
     options = {"corpus.verify": verify, "corpus.shuffle": shuffle}
     overrides += tuple(f"{field}={value}" for field, value in options.items() if value is not None)

@@ -11,7 +11,7 @@ import click
 from orchestrator import STORAGE
 
 if TYPE_CHECKING:
-    from orchestrator.compare import Comparison, Pair
+    from orchestrator.results.compare import Comparison, Pair
     from orchestrator.step.step import Difference
 
 PAIRS_SHOWN = 20
@@ -46,7 +46,7 @@ def command(first: str, second: str, storage: str, verbose: bool, as_json: bool)
     A and B are addresses, beginnings of addresses, or paths of stores.
     """
     from jobs.storage.folder import Folder
-    from orchestrator.compare import compare
+    from orchestrator.results.compare import compare
 
     found = compare(first, second, Folder.of(storage))
     if as_json:

@@ -50,7 +50,7 @@ def _checks(chosen: Chosen, no_ray: bool, cluster_file: Path | None) -> Iterator
 
 
 def _guarded(check: Callable[[], Check]) -> Check:
-    from orchestrator.executor import failure_of
+    from orchestrator.run.executor import failure_of
 
     try:
         return check()
@@ -59,7 +59,7 @@ def _guarded(check: Callable[[], Check]) -> Check:
 
 
 def _versions() -> Check:
-    from orchestrator.provenance import PACKAGES, versions
+    from orchestrator.store.provenance import PACKAGES, versions
 
     found = versions()
     missing = [name for name in PACKAGES if name not in found]
@@ -86,8 +86,8 @@ def _disk(chosen: Chosen) -> Check:
 
 
 def _tracking(chosen: Chosen) -> Check:
-    from orchestrator.provenance import redact
-    from orchestrator.tracking import pages, resolve_uri
+    from orchestrator.store.provenance import redact
+    from orchestrator.tracking.mlflow import pages, resolve_uri
 
     if not chosen.experiment.tracking.enabled:
         return True, "switched off in the experiment file"

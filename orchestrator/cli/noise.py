@@ -26,7 +26,7 @@ def command() -> None:
 @click.option("--force", is_flag=True, help="Redo the steps whose settings have changed.")
 def build(chosen: Chosen, force: bool) -> int:
     """Build the corpus and the overlay of every noise level."""
-    from orchestrator import sweep
+    from orchestrator.run import sweep
 
     plan = chosen.plan.only("noise")
     results = sweep.build(plan, chosen.store, force=force)

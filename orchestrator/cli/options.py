@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from orchestrator.experiment import Experiment
-    from orchestrator.plan import Plan
+    from orchestrator.experiment.model import Experiment
+    from orchestrator.plan.plan import Plan
     from orchestrator.step.step import Step
-    from orchestrator.store import Store
+    from orchestrator.store.store import Store
 
 
 @dataclass(frozen=True)
@@ -116,10 +116,10 @@ def choose(
     """
     from jobs.encoders.known import check_names
     from jobs.storage.folder import Folder
-    from orchestrator import experiment as experiments
-    from orchestrator import planner
     from orchestrator.errors import UserError
-    from orchestrator.store import Store
+    from orchestrator.experiment import load as experiments
+    from orchestrator.plan import build
+    from orchestrator.store.store import Store
 
     if storage is not None:
         overrides = (*overrides, f"storage={_quoted(storage)}")
@@ -145,7 +145,7 @@ def choose(
         complaint = check_names(encoder)
         if complaint:
             raise UserError(f"encoders: {encoder.name}: {complaint}")
-    plan = planner.build(experiment)
+    plan = build.build(experiment)
     gc.freeze()  # 50,000 steps live until the end; the garbage collector can skip them
     return Chosen(experiment, plan, Store(Folder.of(experiment.storage)))
 
@@ -155,8 +155,9 @@ def _last_sweep(overrides: tuple[str, ...]) -> tuple[str | None, str | None, tup
     import yaml
 
     from jobs.storage.folder import Folder
-    from orchestrator import STORAGE, last
-    from orchestrator.store import Store
+    from orchestrator import STORAGE
+    from orchestrator.experiment import last_sweep
+    from orchestrator.store.store import Store
 
     given = [item.partition("=")[2] for item in overrides if item.startswith("storage=")]
     try:
@@ -167,10 +168,10 @@ def _last_sweep(overrides: tuple[str, ...]) -> tuple[str | None, str | None, tup
         return None, None, overrides
     root = Folder.of(storage)
     with Store(root).asked():
-        text = last.recall(root)
+        text = last_sweep.recall(root)
     if text is None:
         return None, None, overrides
-    return f"{storage}/{last.NAME}", text, (*overrides, f"storage={_quoted(storage)}")
+    return f"{storage}/{last_sweep.NAME}", text, (*overrides, f"storage={_quoted(storage)}")
 
 
 def _quoted(text: str) -> str:
@@ -183,9 +184,9 @@ def finished(chosen: Chosen, kind: str) -> list[Step]:
 
     Raises DriftError for a step made from other settings, UserError when there is none.
     """
-    from orchestrator.assess import assess, refuse_drift
     from orchestrator.errors import UserError
-    from orchestrator.standing import StepState
+    from orchestrator.plan.assess import assess, refuse_drift
+    from orchestrator.plan.states import StepState
 
     plan = chosen.plan.only(kind)
     found = assess(plan, chosen.store)

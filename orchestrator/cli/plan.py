@@ -13,8 +13,8 @@ import click
 from orchestrator.cli.options import Chosen, experiment_options
 
 if TYPE_CHECKING:
-    from orchestrator.assess import Assessment
-    from orchestrator.cost import Cost
+    from orchestrator.plan.assess import Assessment
+    from orchestrator.plan.cost import Cost
 
 
 class Finite(click.FloatRange):
@@ -69,9 +69,9 @@ def command(chosen: Chosen, verbose: bool, as_json: bool, **given: Any) -> None:
     """Show which steps are done, missing, drifted or blocked, and what a sweep would cost.
 
     Runs nothing."""
-    from orchestrator import cost
-    from orchestrator.assess import PLANNED, assess
-    from orchestrator.standing import StepState
+    from orchestrator.plan import cost
+    from orchestrator.plan.assess import PLANNED, assess
+    from orchestrator.plan.states import StepState
     from orchestrator.step.step import KINDS
 
     assessments = assess(chosen.plan, chosen.store)

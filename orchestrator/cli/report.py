@@ -24,14 +24,14 @@ def command(chosen: Chosen, out: str | None, tex: bool, rotation: bool) -> None:
 
     Without FILE: for the last sweep started on this store.
     """
-    from orchestrator import readout
     from orchestrator.errors import UserError
+    from orchestrator.results import collect
 
     chosen.store.prepare()
-    report = readout.refresh(chosen.plan, chosen.store, rotation=rotation)
+    report = collect.refresh(chosen.plan, chosen.store, rotation=rotation)
     if out is not None:
         try:
-            readout.copy(report, Path(out))
+            collect.copy(report, Path(out))
         except OSError as error:
             raise UserError(
                 f"--out {out} cannot be written ({error.strerror or error}); name another folder"

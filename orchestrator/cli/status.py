@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 import click
 
 from orchestrator.cli.options import Chosen, last_experiment_options
-from orchestrator.standing import StepState, StepStatus
+from orchestrator.plan.states import StepState, StepStatus
 
 REASONS = 12  # lines of reasons; --json has them all
 WATCH_SECONDS = 2.0
@@ -33,8 +33,8 @@ def command(chosen: Chosen, as_json: bool, watch: bool) -> None:
 
     Without FILE: for the last sweep started on this store.
     """
-    from orchestrator.assess import look
     from orchestrator.errors import UserError
+    from orchestrator.plan.assess import look
 
     if as_json and watch:
         raise UserError("--json and --watch cannot be combined; give one of them")
@@ -67,7 +67,7 @@ def _watch(chosen: Chosen) -> None:
     from rich.live import Live
     from rich.text import Text
 
-    from orchestrator.assess import look
+    from orchestrator.plan.assess import look
 
     console = Console()
     try:
@@ -86,7 +86,7 @@ def _watch(chosen: Chosen) -> None:
 
 def _page(chosen: Chosen, found: Mapping[str, StepStatus]) -> Iterator[str]:
     """What a person reads: the counts, the matrix, one line a reason."""
-    from orchestrator.assess import reasons
+    from orchestrator.plan.assess import reasons
 
     counts = Counter(status.state for status in found.values())
     yield f"{chosen.experiment.name} in {chosen.store.root.uri}"

@@ -84,7 +84,7 @@ def _prepare(words: tuple[str, ...], name: str | None, limit_mb: float | None) -
     """The files to send and the job's name, after the sweep has been validated."""
     from orchestrator.cli import sweep
     from orchestrator.cli.options import choose
-    from orchestrator.cluster.parcel import LIMIT_MB, pack
+    from orchestrator.cluster.working_dir import LIMIT_MB, pack
 
     parsed = sweep.command.make_context("sweep", list(words)).params
     parsed.pop("force")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from orchestrator.cli.options import Chosen, experiment_options
-from orchestrator.standing import StepState, StepStatus
+from orchestrator.plan.states import StepState, StepStatus
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -32,8 +32,8 @@ def command(chosen: Chosen, force: bool) -> int:
 
     FILE is an experiment file or the name of a bundled one; without it the demo runs.
     """
-    from orchestrator import sweep
-    from orchestrator.provenance import redact
+    from orchestrator.run import sweep
+    from orchestrator.store.provenance import redact
 
     ending = sweep.run(
         chosen.plan, chosen.store, force=force, say=lambda line: click.echo(line, err=True)

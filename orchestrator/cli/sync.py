@@ -14,13 +14,13 @@ def command(chosen: Chosen) -> None:
 
     Without FILE: for the last sweep started on this store.
     """
-    from orchestrator import readout
-    from orchestrator.mirror import sync
-    from orchestrator.provenance import redact
-    from orchestrator.tracking import resolve_uri
+    from orchestrator.results import collect
+    from orchestrator.store.provenance import redact
+    from orchestrator.tracking.mirror import sync
+    from orchestrator.tracking.mlflow import resolve_uri
 
     uri = resolve_uri(chosen.experiment.tracking.uri)
-    report = readout.refresh(chosen.plan, chosen.store)
-    with readout.local(report) as folder:
+    report = collect.refresh(chosen.plan, chosen.store)
+    with collect.local(report) as folder:
         count = sync(chosen.plan, chosen.store, uri, report.record(folder))
     click.echo(f"{count} steps mirrored to {redact(uri)}; MLflow is now up to date with the store")

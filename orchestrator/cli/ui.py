@@ -16,7 +16,7 @@ def command(port: int, uri: str | None) -> None:
     from pathlib import Path
 
     from orchestrator.errors import UserError
-    from orchestrator.tracking import pages, resolve_uri, story, trouble
+    from orchestrator.tracking.mlflow import pages, resolve_uri, story, trouble
 
     store = resolve_uri(uri)
     if store.startswith(("http://", "https://")):

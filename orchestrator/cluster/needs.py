@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 
 from orchestrator.cluster import Resources
-from orchestrator.experiment import Experiment
+from orchestrator.experiment.model import Experiment
 
 _REMEDY = "lower it, or join a larger cluster with RAY_ADDRESS"
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from jobs.storage.folder import Folder
 from orchestrator.errors import ClusterError, StoreError
-from orchestrator.provenance import versions
+from orchestrator.store.provenance import versions
 
 COMPARED = ("python", "nml-orch", "ray", "torch", "timm", "open_clip_torch", "pyarrow", "numpy")
 """What must be the same on all nodes."""

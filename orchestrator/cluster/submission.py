@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.cluster.parcel import Parcel
+from orchestrator.cluster.working_dir import Parcel
 from orchestrator.errors import ClusterError, UserError
-from orchestrator.provenance import environment, redact
+from orchestrator.store.provenance import environment, redact
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 """Where `ray attach -p 8265` or `ray dashboard` brings a cluster's jobs API."""

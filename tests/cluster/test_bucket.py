@@ -13,7 +13,7 @@ import pytest
 import stores
 from commands import TINY, Start, waiting
 from jobs.storage.folder import Folder
-from orchestrator.lease import Leases
+from orchestrator.store.lease import Leases
 from outages import Bucket, Mood
 from stores import LEVEL_20, digests
 

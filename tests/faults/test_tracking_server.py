@@ -15,9 +15,12 @@ import stores
 import synthetic
 from commands import TINY, Run, Start, answers, free_port, waiting
 from jobs.storage.folder import Folder
-from orchestrator import experiment, mirror, planner, readout
-from orchestrator.shown import groups
-from orchestrator.store import Store
+from orchestrator.experiment import load
+from orchestrator.plan import build
+from orchestrator.results import collect
+from orchestrator.store.store import Store
+from orchestrator.tracking import mirror
+from orchestrator.tracking.runs import groups
 from stores import LEVEL_20
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
@@ -87,7 +90,7 @@ def test_what_was_missed_is_told_as_soon_as_the_server_is_back(
 ) -> None:
     """While the sweep goes on, for whoever looks need not wait for its end; or else at its end."""
     monkeypatch.setattr(mirror, "AGAIN_SECONDS", 1.0)
-    made = planner.build(experiment.load(noise="0,20", overrides=["tasks=[digits]"]))
+    made = build.build(load.load(noise="0,20", overrides=["tasks=[digits]"]))
     store = Store(Folder.of(tmp_path / "store"))
     manifests = synthetic.fill(made, store)
     steps = {m.address: m for m in manifests if not m.address.startswith("tune/")}
@@ -116,8 +119,8 @@ def test_what_was_missed_is_told_as_soon_as_the_server_is_back(
         commit(lambda address: address not in steps)
         hear("does not answer", 3)
         with server(tmp_path, port) as uri:
-            report = readout.refresh(made, store)
-            with readout.local(report) as files:
+            report = collect.refresh(made, store)
+            with collect.local(report) as files:
                 closed = True
                 assert tracker.close(report.record(files))
             found = addresses(uri)

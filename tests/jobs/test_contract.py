@@ -13,7 +13,7 @@ from jobs.corpus.spec import AnyReader, Corpus
 from jobs.encoders.spec import PretrainedEncoder
 from jobs.noise.spec import Noise
 from jobs.storage.folder import Folder
-from orchestrator.experiment import Experiment
+from orchestrator.experiment.model import Experiment
 
 
 class Inner(Spec):

@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from jobs import INSTRUCTION_SETS
-from orchestrator import cluster, provenance
+from orchestrator import cluster
+from orchestrator.store import provenance
 
 CONVOLVE = """
 import torch

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from commands import Run
-from orchestrator import experiment, planner
+from orchestrator.experiment import load
+from orchestrator.plan import build
 
 Picture = Callable[..., bytes]
 
@@ -92,5 +93,5 @@ def test_what_is_not_built_is_said(tmp_path: Path, run_on_ray: Run) -> None:
 
 
 def test_building_corpora_runs_no_other_step() -> None:
-    part = planner.build(experiment.load()).only("corpus")
+    part = build.build(load.load()).only("corpus")
     assert {step.kind for step in part.steps.values()} == {"corpus"}

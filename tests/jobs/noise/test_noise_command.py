@@ -7,9 +7,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from commands import Run
-from orchestrator import experiment, planner
 from orchestrator.errors import UserError
-from orchestrator.plan import Plan
+from orchestrator.experiment import load
+from orchestrator.plan import build
+from orchestrator.plan.plan import Plan
 
 LEVELS = ["--noise", "0,20"]
 
@@ -82,7 +83,7 @@ def test_other_settings_are_drift_and_an_empty_store_is_said(
 
 
 def planned(*overrides: str, source: str | None = None) -> Plan:
-    return planner.build(experiment.load(source, overrides=["noise.levels=[10]", *overrides]))
+    return build.build(load.load(source, overrides=["noise.levels=[10]", *overrides]))
 
 
 def prints(of: Plan) -> set[str]:

@@ -2,9 +2,9 @@
 
 import pytest
 
-from orchestrator import experiment
 from orchestrator.cluster import Resources
 from orchestrator.cluster.needs import lacking
+from orchestrator.experiment import load
 
 HAVE = Resources(nodes=2, cpus=4, gpus=1, most_cpus=2, most_gpus=1)
 EVERY = ("pretrain", "features", "tune")
@@ -23,11 +23,11 @@ EVERY = ("pretrain", "features", "tune")
 def test_what_is_lacking_is_said_while_there_is_a_step_that_wants_it(
     override: str, kind: str, said: str
 ) -> None:
-    asks = experiment.load(overrides=[override])
+    asks = load.load(overrides=[override])
     (sentence,) = lacking(asks, HAVE, EVERY)
     assert said in sentence
     assert not [*lacking(asks, HAVE, set(EVERY) - {kind})]
 
 
 def test_what_fits_is_nothing_to_say() -> None:
-    assert not [*lacking(experiment.load(overrides=["tuning.gpus=0.5"]), HAVE, EVERY)]
+    assert not [*lacking(load.load(overrides=["tuning.gpus=0.5"]), HAVE, EVERY)]

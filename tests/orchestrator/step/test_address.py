@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.contract import SLUG
-from orchestrator import experiment, planner
 from orchestrator.errors import UserError
+from orchestrator.experiment import load
+from orchestrator.plan import build
 from orchestrator.step.address import (
     Address,
     AddressError,
@@ -145,7 +146,7 @@ def test_every_step_of_a_plan_has_an_address_of_its_kind() -> None:
     }
     seen = set()
     for name in ("demo", "encoders-practical"):
-        made = planner.build(experiment.load(name, overrides=["tuning.label_noise=[0,20]"]))
+        made = build.build(load.load(name, overrides=["tuning.label_noise=[0,20]"]))
         for step in made.steps.values():
             assert type(parse_step(step.address)) is forms[step.kind]
             assert kind_of(step.address) == step.kind

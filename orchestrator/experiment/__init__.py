@@ -1,0 +1,1 @@
+"""The experiment file: its model, how it is read, and how its mistakes are explained."""

@@ -1,0 +1,98 @@
+"""A validation error of an experiment file, as one sentence with the nearest known field."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from typing import Any, get_args
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from jobs.contract import Spec
+
+
+def explain(error: ValidationError, model: type[Spec]) -> str:
+    """One sentence for the first thing wrong, with field, value and remedy."""
+    problems = _distinct(error.errors())
+    first = problems[0]
+    path = _field_path(model, first["loc"])
+    field = ".".join(path) or "the file"
+    kind, value = first["type"], first.get("input")
+    if kind == "extra_forbidden":
+        known = _fields_at(model, path[:-1])
+        near = difflib.get_close_matches(path[-1], known, n=1)
+        remedy = f"did you mean {near[0]}?" if near else f"known here: {', '.join(sorted(known))}"
+        sentence = f"unknown field {field} ({remedy})"
+    elif kind == "missing":
+        sentence = f"{field} is missing; give it a value"
+    elif kind == "union_tag_not_found":
+        sentence = f"{field}.{first['ctx']['discriminator'].strip(chr(39))} is missing; give it one"
+    else:
+        message = first["msg"].removeprefix("Value error, ")
+        message = message[:1].lower() + message[1:]
+        shown = "" if isinstance(value, (dict, Spec)) else f" = {value!r}"
+        sentence = f"{field}{shown}: {message}"
+    more = len(problems) - 1
+    return sentence + (f" (and {more} more problem{'s' if more > 1 else ''})" if more else "")
+
+
+def _distinct(problems: Sequence[ErrorDetails]) -> list[ErrorDetails]:
+    """The problems, without those that follow from others: a field that is missing because its
+    name is mistyped, and a list that is too short because a member of it is wrong.
+    """
+    unknown = [one["loc"] for one in problems if one["type"] == "extra_forbidden"]
+
+    def follows(one: ErrorDetails) -> bool:
+        *place, name = one["loc"] or ("",)
+        if one["type"] == "missing":
+            beside = [str(loc[-1]) for loc in unknown if list(loc[:-1]) == place]
+            return bool(difflib.get_close_matches(str(name), beside, n=1))
+        within = (other["loc"][: len(one["loc"])] == one["loc"] for other in problems)
+        return one["type"] == "too_short" and sum(within) > 1
+
+    return [one for one in problems if not follows(one)]
+
+
+def _field_path(model: type[Spec], location: tuple[int | str, ...]) -> list[str]:
+    """An error's place as fields alone, without pydantic's names for the branches it took."""
+    candidates, path = [model], []
+    for part in location:
+        tags = {
+            info.default
+            for candidate in candidates
+            for name, info in candidate.model_fields.items()
+            if name in ("kind", "objective")
+        }
+        if part in tags or str(part).startswith(("function-", "tagged")):
+            continue
+        path.append(str(part))
+        inner = [
+            spec
+            for candidate in candidates
+            if part in candidate.model_fields
+            for spec in _specs_in(candidate.model_fields[str(part)].annotation)
+        ]
+        candidates = inner or candidates
+    return path
+
+
+def _fields_at(model: type[Spec], path: list[str]) -> list[str]:
+    """Field names of the model that stands at a path of an experiment."""
+    candidates = [model]
+    for name in path:
+        found: list[type[Spec]] = []
+        for candidate in candidates:
+            info = candidate.model_fields.get(name)
+            if info is not None:
+                found += _specs_in(info.annotation)
+            elif candidate.model_fields.get("objective") or candidate.model_fields.get("kind"):
+                found.append(candidate)  # a discriminator's tag in the path, not a field
+        candidates = found or candidates
+    return sorted({name for candidate in candidates for name in candidate.model_fields})
+
+
+def _specs_in(annotation: Any) -> list[type[Spec]]:
+    if isinstance(annotation, type) and issubclass(annotation, Spec):
+        return [annotation]
+    return [spec for inner in get_args(annotation) for spec in _specs_in(inner)]

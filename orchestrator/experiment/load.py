@@ -1,0 +1,185 @@
+"""The experiment file: everything that decides what a sweep does, validated before it starts.
+
+Read from YAML (safe loader, duplicate keys refused), changed by dotted overrides, checked by
+pydantic models that refuse unknown fields. Fields that say how or where to run, not what (storage,
+tracking, resources), are marked NOT_SEMANTIC and never bear on a result's identity.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from jobs import strict_yaml
+from nml_orch import EXPERIMENTS
+from orchestrator.errors import UserError
+from orchestrator.experiment import given_features
+from orchestrator.experiment.explain import explain
+from orchestrator.experiment.model import Experiment
+
+DEMO = "demo"
+"""The bundled experiment that runs when no file is given."""
+
+
+# -- reading ---------------------------------------------------------------------------------------
+
+
+def bundled() -> list[str]:
+    """Names of the experiment files that ship with the project, as in demo or corpora/cifar10."""
+    return sorted(_named(EXPERIMENTS, ""))
+
+
+def _named(folder: Path, above: str) -> Iterator[str]:
+    for found in folder.iterdir():
+        if found.is_dir():
+            yield from _named(found, f"{above}{found.name}/")
+        elif found.name.endswith(".yaml"):
+            yield f"{above}{found.name.removesuffix('.yaml')}"
+
+
+def _read(source: str) -> tuple[str, str]:
+    """(what to call it in messages, its text) of a path, or of a bundled experiment's name."""
+    path = Path(source)
+    if path.is_file():
+        try:
+            return str(path), path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{path}: cannot be read as text ({error})") from error
+    if source in bundled():
+        text = (EXPERIMENTS / f"{source}.yaml").read_text(encoding="utf-8")
+        return f"{source}.yaml", text
+    near = difflib.get_close_matches(path.name.removesuffix(".yaml"), bundled(), n=1)
+    hint = f"did you mean the bundled {near[0]!r}?" if near else f"bundled: {', '.join(bundled())}"
+    raise UserError(f"{source}: no such experiment file; give a YAML file or a name ({hint})")
+
+
+def load(
+    source: str | None = None,
+    *,
+    overrides: Iterable[str] = (),
+    noise: str | None = None,
+    seeds: str | None = None,
+    task_folders: Sequence[str] = (),
+    features: str | None = None,
+    task: str | None = None,
+    text: str | None = None,
+) -> Experiment:
+    """The experiment of a file or bundled name (none: the demo), with the command line's changes.
+
+    `text` is what the file says, where it was read already; `source` is what to call it then.
+
+    `overrides` are `path.to.field=value` (value in YAML); `noise` a list of levels in percent,
+    `seeds` a list of pre-training seeds, both comma-separated; `task_folders` are added to the
+    file's own. `features` is a Parquet file: the experiment is then the adaptation of those
+    features alone, to one ID task. Raises UserError.
+    """
+    label, text = _read(source or DEMO) if text is None else (source or "the experiment", text)
+    try:
+        raw = strict_yaml.parse(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{label}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(raw, dict):
+        raise UserError(f"{label}: must be a mapping of fields, such as `name: my-experiment`")
+    if features is not None:
+        if noise is not None or seeds is not None:
+            raise UserError(
+                "--features: given features have no noise level and no pre-training seed; leave "
+                "out --noise and --seeds"
+            )
+        raw = given_features.on_given(raw, features, task)
+    elif (noise is not None or seeds is not None) and raw.get("encoders") and not raw.get("noise"):
+        raise UserError(
+            f"{label} pre-trains nothing; leave out --noise and --seeds, or give it corpus, noise "
+            f"and pretrain"
+        )
+    elif task is not None:
+        raise UserError(f"--task {task}: it names the task of --features FILE; give that too")
+    if noise is not None:
+        _assign(raw, "noise.levels", parse_levels(noise))
+    if seeds is not None:
+        _assign(raw, "pretrain.seeds", parse_seeds(seeds))
+    for item in overrides:
+        path, equals, value = item.partition("=")
+        if not equals or not path.strip():
+            raise UserError(f"--set {item}: must read path=value, as in noise.seed=1")
+        try:
+            _assign(raw, path.strip(), strict_yaml.parse(value))
+        except yaml.YAMLError as error:
+            problem = getattr(error, "problem", None) or "it cannot be read"
+            raise UserError(f"--set {item}: the value is not valid YAML ({problem})") from error
+    if task_folders:
+        raw["task_folders"] = [*(raw.get("task_folders") or ()), *task_folders]
+    try:
+        found = Experiment.model_validate(raw)
+    except ValidationError as error:
+        raise UserError(f"{label}: {explain(error, Experiment)}") from error
+    if task is not None:
+        given_features.check_new(task, found.task_folders)
+    return found
+
+
+def _assign(raw: dict[str, Any], path: str, value: Any) -> None:
+    """Set a dotted path in nested mappings and lists, making mappings on the way."""
+    *parents, last = path.split(".")
+    node: Any = raw
+    for name in parents:
+        node = node[_index(node, name, path)] if isinstance(node, list) else _child(node, name)
+    if isinstance(node, list):
+        node[_index(node, last, path)] = value
+    elif isinstance(node, dict):
+        node[last] = value
+    else:
+        raise UserError(f"--set {path}: {'.'.join(parents)} is a value, it has no fields")
+
+
+def _child(node: Any, name: str) -> Any:
+    if not isinstance(node, dict):
+        raise UserError(f"--set: {name} lies below a value, which has no fields")
+    if node.get(name) is None:
+        node[name] = {}
+    return node[name]
+
+
+def _index(node: list[Any], name: str, path: str) -> int:
+    if not name.isdecimal() or int(name) >= len(node):
+        raise UserError(f"--set {path}: {name} must be an index from 0 to {len(node) - 1}")
+    return int(name)
+
+
+def parse_levels(text: str) -> list[float]:
+    """Noise levels in percent, ascending, from a comma-separated list; UserError otherwise."""
+    levels: list[float] = []
+    for item in text.split(","):
+        try:
+            level = float(item)
+        except ValueError:
+            raise UserError(
+                f"--noise {text}: {item.strip()!r} is not a number; "
+                f"give percentages such as 0,5,10,20,30"
+            ) from None
+        if not 0 <= level < 100:
+            raise UserError(f"--noise {text}: {item.strip()} is outside 0 <= level < 100 percent")
+        if level in levels:
+            raise UserError(f"--noise {text}: {level:g} is given twice; name each level once")
+        levels.append(level)
+    return sorted(levels)
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Pre-training seeds, ascending, from a comma-separated list; UserError otherwise."""
+    items = [item.strip() for item in text.split(",")]
+    wrong = [item for item in items if not item.isdecimal()]
+    if wrong:
+        raise UserError(f"--seeds {text}: {wrong[0]!r} is not a whole number; give e.g. 0,1,2")
+    seeds = [int(item) for item in items]
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"--seeds {text}: a seed is given twice; name each once")
+    return sorted(seeds)
+
+
+# -- explaining ------------------------------------------------------------------------------------

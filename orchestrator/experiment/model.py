@@ -1,0 +1,141 @@
+"""What an experiment file can say, as validated models.
+
+Unknown fields are refused. Fields marked NOT_SEMANTIC say how or where to run, not what. They never
+change a fingerprint.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, field_validator, model_validator
+
+from jobs.contract import NOT_SEMANTIC, PATH, Slug, Spec
+from jobs.corpus.spec import Corpus
+from jobs.encoders.spec import PretrainedEncoder
+from jobs.features.spec import Features
+from jobs.noise.spec import Noise
+from jobs.pretrain.spec import Pretrain
+from jobs.tasks import registry
+from jobs.tasks.duplicates import duplicate_tests
+from jobs.tasks.spec import Task
+from jobs.tuning.spec import Tuning
+from orchestrator import STORAGE
+from orchestrator.errors import UserError
+from orchestrator.experiment import given_features
+
+
+class Tracking(Spec):
+    """Where the store is mirrored to."""
+
+    enabled: bool = True
+    uri: str | None = Field(
+        None, description="MLflow; else $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db here"
+    )
+
+
+class Experiment(Spec):
+    """A whole experiment of Noisy Model Learning."""
+
+    name: Slug
+    title: str = ""
+    corpus: Corpus | None = None
+    noise: Noise | None = None
+    pretrain: Pretrain | None = None
+    encoders: tuple[PretrainedEncoder, ...] = Field((), description="named, not trained here")
+    features: Features = Features()
+    tasks: tuple[Slug, ...] = Field(min_length=1)
+    tuning: Tuning
+    task_folders: Annotated[tuple[str, ...], PATH, NOT_SEMANTIC] = ()
+    data: Annotated[str | None, PATH, NOT_SEMANTIC] = Field(
+        None, description="where the paths of task files start; else $NML_DATA, else here"
+    )
+    storage: Annotated[str, PATH, NOT_SEMANTIC] = Field(STORAGE, min_length=1)
+    tracking: Annotated[Tracking, NOT_SEMANTIC] = Tracking()
+
+    @field_validator("tasks")
+    @classmethod
+    def _once(cls, tasks: tuple[str, ...]) -> tuple[str, ...]:
+        twice = sorted({name for name in tasks if tasks.count(name) > 1})
+        if twice:
+            raise ValueError(f"{', '.join(twice)} named twice; an average counts a task once")
+        return tasks
+
+    @field_validator("encoders")
+    @classmethod
+    def _named_once(cls, encoders: tuple[PretrainedEncoder, ...]) -> tuple[PretrainedEncoder, ...]:
+        names = [encoder.name for encoder in encoders]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"{', '.join(twice)} named twice; give each encoder its own name")
+        return encoders
+
+    @model_validator(mode="after")
+    def _trains_all_or_nothing(self) -> Experiment:
+        sections = {"corpus": self.corpus, "noise": self.noise, "pretrain": self.pretrain}
+        missing = [name for name, section in sections.items() if section is None]
+        if len(missing) == len(sections) and not self.encoders:
+            raise ValueError(
+                "corpus, noise and pretrain are missing; give all three, or `encoders`, or both"
+            )
+        if missing and len(missing) < len(sections):
+            raise ValueError(
+                f"{' and '.join(missing)} missing; pre-training needs corpus, noise and pretrain "
+                f"together, and an experiment on named encoders alone none of them"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _corpus_can_be_learned(self) -> Experiment:
+        if self.corpus is not None and self.corpus.parts.train == 0:
+            raise ValueError("corpus.parts.train is 0: nothing is left to pre-train on; raise it")
+        return self
+
+    @model_validator(mode="after")
+    def _noise_fits_objective(self) -> Experiment:
+        if self.pretrain is None or self.noise is None:
+            return self
+        objective = self.pretrain.recipe.objective
+        target = {"supervised": "label", "contrastive": "caption"}[objective]
+        usual = {"label": "symmetric", "caption": "caption_swap"}[target]
+        if self.noise.replaces != target:
+            raise ValueError(
+                f"noise.kind={self.noise.kind} changes {self.noise.replaces}s and a {objective} "
+                f"recipe learns from {target}s; use {usual} or another kind for {target}s"
+            )
+        return self
+
+    def load_tasks(self) -> tuple[Task, ...]:
+        """Every task, in the file's order, each OOD task after the one it is trained on.
+
+        Reads task files, so the planner alone calls it, once; everybody else reads `Plan.tasks`.
+        A name without a task file is an ID task of its own when an encoder gives features for it.
+        Raises UserError for unknown names, for an OOD task whose ID task is not listed, and for two
+        tasks that would test the same samples by the same labels.
+        """
+        folders = [Path(folder) for folder in self.task_folders]
+        try:
+            known, given = registry.names(folders), given_features.given_tasks(self.encoders)
+            tasks = [
+                Task(name=name, title=name, domain="id", source="features")
+                if name not in known and name in given
+                else registry.load(name, folders, self.data)
+                for name in self.tasks
+            ]
+        except (ValueError, OSError) as error:
+            raise UserError(f"tasks: {error}") from error
+        names = {task.name for task in tasks}
+        for task in tasks:
+            if task.trained_on is not None and task.trained_on not in names:
+                raise UserError(
+                    f"tasks: {task.name} is trained on {task.trained_on}, which is not listed; "
+                    f"add it"
+                )
+        for first, second in duplicate_tests(tasks):
+            raise UserError(
+                f"tasks: {first} and {second} test the same samples by the same labels, and an "
+                f"average counts a task once; take one out, or correct its reader"
+            )
+        given_features.check(self.encoders, {task.name: task for task in tasks})
+        return tuple(sorted(tasks, key=lambda task: task.domain == "ood"))

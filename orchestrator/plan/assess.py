@@ -1,0 +1,147 @@
+"""Which state each step of a plan is in, told from a store alone.
+
+`assess` reads what was committed: what a sweep would reuse, do or refuse. `look` also tells what
+runs and what has failed. Nothing here writes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from orchestrator.errors import DriftError
+from orchestrator.plan.plan import Plan
+from orchestrator.plan.states import StepState, StepStatus
+from orchestrator.step.address import SCRATCH, scratch_of
+from orchestrator.step.step import Difference, differences
+from orchestrator.store.lease import living
+from orchestrator.store.manifest import ERROR, Record
+from orchestrator.store.store import Store
+
+PLANNED = (StepState.DONE, StepState.MISSING, StepState.DRIFT, StepState.BLOCKED)
+"""The states that `assess` gives."""
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """What a sweep would do with a step: one of PLANNED, with the reason."""
+
+    state: StepState
+    reason: str = ""
+    differences: tuple[Difference, ...] = ()
+    record: Record | None = None  # of the committed step, done or drifted
+
+
+def assess(plan: Plan, store: Store, *, verify: bool = False) -> dict[str, Assessment]:
+    """The state of every step of the plan, by what was committed.
+
+    `verify` has every manifest opened, as is due before anything is run.
+    """
+    found: dict[str, Assessment] = {}
+    records = store.records(plan.steps, verify=verify)
+    for step in plan.steps.values():
+        record = records.get(step.address)
+        if record is not None and record.fingerprint == step.fingerprint:
+            found[step.address] = Assessment(StepState.DONE, record=record)
+        elif record is not None and (manifest := store.manifest(step.address)) is not None:
+            changes = tuple(differences(manifest.fields, step.fields))
+            reason = "; ".join(map(str, changes))
+            found[step.address] = Assessment(StepState.DRIFT, reason, changes, record)
+        else:
+            drifted = [
+                address
+                for address in step.inputs.values()
+                if found[address].state in (StepState.DRIFT, StepState.BLOCKED)
+            ]
+            if drifted:
+                found[step.address] = Assessment(StepState.BLOCKED, f"reads {drifted[0]}")
+            else:
+                found[step.address] = Assessment(StepState.MISSING)
+    return found
+
+
+def refuse_drift(assessments: Mapping[str, Assessment]) -> None:
+    """Raise DriftError with the differences, unless no step has drifted.
+
+    Drift that only follows from an input's is counted, not repeated.
+    """
+    drifted = {a: s for a, s in assessments.items() if s.state is StepState.DRIFT}
+    if not drifted:
+        return
+    roots: dict[str, list[str]] = {}
+    followers = 0
+    for address, assessment in drifted.items():
+        own = [d for d in assessment.differences if not d.path.startswith("inputs.")]
+        if own:
+            roots.setdefault("\n".join(f"    {d}" for d in own), []).append(address)
+        else:
+            followers += 1
+    lines = [f"{len(drifted)} finished steps were made from other settings:"]
+    for changes, addresses in roots.items():
+        more = f" (and {len(addresses) - 1} more)" if len(addresses) > 1 else ""
+        lines += [f"  {addresses[0]}{more}", changes]
+    if followers:
+        lines.append(f"  {followers} more read a step that changed")
+    lines.append(
+        "Give what changed a new name (the recipe's, the corpus's, ... `name` field) to keep both, "
+        "or redo these steps with --force."
+    )
+    raise DriftError("\n".join(lines))
+
+
+_DONE, _RUNNING, _MISSING = map(StepStatus, (StepState.DONE, StepState.RUNNING, StepState.MISSING))
+
+
+def look(plan: Plan, store: Store) -> dict[str, StepStatus]:
+    """The state of every step right now, each after the ones it reads.
+
+    A lease tells a running step, an error kept of the same settings a failed one. What reads a step
+    that failed or has drifted is blocked, by the first such step.
+    """
+    with store.asked():
+        leased = living(store.root)
+        scratch = store.root / SCRATCH
+        errors = {f"{SCRATCH}/{name}" for name, _ in scratch.files() if name.endswith(ERROR)}
+    found: dict[str, StepStatus] = {}
+    for address, assessment in assess(plan, store).items():
+        step = plan.steps[address]
+        if assessment.state is StepState.DONE:
+            found[address] = _DONE
+        elif assessment.state is StepState.DRIFT:
+            found[address] = StepStatus(StepState.DRIFT, assessment.reason)
+        elif address in leased:
+            found[address] = _RUNNING
+        elif f"{scratch_of(address, step.fingerprint)}/{ERROR}" in errors:
+            text = store.scratch(step).read_bytes(ERROR).decode(errors="replace")
+            found[address] = StepStatus(StepState.FAILED, text.strip().splitlines()[-1])
+        else:
+            found[address] = _waiting(step.inputs, found)
+    return found
+
+
+def _waiting(inputs: Mapping[str, str], found: Mapping[str, StepStatus]) -> StepStatus:
+    """Missing, or blocked by what it reads; a chain of blocks names the step at its root."""
+    for address in inputs.values():
+        status = found[address]
+        if status.state in (StepState.FAILED, StepState.DRIFT):
+            return StepStatus(StepState.BLOCKED, f"reads {address}")
+        if status.state is StepState.BLOCKED:
+            return status
+    return _MISSING
+
+
+def reasons(found: Mapping[str, StepStatus]) -> Iterator[tuple[StepStatus, str, int]]:
+    """(status, first address, how many steps) of every reason there is, failures first.
+
+    The blocked are one line a root, so that a page of 50,000 cells says what to mend.
+    """
+    first: dict[StepStatus, str] = {}
+    count: Counter[StepStatus] = Counter()
+    for address, status in found.items():
+        if status.reason:
+            first.setdefault(status, address)
+            count[status] += 1
+    order = list(StepState)
+    for status in sorted(first, key=lambda status: (order.index(status.state), -count[status])):
+        yield status, first[status], count[status]

@@ -1,0 +1,373 @@
+"""From an experiment to its plan: every step, with its address, fingerprint and inputs.
+
+Reads the experiment and the small files that it names (tasks, noise tables); nothing of the store,
+nothing heavy. What cannot be planned is a UserError.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import product
+
+from pydantic import ValidationError
+
+from jobs.contract import Spec, StageError
+from jobs.encoders.digests import digest
+from jobs.encoders.spec import EncoderStep, GivenColumns, GivenEncoder, PretrainedEncoder
+from jobs.features.spec import Features, FeaturesStep, GivenStep
+from jobs.noise.spec import Noise, NoiseStep
+from jobs.pretrain.spec import PretrainSettings, PretrainStep
+from jobs.tasks.spec import Task
+from jobs.tuning.spec import EncoderTuning, TuneStep
+from orchestrator.errors import UserError
+from orchestrator.experiment.model import Experiment
+from orchestrator.plan.plan import Plan
+from orchestrator.step.address import (
+    CellAddress,
+    CorpusAddress,
+    EncoderAddress,
+    FeaturesAddress,
+    NoiseAddress,
+    PretrainedAddress,
+    RunAddress,
+    StepAddress,
+    Trial,
+)
+from orchestrator.step.fingerprint import Texts
+from orchestrator.step.step import KINDS, Step, differences
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """A cell but for its encoder, so that 50,000 cells share some hundred specs."""
+
+    trial: Trial  # of its address
+    labels: Mapping[str, str | float | int]
+    spec: TuneStep
+
+
+class _Builder:
+    """Collects steps; two definitions of one address are a user's mistake."""
+
+    def __init__(self) -> None:
+        self.steps: dict[str, Step] = {}
+        self._texts = Texts()
+        self._cells: dict[tuple[str, str], list[_Cell]] = {}
+
+    def cells(self, experiment: Experiment, task: Task, method: str) -> list[_Cell]:
+        """What every encoder's cells of a task and method have in common, made once."""
+        found = self._cells.get((task.name, method))
+        if found is None:
+            try:
+                found = list(_cells(experiment, task, method))
+            except ValidationError as error:
+                words = error.errors()[0]["msg"].removeprefix("Value error, ")
+                raise UserError(f"tuning: {words}") from error
+            self._cells[task.name, method] = found
+        return found
+
+    def add(
+        self,
+        kind: str,
+        address: StepAddress,
+        spec: Spec,
+        inputs: Mapping[str, str] | None = None,
+        **labels: str | float | int,
+    ) -> str:
+        inputs = dict(inputs or {})
+        return self.put(kind, str(address), spec, inputs, self.read(inputs), labels)
+
+    def read(self, inputs: Mapping[str, str]) -> dict[str, str]:
+        """The fingerprints of the steps read, by role."""
+        return {role: self.steps[name].fingerprint for role, name in inputs.items()}
+
+    def put(
+        self,
+        kind: str,
+        address: str,
+        spec: Spec,
+        inputs: Mapping[str, str],
+        read: Mapping[str, str],
+        labels: Mapping[str, str | float | int],
+    ) -> str:
+        """As `add`, of mappings that many steps may share and none may change."""
+        mark = self._texts.fingerprint(kind, spec, read)
+        step = Step(address, kind, spec, inputs, read, mark, labels)
+        known = self.steps.setdefault(address, step)
+        if known.fingerprint != mark:
+            changes = "; ".join(map(str, differences(known.fields, step.fields)))
+            raise UserError(
+                f"{address} is defined twice, differently ({changes}); "
+                f"give one of the two another name"
+            )
+        return address
+
+
+def build(experiment: Experiment) -> Plan:
+    """Every step of an experiment. Raises UserError for what cannot be planned."""
+    with _collector_paused():
+        return _build(experiment)
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """No search for garbage while many small things are made that all stay: a third of the time."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def _build(experiment: Experiment) -> Plan:
+    builder = _Builder()
+    tasks = experiment.load_tasks()
+    for corpus in (experiment.corpus, *(task.corpus for task in tasks)):
+        if corpus is not None:
+            builder.add("corpus", CorpusAddress(corpus.name), corpus)
+    _add_trained(builder, experiment, tasks)
+    for encoder in experiment.encoders:
+        _add_named(builder, experiment, tasks, encoder)
+    _check_nesting(builder.steps)
+    return Plan(experiment, tasks, _in_order(builder.steps))
+
+
+def _add_trained(builder: _Builder, experiment: Experiment, tasks: tuple[Task, ...]) -> None:
+    """The noise levels, the encoders pre-trained on them, and what is done with those."""
+    corpus, pretrain = experiment.corpus, experiment.pretrain
+    if corpus is None or pretrain is None or experiment.noise is None:
+        return
+    noise = _pinned(experiment.noise)
+    source = str(CorpusAddress(corpus.name))
+    for level in noise.levels:
+        overlay = builder.add(
+            "noise",
+            NoiseAddress(corpus.name, noise.name, level),
+            NoiseStep(corpus=corpus.name, noise=noise, level=level),
+            {"corpus": source},
+            noise=level,
+        )
+        for seed in pretrain.seeds:
+            run = RunAddress(corpus.name, noise.name, pretrain.recipe.name, level, seed)
+            place = {"noise": level, "seed": seed}
+            encoder = builder.add(
+                "pretrain",
+                run,
+                PretrainStep(seed=seed, **pretrain.of_base(PretrainSettings)),
+                {"corpus": source, "noise": overlay},
+                **place,
+            )
+            _add_downstream(builder, experiment, tasks, run, encoder, place)
+
+
+def _add_named(
+    builder: _Builder, experiment: Experiment, tasks: tuple[Task, ...], named: PretrainedEncoder
+) -> None:
+    """An encoder that is not trained here, and what is done with it."""
+    try:
+        named = digest(named)
+    except StageError as error:
+        raise UserError(f"encoders: {named.name}: {error}") from error
+    address = PretrainedAddress(named.name)
+    place: dict[str, str | float | int] = {"encoder": named.name}
+    if isinstance(named, GivenEncoder):
+        own = tuple(task for task in tasks if task.name in named.files)
+        _add_downstream(builder, experiment, own, address, named, place)
+        return
+    encoder = builder.add("encoder", address, EncoderStep(encoder=named), None, **place)
+    _add_downstream(builder, experiment, tasks, address, encoder, place)
+
+
+def _pinned(noise: Noise) -> Noise:
+    """The noise, known by the content of the small file it names."""
+    if getattr(noise, "file", None) is None:
+        return noise
+    from jobs.noise.files import digested  # numpy and Arrow, paid where a noise names a file
+
+    try:
+        return digested(noise)
+    except StageError as error:
+        raise UserError(f"noise.file: {error}") from error
+
+
+def _add_downstream(
+    builder: _Builder,
+    experiment: Experiment,
+    tasks: tuple[Task, ...],
+    of: EncoderAddress,
+    encoder: str | GivenEncoder,
+    place: Mapping[str, str | float | int],
+) -> None:
+    """The features and cells of one encoder; `place` are its labels."""
+    tuning = experiment.tuning
+    for task in tasks:
+        if isinstance(encoder, GivenEncoder):
+            features = _add_given(builder, experiment, task, of, encoder, place)
+        elif task.corpus is None:  # its features come from elsewhere, not from this encoder
+            continue
+        else:
+            features = _add_features(builder, experiment, task, of, encoder, place)
+        for name, method in tuning.methods.items():
+            inputs = {"features": features}
+            if method.reads_images:
+                inputs = _of_images(task, name, encoder)
+            elif method.head == "zero_shot" and task.trained_on is None:
+                inputs["encoder"] = _with_text(experiment, name, encoder)
+            read = builder.read(inputs)
+            for cell in builder.cells(experiment, task, name):
+                if task.trained_on is not None:
+                    head = CellAddress(of, task.trained_on, cell.trial)
+                    inputs = {**inputs, "head": str(head)}
+                    read = builder.read(inputs)
+                address = str(CellAddress(of, task.name, cell.trial))
+                builder.put("tune", address, cell.spec, inputs, read, {**place, **cell.labels})
+
+
+def _cells(experiment: Experiment, task: Task, name: str) -> Iterator[_Cell]:
+    """The cells of a task and method, whatever encoder they are of."""
+    tuning, method = experiment.tuning, experiment.tuning.methods[name]
+    encoder = _encoder_tuning(experiment) if method.reads_images else None
+    settings = tuning.settings(method)
+    axes: tuple[tuple[float, ...], tuple[float, ...], tuple[int, ...]]
+    axes = tuning.fractions, tuning.label_noise, tuning.seeds
+    if method.head == "zero_shot":  # reads no training row: one cell, as others have at their most
+        axes = (max(tuning.fractions),), (0.0,), tuning.seeds[:1]
+    for fraction, wrong, seed in product(*axes):
+        yield _Cell(
+            trial=Trial(name, fraction, wrong, seed),
+            labels={
+                "task": task.name,
+                "domain": task.domain,
+                "method": name,
+                "fraction": fraction,
+                "label_noise": wrong,
+                "tuning_seed": seed,
+            },
+            spec=TuneStep(
+                task=task,
+                method_name=name,
+                method=method,
+                fraction=fraction,
+                seed=seed,
+                label_noise=wrong,
+                settings=settings,
+                encoder=encoder,
+            ),
+        )
+
+
+def _of_images(task: Task, method: str, encoder: str | GivenEncoder) -> dict[str, str]:
+    """What a method that trains the encoder itself reads; UserError when there is none to train."""
+    if isinstance(encoder, GivenEncoder) or task.corpus is None:
+        whose = f"encoder {encoder.name}" if isinstance(encoder, GivenEncoder) else task.name
+        raise UserError(
+            f"tuning.methods.{method} trains the encoder itself, and {whose} gives features alone; "
+            f"leave the method out"
+        )
+    return {"encoder": encoder, "corpus": str(CorpusAddress(task.scope))}
+
+
+def _with_text(experiment: Experiment, method: str, encoder: str | GivenEncoder) -> str:
+    """The encoder whose text tower a zero-shot head is made by; UserError when it has none."""
+    named = {str(PretrainedAddress(each.name)): each for each in experiment.encoders}
+    if isinstance(encoder, str):
+        known = named.get(encoder)
+        if known is None:  # trained here
+            recipe = experiment.pretrain.recipe if experiment.pretrain else None
+            reads = recipe is not None and recipe.objective == "contrastive"
+        else:
+            reads = known.kind == "open_clip" or getattr(known, "family", None) == "open_clip"
+        if reads:
+            return encoder
+    whose = encoder if isinstance(encoder, str) else PretrainedAddress(encoder.name)
+    raise UserError(
+        f"tuning.methods.{method}: zero_shot needs an encoder that reads text (open_clip), and "
+        f"{whose} does not; leave the method out"
+    )
+
+
+def _encoder_tuning(experiment: Experiment) -> EncoderTuning:
+    """The same views and arithmetic as frozen methods get from the features."""
+    settings = experiment.features
+    if settings.precision == "float16":
+        raise UserError(
+            "features.precision = float16: lora and ft cannot train in it without underflow; use "
+            "bfloat16 or float32"
+        )
+    return EncoderTuning(views=settings.views, precision=settings.precision)
+
+
+def _add_features(
+    builder: _Builder,
+    experiment: Experiment,
+    task: Task,
+    of: EncoderAddress,
+    encoder: str,
+    place: Mapping[str, str | float | int],
+) -> str:
+    """An encoder's features of a task's images; their address."""
+    return builder.add(
+        "features",
+        FeaturesAddress(of, task.images),
+        FeaturesStep(
+            images=task.images,
+            parts=task.parts,
+            shift=task.shift,
+            **experiment.features.of_base(Features),
+        ),
+        {"encoder": encoder, "corpus": str(CorpusAddress(task.scope))},
+        **place,
+        images=task.images,
+        domain=task.domain,
+    )
+
+
+def _add_given(
+    builder: _Builder,
+    experiment: Experiment,
+    task: Task,
+    of: EncoderAddress,
+    encoder: GivenEncoder,
+    place: Mapping[str, str | float | int],
+) -> str:
+    """Features that somebody gave for a task; their address."""
+    return builder.add(
+        "features",
+        FeaturesAddress(of, task.name),
+        GivenStep(
+            images=task.name,
+            parts=("test",) if task.domain == "ood" else ("train", "validation", "test"),
+            file=encoder.files[task.name],
+            sha256=encoder.sha256[task.name],
+            **encoder.of_base(GivenColumns),
+            classes=encoder.classes.get(task.name, ()),
+            target=task.target,
+            dtype=experiment.features.dtype,
+        ),
+        None,
+        **place,
+        images=task.name,
+        domain=task.domain,
+    )
+
+
+def _check_nesting(steps: Mapping[str, Step]) -> None:
+    """No step's folder may lie inside another's: emptying one would take the other with it."""
+    cleared: set[str] = set()  # folders already seen not to be a step's
+    for address in steps:
+        folder = address.rpartition("/")[0]
+        while folder and folder not in cleared:
+            if folder in steps:
+                raise UserError(f"{address} would lie inside another step's folder; rename it")
+            cleared.add(folder)
+            folder = folder.rpartition("/")[0]
+
+
+def _in_order(steps: Mapping[str, Step]) -> dict[str, Step]:
+    """Steps by kind, so that every step stands after its inputs (insertion order inside a kind)."""
+    return {s.address: s for kind in KINDS for s in steps.values() if s.kind == kind}

@@ -1,0 +1,360 @@
+"""What the steps still to be run will cost, from what is known before they run.
+
+The unit is the GPU-hour: of one pre-training worker, which without a GPU is some CPUs.
+
+    pre-training   images seen / rate      rate: given, or what finished runs of this store recorded
+    features       images encoded / rate   rate: given, measured here, or FORWARD_SHARE of the above
+    tuning         ID cells / rate         rate: given, or measured here (OOD cells only look)
+
+What is measured here of features and tuning is how often the store's steps ended: the time between
+two ends is the later step's, without the pause before it began. It holds for the machine that made
+the store, counted as one GPU. A plan's hours on N GPUs are its GPU-hours / N: levels and seeds run
+side by side, and what lies between stages (starts, data that is not there yet) is not in them.
+
+Every figure names what it rests on; what cannot be known yet is said, not guessed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from statistics import median
+from typing import Any
+
+from jobs.corpus.spec import Corpus
+from jobs.features.spec import FeaturesStep
+from jobs.pretrain.spec import PretrainStep
+from jobs.tuning.spec import TuneStep
+from orchestrator.plan.assess import Assessment
+from orchestrator.plan.plan import Plan
+from orchestrator.plan.states import StepState
+from orchestrator.step.address import CorpusAddress, parse_as
+from orchestrator.step.step import Step
+
+SPEED_METRIC = "pretrain/images_per_s"
+FORWARD_SHARE = 3.0  # an image forth, against forth and back: a backward pass costs two forward
+PAUSE_SECONDS = 900.0  # from a step's end to the start of the one that ends next: nothing ran
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the user says where nothing is measured, or instead of it. Rates are of one GPU."""
+
+    images_per_second: float | None = None  # pre-training
+    features_per_second: float | None = None  # images encoded
+    cells_per_hour: float | None = None
+    rows: int | None = None  # of the training part, while the corpus is not built
+    gpus: int | None = None
+    price_per_gpu_hour: float | None = None
+
+
+@dataclass(frozen=True)
+class Rate:
+    """So many a second, and how that is known; None while it is not."""
+
+    per_second: float | None
+    basis: str
+
+    def hours(self, count: float | None) -> float | None:
+        """GPU-hours of so many; 0 of none, None where either is unknown."""
+        if count == 0:
+            return 0.0
+        return None if count is None or not self.per_second else count / self.per_second / 3600
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The price of what is left of a plan."""
+
+    pretrain_runs: int
+    samples: int | None  # images pre-training will see; None while the corpus is not counted
+    optimiser_steps: int | None
+    hours: float | None  # GPU-hours of pre-training
+    hours_rest_on: str
+    feature_images: int | None  # images to encode, views counted
+    feature_hours: float | None
+    feature_hours_rest_on: str
+    cells: int
+    cells_trained: int  # the others are out-of-domain: evaluated alone
+    configurations: int
+    tuning_hours: float | None
+    tuning_hours_rest_on: str
+    gpu_hours: float  # of what is known
+    unknown: tuple[str, ...]  # stages that gpu_hours lacks
+    gpus: int | None
+    wall_hours: float | None  # on so many GPUs
+    price: float | None
+    bytes_stored: int  # by the steps that are done
+    bytes_to_write: int | None  # for the rest, from done steps of the same kind
+
+    def as_dict(self) -> dict[str, Any]:
+        """All fields, for JSON."""
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """What a person reads."""
+        if not (self.pretrain_runs or self.feature_images != 0 or self.cells):
+            return [f"Nothing left to run; {_size(self.bytes_stored)} stored."]
+        to_write = (
+            "unknown" if self.bytes_to_write is None else f"about {_size(self.bytes_to_write)}"
+        )
+        rows = "" if self.samples is not None else " (the corpus is not built yet; give --rows)"
+        return [
+            f"To pre-train: {self.pretrain_runs} encoders, {_count(self.samples)} samples, "
+            f"{_count(self.optimiser_steps)} optimiser steps{rows}",
+            f"  GPU-hours: {_hours(self.hours)} ({self.hours_rest_on})",
+            f"To encode: {_count(self.feature_images)} images",
+            f"  GPU-hours: {_hours(self.feature_hours)} ({self.feature_hours_rest_on})",
+            f"To tune: {self.cells:,} cells, {self.configurations:,} configurations",
+            f"  GPU-hours: {_hours(self.tuning_hours)} ({self.tuning_hours_rest_on})",
+            self._together(),
+            f"Bytes: {_size(self.bytes_stored)} stored, {to_write} to write",
+        ]
+
+    def _together(self) -> str:
+        if self.unknown and self.gpu_hours == 0:
+            return "Together: unknown GPU-hours"
+        total = f"Together: {_hours(self.gpu_hours)} GPU-hours"
+        if self.unknown:
+            *others, last = self.unknown
+            total += f", without {', '.join(others)} and {last}" if others else f", without {last}"
+        if self.wall_hours is not None:
+            total += f"; {_hours(self.wall_hours)} h on {self.gpus} GPUs"
+        if self.price is not None:
+            total += f"; price {self.price:,.2f}"
+        return total
+
+
+def estimate(plan: Plan, assessments: Mapping[str, Assessment], given: Given | None = None) -> Cost:
+    """The cost of the steps that would run."""
+    given = given or Given()
+    todo = [s for a, s in plan.steps.items() if assessments[a].state is not StepState.DONE]
+    runs = [step.spec for step in todo if isinstance(step.spec, PretrainStep)]
+    rows = _training_rows(plan, assessments, given.rows)
+    samples = steps = 0 if not runs else None
+    if rows is not None:
+        schedules = [run.recipe.schedule for run in runs]
+        each = [one.epochs * (rows // one.batch_size) for one in schedules]  # whole batches alone
+        steps = sum(each)
+        samples = sum(own * one.batch_size for own, one in zip(each, schedules, strict=True))
+    images = _images(plan, todo, assessments)
+    cells = [step.spec for step in todo if isinstance(step.spec, TuneStep)]
+    trained = [cell for cell in cells if cell.task.domain == "id"]
+    training, encoding, tuning = _rates(plan, assessments, given)
+    hours = {
+        "pre-training": training.hours(samples),
+        "features": encoding.hours(images),
+        "tuning": tuning.hours(len(trained)),
+    }
+    total = sum(known for known in hours.values() if known is not None)
+    price = given.price_per_gpu_hour
+    return Cost(
+        pretrain_runs=len(runs),
+        samples=samples,
+        optimiser_steps=steps,
+        hours=hours["pre-training"],
+        hours_rest_on=training.basis,
+        feature_images=images,
+        feature_hours=hours["features"],
+        feature_hours_rest_on=encoding.basis,
+        cells=len(cells),
+        cells_trained=len(trained),
+        configurations=sum(cell.settings.configurations for cell in trained),
+        tuning_hours=hours["tuning"],
+        tuning_hours_rest_on=tuning.basis,
+        gpu_hours=total,
+        unknown=tuple(stage for stage, known in hours.items() if known is None),
+        gpus=given.gpus,
+        wall_hours=total / given.gpus if given.gpus else None,
+        price=None if price is None else total * price,
+        bytes_stored=sum(_bytes(found) for found in assessments.values()),
+        bytes_to_write=_bytes_to_write(plan, assessments),
+    )
+
+
+# -- how many --------------------------------------------------------------------------------------
+
+
+def _training_rows(
+    plan: Plan, assessments: Mapping[str, Assessment], given: int | None
+) -> int | None:
+    """Rows of the corpus's training part: counted if it is built, else as given or declared."""
+    corpus = plan.experiment.corpus
+    if corpus is None:  # nothing is pre-trained
+        return 0
+    address = str(CorpusAddress(corpus.name))
+    found = _rows(address, "train", plan, assessments)
+    counted = assessments[address].record is not None
+    return given if given is not None and not counted else found
+
+
+def _rows(address: str, part: str, plan: Plan, assessments: Mapping[str, Assessment]) -> int | None:
+    """Rows of one part of a corpus: counted if it is built, else as its reader or task declares."""
+    record = assessments[address].record
+    if record is not None and f"rows_{part}" in record.counts:
+        return record.counts[f"rows_{part}"]
+    corpus = plan.steps[address].spec
+    if not isinstance(corpus, Corpus):
+        return None
+    own = corpus.parts.sources.get(part)
+    reader, source = (corpus.reader, "reader") if own is None else (own, part)
+    rows = _sizes(address, plan).get(source) if reader.rows is None else reader.rows
+    if rows is None or own is not None:
+        return rows
+    share: float = getattr(corpus.parts, part)
+    return round(rows * share)
+
+
+def _sizes(address: str, plan: Plan) -> Mapping[str, int]:
+    """The rows that the task of a corpus says its readers have."""
+    corpus = parse_as(CorpusAddress, address).corpus
+    for step in plan.of_kind("tune"):
+        if isinstance(step.spec, TuneStep) and corpus == step.spec.task.scope:
+            facts = step.spec.task.facts
+            return dict(facts.sizes.items()) if facts else {}
+    return {}
+
+
+def _images(plan: Plan, steps: Iterable[Step], assessments: Mapping[str, Assessment]) -> int | None:
+    """Images that these features steps encode, each view counted; None if a corpus is not known."""
+    total, known = 0, dict[tuple[str, str], int | None]()
+    for step in steps:
+        if not isinstance(step.spec, FeaturesStep):
+            continue
+        for part in step.spec.parts:
+            of = (step.inputs["corpus"], part)
+            if of not in known:
+                known[of] = _rows(*of, plan, assessments)
+            rows = known[of]
+            if rows is None:
+                return None
+            total += rows * (1 + step.spec.views.count if part == "train" else 1)
+    return total
+
+
+# -- how fast --------------------------------------------------------------------------------------
+
+
+def _rates(
+    plan: Plan, assessments: Mapping[str, Assessment], given: Given
+) -> tuple[Rate, Rate, Rate]:
+    """Of pre-training and of features in images a second, of tuning in ID cells a second."""
+    done = [s for s in plan.steps.values() if assessments[s.address].state is StepState.DONE]
+    training = _training_rate(done, assessments, given.images_per_second)
+    timed, spent = _spent(done, assessments)
+    if given.features_per_second is not None:
+        encoding = _told(given.features_per_second, "images/s")
+    elif (images := _images(plan, timed, assessments)) and spent.get("features"):
+        encoding = _measured(images / spent["features"], "images/s")
+    elif training.per_second is not None:
+        basis = f"assumed: {FORWARD_SHARE:g} times the rate of pre-training"
+        encoding = Rate(FORWARD_SHARE * training.per_second, basis)
+    else:
+        encoding = Rate(None, "nothing measured yet; give --features-per-second")
+    cells = [s for s in timed if isinstance(s.spec, TuneStep) and s.spec.task.domain == "id"]
+    if given.cells_per_hour is not None:
+        tuning = Rate(given.cells_per_hour / 3600, f"at the given {given.cells_per_hour:g} cells/h")
+    elif cells and spent.get("tune"):
+        an_hour = 3600 * len(cells) / spent["tune"]
+        tuning = Rate(an_hour / 3600, f"at {an_hour:.0f} cells/h, measured in this store")
+    else:
+        tuning = Rate(None, "nothing measured yet; give --cells-per-hour")
+    return training, encoding, tuning
+
+
+def _training_rate(
+    done: Iterable[Step], assessments: Mapping[str, Assessment], given: float | None
+) -> Rate:
+    """Of one worker: what a run recorded, over the workers that the experiment gives it."""
+    if given is not None:
+        return _told(given, "images/s")
+    measured = [
+        record.metrics[SPEED_METRIC] / step.spec.resources.workers
+        for step in done
+        if isinstance(step.spec, PretrainStep)
+        and (record := assessments[step.address].record) is not None
+        and SPEED_METRIC in record.metrics
+    ]
+    if measured:
+        return _measured(median(measured), "images/s")
+    return Rate(None, "nothing measured yet; give --images-per-second")
+
+
+def _spent(
+    done: Iterable[Step], assessments: Mapping[str, Assessment]
+) -> tuple[list[Step], dict[str, float]]:
+    """The steps whose time is known, and their seconds by kind: from the end before to their own.
+
+    After a pause it is what the step itself took; one that does not say so is not among them.
+    """
+    ends = sorted(
+        (
+            (datetime.fromisoformat(record.finished).timestamp(), record, step)
+            for step in done
+            if (record := assessments[step.address].record) is not None and record.finished
+        ),
+        key=lambda found: found[0],
+    )
+    timed: list[Step] = []
+    spent: dict[str, float] = {}
+    before = float("-inf")
+    for end, record, step in ends:
+        taken, before = end - before, end
+        # A record's facts are parsed where they decide alone: there may be 50,000.
+        if taken > PAUSE_SECONDS and taken - record.seconds > PAUSE_SECONDS:
+            if not record.seconds:
+                continue
+            taken = record.seconds
+        timed.append(step)
+        spent[step.kind] = spent.get(step.kind, 0.0) + taken
+    return timed, spent
+
+
+def _told(rate: float, unit: str) -> Rate:
+    return Rate(rate, f"at the given {rate:g} {unit}")
+
+
+def _measured(rate: float, unit: str) -> Rate:
+    return Rate(rate, f"at {rate:.0f} {unit}, measured in this store")
+
+
+# -- how large -------------------------------------------------------------------------------------
+
+
+def _bytes(found: Assessment) -> int:
+    return found.record.bytes if found.record else 0
+
+
+def _bytes_to_write(plan: Plan, assessments: Mapping[str, Assessment]) -> int | None:
+    """From the median size of done steps of each kind; None if some kind has none done."""
+    by_kind: dict[str, list[Assessment]] = {}
+    for step in plan.steps.values():
+        by_kind.setdefault(step.kind, []).append(assessments[step.address])
+    total = 0.0
+    for found in by_kind.values():
+        done = [_bytes(f) for f in found if f.state is StepState.DONE]
+        left = len(found) - len(done)
+        if left and not done:
+            return None
+        total += left * (median(done) if done else 0)
+    return round(total)
+
+
+def _count(value: int | None) -> str:
+    return "?" if value is None else f"{value:,}"
+
+
+def _hours(value: float | None) -> str:
+    if value is None:
+        return "unknown"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _size(count: int) -> str:
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:.3g} TB"

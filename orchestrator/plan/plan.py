@@ -1,0 +1,35 @@
+"""What a plan is: a graph of steps, each after the ones it reads, and the tasks that they are of.
+
+A plan is closed: task files were read when it was made, and nothing that uses it reads them again.
+How an experiment becomes a plan is in `planner.py`, which state each step is in, in `assess.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from jobs.tasks.spec import Task
+from orchestrator.experiment.model import Experiment
+from orchestrator.step.step import Step
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The steps of one experiment, each after the ones it reads."""
+
+    experiment: Experiment
+    tasks: tuple[Task, ...]  # as their files said when the plan was made
+    steps: Mapping[str, Step]
+
+    def of_kind(self, kind: str) -> list[Step]:
+        """The steps of one kind, in order."""
+        return [step for step in self.steps.values() if step.kind == kind]
+
+    def only(self, *kinds: str) -> Plan:
+        """The steps of some kinds, and all that they read."""
+        kept = {step.address for step in self.steps.values() if step.kind in kinds}
+        for step in reversed(list(self.steps.values())):  # each stands after its inputs
+            if step.address in kept:
+                kept.update(step.inputs.values())
+        return Plan(self.experiment, self.tasks, {a: s for a, s in self.steps.items() if a in kept})

@@ -1,0 +1,1 @@
+"""What a store holds, collected for the report and compared between runs."""

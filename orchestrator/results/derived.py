@@ -1,0 +1,217 @@
+"""What the report reads beyond the cells' own rows: answers by sample, labels moved, rotations.
+
+Takes finished steps and the store, gives rows of the tables of `analysis.schemas`. Reads the
+outputs of steps; the one thing it writes is `rotation/<address>` in the store, a cache of what
+is expensive.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from analysis import rotation as angles
+from jobs.contract import StageError
+from jobs.corpus.shards import Index, read_part
+from jobs.storage.folder import Folder
+from jobs.tasks.duplicates import counted_twice
+from orchestrator.errors import UserError
+from orchestrator.step.address import FeaturesAddress, RotationAddress, parse_as
+from orchestrator.step.step import Step
+from orchestrator.store.manifest import Record
+from orchestrator.store.store import READERS, Store
+
+MOST_ANSWERS = 100_000_000  # answers read; beyond them no interval is by test sample
+_PREDICTIONS = "predictions.parquet"
+_FEATURES = "features-test.parquet"
+_ROTATION = "rotation.json"
+
+Done = Iterable[tuple[Step, Record]]
+Remark = dict[str, str]  # a row of the report's table of what failed, was skipped or quarantined
+
+
+def quarantined(corpora: Done) -> Iterator[Remark]:
+    """What fell out of each corpus, with its reasons."""
+    for step, record in corpora:
+        lost, read = record.counts.get("quarantined", 0), record.counts.get("rows_read", 0)
+        if lost:
+            reasons = ", ".join(
+                f"{count:,} {name.removeprefix('bad_').replace('_', ' ')}"
+                for name, count in sorted(record.counts.items())
+                if name.startswith("bad_")
+            )
+            yield _remark(step, "quarantined", f"{lost:,} of {read:,} rows: {reasons}")
+
+
+def _remark(step: Step, status: str, reason: str) -> Remark:
+    return {"address": step.address, "status": status, "reason": reason}
+
+
+def refuse_counted_twice(cells: pa.Table, levels: Sequence[Any], seeds: Sequence[Any]) -> None:
+    """Raise UserError where two tasks were tested on the same samples.
+
+    `levels` and `seeds` are of pre-training, one a row of `cells`.
+    """
+    told = cells.select(["domain", "trained_on", "task", "method", "test_digest"]).to_pylist()
+    rows = (
+        {**row, "noise": level, "pretrain_seed": seed}
+        for row, level, seed in zip(told, levels, seeds, strict=True)
+    )
+    if (pair := counted_twice(rows)) is not None:
+        raise UserError(
+            f"tasks: {pair[0]} and {pair[1]} were tested on the same features and labels, and "
+            f"an average counts a task once; take one out, or correct where its data comes from"
+        )
+
+
+def answers(
+    cells: Done, store: Store, fraction: float, remarks: list[Remark]
+) -> Iterator[dict[str, Any]]:
+    """Which test samples each cell of a fraction got right; nothing beyond MOST_ANSWERS.
+
+    What is left out is added to `remarks`.
+    """
+    chosen = [
+        (step, record)
+        for step, record in cells
+        if step.labels["fraction"] == fraction and _PREDICTIONS in record.files
+    ]
+    total = sum(record.counts["n_test"] for _, record in chosen)
+    if total > MOST_ANSWERS:
+        reason = (
+            f"{total:,} answers in {len(chosen):,} cells are more than the report reads"
+            f" ({MOST_ANSWERS:,}); no interval is by test sample"
+        )
+        remarks.append({"address": "tune", "status": "skipped", "reason": reason})
+        return
+    with ThreadPoolExecutor(READERS) as pool:
+        found = pool.map(lambda step: _answers(step, store), [step for step, _ in chosen])
+        yield from (row for row in found if row is not None)
+
+
+def _answers(step: Step, store: Store) -> dict[str, Any] | None:
+    """Which test samples one cell got right; None of a task without right and wrong."""
+    found = store.output(step.address).read_table(_PREDICTIONS).sort_by("key")
+    if not {"label", "predicted"} <= set(found.column_names):
+        return None
+    keys = "\n".join(found["key"].to_pylist())
+    return {
+        "noise": step.labels["noise"],
+        "pretrain_seed": step.labels["seed"],
+        "task": step.labels["task"],
+        "method": step.labels["method"],
+        "tuning_seed": step.labels["tuning_seed"],
+        "samples": hashlib.sha256(keys.encode()).hexdigest(),
+        "correct": pc.equal(found["label"], found["predicted"]).combine_chunks(),
+    }
+
+
+def transition(levels: Done, store: Store, remarks: list[Remark]) -> Iterator[dict[str, Any]]:
+    """Training labels before and after the highest level; nothing where no label was changed.
+
+    Nothing either when the corpus's shards are gone, as they may be once encoders are trained; that
+    is added to `remarks`.
+    """
+    noisy = [step for step, _ in levels if float(step.labels["noise"]) > 0]
+    if not noisy:
+        return
+    step = max(noisy, key=lambda one: float(one.labels["noise"]))
+    changed = store.output(step.address).read_table("changed.parquet")
+    if not pa.types.is_integer(changed.schema.field("noisy").type):
+        return  # captions
+    corpus = store.output(step.inputs["corpus"])
+    try:
+        classes = Index.read(corpus).classes
+        labels = read_part(corpus, "train", ["label"])["label"].to_numpy()
+    except (StageError, FileNotFoundError) as error:
+        remarks.append(_remark(step, "skipped", f"no transition matrix: {error}"))
+        return
+    kept = Counter(dict(enumerate(np.bincount(labels, minlength=len(classes)).tolist())))
+    pairs = Counter(zip(changed["clean"].to_pylist(), changed["noisy"].to_pylist(), strict=True))
+    for (clean, _), rows in pairs.items():
+        kept[clean] -= rows
+    pairs.update({(label, label): rows for label, rows in kept.items()})
+    for (clean, other), rows in sorted(pairs.items()):
+        yield {
+            "level": step.labels["noise"],
+            "clean": classes[clean],
+            "noisy": classes[other],
+            "rows": rows,
+        }
+
+
+def rotations(features: Done, store: Store, measure: bool) -> Iterator[dict[str, Any]]:
+    """Each noisy encoder's test features against the clean encoder's of the same seed and images.
+
+    Reads what was measured before; the rest is measured (two feature files are read for each) only
+    if `measure` says so. Features of other samples, or constant ones, are passed over.
+    """
+    steps = [step for step, record in features if _FEATURES in record.files]
+    clean = {(s.labels["seed"], s.labels["images"]): s for s in steps if s.labels["noise"] == 0}
+    opened: dict[str, tuple[list[str], angles.Space]] = {}
+    for step in sorted(steps, key=lambda s: (str(s.labels["images"]), str(s.labels["seed"]))):
+        base = clean.get((step.labels["seed"], step.labels["images"]))
+        if base is None or step is base:
+            continue
+        folder = store.root / str(RotationAddress(parse_as(FeaturesAddress, step.address)))
+        of = [base.fingerprint, step.fingerprint]
+        found = _kept(folder, of)
+        if found is None and measure:
+            if base.address not in opened:
+                opened = {base.address: _space(store, base)}  # one clean encoder at a time
+            found = _measure(opened[base.address], _space(store, step))
+            folder.write_json(_ROTATION, {"of": of, "rotation": found})
+        if found:
+            yield {
+                "noise": step.labels["noise"],
+                "pretrain_seed": step.labels["seed"],
+                "images": step.labels["images"],
+                **found,
+            }
+
+
+def _kept(folder: Folder, of: list[str]) -> dict[str, Any] | None:
+    """What was measured of these two fingerprints; None when it was not."""
+    if not folder.exists(_ROTATION):
+        return None
+    stored = folder.read_json(_ROTATION)
+    return dict(stored["rotation"]) if stored.get("of") == of else None
+
+
+def _space(store: Store, step: Step) -> tuple[list[str], angles.Space]:
+    """The keys and the feature space of up to angles.ROWS test samples, chosen by their keys."""
+    table = store.output(step.address).read_table(_FEATURES)
+    keys = table["key"].to_pylist()
+    chosen = sorted(range(len(keys)), key=lambda at: _draw(keys[at]))[: angles.ROWS]
+    vectors = table["vector"].combine_chunks()
+    width = vectors.type.list_size
+    matrix: NDArray[Any] = vectors.flatten().to_numpy().reshape(len(keys), width)
+    return [keys[at] for at in chosen], angles.space(matrix[chosen])
+
+
+def _draw(key: str) -> bytes:
+    return hashlib.blake2b(key.encode(), digest_size=8).digest()
+
+
+def _measure(
+    clean: tuple[list[str], angles.Space], noisy: tuple[list[str], angles.Space]
+) -> dict[str, Any]:
+    """The comparison as a row; empty when it cannot be made."""
+    if clean[0] != noisy[0] or 0 in (clean[1].top.shape[1], noisy[1].top.shape[1]):
+        return {}
+    found = angles.rotation(clean[1], noisy[1])
+    return {
+        "rows": found.rows,
+        "k": found.k,
+        "angles": list(found.angles),
+        "overlap": found.overlap,
+        "cka": found.cka,
+    }

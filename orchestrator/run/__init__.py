@@ -1,0 +1,1 @@
+"""Running a plan: the executor on Ray, the sweep around it, its progress on a terminal."""

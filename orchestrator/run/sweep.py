@@ -1,0 +1,174 @@
+"""One sweep from end to end: assess, refuse drift, run what is left, report, mirror."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import FrameType
+
+from jobs.tasks.check import absent
+from orchestrator import cluster
+from orchestrator.cluster import nodes
+from orchestrator.cluster.needs import lacking
+from orchestrator.cluster.watch import watching
+from orchestrator.errors import ClusterError, UserError
+from orchestrator.experiment import last_sweep
+from orchestrator.plan.assess import assess, refuse_drift
+from orchestrator.plan.plan import Plan
+from orchestrator.plan.states import StepState, StepStatus
+from orchestrator.results import collect
+from orchestrator.run.executor import Executor, load
+from orchestrator.run.progress import Bars, Lines, Progress
+from orchestrator.step.address import CorpusAddress
+from orchestrator.step.step import KINDS
+from orchestrator.store.store import Store
+from orchestrator.tracking.mirror import Tracker
+from orchestrator.tracking.mlflow import resolve_uri
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a sweep ended."""
+
+    results: Mapping[str, StepStatus]
+    report: collect.Report | None  # None while the store holds no finished step to report
+    tracking: str  # the URI that shows it all; empty if tracking is off or behind
+    seconds: float
+
+    def count(self, state: StepState) -> int:
+        """How many steps ended so."""
+        return Counter(result.state for result in self.results.values())[state]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every step of the plan is now in the store."""
+        return all(r.state.finished for r in self.results.values())
+
+
+def run(
+    plan: Plan, store: Store, *, force: bool = False, say: Callable[[str], None] = print
+) -> Ending:
+    """Do what the plan asks and the store lacks. Raises DriftError, StoreError, ClusterError.
+
+    KeyboardInterrupt (or SIGTERM) ends it cleanly; what was committed stays, and the next run goes
+    on from there.
+    """
+    begun = time.monotonic()
+    done, progress = _begin(plan, store, force)
+    last_sweep.remember(plan.experiment, store.root)
+    tracker = _tracker(plan, store, progress.note if progress else say)
+    record = None
+    try:
+        results = _execute(plan, store, done, progress, tracker)
+        problems = {a: result for a, result in results.items() if not result.state.finished}
+        report, mirrored = None, False
+        if len(problems) < len(results):
+            report = collect.refresh(plan, store, problems)
+            with collect.local(report) as folder:
+                record = report.record(folder)
+                mirrored = tracker.close(record) if tracker else False
+        elif tracker:
+            tracker.close(None)
+    except BaseException:
+        if tracker and record is None:
+            tracker.close(None)
+        raise
+    uri = tracker.uri if tracker and mirrored else ""
+    return Ending(results, report, uri, time.monotonic() - begun)
+
+
+def build(plan: Plan, store: Store, *, force: bool = False) -> Mapping[str, StepStatus]:
+    """Do a plan's steps and no more; how each ended. Raises as `run` does.
+
+    No report is written, for one without what comes after these steps would replace a sweep's;
+    MLflow hears of them from the next sweep or `sync`.
+    """
+    done, progress = _begin(plan, store, force)
+    return _execute(plan, store, done, progress, None)
+
+
+def _begin(plan: Plan, store: Store, force: bool) -> tuple[list[str], Progress | None]:
+    """What is done already, and the face of the run (None when nothing is left to do)."""
+    signal.signal(signal.SIGTERM, _terminate)
+    store.prepare()
+    assessments = assess(plan, store, verify=True)
+    if not force:
+        refuse_drift(assessments)
+    done = [a for a, found in assessments.items() if found.state is StepState.DONE]
+    _check_data(plan, done)
+    left = plan.steps.keys() - set(done)
+    if not left:
+        return done, None
+    cluster.settings()
+    load(sorted({plan.steps[address].kind for address in left}))
+    return done, _progress(plan, done)
+
+
+def _execute(
+    plan: Plan, store: Store, done: list[str], progress: Progress | None, tracker: Tracker | None
+) -> Mapping[str, StepStatus]:
+    if progress is None:
+        return {address: StepStatus(StepState.REUSED) for address in plan.steps}
+    try:
+        with cluster.session():
+            signal.signal(signal.SIGTERM, _terminate)  # Ray has just set a handler of its own
+            _check_resources(plan, done)
+            nodes.check(store.root)
+            executor = Executor(
+                plan,
+                store,
+                done=done,
+                progress=progress,
+                on_commit=tracker.commit if tracker else lambda step, manifest: None,
+            )
+            with watching(progress.note):
+                return executor.run()
+    finally:
+        progress.close()
+
+
+def _check_data(plan: Plan, done: list[str]) -> None:
+    """Say before anything is run that the data of a task is not there, and where it comes from."""
+    left = set(plan.steps) - set(done)
+    lacking = {
+        task.name: (paths, task)
+        for task in plan.tasks
+        if str(CorpusAddress(task.scope)) in left and (paths := absent(task))
+    }
+    if not lacking:
+        return
+    name, (paths, task) = next(iter(lacking.items()))
+    how = f": {task.facts.get}" if task.facts else ""
+    others = f" (nor is that of {', '.join(list(lacking)[1:])})" if len(lacking) > 1 else ""
+    raise UserError(
+        f"tasks: the data of {name} is not at {paths[0]}{others}; get it{how}; or say where it is "
+        f"with --data FOLDER or $NML_DATA, or take the task out"
+    )
+
+
+def _check_resources(plan: Plan, done: list[str]) -> None:
+    """Ray waits for ever for what the cluster does not have; say it instead."""
+    kinds = {plan.steps[address].kind for address in plan.steps.keys() - set(done)}
+    for sentence in lacking(plan.experiment, cluster.resources(), kinds):
+        raise ClusterError(sentence)
+
+
+def _progress(plan: Plan, done: list[str]) -> Progress:
+    totals = {kind: len(plan.of_kind(kind)) for kind in KINDS}
+    reused = Counter(plan.steps[address].kind for address in done)
+    return (Bars if sys.stderr.isatty() else Lines)(totals, reused)
+
+
+def _tracker(plan: Plan, store: Store, say: Callable[[str], None]) -> Tracker | None:
+    settings = plan.experiment.tracking
+    if not settings.enabled:
+        return None
+    return Tracker(plan, store, resolve_uri(settings.uri), say=say)
+
+
+def _terminate(signum: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

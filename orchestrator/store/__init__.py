@@ -1,0 +1,1 @@
+"""The result store: manifests, folders, the index over them, leases, provenance."""

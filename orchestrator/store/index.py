@@ -1,0 +1,203 @@
+"""What the store's manifests say, in a few files, so that 50,000 steps are read in a second.
+
+The index is a cache and never the truth. Every entry carries the stamp (size and time of writing)
+of the manifest it was made from, and counts only while the manifest's stamp is still that one;
+whatever has no such entry is read from its manifest again. So it may be deleted, lag behind, or be
+lost with a driver that was killed, and nothing that is read through it changes.
+
+`.index/` holds numbered segments, Parquet files that are written once and never changed, which
+suits object stores: `<id>.steps` has one row a step, `<id>.cells` the result rows of cells. Drivers
+add a segment every now and then, readers add what they had to look up. Whoever finds many segments
+writes one in their place; two who do so at once leave the same rows twice, which harms nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from jobs.storage.folder import Folder
+from orchestrator.store.manifest import Record, Stamp
+
+if TYPE_CHECKING:
+    from orchestrator.store.manifest import Manifest
+
+FOLDER = ".index"
+STEPS, CELLS = "steps", "cells"
+SEGMENTS = 24  # more than this are written into one
+HEAP = 256  # cells' rows that a driver keeps apart; a table of one row weighs 30 kB
+FLUSH_ROWS, FLUSH_SECONDS = 5000, 30.0  # what a driver may lose of the cache when it is killed
+KEEP_ROWS = 200  # a reader that had to look up fewer leaves no segment
+
+
+_STEP_SCHEMA = pa.schema(
+    [
+        pa.field("address", pa.string(), nullable=False),
+        pa.field("size", pa.int64(), nullable=False),  # the manifest's stamp
+        pa.field("written", pa.int64(), nullable=False),
+        pa.field("kind", pa.string(), nullable=False),
+        pa.field("fingerprint", pa.string(), nullable=False),
+        pa.field("finished", pa.string(), nullable=False),
+        pa.field("bytes", pa.int64(), nullable=False),
+        pa.field("facts", pa.string(), nullable=False),  # counts, metrics, files, seconds: JSON
+    ]
+)
+
+
+class Index:
+    """The segments of one store."""
+
+    def __init__(self, root: Folder) -> None:
+        self._root = root
+        self._folder = root / FOLDER
+
+    # -- reading ---------------------------------------------------------------------------------
+
+    def records(self, stamps: Mapping[str, Stamp]) -> dict[str, Record]:
+        """The records of those steps whose entry still holds."""
+        found: dict[str, Record] = {}
+        for table in self._tables(STEPS):
+            columns = [table[name].to_pylist() for name in _STEP_SCHEMA.names]
+            for address, size, written, *rest in zip(*columns, strict=True):
+                if stamps.get(address) == (size, written):
+                    found[address] = Record(address, *rest)
+        return found
+
+    def cells(self, stamps: Mapping[str, Stamp]) -> list[pa.Table]:
+        """Tables of cell rows, with the column `address`, each step in one of them at most."""
+        found, seen = [], set[str]()
+        for table in self._tables(CELLS):
+            columns = [table[name].to_pylist() for name in ("address", "size", "written")]
+            here = set[str]()
+            holds = []
+            for address, size, written in zip(*columns, strict=True):
+                holds.append(address not in seen and stamps.get(address) == (size, written))
+                if holds[-1]:
+                    here.add(address)
+            seen |= here
+            found.append(table.filter(pa.array(holds)).drop_columns(["size", "written"]))
+        return [table for table in found if table.num_rows]
+
+    def _tables(self, family: str) -> list[pa.Table]:
+        """The segments that can be read, newest first; the others are as good as absent."""
+        tables = []
+        for name in self._segments(family):
+            with contextlib.suppress(OSError, pa.ArrowException):  # compacted away, or damaged
+                tables.append(self._folder.read_table(name))
+        return tables
+
+    def _segments(self, family: str) -> list[str]:
+        names = [name for name, _ in self._folder.files() if name.endswith(f".{family}")]
+        return sorted(names, reverse=True)
+
+    # -- writing ---------------------------------------------------------------------------------
+
+    def keep(self, records: Mapping[str, Record], stamps: Mapping[str, Stamp]) -> None:
+        """Add a segment of step records."""
+        rows = [
+            (r.address, *stamps[r.address], r.kind, r.fingerprint, r.finished, r.bytes, r.facts)
+            for r in records.values()
+        ]
+        if rows:
+            arrays = [
+                pa.array(column, field.type)
+                for column, field in zip(zip(*rows, strict=True), _STEP_SCHEMA, strict=True)
+            ]
+            self._write(STEPS, pa.Table.from_arrays(arrays, schema=_STEP_SCHEMA))
+
+    def keep_cells(self, tables: Iterable[pa.Table], stamps: Mapping[str, Stamp]) -> None:
+        """Add a segment of cell rows; each table has the column `address`."""
+        found = list(tables)
+        if found:
+            self._write(CELLS, _stamped(joined(found), stamps))
+
+    def _write(self, family: str, table: pa.Table) -> None:
+        """A new segment; names rise with time, so that the newest is read first."""
+        name = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.{family}"
+        self._folder.write_table(name, table, compression="zstd")
+        if len(names := self._segments(family)) > SEGMENTS:
+            self._compact(family, names)
+
+    def _compact(self, family: str, names: Sequence[str]) -> None:
+        """One segment in place of those named: the newest entry of each step."""
+        tables, seen = [], set[str]()
+        for name in names:
+            try:
+                table = self._folder.read_table(name)
+            except (OSError, pa.ArrowException):
+                continue
+            addresses = table["address"].to_pylist()
+            tables.append(table.filter(pa.array([a not in seen for a in addresses])))
+            seen.update(addresses)
+        if not tables:  # another driver has just written all of them into one
+            return
+        merged = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.{family}"
+        self._folder.write_table(merged, joined(tables), compression="zstd")
+        for name in names:
+            self._folder.delete(name)
+
+
+class Journal:
+    """A driver's side of the index: what it commits, written in segments. Thread-safe.
+
+    Never raises for what the index alone is refused: the manifest is there, and readers find it.
+    """
+
+    def __init__(self, index: Index) -> None:
+        self._index = index
+        self._lock = threading.Lock()
+        self._last = time.monotonic()
+        self._empty()
+
+    def _empty(self) -> None:
+        self._stamps: dict[str, Stamp] = {}
+        self._records: dict[str, Record] = {}
+        self._cells: list[pa.Table] = []
+        self._heap: list[pa.Table] = []  # of one cell each
+
+    def add(self, manifest: Manifest, stamp: Stamp, cell: pa.Table | None) -> None:
+        """Note a step that was just committed, and its result rows if it is a cell."""
+        with self._lock:
+            self._stamps[manifest.address] = stamp
+            self._records[manifest.address] = Record.of(manifest)
+            if cell is not None:
+                self._heap.append(addressed(cell, manifest.address))
+            if len(self._heap) >= HEAP:
+                self._cells.append(joined(self._heap))
+                self._heap = []
+
+    def flush(self, *, force: bool = False) -> None:
+        """Write a segment if there is much to write or it was long ago, or by `force`."""
+        with self._lock:
+            due = time.monotonic() - self._last >= FLUSH_SECONDS
+            if not (force or due or len(self._records) >= FLUSH_ROWS):
+                return
+            stamps, records, cells = self._stamps, self._records, [*self._cells, *self._heap]
+            self._empty()
+            self._last = time.monotonic()
+        with contextlib.suppress(OSError):
+            self._index.keep(records, stamps)
+            self._index.keep_cells(cells, stamps)
+
+
+def addressed(table: pa.Table, address: str) -> pa.Table:
+    """The table with its step's address as the first column."""
+    return table.add_column(0, "address", pa.array([address] * table.num_rows, pa.string()))
+
+
+def joined(tables: Sequence[pa.Table]) -> pa.Table:
+    """Tables below one another; columns that one lacks are null there."""
+    return pa.concat_tables(tables, promote_options="permissive").combine_chunks()
+
+
+def _stamped(table: pa.Table, stamps: Mapping[str, Stamp]) -> pa.Table:
+    found = [stamps[address] for address in table["address"].to_pylist()]
+    for name, at in (("size", 0), ("written", 1)):
+        table = table.append_column(name, pa.array([stamp[at] for stamp in found], pa.int64()))
+    return table

@@ -1,0 +1,113 @@
+"""The record of a finished step: the manifest, and its short form for the index."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    pass
+
+
+FORMAT = 1
+
+
+MANIFEST = "manifest.json"
+
+
+ERROR = "error.txt"  # in a step's scratch: the traceback of its last failure, its sentence last
+
+
+class FileRecord(BaseModel):
+    """What a manifest says of one file."""
+
+    model_config = ConfigDict(frozen=True)
+
+    bytes: int
+    sha256: str
+
+
+class Manifest(BaseModel):
+    """The record that makes a step's output count."""
+
+    model_config = ConfigDict(frozen=True)
+
+    format: int = FORMAT
+    address: str
+    kind: str
+    fingerprint: str  # sha256 of `fields` in canonical JSON
+    fields: dict[str, Any]  # what bears identity: spec, protocol, fingerprints of the inputs
+    files: dict[str, FileRecord]  # name below the step's folder -> size and digest
+    counts: dict[str, int]  # rows read, kept, skipped and why
+    metrics: dict[str, float]  # summary numbers
+    provenance: dict[str, Any]  # versions, commit, argv, host, times; never bears identity
+
+
+CELL_TABLE = "cell.parquet"  # the one file of a step whose rows are kept here as well
+
+
+Stamp = tuple[int, int]
+"""Size in bytes and time of writing in nanoseconds of a manifest, by the store."""
+
+
+class Record(NamedTuple):
+    """A manifest in short. A tuple, because 50,000 of them are made at a look."""
+
+    address: str
+    kind: str
+    fingerprint: str
+    finished: str  # ISO 8601; empty if the manifest does not say
+    bytes: int  # of all the step's files
+    facts: str
+
+    @staticmethod
+    def of(manifest: Manifest) -> Record:
+        """What a manifest says, in short."""
+        facts = {
+            "counts": manifest.counts,
+            "metrics": manifest.metrics,
+            "files": sorted(manifest.files),
+            "seconds": manifest.provenance.get("seconds", 0.0),
+        }
+        return Record(
+            manifest.address,
+            manifest.kind,
+            manifest.fingerprint,
+            str(manifest.provenance.get("finished", "")),
+            sum(file.bytes for file in manifest.files.values()),
+            json.dumps(facts, separators=(",", ":")),
+        )
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """Rows read, kept, skipped and why."""
+        counts: dict[str, int] = _parsed(self.facts)["counts"]
+        return counts
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        """The step's summary numbers."""
+        metrics: dict[str, float] = _parsed(self.facts)["metrics"]
+        return metrics
+
+    @property
+    def seconds(self) -> float:
+        """From the step's start to its end; 0 if the manifest does not say."""
+        seconds: float = _parsed(self.facts).get("seconds", 0.0)  # older indices lack it
+        return seconds
+
+    @property
+    def files(self) -> Sequence[str]:
+        """Names of the step's files."""
+        files: list[str] = _parsed(self.facts)["files"]
+        return files
+
+
+@lru_cache(maxsize=1024)
+def _parsed(facts: str) -> dict[str, Any]:
+    parsed: dict[str, Any] = json.loads(facts)
+    return parsed

@@ -1,0 +1,259 @@
+"""The result store: one folder a step, committed atomically, on any filesystem pyarrow knows.
+
+A step's output lies in the folder of its address. `manifest.json` is written there last: a folder
+without it is unfinished and is redone. The manifest holds the fingerprint, the fields it was made
+from, every file's size and sha256, counts, summary metrics and provenance. Nothing relies on
+rename, so the same holds in an object store. On a local disk every file that counts is on the disk
+(fsync) before its name appears, the manifest after the files it names. Folders are not waited for:
+a power cut may undo the last steps, which are then redone, and never leaves a false one.
+
+Beside the outputs: `.scratch/` keeps what lets an interrupted step go on, bound to its fingerprint;
+`.leases/` says who is writing what (`lease.py`); `.index/` has the manifests in short (`index.py`);
+`store.json` names the store; `last-sweep.yaml` is the experiment last started on it (`last.py`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import uuid
+from collections.abc import Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from jobs.contract import Outcome, Work
+from jobs.storage.folder import Folder
+from orchestrator.errors import StoreError
+from orchestrator.step.address import kind_of, scratch_of
+from orchestrator.step.step import Step
+from orchestrator.store.manifest import FORMAT, MANIFEST, FileRecord, Manifest
+from orchestrator.store.provenance import redact
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from orchestrator.store.manifest import Record, Stamp
+
+READERS = 16  # manifests or tables of an object store that are asked for at once
+
+
+class Store:
+    """Step outputs under one root."""
+
+    def __init__(self, root: Folder) -> None:
+        self.root = root
+
+    @property
+    def identity(self) -> str:
+        """This store's own name, made when it is first written to; empty before."""
+        if not self.root.exists("store.json"):
+            return ""
+        return str(self.root.read_json("store.json")["id"])
+
+    def prepare(self) -> None:
+        """Make the root if need be and prove that it can be written; StoreError otherwise."""
+        try:
+            if self.root.exists("store.json"):
+                found = self.root.read_json("store.json")["format"]
+                if found != FORMAT:
+                    raise StoreError(
+                        f"storage {self.root.uri} has format {found}, this version reads {FORMAT}; "
+                        f"name another folder with --set storage=PATH"
+                    )
+                trial = f".writable-{uuid.uuid4().hex}"  # another driver may be trying too
+                self.root.write_bytes(trial, b"")
+                self.root.delete(trial)
+            else:
+                self.root.write_json("store.json", {"format": FORMAT, "id": uuid.uuid4().hex})
+        except (OSError, ValueError, KeyError) as error:
+            said = redact(f"storage {self.root.uri} cannot be written ({_reason(error)})")
+            raise StoreError(
+                f"{said}; name a folder you may write to with --set storage=PATH"
+            ) from error
+
+    # -- reading ---------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def asked(self, where: str = "") -> Iterator[None]:
+        """Inside, a store that cannot be read is a StoreError; an absent file stays one."""
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except ValueError as error:  # Arrow's too, of a scheme that it does not know
+            said = redact(f"storage {self.root.uri} cannot be read{where} ({_reason(error)})")
+            raise StoreError(
+                f"{said}; name a folder, s3://BUCKET/FOLDER or gs://BUCKET/FOLDER with --storage"
+            ) from error
+        except OSError as error:
+            raise StoreError(
+                f"storage {self.root.uri} cannot be read{where} ({_reason(error)}); "
+                f"check that it is reachable and yours to read"
+            ) from error
+
+    def output(self, address: str) -> Folder:
+        """The folder of a step's output."""
+        return self.root / address
+
+    def scratch(self, step: Step) -> Folder:
+        """The folder of what lets a step go on after an interruption."""
+        return self.root / scratch_of(step.address, step.fingerprint)
+
+    def manifest(self, address: str) -> Manifest | None:
+        """The record of a committed step; None while it is unfinished or absent."""
+        try:
+            with self.asked(f" at {address}"):
+                data = self.output(address).read_bytes(MANIFEST)
+        except FileNotFoundError:
+            return None
+        try:
+            return Manifest.model_validate_json(data)
+        except ValidationError as error:
+            raise StoreError(
+                f"{self.output(address).uri}/{MANIFEST} is not a manifest of this version; "
+                f"delete that folder to have the step redone"
+            ) from error
+
+    def stamp(self, address: str) -> Stamp | None:
+        """Size and time of writing of a step's manifest; None while there is none."""
+        if self.root.is_local:
+            try:
+                found = os.stat(f"{self.root.uri}/{address}/{MANIFEST}")
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+            return found.st_size, found.st_mtime_ns
+        filesystem, path = self.output(address).open()
+        info = filesystem.get_file_info(f"{path}/{MANIFEST}")
+        return (info.size, info.mtime_ns) if info.size is not None else None
+
+    def stamps(self, addresses: Collection[str]) -> dict[str, Stamp]:
+        """The stamps of those steps that have a manifest: one look each on a local disk, one
+        listing of each kind of step in an object store. StoreError when it cannot be read."""
+        with self.asked():
+            return self._looked(addresses) if self.root.is_local else self._listed(addresses)
+
+    def _looked(self, addresses: Collection[str]) -> dict[str, Stamp]:
+        """As `stamp` for each, without asking 50,000 times what the root is."""
+        root = self.root.uri
+        found: dict[str, Stamp] = {}
+        for address in addresses:
+            try:
+                seen = os.stat(f"{root}/{address}/{MANIFEST}")
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            found[address] = seen.st_size, seen.st_mtime_ns
+        return found
+
+    def _listed(self, addresses: Collection[str]) -> dict[str, Stamp]:
+        import pyarrow.fs as pafs
+
+        filesystem, root = self.root.open()
+        by_kind: dict[str, list[str]] = {}
+        for address in addresses:
+            by_kind.setdefault(kind_of(address), []).append(address)
+        wanted = set(addresses)
+        found: dict[str, Stamp] = {}
+        for some in by_kind.values():
+            common = os.path.commonpath(some) if len(some) > 1 else some[0]
+            selector = pafs.FileSelector(f"{root}/{common}", recursive=True, allow_not_found=True)
+            for info in filesystem.get_file_info(selector):
+                address, _, name = info.path[len(root) :].lstrip("/").rpartition("/")
+                if name == MANIFEST and address in wanted:
+                    found[address] = (info.size, info.mtime_ns)
+        return found
+
+    def records(self, addresses: Collection[str], *, verify: bool = False) -> dict[str, Record]:
+        """The committed ones of these steps, in short; `verify` has every manifest opened.
+
+        What the index lacks is read from its manifest and added, where the store can be written.
+        """
+        from orchestrator.store.index import KEEP_ROWS, Index
+        from orchestrator.store.manifest import Record
+
+        stamps = self.stamps(addresses)
+        index = Index(self.root)
+        with self.asked():
+            found = {} if verify else index.records(stamps)
+        lacking = [address for address in stamps if address not in found]
+        with ThreadPoolExecutor(1 if self.root.is_local else READERS) as pool:
+            manifests = pool.map(self.manifest, lacking)
+            fresh = {m.address: Record.of(m) for m in manifests if m is not None}
+        if len(fresh) >= KEEP_ROWS and not verify:
+            with contextlib.suppress(OSError):  # a store that is not ours to write is read slowly
+                index.keep(fresh, stamps)
+        found.update(fresh)
+        return {address: found[address] for address in addresses if address in found}
+
+    def cell(self, address: str) -> pa.Table:
+        """The result rows of one finished cell, as its stage left them."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        from orchestrator.store.manifest import CELL_TABLE
+
+        data = self.output(address).read_bytes(CELL_TABLE)
+        # One row: handing it to Arrow's threads takes longer than reading it.
+        return pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
+
+    def cells(self, addresses: Collection[str]) -> pa.Table | None:
+        """The result rows of finished cells, with the column `address`; None if there are none."""
+        from orchestrator.store.index import KEEP_ROWS, Index, addressed, joined
+
+        stamps = self.stamps(addresses)
+        index = Index(self.root)
+        tables = index.cells(stamps)
+        lacking = set(stamps).difference(*(table["address"].to_pylist() for table in tables))
+
+        def read(address: str) -> pa.Table:
+            return addressed(self.cell(address), address)
+
+        with ThreadPoolExecutor(1 if self.root.is_local else READERS) as pool:
+            fresh = list(pool.map(read, sorted(lacking)))
+        if len(fresh) >= KEEP_ROWS:
+            with contextlib.suppress(OSError):  # as above
+                index.keep_cells(fresh, stamps)
+        return joined([*tables, *fresh]) if tables or fresh else None
+
+    # -- writing ---------------------------------------------------------------------------------
+
+    def begin(self, step: Step) -> Work:
+        """Empty the step's folder, its manifest first, and say where its work goes."""
+        output = self.output(step.address)
+        output.delete(MANIFEST)
+        output.delete()
+        return Work(
+            address=step.address,
+            fingerprint=step.fingerprint,
+            spec=step.spec,
+            inputs={role: self.output(address) for role, address in step.inputs.items()},
+            output=output,
+            scratch=self.scratch(step),
+        )
+
+    def commit(self, step: Step, outcome: Outcome, provenance: Mapping[str, Any]) -> Manifest:
+        """Record the output now in the step's folder as finished, and drop its scratch."""
+        output = self.output(step.address)
+        files = {
+            name: FileRecord(bytes=size, sha256=output.sha256(name))
+            for name, size in output.files()
+        }
+        manifest = Manifest(
+            address=step.address,
+            kind=step.kind,
+            fingerprint=step.fingerprint,
+            fields=dict(step.fields),
+            files=files,
+            counts=dict(outcome.counts),
+            metrics=dict(outcome.metrics),
+            provenance=dict(provenance),
+        )
+        output.write_json(MANIFEST, manifest.model_dump(mode="json"))
+        self.scratch(step).delete()
+        return manifest
+
+
+def _reason(error: Exception) -> str:
+    """The shortest true words for an operating system's error."""
+    return getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__

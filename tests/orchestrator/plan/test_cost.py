@@ -1,0 +1,165 @@
+"""What a plan says it will cost: what is counted, what it rests on, what it says it cannot know."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+import synthetic
+from jobs.contract import Outcome
+from jobs.storage.folder import Folder
+from jobs.tuning.spec import TuneStep
+from orchestrator.cli import _run
+from orchestrator.experiment import load
+from orchestrator.plan import build
+from orchestrator.plan.assess import assess
+from orchestrator.plan.cost import FORWARD_SHARE, Cost, Given, estimate
+from orchestrator.plan.plan import Plan
+from orchestrator.step.step import Step
+from orchestrator.store.store import Store
+
+LEVELS, EPOCHS, VIEWS = 2, 30, 2
+
+
+@pytest.fixture
+def plan() -> Plan:
+    return build.build(load.load(noise="0,10", overrides=["tuning.fractions=[100]"]))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(Folder.of(tmp_path))
+
+
+def priced(plan: Plan, store: Store, **given: float) -> Cost:
+    return estimate(plan, assess(plan, store), Given(**given))  # type: ignore[arg-type]
+
+
+def test_all_stages_are_priced_from_given_rates_before_anything_ran(
+    plan: Plan, store: Store
+) -> None:
+    rates = {"images_per_second": 100, "features_per_second": 400, "cells_per_hour": 60}
+    cost = priced(plan, store, rows=720, gpus=4, price_per_gpu_hour=2.5, **rates)
+    assert cost.samples == LEVELS * EPOCHS * 704  # whole batches of 64
+    assert cost.optimiser_steps == LEVELS * EPOCHS * 11
+    assert cost.hours == pytest.approx(cost.samples / 100 / 3600)
+    assert cost.feature_hours is not None
+    assert cost.feature_images is not None
+    assert cost.feature_hours == pytest.approx(cost.feature_images / 400 / 3600)
+    trained = [s for s in plan.of_kind("tune") if s.labels["domain"] == "id"]
+    assert 0 < len(trained) == cost.cells_trained < cost.cells
+    assert cost.tuning_hours == pytest.approx(len(trained) / 60)
+    assert cost.unknown == ()
+    assert cost.gpu_hours == pytest.approx(cost.hours + cost.feature_hours + cost.tuning_hours)
+    assert cost.wall_hours == pytest.approx(cost.gpu_hours / 4)
+    assert cost.price == pytest.approx(cost.gpu_hours * 2.5)
+
+
+def test_every_view_of_a_training_image_is_encoded(plan: Plan, store: Store) -> None:
+    digits = 1797  # the reader says so
+    corpus = plan.steps["corpus/digits"].spec
+    share = {name: getattr(corpus, "parts").model_dump()[name] for name in ("train", "test")}  # noqa: B009
+    share["validation"] = 1 - share["train"] - share["test"]
+    expected = 0
+    for step in plan.of_kind("features"):
+        for part in getattr(step.spec, "parts"):  # noqa: B009
+            expected += round(digits * share[part]) * (1 + VIEWS if part == "train" else 1)
+    assert priced(plan, store).feature_images == expected
+
+
+def test_images_of_corpora_that_are_not_built_are_as_many_as_their_tasks_say(store: Store) -> None:
+    views = "features.views={count: 2, augment: {flip: true}}"
+    tasks = "tasks=[fashion-mnist, emoji-noto, emoji-noto-to-twemoji]"
+    planned = build.build(load.load("encoders-file", overrides=[tasks, views]))
+    fashion = 54_000 * 3 + 6_000 + 10_000
+    emoji = next(s for s in planned.of_kind("tune") if "/emoji-noto/" in s.address).spec
+    assert isinstance(emoji, TuneStep)
+    assert emoji.task.facts
+    assert emoji.task.corpus
+    rows, share = emoji.task.facts.sizes["reader"], emoji.task.corpus.parts.shares
+    drawn = round(rows * share[0]) * 3 + round(rows * share[1]) + round(rows * share[2])
+    other = next(s for s in planned.of_kind("tune") if "/emoji-noto-to-twemoji/" in s.address).spec
+    assert isinstance(other, TuneStep)
+    assert other.task.facts
+    by_others = other.task.facts.sizes["reader"]
+    assert priced(planned, store).feature_images == fashion + drawn + by_others
+    one = build.build(load.load("encoders-file", overrides=["tasks=[fashion-mnist]", views]))
+    assert priced(one, store).feature_images == fashion
+
+
+def test_what_nobody_knows_is_named_and_left_out_of_the_sum(plan: Plan, store: Store) -> None:
+    cost = priced(plan, store)
+    assert cost.unknown == ("pre-training", "features", "tuning")
+    assert cost.gpu_hours == 0
+    assert "Together: unknown GPU-hours" in cost.lines()
+    told = priced(plan, store, cells_per_hour=10)
+    assert any("GPU-hours, without pre-training and features" in line for line in told.lines())
+    cost = priced(plan, store, images_per_second=100)
+    assert cost.unknown == ("tuning",)
+    assert cost.feature_images is not None
+    hours = cost.feature_images / (FORWARD_SHARE * 100) / 3600
+    assert cost.feature_hours == pytest.approx(hours)
+    assert "assumed" in cost.feature_hours_rest_on
+
+
+def test_rates_are_measured_from_the_ends_of_steps_with_pauses_left_out(
+    plan: Plan, store: Store
+) -> None:
+    synthetic.fill(plan, store)
+    kinds: dict[str, list[Step]] = {}
+    for step in plan.steps.values():
+        kinds.setdefault(step.kind, []).append(step)
+    cells = kinds["tune"]
+    store.output(cells[-1].address).delete()  # one is left to do
+    for at, step in enumerate(plan.steps.values()):
+        if step is cells[-1]:
+            continue
+        pause = 60 if step.kind == "tune" else 0  # the sweep was stopped before its cells
+        moment = datetime(2026, 11, 21, tzinfo=UTC) + timedelta(minutes=at + pause)
+        outcome = Outcome({"rows_train": 1000}, {"pretrain/images_per_s": 1000.0})
+        store.commit(step, outcome, {"finished": moment.isoformat(timespec="seconds")})
+    cost = priced(plan, store)
+    done = [s for s in cells[1:-1] if s.labels["domain"] == "id"]
+    spent = 60 * (len(cells) - 1 - 1)  # the first follows a pause, and does not say what it took
+    told = f"at {3600 * len(done) / spent:.0f} cells/h, measured in this store"
+    assert cost.tuning_hours_rest_on == told
+    assert cost.cells == 1
+    assert cost.pretrain_runs == 0
+    assert cost.hours == 0
+
+
+@pytest.mark.parametrize("pause", [0, 24 * 3600], ids=["in a row", "after a pause"])
+def test_a_cell_longer_than_a_pause_is_charged_what_it_took(
+    plan: Plan, store: Store, pause: int
+) -> None:
+    """One cell in four takes an hour, the others two seconds."""
+    synthetic.fill(plan, store)
+    moment = datetime(2026, 11, 21, tzinfo=UTC)
+    cells = [s for s in plan.of_kind("tune") if s.labels["domain"] == "id"]
+    for step in plan.steps.values():
+        record = {"finished": moment.isoformat(timespec="seconds")}
+        if step in cells:
+            seconds = 3600 if cells.index(step) % 4 == 0 else 2
+            moment += timedelta(seconds=seconds + (pause if seconds > 2 else 0))
+            record = {"finished": moment.isoformat(timespec="seconds"), "seconds": seconds - 0.1}
+        store.commit(step, Outcome({"rows_train": 1000}), record)
+    store.output(cells[-1].address).delete()
+    hours = priced(plan, store).tuning_hours
+    assert hours == pytest.approx(0.25, rel=0.1)
+
+
+def test_a_finished_plan_costs_nothing(plan: Plan, store: Store) -> None:
+    synthetic.fill(plan, store)
+    cost = priced(plan, store)
+    assert cost.gpu_hours == 0
+    assert cost.unknown == ()
+    assert cost.lines()[0].startswith("Nothing left to run")
+
+
+@pytest.mark.parametrize("given", ["nan", "inf"])
+@pytest.mark.parametrize("option", ["--images-per-second", "--price-per-gpu-hour"])
+def test_a_rate_that_is_no_finite_number_is_refused(
+    option: str, given: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _run(["plan", "--storage", str(tmp_path), option, given]) == 2
+    assert "is not a finite number" in capsys.readouterr().err

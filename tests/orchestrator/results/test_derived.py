@@ -1,0 +1,135 @@
+"""Promises of what the report reads beyond the cells: bounded, paired by key, measured once."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from jobs.storage.folder import Folder
+from orchestrator.results import derived
+from orchestrator.step.address import FeaturesAddress, RunAddress
+from orchestrator.step.step import Step
+from orchestrator.store.manifest import FileRecord, Manifest, Record
+from orchestrator.store.store import Store
+
+
+def step(address: str, kind: str, **labels: Any) -> Step:
+    return Step(address, kind, None, {}, {}, f"print of {address}", labels)  # type: ignore[arg-type]
+
+
+def manifest(
+    of: Step, *, counts: dict[str, int] | None = None, files: dict[str, int] | None = None
+) -> Record:
+    records = {name: FileRecord(bytes=size, sha256="") for name, size in (files or {}).items()}
+    return Record.of(
+        Manifest(
+            address=of.address,
+            kind=of.kind,
+            fingerprint=of.fingerprint,
+            fields={},
+            files=records,
+            counts=counts or {},
+            metrics={},
+            provenance={},
+        )
+    )
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(Folder(str(tmp_path)))
+
+
+def cell(store: Store, right: list[bool], keys: list[str]) -> tuple[Step, Record]:
+    one = step(
+        "tune/c", "tune", noise=0.0, seed=0, task="t", method="lp", fraction=100.0, tuning_seed=0
+    )
+    table = pa.table({"key": keys, "label": [1] * len(keys), "predicted": [int(x) for x in right]})
+    store.output(one.address).write_table("predictions.parquet", table)
+    files, counts = {"predictions.parquet": 1000}, {"n_test": len(keys)}
+    return one, manifest(one, counts=counts, files=files)
+
+
+def test_answers_stand_in_the_order_of_their_keys(store: Store) -> None:
+    remarks: list[dict[str, str]] = []
+    done = [cell(store, [True, False, True], ["c", "a", "b"])]
+    (row,) = derived.answers(done, store, 100.0, remarks)
+    assert row["correct"].to_pylist() == [False, True, True]
+    again = [cell(store, [False, True, True], ["a", "b", "c"])]
+    (same,) = derived.answers(again, store, 100.0, remarks)
+    assert same["samples"] == row["samples"]
+    assert not list(derived.answers(again, store, 10.0, remarks))
+    assert remarks == []
+
+
+def test_too_many_answers_are_left_out_and_said(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(derived, "MOST_ANSWERS", 2)
+    remarks: list[dict[str, str]] = []
+    assert not list(
+        derived.answers([cell(store, [True] * 3, ["a", "b", "c"])], store, 100.0, remarks)
+    )
+    assert remarks[0]["status"] == "skipped"
+    assert "3 answers in 1 cells are more than the report reads (2)" in remarks[0]["reason"]
+
+
+def test_what_a_corpus_lost_is_told_with_its_reasons() -> None:
+    one = step("corpus/c", "corpus")
+    counts = {"quarantined": 3, "rows_read": 1000, "bad_decode": 2, "bad_too_small": 1}
+    (remark,) = derived.quarantined([(one, manifest(one, counts=counts))])
+    assert remark["reason"] == "3 of 1,000 rows: 2 decode, 1 too small"
+    assert not list(derived.quarantined([(one, manifest(one, counts={"quarantined": 0}))]))
+
+
+def features(
+    store: Store, noise: float, keys: list[str], vectors: np.ndarray
+) -> tuple[Step, Record]:
+    address = str(FeaturesAddress(RunAddress("c", "symmetric", "r", noise, 0), "i"))
+    one = step(address, "features", noise=noise, seed=0, images="i", domain="id")
+    flat = pa.array(vectors.astype(np.float32).reshape(-1))
+    column = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
+    table = pa.table({"key": keys, "vector": column})
+    store.output(one.address).write_table("features-test.parquet", table)
+    return one, manifest(one, files={"features-test.parquet": 1})
+
+
+def test_rotations_are_measured_when_asked_and_kept(store: Store) -> None:
+    keys = [f"k{i}" for i in range(60)]
+    clean = np.random.default_rng(0).standard_normal((60, 8))
+    done = [features(store, 0.0, keys, clean), features(store, 10.0, keys, 2 * clean[:, ::-1])]
+    assert list(derived.rotations(done, store, measure=False)) == []
+    (row,) = derived.rotations(done, store, measure=True)
+    assert (row["noise"], row["rows"], row["k"]) == (10.0, 60, 8)
+    assert row["overlap"] == pytest.approx(1.0, abs=1e-5)  # another order of dimensions is no turn
+    assert list(derived.rotations(done, store, measure=False)) == [row]
+
+
+def test_rotations_of_redone_features_are_measured_anew(store: Store) -> None:
+    keys = [f"k{i}" for i in range(60)]
+    clean = np.random.default_rng(0).standard_normal((60, 8))
+    done = [features(store, 0.0, keys, clean), features(store, 10.0, keys, clean)]
+    assert list(derived.rotations(done, store, measure=True))
+    other = replace(done[1][0], fingerprint="new")
+    assert not list(derived.rotations([done[0], (other, done[1][1])], store, measure=False))
+
+
+def test_features_of_other_samples_are_not_compared(store: Store) -> None:
+    vectors = np.random.default_rng(0).standard_normal((60, 8))
+    first, second = ([f"{name}{i}" for i in range(60)] for name in "ab")
+    done = [features(store, 0.0, first, vectors), features(store, 10.0, second, vectors)]
+    assert list(derived.rotations(done, store, measure=True)) == []
+
+
+def test_gone_shards_cost_the_matrix_and_not_the_report(store: Store) -> None:
+    one = Step("noise/10", "noise", None, {"corpus": "corpus/c"}, {}, "p", {"noise": 10.0})  # type: ignore[arg-type]
+    changed = pa.table({"row": [0], "key": ["k"], "clean": [0], "noisy": [1]})
+    store.output(one.address).write_table("changed.parquet", changed)
+    remarks: list[dict[str, str]] = []
+    assert list(derived.transition([(one, manifest(one))], store, remarks)) == []
+    assert "no transition matrix" in remarks[0]["reason"]

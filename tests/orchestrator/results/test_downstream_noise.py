@@ -1,0 +1,111 @@
+"""Promises of cells whose labels were made wrong: shown apart, and in no average of clean cells."""
+
+import csv
+from pathlib import Path
+
+import pytest
+
+import synthetic
+from analysis import downstream_noise, wording
+from analysis.claims.claims import verdicts
+from analysis.figures.downstream_noise import against_label_noise
+from analysis.report.page import html_page
+from analysis.summary import summary
+from jobs.storage.folder import Folder
+from orchestrator.cli import _run
+from orchestrator.experiment import load
+from orchestrator.plan import build
+from orchestrator.plan.plan import Plan
+from orchestrator.results import collect
+from orchestrator.store.store import Store
+from orchestrator.tracking.runs import Showing, groups
+
+NOISY = "tuning.label_noise=[0,40]"
+TASKS = ["tuning.fractions=[100]", "tasks=[digits, digits-rotated]"]
+
+
+def planned(*more: str) -> Plan:
+    return build.build(load.load(noise="0,10", seeds="0,1", overrides=[*TASKS, *more]))
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    made = Store(Folder.of(tmp_path_factory.mktemp("relabelled")))
+    synthetic.fill(planned(NOISY), made)
+    return made
+
+
+def test_no_average_and_no_verdict_knows_them(store: Store) -> None:
+    clean, both = collect.collect(planned(), store), collect.collect(planned(NOISY), store)
+    assert both.label_noise_cells.num_rows == both.cells.num_rows > 0
+    assert clean.label_noise_cells.num_rows == 0
+    assert both.cells.equals(clean.cells)
+    assert both.predictions.equals(clean.predictions)
+    assert summary(both).equals(summary(clean))
+    assert verdicts(both) == verdicts(clean)
+
+
+def test_the_report_shows_them_by_method_and_level(store: Store) -> None:
+    found = collect.collect(planned(NOISY), store)
+    page = html_page(found)
+    section = page.partition('<section id="label-noise">')[2].partition("</section>")[0]
+    assert "40 % label noise" in section
+    assert "10 % pre-training noise" in section
+    assert "no other average has these cells" in section
+    clean, noisy = downstream_noise.sources(found)
+    assert (clean.level, noisy.level) == (0.0, 10.0)
+    average = downstream_noise.accuracy(found, noisy, "id", "lp")
+    change = average.change(40.0)
+    assert change is not None
+    assert change.interval.mean == pytest.approx(-20, abs=2)  # synthetic: half a point a percent
+    assert f"Δ {wording.interval(change.interval, sign=True)}" in section
+    panels = against_label_noise(found).axes
+    assert [axes.get_title(loc="left") for axes in panels] == [
+        f"{domain}, {level} % pre-training noise" for domain in ("ID", "OOD") for level in (0, 10)
+    ]
+    methods = len(planned().experiment.tuning.methods)
+    assert all(len(axes.get_legend_handles_labels()[1]) == methods for axes in panels)
+    assert not any("label_noise=" in row["address"] for row in found.sorted_cells())
+
+
+def test_a_sweep_without_them_says_nothing_of_them(store: Store) -> None:
+    assert "label-noise" not in html_page(collect.collect(planned(), store))
+
+
+def test_a_tracking_pages_accuracy_is_of_clean_cells_alone(store: Store) -> None:
+    plan = planned(NOISY)
+    group = next(iter(groups(plan).values()))
+    showing = Showing(plan, store)
+    times = {cell.address: "2030-01-01T00:00:00+00:00" for cell in group.cells}
+    all_of_them = showing.cells(group, showing.rows(times), times)
+    clean = [cell.address for cell in group.cells if not cell.labels["label_noise"]]
+    assert len(clean) < len(group.cells)
+    assert all_of_them.points == showing.cells(group, showing.rows(clean), times).points
+
+
+def test_named_encoders_have_theirs_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    monkeypatch.chdir(tmp_path)
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(40, np.float32)), 4)
+    given = {"key": [f"k{i}" for i in range(10)], "vector": vectors, "label": [0, 1] * 5}
+    pq.write_table(pa.table(given), "mine.parquet")
+    words = ["--features", "mine.parquet", "--set", NOISY]
+    plan = build.build(load.load(features="mine.parquet", overrides=[NOISY]))
+    synthetic.fill(plan, Store(Folder.of(tmp_path / "nml-store")))
+    assert _run(["report", *words, "--out", "made"]) == 0
+    capsys.readouterr()
+    page = (tmp_path / "made/report.html").read_text()
+    section = page.partition('<section id="label-noise">')[2].partition("</section>")[0]
+    assert "<td>mine</td>" in section
+    assert "40 % label noise" in section
+    assert (tmp_path / "made/figures/label-noise.png").stat().st_size > 0
+    with (tmp_path / "made/label-noise.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    noisy = [cell for cell in plan.of_kind("tune") if cell.labels["label_noise"]]
+    assert [row["label_noise"] for row in rows] == ["40.0"] * len(noisy)
+    assert {row["encoder"] for row in rows} == {"mine"}

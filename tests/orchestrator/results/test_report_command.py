@@ -1,0 +1,149 @@
+"""Promises of `nml-orch report`: every flag does what its help says, in text as on the page."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+import synthetic
+from jobs.contract import Outcome
+from jobs.storage.folder import Folder
+from orchestrator.cli import _run
+from orchestrator.experiment import load
+from orchestrator.plan import build
+from orchestrator.plan.plan import Plan
+from orchestrator.results.collect import _Found
+from orchestrator.store.store import Store
+
+SETS = ["tuning.fractions=[100]", "tasks=[digits]", "tuning.label_noise=[0,40]"]
+WORDS = ["--noise", "0,10", "--seeds", "0,1", *(w for s in SETS for w in ("--set", s))]
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """A finished sweep, but for one cell; its figures, which no flag bears on, are not drawn."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("analysis.report.write.draw", lambda readout: iter(()))
+    made = Store(Folder.of(tmp_path / "nml-store"))
+    synthetic.fill(plan(), made)
+    made.output(plan().of_kind("tune")[0].address).delete()
+    return made
+
+
+def plan() -> Plan:
+    return build.build(load.load(noise="0,10", seeds="0,1", overrides=SETS))
+
+
+def said(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    assert _run(["report", *WORDS, *words]) == 0
+    return capsys.readouterr().out
+
+
+def test_out_gets_every_file_of_the_report(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert said(capsys, "--out", "made/here") == "made/here/report.html\n"
+    kept = tmp_path / "nml-store/report/demo"
+    for file in (path for path in kept.rglob("*") if path.is_file()):
+        copied = tmp_path / "made/here" / file.relative_to(kept)
+        assert copied.read_bytes() == file.read_bytes()
+
+
+@pytest.mark.parametrize("out", ["file", "file/below"])
+def test_out_that_cannot_be_written_is_one_sentence(
+    out: str, store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert _run(["report", *WORDS, "--out", out]) == 2
+    assert f"--out {out} cannot be written" in capsys.readouterr().err
+
+
+def test_tex_names_the_tables_and_they_hold_the_pages_numbers(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = said(capsys, "--tex", "--out", "made").splitlines()
+    assert paths == ["made/tables/accuracy-id.tex", "made/tables/claims.tex"]
+    for path in paths:
+        text = Path(path).read_text()
+        assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 1
+    page = Path("made/report.html").read_text()
+    numbers = re.findall(r"(\d\d\.\d)\}? \{\\scriptsize", Path(paths[0]).read_text())
+    # Two levels; where a cell lacks, one seed is left and there is no interval to match.
+    assert len(numbers) == 2 * len(plan().experiment.tuning.methods) - 1
+    assert all(f">{number}<small>" in page for number in numbers)
+
+
+def test_rotation_is_measured_when_asked_and_stays_in_the_report(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    random = np.random.default_rng(0)
+    for step in plan().of_kind("features"):
+        record = store.manifest(step.address)
+        assert record is not None
+        vectors = pa.array(random.standard_normal(40 * 4).astype(np.float32))
+        column = pa.FixedSizeListArray.from_arrays(vectors, 4)
+        table = pa.table({"key": [f"k{at}" for at in range(40)], "vector": column})
+        store.output(step.address).write_table("features-test.parquet", table)
+        store.commit(step, Outcome(record.counts, record.metrics), record.provenance)
+    csv = tmp_path / "nml-store/report/demo/rotation.csv"
+    said(capsys)
+    assert not csv.exists()
+    said(capsys, "--rotation")
+    measured = csv.read_text()
+    assert len(measured.splitlines()) == 1 + 2  # a noisy encoder in each of two seeds
+    said(capsys)
+    assert csv.read_text() == measured
+
+
+def test_the_markdown_says_what_the_page_says(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said(capsys, "--out", "made")
+    text, page = (Path(f"made/report.{kind}").read_text() for kind in ("md", "html"))
+    plain = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page))
+    for sentence in re.findall(r"^- \*\*.+?\*\*: (.+)$", text, re.MULTILINE):
+        assert sentence in plain
+    tables = [line for line in text.splitlines() if line.startswith("| ") and "%" not in line]
+    values = {v for line in tables for v in re.findall(r"(?<=\| )\d+\.\d(?= )", line)}
+    assert len(values) > 4
+    assert all(f"> {v} <" in page or f">{v}<" in page for v in values)
+    assert "40 % label noise" in text
+    assert "macro F1" in text
+    assert f"- missing: `{plan().of_kind('tune')[0].address}`: no reason given" in text
+
+
+def test_an_empty_store_has_nothing_to_report_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert _run(["report", *WORDS]) == 2
+    told = capsys.readouterr().err
+    assert "nothing to report" in told
+    assert told.count("\n") == 1
+
+
+def test_test_images_of_an_id_task_count_in_every_domain_that_tests_on_them(
+    tmp_path: Path,
+) -> None:
+    tasks = "tasks=[domainnet-real, domainnet-sketch, domainnet-sketch-to-real]"
+    planned = build.build(load.load(noise="0,10", overrides=[tasks]))
+    made = Store(Folder.of(tmp_path))
+    synthetic.fill(planned, made)
+    spectra = _Found(planned, made).readout({}, []).spectra.to_pylist()
+    domains: dict[str, set[str]] = {
+        images: set() for images in ("domainnet-real", "domainnet-sketch")
+    }
+    for row in spectra:
+        domains[row["images"]].add(row["domain"])
+    assert domains == {"domainnet-real": {"id", "ood"}, "domainnet-sketch": {"id"}}
+
+
+def test_cells_that_were_not_planned_are_not_missing(tmp_path: Path) -> None:
+    sets = ["tuning.fractions=[10,100]", "tuning.seeds=[0,1]"]
+    planned = build.build(load.load("digits-clip", noise="0", overrides=sets))
+    made = Store(Folder.of(tmp_path))
+    synthetic.fill(planned, made)
+    done, asked = _Found(planned, made).readout({}, []).finished()
+    assert done == asked == len(planned.of_kind("tune"))

@@ -1,0 +1,38 @@
+"""Fingerprints that are put together are those of the fields themselves."""
+
+import pytest
+
+from orchestrator.errors import UserError
+from orchestrator.experiment import load
+from orchestrator.plan import build
+from orchestrator.step.fingerprint import Texts, canonical, fingerprint
+
+
+@pytest.mark.parametrize("name", load.bundled())
+def test_every_steps_fingerprint_is_the_hash_of_its_fields(name: str) -> None:
+    loaded = load.load(name)
+    try:
+        made = build.build(loaded)
+    except UserError as error:
+        pytest.skip(f"its data is not here: {error}")
+    assert {a: fingerprint(s.fields) for a, s in made.steps.items()} == {
+        a: s.fingerprint for a, s in made.steps.items()
+    }
+
+
+def test_a_specs_text_is_the_canonical_json_of_what_bears_identity() -> None:
+    recipe = load.load().pretrain.recipe
+    texts = Texts()
+    assert texts.of(recipe) == canonical(recipe.semantic())
+    assert texts.of(recipe) is texts.of(recipe), "made twice"
+    other = recipe.model_copy(update={"name": "other"})
+    assert texts.of(other) == canonical(other.semantic()) != texts.of(recipe)
+
+
+def test_the_settings_of_a_cell_bear_identity_as_fields_of_the_cell() -> None:
+    cell = build.build(load.load()).of_kind("tune")[0].spec
+    fields = cell.semantic()
+    assert "settings" not in fields
+    assert {"task", "fraction", "epochs", "halving"} < set(fields)
+    assert not {"cpus", "memory_mb"} & set(fields)
+    assert Texts().of(cell) == canonical(fields)

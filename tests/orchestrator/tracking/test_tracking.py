@@ -1,0 +1,341 @@
+"""MLflow as a mirror: a real database, a real server, and nothing twice."""
+
+import importlib.util
+from collections import Counter
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from jobs.contract import Outcome
+from jobs.storage.folder import Folder
+from orchestrator.cli import _run
+from orchestrator.errors import TrackingError
+from orchestrator.experiment import load
+from orchestrator.plan import build
+from orchestrator.plan.plan import Plan
+from orchestrator.step.step import Step
+from orchestrator.store import provenance
+from orchestrator.store.manifest import Manifest
+from orchestrator.store.store import Store
+from orchestrator.tracking.mirror import Tracker, sync
+from orchestrator.tracking.mlflow import SweepRecord, resolve_uri
+from orchestrator.tracking.runs import group_of, groups, step_unit
+
+POINTS = (("id/lp/accuracy", 0.0, 90.0), ("id/lp/accuracy", 10.0, 85.0))
+
+
+@pytest.fixture
+def small() -> Plan:
+    overrides = ["tuning.fractions=[100]", "tasks=[digits]"]
+    return build.build(load.load(noise="0,10", overrides=overrides))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    made = Store(Folder.of(tmp_path / "store"))
+    made.prepare()
+    return made
+
+
+def commit(store: Store, step: Step, accuracy: float = 50.0) -> Manifest:
+    output = store.begin(step).output
+    output.write_bytes("made.txt", step.address.encode())
+    if step.kind == "tune":
+        names = ("task", "domain", "method", "fraction", "tuning_seed")
+        row = {name: step.labels[name] for name in names}
+        output.write_table(
+            "cell.parquet", pa.Table.from_pylist([{**row, "test_accuracy": accuracy}])
+        )
+    moment = provenance.now()
+    facts = {"started": moment, "finished": moment, "seconds": 1.0}
+    return store.commit(step, Outcome({"rows": 3}, {"metric": 0.5}), facts)
+
+
+def record(tmp_path: Path, points: tuple[tuple[str, float, float], ...] = POINTS) -> SweepRecord:
+    folder = tmp_path / "files"
+    folder.mkdir(exist_ok=True)
+    (folder / "report.html").write_text("<h1>report</h1>")
+    return SweepRecord(str(hash(points)), points, folder, "done")
+
+
+def database(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path}/mlflow.db"
+
+
+def mirror_all(made: Plan, store: Store, uri: str, said: list[str], **words: object) -> Tracker:
+    tracker = Tracker(made, store, uri, say=said.append)
+    for step in made.steps.values():
+        if store.manifest(step.address) is None:
+            tracker.commit(step, commit(store, step))
+    return tracker
+
+
+def runs_of(uri: str) -> list[Run]:
+    client = MlflowClient(tracking_uri=uri)
+    found = client.get_experiment_by_name("demo")
+    return list(client.search_runs([found.experiment_id], max_results=1000))
+
+
+def shown(made: Plan) -> list[str]:
+    """Addresses of the runs that show a plan: one a step, one an encoder and method for cells."""
+    steps = [step.address for step in made.steps.values() if step.kind != "tune"]
+    return [*steps, *groups(made), f"sweep/{made.experiment.name}"]
+
+
+def addresses(uri: str) -> Counter[str]:
+    return Counter(run.data.tags["nml.address"] for run in runs_of(uri))
+
+
+def test_a_sweep_is_one_parent_and_one_child_a_step(
+    small: Plan, store: Store, tmp_path: Path
+) -> None:
+    uri = database(tmp_path)
+    assert mirror_all(small, store, uri, []).close(record(tmp_path))
+    assert addresses(uri) == Counter(shown(small))
+    runs = {run.data.tags["nml.address"]: run for run in runs_of(uri)}
+    parent = runs["sweep/demo"]
+    for address, step in small.steps.items():
+        if step.kind == "tune":
+            continue
+        tags = runs[address].data.tags
+        assert tags["mlflow.parentRunId"] == parent.info.run_id
+        assert tags["nml.kind"] == step.kind
+        assert tags["nml.fingerprint"] == step.fingerprint
+        assert tags["nml.status"] == "done"
+        assert runs[address].info.status == "FINISHED"
+        assert runs[address].data.metrics["metric"] == 0.5
+
+
+def test_the_cells_of_an_encoder_and_method_are_one_run(store: Store, tmp_path: Path) -> None:
+    uri = database(tmp_path)
+    overrides = ["tuning.fractions=[10,100]", "tuning.seeds=[0,1]"]
+    made = build.build(load.load(noise="5,10", overrides=overrides))
+    tracker = Tracker(made, store, uri)
+    for step in made.steps.values():
+        accuracy = (
+            float(step.labels["fraction"]) / 2 + float(step.labels["tuning_seed"])
+            if (step.kind == "tune")
+            else 0.0
+        )
+        tracker.commit(step, commit(store, step, accuracy))
+    assert tracker.close(record(tmp_path))
+    cells = [run for run in runs_of(uri) if run.data.tags["nml.kind"] == "tune"]
+    methods = len(made.experiment.tuning.methods)
+    assert len(cells) == 2 * methods
+    assert len({frozenset(run.data.metrics) for run in cells}) == 1, "metrics do not compare"
+    run = next(r for r in cells if r.data.tags["nml.address"].endswith("noise=5/seed=0/lp"))
+    assert run.info.run_name == "tune noise=05 seed=00 lp"
+    assert (run.data.params["noise"], run.data.params["method"]) == ("5", "lp")
+    client = MlflowClient(tracking_uri=uri)
+    history = client.get_metric_history(run.info.run_id, "digits/accuracy")
+    assert {(point.step, point.value) for point in history} == {(10, 5.5), (100, 50.5)}
+    table = client.download_artifacts(run.info.run_id, "cells.csv", str(tmp_path))
+    planned = [s for s in made.of_kind("tune") if s.labels["method"] == "lp"]
+    assert len(Path(table).read_text().splitlines()) == 1 + len(planned) / 2
+
+
+def test_shares_of_less_than_a_percent_have_steps_of_their_own(
+    store: Store, tmp_path: Path
+) -> None:
+    uri = database(tmp_path)
+    overrides = ["tuning.fractions=[0.5,1,100]", "tasks=[digits]"]
+    made = build.build(load.load(noise="10", overrides=overrides))
+    tracker = Tracker(made, store, uri)
+    for step in made.steps.values():
+        tracker.commit(step, commit(store, step, float(step.labels.get("fraction", 0))))
+    assert tracker.close(record(tmp_path))
+    run = next(r for r in runs_of(uri) if r.data.tags["nml.address"].endswith("seed=0/lp"))
+    history = MlflowClient(tracking_uri=uri).get_metric_history(run.info.run_id, "digits/accuracy")
+    assert {(p.step, p.value) for p in history} == {(5, 0.5), (10, 1.0), (1000, 100.0)}
+    assert run.data.tags["nml.step_unit"] == "1/10 percent"
+
+
+def test_cells_that_come_later_renew_their_run_and_leave_no_second(
+    store: Store, tmp_path: Path
+) -> None:
+    uri = database(tmp_path)
+    overrides = ["tuning.fractions=[10,100]", "tasks=[digits]"]
+    made = build.build(load.load(noise="10", overrides=overrides))
+    *most, last = made.steps.values()
+    for step in most:
+        commit(store, step)
+    assert Tracker(made, store, uri).close(record(tmp_path))
+
+    def of_last() -> Run:
+        return next(r for r in runs_of(uri) if r.data.tags["nml.address"] == group_of(made, last))
+
+    assert of_last().data.tags["nml.cells"] == "1 of 2"
+    commit(store, last)
+    assert sync(made, store, uri, record(tmp_path)) == 1
+    assert of_last().data.tags["nml.cells"] == "2 of 2"
+    assert addresses(uri) == Counter(shown(made))
+
+
+def test_runs_say_which_corpus_and_which_encoder_they_read(
+    small: Plan, store: Store, tmp_path: Path
+) -> None:
+    uri = database(tmp_path)
+    mirror_all(small, store, uri, []).close(record(tmp_path))
+    runs = {run.data.tags["nml.address"]: run for run in runs_of(uri)}
+    encoder = small.of_kind("pretrain")[1]
+    corpus = small.steps["corpus/digits"]
+    for address in (encoder.address, *groups(small)):
+        (read,) = runs[address].inputs.dataset_inputs
+        assert (read.dataset.name, read.dataset.digest) == ("digits", corpus.fingerprint[:12])
+        assert str(store.root.uri) in read.dataset.source
+    client = MlflowClient(tracking_uri=uri)
+    (model,) = client.get_run(runs[encoder.address].info.run_id).outputs.model_outputs
+    readers = [s for s in small.of_kind("features") if s.inputs["encoder"] == encoder.address]
+    for step in readers:
+        (used,) = client.get_run(runs[step.address].info.run_id).inputs.model_inputs
+        assert used.model_id == model.model_id
+
+
+def test_the_sweeps_description_is_the_reports_verdicts(
+    small: Plan, store: Store, tmp_path: Path
+) -> None:
+    uri = database(tmp_path)
+    made = record(tmp_path)
+    (made.folder / "verdicts.md").write_text("**undecided**: one seed\n" + "more\n" * 3000)
+    mirror_all(small, store, uri, []).close(made)
+    parent = next(run for run in runs_of(uri) if run.data.tags["nml.kind"] == "sweep")
+    note = parent.data.tags["mlflow.note.content"]
+    assert note.startswith("**undecided**: one seed\n")
+    assert note.endswith("more\n\n...")
+    assert len(note) < 8000
+
+
+def test_a_defect_of_our_own_is_not_told_as_a_server_that_is_away(
+    small: Plan, store: Store, tmp_path: Path
+) -> None:
+    step = small.of_kind("tune")[0]
+    for other in small.steps.values():
+        commit(store, other)
+    store.output(step.address).write_bytes("cell.parquet", b"not a table")
+    said: list[str] = []
+    tracker = Tracker(small, store, database(tmp_path), say=said.append)
+    assert not tracker.close(record(tmp_path))
+    assert len(said) == 1
+    assert "does not answer" not in said[0]
+    with pytest.raises(TrackingError, match="nml-orch --debug sync"):
+        sync(small, store, database(tmp_path), record(tmp_path))
+
+
+def test_the_parents_metrics_have_the_noise_level_as_their_step(
+    small: Plan, store: Store, tmp_path: Path
+) -> None:
+    uri = database(tmp_path)
+    mirror_all(small, store, uri, []).close(record(tmp_path))
+    client = MlflowClient(tracking_uri=uri)
+    parent = next(run for run in runs_of(uri) if run.data.tags["nml.kind"] == "sweep")
+    history = client.get_metric_history(parent.info.run_id, "id/lp/accuracy")
+    assert {(point.step, point.value) for point in history} == {(0, 90.0), (10, 85.0)}
+    assert [file.path for file in client.list_artifacts(parent.info.run_id)] == ["report.html"]
+
+
+def test_mirroring_again_makes_no_second_run_and_no_second_point(
+    small: Plan, store: Store, tmp_path: Path
+) -> None:
+    uri = database(tmp_path)
+    mirror_all(small, store, uri, []).close(record(tmp_path))
+    before = addresses(uri)
+    assert Tracker(small, store, uri).close(record(tmp_path))
+    assert sync(small, store, uri, record(tmp_path)) == 0
+    assert addresses(uri) == before
+
+
+def test_a_report_that_gains_a_level_adds_its_point_alone(
+    small: Plan, store: Store, tmp_path: Path
+) -> None:
+    uri = database(tmp_path)
+    mirror_all(small, store, uri, []).close(record(tmp_path))
+    more = (*POINTS, ("id/lp/accuracy", 20.0, 80.0))
+    assert Tracker(small, store, uri).close(record(tmp_path, more))
+    parent = next(run for run in runs_of(uri) if run.data.tags["nml.kind"] == "sweep")
+    history = MlflowClient(tracking_uri=uri).get_metric_history(
+        parent.info.run_id, "id/lp/accuracy"
+    )
+    assert [(p.step, p.value) for p in history] == [(0, 90.0), (10, 85.0), (20, 80.0)]
+
+
+def test_a_metric_that_is_gone_is_not_shown_any_more(
+    small: Plan, store: Store, tmp_path: Path
+) -> None:
+    uri = database(tmp_path)
+    gone = (*POINTS, ("id/mlp/accuracy", 0.0, 80.0))
+    mirror_all(small, store, uri, []).close(record(tmp_path, gone))
+    assert Tracker(small, store, uri).close(record(tmp_path))
+    parent = next(run for run in runs_of(uri) if run.data.tags["nml.kind"] == "sweep")
+    assert set(parent.data.metrics) == {"id/lp/accuracy"}
+
+
+def test_points_that_changed_replace_the_sweeps_run(
+    small: Plan, store: Store, tmp_path: Path
+) -> None:
+    uri = database(tmp_path)
+    mirror_all(small, store, uri, []).close(record(tmp_path))
+    changed = record(tmp_path, (("id/lp/accuracy", 0.0, 91.0),))
+    assert Tracker(small, store, uri).close(changed)
+    assert addresses(uri) == Counter(shown(small))
+    parent = next(run for run in runs_of(uri) if run.data.tags["nml.kind"] == "sweep")
+    assert parent.data.metrics == {"id/lp/accuracy": 91.0}
+    children = {run.data.tags.get("mlflow.parentRunId") for run in runs_of(uri)} - {None}
+    assert children == {parent.info.run_id}
+
+
+def test_two_stores_may_share_a_server(small: Plan, store: Store, tmp_path: Path) -> None:
+    uri = database(tmp_path)
+    other = Store(Folder.of(tmp_path / "other"))
+    other.prepare()
+    mirror_all(small, store, uri, []).close(record(tmp_path))
+    mirror_all(small, other, uri, []).close(record(tmp_path))
+    assert set(addresses(uri).values()) == {2}
+
+
+def test_a_tracking_store_that_cannot_be_opened_costs_one_line(
+    small: Plan, store: Store, tmp_path: Path
+) -> None:
+    (tmp_path / "mlflow.db").write_bytes(b"this is not a database, " * 100)
+    said: list[str] = []
+    assert not mirror_all(small, store, database(tmp_path), said).close(record(tmp_path))
+    assert len(said) == 1
+    assert "nml-orch sync" in said[0]
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("psycopg") is not None, reason="the driver is installed"
+)
+def test_a_database_without_its_driver_is_told_as_that(
+    small: Plan, store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uri = "postgresql://me:tr0ub4dor@127.0.0.1/mlflow"
+    said: list[str] = []
+    assert not mirror_all(small, store, uri, said).close(record(tmp_path))
+    assert len(said) == 1
+    with pytest.raises(TrackingError) as raised:
+        sync(small, store, uri, record(tmp_path))
+    assert _run(["ui", "--uri", uri]) == 2
+    for told in (said[0], str(raised.value), capsys.readouterr().err):
+        assert "cannot open postgresql://***@127.0.0.1/mlflow here" in told
+        assert "No module named 'psycopg" in told
+        assert "defect" not in told
+
+
+def test_fractional_levels_never_share_a_step() -> None:
+    assert step_unit([0, 5, 10]) == ("percent", 1)
+    assert step_unit([0, 2.5]) == ("1/10 percent", 10)
+    assert step_unit([0.25, 2.5]) == ("1/100 percent", 100)
+
+
+def test_the_environment_names_the_server_unless_the_experiment_does(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert resolve_uri(None) == f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    assert resolve_uri(None) == "http://127.0.0.1:1"
+    assert resolve_uri("sqlite:///x.db") == f"sqlite:///{tmp_path}/x.db"
