@@ -1,9 +1,9 @@
 """One pre-training run in this process, from its inputs to its output folder.
 
-Takes a step's work and this process's `DistributedGroup`; writes the encoder (`encoder.py`),
-`curves.parquet` (metric: string, step: int64 in epochs, value: float64) and the tables of
-`telemetry.py`, and gives the outcome. Writes checkpoints to the work's scratch folder. It knows no
-Ray.
+Takes a step's work and this process's `DistributedGroup`; writes the encoder
+(`jobs/encoders/encoder.py`), `curves.parquet` (metric: string, step: int64 in epochs, value:
+float64) and the tables of `telemetry.py`, and gives the outcome. Writes checkpoints to the work's
+scratch folder. It knows no Ray.
 """
 
 from __future__ import annotations

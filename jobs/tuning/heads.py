@@ -11,7 +11,7 @@ axis 1.
               s of D entries that start at 1;                         classifier on z (their code)
 
 What the outputs mean is the target's (`jobs.tuning.target`). What a target keeps of its training
-labels is a buffer of the head: a number's mean and deviation (`target.mean`, `target.deviation`).
+labels is a buffer of the head: a number's mean and deviation.
 
 The layer before BatchNorm has no bias: BatchNorm takes its mean away, so its gradient would be
 rounding noise, which AdamW turns into steps of full size; the authors' code has one, to no effect

@@ -1,7 +1,7 @@
 """What a plan is: a graph of steps, each after the ones it reads, and the tasks that they are of.
 
 A plan is closed: task files were read when it was made, and nothing that uses it reads them again.
-How an experiment becomes a plan is in `planner.py`, which state each step is in, in `assess.py`.
+How an experiment becomes a plan is in `build.py`, which state each step is in, in `assess.py`.
 """
 
 from __future__ import annotations

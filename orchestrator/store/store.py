@@ -9,7 +9,8 @@ a power cut may undo the last steps, which are then redone, and never leaves a f
 
 Beside the outputs: `.scratch/` keeps what lets an interrupted step go on, bound to its fingerprint;
 `.leases/` says who is writing what (`lease.py`); `.index/` has the manifests in short (`index.py`);
-`store.json` names the store; `last-sweep.yaml` is the experiment last started on it (`last.py`).
+`store.json` names the store; `last-sweep.yaml` is the experiment last started on it
+(`orchestrator/experiment/last_sweep.py`).
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 The store is the truth; whatever MLflow lacks is told again from it. Mirroring happens on a thread
 of the driver and under a lease; a tracking server that is slow or gone costs the sweep one line on
 the screen and nothing else, is asked again while the sweep runs, and is told what it missed. The
-cells of one encoder and method are one run (`shown.py`), told when the last of them is committed;
+cells of one encoder and method are one run (`runs.py`), told when the last of them is committed;
 what is incomplete when the sweep ends is told then.
 """
 

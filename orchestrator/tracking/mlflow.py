@@ -1,6 +1,6 @@
 """What MLflow shows of a store. The only module that imports mlflow.
 
-One parent run a sweep; below it the runs that `shown.py` makes, each found again by its tags, so
+One parent run a sweep; below it the runs that `runs.py` makes, each found again by its tags, so
 that nothing is ever logged twice. Tags are named here and nowhere else. When to call it, and what
 to do when MLflow does not answer, is `mirror.py`'s.
 """

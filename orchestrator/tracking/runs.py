@@ -6,7 +6,7 @@ it that its tag `nml.step_unit` names), its value the mean over tuning seeds, so
 levels and methods compare metric by metric; the cells themselves are its artifact `cells.csv`.
 Every other step is a run of its own.
 
-Pure: nothing here knows the tracking library (`tracking.py`) or when to call it (`mirror.py`).
+Pure: nothing here knows the tracking library (`mlflow.py`) or when to call it (`mirror.py`).
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The walls between the rooms."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -39,10 +40,7 @@ def test_only_tracking_imports_mlflow() -> None:
 def test_only_the_stages_jobs_and_the_control_of_the_cluster_import_ray() -> None:
     jobs = {str(p.relative_to(ROOT)) for p in (ROOT / "jobs").rglob("job.py")}
     control = {str(p.relative_to(ROOT)) for p in (ROOT / "orchestrator/cluster").glob("*.py")}
-    shared = {
-        "jobs/remote.py",
-        "orchestrator/run/executor.py",
-    }  # what the stages' jobs have in common
+    shared = {"jobs/remote.py", "orchestrator/run/executor.py"}
     tune = {"jobs/tuning/draw.py", "jobs/tuning/tune_run.py"}  # Tune's domains, and its runs
     assert offenders("ray", jobs | control | shared | tune) == []
 
@@ -51,78 +49,6 @@ def test_only_the_stages_jobs_and_the_control_of_the_cluster_import_ray() -> Non
 def test_nothing_below_imports_the_orchestrator(room: str) -> None:
     uphill = offenders("orchestrator", set())
     assert [path for path in uphill if path.startswith(room)] == []
-
-
-@pytest.mark.parametrize(("room", "other"), [("analysis", "jobs"), ("jobs", "analysis")])
-def test_jobs_and_analysis_are_strangers(room: str, other: str) -> None:
-    assert [path for path in offenders(other, set()) if path.startswith(f"{room}/")] == []
-
-
-def module(path: Path) -> str:
-    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-
-
-def graph(room: str) -> dict[str, set[str]]:
-    """Each module of a room -> the room's modules it imports, for types and in functions too."""
-    paths = {module(path): path for path in MODULES if path.relative_to(ROOT).parts[0] == room}
-    found: dict[str, set[str]] = {name: set() for name in paths}
-    for name, path in paths.items():
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Import):
-                found[name].update(alias.name for alias in node.names)
-            elif isinstance(node, ast.ImportFrom) and node.module:
-                named = {f"{node.module}.{alias.name}" for alias in node.names}
-                modules = named & paths.keys()
-                found[name] |= modules if modules == named else {node.module, *modules}
-        found[name] &= paths.keys()
-    return found
-
-
-def circle(edges: dict[str, set[str]]) -> list[str]:
-    """A circle of names that lead to one another, the first once more at its end; else empty."""
-    above: list[str] = []
-    done: set[str] = set()
-
-    def walk(name: str) -> list[str]:
-        if name in above:
-            return [*above[above.index(name) :], name]
-        if name in done:
-            return []
-        above.append(name)
-        found = next((met for other in sorted(edges[name]) if (met := walk(other))), [])
-        above.pop()
-        done.add(name)
-        return found
-
-    return next((met for name in sorted(edges) if (met := walk(name))), [])
-
-
-def packages(edges: dict[str, set[str]], depth: int = 2) -> dict[str, set[str]]:
-    """The same between packages: of a module `a.b.c` that is `a.b`, of a module `a.b` it is `a`."""
-    paths = {module(path): path for path in MODULES}
-
-    def package(name: str) -> str:
-        parts = name.split(".")
-        inside = parts if paths[name].name == "__init__.py" else parts[:-1]
-        return ".".join(inside[:depth])
-
-    found: dict[str, set[str]] = {package(name): set() for name in edges}
-    for name, others in edges.items():
-        found[package(name)] |= {package(other) for other in others} - {package(name)}
-    return found
-
-
-@pytest.mark.parametrize("room", ["analysis"])
-def test_no_modules_or_packages_import_one_another_in_a_circle(room: str) -> None:
-    edges = graph(room)
-    assert sum(map(len, edges.values())) > 20
-    assert circle(edges) == []
-    assert circle(packages(edges)) == []
-
-
-def test_a_circle_is_found_where_there_is_one() -> None:
-    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": set()}) == ["b", "c", "b"]
-    assert circle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
 
 
 def test_light_verbs_pay_for_no_heavy_import(tmp_path: Path) -> None:
@@ -135,3 +61,159 @@ def test_light_verbs_pay_for_no_heavy_import(tmp_path: Path) -> None:
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
     )
     assert result.stdout.splitlines()[-1] == "codes [0, 0, 0] heavy []", result.stderr
+
+
+# -- layers and circles ----------------------------------------------------------------------------
+
+NAMES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in MODULES
+}
+
+
+def reads(name: str) -> set[str]:
+    """The modules of ours that a module imports, anywhere in its text."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(NAMES[name].read_text())):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            below = {f"{node.module}.{alias.name}" for alias in node.names}
+            modules = below & NAMES.keys()
+            found |= modules if modules else {node.module}
+    return found & NAMES.keys() - {name}
+
+
+READS = {name: reads(name) for name in NAMES}
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """The strongly connected parts of more than one node: each reads itself through the others."""
+    reach: dict[str, set[str]] = {}
+    for start in graph:
+        seen, ahead = set[str](), [start]
+        while ahead:
+            for after in graph[ahead.pop()] - seen:
+                seen.add(after)
+                ahead.append(after)
+        reach[start] = seen
+    parts = {
+        frozenset(other for other in reach[name] if name in reach[other])
+        for name in graph
+        if name in reach[name]
+    }
+    return sorted(sorted(part) for part in parts)
+
+
+def packages(depth: int) -> dict[str, set[str]]:
+    """Which package reads which; a package is the first `depth` parts of a module's name."""
+
+    def room(name: str) -> str:
+        return ".".join(name.split(".")[:depth])
+
+    graph: dict[str, set[str]] = {room(name): set() for name in READS}
+    for name, read in READS.items():
+        rooms = {room(other) for other in read} - {room(name)}
+        # A package's own __init__ stands above and below its parts.
+        graph[room(name)] |= {
+            other
+            for other in rooms
+            if not other.startswith(f"{room(name)}.") and not room(name).startswith(f"{other}.")
+        }
+    return graph
+
+
+def test_no_module_reads_itself_through_others() -> None:
+    assert circles(READS) == []
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_no_package_reads_itself_through_others(depth: int) -> None:
+    assert circles(packages(depth)) == []
+
+
+def test_a_circle_would_be_found() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
+
+
+@pytest.mark.parametrize(("room", "other"), [("jobs", "analysis"), ("analysis", "jobs")])
+def test_the_jobs_and_the_analysis_are_strangers(room: str, other: str) -> None:
+    assert [path for path in offenders(other, set()) if path.startswith(f"{room}/")] == []
+
+
+def test_pixels_stay_with_images_readers_and_encoders() -> None:
+    within = ("jobs/images/", "jobs/corpus/readers/", "jobs/encoders/")
+    libraries = {path for name in ("PIL", "torchvision") for path in offenders(name, set())}
+    size = re.compile(r"\.channels\b|\bchannels=|input\.size\b|image\.size\b|\bimage_size\b")
+    naming = {
+        str(path.relative_to(ROOT))
+        for path in MODULES
+        if path.is_relative_to(ROOT / "jobs") and size.search(path.read_text())
+    }
+    assert [path for path in sorted(libraries | naming) if not path.startswith(within)] == []
+
+
+# -- names in docstrings ---------------------------------------------------------------------------
+
+_DOTTED = re.compile(r"`([A-Za-z_]\w*(?:[./]\w+)+)`")
+_DATA = ("json", "parquet", "csv", "tsv", "md", "html", "safetensors", "yaml", "txt", "db", "css")
+
+
+def _missing(name: str) -> list[str]:
+    """Every `module.name` and `file.py` of a module's text that does not exist."""
+    path = NAMES[name]
+    text = path.read_text()
+    tree = ast.parse(text)
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    arguments = {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
+    imported = {
+        alias.asname or alias.name: f"{node.module}.{alias.name}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    missing = []
+    for token in _DOTTED.findall(text):
+        if token.endswith(".py"):
+            below = ROOT / package.replace(".", "/")
+            if not (ROOT / token).exists() and not any(below.rglob(token)):
+                missing.append(token)
+            continue
+        head, *rest = token.split(".")
+        if "/" in token or rest[-1] in _DATA or head in arguments:
+            continue
+        if head in ("orchestrator", "jobs", "analysis"):
+            missing += [] if _resolves(token) else [token]
+        elif (full := imported.get(head, f"{package}.{head}")) in NAMES:
+            missing += [] if _resolves(".".join([full, *rest])) else [token]
+    return missing
+
+
+def _resolves(dotted: str) -> bool:
+    """Whether a dotted name is a module, or a name that the module before it defines."""
+    parts = dotted.split(".")
+    for length in range(len(parts), 0, -1):
+        module = ".".join(parts[:length])
+        if module in NAMES:
+            return (
+                length == len(parts)
+                or re.search(
+                    rf"^(class|def|async def) {parts[length]}\b|^{parts[length]}\b\s*[:=]"
+                    rf"|^from .* import .*\b{parts[length]}\b",
+                    NAMES[module].read_text(),
+                    re.MULTILINE,
+                )
+                is not None
+            )
+    return False
+
+
+def test_every_name_in_a_docstring_exists() -> None:
+    assert {name: missing for name in NAMES if (missing := _missing(name))} == {}
+
+
+def test_a_name_that_does_not_exist_would_be_found() -> None:
+    assert _resolves("jobs.contract.Failure")
+    assert _resolves("jobs.contract")
+    assert not _resolves("jobs.contract.Nothing")
+    assert not _resolves("jobs.nothing.Failure")
