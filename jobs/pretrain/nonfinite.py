@@ -93,7 +93,8 @@ def explain_out_of_memory(world: int, images_per_pass: int) -> Iterator[None]:
         message = (
             f"{owner} memory does not suffice for a pass of {images_per_pass} images; set "
             f"`pretrain.resources.images_per_pass` lower (the batch stays the same), or "
-            f"use smaller images (recipe.image) or a smaller schedule.batch_size, or more `pretrain.resources.workers`"
+            f"use smaller images (recipe.image) or a smaller schedule.batch_size, or more "
+            f"`pretrain.resources.workers`"
         )
         raise (StageError if world == 1 else RuntimeError)(message) from error
 
