@@ -292,18 +292,15 @@ def strange(story: Story, tmp_path_factory: pytest.TempPathFactory) -> Strange:
 def test_storage_that_a_node_does_not_see_is_refused_before_anything_starts(
     start: Start, strange: Strange, tmp_path: Path
 ) -> None:
-    stores = [strange.hidden / name for name in ("swept", "examined")]
-    sweep, doctor = (
-        start(tmp_path, verb, "--noise", "0", "--storage", str(store), **strange.environment)
-        for verb, store in zip(("sweep", "doctor"), stores, strict=True)
-    )
-    code, output = sweep.finish()
+    store = strange.hidden / "store"
+    words = ["--noise", "0", "--storage", str(store)]
+    code, output = start(tmp_path, "sweep", *words, **strange.environment).finish()
     assert code == 2, output
-    assert f"storage {stores[0]} is not shared: node {strange.node}" in output
+    assert f"storage {store} is not shared: node {strange.node}" in output
     assert "mounted on every node" in output
     assert "Traceback" not in output
-    assert not (stores[0] / "corpus").exists()
-    code, output = doctor.finish()
+    assert not (store / "corpus").exists()
+    code, output = start(tmp_path, "doctor", *words, **strange.environment).finish()
     assert code == 1, output
     assert f"is not shared: node {strange.node}" in output
 
@@ -311,15 +308,12 @@ def test_storage_that_a_node_does_not_see_is_refused_before_anything_starts(
 def test_a_node_with_other_versions_is_named_before_anything_starts(
     start: Start, strange: Strange, tmp_path: Path
 ) -> None:
-    sweep, doctor = (
-        start(tmp_path, verb, "--noise", "0", "--storage", verb, **strange.environment)
-        for verb in ("sweep", "doctor")
-    )
-    code, output = sweep.finish()
+    words = ["--noise", "0", "--storage", str(tmp_path / "store")]
+    code, output = start(tmp_path, "sweep", *words, **strange.environment).finish()
     assert code == 2, output
     assert f"node {strange.node} runs timm 0.0.1 (here " in output
     assert "Traceback" not in output
-    assert not (tmp_path / "sweep/corpus").exists()
-    code, output = doctor.finish()
+    assert not (tmp_path / "store/corpus").exists()
+    code, output = start(tmp_path, "doctor", *words, **strange.environment).finish()
     assert code == 1, output
     assert f"node {strange.node} runs timm 0.0.1" in output
