@@ -128,7 +128,7 @@ def test_a_pickle_in_the_store_is_refused_even_under_its_own_digest(
         family="timm",
         model="resnet18",
         model_options={},
-        image=ImageInput(size=16, channels=1, mean=(0.5,), std=(0.5,)),
+        input=ImageInput(size=16, channels=1, mean=(0.5,), std=(0.5,)),
         classes=("a", "b"),
         feature_dim=512,
         initial_weights_sha256=None,

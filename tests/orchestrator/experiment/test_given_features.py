@@ -15,7 +15,7 @@ from orchestrator.plan.plan import Plan
 from orchestrator.step.step import KINDS
 
 LITE = {"kind": "timm", "name": "lite", "model": "tf_efficientnet_b3.ns_jft_in1k"}
-DEMO = Path(__file__).parents[2] / "experiments/demo.yaml"
+DEMO = Path(__file__).parents[3] / "experiments/demo.yaml"
 
 
 @pytest.fixture

@@ -213,8 +213,10 @@ def test_cells_of_pretrained_encoders_go_through_it_like_all_others(
     monkeypatch.setattr(index, "KEEP_ROWS", 1)
     before = collect.collect(made, store)
     of_encoders = [s for s in made.of_kind("tune") if not s.labels["label_noise"]]
-    assert [row["address"] for row in before.named.to_pylist()] == [s.address for s in of_encoders]
-    assert before.relabelled.num_rows == len(of_encoders)
+    assert [row["address"] for row in before.pretrained_cells.to_pylist()] == [
+        s.address for s in of_encoders
+    ]
+    assert before.label_noise_cells.num_rows == len(of_encoders)
     assert all(s.labels["encoder"] for s in of_encoders)
 
     def refuse(self: Store, address: str) -> pa.Table:
@@ -222,5 +224,5 @@ def test_cells_of_pretrained_encoders_go_through_it_like_all_others(
 
     monkeypatch.setattr(Store, "cell", refuse)
     after = collect.collect(made, store)
-    assert after.named.equals(before.named)
-    assert after.relabelled.equals(before.relabelled)
+    assert after.pretrained_cells.equals(before.pretrained_cells)
+    assert after.label_noise_cells.equals(before.label_noise_cells)

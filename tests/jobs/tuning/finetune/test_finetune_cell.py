@@ -52,7 +52,7 @@ def train_all(cell: Work, configurations: tuple[Configuration, ...] = CONFIGURAT
         tuning = opened.start(number, configuration)
         while len(tuning.history) < opened.step.settings.epochs and tuning.failure is None:
             tuning.run_epoch()
-        opened.save_unit(number, tuning)
+        opened.keep(number, tuning)
     return close(cell, configurations)
 
 
@@ -167,7 +167,7 @@ def test_a_configuration_that_goes_on_gives_what_it_would_have_given(
         opened = Cell.open(broken)
         going = opened.start(0, configuration)
         going.run_epoch()
-        opened.save_unit(0, going)
+        opened.keep(0, going)
     left = State.read(broken.scratch.read_bytes(state_name(0)))
     assert left.history == tuple(tuning.history)
     for name, value in tuning.adapted.state().items():

@@ -138,7 +138,7 @@ def test_class_names_are_said_in_words() -> None:
     ("method", "said"),
     [
         ({"head": "zero_shot", "space": {"lr": 0.1}}, "nothing to search"),
-        ({"head": "zero_shot", "templates": ["a photo"]}, "has {} once, where"),
+        ({"head": "zero_shot", "templates": ["a photo"]}, "needs one {} for the class's name"),
         ({"head": "linear", "space": {"lr": 0.1}, "templates": ["{}"]}, "belong to a zero_shot"),
         ({"head": "linear"}, "needs lr"),
         ({"head": "zero_shot", "adapt": "ft"}, "puts a linear head"),
