@@ -14,7 +14,7 @@ def test_a_step_that_cannot_be_done_is_named_and_the_rest_goes_on(
     run_on_ray: Run, tmp_path: Path
 ) -> None:
     broken = ["--set", "pretrain.recipe.model_options={no_such_option: 1}"]
-    code, output = run_on_ray(tmp_path, "sweep", *TINY, *broken)
+    code, output = run_on_ray(tmp_path, "sweep", *TINY, "--noise", "0", *broken)
     assert code == 1, output
     assert "pretrain/digits/symmetric/resnet-small/noise=0/seed=0" in output
     assert "no_such_option" in output

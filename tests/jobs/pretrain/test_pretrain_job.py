@@ -143,29 +143,29 @@ def test_a_stopped_run_is_not_reported_and_resumes_where_it_was(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("objective", ["supervised", "contrastive"])
 @pytest.mark.usefixtures("ray_session")
 def test_two_workers_train_what_one_trains(
-    objective: str, request: pytest.FixtureRequest, make_work: Callable[..., Work]
+    supervised: Callable[..., Any], contrastive: Callable[..., Any], make_work: Callable[..., Work]
 ) -> None:
-    if objective == "supervised":  # without batch statistics, which are each worker's own
-        vit = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}
-        recipe = request.getfixturevalue("supervised")(
-            model="vit_tiny_patch16_224", model_options=vit, optimizer="sgd"
-        )
-    else:
-        recipe = request.getfixturevalue("contrastive")(optimizer="sgd")
-    pair, alone = make_work(recipe, "pair", workers=2), make_work(recipe, "alone")
+    # Without batch statistics, which are each worker's own.
+    vit = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}
+    recipes = {
+        "labels": supervised(model="vit_tiny_patch16_224", model_options=vit, optimizer="sgd"),
+        "captions": contrastive(optimizer="sgd"),
+    }
+    pairs = {name: make_work(recipe, name, workers=2) for name, recipe in recipes.items()}
     results = Results()
-    job.run([pair], results.hooks())
-    outcome, expected = results.outcome("pretrain/pair"), train_run(alone)
-    assert outcome.counts == expected.counts
-    for name, value in expected.metrics.items():
-        if name != "pretrain/images_per_s":
-            assert outcome.metrics[name] == pytest.approx(value, rel=1e-3), name
-    cards = [EncoderCard.read(work.output) for work in (pair, alone)]
-    assert cards[0].initial_weights_sha256 == cards[1].initial_weights_sha256
-    assert cards[0].order_sha256 == cards[1].order_sha256
+    job.run(list(pairs.values()), results.hooks())
+    for name, pair in pairs.items():
+        alone = make_work(recipes[name], f"{name}-alone")
+        outcome, expected = results.outcome(pair.address), train_run(alone)
+        assert outcome.counts == expected.counts
+        for metric, value in expected.metrics.items():
+            if metric != "pretrain/images_per_s":
+                assert outcome.metrics[metric] == pytest.approx(value, rel=1e-3), metric
+        cards = [EncoderCard.read(work.output) for work in (pair, alone)]
+        assert cards[0].initial_weights_sha256 == cards[1].initial_weights_sha256
+        assert cards[0].order_sha256 == cards[1].order_sha256
 
 
 def training_worker() -> psutil.Process | None:
