@@ -1,4 +1,4 @@
-"""Where and with what a step was made: recorded in its manifest, never part of its identity."""
+"""How and where a step was made. Its manifest records this; it never changes a fingerprint."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs import INSTRUCTION_SETS
+from nml_orch import HOME
 
 PACKAGES = (
     "nml-orch",
@@ -38,12 +39,12 @@ _CREDENTIALS = re.compile(
 
 
 def redact(text: str) -> str:
-    """The text with user, password and the tokens of queries taken out of every URI in it."""
+    """The text, without the user, password and query tokens of the URIs in it."""
     return _CREDENTIALS.sub(lambda found: f"{found[1] or ''}***", text)
 
 
 def now() -> str:
-    """The present moment, UTC, ISO 8601 to the second."""
+    """The current time, UTC, ISO 8601 to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
@@ -51,7 +52,7 @@ def now() -> str:
 def environment() -> dict[str, Any]:
     """Versions, source commit, command, host and CPU of this process.
 
-    `instruction_set` is the newest that oneDNN may use on the CPU, as it is set for the sweep.
+    `instruction_set` is the newest CPU instruction set that oneDNN may use, as set for the sweep.
     """
     commit, dirty = _source()
     return {
@@ -71,7 +72,7 @@ def environment() -> dict[str, Any]:
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """Installed versions of the packages that results can depend on; absent ones are left out."""
+    """Installed versions of the packages that can change results, without absent ones."""
     found: dict[str, str] = {}
     for name in PACKAGES:
         try:
@@ -82,7 +83,7 @@ def versions() -> dict[str, str]:
 
 
 def _cpu() -> str:
-    """The processor's name, where the system tells it."""
+    """The processor's name, if the system gives one."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -92,20 +93,19 @@ def _cpu() -> str:
 
 
 def _source() -> tuple[str | None, bool | None]:
-    """Commit of the checkout this code runs from, and whether it has changes; None outside one.
+    """Commit of the checkout that this code runs from, and whether it has changes; else None.
 
-    A submitted sweep is told by `NML_COMMIT` where it was sent from.
+    `NML_COMMIT` has both for a submitted sweep, which runs from a copy.
     """
-    told = os.environ.get("NML_COMMIT")
-    if told:
-        return told.removesuffix("+changes"), told.endswith("+changes")
-    root = Path(__file__).resolve().parent.parent
-    if not (root / ".git").exists():
+    submitted = os.environ.get("NML_COMMIT")
+    if submitted:
+        return submitted.removesuffix("+changes"), submitted.endswith("+changes")
+    if not (HOME / ".git").exists():
         return None, None
     try:
         commit, status = (
             subprocess.run(
-                ["git", "-C", str(root), *command],
+                ["git", "-C", str(HOME), *command],
                 capture_output=True,
                 text=True,
                 check=True,
