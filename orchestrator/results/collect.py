@@ -1,7 +1,7 @@
-"""From the store to the report: collects the tables that `analysis` reads, keeps what it writes.
+"""Collects the tables that `analysis` reads from a store, and keeps the report that it writes.
 
-The report is a view, not evidence: it has no drift. It is written anew whenever the steps it reads
-have changed, and kept under `report/<experiment>` in the store, its own manifest last.
+The report is a view, not evidence, so it has no drift. It is written anew whenever the steps that
+it reads have changed. It is stored under `report/<experiment>`, its own manifest last.
 """
 
 from __future__ import annotations
@@ -28,35 +28,43 @@ from orchestrator.plan.assess import look
 from orchestrator.plan.plan import Plan
 from orchestrator.plan.states import StepState, StepStatus
 from orchestrator.results import derived
-from orchestrator.step.address import ReportAddress
+from orchestrator.step.address import (
+    AddressError,
+    CellAddress,
+    FeaturesAddress,
+    NoiseAddress,
+    ReportAddress,
+    RunAddress,
+    parse_step,
+)
 from orchestrator.step.fingerprint import fingerprint
 from orchestrator.step.step import Step
 from orchestrator.store import provenance
 from orchestrator.store.manifest import MANIFEST, Record
 from orchestrator.store.store import Store
 from orchestrator.tracking.mlflow import SweepRecord
-from orchestrator.tracking.runs import Data, Showing
+from orchestrator.tracking.runs import Data, RunViews
 
 PROTOCOL = 6  # raised when the report's contents change
 SUMMARY = "summary.parquet"
-NAMED = "encoders.parquet"
+PRETRAINED = "encoders.parquet"
 
 
 @dataclass(frozen=True)
 class Report:
     """A written report."""
 
-    place: Folder
+    folder: Folder
     fingerprint: str
-    summary: pa.Table  # of analysis.schemas.SUMMARY_SCHEMA
-    named: pa.Table  # of analysis.schemas.PRETRAINED_SUMMARY_SCHEMA
-    complete: bool  # every step of the plan was there
-    data: tuple[Data, ...]  # the corpora that it rests on
+    summary: pa.Table  # analysis.schemas.SUMMARY_SCHEMA
+    pretrained: pa.Table  # analysis.schemas.PRETRAINED_SUMMARY_SCHEMA
+    complete: bool  # every step of the plan is finished
+    data: tuple[Data, ...]  # the corpora that the steps read
 
     def record(self, folder: Path) -> SweepRecord:
-        """What MLflow's parent run shows of it; `folder` holds the report's files.
+        """What MLflow's parent run shows; `folder` is a local folder with the report's files.
 
-        Named encoders have metrics of their own, at step 0 for want of a noise level.
+        Pretrained encoders have metrics of their own, at step 0: they have no noise level.
         """
         points = [(row["metric"], row["noise"], row["mean"]) for row in self.summary.to_pylist()]
         points += [
@@ -67,7 +75,7 @@ class Report:
                 0.0,
                 pretrained.main_score(row),
             )
-            for row in self.named.to_pylist()
+            for row in self.pretrained.to_pylist()
         ]
         return SweepRecord(
             fingerprint=self.fingerprint,
@@ -79,8 +87,8 @@ class Report:
 
 
 def collect(plan: Plan, store: Store) -> Readout:
-    """What the store holds of a plan, as the tables that `analysis` reads."""
-    return _Found(plan, store).readout({}, ())
+    """The finished steps of a plan, as the tables that `analysis` reads."""
+    return _FinishedSteps(plan, store).readout({}, ())
 
 
 def refresh(
@@ -90,75 +98,82 @@ def refresh(
     *,
     rotation: bool = False,
 ) -> Report:
-    """The report of what the store holds, written only if that has changed.
+    """The report of the finished steps. It is written only if they have changed.
 
-    `problems` are the steps that this run could not finish; without them, they are read from the
-    store. `rotation` measures how far the feature spaces have turned, which reads all
-    test features; once measured it stays in the report. Raises UserError while there is nothing to
-    report.
+    `problems` are the steps that this run could not finish. If it is None, they are read from the
+    store. `rotation` measures how far each feature space has rotated, which reads all test
+    features; later reports keep the measurement. Raises UserError if no step is finished.
     """
-    found = _Found(plan, store)
-    turned = list(derived.rotations(found.done("features"), store, rotation))
+    found = _FinishedSteps(plan, store)
+    rotations = list(derived.rotations(found.done("features"), store, rotation))
     if problems is None:
         found_now = look(plan, store)
         problems = {a: s for a, s in found_now.items() if s.state is not StepState.DONE}
-    mark = fingerprint(
+    report_fingerprint = fingerprint(
         {
             "protocol": PROTOCOL,
             "title": plan.experiment.title,
             "steps": {address: r.fingerprint for address, r in found.records.items()},
             "made": {address: r.finished for address, r in found.records.items()},
-            "rotation": len(turned),
+            "rotation": len(rotations),
             "problems": {a: [p.state, p.reason] for a, p in problems.items()},
         }
     )
     folder = store.root / str(ReportAddress(plan.experiment.name))
     complete = len(found.records) == len(plan.steps)
-    if folder.exists(MANIFEST) and folder.read_json(MANIFEST).get("fingerprint") == mark:
-        summary, reached = folder.read_table(SUMMARY), folder.read_table(NAMED)
-        return Report(folder, mark, summary, reached, complete, found.data())
-    return _write(found, folder, mark, problems, complete, turned)
+    stored = folder.read_json(MANIFEST) if folder.exists(MANIFEST) else {}
+    if stored.get("fingerprint") == report_fingerprint:
+        return Report(
+            folder,
+            report_fingerprint,
+            folder.read_table(SUMMARY),
+            folder.read_table(PRETRAINED),
+            complete,
+            found.data(),
+        )
+    return _write(found, folder, report_fingerprint, problems, complete, rotations)
 
 
 def _write(
-    found: _Found,
-    place: Folder,
-    mark: str,
+    found: _FinishedSteps,
+    folder: Folder,
+    report_fingerprint: str,
     problems: Mapping[str, StepStatus],
     complete: bool,
-    turned: Sequence[dict[str, Any]],
+    rotations: Sequence[dict[str, Any]],
 ) -> Report:
     from analysis.report.write import write
 
     if not found.records:
-        raise UserError(f"nothing to report: {place.uri} has no finished step; run a sweep first")
-    readout = found.readout(problems, turned)
-    summary, reached = summarised(readout), pretrained.summary(readout)
-    with tempfile.TemporaryDirectory() as folder:
-        write(readout, Path(folder))
-        (Path(folder) / "experiment.yaml").write_text(written(found.plan.experiment))
-        pq.write_table(summary, Path(folder) / SUMMARY)
-        pq.write_table(reached, Path(folder) / NAMED)
-        place.delete()
-        files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+        raise UserError(f"nothing to report: {folder.uri} has no finished step; run a sweep first")
+    readout = found.readout(problems, rotations)
+    summary, of_pretrained = summarised(readout), pretrained.summary(readout)
+    with tempfile.TemporaryDirectory() as name:
+        local_folder = Path(name)
+        write(readout, local_folder)
+        (local_folder / "experiment.yaml").write_text(written(found.plan.experiment))
+        pq.write_table(summary, local_folder / SUMMARY)
+        pq.write_table(of_pretrained, local_folder / PRETRAINED)
+        folder.delete()
+        files = sorted(path for path in local_folder.rglob("*") if path.is_file())
         for path in files:
-            place.write_bytes(path.relative_to(folder).as_posix(), path.read_bytes())
-    place.write_json(
+            folder.write_bytes(path.relative_to(local_folder).as_posix(), path.read_bytes())
+    folder.write_json(
         MANIFEST,
         {
-            "fingerprint": mark,
+            "fingerprint": report_fingerprint,
             "kind": "report",
             "provenance": {**provenance.environment(), "finished": provenance.now()},
         },
     )
-    return Report(place, mark, summary, reached, complete, found.data())
+    return Report(folder, report_fingerprint, summary, of_pretrained, complete, found.data())
 
 
 @contextmanager
 def local(report: Report) -> Iterator[Path]:
-    """A local folder that holds the report's files, for as long as the block lasts."""
-    if report.place.is_local:
-        yield report.place.local_path()
+    """A local folder with the report's files. It exists until the block ends."""
+    if report.folder.is_local:
+        yield report.folder.local_path()
         return
     with tempfile.TemporaryDirectory() as folder:
         copy(report, Path(folder))
@@ -167,16 +182,16 @@ def local(report: Report) -> Iterator[Path]:
 
 def copy(report: Report, target: Path) -> None:
     """Copy the report's files into a local folder."""
-    for name, _ in report.place.files():
+    for name, _ in report.folder.files():
         (target / name).parent.mkdir(parents=True, exist_ok=True)
-        if report.place.is_local:
-            shutil.copyfile(report.place.local_path() / name, target / name)
+        if report.folder.is_local:
+            shutil.copyfile(report.folder.local_path() / name, target / name)
         else:
-            (target / name).write_bytes(report.place.read_bytes(name))
+            (target / name).write_bytes(report.folder.read_bytes(name))
 
 
-class _Found:
-    """The plan's finished steps, and their tables."""
+class _FinishedSteps:
+    """The finished steps of a plan, and their tables."""
 
     def __init__(self, plan: Plan, store: Store) -> None:
         self.plan, self.store = plan, store
@@ -187,13 +202,13 @@ class _Found:
         }
 
     def readout(
-        self, problems: Mapping[str, StepStatus], turned: Sequence[dict[str, Any]]
+        self, problems: Mapping[str, StepStatus], rotations: Sequence[dict[str, Any]]
     ) -> Readout:
-        """Everything the report is made of; UserError where a task would be counted twice."""
+        """All tables of the report. Raises UserError if a task would be counted twice."""
         cells = self._cells()
         largest = max(self.plan.experiment.tuning.fractions)
         remarks = list(derived.quarantined(self.done("corpus")))
-        answers = list(derived.answers(self.done("tune"), self.store, largest, remarks))
+        predictions = list(derived.predictions(self.done("tune"), self.store, largest, remarks))
         transition = list(derived.transition(self.done("noise"), self.store, remarks))
         unfinished = [
             {"address": address, "status": problem.state, "reason": problem.reason}
@@ -207,19 +222,24 @@ class _Found:
             pretraining=_table(self._pretraining(), schemas.PRETRAINING_SCHEMA),
             pretraining_curves=_table(self._curves(), schemas.CURVES_SCHEMA),
             noise=_table(self._noise(), schemas.NOISE_SCHEMA),
-            problems=_table([*unfinished, *remarks], schemas.PROBLEMS_SCHEMA),
-            predictions=_table(answers, schemas.PREDICTIONS_SCHEMA),
-            rotation=_table(self._in_domains(turned), schemas.ROTATION_SCHEMA),
+            problems=_table(
+                [{**row, **_coordinates(row["address"])} for row in (*unfinished, *remarks)],
+                schemas.PROBLEMS_SCHEMA,
+            ),
+            predictions=_table(predictions, schemas.PREDICTIONS_SCHEMA),
+            rotation=_table(self._in_domains(rotations), schemas.ROTATION_SCHEMA),
             transition=_table(transition, schemas.TRANSITION_SCHEMA),
-            pretrained_cells=_table(self._named(), schemas.PRETRAINED_CELLS_SCHEMA),
-            label_noise_cells=_table(self._relabelled(), schemas.LABEL_NOISE_CELLS_SCHEMA),
-            pretrained_spectra=_table(self._named_spectra(), schemas.PRETRAINED_SPECTRA_SCHEMA),
+            pretrained_cells=_table(self._pretrained_cells(), schemas.PRETRAINED_CELLS_SCHEMA),
+            label_noise_cells=_table(self._label_noise_cells(), schemas.LABEL_NOISE_CELLS_SCHEMA),
+            pretrained_spectra=_table(
+                self._pretrained_spectra(), schemas.PRETRAINED_SPECTRA_SCHEMA
+            ),
             provenance={**provenance.environment(), "written": provenance.now()},
         )
 
     def data(self) -> tuple[Data, ...]:
         """The corpora of the plan."""
-        return tuple(Showing(self.plan, self.store).sweep_data())
+        return tuple(RunViews(self.plan, self.store).sweep_data())
 
     def _question(self) -> Question:
         experiment = self.plan.experiment
@@ -241,11 +261,11 @@ class _Found:
             tuning_seeds=experiment.tuning.seeds,
             encoders=tuple(encoder.name for encoder in experiment.encoders),
             label_noise=experiment.tuning.label_noise,
-            cells=frozenset(self._asked()),
+            cells=frozenset(self._planned_cells()),
         )
 
-    def _asked(self) -> Iterator[CellKey]:
-        """The clean cells of the plan, of encoders trained here."""
+    def _planned_cells(self) -> Iterator[CellKey]:
+        """The clean cells in the plan of encoders trained here."""
         for step in self.plan.of_kind("tune"):
             row = step.labels
             if "encoder" not in row and not row["label_noise"]:
@@ -253,26 +273,26 @@ class _Found:
                 head = float(row["fraction"]), int(row["tuning_seed"])
                 yield float(row["noise"]), int(row["seed"]), task, method, *head
 
-    def done(self, kind: str, *, named: bool = False) -> Iterator[tuple[Step, Record]]:
-        """Finished steps of a kind, of the encoders trained here or of the named ones.
+    def done(self, kind: str, *, of_pretrained: bool = False) -> Iterator[tuple[Step, Record]]:
+        """Finished steps of a kind, of encoders trained here or else of pretrained ones.
 
-        Cells of labels made wrong on purpose are left out: an axis that no average may mix in.
+        Cells with downstream label noise are left out: no average may mix them in.
         """
         for step in self.plan.of_kind(kind):
             if step.address not in self.records or step.labels.get("label_noise"):
                 continue
-            if ("encoder" in step.labels) == named:
+            if ("encoder" in step.labels) == of_pretrained:
                 yield step, self.records[step.address]
 
-    def _relabelled(self) -> Iterator[dict[str, Any]]:
-        """The rows of the cells that `done` leaves out, of all encoders."""
-        left_out = [
+    def _label_noise_cells(self) -> Iterator[dict[str, Any]]:
+        """The rows of the cells with downstream label noise, of all encoders."""
+        noisy = [
             step.address
             for step in self.plan.of_kind("tune")
             if step.labels.get("label_noise") and step.address in self.records
         ]
         noise = self.plan.experiment.noise
-        for labels, row in self._cell_rows(left_out):
+        for labels, row in self._cell_rows(noisy):
             yield {
                 **row,
                 "noise_kind": noise.kind if noise and "noise" in labels else "",
@@ -287,33 +307,33 @@ class _Found:
         return rows
 
     def _cells(self) -> pa.Table:
-        """The cells' own rows, with what their addresses say beside them.
+        """The cells' own rows, with the noise and the seed of their encoders.
 
-        Raises UserError where a task would be counted twice.
+        Raises UserError if a task would be counted twice.
         """
         found = self.store.cells([step.address for step, _ in self.done("tune")])
         if found is None:
             return schemas.CELLS_SCHEMA.empty_table()
         labels = [self.plan.steps[address].labels for address in found["address"].to_pylist()]
         noise = self.plan.experiment.noise
-        joined: dict[str, Sequence[Any]] = {
+        of_encoders: dict[str, Sequence[Any]] = {
             "noise_kind": [noise.kind if noise else ""] * len(labels),
             "noise": [row["noise"] for row in labels],
             "pretrain_seed": [row["seed"] for row in labels],
         }
-        derived.refuse_counted_twice(found, joined["noise"], joined["pretrain_seed"])
+        derived.refuse_counted_twice(found, of_encoders["noise"], of_encoders["pretrain_seed"])
         columns = []
         for column in schemas.CELLS_SCHEMA:
-            if column.name in joined:
-                columns.append(pa.array(joined[column.name], column.type))
+            if column.name in of_encoders:
+                columns.append(pa.array(of_encoders[column.name], column.type))
             elif column.name in found.column_names:
                 columns.append(found[column.name].cast(column.type))
             else:
                 columns.append(pa.nulls(found.num_rows, column.type))
-        made = pa.Table.from_arrays(columns, schema=schemas.CELLS_SCHEMA)
-        places = {address: at for at, address in enumerate(self.plan.steps)}
-        rank = pa.array([places[address] for address in found["address"].to_pylist()])
-        return made.take(pc.sort_indices(rank))
+        cells = pa.Table.from_arrays(columns, schema=schemas.CELLS_SCHEMA)
+        positions = {address: at for at, address in enumerate(self.plan.steps)}
+        rank = pa.array([positions[address] for address in found["address"].to_pylist()])
+        return cells.take(pc.sort_indices(rank))
 
     def _spectra(self) -> Iterator[dict[str, Any]]:
         for step, _ in self.done("features"):
@@ -327,8 +347,9 @@ class _Found:
                 }
 
     def _in_domains(self, rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """Each row of an image set in every domain that has a task over it: the test images of an
-        ID task may be another's OOD test too.
+        """Each row of an image set, once for each domain that has a task over these images.
+
+        The test images of an ID task can be the OOD test of another task too.
         """
         domains: dict[str, set[str]] = {}
         for task in self.plan.tasks:
@@ -337,25 +358,25 @@ class _Found:
             for domain in sorted(domains[row["images"]]):
                 yield {**row, "domain": domain}
 
-    def _named(self) -> Iterator[dict[str, Any]]:
-        """The rows of the cells of the named encoders alone."""
-        cells = [step.address for step, _ in self.done("tune", named=True)]
+    def _pretrained_cells(self) -> Iterator[dict[str, Any]]:
+        """The rows of the cells of pretrained encoders."""
+        cells = [step.address for step, _ in self.done("tune", of_pretrained=True)]
         for labels, row in self._cell_rows(cells):
             yield {**row, **labels}
 
     def _cell_rows(
         self, addresses: Sequence[str]
     ) -> Iterator[tuple[Mapping[str, str | float | int], dict[str, Any]]]:
-        """The rows of some cells with their steps' labels, in the plan's order."""
+        """The rows of some cells with their steps' labels, in the order of `addresses`."""
         found = self.store.cells(addresses)
         rank = {address: at for at, address in enumerate(addresses)}
         rows = [] if found is None else found.to_pylist()
         for row in sorted(rows, key=lambda row: rank[row["address"]]):
             yield self.plan.steps[row["address"]].labels, row
 
-    def _named_spectra(self) -> Iterator[dict[str, Any]]:
-        """The spectra of the named encoders' features alone."""
-        for step, _ in self.done("features", named=True):
+    def _pretrained_spectra(self) -> Iterator[dict[str, Any]]:
+        """The spectra of pretrained encoders' features."""
+        for step, _ in self.done("features", of_pretrained=True):
             for row in self._read(step, "spectrum.parquet"):
                 yield {**step.labels, **row, "address": step.address}
 
@@ -389,8 +410,26 @@ class _Found:
             }
 
 
+def _coordinates(address: str) -> dict[str, Any]:
+    """The columns of PROBLEMS_SCHEMA that an address gives; none for a text that is no step's."""
+    try:
+        step = parse_step(address)
+    except AddressError:
+        return {}
+    found: dict[str, Any] = {}
+    if isinstance(step, NoiseAddress):
+        found["noise"] = step.level
+    run = step.of if isinstance(step, FeaturesAddress | CellAddress) else step
+    if isinstance(run, RunAddress):
+        found |= {"noise": run.level, "seed": run.seed}
+    if isinstance(step, CellAddress):
+        trial = step.trial
+        found |= {"task": step.task, "method": trial.method, "label_noise": trial.label_noise}
+    return found
+
+
 def _table(
     rows: Iterator[dict[str, Any]] | Sequence[dict[str, Any]], schema: pa.Schema
 ) -> pa.Table:
-    """Rows as a table of the schema; fields it does not name are left out."""
+    """Rows as a table of a schema, without the fields that the schema lacks."""
     return pa.Table.from_pylist(list(rows), schema=schema)

@@ -1,4 +1,4 @@
-"""What an experiment asks of Ray, against what Ray has."""
+"""The resources that an experiment asks for, compared with Ray's."""
 
 import pytest
 
@@ -20,7 +20,7 @@ EVERY = ("pretrain", "features", "tune")
         ("tuning.gpus=1.5", "tune", "tuning asks for 1 CPUs and 1.5 GPUs in one process"),
     ],
 )
-def test_what_is_lacking_is_said_while_there_is_a_step_that_wants_it(
+def test_missing_resources_are_reported_while_a_step_needs_them(
     override: str, kind: str, said: str
 ) -> None:
     asks = load.load(overrides=[override])
@@ -29,5 +29,5 @@ def test_what_is_lacking_is_said_while_there_is_a_step_that_wants_it(
     assert not [*lacking(asks, HAVE, set(EVERY) - {kind})]
 
 
-def test_what_fits_is_nothing_to_say() -> None:
+def test_nothing_is_reported_if_all_fits() -> None:
     assert not [*lacking(load.load(overrides=["tuning.gpus=0.5"]), HAVE, EVERY)]

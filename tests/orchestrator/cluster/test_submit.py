@@ -1,4 +1,4 @@
-"""What `submit` refuses before anything is sent."""
+"""`submit` refuses mistakes before it sends anything."""
 
 from pathlib import Path
 
@@ -41,7 +41,7 @@ def test_a_file_outside_the_folder_that_is_sent_is_refused(
     assert "inside this folder" in capsys.readouterr().err
 
 
-def test_a_cluster_that_does_not_answer_is_named_with_the_way_to_it(
+def test_a_cluster_that_does_not_answer_is_named_with_a_remedy(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     address = f"http://127.0.0.1:{free_port()}"

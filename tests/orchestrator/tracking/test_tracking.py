@@ -1,4 +1,4 @@
-"""MLflow as a mirror: a real database, a real server, and nothing twice."""
+"""The mirror in MLflow: a real database, a real server, and nothing logged twice."""
 
 import importlib.util
 from collections import Counter
@@ -79,8 +79,8 @@ def runs_of(uri: str) -> list[Run]:
     return list(client.search_runs([found.experiment_id], max_results=1000))
 
 
-def shown(made: Plan) -> list[str]:
-    """Addresses of the runs that show a plan: one a step, one an encoder and method for cells."""
+def run_addresses(made: Plan) -> list[str]:
+    """Addresses of a plan's runs: one for each step; the cells of an encoder and method are one."""
     steps = [step.address for step in made.steps.values() if step.kind != "tune"]
     return [*steps, *groups(made), f"sweep/{made.experiment.name}"]
 
@@ -89,12 +89,12 @@ def addresses(uri: str) -> Counter[str]:
     return Counter(run.data.tags["nml.address"] for run in runs_of(uri))
 
 
-def test_a_sweep_is_one_parent_and_one_child_a_step(
+def test_a_sweep_is_one_parent_with_a_child_for_each_step(
     small: Plan, store: Store, tmp_path: Path
 ) -> None:
     uri = database(tmp_path)
     assert mirror_all(small, store, uri, []).close(record(tmp_path))
-    assert addresses(uri) == Counter(shown(small))
+    assert addresses(uri) == Counter(run_addresses(small))
     runs = {run.data.tags["nml.address"]: run for run in runs_of(uri)}
     parent = runs["sweep/demo"]
     for address, step in small.steps.items():
@@ -153,9 +153,7 @@ def test_shares_of_less_than_a_percent_have_steps_of_their_own(
     assert run.data.tags["nml.step_unit"] == "1/10 percent"
 
 
-def test_cells_that_come_later_renew_their_run_and_leave_no_second(
-    store: Store, tmp_path: Path
-) -> None:
+def test_later_cells_replace_their_groups_run(store: Store, tmp_path: Path) -> None:
     uri = database(tmp_path)
     overrides = ["tuning.fractions=[10,100]", "tasks=[digits]"]
     made = build.build(load.load(noise="10", overrides=overrides))
@@ -171,7 +169,7 @@ def test_cells_that_come_later_renew_their_run_and_leave_no_second(
     commit(store, last)
     assert sync(made, store, uri, record(tmp_path)) == 1
     assert of_last().data.tags["nml.cells"] == "2 of 2"
-    assert addresses(uri) == Counter(shown(made))
+    assert addresses(uri) == Counter(run_addresses(made))
 
 
 def test_runs_say_which_corpus_and_which_encoder_they_read(
@@ -208,7 +206,7 @@ def test_the_sweeps_description_is_the_reports_verdicts(
     assert len(note) < 8000
 
 
-def test_a_defect_of_our_own_is_not_told_as_a_server_that_is_away(
+def test_a_defect_of_our_own_is_not_reported_as_a_dead_server(
     small: Plan, store: Store, tmp_path: Path
 ) -> None:
     step = small.of_kind("tune")[0]
@@ -247,9 +245,7 @@ def test_mirroring_again_makes_no_second_run_and_no_second_point(
     assert addresses(uri) == before
 
 
-def test_a_report_that_gains_a_level_adds_its_point_alone(
-    small: Plan, store: Store, tmp_path: Path
-) -> None:
+def test_a_new_level_adds_only_its_point(small: Plan, store: Store, tmp_path: Path) -> None:
     uri = database(tmp_path)
     mirror_all(small, store, uri, []).close(record(tmp_path))
     more = (*POINTS, ("id/lp/accuracy", 20.0, 80.0))
@@ -261,9 +257,7 @@ def test_a_report_that_gains_a_level_adds_its_point_alone(
     assert [(p.step, p.value) for p in history] == [(0, 90.0), (10, 85.0), (20, 80.0)]
 
 
-def test_a_metric_that_is_gone_is_not_shown_any_more(
-    small: Plan, store: Store, tmp_path: Path
-) -> None:
+def test_a_removed_metric_is_not_shown(small: Plan, store: Store, tmp_path: Path) -> None:
     uri = database(tmp_path)
     gone = (*POINTS, ("id/mlp/accuracy", 0.0, 80.0))
     mirror_all(small, store, uri, []).close(record(tmp_path, gone))
@@ -279,7 +273,7 @@ def test_points_that_changed_replace_the_sweeps_run(
     mirror_all(small, store, uri, []).close(record(tmp_path))
     changed = record(tmp_path, (("id/lp/accuracy", 0.0, 91.0),))
     assert Tracker(small, store, uri).close(changed)
-    assert addresses(uri) == Counter(shown(small))
+    assert addresses(uri) == Counter(run_addresses(small))
     parent = next(run for run in runs_of(uri) if run.data.tags["nml.kind"] == "sweep")
     assert parent.data.metrics == {"id/lp/accuracy": 91.0}
     children = {run.data.tags.get("mlflow.parentRunId") for run in runs_of(uri)} - {None}
@@ -295,7 +289,7 @@ def test_two_stores_may_share_a_server(small: Plan, store: Store, tmp_path: Path
     assert set(addresses(uri).values()) == {2}
 
 
-def test_a_tracking_store_that_cannot_be_opened_costs_one_line(
+def test_a_tracking_store_that_cannot_be_opened_prints_one_line(
     small: Plan, store: Store, tmp_path: Path
 ) -> None:
     (tmp_path / "mlflow.db").write_bytes(b"this is not a database, " * 100)
@@ -308,7 +302,7 @@ def test_a_tracking_store_that_cannot_be_opened_costs_one_line(
 @pytest.mark.skipif(
     importlib.util.find_spec("psycopg") is not None, reason="the driver is installed"
 )
-def test_a_database_without_its_driver_is_told_as_that(
+def test_a_database_without_its_driver_is_reported_as_such(
     small: Plan, store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     uri = "postgresql://me:tr0ub4dor@127.0.0.1/mlflow"
