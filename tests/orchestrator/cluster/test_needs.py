@@ -11,21 +11,25 @@ EVERY = ("pretrain", "features", "tune")
 
 
 @pytest.mark.parametrize(
-    ("override", "kind", "said"),
+    ("override", "kind", "expected"),
     [
         ("pretrain.resources.workers=5", "pretrain", "pretrain.resources asks for 5 CPUs"),
-        ("pretrain.resources.gpus_per_worker=2", "pretrain", "2 GPUs a run, Ray has 4 and 1"),
+        (
+            "pretrain.resources.gpus_per_worker=2",
+            "pretrain",
+            "2 GPUs for a run, but Ray has 4 and 1",
+        ),
         ("features.gpus_per_worker=2", "features", "features asks for 1 CPUs and 2 GPUs"),
         ("tuning.cpus=3", "tune", "largest node has 2 and 1; lower it"),
         ("tuning.gpus=1.5", "tune", "tuning asks for 1 CPUs and 1.5 GPUs in one process"),
     ],
 )
 def test_missing_resources_are_reported_while_a_step_needs_them(
-    override: str, kind: str, said: str
+    override: str, kind: str, expected: str
 ) -> None:
     asks = load.load(overrides=[override])
     (sentence,) = lacking(asks, HAVE, EVERY)
-    assert said in sentence
+    assert expected in sentence
     assert not [*lacking(asks, HAVE, set(EVERY) - {kind})]
 
 

@@ -76,7 +76,7 @@ def test_too_many_predictions_are_left_out_with_a_remark(
         derived.predictions([cell(store, [True] * 3, ["a", "b", "c"])], store, 100.0, remarks)
     )
     assert remarks[0]["status"] == "skipped"
-    assert "3 answers in 1 cells are more than the report reads (2)" in remarks[0]["reason"]
+    assert "3 predictions in 1 cells are more than the report reads (2)" in remarks[0]["reason"]
 
 
 def test_quarantined_rows_are_counted_with_their_reasons() -> None:

@@ -50,7 +50,7 @@ def filled(
     return store.root
 
 
-def told(storage: Folder, a: str, b: str) -> Comparison:
+def compared(storage: Folder, a: str, b: str) -> Comparison:
     return compare(f"pretrain/{RUN}/{a}", f"pretrain/{RUN}/{b}", storage)
 
 
@@ -59,7 +59,7 @@ def paths(found: Comparison) -> set[str]:
 
 
 def test_two_levels_of_a_seed_differ_only_in_noise(tmp_path: Path) -> None:
-    found = told(filled(tmp_path, planned()), "noise=0/seed=0", "noise=10/seed=0")
+    found = compared(filled(tmp_path, planned()), "noise=0/seed=0", "noise=10/seed=0")
     assert found.noise_alone
     assert found.verdict() == "These two runs differ only in noise."
     (pair,) = found.pairs
@@ -74,7 +74,7 @@ def test_two_levels_of_a_seed_differ_only_in_noise(tmp_path: Path) -> None:
 
 
 def test_two_seeds_differ_in_more_than_noise(tmp_path: Path) -> None:
-    found = told(filled(tmp_path, planned()), "noise=0/seed=0", "noise=0/seed=1")
+    found = compared(filled(tmp_path, planned()), "noise=0/seed=0", "noise=0/seed=1")
     assert not found.noise_alone
     assert paths(found) == {"spec.seed", "card.initial_weights_sha256"}
     assert "in more than noise: card.initial_weights_sha256, spec.seed" in found.verdict()
@@ -82,7 +82,7 @@ def test_two_seeds_differ_in_more_than_noise(tmp_path: Path) -> None:
 
 def test_whole_folders_are_compared_pair_by_pair(tmp_path: Path) -> None:
     storage = filled(tmp_path, planned())
-    found = told(storage, "noise=0", "noise=10")
+    found = compared(storage, "noise=0", "noise=10")
     assert [pair.first[-6:] for pair in found.pairs] == ["seed=0", "seed=1"]
     assert found.noise_alone
     features = compare(f"features/{RUN}/noise=0", f"features/{RUN}/noise=10", storage)
@@ -146,7 +146,7 @@ def test_equal_stores_do_not_differ_and_a_missing_step_is_named(tmp_path: Path) 
 def test_a_missing_input_does_not_count_as_noise(tmp_path: Path) -> None:
     storage = filled(tmp_path, planned())
     Store(storage).output("noise/digits/symmetric/level=10").delete()
-    found = told(storage, "noise=0/seed=0", "noise=10/seed=0")
+    found = compared(storage, "noise=0/seed=0", "noise=10/seed=0")
     assert not found.noise_alone
     assert any(path.startswith("inputs.noise") for path in paths(found))
     assert "no longer in its store" in found.pairs[0].beside[0]
@@ -154,7 +154,7 @@ def test_a_missing_input_does_not_count_as_noise(tmp_path: Path) -> None:
 
 def test_uncommitted_changes_are_reported(tmp_path: Path) -> None:
     storage = filled(tmp_path, planned(), provenance={**MADE, "dirty": True})
-    found = told(storage, "noise=0/seed=0", "noise=10/seed=0")
+    found = compared(storage, "noise=0/seed=0", "noise=10/seed=0")
     assert found.noise_alone
     assert "uncommitted changes" in found.pairs[0].beside[0]
 

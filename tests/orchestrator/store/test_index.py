@@ -213,9 +213,7 @@ def test_cells_of_pretrained_encoders_go_through_it_like_all_others(
     monkeypatch.setattr(index, "KEEP_ROWS", 1)
     before = collect.collect(made, store)
     of_encoders = [s for s in made.of_kind("tune") if not s.labels["label_noise"]]
-    assert [row["address"] for row in before.pretrained.to_pylist()] == [
-        s.address for s in of_encoders
-    ]
+    assert [row["address"] for row in before.named.to_pylist()] == [s.address for s in of_encoders]
     assert before.relabelled.num_rows == len(of_encoders)
     assert all(s.labels["encoder"] for s in of_encoders)
 
@@ -224,5 +222,5 @@ def test_cells_of_pretrained_encoders_go_through_it_like_all_others(
 
     monkeypatch.setattr(Store, "cell", refuse)
     after = collect.collect(made, store)
-    assert after.pretrained.equals(before.pretrained)
+    assert after.named.equals(before.named)
     assert after.relabelled.equals(before.relabelled)

@@ -65,8 +65,8 @@ def database(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path}/mlflow.db"
 
 
-def mirror_all(made: Plan, store: Store, uri: str, said: list[str], **words: object) -> Tracker:
-    tracker = Tracker(made, store, uri, say=said.append)
+def mirror_all(made: Plan, store: Store, uri: str, messages: list[str], **words: object) -> Tracker:
+    tracker = Tracker(made, store, uri, say=messages.append)
     for step in made.steps.values():
         if store.manifest(step.address) is None:
             tracker.commit(step, commit(store, step))
@@ -213,11 +213,11 @@ def test_a_defect_of_our_own_is_not_reported_as_a_dead_server(
     for other in small.steps.values():
         commit(store, other)
     store.output(step.address).write_bytes("cell.parquet", b"not a table")
-    said: list[str] = []
-    tracker = Tracker(small, store, database(tmp_path), say=said.append)
+    messages: list[str] = []
+    tracker = Tracker(small, store, database(tmp_path), say=messages.append)
     assert not tracker.close(record(tmp_path))
-    assert len(said) == 1
-    assert "does not answer" not in said[0]
+    assert len(messages) == 1
+    assert "does not answer" not in messages[0]
     with pytest.raises(TrackingError, match="nml-orch --debug sync"):
         sync(small, store, database(tmp_path), record(tmp_path))
 
@@ -293,10 +293,10 @@ def test_a_tracking_store_that_cannot_be_opened_prints_one_line(
     small: Plan, store: Store, tmp_path: Path
 ) -> None:
     (tmp_path / "mlflow.db").write_bytes(b"this is not a database, " * 100)
-    said: list[str] = []
-    assert not mirror_all(small, store, database(tmp_path), said).close(record(tmp_path))
-    assert len(said) == 1
-    assert "nml-orch sync" in said[0]
+    messages: list[str] = []
+    assert not mirror_all(small, store, database(tmp_path), messages).close(record(tmp_path))
+    assert len(messages) == 1
+    assert "nml-orch sync" in messages[0]
 
 
 @pytest.mark.skipif(
@@ -306,16 +306,16 @@ def test_a_database_without_its_driver_is_reported_as_such(
     small: Plan, store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     uri = "postgresql://me:tr0ub4dor@127.0.0.1/mlflow"
-    said: list[str] = []
-    assert not mirror_all(small, store, uri, said).close(record(tmp_path))
-    assert len(said) == 1
+    messages: list[str] = []
+    assert not mirror_all(small, store, uri, messages).close(record(tmp_path))
+    assert len(messages) == 1
     with pytest.raises(TrackingError) as raised:
         sync(small, store, uri, record(tmp_path))
     assert _run(["ui", "--uri", uri]) == 2
-    for told in (said[0], str(raised.value), capsys.readouterr().err):
-        assert "cannot open postgresql://***@127.0.0.1/mlflow here" in told
-        assert "No module named 'psycopg" in told
-        assert "defect" not in told
+    for message in (messages[0], str(raised.value), capsys.readouterr().err):
+        assert "cannot open postgresql://***@127.0.0.1/mlflow here" in message
+        assert "No module named 'psycopg" in message
+        assert "defect" not in message
 
 
 def test_fractional_levels_never_share_a_step() -> None:
