@@ -19,7 +19,7 @@ from orchestrator.plan import build
 from orchestrator.plan.plan import Plan
 from orchestrator.plan.states import StepState, StepStatus
 from orchestrator.results import collect
-from orchestrator.results.collect import _FinishedSteps
+from orchestrator.results.tables import FinishedSteps
 from orchestrator.store.store import Store
 from orchestrator.tracking.runs import RunViews, groups
 
@@ -86,7 +86,7 @@ def test_a_problem_has_the_coordinates_of_its_address(
         "corpus/c": (None, None, None, None, None),
     }
     failed = dict.fromkeys(expected, StepStatus(StepState.FAILED, "too warm, or too cold"))
-    readout = _FinishedSteps(planned(), store).readout(failed, [])
+    readout = FinishedSteps(planned(), store).readout(failed, [])
     names = ("noise", "seed", "task", "method", "label_noise")
     rows = {row["address"]: tuple(map(row.get, names)) for row in readout.problems.to_pylist()}
     assert rows == expected

@@ -14,7 +14,7 @@ from orchestrator.cli import _run
 from orchestrator.experiment import load
 from orchestrator.plan import build
 from orchestrator.plan.plan import Plan
-from orchestrator.results.collect import _FinishedSteps
+from orchestrator.results.tables import FinishedSteps
 from orchestrator.store.store import Store
 
 SETS = ["tuning.fractions=[100]", "tasks=[digits]", "tuning.label_noise=[0,40]"]
@@ -131,7 +131,7 @@ def test_test_images_of_an_id_task_count_in_every_domain_that_tests_on_them(
     planned = build.build(load.load(noise="0,10", overrides=[tasks]))
     made = Store(Folder.of(tmp_path))
     synthetic.fill(planned, made)
-    spectra = _FinishedSteps(planned, made).readout({}, []).spectra.to_pylist()
+    spectra = FinishedSteps(planned, made).readout({}, []).spectra.to_pylist()
     domains: dict[str, set[str]] = {
         images: set() for images in ("domainnet-real", "domainnet-sketch")
     }
@@ -145,5 +145,5 @@ def test_cells_that_were_not_planned_are_not_missing(tmp_path: Path) -> None:
     planned = build.build(load.load("digits-clip", noise="0", overrides=sets))
     made = Store(Folder.of(tmp_path))
     synthetic.fill(planned, made)
-    done, asked = _FinishedSteps(planned, made).readout({}, []).finished()
+    done, asked = FinishedSteps(planned, made).readout({}, []).finished()
     assert done == asked == len(planned.of_kind("tune"))
