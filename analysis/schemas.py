@@ -139,10 +139,19 @@ PROBLEMS_SCHEMA = pa.schema(
     [
         pa.field("address", pa.string(), nullable=False),
         pa.field("status", pa.string(), nullable=False),  # failed, blocked, missing, skipped, ...
+        pa.field("noise", pa.float64()),  # pre-training noise level, percent
+        pa.field("seed", pa.int64()),  # of pre-training
+        pa.field("task", pa.string()),
+        pa.field("method", pa.string()),
+        pa.field("label_noise", pa.float64()),  # downstream, percent
         pa.field("reason", pa.string()),
     ]
 )
-"""One row for each step without a result, or with something left out or quarantined."""
+"""One row for each step without a result, or with something left out or quarantined.
+
+A column is null if the step has no such thing: a corpus has no noise level, features have no task,
+a pretrained encoder's cells have no noise level and no pre-training seed.
+"""
 
 SUMMARY_SCHEMA = pa.schema(
     [

@@ -141,7 +141,7 @@ def test_its_two_levels_differ_in_noise_alone(swept: Path, run: Run) -> None:
     code, output = run(swept, "diff", f"{encoder}/noise=0", f"{encoder}/noise=20")
     assert code == 0, output
     assert "inputs.noise.spec.level: 0.0 -> 20.0" in output
-    assert output.splitlines()[-1] == "These two runs differ in noise alone."
+    assert output.splitlines()[-1] == "These two runs differ only in noise."
     code, output = run(swept, "diff", f"{encoder}/noise=0", f"{encoder}/noise=02")
     assert code == 2
     assert f"did you mean {encoder}/noise=0" in output

@@ -92,13 +92,12 @@ def _done(readout: Readout, merged: bool) -> Counter[Square]:
 
 
 def _failed(readout: Readout, merged: bool) -> set[Square]:
-    """The squares with a failed or blocked cell, read from the addresses."""
-    found: set[Square] = set()
-    for row in readout.problems.to_pylist():
-        parts = row["address"].split("/")
-        if row["status"] in ("failed", "blocked") and parts[0] == "tune" and len(parts) >= 8:
-            noise, seed = parts[-6].removeprefix("noise="), parts[-5].removeprefix("seed=")
-            if seed.isdigit() and noise.replace(".", "", 1).isdigit():
-                method = "" if merged else parts[-3]
-                found.add((parts[-4], method, float(noise), int(seed)))
-    return found
+    """The squares with a failed or blocked cell.
+
+    Cells with downstream label noise are left out: the figure counts only clean cells.
+    """
+    return {
+        (row["task"], "" if merged else row["method"], row["noise"], row["seed"])
+        for row in readout.problems.to_pylist()
+        if row["status"] in ("failed", "blocked") and row["task"] and not row["label_noise"]
+    }

@@ -1,4 +1,4 @@
-"""`python -m orchestrator.cli`: `nml-orch`, where no other `orchestrator` comes first."""
+"""`python -m orchestrator.cli` is `nml-orch`, unless another `orchestrator` is found first."""
 
 from nml_orch import main
 

@@ -70,11 +70,11 @@ def command(first: str, second: str, storage: str, verbose: bool, as_json: bool)
 def _lines(found: Comparison, verbose: bool) -> Iterator[str]:
     """First the pairs that differ in more than noise; last the verdict."""
     ordered = sorted(found.pairs, key=lambda pair: not pair.differs)
-    shown = ordered if verbose else ordered[:PAIRS_SHOWN]
-    for pair in shown:
+    printed = ordered if verbose else ordered[:PAIRS_SHOWN]
+    for pair in printed:
         yield from _pair(pair, verbose)
-    if len(ordered) > len(shown):
-        yield f"... and {len(ordered) - len(shown)} more pairs; -v lists them\n"
+    if len(ordered) > len(printed):
+        yield f"... and {len(ordered) - len(printed)} more pairs; -v lists them\n"
     for address in found.alone if verbose else found.alone[:ALONE_SHOWN]:
         yield f"alone      {address}"
     if len(found.alone) > ALONE_SHOWN and not verbose:
@@ -93,8 +93,8 @@ def _pair(pair: Pair, verbose: bool) -> Iterator[str]:
     else:
         yield f"  identical  {len(pair.identical)} fields"
         if pair.results:
-            yield f"  result     {len(pair.results)} numbers and digests, as a result may"
-    yield from (f"  beside     {words}" for words in pair.beside)
+            yield f"  result     {len(pair.results)} numbers and digests differ, as results may"
+    yield from (f"  beside     {remark}" for remark in pair.beside)
     yield ""
 
 

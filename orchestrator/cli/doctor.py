@@ -31,30 +31,31 @@ def command(chosen: Chosen, no_ray: bool, cluster_file: Path | None) -> int:
     With RAY_ADDRESS, every node of that cluster is checked for its versions and access to storage.
     """
     failed = 0
-    for name, (passed, words) in _checks(chosen, no_ray, cluster_file):
+    for name, (passed, message) in _checks(chosen, no_ray, cluster_file):
         failed += not passed
-        click.echo(f"{'ok  ' if passed else 'FAIL'}  {name:<10} {words}")
+        click.echo(f"{'ok  ' if passed else 'FAIL'}  {name:<10} {message}")
     return 1 if failed else 0
 
 
 def _checks(chosen: Chosen, no_ray: bool, cluster_file: Path | None) -> Iterator[tuple[str, Check]]:
     yield "versions", _versions()
     yield "experiment", (True, f"{chosen.experiment.name}: {len(chosen.plan.steps)} steps planned")
-    yield "storage", _guarded(lambda: _storage(chosen))
+    yield "storage", _run(lambda: _storage(chosen))
     yield "disk", _disk(chosen)
-    yield "tracking", _guarded(lambda: _tracking(chosen))
+    yield "tracking", _run(lambda: _tracking(chosen))
     if cluster_file is not None:
-        yield "cluster", _guarded(lambda: _cluster(cluster_file))
+        yield "cluster", _run(lambda: _cluster(cluster_file))
     if not no_ray:
-        yield "ray", _guarded(lambda: _ray(chosen))
+        yield "ray", _run(lambda: _ray(chosen))
 
 
-def _guarded(check: Callable[[], Check]) -> Check:
+def _run(check: Callable[[], Check]) -> Check:
+    """The check's result. An error of the check is a failed check."""
     from orchestrator.run.executor import failure_of
 
     try:
         return check()
-    except Exception as error:  # a check's own failure is its finding
+    except Exception as error:
         return False, failure_of(error).sentence
 
 
@@ -93,7 +94,7 @@ def _tracking(chosen: Chosen) -> Check:
         return True, "switched off in the experiment file"
     uri = resolve_uri(chosen.experiment.tracking.uri)
     if uri.startswith("sqlite:////") and not Path(uri.removeprefix("sqlite:///")).exists():
-        return True, f"{uri} (made by the first sweep)"
+        return True, f"{uri} (the first sweep creates it)"
     pages(uri, uri)
     return True, f"{redact(uri)} answers"
 
@@ -104,7 +105,7 @@ def _cluster(file: Path) -> Check:
     content = launch.validate(file)
     wrong = [
         *launch.pins(content).differences(),
-        *(f"it listens on every address: {line}" for line in launch.open_to_the_world(content)),
+        *(f"it listens on every address: {line}" for line in launch.public_listeners(content)),
     ]
     if wrong:
         return False, f"{file}: {'; '.join(wrong)}"
@@ -121,7 +122,6 @@ def _ray(chosen: Chosen) -> Check:
         have = cluster.resources()
         nodes.check(chosen.store.root)
     found = f"{have.nodes} node(s), {have.cpus:g} CPUs, {have.gpus:g} GPUs"
-    wanting = [
-        *lacking(chosen.experiment, have, {step.kind for step in chosen.plan.steps.values()})
-    ]
-    return (False, "; ".join(wanting)) if wanting else (True, found)
+    kinds = {step.kind for step in chosen.plan.steps.values()}
+    missing = list(lacking(chosen.experiment, have, kinds))
+    return (False, "; ".join(missing)) if missing else (True, found)

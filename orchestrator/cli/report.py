@@ -36,9 +36,9 @@ def command(chosen: Chosen, out: str | None, tex: bool, rotation: bool) -> None:
             raise UserError(
                 f"--out {out} cannot be written ({error.strerror or error}); name another folder"
             ) from error
-    folder = out or report.place.uri
+    folder = out or report.folder.uri
     if tex:
-        names = sorted(name for name, _ in report.place.files() if name.endswith(".tex"))
+        names = sorted(name for name, _ in report.folder.files() if name.endswith(".tex"))
         for name in names:
             click.echo(f"{folder}/{name}")
     else:

@@ -49,7 +49,7 @@ def command(chosen: Chosen, as_json: bool, watch: bool) -> None:
 
 
 def _json(chosen: Chosen, found: Mapping[str, StepStatus]) -> str:
-    """An object with a line for each step: indented deeper, 50,000 take a second more."""
+    """An object with one line for each step: more indentation costs a second for 50,000."""
     entry = json.JSONEncoder().encode
     lines = (
         f"  {entry(address)}: "
@@ -85,28 +85,28 @@ def _watch(chosen: Chosen) -> None:
 
 
 def _page(chosen: Chosen, found: Mapping[str, StepStatus]) -> Iterator[str]:
-    """What a person reads: the counts, the matrix, one line a reason."""
+    """The page as lines: the counts, the matrices, one line for each reason."""
     from orchestrator.plan.assess import reasons
 
     counts = Counter(status.state for status in found.values())
     yield f"{chosen.experiment.name} in {chosen.store.root.uri}"
-    told = ", ".join(f"{counts[state]:,} {state}" for state in StepState if counts[state])
-    yield f"{told}  ({100 * counts[StepState.DONE] / len(found):.0f} % of {len(found):,} steps)"
+    listed = ", ".join(f"{counts[state]:,} {state}" for state in StepState if counts[state])
+    yield f"{listed}  ({100 * counts[StepState.DONE] / len(found):.0f} % of {len(found):,} steps)"
     for across in ("noise", "encoder"):
         matrix = list(_matrix(chosen, found, across))
         yield from ("", *matrix) if matrix else ()
-    told_reasons = list(reasons(found))
-    if told_reasons:
+    found_reasons = list(reasons(found))
+    if found_reasons:
         yield ""
-    for status, address, count in told_reasons[:REASONS]:
+    for status, address, count in found_reasons[:REASONS]:
         more = f" (and {count - 1:,} more)" if count > 1 else ""
         yield f"{status.state} {address}{more}: {status.reason}"
-    if len(told_reasons) > REASONS:
-        yield f"... and {len(told_reasons) - REASONS:,} more reasons; --json lists them"
+    if len(found_reasons) > REASONS:
+        yield f"... and {len(found_reasons) - REASONS:,} more reasons; --json lists them"
 
 
 def _matrix(chosen: Chosen, found: Mapping[str, StepStatus], across: str) -> Iterator[str]:
-    """One row a stage or a task's method; done of planned in each cell.
+    """One row for each stage, and for each task and method; its cells say done of planned.
 
     A column is a noise level, or (across="encoder") a pretrained encoder.
     """
@@ -129,16 +129,16 @@ def _matrix(chosen: Chosen, found: Mapping[str, StepStatus], across: str) -> Ite
     if not rows:
         return
     cells = {
-        row: [_cell(words[c]) if c in words else "-" for c in columns]
-        for row, words in rows.items()
+        row: [_cell(states[c]) if c in states else "-" for c in columns]
+        for row, states in rows.items()
     }
     head = "noise in percent" if across == "noise" else "pretrained encoder"
     names = [_name(column) for column in columns]
     title = max(len(head), *(len(_title(row)) for row in rows)) + 2
     width = max(8, 2 + max(len(cell) for row in (names, *cells.values()) for cell in row))
     yield f"{head:{title}}" + "".join(f"{name:>{width}}" for name in names)
-    for row, words in cells.items():
-        yield f"{_title(row):{title}}" + "".join(f"{word:>{width}}" for word in words)
+    for row, texts in cells.items():
+        yield f"{_title(row):{title}}" + "".join(f"{text:>{width}}" for text in texts)
 
 
 def _name(column: str | float | int) -> str:
@@ -150,7 +150,7 @@ def _title(row: tuple[str, ...]) -> str:
 
 
 def _cell(states: Counter[StepState]) -> str:
-    """`2/4`, with a mark for the worst that is among them."""
+    """`2/4`, with a mark for the worst state."""
 
     marks = {
         StepState.FAILED: "!",

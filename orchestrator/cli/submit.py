@@ -62,15 +62,15 @@ def command(
         )
     where = address or DEFAULT_ADDRESS
     if not (attach or stop or listing):
-        parcel, name = _prepare(words, name, limit_mb)
+        files, name = _prepare(words, name, limit_mb)
         cluster = Cluster(where)
-        cluster.submit(name, words, parcel)
-        click.echo(f"sent {name}: {len(parcel.files)} files, {parcel.bytes / 1e6:.1f} MB", err=True)
+        cluster.submit(name, words, files)
+        click.echo(f"sent {name}: {len(files.files)} files, {files.bytes / 1e6:.1f} MB", err=True)
         return 0 if detach else _follow(cluster, name)
     cluster = Cluster(where)
     if listing:
         for job in cluster.jobs():
-            click.echo(f"{job.name:<40} {job.status.lower():<10} {job.words}")
+            click.echo(f"{job.name:<40} {job.status.lower():<10} {job.arguments}")
         return 0
     if stop:
         cluster.stop(stop)
@@ -84,7 +84,7 @@ def _prepare(words: tuple[str, ...], name: str | None, limit_mb: float | None) -
     """The files to send and the job's name, after the sweep has been validated."""
     from orchestrator.cli import sweep
     from orchestrator.cli.options import choose
-    from orchestrator.cluster.working_dir import LIMIT_MB, pack
+    from orchestrator.cluster.working_dir import LIMIT_MB, working_dir
 
     parsed = sweep.command.make_context("sweep", list(words)).params
     parsed.pop("force")
@@ -98,8 +98,8 @@ def _prepare(words: tuple[str, ...], name: str | None, limit_mb: float | None) -
             f"storage = {storage!r} would be in the job's own folder on the cluster, which is "
             f"deleted with the job; give --storage a bucket, or a path that every node has"
         )
-    made = name or f"{experiment.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    return pack(here, limit_mb or LIMIT_MB), made
+    job = name or f"{experiment.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return working_dir(here, limit_mb or LIMIT_MB), job
 
 
 def _refuse_outside(file: Path, here: Path) -> None:

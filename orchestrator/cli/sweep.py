@@ -39,14 +39,14 @@ def command(chosen: Chosen, force: bool) -> int:
         chosen.plan, chosen.store, force=force, say=lambda line: click.echo(line, err=True)
     )
     if ending.report:
-        for line in (*_summary(ending.report.summary), *_pretrained(ending.report.named)):
+        for line in (*_summary(ending.report.summary), *_pretrained(ending.report.pretrained)):
             click.echo(line)
     counts = [f"{ending.count(state)} {state}" for state in StepState if ending.count(state)]
     click.echo(f"\n{', '.join(counts)} in {ending.seconds:.0f} s")
     for line in _failures(ending.results):
         click.echo(line)
     if ending.report:
-        click.echo(f"report   {ending.report.place.uri}/report.html")
+        click.echo(f"report   {ending.report.folder.uri}/report.html")
     if ending.tracking:
         hint = "  (browse it: nml-orch ui)" if ending.tracking.startswith("sqlite:") else ""
         click.echo(f"MLflow   {redact(ending.tracking)}{hint}")
@@ -102,7 +102,7 @@ def _pretrained(summary: pa.Table) -> Iterator[str]:
 
 
 def _failures(results: Mapping[str, StepStatus]) -> Iterator[str]:
-    """One line a reason, with the first step that failed for it and how many more did."""
+    """One line for each reason, with the first failed step and the number of others."""
 
     by_reason: dict[str, list[str]] = {}
     for address, result in results.items():

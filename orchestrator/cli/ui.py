@@ -16,7 +16,7 @@ def command(port: int, uri: str | None) -> None:
     from pathlib import Path
 
     from orchestrator.errors import UserError
-    from orchestrator.tracking.mlflow import pages, resolve_uri, story, trouble
+    from orchestrator.tracking.mlflow import error_kind, error_message, pages, resolve_uri
 
     store = resolve_uri(uri)
     if store.startswith(("http://", "https://")):
@@ -27,9 +27,9 @@ def command(port: int, uri: str | None) -> None:
     try:
         found = pages(store, f"http://127.0.0.1:{port}")
     except Exception as error:
-        if trouble(error) == "ours":
+        if error_kind(error) == "ours":
             raise
-        raise UserError(f"{story(error, store)}; name another with --uri") from error
+        raise UserError(f"{error_message(error, store)}; name another with --uri") from error
     width = max(map(len, found), default=0)
     for name, page in found.items():
         click.echo(f"  {name:<{width}}  {page}")
@@ -38,7 +38,7 @@ def command(port: int, uri: str | None) -> None:
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # two thirds of its processes, not used here
         "MLFLOW_DISABLE_TELEMETRY": "true",
     }
-    words = ["ui", "--backend-store-uri", store, "--host", "127.0.0.1", "--port", str(port)]
+    arguments = ["ui", "--backend-store-uri", store, "--host", "127.0.0.1", "--port", str(port)]
     os.execve(  # nosec: our own interpreter, no shell
-        sys.executable, [sys.executable, "-m", "mlflow", *words, "--workers", "1"], environment
+        sys.executable, [sys.executable, "-m", "mlflow", *arguments, "--workers", "1"], environment
     )

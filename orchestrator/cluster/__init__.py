@@ -1,7 +1,8 @@
-"""Starting Ray, or joining it: quiet, with the settings this project relies on.
+"""Starts Ray or joins a cluster, with little output and with the settings of this project.
 
-`RAY_ADDRESS` joins a running cluster; without it a private one is started on this machine and
-ended with the process. Settings reach the workers through the job's runtime environment.
+With `RAY_ADDRESS` it joins that cluster. Without it, it starts a private Ray on this machine, which
+ends with the process. Workers of a joined cluster get the settings by the job's runtime
+environment.
 """
 
 from __future__ import annotations
@@ -23,26 +24,26 @@ WORKER_ENV = {
     "PYTHONWARNINGS": "ignore",
     "TQDM_DISABLE": "1",
 }
-"""Settings of every process of ours, driver and workers alike."""
+"""Settings of all our processes, driver and workers."""
 
 PRIVATE_ENV = {
-    "RAY_AUTH_MODE": "disabled",  # nobody but this machine can reach it
-    # Ray binds a cluster of one machine to loopback on macOS and Windows, and this is its switch.
-    # It listens on every address otherwise, whatever node address `ray.init` is given.
+    "RAY_AUTH_MODE": "disabled",  # only this machine can reach it
+    # With 0, Ray binds a cluster of one machine to loopback, as it does on macOS and Windows. Else
+    # it listens on every address, whatever node address `ray.init` gets.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
 }
-"""Settings of a Ray that nobody joins; read when Ray is imported."""
+"""Settings of a private Ray. Ray reads them when it is imported."""
 
 
-FIRST = "nml_orch.pin"
-"""What a worker runs before its first task, by name: our packages come before a user's files."""
+SETUP_HOOK = "nml_orch.pin"
+"""The function that a worker runs before its first task: it puts our packages before user files."""
 
 
 def settings() -> None:
-    """Put our settings into this process's environment; Ray reads some when it is imported."""
+    """Put our settings into this process's environment. Call it before Ray is imported."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # A thread of Ray's own that is late to end would start another Ray after ours has been ended,
-    # which then keeps the process from ending well.
+    # Else a thread of Ray that ends late starts another Ray after ours has ended, and the process
+    # does not end cleanly.
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     for name, value in WORKER_ENV.items():
         os.environ.setdefault(name, value)
@@ -53,25 +54,25 @@ def settings() -> None:
 
 @contextmanager
 def session(cpus: int | None = None) -> Iterator[None]:
-    """Ray, up for the length of the block. Raises ClusterError when it cannot be had."""
+    """Ray runs until the block ends. Raises ClusterError if it cannot be started or joined."""
     settings()
     import ray
 
     address = os.environ.get("RAY_ADDRESS")
     options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     if address:
-        runtime = {"env_vars": _of_workers(), "worker_process_setup_hook": FIRST}
+        runtime = {"env_vars": _worker_environment(), "worker_process_setup_hook": SETUP_HOOK}
         options |= {"address": address, "runtime_env": runtime}
     else:
         options |= {"address": "local", "num_cpus": cpus, "include_dashboard": False}
     try:
-        with nullcontext() if address else _first_in_workers():
+        with nullcontext() if address else _setup_hook():
             ray.init(**options)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         where = f"join the Ray cluster at {address}" if address else "start Ray on this machine"
         raise ClusterError(f"cannot {where}: {' '.join(str(error).split())[:300]}") from error
     if not os.environ.get("NML_DEBUG"):
-        # A lost worker or node costs a screenful on stdout otherwise, `log_to_driver` or not.
+        # Else Ray prints a screenful for each lost worker or node, whatever `log_to_driver` is.
         ray._private.worker._worker_logs_enabled = False
     try:
         yield
@@ -80,40 +81,40 @@ def session(cpus: int | None = None) -> Iterator[None]:
 
 
 @contextmanager
-def _first_in_workers() -> Iterator[None]:
-    """A Ray that is started inside has workers that run `FIRST` first.
+def _setup_hook() -> Iterator[None]:
+    """The workers of a Ray that is started in this block run SETUP_HOOK before their first task.
 
-    Its workers inherit the variable by which Ray tells them. A runtime environment would say the
-    same, and cost the workers that Ray starts before it knows of one.
+    They inherit Ray's environment variable for it. A runtime environment would do the same, but the
+    workers that Ray starts before it knows that environment would be wasted.
     """
     from ray._private.ray_constants import WORKER_PROCESS_SETUP_HOOK_ENV_VAR as NAME
 
-    os.environ[NAME] = FIRST
+    os.environ[NAME] = SETUP_HOOK
     try:
         yield
     finally:
         del os.environ[NAME]
 
 
-def _of_workers() -> dict[str, str]:
-    """What the workers of a joined cluster get: this process's settings, a user's own included."""
+def _worker_environment() -> dict[str, str]:
+    """The settings that workers of a joined cluster get: those of this process."""
     names = (*WORKER_ENV, *INSTRUCTION_SETS)
     return {name: os.environ[name] for name in names if name in os.environ}
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What the joined cluster has in all."""
+    """The resources of all nodes together."""
 
     nodes: int
     cpus: float
     gpus: float
-    most_cpus: float  # of one node
-    most_gpus: float
+    most_cpus: float  # of the node with most CPUs
+    most_gpus: float  # of the node with most GPUs
 
 
 def resources() -> Resources:
-    """The cluster's resources; inside a `session` only."""
+    """The cluster's resources. Call it only inside a `session`."""
     import ray
 
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]

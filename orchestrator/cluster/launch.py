@@ -1,8 +1,8 @@
-"""A cluster file (`ray up FILE`), checked before a cloud is paid for it.
+"""Checks a cluster file (`ray up FILE`) before you pay a cloud for it.
 
-Takes the file's path; gives what is wrong with it by the installed Ray's own schema, and which
-versions it pins. Says nothing of what only the cloud can know (quotas, images, a provider's own
-fields under `node_config`).
+Takes the file's path. Gives the faults that the installed Ray's schema finds, and the versions that
+the file pins. Never checks what only the cloud knows: quotas, images, a provider's fields under
+`node_config`.
 """
 
 from __future__ import annotations
@@ -24,38 +24,38 @@ PROVIDERS = ("aws", "gcp", "local", "azure")
 
 _IMAGE = re.compile(r":(?P<ray>\d+\.\d+\.\d+)-py(?P<python>\d{2,3})")
 _PIN = re.compile(r"(?P<name>ray|torch)(?:\[[^\]]*\])?==(?P<version>[0-9][0-9.]*)")
-_WORLD = re.compile(r"--(?:dashboard-host|host)[= ](?:0\.0\.0\.0|::)")
+_PUBLIC = re.compile(r"--(?:dashboard-host|host)[= ](?:0\.0\.0\.0|::)")
 
 
 @dataclass(frozen=True)
 class Pins:
-    """The versions that a cluster file names, by package; `python` as major.minor."""
+    """The versions that a cluster file pins, by package; `python` as major.minor."""
 
     found: Mapping[str, frozenset[str]]
 
     def differences(self) -> Iterator[str]:
-        """Each pin that is not what is installed here, and pins that contradict each other."""
-        for name, named in sorted(self.found.items()):
+        """Pins that differ from the installed version, and pins that contradict each other."""
+        for name, versions in sorted(self.found.items()):
             here = installed(name)
-            if len(named) > 1:
-                yield f"it pins {name} twice, to {' and '.join(sorted(named))}; keep one"
-            elif here not in named:
-                (pinned,) = named
+            if len(versions) > 1:
+                yield f"it pins {name} twice, to {' and '.join(sorted(versions))}; keep one"
+            elif here not in versions:
+                (pinned,) = versions
                 yield (
-                    f"it pins {name} {pinned} and {here} is installed here; a driver and its "
+                    f"it pins {name} {pinned} but {here} is installed here; a driver and its "
                     f"cluster need the same: change the pin, or install {name} {pinned}"
                 )
 
 
 def installed(name: str) -> str:
-    """The version here of Python (major.minor) or of a package, without its local part."""
+    """The installed version of Python (major.minor) or of a package (without `+local`)."""
     if name == "python":
         return ".".join(platform.python_version_tuple()[:2])
     return metadata.version(name).partition("+")[0]
 
 
 def load(path: Path) -> dict[str, Any]:
-    """The file's content; UserError when it is not a mapping in YAML."""
+    """The file's content. Raises UserError if it is not a mapping in YAML."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -68,7 +68,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def validate(path: Path) -> dict[str, Any]:
-    """The file's content, accepted by the installed Ray; UserError with the field otherwise."""
+    """The file's content, if the installed Ray accepts it. Else raises UserError with the field."""
     content = load(path)
     kind = (content.get("provider") or {}).get("type")
     if kind not in PROVIDERS:
@@ -93,7 +93,7 @@ def validate(path: Path) -> dict[str, Any]:
 
 
 def pins(content: Mapping[str, Any]) -> Pins:
-    """The Ray, torch and Python versions named by images and by `pip install` commands."""
+    """The versions of Ray, torch and Python in images and in `pip install` commands."""
     found: dict[str, set[str]] = {}
     for image in _images(content):
         match = _IMAGE.search(image)
@@ -104,12 +104,12 @@ def pins(content: Mapping[str, Any]) -> Pins:
     for command in _commands(content):
         for match in _PIN.finditer(command):
             found.setdefault(match["name"], set()).add(match["version"])
-    return Pins({name: frozenset(named) for name, named in found.items()})
+    return Pins({name: frozenset(versions) for name, versions in found.items()})
 
 
-def open_to_the_world(content: Mapping[str, Any]) -> list[str]:
+def public_listeners(content: Mapping[str, Any]) -> list[str]:
     """Commands that make a dashboard or a server listen on every address."""
-    return [command for command in _commands(content) if _WORLD.search(command)]
+    return [command for command in _commands(content) if _PUBLIC.search(command)]
 
 
 def _images(content: Mapping[str, Any]) -> Iterator[str]:

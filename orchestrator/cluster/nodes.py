@@ -1,8 +1,9 @@
-"""What each node of the cluster sees: the storage, and the versions of what runs there.
+"""Checks that all nodes of the cluster see the storage and run the same versions.
 
-A sweep on several nodes works only if all of them read and write one storage and run the same
-code. Both are tried before anything starts: the driver writes a token, a task on each node reads
-it and answers beside it. Inside a `session` only. A node that joins later is not asked.
+A sweep on several nodes needs one storage that all can read and write, and the same code on all.
+Both are checked before any step starts: the driver writes a token to the storage, and a task on
+each node reads it and writes a copy. Works only inside a `session`. Nodes that join later are not
+checked.
 """
 
 from __future__ import annotations
@@ -18,43 +19,46 @@ from orchestrator.errors import ClusterError, StoreError
 from orchestrator.store.provenance import versions
 
 COMPARED = ("python", "nml-orch", "ray", "torch", "timm", "open_clip_torch", "pyarrow", "numpy")
-"""What must be the same on all nodes."""
+"""The versions that must be the same on all nodes."""
 
 PREFLIGHT = ".preflight"
-ANSWER_SECONDS = 120.0  # a node's first task waits for its environment to be set up
+ANSWER_SECONDS = 120.0  # a node's first task waits until its environment is set up
 
 
 @dataclass(frozen=True)
-class Seen:
-    """One node's answer."""
+class NodeReport:
+    """What one node reports."""
 
     node: str  # its address
     versions: Mapping[str, str]
-    storage: str = ""  # why the token could not be read and answered; empty: it could
+    storage_fault: str = ""  # why it cannot read or write the storage; empty if it can
 
 
-def check(storage: Folder) -> Sequence[Seen]:
-    """Every node's answer, when there are several; StoreError or ClusterError if they disagree.
+def check(storage: Folder) -> Sequence[NodeReport]:
+    """The report of every node; none if there is only one node.
 
-    Raises StoreError when a node does not see the storage, ClusterError when a node does not
-    answer or runs other versions than the driver.
+    Raises StoreError if a node does not see the storage, ClusterError if a node does not answer or
+    runs other versions than the driver.
     """
     found = ask(storage)
-    blind = [seen for seen in found if seen.storage]
-    if blind:
+    failed = [report for report in found if report.storage_fault]
+    if failed:
         raise StoreError(
-            f"storage {storage.uri} is not shared: {_named([s.node for s in blind])} "
-            f"({blind[0].storage}); set `storage` to a bucket (s3://, gs://) or to a folder that "
-            f"is mounted on every node"
+            f"storage {storage.uri} is not shared: {_list_nodes([r.node for r in failed])} "
+            f"({failed[0].storage_fault}); set `storage` to a bucket (s3://, gs://) or to a folder "
+            f"that is mounted on every node"
         )
-    complaint = disagreement(found)
-    if complaint:
-        raise ClusterError(complaint)
+    fault = version_fault(found)
+    if fault:
+        raise ClusterError(fault)
     return found
 
 
-def ask(storage: Folder) -> Sequence[Seen]:
-    """Every node's answer, without judging it. A single node is not asked: it is this one."""
+def ask(storage: Folder) -> Sequence[NodeReport]:
+    """The report of every node, unchecked. A single node is not asked: it is this machine.
+
+    Raises ClusterError if a node does not answer.
+    """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -76,7 +80,7 @@ def ask(storage: Folder) -> Sequence[Seen]:
         if late:
             names = [asked[reference] for reference in late]
             raise ClusterError(
-                f"{_named(names)} did not answer within {ANSWER_SECONDS:g} s; look at "
+                f"{_list_nodes(names)} did not answer within {ANSWER_SECONDS:g} s; look at "
                 f"`ray status`, end the node or wait for it, and start again"
             )
         return [_collect(folder, token, asked[reference], reference) for reference in ready]
@@ -84,61 +88,61 @@ def ask(storage: Folder) -> Sequence[Seen]:
         folder.delete()
 
 
-def disagreement(found: Sequence[Seen]) -> str:
-    """In what a node's versions differ from this process's; empty when in nothing."""
+def version_fault(found: Sequence[NodeReport]) -> str:
+    """The first node whose versions differ from this process's, as a message; empty if none."""
     here = _versions()
-    for seen in found:
+    for report in found:
         other = [
-            f"{name} {seen.versions.get(name, 'missing')} (here {here[name]})"
+            f"{name} {report.versions.get(name, 'missing')} (here {here[name]})"
             for name in COMPARED
-            if name in here and seen.versions.get(name) != here[name]
+            if name in here and report.versions.get(name) != here[name]
         ]
         if other:
             return (
-                f"node {seen.node} runs {', '.join(other)}; install the same versions on every "
+                f"node {report.node} runs {', '.join(other)}; install the same versions on every "
                 f"node (setup_commands of the cluster file), then `ray up` it again"
             )
     return ""
 
 
-def _collect(folder: Folder, token: str, node: str, reference: Any) -> Seen:
+def _collect(folder: Folder, token: str, node: str, reference: Any) -> NodeReport:
     import ray
 
     try:
-        seen: Seen = ray.get(reference)
+        report: NodeReport = ray.get(reference)
     except ray.exceptions.RayError as error:
         raise ClusterError(
             f"node {node} cannot run nml-orch ({' '.join(str(error).split())[-200:]}); install the "
-            f"same version there as here"
+            f"same version there"
         ) from error
-    if seen.storage:
-        return seen
+    if report.storage_fault:
+        return report
     try:
-        answered = folder.read_bytes(f"{token}-{node}") == token.encode()
+        copied = folder.read_bytes(f"{token}-{node}") == token.encode()
     except OSError:
-        answered = False
-    why = "" if answered else "what it writes there is not seen here"
-    return Seen(seen.node, seen.versions, why)
+        copied = False
+    fault = "" if copied else "the driver does not see what the node writes there"
+    return NodeReport(report.node, report.versions, fault)
 
 
-def _answer(folder: Folder, token: str, node: str) -> Seen:
-    """Runs on a node: read the driver's token, write the answer beside it."""
+def _answer(folder: Folder, token: str, node: str) -> NodeReport:
+    """Runs on a node: reads the driver's token and writes a copy beside it."""
     try:
         read = folder.read_bytes(token)
         folder.write_bytes(f"{token}-{node}", read)
-        why = ""
+        fault = ""
     except FileNotFoundError:
-        why = "what is written there is not seen on it"
+        fault = "the node does not see what the driver writes there"
     except OSError as error:
-        why = error.strerror or " ".join(str(error).split())[:200]
-    return Seen(node, _versions(), why)
+        fault = error.strerror or " ".join(str(error).split())[:200]
+    return NodeReport(node, _versions(), fault)
 
 
 def _versions() -> dict[str, str]:
     return {"python": platform.python_version(), **versions()}
 
 
-def _named(nodes: Sequence[str]) -> str:
-    shown = ", ".join(nodes[:3])
+def _list_nodes(nodes: Sequence[str]) -> str:
+    first = ", ".join(nodes[:3])
     more = f" and {len(nodes) - 3} more" if len(nodes) > 3 else ""
-    return f"node{'s' if len(nodes) > 1 else ''} {shown}{more}"
+    return f"node{'s' if len(nodes) > 1 else ''} {first}{more}"

@@ -1,9 +1,9 @@
-"""Sweeps as Ray jobs: sent to a running cluster, watched, stopped, taken up again.
+"""Sends sweeps to a running cluster as Ray jobs; follows and stops them.
 
-The driver runs on the cluster and outlives the terminal that sent it. A job is one `nml-orch
-sweep`; sent a second time it goes on from what the storage holds, whatever became of the first.
-Nothing secret is put into a job: its environment holds a commit and settings of ours, and the
-cluster has its own rights to storage and tracking.
+The driver runs on the cluster and does not need the terminal that sent it. A job is one
+`nml-orch sweep`. If it is sent again, it continues from the steps that are in the storage. A job
+carries no secrets: its environment has only the commit, and the cluster has its own access to
+storage and tracking.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.cluster.working_dir import Parcel
+from orchestrator.cluster.working_dir import WorkingDir
 from orchestrator.errors import ClusterError, UserError
 from orchestrator.store.provenance import environment, redact
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
-"""Where `ray attach -p 8265` or `ray dashboard` brings a cluster's jobs API."""
+"""The address of a cluster's jobs API after `ray attach -p 8265` or `ray dashboard`."""
 
 FINISHED = ("SUCCEEDED", "FAILED", "STOPPED")
 
@@ -34,7 +34,7 @@ class Job:
 
     name: str
     status: str  # PENDING, RUNNING, or one of FINISHED
-    words: str  # the command line
+    arguments: str  # of `nml-orch sweep`
     message: str
     exit_code: int | None
 
@@ -43,36 +43,36 @@ class Cluster:
     """The jobs of one running cluster."""
 
     def __init__(self, address: str) -> None:
-        """Raises ClusterError when nothing answers at the address."""
+        """Raises ClusterError if nothing answers at the address."""
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         from ray.job_submission import JobSubmissionClient
 
         self._address = address
-        with self._refusals():
+        with self._client_errors():
             self._client = JobSubmissionClient(address)
 
-    def submit(self, name: str, words: Sequence[str], parcel: Parcel) -> None:
-        """Send `nml-orch sweep WORDS` with its files; UserError when the name is taken."""
+    def submit(self, name: str, arguments: Sequence[str], files: WorkingDir) -> None:
+        """Send `nml-orch sweep ARGUMENTS` and its files. Raises UserError if the name exists."""
         if any(job.name == name for job in self.jobs()):
             raise UserError(f"a job named {name} exists at {self._address}; give another --id")
-        with tempfile.TemporaryDirectory(prefix="nml-submit-") as folder, self._refusals():
-            parcel.copy(Path(folder))
+        with tempfile.TemporaryDirectory(prefix="nml-submit-") as folder, self._client_errors():
+            files.copy(Path(folder))
             self._client.submit_job(
-                entrypoint=shlex.join(["nml-orch", "sweep", *words]),
+                entrypoint=shlex.join(["nml-orch", "sweep", *arguments]),
                 submission_id=name,
-                runtime_env={"working_dir": folder, "env_vars": _carried()},
-                metadata={"words": redact(shlex.join(words))},
+                runtime_env={"working_dir": folder, "env_vars": _job_environment()},
+                metadata={"words": redact(shlex.join(arguments))},
             )
 
     def jobs(self) -> list[Job]:
-        """Every job that was submitted, oldest first."""
-        with self._refusals():
+        """All submitted jobs, oldest first."""
+        with self._client_errors():
             listed = self._client.list_jobs()
         sent = [details for details in listed if details.submission_id]
         return [_job(details) for details in sorted(sent, key=lambda d: d.start_time or 0)]
 
     def job(self, name: str) -> Job:
-        """One job; UserError when there is none of that name."""
+        """One job. Raises UserError if no job has that name."""
         for job in self.jobs():
             if job.name == name:
                 return job
@@ -80,18 +80,18 @@ class Cluster:
         raise UserError(f"no job is named {name} at {self._address}; known: {known}")
 
     def follow(self, name: str, say: Callable[[str], None]) -> Job:
-        """Pass on what the job prints, from its beginning, until it ends; how it ended."""
-        self.job(name)  # refuses a name that is none
-        with self._refusals():
+        """Pass all output of the job to `say`, from its start until it ends. Returns the job."""
+        self.job(name)  # raises UserError for an unknown name
+        with self._client_errors():
             asyncio.run(self._tail(name, say))
         return self.job(name)
 
     def stop(self, name: str) -> None:
-        """Ask the job to end as Ctrl-C would; what it has committed stays."""
+        """Stop the job as Ctrl-C would. Committed steps stay. Raises UserError if it has ended."""
         job = self.job(name)
         if job.status in FINISHED:
             raise UserError(f"job {name} has ended already ({job.status.lower()})")
-        with self._refusals():
+        with self._client_errors():
             self._client.stop_job(name)
 
     async def _tail(self, name: str, say: Callable[[str], None]) -> None:
@@ -99,8 +99,8 @@ class Cluster:
             say(text)
 
     @contextlib.contextmanager
-    def _refusals(self) -> Iterator[None]:
-        """What the client raises, as one sentence."""
+    def _client_errors(self) -> Iterator[None]:
+        """Turn the client's errors into a ClusterError of one sentence."""
         import aiohttp
 
         try:
@@ -108,22 +108,21 @@ class Cluster:
         except (ConnectionError, RuntimeError, OSError, aiohttp.ClientError) as error:
             reason = " ".join(str(error).split())[:300]
             raise ClusterError(
-                f"the jobs API at {self._address} does not answer as it should ({reason}); open a "
-                f"way to it with `ray dashboard cluster.yaml`, or name it with --address"
+                f"the jobs API at {self._address} does not answer correctly ({reason}); "
+                f"forward its port with `ray dashboard cluster.yaml`, or give --address"
             ) from error
 
 
-def _carried() -> dict[str, str]:
-    """What a job is told of where it came from."""
-    made = environment()
-    carried = {}
-    if made["commit"]:
-        carried["NML_COMMIT"] = made["commit"] + ("+changes" if made["dirty"] else "")
-    return carried
+def _job_environment() -> dict[str, str]:
+    """The job's environment variables: the commit of the code that submits it."""
+    here = environment()
+    if not here["commit"]:
+        return {}
+    return {"NML_COMMIT": here["commit"] + ("+changes" if here["dirty"] else "")}
 
 
 def _job(details: Any) -> Job:
     status = getattr(details.status, "value", str(details.status))
-    words = (details.metadata or {}).get("words", details.entrypoint)
+    arguments = (details.metadata or {}).get("words", details.entrypoint)
     message = details.message or ""
-    return Job(details.submission_id, status, words, message, details.driver_exit_code)
+    return Job(details.submission_id, status, arguments, message, details.driver_exit_code)

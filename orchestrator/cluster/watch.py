@@ -1,9 +1,9 @@
-"""Says which nodes come and go while a sweep runs, one line each.
+"""Prints one line for each node that joins or is lost while a sweep runs.
 
-A lost node costs what ran on it, and stages run that again by themselves; a lost head ends the
-driver (Ray ends it when the head's control store has not answered for a minute). Neither is told by
-anybody else: Ray's own words for it, a screenful of the raylet's log, are not shown. Only for a
-cluster that was joined; a private Ray has one node, which goes with it.
+When a node is lost, stages run its work again. When the head is lost, the driver ends: Ray ends it
+when the head's control store has not answered for a minute. No other message reports either: Ray's
+own, a screenful of the raylet's log, is switched off. Works only for a joined cluster; a private
+Ray has one node.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ANSWER_SECONDS = 5.0  # how long the head may take to accept a connection
 
 @contextmanager
 def watching(say: Callable[[str], None]) -> Iterator[None]:
-    """Tell of nodes for the length of the block; inside a `session` only."""
+    """Report nodes to `say` until the block ends. Works only inside a `session`."""
     if not os.environ.get("RAY_ADDRESS"):
         yield
         return
@@ -44,32 +44,32 @@ def _watch(say: Callable[[str], None], ended: threading.Event) -> None:
         if now is None:
             if not silent:
                 say(
-                    f"the cluster's head {head} does not answer; if it stays away Ray ends this "
-                    f"sweep within a minute, and the same command goes on with another cluster"
+                    f"the cluster's head {head} does not answer; if it stays silent, Ray ends this "
+                    f"sweep within a minute; the same command continues it on another cluster"
                 )
             silent = True
             continue
         silent = False
         known = now if known is None else known
         for node in known.keys() - now.keys():
-            say(f"node {known[node]} is gone; what ran there runs again")
+            say(f"node {known[node]} is gone; its work runs again")
         for node in now.keys() - known.keys():
             say(f"node {now[node]} has joined")
         known = now
 
 
 def _alive() -> dict[str, str] | None:
-    """Addresses of the nodes that are there, by their ids; none when the head went meanwhile."""
+    """Addresses of the live nodes, by id; None if the head was lost meanwhile."""
     import ray
 
     try:
         return {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
-    except Exception:  # of several kinds, Ray's own and the transport's; the next look tells
+    except Exception:  # Ray's and the transport's, of several kinds; the next look decides
         return None
 
 
 def _accepts(address: str) -> bool:
-    """Whether something listens there. Asked first, since Ray's own calls wait for a lost head."""
+    """Whether a server listens at the address. Ray's own calls would wait for a lost head."""
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host, int(port)), ANSWER_SECONDS).close()

@@ -1,8 +1,8 @@
-"""The files that a submitted sweep takes along: chosen, measured, copied, and sent as they are.
+"""Chooses, measures and copies the files that are sent with a submitted sweep.
 
-In a git checkout they are what git tracks or would track; elsewhere everything but what is plainly
-not source (environments, caches, stores, tracking databases). Data never travels: it belongs on
-storage that the cluster sees. A parcel above the limit is refused with its largest files.
+In a git checkout these are the files that git tracks or would track. Elsewhere they are all files
+but environments, caches, stores and tracking databases. Data is never sent: it belongs on storage
+that the cluster sees. Files above the limit are refused; the error names the largest.
 """
 
 from __future__ import annotations
@@ -23,48 +23,48 @@ _NEVER_FILES = ("mlflow.db",)
 
 
 @dataclass(frozen=True)
-class Parcel:
-    """Files below a folder, by relative path."""
+class WorkingDir:
+    """The files of a folder that are sent, by relative path."""
 
     folder: Path
     files: tuple[Path, ...]
     bytes: int
 
     def copy(self, target: Path) -> None:
-        """Put the files below an empty folder, as they lie below their own."""
+        """Copy the files to an empty folder, with the same relative paths."""
         for file in self.files:
             copied = target / file
             copied.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(self.folder / file, copied)
 
 
-def pack(folder: Path, limit_mb: float = LIMIT_MB) -> Parcel:
-    """What goes along from a folder; UserError above the limit."""
+def working_dir(folder: Path, limit_mb: float = LIMIT_MB) -> WorkingDir:
+    """The files to send from a folder. Raises UserError above the limit (in MB)."""
     sizes = {file: (folder / file).stat().st_size for file in sorted(_chosen(folder))}
     total = sum(sizes.values())
     if total > limit_mb * 1e6:
         largest = sorted(sizes, key=lambda file: -sizes[file])[:3]
-        named = ", ".join(f"{file} {sizes[file] / 1e6:.0f} MB" for file in largest)
+        listed = ", ".join(f"{file} {sizes[file] / 1e6:.0f} MB" for file in largest)
         raise UserError(
             f"{folder} holds {total / 1e6:.0f} MB to send, the limit is {limit_mb:g} MB (largest: "
-            f"{named}); move data to the cluster's storage, or name it in .gitignore"
+            f"{listed}); move data to the cluster's storage, or name it in .gitignore"
         )
-    return Parcel(folder, tuple(sizes), total)
+    return WorkingDir(folder, tuple(sizes), total)
 
 
 def _chosen(folder: Path) -> Iterator[Path]:
-    tracked = _of_git(folder)
-    for file in tracked if tracked is not None else _walked(folder):
-        if (folder / file).is_file() and not _left_out(file):
+    tracked = _git_files(folder)
+    for file in tracked if tracked is not None else _source_files(folder):
+        if (folder / file).is_file() and not _is_excluded(file):
             yield file
 
 
-def _left_out(file: Path) -> bool:
+def _is_excluded(file: Path) -> bool:
     return bool(_NEVER.intersection(file.parts)) or file.name.startswith(_NEVER_FILES)
 
 
-def _of_git(folder: Path) -> list[Path] | None:
-    """What git tracks below the folder, or would if it were added; None outside a checkout."""
+def _git_files(folder: Path) -> list[Path] | None:
+    """The files below a folder that git tracks or would track; None outside a checkout."""
     try:
         listed = subprocess.run(
             ["git", "-C", str(folder), "ls-files", "-z", "-c", "-o", "--exclude-standard"],
@@ -77,7 +77,7 @@ def _of_git(folder: Path) -> list[Path] | None:
     return [Path(os.fsdecode(name)) for name in listed.split(b"\0") if name]
 
 
-def _walked(folder: Path) -> Iterator[Path]:
+def _source_files(folder: Path) -> Iterator[Path]:
     for root, folders, files in os.walk(folder):
         here = Path(root)
         folders[:] = [

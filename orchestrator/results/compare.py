@@ -1,11 +1,11 @@
-"""Do two runs differ in noise alone? Told from what the store recorded of them.
+"""Do two runs differ only in noise? Compares the records of their steps in the store.
 
-Takes two places in stores (an address, a folder of addresses, or a whole store); pairs the finished
-steps below them by the rest of their address; compares every pair field by field, with the steps
-that they read, the circumstances that both and what they read of an encoder were made in, and the
-encoder's own card. Fields of a noise step are *noise*, what came out (digests, sizes, metrics) is a
-*result* and proves nothing, everything else must be *identical*. Manifests and cards alone are
-read; nothing heavy is imported.
+Takes two names: an address, the beginning of addresses, or a whole store. Pairs the finished steps
+below them by the rest of their address, and compares each pair field by field: the step, the steps
+that it read, the circumstances (versions, machine, commit) of the step and of what it read from an
+encoder, and the encoder's card. Fields of a noise step are *noise*. Digests, sizes and metrics are
+*results*, which prove nothing. All other fields must be *identical*. Reads only manifests and
+cards, and imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ Group = Literal["noise", "differs", "result"]
 CARD = "encoder.json"  # of an encoder: jobs/encoders/encoder.py
 _RESULTS_OF_CARD = ("weights_sha256",)
 _CIRCUMSTANCES = ("versions", "python", "platform", "cpu", "instruction_set", "commit", "dirty")
-_TRAINED = ("encoder", "features", "head")  # what is read and depends on arithmetic
+_COMPUTED = ("encoder", "features", "head")  # inputs that depend on arithmetic
 _ABSENT = "absent"
 
 
 @dataclass(frozen=True)
-class Found:
-    """A step that a store holds."""
+class StoredStep:
+    """A finished step in a store."""
 
     store: Store
     manifest: Manifest
@@ -62,17 +62,17 @@ class Pair:
     noise: tuple[Difference, ...]
     differs: tuple[Difference, ...]
     results: tuple[Difference, ...]
-    beside: tuple[str, ...]  # what to know beside it, and what the records do not show
-    record: Mapping[str, Any] = field(repr=False, compare=False)  # all that is known of the first
-    changed: frozenset[str] = field(repr=False, compare=False)  # paths in it
+    beside: tuple[str, ...]  # remarks, and what the records do not show
+    record: Mapping[str, Any] = field(repr=False, compare=False)  # all recorded fields of the first
+    changed: frozenset[str] = field(repr=False, compare=False)  # paths in `record`
 
     @property
     def identical(self) -> tuple[str, ...]:
-        """Fields that are the same; found when asked, as a page of 10,000 pairs shows a few."""
+        """Fields that are the same. Computed on demand: few of 10,000 pairs are printed."""
         return tuple(sorted(path for path in _paths(self.record) if path not in self.changed))
 
     def as_dict(self) -> dict[str, Any]:
-        """What a machine reads."""
+        """The pair as JSON values."""
         return {
             "first": self.first,
             "second": self.second,
@@ -93,7 +93,7 @@ class Comparison:
 
     @property
     def noise_alone(self) -> bool:
-        """Whether every step has its partner, and differs from it in noise at most."""
+        """Whether every step has a partner and differs from it in nothing but noise."""
         return not self.alone and not any(pair.differs for pair in self.pairs)
 
     def verdict(self) -> str:
@@ -102,7 +102,7 @@ class Comparison:
             levels = sorted({str(d) for pair in self.pairs for d in pair.noise})
             if not levels:
                 return "These two runs do not differ, not even in noise."
-            return "These two runs differ in noise alone."
+            return "These two runs differ only in noise."
         paths = list(dict.fromkeys(d.path for pair in self.pairs for d in pair.differs))
         shown = ", ".join(paths[:5]) + (f" and {len(paths) - 5} more" if len(paths) > 5 else "")
         if self.alone:
@@ -112,14 +112,14 @@ class Comparison:
 
 
 def compare(first: str, second: str, storage: Folder) -> Comparison:
-    """Compare two places: addresses in `storage`, or paths to stores or to folders in them.
+    """Compare two runs, each named by an address in `storage` or by a path in a store.
 
-    Raises UserError for a place without a finished step (with the nearest addresses).
+    Raises UserError, with the nearest addresses, if a name has no finished step.
     """
     left, right = _steps(first, storage), _steps(second, storage)
-    gc.freeze()  # 50,000 manifests stay until the end; no search for garbage need visit them again
-    seen = _Seen()
-    pairs = [_pair(left[rest], right[rest], seen) for rest in left if rest in right]
+    gc.freeze()  # 50,000 manifests live until the end; the garbage collector can skip them
+    cache = _Cache()
+    pairs = [_pair(left[rest], right[rest], cache) for rest in left if rest in right]
     alone = [left[rest].address for rest in left if rest not in right]
     alone += [right[rest].address for rest in right if rest not in left]
     if not pairs:
@@ -133,26 +133,26 @@ def compare(first: str, second: str, storage: Folder) -> Comparison:
 # -- finding the steps -----------------------------------------------------------------------------
 
 
-def _steps(name: str, storage: Folder) -> dict[str, Found]:
-    """The finished steps at or below a place, by the rest of their address."""
-    store, address = _located(name, storage)
-    if address and kind_of(address) not in KINDS:  # a report has a manifest, and is none
-        raise UserError(_nowhere(name, address, store))
+def _steps(name: str, storage: Folder) -> dict[str, StoredStep]:
+    """The finished steps at or below a name, by the rest of their address."""
+    store, address = _parse_name(name, storage)
+    if address and kind_of(address) not in KINDS:  # a report has a manifest but is no step
+        raise UserError(_not_found_message(name, address, store))
     one = store.manifest(address) if address else None
     if one is not None:
-        return {"": Found(store, one)}
+        return {"": StoredStep(store, one)}
     found = {
-        at.removeprefix(address).strip("/"): Found(store, manifest)
+        at.removeprefix(address).strip("/"): StoredStep(store, manifest)
         for at in _addresses(store, address)
         if (manifest := store.manifest(at)) is not None
     }
     if not found:
-        raise UserError(_nowhere(name, address, store))
+        raise UserError(_not_found_message(name, address, store))
     return found
 
 
-def _located(name: str, storage: Folder) -> tuple[Store, str]:
-    """The store that a name lies in, and the address below its root ("" for the whole store)."""
+def _parse_name(name: str, storage: Folder) -> tuple[Store, str]:
+    """The store that a name is in, and the address in it ("" for the whole store)."""
     text = name.rstrip("/")
     if "://" not in text and not Path(text).expanduser().is_dir():
         return Store(storage), text
@@ -166,7 +166,7 @@ def _located(name: str, storage: Folder) -> tuple[Store, str]:
 
 
 def _addresses(store: Store, below: str) -> list[str]:
-    """Addresses of the finished steps below one, in order."""
+    """Addresses of the finished steps below an address, in order."""
     tail = f"/{MANIFEST}"
     kinds = [below] if below else list(KINDS)
     return [
@@ -177,21 +177,21 @@ def _addresses(store: Store, below: str) -> list[str]:
     ]
 
 
-def _nowhere(name: str, address: str, store: Store) -> str:
+def _not_found_message(name: str, address: str, store: Store) -> str:
     kind = kind_of(address)
     known = _addresses(store, kind if kind in KINDS else "")
     prefixes = {"/".join(a.split("/")[:n]) for a in known for n in range(1, a.count("/") + 2)}
     near = difflib.get_close_matches(address, sorted(prefixes), n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else "name another with --storage"
-    return f"{name}: no finished step lies there in {store.root.uri}; {hint}"
+    return f"{name}: {store.root.uri} has no finished step of this name; {hint}"
 
 
 # -- comparing two ---------------------------------------------------------------------------------
 
 
-def _pair(first: Found, second: Found, seen: _Seen) -> Pair:
+def _pair(first: StoredStep, second: StoredStep, cache: _Cache) -> Pair:
     beside: list[str] = []
-    ours, theirs = _record(first, beside, seen), _record(second, beside, seen)
+    ours, theirs = _record(first, beside, cache), _record(second, beside, cache)
     groups: dict[Group, list[Difference]] = {"noise": [], "differs": [], "result": []}
     changed: set[str] = set()
     for one in differences(ours, theirs):
@@ -200,9 +200,9 @@ def _pair(first: Found, second: Found, seen: _Seen) -> Pair:
         named = Difference(path.removeprefix("step."), one.recorded, one.planned)
         groups[_group(path)].append(named)
     if any(one.path.endswith("noise.seed") for one in groups["noise"]):
-        beside.append("their noise is drawn by different seeds: their levels are not nested")
-    if any(found.manifest.provenance.get("dirty") for found in (first, second)):
-        beside.append("made from a checkout with uncommitted changes: its commit is not all")
+        beside.append("their noise has different seeds: their levels are not nested")
+    if any(step.manifest.provenance.get("dirty") for step in (first, second)):
+        beside.append("made from a checkout with uncommitted changes: the commit is not the code")
     return Pair(
         first=first.address,
         second=second.address,
@@ -215,12 +215,12 @@ def _pair(first: Found, second: Found, seen: _Seen) -> Pair:
     )
 
 
-def _record(found: Found, beside: list[str], seen: _Seen) -> dict[str, Any]:
-    """Everything that is known of a step, as nested fields."""
-    manifest = found.manifest
+def _record(step: StoredStep, beside: list[str], cache: _Cache) -> dict[str, Any]:
+    """All recorded fields of a step, nested."""
+    manifest = step.manifest
     record: dict[str, Any] = {
-        "step": _fields(found, beside, seen),
-        "made_with": _made_with(found),
+        "step": _fields(step, beside, cache),
+        "made_with": _circumstances(step),
         "results": {
             "files": {name: one.sha256 for name, one in manifest.files.items()},
             "counts": manifest.counts,
@@ -228,89 +228,89 @@ def _record(found: Found, beside: list[str], seen: _Seen) -> dict[str, Any]:
         },
     }
     if CARD in manifest.files:
-        card = found.store.output(manifest.address).read_json(CARD)
+        card = step.store.output(manifest.address).read_json(CARD)
         record["results"]["card"] = {name: card.pop(name, None) for name in _RESULTS_OF_CARD}
         record["card"] = card
     return record
 
 
-def _made_with(found: Found) -> dict[str, Any]:
-    """The circumstances of a step."""
-    return {name: found.manifest.provenance.get(name, _ABSENT) for name in _CIRCUMSTANCES}
+def _circumstances(step: StoredStep) -> dict[str, Any]:
+    """Versions, machine and commit of a step."""
+    return {name: step.manifest.provenance.get(name, _ABSENT) for name in _CIRCUMSTANCES}
 
 
-class _Seen:
-    """What was read of steps that many others read: thousands of cells share their features."""
+class _Cache:
+    """Records of steps that many others read: thousands of cells share their features."""
 
     def __init__(self) -> None:
         self._fields: dict[tuple[str, str], tuple[dict[str, Any], list[str]]] = {}
-        self._steps: dict[tuple[str, str], Found | None] = {}
+        self._steps: dict[tuple[str, str], StoredStep | None] = {}
         self._names: dict[str, list[str]] = {}
 
-    def fields(self, found: Found, beside: list[str]) -> dict[str, Any]:
-        """As `_fields`, which is asked once for each step."""
-        place = (found.store.root.uri, found.address)
-        if place not in self._fields:
+    def fields(self, step: StoredStep, beside: list[str]) -> dict[str, Any]:
+        """The result of `_fields`, computed once for each step."""
+        key = (step.store.root.uri, step.address)
+        if key not in self._fields:
             lines: list[str] = []
-            self._fields[place] = (_fields(found, lines, self), lines)
-        fields, lines = self._fields[place]
+            self._fields[key] = (_fields(step, lines, self), lines)
+        fields, lines = self._fields[key]
         beside += lines
         return fields
 
-    def step(self, store: Store, address: str) -> Found | None:
-        """The finished step at an address."""
-        place = (store.root.uri, address)
-        if place not in self._steps:
+    def step(self, store: Store, address: str) -> StoredStep | None:
+        """The finished step at an address; None if there is none."""
+        key = (store.root.uri, address)
+        if key not in self._steps:
             manifest = store.manifest(address)
-            self._steps[place] = None if manifest is None else Found(store, manifest)
-        return self._steps[place]
+            self._steps[key] = None if manifest is None else StoredStep(store, manifest)
+        return self._steps[key]
 
     def folders(self, folder: Folder) -> list[str]:
-        """Names of the folders in one."""
+        """Names of the folders in a folder."""
         if folder.uri not in self._names:
             self._names[folder.uri] = _folders(folder)
         return self._names[folder.uri]
 
 
-def _fields(found: Found, beside: list[str], seen: _Seen) -> dict[str, Any]:
-    """A step's own fields, each input replaced by the fields of the step that it read."""
-    fields = dict(found.manifest.fields)
+def _fields(step: StoredStep, beside: list[str], cache: _Cache) -> dict[str, Any]:
+    """A step's own fields, with each input replaced by the fields of the step that it read."""
+    fields = dict(step.manifest.fields)
     inputs: dict[str, Any] = {}
     for role, fingerprint in fields.pop("inputs", {}).items():
-        read = _input(found, role, fingerprint, seen)
+        read = _input(step, role, fingerprint, cache)
         if read is None:
-            beside.append(f"the {role} that {found.address} read is no longer in its store")
+            beside.append(f"the {role} that {step.address} read is no longer in its store")
             inputs[role] = {"fingerprint": fingerprint}
         else:
-            inputs[role] = seen.fields(read, beside)
-            if role in _TRAINED:
-                inputs[role] = {**inputs[role], "made_with": _made_with(read)}
+            inputs[role] = cache.fields(read, beside)
+            if role in _COMPUTED:
+                inputs[role] = {**inputs[role], "made_with": _circumstances(read)}
     return {**fields, "inputs": inputs}
 
 
-def _input(found: Found, role: str, fingerprint: str, seen: _Seen) -> Found | None:
-    """The step of a fingerprint that another one read, where its address says it must lie."""
-    for address in _candidates(found.store.root, found.address, role, seen):
-        read = seen.step(found.store, address)
+def _input(step: StoredStep, role: str, fingerprint: str, cache: _Cache) -> StoredStep | None:
+    """The step with a fingerprint that another step read, at one of its possible addresses."""
+    for address in _candidates(step.store.root, step.address, role, cache):
+        read = cache.step(step.store, address)
         if read is not None and read.manifest.fingerprint == fingerprint:
             return read
     return None
 
 
-def _candidates(root: Folder, address: str, role: str, seen: _Seen) -> Iterator[str]:
-    """Addresses at which an input of a role can lie, some of them of no step."""
+def _candidates(root: Folder, address: str, role: str, cache: _Cache) -> Iterator[str]:
+    """Possible addresses of an input of a role. Some of them have no step."""
     match role, parse_step(address):
         case "corpus", _:
-            yield from (str(CorpusAddress(name)) for name in seen.folders(root / "corpus"))
+            yield from (str(CorpusAddress(name)) for name in cache.folders(root / "corpus"))
         case "noise", RunAddress() as run:
             yield str(run.overlay)
         case "encoder", FeaturesAddress(of=of) | CellAddress(of=of):
             yield str(of)
         case "features", CellAddress(of=of):
-            names = seen.folders(root / FeaturesAddress.folder(of))
+            names = cache.folders(root / FeaturesAddress.folder(of))
             yield from (str(FeaturesAddress(of, images)) for images in names)
         case "head", CellAddress(of=of, trial=trial):
-            names = seen.folders(root / CellAddress.folder(of))
+            names = cache.folders(root / CellAddress.folder(of))
             yield from (str(CellAddress(of, task, trial)) for task in names)
 
 
@@ -323,7 +323,7 @@ def _folders(folder: Folder) -> list[str]:
 
 
 def _group(path: str) -> Group:
-    """What a difference at a dotted path means."""
+    """The meaning of a difference at a dotted path."""
     if path.startswith("results."):
         return "result"
     spec = path.rpartition("inputs.noise.spec.")[2] if "inputs.noise.spec." in path else ""
@@ -335,7 +335,7 @@ def _group(path: str) -> Group:
 
 
 def _paths(value: Any, path: str = "") -> Iterator[str]:
-    """Every leaf's dotted path, without the results."""
+    """The dotted path of every leaf, without the results."""
     if isinstance(value, Mapping):
         for name, inner in value.items():
             below = f"{path}.{name}" if path else str(name)

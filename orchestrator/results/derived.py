@@ -1,8 +1,7 @@
-"""What the report reads beyond the cells' own rows: answers by sample, labels moved, rotations.
+"""What the report needs beyond the cells' rows: predictions, changed labels, rotations.
 
-Takes finished steps and the store, gives rows of the tables of `analysis.schemas`. Reads the
-outputs of steps; the one thing it writes is `rotation/<address>` in the store, a cache of what
-is expensive.
+Takes finished steps and the store, gives rows of the tables in `analysis.schemas`. Reads the
+outputs of steps. Writes only `rotation/<address>` in the store, a cache of expensive results.
 """
 
 from __future__ import annotations
@@ -29,17 +28,17 @@ from orchestrator.step.step import Step
 from orchestrator.store.manifest import Record
 from orchestrator.store.store import READERS, Store
 
-MOST_ANSWERS = 100_000_000  # answers read; beyond them no interval is by test sample
+MOST_PREDICTIONS = 100_000_000  # with more, no interval is by test sample
 _PREDICTIONS = "predictions.parquet"
 _FEATURES = "features-test.parquet"
 _ROTATION = "rotation.json"
 
 Done = Iterable[tuple[Step, Record]]
-Remark = dict[str, str]  # a row of the report's table of what failed, was skipped or quarantined
+Remark = dict[str, str]  # a row of PROBLEMS_SCHEMA: what failed, was skipped or quarantined
 
 
 def quarantined(corpora: Done) -> Iterator[Remark]:
-    """What fell out of each corpus, with its reasons."""
+    """How many rows of each corpus are in quarantine, with the reasons."""
     for step, record in corpora:
         lost, read = record.counts.get("quarantined", 0), record.counts.get("rows_read", 0)
         if lost:
@@ -56,14 +55,14 @@ def _remark(step: Step, status: str, reason: str) -> Remark:
 
 
 def refuse_counted_twice(cells: pa.Table, levels: Sequence[Any], seeds: Sequence[Any]) -> None:
-    """Raise UserError where two tasks were tested on the same samples.
+    """Raise UserError if two tasks were tested on the same samples.
 
-    `levels` and `seeds` are of pre-training, one a row of `cells`.
+    `levels` and `seeds` are those of pre-training, one for each row of `cells`.
     """
-    told = cells.select(["domain", "trained_on", "task", "method", "test_digest"]).to_pylist()
+    tests = cells.select(["domain", "trained_on", "task", "method", "test_digest"]).to_pylist()
     rows = (
         {**row, "noise": level, "pretrain_seed": seed}
-        for row, level, seed in zip(told, levels, seeds, strict=True)
+        for row, level, seed in zip(tests, levels, seeds, strict=True)
     )
     if (pair := counted_twice(rows)) is not None:
         raise UserError(
@@ -72,12 +71,12 @@ def refuse_counted_twice(cells: pa.Table, levels: Sequence[Any], seeds: Sequence
         )
 
 
-def answers(
+def predictions(
     cells: Done, store: Store, fraction: float, remarks: list[Remark]
 ) -> Iterator[dict[str, Any]]:
-    """Which test samples each cell of a fraction got right; nothing beyond MOST_ANSWERS.
+    """Which test samples each cell of a fraction got right.
 
-    What is left out is added to `remarks`.
+    With more than MOST_PREDICTIONS predictions there are no rows, and `remarks` gets the reason.
     """
     chosen = [
         (step, record)
@@ -85,20 +84,20 @@ def answers(
         if step.labels["fraction"] == fraction and _PREDICTIONS in record.files
     ]
     total = sum(record.counts["n_test"] for _, record in chosen)
-    if total > MOST_ANSWERS:
+    if total > MOST_PREDICTIONS:
         reason = (
-            f"{total:,} answers in {len(chosen):,} cells are more than the report reads"
-            f" ({MOST_ANSWERS:,}); no interval is by test sample"
+            f"{total:,} predictions in {len(chosen):,} cells are more than the report reads"
+            f" ({MOST_PREDICTIONS:,}); no interval is by test sample"
         )
         remarks.append({"address": "tune", "status": "skipped", "reason": reason})
         return
     with ThreadPoolExecutor(READERS) as pool:
-        found = pool.map(lambda step: _answers(step, store), [step for step, _ in chosen])
+        found = pool.map(lambda step: _correct(step, store), [step for step, _ in chosen])
         yield from (row for row in found if row is not None)
 
 
-def _answers(step: Step, store: Store) -> dict[str, Any] | None:
-    """Which test samples one cell got right; None of a task without right and wrong."""
+def _correct(step: Step, store: Store) -> dict[str, Any] | None:
+    """Which test samples one cell got right; None if the target is a number."""
     found = store.output(step.address).read_table(_PREDICTIONS).sort_by("key")
     if not {"label", "predicted"} <= set(found.column_names):
         return None
@@ -115,10 +114,10 @@ def _answers(step: Step, store: Store) -> dict[str, Any] | None:
 
 
 def transition(levels: Done, store: Store, remarks: list[Remark]) -> Iterator[dict[str, Any]]:
-    """Training labels before and after the highest level; nothing where no label was changed.
+    """Training labels before and after the highest level; no rows if no label was changed.
 
-    Nothing either when the corpus's shards are gone, as they may be once encoders are trained; that
-    is added to `remarks`.
+    The corpus's shards may be deleted once encoders are trained. Without them there are no rows,
+    and `remarks` gets the reason.
     """
     noisy = [step for step, _ in levels if float(step.labels["noise"]) > 0]
     if not noisy:
@@ -149,10 +148,10 @@ def transition(levels: Done, store: Store, remarks: list[Remark]) -> Iterator[di
 
 
 def rotations(features: Done, store: Store, measure: bool) -> Iterator[dict[str, Any]]:
-    """Each noisy encoder's test features against the clean encoder's of the same seed and images.
+    """Compares each noisy encoder's test features with the clean encoder's, by seed and images.
 
-    Reads what was measured before; the rest is measured (two feature files are read for each) only
-    if `measure` says so. Features of other samples, or constant ones, are passed over.
+    Earlier measurements are read from the store. New ones read two feature files each, and are
+    made only if `measure` is true. Features of other samples and constant features give no row.
     """
     steps = [step for step, record in features if _FEATURES in record.files]
     clean = {(s.labels["seed"], s.labels["images"]): s for s in steps if s.labels["noise"] == 0}
@@ -163,7 +162,7 @@ def rotations(features: Done, store: Store, measure: bool) -> Iterator[dict[str,
             continue
         folder = store.root / str(RotationAddress(parse_as(FeaturesAddress, step.address)))
         of = [base.fingerprint, step.fingerprint]
-        found = _kept(folder, of)
+        found = _stored(folder, of)
         if found is None and measure:
             if base.address not in opened:
                 opened = {base.address: _space(store, base)}  # one clean encoder at a time
@@ -178,8 +177,8 @@ def rotations(features: Done, store: Store, measure: bool) -> Iterator[dict[str,
             }
 
 
-def _kept(folder: Folder, of: list[str]) -> dict[str, Any] | None:
-    """What was measured of these two fingerprints; None when it was not."""
+def _stored(folder: Folder, of: list[str]) -> dict[str, Any] | None:
+    """The stored measurement of two fingerprints; None if there is none."""
     if not folder.exists(_ROTATION):
         return None
     stored = folder.read_json(_ROTATION)
@@ -190,21 +189,21 @@ def _space(store: Store, step: Step) -> tuple[list[str], angles.Space]:
     """The keys and the feature space of up to angles.ROWS test samples, chosen by their keys."""
     table = store.output(step.address).read_table(_FEATURES)
     keys = table["key"].to_pylist()
-    chosen = sorted(range(len(keys)), key=lambda at: _draw(keys[at]))[: angles.ROWS]
+    chosen = sorted(range(len(keys)), key=lambda at: _key_hash(keys[at]))[: angles.ROWS]
     vectors = table["vector"].combine_chunks()
     width = vectors.type.list_size
     matrix: NDArray[Any] = vectors.flatten().to_numpy().reshape(len(keys), width)
     return [keys[at] for at in chosen], angles.space(matrix[chosen])
 
 
-def _draw(key: str) -> bytes:
+def _key_hash(key: str) -> bytes:
     return hashlib.blake2b(key.encode(), digest_size=8).digest()
 
 
 def _measure(
     clean: tuple[list[str], angles.Space], noisy: tuple[list[str], angles.Space]
 ) -> dict[str, Any]:
-    """The comparison as a row; empty when it cannot be made."""
+    """The comparison as a row; empty if the two cannot be compared."""
     if clean[0] != noisy[0] or 0 in (clean[1].top.shape[1], noisy[1].top.shape[1]):
         return {}
     found = angles.rotation(clean[1], noisy[1])

@@ -1,17 +1,17 @@
-"""Runs a plan on Ray: reuses what is done, resumes, retries, goes on past failures.
+"""Runs a plan on Ray: reuses finished steps, resumes, retries, continues after failures.
 
-Each kind of step has one lane. A free lane takes the steps of its kind that are ready, a turn's
-worth of them, and hands them to the stage together, so that the stage can share processes between
-them; while it runs, newly ready steps gather for its next turn, and the other lanes work beside it.
-A turn is bounded so that two drivers on one store share 50,000 cells and work starts while the rest
-is still being taken. A lane waits for a moment in which no step that feeds it ends, so that five
-levels that become ready one by one are handed on as five. A stage answers for each step apart; the
-answer is committed to the store at once. A step's failure blocks what reads it and nothing else.
+Each kind of step has one lane. A free lane takes the ready steps of its kind, at most TURN of them,
+and passes them to the stage in one call, so the stage can share processes between them. Meanwhile
+other steps become ready for the lane's next turn, and the other lanes run. Turns are limited, so
+two drivers on one store can share 50,000 cells, and work starts before all leases are taken. A lane
+first waits until its input steps stop ending for a moment: five levels that become ready one by one
+go to the stage together. The stage reports each step as soon as it ends, and the driver commits it
+then. A failed step blocks only the steps that read it.
 
-What a step costs the driver does not depend on how many steps there are: each waits for a count of
+The driver's cost of a step does not grow with the number of steps: each step counts its missing
 inputs, and nothing is searched.
 
-Stages are named here and imported when first needed. Nothing else in `orchestrator` knows them.
+Stages are named here and imported on first use. No other module of `orchestrator` knows them.
 """
 
 from __future__ import annotations
@@ -51,32 +51,32 @@ STAGES: Mapping[str, str] = {
 
 Stage = Callable[[Sequence[Work], Hooks], None]
 
-RETRIES = 1  # tries after the first, for faults that are not the step's own
+RETRIES = 1  # further tries after failures that are not the step's own
 TURN = 1000  # steps that a lane takes at once
-HANDS = 16  # leases or commits of one lane in flight, where each waits for an object store
-HANDS_ON_DISK = 4  # the same where each waits for a disk
+STORE_THREADS = 16  # leases or commits of one lane at once, in an object store
+DISK_THREADS = 4  # the same on a disk
 POLL_SECONDS = 0.2
-GATHER_SECONDS = 0.5  # quiet that a lane waits for, so that siblings go to their stage together
-ELSEWHERE_SECONDS = 2.0  # how often to look after a step that another driver holds
-STOP_SECONDS = 15.0  # how long lanes may take to end politely, stopped or answered for
+GATHER_SECONDS = 0.5  # a lane starts when no input step has ended for this long
+LEASE_RETRY_SECONDS = 2.0  # between two tries for a step that another driver holds
+STOP_SECONDS = 15.0  # time for the lanes to end
 
 _IMPORTING = threading.Lock()
-"""Stages are imported one after another: two threads that load torch's libraries at once can end
-the process (oneMKL: "Cannot load libtorch_cpu.so")."""
+"""One stage is imported at a time: two threads that load torch's libraries at once can end the
+process (oneMKL: "Cannot load libtorch_cpu.so")."""
 
 
 @dataclass(frozen=True)
 class _Event:
-    """What a lane's thread tells the loop: a step's end, or (address "") that the lane is free."""
+    """What a lane's thread reports: a step has ended, or (address "") the lane is free."""
 
     kind: str
     address: str = ""
     failure: Failure | None = None
-    elsewhere: bool = False  # finished, but another driver had taken the lease: not committed
+    lost_lease: bool = False  # finished, but another driver has the lease: not committed
 
 
 class Executor:
-    """One run of a plan. `done` are the addresses committed already."""
+    """One run of a plan. `done` are the addresses of the finished steps."""
 
     def __init__(
         self,
@@ -93,28 +93,31 @@ class Executor:
         self._results = {address: StepStatus(StepState.REUSED) for address in done}
         self._waiting = {a: s for a, s in plan.steps.items() if a not in self._results}
         self._readers: dict[str, list[str]] = {}  # address -> waiting steps that read it
-        self._lacking: dict[str, int] = {}  # waiting step -> inputs that have not ended well
+        self._missing_inputs: dict[str, int] = {}  # waiting step -> inputs that are not finished
         self._ready: dict[str, dict[str, Step]] = {kind: {} for kind in KINDS}
         for step in self._waiting.values():
             self._await_inputs(step)
         self._running: set[str] = set()
-        self._at_work: Counter[str] = Counter()  # kind -> how many of it run
-        self._busy: set[str] = set()  # kinds whose lane is taken
+        self._running_of: Counter[str] = Counter()  # kind -> running steps
+        self._busy: set[str] = set()  # kinds whose lane is busy
         self._attempts: Counter[str] = Counter()
-        self._look_again: dict[str, float] = {}  # held elsewhere -> when to try for it again
+        self._retry_at: dict[str, float] = {}  # step of another driver -> when to try again
         self._events: queue.Queue[_Event] = queue.Queue()
         self._stop = threading.Event()
         self._leases = Leases(store.root)
         self._journal = Journal(Index(store.root))
         self._started: dict[str, tuple[str, float]] = {}
-        self._newest: dict[str, float] = {}  # kind -> when a step of it last ended
-        self._fed_by = {
+        self._last_end: dict[str, float] = {}  # kind -> when one of its steps last ended
+        self._input_kinds = {
             kind: {plan.steps[a].kind for step in plan.of_kind(kind) for a in step.inputs.values()}
             for kind in KINDS
         }
 
     def run(self) -> dict[str, StepStatus]:
-        """Do everything that can be done; every step's end. KeyboardInterrupt after cleaning up."""
+        """Run all steps that can run. Returns how each step ended.
+
+        Raises KeyboardInterrupt, after cleaning up, if the run was stopped.
+        """
         try:
             while self._waiting or self._running:
                 self._start_lanes()
@@ -134,15 +137,15 @@ class Executor:
             for address in self._plan.steps
         }
 
-    # -- the loop's parts ------------------------------------------------------------------------
+    # -- in the driver's thread ------------------------------------------------------------------
 
     def _await_inputs(self, step: Step) -> None:
-        """Have a waiting step become ready when the last of what it reads is there."""
-        lacking = [a for a in set(step.inputs.values()) if a not in self._results]
-        for address in lacking:
+        """Register a waiting step with its missing inputs, or make it ready if none is missing."""
+        missing = [a for a in set(step.inputs.values()) if a not in self._results]
+        for address in missing:
             self._readers.setdefault(address, []).append(step.address)
-        self._lacking[step.address] = len(lacking)
-        if not lacking:
+        self._missing_inputs[step.address] = len(missing)
+        if not missing:
             self._ready[step.kind][step.address] = step
 
     def _start_lanes(self) -> None:
@@ -157,30 +160,34 @@ class Executor:
                 ).start()
 
     def _gathering(self, kind: str) -> bool:
-        """Whether siblings of what is ready may be a moment away."""
+        """Whether more steps of a kind may become ready within a moment."""
         if len(self._ready[kind]) >= TURN:
             return False
         recent = time.monotonic() - GATHER_SECONDS
         return any(
-            self._at_work[fed] and self._newest.get(fed, 0) > recent for fed in self._fed_by[kind]
+            self._running_of[fed] and self._last_end.get(fed, 0) > recent
+            for fed in self._input_kinds[kind]
         )
 
     def _take_turn(self, kind: str) -> list[Work]:
-        """As many ready steps of a kind as a turn has, those left out that another driver has."""
+        """Up to TURN ready steps of a kind, without those that another driver holds."""
         now, works = time.monotonic(), list[Work]()
-        ready = [s for s in self._ready[kind].values() if self._look_again.get(s.address, 0) <= now]
-        with self._hands() as pool:
+        ready = [s for s in self._ready[kind].values() if self._retry_at.get(s.address, 0) <= now]
+        with self._store_pool() as pool:
             while ready and len(works) < TURN and not self._stop.is_set():
-                room = TURN - len(works)
-                some, ready = ready[:room], ready[room:]
-                for step, taken in zip(some, pool.map(self._lease, some), strict=True):
-                    self._note_taken(step, taken)
-                    if isinstance(taken, Work):
-                        works.append(taken)
+                free = TURN - len(works)
+                chosen, ready = ready[:free], ready[free:]
+                for step, leased in zip(chosen, pool.map(self._lease, chosen), strict=True):
+                    self._record_lease(step, leased)
+                    if isinstance(leased, Work):
+                        works.append(leased)
         return works
 
     def _lease(self, step: Step) -> Work | Manifest | None:
-        """The step's lease, and its folder opened; what another driver made of it; or None."""
+        """Take the step's lease and open its folder.
+
+        Returns the manifest if another driver has finished the step, None if it holds the lease.
+        """
         if not self._leases.acquire(step.address):
             return None
         manifest = self._store.manifest(step.address)
@@ -189,20 +196,20 @@ class Executor:
             return manifest
         return self._store.begin(step)
 
-    def _note_taken(self, step: Step, taken: Work | Manifest | None) -> None:
+    def _record_lease(self, step: Step, leased: Work | Manifest | None) -> None:
         address = step.address
-        if taken is None:
-            if address not in self._look_again:
+        if leased is None:
+            if address not in self._retry_at:
                 self._progress.note(f"{address}: another sweep on this store is doing it")
-            self._look_again[address] = time.monotonic() + ELSEWHERE_SECONDS
+            self._retry_at[address] = time.monotonic() + LEASE_RETRY_SECONDS
             return
         del self._waiting[address], self._ready[step.kind][address]
-        if isinstance(taken, Manifest):
-            self._on_commit(step, taken)
+        if isinstance(leased, Manifest):
+            self._on_commit(step, leased)
             self._settle(address, StepStatus(StepState.REUSED, "done by another sweep"))
             return
         self._running.add(address)
-        self._at_work[step.kind] += 1
+        self._running_of[step.kind] += 1
         self._attempts[address] += 1
         self._started[address] = (provenance.now(), time.monotonic())
         self._progress.begin(address)
@@ -212,7 +219,7 @@ class Executor:
         self._await_inputs(step)
 
     def _listen(self) -> None:
-        """Take in what the lanes report, waiting a moment for the first of it."""
+        """Handle the lanes' events; wait up to POLL_SECONDS for the first."""
         with contextlib.suppress(queue.Empty):
             self._handle(self._events.get(timeout=POLL_SECONDS))
             while True:
@@ -224,9 +231,9 @@ class Executor:
             return
         address = event.address
         self._running.discard(address)
-        self._at_work[event.kind] -= 1
+        self._running_of[event.kind] -= 1
         self._leases.release(address)
-        if event.elsewhere:
+        if event.lost_lease:
             self._wait_again(address)
         elif event.failure is None:
             self._settle(address, StepStatus(StepState.DONE))
@@ -241,12 +248,12 @@ class Executor:
         return not failure.final and not self._stop.is_set() and tried <= RETRIES
 
     def _settle(self, address: str, result: StepStatus) -> None:
-        """Write down a step's end, and let what reads it go on or be blocked."""
+        """Record how a step ended. Steps that read it become ready or blocked."""
         ended = [(address, result)]
         while ended:
             address, result = ended.pop()
             self._results[address] = result
-            self._newest[self._plan.steps[address].kind] = time.monotonic()
+            self._last_end[self._plan.steps[address].kind] = time.monotonic()
             self._progress.settle(address, result.state, result.reason)
             for reader in self._readers.pop(address, ()):
                 if reader not in self._waiting:  # blocked already, by another input
@@ -255,16 +262,16 @@ class Executor:
                     del self._waiting[reader]
                     ended.append((reader, StepStatus(StepState.BLOCKED, f"reads {address}")))
                     continue
-                self._lacking[reader] -= 1
-                if not self._lacking[reader]:
+                self._missing_inputs[reader] -= 1
+                if not self._missing_inputs[reader]:
                     step = self._waiting[reader]
                     self._ready[step.kind][reader] = step
 
     def _drain(self) -> None:
-        """Let the lanes end, commit what they still report, wait no longer.
+        """Wait up to STOP_SECONDS for the lanes to end, and handle what they still report.
 
-        Needed after the last answer too: a stage may still be ending its workers then, and Ray,
-        shut down beside a thread that calls it, has aborted the process.
+        This is needed even after the last report: the stage may still be ending its workers. Ray
+        has aborted the process when it was shut down while another thread called it.
         """
         deadline = time.monotonic() + STOP_SECONDS
         while self._busy and time.monotonic() < deadline:
@@ -272,52 +279,50 @@ class Executor:
 
     # -- in a lane's thread ----------------------------------------------------------------------
 
-    def _hands(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(HANDS_ON_DISK if self._store.root.is_local else HANDS)
+    def _store_pool(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(DISK_THREADS if self._store.root.is_local else STORE_THREADS)
 
     def _lane(self, kind: str, works: Sequence[Work]) -> None:
-        """Hand the works to their stage, and answer for those that it leaves unanswered.
+        """Pass the works to their stage. Those that it does not report have failed.
 
-        Commits are made beside the stage, which need not wait for the store; the lane does.
+        Other threads commit, so the stage does not wait for the store; the lane does.
         """
-        answered: set[str] = set()
+        reported: set[str] = set()
         lock = threading.Lock()
-        with self._hands() as pool:
+        with self._store_pool() as pool:
 
             def done(address: str, result: Outcome | BaseException) -> None:
                 with lock:
-                    if address in answered:
+                    if address in reported:
                         return
-                    answered.add(address)
+                    reported.add(address)
                 pool.submit(lambda: self._events.put(self._finish(kind, address, result)))
 
             hooks = Hooks(done=done, say=self._progress.say, stopping=self._stop.is_set)
             error: BaseException | None = None
             try:
                 _stage(self._stages[kind])(works, hooks)
-            except BaseException as raised:  # a lane must never die unheard
+            except BaseException as raised:  # no lane may die without a report
                 error = raised
             for work in works:
-                if work.address not in answered and not self._stop.is_set():
-                    silent = RuntimeError(f"the {kind} stage ended without an answer for it")
-                    done(work.address, error or silent)
+                if work.address not in reported and not self._stop.is_set():
+                    unreported = RuntimeError(f"the {kind} stage ended without reporting it")
+                    done(work.address, error or unreported)
         self._events.put(_Event(kind))
 
     def _finish(self, kind: str, address: str, result: Outcome | BaseException) -> _Event:
-        """Commit a finished step, or keep a failed one's traceback beside its scratch, its sentence
-        last.
-        """
+        """Commit a finished step, or write a failed step's traceback and message to its scratch."""
         step = self._plan.steps[address]
         if isinstance(result, BaseException):
             failure = failure_of(result, address)
             text = f"{failure.traceback}{failure.sentence}\n"
-            if not self._stop.is_set():  # what ends with the run has not failed
+            if not self._stop.is_set():  # a step that ends because the run stops has not failed
                 with contextlib.suppress(OSError):
                     self._store.scratch(step).write_bytes(ERROR, text.encode())
             return _Event(kind, address, failure)
         try:
             if not self._leases.holds(address):
-                return _Event(kind, address, elsewhere=True)
+                return _Event(kind, address, lost_lease=True)
             started, clock = self._started[address]
             manifest = self._store.commit(
                 step,
@@ -330,14 +335,14 @@ class Executor:
                     "attempts": self._attempts[address],
                 },
             )
-            self._record(step, manifest)
+            self._add_to_index(step, manifest)
             self._on_commit(step, manifest)
-        except Exception as error:  # the loop decides about it like about the stage's own
+        except Exception as error:  # treated like a failure of the stage
             return _Event(kind, address, failure_of(error, address))
         return _Event(kind, address)
 
-    def _record(self, step: Step, manifest: Manifest) -> None:
-        """Have the index know of a commit; a cache that fails costs nobody a result."""
+    def _add_to_index(self, step: Step, manifest: Manifest) -> None:
+        """Add a commit to the index. The index is a cache, so its failures are ignored."""
         with contextlib.suppress(OSError):
             stamp = self._store.stamp(step.address)
             has_rows = CELL_TABLE in manifest.files
@@ -347,10 +352,10 @@ class Executor:
 
 
 def load(kinds: Iterable[str]) -> None:
-    """Import the stages of some kinds in this thread, before others are started.
+    """Import the stages of some kinds in this thread, before other threads start.
 
-    Threads that load torch, or ask MKL for its first product, while others load libraries have
-    been seen to end the process ("oneMKL FATAL ERROR: Cannot load libtorch_cpu.so").
+    A thread that loads torch, or calls MKL for the first time, while others load libraries can end
+    the process ("oneMKL FATAL ERROR: Cannot load libtorch_cpu.so").
     """
     for kind in kinds:
         _stage(STAGES[kind])
@@ -360,7 +365,7 @@ def load(kinds: Iterable[str]) -> None:
 
 
 def _stage(name: str) -> Stage:
-    """The function that a stage's name (`module:function`) stands for."""
+    """The function of a stage's name (`module:function`)."""
     module, _, function = name.partition(":")
     with _IMPORTING:
         stage: Stage = getattr(importlib.import_module(module), function)
@@ -368,5 +373,5 @@ def _stage(name: str) -> Stage:
 
 
 def failure_of(error: BaseException, address: str = "") -> Failure:
-    """The failure that an error is; our own errors are a sentence each, and final."""
+    """An error as a `Failure`. Our own errors are one sentence each, and final."""
     return Failure.of(error, address, final=(NmlError,))

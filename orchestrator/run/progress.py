@@ -1,4 +1,4 @@
-"""What a person sees while a plan runs: live bars on a terminal, one line an interval elsewhere."""
+"""Shows a running plan: live bars on a terminal, else one line for each interval."""
 
 from __future__ import annotations
 
@@ -19,33 +19,33 @@ INTERVAL_SECONDS = 10.0
 
 
 class Progress(Protocol):
-    """Told of every step's life; callable from any thread."""
+    """Shows steps as they start, run and end. Every method may be called from any thread."""
 
     def begin(self, address: str) -> None:
         """A step starts."""
 
     def say(self, address: str, share: float, words: str) -> None:
-        """A running step is `share` (0 to 1) done."""
+        """A running step is `share` (0 to 1) done; `words` say what it does."""
 
     def settle(self, address: str, state: StepState, reason: str) -> None:
         """A step has ended."""
 
     def note(self, line: str) -> None:
-        """Something worth one line."""
+        """Show one line."""
 
     def close(self) -> None:
         """The run is over."""
 
 
-class _Tally:
-    """Counts by kind, shared by both faces."""
+class _Counts:
+    """Counts by kind of step, for both ways to show them."""
 
     def __init__(self, totals: Mapping[str, int], reused: Mapping[str, int]) -> None:
         self.totals = dict(totals)
         self.settled = {kind: reused.get(kind, 0) for kind in totals}
-        self.wrong: dict[str, Counter[StepState]] = {kind: Counter() for kind in totals}
+        self.unfinished: dict[str, Counter[StepState]] = {kind: Counter() for kind in totals}
         self.shares: dict[str, float] = {}
-        self._words: dict[str, str] = {}  # of running steps; who spoke last is last
+        self._messages: dict[str, str] = {}  # of running steps, the newest last
         self.lock = threading.Lock()
 
     def begin(self, address: str) -> str:
@@ -54,56 +54,59 @@ class _Tally:
 
     def say(self, address: str, share: float, words: str) -> str:
         kind = kind_of(address)
-        if address in self.shares:  # else it has settled meanwhile
+        if address in self.shares:  # else it has ended meanwhile
             self.shares[address] = min(max(share, 0.0), 1.0)
-            self._words.pop(address, None)
-            self._words[address] = f"{short(address)}  {words}"
+            self._messages.pop(address, None)
+            self._messages[address] = f"{short(address)}  {words}"
         return kind
 
     def settle(self, address: str, state: StepState) -> str:
         kind = kind_of(address)
         self.shares.pop(address, None)
-        self._words.pop(address, None)
+        self._messages.pop(address, None)
         self.settled[kind] += 1
         if not state.finished:
-            self.wrong[kind][state] += 1
+            self.unfinished[kind][state] += 1
         return kind
 
-    def words(self, kind: str) -> str:
-        """What the running step of a kind that spoke last said, and how many run beside it."""
-        spoken = [words for address, words in self._words.items() if kind_of(address) == kind]
-        if len(spoken) < 2:
-            return "".join(spoken)
-        return f"{spoken[-1]} (beside {len(spoken) - 1} more)"
+    def message(self, kind: str) -> str:
+        """The newest message of a running step of a kind, and how many others of it run."""
+        messages = [text for address, text in self._messages.items() if kind_of(address) == kind]
+        if len(messages) < 2:
+            return "".join(messages)
+        return f"{messages[-1]} (beside {len(messages) - 1} more)"
 
     def count(self, kind: str) -> str:
-        """How many of a kind are done, and what will not be: `3/8 (1 failed, 2 blocked)`."""
-        wrong = self.wrong[kind]
-        words = ", ".join(f"{wrong[state]} {state}" for state in sorted(wrong, reverse=True))
-        done = self.settled[kind] - wrong.total()
-        return f"{done}/{self.totals[kind]}" + (f" ({words})" if words else "")
+        """How many steps of a kind are done, failed and blocked: `3/8 (1 failed, 2 blocked)`."""
+        unfinished = self.unfinished[kind]
+        others = ", ".join(
+            f"{unfinished[state]} {state}" for state in sorted(unfinished, reverse=True)
+        )
+        done = self.settled[kind] - unfinished.total()
+        return f"{done}/{self.totals[kind]}" + (f" ({others})" if others else "")
 
     def completed(self, kind: str) -> float:
+        """The ended steps of a kind, plus the shares of its running ones."""
         running = sum(share for a, share in self.shares.items() if kind_of(a) == kind)
         return self.settled[kind] + running
 
 
 class Bars:
-    """Live bars, one a kind of step."""
+    """Live bars, one for each kind of step."""
 
     def __init__(self, totals: Mapping[str, int], reused: Mapping[str, int]) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
         from rich.table import Column
 
-        self._tally = _Tally(totals, reused)
-        rest = Column(ratio=1, no_wrap=True, overflow="ellipsis")  # what a narrow screen leaves
+        self._counts = _Counts(totals, reused)
+        rest = Column(ratio=1, no_wrap=True, overflow="ellipsis")  # cut on a narrow screen
         self._bars = Progress(
             TextColumn("{task.description:<8}", table_column=Column(no_wrap=True, min_width=8)),
             BarColumn(bar_width=16, pulse_style="bar.back", table_column=Column(min_width=16)),
             TextColumn("{task.fields[count]:>7}", table_column=Column(no_wrap=True, min_width=7)),
             TimeElapsedColumn(table_column=Column(no_wrap=True, min_width=7)),
-            TextColumn("{task.fields[words]}", style="dim", table_column=rest),
+            TextColumn("{task.fields[message]}", style="dim", table_column=rest),
             console=Console(stderr=True),
             refresh_per_second=5,
             expand=True,
@@ -112,56 +115,56 @@ class Bars:
         for kind, total in totals.items():
             if total:
                 self._tasks[kind] = self._bars.add_task(
-                    kind, total=total, start=False, count="", words=""
+                    kind, total=total, start=False, count="", message=""
                 )
                 self._show(kind)
         self._bars.start()
 
     def begin(self, address: str) -> None:
         """Start the clock of the step's kind."""
-        with self._tally.lock:
-            kind = self._tally.begin(address)
+        with self._counts.lock:
+            kind = self._counts.begin(address)
             self._bars.start_task(self._tasks[kind])
 
     def say(self, address: str, share: float, words: str) -> None:
         """Move the bar by a running step's share."""
-        with self._tally.lock:
-            self._show(self._tally.say(address, share, words))
+        with self._counts.lock:
+            self._show(self._counts.say(address, share, words))
 
     def settle(self, address: str, state: StepState, reason: str) -> None:
         """Count a step, and print a failure above the bars."""
-        with self._tally.lock:
-            kind = self._tally.settle(address, state)
+        with self._counts.lock:
+            kind = self._counts.settle(address, state)
             self._show(kind)
         if state is StepState.FAILED:
-            self._bars.console.print(f"[red]failed[/red] {address}: {_plain(reason)}")
+            self._bars.console.print(f"[red]failed[/red] {address}: {_escaped(reason)}")
 
     def note(self, line: str) -> None:
         """Print a line above the bars."""
-        self._bars.console.print(_plain(line))
+        self._bars.console.print(_escaped(line))
 
     def close(self) -> None:
-        """Leave the last state on the screen."""
+        """End the updates; the last state stays on the screen."""
         self._bars.stop()
 
     def _show(self, kind: str) -> None:
-        tally = self._tally
+        counts = self._counts
         self._bars.update(
             self._tasks[kind],
-            completed=tally.completed(kind),
-            count=tally.count(kind),
-            words=_plain(tally.words(kind)),
+            completed=counts.completed(kind),
+            count=counts.count(kind),
+            message=_escaped(counts.message(kind)),
         )
 
 
-def _plain(text: str) -> str:
+def _escaped(text: str) -> str:
     from rich.markup import escape
 
     return escape(text)
 
 
 class Lines:
-    """One line an interval, for logs."""
+    """One line for each interval, for logs."""
 
     def __init__(
         self,
@@ -171,26 +174,26 @@ class Lines:
         stream: TextIO | None = None,
         interval: float = INTERVAL_SECONDS,
     ) -> None:
-        self._tally = _Tally(totals, reused)
+        self._counts = _Counts(totals, reused)
         self._stream = stream or sys.stderr
         self._interval = interval
-        self._begun = self._last = time.monotonic()
+        self._started = self._last = time.monotonic()
 
     def begin(self, address: str) -> None:
-        """Nothing is printed when a step starts."""
-        with self._tally.lock:
-            self._tally.begin(address)
+        """Count a step that starts; prints nothing."""
+        with self._counts.lock:
+            self._counts.begin(address)
 
     def say(self, address: str, share: float, words: str) -> None:
-        """Print the state of all kinds, at most once an interval."""
-        with self._tally.lock:
-            self._tally.say(address, share, words)
+        """Print the counts of all kinds, at most once in an interval."""
+        with self._counts.lock:
+            self._counts.say(address, share, words)
             self._print_if_due()
 
     def settle(self, address: str, state: StepState, reason: str) -> None:
-        """Count a step; failures are printed at once."""
-        with self._tally.lock:
-            self._tally.settle(address, state)
+        """Count a step, and print a failure at once."""
+        with self._counts.lock:
+            self._counts.settle(address, state)
             if state is StepState.FAILED:
                 self._print(f"failed {address}: {reason}")
             self._print_if_due()
@@ -200,20 +203,20 @@ class Lines:
         self._print(line)
 
     def close(self) -> None:
-        """Print the last state."""
-        self._print(self._state())
+        """Print the last counts."""
+        self._print(self._line())
 
     def _print_if_due(self) -> None:
         if time.monotonic() - self._last >= self._interval:
             self._last = time.monotonic()
-            self._print(self._state())
+            self._print(self._line())
 
-    def _state(self) -> str:
-        tally = self._tally
-        kinds = [f"{kind} {tally.count(kind)}" for kind, total in tally.totals.items() if total]
-        busy = " | ".join(words for kind in tally.totals if (words := tally.words(kind)))
-        return "  ".join(kinds) + (f" | {busy}" if busy else "")
+    def _line(self) -> str:
+        counts = self._counts
+        kinds = [f"{kind} {counts.count(kind)}" for kind, total in counts.totals.items() if total]
+        messages = " | ".join(text for kind in counts.totals if (text := counts.message(kind)))
+        return "  ".join(kinds) + (f" | {messages}" if messages else "")
 
     def _print(self, line: str) -> None:
-        seconds = time.monotonic() - self._begun
+        seconds = time.monotonic() - self._started
         print(f"[{seconds:6.1f} s] {line}", file=self._stream, flush=True)

@@ -1,4 +1,4 @@
-"""One sweep from end to end: assess, refuse drift, run what is left, report, mirror."""
+"""Runs one sweep: assesses the store, refuses drift, runs the missing steps, reports, mirrors."""
 
 from __future__ import annotations
 
@@ -35,29 +35,29 @@ class Ending:
     """How a sweep ended."""
 
     results: Mapping[str, StepStatus]
-    report: collect.Report | None  # None while the store holds no finished step to report
-    tracking: str  # the URI that shows it all; empty if tracking is off or behind
+    report: collect.Report | None  # None if the store has no finished step
+    tracking: str  # MLflow's URI; empty if tracking is off or MLflow lacks something
     seconds: float
 
     def count(self, state: StepState) -> int:
-        """How many steps ended so."""
+        """How many steps ended in a state."""
         return Counter(result.state for result in self.results.values())[state]
 
     @property
     def complete(self) -> bool:
-        """Whether every step of the plan is now in the store."""
+        """Whether every step of the plan is finished."""
         return all(r.state.finished for r in self.results.values())
 
 
 def run(
     plan: Plan, store: Store, *, force: bool = False, say: Callable[[str], None] = print
 ) -> Ending:
-    """Do what the plan asks and the store lacks. Raises DriftError, StoreError, ClusterError.
+    """Run the steps of the plan that the store lacks.
 
-    KeyboardInterrupt (or SIGTERM) ends it cleanly; what was committed stays, and the next run goes
-    on from there.
+    KeyboardInterrupt (or SIGTERM) ends it cleanly. Committed steps stay, and the next run continues
+    from there. Raises DriftError, StoreError, ClusterError.
     """
-    begun = time.monotonic()
+    started = time.monotonic()
     done, progress = _begin(plan, store, force)
     last_sweep.remember(plan.experiment, store.root)
     tracker = _tracker(plan, store, progress.note if progress else say)
@@ -78,21 +78,21 @@ def run(
             tracker.close(None)
         raise
     uri = tracker.uri if tracker and mirrored else ""
-    return Ending(results, report, uri, time.monotonic() - begun)
+    return Ending(results, report, uri, time.monotonic() - started)
 
 
 def build(plan: Plan, store: Store, *, force: bool = False) -> Mapping[str, StepStatus]:
-    """Do a plan's steps and no more; how each ended. Raises as `run` does.
+    """Run a plan's steps without report or tracking. Returns how each ended; raises as `run` does.
 
-    No report is written, for one without what comes after these steps would replace a sweep's;
-    MLflow hears of them from the next sweep or `sync`.
+    A report of these steps alone would replace a sweep's report. The next sweep or `sync` writes
+    them to MLflow.
     """
     done, progress = _begin(plan, store, force)
     return _execute(plan, store, done, progress, None)
 
 
 def _begin(plan: Plan, store: Store, force: bool) -> tuple[list[str], Progress | None]:
-    """What is done already, and the face of the run (None when nothing is left to do)."""
+    """The finished steps, and the progress display (None if no step is left)."""
     signal.signal(signal.SIGTERM, _terminate)
     store.prepare()
     assessments = assess(plan, store, verify=True)
@@ -115,7 +115,7 @@ def _execute(
         return {address: StepStatus(StepState.REUSED) for address in plan.steps}
     try:
         with cluster.session():
-            signal.signal(signal.SIGTERM, _terminate)  # Ray has just set a handler of its own
+            signal.signal(signal.SIGTERM, _terminate)  # Ray has set a handler of its own
             _check_resources(plan, done)
             nodes.check(store.root)
             executor = Executor(
@@ -132,26 +132,26 @@ def _execute(
 
 
 def _check_data(plan: Plan, done: list[str]) -> None:
-    """Say before anything is run that the data of a task is not there, and where it comes from."""
+    """Raise UserError if a task's data is missing. It says where to get it."""
     left = set(plan.steps) - set(done)
-    lacking = {
+    missing = {
         task.name: (paths, task)
         for task in plan.tasks
         if str(CorpusAddress(task.scope)) in left and (paths := absent(task))
     }
-    if not lacking:
+    if not missing:
         return
-    name, (paths, task) = next(iter(lacking.items()))
+    name, (paths, task) = next(iter(missing.items()))
     how = f": {task.facts.get}" if task.facts else ""
-    others = f" (nor is that of {', '.join(list(lacking)[1:])})" if len(lacking) > 1 else ""
+    others = f" (nor is that of {', '.join(list(missing)[1:])})" if len(missing) > 1 else ""
     raise UserError(
-        f"tasks: the data of {name} is not at {paths[0]}{others}; get it{how}; or say where it is "
-        f"with --data FOLDER or $NML_DATA, or take the task out"
+        f"tasks: the data of {name} is not at {paths[0]}{others}; get it{how}; or give its folder "
+        f"with --data FOLDER or $NML_DATA, or remove the task"
     )
 
 
 def _check_resources(plan: Plan, done: list[str]) -> None:
-    """Ray waits for ever for what the cluster does not have; say it instead."""
+    """Raise ClusterError for resources that the cluster lacks: Ray would wait for them forever."""
     kinds = {plan.steps[address].kind for address in plan.steps.keys() - set(done)}
     for sentence in lacking(plan.experiment, cluster.resources(), kinds):
         raise ClusterError(sentence)

@@ -1,10 +1,10 @@
-"""Keeping MLflow up to the store: while a sweep runs, and afterwards (`nml-orch sync`).
+"""Mirrors a store to MLflow: while a sweep runs, and afterwards (`nml-orch sync`).
 
-The store is the truth; whatever MLflow lacks is told again from it. Mirroring happens on a thread
-of the driver and under a lease; a tracking server that is slow or gone costs the sweep one line on
-the screen and nothing else, is asked again while the sweep runs, and is told what it missed. The
-cells of one encoder and method are one run (`runs.py`), told when the last of them is committed;
-what is incomplete when the sweep ends is told then.
+The store is the truth, and MLflow can be rebuilt from it. Mirroring runs on a thread of the driver,
+under a lease. A slow or dead tracking server costs the sweep one line on the screen. The thread
+tries again while the sweep runs, and then writes what MLflow has missed. The cells of one encoder
+and method are one run (`runs.py`), written when the last of them is committed. Incomplete groups
+are written when the sweep ends.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from orchestrator.store.provenance import redact
 from orchestrator.store.store import Store
 from orchestrator.tracking import mlflow
 from orchestrator.tracking.mlflow import Mirror, SweepRecord
-from orchestrator.tracking.runs import Group, Showing, group_of, groups
+from orchestrator.tracking.runs import CellGroup, RunViews, group_of, groups
 
-AGAIN_SECONDS = 15.0  # between two looks at a server that does not answer
+RETRY_SECONDS = 15.0  # between two calls to a server that does not answer
 
 
 class Tracker:
@@ -42,21 +42,21 @@ class Tracker:
         self._lease = str(TrackingAddress(plan.experiment.name))
         self._queue: queue.Queue[tuple[Step, Manifest] | None] = queue.Queue()
         self._mirror: Mirror | None = None
-        self._showing = Showing(plan, store)
+        self._views = RunViews(plan, store)
         self._groups = groups(plan)
-        self._finished: dict[str, dict[str, str]] = {}  # group -> finished cell -> when
-        self._untold: dict[str, tuple[Step, Manifest] | Group] = {}  # committed, not yet mirrored
-        self.down = ""  # why MLflow does not answer, while it does not
-        self._asked = 0.0  # when it did not answer last
+        self._finished: dict[str, dict[str, str]] = {}  # group -> finished cell -> time
+        self._pending: dict[str, tuple[Step, Manifest] | CellGroup] = {}  # committed, not mirrored
+        self.down = ""  # why MLflow does not answer; empty if it does
+        self._last_failure = 0.0  # time.monotonic of the last call without an answer
         self._thread = threading.Thread(target=self._follow, daemon=True, name="tracking")
         self._thread.start()
 
     def commit(self, step: Step, manifest: Manifest) -> None:
-        """Have a committed step mirrored soon."""
+        """Queue a committed step for mirroring."""
         self._queue.put((step, manifest))
 
     def close(self, record: SweepRecord | None) -> bool:
-        """Mirror what is left and the sweep itself; whether MLflow now shows everything."""
+        """Mirror the rest, then the sweep itself. Returns whether MLflow has everything."""
         self._queue.put(None)
         self._thread.join()
         try:
@@ -69,8 +69,8 @@ class Tracker:
             mirror.sweep(record)
             self.down = ""
             return True
-        except Exception as error:  # whatever the client raises, the sweep's results stand
-            self._lost(error)
+        except Exception as error:  # no error of the client may end the sweep
+            self._note_failure(error)
             return False
         finally:
             with suppress(OSError):
@@ -79,48 +79,48 @@ class Tracker:
     def _follow(self) -> None:
         while True:
             with suppress(queue.Empty):
-                item = self._queue.get(timeout=AGAIN_SECONDS if self.down else None)
+                item = self._queue.get(timeout=RETRY_SECONDS if self.down else None)
                 if item is None:
-                    return  # `close` tells what is left
-                self._note(*item)
-            if self.down and time.monotonic() - self._asked < AGAIN_SECONDS:
+                    return  # `close` mirrors the rest
+                self._add_pending(*item)
+            if self.down and time.monotonic() - self._last_failure < RETRY_SECONDS:
                 continue
             try:
                 self._catch_up()
             except Exception as error:  # as above
-                self._lost(error)
+                self._note_failure(error)
 
-    def _note(self, step: Step, manifest: Manifest) -> None:
-        """Remember a committed step until MLflow has it; cells, once their group is whole."""
+    def _add_pending(self, step: Step, manifest: Manifest) -> None:
+        """Keep a committed step until MLflow has it. Cells wait until their group is complete."""
         if step.kind != "tune":
-            self._untold[step.address] = step, manifest
+            self._pending[step.address] = step, manifest
             return
         group = self._groups[group_of(self._plan, step)]
         times = self._finished.setdefault(group.address, {})
         times[step.address] = str(manifest.provenance["finished"])
         if len(times) == len(group.cells):
-            self._untold[group.address] = group
+            self._pending[group.address] = group
 
     def _catch_up(self) -> None:
-        """Tell MLflow everything that it has not been told, oldest first."""
+        """Write all pending runs to MLflow, oldest first."""
         mirror = self._open()
         if mirror is None:
             return
-        for address, untold in list(self._untold.items()):
-            if isinstance(untold, Group):
+        for address, pending in list(self._pending.items()):
+            if isinstance(pending, CellGroup):
                 times = self._finished[address]
-                if not mirror.holds(address, untold.fingerprint(times)):
-                    mirror.child(self._showing.cells(untold, self._showing.rows(times), times))
+                if not mirror.has_run(address, pending.fingerprint(times)):
+                    mirror.child(self._views.cells(pending, self._views.rows(times), times))
                 del self._finished[address]
-            elif not mirror.holds(address, untold[0].fingerprint):
-                mirror.child(self._showing.step(*untold))
-            del self._untold[address]
+            elif not mirror.has_run(address, pending[0].fingerprint):
+                mirror.child(self._views.step(*pending))
+            del self._pending[address]
         if self.down:
             self.down = ""
-            self._say(f"MLflow at {redact(self.uri)} answers again and was told what it missed")
+            self._say(f"MLflow at {redact(self.uri)} answers again and has what it missed")
 
     def _open(self) -> Mirror | None:
-        """The mirror, if this driver holds the right to write to it."""
+        """The mirror; None if another driver has the lease to write to it."""
         if not self._leases.holds(self._lease):
             self._mirror = None
             if not self._leases.acquire(self._lease):
@@ -131,19 +131,19 @@ class Tracker:
             self._mirror = mirror
         return self._mirror
 
-    def _lost(self, error: Exception) -> None:
+    def _note_failure(self, error: Exception) -> None:
         self._mirror = None
-        self._asked = time.monotonic()
+        self._last_failure = time.monotonic()
         if not self.down:
             self.down = mlflow.reason(error)
             self._say(
-                f"{mlflow.story(error, self.uri)}; the sweep goes on and asks it again, and "
-                f"after the sweep `nml-orch sync` fills the gap"
+                f"{mlflow.error_message(error, self.uri)}; the sweep continues and tries again; "
+                f"after the sweep, `nml-orch sync` writes what is missing"
             )
 
 
 def sync(plan: Plan, store: Store, uri: str, record: SweepRecord) -> int:
-    """Bring MLflow up to the store; how many steps were missing. Raises TrackingError."""
+    """Write everything that MLflow lacks. Returns the number of runs. Raises TrackingError."""
     leases = Leases(store.root)
     try:
         if not leases.acquire(str(TrackingAddress(plan.experiment.name))):
@@ -158,21 +158,21 @@ def sync(plan: Plan, store: Store, uri: str, record: SweepRecord) -> int:
     except Exception as error:
         remedy = {
             "unreachable": "start it, or set MLFLOW_TRACKING_URI or --set tracking.uri=URI",
-            "refused": "the store is whole; name another server or experiment to have it shown",
-            "no driver": "install that driver, or name another server; the store is whole",
-            "ours": "the store is whole; `nml-orch --debug sync` shows where it happened",
-        }[mlflow.trouble(error)]
-        raise TrackingError(f"{mlflow.story(error, uri)}; {remedy}") from error
+            "refused": "the store is complete; name another server or experiment",
+            "no driver": "the store is complete; install that driver, or name another server",
+            "ours": "the store is complete; `nml-orch --debug sync` shows where it happened",
+        }[mlflow.error_kind(error)]
+        raise TrackingError(f"{mlflow.error_message(error, uri)}; {remedy}") from error
     finally:
         leases.close()
 
 
 def reconcile(plan: Plan, store: Store, mirror: Mirror) -> int:
-    """Mirror everything committed that MLflow lacks; how many runs those were.
+    """Mirror every committed step that MLflow lacks. Returns the number of runs.
 
-    Runs of cells that an earlier version made one by one go to MLflow's trash.
+    Runs of single cells, which an earlier version made, go to MLflow's trash.
     """
-    showing, mirrored = Showing(plan, store), 0
+    views, mirrored = RunViews(plan, store), 0
     records = {
         address: record
         for address, record in store.records(plan.steps).items()
@@ -181,20 +181,20 @@ def reconcile(plan: Plan, store: Store, mirror: Mirror) -> int:
     for address, step in plan.steps.items():
         if step.kind == "tune" or address not in records:
             continue
-        if not mirror.holds(address, step.fingerprint):
+        if not mirror.has_run(address, step.fingerprint):
             manifest = store.manifest(address)
             if manifest is not None and manifest.fingerprint == step.fingerprint:
-                mirror.child(showing.step(step, manifest))
+                mirror.child(views.step(step, manifest))
                 mirrored += 1
-    lacking: list[tuple[Group, dict[str, str]]] = []
+    lacking: list[tuple[CellGroup, dict[str, str]]] = []
     for group in groups(plan).values():
         times = {
             s.address: records[s.address].finished for s in group.cells if s.address in records
         }
-        if times and not mirror.holds(group.address, group.fingerprint(times)):
+        if times and not mirror.has_run(group.address, group.fingerprint(times)):
             lacking.append((group, times))
     for group, times in lacking:
-        mirror.child(showing.cells(group, showing.rows(times), times))
+        mirror.child(views.cells(group, views.rows(times), times))
     for step in plan.of_kind("tune"):
         if step.address in mirror.children:
             mirror.drop(step.address)

@@ -1,8 +1,8 @@
-"""What MLflow shows of a store. The only module that imports mlflow.
+"""Writes a store's runs to MLflow. The only module that imports mlflow.
 
-One parent run a sweep; below it the runs that `runs.py` makes, each found again by its tags, so
-that nothing is ever logged twice. Tags are named here and nowhere else. When to call it, and what
-to do when MLflow does not answer, is `mirror.py`'s.
+A sweep is one parent run. Below it are the runs that `runs.py` makes. Tags identify each run, so
+nothing is logged twice. Only this module names the tags. `mirror.py` decides when to call it, and
+what to do when MLflow does not answer.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.step.address import SweepAddress
 from orchestrator.store.provenance import redact
-from orchestrator.tracking.runs import Data, Shown, step_unit
+from orchestrator.tracking.runs import Data, RunView, step_unit
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -28,9 +28,9 @@ BATCH = 900  # metrics in one call; the server's limit is 1,000
 VIEW = "workflowType=machine_learning"  # of a page's address
 KIND_TAG = "mlflow.experimentKind"
 NOTE = 7500  # characters of a description; a tag holds 8,000
-NOTES = ("verdicts.md", "report.md")  # the file of a report that describes it, best first
+NOTES = ("verdicts.md", "report.md")  # a report's file for the description, best first
 _SETTINGS = {
-    # One call to a dead server blocks for minutes with MLflow's own settings.
+    # With MLflow's own settings, one call to a dead server blocks for minutes.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
@@ -41,7 +41,7 @@ _SETTINGS = {
 
 
 def resolve_uri(configured: str | None) -> str:
-    """The tracking URI: the experiment's, else the environment's, else a database right here."""
+    """The tracking URI: the experiment's, else the environment's, else a database here."""
     uri = configured or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
     if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
         return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).absolute()}"
@@ -50,17 +50,17 @@ def resolve_uri(configured: str | None) -> str:
 
 @dataclass(frozen=True)
 class SweepRecord:
-    """What the parent run shows: one value a metric and noise level, and files."""
+    """What the parent run shows: one value for each metric and noise level, and files."""
 
-    fingerprint: str  # of the readout; an equal one is not logged again
+    fingerprint: str  # of the report; if MLflow has the same, nothing is logged again
     points: tuple[tuple[str, float, float], ...]  # metric, noise level in percent, value
     folder: Path  # files to keep as artifacts
     status: str  # "done", or "incomplete" while cells are missing
-    data: Sequence[Data] = ()  # the corpora it rests on
+    data: Sequence[Data] = ()  # the corpora that its steps read
 
     @property
     def note(self) -> str:
-        """The run's description in Markdown: the report's own words, cut at a line's end."""
+        """The run's description in Markdown: a file of the report, cut at a line's end."""
         for name in NOTES:
             path = self.folder / name
             if path.is_file():
@@ -91,12 +91,12 @@ class Mirror:
     children: dict[str, _Child] = field(init=False, default_factory=dict)
 
     def open(self) -> None:
-        """Find or make the experiment and the parent run, and learn what is mirrored already."""
+        """Find or make the experiment and the parent run, and list the runs that MLflow has."""
         for name, value in _SETTINGS.items():
             os.environ.setdefault(name, value)
         from mlflow import MlflowClient
 
-        _quieten()
+        _quiet_loggers()
         self.client = MlflowClient(tracking_uri=self.uri)
         experiment = self.client.get_experiment_by_name(self.name)
         if experiment is None:
@@ -109,7 +109,7 @@ class Mirror:
             if experiment.lifecycle_stage == "deleted":
                 self.client.restore_experiment(experiment.experiment_id)
             self.experiment_id = experiment.experiment_id
-        # Without it the pages open among views for language-model applications.
+        # Without this tag, the pages open with views for language-model applications.
         self.client.set_experiment_tag(self.experiment_id, KIND_TAG, "custom_model_development")
         self.children = {}
         for run in self._runs():
@@ -154,79 +154,79 @@ class Mirror:
         )
         return str(run.info.run_id)
 
-    def holds(self, address: str, fingerprint: str) -> bool:
-        """Whether a step is mirrored, whole, as it is now."""
+    def has_run(self, address: str, fingerprint: str) -> bool:
+        """Whether MLflow has the complete run of this address and fingerprint."""
         child = self.children.get(address)
         return child is not None and child.complete and child.fingerprint == fingerprint
 
     def drop(self, address: str) -> None:
-        """Send a child run, and the model it made, to MLflow's trash."""
+        """Send a child run and the model that it made to MLflow's trash."""
         known = self.children.pop(address)
         if known.model:
             self.client.delete_logged_model(known.model)
         self.client.delete_run(known.run_id)
 
-    def child(self, shown: Shown) -> None:
-        """Mirror one run, in place of what an earlier fingerprint left."""
+    def child(self, view: RunView) -> None:
+        """Write one run. A run of an earlier fingerprint goes to the trash."""
         from mlflow.entities import Metric, Param, RunTag
 
-        known = self.children.get(shown.address)
-        if known is not None and known.fingerprint != shown.fingerprint:
-            self.drop(shown.address)
+        known = self.children.get(view.address)
+        if known is not None and known.fingerprint != view.fingerprint:
+            self.drop(view.address)
             known = None
         if known is None:
-            known = _Child(self._new_child(shown), shown.fingerprint, False)
-            self.children[shown.address] = known
-            self._lineage(known, shown)
-        finished = _milliseconds(shown.finished)
-        metrics = [Metric(name, value, finished, at) for name, at, value in shown.points]
+            known = _Child(self._new_child(view), view.fingerprint, False)
+            self.children[view.address] = known
+            self._log_lineage(known, view)
+        finished = _milliseconds(view.finished)
+        metrics = [Metric(name, value, finished, at) for name, at, value in view.points]
         for start in range(BATCH, len(metrics), BATCH):
             self.client.log_batch(known.run_id, metrics=metrics[start : start + BATCH])
-        for name, content in shown.files.items():
+        for name, content in view.files.items():
             self._log_file(known.run_id, name, content)
         self.client.log_batch(
             known.run_id,
             metrics=metrics[:BATCH],
-            params=[Param(name, value) for name, value in shown.params.items()],
+            params=[Param(name, value) for name, value in view.params.items()],
             tags=[RunTag("nml.status", "done")],
         )
         self.client.set_terminated(known.run_id, "FINISHED", finished)
         known.complete = True
 
-    def _new_child(self, shown: Shown) -> str:
+    def _new_child(self, view: RunView) -> str:
         tags = {
             "mlflow.parentRunId": self.parent_id,
-            "nml.kind": shown.kind,
-            "nml.address": shown.address,
-            "nml.fingerprint": shown.fingerprint,
+            "nml.kind": view.kind,
+            "nml.address": view.address,
+            "nml.fingerprint": view.fingerprint,
             "nml.store": self.store_id,
             "nml.status": "mirroring",
-            **{f"nml.{name}": value for name, value in shown.labels.items()},
+            **{f"nml.{name}": value for name, value in view.labels.items()},
         }
-        if shown.commit:
-            tags["mlflow.source.git.commit"] = shown.commit
+        if view.commit:
+            tags["mlflow.source.git.commit"] = view.commit
         run = self.client.create_run(
             self.experiment_id,
-            start_time=_milliseconds(shown.started),
+            start_time=_milliseconds(view.started),
             tags=tags,
-            run_name=shown.name,
+            run_name=view.name,
         )
         return str(run.info.run_id)
 
-    def _lineage(self, known: _Child, shown: Shown) -> None:
-        """Which data and which encoder a run read, and the model it made."""
+    def _log_lineage(self, known: _Child, view: RunView) -> None:
+        """Log the data and the encoder that a run read, and the model that it made."""
         from mlflow.entities import LoggedModelInput, LoggedModelOutput
 
-        encoder = self.children.get(shown.encoder)
+        encoder = self.children.get(view.encoder)
         models = [LoggedModelInput(encoder.model)] if encoder and encoder.model else []
-        if shown.data or models:
-            self.client.log_inputs(known.run_id, _inputs(shown.data), models)
-        if shown.makes_model:
+        if view.data or models:
+            self.client.log_inputs(known.run_id, _inputs(view.data), models)
+        if view.makes_model:
             model = self.client.create_logged_model(
                 self.experiment_id,
-                name=_model_name(shown.name),
+                name=_model_name(view.name),
                 source_run_id=known.run_id,
-                tags={"nml.address": shown.address, "nml.fingerprint": shown.fingerprint},
+                tags={"nml.address": view.address, "nml.fingerprint": view.fingerprint},
                 model_type="encoder",
             )
             self.client.log_outputs(known.run_id, [LoggedModelOutput(model.model_id, 0)])
@@ -240,7 +240,7 @@ class Mirror:
             self.client.log_artifact(run_id, f"{folder}/{name}")
 
     def sweep(self, record: SweepRecord) -> None:
-        """Bring the parent run up to the readout: metrics by noise level, files, status."""
+        """Update the parent run from a report: metrics by noise level, files, status."""
         from mlflow.entities import Metric, RunTag
 
         if record.fingerprint == self.parent_fingerprint:
@@ -275,7 +275,7 @@ class Mirror:
         self.parent_fingerprint = record.fingerprint
 
     def _points(self) -> dict[tuple[str, int], float]:
-        """What the parent shows, by metric and step."""
+        """The values that the parent run has, by metric and step."""
         names = sorted(self.client.get_run(self.parent_id).data.metrics)
         return {
             (name, point.step): point.value
@@ -284,7 +284,7 @@ class Mirror:
         }
 
     def _replace_parent(self) -> None:
-        """Begin the parent anew: no logged point can be taken back, and two at a level mislead."""
+        """Make a new parent run: a logged point cannot be removed, and two at a level mislead."""
         old, self.parent_id = self.parent_id, self._new_parent()
         for child in self.children.values():
             self.client.set_tag(child.run_id, "mlflow.parentRunId", self.parent_id)
@@ -294,9 +294,11 @@ class Mirror:
 # -- small parts -----------------------------------------------------------------------------------
 
 
-def trouble(error: Exception) -> str:
-    """Whose fault an error of MLflow's client is: "unreachable", "refused" (MLflow said no), "no
-    driver" (a database's Python package is not installed) or "ours".
+def error_kind(error: Exception) -> str:
+    """The kind of an error of MLflow's client.
+
+    "unreachable", "refused" (the server refuses the call), "no driver" (the Python package of the
+    database is not installed) or "ours" (a defect of nml-orch).
     """
     from mlflow.exceptions import MlflowException
     from requests import RequestException
@@ -316,19 +318,19 @@ def trouble(error: Exception) -> str:
     return "ours"
 
 
-def story(error: Exception, uri: str) -> str:
-    """What happened to MLflow, told apart from a mistake of our own."""
-    told = {
+def error_message(error: Exception, uri: str) -> str:
+    """What went wrong, with the reason: MLflow's fault or a defect of our own."""
+    message = {
         "unreachable": f"MLflow at {redact(uri)} does not answer",
-        "refused": f"MLflow at {redact(uri)} refuses what it is told",
+        "refused": f"MLflow at {redact(uri)} refuses the request",
         "no driver": f"MLflow cannot open {redact(uri)} here",
-        "ours": "mirroring to MLflow failed by a defect of nml-orch or a store that cannot be read",
-    }[trouble(error)]
-    return f"{told} ({reason(error)})"
+        "ours": "mirroring to MLflow failed: a defect of nml-orch, or a store that cannot be read",
+    }[error_kind(error)]
+    return f"{message} ({reason(error)})"
 
 
 def reason(error: Exception) -> str:
-    """The last, most telling part of an error's words."""
+    """The first line of an error's innermost cause, without secrets."""
     cause: BaseException = error
     while cause.__cause__ is not None or cause.__context__ is not None:
         cause = cause.__cause__ or cause.__context__ or cause
@@ -337,7 +339,7 @@ def reason(error: Exception) -> str:
 
 
 def _inputs(data: Iterable[Data]) -> list[Any]:
-    """Data sets as MLflow takes them; one that a run read for two ends is named once, with both."""
+    """Data sets as MLflow's entities. A data set with two uses is listed once, with both."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     uses: dict[Data, list[str]] = {}
@@ -353,7 +355,7 @@ def _inputs(data: Iterable[Data]) -> list[Any]:
 
 
 def _model_name(run_name: str) -> str:
-    """A model's name: a run's without the marks that MLflow forbids."""
+    """A model's name: that of its run, without the characters that MLflow forbids."""
     return re.sub(r"[^\w=-]+", "_", run_name.removeprefix("pretrain "))
 
 
@@ -361,7 +363,7 @@ def _milliseconds(moment: str) -> int:
     return int(datetime.fromisoformat(moment).timestamp() * 1000)
 
 
-def _quieten() -> None:
+def _quiet_loggers() -> None:
     import logging
 
     for name in ("mlflow", "alembic"):
@@ -369,27 +371,27 @@ def _quieten() -> None:
 
 
 def pages(uri: str, host: str) -> dict[str, str]:
-    """Each experiment's pages on a server at `host`: its runs, and its newest sweep's charts.
+    """Links by title on a server at `host`: each experiment's runs, and its newest sweep's charts.
 
-    Raises what the client raises. MLflow's own front page opens on its views for language-model
-    traces; these links do not.
+    Raises what the client raises. MLflow's front page shows views for language-model traces; these
+    links do not.
     """
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
 
-    _quieten()
+    _quiet_loggers()
     client = MlflowClient(tracking_uri=uri)
     found: dict[str, str] = {}
     for experiment in client.search_experiments(max_results=50):
         if experiment.name == "Default":
             continue
-        runs, view = f"{host}/#/experiments/{experiment.experiment_id}/runs", f"?{VIEW}"
-        found[experiment.name] = f"{runs}{view}"
+        runs = f"{host}/#/experiments/{experiment.experiment_id}/runs"
+        found[experiment.name] = f"{runs}?{VIEW}"
         sweeps = client.search_runs(
             [experiment.experiment_id], "tags.`nml.kind` = 'sweep'", max_results=1
         )
         for sweep in sweeps:
-            charts = f"{runs}/{sweep.info.run_id}/model-metrics{view}"
+            charts = f"{runs}/{sweep.info.run_id}/model-metrics?{VIEW}"
             found[f"{experiment.name}: the curves over noise"] = charts
     return found

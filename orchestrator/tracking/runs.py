@@ -1,12 +1,13 @@
-"""What of a store a tracking page shows: one run a step, and one an encoder and method for cells.
+"""The tracking runs that a plan's steps become, as values (`RunView`).
 
-50,000 cells do not make 50,000 runs. The cells of one encoder and method are one run: a metric a
-task, `<task>/accuracy`, its step the share of the training rows in percent (or the decimal part of
-it that its tag `nml.step_unit` names), its value the mean over tuning seeds, so that runs of all
-levels and methods compare metric by metric; the cells themselves are its artifact `cells.csv`.
-Every other step is a run of its own.
+Each step is a run, except cells: 50,000 cells do not make 50,000 runs. The cells of one encoder and
+one method are one run. It has a metric for each task, `<task>/accuracy`. The metric's step is the
+share of the training rows in percent, or in the decimal part of a percent that the tag
+`nml.step_unit` names; its value is the mean over tuning seeds. So the runs of all levels and
+methods can be compared metric by metric. The artifact `cells.csv` has the cells.
 
-Pure: nothing here knows the tracking library (`mlflow.py`) or when to call it (`mirror.py`).
+Pure: this module knows neither the tracking library (`mlflow.py`) nor when to call it
+(`mirror.py`).
 """
 
 from __future__ import annotations
@@ -38,10 +39,10 @@ from orchestrator.store.store import Store
 
 CURVE_POINTS = 200  # a curve is thinned to this many points
 CURVES = ("curves.parquet", "telemetry.parquet")  # files of (metric, step, value) rows
-DIGEST = 12  # characters of a fingerprint that tell data sets apart
-PARAMS = 100  # a server takes no more in one call
+DIGEST = 12  # characters of a fingerprint that identify a data set
+PARAMS = 100  # the most that a server accepts in one call
 LABELS = ("noise", "seed", "encoder", "method", "images")
-CELLS_PROTOCOL = 1  # raised when the runs of cells show something else
+CELLS_PROTOCOL = 1  # raised when the contents of the cells' runs change
 
 Point = tuple[str, int, float]
 """Metric, step, value."""
@@ -53,52 +54,53 @@ class Data:
 
     name: str
     digest: str  # the start of its step's fingerprint
-    where: str  # kind of place: local, s3, gs
+    where: str  # kind of storage: local, s3, gs
     uri: str
-    context: str  # what it was read for
+    context: str  # its use: pre-training, tuning, ...
     profile: str  # counts of rows, JSON
 
 
 @dataclass(frozen=True)
-class Shown:
+class RunView:
     """One run as a tracking page shows it."""
 
     address: str
     kind: str
-    fingerprint: str  # an equal one is not logged again
-    name: str  # sorts as levels and seeds do
+    fingerprint: str  # if MLflow has the same, the run is not logged again
+    name: str  # sorts by level and seed
     started: str  # ISO 8601
     finished: str
     labels: Mapping[str, str] = field(default_factory=dict)
     params: Mapping[str, str] = field(default_factory=dict)
     points: Sequence[Point] = ()
     data: Sequence[Data] = ()
-    encoder: str = ""  # address of the pre-training step whose model was read
+    encoder: str = ""  # address of the step that made the encoder
     makes_model: bool = False
-    commit: str = ""  # of the source
+    commit: str = ""  # of the code
     files: Mapping[str, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Group:
+class CellGroup:
     """The cells of one encoder and method."""
 
     address: str
     cells: tuple[Step, ...]  # all that are planned
-    unit: tuple[str, int] = ("percent", 1)  # of its metrics' steps; one for a whole plan
+    unit: tuple[str, int] = ("percent", 1)  # of its metrics' steps; the same in a whole plan
 
     def fingerprint(self, done: Iterable[str]) -> str:
-        """Of what a run of these finished cells shows."""
-        here = {step.address: step.fingerprint for step in self.cells}
+        """The fingerprint of the group's run, if the cells `done` are finished."""
+        planned = {step.address: step.fingerprint for step in self.cells}
         unit = {} if self.unit[1] == 1 else {"step_unit": self.unit[0]}
-        cells = {address: here[address] for address in done}
+        cells = {address: planned[address] for address in done}
         return fingerprint({"protocol": CELLS_PROTOCOL, "cells": cells, **unit})
 
 
 def step_unit(levels: Iterable[float]) -> tuple[str, int]:
-    """The unit of a metric's step and its factor: percent, or a decimal part of it if need be.
+    """The unit of a metric's step, and the factor from percent to this unit.
 
-    MLflow's steps are whole numbers, and two levels must never share one.
+    MLflow's steps are whole numbers, and two levels must never share one. So the unit is percent,
+    or a decimal part of a percent if some level is not a whole number.
     """
     scale = 1
     while any(abs(level * scale - round(level * scale)) > 1e-9 for level in levels):
@@ -106,53 +108,53 @@ def step_unit(levels: Iterable[float]) -> tuple[str, int]:
     return ("percent" if scale == 1 else f"1/{scale} percent"), scale
 
 
-def groups(plan: Plan) -> dict[str, Group]:
-    """Every group of cells, by address."""
+def groups(plan: Plan) -> dict[str, CellGroup]:
+    """All groups of cells of a plan, by address."""
     found: dict[str, list[Step]] = {}
     for step in plan.of_kind("tune"):
         found.setdefault(group_of(plan, step), []).append(step)
     unit = step_unit({float(step.labels["fraction"]) for step in plan.of_kind("tune")})
-    return {address: Group(address, tuple(cells), unit) for address, cells in found.items()}
+    return {address: CellGroup(address, tuple(cells), unit) for address, cells in found.items()}
 
 
 def group_of(plan: Plan, step: Step) -> str:
-    """The address of the run that shows a cell: its encoder's, its method's name last."""
-    named = step.labels.get("encoder")
-    of = PretrainedAddress(str(named)) if named else _run_of(_encoder(plan, step))
+    """The address of the run that shows a cell."""
+    pretrained = step.labels.get("encoder")
+    of = PretrainedAddress(str(pretrained)) if pretrained else _parse_run(_encoder(plan, step))
     return str(CellsAddress(of, str(step.labels["method"])))
 
 
 @lru_cache(maxsize=1024)
-def _run_of(encoder: str) -> RunAddress:
-    """The run that an address says, read once for the thousands of cells that it has."""
-    return parse_as(RunAddress, encoder)
+def _parse_run(address: str) -> RunAddress:
+    """The address of a pre-training run, parsed once for its thousands of cells."""
+    return parse_as(RunAddress, address)
 
 
 def _encoder(plan: Plan, step: Step) -> str:
-    """The address of the step that made the encoder a step reads, if need be through another's.
+    """The address of the step that made the encoder which a step reads, itself or by its features.
 
-    Empty for features that were given, without an encoder.
+    Empty for given features, which have no encoder.
     """
     if "encoder" in step.inputs:
         return step.inputs["encoder"]
     return plan.steps[step.inputs["features"]].inputs.get("encoder", "")
 
 
-class Showing:
-    """Makes runs of one plan's steps in one store."""
+class RunViews:
+    """Makes the runs of one plan's steps in one store."""
 
     def __init__(self, plan: Plan, store: Store) -> None:
         self._plan, self._store = plan, store
         self._profiles: dict[str, str] = {}
 
-    def step(self, step: Step, manifest: Manifest) -> Shown:
-        """The run of a step that is not a cell."""
+    def step(self, step: Step, manifest: Manifest) -> RunView:
+        """The run of a step other than a cell."""
         counts = {f"count.{name}": value for name, value in manifest.counts.items()}
         flat = {**step.labels, **_flatten(manifest.fields["spec"]), **counts}
         seconds = float(manifest.provenance["seconds"])
         summary = {**manifest.metrics, "seconds": seconds}
         curves = [point for point in self._curves(manifest) if point[0] not in summary]
-        return Shown(
+        return RunView(
             step.address,
             step.kind,
             manifest.fingerprint,
@@ -168,16 +170,19 @@ class Showing:
             commit=str(manifest.provenance.get("commit") or ""),
         )
 
-    def cells(self, group: Group, rows: pa.Table, times: Mapping[str, str]) -> Shown:
-        """The run of a group's finished cells: their rows, and when each was finished."""
+    def cells(self, group: CellGroup, rows: pa.Table, times: Mapping[str, str]) -> RunView:
+        """The run of a group's finished cells.
+
+        `rows` are the cells' rows, `times` when each cell was finished (ISO 8601), by address.
+        """
         first = group.cells[0]
         done = sorted(set(rows["address"].to_pylist()))
         spec = first.spec.semantic()
         settings = {name: value for name, value in spec.items() if name not in ("task", "seed")}
-        shown = ("noise", "seed", "encoder", "method")
-        params = {n: v for n, v in first.labels.items() if n in shown} | _flatten(settings)
+        of_group = ("noise", "seed", "encoder", "method")
+        params = {n: v for n, v in first.labels.items() if n in of_group} | _flatten(settings)
         moments = sorted(times[address] for address in done)
-        return Shown(
+        return RunView(
             group.address,
             "tune",
             group.fingerprint(done),
@@ -197,7 +202,7 @@ class Showing:
         )
 
     def sweep_data(self) -> list[Data]:
-        """Every corpus of the plan, with what it is for."""
+        """Every corpus of the plan, with its uses."""
         return list(self._data(self._plan.steps.values()))
 
     def rows(self, addresses: Iterable[str]) -> pa.Table:
@@ -211,7 +216,7 @@ class Showing:
                 yield from thinned(self._store.output(manifest.address).read_table(name))
 
     def _data(self, steps: Iterable[Step]) -> Iterator[Data]:
-        """The corpora that steps read, each once for each use."""
+        """The corpora that steps read, one entry for each corpus and use."""
         uses: dict[tuple[str, str], None] = {}
         for step in steps:
             context = {"pretrain": "pre-training", "tune": "tuning"}.get(step.kind, step.kind)
@@ -224,8 +229,8 @@ class Showing:
             folder = self._store.output(corpus)
             where = "local" if folder.is_local else folder.uri.partition(":")[0]
             name = parse_as(CorpusAddress, corpus).corpus
-            mark = self._plan.steps[corpus].fingerprint
-            yield Data(name, mark[:DIGEST], where, folder.uri, context, self._profile(corpus))
+            digest = self._plan.steps[corpus].fingerprint[:DIGEST]
+            yield Data(name, digest, where, folder.uri, context, self._profile(corpus))
 
     def _profile(self, corpus: str) -> str:
         if corpus not in self._profiles:
@@ -235,7 +240,7 @@ class Showing:
 
 
 def thinned(curves: pa.Table) -> Iterator[Point]:
-    """The points of a curves table, at most about CURVE_POINTS a metric, ends kept."""
+    """The points of a curves table: about CURVE_POINTS for each metric, with first and last."""
     by_name: dict[str, list[Point]] = {}
     for row in curves.to_pylist():
         by_name.setdefault(row["metric"], []).append((row["metric"], row["step"], row["value"]))
@@ -247,10 +252,10 @@ def thinned(curves: pa.Table) -> Iterator[Point]:
 
 
 def run_name(step: Step, detail: str = "") -> str:
-    """A short name that sorts as levels and seeds do, for columns that cut long ones off.
+    """A short name that sorts by level and seed; columns cut off long ones.
 
-    Corpus, noise and recipe are an experiment's own and stand in the run's address, params and
-    data sets. A step that no level is of is named by its address.
+    It leaves out corpus, noise and recipe, which an experiment has one of each: the run's address,
+    params and data sets have them. A step without a noise level is named by its address.
     """
     level = step.labels.get("noise")
     if level is None:
@@ -268,8 +273,8 @@ def _padded(level: float) -> str:
 def _accuracies(rows: pa.Table, scale: int) -> Iterator[Point]:
     """Mean test accuracy and macro F1 of each task and fraction over tuning seeds.
 
-    A task whose target is a number has its own metric, under that metric's name. Of clean
-    downstream labels alone; cells of others stand in `cells.csv`.
+    If a task's target is a number, it has its own metric, under that metric's name. Cells with
+    downstream label noise are left out; `cells.csv` has them.
     """
     if "label_noise" in rows.column_names:
         rows = rows.filter(pc.equal(rows["label_noise"], 0))
@@ -291,7 +296,7 @@ def _means(rows: pa.Table, column: str, word: str, scale: int) -> Iterator[Point
 
 
 def _csv(rows: pa.Table) -> bytes:
-    """The rows as a page previews them: the long address, which says it all again, comes last."""
+    """The rows as CSV. The long address comes last, for MLflow's preview of the file."""
     sink = pa.BufferOutputStream()
     ordered = rows.sort_by("address")
     pacsv.write_csv(

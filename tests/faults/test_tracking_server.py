@@ -89,7 +89,7 @@ def test_what_was_missed_is_told_as_soon_as_the_server_is_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While the sweep goes on, for whoever looks need not wait for its end; or else at its end."""
-    monkeypatch.setattr(mirror, "AGAIN_SECONDS", 1.0)
+    monkeypatch.setattr(mirror, "RETRY_SECONDS", 1.0)
     made = build.build(load.load(noise="0,20", overrides=["tasks=[digits]"]))
     store = Store(Folder.of(tmp_path / "store"))
     manifests = synthetic.fill(made, store)

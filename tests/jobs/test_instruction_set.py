@@ -48,7 +48,7 @@ def test_workers_of_a_joined_cluster_get_what_the_driver_has(
 ) -> None:
     cluster.settings()
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
-    assert cluster._of_workers()["ONEDNN_MAX_CPU_ISA"] == "AVX2"
+    assert cluster._worker_environment()["ONEDNN_MAX_CPU_ISA"] == "AVX2"
 
 
 def test_the_setting_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ from analysis.figures import (
     style,
 )
 from analysis.readout import Readout
-from analysis.schemas import CELLS_SCHEMA, ROTATION_SCHEMA, TRANSITION_SCHEMA
+from analysis.schemas import CELLS_SCHEMA, PROBLEMS_SCHEMA, ROTATION_SCHEMA, TRANSITION_SCHEMA
 from analysis.summary import summary
 
 Make = Callable[..., Readout]
@@ -189,14 +189,16 @@ def test_the_ablation_is_paired_with_the_whole(make: Make) -> None:
 
 
 def test_the_matrix_shows_gaps_and_failures(make: Make) -> None:
-    address = "tune/c/symmetric/r/noise=30/seed=1/digits/lp/fraction=100/seed=0"
-    figure = matrix.matrix(
-        make(
-            drop=lambda row: row["task"] == "digits" and row["method"] == "lp",
-            problems=((address, "failed", "why"),),
-        )
-    )
-    (axes,) = figure.axes
+    readout = make(drop=lambda row: row["task"] == "digits" and row["method"] == "lp")
+    cell = {"noise": 30.0, "seed": 1, "task": "digits", "method": "lp", "label_noise": 0.0}
+    problems = [
+        {**cell, "address": "tune/a", "status": "failed"},
+        {**cell, "address": "tune/b", "status": "failed", "noise": 0.0, "label_noise": 20.0},
+        {**cell, "address": "tune/c", "status": "missing", "seed": 2},
+        {"address": "pretrain/a", "status": "failed", "noise": 30.0, "seed": 1},
+    ]
+    table = pa.Table.from_pylist(problems, schema=PROBLEMS_SCHEMA)
+    (axes,) = matrix.matrix(replace(readout, problems=table)).axes
     marks = [line.get_marker() for line in axes.lines]
     assert (marks.count("x"), marks.count(".")) == (1, 14)
     assert len(axes.patches) == 6 * 4 * 15

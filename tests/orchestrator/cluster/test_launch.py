@@ -1,4 +1,4 @@
-"""Cluster files are right before a cloud is paid for them."""
+"""Faults of cluster files are found before a cloud costs money."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def test_a_shipped_cluster_file_is_accepted_by_the_installed_ray(name: str) -> N
 @pytest.mark.parametrize("name", SHIPPED)
 def test_nothing_listens_on_every_address(name: str) -> None:
     content = launch.load(ROOT / name)
-    assert launch.open_to_the_world(content) == []
+    assert launch.public_listeners(content) == []
     assert any("--dashboard-host=127.0.0.1" in c for c in content["head_start_ray_commands"])
 
 
@@ -40,16 +40,16 @@ def test_the_versions_of_a_file_agree_with_each_other(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["cluster.yaml", "cluster/gcp.yaml"])
-def test_no_key_stands_in_a_file_for_a_cloud(name: str) -> None:
+def test_cloud_files_have_no_keys(name: str) -> None:
     text = (ROOT / name).read_text().lower()
     assert "aws_access_key" not in text
     assert "secret" not in text
     assert "ssh_private_key" not in text
 
 
-def test_a_port_for_the_world_is_found(tmp_path: Path) -> None:
+def test_a_public_port_is_found(tmp_path: Path) -> None:
     file = changed(tmp_path, "--dashboard-host=127.0.0.1", "--dashboard-host=0.0.0.0")
-    assert len(launch.open_to_the_world(launch.load(file))) == 1
+    assert len(launch.public_listeners(launch.load(file))) == 1
 
 
 def test_another_version_of_ray_is_named_with_both(tmp_path: Path) -> None:
@@ -74,7 +74,9 @@ def test_an_image_and_a_pip_command_that_disagree_are_found(tmp_path: Path) -> N
         ("type: aws", "type: awss", "provider.type"),
     ],
 )
-def test_a_mistake_is_told_by_its_field(tmp_path: Path, old: str, new: str, words: str) -> None:
+def test_a_mistake_is_reported_with_its_field(
+    tmp_path: Path, old: str, new: str, words: str
+) -> None:
     file = changed(tmp_path, old, new)
     with pytest.raises(UserError, match=words) as raised:
         launch.validate(file)
@@ -83,7 +85,7 @@ def test_a_mistake_is_told_by_its_field(tmp_path: Path, old: str, new: str, word
 
 
 @pytest.mark.parametrize("text", ["- a\n- b\n", "a: [", "\x00"])
-def test_a_file_that_is_no_cluster_file_is_refused(tmp_path: Path, text: str) -> None:
+def test_other_files_are_refused(tmp_path: Path, text: str) -> None:
     file = tmp_path / "x.yaml"
     file.write_text(text)
     with pytest.raises(UserError, match=r"x\.yaml"):

@@ -1,4 +1,4 @@
-"""What an experiment asks of Ray, against what Ray has."""
+"""The resources that an experiment asks for, compared with Ray's."""
 
 import pytest
 
@@ -11,23 +11,27 @@ EVERY = ("pretrain", "features", "tune")
 
 
 @pytest.mark.parametrize(
-    ("override", "kind", "said"),
+    ("override", "kind", "expected"),
     [
         ("pretrain.resources.workers=5", "pretrain", "pretrain.resources asks for 5 CPUs"),
-        ("pretrain.resources.gpus_per_worker=2", "pretrain", "2 GPUs a run, Ray has 4 and 1"),
+        (
+            "pretrain.resources.gpus_per_worker=2",
+            "pretrain",
+            "2 GPUs for a run, but Ray has 4 and 1",
+        ),
         ("features.gpus_per_worker=2", "features", "features asks for 1 CPUs and 2 GPUs"),
         ("tuning.cpus=3", "tune", "largest node has 2 and 1; lower it"),
         ("tuning.gpus=1.5", "tune", "tuning asks for 1 CPUs and 1.5 GPUs in one process"),
     ],
 )
-def test_what_is_lacking_is_said_while_there_is_a_step_that_wants_it(
-    override: str, kind: str, said: str
+def test_missing_resources_are_reported_while_a_step_needs_them(
+    override: str, kind: str, expected: str
 ) -> None:
     asks = load.load(overrides=[override])
     (sentence,) = lacking(asks, HAVE, EVERY)
-    assert said in sentence
+    assert expected in sentence
     assert not [*lacking(asks, HAVE, set(EVERY) - {kind})]
 
 
-def test_what_fits_is_nothing_to_say() -> None:
+def test_nothing_is_reported_if_all_fits() -> None:
     assert not [*lacking(load.load(overrides=["tuning.gpus=0.5"]), HAVE, EVERY)]

@@ -1,4 +1,4 @@
-"""Ray is up for the length of a session and not a moment longer."""
+"""Ray runs during a session and no longer."""
 
 import os
 import subprocess
@@ -18,8 +18,8 @@ except Exception as error:
 """
 
 
-def test_a_call_outside_of_a_session_starts_no_ray() -> None:
-    """What a late thread does; Ray would start itself, and then hold up the process's end."""
+def test_a_call_outside_a_session_starts_no_ray() -> None:
+    """A late thread makes such a call. Else Ray would start and delay the end of the process."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     done = subprocess.run(
         [sys.executable, "-c", LATE],

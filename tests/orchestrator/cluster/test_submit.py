@@ -1,4 +1,4 @@
-"""What `submit` refuses before anything is sent."""
+"""`submit` refuses mistakes before it sends anything."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "expected"),
     [
         (["--noise", "0,10"], "--storage"),
         (["--noise", "0,x", "--storage", "s3://b/n"], "'x' is not a number"),
@@ -26,10 +26,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ],
 )
 def test_a_mistake_costs_nothing(
-    words: list[str], told: str, folder: Path, capsys: pytest.CaptureFixture[str]
+    words: list[str], expected: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert _run(["submit", *words]) == 2
-    assert told in capsys.readouterr().err
+    assert expected in capsys.readouterr().err
 
 
 def test_a_file_outside_the_folder_that_is_sent_is_refused(
@@ -41,12 +41,12 @@ def test_a_file_outside_the_folder_that_is_sent_is_refused(
     assert "inside this folder" in capsys.readouterr().err
 
 
-def test_a_cluster_that_does_not_answer_is_named_with_the_way_to_it(
+def test_a_cluster_that_does_not_answer_is_named_with_a_remedy(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     address = f"http://127.0.0.1:{free_port()}"
     words = ["--address", address, "--noise", "0", "--data", ".", "--storage", "s3://b/n"]
     assert _run(["submit", *words]) == 2
-    told = capsys.readouterr().err
-    assert address in told
-    assert "ray dashboard" in told
+    error = capsys.readouterr().err
+    assert address in error
+    assert "ray dashboard" in error

@@ -1,11 +1,11 @@
-"""What a submitted sweep takes along."""
+"""The files that are sent with a submitted sweep."""
 
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from orchestrator.cluster.working_dir import pack
+from orchestrator.cluster.working_dir import working_dir
 from orchestrator.errors import UserError
 
 
@@ -16,10 +16,10 @@ def write(folder: Path, name: str, text: str = "x") -> None:
 
 
 def names(folder: Path) -> set[str]:
-    return {str(file) for file in pack(folder).files}
+    return {str(file) for file in working_dir(folder).files}
 
 
-def test_outside_git_stores_caches_and_environments_stay(tmp_path: Path) -> None:
+def test_outside_git_stores_caches_and_environments_are_left_out(tmp_path: Path) -> None:
     for name in ("my.yaml", "tasks/a.yaml", "labels.csv"):
         write(tmp_path, name)
     for name in (
@@ -47,28 +47,28 @@ def test_in_a_checkout_gitignore_decides(tmp_path: Path) -> None:
     assert names(tmp_path) == {"my.yaml", "new.yaml", ".gitignore"}
 
 
-def test_below_a_checkout_only_the_folder_itself_goes(tmp_path: Path) -> None:
+def test_below_a_checkout_only_the_folder_itself_is_sent(tmp_path: Path) -> None:
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
     write(tmp_path, "above.yaml")
     write(tmp_path, "inner/my.yaml")
     assert names(tmp_path / "inner") == {"my.yaml"}
 
 
-def test_a_parcel_above_the_limit_names_its_largest_files(tmp_path: Path) -> None:
+def test_too_many_bytes_are_refused_with_the_largest_files(tmp_path: Path) -> None:
     write(tmp_path, "small.yaml")
     write(tmp_path, "photos.tar", "x" * 3_000_000)
     with pytest.raises(UserError, match=r"photos\.tar 3 MB") as raised:
-        pack(tmp_path, limit_mb=1)
+        working_dir(tmp_path, limit_mb=1)
     assert "small.yaml" in str(raised.value)
 
 
-def test_what_is_measured_is_what_is_copied(tmp_path: Path) -> None:
+def test_the_measured_files_are_the_copied_files(tmp_path: Path) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
     write(here, "a/b.yaml", "hello")
     write(here, "c.yaml", "you")
     there.mkdir()
-    parcel = pack(here)
-    parcel.copy(there)
+    files = working_dir(here)
+    files.copy(there)
     copied = [file for file in there.rglob("*") if file.is_file()]
-    assert sum(file.stat().st_size for file in copied) == parcel.bytes == 8
+    assert sum(file.stat().st_size for file in copied) == files.bytes == 8
     assert (there / "a/b.yaml").read_text() == "hello"

@@ -55,31 +55,31 @@ def cell(store: Store, right: list[bool], keys: list[str]) -> tuple[Step, Record
     return one, manifest(one, counts=counts, files=files)
 
 
-def test_answers_stand_in_the_order_of_their_keys(store: Store) -> None:
+def test_predictions_are_in_the_order_of_their_keys(store: Store) -> None:
     remarks: list[dict[str, str]] = []
     done = [cell(store, [True, False, True], ["c", "a", "b"])]
-    (row,) = derived.answers(done, store, 100.0, remarks)
+    (row,) = derived.predictions(done, store, 100.0, remarks)
     assert row["correct"].to_pylist() == [False, True, True]
     again = [cell(store, [False, True, True], ["a", "b", "c"])]
-    (same,) = derived.answers(again, store, 100.0, remarks)
+    (same,) = derived.predictions(again, store, 100.0, remarks)
     assert same["samples"] == row["samples"]
-    assert not list(derived.answers(again, store, 10.0, remarks))
+    assert not list(derived.predictions(again, store, 10.0, remarks))
     assert remarks == []
 
 
-def test_too_many_answers_are_left_out_and_said(
+def test_too_many_predictions_are_left_out_with_a_remark(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(derived, "MOST_ANSWERS", 2)
+    monkeypatch.setattr(derived, "MOST_PREDICTIONS", 2)
     remarks: list[dict[str, str]] = []
     assert not list(
-        derived.answers([cell(store, [True] * 3, ["a", "b", "c"])], store, 100.0, remarks)
+        derived.predictions([cell(store, [True] * 3, ["a", "b", "c"])], store, 100.0, remarks)
     )
     assert remarks[0]["status"] == "skipped"
-    assert "3 answers in 1 cells are more than the report reads (2)" in remarks[0]["reason"]
+    assert "3 predictions in 1 cells are more than the report reads (2)" in remarks[0]["reason"]
 
 
-def test_what_a_corpus_lost_is_told_with_its_reasons() -> None:
+def test_quarantined_rows_are_counted_with_their_reasons() -> None:
     one = step("corpus/c", "corpus")
     counts = {"quarantined": 3, "rows_read": 1000, "bad_decode": 2, "bad_too_small": 1}
     (remark,) = derived.quarantined([(one, manifest(one, counts=counts))])
@@ -99,18 +99,20 @@ def features(
     return one, manifest(one, files={"features-test.parquet": 1})
 
 
-def test_rotations_are_measured_when_asked_and_kept(store: Store) -> None:
+def test_rotations_are_measured_on_request_and_stored(store: Store) -> None:
     keys = [f"k{i}" for i in range(60)]
     clean = np.random.default_rng(0).standard_normal((60, 8))
     done = [features(store, 0.0, keys, clean), features(store, 10.0, keys, 2 * clean[:, ::-1])]
     assert list(derived.rotations(done, store, measure=False)) == []
     (row,) = derived.rotations(done, store, measure=True)
     assert (row["noise"], row["rows"], row["k"]) == (10.0, 60, 8)
-    assert row["overlap"] == pytest.approx(1.0, abs=1e-5)  # another order of dimensions is no turn
+    assert row["overlap"] == pytest.approx(
+        1.0, abs=1e-5
+    )  # another order of dimensions is no rotation
     assert list(derived.rotations(done, store, measure=False)) == [row]
 
 
-def test_rotations_of_redone_features_are_measured_anew(store: Store) -> None:
+def test_rotations_of_redone_features_are_measured_again(store: Store) -> None:
     keys = [f"k{i}" for i in range(60)]
     clean = np.random.default_rng(0).standard_normal((60, 8))
     done = [features(store, 0.0, keys, clean), features(store, 10.0, keys, clean)]
@@ -126,7 +128,7 @@ def test_features_of_other_samples_are_not_compared(store: Store) -> None:
     assert list(derived.rotations(done, store, measure=True)) == []
 
 
-def test_gone_shards_cost_the_matrix_and_not_the_report(store: Store) -> None:
+def test_without_shards_the_report_lacks_only_the_matrix(store: Store) -> None:
     one = Step("noise/10", "noise", None, {"corpus": "corpus/c"}, {}, "p", {"noise": 10.0})  # type: ignore[arg-type]
     changed = pa.table({"row": [0], "key": ["k"], "clean": [0], "noisy": [1]})
     store.output(one.address).write_table("changed.parquet", changed)

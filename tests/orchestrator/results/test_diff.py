@@ -1,4 +1,4 @@
-"""`nml-orch diff`: two runs differ in noise alone, or every other field is named."""
+"""`nml-orch diff`: two runs differ only in noise, or every other field is named."""
 
 import json
 import subprocess
@@ -50,7 +50,7 @@ def filled(
     return store.root
 
 
-def told(storage: Folder, a: str, b: str) -> Comparison:
+def compared(storage: Folder, a: str, b: str) -> Comparison:
     return compare(f"pretrain/{RUN}/{a}", f"pretrain/{RUN}/{b}", storage)
 
 
@@ -58,10 +58,10 @@ def paths(found: Comparison) -> set[str]:
     return {one.path for pair in found.pairs for one in pair.differs}
 
 
-def test_two_levels_of_a_seed_differ_in_noise_alone(tmp_path: Path) -> None:
-    found = told(filled(tmp_path, planned()), "noise=0/seed=0", "noise=10/seed=0")
+def test_two_levels_of_a_seed_differ_only_in_noise(tmp_path: Path) -> None:
+    found = compared(filled(tmp_path, planned()), "noise=0/seed=0", "noise=10/seed=0")
     assert found.noise_alone
-    assert found.verdict() == "These two runs differ in noise alone."
+    assert found.verdict() == "These two runs differ only in noise."
     (pair,) = found.pairs
     assert [str(one) for one in pair.noise] == ["inputs.noise.spec.level: 0.0 -> 10.0"]
     assert {"card.initial_weights_sha256", "made_with.versions.torch"} <= set(pair.identical)
@@ -73,8 +73,8 @@ def test_two_levels_of_a_seed_differ_in_noise_alone(tmp_path: Path) -> None:
     assert pair.beside == ()
 
 
-def test_two_seeds_do_not(tmp_path: Path) -> None:
-    found = told(filled(tmp_path, planned()), "noise=0/seed=0", "noise=0/seed=1")
+def test_two_seeds_differ_in_more_than_noise(tmp_path: Path) -> None:
+    found = compared(filled(tmp_path, planned()), "noise=0/seed=0", "noise=0/seed=1")
     assert not found.noise_alone
     assert paths(found) == {"spec.seed", "card.initial_weights_sha256"}
     assert "in more than noise: card.initial_weights_sha256, spec.seed" in found.verdict()
@@ -82,7 +82,7 @@ def test_two_seeds_do_not(tmp_path: Path) -> None:
 
 def test_whole_folders_are_compared_pair_by_pair(tmp_path: Path) -> None:
     storage = filled(tmp_path, planned())
-    found = told(storage, "noise=0", "noise=10")
+    found = compared(storage, "noise=0", "noise=10")
     assert [pair.first[-6:] for pair in found.pairs] == ["seed=0", "seed=1"]
     assert found.noise_alone
     features = compare(f"features/{RUN}/noise=0", f"features/{RUN}/noise=10", storage)
@@ -122,7 +122,7 @@ def test_another_recipe_is_named_by_its_field(tmp_path: Path, override: str, fie
         ({}, {**MADE, "cpu": "another"}, "made_with.cpu"),
     ],
 )
-def test_what_the_recipe_does_not_show_is_compared_too(
+def test_fields_outside_the_recipe_are_compared_too(
     tmp_path: Path, card: dict[str, str], made: dict[str, Any], field: str
 ) -> None:
     filled(tmp_path / "a", planned(seeds="0"))
@@ -143,36 +143,36 @@ def test_equal_stores_do_not_differ_and_a_missing_step_is_named(tmp_path: Path) 
     assert not less.noise_alone
 
 
-def test_an_input_that_is_gone_is_not_taken_for_noise(tmp_path: Path) -> None:
+def test_a_missing_input_does_not_count_as_noise(tmp_path: Path) -> None:
     storage = filled(tmp_path, planned())
     Store(storage).output("noise/digits/symmetric/level=10").delete()
-    found = told(storage, "noise=0/seed=0", "noise=10/seed=0")
+    found = compared(storage, "noise=0/seed=0", "noise=10/seed=0")
     assert not found.noise_alone
     assert any(path.startswith("inputs.noise") for path in paths(found))
     assert "no longer in its store" in found.pairs[0].beside[0]
 
 
-def test_uncommitted_changes_are_said(tmp_path: Path) -> None:
+def test_uncommitted_changes_are_reported(tmp_path: Path) -> None:
     storage = filled(tmp_path, planned(), provenance={**MADE, "dirty": True})
-    found = told(storage, "noise=0/seed=0", "noise=10/seed=0")
+    found = compared(storage, "noise=0/seed=0", "noise=10/seed=0")
     assert found.noise_alone
     assert "uncommitted changes" in found.pairs[0].beside[0]
 
 
-def test_a_mistyped_address_is_answered_with_the_nearest(tmp_path: Path) -> None:
+def test_a_mistyped_address_gets_the_nearest_as_a_hint(tmp_path: Path) -> None:
     storage = filled(tmp_path, planned())
     with pytest.raises(UserError, match=r"did you mean .*resnet-small/noise=10"):
         compare(f"pretrain/{RUN}/noise=0", "pretrain/digits/symetric/resnet-smal/noise=1O", storage)
 
 
 @pytest.mark.parametrize("name", [".", "report", "report/demo"])
-def test_what_is_no_step_is_not_taken_for_a_broken_one(
+def test_an_address_of_no_step_is_not_reported_as_a_broken_step(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     storage = filled(tmp_path / "nml-store", planned())
     (storage / "report/demo").write_json("manifest.json", {"fingerprint": "f"})
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="no finished step lies there"):
+    with pytest.raises(UserError, match="has no finished step of this name"):
         compare(name, name, storage)
 
 
@@ -192,7 +192,7 @@ def test_it_is_quick_and_imports_nothing_heavy(tmp_path: Path) -> None:
     assert json.loads("\n".join(lines))["noise_alone"] is True
 
 
-def test_what_read_encoders_of_other_versions_does_not_differ_in_noise_alone(
+def test_readers_of_encoders_from_other_versions_differ_in_more_than_noise(
     tmp_path: Path,
 ) -> None:
     made = planned(seeds="0")

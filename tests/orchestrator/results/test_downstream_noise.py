@@ -1,4 +1,4 @@
-"""Promises of cells whose labels were made wrong: shown apart, and in no average of clean cells."""
+"""Cells with downstream label noise are shown apart, and are in no average of clean cells."""
 
 import csv
 from pathlib import Path
@@ -10,15 +10,18 @@ from analysis import downstream_noise, wording
 from analysis.claims.claims import verdicts
 from analysis.figures.downstream_noise import against_label_noise
 from analysis.report.page import html_page
+from analysis.report.write import write
 from analysis.summary import summary
 from jobs.storage.folder import Folder
 from orchestrator.cli import _run
 from orchestrator.experiment import load
 from orchestrator.plan import build
 from orchestrator.plan.plan import Plan
+from orchestrator.plan.states import StepState, StepStatus
 from orchestrator.results import collect
+from orchestrator.results.tables import FinishedSteps
 from orchestrator.store.store import Store
-from orchestrator.tracking.runs import Showing, groups
+from orchestrator.tracking.runs import RunViews, groups
 
 NOISY = "tuning.label_noise=[0,40]"
 TASKS = ["tuning.fractions=[100]", "tasks=[digits, digits-rotated]"]
@@ -30,12 +33,12 @@ def planned(*more: str) -> Plan:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    made = Store(Folder.of(tmp_path_factory.mktemp("relabelled")))
+    made = Store(Folder.of(tmp_path_factory.mktemp("label-noise")))
     synthetic.fill(planned(NOISY), made)
     return made
 
 
-def test_no_average_and_no_verdict_knows_them(store: Store) -> None:
+def test_no_average_and_no_verdict_has_them(store: Store) -> None:
     clean, both = collect.collect(planned(), store), collect.collect(planned(NOISY), store)
     assert both.label_noise_cells.num_rows == both.cells.num_rows > 0
     assert clean.label_noise_cells.num_rows == 0
@@ -68,22 +71,56 @@ def test_the_report_shows_them_by_method_and_level(store: Store) -> None:
     assert not any("label_noise=" in row["address"] for row in found.sorted_cells())
 
 
+def test_a_problem_has_the_coordinates_of_its_address(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("analysis.report.write.draw", lambda readout: iter(()))
+    noisy = "tune/c/symmetric/r/noise=30/seed=1/digits/lp/fraction=100/label_noise=20/seed=0"
+    of_pretrained = "tune/encoder/mine/digits/lp/fraction=100/seed=0"
+    expected = {
+        noisy: (30.0, 1, "digits", "lp", 20.0),
+        of_pretrained: (None, None, "digits", "lp", 0.0),
+        "features/c/symmetric/r/noise=30/seed=1/digits": (30.0, 1, None, None, None),
+        "pretrain/c/symmetric/r/noise=0.5/seed=2": (0.5, 2, None, None, None),
+        "noise/c/symmetric/level=5": (5.0, None, None, None, None),
+        "corpus/c": (None, None, None, None, None),
+    }
+    failed = dict.fromkeys(expected, StepStatus(StepState.FAILED, "too warm, or too cold"))
+    readout = FinishedSteps(planned(), store).readout(failed, [])
+    names = ("noise", "seed", "task", "method", "label_noise")
+    rows = {row["address"]: tuple(map(row.get, names)) for row in readout.problems.to_pylist()}
+    assert rows == expected
+    write(readout, tmp_path)
+    with (tmp_path / "problems.csv").open(newline="") as file:
+        (row,) = (row for row in csv.DictReader(file) if row["address"] == noisy)
+    assert row == {
+        "address": noisy,
+        "status": "failed",
+        "noise": "30.0",
+        "seed": "1",
+        "task": "digits",
+        "method": "lp",
+        "label_noise": "20.0",
+        "reason": "too warm, or too cold",
+    }
+
+
 def test_a_sweep_without_them_says_nothing_of_them(store: Store) -> None:
     assert "label-noise" not in html_page(collect.collect(planned(), store))
 
 
-def test_a_tracking_pages_accuracy_is_of_clean_cells_alone(store: Store) -> None:
+def test_the_accuracy_on_a_tracking_page_is_of_clean_cells(store: Store) -> None:
     plan = planned(NOISY)
     group = next(iter(groups(plan).values()))
-    showing = Showing(plan, store)
+    views = RunViews(plan, store)
     times = {cell.address: "2030-01-01T00:00:00+00:00" for cell in group.cells}
-    all_of_them = showing.cells(group, showing.rows(times), times)
+    all_of_them = views.cells(group, views.rows(times), times)
     clean = [cell.address for cell in group.cells if not cell.labels["label_noise"]]
     assert len(clean) < len(group.cells)
-    assert all_of_them.points == showing.cells(group, showing.rows(clean), times).points
+    assert all_of_them.points == views.cells(group, views.rows(clean), times).points
 
 
-def test_named_encoders_have_theirs_too(
+def test_pretrained_encoders_have_them_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import numpy as np

@@ -14,7 +14,7 @@ from orchestrator.cli import _run
 from orchestrator.experiment import load
 from orchestrator.plan import build
 from orchestrator.plan.plan import Plan
-from orchestrator.results.collect import _Found
+from orchestrator.results.tables import FinishedSteps
 from orchestrator.store.store import Store
 
 SETS = ["tuning.fractions=[100]", "tasks=[digits]", "tuning.label_noise=[0,40]"]
@@ -36,7 +36,7 @@ def plan() -> Plan:
     return build.build(load.load(noise="0,10", seeds="0,1", overrides=SETS))
 
 
-def said(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+def report_output(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     assert _run(["report", *WORDS, *words]) == 0
     return capsys.readouterr().out
 
@@ -44,7 +44,7 @@ def said(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 def test_out_gets_every_file_of_the_report(
     store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert said(capsys, "--out", "made/here") == "made/here/report.html\n"
+    assert report_output(capsys, "--out", "made/here") == "made/here/report.html\n"
     kept = tmp_path / "nml-store/report/demo"
     for file in (path for path in kept.rglob("*") if path.is_file()):
         copied = tmp_path / "made/here" / file.relative_to(kept)
@@ -63,7 +63,7 @@ def test_out_that_cannot_be_written_is_one_sentence(
 def test_tex_names_the_tables_and_they_hold_the_pages_numbers(
     store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    paths = said(capsys, "--tex", "--out", "made").splitlines()
+    paths = report_output(capsys, "--tex", "--out", "made").splitlines()
     assert paths == ["made/tables/accuracy-id.tex", "made/tables/claims.tex"]
     for path in paths:
         text = Path(path).read_text()
@@ -88,19 +88,19 @@ def test_rotation_is_measured_when_asked_and_stays_in_the_report(
         store.output(step.address).write_table("features-test.parquet", table)
         store.commit(step, Outcome(record.counts, record.metrics), record.provenance)
     csv = tmp_path / "nml-store/report/demo/rotation.csv"
-    said(capsys)
+    report_output(capsys)
     assert not csv.exists()
-    said(capsys, "--rotation")
+    report_output(capsys, "--rotation")
     measured = csv.read_text()
     assert len(measured.splitlines()) == 1 + 2  # a noisy encoder in each of two seeds
-    said(capsys)
+    report_output(capsys)
     assert csv.read_text() == measured
 
 
 def test_the_markdown_says_what_the_page_says(
     store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said(capsys, "--out", "made")
+    report_output(capsys, "--out", "made")
     text, page = (Path(f"made/report.{kind}").read_text() for kind in ("md", "html"))
     plain = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page))
     for sentence in re.findall(r"^- \*\*.+?\*\*: (.+)$", text, re.MULTILINE):
@@ -119,9 +119,9 @@ def test_an_empty_store_has_nothing_to_report_and_says_so(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert _run(["report", *WORDS]) == 2
-    told = capsys.readouterr().err
-    assert "nothing to report" in told
-    assert told.count("\n") == 1
+    error = capsys.readouterr().err
+    assert "nothing to report" in error
+    assert error.count("\n") == 1
 
 
 def test_test_images_of_an_id_task_count_in_every_domain_that_tests_on_them(
@@ -131,7 +131,7 @@ def test_test_images_of_an_id_task_count_in_every_domain_that_tests_on_them(
     planned = build.build(load.load(noise="0,10", overrides=[tasks]))
     made = Store(Folder.of(tmp_path))
     synthetic.fill(planned, made)
-    spectra = _Found(planned, made).readout({}, []).spectra.to_pylist()
+    spectra = FinishedSteps(planned, made).readout({}, []).spectra.to_pylist()
     domains: dict[str, set[str]] = {
         images: set() for images in ("domainnet-real", "domainnet-sketch")
     }
@@ -145,5 +145,5 @@ def test_cells_that_were_not_planned_are_not_missing(tmp_path: Path) -> None:
     planned = build.build(load.load("digits-clip", noise="0", overrides=sets))
     made = Store(Folder.of(tmp_path))
     synthetic.fill(planned, made)
-    done, asked = _Found(planned, made).readout({}, []).finished()
+    done, asked = FinishedSteps(planned, made).readout({}, []).finished()
     assert done == asked == len(planned.of_kind("tune"))

@@ -41,7 +41,7 @@ def stage(works: Sequence[Work], hooks: Hooks) -> None:
 
 
 def silent_stage(works: Sequence[Work], hooks: Hooks) -> None:
-    """Answers for nothing."""
+    """Reports nothing."""
 
 
 def slow_stage(works: Sequence[Work], hooks: Hooks) -> None:
@@ -50,7 +50,7 @@ def slow_stage(works: Sequence[Work], hooks: Hooks) -> None:
 
 
 def lingering_stage(works: Sequence[Work], hooks: Hooks) -> None:
-    """Still ends its workers when all are answered for."""
+    """Still ends its workers when all steps are reported."""
     stage(works, hooks)
     time.sleep(1)
 
@@ -92,7 +92,7 @@ def test_a_finished_step_never_runs_twice(small: Plan, tmp_path: Path) -> None:
     assert max(RUNS.values()) == 1
 
 
-def test_a_failure_blocks_what_reads_it_and_nothing_else(small: Plan, tmp_path: Path) -> None:
+def test_a_failure_blocks_only_the_steps_that_read_it(small: Plan, tmp_path: Path) -> None:
     broken = small.of_kind("pretrain")[0].address
     TROUBLE[broken] = [StageError("the loss is not finite")]
     results = execute(small, tmp_path)
@@ -106,14 +106,14 @@ def test_a_failure_blocks_what_reads_it_and_nothing_else(small: Plan, tmp_path: 
     assert statuses(execute(small, tmp_path))["done"] == len(blocked) + 1
 
 
-def test_a_fault_that_is_not_the_steps_own_is_tried_again(small: Plan, tmp_path: Path) -> None:
+def test_a_step_is_retried_after_a_failure_that_is_not_its_own(small: Plan, tmp_path: Path) -> None:
     shaky = small.of_kind("features")[0].address
     TROUBLE[shaky] = [ConnectionError("lost")]
     assert statuses(execute(small, tmp_path)) == {"done": len(small.steps)}
     assert RUNS[shaky] == 2
 
 
-def test_a_step_that_keeps_failing_is_given_up_with_its_reason(small: Plan, tmp_path: Path) -> None:
+def test_a_step_that_keeps_failing_fails_with_its_reason(small: Plan, tmp_path: Path) -> None:
     shaky = small.of_kind("tune")[0].address
     TROUBLE[shaky] = [ConnectionError("lost")] * 9
     results = execute(small, tmp_path)
@@ -122,17 +122,15 @@ def test_a_step_that_keeps_failing_is_given_up_with_its_reason(small: Plan, tmp_
     assert b"ConnectionError: lost" in scratch.read_bytes("error.txt")
 
 
-def test_a_stage_that_answers_for_nothing_fails_its_steps(small: Plan, tmp_path: Path) -> None:
+def test_steps_that_a_stage_does_not_report_fail(small: Plan, tmp_path: Path) -> None:
     results = execute(small, tmp_path, {**STAGES, "tune": f"{__name__}:silent_stage"})
     cells = [results[step.address] for step in small.of_kind("tune")]
     assert all(cell.state in (StepState.FAILED, StepState.BLOCKED) for cell in cells)
-    assert any("without an answer" in cell.reason for cell in cells)
+    assert any("ended without reporting it" in cell.reason for cell in cells)
 
 
 @pytest.mark.parametrize("failed", [False, True])
-def test_no_stage_is_at_work_any_more_when_a_run_ends(
-    failed: bool, small: Plan, tmp_path: Path
-) -> None:
+def test_no_stage_runs_after_a_run_has_ended(failed: bool, small: Plan, tmp_path: Path) -> None:
     if failed:
         TROUBLE.update({s.address: [StageError("no")] for s in small.of_kind("pretrain")})
     kind = "pretrain" if failed else "tune"
@@ -189,10 +187,10 @@ def counting_stage(works: Sequence[Work], hooks: Hooks) -> None:
 BATCHES: list[int] = []
 
 
-def test_siblings_that_become_ready_one_by_one_go_to_their_stage_together(
+def test_steps_that_become_ready_one_by_one_go_to_their_stage_together(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(executor, "GATHER_SECONDS", PATIENCE)  # however slowly they come
+    monkeypatch.setattr(executor, "GATHER_SECONDS", PATIENCE)  # however slowly they become ready
     BATCHES.clear()
     many = build.build(load.load(noise="0,1,2,3,4,5", overrides=["tasks=[digits]"]))
     stages = {**STAGES, "noise": f"{__name__}:trickling_stage"}
@@ -200,7 +198,7 @@ def test_siblings_that_become_ready_one_by_one_go_to_their_stage_together(
     assert BATCHES == [6]
 
 
-def test_a_turn_is_bounded_so_that_two_drivers_share_many_cells(
+def test_turns_are_limited_so_two_drivers_share_many_cells(
     small: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(executor, "TURN", 5)
@@ -224,9 +222,7 @@ def test_a_driver_leaves_an_index_of_what_it_committed(
     assert {assessment.state for assessment in found.values()} == {StepState.DONE}
 
 
-def test_a_block_reaches_all_that_follows_and_counts_each_step_once(
-    small: Plan, tmp_path: Path
-) -> None:
+def test_all_later_steps_are_blocked_and_each_counts_once(small: Plan, tmp_path: Path) -> None:
     TROUBLE["corpus/digits"] = [StageError("no such file")]
     results = execute(small, tmp_path)
     assert statuses(results) == {"failed": 1, "blocked": len(small.steps) - 1}
@@ -246,7 +242,7 @@ IMPORTS.append("end")
 def test_no_two_lanes_import_their_stages_at_once(
     small: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two threads that import torch at once have ended a driver."""
+    """Two threads that import torch at once can end the driver."""
     monkeypatch.setitem(sys.modules, "test_executor_imports", sys.modules[__name__])
     monkeypatch.syspath_prepend(str(tmp_path))
     threads = []

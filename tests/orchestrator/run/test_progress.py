@@ -1,4 +1,4 @@
-"""The face of a run: counts of every kind, and what the running steps say, no others."""
+"""The progress display: counts of every kind, and messages of running steps only."""
 
 import io
 import itertools
@@ -15,61 +15,61 @@ RUN = "pretrain/a/symmetric/r/noise={}/seed=0"
 
 @pytest.fixture
 def lines() -> tuple[Lines, io.StringIO]:
-    shown = io.StringIO()
-    return Lines(dict.fromkeys(KINDS, 3), {"corpus": 3}, stream=shown, interval=0), shown
+    printed = io.StringIO()
+    return Lines(dict.fromkeys(KINDS, 3), {"corpus": 3}, stream=printed, interval=0), printed
 
 
-def last(shown: io.StringIO) -> str:
-    return shown.getvalue().splitlines()[-1]
+def last(printed: io.StringIO) -> str:
+    return printed.getvalue().splitlines()[-1]
 
 
-def test_a_line_has_the_words_of_what_runs_and_of_nothing_else(
+def test_a_line_has_only_the_messages_of_running_steps(
     lines: tuple[Lines, io.StringIO],
 ) -> None:
-    face, shown = lines
+    display, printed = lines
     for level in (0, 30):
-        face.begin(RUN.format(level))
-        face.say(RUN.format(level), 0.1, "epoch 1/10")
-    assert "pretrain 0/3" in last(shown)
-    assert last(shown).endswith(" | noise=30/seed=0  epoch 1/10 (beside 1 more)")
-    face.settle(RUN.format(30), StepState.DONE, "")
-    assert "pretrain 1/3" in last(shown)
-    assert last(shown).endswith(" | noise=0/seed=0  epoch 1/10")
-    face.settle(RUN.format(0), StepState.FAILED, "out of memory")
-    assert f"failed {RUN.format(0)}: out of memory" in shown.getvalue()
-    assert "pretrain 1/3 (1 failed)" in last(shown)
-    assert "|" not in last(shown)
+        display.begin(RUN.format(level))
+        display.say(RUN.format(level), 0.1, "epoch 1/10")
+    assert "pretrain 0/3" in last(printed)
+    assert last(printed).endswith(" | noise=30/seed=0  epoch 1/10 (beside 1 more)")
+    display.settle(RUN.format(30), StepState.DONE, "")
+    assert "pretrain 1/3" in last(printed)
+    assert last(printed).endswith(" | noise=0/seed=0  epoch 1/10")
+    display.settle(RUN.format(0), StepState.FAILED, "out of memory")
+    assert f"failed {RUN.format(0)}: out of memory" in printed.getvalue()
+    assert "pretrain 1/3 (1 failed)" in last(printed)
+    assert "|" not in last(printed)
 
 
-def test_what_is_said_of_a_step_that_has_ended_is_not_shown(
+def test_messages_of_ended_steps_are_not_shown(
     lines: tuple[Lines, io.StringIO],
 ) -> None:
-    face, shown = lines
-    face.begin(RUN.format(0))
-    face.settle(RUN.format(0), StepState.DONE, "")
-    face.say(RUN.format(0), 0.9, "epoch 9/10")
-    assert "epoch" not in last(shown)
+    display, printed = lines
+    display.begin(RUN.format(0))
+    display.settle(RUN.format(0), StepState.DONE, "")
+    display.say(RUN.format(0), 0.9, "epoch 9/10")
+    assert "epoch" not in last(printed)
 
 
-def test_lines_keep_their_interval_and_the_last_state_is_always_printed(
+def test_lines_keep_their_interval_and_the_last_counts_are_printed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     clock = itertools.count()
     monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(clock)))
-    shown = io.StringIO()
-    face = Lines({"tune": 1}, {}, stream=shown, interval=1000)
-    face.begin("tune/x")
+    printed = io.StringIO()
+    display = Lines({"tune": 1}, {}, stream=printed, interval=1000)
+    display.begin("tune/x")
     for _ in range(20):
-        face.say("tune/x", 0.5, "8 configurations")
-    assert shown.getvalue() == ""
-    face.settle("tune/x", StepState.DONE, "")
-    face.close()
-    assert shown.getvalue().count("\n") == 1
-    assert last(shown).endswith("tune 1/1")
+        display.say("tune/x", 0.5, "8 configurations")
+    assert printed.getvalue() == ""
+    display.settle("tune/x", StepState.DONE, "")
+    display.close()
+    assert printed.getvalue().count("\n") == 1
+    assert last(printed).endswith("tune 1/1")
 
 
 @pytest.mark.parametrize("columns", [60, 80, 120])
-def test_a_narrow_screen_cuts_the_words_and_no_counts(
+def test_a_narrow_screen_cuts_messages_but_not_counts(
     columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
@@ -82,9 +82,9 @@ def test_a_narrow_screen_cuts_the_words_and_no_counts(
     bars.close()
     *_, table = capsys.readouterr().err.rpartition("corpus")
     assert max(map(len, table.splitlines())) <= columns
-    shown = {line.split()[0]: line for line in f"corpus{table}".splitlines() if line.strip()}
-    assert shown.keys() == set(KINDS)
-    assert "240/240" in shown["corpus"]
-    assert "0/240" in shown["pretrain"]
-    assert "noise=30" in shown["pretrain"]
-    assert "0/240 (3 failed)" in shown["tune"]
+    printed = {line.split()[0]: line for line in f"corpus{table}".splitlines() if line.strip()}
+    assert printed.keys() == set(KINDS)
+    assert "240/240" in printed["corpus"]
+    assert "0/240" in printed["pretrain"]
+    assert "noise=30" in printed["pretrain"]
+    assert "0/240 (3 failed)" in printed["tune"]

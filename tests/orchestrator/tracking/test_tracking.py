@@ -1,4 +1,4 @@
-"""MLflow as a mirror: a real database, a real server, and nothing twice."""
+"""The mirror in MLflow: a real database, a real server, and nothing logged twice."""
 
 import importlib.util
 from collections import Counter
@@ -65,8 +65,8 @@ def database(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path}/mlflow.db"
 
 
-def mirror_all(made: Plan, store: Store, uri: str, said: list[str], **words: object) -> Tracker:
-    tracker = Tracker(made, store, uri, say=said.append)
+def mirror_all(made: Plan, store: Store, uri: str, messages: list[str], **words: object) -> Tracker:
+    tracker = Tracker(made, store, uri, say=messages.append)
     for step in made.steps.values():
         if store.manifest(step.address) is None:
             tracker.commit(step, commit(store, step))
@@ -79,8 +79,8 @@ def runs_of(uri: str) -> list[Run]:
     return list(client.search_runs([found.experiment_id], max_results=1000))
 
 
-def shown(made: Plan) -> list[str]:
-    """Addresses of the runs that show a plan: one a step, one an encoder and method for cells."""
+def run_addresses(made: Plan) -> list[str]:
+    """Addresses of a plan's runs: one for each step; the cells of an encoder and method are one."""
     steps = [step.address for step in made.steps.values() if step.kind != "tune"]
     return [*steps, *groups(made), f"sweep/{made.experiment.name}"]
 
@@ -89,12 +89,12 @@ def addresses(uri: str) -> Counter[str]:
     return Counter(run.data.tags["nml.address"] for run in runs_of(uri))
 
 
-def test_a_sweep_is_one_parent_and_one_child_a_step(
+def test_a_sweep_is_one_parent_with_a_child_for_each_step(
     small: Plan, store: Store, tmp_path: Path
 ) -> None:
     uri = database(tmp_path)
     assert mirror_all(small, store, uri, []).close(record(tmp_path))
-    assert addresses(uri) == Counter(shown(small))
+    assert addresses(uri) == Counter(run_addresses(small))
     runs = {run.data.tags["nml.address"]: run for run in runs_of(uri)}
     parent = runs["sweep/demo"]
     for address, step in small.steps.items():
@@ -153,9 +153,7 @@ def test_shares_of_less_than_a_percent_have_steps_of_their_own(
     assert run.data.tags["nml.step_unit"] == "1/10 percent"
 
 
-def test_cells_that_come_later_renew_their_run_and_leave_no_second(
-    store: Store, tmp_path: Path
-) -> None:
+def test_later_cells_replace_their_groups_run(store: Store, tmp_path: Path) -> None:
     uri = database(tmp_path)
     overrides = ["tuning.fractions=[10,100]", "tasks=[digits]"]
     made = build.build(load.load(noise="10", overrides=overrides))
@@ -171,7 +169,7 @@ def test_cells_that_come_later_renew_their_run_and_leave_no_second(
     commit(store, last)
     assert sync(made, store, uri, record(tmp_path)) == 1
     assert of_last().data.tags["nml.cells"] == "2 of 2"
-    assert addresses(uri) == Counter(shown(made))
+    assert addresses(uri) == Counter(run_addresses(made))
 
 
 def test_runs_say_which_corpus_and_which_encoder_they_read(
@@ -208,18 +206,18 @@ def test_the_sweeps_description_is_the_reports_verdicts(
     assert len(note) < 8000
 
 
-def test_a_defect_of_our_own_is_not_told_as_a_server_that_is_away(
+def test_a_defect_of_our_own_is_not_reported_as_a_dead_server(
     small: Plan, store: Store, tmp_path: Path
 ) -> None:
     step = small.of_kind("tune")[0]
     for other in small.steps.values():
         commit(store, other)
     store.output(step.address).write_bytes("cell.parquet", b"not a table")
-    said: list[str] = []
-    tracker = Tracker(small, store, database(tmp_path), say=said.append)
+    messages: list[str] = []
+    tracker = Tracker(small, store, database(tmp_path), say=messages.append)
     assert not tracker.close(record(tmp_path))
-    assert len(said) == 1
-    assert "does not answer" not in said[0]
+    assert len(messages) == 1
+    assert "does not answer" not in messages[0]
     with pytest.raises(TrackingError, match="nml-orch --debug sync"):
         sync(small, store, database(tmp_path), record(tmp_path))
 
@@ -247,9 +245,7 @@ def test_mirroring_again_makes_no_second_run_and_no_second_point(
     assert addresses(uri) == before
 
 
-def test_a_report_that_gains_a_level_adds_its_point_alone(
-    small: Plan, store: Store, tmp_path: Path
-) -> None:
+def test_a_new_level_adds_only_its_point(small: Plan, store: Store, tmp_path: Path) -> None:
     uri = database(tmp_path)
     mirror_all(small, store, uri, []).close(record(tmp_path))
     more = (*POINTS, ("id/lp/accuracy", 20.0, 80.0))
@@ -261,9 +257,7 @@ def test_a_report_that_gains_a_level_adds_its_point_alone(
     assert [(p.step, p.value) for p in history] == [(0, 90.0), (10, 85.0), (20, 80.0)]
 
 
-def test_a_metric_that_is_gone_is_not_shown_any_more(
-    small: Plan, store: Store, tmp_path: Path
-) -> None:
+def test_a_removed_metric_is_not_shown(small: Plan, store: Store, tmp_path: Path) -> None:
     uri = database(tmp_path)
     gone = (*POINTS, ("id/mlp/accuracy", 0.0, 80.0))
     mirror_all(small, store, uri, []).close(record(tmp_path, gone))
@@ -279,7 +273,7 @@ def test_points_that_changed_replace_the_sweeps_run(
     mirror_all(small, store, uri, []).close(record(tmp_path))
     changed = record(tmp_path, (("id/lp/accuracy", 0.0, 91.0),))
     assert Tracker(small, store, uri).close(changed)
-    assert addresses(uri) == Counter(shown(small))
+    assert addresses(uri) == Counter(run_addresses(small))
     parent = next(run for run in runs_of(uri) if run.data.tags["nml.kind"] == "sweep")
     assert parent.data.metrics == {"id/lp/accuracy": 91.0}
     children = {run.data.tags.get("mlflow.parentRunId") for run in runs_of(uri)} - {None}
@@ -295,33 +289,33 @@ def test_two_stores_may_share_a_server(small: Plan, store: Store, tmp_path: Path
     assert set(addresses(uri).values()) == {2}
 
 
-def test_a_tracking_store_that_cannot_be_opened_costs_one_line(
+def test_a_tracking_store_that_cannot_be_opened_prints_one_line(
     small: Plan, store: Store, tmp_path: Path
 ) -> None:
     (tmp_path / "mlflow.db").write_bytes(b"this is not a database, " * 100)
-    said: list[str] = []
-    assert not mirror_all(small, store, database(tmp_path), said).close(record(tmp_path))
-    assert len(said) == 1
-    assert "nml-orch sync" in said[0]
+    messages: list[str] = []
+    assert not mirror_all(small, store, database(tmp_path), messages).close(record(tmp_path))
+    assert len(messages) == 1
+    assert "nml-orch sync" in messages[0]
 
 
 @pytest.mark.skipif(
     importlib.util.find_spec("psycopg") is not None, reason="the driver is installed"
 )
-def test_a_database_without_its_driver_is_told_as_that(
+def test_a_database_without_its_driver_is_reported_as_such(
     small: Plan, store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     uri = "postgresql://me:tr0ub4dor@127.0.0.1/mlflow"
-    said: list[str] = []
-    assert not mirror_all(small, store, uri, said).close(record(tmp_path))
-    assert len(said) == 1
+    messages: list[str] = []
+    assert not mirror_all(small, store, uri, messages).close(record(tmp_path))
+    assert len(messages) == 1
     with pytest.raises(TrackingError) as raised:
         sync(small, store, uri, record(tmp_path))
     assert _run(["ui", "--uri", uri]) == 2
-    for told in (said[0], str(raised.value), capsys.readouterr().err):
-        assert "cannot open postgresql://***@127.0.0.1/mlflow here" in told
-        assert "No module named 'psycopg" in told
-        assert "defect" not in told
+    for message in (messages[0], str(raised.value), capsys.readouterr().err):
+        assert "cannot open postgresql://***@127.0.0.1/mlflow here" in message
+        assert "No module named 'psycopg" in message
+        assert "defect" not in message
 
 
 def test_fractional_levels_never_share_a_step() -> None:
