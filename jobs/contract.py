@@ -1,7 +1,7 @@
 """What a stage is given, and what it gives back.
 
 A stage is a function `run(works, hooks)` in its `job.py`. It receives every step of its kind that
-is ready, so that it can share processes between them, and answers for each one apart: a step that
+is ready, so that it can share processes between them, and reports each one by itself: a step that
 fails is reported with its error, and its siblings go on. A stage writes only into `Work.output`
 and `Work.scratch`; the caller commits the output once the stage has reported it.
 
@@ -33,7 +33,7 @@ FLAT = "flat"
 SLUG = r"^[a-z0-9][a-z0-9._-]*$"
 
 Slug = Annotated[str, StringConstraints(pattern=SLUG, max_length=80)]
-"""A name that may stand in an address: small letters, digits, dot, dash, underscore."""
+"""A name that an address can hold: small letters, digits, dot, dash, underscore."""
 
 
 class Spec(BaseModel):
@@ -68,7 +68,7 @@ class Spec(BaseModel):
         return {name: getattr(self, name) for name in base.model_fields}
 
     def paths(self) -> Iterator[str]:
-        """Every path that stands in a PATH field, here and in the specs within."""
+        """Every path in a PATH field, of this spec and of the specs within it."""
         for name, info in type(self).model_fields.items():
             yield from _paths(getattr(self, name), PATH in info.metadata)
 

@@ -1,9 +1,9 @@
-"""A stage's plain Ray tasks: works done elsewhere, each answered as soon as its task has ended.
+"""A stage's plain Ray tasks: works done in other processes, each reported when its task has ended.
 
-Takes a function that does one work, and the works; a task does one of them or several in turn. What
-a work raises is its answer, sent as a `Failure`, and the others go on; where a task's process died,
-that is the answer of all its works. Once the user asks to stop, what has not
-ended is cancelled and left unanswered. Stages call this from their `job.py`.
+Takes a function that does one work, and the works; a task does one of them or several in turn. An
+exception of a work is its result, sent as a `Failure`, and the other works continue. If a task's
+process dies, that is the result of all its works. When the user asks to stop, unfinished works are
+cancelled and not reported. Stages call this from their `job.py`.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ def guarded(address: str, do: Callable[[], Outcome]) -> Outcome | Failure:
         return Failure.of(error, address)
 
 
-def received(answer: Outcome | Failure) -> Outcome | Exception:
-    """An answer of another process as `Hooks.done` takes it."""
-    return answer.as_error() if isinstance(answer, Failure) else answer
+def received(result: Outcome | Failure) -> Outcome | Exception:
+    """A result from another process, as `Hooks.done` takes it."""
+    return result.as_error() if isinstance(result, Failure) else result
 
 
-def answer_each(do: Callable[[Work], Outcome], tasks: Iterable[Needed], hooks: Hooks) -> None:
-    """Do the works of every task, and answer each one. `do` must be importable by its name."""
+def report_each(do: Callable[[Work], Outcome], tasks: Iterable[Needed], hooks: Hooks) -> None:
+    """Do the works of every task, and report each one. `do` must be importable by its name."""
     remote = ray.remote(_do_all)
     waiting = {
         remote.options(num_cpus=cpus, num_gpus=gpus).remote(do, works): works
@@ -48,13 +48,13 @@ def answer_each(do: Callable[[Work], Outcome], tasks: Iterable[Needed], hooks: H
             return
         for reference in ray.wait(list(waiting), timeout=POLL_S)[0]:
             works = waiting.pop(reference)
-            answers: list[Outcome | Exception]
+            results: list[Outcome | Exception]
             try:
-                answers = [received(answer) for answer in ray.get(reference)]
+                results = [received(result) for result in ray.get(reference)]
             except ray.exceptions.RayError as error:  # of the process, not of a work
-                answers = [error] * len(works)
-            for work, answer in zip(works, answers, strict=True):
-                hooks.done(work.address, answer)
+                results = [error] * len(works)
+            for work, result in zip(works, results, strict=True):
+                hooks.done(work.address, result)
 
 
 def _do_all(do: Callable[[Work], Outcome], works: Sequence[Work]) -> list[Outcome | Failure]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 
 class NmlError(Exception):
-    """Base of all errors that are told in a sentence."""
+    """Base of all errors that are one sentence for the user."""
 
     exit_code = 1
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from jobs.contract import Hooks, Outcome, Work
-from jobs.remote import answer_each
+from jobs.remote import report_each
 
 
 def run(works: Sequence[Work], hooks: Hooks) -> None:
@@ -16,7 +16,7 @@ def run(works: Sequence[Work], hooks: Hooks) -> None:
     """
     for work in works:
         hooks.say(work.address, 0.0, "importing weights")
-    answer_each(_import_encoder, [([work], 1, 0) for work in works], hooks)
+    report_each(_import_encoder, [([work], 1, 0) for work in works], hooks)
 
 
 def _import_encoder(work: Work) -> Outcome:

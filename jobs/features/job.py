@@ -30,7 +30,7 @@ from jobs.features.given import import_features
 from jobs.features.identity import identity
 from jobs.features.parts import finish, has_unit, save_unit
 from jobs.features.spec import FeaturesStep, GivenStep
-from jobs.remote import answer_each
+from jobs.remote import report_each
 from jobs.storage.folder import Folder
 
 
@@ -213,7 +213,7 @@ def _finish(job: _Job) -> Outcome:
 def _import_given(works: Sequence[Work], hooks: Hooks) -> list[Work]:
     """Import the given features, one task for each work; return the other works."""
     given = [work for work in works if isinstance(work.spec, GivenStep)]
-    answer_each(import_features, [([work], 1, 0) for work in given], hooks)
+    report_each(import_features, [([work], 1, 0) for work in given], hooks)
     return [work for work in works if not isinstance(work.spec, GivenStep)]
 
 

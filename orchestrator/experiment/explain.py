@@ -13,7 +13,7 @@ from jobs.contract import Spec
 
 
 def explain(error: ValidationError, model: type[Spec]) -> str:
-    """One sentence for the first thing wrong, with field, value and remedy."""
+    """One sentence for the first mistake: field, value and remedy."""
     problems = _distinct(error.errors())
     first = problems[0]
     path = _field_path(model, first["loc"])
@@ -31,15 +31,15 @@ def explain(error: ValidationError, model: type[Spec]) -> str:
     else:
         message = first["msg"].removeprefix("Value error, ")
         message = message[:1].lower() + message[1:]
-        shown = "" if isinstance(value, (dict, Spec)) else f" = {value!r}"
-        sentence = f"{field}{shown}: {message}"
+        given = "" if isinstance(value, (dict, Spec)) else f" = {value!r}"
+        sentence = f"{field}{given}: {message}"
     more = len(problems) - 1
     return sentence + (f" (and {more} more problem{'s' if more > 1 else ''})" if more else "")
 
 
 def _distinct(problems: Sequence[ErrorDetails]) -> list[ErrorDetails]:
-    """The problems, without those that follow from others: a field that is missing because its
-    name is mistyped, and a list that is too short because a member of it is wrong.
+    """The problems without those that follow from others: a field that is missing because its name
+    is mistyped, and a list that is too short because one of its members is wrong.
     """
     unknown = [one["loc"] for one in problems if one["type"] == "extra_forbidden"]
 
@@ -55,7 +55,7 @@ def _distinct(problems: Sequence[ErrorDetails]) -> list[ErrorDetails]:
 
 
 def _field_path(model: type[Spec], location: tuple[int | str, ...]) -> list[str]:
-    """An error's place as fields alone, without pydantic's names for the branches it took."""
+    """The fields of an error's location, without pydantic's names for union branches."""
     candidates, path = [model], []
     for part in location:
         tags = {
@@ -78,7 +78,7 @@ def _field_path(model: type[Spec], location: tuple[int | str, ...]) -> list[str]
 
 
 def _fields_at(model: type[Spec], path: list[str]) -> list[str]:
-    """Field names of the model that stands at a path of an experiment."""
+    """The field names of the model at a path of an experiment."""
     candidates = [model]
     for name in path:
         found: list[type[Spec]] = []

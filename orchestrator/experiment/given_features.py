@@ -1,6 +1,6 @@
-"""What an experiment's named encoders must agree on with its tasks, and the one made of a file.
+"""Checks an experiment's pretrained encoders against its tasks, and makes one from a features file.
 
-Encoders with weights take any task with images; given features take the tasks that they have a file
+Encoders with weights take any task with images. Given features take the tasks that they have a file
 for. Nothing here reads a file of features or weights.
 """
 
@@ -30,9 +30,10 @@ def given_tasks(encoders: Iterable[PretrainedEncoder]) -> set[str]:
 
 
 def check(encoders: Iterable[PretrainedEncoder], tasks: Mapping[str, Task]) -> None:
-    """Every file of given features has its task, and every task without images its features.
+    """Check that every file of given features has a task, and every task without images has
+    features.
 
-    Raises UserError for the first that has not.
+    Raises UserError for the first mismatch.
     """
     for encoder in _given(encoders):
         for name in encoder.files:
@@ -61,10 +62,11 @@ def check(encoders: Iterable[PretrainedEncoder], tasks: Mapping[str, Task]) -> N
 
 
 def on_given(raw: Mapping[str, Any], file: str, task: str | None) -> dict[str, Any]:
-    """An experiment's features and tuning, over one file of features as one ID task alone.
+    """The features and tuning of an experiment, applied to one file of features as its only ID
+    task.
 
-    The encoder is named after the file, and so is the task unless it has a name of its own. Raises
-    UserError for a name that cannot stand in an address.
+    The encoder is named after the file, and so is the task unless it has its own name. Raises
+    UserError for a name that an address cannot hold.
     """
     own = Path(Folder.holding(file)[1]).stem.lower()
     stem = re.sub(r"[^a-z0-9._-]+", "-", own).strip("-._") or "given"
@@ -88,9 +90,9 @@ def on_given(raw: Mapping[str, Any], file: str, task: str | None) -> dict[str, A
 
 
 def check_new(task: str, folders: Sequence[str]) -> None:
-    """A task named for a file of features is one that exists, or is called like none.
+    """Check that the task of a features file either exists or has a name unlike every known task.
 
-    Raises UserError for a near miss: it would be a new task with a metric of its own.
+    Raises UserError for a near miss, which would become a new task with its own metric.
     """
     try:
         known = registry.names(folders)

@@ -1,8 +1,8 @@
-"""What the sweep last started on a store was of: `status`, `report` and `sync` need not be told.
+"""The experiment that was last started on a store: the default of `status`, `report` and `sync`.
 
-The composed experiment, a file that `sweep` itself takes: what the command line changed is in it,
-its paths are absolute, and a tracking server that is only reached with a password is left out
-(the store is read by many; `MLFLOW_TRACKING_URI` names it).
+It is the composed experiment, a file that `sweep` itself takes. It has the changes of the command
+line and absolute paths. A tracking server with a password in its URI is left out, because many read
+the store (`MLFLOW_TRACKING_URI` names such a server).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ NAME = "last-sweep.yaml"
 
 
 def remember(experiment: Experiment, root: Folder) -> None:
-    """Put the experiment at the store's root, in the place of the one before."""
+    """Write the experiment at the store's root, in place of the previous one."""
     uri = experiment.tracking.uri
     changed: dict[str, Any] = {"storage": root.uri}
     if uri and redact(uri) != uri:
@@ -27,7 +27,7 @@ def remember(experiment: Experiment, root: Folder) -> None:
 
 
 def recall(root: Folder) -> str | None:
-    """The text of that experiment; None on a store that saw no sweep."""
+    """The text of that experiment; None for a store without a sweep."""
     try:
         return root.read_bytes(NAME).decode()
     except FileNotFoundError:

@@ -1,8 +1,7 @@
-"""The experiment file: everything that decides what a sweep does, validated before it starts.
+"""Reads an experiment file, applies the command line's changes, and validates the result.
 
-Read from YAML (safe loader, duplicate keys refused), changed by dotted overrides, checked by
-pydantic models that refuse unknown fields. Fields that say how or where to run, not what (storage,
-tracking, resources), are marked NOT_SEMANTIC and never bear on a result's identity.
+YAML is read by the safe loader, and repeated keys are refused. Overrides are dotted paths.
+`model.py` has the fields.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ def _named(folder: Path, above: str) -> Iterator[str]:
 
 
 def _read(source: str) -> tuple[str, str]:
-    """(what to call it in messages, its text) of a path, or of a bundled experiment's name."""
+    """(name for messages, text) of a path or of a bundled experiment."""
     path = Path(source)
     if path.is_file():
         try:
@@ -71,12 +70,12 @@ def load(
 ) -> Experiment:
     """The experiment of a file or bundled name (none: the demo), with the command line's changes.
 
-    `text` is what the file says, where it was read already; `source` is what to call it then.
+    `text` is the content of the file if it was read already; `source` is then its name in messages.
 
     `overrides` are `path.to.field=value` (value in YAML); `noise` a list of levels in percent,
     `seeds` a list of pre-training seeds, both comma-separated; `task_folders` are added to the
-    file's own. `features` is a Parquet file: the experiment is then the adaptation of those
-    features alone, to one ID task. Raises UserError.
+    file's own. With `features`, a Parquet file, the experiment is the adaptation of these features
+    alone, to one ID task. Raises UserError.
     """
     label, text = _read(source or DEMO) if text is None else (source or "the experiment", text)
     try:
@@ -139,7 +138,7 @@ def _assign(raw: dict[str, Any], path: str, value: Any) -> None:
 
 def _child(node: Any, name: str) -> Any:
     if not isinstance(node, dict):
-        raise UserError(f"--set: {name} lies below a value, which has no fields")
+        raise UserError(f"--set: {name} is below a value, which has no fields")
     if node.get(name) is None:
         node[name] = {}
     return node[name]

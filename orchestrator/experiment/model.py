@@ -27,7 +27,7 @@ from orchestrator.experiment import given_features
 
 
 class Tracking(Spec):
-    """Where the store is mirrored to."""
+    """The tracking server that mirrors the store."""
 
     enabled: bool = True
     uri: str | None = Field(
@@ -109,10 +109,10 @@ class Experiment(Spec):
     def load_tasks(self) -> tuple[Task, ...]:
         """Every task, in the file's order, each OOD task after the one it is trained on.
 
-        Reads task files, so the planner alone calls it, once; everybody else reads `Plan.tasks`.
-        A name without a task file is an ID task of its own when an encoder gives features for it.
-        Raises UserError for unknown names, for an OOD task whose ID task is not listed, and for two
-        tasks that would test the same samples by the same labels.
+        Reads task files, so only the planner calls it, once; all others read `Plan.tasks`. A name
+        without a task file is an ID task of its own if an encoder gives features for it. Raises
+        UserError for unknown names, for an OOD task whose ID task is not listed, and for two tasks
+        that test the same samples by the same labels.
         """
         folders = [Path(folder) for folder in self.task_folders]
         try:

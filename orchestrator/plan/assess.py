@@ -1,7 +1,7 @@
-"""Which state each step of a plan is in, told from a store alone.
+"""Finds the state of each step of a plan, from the store.
 
-`assess` reads what was committed: what a sweep would reuse, do or refuse. `look` also tells what
-runs and what has failed. Nothing here writes.
+`assess` reads what is committed: what a sweep would reuse, do or refuse. `look` also finds running
+and failed steps. Nothing here writes.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class Assessment:
 
 
 def assess(plan: Plan, store: Store, *, verify: bool = False) -> dict[str, Assessment]:
-    """The state of every step of the plan, by what was committed.
+    """The state of every step of the plan, from committed steps.
 
-    `verify` has every manifest opened, as is due before anything is run.
+    `verify` opens every manifest. A sweep needs that before it runs anything.
     """
     found: dict[str, Assessment] = {}
     records = store.records(plan.steps, verify=verify)
@@ -62,9 +62,9 @@ def assess(plan: Plan, store: Store, *, verify: bool = False) -> dict[str, Asses
 
 
 def refuse_drift(assessments: Mapping[str, Assessment]) -> None:
-    """Raise DriftError with the differences, unless no step has drifted.
+    """Raise DriftError with the differences if any step has drift.
 
-    Drift that only follows from an input's is counted, not repeated.
+    Steps that drift only because an input did are counted, not listed.
     """
     drifted = {a: s for a, s in assessments.items() if s.state is StepState.DRIFT}
     if not drifted:
@@ -94,10 +94,10 @@ _DONE, _RUNNING, _MISSING = map(StepStatus, (StepState.DONE, StepState.RUNNING, 
 
 
 def look(plan: Plan, store: Store) -> dict[str, StepStatus]:
-    """The state of every step right now, each after the ones it reads.
+    """The current state of every step, each after the steps it reads.
 
-    A lease tells a running step, an error kept of the same settings a failed one. What reads a step
-    that failed or has drifted is blocked, by the first such step.
+    A step with a lease is running. A step with a stored error for the same settings has failed. A
+    step that reads a failed or drifted step is blocked; the reason names the first such step.
     """
     with store.asked():
         leased = living(store.root)
@@ -121,7 +121,7 @@ def look(plan: Plan, store: Store) -> dict[str, StepStatus]:
 
 
 def _waiting(inputs: Mapping[str, str], found: Mapping[str, StepStatus]) -> StepStatus:
-    """Missing, or blocked by what it reads; a chain of blocks names the step at its root."""
+    """Missing, or blocked by an input. In a chain of blocked steps, the reason names the first."""
     for address in inputs.values():
         status = found[address]
         if status.state in (StepState.FAILED, StepState.DRIFT):
@@ -132,9 +132,9 @@ def _waiting(inputs: Mapping[str, str], found: Mapping[str, StepStatus]) -> Step
 
 
 def reasons(found: Mapping[str, StepStatus]) -> Iterator[tuple[StepStatus, str, int]]:
-    """(status, first address, how many steps) of every reason there is, failures first.
+    """Each distinct reason as (status, first address, number of steps), failures first.
 
-    The blocked are one line a root, so that a page of 50,000 cells says what to mend.
+    Blocked steps are one line for each step that blocks them, so 50,000 cells fit on a page.
     """
     first: dict[StepStatus, str] = {}
     count: Counter[StepStatus] = Counter()

@@ -1,7 +1,7 @@
-"""From an experiment to its plan: every step, with its address, fingerprint and inputs.
+"""From an experiment to its plan: every step with its address, fingerprint and inputs.
 
-Reads the experiment and the small files that it names (tasks, noise tables); nothing of the store,
-nothing heavy. What cannot be planned is a UserError.
+Reads the experiment and the small files that it names (tasks, noise tables). Reads nothing from the
+store and imports nothing heavy. What cannot be planned is a UserError.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from orchestrator.step.step import KINDS, Step, differences
 
 @dataclass(frozen=True)
 class _Cell:
-    """A cell but for its encoder, so that 50,000 cells share some hundred specs."""
+    """A cell without its encoder. 50,000 cells share a few hundred specs this way."""
 
     trial: Trial  # of its address
     labels: Mapping[str, str | float | int]
@@ -50,7 +50,7 @@ class _Cell:
 
 
 class _Builder:
-    """Collects steps; two definitions of one address are a user's mistake."""
+    """Collects steps. Two different steps with one address are a user's mistake."""
 
     def __init__(self) -> None:
         self.steps: dict[str, Step] = {}
@@ -58,7 +58,7 @@ class _Builder:
         self._cells: dict[tuple[str, str], list[_Cell]] = {}
 
     def cells(self, experiment: Experiment, task: Task, method: str) -> list[_Cell]:
-        """What every encoder's cells of a task and method have in common, made once."""
+        """The cells of a task and method that all encoders share, made once."""
         found = self._cells.get((task.name, method))
         if found is None:
             try:
@@ -93,7 +93,7 @@ class _Builder:
         read: Mapping[str, str],
         labels: Mapping[str, str | float | int],
     ) -> str:
-        """As `add`, of mappings that many steps may share and none may change."""
+        """Like `add`, for mappings that many steps share. They must not be changed."""
         mark = self._texts.fingerprint(kind, spec, read)
         step = Step(address, kind, spec, inputs, read, mark, labels)
         known = self.steps.setdefault(address, step)
@@ -114,7 +114,7 @@ def build(experiment: Experiment) -> Plan:
 
 @contextmanager
 def _collector_paused() -> Iterator[None]:
-    """No search for garbage while many small things are made that all stay: a third of the time."""
+    """Pause garbage collection while many small objects are made that all stay (a third faster)."""
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -132,17 +132,17 @@ def _build(experiment: Experiment) -> Plan:
             builder.add("corpus", CorpusAddress(corpus.name), corpus)
     _add_trained(builder, experiment, tasks)
     for encoder in experiment.encoders:
-        _add_named(builder, experiment, tasks, encoder)
+        _add_pretrained(builder, experiment, tasks, encoder)
     _check_nesting(builder.steps)
     return Plan(experiment, tasks, _in_order(builder.steps))
 
 
 def _add_trained(builder: _Builder, experiment: Experiment, tasks: tuple[Task, ...]) -> None:
-    """The noise levels, the encoders pre-trained on them, and what is done with those."""
+    """Add the noise levels, the encoders pre-trained on them, and the steps that use those."""
     corpus, pretrain = experiment.corpus, experiment.pretrain
     if corpus is None or pretrain is None or experiment.noise is None:
         return
-    noise = _pinned(experiment.noise)
+    noise = _digested_noise(experiment.noise)
     source = str(CorpusAddress(corpus.name))
     for level in noise.levels:
         overlay = builder.add(
@@ -154,37 +154,37 @@ def _add_trained(builder: _Builder, experiment: Experiment, tasks: tuple[Task, .
         )
         for seed in pretrain.seeds:
             run = RunAddress(corpus.name, noise.name, pretrain.recipe.name, level, seed)
-            place = {"noise": level, "seed": seed}
+            coordinates = {"noise": level, "seed": seed}
             encoder = builder.add(
                 "pretrain",
                 run,
                 PretrainStep(seed=seed, **pretrain.of_base(PretrainSettings)),
                 {"corpus": source, "noise": overlay},
-                **place,
+                **coordinates,
             )
-            _add_downstream(builder, experiment, tasks, run, encoder, place)
+            _add_downstream(builder, experiment, tasks, run, encoder, coordinates)
 
 
-def _add_named(
+def _add_pretrained(
     builder: _Builder, experiment: Experiment, tasks: tuple[Task, ...], named: PretrainedEncoder
 ) -> None:
-    """An encoder that is not trained here, and what is done with it."""
+    """Add an encoder that is not trained here, and the steps that use it."""
     try:
         named = digest(named)
     except StageError as error:
         raise UserError(f"encoders: {named.name}: {error}") from error
     address = PretrainedAddress(named.name)
-    place: dict[str, str | float | int] = {"encoder": named.name}
+    coordinates: dict[str, str | float | int] = {"encoder": named.name}
     if isinstance(named, GivenEncoder):
         own = tuple(task for task in tasks if task.name in named.files)
-        _add_downstream(builder, experiment, own, address, named, place)
+        _add_downstream(builder, experiment, own, address, named, coordinates)
         return
-    encoder = builder.add("encoder", address, EncoderStep(encoder=named), None, **place)
-    _add_downstream(builder, experiment, tasks, address, encoder, place)
+    encoder = builder.add("encoder", address, EncoderStep(encoder=named), None, **coordinates)
+    _add_downstream(builder, experiment, tasks, address, encoder, coordinates)
 
 
-def _pinned(noise: Noise) -> Noise:
-    """The noise, known by the content of the small file it names."""
+def _digested_noise(noise: Noise) -> Noise:
+    """The noise with the digest of the small file that it names."""
     if getattr(noise, "file", None) is None:
         return noise
     from jobs.noise.files import digested  # numpy and Arrow, paid where a noise names a file
@@ -201,17 +201,17 @@ def _add_downstream(
     tasks: tuple[Task, ...],
     of: EncoderAddress,
     encoder: str | GivenEncoder,
-    place: Mapping[str, str | float | int],
+    coordinates: Mapping[str, str | float | int],
 ) -> None:
-    """The features and cells of one encoder; `place` are its labels."""
+    """Add the features and cells of one encoder, which have its `coordinates` as labels."""
     tuning = experiment.tuning
     for task in tasks:
         if isinstance(encoder, GivenEncoder):
-            features = _add_given(builder, experiment, task, of, encoder, place)
+            features = _add_given(builder, experiment, task, of, encoder, coordinates)
         elif task.corpus is None:  # its features come from elsewhere, not from this encoder
             continue
         else:
-            features = _add_features(builder, experiment, task, of, encoder, place)
+            features = _add_features(builder, experiment, task, of, encoder, coordinates)
         for name, method in tuning.methods.items():
             inputs = {"features": features}
             if method.reads_images:
@@ -225,11 +225,13 @@ def _add_downstream(
                     inputs = {**inputs, "head": str(head)}
                     read = builder.read(inputs)
                 address = str(CellAddress(of, task.name, cell.trial))
-                builder.put("tune", address, cell.spec, inputs, read, {**place, **cell.labels})
+                builder.put(
+                    "tune", address, cell.spec, inputs, read, {**coordinates, **cell.labels}
+                )
 
 
 def _cells(experiment: Experiment, task: Task, name: str) -> Iterator[_Cell]:
-    """The cells of a task and method, whatever encoder they are of."""
+    """The cells of a task and method, without their encoder."""
     tuning, method = experiment.tuning, experiment.tuning.methods[name]
     encoder = _encoder_tuning(experiment) if method.reads_images else None
     settings = tuning.settings(method)
@@ -262,7 +264,9 @@ def _cells(experiment: Experiment, task: Task, name: str) -> Iterator[_Cell]:
 
 
 def _of_images(task: Task, method: str, encoder: str | GivenEncoder) -> dict[str, str]:
-    """What a method that trains the encoder itself reads; UserError when there is none to train."""
+    """The inputs of a method that trains the encoder itself; UserError if there is no encoder to
+    train.
+    """
     if isinstance(encoder, GivenEncoder) or task.corpus is None:
         whose = f"encoder {encoder.name}" if isinstance(encoder, GivenEncoder) else task.name
         raise UserError(
@@ -273,7 +277,7 @@ def _of_images(task: Task, method: str, encoder: str | GivenEncoder) -> dict[str
 
 
 def _with_text(experiment: Experiment, method: str, encoder: str | GivenEncoder) -> str:
-    """The encoder whose text tower a zero-shot head is made by; UserError when it has none."""
+    """The encoder whose text tower makes a zero-shot head; UserError if it has none."""
     named = {str(PretrainedAddress(each.name)): each for each in experiment.encoders}
     if isinstance(encoder, str):
         known = named.get(encoder)
@@ -292,7 +296,7 @@ def _with_text(experiment: Experiment, method: str, encoder: str | GivenEncoder)
 
 
 def _encoder_tuning(experiment: Experiment) -> EncoderTuning:
-    """The same views and arithmetic as frozen methods get from the features."""
+    """Views and precision as frozen methods get them from the features."""
     settings = experiment.features
     if settings.precision == "float16":
         raise UserError(
@@ -308,9 +312,9 @@ def _add_features(
     task: Task,
     of: EncoderAddress,
     encoder: str,
-    place: Mapping[str, str | float | int],
+    coordinates: Mapping[str, str | float | int],
 ) -> str:
-    """An encoder's features of a task's images; their address."""
+    """Add the features of a task's images; return their address."""
     return builder.add(
         "features",
         FeaturesAddress(of, task.images),
@@ -321,7 +325,7 @@ def _add_features(
             **experiment.features.of_base(Features),
         ),
         {"encoder": encoder, "corpus": str(CorpusAddress(task.scope))},
-        **place,
+        **coordinates,
         images=task.images,
         domain=task.domain,
     )
@@ -333,9 +337,9 @@ def _add_given(
     task: Task,
     of: EncoderAddress,
     encoder: GivenEncoder,
-    place: Mapping[str, str | float | int],
+    coordinates: Mapping[str, str | float | int],
 ) -> str:
-    """Features that somebody gave for a task; their address."""
+    """Add the features that a user gives for a task; return their address."""
     return builder.add(
         "features",
         FeaturesAddress(of, task.name),
@@ -350,14 +354,14 @@ def _add_given(
             dtype=experiment.features.dtype,
         ),
         None,
-        **place,
+        **coordinates,
         images=task.name,
         domain=task.domain,
     )
 
 
 def _check_nesting(steps: Mapping[str, Step]) -> None:
-    """No step's folder may lie inside another's: emptying one would take the other with it."""
+    """Refuse a step's folder inside another's: emptying one would delete the other."""
     cleared: set[str] = set()  # folders already seen not to be a step's
     for address in steps:
         folder = address.rpartition("/")[0]
@@ -369,5 +373,5 @@ def _check_nesting(steps: Mapping[str, Step]) -> None:
 
 
 def _in_order(steps: Mapping[str, Step]) -> dict[str, Step]:
-    """Steps by kind, so that every step stands after its inputs (insertion order inside a kind)."""
+    """Steps sorted by kind, so that each comes after its inputs; insertion order within a kind."""
     return {s.address: s for kind in KINDS for s in steps.values() if s.kind == kind}

@@ -1,17 +1,18 @@
-"""What the steps still to be run will cost, from what is known before they run.
+"""What the steps that are left to run will cost.
 
-The unit is the GPU-hour: of one pre-training worker, which without a GPU is some CPUs.
+The unit is the GPU-hour of one pre-training worker. Without a GPU a worker is some CPUs.
 
     pre-training   images seen / rate      rate: given, or what finished runs of this store recorded
     features       images encoded / rate   rate: given, measured here, or FORWARD_SHARE of the above
     tuning         ID cells / rate         rate: given, or measured here (OOD cells only look)
 
-What is measured here of features and tuning is how often the store's steps ended: the time between
-two ends is the later step's, without the pause before it began. It holds for the machine that made
-the store, counted as one GPU. A plan's hours on N GPUs are its GPU-hours / N: levels and seeds run
-side by side, and what lies between stages (starts, data that is not there yet) is not in them.
+Rates of features and tuning come from the times between the ends of the store's steps: the time
+between two ends belongs to the later step, without any pause before its start. They hold for the
+machine that made the store, which counts as one GPU. A plan's hours on N GPUs are its GPU-hours /
+N: levels and seeds run side by side. Time between stages (starts, waiting for data) is not
+included.
 
-Every figure names what it rests on; what cannot be known yet is said, not guessed.
+Every figure names its source. What cannot be known yet is reported as unknown.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ PAUSE_SECONDS = 900.0  # from a step's end to the start of the one that ends nex
 
 @dataclass(frozen=True)
 class Given:
-    """What the user says where nothing is measured, or instead of it. Rates are of one GPU."""
+    """Rates of one GPU that the user gives where nothing is measured, or instead of it."""
 
     images_per_second: float | None = None  # pre-training
     features_per_second: float | None = None  # images encoded
@@ -51,13 +52,13 @@ class Given:
 
 @dataclass(frozen=True)
 class Rate:
-    """So many a second, and how that is known; None while it is not."""
+    """A rate per second and its source; None while it is unknown."""
 
     per_second: float | None
     basis: str
 
     def hours(self, count: float | None) -> float | None:
-        """GPU-hours of so many; 0 of none, None where either is unknown."""
+        """GPU-hours for a number of items; 0 for none, None if number or rate is unknown."""
         if count == 0:
             return 0.0
         return None if count is None or not self.per_second else count / self.per_second / 3600
@@ -65,7 +66,7 @@ class Rate:
 
 @dataclass(frozen=True)
 class Cost:
-    """The price of what is left of a plan."""
+    """The cost of the steps that are left to run."""
 
     pretrain_runs: int
     samples: int | None  # images pre-training will see; None while the corpus is not counted
@@ -93,7 +94,7 @@ class Cost:
         return asdict(self)
 
     def lines(self) -> list[str]:
-        """What a person reads."""
+        """The cost as lines of text."""
         if not (self.pretrain_runs or self.feature_images != 0 or self.cells):
             return [f"Nothing left to run; {_size(self.bytes_stored)} stored."]
         to_write = (
@@ -179,7 +180,7 @@ def estimate(plan: Plan, assessments: Mapping[str, Assessment], given: Given | N
 def _training_rows(
     plan: Plan, assessments: Mapping[str, Assessment], given: int | None
 ) -> int | None:
-    """Rows of the corpus's training part: counted if it is built, else as given or declared."""
+    """Rows of the corpus's training part: counted if it is built, else given or declared."""
     corpus = plan.experiment.corpus
     if corpus is None:  # nothing is pre-trained
         return 0
@@ -207,7 +208,7 @@ def _rows(address: str, part: str, plan: Plan, assessments: Mapping[str, Assessm
 
 
 def _sizes(address: str, plan: Plan) -> Mapping[str, int]:
-    """The rows that the task of a corpus says its readers have."""
+    """The rows of its readers that the task of a corpus declares."""
     corpus = parse_as(CorpusAddress, address).corpus
     for step in plan.of_kind("tune"):
         if isinstance(step.spec, TuneStep) and corpus == step.spec.task.scope:
@@ -239,7 +240,7 @@ def _images(plan: Plan, steps: Iterable[Step], assessments: Mapping[str, Assessm
 def _rates(
     plan: Plan, assessments: Mapping[str, Assessment], given: Given
 ) -> tuple[Rate, Rate, Rate]:
-    """Of pre-training and of features in images a second, of tuning in ID cells a second."""
+    """Rates of pre-training and of features in images a second, of tuning in ID cells a second."""
     done = [s for s in plan.steps.values() if assessments[s.address].state is StepState.DONE]
     training = _training_rate(done, assessments, given.images_per_second)
     timed, spent = _spent(done, assessments)
@@ -266,7 +267,7 @@ def _rates(
 def _training_rate(
     done: Iterable[Step], assessments: Mapping[str, Assessment], given: float | None
 ) -> Rate:
-    """Of one worker: what a run recorded, over the workers that the experiment gives it."""
+    """Of one worker: the recorded rate of a run, divided by the workers of the experiment."""
     if given is not None:
         return _told(given, "images/s")
     measured = [
@@ -286,7 +287,7 @@ def _spent(
 ) -> tuple[list[Step], dict[str, float]]:
     """The steps whose time is known, and their seconds by kind: from the end before to their own.
 
-    After a pause it is what the step itself took; one that does not say so is not among them.
+    After a pause, the time that the step recorded; steps that recorded none are left out.
     """
     ends = sorted(
         (
@@ -327,7 +328,7 @@ def _bytes(found: Assessment) -> int:
 
 
 def _bytes_to_write(plan: Plan, assessments: Mapping[str, Assessment]) -> int | None:
-    """From the median size of done steps of each kind; None if some kind has none done."""
+    """From the median size of done steps of each kind; None if a kind has none done."""
     by_kind: dict[str, list[Assessment]] = {}
     for step in plan.steps.values():
         by_kind.setdefault(step.kind, []).append(assessments[step.address])

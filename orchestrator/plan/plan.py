@@ -1,7 +1,7 @@
-"""What a plan is: a graph of steps, each after the ones it reads, and the tasks that they are of.
+"""A plan: a graph of steps, each after the steps it reads, and the tasks they belong to.
 
-A plan is closed: task files were read when it was made, and nothing that uses it reads them again.
-How an experiment becomes a plan is in `build.py`, which state each step is in, in `assess.py`.
+A plan is closed: task files are read when it is made, and never again. `build.py` makes a plan from
+an experiment; `assess.py` finds the state of each step.
 """
 
 from __future__ import annotations

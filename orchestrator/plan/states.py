@@ -1,7 +1,6 @@
-"""The states that a step of a plan can be in: one vocabulary for plans, sweeps, status and reports.
+"""The states of a step: one vocabulary for plans, sweeps, status and reports.
 
-Which of them a step is in is told by `assess.py` from the store, and by the executor of a running
-sweep.
+`assess.py` finds a step's state from the store; during a sweep the executor knows it too.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from enum import StrEnum
 
 
 class StepState(StrEnum):
-    """What is known of a step, in the order in which states are told."""
+    """The states of a step, in the order in which they are listed."""
 
     REUSED = "reused"  # was done before this sweep, or by another one meanwhile
     DONE = "done"  # committed with the planned fingerprint

@@ -1,1 +1,1 @@
-"""What a sweep does once: a step, its address, and where two steps differ."""
+"""One step of an experiment: its address, its fingerprint, and how two steps differ."""

@@ -31,7 +31,7 @@ FINGERPRINT_CHARACTERS = 12  # of a fingerprint, in the address of scratch
 
 
 class AddressError(UserError):
-    """A text that is no address, or not one of the form that is asked for."""
+    """A text is not an address, or not an address of the wanted form."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class NoiseAddress:
 
 @dataclass(frozen=True)
 class RunAddress:
-    """A pre-training run, and the encoder that it leaves."""
+    """A pre-training run, and the encoder that it trains."""
 
     corpus: str
     noise: str
@@ -74,7 +74,7 @@ class RunAddress:
 
     @property
     def encoder(self) -> str:
-        """How addresses below say whose encoder they are of."""
+        """The encoder, as addresses of its features and cells have it."""
         return f"{self.corpus}/{self.noise}/{self.recipe}/noise={self.level:g}/seed={self.seed}"
 
     @property
@@ -94,7 +94,7 @@ class PretrainedAddress:
 
     @property
     def encoder(self) -> str:
-        """How addresses below say whose encoder they are of."""
+        """The encoder, as addresses of its features and cells have it."""
         return f"encoder/{self.name}"
 
     def __str__(self) -> str:
@@ -122,7 +122,7 @@ class FeaturesAddress:
 
 @dataclass(frozen=True)
 class Trial:
-    """What tells the cells of one encoder and task apart."""
+    """What distinguishes the cells of one encoder and task."""
 
     method: str
     fraction: float  # of the training rows, percent
@@ -140,7 +140,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class CellAddress:
-    """A task adapted to by one method."""
+    """A cell: one task and one method on one encoder."""
 
     of: EncoderAddress
     task: str
@@ -168,7 +168,7 @@ class CellsAddress:
 
 @dataclass(frozen=True)
 class _ExperimentAddress:
-    """What there is one of for each experiment."""
+    """An address that each experiment has once."""
 
     experiment: str
     room: ClassVar[str]
@@ -197,7 +197,7 @@ class TrackingAddress(_ExperimentAddress):
 
 @dataclass(frozen=True)
 class RotationAddress:
-    """How far a feature space has turned from the clean encoder's."""
+    """The rotation of a feature space against the clean encoder's."""
 
     of: FeaturesAddress
 
@@ -222,7 +222,7 @@ StepAddress: TypeAlias = (
 
 @dataclass(frozen=True)
 class ScratchAddress:
-    """What lets an interrupted step of one fingerprint go on."""
+    """What an interrupted step with one fingerprint needs to continue."""
 
     of: StepAddress
     fingerprint: str  # its start, FINGERPRINT_CHARACTERS hexadecimal digits
@@ -244,7 +244,9 @@ Address: TypeAlias = (
 
 
 def parse(text: str) -> Address:
-    """The address that a text is: `str` of it is the text. Raises AddressError for any other."""
+    """The address that a text is; `str` gives the text back. Raises AddressError for any other
+    text.
+    """
     try:
         found = _parsed(text.split("/"))
     except ValueError as error:
@@ -258,7 +260,7 @@ Form = TypeVar("Form", bound=Address)
 
 
 def parse_as(form: type[Form], text: str) -> Form:
-    """The address of one form. Raises AddressError for a text that is none of that form."""
+    """The address of one form. Raises AddressError for a text that has another form."""
     found = parse(text)
     if not isinstance(found, form):
         raise AddressError(f"{text!r} is no {form.__name__}")
@@ -266,7 +268,7 @@ def parse_as(form: type[Form], text: str) -> Form:
 
 
 def parse_step(text: str) -> StepAddress:
-    """The address of a step. Raises AddressError for a text that is none."""
+    """The address of a step. Raises AddressError for any other text."""
     found = parse(text)
     if not isinstance(found, StepAddress):
         raise AddressError(f"{text!r} is not the address of a step")
@@ -274,9 +276,9 @@ def parse_step(text: str) -> StepAddress:
 
 
 def scratch_of(step: str, fingerprint: str) -> str:
-    """The address of a step's scratch, by the step's address and its whole fingerprint.
+    """The address of a step's scratch folder, from the step's address and its whole fingerprint.
 
-    Written without reading the step's address: a look at a store needs it for 50,000 steps.
+    Does not parse the step's address: reading a store needs this for 50,000 steps.
     """
     return f"{SCRATCH}/{step}@{fingerprint[:FINGERPRINT_CHARACTERS]}"
 
@@ -287,7 +289,7 @@ def kind_of(address: str) -> str:
 
 
 def short(address: str) -> str:
-    """An address without its kind, nor the corpus, noise and recipe: a sweep has one of each."""
+    """An address without its kind, corpus, noise and recipe, which a sweep has only one of."""
     rest = address.partition("/")[2]
     _, level, below = rest.partition("/noise=")
     return f"noise={below}" if level else rest
@@ -338,7 +340,7 @@ def _run(parts: Sequence[str]) -> RunAddress:
 
 
 def _encoder(parts: Sequence[str]) -> EncoderAddress:
-    """Whose encoder: a corpus named `encoder` is told apart by the number of parts."""
+    """The encoder of an address. The number of parts tells a corpus named `encoder` apart."""
     if len(parts) == 2 and parts[0] == "encoder":
         return PretrainedAddress(_slug(parts[1]))
     return _run(parts)
@@ -393,5 +395,5 @@ def _value(name: str, part: str) -> str:
 
 
 def _round(address: NoiseAddress | RunAddress | Trial, name: str) -> None:
-    """Keep a number as it is written, so that equal addresses are equal texts."""
+    """The number as addresses write it, so that equal addresses are equal texts."""
     object.__setattr__(address, name, float(f"{getattr(address, name) + 0.0:g}"))

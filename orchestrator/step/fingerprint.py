@@ -1,9 +1,9 @@
-"""What a step's fingerprint is a hash of, and how it is had for 50,000 steps in a second.
+"""Fingerprints of steps, fast enough for 50,000 steps in a second.
 
-A fingerprint is the sha256 of a step's fields in canonical JSON: keys sorted, no spaces. Most of a
-step's fields are specs that it shares with thousands of others (its task, its method), so the text
-of each spec is made once and the step's own text is put together from those. `Texts` does that;
-what it gives is byte for byte the canonical JSON of the fields.
+A fingerprint is the sha256 of a step's fields in canonical JSON: keys sorted, no spaces. A step
+shares most of its fields (its task, its method) with thousands of others. So `Texts` makes the text
+of each spec once and puts each step's text together from these. The result is the canonical JSON of
+the fields, byte for byte.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def fingerprint(fields: Mapping[str, Any]) -> str:
 
 
 class Texts:
-    """The canonical JSON of specs, each made once for as long as this object lives."""
+    """The canonical JSON of specs. Each is made once while this object lives."""
 
     def __init__(self) -> None:
         self._known: dict[int, tuple[Spec, str]] = {}  # by id, which the kept spec holds
@@ -87,7 +87,7 @@ class Texts:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether canonical JSON can take the value as it stands, alone or in a tuple."""
+    """Whether canonical JSON takes the value unchanged, alone or in a tuple."""
     if type(value) is tuple:
         return all(type(item) in _PLAIN for item in value)
     return type(value) in _PLAIN

@@ -1,9 +1,8 @@
 """A step of a plan, and the fields in which two steps differ.
 
-A step is known by its *address* (`address.py`; also its folder in the store) and by its
-*fingerprint*, a hash of everything that bears on its result: its spec's semantic fields, its
-stage's protocol version and the fingerprints of the steps it reads. Workers, paths, storage and log
-settings bear on neither.
+A step has an *address* (`address.py`; also its folder in the store) and a *fingerprint*, a hash of
+everything that can change its result: the semantic fields of its spec, its stage's protocol version
+and the fingerprints of the steps it reads. Workers, paths, storage and log settings change neither.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ KINDS = ("corpus", "noise", "pretrain", "encoder", "features", "tune")
 
 @dataclass(frozen=True)
 class Step:
-    """One thing to be done once."""
+    """Something that a sweep does once."""
 
     address: str
     kind: str  # one of KINDS
@@ -33,7 +32,7 @@ class Step:
 
     @property
     def fields(self) -> dict[str, Any]:
-        """What the fingerprint is a hash of."""
+        """The fields that the fingerprint is a hash of."""
         return {
             "kind": self.kind,
             "protocol": self.spec.protocol,

@@ -1,14 +1,14 @@
-"""What the store's manifests say, in a few files, so that 50,000 steps are read in a second.
+"""An index of the store's manifests in a few files: 50,000 steps are read in a second.
 
-The index is a cache and never the truth. Every entry carries the stamp (size and time of writing)
-of the manifest it was made from, and counts only while the manifest's stamp is still that one;
-whatever has no such entry is read from its manifest again. So it may be deleted, lag behind, or be
-lost with a driver that was killed, and nothing that is read through it changes.
+The index is a cache. Every entry has the stamp (size and modification time) of its manifest and
+counts only while the manifest still has that stamp. All other manifests are read again. So the
+index may be deleted, be old, or be lost with a killed driver, and results stay the same.
 
-`.index/` holds numbered segments, Parquet files that are written once and never changed, which
-suits object stores: `<id>.steps` has one row a step, `<id>.cells` the result rows of cells. Drivers
-add a segment every now and then, readers add what they had to look up. Whoever finds many segments
-writes one in their place; two who do so at once leave the same rows twice, which harms nothing.
+`.index/` holds numbered segments: Parquet files that are written once and never changed, which
+suits object stores. `<id>.steps` has one row for each step, `<id>.cells` the result rows of cells.
+Drivers add a segment now and then; readers add what they had to look up. A writer that finds many
+segments writes one in their place. If two do so at once, some rows are there twice, which does no
+harm.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Index:
     # -- reading ---------------------------------------------------------------------------------
 
     def records(self, stamps: Mapping[str, Stamp]) -> dict[str, Record]:
-        """The records of those steps whose entry still holds."""
+        """The records of the steps whose entry is still valid."""
         found: dict[str, Record] = {}
         for table in self._tables(STEPS):
             columns = [table[name].to_pylist() for name in _STEP_SCHEMA.names]
@@ -70,7 +70,7 @@ class Index:
         return found
 
     def cells(self, stamps: Mapping[str, Stamp]) -> list[pa.Table]:
-        """Tables of cell rows, with the column `address`, each step in one of them at most."""
+        """Tables of cell rows, with the column `address`; each step is in at most one of them."""
         found, seen = [], set[str]()
         for table in self._tables(CELLS):
             columns = [table[name].to_pylist() for name in ("address", "size", "written")]
@@ -85,7 +85,7 @@ class Index:
         return [table for table in found if table.num_rows]
 
     def _tables(self, family: str) -> list[pa.Table]:
-        """The segments that can be read, newest first; the others are as good as absent."""
+        """The readable segments, newest first; unreadable ones are ignored."""
         tables = []
         for name in self._segments(family):
             with contextlib.suppress(OSError, pa.ArrowException):  # compacted away, or damaged
@@ -115,17 +115,17 @@ class Index:
         """Add a segment of cell rows; each table has the column `address`."""
         found = list(tables)
         if found:
-            self._write(CELLS, _stamped(joined(found), stamps))
+            self._write(CELLS, _stamped(concatenated(found), stamps))
 
     def _write(self, family: str, table: pa.Table) -> None:
-        """A new segment; names rise with time, so that the newest is read first."""
+        """Write a new segment. Names rise with time, so the newest is read first."""
         name = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.{family}"
         self._folder.write_table(name, table, compression="zstd")
         if len(names := self._segments(family)) > SEGMENTS:
             self._compact(family, names)
 
     def _compact(self, family: str, names: Sequence[str]) -> None:
-        """One segment in place of those named: the newest entry of each step."""
+        """Write one segment in place of the given ones: the newest entry of each step."""
         tables, seen = [], set[str]()
         for name in names:
             try:
@@ -138,15 +138,15 @@ class Index:
         if not tables:  # another driver has just written all of them into one
             return
         merged = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.{family}"
-        self._folder.write_table(merged, joined(tables), compression="zstd")
+        self._folder.write_table(merged, concatenated(tables), compression="zstd")
         for name in names:
             self._folder.delete(name)
 
 
 class Journal:
-    """A driver's side of the index: what it commits, written in segments. Thread-safe.
+    """A driver's writer of the index: adds committed steps in segments. Thread-safe.
 
-    Never raises for what the index alone is refused: the manifest is there, and readers find it.
+    Never raises when only the index cannot be written: readers find the manifest.
     """
 
     def __init__(self, index: Index) -> None:
@@ -162,18 +162,18 @@ class Journal:
         self._heap: list[pa.Table] = []  # of one cell each
 
     def add(self, manifest: Manifest, stamp: Stamp, cell: pa.Table | None) -> None:
-        """Note a step that was just committed, and its result rows if it is a cell."""
+        """Add a step that was just committed, and its result rows if it is a cell."""
         with self._lock:
             self._stamps[manifest.address] = stamp
             self._records[manifest.address] = Record.of(manifest)
             if cell is not None:
                 self._heap.append(addressed(cell, manifest.address))
             if len(self._heap) >= HEAP:
-                self._cells.append(joined(self._heap))
+                self._cells.append(concatenated(self._heap))
                 self._heap = []
 
     def flush(self, *, force: bool = False) -> None:
-        """Write a segment if there is much to write or it was long ago, or by `force`."""
+        """Write a segment if much is pending or the last one is old, or if `force` is set."""
         with self._lock:
             due = time.monotonic() - self._last >= FLUSH_SECONDS
             if not (force or due or len(self._records) >= FLUSH_ROWS):
@@ -187,12 +187,12 @@ class Journal:
 
 
 def addressed(table: pa.Table, address: str) -> pa.Table:
-    """The table with its step's address as the first column."""
+    """The table with the step's address as its first column."""
     return table.add_column(0, "address", pa.array([address] * table.num_rows, pa.string()))
 
 
-def joined(tables: Sequence[pa.Table]) -> pa.Table:
-    """Tables below one another; columns that one lacks are null there."""
+def concatenated(tables: Sequence[pa.Table]) -> pa.Table:
+    """Tables concatenated by rows; missing columns are null."""
     return pa.concat_tables(tables, promote_options="permissive").combine_chunks()
 
 

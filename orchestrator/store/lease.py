@@ -1,15 +1,15 @@
 """One writer at a time for each step, on any filesystem, without rename or locks.
 
-A driver that wants a step writes a claim and then lists the claims: the only one for that step, it
-holds the lease; beside another living claim, it takes its own back and waits. Two claims written at
-once both see each other and both withdraw, so two holders are impossible on a store whose listings
-are consistent (local disks, S3, GCS). A driver keeps all its claims alive with one file, its beat,
-so that holding a thousand steps costs no more than holding one; ages are differences between the
-store's own timestamps, so clocks of hosts need not agree. A claim whose process is known to be dead
-(same host, same boot, same namespace of process ids) counts for nothing at once.
+A driver that wants a step writes a claim, then lists the claims. If its claim is the only living
+one, it has the lease; otherwise it deletes its claim and waits. Two drivers that write at once see
+each other and both withdraw. So two cannot have one lease on a store with consistent listings
+(local disks, S3, GCS). One heartbeat file for each driver keeps all its claims alive, so a thousand
+leases cost no more than one. Ages are differences between the store's own timestamps, so the clocks
+of hosts need not agree. A claim of a dead process (same host, same boot, same namespace of process
+ids) does not count.
 
-A claim is the file `.leases/claims/<two digits>/<hash of the address>.<owner>`: listings stay short
-and no folder is left behind for each step. A beat is `.leases/beats/<owner>`.
+A claim is the file `.leases/claims/<two digits>/<hash of the address>.<owner>`: listings stay
+short, and no folder remains for each step. A heartbeat is `.leases/beats/<owner>`.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Leases:
         self._thread.start()
 
     def acquire(self, address: str) -> bool:
-        """Whether this driver now holds the step's lease; never blocks."""
+        """Try to get the step's lease, without waiting; return whether this driver has it."""
         bucket, mark = _bucket(address)
         folder, mine = self._root / bucket, f"{mark}.{self._owner}"
         claim = json.dumps({**self._who, "address": address}).encode()
@@ -73,12 +73,12 @@ class Leases:
         return True
 
     def holds(self, address: str) -> bool:
-        """Whether the lease is still ours: after a long sleep another driver may have taken it."""
+        """Whether this driver still has the lease: after a long sleep another may have taken it."""
         bucket, mark = _bucket(address)
         return address in self._held and (self._root / bucket).exists(f"{mark}.{self._owner}")
 
     def release(self, address: str) -> None:
-        """Give a step's lease back; silent when it is not held."""
+        """Give a step's lease back; does nothing without the lease."""
         with self._lock:
             if address not in self._held:
                 return
@@ -95,7 +95,7 @@ class Leases:
         (self._root / BEATS).delete(self._owner)
 
     def _others_alive(self, folder: Folder, mark: str, mine: str) -> bool:
-        """Whether a living claim stands beside ours. Dead ones are cleared away."""
+        """Whether another living claim exists. Deletes dead claims."""
         times = {n: t for n, t in _times(folder).items() if n.startswith(f"{mark}.")}
         now = times.pop(mine, None)
         if now is None:  # our own claim has vanished: somebody cleaned up under us
@@ -123,7 +123,7 @@ class Leases:
 
 
 def living(root: Folder) -> set[str]:
-    """Addresses that some driver is writing now, as far as this host can tell."""
+    """Addresses that a driver is writing now, as far as this host can tell."""
     claims, beats = root / f".leases/{CLAIMS}", _times(root / f".leases/{BEATS}")
     now, found = datetime.now(UTC), set[str]()
     for name, written in _times(claims).items():
@@ -136,7 +136,7 @@ def living(root: Folder) -> set[str]:
 
 
 def _bucket(address: str) -> tuple[str, str]:
-    """The folder of a step's claims, and what their names start with."""
+    """The folder of a step's claims, and the prefix of their names."""
     mark = hashlib.sha256(address.encode()).hexdigest()[:32]
     return f"{CLAIMS}/{mark[:2]}", mark
 
@@ -174,7 +174,7 @@ def _dead(folder: Folder, name: str) -> bool:
 
 
 def _here() -> dict[str, str]:
-    """Where a process id says which process: containers of one machine may share all but `pids`."""
+    """What makes a process id unique: containers on one machine may share all but `pids`."""
     boot, pids = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
     return {
         "host": socket.gethostname(),

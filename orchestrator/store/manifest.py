@@ -32,7 +32,7 @@ class FileRecord(BaseModel):
 
 
 class Manifest(BaseModel):
-    """The record that makes a step's output count."""
+    """The record of a step's finished output."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -55,7 +55,7 @@ Stamp = tuple[int, int]
 
 
 class Record(NamedTuple):
-    """A manifest in short. A tuple, because 50,000 of them are made at a look."""
+    """The short form of a manifest. A tuple, because reading a store makes 50,000 of them."""
 
     address: str
     kind: str
@@ -66,7 +66,7 @@ class Record(NamedTuple):
 
     @staticmethod
     def of(manifest: Manifest) -> Record:
-        """What a manifest says, in short."""
+        """The short form of a manifest."""
         facts = {
             "counts": manifest.counts,
             "metrics": manifest.metrics,
@@ -96,7 +96,7 @@ class Record(NamedTuple):
 
     @property
     def seconds(self) -> float:
-        """From the step's start to its end; 0 if the manifest does not say."""
+        """From the step's start to its end; 0 if the manifest has no times."""
         seconds: float = _parsed(self.facts).get("seconds", 0.0)  # older indices lack it
         return seconds
 

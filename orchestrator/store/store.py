@@ -1,16 +1,15 @@
-"""The result store: one folder a step, committed atomically, on any filesystem pyarrow knows.
+"""The result store: one folder for each step, committed atomically, on any pyarrow filesystem.
 
-A step's output lies in the folder of its address. `manifest.json` is written there last: a folder
-without it is unfinished and is redone. The manifest holds the fingerprint, the fields it was made
-from, every file's size and sha256, counts, summary metrics and provenance. Nothing relies on
-rename, so the same holds in an object store. On a local disk every file that counts is on the disk
-(fsync) before its name appears, the manifest after the files it names. Folders are not waited for:
-a power cut may undo the last steps, which are then redone, and never leaves a false one.
+A step's output is in the folder of its address. `manifest.json` is written there last: a folder
+without it is unfinished and is done again. The manifest holds the fingerprint, its fields, the size
+and sha256 of every file, counts, summary metrics and provenance. Nothing depends on rename, so
+object stores work in the same way. On a local disk every file is flushed (fsync) before its name
+appears, the manifest after the files that it names. Folders are not flushed: a power cut may undo
+the last steps, which are then done again, but never leaves a false one.
 
-Beside the outputs: `.scratch/` keeps what lets an interrupted step go on, bound to its fingerprint;
-`.leases/` says who is writing what (`lease.py`); `.index/` has the manifests in short (`index.py`);
-`store.json` names the store; `last-sweep.yaml` is the experiment last started on it
-(`orchestrator/experiment/last_sweep.py`).
+The store also holds `.scratch/`, what an interrupted step needs to continue; `.leases/`, who writes
+what (`lease.py`); `.index/`, the short form of the manifests (`index.py`); `store.json`, the
+store's identity; `last-sweep.yaml`, the last experiment (`orchestrator/experiment/last_sweep.py`).
 """
 
 from __future__ import annotations
@@ -48,13 +47,13 @@ class Store:
 
     @property
     def identity(self) -> str:
-        """This store's own name, made when it is first written to; empty before."""
+        """The store's own id, made at its first write; empty before."""
         if not self.root.exists("store.json"):
             return ""
         return str(self.root.read_json("store.json")["id"])
 
     def prepare(self) -> None:
-        """Make the root if need be and prove that it can be written; StoreError otherwise."""
+        """Create the root if needed and check that it can be written; StoreError otherwise."""
         try:
             if self.root.exists("store.json"):
                 found = self.root.read_json("store.json")["format"]
@@ -69,24 +68,26 @@ class Store:
             else:
                 self.root.write_json("store.json", {"format": FORMAT, "id": uuid.uuid4().hex})
         except (OSError, ValueError, KeyError) as error:
-            said = redact(f"storage {self.root.uri} cannot be written ({_reason(error)})")
+            message = redact(f"storage {self.root.uri} cannot be written ({_reason(error)})")
             raise StoreError(
-                f"{said}; name a folder you may write to with --set storage=PATH"
+                f"{message}; name a folder you may write to with --set storage=PATH"
             ) from error
 
     # -- reading ---------------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def asked(self, where: str = "") -> Iterator[None]:
-        """Inside, a store that cannot be read is a StoreError; an absent file stays one."""
+        """Inside, a store that cannot be read raises StoreError; an absent file still raises its
+        own error.
+        """
         try:
             yield
         except FileNotFoundError:
             raise
         except ValueError as error:  # Arrow's too, of a scheme that it does not know
-            said = redact(f"storage {self.root.uri} cannot be read{where} ({_reason(error)})")
+            message = redact(f"storage {self.root.uri} cannot be read{where} ({_reason(error)})")
             raise StoreError(
-                f"{said}; name a folder, s3://BUCKET/FOLDER or gs://BUCKET/FOLDER with --storage"
+                f"{message}; name a folder, s3://BUCKET/FOLDER or gs://BUCKET/FOLDER with --storage"
             ) from error
         except OSError as error:
             raise StoreError(
@@ -99,11 +100,11 @@ class Store:
         return self.root / address
 
     def scratch(self, step: Step) -> Folder:
-        """The folder of what lets a step go on after an interruption."""
+        """The folder of what a step needs to continue after an interruption."""
         return self.root / scratch_of(step.address, step.fingerprint)
 
     def manifest(self, address: str) -> Manifest | None:
-        """The record of a committed step; None while it is unfinished or absent."""
+        """The record of a committed step; None if it is unfinished or absent."""
         try:
             with self.asked(f" at {address}"):
                 data = self.output(address).read_bytes(MANIFEST)
@@ -118,7 +119,7 @@ class Store:
             ) from error
 
     def stamp(self, address: str) -> Stamp | None:
-        """Size and time of writing of a step's manifest; None while there is none."""
+        """Size and modification time of a step's manifest; None if there is none."""
         if self.root.is_local:
             try:
                 found = os.stat(f"{self.root.uri}/{address}/{MANIFEST}")
@@ -130,13 +131,16 @@ class Store:
         return (info.size, info.mtime_ns) if info.size is not None else None
 
     def stamps(self, addresses: Collection[str]) -> dict[str, Stamp]:
-        """The stamps of those steps that have a manifest: one look each on a local disk, one
-        listing of each kind of step in an object store. StoreError when it cannot be read."""
+        """The stamps of the steps that have a manifest. StoreError when the store cannot be read.
+
+        Needs one `stat` for each step on a local disk, one listing for each kind in an object
+        store.
+        """
         with self.asked():
             return self._looked(addresses) if self.root.is_local else self._listed(addresses)
 
     def _looked(self, addresses: Collection[str]) -> dict[str, Stamp]:
-        """As `stamp` for each, without asking 50,000 times what the root is."""
+        """Like `stamp` for each, but looks at the root only once."""
         root = self.root.uri
         found: dict[str, Stamp] = {}
         for address in addresses:
@@ -166,9 +170,10 @@ class Store:
         return found
 
     def records(self, addresses: Collection[str], *, verify: bool = False) -> dict[str, Record]:
-        """The committed ones of these steps, in short; `verify` has every manifest opened.
+        """The short records of the committed steps; `verify` opens every manifest.
 
-        What the index lacks is read from its manifest and added, where the store can be written.
+        Entries that the index lacks are read from the manifests and added, if the store is
+        writable.
         """
         from orchestrator.store.index import KEEP_ROWS, Index
         from orchestrator.store.manifest import Record
@@ -188,7 +193,7 @@ class Store:
         return {address: found[address] for address in addresses if address in found}
 
     def cell(self, address: str) -> pa.Table:
-        """The result rows of one finished cell, as its stage left them."""
+        """The result rows of one finished cell."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -200,7 +205,7 @@ class Store:
 
     def cells(self, addresses: Collection[str]) -> pa.Table | None:
         """The result rows of finished cells, with the column `address`; None if there are none."""
-        from orchestrator.store.index import KEEP_ROWS, Index, addressed, joined
+        from orchestrator.store.index import KEEP_ROWS, Index, addressed, concatenated
 
         stamps = self.stamps(addresses)
         index = Index(self.root)
@@ -215,12 +220,12 @@ class Store:
         if len(fresh) >= KEEP_ROWS:
             with contextlib.suppress(OSError):  # as above
                 index.keep_cells(fresh, stamps)
-        return joined([*tables, *fresh]) if tables or fresh else None
+        return concatenated([*tables, *fresh]) if tables or fresh else None
 
     # -- writing ---------------------------------------------------------------------------------
 
     def begin(self, step: Step) -> Work:
-        """Empty the step's folder, its manifest first, and say where its work goes."""
+        """Empty the step's folder, its manifest first, and return the work."""
         output = self.output(step.address)
         output.delete(MANIFEST)
         output.delete()
@@ -234,7 +239,7 @@ class Store:
         )
 
     def commit(self, step: Step, outcome: Outcome, provenance: Mapping[str, Any]) -> Manifest:
-        """Record the output now in the step's folder as finished, and drop its scratch."""
+        """Record the output in the step's folder as finished, and delete its scratch."""
         output = self.output(step.address)
         files = {
             name: FileRecord(bytes=size, sha256=output.sha256(name))
@@ -256,5 +261,5 @@ class Store:
 
 
 def _reason(error: Exception) -> str:
-    """The shortest true words for an operating system's error."""
+    """The shortest description of an operating system's error."""
     return getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__

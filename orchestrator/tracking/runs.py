@@ -33,7 +33,7 @@ from orchestrator.step.address import (
 )
 from orchestrator.step.fingerprint import fingerprint
 from orchestrator.step.step import Step
-from orchestrator.store.index import addressed, joined
+from orchestrator.store.index import addressed, concatenated
 from orchestrator.store.manifest import CELL_TABLE, Manifest
 from orchestrator.store.store import Store
 
@@ -208,7 +208,7 @@ class RunViews:
     def rows(self, addresses: Iterable[str]) -> pa.Table:
         """The rows of some cells, each read from its own folder."""
         output = self._store.output
-        return joined([addressed(output(a).read_table(CELL_TABLE), a) for a in addresses])
+        return concatenated([addressed(output(a).read_table(CELL_TABLE), a) for a in addresses])
 
     def _curves(self, manifest: Manifest) -> Iterator[Point]:
         for name in CURVES:

@@ -13,7 +13,7 @@ import pytest
 import ray
 
 from jobs.contract import Failure, Hooks, Outcome, Spec, StageError, Work
-from jobs.remote import answer_each, guarded, received
+from jobs.remote import guarded, received, report_each
 from jobs.storage.folder import Folder
 
 
@@ -62,7 +62,7 @@ def test_each_work_is_answered_apart_and_errors_can_travel(
 ) -> None:
     heard = Heard()
     together = works(tmp_path, "good/1", "fault", "bug", "good/2")
-    answer_each(act, [(together, 1, 0)], heard.hooks)
+    report_each(act, [(together, 1, 0)], heard.hooks)
     assert list(heard.answers) == ["good/1", "fault", "bug", "good/2"]
     one, fault, bug, two = heard.answers.values()
     assert isinstance(one, Outcome)
@@ -80,7 +80,7 @@ def test_a_process_that_dies_is_the_answer_of_its_own_works_alone(
 ) -> None:
     heard = Heard()
     lost, kept = works(tmp_path, "death", "good")
-    answer_each(act, [([lost], 1, 0), ([kept], 1, 0)], heard.hooks)
+    report_each(act, [([lost], 1, 0), ([kept], 1, 0)], heard.hooks)
     assert isinstance(heard.answers["death"], ray.exceptions.RayError)
     assert isinstance(heard.answers["good"], Outcome)
 
@@ -91,7 +91,7 @@ def test_a_request_to_stop_leaves_the_rest_unanswered_and_soon(
     heard = Heard()
     heard.stop = lambda: "good" in heard.answers
     quick, slow = works(tmp_path, "good", "slow")
-    answer_each(act, [([quick], 1, 0), ([slow], 1, 0)], heard.hooks)
+    report_each(act, [([quick], 1, 0), ([slow], 1, 0)], heard.hooks)
     assert set(heard.answers) == {"good"}
 
 

@@ -25,7 +25,7 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
 from jobs.contract import Failure, Hooks, Outcome, Work
-from jobs.remote import POLL_S, answer_each, guarded, received
+from jobs.remote import POLL_S, guarded, received, report_each
 from jobs.tuning.finetune.cell import Cell, close, transfer
 from jobs.tuning.finetune.train import FineTuning
 from jobs.tuning.trained import Configuration, step_of
@@ -270,6 +270,6 @@ def _tuner(
 def _evaluate(works: Sequence[Work], hooks: Hooks) -> None:
     """A task for each cell."""
     needs = [(work, step_of(work)) for work in works]
-    answer_each(
+    report_each(
         transfer, [([work], step.settings.cpus, step.settings.gpus) for work, step in needs], hooks
     )

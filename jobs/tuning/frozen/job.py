@@ -23,7 +23,7 @@ import ray
 from ray import tune
 
 from jobs.contract import Failure, Hooks, Outcome, StageError, Work
-from jobs.remote import answer_each, received
+from jobs.remote import received, report_each
 from jobs.tuning.draw import configurations_of
 from jobs.tuning.frozen.allocator import keep_freed_memory
 from jobs.tuning.frozen.cell import adapt, adapt_siblings, transfer
@@ -284,4 +284,4 @@ def _evaluate(works: Sequence[Work], hooks: Hooks) -> None:
     for work in works:
         groups[work.inputs["features"].uri].append(work)
     tasks = [(group, max(step_of(w).settings.cpus for w in group), 0) for group in groups.values()]
-    answer_each(transfer, tasks, hooks)
+    report_each(transfer, tasks, hooks)
