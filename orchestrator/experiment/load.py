@@ -15,7 +15,7 @@ import yaml
 from pydantic import ValidationError
 
 from jobs import strict_yaml
-from nml_orch import EXPERIMENTS
+from orchestrator import EXPERIMENTS
 from orchestrator.errors import UserError
 from orchestrator.experiment import given_features
 from orchestrator.experiment.explain import explain

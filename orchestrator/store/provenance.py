@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs import INSTRUCTION_SETS
-from nml_orch import HOME
+from orchestrator import HOME
 
 PACKAGES = (
     "nml-orch",
