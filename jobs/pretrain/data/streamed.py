@@ -2,9 +2,9 @@
 
 For a part whose decoded images do not fit in memory, or whose augmentation needs the source images.
 Gives the same batches as `MemorySource`, byte for byte, wherever the augmentation allows both.
-Threads read windows of the worker's lanes (`order.py`) ahead and apply the noise. The processes of
-torch's DataLoader decode and augment the images and return the pixels in order. Memory holds one or
-two windows of each lane and a few batches.
+Threads read windows of the worker's lanes (`order.py`) ahead and apply the noise. Processes decode
+and augment the images (`decoding.py`). Memory holds one or two windows of each lane and a few
+batches.
 """
 
 from __future__ import annotations
@@ -13,23 +13,25 @@ import threading
 from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
 
-from jobs.contract import StageError
 from jobs.corpus.shards import Index
 from jobs.images.augment import Hashes, mix
 from jobs.images.spec import Augment, ImageInput
-from jobs.images.transforms import prepared
 from jobs.noise.overlay import Changes, apply
+from jobs.pretrain.data.decoding import (
+    CHUNK,
+    Encoded,
+    checked_pixels,
+    concatenate_pixels,
+    decode,
+    prefetch,
+)
 from jobs.pretrain.data.in_memory import MOST_MEMORISED
 from jobs.pretrain.data.noisy import changed_rows, mismatched, read_overlay
 from jobs.pretrain.data.order import LANES, Order, Rows, Span, shuffle
@@ -38,20 +40,7 @@ from jobs.pretrain.data.reader import LazyImages, Reader
 from jobs.pretrain.distributed import DistributedGroup
 from jobs.storage.folder import Folder
 
-CHUNK = 16  # images that a process decodes at a time
-BATCHES_AHEAD = 2  # batches that are decoded while one is trained on
-
 _READERS = 4  # threads that read windows
-
-
-@dataclass(frozen=True)
-class _Encoded:
-    """Encoded images, to be decoded by a process."""
-
-    files: list[str]
-    keys: list[str]
-    images: list[bytes]
-    hashes: list[int]
 
 
 @dataclass(frozen=True)
@@ -136,21 +125,30 @@ class StreamedSource:
         """The epoch's batches from number `first` on: worker r takes the r-th piece of each."""
         batches = self._generate(epoch, first, group)
         # For a GPU, DataLoader's pinning thread already copies them from shared memory.
-        return _prefetch(batches) if self._processes and group.device.type == "cpu" else batches
+        return prefetch(batches) if self._processes and group.device.type == "cpu" else batches
 
     def _generate(self, epoch: int, first: int, group: DistributedGroup) -> Generator[Batch]:
         shares: deque[_Share] = deque()
         with ThreadPoolExecutor(_READERS, thread_name_prefix="read") as pool:
             try:
-                chunks = iter(self._loader(self._chunks(epoch, first, group, pool, shares), group))
+                chunks = iter(
+                    decode(
+                        self._chunks(epoch, first, group, pool, shares),
+                        model_input=self._input,
+                        augment=self._augment,
+                        share=-(-self.batch_size // group.world // CHUNK),
+                        processes=self._processes,
+                        device=group.device,
+                    )
+                )
                 for _ in range(first, self.steps_per_epoch):
-                    pixels = [_checked_pixels(next(chunks), group.device)]
+                    pixels = [checked_pixels(next(chunks), group.device)]
                     share = shares.popleft()
                     pixels += [
-                        _checked_pixels(next(chunks), group.device) for _ in range(share.chunks - 1)
+                        checked_pixels(next(chunks), group.device) for _ in range(share.chunks - 1)
                     ]
                     yield Batch(
-                        images=_concatenate_pixels(pixels),
+                        images=concatenate_pixels(pixels),
                         hashes=share.hashes,
                         targets=select_targets(
                             share.targets, torch.arange(len(share.hashes)), group.device
@@ -160,22 +158,6 @@ class StreamedSource:
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
 
-    def _loader(self, chunks: Iterator[_Encoded], group: DistributedGroup) -> DataLoader[Any]:
-        """Gives each chunk's pixels in order; for a damaged image, the error's message."""
-        share = -(-self.batch_size // group.world // CHUNK)
-        processes = min(self._processes, share * BATCHES_AHEAD)
-        return DataLoader(
-            _Decoder(self._input, self._augment),
-            sampler=chunks,
-            batch_size=None,
-            num_workers=processes,
-            collate_fn=_unchanged,
-            pin_memory=group.device.type == "cuda",
-            prefetch_factor=max(2, -(-share * BATCHES_AHEAD // processes)) if processes else None,
-            multiprocessing_context="fork" if processes else None,  # so they need no imports
-            generator=torch.Generator(),  # the training loop uses the global one
-        )
-
     def _chunks(
         self,
         epoch: int,
@@ -183,7 +165,7 @@ class StreamedSource:
         group: DistributedGroup,
         pool: ThreadPoolExecutor,
         shares: deque[_Share],
-    ) -> Iterator[_Encoded]:
+    ) -> Iterator[Encoded]:
         """This worker's share of each batch in pieces; all but the images goes to `shares`."""
         order, ends = self._order, self._order.segment_ends(epoch)
         size = self.batch_size // group.world
@@ -205,7 +187,7 @@ class StreamedSource:
             for start in pieces:
                 piece = images[start : start + CHUNK]
                 files, keys, data = (list(column) for column in zip(*piece, strict=True))
-                yield _Encoded(files, keys, data, hashes[start : start + CHUNK].tolist())
+                yield Encoded(files, keys, data, hashes[start : start + CHUNK].tolist())
 
     # -- rows ------------------------------------------------------------------------------------
 
@@ -347,62 +329,6 @@ class _Lane:
             if (past_half or len(positions)) and len(self._ahead) == 1:
                 self._start_next()
         return found
-
-
-# -- in the processes that decode ------------------------------------------------------------------
-
-
-class _Decoder(Dataset[Any]):
-    """Decodes and augments a piece of a batch, or returns the error's message: DataLoader would add
-    a traceback to a raised error.
-    """
-
-    def __init__(self, model_input: ImageInput, augment: Augment) -> None:
-        self._input, self._augment = model_input, augment
-
-    def __getitem__(self, piece: _Encoded) -> Tensor | str:
-        rows = zip(piece.files, piece.keys, piece.images, piece.hashes, strict=True)
-        try:
-            # torch's collate, because in a worker process it stacks straight into shared memory.
-            pixels = [self._prepare(*row) for row in rows]
-            stacked: Tensor = default_collate(pixels)
-            return stacked
-        except StageError as error:
-            return str(error)
-
-    def _prepare(self, file: str, key: str, data: bytes, hashed: int) -> Tensor:
-        where = f"shard {file}: image {key!r}"
-        return prepared(data, where, self._input, self._augment, hashed)
-
-
-def _unchanged(pixels: Any) -> Any:
-    return pixels
-
-
-def _checked_pixels(pixels: Tensor | str, device: torch.device) -> Tensor:
-    if isinstance(pixels, str):
-        raise StageError(pixels)
-    return pixels.to(device, non_blocking=True)
-
-
-def _concatenate_pixels(pixels: list[Tensor]) -> Tensor:
-    """The pieces of a batch as one tensor. On a CPU numpy copies: training uses torch's threads."""
-    if pixels[0].device.type == "cpu":
-        return torch.from_numpy(np.concatenate([piece.numpy() for piece in pixels]))
-    return torch.cat(pixels)
-
-
-def _prefetch(batches: Generator[Batch]) -> Iterator[Batch]:
-    """The batches, each copied from shared memory while the previous one is trained on."""
-    with ThreadPoolExecutor(1, thread_name_prefix="ahead") as pool:
-        try:
-            coming = pool.submit(next, batches, None)
-            while (batch := coming.result()) is not None:
-                coming = pool.submit(next, batches, None)
-                yield batch
-        finally:
-            with suppress(RuntimeError):  # when Python is exiting, which ends the processes too
-                pool.submit(batches.close)  # in the thread that runs the generator, after its work
 
 
 def _concatenate_targets(targets: list[Targets]) -> Targets:
