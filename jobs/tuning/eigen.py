@@ -1,9 +1,8 @@
-"""Eigenvalues and vectors of a stack of symmetric matrices, the members side by side on a CPU.
+"""Eigenvalues and eigenvectors of a stack of symmetric matrices, solved side by side on a CPU.
 
-torch solves a batch one matrix after another, and at the sizes of a batch of features (128 or so)
-LAPACK gains next to nothing from a second thread, and loses much where cores are contended, for its
-threads meet thousands of times. Here each of the process's threads takes a share of the members and
-solves it on its own.
+torch solves a batch one matrix after another. At the size of a batch of features (128 or so) LAPACK
+gains almost nothing from a second thread. On busy cores it loses much, because its threads
+synchronise thousands of times. Here each thread of the process solves its own share of the members.
 """
 
 from __future__ import annotations
@@ -22,10 +21,10 @@ def eigh(matrices: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def begin(matrices: Tensor) -> Callable[[], tuple[Tensor, Tensor]]:
-    """Start what `eigh` does, and give what waits for it: other work can be done in between."""
+    """Start `eigh`; return a function that waits for its result. Other work can run in between."""
     threads = torch.get_num_threads()
     workers = min(threads, len(matrices))
-    if matrices.device.type != "cpu" or workers == 1:  # one matrix: passing it on costs more
+    if matrices.device.type != "cpu" or workers == 1:  # one matrix: handing it over costs more
         values, vectors = torch.linalg.eigh(matrices)
         return lambda: (values, vectors)
     solving = [
@@ -41,7 +40,7 @@ def begin(matrices: Tensor) -> Callable[[], tuple[Tensor, Tensor]]:
 
 @cache
 def _pool(workers: int) -> ThreadPoolExecutor:
-    """Threads that each keep to one core. Setting theirs changes what new threads get: set back."""
+    """Threads that use one core each. Setting theirs changes the default of new threads: reset."""
     threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(workers, "eigh", initializer=_keep_to_one_core)
     list(pool.map(torch.linalg.eigh, [torch.eye(2)] * (8 * workers)))  # starts them all
@@ -50,8 +49,9 @@ def _pool(workers: int) -> ThreadPoolExecutor:
 
 
 def _keep_to_one_core() -> None:
-    # A thread takes the process's number when it first asks for it, over one set before that. One
-    # that has helpers of its own makes more of them than there are cores, and then OpenMP puts all
-    # to sleep between operations: everything else in the process takes up to twice as long.
+    # torch gives a thread the process's number at its first query, even if another was set before.
+    # A thread with OpenMP helpers of its own makes more threads than there are cores. OpenMP then
+    # puts all to sleep between operations, and everything else in the process takes up to twice as
+    # long.
     torch.get_num_threads()
     torch.set_num_threads(1)

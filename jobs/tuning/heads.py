@@ -1,8 +1,8 @@
-"""The heads that are put on frozen features, K members of one kind stacked along the first axis.
+"""The heads on frozen features: K members of one kind, stacked along the first axis.
 
-Takes features [R, D] shared by all members, or each member's own, [K, R, D]; gives the head's
-output z and the logits. Rows stand last inside ([K, D, R]): a layer on shared features is then one
-matrix product, BatchNorm is one call over K x H channels, and cross-entropy finds its classes on
+Takes features [R, D] that all members share, or [K, R, D], each member's own. Gives the head's
+output z and the logits. Inside, rows are the last axis ([K, D, R]): so a layer on shared features is
+one matrix product, BatchNorm is one call over K x H channels, and cross-entropy has its classes on
 axis 1.
 
     linear    z = f;                                                  classifier on f
@@ -10,16 +10,16 @@ axis 1.
     released  z = s * (W2 relu(BatchNorm(W1 f)) + b2) + f,
               s of D entries that start at 1;                         classifier on z (their code)
 
-What the outputs mean is the target's (`jobs.tuning.target`). What a target keeps of its training
-labels is a buffer of the head: a number's mean and deviation.
+The target defines the meaning of the outputs (`jobs.tuning.target`). Statistics of the training
+labels (a number's mean and deviation) are buffers of the head.
 
-The layer before BatchNorm has no bias: BatchNorm takes its mean away, so its gradient would be
-rounding noise, which AdamW turns into steps of full size; the authors' code has one, to no effect
-but that drift.
+The layer before BatchNorm has no bias. BatchNorm subtracts the mean, so the gradient of a bias would
+be rounding noise, which AdamW turns into steps of full size. The authors' code has a bias; this
+drift is its only effect.
 
-Initial weights follow from the seed and each parameter's name and shape, so members, and methods
-that share a parameter, start alike. A single member travels as named tensors: float32, and float64
-where a number's mean and deviation are kept.
+Initial weights depend only on the seed and on each parameter's name and shape. So members start
+alike, and so do methods that share a parameter. A single member is stored as named tensors: float32,
+and float64 for a number's mean and deviation.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """NMTune's three feature-space regularisers, exact and cheap, for a stack of heads at once.
 
 Takes Z, the head's output [K, R, D] for K members and R rows (every view of every sample of a
-batch), and F, the frozen features the head was given. Gives one loss a member for each term:
+batch), and F, the frozen features that the head reads. Gives one loss for each member and term:
 
     MSE  (paper)     mean_i || f_i/||f_i|| - z_i/||z_i|| ||^2
          (released)  the same difference, averaged over all R x D entries: 1/D of the above
@@ -14,11 +14,11 @@ come from one Gram matrix G in float64, over the rows or over the dimensions, wh
 singular values are the roots of its eigenvalues, and the squared covariances sum to
 ||H G H||_F^2 / (R - 1)^2 with H the centring matrix.
 
-Gradients are analytic, for differentiating through an eigendecomposition divides by differences of
-eigenvalues: d(sum_i g_i sigma_i)/dZ = U diag(g_i / sigma_i) U^T Z needs none. Singular values under
-about 3e-7 of the largest cannot be told from zero in G: they count as zero and their directions
-get no gradient (the smallest subgradient), so that everything stays finite on rank-deficient,
-constant and all-zero batches. Nothing here forms a singular value decomposition of Z.
+Gradients are analytic. Differentiating an eigendecomposition divides by differences of eigenvalues;
+d(sum_i g_i sigma_i)/dZ = U diag(g_i / sigma_i) U^T Z does not. Singular values below about 3e-7 of
+the largest cannot be distinguished from zero in G. They count as zero, and their directions get no
+gradient (the smallest subgradient). So everything stays finite on rank-deficient, constant and
+all-zero batches. Nothing here computes a singular value decomposition of Z.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _EPS = torch.finfo(torch.float64).eps
 
 @dataclass(frozen=True)
 class Variant:
-    """Which of the two published forms of the losses is meant."""
+    """One of the two published forms of the losses."""
 
     top: int  # SVD: how many of the largest normalised singular values are averaged
     per_entry: bool  # MSE: averaged over all entries rather than summed over dimensions
@@ -47,7 +47,7 @@ RELEASED = Variant(top=5, per_entry=True)
 
 
 def mse(z: Tensor, features: Tensor, variant: Variant) -> Tensor:
-    """Distance of directions between head output and features, one value a member: [K].
+    """Distance between the directions of head output and features, one value for each member: [K].
 
     `z` is [K, R, D], `features` [R, D] or [K, R, D], taken as constants. In [0, 4] for `paper`,
     [0, 4/D] for `released`. A zero row counts as a direction of zero length and gets no gradient.
@@ -57,7 +57,7 @@ def mse(z: Tensor, features: Tensor, variant: Variant) -> Tensor:
 
 
 class _Distance(torch.autograd.Function):
-    """MSE; by a row z of length l its gradient is -2 (d - (d . u) u) / l: u = z / l, d = f/|f| - u.
+    """MSE. Its gradient for a row z of length l is -2 (d - (d . u) u) / l: u = z / l, d = f/|f| - u.
 
     Of a row without a length it is 0.
     """
