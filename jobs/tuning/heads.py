@@ -1,9 +1,9 @@
 """The heads on frozen features: K members of one kind, stacked along the first axis.
 
 Takes features [R, D] that all members share, or [K, R, D], each member's own. Gives the head's
-output z and the logits. Inside, rows are the last axis ([K, D, R]): so a layer on shared features is
-one matrix product, BatchNorm is one call over K x H channels, and cross-entropy has its classes on
-axis 1.
+output z and the logits. Inside, rows are the last axis ([K, D, R]): so a layer on shared features
+is one matrix product, BatchNorm is one call over K x H channels, and cross-entropy has its classes
+on axis 1.
 
     linear    z = f;                                                  classifier on f
     paper     z = W2 relu(W1 f + b1) + b2, hidden width 4D;           classifier on z (section 4)
@@ -13,13 +13,13 @@ axis 1.
 The target defines the meaning of the outputs (`jobs.tuning.target`). Statistics of the training
 labels (a number's mean and deviation) are buffers of the head.
 
-The layer before BatchNorm has no bias. BatchNorm subtracts the mean, so the gradient of a bias would
-be rounding noise, which AdamW turns into steps of full size. The authors' code has a bias; this
-drift is its only effect.
+The layer before BatchNorm has no bias. BatchNorm subtracts the mean, so the gradient of a bias
+would be rounding noise, which AdamW turns into steps of full size. The authors' code has a bias;
+this drift is its only effect.
 
 Initial weights depend only on the seed and on each parameter's name and shape. So members start
-alike, and so do methods that share a parameter. A single member is stored as named tensors: float32,
-and float64 for a number's mean and deviation.
+alike, and so do methods that share a parameter. A single member is stored as named tensors:
+float32, and float64 for a number's mean and deviation.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ RELEASED = Variant(top=5, per_entry=True)
 
 
 def mse(z: Tensor, features: Tensor, variant: Variant) -> Tensor:
-    """Distance between the directions of head output and features, one value for each member: [K].
+    """Distance between the directions of head output and features, for each member: [K].
 
     `z` is [K, R, D], `features` [R, D] or [K, R, D], taken as constants. In [0, 4] for `paper`,
     [0, 4/D] for `released`. A zero row counts as a direction of zero length and gets no gradient.
