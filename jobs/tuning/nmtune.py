@@ -57,7 +57,7 @@ def mse(z: Tensor, features: Tensor, variant: Variant) -> Tensor:
 
 
 class _Distance(torch.autograd.Function):
-    """MSE. Its gradient for a row z of length l is -2 (d - (d . u) u) / l: u = z / l, d = f/|f| - u.
+    """Distance between the directions of head output and features, of each member: [K].
 
     Of a row without a length it is 0.
     """
