@@ -168,7 +168,7 @@ def story(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Iterator[St
         first.add()
         first.add()
         command = start(told.folder, "sweep", *words(), **first.environment)
-        strike(told, first, command, diary, "corpus", "MapBatches(_do)")
+        strike(told, first, command, diary, "corpus", "MapBatches(_run_piece)")
         told.joined["corpus"] = first.add()
         strike(told, first, command, diary, "pretrain", "RayTrainWorker")
         told.joined["pretrain"] = first.add()
