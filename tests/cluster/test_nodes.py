@@ -254,7 +254,7 @@ def test_a_node_that_joins_half_way_is_used(story: Story) -> None:
 def test_a_driver_whose_head_is_gone_says_so_and_ends(story: Story) -> None:
     assert story.orphan_code not in (0, 130)
     assert story.orphan.count("does not answer") == 1, story.orphan
-    assert "the same command goes on" in story.orphan
+    assert "the same command continues it" in story.orphan
 
 
 def test_a_lost_node_and_a_new_one_cost_a_line_each(story: Story) -> None:

@@ -105,7 +105,7 @@ def test_a_struck_sweep_leaves_no_process_behind(story: Story, blow: str) -> Non
 def test_a_stopped_sweep_says_that_it_goes_on_from_here(story: Story, blow: str) -> None:
     struck = story.blows[blow]
     assert struck.code == 130, struck.output
-    assert "the same command goes on from here" in struck.output
+    assert "the same command continues from here" in struck.output
     assert "Traceback" not in struck.output
 
 
