@@ -34,7 +34,8 @@ def act(work: Work) -> Outcome:
         case "death":
             os._exit(1)
         case "slow":
-            time.sleep(3600)
+            for _ in range(6000):  # Ray cannot end a task within one long sleep
+                time.sleep(0.1)
     return Outcome({"pid": os.getpid()})
 
 
