@@ -83,7 +83,8 @@ def ask(storage: Folder) -> Sequence[NodeReport]:
                 f"{_list_nodes(names)} did not answer within {ANSWER_SECONDS:g} s; look at "
                 f"`ray status`, end the node or wait for it, and start again"
             )
-        return [_collect(folder, token, asked[reference], reference) for reference in ready]
+        reports = [_collect(folder, token, asked[reference], reference) for reference in ready]
+        return [report for report in reports if report is not None]
     finally:
         folder.delete()
 
@@ -105,11 +106,14 @@ def version_fault(found: Sequence[NodeReport]) -> str:
     return ""
 
 
-def _collect(folder: Folder, token: str, node: str, reference: Any) -> NodeReport:
+def _collect(folder: Folder, token: str, node: str, reference: Any) -> NodeReport | None:
+    """A node's report; None if the node is gone since it was asked."""
     import ray
 
     try:
         report: NodeReport = ray.get(reference)
+    except (ray.exceptions.TaskUnschedulableError, ray.exceptions.NodeDiedError):
+        return None  # the task needs no CPU: a node that is there can run it
     except ray.exceptions.RayError as error:
         raise ClusterError(
             f"node {node} cannot run nml-orch ({' '.join(str(error).split())[-200:]}); install the "
