@@ -1,1 +1,1 @@
-"""Tuning: every method's hyper-parameters over every task, on frozen features."""
+"""Tuning: every method with its search of hyper-parameters, on every task."""

@@ -1,4 +1,4 @@
-"""The epochs that every configuration of a cell is trained for, and what can end it earlier.
+"""The epochs that every configuration of a cell trains for, and what ends training earlier.
 
 By default every configuration of every method gets the same epochs. An experiment can declare two
 exceptions, the same for all methods; the epochs of each configuration are recorded with it:
@@ -18,16 +18,16 @@ from jobs.tasks.target import Metric
 from jobs.tuning.spec import Halving
 
 Key = tuple[float, float, int]
-"""Orders members, best first: minus the task's own metric on the validation part, validation loss,
+"""Sorts members, best first: minus the task's own metric on the validation part, validation loss,
 drawing order."""
 
 
 OnProgress = Callable[[float], None]
-"""Called now and then with the share (0 to 1) of the work that is done, from the working thread."""
+"""Called from time to time, in the working thread, with the share (0 to 1) of the work done."""
 
 
 def ignore_progress(share: float) -> None:
-    """The callback where nobody asks how far the work is."""
+    """A callback that does nothing."""
 
 
 @dataclass(frozen=True)
@@ -38,14 +38,14 @@ class Budget:
     batch_size: int  # samples a step, each with all its views
     halving: Halving | None = None
     patience: int | None = None  # epochs without a better validation
-    metric: Metric = "accuracy"  # the task's own: what decides who is better
+    metric: Metric = "accuracy"  # the task's own, by which members are compared
 
     def cuts(self, configurations: int) -> dict[int, int]:
-        """How many configurations go on, by the epoch after which the others are dropped."""
+        """Epoch -> how many configurations continue after it; the others are dropped."""
         return {} if self.halving is None else dict(self.halving.cuts(configurations, self.epochs))
 
     def epochs_of(self, configurations: int) -> int:
-        """The epochs that all of a method's configurations train for together, at most."""
+        """The sum of the epochs of all of a method's configurations, at most."""
         left, before, spent = configurations, 0, 0
         for epoch, go_on in (*self.cuts(configurations).items(), (self.epochs, 0)):
             spent, before, left = spent + left * (epoch - before), epoch, go_on
@@ -61,7 +61,7 @@ class Patience:
         self._waited: dict[int, int] = {}
 
     def is_over(self, member: int, key: Key) -> bool:
-        """Whether a member with this validation after an epoch has to stop now."""
+        """Record a member's validation after an epoch; return whether the member must stop now."""
         if self._epochs is None:
             return False
         if member not in self._best or key[:2] < self._best[member]:

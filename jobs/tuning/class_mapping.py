@@ -1,11 +1,11 @@
 """How a head predicts the classes of another task: which outputs count, and as which class.
 
 Takes a task's classes and those that a head was trained on. An output counts as the class of its
-name, or as the class that lists it under `answers` in the task file. Outputs of no class are left
-out before the largest is chosen. So ImageNet's thousand outputs are tested on the two hundred
-classes of ImageNet-A and -R, or on ObjectNet's 113, several outputs of which are one class, the
-way these sets define their accuracy. The loss is that of a class's probability, the sum of its
-outputs' after the restriction. Nothing is trained here.
+name, or as the class that lists it under `answers` in the task file. All other outputs are ignored;
+the largest of the rest decides. So a head with ImageNet's thousand outputs is tested on the two
+hundred classes of ImageNet-A and -R, or on ObjectNet's 113, some of which have several outputs.
+These data sets define their accuracy in this way. The loss is the cross-entropy of the class
+probabilities: a softmax over the outputs that count, summed by class. Nothing is trained here.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ class ClassMapping:
         """For a task's `classes` and a head's `outputs`, by name. Raises StageError."""
         members = _members(task, classes)
         output_of = {name: number for number, name in enumerate(outputs)}
-        strange = [name for names in members.values() for name in names if name not in output_of]
-        if strange:
+        unknown = [name for names in members.values() for name in names if name not in output_of]
+        if unknown:
             raise StageError(
-                f"task {task.name} is answered by {', '.join(strange[:3])}, but the heads of "
-                f"{task.trained_on} answer {_some(outputs)}; make the names of `classes` and "
-                f"`answers` agree with theirs"
+                f"task {task.name} needs the outputs {', '.join(unknown[:3])}, but the heads of "
+                f"{task.trained_on} have {_first_names(outputs)}; use their names in `classes` and "
+                f"`answers`"
             )
         pairs = [(output_of[n], c) for c, name in enumerate(classes) for n in members[name]]
         chosen = torch.tensor(pairs, dtype=torch.int64)
@@ -46,16 +46,16 @@ class ClassMapping:
 
     def choose(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """(loss [N], float64; predicted classes [N]) of a head's logits [N, outputs]."""
-        open_ = logits[:, self.outputs]
-        chances = open_.double().softmax(1)
-        by_class = torch.zeros(len(chances), self.count, dtype=torch.float64)
-        by_class.index_add_(1, self.classes, chances)
+        counted = logits[:, self.outputs]
+        probabilities = counted.double().softmax(1)
+        by_class = torch.zeros(len(probabilities), self.count, dtype=torch.float64)
+        by_class.index_add_(1, self.classes, probabilities)
         own = by_class.gather(1, labels[:, None])[:, 0]
         losses = -own.clamp_min(torch.finfo(torch.float64).tiny).log()
-        return losses, self.classes[open_.argmax(1)]
+        return losses, self.classes[counted.argmax(1)]
 
     def is_identity(self, outputs: int) -> bool:
-        """Whether the task is the one that the head was trained for, class by class."""
+        """Whether each of the head's `outputs` counts as the class of the same index."""
         whole = torch.arange(outputs)
         return torch.equal(self.outputs, whole) and torch.equal(self.classes, whole)
 
@@ -64,15 +64,15 @@ def _members(task: Task, classes: Sequence[str]) -> Mapping[str, tuple[str, ...]
     """The names of each class's outputs."""
     if task.answers is None:
         return {name: (name,) for name in classes}
-    silent = [name for name in classes if name not in task.answers]
-    if silent:
+    missing = [name for name in classes if name not in task.answers]
+    if missing:
         raise StageError(
-            f"task {task.name}: nothing answers class {silent[0]}; add it to `answers`, or leave "
-            f"it out of `classes`"
+            f"task {task.name}: class {missing[0]} has no output; add it to `answers`, or leave it "
+            f"out of `classes`"
         )
     return {name: task.answers[name] for name in classes}
 
 
-def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:5])
-    return shown if len(names) <= 5 else f"{shown}, ... ({len(names)} in all)"
+def _first_names(names: Sequence[str]) -> str:
+    first = ", ".join(names[:5])
+    return first if len(names) <= 5 else f"{first}, ... ({len(names)} in all)"

@@ -1,7 +1,7 @@
-"""A hash of what a cell was tested on: equal for the same samples, whatever they are called.
+"""A hash of the samples and labels that a cell was tested on.
 
-Neither keys nor order nor the task's name bear on it, so two tasks that test the same samples by
-the same labels are found out. 64 bits, in hex.
+Keys, order and the task's name do not change it. So two tasks that test the same samples with the
+same labels have the same digest. 64 bits, in hex.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def digest(samples: Labelled) -> str:
 
 
 def digest_of(words: npt.NDArray[np.uint32], targets: Labels) -> str:
-    """The digest of samples that are known by words [N, W] and targets [N]."""
+    """The digest of samples given as 32-bit words [N, W], with their targets [N]."""
     weights = np.random.default_rng(0).integers(1, 2**63, words.shape[1], dtype=np.uint64)
     sums = np.zeros(len(words), np.uint64)
     for start in range(0, len(words), _ROWS):
@@ -37,6 +37,6 @@ def digest_of(words: npt.NDArray[np.uint32], targets: Labels) -> str:
 
 
 def _mixed(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """MurmurHash3's finaliser, so that sums of words do not cancel."""
+    """MurmurHash3's finaliser. It keeps sums of words from cancelling."""
     mixed = (words ^ (words >> np.uint64(33))) * np.uint64(0xFF51AFD7ED558CCD)
     return mixed ^ (mixed >> np.uint64(33))

@@ -1,9 +1,9 @@
 """Draws the configurations of a cell from its method's search space.
 
-A draw depends on the tuning seed and on the name of the hyper-parameter alone. All methods of a
-seed get the same number of configurations, and the same values where their domains agree; a larger
-budget begins with the draws of a smaller one. A grid gives all of its combinations.
-The domains are Ray Tune's own, so a domain means here what it means in Tune.
+A draw depends only on the tuning seed and on the name of the hyper-parameter. All methods of a seed
+get the same number of configurations, and the same values where their domains agree. A larger
+budget begins with the draws of a smaller one. A grid gives all of its combinations. The domains are
+Ray Tune's own and mean here what they mean in Tune.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from jobs.tuning.trained import Configuration, configuration, step_of
 
 
 def draw(space: Space, configurations: int, seed: int) -> tuple[Configuration, ...]:
-    """`configurations` points of a space, in an order that only the seed decides.
+    """`configurations` points of a space, in an order that depends only on the seed.
 
-    A space with grids gives each of its combinations instead, in the order of its fields.
+    A space with grids gives all combinations of the grids instead, in the order of its fields.
     """
     grids = {n: domain.grid for n, domain in space.domains.items() if isinstance(domain, Grid)}
     count = math.prod(map(len, grids.values())) if grids else configurations
@@ -72,7 +72,7 @@ def _draw_one(domain: Domain, count: int, seed: int, name: str) -> list[float]:
 
 
 def configurations_of(work: Work) -> tuple[Configuration, ...] | None:
-    """The configurations of a cell; None when its search asks for them one batch after another."""
+    """The configurations of a cell; None when its search proposes them batch by batch."""
     step = step_of(work)
     if step.settings.search == "optuna" and step.method.head != "zero_shot":
         return None

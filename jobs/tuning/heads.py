@@ -61,7 +61,7 @@ class Shape:
 
 
 def seeded(seed: int, *names: str | int) -> torch.Generator:
-    """A generator that depends on the seed and on what is to be drawn, and on nothing else."""
+    """A generator that depends only on the seed and on the `names` of what is drawn."""
     digest = hashlib.blake2b(json.dumps([seed, *names]).encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
@@ -109,9 +109,9 @@ class StackedHeads:
         device: torch.device | str = "cpu",
         statistics: Mapping[str, float] | None = None,
     ) -> StackedHeads:
-        """`members` heads with the same initial weights, ready to be trained.
+        """`members` untrained heads with the same initial weights.
 
-        `statistics`: of the targets that they will be trained on, see `Target.statistics`.
+        `statistics`: those of the training targets, see `Target.statistics`.
         """
         parameters = {
             name: value.repeat(members, *[1] * value.dim()).to(device).requires_grad_()
@@ -128,7 +128,7 @@ class StackedHeads:
         return StackedHeads(shape, parameters, buffers)
 
     @staticmethod
-    def joined(stacks: Sequence[StackedHeads]) -> StackedHeads:
+    def concatenated(stacks: Sequence[StackedHeads]) -> StackedHeads:
         """The members of several stacks of one shape as one stack."""
         if len(stacks) == 1:
             return stacks[0]
@@ -149,7 +149,7 @@ class StackedHeads:
 
     @staticmethod
     def single(shape: Shape, state: Mapping[str, Tensor]) -> StackedHeads:
-        """A stack of one, from the tensors that `member` gave. Raises ValueError if they differ."""
+        """A stack of one, from the tensors of `member`. Raises ValueError for other shapes."""
         expected = StackedHeads.fresh(shape, 1, 0, torch.device("cpu")).member(0)
         wanted = {name: tuple(value.shape) for name, value in expected.items()}
         found = {name: tuple(value.shape) for name, value in state.items()}
@@ -171,8 +171,8 @@ class StackedHeads:
     def forward(self, rows: Tensor, *, training: bool) -> tuple[Tensor, Tensor]:
         """(z [K, D, R], logits [K, C, R]) of features [R, D] or [K, R, D].
 
-        While training, BatchNorm uses the batch's own statistics over all R rows and updates the
-        running ones (momentum 0.1); else it uses the running ones.
+        In training, BatchNorm uses the batch's own statistics over all R rows and updates the
+        running ones (momentum 0.1). Otherwise it uses the running ones.
         """
         if self.shape.kind == "linear":
             z = rows.mT.expand(self.members, -1, -1)

@@ -1,7 +1,7 @@
-"""The tuning stage: refuses works that no node can run, and hands the others to their half.
+"""The tuning stage: refuses works that are larger than every node, and passes the others on.
 
 Cells on frozen features go to `jobs.tuning.frozen.job`, cells that train the encoder (`lora`, `ft`)
-to `jobs.tuning.finetune.job`. Each work is answered through `Hooks.done` as soon as it ends.
+to `jobs.tuning.finetune.job`. Each result is reported through `Hooks.done` as soon as it is there.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from jobs.tuning.tune_run import withhold_keys
 
 
 def run(works: Sequence[Work], hooks: Hooks) -> None:
-    """Do every tuning work, and answer each one. Ray must be up; any thread may call this."""
+    """Run all works and report each result. Ray must be running; any thread may call this."""
     withhold_keys()
     on_features: list[Work] = []
     on_images: list[Work] = []
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     for work in works:
-        refused = _no_room(work, nodes)
-        if refused is not None:
-            hooks.done(work.address, refused)
+        error = _error_if_too_large(work, nodes)
+        if error is not None:
+            hooks.done(work.address, error)
         elif step_of(work).method.reads_images:
             on_images.append(work)
         else:
@@ -39,14 +39,15 @@ def run(works: Sequence[Work], hooks: Hooks) -> None:
         finetune.run(on_images, drawn, hooks)
 
 
-def _no_room(work: Work, nodes: Sequence[Mapping[str, float]]) -> StageError | None:
-    """The error of a work that is larger than every node, else None."""
-    for unit, asked in (("CPU", step_of(work).settings.cpus), ("GPU", step_of(work).settings.gpus)):
-        room = max(node.get(unit, 0) for node in nodes)
-        if asked > room:
+def _error_if_too_large(work: Work, nodes: Sequence[Mapping[str, float]]) -> StageError | None:
+    """The error of a work that is larger than every node; otherwise None."""
+    settings = step_of(work).settings
+    for unit, asked in (("CPU", settings.cpus), ("GPU", settings.gpus)):
+        most = max(node.get(unit, 0) for node in nodes)
+        if asked > most:
             field = f"tuning.{unit.lower()}s"
             return StageError(
-                f"{field}={asked:g}, but the cluster's largest node has {room:g} {unit}s; lower "
+                f"{field}={asked:g}, but the cluster's largest node has {most:g} {unit}s; lower "
                 f"it, or add a larger node"
             )
     return None

@@ -1,10 +1,9 @@
-"""Wrong labels in a task's training rows: symmetric, nested over levels, exact in count.
+"""Downstream label noise in a task's training rows: symmetric, nested over levels, exact in count.
 
-Takes class indices and their samples' keys; gives the indices as a careless annotator might have
-left them. Which rows change, and to which other class, follows from key, seed and scope alone: what
-is wrong at 10 % is wrong, in the same way, at 20 %. Only what a head is fitted to goes through
-here; validation and test labels stay clean, so that selection and scores mean the same at every
-level.
+Takes class indices and their samples' keys; gives the indices with some of them changed. Which rows
+change, and to which other class, depends only on key, seed and scope: a label changed at 10 % has
+the same change at 20 %. Validation and test labels never come here. They stay clean, so selection
+and scores mean the same at every level.
 """
 
 from __future__ import annotations
@@ -25,10 +24,10 @@ def corrupted(
     seed: int,
     scope: str,
 ) -> npt.NDArray[np.int64]:
-    """`labels` [N] in [0, classes) with `percent` of them (to nearest) in another class."""
-    wrong = int(len(labels) * percent / 100 + 0.5)
+    """`labels` [N] in [0, classes), `percent` of them (rounded to nearest) in another class."""
+    count = int(len(labels) * percent / 100 + 0.5)
     order = np.argsort(hash64(keys, seed=seed, scope=scope, stream="label noise"), kind="stable")
-    rows = order[:wrong]
+    rows = order[:count]
     drawn = hash64(keys, seed=seed, scope=scope, stream="label noise class")[rows]
     noisy = labels.copy()
     noisy[rows] = (labels[rows] + 1 + (drawn % np.uint64(classes - 1)).astype(np.int64)) % classes

@@ -16,13 +16,13 @@ from jobs.tuning.search_space import Space, bounds
 HeadKind = Literal["linear", "paper", "released"]
 
 PROBES = ("ridge", "lbfgs")
-"""Linear heads that are solved, not trained by steps: oracles of what a linear probe can reach."""
+"""Linear heads that are solved, not trained by steps: the optimum of a linear probe."""
 
 TEMPLATES = ("a photo of a {}.",)
-"""The templates of a zero-shot head by default."""
+"""The default templates of a zero-shot head."""
 
 GIVEN = (*PROBES, "zero_shot")
-"""Linear heads that take no steps."""
+"""Linear heads that are not trained by steps."""
 
 
 class Method(Spec):
@@ -30,14 +30,14 @@ class Method(Spec):
 
     `linear`: a linear probe. `paper`, `released`: the two-layer head, the losses and the views of
     that name (paper 1 section 4; the authors' code). The plain MLP is a two-layer head whose
-    regularisers weigh nothing. `ridge`: least squares on the classes' indicators, in closed form;
+    regularisers have weight 0. `ridge`: least squares on the classes' indicators, in closed form;
     `lbfgs`: logistic regression to convergence; both linear, with `l2` as their only parameter.
-    `zero_shot`: the classes' names in `templates`, as the text tower of an open_clip encoder reads
-    them; nothing is trained or searched, so that a task has one such cell.
+    `zero_shot`: the text tower of an open_clip encoder embeds the classes' names in `templates`;
+    nothing is trained or searched, so a task has one such cell.
 
-    `adapt` says what is trained: the head alone on frozen features, or with it the encoder itself,
-    by low-rank adapters (`lora`) or whole (`ft`). On a trained encoder stands a linear head, and
-    COV and SVD regularise the encoder's features (the authors' code).
+    `adapt` chooses what is trained: only the head, on frozen features, or the encoder too, by
+    low-rank adapters (`lora`) or whole (`ft`). With a trained encoder the head is linear, and COV
+    and SVD regularise the encoder's features (the authors' code).
     """
 
     head: Literal["linear", "paper", "released", "ridge", "lbfgs", "zero_shot"]
@@ -53,17 +53,17 @@ class Method(Spec):
 
     @property
     def kind(self) -> HeadKind:
-        """What the head is, however it is found."""
+        """The head's layers; probes and zero-shot heads are linear."""
         return self.head if self.head == "paper" or self.head == "released" else "linear"
 
     @property
     def reads_images(self) -> bool:
-        """Whether the encoder is trained, so that features will not do."""
+        """Whether the encoder is trained, on images; other methods read features."""
         return self.adapt != "frozen"
 
     @model_validator(mode="after")
     def _fields_have_a_reader(self) -> Method:
-        """A field that bears on no result would still change the cell's identity."""
+        """Refuse a field that nothing reads: it would still change the cell's fingerprint."""
         fields = type(self).model_fields
         for name, readers in (("rank", ("lora",)), ("encoder_lr", ("lora", "ft"))):
             if self.adapt not in readers and getattr(self, name) != fields[name].default:
@@ -108,5 +108,5 @@ class Method(Spec):
         return self
 
     def tries(self, configurations: int) -> int:
-        """How many of the configurations that every method is given it has a use for."""
+        """How many of `configurations`, the number for every method, this method tries."""
         return 1 if self.head == "zero_shot" else configurations

@@ -1,8 +1,8 @@
 """Scores of predictions, for a stack of members at once: classes in percent, numbers as published.
 
 Takes labels [N] and predictions [K, N]. Classes are indices in [0, C); their scores are
-percentages, 0-100, as everywhere in the product. Correlations and Matthews' coefficient are given
-times 100, -100 to 100, as GLUE publishes them. Never averages over members.
+percentages, 0-100, as everywhere here. Correlations and Matthews' coefficient are times 100, -100
+to 100, as in GLUE's publications. Never averages over members.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from jobs.tasks.target import Metric
 
 @dataclass(frozen=True)
 class Judged(ABC):
-    """What the members of a stack are compared by: scores by name, [K] float64 on the CPU."""
+    """The scores of a stack's members by name, [K] float64 on the CPU."""
 
     @abstractmethod
     def of(self, metric: Metric) -> Tensor:
@@ -64,9 +64,9 @@ def score(labels: Tensor, predicted: Tensor, classes: int) -> Scores:
     """Scores of `predicted` [K, N] against `labels` [N].
 
     Macro F1 averages over the classes that occur among the member's labels or predictions (0 where
-    precision and recall are both 0), mean-per-class accuracy over the classes that have rows, and
-    Matthews' coefficient is the one of many classes, R_K (0 where the labels or the predictions
-    are of one class): the conventions of scikit-learn. Raises ValueError when there is no row.
+    precision and recall are both 0), mean-per-class accuracy over the classes that have rows.
+    Matthews' coefficient is the multi-class one, R_K (0 where the labels or the predictions are of
+    one class). These are scikit-learn's conventions. Raises ValueError without a row.
     """
     members, rows = predicted.shape
     if rows == 0:
@@ -129,7 +129,7 @@ def correlate(targets: Tensor, predicted: Tensor) -> Correlations:
     than two rows.
     """
     if predicted.shape[1] < 2:
-        raise ValueError("a correlation takes two rows or more")
+        raise ValueError("a correlation needs two rows or more")
     first, others = targets.double().cpu(), predicted.double().cpu()
     ranks = torch.stack([_ranks(member) for member in others])
     return Correlations(
@@ -157,7 +157,7 @@ def _ranks(values: Tensor) -> Tensor:
 
 
 def gathered(found: Sequence[tuple[Judged, Sequence[int] | slice]]) -> Judged:
-    """The scores of some members (by index) of several stacks on one task, as of one stack."""
+    """The scores of some members (by index) of several stacks on one task, as if of one stack."""
     kind = type(found[0][0])
     return kind(
         **{
@@ -168,7 +168,7 @@ def gathered(found: Sequence[tuple[Judged, Sequence[int] | slice]]) -> Judged:
 
 
 def from_columns(columns: Mapping[str, Tensor]) -> Judged:
-    """The scores that have exactly these names. Raises ValueError when there are none."""
+    """The scores with exactly these names. Raises ValueError when no kind of target has them."""
     for kind in (Scores, Correlations):
         if {field.name for field in fields(kind)} == set(columns):
             return kind(**columns)

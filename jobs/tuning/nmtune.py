@@ -57,9 +57,8 @@ def mse(z: Tensor, features: Tensor, variant: Variant) -> Tensor:
 
 
 class _Distance(torch.autograd.Function):
-    """Distance between the directions of head output and features, of each member: [K].
-
-    Of a row without a length it is 0.
+    """MSE. With u = z / l for a row z of length l, and d = f/|f| - u, the gradient of a row is
+    proportional to -2 (d - (d . u) u) / l. It is 0 for a row of length 0.
     """
 
     @staticmethod

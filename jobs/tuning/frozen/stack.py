@@ -81,7 +81,7 @@ class Stack:
             name: self._column([getattr(c, name) for c in configurations])
             for name in ("mse", "cov", "svd")
         }
-        self.heads = StackedHeads.joined(
+        self.heads = StackedHeads.concatenated(
             [
                 StackedHeads.fresh(
                     shape, len(group.configurations), group.seed, self._device, statistics

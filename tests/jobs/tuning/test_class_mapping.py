@@ -1,4 +1,4 @@
-"""Heads tested on other classes than their own: which outputs may be chosen, and for what."""
+"""Heads tested on other classes than their own: which outputs count, and as which class."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_only_the_subsets_outputs_can_be_chosen() -> None:
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
-def test_several_outputs_answer_one_class_and_the_largest_decides() -> None:
+def test_a_class_can_have_several_outputs_and_the_largest_decides() -> None:
     task = ood_task(answers={"x": ("a", "c"), "y": ("f",), "z": ("b", "g", "h")})
     heads, part = head(), rows(3)
     loss, predicted = evaluate_mapped(heads, part, ClassMapping.of(task, ("x", "y", "z"), OUTPUTS))
@@ -56,7 +56,7 @@ def test_several_outputs_answer_one_class_and_the_largest_decides() -> None:
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
-def test_a_task_with_the_heads_own_classes_is_evaluated_bit_for_bit_as_at_home() -> None:
+def test_the_heads_own_classes_give_the_bits_of_an_evaluation_without_a_mapping() -> None:
     heads, part = head(), rows(len(OUTPUTS))
     ours = evaluate_mapped(heads, part, ClassMapping.of(ood_task(), OUTPUTS, OUTPUTS))
     theirs = evaluate(heads, part, torch.device("cpu"))
@@ -74,19 +74,19 @@ def test_the_order_of_a_tasks_classes_does_not_matter() -> None:
 
 
 @pytest.mark.parametrize(
-    ("answers", "classes", "said"),
+    ("answers", "classes", "message"),
     [
         (
             None,
             ("a", "q"),
-            r"is answered by q, but the heads of blobs-id answer a, b, c, d, e, \.\.\. \(8",
+            r"needs the outputs q, but the heads of blobs-id have a, b, c, d, e, \.\.\. \(8",
         ),
-        ({"x": ("q",)}, ("x",), "is answered by q"),
-        ({"x": ("a",)}, ("x", "y"), "nothing answers class y"),
+        ({"x": ("q",)}, ("x",), "needs the outputs q"),
+        ({"x": ("a",)}, ("x", "y"), "class y has no output"),
     ],
 )
-def test_a_class_that_nothing_answers_is_refused(
-    answers: object, classes: tuple[str, ...], said: str
+def test_a_class_without_an_output_is_refused(
+    answers: object, classes: tuple[str, ...], message: str
 ) -> None:
-    with pytest.raises(StageError, match=said):
+    with pytest.raises(StageError, match=message):
         ClassMapping.of(ood_task(answers=answers), classes, OUTPUTS)

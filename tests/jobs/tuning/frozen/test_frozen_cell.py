@@ -141,7 +141,7 @@ def test_an_ood_cell_has_its_own_metric_and_test_rows(
         ({"task": ood_task(trained_on="others")}, "not of others/nmtune"),
         (
             {"task": ood_task(classes={"a": (0, 1), "b": (2, 3)})},
-            "is answered by a, b, but the heads of blobs-id answer zero, one, two, three",
+            "needs the outputs a, b, but the heads of blobs-id have zero, one, two, three",
         ),
     ],
 )
