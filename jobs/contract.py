@@ -28,7 +28,7 @@ PATH = "path"
 """Marks a field that holds a path, or several: a URI, absolute, or relative to some folder."""
 
 FLAT = "flat"
-"""Marks a nested spec whose fields bear identity as if they stood in the spec around it."""
+"""Marks a nested spec whose fields bear identity as if they were fields of the spec around it."""
 
 SLUG = r"^[a-z0-9][a-z0-9._-]*$"
 
@@ -37,8 +37,8 @@ Slug = Annotated[str, StringConstraints(pattern=SLUG, max_length=80)]
 
 
 class Spec(BaseModel):
-    """Base of everything an experiment file can say: unknown fields are refused, values frozen,
-    numbers finite.
+    """Base of all models of experiment files. Refuses unknown fields and numbers that are not
+    finite; values are frozen.
     """
 
     model_config = ConfigDict(
@@ -62,7 +62,7 @@ class Spec(BaseModel):
         return kept
 
     def of_base(self, base: type[Spec]) -> dict[str, Any]:
-        """The values of the fields that a base of this spec declares, for another spec of it."""
+        """The values of the fields that `base` declares, for another spec that inherits from it."""
         if not isinstance(self, base):
             raise TypeError(f"{type(self).__name__} is no {base.__name__}")
         return {name: getattr(self, name) for name in base.model_fields}
@@ -73,9 +73,9 @@ class Spec(BaseModel):
             yield from _paths(getattr(self, name), PATH in info.metadata)
 
     def with_absolute_paths(self, folder: Folder | None = None) -> Self:
-        """The same, every path in it absolute: those that are relative start from `folder`.
+        """A copy with absolute paths: relative ones start from `folder`, else the working folder.
 
-        A URI stays one, `~` is the user's home; `folder` is the working folder unless it is given.
+        A URI stays a URI, and `~` is the user's home.
         """
         changed = {}
         for name, info in type(self).model_fields.items():
@@ -125,25 +125,25 @@ def _semantic_value(value: Any, dumped: Any) -> Any:
 
 
 class StageError(Exception):
-    """A step cannot be done with what it was given: one sentence of what, where, and what to do.
+    """A step cannot be done with its inputs. One sentence: what is wrong, where, what to do.
 
     Raised by a stage for faults that trying again cannot cure (a NaN loss, no row left, a caption
-    nobody can swap with). It crosses process borders as a `Failure`.
+    without a partner to swap with). It crosses process borders as a `Failure`.
     """
 
 
 class PartError(RuntimeError):
-    """What failed in another process and is no StageError. Its message names the error's type."""
+    """An error of another process that is not a StageError. Its message names the error's type."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A part that failed, as processes tell one another: in words alone.
+    """A failed part, as text that processes can exchange.
 
-    The class of an error may not be known on the other side, and may not unpickle there.
+    The other process may not know the error's class, or may not be able to unpickle it.
     """
 
-    sentence: str  # a StageError's own; of another error, its type and its message's last line
+    sentence: str  # a StageError's message; of another error, its type and its message's last line
     final: bool  # a StageError: trying again cannot cure it; else a defect or a bad machine
     traceback: str = ""
     address: str = ""  # of the step
@@ -152,7 +152,7 @@ class Failure:
     def of(
         error: BaseException, address: str = "", final: tuple[type[BaseException], ...] = ()
     ) -> Failure:
-        """The failure that an error is; `final` are errors that are one sentence, as StageError."""
+        """The failure of an error; `final`: other types that are one sentence, like StageError."""
         cause = _root_cause(error)
         plain: tuple[type[BaseException], ...] = (StageError, *final)
         if isinstance(cause, (*plain, PartError)):
@@ -171,17 +171,17 @@ class Failure:
         return error
 
     def as_json(self) -> str:
-        """For processes that tell one another by files or tables; `from_json` reads it."""
+        """As JSON, for files and tables that processes exchange; `from_json` reads it."""
         return json.dumps(asdict(self))
 
     @staticmethod
     def from_json(text: str) -> Failure:
-        """What `as_json` wrote."""
+        """The failure that `as_json` wrote."""
         return Failure(**json.loads(text))
 
 
 def _root_cause(error: BaseException) -> BaseException:
-    """The error that a worker raised, out of Ray's wrappers around it."""
+    """The error that a worker raised, without Ray's wrappers."""
     cause = getattr(error, "cause", None)
     return _root_cause(cause) if isinstance(cause, BaseException) else error
 
@@ -191,7 +191,7 @@ class Work:
     """One step to be done by a stage."""
 
     address: str  # readable name, and the output folder's path under the storage root
-    fingerprint: str  # hash of everything that bears on the result
+    fingerprint: str  # hash of everything that can change the result
     spec: Spec  # the stage's own spec type
     inputs: Mapping[str, Folder]  # role -> committed output folder of the step it depends on
     output: Folder  # empty folder; committed by the caller after the stage reports it
@@ -200,7 +200,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a stage says of a step that it finished."""
+    """What a stage reports of a finished step."""
 
     counts: Mapping[str, int] = field(default_factory=dict)  # rows read, kept, skipped and why
     metrics: Mapping[str, float] = field(default_factory=dict)  # summary numbers, at most some 30
@@ -208,7 +208,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Hooks:
-    """How a stage talks back while it runs. Every function may be called from any thread."""
+    """How a stage reports while it runs. Every function may be called from any thread."""
 
     done: Callable[[str, Outcome | BaseException], None]  # address, result; once for each work
     say: Callable[[str, float, str], None]  # address, share done in [0, 1], a few words

@@ -15,14 +15,14 @@ import ray
 
 from jobs.contract import Failure, Hooks, Outcome, Work
 
-POLL_S = 0.5  # how often a wait looks whether the user asked to stop
+POLL_S = 0.5  # seconds between two checks for a request to stop
 
 Needed = tuple[Sequence[Work], float, float]
 """The works of a task, and the CPUs and GPUs that it takes."""
 
 
 def guarded(address: str, do: Callable[[], Outcome]) -> Outcome | Failure:
-    """What `do` gives, or the failure of the step at `address` by what it raises."""
+    """The outcome of `do`; if it raises, the failure of the step at `address`."""
     try:
         return do()
     except Exception as error:
@@ -30,7 +30,7 @@ def guarded(address: str, do: Callable[[], Outcome]) -> Outcome | Failure:
 
 
 def received(result: Outcome | Failure) -> Outcome | Exception:
-    """A result from another process, as `Hooks.done` takes it."""
+    """A result from another process, as `Hooks.done` expects it."""
     return result.as_error() if isinstance(result, Failure) else result
 
 

@@ -1,4 +1,4 @@
-"""What can go wrong through a user, an experiment file, a store or a cluster, and the remedy.
+"""Errors that a user, an experiment file, a store or a cluster causes, each with its remedy.
 
 Every message is one sentence: what is wrong, where (file, field, value), what to do. The command
 line prints it without a traceback and ends with `exit_code`.
@@ -14,21 +14,21 @@ class NmlError(Exception):
 
 
 class UserError(NmlError):
-    """A command, an option or an experiment file says something that cannot be."""
+    """A command, an option or an experiment file asks for something impossible."""
 
     exit_code = 2
 
 
 class DriftError(UserError):
-    """Finished steps were made from other settings than those now asked for."""
+    """Finished steps were made from other settings than the plan's."""
 
 
 class StoreError(UserError):
-    """The storage cannot be reached, read or written, or holds something that is not ours."""
+    """The storage cannot be reached, read or written, or has content of another kind."""
 
 
 class ClusterError(NmlError):
-    """Ray cannot be started or joined, or its nodes are not fit for a sweep. Nothing was run."""
+    """Ray cannot be started or joined, or its nodes do not suit a sweep. Nothing was run."""
 
     exit_code = 2
 

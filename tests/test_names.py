@@ -1,4 +1,4 @@
-"""A user's own files may have the names of our packages; nothing of ours takes them for it."""
+"""A user's own files may have the names of our packages; we never import them instead."""
 
 import json
 import os

@@ -167,7 +167,7 @@ def _last_sweep(overrides: tuple[str, ...]) -> tuple[str | None, str | None, tup
     if not isinstance(storage, str):  # reported when the whole experiment is read
         return None, None, overrides
     root = Folder.of(storage)
-    with Store(root).asked():
+    with Store(root).reading():
         text = last_sweep.recall(root)
     if text is None:
         return None, None, overrides

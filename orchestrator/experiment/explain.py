@@ -44,9 +44,9 @@ def _distinct(problems: Sequence[ErrorDetails]) -> list[ErrorDetails]:
     unknown = [one["loc"] for one in problems if one["type"] == "extra_forbidden"]
 
     def follows(one: ErrorDetails) -> bool:
-        *place, name = one["loc"] or ("",)
+        *parent, name = one["loc"] or ("",)
         if one["type"] == "missing":
-            beside = [str(loc[-1]) for loc in unknown if list(loc[:-1]) == place]
+            beside = [str(loc[-1]) for loc in unknown if list(loc[:-1]) == parent]
             return bool(difflib.get_close_matches(str(name), beside, n=1))
         within = (other["loc"][: len(one["loc"])] == one["loc"] for other in problems)
         return one["type"] == "too_short" and sum(within) > 1

@@ -21,7 +21,7 @@ from jobs.tasks import registry
 from jobs.tasks.spec import Task
 from orchestrator.errors import UserError
 
-SLIP = 0.8  # likeness from which a name is a slip of another; digits-by-pixel is no digits-parity
+TYPO = 0.8  # similarity of a name and its typing error; digits-by-pixel and digits-parity have less
 
 
 def given_tasks(encoders: Iterable[PretrainedEncoder]) -> set[str]:
@@ -90,7 +90,7 @@ def on_given(raw: Mapping[str, Any], file: str, task: str | None) -> dict[str, A
 
 
 def check_new(task: str, folders: Sequence[str]) -> None:
-    """Check that the task of a features file either exists or has a name unlike every known task.
+    """Check that the task of a features file exists, or that its name is unlike every known task's.
 
     Raises UserError for a near miss, which would become a new task with its own metric.
     """
@@ -98,11 +98,11 @@ def check_new(task: str, folders: Sequence[str]) -> None:
         known = registry.names(folders)
     except (ValueError, OSError) as error:
         raise UserError(f"tasks: {error}") from error
-    near = difflib.get_close_matches(task, known, n=3, cutoff=SLIP)
+    near = difflib.get_close_matches(task, known, n=3, cutoff=TYPO)
     if near and task not in known:
         raise UserError(
-            f"--task {task}: no task is named so, though {' or '.join(near)} nearly is; correct "
-            f"it, or describe your own in a file (--tasks-path)"
+            f"--task {task}: there is no such task, but one with a similar name "
+            f"({' or '.join(near)}); correct it, or describe your own in a file (--tasks-path)"
         )
 
 

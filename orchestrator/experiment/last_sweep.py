@@ -1,7 +1,7 @@
 """The experiment that was last started on a store: the default of `status`, `report` and `sync`.
 
-It is the composed experiment, a file that `sweep` itself takes. It has the changes of the command
-line and absolute paths. A tracking server with a password in its URI is left out, because many read
+It is a complete experiment file, which `sweep` accepts too. It has the changes of the command line
+and absolute paths. A tracking server with a password in its URI is left out, because many read
 the store (`MLFLOW_TRACKING_URI` names such a server).
 """
 
@@ -17,13 +17,13 @@ NAME = "last-sweep.yaml"
 
 
 def remember(experiment: Experiment, root: Folder) -> None:
-    """Write the experiment at the store's root, in place of the previous one."""
+    """Write the experiment at the store's root; replaces the previous one."""
     uri = experiment.tracking.uri
     changed: dict[str, Any] = {"storage": root.uri}
     if uri and redact(uri) != uri:
         changed["tracking"] = experiment.tracking.model_copy(update={"uri": None})
     everywhere = experiment.with_absolute_paths().model_copy(update=changed)
-    root.write_bytes(NAME, written(everywhere).encode())
+    root.write_bytes(NAME, as_yaml(everywhere).encode())
 
 
 def recall(root: Folder) -> str | None:
@@ -34,7 +34,7 @@ def recall(root: Folder) -> str | None:
         return None
 
 
-def written(experiment: Experiment) -> str:
+def as_yaml(experiment: Experiment) -> str:
     """An experiment as YAML, defaults filled in, without passwords and tokens."""
     import yaml
 

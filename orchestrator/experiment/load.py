@@ -25,18 +25,15 @@ DEMO = "demo"
 """The bundled experiment that runs when no file is given."""
 
 
-# -- reading ---------------------------------------------------------------------------------------
-
-
 def bundled() -> list[str]:
     """Names of the experiment files that ship with the project, as in demo or corpora/cifar10."""
-    return sorted(_named(EXPERIMENTS, ""))
+    return sorted(_experiment_names(EXPERIMENTS, ""))
 
 
-def _named(folder: Path, above: str) -> Iterator[str]:
+def _experiment_names(folder: Path, above: str) -> Iterator[str]:
     for found in folder.iterdir():
         if found.is_dir():
-            yield from _named(found, f"{above}{found.name}/")
+            yield from _experiment_names(found, f"{above}{found.name}/")
         elif found.name.endswith(".yaml"):
             yield f"{above}{found.name.removesuffix('.yaml')}"
 
@@ -179,6 +176,3 @@ def parse_seeds(text: str) -> list[int]:
     if len(set(seeds)) < len(seeds):
         raise UserError(f"--seeds {text}: a seed is given twice; name each once")
     return sorted(seeds)
-
-
-# -- explaining ------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
-"""What an experiment file can say, as validated models.
+"""The fields of an experiment file, as validated models.
 
-Unknown fields are refused. Fields marked NOT_SEMANTIC say how or where to run, not what. They never
+Unknown fields are refused. Fields marked NOT_SEMANTIC set how or where to run, not what. They never
 change a fingerprint.
 """
 
@@ -43,7 +43,7 @@ class Experiment(Spec):
     corpus: Corpus | None = None
     noise: Noise | None = None
     pretrain: Pretrain | None = None
-    encoders: tuple[PretrainedEncoder, ...] = Field((), description="named, not trained here")
+    encoders: tuple[PretrainedEncoder, ...] = Field((), description="pretrained, not trained here")
     features: Features = Features()
     tasks: tuple[Slug, ...] = Field(min_length=1)
     tuning: Tuning
@@ -82,7 +82,7 @@ class Experiment(Spec):
         if missing and len(missing) < len(sections):
             raise ValueError(
                 f"{' and '.join(missing)} missing; pre-training needs corpus, noise and pretrain "
-                f"together, and an experiment on named encoders alone none of them"
+                f"together, and an experiment on pretrained encoders alone none of them"
             )
         return self
 

@@ -99,7 +99,7 @@ def look(plan: Plan, store: Store) -> dict[str, StepStatus]:
     A step with a lease is running. A step with a stored error for the same settings has failed. A
     step that reads a failed or drifted step is blocked; the reason names the first such step.
     """
-    with store.asked():
+    with store.reading():
         leased = living(store.root)
         scratch = store.root / SCRATCH
         errors = {f"{SCRATCH}/{name}" for name, _ in scratch.files() if name.endswith(ERROR)}

@@ -64,8 +64,8 @@ class _Builder:
             try:
                 found = list(_cells(experiment, task, method))
             except ValidationError as error:
-                words = error.errors()[0]["msg"].removeprefix("Value error, ")
-                raise UserError(f"tuning: {words}") from error
+                message = error.errors()[0]["msg"].removeprefix("Value error, ")
+                raise UserError(f"tuning: {message}") from error
             self._cells[task.name, method] = found
         return found
 
@@ -114,7 +114,7 @@ def build(experiment: Experiment) -> Plan:
 
 @contextmanager
 def _collector_paused() -> Iterator[None]:
-    """Pause garbage collection while many small objects are made that all stay (a third faster)."""
+    """Pause garbage collection. The many small objects made here all stay: this saves a third."""
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -166,20 +166,23 @@ def _add_trained(builder: _Builder, experiment: Experiment, tasks: tuple[Task, .
 
 
 def _add_pretrained(
-    builder: _Builder, experiment: Experiment, tasks: tuple[Task, ...], named: PretrainedEncoder
+    builder: _Builder,
+    experiment: Experiment,
+    tasks: tuple[Task, ...],
+    pretrained: PretrainedEncoder,
 ) -> None:
     """Add an encoder that is not trained here, and the steps that use it."""
     try:
-        named = digest(named)
+        pretrained = digest(pretrained)
     except StageError as error:
-        raise UserError(f"encoders: {named.name}: {error}") from error
-    address = PretrainedAddress(named.name)
-    coordinates: dict[str, str | float | int] = {"encoder": named.name}
-    if isinstance(named, GivenEncoder):
-        own = tuple(task for task in tasks if task.name in named.files)
-        _add_downstream(builder, experiment, own, address, named, coordinates)
+        raise UserError(f"encoders: {pretrained.name}: {error}") from error
+    address = PretrainedAddress(pretrained.name)
+    coordinates: dict[str, str | float | int] = {"encoder": pretrained.name}
+    if isinstance(pretrained, GivenEncoder):
+        own = tuple(task for task in tasks if task.name in pretrained.files)
+        _add_downstream(builder, experiment, own, address, pretrained, coordinates)
         return
-    encoder = builder.add("encoder", address, EncoderStep(encoder=named), None, **coordinates)
+    encoder = builder.add("encoder", address, EncoderStep(encoder=pretrained), None, **coordinates)
     _add_downstream(builder, experiment, tasks, address, encoder, coordinates)
 
 
@@ -215,9 +218,9 @@ def _add_downstream(
         for name, method in tuning.methods.items():
             inputs = {"features": features}
             if method.reads_images:
-                inputs = _of_images(task, name, encoder)
+                inputs = _image_inputs(task, name, encoder)
             elif method.head == "zero_shot" and task.trained_on is None:
-                inputs["encoder"] = _with_text(experiment, name, encoder)
+                inputs["encoder"] = _text_encoder(experiment, name, encoder)
             read = builder.read(inputs)
             for cell in builder.cells(experiment, task, name):
                 if task.trained_on is not None:
@@ -237,17 +240,17 @@ def _cells(experiment: Experiment, task: Task, name: str) -> Iterator[_Cell]:
     settings = tuning.settings(method)
     axes: tuple[tuple[float, ...], tuple[float, ...], tuple[int, ...]]
     axes = tuning.fractions, tuning.label_noise, tuning.seeds
-    if method.head == "zero_shot":  # reads no training row: one cell, as others have at their most
+    if method.head == "zero_shot":  # reads no training row, so one cell is enough
         axes = (max(tuning.fractions),), (0.0,), tuning.seeds[:1]
-    for fraction, wrong, seed in product(*axes):
+    for fraction, label_noise, seed in product(*axes):
         yield _Cell(
-            trial=Trial(name, fraction, wrong, seed),
+            trial=Trial(name, fraction, label_noise, seed),
             labels={
                 "task": task.name,
                 "domain": task.domain,
                 "method": name,
                 "fraction": fraction,
-                "label_noise": wrong,
+                "label_noise": label_noise,
                 "tuning_seed": seed,
             },
             spec=TuneStep(
@@ -256,14 +259,14 @@ def _cells(experiment: Experiment, task: Task, name: str) -> Iterator[_Cell]:
                 method=method,
                 fraction=fraction,
                 seed=seed,
-                label_noise=wrong,
+                label_noise=label_noise,
                 settings=settings,
                 encoder=encoder,
             ),
         )
 
 
-def _of_images(task: Task, method: str, encoder: str | GivenEncoder) -> dict[str, str]:
+def _image_inputs(task: Task, method: str, encoder: str | GivenEncoder) -> dict[str, str]:
     """The inputs of a method that trains the encoder itself; UserError if there is no encoder to
     train.
     """
@@ -276,11 +279,11 @@ def _of_images(task: Task, method: str, encoder: str | GivenEncoder) -> dict[str
     return {"encoder": encoder, "corpus": str(CorpusAddress(task.scope))}
 
 
-def _with_text(experiment: Experiment, method: str, encoder: str | GivenEncoder) -> str:
+def _text_encoder(experiment: Experiment, method: str, encoder: str | GivenEncoder) -> str:
     """The encoder whose text tower makes a zero-shot head; UserError if it has none."""
-    named = {str(PretrainedAddress(each.name)): each for each in experiment.encoders}
+    pretrained = {str(PretrainedAddress(each.name)): each for each in experiment.encoders}
     if isinstance(encoder, str):
-        known = named.get(encoder)
+        known = pretrained.get(encoder)
         if known is None:  # trained here
             recipe = experiment.pretrain.recipe if experiment.pretrain else None
             reads = recipe is not None and recipe.objective == "contrastive"
@@ -367,7 +370,7 @@ def _check_nesting(steps: Mapping[str, Step]) -> None:
         folder = address.rpartition("/")[0]
         while folder and folder not in cleared:
             if folder in steps:
-                raise UserError(f"{address} would lie inside another step's folder; rename it")
+                raise UserError(f"{address} would be inside another step's folder; rename it")
             cleared.add(folder)
             folder = folder.rpartition("/")[0]
 

@@ -4,7 +4,7 @@ The unit is the GPU-hour of one pre-training worker. Without a GPU a worker is s
 
     pre-training   images seen / rate      rate: given, or what finished runs of this store recorded
     features       images encoded / rate   rate: given, measured here, or FORWARD_SHARE of the above
-    tuning         ID cells / rate         rate: given, or measured here (OOD cells only look)
+    tuning         ID cells / rate         rate: given, or measured here (OOD cells train nothing)
 
 Rates of features and tuning come from the times between the ends of the store's steps: the time
 between two ends belongs to the later step, without any pause before its start. They hold for the
@@ -34,8 +34,8 @@ from orchestrator.step.address import CorpusAddress, parse_as
 from orchestrator.step.step import Step
 
 SPEED_METRIC = "pretrain/images_per_s"
-FORWARD_SHARE = 3.0  # an image forth, against forth and back: a backward pass costs two forward
-PAUSE_SECONDS = 900.0  # from a step's end to the start of the one that ends next: nothing ran
+FORWARD_SHARE = 3.0  # images encoded in the time of training on one: backward costs two forward
+PAUSE_SECONDS = 900.0  # a longer gap, from a step's end to the next one's start, is a pause
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Cost:
     """The cost of the steps that are left to run."""
 
     pretrain_runs: int
-    samples: int | None  # images pre-training will see; None while the corpus is not counted
+    samples: int | None  # images that pre-training reads; None while the corpus is not counted
     optimiser_steps: int | None
     hours: float | None  # GPU-hours of pre-training
     hours_rest_on: str
@@ -77,7 +77,7 @@ class Cost:
     feature_hours: float | None
     feature_hours_rest_on: str
     cells: int
-    cells_trained: int  # the others are out-of-domain: evaluated alone
+    cells_trained: int  # the others are out-of-domain and only evaluated
     configurations: int
     tuning_hours: float | None
     tuning_hours_rest_on: str
@@ -103,17 +103,17 @@ class Cost:
         rows = "" if self.samples is not None else " (the corpus is not built yet; give --rows)"
         return [
             f"To pre-train: {self.pretrain_runs} encoders, {_count(self.samples)} samples, "
-            f"{_count(self.optimiser_steps)} optimiser steps{rows}",
+            f"{_count(self.optimiser_steps)} optimizer steps{rows}",
             f"  GPU-hours: {_hours(self.hours)} ({self.hours_rest_on})",
             f"To encode: {_count(self.feature_images)} images",
             f"  GPU-hours: {_hours(self.feature_hours)} ({self.feature_hours_rest_on})",
             f"To tune: {self.cells:,} cells, {self.configurations:,} configurations",
             f"  GPU-hours: {_hours(self.tuning_hours)} ({self.tuning_hours_rest_on})",
-            self._together(),
+            self._total_line(),
             f"Bytes: {_size(self.bytes_stored)} stored, {to_write} to write",
         ]
 
-    def _together(self) -> str:
+    def _total_line(self) -> str:
         if self.unknown and self.gpu_hours == 0:
             return "Together: unknown GPU-hours"
         total = f"Together: {_hours(self.gpu_hours)} GPU-hours"
@@ -136,7 +136,7 @@ def estimate(plan: Plan, assessments: Mapping[str, Assessment], given: Given | N
     samples = steps = 0 if not runs else None
     if rows is not None:
         schedules = [run.recipe.schedule for run in runs]
-        each = [one.epochs * (rows // one.batch_size) for one in schedules]  # whole batches alone
+        each = [one.epochs * (rows // one.batch_size) for one in schedules]  # only whole batches
         steps = sum(each)
         samples = sum(own * one.batch_size for own, one in zip(each, schedules, strict=True))
     images = _images(plan, todo, assessments)
@@ -245,9 +245,9 @@ def _rates(
     training = _training_rate(done, assessments, given.images_per_second)
     timed, spent = _spent(done, assessments)
     if given.features_per_second is not None:
-        encoding = _told(given.features_per_second, "images/s")
+        encoding = _given_rate(given.features_per_second, "images/s")
     elif (images := _images(plan, timed, assessments)) and spent.get("features"):
-        encoding = _measured(images / spent["features"], "images/s")
+        encoding = _measured_rate(images / spent["features"], "images/s")
     elif training.per_second is not None:
         basis = f"assumed: {FORWARD_SHARE:g} times the rate of pre-training"
         encoding = Rate(FORWARD_SHARE * training.per_second, basis)
@@ -267,9 +267,9 @@ def _rates(
 def _training_rate(
     done: Iterable[Step], assessments: Mapping[str, Assessment], given: float | None
 ) -> Rate:
-    """Of one worker: the recorded rate of a run, divided by the workers of the experiment."""
+    """The rate of one worker: the median over finished runs of rate / workers."""
     if given is not None:
-        return _told(given, "images/s")
+        return _given_rate(given, "images/s")
     measured = [
         record.metrics[SPEED_METRIC] / step.spec.resources.workers
         for step in done
@@ -278,16 +278,17 @@ def _training_rate(
         and SPEED_METRIC in record.metrics
     ]
     if measured:
-        return _measured(median(measured), "images/s")
+        return _measured_rate(median(measured), "images/s")
     return Rate(None, "nothing measured yet; give --images-per-second")
 
 
 def _spent(
     done: Iterable[Step], assessments: Mapping[str, Assessment]
 ) -> tuple[list[Step], dict[str, float]]:
-    """The steps whose time is known, and their seconds by kind: from the end before to their own.
+    """The steps whose time is known, and their seconds by kind.
 
-    After a pause, the time that the step recorded; steps that recorded none are left out.
+    A step's time runs from the previous end to its own. After a pause it is the time that the step
+    recorded; a step that recorded none is left out.
     """
     ends = sorted(
         (
@@ -301,22 +302,22 @@ def _spent(
     spent: dict[str, float] = {}
     before = float("-inf")
     for end, record, step in ends:
-        taken, before = end - before, end
-        # A record's facts are parsed where they decide alone: there may be 50,000.
-        if taken > PAUSE_SECONDS and taken - record.seconds > PAUSE_SECONDS:
+        seconds, before = end - before, end
+        # Parse a record's facts only where they decide: there may be 50,000 records.
+        if seconds > PAUSE_SECONDS and seconds - record.seconds > PAUSE_SECONDS:
             if not record.seconds:
                 continue
-            taken = record.seconds
+            seconds = record.seconds
         timed.append(step)
-        spent[step.kind] = spent.get(step.kind, 0.0) + taken
+        spent[step.kind] = spent.get(step.kind, 0.0) + seconds
     return timed, spent
 
 
-def _told(rate: float, unit: str) -> Rate:
+def _given_rate(rate: float, unit: str) -> Rate:
     return Rate(rate, f"at the given {rate:g} {unit}")
 
 
-def _measured(rate: float, unit: str) -> Rate:
+def _measured_rate(rate: float, unit: str) -> Rate:
     return Rate(rate, f"at {rate:.0f} {unit}, measured in this store")
 
 
@@ -328,7 +329,7 @@ def _bytes(found: Assessment) -> int:
 
 
 def _bytes_to_write(plan: Plan, assessments: Mapping[str, Assessment]) -> int | None:
-    """From the median size of done steps of each kind; None if a kind has none done."""
+    """From the median size of done steps of each kind; None if a kind to write has none."""
     by_kind: dict[str, list[Assessment]] = {}
     for step in plan.steps.values():
         by_kind.setdefault(step.kind, []).append(assessments[step.address])

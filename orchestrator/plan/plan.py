@@ -19,7 +19,7 @@ class Plan:
     """The steps of one experiment, each after the ones it reads."""
 
     experiment: Experiment
-    tasks: tuple[Task, ...]  # as their files said when the plan was made
+    tasks: tuple[Task, ...]  # as read when the plan was made
     steps: Mapping[str, Step]
 
     def of_kind(self, kind: str) -> list[Step]:
@@ -29,7 +29,7 @@ class Plan:
     def only(self, *kinds: str) -> Plan:
         """The steps of some kinds, and all that they read."""
         kept = {step.address for step in self.steps.values() if step.kind in kinds}
-        for step in reversed(list(self.steps.values())):  # each stands after its inputs
+        for step in reversed(list(self.steps.values())):  # each comes after its inputs
             if step.address in kept:
                 kept.update(step.inputs.values())
         return Plan(self.experiment, self.tasks, {a: s for a, s in self.steps.items() if a in kept})

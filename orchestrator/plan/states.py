@@ -18,7 +18,7 @@ class StepState(StrEnum):
     FAILED = "failed"
     BLOCKED = "blocked"  # reads a step that has failed, has drifted or is blocked itself
     DRIFT = "drift"  # committed with another fingerprint: refused
-    MISSING = "missing"  # not done, and nothing is in its way
+    MISSING = "missing"  # not done, and nothing blocks it
 
     @property
     def finished(self) -> bool:

@@ -23,7 +23,7 @@ from analysis.readout import Readout
 from analysis.summary import summary as summarised
 from jobs.storage.folder import Folder
 from orchestrator.errors import UserError
-from orchestrator.experiment.last_sweep import written
+from orchestrator.experiment.last_sweep import as_yaml
 from orchestrator.plan.assess import look
 from orchestrator.plan.plan import Plan
 from orchestrator.plan.states import StepState, StepStatus
@@ -143,7 +143,7 @@ def _write(
     with tempfile.TemporaryDirectory() as name:
         local_folder = Path(name)
         write(readout, local_folder)
-        (local_folder / "experiment.yaml").write_text(written(found.plan.experiment))
+        (local_folder / "experiment.yaml").write_text(as_yaml(found.plan.experiment))
         pq.write_table(summary, local_folder / SUMMARY)
         pq.write_table(of_pretrained, local_folder / PRETRAINED)
         folder.delete()

@@ -171,28 +171,28 @@ class _ExperimentAddress:
     """An address that each experiment has once."""
 
     experiment: str
-    room: ClassVar[str]
+    kind: ClassVar[str]
 
     def __str__(self) -> str:
-        return f"{self.room}/{self.experiment}"
+        return f"{self.kind}/{self.experiment}"
 
 
 class ReportAddress(_ExperimentAddress):
     """The report of an experiment."""
 
-    room = "report"
+    kind = "report"
 
 
 class SweepAddress(_ExperimentAddress):
     """The tracking run of an experiment's sweeps."""
 
-    room = "sweep"
+    kind = "sweep"
 
 
 class TrackingAddress(_ExperimentAddress):
     """The lease of the one driver that may write an experiment's tracking runs."""
 
-    room = "tracking"
+    kind = "tracking"
 
 
 @dataclass(frozen=True)
@@ -244,9 +244,7 @@ Address: TypeAlias = (
 
 
 def parse(text: str) -> Address:
-    """The address that a text is; `str` gives the text back. Raises AddressError for any other
-    text.
-    """
+    """Parse an address; `str` gives the text back. Raises AddressError for any other text."""
     try:
         found = _parsed(text.split("/"))
     except ValueError as error:
@@ -298,7 +296,7 @@ def short(address: str) -> str:
 # -- reading -------------------------------------------------------------------------------------
 
 
-_OF_EXPERIMENTS = {form.room: form for form in (ReportAddress, SweepAddress, TrackingAddress)}
+_OF_EXPERIMENTS = {form.kind: form for form in (ReportAddress, SweepAddress, TrackingAddress)}
 
 
 def _parsed(parts: Sequence[str]) -> Address:
@@ -320,8 +318,8 @@ def _parsed(parts: Sequence[str]) -> Address:
             return _cell(encoder, task, method, share, 0.0, seed)
         case ["tune", *encoder, method]:
             return CellsAddress(_encoder(encoder), _slug(method))
-        case [room, experiment] if room in _OF_EXPERIMENTS:
-            return _OF_EXPERIMENTS[room](_slug(experiment))
+        case [kind, experiment] if kind in _OF_EXPERIMENTS:
+            return _OF_EXPERIMENTS[kind](_slug(experiment))
         case ["rotation", *below] if isinstance(of := _parsed(below), FeaturesAddress):
             return RotationAddress(of)
         case ["audit", *below] if isinstance(over := _parsed(below), NoiseAddress):
@@ -389,7 +387,7 @@ def _value(name: str, part: str) -> str:
     value = part.partition("=")[2]
     if not _is(name, part):
         raise ValueError(f"{part!r} should read {name}=NUMBER")
-    if not _NUMBER.fullmatch(value):  # float() takes more: nan, 1_0, spaces
+    if not _NUMBER.fullmatch(value):  # float() accepts more: nan, 1_0, spaces
         raise ValueError(f"{value!r} is no number")
     return value
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from json.encoder import encode_basestring_ascii as quoted  # a string as JSON, without a walk
+from json.encoder import encode_basestring_ascii as quoted  # a string as JSON
 from typing import Any
 
 from jobs.contract import FLAT, NOT_SEMANTIC, Spec
@@ -32,8 +32,9 @@ class Texts:
     """The canonical JSON of specs. Each is made once while this object lives."""
 
     def __init__(self) -> None:
-        self._known: dict[int, tuple[Spec, str]] = {}  # by id, which the kept spec holds
-        self._bearing: dict[type[Spec], list[tuple[str, str, bool]]] = {}  # name, JSON key, flat
+        self._known: dict[int, tuple[Spec, str]] = {}  # by id; no other spec gets a kept one's id
+        # name, JSON key, flat
+        self._semantic_fields: dict[type[Spec], list[tuple[str, str, bool]]] = {}
 
     def of(self, spec: Spec) -> str:
         """Canonical JSON of `spec.semantic()`."""
@@ -58,10 +59,10 @@ class Texts:
 
     def _members(self, spec: Spec) -> list[tuple[str, str]]:
         """The members of a spec's JSON object: (name, text of key and value)."""
-        names = self._bearing.get(type(spec))
+        names = self._semantic_fields.get(type(spec))
         if names is None:
             fields = type(spec).model_fields.items()
-            names = self._bearing[type(spec)] = [
+            names = self._semantic_fields[type(spec)] = [
                 (name, f"{canonical(name)}:", FLAT in info.metadata)
                 for name, info in fields
                 if NOT_SEMANTIC not in info.metadata
@@ -87,7 +88,7 @@ class Texts:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether canonical JSON takes the value unchanged, alone or in a tuple."""
+    """Whether the value, or each item of a tuple, is its own JSON value."""
     if type(value) is tuple:
         return all(type(item) in _PLAIN for item in value)
     return type(value) in _PLAIN

@@ -28,7 +28,7 @@ class Step:
     inputs: Mapping[str, str]  # role -> address of the step read
     read: Mapping[str, str]  # role -> fingerprint of the step read
     fingerprint: str
-    labels: Mapping[str, str | float | int] = field(default_factory=dict)  # place in the matrix
+    labels: Mapping[str, str | float | int] = field(default_factory=dict)  # coordinates
 
     @property
     def fields(self) -> dict[str, Any]:

@@ -44,7 +44,7 @@ class Leases:
         self._owner = uuid.uuid4().hex
         self._who = {**_here(), "pid": os.getpid()}
         self._held: set[str] = set()
-        self._beaten = float("-inf")  # when, by this host's clock, which goes on while it sleeps
+        self._beaten = float("-inf")  # by this host's clock, which runs during sleep too
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._keep_alive, daemon=True, name="leases")
@@ -66,7 +66,7 @@ class Leases:
         except OSError as error:
             raise StoreError(
                 f"the lease of {address} cannot be written ({error}); check that the storage "
-                f"is reachable and yours to write"
+                f"is reachable and that you may write to it"
             ) from error
         with self._lock:
             self._held.add(address)
@@ -78,7 +78,7 @@ class Leases:
         return address in self._held and (self._root / bucket).exists(f"{mark}.{self._owner}")
 
     def release(self, address: str) -> None:
-        """Give a step's lease back; does nothing without the lease."""
+        """Release a step's lease; does nothing without the lease."""
         with self._lock:
             if address not in self._held:
                 return
@@ -87,7 +87,7 @@ class Leases:
         (self._root / bucket).delete(f"{mark}.{self._owner}")
 
     def close(self) -> None:
-        """Give everything back and end the thread."""
+        """Release all leases and end the thread."""
         self._closed.set()
         self._thread.join()
         for address in sorted(self._held):
@@ -98,7 +98,7 @@ class Leases:
         """Whether another living claim exists. Deletes dead claims."""
         times = {n: t for n, t in _times(folder).items() if n.startswith(f"{mark}.")}
         now = times.pop(mine, None)
-        if now is None:  # our own claim has vanished: somebody cleaned up under us
+        if now is None:  # another process has deleted our claim
             return True
         beats = _times(self._root / BEATS) if times else {}
         alive = False
@@ -130,7 +130,7 @@ def living(root: Folder) -> set[str]:
         beaten = max(written, beats.get(name.partition(".")[2], written))
         if (now - beaten).total_seconds() > EXPIRE_SECONDS or _dead(claims, name):
             continue
-        with contextlib.suppress(OSError, ValueError, KeyError):  # given back while we look
+        with contextlib.suppress(OSError, ValueError, KeyError):  # released meanwhile
             found.add(str(claims.read_json(name)["address"]))
     return found
 
@@ -152,7 +152,7 @@ def _times(folder: Folder) -> dict[str, datetime]:
         for info in filesystem.get_file_info(selector)
         if info.mtime is not None
         and info.type == pafs.FileType.File
-        and not info.path.endswith(".partial")  # a local file that is not here yet
+        and not info.path.endswith(".partial")  # a local file that is still being written
     }
 
 
@@ -178,6 +178,6 @@ def _here() -> dict[str, str]:
     boot, pids = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
     return {
         "host": socket.gethostname(),
-        "boot": boot.read_text().strip() if boot.exists() else "",  # process ids start anew at each
+        "boot": boot.read_text().strip() if boot.exists() else "",  # ids restart at each boot
         "pids": os.readlink(pids) if pids.is_symlink() else "",
     }

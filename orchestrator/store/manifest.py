@@ -5,25 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
-if TYPE_CHECKING:
-    pass
-
-
 FORMAT = 1
-
-
 MANIFEST = "manifest.json"
-
-
 ERROR = "error.txt"  # in a step's scratch: the traceback of its last failure, its sentence last
 
 
 class FileRecord(BaseModel):
-    """What a manifest says of one file."""
+    """The record of one file."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -47,7 +39,7 @@ class Manifest(BaseModel):
     provenance: dict[str, Any]  # versions, commit, argv, host, times; never bears identity
 
 
-CELL_TABLE = "cell.parquet"  # the one file of a step whose rows are kept here as well
+CELL_TABLE = "cell.parquet"  # the one file of a step whose rows the index has too
 
 
 Stamp = tuple[int, int]
@@ -60,7 +52,7 @@ class Record(NamedTuple):
     address: str
     kind: str
     fingerprint: str
-    finished: str  # ISO 8601; empty if the manifest does not say
+    finished: str  # ISO 8601; empty if the manifest has no such time
     bytes: int  # of all the step's files
     facts: str
 

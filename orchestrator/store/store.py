@@ -5,7 +5,7 @@ without it is unfinished and is done again. The manifest holds the fingerprint, 
 and sha256 of every file, counts, summary metrics and provenance. Nothing depends on rename, so
 object stores work in the same way. On a local disk every file is flushed (fsync) before its name
 appears, the manifest after the files that it names. Folders are not flushed: a power cut may undo
-the last steps, which are then done again, but never leaves a false one.
+the last steps, which are then done again, but never leaves a wrong one.
 
 The store also holds `.scratch/`, what an interrupted step needs to continue; `.leases/`, who writes
 what (`lease.py`); `.index/`, the short form of the manifests (`index.py`); `store.json`, the
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from orchestrator.store.manifest import Record, Stamp
 
-READERS = 16  # manifests or tables of an object store that are asked for at once
+READERS = 16  # manifests or tables that are read from an object store at once
 
 
 class Store:
@@ -76,15 +76,15 @@ class Store:
     # -- reading ---------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def asked(self, where: str = "") -> Iterator[None]:
-        """Inside, a store that cannot be read raises StoreError; an absent file still raises its
-        own error.
+    def reading(self, where: str = "") -> Iterator[None]:
+        """A context in which a store that cannot be read raises StoreError. An absent file still
+        raises FileNotFoundError.
         """
         try:
             yield
         except FileNotFoundError:
             raise
-        except ValueError as error:  # Arrow's too, of a scheme that it does not know
+        except ValueError as error:  # also Arrow's, for an unknown scheme
             message = redact(f"storage {self.root.uri} cannot be read{where} ({_reason(error)})")
             raise StoreError(
                 f"{message}; name a folder, s3://BUCKET/FOLDER or gs://BUCKET/FOLDER with --storage"
@@ -92,7 +92,7 @@ class Store:
         except OSError as error:
             raise StoreError(
                 f"storage {self.root.uri} cannot be read{where} ({_reason(error)}); "
-                f"check that it is reachable and yours to read"
+                f"check that it is reachable and that you may read it"
             ) from error
 
     def output(self, address: str) -> Folder:
@@ -106,7 +106,7 @@ class Store:
     def manifest(self, address: str) -> Manifest | None:
         """The record of a committed step; None if it is unfinished or absent."""
         try:
-            with self.asked(f" at {address}"):
+            with self.reading(f" at {address}"):
                 data = self.output(address).read_bytes(MANIFEST)
         except FileNotFoundError:
             return None
@@ -136,10 +136,12 @@ class Store:
         Needs one `stat` for each step on a local disk, one listing for each kind in an object
         store.
         """
-        with self.asked():
-            return self._looked(addresses) if self.root.is_local else self._listed(addresses)
+        with self.reading():
+            if self.root.is_local:
+                return self._local_stamps(addresses)
+            return self._listed_stamps(addresses)
 
-    def _looked(self, addresses: Collection[str]) -> dict[str, Stamp]:
+    def _local_stamps(self, addresses: Collection[str]) -> dict[str, Stamp]:
         """Like `stamp` for each, but looks at the root only once."""
         root = self.root.uri
         found: dict[str, Stamp] = {}
@@ -151,7 +153,7 @@ class Store:
             found[address] = seen.st_size, seen.st_mtime_ns
         return found
 
-    def _listed(self, addresses: Collection[str]) -> dict[str, Stamp]:
+    def _listed_stamps(self, addresses: Collection[str]) -> dict[str, Stamp]:
         import pyarrow.fs as pafs
 
         filesystem, root = self.root.open()
@@ -180,14 +182,14 @@ class Store:
 
         stamps = self.stamps(addresses)
         index = Index(self.root)
-        with self.asked():
+        with self.reading():
             found = {} if verify else index.records(stamps)
         lacking = [address for address in stamps if address not in found]
         with ThreadPoolExecutor(1 if self.root.is_local else READERS) as pool:
             manifests = pool.map(self.manifest, lacking)
             fresh = {m.address: Record.of(m) for m in manifests if m is not None}
         if len(fresh) >= KEEP_ROWS and not verify:
-            with contextlib.suppress(OSError):  # a store that is not ours to write is read slowly
+            with contextlib.suppress(OSError):  # a store that may not be written is read slowly
                 index.keep(fresh, stamps)
         found.update(fresh)
         return {address: found[address] for address in addresses if address in found}

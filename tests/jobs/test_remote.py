@@ -1,4 +1,4 @@
-"""Works as plain Ray tasks: every one answered, apart, in a form that crosses the border."""
+"""Works as plain Ray tasks: each is reported by itself, in a form that can leave its process."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from jobs.storage.folder import Folder
 
 
 class OnlyHereError(Exception):
-    """One whose class takes more than its message, so that it does not unpickle."""
+    """Does not unpickle: its class needs more arguments than its message."""
 
     def __init__(self, one: str, two: str) -> None:
         super().__init__(f"{one} {two}")
 
 
 def act(work: Work) -> Outcome:
-    """What the work's address says."""
+    """Do what the work's address names."""
     match work.address.partition("/")[0]:
         case "fault":
             raise StageError("the sentence")
@@ -40,32 +40,32 @@ def act(work: Work) -> Outcome:
 
 
 @dataclass
-class Heard:
-    answers: dict[str, Outcome | BaseException] = field(default_factory=dict)
+class Reports:
+    results: dict[str, Outcome | BaseException] = field(default_factory=dict)
     stop: Callable[[], bool] = lambda: False
 
     @property
     def hooks(self) -> Hooks:
-        def done(address: str, answer: Outcome | BaseException) -> None:
-            assert address not in self.answers
-            self.answers[address] = answer
+        def done(address: str, result: Outcome | BaseException) -> None:
+            assert address not in self.results
+            self.results[address] = result
 
         return Hooks(done, lambda *_: None, lambda: self.stop())
 
 
 def works(folder: Path, *addresses: str) -> list[Work]:
-    place = Folder.of(folder)
-    return [Work(address, "0", Spec(), {}, place, place) for address in addresses]
+    root = Folder.of(folder)
+    return [Work(address, "0", Spec(), {}, root, root) for address in addresses]
 
 
-def test_each_work_is_answered_apart_and_errors_can_travel(
+def test_each_work_is_reported_by_itself_and_errors_can_travel(
     ray_session: None, tmp_path: Path
 ) -> None:
-    heard = Heard()
+    reports = Reports()
     together = works(tmp_path, "good/1", "fault", "bug", "good/2")
-    report_each(act, [(together, 1, 0)], heard.hooks)
-    assert list(heard.answers) == ["good/1", "fault", "bug", "good/2"]
-    one, fault, bug, two = heard.answers.values()
+    report_each(act, [(together, 1, 0)], reports.hooks)
+    assert list(reports.results) == ["good/1", "fault", "bug", "good/2"]
+    one, fault, bug, two = reports.results.values()
     assert isinstance(one, Outcome)
     assert one == two  # of one process, which is not the caller's
     assert one.counts["pid"] != os.getpid()
@@ -76,31 +76,31 @@ def test_each_work_is_answered_apart_and_errors_can_travel(
     assert any("in act" in note for note in bug.__notes__)
 
 
-def test_a_process_that_dies_is_the_answer_of_its_own_works_alone(
+def test_a_process_that_dies_is_the_result_of_its_own_works_alone(
     ray_session: None, tmp_path: Path
 ) -> None:
-    heard = Heard()
+    reports = Reports()
     lost, kept = works(tmp_path, "death", "good")
-    report_each(act, [([lost], 1, 0), ([kept], 1, 0)], heard.hooks)
-    assert isinstance(heard.answers["death"], ray.exceptions.RayError)
-    assert isinstance(heard.answers["good"], Outcome)
+    report_each(act, [([lost], 1, 0), ([kept], 1, 0)], reports.hooks)
+    assert isinstance(reports.results["death"], ray.exceptions.RayError)
+    assert isinstance(reports.results["good"], Outcome)
 
 
-def test_a_request_to_stop_leaves_the_rest_unanswered_and_soon(
+def test_a_request_to_stop_soon_ends_the_rest_without_a_report(
     ray_session: None, tmp_path: Path
 ) -> None:
-    heard = Heard()
-    heard.stop = lambda: "good" in heard.answers
+    reports = Reports()
+    reports.stop = lambda: "good" in reports.results
     quick, slow = works(tmp_path, "good", "slow")
-    report_each(act, [([quick], 1, 0), ([slow], 1, 0)], heard.hooks)
-    assert set(heard.answers) == {"good"}
+    report_each(act, [([quick], 1, 0), ([slow], 1, 0)], reports.hooks)
+    assert set(reports.results) == {"good"}
 
 
 def broken() -> Outcome:
     raise StageError("the sentence")
 
 
-def test_a_stages_own_sentence_stays_what_it_is() -> None:
+def test_a_stage_errors_message_does_not_change() -> None:
     failure = guarded("tune/a", broken)
     assert isinstance(failure, Failure)
     assert (failure.sentence, failure.final, failure.address) == ("the sentence", True, "tune/a")

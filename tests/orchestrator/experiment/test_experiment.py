@@ -1,4 +1,4 @@
-"""The experiment file: what is accepted, and the one sentence for what is not."""
+"""The experiment file: what is accepted, and the one sentence that refuses the rest."""
 
 import pytest
 
@@ -31,7 +31,7 @@ def test_levels_are_read_sorted_and_exact() -> None:
 
 
 @pytest.mark.parametrize(
-    ("levels", "said"),
+    ("levels", "expected"),
     [
         ("0,5,5", "given twice"),
         ("0,five", "'five' is not a number"),
@@ -41,8 +41,8 @@ def test_levels_are_read_sorted_and_exact() -> None:
         ("", "not a number"),
     ],
 )
-def test_a_bad_level_is_refused_in_one_sentence(levels: str, said: str) -> None:
-    assert said in complaint(noise=levels)
+def test_a_bad_level_is_refused_in_one_sentence(levels: str, expected: str) -> None:
+    assert expected in complaint(noise=levels)
 
 
 def test_duplicate_levels_in_a_file_are_refused_too() -> None:
@@ -50,14 +50,15 @@ def test_duplicate_levels_in_a_file_are_refused_too() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seeds", "said"), [("0,0", "twice"), ("a", "'a' is not a whole number"), ("²", "'²' is not")]
+    ("seeds", "expected"),
+    [("0,0", "twice"), ("a", "'a' is not a whole number"), ("²", "'²' is not")],
 )
-def test_a_bad_seed_is_refused_in_one_sentence(seeds: str, said: str) -> None:
-    assert said in complaint(seeds=seeds)
+def test_a_bad_seed_is_refused_in_one_sentence(seeds: str, expected: str) -> None:
+    assert expected in complaint(seeds=seeds)
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "expected"),
     [
         ("tuning.epoch=3", "unknown field tuning.epoch (did you mean epochs?)"),
         ("pretrain.recipe.schedule.lr=-1", "lr = -1"),
@@ -90,9 +91,9 @@ def test_a_bad_seed_is_refused_in_one_sentence(seeds: str, said: str) -> None:
         ("tuning.methods.mlp.space.scale=2", "scale multiplies mse, cov and svd, and none"),
     ],
 )
-def test_a_bad_override_names_the_field_and_the_remedy(override: str, said: str) -> None:
+def test_a_bad_override_names_the_field_and_the_remedy(override: str, expected: str) -> None:
     message = complaint(overrides=[override])
-    assert said in message
+    assert expected in message
     assert "more problem" not in message
 
 
@@ -120,12 +121,12 @@ def test_overrides_reach_any_field() -> None:
     assert changed.storage == "/x"
 
 
-def test_a_missing_file_is_answered_with_what_is_bundled() -> None:
+def test_a_missing_file_is_refused_with_the_nearest_bundled_one() -> None:
     assert "did you mean the bundled 'demo'?" in complaint("dem.yaml")
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "expected"),
     [
         ("name: a\nname: b\n", "given twice"),
         ("- a list\n", "must be a mapping"),
@@ -134,11 +135,11 @@ def test_a_missing_file_is_answered_with_what_is_bundled() -> None:
         ("name: only\n", "tasks is missing"),
     ],
 )
-def test_a_broken_file_is_one_sentence(tmp_path, text: str, said: str) -> None:  # type: ignore[no-untyped-def]
+def test_a_broken_file_is_one_sentence(tmp_path, text: str, expected: str) -> None:  # type: ignore[no-untyped-def]
     path = tmp_path / "broken.yaml"
     path.write_text(text)
     message = complaint(str(path))
-    assert said in message
+    assert expected in message
     assert "broken.yaml" in message
 
 
@@ -161,8 +162,8 @@ tuning:
     assert "'lr' is given twice" in complaint("merged.yaml", text=twice)
 
 
-def test_what_is_merged_in_turn_is_no_key_given_twice() -> None:
-    """`two` is read before the deeper mapping that it merges, whose own merge is resolved then."""
+def test_a_merge_within_a_merge_is_not_a_repeated_key() -> None:
+    """`two` is read first; the mapping that it merges, itself a merge, is resolved then."""
     text = """
     base: &base {head: linear, lr: 1}
     one: {inner: &inner {<<: *base, head: paper}}
@@ -178,6 +179,6 @@ def test_an_ood_task_without_its_id_task_is_refused() -> None:
         load.load(overrides=["tasks=[digits-parity, digits-rotated]"]).load_tasks()
 
 
-def test_an_unknown_task_is_answered_with_the_nearest() -> None:
+def test_an_unknown_task_is_refused_with_the_nearest() -> None:
     with pytest.raises(UserError, match="digits-parity"):
         load.load(overrides=["tasks=[digits-party]"]).load_tasks()

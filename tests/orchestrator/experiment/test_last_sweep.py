@@ -1,4 +1,4 @@
-"""The sweep that a store saw last: read back as it was, and what `status` and its kin go by."""
+"""The last sweep of a store: read back unchanged, and used by `status`, `report` and `sync`."""
 
 from pathlib import Path
 
@@ -127,21 +127,21 @@ def test_a_store_that_cannot_be_read_is_one_sentence(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(broken, silent)
     assert _run(["status"]) == 2
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    assert "nml-store cannot be read (Could not connect to server); check" in said
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert "nml-store cannot be read (Could not connect to server); check" in message
 
 
 @pytest.mark.parametrize("verb", ["plan", "status"])
 @pytest.mark.parametrize("storage", ["ftp://x/y", "s3://", "s3://user:hunter2@bucket/store"])
-def test_a_storage_of_no_kind_that_is_known_is_the_users_mistake(
+def test_a_storage_of_an_unknown_kind_is_the_users_mistake(
     verb: str, storage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert _run([verb, "--storage", storage]) == 2
-    said = capsys.readouterr().err
-    assert "cannot be read" in said
-    assert "name a folder, s3://BUCKET/FOLDER" in said
-    assert "hunter2" not in said
+    message = capsys.readouterr().err
+    assert "cannot be read" in message
+    assert "name a folder, s3://BUCKET/FOLDER" in message
+    assert "hunter2" not in message
 
 
 def test_a_password_in_a_storage_that_cannot_be_written_is_not_shown() -> None:
@@ -167,6 +167,6 @@ def test_one_of_another_version_is_one_sentence(
     monkeypatch.chdir(tmp_path)
     Folder.of("nml-store").write_bytes(last_sweep.NAME, yaml.safe_dump({"nmae": "x"}).encode())
     assert _run(["status"]) == 2
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    assert "nml-store/last-sweep.yaml: " in said
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert "nml-store/last-sweep.yaml: " in message

@@ -1,4 +1,4 @@
-"""A plan holds what it was made from: task files may change or go while a sweep runs."""
+"""A plan keeps its tasks: task files may change or disappear while a sweep runs."""
 
 import shutil
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a plan says it will cost: what is counted, what it rests on, what it says it cannot know."""
+"""The cost of a plan: the counts, the source of each rate, and what is unknown."""
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -56,7 +56,7 @@ def test_all_stages_are_priced_from_given_rates_before_anything_ran(
 
 
 def test_every_view_of_a_training_image_is_encoded(plan: Plan, store: Store) -> None:
-    digits = 1797  # the reader says so
+    digits = 1797  # as the reader declares
     corpus = plan.steps["corpus/digits"].spec
     share = {name: getattr(corpus, "parts").model_dump()[name] for name in ("train", "test")}  # noqa: B009
     share["validation"] = 1 - share["train"] - share["test"]
@@ -67,7 +67,9 @@ def test_every_view_of_a_training_image_is_encoded(plan: Plan, store: Store) -> 
     assert priced(plan, store).feature_images == expected
 
 
-def test_images_of_corpora_that_are_not_built_are_as_many_as_their_tasks_say(store: Store) -> None:
+def test_corpora_that_are_not_built_have_as_many_images_as_their_tasks_declare(
+    store: Store,
+) -> None:
     views = "features.views={count: 2, augment: {flip: true}}"
     tasks = "tasks=[fashion-mnist, emoji-noto, emoji-noto-to-twemoji]"
     planned = build.build(load.load("encoders-file", overrides=[tasks, views]))
@@ -87,13 +89,13 @@ def test_images_of_corpora_that_are_not_built_are_as_many_as_their_tasks_say(sto
     assert priced(one, store).feature_images == fashion
 
 
-def test_what_nobody_knows_is_named_and_left_out_of_the_sum(plan: Plan, store: Store) -> None:
+def test_unknown_costs_are_named_and_left_out_of_the_sum(plan: Plan, store: Store) -> None:
     cost = priced(plan, store)
     assert cost.unknown == ("pre-training", "features", "tuning")
     assert cost.gpu_hours == 0
     assert "Together: unknown GPU-hours" in cost.lines()
-    told = priced(plan, store, cells_per_hour=10)
-    assert any("GPU-hours, without pre-training and features" in line for line in told.lines())
+    partial = priced(plan, store, cells_per_hour=10)
+    assert any("GPU-hours, without pre-training and features" in line for line in partial.lines())
     cost = priced(plan, store, images_per_second=100)
     assert cost.unknown == ("tuning",)
     assert cost.feature_images is not None
@@ -120,9 +122,9 @@ def test_rates_are_measured_from_the_ends_of_steps_with_pauses_left_out(
         store.commit(step, outcome, {"finished": moment.isoformat(timespec="seconds")})
     cost = priced(plan, store)
     done = [s for s in cells[1:-1] if s.labels["domain"] == "id"]
-    spent = 60 * (len(cells) - 1 - 1)  # the first follows a pause, and does not say what it took
-    told = f"at {3600 * len(done) / spent:.0f} cells/h, measured in this store"
-    assert cost.tuning_hours_rest_on == told
+    spent = 60 * (len(cells) - 1 - 1)  # the first follows a pause, and did not record its time
+    expected = f"at {3600 * len(done) / spent:.0f} cells/h, measured in this store"
+    assert cost.tuning_hours_rest_on == expected
     assert cost.cells == 1
     assert cost.pretrain_runs == 0
     assert cost.hours == 0

@@ -51,7 +51,7 @@ def commit_all(made: Plan, root: Path) -> Store:
         "title=Other",
     ],
 )
-def test_how_and_where_do_not_affect_identity(override: str) -> None:
+def test_fields_of_how_and_where_do_not_affect_identity(override: str) -> None:
     assert prints(planned(override)) == prints(planned())
 
 
@@ -65,7 +65,7 @@ def test_how_and_where_do_not_affect_identity(override: str) -> None:
         ("tuning.epochs=3", "tune"),
     ],
 )
-def test_what_is_done_affects_its_stage_and_all_after(override: str, kind: str) -> None:
+def test_a_semantic_field_affects_its_stage_and_all_later_ones(override: str, kind: str) -> None:
     # The corpus of the demo's tasks is the demo's own, so changing one alone is a conflict.
     if kind == "corpus":
         with pytest.raises(UserError, match="defined twice, differently"):
@@ -75,7 +75,7 @@ def test_what_is_done_affects_its_stage_and_all_after(override: str, kind: str) 
     changed = {
         s.kind for a, s in after.steps.items() if s.fingerprint != before.steps[a].fingerprint
     }
-    assert changed == set(KINDS[KINDS.index(kind) :]) - {"encoder"}  # named: not ours
+    assert changed == set(KINDS[KINDS.index(kind) :]) - {"encoder"}  # pretrained: not trained here
 
 
 def test_levels_and_seeds_do_not_affect_each_other() -> None:
@@ -94,7 +94,7 @@ LORA = "tuning.methods.lora={adapt: lora, head: linear, space: {lr: 0.01}}"
 
 def test_a_cell_that_trains_the_encoder_reads_the_encoder_and_the_images() -> None:
     made = planned(LORA)
-    assert prints(planned()).items() <= prints(made).items(), "the other methods' cells stand"
+    assert prints(planned()).items() <= prints(made).items(), "the other methods' cells changed"
     cells = {s.labels["task"]: s for s in made.of_kind("tune") if s.labels["method"] == "lora"}
     for task, roles in (("digits", set()), ("digits-rotated", {"head"})):
         inputs = cells[task].inputs
@@ -109,7 +109,7 @@ def test_an_arithmetic_that_cannot_train_is_refused() -> None:
         planned(LORA, "features.precision=float16")
 
 
-def test_the_views_are_part_of_what_a_cell_that_trains_the_encoder_is() -> None:
+def test_the_views_bear_identity_for_a_cell_that_trains_the_encoder() -> None:
     before, after = planned(LORA), planned(LORA, "features.views.seed=3")
     trains = [a for a, s in after.steps.items() if s.labels.get("method") == "lora"]
     assert trains
@@ -117,12 +117,12 @@ def test_the_views_are_part_of_what_a_cell_that_trains_the_encoder_is() -> None:
 
 
 @pytest.mark.parametrize("override", ["tuning.search=optuna", "tuning.patience=2"])
-def test_what_cannot_reach_a_trial_of_its_own_is_refused(override: str) -> None:
+def test_settings_that_cannot_reach_a_fine_tuning_cell_are_refused(override: str) -> None:
     with pytest.raises(UserError, match="lora trains the encoder"):
         planned(LORA, override)
 
 
-def test_every_step_stands_after_its_inputs() -> None:
+def test_every_step_comes_after_its_inputs() -> None:
     seen: set[str] = set()
     for address, step in planned().steps.items():
         assert set(step.inputs.values()) <= seen
@@ -150,7 +150,7 @@ def test_a_step_that_reads_drift_is_blocked(tmp_path: Path) -> None:
     assert {assessments[s.address].state for s in planned().of_kind("tune")} == {StepState.BLOCKED}
 
 
-def test_a_manifest_says_what_its_files_are(tmp_path: Path) -> None:
+def test_a_manifest_records_its_files(tmp_path: Path) -> None:
     made = planned()
     store = commit_all(made, tmp_path)
     manifest = store.manifest("corpus/digits")

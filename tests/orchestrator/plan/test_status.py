@@ -1,4 +1,4 @@
-"""`status` and `plan`: what a person and a machine read of a store, gaps and reasons first."""
+"""`status` and `plan`: a store for people and for machines, gaps and reasons first."""
 
 import json
 import os
@@ -41,12 +41,12 @@ def store(small: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store
     return made
 
 
-def said(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+def output(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     assert _run([*words]) == 0
     return capsys.readouterr().out
 
 
-def test_every_gap_stands_in_the_matrix_with_its_reason(
+def test_every_gap_is_in_the_matrix_with_its_reason(
     small: Plan, store: Store, capsys: pytest.CaptureFixture[str]
 ) -> None:
     failed = small.of_kind("features")[1]  # of level 10: its four cells cannot be done
@@ -58,7 +58,7 @@ def test_every_gap_stands_in_the_matrix_with_its_reason(
     running = Leases(store.root)
     lp = next(s for s in small.of_kind("tune") if s.labels["method"] == "lp")
     assert running.acquire(lp.address)
-    page = said(capsys, "status", *WORDS)
+    page = output(capsys, "status", *WORDS)
     running.close()
     rows = {line.split()[-3]: line.split()[-2:] for line in page.splitlines() if "/1" in line}
     assert rows["lp"] == ["0/1~", "0/1^"]
@@ -91,7 +91,7 @@ def test_what_reads_a_blocked_step_names_the_root(small: Plan, store: Store) -> 
     assert set(cells) == {StepStatus(StepState.BLOCKED, f"reads {pretrain.address}")}
 
 
-def test_a_failure_of_other_settings_is_not_told(store: Store) -> None:
+def test_a_failure_of_other_settings_is_not_reported(store: Store) -> None:
     overrides = ["tuning.fractions=[100]", "tasks=[digits]", "pretrain.recipe.schedule.lr=100"]
     before = build.build(load.load(noise="0,10", overrides=overrides))
     after = build.build(load.load(noise="0,10", overrides=overrides[:2]))
@@ -102,10 +102,10 @@ def test_a_failure_of_other_settings_is_not_told(store: Store) -> None:
     assert look(after, store)[failed.address].state is StepState.MISSING
 
 
-def test_json_has_every_step_with_its_place_in_the_matrix(
+def test_json_has_every_step_with_its_coordinates(
     small: Plan, store: Store, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    entries = json.loads(said(capsys, "status", "--json", *WORDS))
+    entries = json.loads(output(capsys, "status", "--json", *WORDS))
     assert set(entries) == set(small.steps)
     cell = small.of_kind("tune")[0]
     assert entries[cell.address] == {"state": "done", "reason": "", **cell.labels}
@@ -161,7 +161,7 @@ def test_the_plan_prices_what_is_left_from_the_rate_it_is_given(
     for step in small.of_kind("pretrain")[:1]:
         store.output(step.address).delete()
     words = ["plan", "--json", "--images-per-second", "500", "--gpus", "4", *WORDS]
-    cost = json.loads(said(capsys, *words))["cost"]
+    cost = json.loads(output(capsys, *words))["cost"]
     epochs = 30
     assert cost["pretrain_runs"] == 1
     assert cost["samples"] == epochs * 960

@@ -1,4 +1,4 @@
-"""One grammar of addresses: what is written can be read, and nothing else can."""
+"""One grammar of addresses: every written address can be parsed, and nothing else can."""
 
 import re
 
@@ -64,7 +64,7 @@ addresses = (
 
 
 @given(addresses)
-def test_what_is_written_is_read_as_what_it_was(address: Address) -> None:
+def test_parsing_gives_back_the_address_that_was_written(address: Address) -> None:
     assert parse(str(address)) == address
 
 
@@ -74,13 +74,15 @@ def test_two_addresses_never_share_a_text(one: Address, other: Address) -> None:
 
 
 @given(steps, marks)
-def test_scratch_is_written_alike_from_the_text_of_a_step(address: StepAddress, mark: str) -> None:
+def test_a_scratch_address_is_the_same_from_the_text_of_a_step(
+    address: StepAddress, mark: str
+) -> None:
     written = scratch_of(str(address), mark + "0" * 52)
     assert parse_as(ScratchAddress, written) == ScratchAddress(address, mark)
 
 
 @given(st.text("abc/=@.0123 e-") | st.lists(names).map("/".join) | addresses.map(str))
-def test_what_is_read_is_the_text_that_its_address_writes(text: str) -> None:
+def test_a_parsed_address_writes_the_text_it_was_parsed_from(text: str) -> None:
     try:
         found = parse(text)
     except AddressError:
@@ -121,7 +123,7 @@ def test_what_is_read_is_the_text_that_its_address_writes(text: str) -> None:
         ".scratch/report/a@0123456789ab",
     ],
 )
-def test_what_is_no_address_is_refused_in_a_sentence(text: str) -> None:
+def test_a_text_that_is_not_an_address_is_refused_in_a_sentence(text: str) -> None:
     with pytest.raises(AddressError) as caught:
         parse(text)
     assert str(caught.value).startswith(repr(text))
@@ -155,7 +157,9 @@ def test_every_step_of_a_plan_has_an_address_of_its_kind() -> None:
 
 
 @given(runs, names)
-def test_a_short_address_leaves_out_what_a_sweep_has_one_of(run: RunAddress, images: str) -> None:
+def test_a_short_address_leaves_out_the_corpus_noise_and_recipe(
+    run: RunAddress, images: str
+) -> None:
     assert short(str(FeaturesAddress(run, images))) == (
         f"noise={run.level:g}/seed={run.seed}/{images}"
     )

@@ -1,4 +1,4 @@
-"""Fingerprints that are put together are those of the fields themselves."""
+"""Fingerprints made from parts are the same as those of the whole fields."""
 
 import pytest
 
@@ -20,7 +20,7 @@ def test_every_steps_fingerprint_is_the_hash_of_its_fields(name: str) -> None:
     }
 
 
-def test_a_specs_text_is_the_canonical_json_of_what_bears_identity() -> None:
+def test_a_specs_text_is_the_canonical_json_of_its_semantic_fields() -> None:
     recipe = load.load().pretrain.recipe
     texts = Texts()
     assert texts.of(recipe) == canonical(recipe.semantic())

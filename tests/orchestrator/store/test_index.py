@@ -1,4 +1,4 @@
-"""The index: what is read through it is what the manifests say, whatever becomes of it."""
+"""The index: it gives the same records as the manifests, even if it is damaged or lost."""
 
 import os
 import time
@@ -57,11 +57,11 @@ def no_manifest(self: Store, address: str) -> Manifest | None:
     raise AssertionError(f"the manifest of {address} was opened")
 
 
-def test_it_says_what_the_manifests_say(small: Plan, kept: Store) -> None:
+def test_it_has_the_records_of_the_manifests(small: Plan, kept: Store) -> None:
     assert kept.records(small.steps) == by_manifests(small, kept)
 
 
-def test_through_it_no_manifest_is_opened(
+def test_reading_it_opens_no_manifest(
     small: Plan, kept: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Store, "manifest", no_manifest)
@@ -70,15 +70,13 @@ def test_through_it_no_manifest_is_opened(
         assess(small, kept, verify=True)
 
 
-def test_a_step_that_was_deleted_is_to_be_run_though_the_index_knows_it(
-    small: Plan, kept: Store
-) -> None:
+def test_a_deleted_step_is_missing_although_the_index_has_it(small: Plan, kept: Store) -> None:
     address = small.of_kind("tune")[0].address
     kept.output(address).delete()
     assert assess(small, kept)[address].state is StepState.MISSING
 
 
-def test_a_step_that_was_redone_is_seen_as_it_is_now(small: Plan, kept: Store) -> None:
+def test_a_redone_step_has_its_new_record(small: Plan, kept: Store) -> None:
     address = small.of_kind("pretrain")[0].address
     manifest = kept.manifest(address)
     assert manifest is not None
@@ -96,9 +94,7 @@ def test_settings_that_changed_are_drift_through_the_index_too(small: Plan, kept
 
 
 @pytest.mark.parametrize("damage", ["lost", "cut short", "not ours"])
-def test_a_segment_that_is_damaged_costs_nothing_but_time(
-    small: Plan, kept: Store, damage: str
-) -> None:
+def test_a_damaged_segment_costs_only_time(small: Plan, kept: Store, damage: str) -> None:
     before = kept.records(small.steps)
     folder = kept.root / index.FOLDER
     for name, size in list(folder.files()):

@@ -64,9 +64,9 @@ def test_the_lease_of_a_killed_process_is_free_at_once(tmp_path: Path) -> None:
     mine.close()
 
 
-@pytest.mark.parametrize("pids", ["pid:[1]", None], ids=["another", "not told"])
+@pytest.mark.parametrize("pids", ["pid:[1]", None], ids=["another", "not recorded"])
 def test_a_process_id_of_another_namespace_proves_nothing(tmp_path: Path, pids: str | None) -> None:
-    """As of two containers of one machine: the holder lives, under an id that nobody has here."""
+    """In two containers of one machine: the holder lives, under an id that no process has here."""
     holder, other = Leases(Folder.of(tmp_path)), Leases(Folder.of(tmp_path))
     assert holder.acquire("step")
     (path,) = (tmp_path / ".leases/claims").rglob("*.*")
@@ -82,13 +82,13 @@ def test_a_process_id_of_another_namespace_proves_nothing(tmp_path: Path, pids: 
 
 
 def age(root: Path) -> None:
-    """Have all claims and beats be an hour old."""
+    """Make all claims and heartbeats an hour old."""
     for path in (root / ".leases").rglob("*"):
         if path.is_file():
             os.utime(path, (time.time() - 3600, time.time() - 3600))
 
 
-def test_a_lease_that_is_no_longer_beaten_expires(tmp_path: Path) -> None:
+def test_a_lease_without_a_heartbeat_expires(tmp_path: Path) -> None:
     silent = Leases(Folder.of(tmp_path), beat=3600)
     other = Leases(Folder.of(tmp_path), beat=3600)
     assert silent.acquire("step")
@@ -100,7 +100,7 @@ def test_a_lease_that_is_no_longer_beaten_expires(tmp_path: Path) -> None:
     other.close()
 
 
-def test_a_beaten_lease_outlives_its_expiry(tmp_path: Path) -> None:
+def test_a_lease_with_a_heartbeat_outlives_its_expiry(tmp_path: Path) -> None:
     beating = Leases(Folder.of(tmp_path), beat=0.05)
     other = Leases(Folder.of(tmp_path), beat=3600)
     assert beating.acquire("step")

@@ -57,7 +57,7 @@ def small() -> Plan:
     return build.build(experiment.load(noise="0,10", overrides=overrides))
 
 
-def test_standing_is_read_from_a_listing_and_the_index(
+def test_states_are_read_from_a_listing_and_the_index(
     small: Plan, bucket: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(index, "KEEP_ROWS", 1)
@@ -150,7 +150,7 @@ def test_progress_that_is_written_while_it_is_read_is_whole_or_not_there(bucket:
 
 
 @pytest.mark.parametrize("name", ["w.safetensors", "w.pth"])
-def test_an_encoders_weights_may_lie_in_a_bucket(bucket: Folder, name: str) -> None:
+def test_an_encoders_weights_may_be_in_a_bucket(bucket: Folder, name: str) -> None:
     model = timm.create_model("test_resnet")
     sink = io.BytesIO()
     torch.save(model.state_dict(), sink)
@@ -183,6 +183,6 @@ def test_an_encoders_weights_may_lie_in_a_bucket(bucket: Folder, name: str) -> N
         ("/f.npy", "/", "f.npy"),
     ],
 )
-def test_a_file_lies_in_its_folder(file: str, folder: str, name: str) -> None:
+def test_a_file_is_in_its_folder(file: str, folder: str, name: str) -> None:
     assert Folder.holding(file) == (Folder(folder), name)
     assert (Folder(folder) / name).uri == file
