@@ -46,6 +46,7 @@ if SHARED:
 
 SLOW = ("slow", "faults", "cluster")
 ON_RAY = ("ray_session", "run_on_ray")
+SWEPT = {"undisturbed", "planted"}  # fixtures that make a whole sweep
 
 
 @cache
@@ -70,7 +71,10 @@ def pytest_xdist_make_scheduler(
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the groups that take longest first, in whole."""
+    """Mark as slow whatever needs a real sweep; put the groups that take longest first, in whole."""
+    for item in items:
+        if SWEPT & set(getattr(item, "fixturenames", ())):
+            item.add_marker("slow")
     slow = {
         group(item.path) for item in items if any(item.get_closest_marker(mark) for mark in SLOW)
     }

@@ -16,6 +16,8 @@ from sklearn.datasets import load_digits
 
 from commands import Run
 
+pytestmark = pytest.mark.slow  # a whole sweep
+
 METHODS = {
     "lp": {"head": "linear", "space": {"lr": 0.03}},
     "nmtune-released": {
@@ -38,7 +40,6 @@ def write_features(path: Path, *, numbers: bool = False) -> None:
     heights = (ink * np.arange(8)).sum(1) / ink.sum(1)
     labels = heights if numbers else digits.target
     pq.write_table(pa.table({"key": keys, "vector": vectors, "label": labels}), path)
-
 
 @pytest.fixture(scope="module")
 def swept(run_on_ray: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -172,7 +173,6 @@ def test_diff_compares_two_of_them_field_by_field(swept: Path, run: Run) -> None
     assert "These two runs differ in more than noise: " in output
 
 
-@pytest.mark.slow
 def test_a_file_of_features_alone_is_swept_by_one_option(run_on_ray: Run, tmp_path: Path) -> None:
     write_features(tmp_path / "Pixels.parquet")
     words = ["--set", "tuning.configurations=4", "--set", "tuning.epochs=8"]

@@ -94,7 +94,6 @@ def test_a_changed_recipe_is_refused_field_by_field(swept: Path, run: Run) -> No
     assert manifests(swept) == before
 
 
-@pytest.mark.slow
 def test_the_same_command_elsewhere_gives_the_same_numbers(
     undisturbed: Path, planted: Path
 ) -> None:

@@ -80,6 +80,7 @@ def test_what_fits_one_worker_is_too_much_for_two_on_a_node() -> None:
     assert fits_in_memory(half, image, decoded_gb=1e6, sharing=2)  # of each worker
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_packed_runs_equal_runs_of_their_own_process_and_a_failing_one_fails_alone(
     supervised: Callable[..., Any], make_work: Callable[..., Work]
@@ -87,7 +88,7 @@ def test_packed_runs_equal_runs_of_their_own_process_and_a_failing_one_fails_alo
     # Two worker groups fit on the session's two CPUs: the first run shares its group with the last.
     works = [
         make_work(supervised(batch_size=1000), "too-large"),
-        make_work(supervised(epochs=8), "noisy", level=30),
+        make_work(supervised(epochs=3), "noisy", level=30),
         make_work(supervised(epochs=2), "clean", level=0),
     ]
     results = Results()
@@ -95,7 +96,7 @@ def test_packed_runs_equal_runs_of_their_own_process_and_a_failing_one_fails_alo
     failed = results.of["pretrain/too-large"]
     assert isinstance(failed, StageError)
     assert "do not fill a batch of 1000" in str(failed)
-    for packed, epochs, level in ((works[1], 8, 30), (works[2], 2, 0)):
+    for packed, epochs, level in ((works[1], 3, 30), (works[2], 2, 0)):
         assert results.outcome(packed.address).counts["flipped"] == level
         alone = make_work(supervised(epochs=epochs), f"alone-{level}", level=level)
         train_run(alone)
