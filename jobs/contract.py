@@ -30,6 +30,12 @@ PATH = "path"
 FLAT = "flat"
 """Marks a nested spec whose fields bear identity as if they were fields of the spec around it."""
 
+SILENT = "silent"
+"""Marks a field that bears identity only when it has another value than its default.
+
+For a field that is added later: results made before it existed keep their identity.
+"""
+
 SLUG = r"^[a-z0-9][a-z0-9._-]*$"
 
 Slug = Annotated[str, StringConstraints(pattern=SLUG, max_length=80)]
@@ -55,6 +61,8 @@ class Spec(BaseModel):
             if NOT_SEMANTIC in info.metadata:
                 continue
             value = getattr(self, name)
+            if SILENT in info.metadata and value == info.default:
+                continue
             if FLAT in info.metadata:
                 kept |= value.semantic()
             else:

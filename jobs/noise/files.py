@@ -208,7 +208,7 @@ def _read_pairs(source: Source) -> list[tuple[str, str]]:
     try:
         if source.name.endswith(".json"):
             # Pairs, not a mapping, which would keep only the last of two equal keys.
-            pairs = json.loads(data, object_pairs_hook=tuple)
+            pairs = json.loads(data.decode("utf-8-sig"), object_pairs_hook=tuple)
             if not isinstance(pairs, tuple):
                 raise ValueError("not an object")
         else:
@@ -236,7 +236,7 @@ def matrix(source: Source) -> npt.NDArray[np.float64]:
             table = pq.read_table(pa.BufferReader(data))
             values = np.stack([column.to_numpy() for column in table.columns], axis=1)
         else:
-            values = np.loadtxt(io.StringIO(data.decode()), delimiter=",", ndmin=2)
+            values = np.loadtxt(io.StringIO(data.decode("utf-8-sig")), delimiter=",", ndmin=2)
         return np.asarray(values, np.float64)
     except (ValueError, TypeError, EOFError, OSError, pa.ArrowException) as error:
         raise StageError(
