@@ -14,10 +14,11 @@ import json
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, StringConstraints
+from pydantic import BaseModel, ConfigDict, StringConstraints, model_validator
 
 from jobs.storage.folder import Folder
 
@@ -50,6 +51,19 @@ class Spec(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_truth_values(cls, data: Any) -> Any:
+        """Refuse true and false where they would become 1 and 0."""
+        for name, value in data.items() if isinstance(data, dict) else ():
+            if _truth_value(value) is not None and not _takes_truth_values(cls, name):
+                found = str(_truth_value(value)).lower()
+                raise ValueError(
+                    f"{name} is {found}, which is neither a number nor text; put it in quotes if "
+                    f"it is a word"
+                )
+        return data
 
     protocol: ClassVar[int] = 1  # of a step's spec: raised when its stage's results change meaning
 
@@ -92,6 +106,26 @@ class Spec(BaseModel):
             if made != value:
                 changed[name] = made
         return self.model_copy(update=changed) if changed else self
+
+
+def _truth_value(value: Any) -> bool | None:
+    """The value, or the first one in it, that is true or false."""
+    if isinstance(value, (list, tuple, dict)):
+        items = value.values() if isinstance(value, dict) else value
+        return next((item for item in items if isinstance(item, bool)), None)
+    return value if isinstance(value, bool) else None
+
+
+@cache
+def _takes_truth_values(spec: type[Spec], field: str) -> bool:
+    info = spec.model_fields.get(field)
+    return info is None or _mentions_bool(info.annotation)
+
+
+def _mentions_bool(annotation: Any) -> bool:
+    if annotation in (bool, Any) or (isinstance(annotation, type) and issubclass(annotation, Spec)):
+        return True
+    return any(_mentions_bool(inner) for inner in get_args(annotation))
 
 
 def _paths(value: Any, is_path: bool) -> Iterator[str]:

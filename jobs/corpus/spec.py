@@ -12,6 +12,7 @@ from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from jobs.contract import NOT_SEMANTIC, PATH, SILENT, Slug, Spec
 
+WhereValue = Annotated[int, Field(strict=True)] | str
 Column = Annotated[str, Field(min_length=1)]
 
 
@@ -113,7 +114,7 @@ class ParquetReader(FileReader):
     classes: ClassNames = Field((), description="names in label order, if no column has them")
     caption: Column | None = None
     key: tuple[Column, ...] = ()
-    where: dict[Column, str | int | tuple[str | int, ...]] = Field(
+    where: dict[Column, WhereValue | tuple[WhereValue, ...]] = Field(
         default_factory=dict, description="column -> the value (or values) of the rows to keep"
     )
 

@@ -50,7 +50,7 @@ class Task(Spec):
     )
     corpus: Corpus | None = None
     shift: Shift | None = None
-    classes: dict[str, tuple[int | str, ...]] | None = Field(
+    classes: dict[str, tuple[Annotated[int, Field(strict=True)] | str, ...]] | None = Field(
         None,
         description="class name -> labels (numbers) or classes (names) of the corpus that belong "
         "to it, in order; rows with other labels are left out; none: the corpus's own classes. For "
