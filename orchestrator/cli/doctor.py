@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from orchestrator.cli.options import Chosen, experiment_options
+from orchestrator.errors import UserError
 
 Check = tuple[bool, str]  # passed, what was found or what to do
 
@@ -40,6 +41,7 @@ def command(chosen: Chosen, no_ray: bool, cluster_file: Path | None) -> int:
 def _checks(chosen: Chosen, no_ray: bool, cluster_file: Path | None) -> Iterator[tuple[str, Check]]:
     yield "versions", _versions()
     yield "experiment", (True, f"{chosen.experiment.name}: {len(chosen.plan.steps)} steps planned")
+    yield from _corpora(chosen)
     yield "storage", _run(lambda: _storage(chosen))
     yield "disk", _disk(chosen)
     yield "tracking", _run(lambda: _tracking(chosen))
@@ -67,6 +69,25 @@ def _versions() -> Check:
     if missing:
         return False, f"not installed: {', '.join(missing)}; run pip install -e . again"
     return True, ", ".join(f"{name} {version}" for name, version in found.items())
+
+
+def _corpora(chosen: Chosen) -> Iterator[tuple[str, Check]]:
+    """What the reader of the experiment's corpus finds, if it is not built yet."""
+    from orchestrator.cli.corpus import previews
+    from orchestrator.plan.assess import assess
+    from orchestrator.plan.states import StepState
+
+    plan = chosen.plan.only("corpus")
+    try:
+        done = [a for a, s in assess(plan, chosen.store).items() if s.state is StepState.DONE]
+    except UserError:
+        return  # a store that cannot be read is the next check's
+    for step, source in previews(chosen, done, tasks=False):
+        if isinstance(source, str):
+            yield "corpus", (False, source)
+            continue
+        passed = getattr(step.spec, "allow_empty_classes", True) or not source.without_rows
+        yield "corpus", (passed, f"{step.address}: {source.in_a_line()}")
 
 
 def _storage(chosen: Chosen) -> Check:

@@ -60,6 +60,10 @@ class IlsvrcTar:
         """The one tar file."""
         yield from files(self.spec.path)
 
+    def label_counts(self) -> Counter[int] | None:
+        """Of the flat tar, by its ground truth."""
+        return None if self.spec.ground_truth is None else Counter(self._true_labels())
+
     def read(self, unit: Unit, notes: Counter[str]) -> Iterator[pa.Table]:
         """The rows of one class tar, or of the whole flat tar."""
         if self.spec.ground_truth is not None:

@@ -62,6 +62,11 @@ class ImageFolder:
         for folder in folders(self.spec.path):
             yield from self._files(folder, Counter())
 
+    def label_counts(self) -> Counter[int]:
+        """The files of each class folder."""
+        ids = folders(self.spec.path)
+        return Counter({n: len(self._files(name, Counter())) for n, name in enumerate(ids)})
+
     def read(self, unit: Unit, notes: Counter[str]) -> Iterator[pa.Table]:
         """The rows of one share of one class folder."""
         first = unit.start == 0

@@ -90,6 +90,22 @@ class Parquet:
         """The Parquet files."""
         yield from files(self.spec.path, self.spec.files)
 
+    def label_counts(self) -> Counter[int] | None:
+        """By the label column."""
+        if self.spec.label is None:
+            return None
+        found: Counter[int] = Counter()
+        columns = [self.spec.label, *self.spec.where]
+        for name, _ in self.files():
+            with self._open(name) as opened:
+                labels = self._label_reader(opened.schema_arrow, name)
+                for table in self._tables(opened, name, 1 << 16, list(dict.fromkeys(columns))):
+                    kept = self._where_mask(table)
+                    rows = table if kept is None else table.filter(kept)
+                    if labels is not None and len(rows):
+                        found.update(labels.of(rows)[0].drop_null().to_pylist())
+        return found
+
     def read(self, unit: Unit, notes: Counter[str]) -> Iterator[pa.Table]:
         """The rows of a range of row groups that fit `where`."""
         with self._open(unit.file) as opened:

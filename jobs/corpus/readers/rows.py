@@ -81,6 +81,9 @@ class Reader(Protocol):
     def files(self) -> Iterator[tuple[str, int]]:
         """(name, bytes) of every file of the source that its `Listing` counts."""
 
+    def label_counts(self) -> Counter[int] | None:
+        """Rows of each label, UNKNOWN included; None if only reading all images would tell."""
+
     def read(self, unit: Unit, notes: Counter[str]) -> Iterator[pa.Table]:
         """A unit's rows, by `RAW`, a few megabytes at a time, always in the same order.
 

@@ -76,6 +76,19 @@ class Table:
             raise StageError(f"{self.spec.path} is a folder; name the table itself")
         yield from found
 
+    def label_counts(self) -> Counter[int] | None:
+        """By the label column."""
+        if self.spec.label is None:
+            return None
+        naming, texts = Naming(self.classes().ids), Counter[str]()
+        for rows in self._batches([self.spec.label]):
+            texts.update(name for (name,) in rows)
+        found: Counter[int] = Counter()
+        for text, count in texts.items():
+            if text.strip():
+                found[naming.of_text(text)] += count
+        return found
+
     def read(self, unit: Unit, notes: Counter[str]) -> Iterator[pa.Table]:
         """Rows [start, stop) of the table, with their images' bytes."""
         spec = self.spec

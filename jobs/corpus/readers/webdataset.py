@@ -74,6 +74,10 @@ class WebDataset:
         """Every tar file."""
         yield from files(self.spec.path, self.spec.files)
 
+    def label_counts(self) -> None:
+        """Unknown: labels are members among the images."""
+        return
+
     def read(self, unit: Unit, notes: Counter[str]) -> Iterator[pa.Table]:
         """The rows of one tar. Raises StageError when a sample's members are not adjacent."""
         rows = RowBatcher(unit.file)
