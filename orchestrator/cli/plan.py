@@ -69,12 +69,16 @@ def command(chosen: Chosen, verbose: bool, as_json: bool, **given: Any) -> None:
     """Show which steps are done, missing, drifted or blocked, and what a sweep would cost.
 
     Runs nothing."""
+    from orchestrator.errors import UserError
     from orchestrator.plan import cost
     from orchestrator.plan.assess import PLANNED, assess
     from orchestrator.plan.states import StepState
     from orchestrator.step.step import KINDS
 
     assessments = assess(chosen.plan, chosen.store)
+    fault = cost.batch_fault(chosen.plan, assessments, given["rows"])
+    if fault is not None:
+        raise UserError(fault)
     estimate = cost.estimate(chosen.plan, assessments, cost.Given(**given))
     if as_json:
         click.echo(_json(chosen, estimate, assessments))

@@ -18,6 +18,7 @@ from orchestrator.cluster.watch import watching
 from orchestrator.errors import ClusterError, UserError
 from orchestrator.experiment import last_sweep
 from orchestrator.plan.assess import assess, refuse_drift
+from orchestrator.plan.cost import batch_fault
 from orchestrator.plan.plan import Plan
 from orchestrator.plan.states import StepState, StepStatus
 from orchestrator.results import collect
@@ -99,6 +100,9 @@ def _begin(plan: Plan, store: Store, force: bool) -> tuple[list[str], Progress |
     if not force:
         refuse_drift(assessments)
     done = [a for a, found in assessments.items() if found.state is StepState.DONE]
+    fault = batch_fault(plan, assessments)
+    if fault is not None:
+        raise UserError(fault)
     _check_data(plan, done)
     left = plan.steps.keys() - set(done)
     if not left:

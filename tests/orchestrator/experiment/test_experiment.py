@@ -196,3 +196,10 @@ def test_yes_and_no_are_words_and_truth_values_are_no_numbers() -> None:
     assert "corpus: seed is true, which is neither" in complaint(overrides=["corpus.seed=true"])
     assert "levels is false" in complaint(overrides=["noise.levels=[false, 5]"])
     assert "seeds is true" in complaint(overrides=["pretrain.seeds=[true]"])
+
+
+def test_a_warm_up_longer_than_the_training_is_refused() -> None:
+    schedule = "pretrain.recipe.schedule"
+    words = [f"{schedule}.warmup_epochs=6", f"{schedule}.epochs=5"]
+    assert "warmup_epochs 6 is longer than the training of 5 epochs" in complaint(overrides=words)
+    assert load.load(overrides=[f"{schedule}.warmup_epochs=5", f"{schedule}.epochs=5"])
