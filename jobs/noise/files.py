@@ -223,7 +223,11 @@ def _read_pairs(source: Source) -> list[tuple[str, str]]:
 
 
 def _to_text(value: object) -> str:
-    return "" if value is None else str(value)
+    if value is None:
+        return ""
+    if isinstance(value, bool) or not isinstance(value, (str, int)):
+        raise ValueError(f"{value!r} is neither text nor a whole number")
+    return str(value)
 
 
 def matrix(source: Source) -> npt.NDArray[np.float64]:
@@ -350,7 +354,10 @@ def _read_values(source: Source, table: pa.Table, column: str) -> pa.Array:
                 f"{source.path}: column {column!r} holds text that is not in UTF-8; save the file "
                 f"in UTF-8"
             ) from None
-    return values.combine_chunks()
+    values = values.combine_chunks()
+    if pa.types.is_floating(values.type):  # pandas writes a missing number as NaN
+        values = pc.if_else(pc.is_nan(values), None, values)
+    return values
 
 
 def _wrong_type(source: Source, column: str, kind: pa.DataType, wanted: str) -> StageError:
