@@ -109,14 +109,21 @@ def _disk(chosen: Chosen) -> Check:
 
 def _tracking(chosen: Chosen) -> Check:
     from orchestrator.store.provenance import redact
-    from orchestrator.tracking.mlflow import pages, resolve_uri
+    from orchestrator.tracking.mlflow import error_kind, error_message, pages
+    from orchestrator.tracking.server import resolve_uri
 
     if not chosen.experiment.tracking.enabled:
         return True, "switched off in the experiment file"
     uri = resolve_uri(chosen.experiment.tracking.uri)
     if uri.startswith("sqlite:////") and not Path(uri.removeprefix("sqlite:///")).exists():
         return True, f"{uri} (the first sweep creates it)"
-    pages(uri, uri)
+    try:
+        pages(uri, uri)
+    except Exception as error:
+        if error_kind(error) == "ours":
+            raise
+        remedy = "start it, or set MLFLOW_TRACKING_URI or --set tracking.uri=URI"
+        return False, f"{error_message(error, uri)}; {remedy}"
     return True, f"{redact(uri)} answers"
 
 
