@@ -158,7 +158,7 @@ SUMMARY_SCHEMA = pa.schema(
         pa.field("metric", pa.string(), nullable=False),  # id/<method>/accuracy, features/sve, ...
         pa.field("noise", pa.float64(), nullable=False),
         pa.field("mean", pa.float64(), nullable=False),
-        pa.field("low", pa.float64()),  # 95 % t interval over seeds; null for one seed
+        pa.field("low", pa.float64()),  # 95 % t interval over seeds; null for fewer than three
         pa.field("high", pa.float64()),
         pa.field("seeds", pa.int64(), nullable=False),  # pre-training seeds; 0: a count, exact
         pa.field("members", pa.list_(pa.string()), nullable=False),  # what the mean is over

@@ -1,8 +1,8 @@
 """The comparisons that test a claim: one value for each pre-training seed.
 
 Takes a `Readout`, gives `Comparison`s. The pre-training seed is the unit of replication. Where the
-predictions are known, a comparison also holds what each test sample contributes, for the bootstrap.
-Knows nothing of verdicts.
+predictions are known, a comparison also holds what each test sample contributes. Knows nothing of
+verdicts.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from analysis.averages import Average, Term, contrast
 from analysis.readout import Readout
 from analysis.schemas import CLEAN
-from analysis.statistics import Interval, bootstrap, pearson
+from analysis.statistics import Interval, crossed_interval, pearson
 
 Unit = Literal["points", "nats", "z"]  # of accuracy; of SVE and LSVR; Fisher's z of a correlation
 
@@ -165,11 +165,6 @@ def _shares_correct(readout: Readout) -> dict[HeadKey, tuple[str, NDArray[np.flo
     }
 
 
-def bootstrap_intervals(comparisons: Sequence[Comparison]) -> list[Interval | None]:
-    """The bootstrap interval of each comparison, all from the same draws.
-
-    None where the predictions are not known.
-    """
-    known = [comparison for comparison in comparisons if comparison.samples]
-    intervals = iter(bootstrap([comparison.samples for comparison in known]) if known else [])
-    return [next(intervals) if comparison.samples else None for comparison in comparisons]
+def sample_interval(comparison: Comparison) -> Interval | None:
+    """The interval over seeds and test samples; None where the predictions are not known."""
+    return crossed_interval(comparison.samples) if comparison.samples else None

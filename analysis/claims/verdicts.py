@@ -4,33 +4,41 @@ Takes the comparisons of every claim of a report, gives each claim's verdict wit
 rules are declared here:
 
 - A claim holds when *all* its comparisons do. Each is a paired t test over pre-training seeds: does
-  the mean lie on the claimed side of zero? The claim's p is the largest of theirs (an
-  intersection-union test, which needs no correction).
+  the mean lie on the claimed side of zero? Values without a spread give no test. The claim's p is
+  the largest of theirs (an intersection-union test, which needs no correction).
 - A claim fails when *any* comparison rules it out: a t test that the mean lies short of even a
   negligible effect on the claimed side. The claim's p is the smallest of theirs, times their number
   (Bonferroni).
 - Both p values are adjusted over all claims of the report (Holm), at the level ALPHA.
-- Where predictions are known, the bootstrap by test sample and seed must agree.
+- Where predictions are known, the interval over seeds and test samples must agree.
 - With fewer than LEAST_SEEDS seeds every claim is undecided.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from analysis import wording
-from analysis.claims.contrasts import Comparison, Unit, bootstrap_intervals
-from analysis.statistics import MOST_SEEDS, Interval, directed_p, holm, mean_interval, seeds_needed
+from analysis.claims.contrasts import Comparison, Unit, sample_interval
+from analysis.statistics import (
+    LEAST_SEEDS,
+    MOST_SEEDS,
+    Interval,
+    directed_p,
+    holm,
+    mean_interval,
+    seeds_needed,
+    spread_range,
+    standard_deviation,
+)
 
 ALPHA = 0.05
-LEAST_SEEDS = 2
 NEGLIGIBLE: dict[Unit, float] = {"points": 0.1, "nats": 0.01, "z": 0.1}
 """An effect no larger than this counts as none."""
-VISIBLE = 0.5  # points; the report always says how many seeds would show this effect
-POWER = 0.8
+VISIBLE: dict[Unit, float] = {"points": 0.5, "nats": 0.05, "z": 0.5}
+"""The report says how many seeds would show an effect of this size."""
 
 Decision = Literal["supported", "not supported", "undecided"]
 
@@ -48,14 +56,27 @@ class Claim:
 
 
 @dataclass(frozen=True)
+class Needed:
+    """Seeds that would show an effect of VISIBLE size in a comparison, with 80 % power.
+
+    Counted for the test that is made: all claims share Holm's correction, and all comparisons of
+    the claim must hold. The spread over the seeds at hand is uncertain, so there is a range (80 %).
+    None stands for more than MOST_SEEDS.
+    """
+
+    seeds: int | None
+    least: int | None
+    most: int | None
+
+
+@dataclass(frozen=True)
 class Measured:
     """One comparison with its intervals."""
 
     comparison: Comparison
     seeds: Interval  # t interval over seeds
-    samples: Interval | None  # bootstrap by test sample and seed; None: predictions not known
-    needed: int | None  # seeds that would show the observed mean; None: too many, or one seed
-    needed_visible: int | None  # seeds that would show VISIBLE points; None also in other units
+    samples: Interval | None  # over seeds and test samples; None: predictions not known
+    needed: Needed | None = None  # None: the spread over seeds is not known
 
 
 @dataclass(frozen=True)
@@ -72,15 +93,21 @@ class Verdict:
 
 def judge(claims: Sequence[tuple[Claim, Sequence[Comparison]]]) -> list[Verdict]:
     """The verdicts, in the order of the claims."""
-    flat = [comparison for _, comparisons in claims for comparison in comparisons]
-    intervals = iter(zip(flat, bootstrap_intervals(flat), strict=True))
-    measured = [[_measure(*next(intervals)) for _ in comparisons] for _, comparisons in claims]
+    measured = [
+        [
+            Measured(one, mean_interval(list(one.values.values())), sample_interval(one))
+            for one in comparisons
+        ]
+        for _, comparisons in claims
+    ]
     testable = [
         at
         for at, comparisons in enumerate(measured)
         if comparisons and _fewest_seeds(comparisons) >= LEAST_SEEDS
     ]
     p_for = dict(zip(testable, holm([_for(measured[at]) for at in testable]), strict=True))
+    for at in testable:
+        measured[at] = _with_needed(measured[at], len(testable))
     against = dict(zip(testable, holm([_against(measured[at]) for at in testable]), strict=True))
     return [
         _verdict(claim, comparisons, p_for.get(at), against.get(at))
@@ -88,15 +115,20 @@ def judge(claims: Sequence[tuple[Claim, Sequence[Comparison]]]) -> list[Verdict]
     ]
 
 
-def _measure(comparison: Comparison, samples: Interval | None) -> Measured:
-    values = list(comparison.values.values())
-    over = mean_interval(values)
-    if len(values) < 2:
-        return Measured(comparison, over, samples, None, None)
-    mean = over.mean
-    spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
-    visible = seeds_needed(spread, VISIBLE, power=POWER) if comparison.unit == "points" else None
-    return Measured(comparison, over, samples, seeds_needed(spread, mean, power=POWER), visible)
+def _with_needed(comparisons: Sequence[Measured], claims: int) -> list[Measured]:
+    """The comparisons of a claim, each with the seeds that it needs."""
+
+    def needed(one: Measured) -> Needed:
+        values, effect = list(one.comparison.values.values()), VISIBLE[one.comparison.unit]
+        spread = standard_deviation(values)
+        low, high = spread_range(spread, len(values))
+        numbers = (
+            seeds_needed(each, effect, claims=claims, parts=len(comparisons))
+            for each in (spread, low, high)
+        )
+        return Needed(*numbers)
+
+    return [replace(one, needed=needed(one)) for one in comparisons]
 
 
 def _fewest_seeds(comparisons: Sequence[Measured]) -> int:
@@ -133,7 +165,7 @@ def _verdict(
         return decided(
             "undecided",
             f"{wording.count(_fewest_seeds(comparisons), 'pre-training seed')}: a verdict needs at "
-            f"least {LEAST_SEEDS}. {_seeds_wanted(comparisons)}.",
+            f"least {LEAST_SEEDS}, which also show how many would decide.",
         )
     if p_against < ALPHA:
         worst = min(comparisons, key=_short)
@@ -156,7 +188,7 @@ def _verdict(
             f"Over seeds the claim holds (p {_p(p_for)}), but the choice of test samples could "
             f"explain that; more test images or tasks would decide.",
         )
-    wanted = _seeds_wanted(comparisons)
+    wanted = seeds_in_words(comparisons)
     return decided(
         "undecided",
         f"p {_p(p_for)} for it and p {_p(p_against)} against it; {wanted}.",
@@ -164,14 +196,14 @@ def _verdict(
 
 
 def _agrees(one: Measured) -> bool:
-    """Whether the bootstrap interval lies on the claimed side of zero; True without one."""
+    """Whether the interval over samples too lies on the claimed side; True without one."""
     if one.samples is None or one.samples.low is None or one.samples.high is None:
         return True
     return one.samples.low > 0 if one.comparison.direction > 0 else one.samples.high < 0
 
 
 def _rules_out(one: Measured) -> bool:
-    """Whether the bootstrap interval lies short of a negligible effect on the claimed side."""
+    """Whether the interval over samples too lies short of a negligible effect."""
     assert one.samples is not None, "called for comparisons with known predictions alone"
     least = NEGLIGIBLE[one.comparison.unit]
     if one.samples.low is None or one.samples.high is None:
@@ -179,24 +211,25 @@ def _rules_out(one: Measured) -> bool:
     return one.samples.high < least if one.comparison.direction > 0 else one.samples.low > -least
 
 
-def _seeds_wanted(comparisons: Sequence[Measured]) -> str:
-    """How many seeds would show the observed effect, and how many a visible one."""
-    if _fewest_seeds(comparisons) < 2:
-        return "Two seeds or more also show how many would decide"
-    wanted = [one.needed for one in comparisons]
-    text = (
-        f"more than {MOST_SEEDS:,} seeds would be needed to see"
-        if None in wanted
-        else f"about {max(w for w in wanted if w is not None):,} seeds would be needed to see"
+def seeds_in_words(comparisons: Sequence[Measured]) -> str:
+    """How many seeds would show a visible effect in all comparisons of a claim."""
+    known = [one.needed for one in comparisons if one.needed is not None]
+    if not known:
+        return "the spread over seeds is not known yet"
+    middle, least, most = (
+        None if None in each else max(n for n in each if n is not None)
+        for each in zip(*((one.seeds, one.least, one.most) for one in known), strict=True)
     )
-    text += " effects as small as those observed"
-    if all(one.comparison.unit == "points" for one in comparisons):
-        visible = [one.needed_visible for one in comparisons]
-        most = None if None in visible else max(v for v in visible if v is not None)
-        text += (
-            f", {f'{most:,}' if most else f'more than {MOST_SEEDS:,}'} to see {VISIBLE:g} points"
-        )
-    return f"{text} (power {POWER:.0%}, before correction)"
+    unit = comparisons[0].comparison.unit
+    size = f"{VISIBLE[unit]:g} {'in Fisher z' if unit == 'z' else unit}"
+    if middle is None:
+        return f"more than {MOST_SEEDS:,} seeds would be needed to show {size} (80 % power)"
+    end = f"more than {MOST_SEEDS:,}" if most is None else f"{most:,}"
+    seeds = _fewest_seeds(comparisons)
+    return (
+        f"about {middle:,} seeds would be needed to show {size} ({least:,} to {end}, since the "
+        f"spread over {seeds} seeds is uncertain; 80 % power, after correction)"
+    )
 
 
 def _value(one: Measured) -> str:

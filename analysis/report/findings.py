@@ -13,7 +13,7 @@ from analysis import wording
 from analysis.averages import Average
 from analysis.readout import Readout
 from analysis.schemas import CLEAN, PREPROCESSING, SLIGHT
-from analysis.statistics import Difference, pearson
+from analysis.statistics import LEAST_SEEDS, Difference, pearson
 
 _EQUAL = 1e-9  # points; a smaller difference is a tie
 _BASELINES = ("mlp", "lp")
@@ -188,7 +188,7 @@ def _tally(what: str, averages: dict[str, Average], levels: Sequence[float]) -> 
                 f"({wording.method(method)} at {wording.percent(level)})"
             )
     if all(of.low is None for of, _, _ in changes):
-        return f"{text}. One seed: no verdict. "
+        return f"{text}. Fewer than {LEAST_SEEDS} seeds: no verdict. "
     gains = sum(of.excludes_zero for of, _, _ in above)
     losses = sum(of.excludes_zero for of, _, _ in below)
     return (
@@ -226,7 +226,7 @@ def _sentence(one: HeadToHead) -> str:
         verb = f"Wins at {one.wins} and loses at {one.losses} {of} against {other}{ties}"
     interval = one.overall.interval
     if interval.low is None:
-        sure = ", one seed: no verdict"
+        sure = f", {wording.count(interval.n, 'seed')}: no verdict"
     elif interval.excludes_zero:
         sure = ", the interval excludes zero"
     else:
@@ -281,8 +281,8 @@ def _correlation(readout: Readout, domain: str, measure: str) -> str:
     if found.r is None:
         return ""
     r = wording.signed(found.r, 2)
-    if len(readout.seeds()) < 2:
-        r += " (one seed: no verdict)"
+    if len(readout.seeds()) < LEAST_SEEDS:
+        r += f" ({wording.count(len(readout.seeds()), 'seed')}: no verdict)"
     elif found.low is not None and found.high is not None:
         r += f" [{wording.signed(found.low, 2)}, {wording.signed(found.high, 2)}]"
     return (

@@ -19,7 +19,7 @@ from analysis.readout import Readout
 from analysis.report.findings import head_to_heads
 from analysis.report.html import NOTHING, Cell, table
 from analysis.schemas import CLEAN, PREPROCESSINGS, VALIDATION
-from analysis.statistics import Interval
+from analysis.statistics import LEAST_SEEDS, Interval
 
 MOST_CELLS = 1000  # rows of the cell table on the page; table.csv has all
 MOST_PROBLEMS = 300  # rows of the table of problems on the page; problems.csv has all
@@ -32,7 +32,7 @@ def averages(readout: Readout, domain: str, measure: str = "test_accuracy") -> M
     for method in readout.methods():
         found = readout.accuracy(domain, method, measure)
         if found.levels:
-            several = len(readout.seeds()) > 1
+            several = len(readout.seeds()) >= LEAST_SEEDS
             cells = [_mean(found, level, several=several) for level in readout.levels]
             rows.append([wording.method(method), *cells])
     if not rows:
@@ -42,13 +42,17 @@ def averages(readout: Readout, domain: str, measure: str = "test_accuracy") -> M
         rows,
         caption=f"{wording.domain(domain)}: {_MEASURES[measure]} in percent, mean over tasks, then "
         f"seeds; below it the change from clean in points"
-        + (", with 95 % intervals" if len(readout.seeds()) > 1 else "; one seed: no intervals"),
+        + (
+            ", with 95 % intervals"
+            if len(readout.seeds()) >= LEAST_SEEDS
+            else f"; fewer than {LEAST_SEEDS} seeds: no intervals"
+        ),
         numbers=len(readout.levels),
     )
 
 
 def _mean(found: Average, level: float, digits: int = 1, *, several: bool) -> Cell:
-    """A mean, its interval and its change from clean; says so where it is of one seed."""
+    """A mean, its interval and its change from clean; says so where it is of few seeds."""
     interval = found.interval(level)
     if interval is None:
         return Cell("–", mark="gap")
@@ -56,7 +60,7 @@ def _mean(found: Average, level: float, digits: int = 1, *, several: bool) -> Ce
     if interval.low is not None:
         under.append(_bracket(interval, digits))
     elif several:
-        under.append("one seed")
+        under.append(wording.count(interval.n, "seed"))
     change = found.change(level) if level != CLEAN else None
     if change is not None:
         under.append(f"Δ {wording.interval(change.interval, digits, sign=True)}")
@@ -132,7 +136,7 @@ def spaces(readout: Readout) -> Markup:
                 found = readout.feature_space(measure, domain=domain, preprocessing=preprocessing)
                 if found.levels:
                     title = "Effective rank" if measure == "effective_rank" else measure.upper()
-                    several = len(readout.seeds()) > 1
+                    several = len(readout.seeds()) >= LEAST_SEEDS
                     cells = [_mean(found, level, 2, several=several) for level in readout.levels]
                     rows.append([title, domain.upper(), preprocessing, *cells])
     if not rows:

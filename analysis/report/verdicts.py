@@ -13,10 +13,17 @@ from markupsafe import Markup
 
 from analysis import wording
 from analysis.claims.published import CITATION
-from analysis.claims.verdicts import ALPHA, NEGLIGIBLE, VISIBLE, Decision, Measured, Verdict
+from analysis.claims.verdicts import (
+    ALPHA,
+    NEGLIGIBLE,
+    Decision,
+    Measured,
+    Verdict,
+    seeds_in_words,
+)
 from analysis.readout import Readout
 from analysis.report.html import NOTHING, Cell, render, table
-from analysis.statistics import Interval
+from analysis.statistics import LEAST_SEEDS, Interval
 
 DECISIONS: tuple[Decision, ...] = ("supported", "not supported", "undecided")
 MARKS: dict[Decision, str] = {"supported": "yes", "not supported": "no", "undecided": "open"}
@@ -36,13 +43,15 @@ COLUMNS = (
     "p_for",
     "p_against",
     "seeds_needed",
-    "seeds_needed_half_point",
+    "seeds_needed_least",
+    "seeds_needed_most",
     "source",
 )
 """The columns of claims.csv, which has one line for each claim and comparison.
 
-`low` and `high` are the 95 % t interval over seeds, `sample_*` the bootstrap by test sample and
-seed; p values are adjusted (Holm).
+`low` and `high` are the 95 % t interval over seeds, `sample_*` the one over seeds and test samples;
+p values are adjusted (Holm). `seeds_needed` shows an effect of a size declared in
+`analysis/claims/verdicts.py`, between `_least` and `_most`; empty: more than a thousand.
 """
 
 
@@ -65,14 +74,14 @@ def rule() -> str:
     """How a verdict follows, in three sentences."""
     return (
         "A verdict rests on paired t tests over pre-training seeds, Holm-corrected over all claims "
-        f"at {ALPHA:g}, and, where all predictions are kept, also on a bootstrap by test sample "
-        f"and seed. An effect below {NEGLIGIBLE['points']:g} points of accuracy counts as none. "
-        "One seed never gives a verdict."
+        f"at {ALPHA:g}, and, where all predictions are kept, also on an interval over seeds and "
+        f"test samples. An effect below {NEGLIGIBLE['points']:g} points of accuracy counts as none."
+        f" Fewer than {LEAST_SEEDS} seeds never give a verdict."
     )
 
 
 def numbers(one: Measured) -> str:
-    """A comparison's mean with its interval, and the bootstrap interval where there is one."""
+    """A comparison's mean with its interval, and the one over test samples where there is one."""
     digits = 3 if one.comparison.unit == "nats" else 2
     if one.comparison.unit == "z":
         text = f"r = {wording.interval(_as_r(one.seeds), digits, sign=True)}"
@@ -83,7 +92,7 @@ def numbers(one: Measured) -> str:
             wording.signed(one.samples.low, digits),
             wording.signed(one.samples.high, digits),
         )
-        text += f"; by test sample [{low}, {high}]"
+        text += f"; over test samples too [{low}, {high}]"
     if one.comparison.correlations:
         each = [wording.signed(r, 2) for r in one.comparison.correlations]
         text += f"; in each seed {wording.join(each, 6)}"
@@ -149,14 +158,9 @@ def evidence(found: Sequence[Verdict]) -> Markup:
 
 
 def _needs(one: Measured) -> str:
-    """How many seeds would show the effect."""
-    if one.seeds.n < 2:
-        return "one seed: no interval"
-    text = f"{one.seeds.n} seeds; "
-    text += f"{one.needed:,} would show this mean" if one.needed else "more seeds would not show it"
-    if one.comparison.unit == "points" and one.needed_visible:
-        text += f", {one.needed_visible:,} would show {VISIBLE:g} points"
-    return f"{text} (80 % power)"
+    """How many seeds there are, and how many would show an effect."""
+    seeds = wording.count(one.seeds.n, "seed")
+    return f"{seeds}: no interval" if one.needed is None else f"{seeds}; {seeds_in_words([one])}"
 
 
 def rows(found: Sequence[Verdict]) -> Iterator[dict[str, Any]]:
@@ -185,9 +189,18 @@ def rows(found: Sequence[Verdict]) -> Iterator[dict[str, Any]]:
                 "seeds": comparison.seeds.n,
                 "sample_low": comparison.samples.low if comparison.samples else None,
                 "sample_high": comparison.samples.high if comparison.samples else None,
-                "seeds_needed": comparison.needed,
-                "seeds_needed_half_point": comparison.needed_visible,
+                **_needed_columns(comparison),
             }
+
+
+def _needed_columns(one: Measured) -> dict[str, int | None]:
+    if one.needed is None:
+        return {}
+    return {
+        "seeds_needed": one.needed.seeds,
+        "seeds_needed_least": one.needed.least,
+        "seeds_needed_most": one.needed.most,
+    }
 
 
 def markdown(readout: Readout, found: Sequence[Verdict], certainty: str) -> str:

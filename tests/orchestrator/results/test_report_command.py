@@ -18,7 +18,7 @@ from orchestrator.results.tables import FinishedSteps
 from orchestrator.store.store import Store
 
 SETS = ["tuning.fractions=[100]", "tasks=[digits]", "tuning.label_noise=[0,40]"]
-WORDS = ["--noise", "0,10", "--seeds", "0,1", *(w for s in SETS for w in ("--set", s))]
+WORDS = ["--noise", "0,10", "--seeds", "0,1,2", *(w for s in SETS for w in ("--set", s))]
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
 
 
 def plan() -> Plan:
-    return build.build(load.load(noise="0,10", seeds="0,1", overrides=SETS))
+    return build.build(load.load(noise="0,10", seeds="0,1,2", overrides=SETS))
 
 
 def report_output(capsys: pytest.CaptureFixture[str], *words: str) -> str:
@@ -70,7 +70,7 @@ def test_tex_names_the_tables_and_they_hold_the_pages_numbers(
         assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 1
     page = Path("made/report.html").read_text()
     numbers = re.findall(r"(\d\d\.\d)\}? \{\\scriptsize", Path(paths[0]).read_text())
-    # Two levels; where a cell lacks, one seed is left and there is no interval to match.
+    # Two levels; where a cell lacks, two seeds are left and there is no interval to match.
     assert len(numbers) == 2 * len(plan().experiment.tuning.methods) - 1
     assert all(f">{number}<small>" in page for number in numbers)
 
@@ -92,7 +92,7 @@ def test_rotation_is_measured_when_asked_and_stays_in_the_report(
     assert not csv.exists()
     report_output(capsys, "--rotation")
     measured = csv.read_text()
-    assert len(measured.splitlines()) == 1 + 2  # a noisy encoder in each of two seeds
+    assert len(measured.splitlines()) == 1 + 3  # a noisy encoder in each of three seeds
     report_output(capsys)
     assert csv.read_text() == measured
 
