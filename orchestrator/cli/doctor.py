@@ -88,12 +88,14 @@ def _disk(chosen: Chosen) -> Check:
 
 def _tracking(chosen: Chosen) -> Check:
     from orchestrator.store.provenance import redact
+    from orchestrator.tracking import sqlite
     from orchestrator.tracking.mlflow import pages, resolve_uri
 
     if not chosen.experiment.tracking.enabled:
         return True, "switched off in the experiment file"
     uri = resolve_uri(chosen.experiment.tracking.uri)
-    if uri.startswith("sqlite:////") and not Path(uri.removeprefix("sqlite:///")).exists():
+    path = sqlite.path_of(uri)
+    if path is not None and not path.exists():
         return True, f"{uri} (the first sweep creates it)"
     pages(uri, uri)
     return True, f"{redact(uri)} answers"

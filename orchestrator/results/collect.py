@@ -35,8 +35,7 @@ from orchestrator.step.fingerprint import fingerprint
 from orchestrator.store import provenance
 from orchestrator.store.manifest import MANIFEST
 from orchestrator.store.store import Store
-from orchestrator.tracking.mlflow import SweepRecord
-from orchestrator.tracking.runs import Data
+from orchestrator.tracking.runs import Data, SweepRecord
 
 PROTOCOL = 6  # raised when the report's contents change
 SUMMARY = "summary.parquet"
