@@ -44,5 +44,16 @@ _StrictLoader.add_implicit_resolver(
 
 
 def parse(text: str) -> Any:
-    """The value of a YAML document. Raises yaml.YAMLError, also for a duplicate key."""
-    return yaml.load(text, Loader=_StrictLoader)  # nosec: a safe loader
+    """The value of a YAML document.
+
+    Raises yaml.YAMLError, also for a duplicate key and for a value that does not exist, such as a
+    date in month 13.
+    """
+    try:
+        return yaml.load(text, Loader=_StrictLoader)  # nosec: a safe loader
+    except yaml.YAMLError:
+        raise
+    except RecursionError:
+        raise yaml.YAMLError("its values are nested too deeply") from None
+    except Exception as error:  # the loader passes on what the constructors of values raise
+        raise yaml.YAMLError(f"a value cannot be read ({error})") from error

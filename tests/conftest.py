@@ -166,5 +166,8 @@ def undisturbed(start: Start, once: Once) -> Path:
 
 @pytest.fixture(scope="session")
 def planted(start: Start, once: Once) -> Path:
-    """The folder of the same sweep made elsewhere, among secrets and without an MLflow."""
-    return once("planted", partial(sweep_among_secrets, start))
+    """The folder of the same sweep made elsewhere, among secrets and without an MLflow.
+
+    Its name has what URIs, shells and SQL read as something else.
+    """
+    return once("planted %20b %2F?c#d \u00e9 '\" :x", partial(sweep_among_secrets, start))

@@ -9,6 +9,7 @@ units, workers and interruptions. Nothing here imports Ray.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -19,6 +20,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from jobs import records
 from jobs.contract import Outcome, StageError
 from jobs.corpus.check import QUARANTINE_SCHEMA, Rules, check
 from jobs.corpus.readers import Classes, Reader, Unit, reader_of
@@ -125,7 +127,7 @@ def resume(scratch: Folder, found: Survey) -> None:
         "pieces": [asdict(piece) for piece in found.pieces],
         "classes": list(found.classes.ids),
     }
-    if scratch.exists(SURVEY) and scratch.read_json(SURVEY) == current:
+    if records.find(scratch, SURVEY, dict[str, Any]) == current:
         return
     scratch.delete()
     scratch.write_json(SURVEY, current)
@@ -154,16 +156,15 @@ class Scan:
     @staticmethod
     def of(parsed: dict[str, Any]) -> Scan:
         """The scan that `as_json` gave, also after a round trip through JSON text."""
-        runs = tuple(Run(r["name"], tuple(r["rows"]), tuple(r["labels"])) for r in parsed["runs"])
-        reasons, notes = Counter(parsed["quarantined"]), Counter(parsed["notes"])
-        return Scan(runs, parsed["read"], reasons, notes, parsed["examples"])
+        return records.parse(json.dumps(parsed), Scan)
 
 
 def scan(corpus: Corpus, found: Survey, piece: Piece, scratch: Folder) -> Scan:
     """Read and check a unit and write its rows as runs; a unit that has a record is not redone."""
     record = f"{piece.name}.json"
-    if scratch.exists(record):
-        return Scan.of(scratch.read_json(record))
+    if (recorded := records.find(scratch, record, Scan)) is not None:
+        return recorded
+    scratch.delete(record)
     rules = Rules(
         labels=found.labels,
         classes=len(found.classes.ids),

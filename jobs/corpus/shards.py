@@ -9,7 +9,6 @@ shard is missing or is not the one that was built. Nothing here decodes an image
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, BinaryIO
@@ -19,6 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from jobs import records
 from jobs.contract import StageError
 from jobs.corpus.layout import Cut
 from jobs.corpus.readers.source import Listing
@@ -39,6 +39,7 @@ SCHEMA = pa.schema(
 """A shard's row."""
 
 INDEX = "_index.json"
+_REBUILD = "delete its folder and build the corpus again"
 QUARANTINE = "quarantine.parquet"
 ROW_GROUP = 1_000  # rows, or
 ROW_GROUP_BYTES = 128 << 20  # of images: bounds the memory of a worker that writes
@@ -81,28 +82,12 @@ class Index:
 
         Raises FileNotFoundError when there is none, StageError when it is broken.
         """
-        data = folder.read_bytes(INDEX)
-        try:
-            return Index._parse(json.loads(data))
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise StageError(
-                f"{INDEX} of {folder.uri} is broken ({type(error).__name__}: {error}); "
-                f"build the corpus again"
-            ) from None
-
-    @staticmethod
-    def _parse(stored: dict[str, Any]) -> Index:
-        parts = {part: tuple(File(**f) for f in stored["parts"][part]) for part in PARTS}
-        return Index(
-            name=stored["name"],
-            classes=tuple(stored["classes"]),
-            parts=parts,
-            class_ids=tuple(stored["class_ids"]),
-            rows_read=stored["rows_read"],
-            quarantined=dict(stored["quarantined"]),
-            notes=dict(stored["notes"]),
-            sources={name: Listing(**fields) for name, fields in stored["sources"].items()},
-        )
+        found = records.read(folder, INDEX, Index, _REBUILD)
+        if lost := [part for part in PARTS if part not in found.parts]:
+            raise records.RecordError(
+                f"{(folder / INDEX).uri} cannot be used (it has no part {lost[0]}); {_REBUILD}"
+            )
+        return found
 
 
 # -- reading ---------------------------------------------------------------------------------------

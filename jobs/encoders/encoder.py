@@ -18,6 +18,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from jobs import records
 from jobs.contract import StageError
 from jobs.encoders.catalogue import IN_PLACE
 from jobs.images import shifts
@@ -158,17 +159,18 @@ class EncoderCard:
 
     @staticmethod
     def read(folder: Folder) -> EncoderCard:
-        """The card in a finished encoder's folder."""
-        stored = folder.read_json(CARD)
+        """The card in a finished encoder's folder. Raises StageError when it is broken."""
+        remedy = "delete its folder and make this encoder again"
+        stored = records.read(folder, CARD, dict[str, Any], remedy)
         # Earlier versions wrote the input under the name `image`.
-        given = stored.pop("image", None) or stored.pop("input")
-        kind, classes = given.pop("kind", ImageInput.kind), tuple(stored.pop("classes"))
-        if kind not in INPUTS:
+        given = stored.pop("image", None) or stored.get("input")
+        kind = given.pop("kind", ImageInput.kind) if isinstance(given, dict) else ImageInput.kind
+        if kind not in list(INPUTS):  # it may be unhashable
             raise StageError(
-                f"{folder.uri}/{CARD}: this version does not know input {kind!r}, only "
+                f"{(folder / CARD).uri}: this version does not know input {kind!r}, only "
                 f"{', '.join(INPUTS)}; install the version that made this encoder"
             )
-        return EncoderCard(**stored, input=INPUTS[kind](**given), classes=classes)
+        return records.check({**stored, "input": given}, EncoderCard, folder, CARD, remedy)
 
 
 class Encoder:

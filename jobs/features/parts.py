@@ -43,10 +43,11 @@ def has_unit(scratch: Folder, unit: Unit, made_with: str) -> bool:
     If not, the unit is extracted again: a step never mixes features of a rebuilt shard, of other
     weights or of another library version (see `identity`).
     """
-    if not scratch.exists(unit.name):
+    try:
+        with _open_unit(scratch, unit) as file:
+            recorded = file.schema_arrow.metadata or {}
+    except (OSError, pa.ArrowException):  # there is none, or it is damaged
         return False
-    with _open_unit(scratch, unit) as file:
-        recorded = file.schema_arrow.metadata or {}
     wanted = {IDENTITY: made_with, ROWS: unit.rows}
     return all(recorded.get(name.encode()) == value.encode() for name, value in wanted.items())
 

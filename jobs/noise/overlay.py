@@ -16,13 +16,15 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict
 
+from jobs import records
 from jobs.contract import StageError
 from jobs.storage.folder import Folder
 
 CHANGED = "changed.parquet"  # row (int64), key (string), clean and noisy (the field's own type)
 OVERLAY = "overlay.json"
+REMEDY = "delete its folder and build the noise again"
 ROW_GROUP = 1 << 11  # changed rows that a reader loads at a time
 
 
@@ -65,21 +67,12 @@ class Overlay:
 
         Raises FileNotFoundError when it does not exist, StageError when it is damaged.
         """
-        data = folder.read_bytes(OVERLAY)
-        try:
-            return TypeAdapter(Overlay).validate_json(data)
-        except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(map(str, first["loc"]))
-            raise damaged(folder, OVERLAY, f"{field}: {first['msg']}".removeprefix(": ")) from None
+        return records.read(folder, OVERLAY, Overlay, REMEDY)
 
 
 def damaged(folder: Folder, file: str, what: str) -> StageError:
     """The error for a file in a noise step's folder that is missing or damaged."""
-    return StageError(
-        f"{(folder / file).uri} cannot be used ({what}); delete its folder and build the noise "
-        f"again"
-    )
+    return StageError(f"{(folder / file).uri} cannot be used ({what}); {REMEDY}")
 
 
 class Changes:

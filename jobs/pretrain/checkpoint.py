@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from jobs import records
 from jobs.contract import StageError
 from jobs.storage.folder import Folder
 
@@ -57,6 +58,16 @@ class Progress:
     curves: tuple[Point, ...] = ()
     telemetry: tuple[tuple[float, ...], ...] = ()  # rows of `telemetry.Telemetry`
     skipped: tuple[int, int] = (0, 0)  # skipped updates: in all, and the last ones in a row
+
+
+@dataclass(frozen=True)
+class _Metadata:
+    """A checkpoint's JSON file: all but the tensors, and their digest."""
+
+    progress: Progress
+    scalars: dict[str, dict[str, int | float]]
+    groups: list[dict[str, float]]
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -207,22 +218,14 @@ class Checkpoints:
         """The newest complete checkpoint; None without any. Counts damaged ones."""
         self.wait()
         for name in reversed(self._complete_names()):
-            metadata = self._folder.read_json(f"{name}.json")
+            metadata = records.find(self._folder, f"{name}.json", _Metadata)
             try:
                 data = self._folder.read_bytes(f"{name}.safetensors")
-            except FileNotFoundError:
+            except (FileNotFoundError, IsADirectoryError):
                 data = b""
-            if hashlib.sha256(data).hexdigest() == metadata["sha256"]:
-                stored = metadata["progress"]
-                progress = Progress(
-                    position=Position(**stored["position"]),
-                    sums=tuple(tuple(row) for row in stored["sums"]),
-                    curves=tuple(Point(**point) for point in stored["curves"]),
-                    telemetry=tuple(tuple(row) for row in stored["telemetry"]),
-                    skipped=(stored["skipped"][0], stored["skipped"][1]),
-                )
+            if metadata and hashlib.sha256(data).hexdigest() == metadata.sha256:
                 tensors = safetensors.torch.load(data)
-                return Checkpoint(progress, tensors, metadata["scalars"], metadata["groups"])
+                return Checkpoint(metadata.progress, tensors, metadata.scalars, metadata.groups)
             self.damaged += 1
         return None
 

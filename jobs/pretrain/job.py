@@ -28,18 +28,18 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
 import ray
 import ray.train
 import ray.train.torch
 
+from jobs import records
 from jobs.contract import Failure, Hooks, Outcome, StageError, Work
 from jobs.pretrain import process_group
 from jobs.pretrain.restarts import RestartBudget, giving_up_message, stage_error
 from jobs.pretrain.spec import PretrainStep, Resources
-from jobs.storage.folder import Folder
 
 RESULT = "result.json"
 PROGRESS = "progress.json"
@@ -55,6 +55,27 @@ _SETTINGS = {
 _SETTINGS_OF_ONE_NODE = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # else a useless process for each trainer
 }
+
+
+@dataclass(frozen=True)
+class _Progress:
+    """The record of how far a run is."""
+
+    share: float
+    words: str
+
+
+@dataclass(frozen=True)
+class _Result:
+    """The record of how a run ended: with counts and metrics, or a failure."""
+
+    counts: Mapping[str, int]
+    metrics: Mapping[str, float]
+    failure: Failure | None = None
+
+    def value(self) -> Outcome | BaseException:
+        """The run's result, as hooks take it."""
+        return self.failure.as_error() if self.failure else Outcome(self.counts, self.metrics)
 
 
 @dataclass
@@ -183,37 +204,21 @@ def _ask_to_stop(running: Sequence[_Pack]) -> None:
 def _report(pack: _Pack, hooks: Hooks) -> None:
     """Report the results and the progress that the pack's workers have written."""
     for address, work in list(pack.unreported.items()):
-        result = _read(work.scratch, RESULT)
+        # Arrow reads a torn piece of an object that is replaced meanwhile: that is None here.
+        result = records.find(work.scratch, RESULT, _Result)
         if result is not None:
             del pack.unreported[address]
-            hooks.done(address, _result(result))
+            hooks.done(address, result.value())
             continue
-        progress = _read(work.scratch, PROGRESS)
+        progress = records.find(work.scratch, PROGRESS, _Progress)
         if progress is not None:
-            hooks.say(address, progress["share"], progress["words"])
+            hooks.say(address, progress.share, progress.words)
 
 
 def _report_unfinished(pack: _Pack, hooks: Hooks) -> None:
     for address in pack.unreported:
         error = pack.error or RuntimeError("its workers ended without a result")
         hooks.done(address, error)
-
-
-def _read(folder: Folder, name: str) -> Any | None:
-    """The JSON that a worker last wrote; None without any, or while it is being replaced.
-
-    Arrow reads a torn piece of an object that is replaced between measuring and reading it.
-    """
-    try:
-        return folder.read_json(name)
-    except (FileNotFoundError, ValueError):
-        return None
-
-
-def _result(stored: Mapping[str, Any]) -> Outcome | BaseException:
-    if "failure" in stored:
-        return Failure.from_json(stored["failure"]).as_error()
-    return Outcome(counts=stored["counts"], metrics=stored["metrics"])
 
 
 def _fit(pack: _Pack) -> None:
@@ -330,10 +335,7 @@ def _train_pack(config: Mapping[str, Any]) -> None:
     for work in works:
         try:
             outcome = train_run(work, group, _Reporter(work).watch())
-            result: dict[str, Any] = {
-                "counts": dict(outcome.counts),
-                "metrics": dict(outcome.metrics),
-            }
+            result = _Result(outcome.counts, outcome.metrics)
         except StoppedError:
             return
         except StageError as error:
@@ -345,16 +347,16 @@ def _train_pack(config: Mapping[str, Any]) -> None:
             if group.world > 1:  # the others wait inside a step: end all
                 raise
             logging.getLogger(__name__).exception("%s", work.address)
-            result = {"failure": Failure.of(error, work.address).as_json()}
+            result = _Result({}, {}, Failure.of(error, work.address))
         if group.writes:
-            work.scratch.write_json(RESULT, result)
+            work.scratch.write_json(RESULT, asdict(result))
 
 
 def _write_failure(work: Work, error: StageError) -> None:
     """Write a failed run's result; if it cannot be written, raise the error itself."""
-    failure = Failure.of(error, work.address)
     try:
-        work.scratch.write_json(RESULT, {"failure": failure.as_json()})
+        result = _Result({}, {}, Failure.of(error, work.address))
+        work.scratch.write_json(RESULT, asdict(result))
     except OSError:
         raise error from None
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tempfile
+import urllib.parse
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
     import pyarrow.fs as pafs
 
 HASH_CHUNK = 8 << 20  # bytes read at once
+_SCHEME = re.compile(
+    r"[A-Za-z][A-Za-z0-9+.-]*://"
+)  # of a URI; a local path may have :// further on
 
 
 @dataclass(frozen=True)
@@ -42,22 +47,22 @@ class Folder:
         """The folder that a user named: a URI stays as it is, a local path becomes absolute."""
         text = os.fspath(where)
         if text.startswith("file://"):
-            text = text.removeprefix("file://")
-        if "://" in text:
+            text = urllib.parse.unquote(text.removeprefix("file://"))
+        if _SCHEME.match(text):
             return Folder(text.rstrip("/"))
         return Folder(str(Path(text).expanduser().absolute()))
 
     @staticmethod
     def holding(file: str) -> tuple[Folder, str]:
         """The folder of a file, given by its absolute path or URI, and the file's name in it."""
-        path, mark, options = file.partition("?") if "://" in file else (file, "", "")
+        path, mark, options = file.partition("?") if _SCHEME.match(file) else (file, "", "")
         folder, _, name = path.rpartition("/")
         return Folder(f"{folder or '/'}{mark}{options}"), name
 
     @property
     def is_local(self) -> bool:
         """Whether this folder is on a filesystem of this machine."""
-        return "://" not in self.uri
+        return _SCHEME.match(self.uri) is None
 
     def __truediv__(self, name: str) -> Folder:
         if self.is_local:

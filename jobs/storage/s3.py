@@ -51,8 +51,9 @@ def open_s3(uri: str) -> tuple[pafs.FileSystem, str]:
 
     Raises ValueError for an option that is not in OPTIONS, and for credentials.
     """
-    parts = urllib.parse.urlsplit(uri)
-    return _client(parts.netloc, parts.query), f"{parts.netloc}{parts.path}".rstrip("/")
+    # A # is a character of the path. Python's own parser takes it for the start of a fragment.
+    path, _, query = uri.removeprefix("s3://").partition("?")
+    return _client(path.partition("/")[0], query), path.rstrip("/")
 
 
 def open_gs(uri: str) -> tuple[pafs.FileSystem, str]:

@@ -130,7 +130,10 @@ def _read_yaml(file: Path) -> Any:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise TaskError(f"{file}: line {line}: {error.problem}; correct the YAML") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise TaskError(f"{file}: cannot be read as YAML text ({error})") from None
+        reason = " ".join(str(error).split())
+        raise TaskError(
+            f"{file}: cannot be read as YAML text ({reason}); correct it or remove it"
+        ) from None
 
 
 def _shorten(value: Any) -> str:

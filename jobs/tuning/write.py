@@ -7,7 +7,7 @@ percentages, 0-100; a task whose target is a number has neither, and its own met
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 import pyarrow as pa
@@ -15,10 +15,12 @@ import safetensors
 import safetensors.torch
 import torch
 
+from jobs import records
 from jobs.contract import Outcome, StageError, Work
 from jobs.storage.folder import Folder
 from jobs.tuning import schema
 from jobs.tuning.heads import Shape
+from jobs.tuning.methods import HeadKind
 from jobs.tuning.metrics import Judged
 from jobs.tuning.rows import TaskRows
 from jobs.tuning.spec import TuneStep
@@ -231,14 +233,24 @@ def _write_result(output: Folder, cell: schema.Cell, tested: Tested) -> None:
 
 def _write_head(output: Folder, shape: Shape, selected: Selected) -> None:
     output.write_bytes(schema.HEAD, safetensors.torch.save(dict(selected.state)))
-    card = {"kind": shape.kind, "dim": shape.dim, "classes": list(selected.classes)}
-    output.write_json(schema.HEAD_CARD, card)
+    card = _HeadCard(shape.kind, shape.dim, selected.classes)
+    output.write_json(schema.HEAD_CARD, asdict(card))
+
+
+@dataclass(frozen=True)
+class _HeadCard:
+    """The record beside a head's weights."""
+
+    kind: HeadKind
+    dim: int
+    classes: tuple[str, ...]
 
 
 def read_head(source: Folder, step: TuneStep) -> tuple[Shape, Selected, schema.Cell]:
     """The head an ID cell selected, and that cell's row."""
+    remedy = "delete that cell's folder and run it again"
     try:
-        card = source.read_json(schema.HEAD_CARD)
+        card = records.read(source, schema.HEAD_CARD, _HeadCard, remedy)
         state = safetensors.torch.load(source.read_bytes(schema.HEAD))
         (cell,) = schema.from_table(schema.Cell, source.read_table(schema.CELL))
     except (FileNotFoundError, ValueError, pa.ArrowInvalid, safetensors.SafetensorError) as error:
@@ -253,6 +265,5 @@ def read_head(source: Folder, step: TuneStep) -> tuple[Shape, Selected, schema.C
             f"label_noise={cell.label_noise:g}/seed={cell.tuning_seed}, "
             f"not of {'/'.join(map(str, wanted))}; run it again"
         )
-    target = target_of(step.task, len(card["classes"]))
-    shape = Shape(card["kind"], int(card["dim"]), target)
-    return shape, Selected(state, tuple(card["classes"])), cell
+    target = target_of(step.task, len(card.classes))
+    return Shape(card.kind, card.dim, target), Selected(state, card.classes), cell

@@ -99,6 +99,10 @@ def _run(argv: list[str] | None) -> int:
     except BrokenPipeError:
         return 1
     except Exception as error:
+        from jobs.contract import StageError  # late, because it imports pydantic
+
+        if isinstance(error, StageError):
+            return _complain(str(error), 2)
         lines = str(error).strip().splitlines() or [""]
         return _complain(
             f"{type(error).__name__}: {lines[0]} (this is a bug in nml-orch; "

@@ -109,13 +109,15 @@ def _disk(chosen: Chosen) -> Check:
 
 def _tracking(chosen: Chosen) -> Check:
     from orchestrator.store.provenance import redact
+    from orchestrator.tracking import sqlite
     from orchestrator.tracking.mlflow import error_kind, error_message, pages
     from orchestrator.tracking.server import resolve_uri
 
     if not chosen.experiment.tracking.enabled:
         return True, "switched off in the experiment file"
     uri = resolve_uri(chosen.experiment.tracking.uri)
-    if uri.startswith("sqlite:////") and not Path(uri.removeprefix("sqlite:///")).exists():
+    path = sqlite.path_of(uri)
+    if path is not None and not path.exists():
         return True, f"{uri} (the first sweep creates it)"
     try:
         pages(uri, uri)

@@ -117,6 +117,7 @@ def choose(
     from jobs.encoders.known import check_names
     from jobs.storage.folder import Folder
     from orchestrator.errors import UserError
+    from orchestrator.experiment import last_sweep
     from orchestrator.experiment import load as experiments
     from orchestrator.plan import build
     from orchestrator.store.store import Store
@@ -128,16 +129,21 @@ def choose(
     text = None
     if last and file is None and features is None:
         file, text, overrides = _last_sweep(overrides)
-    experiment = experiments.load(
-        file,
-        text=text,
-        overrides=overrides,
-        noise=noise,
-        seeds=seeds,
-        task_folders=tasks_path,
-        features=features,
-        task=task,
-    )
+    try:
+        experiment = experiments.load(
+            file,
+            text=text,
+            overrides=overrides,
+            noise=noise,
+            seeds=seeds,
+            task_folders=tasks_path,
+            features=features,
+            task=task,
+        )
+    except UserError as error:
+        if text is not None and str(error).startswith(f"{file}:"):
+            raise UserError(f"{error}; {last_sweep.REMEDY}") from error
+        raise
     complaint = experiment.pretrain.recipe.model_fault() if experiment.pretrain else None
     if complaint:
         raise UserError(f"pretrain.recipe.model: {complaint}")
@@ -154,6 +160,7 @@ def _last_sweep(overrides: tuple[str, ...]) -> tuple[str | None, str | None, tup
     """Name and text of the last experiment on the store, and overrides that name the store."""
     import yaml
 
+    from jobs import strict_yaml
     from jobs.storage.folder import Folder
     from orchestrator import STORAGE
     from orchestrator.experiment import last_sweep
@@ -161,7 +168,7 @@ def _last_sweep(overrides: tuple[str, ...]) -> tuple[str | None, str | None, tup
 
     given = [item.partition("=")[2] for item in overrides if item.startswith("storage=")]
     try:
-        storage = yaml.safe_load(given[-1]) if given else STORAGE
+        storage = strict_yaml.parse(given[-1]) if given else STORAGE
     except yaml.YAMLError:
         storage = None
     if not isinstance(storage, str):  # reported when the whole experiment is read

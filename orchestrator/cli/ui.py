@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 import click
 
@@ -13,16 +14,16 @@ import click
 @click.option("--uri", help="Tracking store; else $MLFLOW_TRACKING_URI, else mlflow.db here.")
 def command(port: int, uri: str | None) -> None:
     """Open MLflow on this machine only (127.0.0.1). Ctrl-C ends it."""
-    from pathlib import Path
-
     from orchestrator.errors import UserError
+    from orchestrator.tracking import sqlite
     from orchestrator.tracking.mlflow import error_kind, error_message, pages
     from orchestrator.tracking.server import resolve_uri
 
     store = resolve_uri(uri)
     if store.startswith(("http://", "https://")):
         raise UserError(f"{store} is a running server; open it in a browser")
-    if store.startswith("sqlite:////") and not Path(store.removeprefix("sqlite:///")).exists():
+    path = sqlite.path_of(store)
+    if path is not None and not path.exists():
         raise UserError(f"no MLflow database at {store}; run a sweep in this folder first")
     click.echo("MLflow takes some seconds to start; Ctrl-C ends it. Then open")
     try:
@@ -31,6 +32,9 @@ def command(port: int, uri: str | None) -> None:
         if error_kind(error) == "ours":
             raise
         raise UserError(f"{error_message(error, store)}; name another with --uri") from error
+    if path is not None:  # MLflow does not decode the folders of a URI; a bare name has none
+        os.chdir(path.parent)
+        store = sqlite.uri_of(Path(path.name))
     width = max(map(len, found), default=0)
     for name, page in found.items():
         click.echo(f"  {name:<{width}}  {page}")

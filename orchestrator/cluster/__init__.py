@@ -7,7 +7,10 @@ environment.
 
 from __future__ import annotations
 
+import logging
 import os
+import re
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -35,6 +38,12 @@ PRIVATE_ENV = {
 }
 """Settings of a private Ray. Ray reads them when it is imported."""
 
+
+SOCKET_FOLDER = 36  # bytes of a temporary folder that leave room for Ray's sockets
+SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")  # nosec: Ray makes folders of its own there
+_PLAIN = re.compile(r"[\w./+=@~-]*", re.ASCII)
+
+log = logging.getLogger("nml.cluster")
 
 SETUP_HOOK = "nml_orch.pin"
 """The function that a worker runs before its first task: it puts our packages before user files."""
@@ -67,6 +76,7 @@ def session(cpus: int | None = None) -> Iterator[None]:
         runtime = {"env_vars": _worker_environment(), "worker_process_setup_hook": SETUP_HOOK}
         options |= {"address": address, "runtime_env": runtime}
     else:
+        _use_short_folders()
         options |= {"address": "local", "num_cpus": cpus, "include_dashboard": False}
     try:
         with nullcontext() if address else _setup_hook():
@@ -113,6 +123,31 @@ def _cannot_join(address: str, reason: str) -> ClusterError:
         f"names ({reason}); start that cluster, correct RAY_ADDRESS (the head's HOST:PORT, mostly "
         f"port 6379), or unset it to use this machine alone"
     )
+
+
+def _use_short_folders() -> None:
+    """Replace temporary folders in which no socket can be: Ray's, and those of Python's processes.
+
+    The path of a socket has at most 107 bytes. Ray puts some 70 of them after RAY_TMPDIR or TMPDIR,
+    and splits its workers' command lines at blanks.
+    """
+    for name in ("RAY_TMPDIR", "TMPDIR"):
+        folder = os.environ.get(name, "")
+        if len(os.fsencode(folder)) <= SOCKET_FOLDER and _PLAIN.fullmatch(folder):
+            continue
+        short = next((at for at in SHORT_FOLDERS if os.access(at, os.W_OK | os.X_OK)), None)
+        if short is None:
+            raise ClusterError(
+                f"{name}={folder} is too long or has special characters, so Ray's sockets cannot "
+                f"be there; set it to a folder of at most {SOCKET_FOLDER} plain characters"
+            )
+        log.warning(
+            "%s=%s is too long or has special characters for Ray's sockets; temporary files go to "
+            "%s (set %s to a folder of at most %d plain characters to choose another)",
+            *(name, folder, short, name, SOCKET_FOLDER),
+        )
+        os.environ[name] = short
+        tempfile.tempdir = None  # Python keeps the folder that it found first
 
 
 @contextmanager

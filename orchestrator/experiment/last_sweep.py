@@ -10,28 +10,39 @@ from __future__ import annotations
 from typing import Any
 
 from jobs.storage.folder import Folder
+from orchestrator.errors import StoreError
 from orchestrator.experiment.model import Experiment
 from orchestrator.store.provenance import redact
 
 NAME = "last-sweep.yaml"
+REMEDY = "name the experiment file in the command, or delete it and run the sweep again"
 
 
 def remember(experiment: Experiment, root: Folder) -> None:
-    """Write the experiment at the store's root; replaces the previous one."""
+    """Write the experiment at the store's root; replaces the previous one. May raise StoreError."""
     uri = experiment.tracking.uri
     changed: dict[str, Any] = {"storage": root.uri}
     if uri and redact(uri) != uri:
         changed["tracking"] = experiment.tracking.model_copy(update={"uri": None})
     everywhere = experiment.with_absolute_paths().model_copy(update=changed)
-    root.write_bytes(NAME, as_yaml(everywhere).encode())
+    try:
+        root.write_bytes(NAME, as_yaml(everywhere).encode())
+    except OSError as error:
+        raise StoreError(
+            f"{(root / NAME).uri} cannot be written ({error.strerror or error}); delete it, or "
+            f"check that you may write there"
+        ) from error
 
 
 def recall(root: Folder) -> str | None:
-    """The text of that experiment; None for a store without a sweep."""
+    """The text of that experiment; None for a store without a sweep. StoreError if it is none."""
     try:
         return root.read_bytes(NAME).decode()
     except FileNotFoundError:
         return None
+    except (IsADirectoryError, UnicodeDecodeError) as error:
+        what = "a folder" if isinstance(error, OSError) else "not a text"
+        raise StoreError(f"{(root / NAME).uri} is {what}; {REMEDY}") from None
 
 
 def as_yaml(experiment: Experiment) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from analysis import pretrained
 from analysis.readout import Readout
 from analysis.summary import summary as summarised
+from jobs import records
 from jobs.storage.folder import Folder
 from orchestrator.errors import UserError
 from orchestrator.experiment.last_sweep import as_yaml
@@ -34,12 +35,18 @@ from orchestrator.step.fingerprint import fingerprint
 from orchestrator.store import provenance
 from orchestrator.store.manifest import MANIFEST
 from orchestrator.store.store import Store
-from orchestrator.tracking.mlflow import SweepRecord
-from orchestrator.tracking.runs import Data
+from orchestrator.tracking.runs import Data, SweepRecord
 
 PROTOCOL = 6  # raised when the report's contents change
 SUMMARY = "summary.parquet"
 PRETRAINED = "encoders.parquet"
+
+
+@dataclass(frozen=True)
+class _Written:
+    """What a report's own manifest says of it."""
+
+    fingerprint: str
 
 
 @dataclass(frozen=True)
@@ -113,16 +120,17 @@ def refresh(
     )
     folder = store.root / str(ReportAddress(plan.experiment.name))
     complete = len(found.records) == len(plan.steps)
-    stored = folder.read_json(MANIFEST) if folder.exists(MANIFEST) else {}
-    if stored.get("fingerprint") == report_fingerprint:
-        return Report(
-            folder,
-            report_fingerprint,
-            folder.read_table(SUMMARY),
-            folder.read_table(PRETRAINED),
-            complete,
-            found.data(),
-        )
+    stored = records.find(folder, MANIFEST, _Written)
+    if stored and stored.fingerprint == report_fingerprint:
+        with suppress(OSError, pa.ArrowException):  # a damaged table: the report is written again
+            return Report(
+                folder,
+                report_fingerprint,
+                folder.read_table(SUMMARY),
+                folder.read_table(PRETRAINED),
+                complete,
+                found.data(),
+            )
     return _write(found, folder, report_fingerprint, problems, complete, rotations)
 
 

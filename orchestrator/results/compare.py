@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from jobs import records
 from jobs.storage.folder import Folder
 from orchestrator.errors import UserError
 from orchestrator.step.address import (
@@ -230,7 +231,8 @@ def _record(step: StoredStep, beside: list[str], cache: _Cache) -> dict[str, Any
         },
     }
     if CARD in manifest.files:
-        card = step.store.output(manifest.address).read_json(CARD)
+        folder, remedy = step.store.output(manifest.address), "delete its folder and run it again"
+        card = records.read(folder, CARD, dict[str, Any], remedy)
         record["results"]["card"] = {name: card.pop(name, None) for name in _RESULTS_OF_CARD}
         record["card"] = card
     return record

@@ -10,6 +10,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from analysis import rotation as angles
+from jobs import records
 from jobs.contract import StageError
 from jobs.corpus.shards import Index, read_part
 from jobs.storage.folder import Folder
@@ -32,6 +34,26 @@ MOST_PREDICTIONS = 100_000_000  # with more, no interval is by test sample
 _PREDICTIONS = "predictions.parquet"
 _FEATURES = "features-test.parquet"
 _ROTATION = "rotation.json"
+
+
+@dataclass(frozen=True)
+class _Rotation:
+    """A measured rotation: a row without its step's labels."""
+
+    rows: int
+    k: int
+    angles: list[float]
+    overlap: float
+    cka: float
+
+
+@dataclass(frozen=True)
+class _Measurement:
+    """The record of a measurement."""
+
+    of: list[str]  # fingerprints of the two steps
+    rotation: _Rotation | None  # None if the two cannot be compared
+
 
 Done = Iterable[tuple[Step, Record]]
 Remark = dict[str, str]  # a row of PROBLEMS_SCHEMA: what failed, was skipped or quarantined
@@ -167,7 +189,8 @@ def rotations(features: Done, store: Store, measure: bool) -> Iterator[dict[str,
             if base.address not in opened:
                 opened = {base.address: _space(store, base)}  # one clean encoder at a time
             found = _measure(opened[base.address], _space(store, step))
-            folder.write_json(_ROTATION, {"of": of, "rotation": found})
+            folder.delete(_ROTATION)
+            folder.write_json(_ROTATION, {"of": of, "rotation": found or None})
         if found:
             yield {
                 "noise": step.labels["noise"],
@@ -178,11 +201,11 @@ def rotations(features: Done, store: Store, measure: bool) -> Iterator[dict[str,
 
 
 def _stored(folder: Folder, of: list[str]) -> dict[str, Any] | None:
-    """The stored measurement of two fingerprints; None if there is none."""
-    if not folder.exists(_ROTATION):
+    """The stored measurement of two fingerprints; None if there is none, or it is broken."""
+    stored = records.find(folder, _ROTATION, _Measurement)
+    if stored is None or stored.of != of:
         return None
-    stored = folder.read_json(_ROTATION)
-    return dict(stored["rotation"]) if stored.get("of") == of else None
+    return asdict(stored.rotation) if stored.rotation else {}
 
 
 def _space(store: Store, step: Step) -> tuple[list[str], angles.Space]:

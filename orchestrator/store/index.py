@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from jobs.storage.folder import Folder
-from orchestrator.store.manifest import Record, Stamp
+from jobs.tuning import schema
+from orchestrator.store.manifest import Record, Stamp, parsed
 
 if TYPE_CHECKING:
     from orchestrator.store.manifest import Manifest
@@ -48,6 +49,8 @@ _STEP_SCHEMA = pa.schema(
         pa.field("facts", pa.string(), nullable=False),  # counts, metrics, files, seconds: JSON
     ]
 )
+_STAMPED = pa.schema([_STEP_SCHEMA.field(name) for name in ("address", "size", "written")])
+_CELL = {field.name: (field.type, pa.null()) for field in schema.of(schema.Cell)}
 
 
 class Index:
@@ -66,7 +69,9 @@ class Index:
             columns = [table[name].to_pylist() for name in _STEP_SCHEMA.names]
             for address, size, written, *rest in zip(*columns, strict=True):
                 if stamps.get(address) == (size, written):
-                    found[address] = Record(address, *rest)
+                    with contextlib.suppress(ValueError):  # read from the manifest instead
+                        parsed(rest[-1])
+                        found[address] = Record(address, *rest)
         return found
 
     def cells(self, stamps: Mapping[str, Stamp]) -> list[pa.Table]:
@@ -81,19 +86,37 @@ class Index:
                 if holds[-1]:
                     here.add(address)
             seen |= here
-            found.append(table.filter(pa.array(holds)).drop_columns(["size", "written"]))
+            found.append(
+                table.filter(pa.array(holds, pa.bool_())).drop_columns(["size", "written"])
+            )
         return [table for table in found if table.num_rows]
 
     def _tables(self, family: str) -> list[pa.Table]:
-        """The readable segments, newest first; unreadable ones are ignored."""
-        tables = []
-        for name in self._segments(family):
-            with contextlib.suppress(OSError, pa.ArrowException):  # compacted away, or damaged
-                tables.append(self._folder.read_table(name))
-        return tables
+        """The readable segments, newest first."""
+        found = (self._table(family, name) for name in self._segments(family))
+        return [table for table in found if table is not None]
+
+    def _table(self, family: str, name: str) -> pa.Table | None:
+        """A segment; None if it was compacted away, is damaged or has another schema."""
+        try:
+            table = self._folder.read_table(name)
+        except (OSError, pa.ArrowException):
+            return None
+        types = {field.name: field.type for field in table.schema}
+        needed = _STEP_SCHEMA if family == STEPS else _STAMPED
+        ours = (
+            len(types) == len(table.schema)  # no name is there twice
+            and all(types.get(f.name) == f.type for f in needed)
+            and all(table[f.name].null_count == 0 for f in needed)
+            and (family == STEPS or all(t in _CELL.get(name, (t,)) for name, t in types.items()))
+        )
+        return table if ours else None
 
     def _segments(self, family: str) -> list[str]:
-        names = [name for name, _ in self._folder.files() if name.endswith(f".{family}")]
+        try:
+            names = [name for name, _ in self._folder.files() if name.endswith(f".{family}")]
+        except NotADirectoryError:  # a file has its name
+            return []
         return sorted(names, reverse=True)
 
     # -- writing ---------------------------------------------------------------------------------
@@ -128,12 +151,12 @@ class Index:
         """Write one segment in place of the given ones: the newest entry of each step."""
         tables, seen = [], set[str]()
         for name in names:
-            try:
-                table = self._folder.read_table(name)
-            except (OSError, pa.ArrowException):
+            table = self._table(family, name)
+            if table is None:
                 continue
             addresses = table["address"].to_pylist()
-            tables.append(table.filter(pa.array([a not in seen for a in addresses])))
+            fresh = pa.array([a not in seen for a in addresses], pa.bool_())
+            tables.append(table.filter(fresh))
             seen.update(addresses)
         if not tables:  # another driver has just written all of them into one
             return

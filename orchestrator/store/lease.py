@@ -16,21 +16,49 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import socket
 import threading
 import time
 import uuid
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Annotated
 
+from pydantic import Field
+from pydantic_core import to_json
+
+from jobs import records
 from jobs.storage.folder import Folder
 from orchestrator.errors import StoreError
 
 BEAT_SECONDS = 10.0
 EXPIRE_SECONDS = 60.0
 CLAIMS, BEATS = "claims", "beats"
+
+
+@dataclass(frozen=True)
+class _Claim:
+    """A claim's file. A file that is none of these is a claim too; it ends when it expires."""
+
+    address: str
+    pid: Annotated[int, Field(gt=0, lt=2**31)]
+    host: str | None = None
+    boot: str | None = None
+    pids: str | None = None
+
+    def dead(self) -> bool:
+        """Whether its process is known to be gone."""
+        if any(getattr(self, name) != value for name, value in _here().items()):
+            return False
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            return False
+        return False
 
 
 class Leases:
@@ -42,7 +70,6 @@ class Leases:
         self._root = root / ".leases"
         self._beat, self._expire = beat, expire
         self._owner = uuid.uuid4().hex
-        self._who = {**_here(), "pid": os.getpid()}
         self._held: set[str] = set()
         self._beaten = float("-inf")  # by this host's clock, which runs during sleep too
         self._lock = threading.Lock()
@@ -54,7 +81,7 @@ class Leases:
         """Try to get the step's lease, without waiting; return whether this driver has it."""
         bucket, mark = _bucket(address)
         folder, mine = self._root / bucket, f"{mark}.{self._owner}"
-        claim = json.dumps({**self._who, "address": address}).encode()
+        claim = to_json(_Claim(**_here(), pid=os.getpid(), address=address))
         try:
             with self._lock:
                 if time.time() - self._beaten >= self._beat:
@@ -104,7 +131,8 @@ class Leases:
         alive = False
         for name, written in times.items():
             beaten = max(written, beats.get(name.partition(".")[2], written))
-            if (now - beaten).total_seconds() > self._expire or _dead(folder, name):
+            claim = records.find(folder, name, _Claim)
+            if (now - beaten).total_seconds() > self._expire or (claim and claim.dead()):
                 folder.delete(name)
             else:
                 alive = True
@@ -128,10 +156,9 @@ def living(root: Folder) -> set[str]:
     now, found = datetime.now(UTC), set[str]()
     for name, written in _times(claims).items():
         beaten = max(written, beats.get(name.partition(".")[2], written))
-        if (now - beaten).total_seconds() > EXPIRE_SECONDS or _dead(claims, name):
-            continue
-        with contextlib.suppress(OSError, ValueError, KeyError):  # released meanwhile
-            found.add(str(claims.read_json(name)["address"]))
+        claim = records.find(claims, name, _Claim)  # none if it was released meanwhile
+        if claim and (now - beaten).total_seconds() <= EXPIRE_SECONDS and not claim.dead():
+            found.add(claim.address)
     return found
 
 
@@ -154,23 +181,6 @@ def _times(folder: Folder) -> dict[str, datetime]:
         and info.type == pafs.FileType.File
         and not info.path.endswith(".partial")  # a local file that is still being written
     }
-
-
-def _dead(folder: Folder, name: str) -> bool:
-    """Whether a claim's process is known to be gone."""
-    try:
-        claim = json.loads(folder.read_bytes(name))
-    except (OSError, ValueError):
-        return False
-    if any(claim.get(name) != value for name, value in _here().items()):
-        return False
-    try:
-        os.kill(int(claim["pid"]), 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return False
 
 
 def _here() -> dict[str, str]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic_core import to_json
 
-FORMAT = 1
+from jobs import records
+
+FORMAT: Literal[1] = 1
 MANIFEST = "manifest.json"
 ERROR = "error.txt"  # in a step's scratch: the traceback of its last failure, its sentence last
 
@@ -23,20 +27,39 @@ class FileRecord(BaseModel):
     sha256: str
 
 
+def _with_spec(fields: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(fields.get("spec", {}), dict):
+        raise ValueError("spec is not a mapping")
+    return fields
+
+
+def _with_times(provenance: dict[str, Any]) -> dict[str, Any]:
+    for name in ("started", "finished"):
+        moment = provenance.get(name, "2000-01-01")
+        if not isinstance(moment, str):
+            raise ValueError(f"{name} is not a time")
+        datetime.fromisoformat(moment)
+    if type(provenance.get("seconds", 0.0)) not in (int, float):
+        raise ValueError("seconds is not a number")
+    return provenance
+
+
 class Manifest(BaseModel):
     """The record of a step's finished output."""
 
     model_config = ConfigDict(frozen=True)
 
-    format: int = FORMAT
+    format: Literal[1] = FORMAT
     address: str
     kind: str
     fingerprint: str  # sha256 of `fields` in canonical JSON
-    fields: dict[str, Any]  # what bears identity: spec, protocol, fingerprints of the inputs
+    # What bears identity: spec, protocol, fingerprints of the inputs.
+    fields: Annotated[dict[str, Any], AfterValidator(_with_spec)]
     files: dict[str, FileRecord]  # name below the step's folder -> size and digest
     counts: dict[str, int]  # rows read, kept, skipped and why
     metrics: dict[str, float]  # summary numbers
-    provenance: dict[str, Any]  # versions, commit, argv, host, times; never bears identity
+    # Versions, commit, argv, host, times; never bears identity.
+    provenance: Annotated[dict[str, Any], AfterValidator(_with_times)]
 
 
 CELL_TABLE = "cell.parquet"  # the one file of a step whose rows the index has too
@@ -44,6 +67,16 @@ CELL_TABLE = "cell.parquet"  # the one file of a step whose rows the index has t
 
 Stamp = tuple[int, int]
 """Size in bytes and time of writing in nanoseconds of a manifest, by the store."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the short form keeps of a manifest as JSON."""
+
+    counts: Mapping[str, int]
+    metrics: Mapping[str, float]
+    files: Sequence[str]
+    seconds: float = 0.0  # older indices lack it
 
 
 class Record(NamedTuple):
@@ -59,47 +92,43 @@ class Record(NamedTuple):
     @staticmethod
     def of(manifest: Manifest) -> Record:
         """The short form of a manifest."""
-        facts = {
-            "counts": manifest.counts,
-            "metrics": manifest.metrics,
-            "files": sorted(manifest.files),
-            "seconds": manifest.provenance.get("seconds", 0.0),
-        }
+        facts = Facts(
+            manifest.counts,
+            manifest.metrics,
+            sorted(manifest.files),
+            float(manifest.provenance.get("seconds", 0.0)),
+        )
         return Record(
             manifest.address,
             manifest.kind,
             manifest.fingerprint,
             str(manifest.provenance.get("finished", "")),
             sum(file.bytes for file in manifest.files.values()),
-            json.dumps(facts, separators=(",", ":")),
+            to_json(asdict(facts)).decode(),
         )
 
     @property
     def counts(self) -> Mapping[str, int]:
         """Rows read, kept, skipped and why."""
-        counts: dict[str, int] = _parsed(self.facts)["counts"]
-        return counts
+        return parsed(self.facts).counts
 
     @property
     def metrics(self) -> Mapping[str, float]:
         """The step's summary numbers."""
-        metrics: dict[str, float] = _parsed(self.facts)["metrics"]
-        return metrics
+        return parsed(self.facts).metrics
 
     @property
     def seconds(self) -> float:
         """From the step's start to its end; 0 if the manifest has no times."""
-        seconds: float = _parsed(self.facts).get("seconds", 0.0)  # older indices lack it
-        return seconds
+        return parsed(self.facts).seconds
 
     @property
     def files(self) -> Sequence[str]:
         """Names of the step's files."""
-        files: list[str] = _parsed(self.facts)["files"]
-        return files
+        return parsed(self.facts).files
 
 
 @lru_cache(maxsize=1024)
-def _parsed(facts: str) -> dict[str, Any]:
-    parsed: dict[str, Any] = json.loads(facts)
-    return parsed
+def parsed(facts: str) -> Facts:
+    """The facts of a record's JSON. Raises ValueError when it is broken."""
+    return records.parse(facts, Facts)

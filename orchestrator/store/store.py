@@ -19,10 +19,10 @@ import os
 import uuid
 from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
+from jobs import records
 from jobs.contract import Outcome, Work
 from jobs.storage.folder import Folder
 from orchestrator.errors import StoreError
@@ -39,6 +39,17 @@ if TYPE_CHECKING:
 READERS = 16  # manifests or tables that are read from an object store at once
 
 
+IDENTITY = "store.json"
+
+
+@dataclass(frozen=True)
+class _Identity:
+    """The record of the store itself."""
+
+    format: int
+    id: str
+
+
 class Store:
     """Step outputs under one root."""
 
@@ -47,27 +58,39 @@ class Store:
 
     @property
     def identity(self) -> str:
-        """The store's own id, made at its first write; empty before."""
-        if not self.root.exists("store.json"):
-            return ""
-        return str(self.root.read_json("store.json")["id"])
+        """The store's own id, made at its first write; empty before. StoreError if it is broken."""
+        found = self._identity()
+        return found.id if found else ""
+
+    def _identity(self) -> _Identity | None:
+        try:
+            return records.read(
+                self.root,
+                IDENTITY,
+                _Identity,
+                "delete it: the next sweep makes a new one and keeps all results, and `nml-orch "
+                "sync` then writes all runs to MLflow again",
+            )
+        except FileNotFoundError:
+            return None
+        except records.RecordError as error:
+            raise StoreError(str(error)) from None
 
     def prepare(self) -> None:
         """Create the root if needed and check that it can be written; StoreError otherwise."""
         try:
-            if self.root.exists("store.json"):
-                found = self.root.read_json("store.json")["format"]
-                if found != FORMAT:
+            if (found := self._identity()) is not None:
+                if found.format != FORMAT:
                     raise StoreError(
-                        f"storage {self.root.uri} has format {found}, this version reads {FORMAT}; "
-                        f"name another folder with --set storage=PATH"
+                        f"storage {self.root.uri} has format {found.format}, this version reads "
+                        f"{FORMAT}; name another folder with --set storage=PATH"
                     )
                 trial = f".writable-{uuid.uuid4().hex}"  # another driver may be trying too
                 self.root.write_bytes(trial, b"")
                 self.root.delete(trial)
             else:
-                self.root.write_json("store.json", {"format": FORMAT, "id": uuid.uuid4().hex})
-        except (OSError, ValueError, KeyError) as error:
+                self.root.write_json(IDENTITY, asdict(_Identity(FORMAT, uuid.uuid4().hex)))
+        except (OSError, ValueError) as error:
             message = redact(f"storage {self.root.uri} cannot be written ({_reason(error)})")
             raise StoreError(
                 f"{message}; name a folder you may write to with --set storage=PATH"
@@ -105,18 +128,20 @@ class Store:
 
     def manifest(self, address: str) -> Manifest | None:
         """The record of a committed step; None if it is unfinished or absent."""
+        remedy = "delete that folder to have the step redone"
         try:
             with self.reading(f" at {address}"):
-                data = self.output(address).read_bytes(MANIFEST)
+                found = records.read(self.output(address), MANIFEST, Manifest, remedy)
         except FileNotFoundError:
             return None
-        try:
-            return Manifest.model_validate_json(data)
-        except ValidationError as error:
+        except records.RecordError as error:
+            raise StoreError(str(error)) from None
+        if found.address != address:
             raise StoreError(
-                f"{self.output(address).uri}/{MANIFEST} is not a manifest of this version; "
-                f"delete that folder to have the step redone"
-            ) from error
+                f"{(self.output(address) / MANIFEST).uri} is the manifest of {found.address}; "
+                f"{remedy}"
+            )
+        return found
 
     def stamp(self, address: str) -> Stamp | None:
         """Size and modification time of a step's manifest; None if there is none."""

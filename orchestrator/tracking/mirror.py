@@ -24,8 +24,8 @@ from orchestrator.store.manifest import Manifest
 from orchestrator.store.provenance import redact
 from orchestrator.store.store import Store
 from orchestrator.tracking import mlflow
-from orchestrator.tracking.mlflow import Mirror, SweepRecord
-from orchestrator.tracking.runs import CellGroup, RunViews, group_of, groups
+from orchestrator.tracking.mlflow import Mirror
+from orchestrator.tracking.runs import CellGroup, RunViews, SweepRecord, group_of, groups
 
 RETRY_SECONDS = 15.0  # between two calls to a server that does not answer
 
@@ -62,6 +62,7 @@ class Tracker:
         try:
             if record is None:
                 return not self.down
+            self._mirror = None  # MLflow's pages may have changed its runs during the sweep
             mirror = self._open()
             if mirror is None:
                 return False

@@ -11,15 +11,17 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.errors import NmlError
 from orchestrator.step.address import SweepAddress
 from orchestrator.store.provenance import redact
-from orchestrator.tracking.runs import Data, RunView, step_unit
+from orchestrator.tracking import sqlite
+from orchestrator.tracking.runs import Data, RunView, SweepRecord, step_unit
 from orchestrator.tracking.server import check_answers, named
 
 if TYPE_CHECKING:
@@ -28,8 +30,6 @@ if TYPE_CHECKING:
 BATCH = 900  # metrics in one call; the server's limit is 1,000
 VIEW = "workflowType=machine_learning"  # of a page's address
 KIND_TAG = "mlflow.experimentKind"
-NOTE = 7500  # characters of a description; a tag holds 8,000
-NOTES = ("verdicts.md", "report.md")  # a report's file for the description, best first
 _SETTINGS = {
     # With MLflow's own settings, one call to a dead server blocks for minutes.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
@@ -39,27 +39,6 @@ _SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "GIT_PYTHON_REFRESH": "quiet",
 }
-
-
-@dataclass(frozen=True)
-class SweepRecord:
-    """What the parent run shows: one value for each metric and noise level, and files."""
-
-    fingerprint: str  # of the report; if MLflow has the same, nothing is logged again
-    points: tuple[tuple[str, float, float], ...]  # metric, noise level in percent, value
-    folder: Path  # files to keep as artifacts
-    status: str  # "done", or "incomplete" while cells are missing
-    data: Sequence[Data] = ()  # the corpora that its steps read
-
-    @property
-    def note(self) -> str:
-        """The run's description in Markdown: a file of the report, cut at a line's end."""
-        for name in NOTES:
-            path = self.folder / name
-            if path.is_file():
-                text = path.read_text(encoding="utf-8")
-                return text if len(text) <= NOTE else text[:NOTE].rpartition("\n")[0] + "\n\n..."
-        return ""
 
 
 @dataclass
@@ -85,33 +64,19 @@ class Mirror:
 
     def open(self) -> None:
         """Find or make the experiment and the parent run, and list the runs that MLflow has."""
-        for name, value in _SETTINGS.items():
-            os.environ.setdefault(name, value)
-        check_answers(self.uri)
-        from mlflow import MlflowClient
-
-        _quiet_loggers()
-        self.client = MlflowClient(tracking_uri=self.uri)
-        experiment = self.client.get_experiment_by_name(self.name)
-        if experiment is None:
-            location = None
-            if self.uri.startswith("sqlite:////"):
-                database = Path(self.uri.removeprefix("sqlite:///"))
-                location = (database.parent / "mlartifacts" / self.name).as_uri()
-            self.experiment_id = self.client.create_experiment(self.name, location)
-        else:
-            if experiment.lifecycle_stage == "deleted":
-                self.client.restore_experiment(experiment.experiment_id)
-            self.experiment_id = experiment.experiment_id
+        self.client = _connect(self.uri)
+        self.experiment_id = self._experiment()
         # Without this tag, the pages open with views for language-model applications.
         self.client.set_experiment_tag(self.experiment_id, KIND_TAG, "custom_model_development")
-        self.children = {}
+        self.children, self.parent_id, self.parent_fingerprint = {}, "", ""
+        parents: dict[str, str] = {}
         for run in self._runs():
             tags = run.data.tags
             if tags.get("nml.kind") == "sweep":
                 self.parent_id = run.info.run_id
                 self.parent_fingerprint = tags.get("nml.fingerprint", "")
             elif "nml.address" in tags:
+                parents[run.info.run_id] = tags.get("mlflow.parentRunId", "")
                 self.children[tags["nml.address"]] = _Child(
                     run.info.run_id,
                     tags.get("nml.fingerprint", ""),
@@ -120,6 +85,28 @@ class Mirror:
                 )
         if not self.parent_id:
             self.parent_id = self._new_parent()
+        for run_id, parent in parents.items():
+            if parent != self.parent_id:  # it was deleted, or replaced by a sweep that was stopped
+                self.client.set_tag(run_id, "mlflow.parentRunId", self.parent_id)
+
+    def _experiment(self) -> str:
+        """The id of the experiment, made or restored if need be."""
+        from mlflow.exceptions import MlflowException
+
+        experiment = self.client.get_experiment_by_name(self.name)
+        if experiment is None:
+            database = sqlite.path_of(self.uri)
+            folder = database.parent / "mlartifacts" / self.name if database else None
+            location = folder.as_uri() if folder else None
+            try:
+                return str(self.client.create_experiment(self.name, location))
+            except MlflowException:  # another sweep may have made it meanwhile
+                experiment = self.client.get_experiment_by_name(self.name)
+                if experiment is None:
+                    raise
+        if experiment.lifecycle_stage == "deleted":
+            self.client.restore_experiment(experiment.experiment_id)
+        return str(experiment.experiment_id)
 
     def _runs(self) -> Iterable[Any]:
         token = None
@@ -314,6 +301,8 @@ def error_kind(error: Exception) -> str:
 
 def error_message(error: Exception, uri: str) -> str:
     """What went wrong, with the reason: MLflow's fault or a defect of our own."""
+    if isinstance(error, NmlError):
+        return str(error)
     where = named(uri)
     message = {
         "unreachable": f"MLflow at {where} does not answer",
@@ -358,11 +347,32 @@ def _milliseconds(moment: str) -> int:
     return int(datetime.fromisoformat(moment).timestamp() * 1000)
 
 
+def _connect(uri: str) -> MlflowClient:
+    """A client of a server or database; makes the database. TrackingError if its file is no use."""
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
+    check_answers(uri)
+    from mlflow import MlflowClient
+
+    _quiet_loggers()
+    if (path := sqlite.path_of(uri)) is not None:
+        from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+        with sqlite.alone(path):
+            sqlite.check(path)
+            # MLflow writes the artifacts' path into its SQL; a URI has no quotes or colons.
+            SqlAlchemyStore(uri, (path.parent / "mlartifacts").as_uri())
+            sqlite.remove_stray(uri, path)
+    return MlflowClient(tracking_uri=uri)
+
+
 def _quiet_loggers() -> None:
     import logging
 
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    if not os.environ.get("NML_DEBUG"):  # the caller tells the error, in a sentence
+        logging.getLogger("mlflow.store").setLevel(logging.CRITICAL)
 
 
 def pages(uri: str, host: str) -> dict[str, str]:
@@ -371,13 +381,7 @@ def pages(uri: str, host: str) -> dict[str, str]:
     Raises what the client raises. MLflow's front page shows views for language-model traces; these
     links do not.
     """
-    for name, value in _SETTINGS.items():
-        os.environ.setdefault(name, value)
-    check_answers(uri)
-    from mlflow import MlflowClient
-
-    _quiet_loggers()
-    client = MlflowClient(tracking_uri=uri)
+    client = _connect(uri)
     found: dict[str, str] = {}
     for experiment in client.search_experiments(max_results=50):
         if experiment.name == "Default":

@@ -16,6 +16,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -40,6 +41,8 @@ from orchestrator.store.store import Store
 CURVE_POINTS = 200  # a curve is thinned to this many points
 CURVES = ("curves.parquet", "telemetry.parquet")  # files of (metric, step, value) rows
 DIGEST = 12  # characters of a fingerprint that identify a data set
+NOTE = 7500  # characters of a description; a tag holds 8,000
+NOTES = ("verdicts.md", "report.md")  # a report's file for the description, best first
 PARAMS = 100  # the most that a server accepts in one call
 LABELS = ("noise", "seed", "encoder", "method", "images")
 CELLS_PROTOCOL = 1  # raised when the contents of the cells' runs change
@@ -78,6 +81,27 @@ class RunView:
     makes_model: bool = False
     commit: str = ""  # of the code
     files: Mapping[str, bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SweepRecord:
+    """What the parent run shows: one value for each metric and noise level, and files."""
+
+    fingerprint: str  # of the report; if MLflow has the same, nothing is logged again
+    points: tuple[tuple[str, float, float], ...]  # metric, noise level in percent, value
+    folder: Path  # files to keep as artifacts
+    status: str  # "done", or "incomplete" while cells are missing
+    data: Sequence[Data] = ()  # the corpora that its steps read
+
+    @property
+    def note(self) -> str:
+        """The run's description in Markdown: a file of the report, cut at a line's end."""
+        for name in NOTES:
+            path = self.folder / name
+            if path.is_file():
+                text = path.read_text(encoding="utf-8")
+                return text if len(text) <= NOTE else text[:NOTE].rpartition("\n")[0] + "\n\n..."
+        return ""
 
 
 @dataclass(frozen=True)

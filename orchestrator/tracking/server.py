@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from jobs.reach import database_fault, web_fault
 from orchestrator.store.provenance import redact
+from orchestrator.tracking import sqlite
 
 VARIABLE = "MLFLOW_TRACKING_URI"
 
@@ -14,9 +14,7 @@ VARIABLE = "MLFLOW_TRACKING_URI"
 def resolve_uri(configured: str | None) -> str:
     """The tracking URI: the experiment's, else the environment's, else a database here."""
     uri = configured or os.environ.get(VARIABLE) or "sqlite:///mlflow.db"
-    if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
-        return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).absolute()}"
-    return uri
+    return sqlite.absolute(uri)
 
 
 def named(uri: str) -> str:

@@ -18,12 +18,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 
 import safetensors.torch
 import torch
 
+from jobs import records
 from jobs.contract import Outcome, StageError, Work
 from jobs.corpus.shards import Index
 from jobs.encoders.encoder import Encoder, load, save, weights_bytes
@@ -34,6 +36,7 @@ from jobs.tuning.class_mapping import ClassMapping
 from jobs.tuning.finetune.images import Images, Source, TestImages
 from jobs.tuning.finetune.model import AdaptedEncoder
 from jobs.tuning.finetune.train import (
+    BrokenStateError,
     EpochNumbers,
     FineTuning,
     State,
@@ -60,6 +63,15 @@ from jobs.tuning.write import Tested, read_head, record, record_transfer
 
 ADAPTER = "adapter.safetensors"
 ADAPTER_CARD = "adapter.json"
+
+
+@dataclass(frozen=True)
+class _AdapterCard:
+    """The record beside an adapter's weights."""
+
+    rank: int
+    encoder_weights_sha256: str  # of the encoder that it adapts
+    weights_sha256: str
 
 
 @dataclass(frozen=True)
@@ -122,7 +134,8 @@ class Cell:
             ViewSettings(seen.views, self.scope, seen.precision),
             seed=step.seed,
         )
-        if self.work.scratch.exists(state_name(number)):
+        # A state that is damaged, or not there, is trained again.
+        with suppress(FileNotFoundError, IsADirectoryError, BrokenStateError):
             tuning.restore(self.work.scratch.read_bytes(state_name(number)))
         return tuning
 
@@ -265,11 +278,11 @@ def _write_adapted(work: Work, adapted: AdaptedEncoder) -> None:
     work.output.write_bytes(ADAPTER, weights)
     work.output.write_json(
         ADAPTER_CARD,
-        {
-            "rank": adapted.method.rank,
-            "encoder_weights_sha256": card.weights_sha256,
-            "weights_sha256": hashlib.sha256(weights).hexdigest(),
-        },
+        asdict(
+            _AdapterCard(
+                adapted.method.rank, card.weights_sha256, hashlib.sha256(weights).hexdigest()
+            )
+        ),
     )
 
 
@@ -298,14 +311,16 @@ def _adapted_state(head: Folder, adapted: AdaptedEncoder) -> Mapping[str, torch.
     try:
         if adapted.method.adapt == "ft":
             return load(head).model.state_dict()
-        card_json, weights = head.read_json(ADAPTER_CARD), head.read_bytes(ADAPTER)
+        remedy = "delete that cell's folder and run it again"
+        adapter = records.read(head, ADAPTER_CARD, _AdapterCard, remedy)
+        weights = head.read_bytes(ADAPTER)
     except FileNotFoundError as error:
         raise StageError(f"{head.uri} holds no adapted encoder ({error}); run it again") from error
-    if hashlib.sha256(weights).hexdigest() != card_json["weights_sha256"]:
+    if hashlib.sha256(weights).hexdigest() != adapter.weights_sha256:
         raise StageError(
             f"{head.uri}/{ADAPTER} is not the file that {ADAPTER_CARD} names; run that cell again"
         )
-    if card_json["encoder_weights_sha256"] != card.weights_sha256:
+    if adapter.encoder_weights_sha256 != card.weights_sha256:
         raise StageError(
             f"{head.uri} adapts another encoder than {card.model} with weights "
             f"{card.weights_sha256[:12]}; run that cell again"

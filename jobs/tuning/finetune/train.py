@@ -18,10 +18,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import pyarrow as pa
+import safetensors
 import safetensors.torch
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
 
+from jobs.contract import StageError
 from jobs.features.spec import Precision
 from jobs.images.pixels import unit_range
 from jobs.images.spec import Views
@@ -235,6 +238,19 @@ class FineTuning:
         yield from ((f"head.{name}", p) for name, p in self.adapted.head.items())
 
 
+_EPOCHS = TypeAdapter(tuple[EpochNumbers, ...])
+
+
+class BrokenStateError(StageError):
+    """A configuration's state file is damaged."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            f"the state of a configuration is damaged ({reason}); delete the cell's folder in "
+            f".scratch and run the cell again"
+        )
+
+
 @dataclass(frozen=True)
 class State:
     """A configuration's state file, read."""
@@ -246,25 +262,28 @@ class State:
 
     @staticmethod
     def read(data: bytes) -> State:
-        """Parse what `FineTuning.save` gave; nothing is unpickled."""
-        tensors = safetensors.torch.load(data)
+        """Parse what `FineTuning.save` gave; nothing is unpickled. Raises BrokenStateError."""
+        history = history_of(data)
+        try:
+            tensors = safetensors.torch.load(data)
+        except safetensors.SafetensorError as error:
+            raise BrokenStateError(str(error)) from None
 
         def below(prefix: str) -> dict[str, Tensor]:
             return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
-        history = tuple(EpochNumbers(**epoch) for epoch in json.loads(_metadata(data)[_HISTORY]))
         return State(below("encoder."), below("head."), below("adamw."), history)
 
 
 def history_of(data: bytes) -> tuple[EpochNumbers, ...]:
-    """The epochs in a state file, without its tensors."""
-    return tuple(EpochNumbers(**epoch) for epoch in json.loads(_metadata(data)[_HISTORY]))
-
-
-def _metadata(data: bytes) -> dict[str, str]:
+    """The epochs in a state file, without its tensors. Raises BrokenStateError."""
     length = int.from_bytes(data[:8], "little")  # the format: header size, JSON header, tensors
-    metadata: dict[str, str] = json.loads(data[8 : 8 + length])["__metadata__"]
-    return metadata
+    try:
+        history = json.loads(data[8 : 8 + length])["__metadata__"][_HISTORY]
+        # Not `jobs.records`: the loss of a configuration that failed is NaN.
+        return _EPOCHS.validate_json(history, strict=True)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise BrokenStateError(f"its header is broken: {type(error).__name__}") from None
 
 
 @torch.no_grad()

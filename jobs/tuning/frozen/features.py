@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
+from jobs import records
 from jobs.contract import StageError
 from jobs.storage.folder import Folder
 from jobs.tuning.rows import Labelled, PartName, Samples, TaskRows
@@ -62,11 +63,11 @@ def file_name(part: PartName) -> str:
 
 def read_classes(folder: Folder) -> tuple[str, ...]:
     """The corpus's class names, in label order; none where its labels are numbers."""
+    remedy = "delete its folder and extract its features again"
     try:
-        names = folder.read_json("classes.json")
+        return records.read(folder, "classes.json", tuple[str, ...], remedy)
     except FileNotFoundError:
         raise StageError(_missing(folder, "classes.json")) from None
-    return tuple(str(name) for name in names)
 
 
 def read_part(folder: Folder, part: PartName) -> Part:

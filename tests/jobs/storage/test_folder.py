@@ -7,7 +7,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from jobs.storage import s3
 from jobs.storage.folder import Folder
 
 
@@ -44,3 +47,39 @@ def test_a_compressed_file_is_not_decompressed(tmp_path: Path) -> None:
         assert (tmp_path / "t.csv.gz").read_bytes() == packed
         assert folder.read_bytes("t.csv.gz") == packed
         assert folder.sha256("t.csv.gz") == hashlib.sha256(packed).hexdigest()
+
+
+NAMES = st.text("ab %#?&'\":;=+\\~\u00e9\u6570{}[]*$", min_size=1, max_size=30)
+
+
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(names=st.lists(NAMES, min_size=1, max_size=3))
+def test_a_local_folder_may_have_any_name(tmp_path: Path, names: list[str]) -> None:
+    path = tmp_path.joinpath(*names)
+    for folder in (
+        Folder.of(path),
+        Folder.of(path.as_uri()),
+        Folder.of(tmp_path) / "/".join(names),
+    ):
+        folder.write_json("a %20?.json", [1])
+        assert (path / "a %20?.json").is_file()
+        assert dict(folder.files()).keys() == {"a %20?.json"}
+        folder.write_table("t#.parquet", pa.table({"x": [1]}))
+        assert folder.read_table("t#.parquet").num_rows == 1
+        assert Folder.holding(f"{path}/t#.parquet") == (Folder(str(path)), "t#.parquet")
+        folder.delete()
+        assert not path.exists()
+
+
+def test_a_local_path_may_look_like_a_uri_further_on(tmp_path: Path) -> None:
+    folder = Folder(f"{tmp_path}/a://b")
+    assert folder.is_local
+    folder.write_bytes("x", b"1")
+    assert (tmp_path / "a:" / "b" / "x").read_bytes() == b"1"
+
+
+def test_a_bucket_path_may_have_any_characters(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = {}
+    monkeypatch.setattr(s3, "_client", lambda bucket, query: opened.update({bucket: query}))
+    _, path = s3.open_s3("s3://bucket/a %20#b/c\u00e9/?region=x")
+    assert (path, opened) == ("bucket/a %20#b/c\u00e9", {"bucket": "region=x"})

@@ -3,7 +3,15 @@
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from unittest import mock
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator import cluster
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -16,6 +24,44 @@ try:
 except Exception as error:
     print(type(error).__name__, ray.is_initialized())
 """
+
+
+IN_SESSION = """
+import tempfile
+from orchestrator import cluster
+with cluster.session(cpus=1):
+    import ray
+    print(ray.get(ray.remote(tempfile.gettempdir).remote()))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["x" * 90, "a b %20 #\u00e9"])
+def test_ray_starts_whatever_the_temporary_folder_is_called(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / name
+    folder.mkdir()
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    done = subprocess.run(
+        [sys.executable, "-c", IN_SESSION],
+        env={**clean, "PYTHONPATH": str(ROOT), "TMPDIR": str(folder)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "/tmp\n", done.stderr
+    assert f"TMPDIR={folder} is too long or has special characters" in done.stderr
+
+
+@given(
+    name=st.sampled_from(["TMPDIR", "RAY_TMPDIR"]), folder=st.text("ab/ \u00e9%#?'.-_", max_size=90)
+)
+def test_a_temporary_folder_is_kept_if_sockets_fit_in_it(name: str, folder: str) -> None:
+    before = tempfile.tempdir
+    with mock.patch.dict(os.environ, {name: folder}):
+        cluster._use_short_folders()
+        fits = len(folder.encode()) <= 36 and not set(folder) & set(" \u00e9%#?'")
+        assert os.environ[name] == (folder if fits else "/tmp")
+    tempfile.tempdir = before
 
 
 def test_a_call_outside_a_session_starts_no_ray() -> None:

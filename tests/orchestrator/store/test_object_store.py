@@ -15,6 +15,7 @@ from moto.server import ThreadedMotoServer
 
 import synthetic
 from commands import free_port
+from jobs import records
 from jobs.contract import Work
 from jobs.corpus.readers import reader_of
 from jobs.corpus.spec import TableReader
@@ -25,7 +26,6 @@ from jobs.encoders.spec import EncoderStep, FileEncoder, GivenEncoder
 from jobs.features.given import import_features
 from jobs.features.spec import GivenStep
 from jobs.noise.files import Source
-from jobs.pretrain.job import _read
 from jobs.storage.folder import Folder
 from jobs.tasks import registry
 from orchestrator.experiment import load as experiment
@@ -147,7 +147,7 @@ def test_progress_that_is_written_while_it_is_read_is_whole_or_not_there(bucket:
     writing.start()
     found = []
     while writing.is_alive():
-        found.append(_read(bucket, "p.json"))
+        found.append(records.find(bucket, "p.json", dict[str, str]))
     whole = [one for one in found if one is not None]
     assert whole
     assert {len(one["words"]) for one in whole} <= set(lengths)

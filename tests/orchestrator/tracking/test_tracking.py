@@ -21,8 +21,7 @@ from orchestrator.store import provenance
 from orchestrator.store.manifest import Manifest
 from orchestrator.store.store import Store
 from orchestrator.tracking.mirror import Tracker, sync
-from orchestrator.tracking.mlflow import SweepRecord
-from orchestrator.tracking.runs import group_of, groups, step_unit
+from orchestrator.tracking.runs import SweepRecord, group_of, groups, step_unit
 from orchestrator.tracking.server import resolve_uri
 
 POINTS = (("id/lp/accuracy", 0.0, 90.0), ("id/lp/accuracy", 10.0, 85.0))
@@ -288,16 +287,6 @@ def test_two_stores_may_share_a_server(small: Plan, store: Store, tmp_path: Path
     mirror_all(small, store, uri, []).close(record(tmp_path))
     mirror_all(small, other, uri, []).close(record(tmp_path))
     assert set(addresses(uri).values()) == {2}
-
-
-def test_a_tracking_store_that_cannot_be_opened_prints_one_line(
-    small: Plan, store: Store, tmp_path: Path
-) -> None:
-    (tmp_path / "mlflow.db").write_bytes(b"this is not a database, " * 100)
-    messages: list[str] = []
-    assert not mirror_all(small, store, database(tmp_path), messages).close(record(tmp_path))
-    assert len(messages) == 1
-    assert "nml-orch sync" in messages[0]
 
 
 @pytest.mark.skipif(
