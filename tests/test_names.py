@@ -22,7 +22,7 @@ FILES = (
 
 SHORT = [
     *TINY[2:],
-    *("--noise", "20", "--set", "tasks=[digits]", "--set", "pretrain.recipe.schedule.epochs=1"),
+    *("--noise", "20", "--set", "tasks=[digits]", "--set", "pretrain.recipe.schedule.epochs=2"),
     *("--set", "tuning.configurations=1", "--set", "tuning.epochs=1"),
 ]
 

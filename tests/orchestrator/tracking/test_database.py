@@ -19,8 +19,9 @@ from orchestrator.plan.plan import Plan
 from orchestrator.store.store import Store
 from orchestrator.tracking import sqlite
 from orchestrator.tracking.mirror import Tracker, sync
-from orchestrator.tracking.mlflow import pages, resolve_uri
+from orchestrator.tracking.mlflow import pages
 from orchestrator.tracking.runs import SweepRecord
+from orchestrator.tracking.server import resolve_uri
 from synthetic import fill
 
 AWKWARD = "a %20b %2F?c#d \u00e9 '\" :x &+=;"
