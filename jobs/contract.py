@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import json
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, StringConstraints
 
 from jobs.storage.folder import Folder
 
@@ -51,19 +50,6 @@ class Spec(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_truth_values(cls, data: Any) -> Any:
-        """Refuse true and false where they would become 1 and 0."""
-        for name, value in data.items() if isinstance(data, dict) else ():
-            if _truth_value(value) is not None and not _takes_truth_values(cls, name):
-                found = str(_truth_value(value)).lower()
-                raise ValueError(
-                    f"{name} is {found}, which is neither a number nor text; put it in quotes if "
-                    f"it is a word"
-                )
-        return data
 
     protocol: ClassVar[int] = 1  # of a step's spec: raised when its stage's results change meaning
 
@@ -108,24 +94,54 @@ class Spec(BaseModel):
         return self.model_copy(update=changed) if changed else self
 
 
+def truth_value_fault(models: Sequence[type[Spec]], data: Any, within: str = "") -> str | None:
+    """One sentence if true or false stands where it would become 1 or 0; else None.
+
+    `data` is what one of the models is to be read from, `within` its dotted path and a dot.
+    """
+    for name, value in data.items() if isinstance(data, dict) else ():
+        kinds = [m.model_fields[name].annotation for m in models if name in m.model_fields]
+        found = _truth_value(value)
+        if found is not None and kinds and not any(map(_mentions_bool, kinds)):
+            return (
+                f"{within}{name} is {str(found).lower()}, which is neither a number nor text; put "
+                f"it in quotes if it is a word"
+            )
+        inner = [spec for kind in kinds for spec in specs_in(kind)]
+        # A mapping of names to specs has one level of keys more, which are no fields.
+        for path, item in _items(f"{within}{name}.", value, inner):
+            if (fault := truth_value_fault(inner, item, path)) is not None:
+                return fault
+    return None
+
+
+def _items(path: str, value: Any, inner: Sequence[type[Spec]]) -> Iterator[tuple[str, Any]]:
+    """The mappings in a field's value that may be specs of these types, with their paths."""
+    for item in value if isinstance(value, (list, tuple)) else (value,):
+        if not isinstance(item, dict) or not inner:
+            continue
+        yield path, item
+        for key, below in item.items():
+            if isinstance(below, dict) and not any(key in m.model_fields for m in inner):
+                yield f"{path}{key}.", below
+
+
 def _truth_value(value: Any) -> bool | None:
     """The value, or the first one in it, that is true or false."""
-    if isinstance(value, (list, tuple, dict)):
-        items = value.values() if isinstance(value, dict) else value
-        return next((item for item in items if isinstance(item, bool)), None)
+    if isinstance(value, (list, tuple)):
+        return next((item for item in value if isinstance(item, bool)), None)
     return value if isinstance(value, bool) else None
 
 
-@cache
-def _takes_truth_values(spec: type[Spec], field: str) -> bool:
-    info = spec.model_fields.get(field)
-    return info is None or _mentions_bool(info.annotation)
-
-
 def _mentions_bool(annotation: Any) -> bool:
-    if annotation in (bool, Any) or (isinstance(annotation, type) and issubclass(annotation, Spec)):
-        return True
-    return any(_mentions_bool(inner) for inner in get_args(annotation))
+    return annotation in (bool, Any) or any(map(_mentions_bool, get_args(annotation)))
+
+
+def specs_in(annotation: Any) -> list[type[Spec]]:
+    """The specs that a field's annotation names."""
+    if isinstance(annotation, type) and issubclass(annotation, Spec):
+        return [annotation]
+    return [spec for inner in get_args(annotation) for spec in specs_in(inner)]
 
 
 def _paths(value: Any, is_path: bool) -> Iterator[str]:

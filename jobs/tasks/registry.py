@@ -16,6 +16,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from jobs.contract import truth_value_fault
 from jobs.storage.folder import Folder
 from jobs.tasks.spec import Task
 
@@ -69,6 +70,8 @@ def _task_files(folders: Sequence[str | Path]) -> Mapping[str, Path]:
 
 def _parse(file: Path) -> Task:
     content = _with_tables(file, _read_yaml(file))
+    if (fault := truth_value_fault([Task], content)) is not None:
+        raise TaskError(f"{file}: {fault}")
     try:
         task = Task.model_validate(content)
     except ValidationError as error:

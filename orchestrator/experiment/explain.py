@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from typing import Any, get_args
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from jobs.contract import Spec
+from jobs.contract import Spec, specs_in
 
 
 def explain(error: ValidationError, model: type[Spec]) -> str:
@@ -71,7 +70,7 @@ def _field_path(model: type[Spec], location: tuple[int | str, ...]) -> list[str]
             spec
             for candidate in candidates
             if part in candidate.model_fields
-            for spec in _specs_in(candidate.model_fields[str(part)].annotation)
+            for spec in specs_in(candidate.model_fields[str(part)].annotation)
         ]
         candidates = inner or candidates
     return path
@@ -85,14 +84,8 @@ def _fields_at(model: type[Spec], path: list[str]) -> list[str]:
         for candidate in candidates:
             info = candidate.model_fields.get(name)
             if info is not None:
-                found += _specs_in(info.annotation)
+                found += specs_in(info.annotation)
             elif candidate.model_fields.get("objective") or candidate.model_fields.get("kind"):
                 found.append(candidate)  # a discriminator's tag in the path, not a field
         candidates = found or candidates
     return sorted({name for candidate in candidates for name in candidate.model_fields})
-
-
-def _specs_in(annotation: Any) -> list[type[Spec]]:
-    if isinstance(annotation, type) and issubclass(annotation, Spec):
-        return [annotation]
-    return [spec for inner in get_args(annotation) for spec in _specs_in(inner)]

@@ -15,6 +15,7 @@ import yaml
 from pydantic import ValidationError
 
 from jobs import strict_yaml
+from jobs.contract import truth_value_fault
 from orchestrator import EXPERIMENTS
 from orchestrator.errors import UserError
 from orchestrator.experiment import given_features
@@ -110,6 +111,8 @@ def load(
             raise UserError(f"--set {item}: the value is not valid YAML ({problem})") from error
     if task_folders:
         raw["task_folders"] = [*(raw.get("task_folders") or ()), *task_folders]
+    if (fault := truth_value_fault([Experiment], raw)) is not None:
+        raise UserError(f"{label}: {fault}")
     try:
         found = Experiment.model_validate(raw)
     except ValidationError as error:

@@ -34,10 +34,11 @@ CARD = EncoderCard(
     "timm", "resnet18", {"a": [1]}, ImageInput(size=8), ("a", "b"), 4, SHA, None, SHA
 )
 SCAN = {
-    "runs": [{"name": "unit-000000.0", "rows": [3, 1, 1]}],
+    "runs": [{"name": "unit-000000.0", "rows": [3, 1, 1], "labels": [0, 1]}],
     "read": 6,
     "quarantined": {"no_label": 1},
     "notes": {},
+    "examples": {"no_label": "a"},
 }
 Read = Callable[[Folder], Any]
 

@@ -87,9 +87,12 @@ def test_a_corpus_that_is_damaged_is_said_in_one_sentence(folder: Path, run_on_r
 
 
 def test_what_is_not_built_is_said(tmp_path: Path, run_on_ray: Run) -> None:
-    code, output = run_on_ray(tmp_path, "corpus", "show")
+    code, output = run_on_ray(tmp_path, "corpus", "verify")
     assert code == 2
     assert "run `nml-orch corpus build` first" in output
+    code, output = run_on_ray(tmp_path, "corpus", "show")
+    assert code == 0
+    assert "corpus/digits is not built; its source:" in output
 
 
 def test_building_corpora_runs_no_other_step() -> None:

@@ -193,9 +193,15 @@ def test_yes_and_no_are_words_and_truth_values_are_no_numbers() -> None:
         "no": "y",
     }
     assert load.load(overrides=["tracking.enabled=no"]).tracking.enabled is False
-    assert "corpus: seed is true, which is neither" in complaint(overrides=["corpus.seed=true"])
-    assert "levels is false" in complaint(overrides=["noise.levels=[false, 5]"])
-    assert "seeds is true" in complaint(overrides=["pretrain.seeds=[true]"])
+    for field, value in (
+        ("corpus.seed", "true"),
+        ("corpus.parts.validation", "true"),
+        ("noise.levels", "[5, true]"),
+        ("pretrain.seeds", "[true]"),
+        ("tuning.methods.lp.space.lr", "true"),
+        ("pretrain.recipe.schedule.lr", "true"),
+    ):
+        assert f"{field} is true, which is neither" in complaint(overrides=[f"{field}={value}"])
 
 
 def test_a_warm_up_longer_than_the_training_is_refused() -> None:
