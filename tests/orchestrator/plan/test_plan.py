@@ -13,6 +13,7 @@ from orchestrator.experiment import load
 from orchestrator.plan import build
 from orchestrator.plan.assess import assess, refuse_drift
 from orchestrator.plan.plan import Plan
+from orchestrator.plan.power import power_line
 from orchestrator.plan.states import StepState
 from orchestrator.step.fingerprint import fingerprint
 from orchestrator.step.step import KINDS
@@ -216,3 +217,16 @@ def test_zero_shot_is_one_cell_a_task_that_reads_the_encoder() -> None:
 def test_zero_shot_of_an_encoder_without_a_text_tower_is_refused() -> None:
     with pytest.raises(UserError, match="zero_shot needs an encoder that reads text"):
         planned(ZERO_SHOT)
+
+
+def test_the_plan_says_what_its_seeds_can_show() -> None:
+    def line(seeds: str, noise: str = "0,10") -> str | None:
+        return power_line(load.load(noise=noise, seeds=seeds))
+
+    three = line("0,1,2")
+    assert three is not None
+    assert "3 seeds show an effect of 0.4 points" in three
+    assert "in 2 % of such experiments, 13 in 80 % (15 claims" in three
+    assert "fewer than 3 seeds give no verdict (2 planned); 13 show" in str(line("0,1"))
+    assert line("0,1,2", noise="0") is None
+    assert power_line(load.load("encoders-practical")) is None
