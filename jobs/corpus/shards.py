@@ -141,9 +141,8 @@ def read_rows(folder: Folder, file: str, start: int, stop: int, columns: Sequenc
 
 def open_shard(folder: Folder, file: str) -> pq.ParquetFile:
     """Open a shard; StageError when it is missing or cannot be read as Parquet."""
-    filesystem, path = folder.open()
     try:
-        return pq.ParquetFile(filesystem.open_input_file(f"{path}/{file}"))
+        return pq.ParquetFile(folder.input_file(file))
     except FileNotFoundError:
         raise StageError(
             f"shard {file} of {folder.uri} is missing; build the corpus again"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from orchestrator.cli.options import Chosen, choose, experiment_options, finished
+from orchestrator.cli.options import Chosen, choose, experiment_options, finished, redo_option
 
 if TYPE_CHECKING:
     from jobs.corpus.shards import Index
@@ -46,6 +46,7 @@ Exit status: 0 done, 1 a corpus failed, 2 a mistake in the command or the file."
     "--shuffle", type=click.Choice(["global", "none"]), help="none: keep the source's order."
 )
 @click.option("--force", is_flag=True, help="Rebuild what was built from other settings.")
+@redo_option
 def build(
     file: str | None,
     overrides: tuple[str, ...],
@@ -53,6 +54,7 @@ def build(
     verify: str | None,
     shuffle: str | None,
     force: bool,
+    redo: tuple[str, ...],
 ) -> int:
     """Read the sources of the experiment and its tasks into shards. Continues a stopped build.
 
@@ -64,7 +66,7 @@ def build(
     overrides += tuple(f"{field}={value}" for field, value in options.items() if value is not None)
     chosen = choose(file, overrides=overrides, storage=storage)
     plan = chosen.plan.only("corpus")
-    results = sweep.build(plan, chosen.store, force=force)
+    results = sweep.build(plan, chosen.store, force=force, redo=plan.named(redo))
     bad = {a: r for a, r in results.items() if not r.state.finished}
     for step in plan.of_kind("corpus"):
         if step.address not in bad:
@@ -109,7 +111,7 @@ def show(chosen: Chosen, as_json: bool) -> None:
     """Show rows by part, classes, bytes, quarantined rows, some keys."""
     steps = finished(chosen, "corpus")
     with _as_built():
-        found = {step.address: _summary(chosen.store.output(step.address)) for step in steps}
+        found = {s.address: _summary(chosen.store.committed(s.address)) for s in steps}
     if as_json:
         click.echo(json.dumps(found, indent=2))
         return
@@ -121,7 +123,7 @@ def _index(chosen: Chosen, step: Step) -> Index:
     from jobs.corpus.shards import Index
 
     with _as_built():
-        return Index.read(chosen.store.output(step.address))
+        return Index.read(chosen.store.committed(step.address))
 
 
 @contextmanager

@@ -228,7 +228,7 @@ def _record(step: StoredStep, beside: list[str], cache: _Cache) -> dict[str, Any
         },
     }
     if CARD in manifest.files:
-        card = step.store.output(manifest.address).read_json(CARD)
+        card = step.store.committed(manifest.address).read_json(CARD)
         record["results"]["card"] = {name: card.pop(name, None) for name in _RESULTS_OF_CARD}
         record["card"] = card
     return record

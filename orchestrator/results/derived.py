@@ -22,7 +22,7 @@ from jobs.contract import StageError
 from jobs.corpus.shards import Index, read_part
 from jobs.storage.folder import Folder
 from jobs.tasks.duplicates import counted_twice
-from orchestrator.errors import UserError
+from orchestrator.errors import ReplacedError, UserError
 from orchestrator.step.address import FeaturesAddress, RotationAddress, parse_as
 from orchestrator.step.step import Step
 from orchestrator.store.manifest import Record
@@ -98,7 +98,7 @@ def predictions(
 
 def _correct(step: Step, store: Store) -> dict[str, Any] | None:
     """Which test samples one cell got right; None if the target is a number."""
-    found = store.output(step.address).read_table(_PREDICTIONS).sort_by("key")
+    found = store.committed(step.address).read_table(_PREDICTIONS).sort_by("key")
     if not {"label", "predicted"} <= set(found.column_names):
         return None
     keys = "\n".join(found["key"].to_pylist())
@@ -123,14 +123,14 @@ def transition(levels: Done, store: Store, remarks: list[Remark]) -> Iterator[di
     if not noisy:
         return
     step = max(noisy, key=lambda one: float(one.labels["noise"]))
-    changed = store.output(step.address).read_table("changed.parquet")
+    changed = store.committed(step.address).read_table("changed.parquet")
     if not pa.types.is_integer(changed.schema.field("noisy").type):
         return  # captions
-    corpus = store.output(step.inputs["corpus"])
     try:
+        corpus = store.committed(step.inputs["corpus"])
         classes = Index.read(corpus).classes
         labels = read_part(corpus, "train", ["label"])["label"].to_numpy()
-    except (StageError, FileNotFoundError) as error:
+    except (StageError, ReplacedError, FileNotFoundError) as error:
         remarks.append(_remark(step, "skipped", f"no transition matrix: {error}"))
         return
     kept = Counter(dict(enumerate(np.bincount(labels, minlength=len(classes)).tolist())))
@@ -187,7 +187,7 @@ def _stored(folder: Folder, of: list[str]) -> dict[str, Any] | None:
 
 def _space(store: Store, step: Step) -> tuple[list[str], angles.Space]:
     """The keys and the feature space of up to angles.ROWS test samples, chosen by their keys."""
-    table = store.output(step.address).read_table(_FEATURES)
+    table = store.committed(step.address).read_table(_FEATURES)
     keys = table["key"].to_pylist()
     chosen = sorted(range(len(keys)), key=lambda at: _key_hash(keys[at]))[: angles.ROWS]
     vectors = table["vector"].combine_chunks()

@@ -144,7 +144,7 @@ class FinishedSteps:
             }
 
     def _read(self, step: Step, name: str) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = self.store.output(step.address).read_table(name).to_pylist()
+        rows: list[dict[str, Any]] = self.store.committed(step.address).read_table(name).to_pylist()
         return rows
 
     def _cells(self) -> pa.Table:

@@ -22,8 +22,10 @@ import socket
 import threading
 import time
 import uuid
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from jobs.storage.folder import Folder
 from orchestrator.errors import StoreError
@@ -39,11 +41,12 @@ class Leases:
     def __init__(
         self, root: Folder, *, beat: float = BEAT_SECONDS, expire: float = EXPIRE_SECONDS
     ) -> None:
-        self._root = root / ".leases"
+        self._store, self._root = root, root / ".leases"
         self._beat, self._expire = beat, expire
-        self._owner = uuid.uuid4().hex
+        self.owner = uuid.uuid4().hex
         self._who = {**_here(), "pid": os.getpid()}
         self._held: set[str] = set()
+        self._registered: Folder | None = None
         self._beaten = float("-inf")  # by this host's clock, which runs during sleep too
         self._lock = threading.Lock()
         self._closed = threading.Event()
@@ -53,7 +56,7 @@ class Leases:
     def acquire(self, address: str) -> bool:
         """Try to get the step's lease, without waiting; return whether this driver has it."""
         bucket, mark = _bucket(address)
-        folder, mine = self._root / bucket, f"{mark}.{self._owner}"
+        folder, mine = self._root / bucket, f"{mark}.{self.owner}"
         claim = json.dumps({**self._who, "address": address}).encode()
         try:
             with self._lock:
@@ -75,7 +78,7 @@ class Leases:
     def holds(self, address: str) -> bool:
         """Whether this driver still has the lease: after a long sleep another may have taken it."""
         bucket, mark = _bucket(address)
-        return address in self._held and (self._root / bucket).exists(f"{mark}.{self._owner}")
+        return address in self._held and (self._root / bucket).exists(f"{mark}.{self.owner}")
 
     def release(self, address: str) -> None:
         """Release a step's lease; does nothing without the lease."""
@@ -84,7 +87,27 @@ class Leases:
                 return
             self._held.discard(address)
         bucket, mark = _bucket(address)
-        (self._root / bucket).delete(f"{mark}.{self._owner}")
+        (self._root / bucket).delete(f"{mark}.{self.owner}")
+
+    def register(self, folder: str, record: Mapping[str, Any]) -> None:
+        """Write the driver's record into a folder of the store; it lives as its leases do."""
+        self._registered = self._store / folder
+        text = json.dumps({**self._who, **record}).encode()
+        try:
+            with self._lock:
+                self._write_beat()
+            self._registered.write_bytes(self.owner, text, durable=False)
+        except OSError as error:
+            raise StoreError(
+                f"{self._registered.uri} cannot be written ({error}); check that the storage is "
+                f"reachable and that you may write to it"
+            ) from error
+
+    def unregister(self) -> None:
+        """Delete the driver's record, if there is one."""
+        if self._registered is not None:
+            self._registered.delete(self.owner)
+            self._registered = None
 
     def close(self) -> None:
         """Release all leases and end the thread."""
@@ -92,7 +115,8 @@ class Leases:
         self._thread.join()
         for address in sorted(self._held):
             self.release(address)
-        (self._root / BEATS).delete(self._owner)
+        self.unregister()
+        (self._root / BEATS).delete(self.owner)
 
     def _others_alive(self, folder: Folder, mark: str, mine: str) -> bool:
         """Whether another living claim exists. Deletes dead claims."""
@@ -114,11 +138,11 @@ class Leases:
         while not self._closed.wait(self._beat):
             with self._lock, contextlib.suppress(OSError):
                 # The next beat tries again; expiry is six beats away.
-                if self._held:
+                if self._held or self._registered:
                     self._write_beat()
 
     def _write_beat(self) -> None:
-        (self._root / BEATS).write_bytes(self._owner, b"", durable=False)
+        (self._root / BEATS).write_bytes(self.owner, b"", durable=False)
         self._beaten = time.time()
 
 
@@ -133,6 +157,18 @@ def living(root: Folder) -> set[str]:
         with contextlib.suppress(OSError, ValueError, KeyError):  # released meanwhile
             found.add(str(claims.read_json(name)["address"]))
     return found
+
+
+def living_files(root: Folder, folder: str) -> dict[str, datetime]:
+    """When each file of a living driver in a folder of the store was written; names are owners'."""
+    records, beats = root / folder, _times(root / f".leases/{BEATS}")
+    now = datetime.now(UTC)
+    return {
+        name: written
+        for name, written in _times(records).items()
+        if (now - max(written, beats.get(name, written))).total_seconds() <= EXPIRE_SECONDS
+        and not _dead(records, name)
+    }
 
 
 def _bucket(address: str) -> tuple[str, str]:

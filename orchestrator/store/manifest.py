@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
+from jobs.committed import MANIFEST as MANIFEST
+
 FORMAT = 1
-MANIFEST = "manifest.json"
 ERROR = "error.txt"  # in a step's scratch: the traceback of its last failure, its sentence last
 
 
@@ -37,6 +38,18 @@ class Manifest(BaseModel):
     counts: dict[str, int]  # rows read, kept, skipped and why
     metrics: dict[str, float]  # summary numbers
     provenance: dict[str, Any]  # versions, commit, argv, host, times; never bears identity
+
+
+VOLATILE = ("timings.parquet",)  # the machine's speed, which no step reads
+
+
+def files_differ(first: Manifest, second: Manifest) -> bool:
+    """Whether two outputs of a step differ in a file that another step may read."""
+    ours, theirs = (
+        {name: file for name, file in manifest.files.items() if name not in VOLATILE}
+        for manifest in (first, second)
+    )
+    return ours != theirs
 
 
 CELL_TABLE = "cell.parquet"  # the one file of a step whose rows the index has too

@@ -15,6 +15,7 @@ store's identity; `last-sweep.yaml`, the last experiment (`orchestrator/experime
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import uuid
 from collections.abc import Collection, Iterator, Mapping
@@ -23,9 +24,10 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from jobs.committed import Committed
 from jobs.contract import Outcome, Work
 from jobs.storage.folder import Folder
-from orchestrator.errors import StoreError
+from orchestrator.errors import ReplacedError, StoreError
 from orchestrator.step.address import kind_of, scratch_of
 from orchestrator.step.step import Step
 from orchestrator.store.manifest import FORMAT, MANIFEST, FileRecord, Manifest
@@ -96,8 +98,28 @@ class Store:
             ) from error
 
     def output(self, address: str) -> Folder:
-        """The folder of a step's output."""
+        """The folder of a step's output, to be written. To read it, see `committed`."""
         return self.root / address
+
+    def committed(self, address: str, fingerprint: str | None = None) -> Committed:
+        """The folder of a finished step, to be read: every file is checked against the manifest.
+
+        Raises ReplacedError if the step is not finished, or not with the `fingerprint` given.
+        """
+        try:
+            with self.reading(f" at {address}"):
+                data = self.output(address).read_bytes(MANIFEST)
+        except FileNotFoundError:
+            raise ReplacedError(
+                f"{address} is not finished any more: its {MANIFEST} is gone; when nothing else "
+                f"writes to this store, run the same command again"
+            ) from None
+        if fingerprint is not None and self._parsed(address, data).fingerprint != fingerprint:
+            raise ReplacedError(
+                f"{address} was done again with other settings meanwhile, and those stand; "
+                f"`nml-orch plan` with the same options shows the difference"
+            )
+        return Committed(self.output(address).uri, address, hashlib.sha256(data).hexdigest())
 
     def scratch(self, step: Step) -> Folder:
         """The folder of what a step needs to continue after an interruption."""
@@ -110,6 +132,9 @@ class Store:
                 data = self.output(address).read_bytes(MANIFEST)
         except FileNotFoundError:
             return None
+        return self._parsed(address, data)
+
+    def _parsed(self, address: str, data: bytes) -> Manifest:
         try:
             return Manifest.model_validate_json(data)
         except ValidationError as error:
@@ -201,7 +226,7 @@ class Store:
 
         from orchestrator.store.manifest import CELL_TABLE
 
-        data = self.output(address).read_bytes(CELL_TABLE)
+        data = self.committed(address).read_bytes(CELL_TABLE)
         # One row: handing it to Arrow's threads takes longer than reading it.
         return pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
 
@@ -226,8 +251,16 @@ class Store:
 
     # -- writing ---------------------------------------------------------------------------------
 
-    def begin(self, step: Step) -> Work:
-        """Empty the step's folder, its manifest first, and return the work."""
+    def begin(self, step: Step, inputs: Mapping[str, Folder] | None = None) -> Work:
+        """Empty the step's folder, its manifest first, and return the work.
+
+        `inputs`: the folders of the steps it reads, by role; else `committed` gives them.
+        """
+        if inputs is None:
+            inputs = {
+                role: self.committed(address, step.read[role])
+                for role, address in step.inputs.items()
+            }
         output = self.output(step.address)
         output.delete(MANIFEST)
         output.delete()
@@ -235,7 +268,7 @@ class Store:
             address=step.address,
             fingerprint=step.fingerprint,
             spec=step.spec,
-            inputs={role: self.output(address) for role, address in step.inputs.items()},
+            inputs=inputs,
             output=output,
             scratch=self.scratch(step),
         )

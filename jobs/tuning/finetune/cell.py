@@ -27,7 +27,7 @@ import torch
 from jobs.contract import Outcome, StageError, Work
 from jobs.corpus.shards import Index
 from jobs.encoders.encoder import Encoder, load, save, weights_bytes
-from jobs.storage.folder import Folder
+from jobs.storage.folder import AlteredError, Folder
 from jobs.tasks.target import Metric
 from jobs.tuning.budget import Budget
 from jobs.tuning.class_mapping import ClassMapping
@@ -298,13 +298,14 @@ def _adapted_state(head: Folder, adapted: AdaptedEncoder) -> Mapping[str, torch.
     try:
         if adapted.method.adapt == "ft":
             return load(head).model.state_dict()
-        card_json, weights = head.read_json(ADAPTER_CARD), head.read_bytes(ADAPTER)
+        card_json = head.read_json(ADAPTER_CARD)
+        weights = head.read_expected(ADAPTER, card_json["weights_sha256"])
     except FileNotFoundError as error:
         raise StageError(f"{head.uri} holds no adapted encoder ({error}); run it again") from error
-    if hashlib.sha256(weights).hexdigest() != card_json["weights_sha256"]:
+    except AlteredError:
         raise StageError(
             f"{head.uri}/{ADAPTER} is not the file that {ADAPTER_CARD} names; run that cell again"
-        )
+        ) from None
     if card_json["encoder_weights_sha256"] != card.weights_sha256:
         raise StageError(
             f"{head.uri} adapts another encoder than {card.model} with weights "
