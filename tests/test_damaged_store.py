@@ -67,7 +67,9 @@ def test_every_reader_refuses_a_changed_input_and_redoing_its_step_heals_the_sto
     keep_times(store / FEATURES / "features-test.parquet", reverse_labels)  # by an ID cell
     keep_times(store / HEAD / "head.safetensors", flip_a_bit)  # by an OOD cell
     code, output = run_on_ray(folder, "sweep", *TINY)
-    assert code == 1, output
+    assert code == 2, output  # the report reads the overlay too
+    assert f"no report: changed.parquet of {OVERLAY} is not the file" in output
+    assert "failed   pretrain/" in output
     for address, name in (
         (OVERLAY, "changed.parquet"),
         (ENCODER, "model.safetensors"),

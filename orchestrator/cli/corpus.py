@@ -12,7 +12,9 @@ import click
 from orchestrator.cli.options import Chosen, choose, experiment_options, finished, redo_option
 
 if TYPE_CHECKING:
+    from jobs.committed import Committed
     from jobs.corpus.shards import Index
+    from jobs.corpus.verify import Finding
     from jobs.storage.folder import Folder
     from orchestrator.step.step import Step
 
@@ -86,6 +88,7 @@ def verify(chosen: Chosen) -> int:
 
     Shards are checked by their sha256, source files by name and size.
     """
+    from jobs.corpus.shards import INDEX
     from jobs.corpus.spec import Corpus
     from jobs.corpus.verify import compare_source
     from jobs.corpus.verify import verify as findings_in
@@ -95,6 +98,8 @@ def verify(chosen: Chosen) -> int:
         assert isinstance(step.spec, Corpus)
         folder = chosen.store.output(step.address)
         found = [*findings_in(folder), *compare_source(step.spec, folder)]
+        if not any(finding.file == INDEX for finding in found):  # else the index says it itself
+            found += _unrecorded(chosen.store.committed(step.address))
         for finding in found:
             click.echo(f"{step.address}: {finding.what} {finding.file}: {finding.detail}")
         faults = sum(not finding.harmless for finding in found)
@@ -102,6 +107,18 @@ def verify(chosen: Chosen) -> int:
         if not faults:
             click.echo(f"{step.address}: as built, {_in_a_line(_index(chosen, step))}")
     return 1 if wrong else 0
+
+
+def _unrecorded(corpus: Committed) -> Iterator[Finding]:
+    """Whether the index is the one that was written: the shards are compared with it."""
+    from jobs.contract import StageError
+    from jobs.corpus.shards import INDEX
+    from jobs.corpus.verify import Finding
+
+    try:
+        corpus.check(INDEX)
+    except StageError as error:
+        yield Finding(INDEX, "altered", str(error))
 
 
 @command.command("show")

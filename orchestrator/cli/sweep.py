@@ -55,6 +55,9 @@ def command(chosen: Chosen, force: bool, redo: tuple[str, ...]) -> int:
     if ending.tracking:
         hint = "  (browse it: nml-orch ui)" if ending.tracking.startswith("sqlite:") else ""
         click.echo(f"MLflow   {redact(ending.tracking)}{hint}")
+    if ending.unreported:
+        click.echo(f"no report: {ending.unreported}", err=True)
+        return 2
     return 0 if ending.complete else 1
 
 

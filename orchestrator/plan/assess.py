@@ -14,7 +14,7 @@ from orchestrator.errors import DriftError
 from orchestrator.plan.plan import Plan
 from orchestrator.plan.states import StepState, StepStatus
 from orchestrator.step.address import SCRATCH, scratch_of
-from orchestrator.step.step import Difference, differences
+from orchestrator.step.step import Difference, Step, differences
 from orchestrator.store.lease import living
 from orchestrator.store.manifest import ERROR, Record
 from orchestrator.store.store import Store
@@ -31,6 +31,7 @@ class Assessment:
     reason: str = ""
     differences: tuple[Difference, ...] = ()
     record: Record | None = None  # of the committed step, done or drifted
+    outdated: bool = False  # drifted with the planned settings: an input has other files now
 
 
 def assess(plan: Plan, store: Store, *, verify: bool = False) -> dict[str, Assessment]:
@@ -43,6 +44,10 @@ def assess(plan: Plan, store: Store, *, verify: bool = False) -> dict[str, Asses
     for step in plan.steps.values():
         record = records.get(step.address)
         if record is not None and record.fingerprint == step.fingerprint:
+            if changed := _changed_input(step, record, records):
+                reason = f"read other files of {changed} than it has now"
+                found[step.address] = Assessment(StepState.DRIFT, reason, (), record, True)
+                continue
             found[step.address] = Assessment(StepState.DONE, record=record)
         elif record is not None and (manifest := store.manifest(step.address)) is not None:
             changes = tuple(differences(manifest.fields, step.fields))
@@ -61,6 +66,16 @@ def assess(plan: Plan, store: Store, *, verify: bool = False) -> dict[str, Asses
     return found
 
 
+def _changed_input(step: Step, record: Record, records: Mapping[str, Record]) -> str:
+    """The input of a finished step that was done again since, with other files; empty if none."""
+    for role, address in step.inputs.items():
+        now = records[address].content if address in records else ""
+        read = record.read.get(role, "")
+        if now and read and now != read:
+            return address
+    return ""
+
+
 def refuse_drift(assessments: Mapping[str, Assessment]) -> None:
     """Raise DriftError with the differences if any step has drift.
 
@@ -69,6 +84,9 @@ def refuse_drift(assessments: Mapping[str, Assessment]) -> None:
     drifted = {a: s for a, s in assessments.items() if s.state is StepState.DRIFT}
     if not drifted:
         return
+    outdated = {a: s for a, s in drifted.items() if s.outdated}
+    if len(outdated) == len(drifted):
+        raise DriftError(_outdated_message(outdated))
     roots: dict[str, list[str]] = {}
     followers = 0
     for address, assessment in drifted.items():
@@ -88,6 +106,18 @@ def refuse_drift(assessments: Mapping[str, Assessment]) -> None:
         "or redo these steps with --force."
     )
     raise DriftError("\n".join(lines))
+
+
+def _outdated_message(outdated: Mapping[str, Assessment]) -> str:
+    """Steps whose inputs have been done again with another result, one line for each input."""
+    first: dict[str, list[str]] = {}
+    for address, assessment in outdated.items():
+        first.setdefault(assessment.reason, []).append(address)
+    lines = [f"{len(outdated)} finished steps read files that have been made again since:"]
+    for reason, addresses in first.items():
+        more = f" (and {len(addresses) - 1} more)" if len(addresses) > 1 else ""
+        lines.append(f"  {addresses[0]}{more} {reason}")
+    return "\n".join([*lines, "Redo these steps with --force."])
 
 
 _DONE, _RUNNING, _MISSING = map(StepStatus, (StepState.DONE, StepState.RUNNING, StepState.MISSING))

@@ -243,7 +243,6 @@ class Executor:
         if event.lost_lease:
             self._wait_again(address)
         elif event.failure is None:
-            self._opener.done(address, self._readers.get(address, ()))
             self._settle(address, StepStatus(StepState.DONE))
         elif self._may_retry(event.failure):
             self._progress.note(f"{address}: {event.failure.sentence}; trying again")
@@ -342,6 +341,7 @@ class Executor:
                     "seconds": round(time.monotonic() - clock, 3),
                     "attempts": self._attempts[address],
                 },
+                self._opener.read_by(address),
             )
             self._opener.committed(manifest)
             self._add_to_index(step, manifest)

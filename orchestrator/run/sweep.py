@@ -11,12 +11,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 
+from jobs.contract import StageError
 from jobs.tasks.check import absent
 from orchestrator import cluster
 from orchestrator.cluster import nodes
 from orchestrator.cluster.needs import lacking
 from orchestrator.cluster.watch import watching
-from orchestrator.errors import ClusterError, UserError
+from orchestrator.errors import ClusterError, ReplacedError, UserError
 from orchestrator.experiment import last_sweep
 from orchestrator.plan.assess import assess, refuse_drift
 from orchestrator.plan.plan import Plan
@@ -38,9 +39,10 @@ class Ending:
     """How a sweep ended."""
 
     results: Mapping[str, StepStatus]
-    report: collect.Report | None  # None if the store has no finished step
+    report: collect.Report | None  # None if there is none
     tracking: str  # MLflow's URI; empty if tracking is off or MLflow lacks something
     seconds: float
+    unreported: str = ""  # why finished steps give no report: a file of one has changed
 
     def count(self, state: StepState) -> int:
         """How many steps ended in a state."""
@@ -91,9 +93,13 @@ def _run(plan: Plan, store: Store, start: _Start, say: Callable[[str], None]) ->
     try:
         results = _execute(plan, store, start, tracker)
         problems = {a: result for a, result in results.items() if not result.state.finished}
-        report, mirrored = None, False
+        report, mirrored, unreported = None, False, ""
         if len(problems) < len(results):
-            report = collect.refresh(plan, store, problems)
+            try:
+                report = collect.refresh(plan, store, problems)
+            except (StageError, ReplacedError) as error:
+                unreported = str(error)
+        if report is not None:
             with collect.local(report) as folder:
                 record = report.record(folder)
                 mirrored = tracker.close(record) if tracker else False
@@ -104,7 +110,7 @@ def _run(plan: Plan, store: Store, start: _Start, say: Callable[[str], None]) ->
             tracker.close(None)
         raise
     uri = tracker.uri if tracker and mirrored else ""
-    return Ending(results, report, uri, time.monotonic() - started)
+    return Ending(results, report, uri, time.monotonic() - started, unreported)
 
 
 def build(
@@ -136,7 +142,8 @@ def _begin(plan: Plan, store: Store, force: bool, redo: Collection[str]) -> Iter
             for address, found in assessments.items()
             if found.state is StepState.DRIFT and found.record is not None
         }
-        again = set(redo) & set(done)
+        outdated = {address for address, found in assessments.items() if found.outdated}
+        again = set(redo) & set(done) | outdated
         unsettled = plan.readers(again)
         reused = [address for address in done if address not in unsettled]
         _check_data(plan, reused)

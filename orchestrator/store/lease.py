@@ -196,12 +196,14 @@ def _dead(folder: Folder, name: str) -> bool:
     """Whether a claim's process is known to be gone."""
     try:
         claim = json.loads(folder.read_bytes(name))
-    except (OSError, ValueError):
+        pid = int(claim["pid"])
+        elsewhere = any(claim.get(name) != value for name, value in _here().items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # or no claim at all
         return False
-    if any(claim.get(name) != value for name, value in _here().items()):
+    if elsewhere:
         return False
     try:
-        os.kill(int(claim["pid"]), 0)
+        os.kill(pid, 0)
     except ProcessLookupError:
         return True
     except PermissionError:

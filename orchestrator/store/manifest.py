@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -12,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from jobs.committed import MANIFEST as MANIFEST
 
 FORMAT = 1
+VOLATILE = ("timings.parquet",)  # the machine's speed, which no step reads
 ERROR = "error.txt"  # in a step's scratch: the traceback of its last failure, its sentence last
 
 
@@ -38,18 +40,13 @@ class Manifest(BaseModel):
     counts: dict[str, int]  # rows read, kept, skipped and why
     metrics: dict[str, float]  # summary numbers
     provenance: dict[str, Any]  # versions, commit, argv, host, times; never bears identity
+    read: dict[str, str] = {}  # role -> `content` of the step read; older versions lack it
 
-
-VOLATILE = ("timings.parquet",)  # the machine's speed, which no step reads
-
-
-def files_differ(first: Manifest, second: Manifest) -> bool:
-    """Whether two outputs of a step differ in a file that another step may read."""
-    ours, theirs = (
-        {name: file for name, file in manifest.files.items() if name not in VOLATILE}
-        for manifest in (first, second)
-    )
-    return ours != theirs
+    @property
+    def content(self) -> str:
+        """A digest of the files that another step may read."""
+        files = [(n, f.sha256) for n, f in sorted(self.files.items()) if n not in VOLATILE]
+        return hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16]
 
 
 CELL_TABLE = "cell.parquet"  # the one file of a step whose rows the index has too
@@ -77,6 +74,8 @@ class Record(NamedTuple):
             "metrics": manifest.metrics,
             "files": sorted(manifest.files),
             "seconds": manifest.provenance.get("seconds", 0.0),
+            "content": manifest.content,
+            "read": manifest.read,
         }
         return Record(
             manifest.address,
@@ -104,6 +103,18 @@ class Record(NamedTuple):
         """From the step's start to its end; 0 if the manifest has no times."""
         seconds: float = _parsed(self.facts).get("seconds", 0.0)  # older indices lack it
         return seconds
+
+    @property
+    def content(self) -> str:
+        """See `Manifest.content`; empty in an index of an older version."""
+        content: str = _parsed(self.facts).get("content", "")
+        return content
+
+    @property
+    def read(self) -> Mapping[str, str]:
+        """See `Manifest.read`."""
+        read: dict[str, str] = _parsed(self.facts).get("read", {})
+        return read
 
     @property
     def files(self) -> Sequence[str]:

@@ -101,25 +101,35 @@ class Store:
         """The folder of a step's output, to be written. To read it, see `committed`."""
         return self.root / address
 
-    def committed(self, address: str, fingerprint: str | None = None) -> Committed:
+    def committed(self, address: str) -> Committed:
         """The folder of a finished step, to be read: every file is checked against the manifest.
 
-        Raises ReplacedError if the step is not finished, or not with the `fingerprint` given.
+        Raises ReplacedError if the step is not finished.
         """
+        data = self._manifest_bytes(address)
+        return Committed(self.output(address).uri, address, hashlib.sha256(data).hexdigest())
+
+    def planned(self, address: str, fingerprint: str) -> tuple[Committed, Manifest]:
+        """As `committed`, with the manifest. Raises ReplacedError for another fingerprint too."""
+        data = self._manifest_bytes(address)
+        manifest = self._parsed(address, data)
+        if manifest.fingerprint != fingerprint:
+            raise ReplacedError(
+                f"{address} was done again with other settings meanwhile, and those stand; "
+                f"`nml-orch plan` with the same options shows the difference"
+            )
+        seen = hashlib.sha256(data).hexdigest()
+        return Committed(self.output(address).uri, address, seen), manifest
+
+    def _manifest_bytes(self, address: str) -> bytes:
         try:
             with self.reading(f" at {address}"):
-                data = self.output(address).read_bytes(MANIFEST)
+                return self.output(address).read_bytes(MANIFEST)
         except FileNotFoundError:
             raise ReplacedError(
                 f"{address} is not finished any more: its {MANIFEST} is gone; when nothing else "
                 f"writes to this store, run the same command again"
             ) from None
-        if fingerprint is not None and self._parsed(address, data).fingerprint != fingerprint:
-            raise ReplacedError(
-                f"{address} was done again with other settings meanwhile, and those stand; "
-                f"`nml-orch plan` with the same options shows the difference"
-            )
-        return Committed(self.output(address).uri, address, hashlib.sha256(data).hexdigest())
 
     def scratch(self, step: Step) -> Folder:
         """The folder of what a step needs to continue after an interruption."""
@@ -257,10 +267,7 @@ class Store:
         `inputs`: the folders of the steps it reads, by role; else `committed` gives them.
         """
         if inputs is None:
-            inputs = {
-                role: self.committed(address, step.read[role])
-                for role, address in step.inputs.items()
-            }
+            inputs = {role: self.committed(address) for role, address in step.inputs.items()}
         output = self.output(step.address)
         output.delete(MANIFEST)
         output.delete()
@@ -273,8 +280,17 @@ class Store:
             scratch=self.scratch(step),
         )
 
-    def commit(self, step: Step, outcome: Outcome, provenance: Mapping[str, Any]) -> Manifest:
-        """Record the output in the step's folder as finished, and delete its scratch."""
+    def commit(
+        self,
+        step: Step,
+        outcome: Outcome,
+        provenance: Mapping[str, Any],
+        read: Mapping[str, str] | None = None,
+    ) -> Manifest:
+        """Record the output in the step's folder as finished, and delete its scratch.
+
+        `read`: the content of each step that it read, by role; see `Manifest.read`.
+        """
         output = self.output(step.address)
         files = {
             name: FileRecord(bytes=size, sha256=output.sha256(name))
@@ -289,6 +305,7 @@ class Store:
             counts=dict(outcome.counts),
             metrics=dict(outcome.metrics),
             provenance=dict(provenance),
+            read=dict(read or {}),
         )
         output.write_json(MANIFEST, manifest.model_dump(mode="json"))
         self.scratch(step).delete()
