@@ -115,9 +115,13 @@ class Folder:
     def check_bytes(self, name: str, data: bytes) -> None:
         """Called with the whole content of a file that has just been read. Does nothing here."""
 
-    def input_file(self, name: str) -> pa.NativeFile:
-        """A file opened for random access; FileNotFoundError when it does not exist."""
-        self.check(name)
+    def input_file(self, name: str, *, checked: bool = True) -> pa.NativeFile:
+        """A file opened for random access; FileNotFoundError when it does not exist.
+
+        `checked=False` is for a reader that checks what it reads by itself.
+        """
+        if checked:
+            self.check(name)
         filesystem, path = self.open()
         return filesystem.open_input_file(f"{path}/{name}")
 
