@@ -31,7 +31,7 @@ class Assessment:
     reason: str = ""
     differences: tuple[Difference, ...] = ()
     record: Record | None = None  # of the committed step, done or drifted
-    outdated: bool = False  # drifted with the planned settings: an input has other files now
+    outdated: str = ""  # drifted with the planned settings: the input that has other files now
 
 
 def assess(plan: Plan, store: Store, *, verify: bool = False) -> dict[str, Assessment]:
@@ -44,11 +44,15 @@ def assess(plan: Plan, store: Store, *, verify: bool = False) -> dict[str, Asses
     for step in plan.steps.values():
         record = records.get(step.address)
         if record is not None and record.fingerprint == step.fingerprint:
+            outdated = [a for a in step.inputs.values() if found[a].outdated]
             if changed := _changed_input(step, record, records):
                 reason = f"read other files of {changed} than it has now"
-                found[step.address] = Assessment(StepState.DRIFT, reason, (), record, True)
-                continue
-            found[step.address] = Assessment(StepState.DONE, record=record)
+                found[step.address] = Assessment(StepState.DRIFT, reason, (), record, changed)
+            elif outdated:
+                reason = f"reads {outdated[0]}, which is out of date"
+                found[step.address] = Assessment(StepState.DRIFT, reason, (), record, outdated[0])
+            else:
+                found[step.address] = Assessment(StepState.DONE, record=record)
         elif record is not None and (manifest := store.manifest(step.address)) is not None:
             changes = tuple(differences(manifest.fields, step.fields))
             reason = "; ".join(map(str, changes))
@@ -112,11 +116,14 @@ def _outdated_message(outdated: Mapping[str, Assessment]) -> str:
     """Steps whose inputs have been done again with another result, one line for each input."""
     first: dict[str, list[str]] = {}
     for address, assessment in outdated.items():
-        first.setdefault(assessment.reason, []).append(address)
-    lines = [f"{len(outdated)} finished steps read files that have been made again since:"]
+        if assessment.outdated not in outdated:
+            first.setdefault(assessment.reason, []).append(address)
+    lines = [f"{len(outdated)} finished steps are out of date, because a step was done again:"]
     for reason, addresses in first.items():
         more = f" (and {len(addresses) - 1} more)" if len(addresses) > 1 else ""
         lines.append(f"  {addresses[0]}{more} {reason}")
+    if followers := len(outdated) - sum(map(len, first.values())):
+        lines.append(f"  {followers} more read one of these")
     return "\n".join([*lines, "Redo these steps with --force."])
 
 

@@ -142,7 +142,11 @@ def _begin(plan: Plan, store: Store, force: bool, redo: Collection[str]) -> Iter
             for address, found in assessments.items()
             if found.state is StepState.DRIFT and found.record is not None
         }
-        outdated = {address for address, found in assessments.items() if found.outdated}
+        outdated = {
+            address
+            for address, found in assessments.items()
+            if found.outdated and not assessments[found.outdated].outdated
+        }
         again = set(redo) & set(done) | outdated
         unsettled = plan.readers(again)
         reused = [address for address in done if address not in unsettled]

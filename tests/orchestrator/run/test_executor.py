@@ -19,6 +19,7 @@ from orchestrator.plan import build
 from orchestrator.plan.assess import assess, refuse_drift
 from orchestrator.plan.plan import Plan
 from orchestrator.plan.states import StepState, StepStatus
+from orchestrator.results.tables import FinishedSteps
 from orchestrator.run import executor
 from orchestrator.run.executor import Executor
 from orchestrator.run.progress import Lines
@@ -379,13 +380,17 @@ def test_readers_of_a_step_that_was_done_again_elsewhere_are_drift_and_redone_by
     again(corpora, tmp_path, {"corpus/digits"}, salted)
     store = Store(Folder.of(tmp_path))
     found = assess(small, store)
-    outdated = {a for a, s in found.items() if s.outdated}
+    outdated = {a for a, s in found.items() if s.outdated == "corpus/digits"}
     assert outdated == {
         s.address for s in small.steps.values() if "corpus/digits" in s.inputs.values()
     }
+    drifted = {a for a, s in found.items() if s.state is StepState.DRIFT}
+    assert drifted == small.readers({"corpus/digits"}) - {"corpus/digits"}
+    assert set(FinishedSteps(small, store).records) == small.steps.keys() - drifted
     reason = "read other files of corpus/digits than it has now"
     assert {found[a].reason for a in outdated} == {reason}
-    with pytest.raises(DriftError, match=f"(?s){reason}.*Redo these steps with --force"):
+    more = f"{len(drifted) - len(outdated)} more read one of these"
+    with pytest.raises(DriftError, match=f"(?s){reason}.*{more}.*Redo these steps with --force"):
         refuse_drift(found)
     RUNS.clear()
     results = again(small, tmp_path, outdated, salted)
