@@ -1,6 +1,5 @@
 """A finished step's files: read as they were written, or not at all, in every way of reading."""
 
-import hashlib
 import json
 import os
 import pickle
@@ -18,34 +17,18 @@ from hypothesis import strategies as st
 from jobs.committed import MANIFEST, Committed
 from jobs.contract import StageError
 from jobs.storage.folder import Folder
+from tests.jobs.committing import seal
 
 ADDRESS = "features/e/images"
 TABLE, RECORD = "features-test.parquet", "card.json"
 ROWS = pa.table({"key": [f"k{n}" for n in range(64)], "label": list(range(64))})
 
 
-def commit(folder: Path, files: dict[str, bytes]) -> Committed:
-    """A finished step with these files."""
-    for name, data in files.items():
-        Folder.of(folder).write_bytes(name, data)
-    return seal(folder)
-
-
-def seal(folder: Path) -> Committed:
-    """The folder with a manifest of the files that it has now."""
-    (folder / MANIFEST).unlink(missing_ok=True)
-    found = Folder.of(folder)
-    files = {n: {"bytes": size, "sha256": found.sha256(n)} for n, size in found.files()}
-    found.write_json(MANIFEST, {"address": ADDRESS, "files": files})
-    seen = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
-    return Committed(found.uri, ADDRESS, seen)
-
-
 @pytest.fixture
 def step(tmp_path: Path) -> Committed:
     Folder.of(tmp_path).write_table(TABLE, ROWS)
     Folder.of(tmp_path).write_json(RECORD, {"dim": 64})
-    return seal(tmp_path)
+    return seal(tmp_path, ADDRESS)
 
 
 def read_mapped(folder: Folder, name: str) -> bytes:
@@ -112,7 +95,7 @@ def test_a_changed_file_is_never_read(
 
 def _refuse_changed(folder: Path, how: str, change: str, where: float, read_before: bool) -> None:
     Folder.of(folder).write_table(TABLE, ROWS)
-    step, path = seal(folder), folder / TABLE
+    step, path = seal(folder, ADDRESS), folder / TABLE
     if read_before:
         READERS[how](step)
     stat, data = path.stat(), path.read_bytes()
@@ -156,7 +139,7 @@ def test_a_step_that_was_done_again_is_not_called_damaged(
         step.read_table(TABLE)
     other = step.read_table(TABLE).slice(1) if read_before else ROWS.slice(1)
     Folder(step.uri).write_table(TABLE, other)
-    seal(Path(step.uri))
+    seal(Path(step.uri), ADDRESS)
     with pytest.raises(StageError, match=f"^{ADDRESS} was done again or removed while"):
         step.read_table(TABLE)
 
