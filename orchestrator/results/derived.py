@@ -24,6 +24,7 @@ from jobs.storage.folder import Folder
 from jobs.tasks.duplicates import counted_twice
 from orchestrator.errors import ReplacedError, UserError
 from orchestrator.step.address import FeaturesAddress, RotationAddress, parse_as
+from orchestrator.step.fingerprint import fingerprint
 from orchestrator.step.step import Step
 from orchestrator.store.manifest import Record
 from orchestrator.store.store import READERS, Store
@@ -167,7 +168,8 @@ def rotations(features: Done, store: Store, measure: bool) -> Iterator[dict[str,
             if base.address not in opened:
                 opened = {base.address: _space(store, base)}  # one clean encoder at a time
             found = _measure(opened[base.address], _space(store, step))
-            folder.write_json(_ROTATION, {"of": of, "rotation": found})
+            whole = {"of": of, "rotation": found}
+            folder.write_json(_ROTATION, {**whole, "sha256": fingerprint(whole)})
         if found:
             yield {
                 "noise": step.labels["noise"],
@@ -178,11 +180,14 @@ def rotations(features: Done, store: Store, measure: bool) -> Iterator[dict[str,
 
 
 def _stored(folder: Folder, of: list[str]) -> dict[str, Any] | None:
-    """The stored measurement of two fingerprints; None if there is none."""
-    if not folder.exists(_ROTATION):
+    """The stored measurement of two fingerprints; None if there is none, or it was changed."""
+    try:
+        stored = folder.read_json(_ROTATION)
+        whole = {name: stored[name] for name in ("of", "rotation")}
+        intact = stored["sha256"] == fingerprint(whole)
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
-    stored = folder.read_json(_ROTATION)
-    return dict(stored["rotation"]) if stored.get("of") == of else None
+    return dict(whole["rotation"]) if intact and whole["of"] == of else None
 
 
 def _space(store: Store, step: Step) -> tuple[list[str], angles.Space]:

@@ -115,6 +115,20 @@ def test_rotations_are_measured_on_request_and_stored(store: Store) -> None:
     assert list(derived.rotations(done, store, measure=False)) == [row]
 
 
+def test_a_stored_rotation_that_was_changed_is_not_believed(store: Store) -> None:
+    keys = [f"k{i}" for i in range(60)]
+    clean = np.random.default_rng(0).standard_normal((60, 8))
+    done = [features(store, 0.0, keys, clean), features(store, 10.0, keys, clean)]
+    (row,) = derived.rotations(done, store, measure=True)
+    (name,) = (name for name, _ in store.root.files() if name.endswith("rotation.json"))
+    whole = store.root.read_bytes(name)
+    for text in (whole.replace(b'"rows": 60', b'"rows": 61'), whole[:-9], b"[]", b""):
+        assert text != whole
+        store.root.write_bytes(name, text)
+        assert list(derived.rotations(done, store, measure=False)) == []
+    assert list(derived.rotations(done, store, measure=True)) == [row]
+
+
 def test_rotations_of_redone_features_are_measured_again(store: Store) -> None:
     keys = [f"k{i}" for i in range(60)]
     clean = np.random.default_rng(0).standard_normal((60, 8))
