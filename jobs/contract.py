@@ -14,10 +14,11 @@ import json
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, StringConstraints
+from pydantic import BaseModel, ConfigDict, StringConstraints, model_validator
 
 from jobs.storage.folder import Folder
 
@@ -29,6 +30,12 @@ PATH = "path"
 
 FLAT = "flat"
 """Marks a nested spec whose fields bear identity as if they were fields of the spec around it."""
+
+SILENT = "silent"
+"""Marks a field that bears identity only when it has another value than its default.
+
+For a field that is added later: results made before it existed keep their identity.
+"""
 
 SLUG = r"^[a-z0-9][a-z0-9._-]*$"
 
@@ -45,6 +52,19 @@ class Spec(BaseModel):
         extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_truth_values(cls, data: Any) -> Any:
+        """Refuse true and false where they would become 1 and 0."""
+        for name, value in data.items() if isinstance(data, dict) else ():
+            if _truth_value(value) is not None and not _takes_truth_values(cls, name):
+                found = str(_truth_value(value)).lower()
+                raise ValueError(
+                    f"{name} is {found}, which is neither a number nor text; put it in quotes if "
+                    f"it is a word"
+                )
+        return data
+
     protocol: ClassVar[int] = 1  # of a step's spec: raised when its stage's results change meaning
 
     def semantic(self) -> dict[str, Any]:
@@ -55,6 +75,8 @@ class Spec(BaseModel):
             if NOT_SEMANTIC in info.metadata:
                 continue
             value = getattr(self, name)
+            if SILENT in info.metadata and value == info.default:
+                continue
             if FLAT in info.metadata:
                 kept |= value.semantic()
             else:
@@ -84,6 +106,26 @@ class Spec(BaseModel):
             if made != value:
                 changed[name] = made
         return self.model_copy(update=changed) if changed else self
+
+
+def _truth_value(value: Any) -> bool | None:
+    """The value, or the first one in it, that is true or false."""
+    if isinstance(value, (list, tuple, dict)):
+        items = value.values() if isinstance(value, dict) else value
+        return next((item for item in items if isinstance(item, bool)), None)
+    return value if isinstance(value, bool) else None
+
+
+@cache
+def _takes_truth_values(spec: type[Spec], field: str) -> bool:
+    info = spec.model_fields.get(field)
+    return info is None or _mentions_bool(info.annotation)
+
+
+def _mentions_bool(annotation: Any) -> bool:
+    if annotation in (bool, Any) or (isinstance(annotation, type) and issubclass(annotation, Spec)):
+        return True
+    return any(_mentions_bool(inner) for inner in get_args(annotation))
 
 
 def _paths(value: Any, is_path: bool) -> Iterator[str]:

@@ -71,7 +71,7 @@ def pytest_xdist_make_scheduler(
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark as slow whatever needs a real sweep; put whole groups that take longest first."""
+    """Mark as slow what needs a whole sweep. Put the groups that take longest first."""
     for item in items:
         if SWEPT & set(getattr(item, "fixturenames", ())):
             item.add_marker("slow")

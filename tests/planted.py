@@ -32,7 +32,7 @@ def sweep(start: Start, folder: Path) -> None:
     (folder / "mine.yaml").write_text(f"{text}\ntracking:\n  uri: {uri}\n")
     command = start(folder, "sweep", "mine.yaml", *TINY, **SECRETS)
     lines: set[str] = set()
-    ports: set[tuple[str, int]] = set()
+    ports: set[Listener] = set()
     while command.process.poll() is None:
         lines |= command_lines(command)
         ports |= listening(command.process.pid)
@@ -41,7 +41,7 @@ def sweep(start: Start, folder: Path) -> None:
     assert code == 0, output
     (folder / "screen.txt").write_text(output)
     (folder / "command-lines.txt").write_text("\n".join(sorted(lines)))
-    (folder / "listening.txt").write_text("\n".join(f"{at} {port}" for at, port in sorted(ports)))
+    (folder / "listening.txt").write_text("\n".join(map(" ".join, sorted(ports))))
 
 
 def command_lines(command: Command) -> set[str]:
@@ -54,14 +54,20 @@ def command_lines(command: Command) -> set[str]:
     return found
 
 
-def listening(pid: int) -> set[tuple[str, int]]:
-    """Where a process and what it started listen: address, port."""
+Listener = tuple[str, str, str]
+"""An address of IPv4 or IPv6, a port, and the first word of the process's command line."""
+
+
+def listening(pid: int) -> set[Listener]:
+    """Where a process and what it started listen."""
     found = set()
     with suppress(psutil.NoSuchProcess):
         parent = psutil.Process(pid)
         for process in [parent, *parent.children(recursive=True)]:
-            with suppress(psutil.NoSuchProcess):
-                for at in process.net_connections():
+            with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                name = " ".join(process.cmdline()[:1]).partition(" ")[0]
+                for at in process.net_connections(kind="inet"):  # of both families
                     if at.status == psutil.CONN_LISTEN:
-                        found.add((at.laddr.ip.removeprefix("::ffff:"), at.laddr.port))
+                        address = at.laddr.ip.removeprefix("::ffff:")
+                        found.add((address, str(at.laddr.port), name))
     return found

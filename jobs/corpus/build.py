@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from jobs.contract import Outcome, StageError
 from jobs.corpus.check import QUARANTINE_SCHEMA, Rules, check
@@ -31,7 +32,9 @@ MAIN = "reader"
 """The source that is cut into parts by share, by the name of its field."""
 
 SURVEY = "survey.json"
+FORMAT = 2  # of the records in scratch; raised when they change
 _REFUSED = ".quarantine.parquet"
+CLASSES_SHOWN = 3  # classes without a row that a message names
 RUN_ROWS = 1_000_000  # at most in a run, for small images
 POSITION_BITS = 40  # of a row's position in the source: the bits for its number within its unit
 
@@ -117,6 +120,7 @@ def _relabel(corpus: str, part: str, own: Classes, main: Classes) -> tuple[int, 
 def resume(scratch: Folder, found: Survey) -> None:
     """Keep what an interrupted build left in scratch if the sources have not changed since."""
     current = {
+        "format": FORMAT,
         "sources": {name: asdict(listing) for name, listing in found.sources.items()},
         "pieces": [asdict(piece) for piece in found.pieces],
         "classes": list(found.classes.ids),
@@ -135,6 +139,7 @@ class Scan:
     read: int  # rows
     quarantined: Counter[str]  # reason -> rows
     notes: Counter[str]
+    examples: dict[str, str]  # reason -> the first such row, in words
 
     def as_json(self) -> dict[str, Any]:
         """JSON values that `of` reads."""
@@ -143,13 +148,15 @@ class Scan:
             "read": self.read,
             "quarantined": dict(self.quarantined),
             "notes": dict(self.notes),
+            "examples": self.examples,
         }
 
     @staticmethod
     def of(parsed: dict[str, Any]) -> Scan:
         """The scan that `as_json` gave, also after a round trip through JSON text."""
-        runs = tuple(Run(run["name"], tuple(run["rows"])) for run in parsed["runs"])
-        return Scan(runs, parsed["read"], Counter(parsed["quarantined"]), Counter(parsed["notes"]))
+        runs = tuple(Run(r["name"], tuple(r["rows"]), tuple(r["labels"])) for r in parsed["runs"])
+        reasons, notes = Counter(parsed["quarantined"]), Counter(parsed["notes"])
+        return Scan(runs, parsed["read"], reasons, notes, parsed["examples"])
 
 
 def scan(corpus: Corpus, found: Survey, piece: Piece, scratch: Folder) -> Scan:
@@ -167,8 +174,10 @@ def scan(corpus: Corpus, found: Survey, piece: Piece, scratch: Folder) -> Scan:
     )
     runs = _RunWriter(corpus, piece, scratch)
     bad, notes, read = [QUARANTINE_SCHEMA.empty_table()], Counter[str](), 0
-    for rows in _readers(corpus)[piece.source].read(piece.unit):
-        checked = check(rows, rules)
+    examples: dict[str, str] = {}
+    for rows in _readers(corpus)[piece.source].read(piece.unit, notes):
+        checked = check(_with_prefix(corpus, piece.source, rows), rules)
+        examples = checked.examples | examples
         runs.add(checked.good, np.flatnonzero(checked.kept) + read)
         bad.append(checked.bad)
         notes += checked.notes
@@ -176,9 +185,21 @@ def scan(corpus: Corpus, found: Survey, piece: Piece, scratch: Folder) -> Scan:
     refused = pa.concat_tables(bad)
     if len(refused):
         scratch.write_table(f"{piece.name}{_REFUSED}", refused)
-    done = Scan(runs.close(), read, Counter(refused["reason"].to_pylist()), notes)
+    reasons = Counter(refused["reason"].to_pylist())
+    done = Scan(runs.close(), read, reasons, +notes, examples)
     scratch.write_json(record, done.as_json())
     return done
+
+
+def _with_prefix(corpus: Corpus, source: str, rows: pa.Table) -> pa.Table:
+    """The rows, with the reader's prefix before each key."""
+    reader = {MAIN: corpus.reader, **corpus.parts.sources}[source]
+    prefix = getattr(reader, "key_prefix", "")
+    if not prefix:
+        return rows
+    at = rows.schema.get_field_index("key")
+    keys = pc.binary_join_element_wise(prefix, rows["key"], "")
+    return rows.set_column(at, rows.schema.field(at), keys)
 
 
 class _RunWriter:
@@ -218,24 +239,51 @@ class _RunWriter:
         self._tables, self._positions, self._rows, self._bytes = [], [], 0, 0
 
 
-def refuse_bad(corpus: Corpus, scans: Sequence[Scan]) -> None:
-    """Raise StageError if more than `max_bad_share` of the rows, or all of them, are bad."""
+def refuse_bad(corpus: Corpus, found: Survey, scans: Sequence[Scan]) -> None:
+    """Raise StageError if the rows that were read are no corpus.
+
+    They are none if more than `max_bad_share` of the rows, or all of them, are bad, and if a class
+    has no training row (unless `allow_empty_classes`).
+    """
     read, reasons = sum(scan.read for scan in scans), _add_up(scan.quarantined for scan in scans)
     bad = reasons.total()
     if read == 0:
         raise StageError(f"corpus {corpus.name}: the source has no rows; correct corpus.reader")
-    found = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
+    examples: dict[str, str] = {}
+    for scan in scans:
+        examples = scan.examples | examples
+    listed = ", ".join(
+        f"{count:,} {reason} (first: {examples[reason]})" for reason, count in reasons.most_common()
+    )
     if bad == read:
         raise StageError(
-            f"corpus {corpus.name}: all {read:,} rows are bad ({found}); repair the source or "
+            f"corpus {corpus.name}: all {read:,} rows are bad: {listed}; repair the source or "
             f"correct corpus.reader"
         )
     if bad > corpus.max_bad_share * read:
         raise StageError(
-            f"corpus {corpus.name}: {bad:,} of {read:,} rows ({bad / read:.2%}) are bad ({found}), "
-            f"more than max_bad_share = {corpus.max_bad_share:.2%}; repair the source, or raise "
+            f"corpus {corpus.name}: {bad:,} of {read:,} rows ({bad / read:.2%}) are bad, more than "
+            f"max_bad_share = {corpus.max_bad_share:.2%}: {listed}; repair the source, or raise "
             f"corpus.max_bad_share to leave them out"
         )
+    _refuse_empty_classes(corpus, found, scans)
+
+
+def _refuse_empty_classes(corpus: Corpus, found: Survey, scans: Sequence[Scan]) -> None:
+    if not found.labels or corpus.parts.shares[0] == 0 or corpus.allow_empty_classes:
+        return
+    seen = {label for scan in scans for run in scan.runs for label in run.labels}
+    empty = [label for label in range(len(found.classes.ids)) if label not in seen]
+    if not empty:
+        return
+    named = ", ".join(repr(found.classes.ids[label]) for label in empty[:CLASSES_SHOWN])
+    more = f" and {len(empty) - CLASSES_SHOWN:,} more" if len(empty) > CLASSES_SHOWN else ""
+    hint = "do the labels begin at 1? " if empty == [0] and found.classes.ids[0] == "0" else ""
+    raise StageError(
+        f"corpus {corpus.name}: {len(empty):,} of {len(found.classes.ids):,} classes have no row "
+        f"in the training part ({named}{more}); {hint}correct the labels or the list of classes, "
+        f"or set corpus.allow_empty_classes: true"
+    )
 
 
 def finish(

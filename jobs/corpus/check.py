@@ -7,7 +7,7 @@ is decoded; all are, on request. Nothing is repaired, and every row is counted.
 
 Reasons: no_key, no_image, empty_image, not_an_image, broken_header, too_many_pixels, truncated,
 undecodable, no_caption, empty_caption, caption_not_utf8, no_label, label_unknown, and a reader's
-own (unsafe_path, link, two_images, broken_json).
+own (unsafe_path, link, two_images, broken_json, caption_not_text, dotted_stem).
 Notes: cmyk, sixteen_bit, palette, animated, exif_rotated, wrong_extension, caption_of_lines.
 """
 
@@ -64,6 +64,7 @@ class Checked:
     kept: npt.NDArray[np.bool_]  # which rows are good, [N]
     bad: pa.Table  # by QUARANTINE_SCHEMA
     notes: Counter[str]  # of the good rows
+    examples: dict[str, str]  # reason -> the first such row, in words
 
 
 def check(rows: pa.Table, rules: Rules) -> Checked:
@@ -92,7 +93,19 @@ def check(rows: pa.Table, rules: Rules) -> Checked:
         ],
         schema=QUARANTINE_SCHEMA,
     )
-    return Checked(table.cast(CHECKED), ~bad, faulty, +notes)
+    return Checked(table.cast(CHECKED), ~bad, faulty, +notes, _examples(rows, rules, reasons))
+
+
+def _examples(rows: pa.Table, rules: Rules, reasons: list[str | None]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for row, reason in enumerate(reasons):
+        if reason is None or reason in found:
+            continue
+        key, label, detail = (rows[name][row].as_py() for name in ("key", "label", "detail"))
+        if reason == "label_unknown" and detail is None:
+            detail = f"the label {label} of {_known_labels(rules)} classes, which begin at 0"
+        found[reason] = ": ".join(filter(None, [key, detail])) or "a row without a key"
+    return found
 
 
 def _set_reason(reasons: list[str | None], reason: str, where: Any) -> None:
@@ -114,13 +127,16 @@ def _corpus_labels(column: pa.ChunkedArray, rules: Rules, reasons: list[str | No
         return pa.nulls(len(column), pa.int32())
     _set_reason(reasons, "no_label", column.is_null())
     labels = column.fill_null(0).to_numpy()
-    known = len(rules.relabel) if rules.relabel is not None else rules.classes
-    outside = (labels < 0) | (labels >= known)
+    outside = (labels < 0) | (labels >= _known_labels(rules))
     _set_reason(reasons, "label_unknown", outside)
     inside = np.where(outside, 0, labels)
     if rules.relabel:
         inside = np.array(rules.relabel, np.int64)[inside]
     return pa.array(inside.astype(np.int32))
+
+
+def _known_labels(rules: Rules) -> int:
+    return len(rules.relabel) if rules.relabel is not None else rules.classes
 
 
 def _caption_texts(column: pa.ChunkedArray, rules: Rules, reasons: list[str | None]) -> Any:

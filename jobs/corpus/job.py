@@ -65,7 +65,7 @@ def _build(work: Work, hooks: Hooks) -> Outcome:
     scan = partial(_scan, corpus, found, work.scratch)
     pieces = [{"number": piece.number} for piece in found.pieces]
     scans = [Scan.of(result) for result in scanning.run(scan, pieces)]
-    build.refuse_bad(corpus, scans)
+    build.refuse_bad(corpus, found, scans)
     runs = [run for scanned in scans for run in scanned.runs]
     cuts: list[Cut] = ray.get(_lay_out.remote(corpus, work.scratch, runs))
     writing = _Phase(work, hooks, SCANNING, 1.0, "shards written")

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from jobs.contract import StageError
 from jobs.corpus.runs import PARTS, Run, read_entries
-from jobs.corpus.spec import Corpus
+from jobs.corpus.spec import Corpus, ParquetReader, TableReader, WebDatasetReader
 from jobs.storage.folder import Folder
 
 BLOCK_ROWS = 4_000_000  # rows merged at a time: 100 MB of entries
@@ -59,7 +59,7 @@ def lay_out(corpus: Corpus, scratch: Folder, runs: Sequence[Run]) -> list[Cut]:
 
     Raises StageError when a key occurs twice, or when a part with a share or a reader has no row.
     """
-    _refuse_duplicates(corpus.name, scratch, runs)
+    _refuse_duplicates(corpus, scratch, runs)
     wanted = {part for part, share in zip(PARTS, corpus.parts.shares, strict=True) if share > 0}
     cuts: list[Cut] = []
     for part in PARTS:
@@ -142,7 +142,7 @@ def _hash_ranges(rows: int) -> Iterator[npt.NDArray[np.uint64]]:
     yield from np.stack([edges[:-1], edges[1:]], axis=1)
 
 
-def _refuse_duplicates(name: str, scratch: Folder, runs: Sequence[Run]) -> None:
+def _refuse_duplicates(corpus: Corpus, scratch: Folder, runs: Sequence[Run]) -> None:
     repeated: list[np.uint64] = []
     for low, high in _hash_ranges(max(1, sum(sum(run.rows) for run in runs))):
         pieces = [np.empty(0, np.uint64)]
@@ -155,25 +155,50 @@ def _refuse_duplicates(name: str, scratch: Folder, runs: Sequence[Run]) -> None:
         return
     keys = _repeated_keys(scratch, runs, np.array(repeated[:KEYS_LOOKED_UP], np.uint64))
     if keys:  # else different keys share a hash, which is rare and no fault
-        examples = ", ".join(keys[:KEYS_SHOWN])
+        examples = ", ".join(sorted(keys)[:KEYS_SHOWN])
+        more = ", ..." if len(keys) > KEYS_SHOWN else ""
         raise StageError(
-            f"corpus {name}: {len(repeated)} keys occur more than once ({examples}, ...); "
-            f"every sample needs a key of its own, so remove or rename the repeated source rows"
+            f"corpus {corpus.name}: {len(repeated):,} keys occur more than once ({examples}{more});"
+            f" every sample needs a key of its own: {_remedy(corpus, set().union(*keys.values()))}"
         )
+
+
+def _remedy(corpus: Corpus, parts: set[str]) -> str:
+    """What to do about keys that occur twice, in these parts."""
+    other = next((part for part in sorted(parts) if part in corpus.parts.sources), None)
+    if other is not None and len(parts) > 1:
+        return (
+            f"the parts {' and '.join(sorted(parts))} have the same keys, so set "
+            f"corpus.parts.{other}.key_prefix: {other}/"
+        )
+    match corpus.reader:
+        case WebDatasetReader(tar_in_key=False):
+            return "if several tars have the same names inside, set corpus.reader.tar_in_key: true"
+        case ParquetReader():
+            return "name columns in corpus.reader.key that tell the rows apart, or remove the rows"
+        case TableReader():
+            return (
+                "if an image has several captions, keep one of them, or add a column with a key of "
+                "its own to each row and name it in corpus.reader.key; else remove the rows"
+            )
+    return "remove or rename the repeated rows of the source"
 
 
 def _repeated_keys(
     scratch: Folder, runs: Sequence[Run], hashes: npt.NDArray[np.uint64]
-) -> list[str]:
-    """The keys with these hashes that occur more than once, sorted."""
+) -> dict[str, set[str]]:
+    """The keys with these hashes that occur more than once -> the parts that have them."""
     import pyarrow as pa
 
-    seen: set[str] = set()
-    repeated: set[str] = set()
+    seen: dict[str, set[str]] = {}
+    repeated: dict[str, set[str]] = {}
     for run in runs:
         rows = np.flatnonzero(np.isin(read_entries(scratch, run)["hash"], hashes))
         with scratch.opening(f"{run.name}.rows") as source, pa.ipc.open_file(source) as opened:
             keys = opened.read_all()["key"].take(pa.array(rows)).to_pylist()
-        for key in keys:
-            (repeated if key in seen else seen).add(key)
-    return sorted(repeated)
+        ends = np.cumsum(run.rows)
+        for key, part in zip(keys, np.searchsorted(ends, rows, side="right"), strict=True):
+            if key in seen:
+                repeated[key] = seen[key]
+            seen.setdefault(key, set()).add(PARTS[part])
+    return repeated

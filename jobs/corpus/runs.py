@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from jobs.corpus.check import CHECKED
 from jobs.corpus.spec import Corpus
@@ -52,6 +53,7 @@ class Run:
 
     name: str
     rows: tuple[int, ...]  # how many of each part
+    labels: tuple[int, ...] = ()  # the labels of its training rows, each once
 
     def span(self, part: str) -> tuple[int, int]:
         """The rows of a part in the run: start and stop."""
@@ -106,7 +108,9 @@ def write_run(
     table = table.append_column("size", pa.array(entries["size"])).cast(ROWS).combine_chunks()
     with scratch.writing(f"{name}.rows") as file, pa.ipc.new_file(file, ROWS) as writer:
         writer.write_table(table, max_chunksize=IPC_ROWS)
-    return Run(name, tuple(np.bincount(part_of, minlength=len(PARTS)).tolist()))
+    train = pc.unique(rows["label"].filter(pa.array(part_of == 0))).drop_null()
+    counts = np.bincount(part_of, minlength=len(PARTS))
+    return Run(name, tuple(counts.tolist()), tuple(train.to_pylist()))
 
 
 def read_entries(scratch: Folder, run: Run) -> npt.NDArray[Any]:

@@ -10,8 +10,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
-from jobs.contract import NOT_SEMANTIC, PATH, Slug, Spec
+from jobs.contract import NOT_SEMANTIC, PATH, SILENT, Slug, Spec
 
+WhereValue = Annotated[int, Field(strict=True)] | str
 Column = Annotated[str, Field(min_length=1)]
 
 
@@ -43,6 +44,9 @@ class FileReader(Spec):
     )
     version: str = Field(
         "", description="of the data: change it when the data at the path has changed"
+    )
+    key_prefix: Annotated[str, SILENT] = Field(
+        "", description="put before every key, where keys of two parts are the same"
     )
 
 
@@ -110,7 +114,7 @@ class ParquetReader(FileReader):
     classes: ClassNames = Field((), description="names in label order, if no column has them")
     caption: Column | None = None
     key: tuple[Column, ...] = ()
-    where: dict[Column, str | int | tuple[str | int, ...]] = Field(
+    where: dict[Column, WhereValue | tuple[WhereValue, ...]] = Field(
         default_factory=dict, description="column -> the value (or values) of the rows to keep"
     )
 
@@ -224,6 +228,9 @@ class Corpus(Spec):
     verify: Literal["headers", "full"] = Field("headers", description="full: decode every image")
     max_pixels: int = Field(
         89_478_485, ge=1, description="width x height; a larger image is refused undecoded"
+    )
+    allow_empty_classes: Annotated[bool, NOT_SEMANTIC] = Field(
+        False, description="build although a class has no row in the training part"
     )
     max_bad_share: Annotated[float, NOT_SEMANTIC] = Field(
         0.001, ge=0, le=1, description="share of quarantined rows above which the build fails"

@@ -18,7 +18,7 @@ from jobs.corpus.build import MAIN
 from jobs.corpus.readers import reader_of
 from jobs.corpus.readers.source import Listing
 from jobs.corpus.shards import INDEX, QUARANTINE, File, Index, open_shard
-from jobs.corpus.spec import Corpus
+from jobs.corpus.spec import AnyReader, Corpus
 from jobs.storage.folder import Folder
 
 _NOT_SHARDS = (INDEX, QUARANTINE, MANIFEST)
@@ -29,7 +29,7 @@ class Finding:
     """One difference from what was built."""
 
     file: str
-    what: str  # missing, altered, unlisted, source changed, source not here
+    what: str  # missing, altered, unlisted, source changed, source newer, source not here
     detail: str
     harmless: bool = False  # true where something could only not be compared
 
@@ -89,6 +89,7 @@ def _check_shard(folder: Folder, file: File, size: int) -> Iterator[Finding]:
 def compare_source(corpus: Corpus, folder: Folder) -> Iterator[Finding]:
     """How the sources' files (names and sizes) differ from those that the corpus was built from.
 
+    Local files of the same name and size that were written after the build are a harmless finding.
     Gives nothing without a readable index; `verify` reports that.
     """
     try:
@@ -103,7 +104,9 @@ def compare_source(corpus: Corpus, folder: Folder) -> Iterator[Finding]:
             yield Finding(path, "source not here", str(error), harmless=True)
             continue
         built = index.sources.get(name)
-        if now != built:
+        if now == built:
+            yield from _newer_files(spec, folder)
+        else:
             detail = "none" if built is None else f"{built.files:,} files of {built.bytes:,} bytes"
             yield Finding(
                 path,
@@ -111,3 +114,24 @@ def compare_source(corpus: Corpus, folder: Folder) -> Iterator[Finding]:
                 f"built from {detail}, now {now.files:,} files of {now.bytes:,} bytes; give "
                 f"the reader another `version` and build again, or restore the old data",
             )
+
+
+def _newer_files(spec: AnyReader, folder: Folder) -> Iterator[Finding]:
+    path = str(getattr(spec, "path", ""))
+    if not path or not Folder.of(path).is_local or not folder.is_local:
+        return
+    built = (folder.local_path() / INDEX).stat().st_mtime_ns
+    root = Folder.of(path).local_path()
+    newer = [
+        name
+        for name, _ in reader_of(spec).files()
+        if (root if root.is_file() else root / name).stat().st_mtime_ns > built
+    ]
+    if newer:
+        yield Finding(
+            path,
+            "source newer",
+            f"{len(newer):,} files were written after the build (the first: {newer[0]}); if their "
+            f"content has changed, give the reader another `version` and build again",
+            harmless=True,
+        )

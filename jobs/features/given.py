@@ -197,6 +197,11 @@ def _read_labels(
             f"a task whose file has `target: number`, such as glue-stsb)"
         )
     labels = column.to_numpy().astype(np.int64)
+    if not step.classes and len(labels) and int(labels.max()) > 2 * len(labels):
+        raise StageError(
+            f"{where} holds the label {int(labels.max()):,} in {len(labels):,} rows; correct it, "
+            f"or give names as labels"
+        )
     classes = step.classes or tuple(str(number) for number in range(int(labels.max()) + 1))
     wrong = (labels < 0) | (labels >= len(classes))
     if wrong.any():

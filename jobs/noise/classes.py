@@ -45,7 +45,7 @@ class Classes:
         return tuple(
             self._number_of_name(name, where)
             if isinstance(name, str)
-            else self._check_number(name, where)
+            else self._number_of_no_name(name, where)
             for name in named
         )
 
@@ -93,6 +93,17 @@ class Classes:
                 f"give its id, or else its number"
             )
         return found[0]
+
+    def _number_of_no_name(self, number: int, where: str) -> int:
+        """The number itself; StageError when it is also the name of another class."""
+        others = self._numbers_by_name.get(number, frozenset()) - {number}
+        if others:
+            other = min(others)
+            raise StageError(
+                f"{where} names {number}, which may be the class called {self.names[other]!r} or "
+                f"class {number}; give the name, in quotes"
+            )
+        return self._check_number(number, where)
 
     def _check_number(self, number: ClassName, where: str) -> int:
         if not isinstance(number, int) or not 0 <= number < len(self):

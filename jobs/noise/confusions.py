@@ -70,6 +70,7 @@ def transition(samples: Labelled, choice: Choice, matrix: Weights) -> Flips:
     """
     _check_matrix(samples, matrix)
     flips = matrix.copy()
+    _refuse_empty_classes(samples, flips)
     np.fill_diagonal(flips, 0)
     share = flips.sum(axis=1)
     allowed = samples.allowed(choice) & (share[samples.labels] > 0)
@@ -99,8 +100,9 @@ def instance(samples: Labelled, choice: Choice, blocks: Iterable[tuple[Rows, Wei
     for every row once. The order is an exponential race: sample i arrives at -log(u_i) / w_i with
     w_i = 1 - p_i(clean), so it is first with a probability proportional to w_i. The new label is
     drawn from p_i without the clean class. Samples with w_i = 0 cannot be changed (counted as
-    `rows_certain`). Raises StageError for rows without probabilities, and for probabilities that
-    are negative, not finite or do not sum to 1.
+    `rows_certain`). A class without a training row counts as probability 0. Raises StageError for
+    rows without probabilities, and for probabilities that are negative, not finite or do not sum
+    to 1.
     """
     draws = unit(samples.hashes(choice, "instance/what"))
     # Shifted above 0: the logarithm must be finite.
@@ -110,6 +112,7 @@ def instance(samples: Labelled, choice: Choice, blocks: Iterable[tuple[Rows, Wei
     for rows, given in blocks:
         probabilities = _check_probabilities(samples, rows, given)
         probabilities[np.arange(len(rows)), samples.labels[rows]] = 0
+        probabilities[:, ~samples.has_rows] = 0
         doubt = probabilities.sum(axis=1)
         unsure = doubt > 0
         noisy[rows[unsure]] = _draw_classes(probabilities[unsure], draws[rows[unsure]])
@@ -143,6 +146,13 @@ def given(samples: Labelled, noisy: Labels) -> GivenLabels:
         raise StageError(
             f"corpus {samples.corpus}: the given label {noisy[outside[0]]} of key "
             f"{samples.keys[int(outside[0])].as_py()!r} lies outside 0..{samples.classes - 1}; "
+            f"correct noise.file"
+        )
+    empty = np.flatnonzero(~samples.has_rows[noisy])
+    if len(empty):
+        raise StageError(
+            f"corpus {samples.corpus}: noise.file gives key {samples.keys[int(empty[0])].as_py()!r}"
+            f" the class {noisy[empty[0]]}, which has no training row ({len(empty)} such keys); "
             f"correct noise.file"
         )
     return GivenLabels(samples, noisy)
@@ -195,6 +205,16 @@ def _check_matrix(samples: Labelled, matrix: Weights) -> None:
     if len(off):
         raise StageError(
             f"{where}'s row {off[0]} sums to {sums[off[0]]:.6g}; make every row sum to 1"
+        )
+
+
+def _refuse_empty_classes(samples: Labelled, flips: Weights) -> None:
+    """Raise StageError when labels of a class would become one without a training row."""
+    into = (flips[samples.has_rows] > 0).any(axis=0) & ~samples.has_rows
+    if into.any():
+        raise StageError(
+            f"corpus {samples.corpus}: the transition matrix changes labels to class "
+            f"{np.flatnonzero(into)[0]}, which has no training row; set its column to 0"
         )
 
 

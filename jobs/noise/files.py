@@ -208,7 +208,7 @@ def _read_pairs(source: Source) -> list[tuple[str, str]]:
     try:
         if source.name.endswith(".json"):
             # Pairs, not a mapping, which would keep only the last of two equal keys.
-            pairs = json.loads(data, object_pairs_hook=tuple)
+            pairs = json.loads(data.decode("utf-8-sig"), object_pairs_hook=tuple)
             if not isinstance(pairs, tuple):
                 raise ValueError("not an object")
         else:
@@ -223,7 +223,11 @@ def _read_pairs(source: Source) -> list[tuple[str, str]]:
 
 
 def _to_text(value: object) -> str:
-    return "" if value is None else str(value)
+    if value is None:
+        return ""
+    if isinstance(value, bool) or not isinstance(value, (str, int)):
+        raise ValueError(f"{value!r} is neither text nor a whole number")
+    return str(value)
 
 
 def matrix(source: Source) -> npt.NDArray[np.float64]:
@@ -236,7 +240,7 @@ def matrix(source: Source) -> npt.NDArray[np.float64]:
             table = pq.read_table(pa.BufferReader(data))
             values = np.stack([column.to_numpy() for column in table.columns], axis=1)
         else:
-            values = np.loadtxt(io.StringIO(data.decode()), delimiter=",", ndmin=2)
+            values = np.loadtxt(io.StringIO(data.decode("utf-8-sig")), delimiter=",", ndmin=2)
         return np.asarray(values, np.float64)
     except (ValueError, TypeError, EOFError, OSError, pa.ArrowException) as error:
         raise StageError(
@@ -350,7 +354,10 @@ def _read_values(source: Source, table: pa.Table, column: str) -> pa.Array:
                 f"{source.path}: column {column!r} holds text that is not in UTF-8; save the file "
                 f"in UTF-8"
             ) from None
-    return values.combine_chunks()
+    values = values.combine_chunks()
+    if pa.types.is_floating(values.type):  # pandas writes a missing number as NaN
+        values = pc.if_else(pc.is_nan(values), None, values)
+    return values
 
 
 def _wrong_type(source: Source, column: str, kind: pa.DataType, wanted: str) -> StageError:

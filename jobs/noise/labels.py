@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -70,6 +71,12 @@ class Labelled:
                 f"corpus {self.corpus}: {len(outside)} labels lie outside 0..{self.classes - 1} "
                 f"(the first: {self.labels[outside[0]]}); correct the source or its list of classes"
             )
+
+    @cached_property
+    def has_rows(self) -> Mask:
+        """Which classes have a training row, [C]. No noise changes a label to another class."""
+        found: Mask = np.bincount(self.labels, minlength=self.classes) > 0
+        return found
 
     def hashes(self, choice: Choice, stream: str) -> Hashes:
         """One 64-bit number for each row, [N], for the random choice that `stream` names."""
@@ -143,9 +150,11 @@ def groups(samples: Labelled, choice: Choice, group_of: Rows) -> Flips:
 
 
 def pair(samples: Labelled, choice: Choice) -> Flips:
-    """A label c becomes (c + 1) mod C."""
-    following = ((samples.labels + 1) % samples.classes).astype(np.int32)
-    return in_key_order(samples, choice, following, samples.allowed(choice), "pair")
+    """A label c becomes (c + 1) mod C. Classes without a training row are passed over."""
+    classes = np.flatnonzero(samples.has_rows)
+    following = np.roll(classes, -1)[np.searchsorted(classes, samples.labels)].astype(np.int32)
+    allowed = samples.allowed(choice) & (following != samples.labels)
+    return in_key_order(samples, choice, following, allowed, "pair")
 
 
 # -- which samples change --------------------------------------------------------------------------
@@ -170,7 +179,12 @@ def in_key_order(
 
 
 def _flip_within_groups(samples: Labelled, choice: Choice, group_of: Rows, kind: str) -> Flips:
-    """Each label becomes another class of its own group, uniformly."""
+    """Each label becomes another class of its own group, uniformly.
+
+    A class without a training row is alone in a group of its own.
+    """
+    apart = group_of.max(initial=0) + 1 + np.arange(len(group_of))
+    group_of = np.where(samples.has_rows, group_of, apart)
     members = np.argsort(group_of, kind="stable")
     _, group, sizes = np.unique(group_of, return_inverse=True, return_counts=True)
     starts = np.cumsum(sizes) - sizes

@@ -34,9 +34,9 @@ from typing import Any, cast
 import ray
 import ray.train
 import ray.train.torch
-from ray.train.backend import Backend
 
 from jobs.contract import Failure, Hooks, Outcome, StageError, Work
+from jobs.pretrain import process_group
 from jobs.pretrain.restarts import RestartBudget, giving_up_message, stage_error
 from jobs.pretrain.spec import PretrainStep, Resources
 from jobs.storage.folder import Folder
@@ -289,7 +289,7 @@ def _trainer(works: Sequence[Work], pack: _Pack, storage: str) -> ray.train.torc
         per_worker["GPU"] = resources.gpus_per_worker
     return ray.train.torch.TorchTrainer(
         _train_pack,
-        torch_config=_OneWorkerConfig() if resources.workers == 1 else None,
+        torch_config=process_group.config(resources.workers),
         train_loop_config={"works": list(works), "sharing": pack.sharing},
         scaling_config=ray.train.ScalingConfig(
             num_workers=resources.workers,
@@ -302,15 +302,6 @@ def _trainer(works: Sequence[Work], pack: _Pack, storage: str) -> ray.train.torc
             failure_config=ray.train.FailureConfig(max_failures=0),  # `_fit` counts
         ),
     )
-
-
-class _OneWorkerConfig(ray.train.torch.TorchConfig):
-    """One worker needs no process group. torch would listen on every address to form one."""
-
-    @property
-    def backend_cls(self) -> type[Backend]:
-        """Ray's base class, which starts nothing."""
-        return Backend
 
 
 def _name(works: Sequence[Work]) -> str:

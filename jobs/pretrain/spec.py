@@ -59,6 +59,15 @@ class Schedule(Spec):
         "fp32", description="of autocast; weights and optimizer stay fp32; fp16 scales the loss"
     )
 
+    @model_validator(mode="after")
+    def _check_warmup(self) -> Schedule:
+        if self.warmup_epochs > self.epochs:
+            raise ValueError(
+                f"warmup_epochs {self.warmup_epochs:g} is longer than the training of "
+                f"{self.epochs} epochs, which would end before it reaches lr; shorten it"
+            )
+        return self
+
 
 class Mix(Spec):
     """Mixup and CutMix of images and (noisy) labels, timm's.
@@ -165,7 +174,7 @@ class Resources(Spec):
         None,
         ge=1,
         description="most images in one pass of a worker; its share of the batch is accumulated "
-        "over several passes; none: one pass",
+        "over several passes of equal size; none: one pass",
     )
     channels_last: bool = Field(
         False, description="memory layout of images and weights for tensor cores"

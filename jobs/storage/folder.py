@@ -89,6 +89,8 @@ class Folder:
             return pafs.LocalFileSystem(), self.uri
         if self.uri.startswith("s3://"):
             return s3.open_s3(self.uri)
+        if self.uri.startswith(("gs://", "gcs://")):
+            return s3.open_gs(self.uri)
         filesystem, path = pafs.FileSystem.from_uri(self.uri)
         return filesystem, path
 

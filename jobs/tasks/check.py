@@ -8,13 +8,14 @@ data is not a fault: `absent` gives its paths. Nothing here trains or writes.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
 from jobs.contract import StageError
 from jobs.corpus.spec import AnyReader, DigitsReader, ImageFolderReader, ParquetReader, TableReader
-from jobs.tasks.spec import Task
+from jobs.tasks.spec import Task, other_of_number
 
 SAMPLED = 8  # images decoded of each source
 
@@ -132,7 +133,7 @@ def _source_faults(task: Task, name: str, spec: AnyReader) -> Iterator[str]:
     if rows is not None and stated is not None and rows != stated:
         yield f"{name}: {rows:,} rows, but facts.sizes say {stated:,}"
     seen = 0
-    for table in islice((t for unit in reader.units() for t in reader.read(unit)), 1):
+    for table in islice((t for unit in reader.units() for t in reader.read(unit, Counter())), 1):
         for row in table.slice(0, SAMPLED).to_pylist():
             seen += 1
             fault = row["fault"] or _decode_error(row["image"])
@@ -159,6 +160,8 @@ def _class_faults(task: Task, names: Sequence[str]) -> Iterator[str]:
         if member not in names if isinstance(member, str) else member >= len(names):
             yield f"classes.{name} names {member!r}, which the data lacks"
             continue
+        if isinstance(member, int) and (other := other_of_number(member, names)) is not None:
+            yield f"classes.{name} names {other}"
         label = names.index(member) if isinstance(member, str) else member
         first = taken.setdefault(label, (name, member))
         if first != (name, member):

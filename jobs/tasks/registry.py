@@ -109,10 +109,11 @@ def _table_name(value: Any) -> str | None:
 
 def _read_table(file: Path, field: str, name: str) -> list[list[str]]:
     try:
-        lines = (file.parent / name).read_text(encoding="utf-8").splitlines()
+        lines = (file.parent / name).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise TaskError(f"{file}: {field}: {name} cannot be read ({error}); correct it") from None
-    rows = [line.rstrip().split("\t") for line in lines if line.strip() and line[0] != "#"]
+    kept = [line.rstrip() for line in lines if line.strip() and line[0] != "#"]
+    rows = [[field.strip() for field in line.split("\t")] for line in kept]
     if not rows:
         raise TaskError(f"{file}: {field}: {name} names nothing; correct it")
     return rows
@@ -124,7 +125,7 @@ def _read_yaml(file: Path) -> Any:
     from jobs import strict_yaml
 
     try:
-        return strict_yaml.parse(file.read_text(encoding="utf-8"))
+        return strict_yaml.parse(file.read_text(encoding="utf-8-sig"))
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise TaskError(f"{file}: line {line}: {error.problem}; correct the YAML") from None

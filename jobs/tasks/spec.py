@@ -8,10 +8,10 @@ on a subset of the classes. `facts` describe the expected data; they affect no r
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from jobs.contract import NOT_SEMANTIC, Slug, Spec
 from jobs.corpus.spec import Corpus
@@ -50,7 +50,7 @@ class Task(Spec):
     )
     corpus: Corpus | None = None
     shift: Shift | None = None
-    classes: dict[str, tuple[int | str, ...]] | None = Field(
+    classes: dict[str, tuple[Annotated[int, Field(strict=True)] | str, ...]] | None = Field(
         None,
         description="class name -> labels (numbers) or classes (names) of the corpus that belong "
         "to it, in order; rows with other labels are left out; none: the corpus's own classes. For "
@@ -65,6 +65,12 @@ class Task(Spec):
         "of the same name",
     )
     facts: Annotated[Facts | None, NOT_SEMANTIC] = None
+
+    @field_validator("corpus")
+    @classmethod
+    def _allow_empty_classes(cls, corpus: Corpus | None) -> Corpus | None:
+        """A cell says itself which class of its task has no training row."""
+        return corpus and corpus.model_copy(update={"allow_empty_classes": True})
 
     @model_validator(mode="after")
     def _check_domain(self) -> Task:
@@ -166,3 +172,14 @@ def _first_duplicate(found: Iterable[int | str]) -> int | str | None:
             return member
         seen.add(member)
     return None
+
+
+def other_of_number(label: int, names: Sequence[str]) -> str | None:
+    """Words on a label that is also the name of another class; None if it is not."""
+    other = next((n for n in names if n.strip().isdecimal() and int(n) == label), None)
+    if other is None or names.index(other) == label:
+        return None
+    return (
+        f"{label}, which may be the class called {other!r} or the label {label} (the class called "
+        f"{names[label]!r}); write the name, in quotes: {other!r} or {names[label]!r}"
+    )

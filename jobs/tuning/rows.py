@@ -21,7 +21,7 @@ from torch import Tensor
 
 from jobs.contract import StageError
 from jobs.keyed_hash import hash64
-from jobs.tasks.spec import Task
+from jobs.tasks.spec import Task, other_of_number
 from jobs.tasks.target import OF_TWO_CLASSES
 from jobs.tuning.target import Indices, Labels, kind_of, target_of
 
@@ -118,6 +118,9 @@ def _label(task: Task, name: str, member: int | str, label_of: Mapping[str, int]
             f"task {task.name}: classes.{name} names label {member}, but corpus "
             f"{task.scope} has labels 0 to {len(label_of) - 1}"
         )
+    other = other_of_number(member, tuple(label_of))
+    if other is not None:
+        raise StageError(f"task {task.name}: classes.{name} names {other}")
     return member
 
 

@@ -84,8 +84,10 @@ def main(argv: list[str] | None = None) -> None:
 
 def _run(argv: list[str] | None) -> int:
     from jobs.contract import StageError
+    from jobs.storage.s3 import check_first
     from orchestrator.errors import NmlError
 
+    check_first()  # whoever waits at a screen learns at once that a bucket does not answer
     try:
         result: Any = cli.main(args=argv, prog_name="nml-orch", standalone_mode=False)
         return result if isinstance(result, int) else 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from orchestrator.cli.options import Chosen, choose, experiment_options, finishe
 
 if TYPE_CHECKING:
     from jobs.committed import Committed
+    from jobs.corpus.preview import Preview
     from jobs.corpus.shards import Index
     from jobs.corpus.verify import Finding
     from jobs.storage.folder import Folder
@@ -125,15 +126,84 @@ def _unrecorded(corpus: Committed) -> Iterator[Finding]:
 @experiment_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show(chosen: Chosen, as_json: bool) -> None:
-    """Show rows by part, classes, bytes, quarantined rows, some keys."""
-    steps = finished(chosen, "corpus")
+    """Show rows by part, classes, bytes, quarantined rows, some keys.
+
+    Of a corpus that is not built yet: what its reader finds in the source.
+    """
+    from orchestrator.plan.assess import assess, refuse_drift
+    from orchestrator.plan.states import StepState
+
+    plan = chosen.plan.only("corpus")
+    assessed = assess(plan, chosen.store)
+    refuse_drift(assessed)
+    done = [a for a, found in assessed.items() if found.state is StepState.DONE]
     with _as_built():
-        found = {s.address: _summary(chosen.store.committed(s.address)) for s in steps}
+        found = {address: _summary(chosen.store.committed(address)) for address in done}
+    sources = {step.address: source for step, source in previews(chosen, done)}
     if as_json:
-        click.echo(json.dumps(found, indent=2))
+        click.echo(json.dumps(found | {a: _as_json(s) for a, s in sources.items()}, indent=2))
         return
     for address, summary in found.items():
         click.echo("\n".join(_lines(address, summary)))
+    for address, source in sources.items():
+        click.echo("\n".join(source_lines(address, source)))
+
+
+def previews(
+    chosen: Chosen, done: Container[str], *, tasks: bool = True, count: bool = True
+) -> Iterator[tuple[Step, Preview | str]]:
+    """What the readers of corpora that are not built find: the experiment's, and those of tasks.
+
+    A source that cannot be read gives the reason. A task whose data is not here is left out.
+    `count`: how many rows each class has, too.
+    """
+    from jobs.contract import StageError
+    from jobs.corpus.preview import preview
+    from jobs.corpus.spec import Corpus
+    from jobs.tasks.check import absent
+    from orchestrator.step.address import CorpusAddress
+
+    own = chosen.experiment.corpus
+    here = {str(CorpusAddress(task.scope)) for task in chosen.plan.tasks if not absent(task)}
+    for step in chosen.plan.of_kind("corpus"):
+        assert isinstance(step.spec, Corpus)
+        is_own = own is not None and step.spec.name == own.name
+        if step.address in done or not (is_own or (tasks and step.address in here)):
+            continue
+        try:
+            yield step, preview(step.spec, count=count)
+        except StageError as error:
+            yield step, str(error)
+
+
+def _as_json(source: Preview | str) -> dict[str, Any]:
+    if isinstance(source, str):
+        return {"built": False, "error": source}
+    counts = source.counts
+    classes = [
+        {"id": c, "name": name, "rows": None if counts is None else counts.get(label, 0)}
+        for label, (c, name) in enumerate(
+            zip(source.classes.ids, source.classes.names, strict=True)
+        )
+    ]
+    return {"built": False, "classes": classes, "first_rows": list(source.rows)}
+
+
+def source_lines(address: str, source: Preview | str) -> Iterator[str]:
+    """What a reader finds, for a corpus that is not built."""
+    yield f"{address} is not built; its source:"
+    if isinstance(source, str):
+        yield f"  {source}"
+        return
+    yield f"  {'classes':12}{source.classes_in_words()}"
+    ids = source.classes.ids
+    for label, identity in enumerate(ids[:CLASSES_SHOWN] if source.counts is not None else ()):
+        assert source.counts is not None
+        yield f"  {'class':12}{source.counts.get(label, 0):>12,} rows  {identity}"
+    if len(ids) > CLASSES_SHOWN:
+        yield f"  {'':12}... and {len(ids) - CLASSES_SHOWN:,} more classes; --json lists them"
+    for row in source.rows:
+        yield f"  {'row':12}{row}"
 
 
 def _index(chosen: Chosen, step: Step) -> Index:

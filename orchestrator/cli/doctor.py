@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from orchestrator.cli.options import Chosen, experiment_options
+from orchestrator.errors import UserError
 
 Check = tuple[bool, str]  # passed, what was found or what to do
 
@@ -40,6 +41,7 @@ def command(chosen: Chosen, no_ray: bool, cluster_file: Path | None) -> int:
 def _checks(chosen: Chosen, no_ray: bool, cluster_file: Path | None) -> Iterator[tuple[str, Check]]:
     yield "versions", _versions()
     yield "experiment", (True, f"{chosen.experiment.name}: {len(chosen.plan.steps)} steps planned")
+    yield from _corpora(chosen)
     yield "storage", _run(lambda: _storage(chosen))
     yield "disk", _disk(chosen)
     yield "tracking", _run(lambda: _tracking(chosen))
@@ -69,6 +71,25 @@ def _versions() -> Check:
     return True, ", ".join(f"{name} {version}" for name, version in found.items())
 
 
+def _corpora(chosen: Chosen) -> Iterator[tuple[str, Check]]:
+    """What the reader of the experiment's corpus finds, if it is not built yet."""
+    from orchestrator.cli.corpus import previews
+    from orchestrator.plan.assess import assess
+    from orchestrator.plan.states import StepState
+
+    plan = chosen.plan.only("corpus")
+    try:
+        done = [a for a, s in assess(plan, chosen.store).items() if s.state is StepState.DONE]
+    except UserError:
+        return  # a store that cannot be read is the next check's
+    for step, source in previews(chosen, done, tasks=False):
+        if isinstance(source, str):
+            yield "corpus", (False, source)
+            continue
+        passed = getattr(step.spec, "allow_empty_classes", True) or not source.without_rows
+        yield "corpus", (passed, f"{step.address}: {source.in_a_line()}")
+
+
 def _storage(chosen: Chosen) -> Check:
     chosen.store.prepare()
     return True, f"{chosen.store.root.uri} can be written"
@@ -88,14 +109,21 @@ def _disk(chosen: Chosen) -> Check:
 
 def _tracking(chosen: Chosen) -> Check:
     from orchestrator.store.provenance import redact
-    from orchestrator.tracking.mlflow import pages, resolve_uri
+    from orchestrator.tracking.mlflow import error_kind, error_message, pages
+    from orchestrator.tracking.server import resolve_uri
 
     if not chosen.experiment.tracking.enabled:
         return True, "switched off in the experiment file"
     uri = resolve_uri(chosen.experiment.tracking.uri)
     if uri.startswith("sqlite:////") and not Path(uri.removeprefix("sqlite:///")).exists():
         return True, f"{uri} (the first sweep creates it)"
-    pages(uri, uri)
+    try:
+        pages(uri, uri)
+    except Exception as error:
+        if error_kind(error) == "ours":
+            raise
+        remedy = "start it, or set MLFLOW_TRACKING_URI or --set tracking.uri=URI"
+        return False, f"{error_message(error, uri)}; {remedy}"
     return True, f"{redact(uri)} answers"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -69,12 +69,16 @@ def command(chosen: Chosen, verbose: bool, as_json: bool, **given: Any) -> None:
     """Show which steps are done, missing, drifted or blocked, and what a sweep would cost.
 
     Runs nothing."""
+    from orchestrator.errors import UserError
     from orchestrator.plan import cost
     from orchestrator.plan.assess import PLANNED, assess
     from orchestrator.plan.states import StepState
     from orchestrator.step.step import KINDS
 
     assessments = assess(chosen.plan, chosen.store)
+    fault = cost.batch_fault(chosen.plan, assessments, given["rows"])
+    if fault is not None:
+        raise UserError(fault)
     estimate = cost.estimate(chosen.plan, assessments, cost.Given(**given))
     if as_json:
         click.echo(_json(chosen, estimate, assessments))
@@ -96,6 +100,26 @@ def command(chosen: Chosen, verbose: bool, as_json: bool, **given: Any) -> None:
         if len(drifted) > 5:
             click.echo(f"\n... and {len(drifted) - 5} more; -v lists them")
     click.echo("\n" + "\n".join(estimate.lines()))
+    for line in _sources(chosen, assessments):
+        click.echo(line)
+
+
+def _sources(chosen: Chosen, assessments: Mapping[str, Assessment]) -> Iterator[str]:
+    """What the reader of the experiment's corpus finds, if it is not built."""
+    from jobs.corpus.preview import is_quick
+    from jobs.corpus.spec import DigitsReader
+    from orchestrator.cli.corpus import previews, source_lines
+    from orchestrator.plan.states import StepState
+
+    corpus = chosen.experiment.corpus
+    if corpus is None or isinstance(corpus.reader, DigitsReader):
+        return  # nothing is pre-trained, or the images are the package's own
+    done = [a for a, found in assessments.items() if found.state is not StepState.MISSING]
+    if not is_quick(corpus):
+        yield "\nThe corpus is not built; `nml-orch corpus show` shows what its reader finds"
+        return
+    for step, source in previews(chosen, done, tasks=False, count=False):
+        yield from ("", *source_lines(step.address, source))
 
 
 def _json(chosen: Chosen, estimate: Cost, assessments: Mapping[str, Assessment]) -> str:

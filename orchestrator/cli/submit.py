@@ -11,6 +11,8 @@ import click
 
 from orchestrator.errors import UserError
 
+VARIABLE = "RAY_API_SERVER_ADDRESS"
+
 
 @click.command(
     "submit",
@@ -27,7 +29,6 @@ Exit status: that of the sweep; 130 when you stop watching (the job continues)."
 @click.option(
     "--address",
     metavar="URL",
-    default=lambda: os.environ.get("RAY_API_SERVER_ADDRESS"),
     help="The cluster's jobs API; else $RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265.",
 )
 @click.option("--detach", is_flag=True, help="Return as soon as it is sent.")
@@ -60,14 +61,16 @@ def command(
         raise UserError(
             "--attach, --stop and --list go neither with a sweep nor with each other; give one"
         )
-    where = address or DEFAULT_ADDRESS
+    variable = os.environ.get(VARIABLE)
+    where = address or variable or DEFAULT_ADDRESS
+    source = "--address" if address else VARIABLE if variable else ""
     if not (attach or stop or listing):
         files, name = _prepare(words, name, limit_mb)
-        cluster = Cluster(where)
+        cluster = Cluster(where, source)
         cluster.submit(name, words, files)
         click.echo(f"sent {name}: {len(files.files)} files, {files.bytes / 1e6:.1f} MB", err=True)
         return 0 if detach else _follow(cluster, name)
-    cluster = Cluster(where)
+    cluster = Cluster(where, source)
     if listing:
         for job in cluster.jobs():
             click.echo(f"{job.name:<40} {job.status.lower():<10} {job.arguments}")

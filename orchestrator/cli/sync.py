@@ -17,7 +17,7 @@ def command(chosen: Chosen) -> None:
     from orchestrator.results import collect
     from orchestrator.store.provenance import redact
     from orchestrator.tracking.mirror import sync
-    from orchestrator.tracking.mlflow import resolve_uri
+    from orchestrator.tracking.server import resolve_uri
 
     uri = resolve_uri(chosen.experiment.tracking.uri)
     report = collect.refresh(chosen.plan, chosen.store)

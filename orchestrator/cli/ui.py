@@ -16,7 +16,8 @@ def command(port: int, uri: str | None) -> None:
     from pathlib import Path
 
     from orchestrator.errors import UserError
-    from orchestrator.tracking.mlflow import error_kind, error_message, pages, resolve_uri
+    from orchestrator.tracking.mlflow import error_kind, error_message, pages
+    from orchestrator.tracking.server import resolve_uri
 
     store = resolve_uri(uri)
     if store.startswith(("http://", "https://")):

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jobs import INSTRUCTION_SETS
+from jobs.reach import grpc_fault
 from orchestrator.errors import ClusterError
 
 WORKER_ENV = {
@@ -59,6 +60,8 @@ def session(cpus: int | None = None) -> Iterator[None]:
     import ray
 
     address = os.environ.get("RAY_ADDRESS")
+    if address:
+        _check_answers(address)
     options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     if address:
         runtime = {"env_vars": _worker_environment(), "worker_process_setup_hook": SETUP_HOOK}
@@ -68,9 +71,11 @@ def session(cpus: int | None = None) -> Iterator[None]:
     try:
         with nullcontext() if address else _setup_hook():
             ray.init(**options)
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        where = f"join the Ray cluster at {address}" if address else "start Ray on this machine"
-        raise ClusterError(f"cannot {where}: {' '.join(str(error).split())[:300]}") from error
+    except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
+        reason = " ".join(str(error).split())[:300]
+        if address:
+            raise _cannot_join(address, reason) from error
+        raise ClusterError(f"cannot start Ray on this machine: {reason}") from error
     if not os.environ.get("NML_DEBUG"):
         # Else Ray prints a screenful for each lost worker or node, whatever `log_to_driver` is.
         ray._private.worker._worker_logs_enabled = False
@@ -78,6 +83,36 @@ def session(cpus: int | None = None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_answers(address: str) -> None:
+    """Raise ClusterError if no Ray answers at RAY_ADDRESS. Ray itself would try for minutes."""
+    from ray._private.services import canonicalize_bootstrap_address
+
+    scheme, mark, rest = address.rpartition("://")
+    if mark and scheme != "ray":
+        raise _cannot_join(address, f"it takes HOST:PORT or ray://HOST:PORT, not {scheme}://")
+    try:  # Ray reads "auto", and calls localhost by this machine's address
+        found = rest if mark else canonicalize_bootstrap_address(address)
+        if found is None:  # "local"
+            return
+        host, _, port = found.partition("?")[0].rpartition(":")
+        if not host or not port.isdecimal():
+            raise _cannot_join(address, "it has no port")
+        fault = grpc_fault(host.strip("[]"), int(port))
+    except (ConnectionError, ValueError, OSError) as error:
+        raise _cannot_join(address, " ".join(str(error).split())[:300]) from error
+    if fault:
+        seen = "" if found == rest else f"for Ray it is {found}; "
+        raise _cannot_join(address, seen + fault)
+
+
+def _cannot_join(address: str, reason: str) -> ClusterError:
+    return ClusterError(
+        f"cannot join the Ray cluster at {address}, which the environment variable RAY_ADDRESS "
+        f"names ({reason}); start that cluster, correct RAY_ADDRESS (the head's HOST:PORT, mostly "
+        f"port 6379), or unset it to use this machine alone"
+    )
 
 
 @contextmanager

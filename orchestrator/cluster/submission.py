@@ -15,15 +15,19 @@ import shlex
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from jobs import reach
 from orchestrator.cluster.working_dir import WorkingDir
 from orchestrator.errors import ClusterError, UserError
 from orchestrator.store.provenance import environment, redact
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 """The address of a cluster's jobs API after `ray attach -p 8265` or `ray dashboard`."""
+
+SILENT_SECONDS = 30.0  # how long the API may be silent; a request may take longer
 
 FINISHED = ("SUCCEEDED", "FAILED", "STOPPED")
 
@@ -42,14 +46,30 @@ class Job:
 class Cluster:
     """The jobs of one running cluster."""
 
-    def __init__(self, address: str) -> None:
-        """Raises ClusterError if nothing answers at the address."""
+    def __init__(self, address: str, source: str = "--address") -> None:
+        """`source` says where the address comes from.
+
+        Raises UserError for an address that is no URL, ClusterError if nothing answers there.
+        """
+        self._address = f"{address} (from {source})" if source else address
+        if not address.startswith(("http://", "https://")):
+            raise UserError(
+                f"the address of the jobs API, {self._address}, must begin with http:// or "
+                f"https://, like {DEFAULT_ADDRESS}"
+            )
+        fault = reach.web_fault(f"{address.rstrip('/')}/api/version")
+        if fault:
+            raise self._no_answer(fault)
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         from ray.job_submission import JobSubmissionClient
 
-        self._address = address
         with self._client_errors():
             self._client = JobSubmissionClient(address)
+        # Ray's client sets no limit, and would wait for ever for an API that falls silent.
+        request = self._client._do_request
+        self._client._do_request = partial(  # type: ignore[method-assign]
+            request, timeout=(reach.SECONDS, SILENT_SECONDS)
+        )
 
     def submit(self, name: str, arguments: Sequence[str], files: WorkingDir) -> None:
         """Send `nml-orch sweep ARGUMENTS` and its files. Raises UserError if the name exists."""
@@ -95,7 +115,19 @@ class Cluster:
             self._client.stop_job(name)
 
     async def _tail(self, name: str, say: Callable[[str], None]) -> None:
-        async for text in self._client.tail_job_logs(name):
+        """Pass the job's output on. While it is silent, ask whether the API still answers."""
+        texts = aiter(self._client.tail_job_logs(name))
+        while True:
+            following = asyncio.ensure_future(anext(texts, None))
+            while not (await asyncio.wait({following}, timeout=SILENT_SECONDS))[0]:
+                try:
+                    await asyncio.to_thread(self._client.get_job_status, name)
+                except BaseException:
+                    following.cancel()
+                    raise
+            text = following.result()
+            if text is None:
+                return
             say(text)
 
     @contextlib.contextmanager
@@ -106,11 +138,13 @@ class Cluster:
         try:
             yield
         except (ConnectionError, RuntimeError, OSError, aiohttp.ClientError) as error:
-            reason = " ".join(str(error).split())[:300]
-            raise ClusterError(
-                f"the jobs API at {self._address} does not answer correctly ({reason}); "
-                f"forward its port with `ray dashboard cluster.yaml`, or give --address"
-            ) from error
+            raise self._no_answer(" ".join(str(error).split())[:300]) from error
+
+    def _no_answer(self, reason: str) -> ClusterError:
+        return ClusterError(
+            f"the jobs API at {self._address} does not answer correctly ({reason}); forward its "
+            f"port with `ray dashboard cluster.yaml`, or give --address"
+        )
 
 
 def _job_environment() -> dict[str, str]:

@@ -190,6 +190,31 @@ def _training_rows(
     return given if given is not None and not counted else found
 
 
+def batch_fault(
+    plan: Plan, assessments: Mapping[str, Assessment], given: int | None = None
+) -> str | None:
+    """One sentence when the training part does not fill a batch, so that no update would be made.
+
+    None while its rows are unknown. Rows that are a share of a source are an estimate; then a batch
+    is refused only above all rows of the source.
+    """
+    experiment = plan.experiment
+    rows = _training_rows(plan, assessments, given)
+    if experiment.corpus is None or experiment.pretrain is None or not rows:
+        return None
+    if not plan.of_kind("pretrain"):  # only the corpora are built
+        return None
+    if given is None and assessments[str(CorpusAddress(experiment.corpus.name))].record is None:
+        rows = max(rows, experiment.corpus.reader.rows or 0)
+    batch = experiment.pretrain.recipe.schedule.batch_size
+    if batch <= rows:
+        return None
+    return (
+        f"pretrain.recipe.schedule.batch_size is {batch:,}, but the training part of corpus "
+        f"{experiment.corpus.name} has {rows:,} rows: they do not fill a batch; lower it"
+    )
+
+
 def _rows(address: str, part: str, plan: Plan, assessments: Mapping[str, Assessment]) -> int | None:
     """Rows of one part of a corpus: counted if it is built, else as its reader or task declares."""
     record = assessments[address].record

@@ -159,9 +159,10 @@ def _parse_name(name: str, storage: Folder) -> tuple[Store, str]:
     folder = Folder.of(text)
     *parents, _ = parts = folder.uri.split("/")
     for length in range(len(parts), max(len(parents) - 12, 0), -1):
-        root = Folder("/".join(parts[:length]))
-        if root.exists("store.json"):
-            return Store(root), "/".join(parts[length:])
+        store = Store(Folder("/".join(parts[:length])))
+        with store.reading():
+            if store.root.exists("store.json"):
+                return store, "/".join(parts[length:])
     return Store(storage), text
 
 
@@ -169,12 +170,13 @@ def _addresses(store: Store, below: str) -> list[str]:
     """Addresses of the finished steps below an address, in order."""
     tail = f"/{MANIFEST}"
     kinds = [below] if below else list(KINDS)
-    return [
-        f"{kind}/{name.removesuffix(tail)}"
-        for kind in kinds
-        for name, _ in (store.root / kind).files()
-        if name.endswith(tail)
-    ]
+    with store.reading():
+        return [
+            f"{kind}/{name.removesuffix(tail)}"
+            for kind in kinds
+            for name, _ in (store.root / kind).files()
+            if name.endswith(tail)
+        ]
 
 
 def _not_found_message(name: str, address: str, store: Store) -> str:

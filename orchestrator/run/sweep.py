@@ -10,8 +10,10 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
+from typing import Any
 
 from jobs.contract import StageError
+from jobs.storage.folder import Folder
 from jobs.tasks.check import absent
 from orchestrator import cluster
 from orchestrator.cluster import nodes
@@ -20,6 +22,7 @@ from orchestrator.cluster.watch import watching
 from orchestrator.errors import ClusterError, ReplacedError, UserError
 from orchestrator.experiment import last_sweep
 from orchestrator.plan.assess import assess, refuse_drift
+from orchestrator.plan.cost import batch_fault
 from orchestrator.plan.plan import Plan
 from orchestrator.plan.states import StepState, StepStatus
 from orchestrator.results import collect
@@ -29,9 +32,10 @@ from orchestrator.step.address import CorpusAddress
 from orchestrator.step.step import KINDS
 from orchestrator.store import register
 from orchestrator.store.lease import Leases
+from orchestrator.store.provenance import redact
 from orchestrator.store.store import Store
 from orchestrator.tracking.mirror import Tracker
-from orchestrator.tracking.mlflow import resolve_uri
+from orchestrator.tracking.server import resolve_uri
 
 
 @dataclass(frozen=True)
@@ -150,7 +154,11 @@ def _begin(plan: Plan, store: Store, force: bool, redo: Collection[str]) -> Iter
         again = set(redo) & set(done) | outdated
         unsettled = plan.readers(again)
         reused = [address for address in done if address not in unsettled]
+        fault = batch_fault(plan, assessments)
+        if fault is not None:
+            raise UserError(fault)
         _check_data(plan, reused)
+        _check_buckets(plan, reused)
         left = plan.steps.keys() - set(reused)
         progress = None
         if left:
@@ -207,6 +215,38 @@ def _check_data(plan: Plan, done: list[str]) -> None:
         f"tasks: the data of {name} is not at {paths[0]}{others}; get it{how}; or give its folder "
         f"with --data FOLDER or $NML_DATA, or remove the task"
     )
+
+
+def _check_buckets(plan: Plan, done: list[str]) -> None:
+    """Raise UserError if nothing answers at a bucket that a step reads: a worker would wait."""
+    left = plan.steps.keys() - set(done)
+    for kind in ("corpus", "noise", "encoder", "features"):
+        for step in plan.of_kind(kind):
+            for uri in (
+                _bucket_uris(step.spec.model_dump(mode="json")) if step.address in left else ()
+            ):
+                try:
+                    Folder.of(uri).open()
+                except ValueError:
+                    continue  # no address at all: the stage says what is wrong
+                except OSError as error:
+                    raise UserError(
+                        f"{step.address} reads {redact(uri)}, where nothing answers ({error}); "
+                        f"correct that address, or start its server"
+                    ) from error
+
+
+def _bucket_uris(value: Any) -> Iterator[str]:
+    """Every s3:// or gs:// URI among JSON values."""
+    if isinstance(value, str):
+        if value.startswith(("s3://", "gs://", "gcs://")):
+            yield value
+    elif isinstance(value, Mapping):
+        for each in value.values():
+            yield from _bucket_uris(each)
+    elif isinstance(value, list):
+        for each in value:
+            yield from _bucket_uris(each)
 
 
 def _check_resources(plan: Plan, done: set[str]) -> None:

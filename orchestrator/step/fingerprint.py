@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from json.encoder import encode_basestring_ascii as quoted  # a string as JSON
 from typing import Any
 
-from jobs.contract import FLAT, NOT_SEMANTIC, Spec
+from jobs.contract import FLAT, NOT_SEMANTIC, SILENT, Spec
 
 _PLAIN = (str, int, float, bool, type(None))
 """Types whose JSON value is the value itself."""
@@ -33,8 +33,8 @@ class Texts:
 
     def __init__(self) -> None:
         self._known: dict[int, tuple[Spec, str]] = {}  # by id; no other spec gets a kept one's id
-        # name, JSON key, flat
-        self._semantic_fields: dict[type[Spec], list[tuple[str, str, bool]]] = {}
+        # name, JSON key, flat, the default that leaves it out (none: `...`)
+        self._semantic_fields: dict[type[Spec], list[tuple[str, str, bool, Any]]] = {}
 
     def of(self, spec: Spec) -> str:
         """Canonical JSON of `spec.semantic()`."""
@@ -63,14 +63,21 @@ class Texts:
         if names is None:
             fields = type(spec).model_fields.items()
             names = self._semantic_fields[type(spec)] = [
-                (name, f"{canonical(name)}:", FLAT in info.metadata)
+                (
+                    name,
+                    f"{canonical(name)}:",
+                    FLAT in info.metadata,
+                    info.default if SILENT in info.metadata else ...,
+                )
                 for name, info in fields
                 if NOT_SEMANTIC not in info.metadata
             ]
         semantic: dict[str, Any] | None = None
         members: list[tuple[str, str]] = []
-        for name, key, flat in names:
+        for name, key, flat, silent in names:
             value = getattr(spec, name)
+            if silent is not ... and value == silent:
+                continue
             if flat:
                 members += self._members(value)
                 continue

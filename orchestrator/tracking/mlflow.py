@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.step.address import SweepAddress
 from orchestrator.store.provenance import redact
 from orchestrator.tracking.runs import Data, RunView, step_unit
+from orchestrator.tracking.server import check_answers, named
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -38,14 +39,6 @@ _SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "GIT_PYTHON_REFRESH": "quiet",
 }
-
-
-def resolve_uri(configured: str | None) -> str:
-    """The tracking URI: the experiment's, else the environment's, else a database here."""
-    uri = configured or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
-    if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
-        return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).absolute()}"
-    return uri
 
 
 @dataclass(frozen=True)
@@ -94,6 +87,7 @@ class Mirror:
         """Find or make the experiment and the parent run, and list the runs that MLflow has."""
         for name, value in _SETTINGS.items():
             os.environ.setdefault(name, value)
+        check_answers(self.uri)
         from mlflow import MlflowClient
 
         _quiet_loggers()
@@ -320,10 +314,11 @@ def error_kind(error: Exception) -> str:
 
 def error_message(error: Exception, uri: str) -> str:
     """What went wrong, with the reason: MLflow's fault or a defect of our own."""
+    where = named(uri)
     message = {
-        "unreachable": f"MLflow at {redact(uri)} does not answer",
-        "refused": f"MLflow at {redact(uri)} refuses the request",
-        "no driver": f"MLflow cannot open {redact(uri)} here",
+        "unreachable": f"MLflow at {where} does not answer",
+        "refused": f"MLflow at {where} refuses the request",
+        "no driver": f"MLflow cannot open {where} here",
         "ours": "mirroring to MLflow failed: a defect of nml-orch, or a store that cannot be read",
     }[error_kind(error)]
     return f"{message} ({reason(error)})"
@@ -378,6 +373,7 @@ def pages(uri: str, host: str) -> dict[str, str]:
     """
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
+    check_answers(uri)
     from mlflow import MlflowClient
 
     _quiet_loggers()

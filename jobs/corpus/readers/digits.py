@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -48,7 +49,13 @@ class Digits:
         """No files: the images are part of the package."""
         return iter(())
 
-    def read(self, unit: Unit) -> Iterator[pa.Table]:
+    def label_counts(self) -> Counter[int]:
+        """About 180 of each digit."""
+        from sklearn.datasets import load_digits
+
+        return Counter(load_digits(return_X_y=True)[1].tolist())
+
+    def read(self, unit: Unit, notes: Counter[str]) -> Iterator[pa.Table]:
         """Images [unit.start, unit.stop)."""
         from sklearn.datasets import load_digits
 
@@ -70,6 +77,7 @@ class Digits:
                 "caption": captions,
                 "claims": ["png"] * len(keys),
                 "fault": [None] * len(keys),
+                "detail": [None] * len(keys),
             },
             schema=RAW,
         )

@@ -18,9 +18,9 @@ from typing import Any
 import pyarrow as pa
 
 from jobs.contract import StageError
-from jobs.corpus.readers.names import Entry, class_names, entries
+from jobs.corpus.readers.names import Entry, class_names, entries, refuse_nameless
 from jobs.corpus.readers.rows import Classes, RowBatcher, Unit, claim
-from jobs.corpus.readers.source import files, locate, stream, text
+from jobs.corpus.readers.source import files, is_hidden, locate, stream, text
 from jobs.corpus.readers.tar import Member, members
 from jobs.corpus.spec import IlsvrcTarReader
 
@@ -40,7 +40,11 @@ class IlsvrcTar:
             named = self._synsets()
             return Classes.of(sorted(e.id for e in named), {e.id: e.name for e in named})
         ids = sorted(_class_id(member.name) for member in self._class_tars())
-        return Classes.of(ids, class_names(self.spec.synsets) if self.spec.synsets else {})
+        if self.spec.synsets is None:
+            return Classes.of(ids)
+        names = class_names(self.spec.synsets)
+        refuse_nameless(ids, names, self.spec.synsets)
+        return Classes.of(ids, names)
 
     def units(self) -> Sequence[Unit]:
         """The class tars' byte ranges. The flat tar is one unit: its headers are spread over it."""
@@ -56,10 +60,14 @@ class IlsvrcTar:
         """The one tar file."""
         yield from files(self.spec.path)
 
-    def read(self, unit: Unit) -> Iterator[pa.Table]:
+    def label_counts(self) -> Counter[int] | None:
+        """Of the flat tar, by its ground truth."""
+        return None if self.spec.ground_truth is None else Counter(self._true_labels())
+
+    def read(self, unit: Unit, notes: Counter[str]) -> Iterator[pa.Table]:
         """The rows of one class tar, or of the whole flat tar."""
         if self.spec.ground_truth is not None:
-            yield from self._read_flat(unit)
+            yield from self._read_flat(unit, notes)
             return
         source = f"{unit.file}.tar"
         rows = RowBatcher(source)
@@ -67,11 +75,11 @@ class IlsvrcTar:
         with filesystem.open_input_file(full) as opened:
             window = _Window(opened, unit.start, unit.stop)
             for member in members(window, f"{self.spec.path}, {source}"):
-                _add_row(rows, member, f"{unit.file}/{member.name}", unit.label)
+                _add_row(rows, member, f"{unit.file}/{member.name}", unit.label, notes)
                 yield from rows.full()
         yield from rows.rest()
 
-    def _read_flat(self, unit: Unit) -> Iterator[pa.Table]:
+    def _read_flat(self, unit: Unit, notes: Counter[str]) -> Iterator[pa.Table]:
         truth = self._true_labels()
         rows = RowBatcher(unit.file)
         with stream(self.spec.path, unit.file) as opened:
@@ -79,7 +87,7 @@ class IlsvrcTar:
                 digits = re.search(r"(\d+)\.\w+$", member.name)
                 number = int(digits.group(1)) if digits else 0
                 label = truth[number - 1] if 1 <= number <= len(truth) else None
-                _add_row(rows, member, member.name, label)
+                _add_row(rows, member, member.name, label, notes)
                 yield from rows.full()
         yield from rows.rest()
 
@@ -126,7 +134,7 @@ class IlsvrcTar:
         with filesystem.open_input_file(full) as opened:
             window = _Window(opened, 0, opened.size())
             found = members(window, self.spec.path, wanted=lambda name: False, skip=window.skip)
-            tars = [member for member in found if member.kind != "folder"]
+            tars = [m for m in found if m.kind != "folder" and not is_hidden(m.name)]
         others = [m.name for m in tars if m.kind != "file" or not re.fullmatch(r"\w+\.tar", m.name)]
         if others or not tars:
             raise StageError(
@@ -136,8 +144,13 @@ class IlsvrcTar:
         return tars
 
 
-def _add_row(rows: RowBatcher, member: Member, key: str, label: int | None) -> None:
+def _add_row(
+    rows: RowBatcher, member: Member, key: str, label: int | None, notes: Counter[str]
+) -> None:
     if member.kind == "folder":
+        return
+    if is_hidden(member.name):
+        notes["hidden_member"] += 1
         return
     fault = None if member.is_safe else "unsafe_path"
     if member.kind != "file":

@@ -8,6 +8,7 @@ truth); JSON `{"n01440764": "tench"}`, `{"1": "n02119789"}` or `{"0": ["n0144076
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from jobs.contract import StageError
@@ -28,17 +29,36 @@ def entries(path: str) -> list[Entry]:
     content = text(path)
     if content.lstrip().startswith("{"):
         try:
-            value = json.loads(content)
-        except json.JSONDecodeError as error:
+            # Pairs, not a mapping, which would keep only the last of two equal keys.
+            value = json.loads(content, object_pairs_hook=tuple)
+        except (json.JSONDecodeError, RecursionError) as error:
             raise StageError(f"{path} is not valid JSON ({error}); correct it") from None
-        return [_parse_value(path, key, named) for key, named in value.items()]
+        return [_parse_value(path, key, named) for key, named in value]
     lines = [line.strip() for line in content.splitlines()]
     return [_parse_line(path, number, line) for number, line in enumerate(lines, 1) if line]
 
 
 def class_names(path: str) -> dict[str, str]:
-    """Class id -> name."""
-    return {entry.id: entry.name for entry in entries(path)}
+    """Class id -> name. Raises StageError for an id with two names."""
+    found: dict[str, str] = {}
+    for entry in entries(path):
+        if found.setdefault(entry.id, entry.name) != entry.name:
+            raise StageError(
+                f"{path} gives {entry.id!r} two names, {found[entry.id]!r} and {entry.name!r}; "
+                f"remove one"
+            )
+    return found
+
+
+def refuse_nameless(ids: Sequence[str], named: Mapping[str, str], path: str) -> None:
+    """Raise StageError when the names file names some of the classes, or none."""
+    nameless = [identity for identity in ids if identity not in named]
+    if nameless:
+        first = next(iter(named), None)
+        raise StageError(
+            f"{path} has no name for {len(nameless)} of {len(ids)} classes (the first: "
+            f"{nameless[0]!r}; the file begins with {first!r}); complete it, or leave it out"
+        )
 
 
 def _parse_value(path: str, key: str, value: object) -> Entry:

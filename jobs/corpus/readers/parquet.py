@@ -8,7 +8,7 @@ column's value, so each domain in one file can be a source of its own.
 
 from __future__ import annotations
 
-import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,10 +19,23 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jobs.contract import StageError
-from jobs.corpus.readers.rows import BATCH_ROWS, RAW, UNKNOWN, Classes, Unit
+from jobs.corpus.readers.columns import (
+    LabelColumn,
+    cast,
+    claimed_formats,
+    declared_names,
+    image_bytes,
+    is_flat,
+    is_text,
+    may_be_caption,
+    may_be_image,
+    may_be_label,
+    value_type,
+)
+from jobs.corpus.readers.labels import Naming, dense_names, scanned_names
+from jobs.corpus.readers.rows import BATCH_ROWS, RAW, Classes, Unit
 from jobs.corpus.readers.source import files, is_damage, locate
 from jobs.corpus.spec import ParquetReader
-from jobs.images.headers import EXTENSIONS
 
 UNIT_BYTES = 256 << 20  # of uncompressed row groups: the least for a unit, except a file's last
 
@@ -47,14 +60,18 @@ class Parquet:
         """Names in label order; if nothing declares them, from the label columns of all rows."""
         if self.spec.label is None:
             return Classes()
-        if self.spec.classes:
-            return Classes.of(self.spec.classes)
         schema = self._labelled_schema()
-        if not _is_text(schema.field(self.spec.label).type):
-            declared = _declared_names(schema, self.spec.label, self.spec.path)
+        names = is_text(schema.field(self.spec.label).type)
+        if self.spec.classes:
+            if not names:
+                Naming(self.spec.classes).refuse_numbers_for_others(f"{self.spec.path}, `classes`")
+            return Classes.of(self.spec.classes)
+        if not names:
+            declared = declared_names(schema, self.spec.label, self.spec.path)
             return Classes.of(declared if declared is not None else self._scanned_names())
-        names = self._distinct_values([self.spec.label])
-        return Classes.of(sorted(str(name) for name in names if name is not None))
+        found = self._distinct_values([self.spec.label])
+        where = f"{self.spec.path}, column {self.spec.label!r}"
+        return Classes.of(scanned_names((n for n in found if n is not None), where))
 
     def units(self) -> Sequence[Unit]:
         """Ranges of a file's row groups."""
@@ -73,14 +90,30 @@ class Parquet:
         """The Parquet files."""
         yield from files(self.spec.path, self.spec.files)
 
-    def read(self, unit: Unit) -> Iterator[pa.Table]:
+    def label_counts(self) -> Counter[int] | None:
+        """By the label column."""
+        if self.spec.label is None:
+            return None
+        found: Counter[int] = Counter()
+        columns = [self.spec.label, *self.spec.where]
+        for name, _ in self.files():
+            with self._open(name) as opened:
+                labels = self._label_reader(opened.schema_arrow, name)
+                for table in self._tables(opened, name, 1 << 16, list(dict.fromkeys(columns))):
+                    kept = self._where_mask(table)
+                    rows = table if kept is None else table.filter(kept)
+                    if labels is not None and len(rows):
+                        found.update(labels.of(rows)[0].drop_null().to_pylist())
+        return found
+
+    def read(self, unit: Unit, notes: Counter[str]) -> Iterator[pa.Table]:
         """The rows of a range of row groups that fit `where`."""
         with self._open(unit.file) as opened:
             meta = opened.metadata
             row = sum(meta.row_group(group).num_rows for group in range(unit.start))
             groups = list(range(unit.start, unit.stop))
             columns = self._columns()
-            label_of = self._label_numbers(opened.schema_arrow)
+            labels = self._label_reader(opened.schema_arrow, unit.file)
             rows = min(BATCH_ROWS, max(1, _rows_for_bytes(meta, groups, bytes_in=64 << 20)))
             for table in self._tables(opened, unit.file, rows, columns, groups):
                 numbers = pa.array(range(row, row + len(table)), type=pa.int64())
@@ -89,49 +122,64 @@ class Parquet:
                 if kept is not None:
                     table, numbers = table.filter(kept), numbers.filter(kept)
                 if len(table):
-                    yield self._rows(table, unit.file, numbers, label_of)
+                    yield self._rows(table, unit.file, numbers, labels)
 
     def _rows(
-        self, table: pa.Table, file: str, numbers: pa.Array, label_of: dict[str, int] | None
+        self, table: pa.Table, file: str, numbers: pa.Array, labels: LabelColumn | None
     ) -> pa.Table:
-        image, path = _image_bytes(table[self.spec.image])
+        image, path = image_bytes(table[self.spec.image])
         none = pa.nulls(len(table))
+        label, detail = (none, none) if labels is None else labels.of(table)
         return pa.table(
             {
                 "source": pa.repeat(file, len(table)),
                 "key": self._keys(table, file, numbers),
                 "image": image,
-                "label": none if self.spec.label is None else self._labels(table, label_of),
+                "label": label,
                 "caption": none if self.spec.caption is None else table[self.spec.caption],
-                "claims": none if path is None else _claimed_formats(path),
+                "claims": none if path is None else claimed_formats(path),
                 "fault": none,
+                "detail": detail,
             }
         ).cast(RAW)
 
     def _keys(self, table: pa.Table, file: str, numbers: pa.Array) -> pa.ChunkedArray:
         if not self.spec.key:
             return pc.binary_join_element_wise(file, numbers.cast(pa.string()), "/")
-        parts = [self._cast(table[name], name, pa.string()) for name in self.spec.key]
+        where = f"{self.spec.path}, {file}"
+        parts = [cast(table[name], where, name, pa.string()) for name in self.spec.key]
         return parts[0] if len(parts) == 1 else pc.binary_join_element_wise(*parts, "/")
 
-    def _labels(self, table: pa.Table, label_of: dict[str, int] | None) -> pa.ChunkedArray:
-        column = table[str(self.spec.label)]
-        if label_of is None:
-            return self._cast(column, str(self.spec.label), pa.int64())
-        names = column.cast(pa.string())
-        found = pc.index_in(names, value_set=pa.array(label_of, pa.string())).cast(pa.int64())
-        return pc.if_else(names.is_null(), None, pc.fill_null(found, UNKNOWN))
-
-    def _label_numbers(self, schema: pa.Schema) -> dict[str, int] | None:
-        """Class name -> label, for a label column of names; None for a column of numbers."""
-        if self.spec.label is None or not _is_text(schema.field(self.spec.label).type):
+    def _label_reader(self, schema: pa.Schema, file: str) -> LabelColumn | None:
+        """How a file's label column gives the source's labels; None without such a column."""
+        if self.spec.label is None:
             return None
-        return {name: number for number, name in enumerate(self.classes().ids)}
+        classes = self.classes().ids
+        where = f"{self.spec.path}, {file}"
+        if is_text(schema.field(self.spec.label).type):
+            return LabelColumn(self.spec.label, where, Naming(classes))
+        declared = declared_names(schema, self.spec.label, where)
+        if declared is None or tuple(declared) == classes:
+            return LabelColumn(self.spec.label, where)
+        if self.spec.classes and set(declared) != set(classes):
+            return LabelColumn(self.spec.label, where)  # other names for the same numbers
+        unknown = [name for name in declared if name not in classes]
+        if unknown:
+            raise StageError(
+                f"{where}: its metadata names a class {unknown[0]!r} that the first file does not "
+                f"have; give both the same classes, or list all names in `classes`"
+            )
+        if self.spec.classes:
+            raise StageError(
+                f"{where}: its metadata gives the names of `classes` in another order "
+                f"({', '.join(declared[:3])}, ...); correct `classes`, or leave it out"
+            )
+        return LabelColumn(self.spec.label, where, relabel=[classes.index(n) for n in declared])
 
     def _where_mask(self, table: pa.Table) -> pa.ChunkedArray | None:
         kept = None
         for column in self.spec.where:
-            kind = _value_type(table[column].type)
+            kind = value_type(table[column].type)
             fits = pc.is_in(table[column].cast(kind), value_set=self._where_values(column, kind))
             kept = fits if kept is None else pc.and_(kept, fits)
         return kept
@@ -165,33 +213,21 @@ class Parquet:
                 f"{self.spec.path} has no column {missing[0]!r}; it has {', '.join(schema.names)}"
             )
         roles = [
-            ("image", self.spec.image, _may_be_image, "encoded bytes"),
-            ("caption", self.spec.caption, _may_be_caption, "text"),
-            ("label", self.spec.label, _may_be_label, "integers or names"),
-            ("label_name", self.spec.label_name, _is_flat, "names"),
-            *(("key", name, _is_flat, "text or numbers") for name in self.spec.key),
+            ("image", self.spec.image, may_be_image, "encoded bytes"),
+            ("caption", self.spec.caption, may_be_caption, "text"),
+            ("label", self.spec.label, may_be_label, "integers or names"),
+            ("label_name", self.spec.label_name, is_flat, "names"),
+            *(("key", name, is_flat, "text or numbers") for name in self.spec.key),
         ]
         for role, name, fits, wanted in roles:
             kind = None if name is None else schema.field(name).type
-            if kind is not None and not fits(_value_type(kind)) and not pa.types.is_null(kind):
+            if kind is not None and not fits(value_type(kind)) and not pa.types.is_null(kind):
                 raise StageError(
                     f"{file}: column {name!r}, the reader's `{role}`, holds {kind} instead of "
                     f"{wanted}; name another column or convert it"
                 )
         for name in self.spec.where:
-            self._where_values(name, _value_type(schema.field(name).type))
-
-    def _cast(
-        self, column: pa.Array | pa.ChunkedArray, name: str, kind: pa.DataType
-    ) -> pa.ChunkedArray:
-        try:
-            return column.cast(kind)
-        except pa.ArrowInvalid as error:
-            wanted = "whole numbers" if pa.types.is_integer(kind) else "text"
-            raise StageError(
-                f"{self.spec.path}: column {name!r} holds more than {wanted} ({error}); "
-                f"correct it or name another column"
-            ) from None
+            self._where_values(name, value_type(schema.field(name).type))
 
     def _labelled_schema(self) -> pa.Schema:
         """The schema of the first file whose label column has a type other than null."""
@@ -206,9 +242,9 @@ class Parquet:
         """Class names in the order of their numbers, from the label columns of all rows."""
         label, named = str(self.spec.label), self.spec.label_name
         if named is None:
-            found = self._cast(pa.array(list(self._distinct_values([label]))), label, pa.int64())
-            top = pc.max(found).as_py()
-            return [str(number) for number in range(0 if top is None else top + 1)]
+            values = pa.array(list(self._distinct_values([label])))
+            found = cast(values, self.spec.path, label, pa.int64()).drop_null()
+            return dense_names(found.to_pylist(), f"{self.spec.path}: column {label!r}")
         pairs = [pair for pair in self._distinct_values([label, named]) if None not in pair]
         pairs.sort(key=lambda pair: pair[0])
         numbers = [number for number, _ in pairs]
@@ -230,7 +266,7 @@ class Parquet:
             with self._open(name) as opened:
                 kind = opened.schema_arrow.field(columns[0]).type
                 if not pa.types.is_null(kind):
-                    kinds.setdefault(_is_text(kind), name)
+                    kinds.setdefault(is_text(kind), name)
                 if len(kinds) > 1:
                     raise StageError(
                         f"{self.spec.path}: column {columns[0]!r} holds names in {kinds[True]} and "
@@ -286,93 +322,3 @@ def _rows_for_bytes(meta: Any, groups: Sequence[int], bytes_in: int) -> int:
     rows = sum(meta.row_group(group).num_rows for group in groups)
     size = sum(meta.row_group(group).total_byte_size for group in groups)
     return int(bytes_in * rows / max(size, 1))
-
-
-def _image_bytes(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, pa.ChunkedArray | None]:
-    """The encoded bytes, and the images' paths if the column is a struct that has them."""
-    if not pa.types.is_struct(column.type):
-        return column, None
-    fields = {column.type.field(i).name for i in range(column.type.num_fields)}
-    if "bytes" not in fields:
-        raise StageError(
-            f"the image column is a struct of {', '.join(sorted(fields))}, without `bytes`; "
-            f"embed the images' bytes in the files"
-        )
-    path = pc.struct_field(column, "path") if "path" in fields else None
-    return (
-        pc.struct_field(column, "bytes"),
-        path if path is not None and _is_text(path.type) else None,
-    )
-
-
-def _claimed_formats(path: pa.ChunkedArray) -> pa.ChunkedArray:
-    ends = pc.utf8_lower(pc.extract_regex(path, r"\.(?P<end>\w+)$").combine_chunks().field("end"))
-    known = pc.index_in(ends, value_set=pa.array(list(EXTENSIONS)))
-    return pa.array(list(EXTENSIONS.values())).take(known)
-
-
-def _value_type(kind: pa.DataType) -> pa.DataType:
-    """The type of a column's values, also if the column is dictionary-encoded."""
-    return kind.value_type if pa.types.is_dictionary(kind) else kind
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    kind = _value_type(kind)
-    return bool(
-        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-    )
-
-
-def _is_bytes(kind: pa.DataType) -> bool:
-    return bool(
-        pa.types.is_binary(kind)
-        or pa.types.is_large_binary(kind)
-        or pa.types.is_fixed_size_binary(kind)
-        or pa.types.is_binary_view(kind)
-    )
-
-
-def _is_flat(kind: pa.DataType) -> bool:
-    return not pa.types.is_nested(kind)
-
-
-def _may_be_image(kind: pa.DataType) -> bool:
-    if not pa.types.is_struct(kind):
-        return _is_bytes(kind)
-    types = [field.type for field in kind if field.name == "bytes"]
-    return all(_is_bytes(one) or pa.types.is_null(one) for one in types)
-
-
-def _may_be_caption(kind: pa.DataType) -> bool:
-    return _is_text(kind) or _is_bytes(kind)
-
-
-def _may_be_label(kind: pa.DataType) -> bool:
-    return bool(
-        _is_text(kind)
-        or pa.types.is_integer(kind)
-        or pa.types.is_floating(kind)
-        or pa.types.is_decimal(kind)
-        or pa.types.is_boolean(kind)
-    )
-
-
-def _declared_names(schema: pa.Schema, label: str, path: str) -> list[str] | None:
-    """The class names in Hugging Face's metadata, if any; StageError when they are of no use."""
-    raw = (schema.metadata or {}).get(b"huggingface")
-    if raw is None:
-        return None
-    try:
-        found = json.loads(raw)
-        for word in ("info", "features", label, "names"):
-            found = (found or {}).get(word)
-    except (ValueError, AttributeError, RecursionError):
-        found = raw
-    if not found:
-        return None
-    if not isinstance(found, list) or not all(isinstance(name, (str, int)) for name in found):
-        raise StageError(
-            f"{path}: its `huggingface` metadata does not list the names of {label!r} as Hugging "
-            f"Face writes them; give the names in `classes`"
-        )
-    return [str(name) for name in found]

@@ -2,12 +2,13 @@
 
 A row has its source, its key, its bytes, and its label or caption as in the source. A row that the
 reader cannot complete has a `fault`, the reason for its quarantine. `jobs.corpus.check` decides
-whether the image is an image, the label is a class and the caption is text. Nothing here reads a
-source.
+whether the image is an image, the label is a class and the caption is text. What a reader passes
+over is counted as notes. Nothing here reads a source.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -25,13 +26,12 @@ RAW = pa.schema(
         pa.field("caption", pa.large_binary()),  # should be UTF-8
         pa.field("claims", pa.string()),  # the image format by the file's extension
         pa.field("fault", pa.string()),  # why the row goes to quarantine; null: no fault so far
+        pa.field("detail", pa.string()),  # what a message shows of it: a path tried, a label's text
     ]
 )
 
 UNKNOWN = -1
 """The label of a row whose class is not among the reader's classes."""
-
-LABEL_DIGITS = 18  # at most; a longer number may not fit an int64
 
 BATCH_ROWS = 4_096
 BATCH_BYTES = 16 << 20
@@ -81,8 +81,14 @@ class Reader(Protocol):
     def files(self) -> Iterator[tuple[str, int]]:
         """(name, bytes) of every file of the source that its `Listing` counts."""
 
-    def read(self, unit: Unit) -> Iterator[pa.Table]:
-        """A unit's rows, by `RAW`, a few megabytes at a time, always in the same order."""
+    def label_counts(self) -> Counter[int] | None:
+        """Rows of each label, UNKNOWN included; None if only reading all images would tell."""
+
+    def read(self, unit: Unit, notes: Counter[str]) -> Iterator[pa.Table]:
+        """A unit's rows, by `RAW`, a few megabytes at a time, always in the same order.
+
+        What is passed over because it is no row (a hidden file, say) is counted in `notes`.
+        """
 
 
 @dataclass
@@ -102,9 +108,10 @@ class RowBatcher:
         caption: bytes | None = None,
         claims: str | None = None,
         fault: str | None = None,
+        detail: str | None = None,
     ) -> None:
         """Add a row."""
-        row = (self.source, key, image, label, caption, claims, fault)
+        row = (self.source, key, image, label, caption, claims, fault, detail)
         for column, value in zip(self._rows.values(), row, strict=True):
             column.append(value)
         self._bytes += len(image or b"")
@@ -119,11 +126,6 @@ class RowBatcher:
         if self._rows["key"]:
             yield pa.table(self._rows, schema=RAW)
             self._rows, self._bytes = {name: [] for name in RAW.names}, 0
-
-
-def number_of(words: str) -> int:
-    """The label that the text gives as a decimal number; UNKNOWN for other text."""
-    return int(words) if words.isdecimal() and len(words) <= LABEL_DIGITS else UNKNOWN
 
 
 def claim(name: str) -> str | None:

@@ -51,9 +51,16 @@ class Listing:
 
 
 def files(
-    path: str, pattern: str = "*", *, empty: bool = False, broken: bool = False
+    path: str,
+    pattern: str = "*",
+    *,
+    empty: bool = False,
+    broken: bool = False,
+    hidden: bool = False,
 ) -> list[tuple[str, int]]:
     """(name, bytes) of the files at or below a path whose file name fits the pattern, sorted.
+
+    Hidden files below it are left out, unless `hidden`.
 
     Raises StageError when the path does not exist, when no file fits (unless `empty`), and for a
     broken link. With `broken`, a broken link is a file of 0 bytes.
@@ -67,6 +74,8 @@ def files(
     found = []
     for name, size in below:
         if not fnmatch.fnmatchcase(name.rpartition("/")[2], pattern):
+            continue
+        if is_hidden(name) and not hidden:
             continue
         if size is None and not broken:
             raise _broken_link(root, name)
@@ -97,9 +106,17 @@ def folders(path: str) -> list[str]:
     return sorted(found)
 
 
+def files_beside(path: str) -> int:
+    """How many files lie directly in a folder, hidden ones left out."""
+    filesystem, root = _open_folder(Folder.of(path))
+    below = filesystem.get_file_info(pafs.FileSelector(root))
+    return sum(f.type == pafs.FileType.File and not is_hidden(f.base_name) for f in below)
+
+
 def is_hidden(name: str) -> bool:
-    """Whether any part of a relative path begins with a dot."""
-    return any(part.startswith(".") for part in name.split("/"))
+    """Whether a relative path is hidden: a part begins with a dot, or is macOS's `__MACOSX`."""
+    parts = (part for part in name.split("/") if part not in (".", ".."))
+    return any(part.startswith(".") or part == "__MACOSX" for part in parts)
 
 
 def _list_remote(filesystem: pafs.FileSystem, root: str) -> Iterator[tuple[str, int | None]]:
@@ -237,11 +254,11 @@ def text(path: str) -> str:
         raise StageError(f"{path} is a folder; name a file in it")
     try:
         with filesystem.open_input_stream(root) as opened:
-            return bytes(opened.read()).decode("utf-8")
+            return bytes(opened.read()).decode("utf-8-sig")
     except FileNotFoundError:
         raise StageError(f"{path} does not exist; correct its path") from None
     except UnicodeDecodeError:
-        raise StageError(f"{path} is not UTF-8 text; convert it") from None
+        raise StageError(f"{path} is not UTF-8 text; convert it (`iconv -t UTF-8`)") from None
 
 
 def _read_local(root: Path, name: str | None) -> bytes | None:

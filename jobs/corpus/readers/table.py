@@ -8,8 +8,11 @@ because a stray quote would swallow the rows up to the next quote.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
+import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +21,8 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 
 from jobs.contract import StageError
-from jobs.corpus.readers.rows import Classes, RowBatcher, Unit, claim, number_of
+from jobs.corpus.readers.labels import Naming, scanned_names
+from jobs.corpus.readers.rows import UNKNOWN, Classes, RowBatcher, Unit, claim
 from jobs.corpus.readers.source import contents, files, stream
 from jobs.corpus.spec import TableReader
 from jobs.storage.folder import Folder
@@ -27,6 +31,7 @@ UNITS = 64  # at most: every unit reads the table up to its own rows
 UNIT_ROWS = 5_000  # at least
 READ_ROWS = 256  # images requested at a time
 MAX_FIELD = 1 << 20  # characters of a field: pyarrow's limit for a row
+HEADER_BYTES = 1 << 16  # of a table's start, read to explain why it cannot be read
 SHOWN = 80  # characters of a library's message that an error shows
 
 
@@ -49,9 +54,11 @@ class Table:
     def classes(self) -> Classes:
         """The classes of the experiment file, else the label column's distinct values, sorted."""
         if self.spec.label is None or self.spec.classes:
+            Naming(self.spec.classes).refuse_numbers_for_others(f"{self.spec.path}, `classes`")
             return Classes.of(self.spec.classes)
-        names = {name for rows in self._batches([self.spec.label]) for (name,) in rows if name}
-        return Classes.of(sorted(names))
+        texts = {name for rows in self._batches([self.spec.label]) for (name,) in rows}
+        where = f"{self.spec.path}, column {self.spec.label!r}"
+        return Classes.of(scanned_names(texts, where))
 
     def units(self) -> Sequence[Unit]:
         """Ranges of rows. Raises StageError for a stray quote."""
@@ -69,24 +76,44 @@ class Table:
             raise StageError(f"{self.spec.path} is a folder; name the table itself")
         yield from found
 
-    def read(self, unit: Unit) -> Iterator[pa.Table]:
+    def label_counts(self) -> Counter[int] | None:
+        """By the label column."""
+        if self.spec.label is None:
+            return None
+        naming, texts = Naming(self.classes().ids), Counter[str]()
+        for rows in self._batches([self.spec.label]):
+            texts.update(name for (name,) in rows)
+        found: Counter[int] = Counter()
+        for text, count in texts.items():
+            if text.strip():
+                found[naming.of_text(text)] += count
+        return found
+
+    def read(self, unit: Unit, notes: Counter[str]) -> Iterator[pa.Table]:
         """Rows [start, stop) of the table, with their images' bytes."""
         spec = self.spec
-        classes = {name: number for number, name in enumerate(self.classes().ids)}
+        naming = Naming(self.classes().ids)
+        root = self._image_root()
         columns = self._columns()
         rows = RowBatcher(unit.file)
         for block in self._rows(columns, unit):
             found = [dict(zip(columns, values, strict=True)) for values in block]
             paths = [values[spec.image].removeprefix("./") for values in found]
-            images = contents(self._image_root(), [p if _is_safe(p) else None for p in paths])
+            images = contents(root, [p if _is_safe(p) else None for p in paths])
             for values, path, image in zip(found, paths, images, strict=True):
+                text = values[spec.label] if spec.label else ""
+                label = naming.of_text(text) if text.strip() else None
+                detail = None if image is not None else _why_no_image(root, path)
+                if image is not None and label == UNKNOWN:
+                    detail = naming.why_unknown(text)
                 rows.add(
                     values[spec.key] if spec.key else values[spec.image],
                     image,
-                    label=_label_number(values[spec.label], classes) if spec.label else None,
+                    label=label,
                     caption=values[spec.caption] if spec.caption else None,
                     claims=claim(path),
                     fault=None if _is_safe(path) else "unsafe_path",
+                    detail=detail,
                 )
                 yield from rows.full()
         yield from rows.rest()
@@ -125,12 +152,34 @@ class Table:
                     values = [batch.column(c).to_pylist() for c in columns]
                     yield list(zip(*values, strict=True))
         except (pa.ArrowInvalid, pa.ArrowKeyError, UnicodeDecodeError) as error:
-            hint = "" if quoting else ", or set `quoting: true` if its fields are quoted"
-            raise StageError(
-                f"{self.spec.path} cannot be read as a table with the columns "
-                f"{', '.join(columns)} ({_shorten(str(error))}); correct the table or the reader's "
-                f"fields{hint}"
-            ) from None
+            raise self._unreadable(name, columns, str(error)) from None
+
+    def _unreadable(self, name: str, columns: list[str], error: str) -> StageError:
+        """The error of a table that pyarrow cannot read: what its first line holds instead."""
+        with stream(self.spec.path, name) as opened:
+            begin = bytes(opened.read(HEADER_BYTES))
+        if begin.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in begin:
+            return StageError(
+                f"{self.spec.path} is not UTF-8 text, but probably UTF-16; convert it "
+                f"(`iconv -f UTF-16 -t UTF-8`)"
+            )
+        line = begin.decode("utf-8-sig", "replace").splitlines()[:1]
+        found = next(csv.reader(line, delimiter=self._delimiter(name)), [])
+        missing = [column for column in columns if column not in found]
+        if missing and not self.spec.columns:
+            other = next((d for d in ";\t|,:" if len(found) == 1 and d in found[0]), None)
+            hint = "correct the reader's fields, or name the columns in `columns` if it has none"
+            if other is not None:
+                hint = f"set `delimiter: {json.dumps(other)}`"
+            return StageError(
+                f"{self.spec.path} has no column {missing[0]!r}; its first line gives the columns "
+                f"{_shorten(', '.join(found))}; {hint}"
+            )
+        hint = "" if self._quoting(name) else ", or set `quoting: true` if its fields are quoted"
+        return StageError(
+            f"{self.spec.path} cannot be read as a table with the columns {', '.join(columns)} "
+            f"({_shorten(error)}); correct the table or the reader's fields{hint}"
+        )
 
     def _delimiter(self, name: str) -> str:
         return self.spec.delimiter or ("\t" if _is_tsv(name) else ",")
@@ -205,7 +254,7 @@ def _is_safe(path: str) -> bool:
     return bool(path) and not path.startswith(("/", "\\")) and ".." not in path.split("/")
 
 
-def _label_number(text: str, classes: dict[str, int]) -> int | None:
-    if text in classes:
-        return classes[text]
-    return number_of(text) if text else None
+def _why_no_image(root: str, path: str) -> str:
+    """Words on an image that is not there, for a message: the path tried."""
+    hint = "; its path has back-slashes: write `/`" if "\\" in path else ""
+    return f"no file at {root}/{path}{hint}"

@@ -2,19 +2,26 @@
 
 A sample is a sequence of members with one stem (`000012.jpg`, `000012.txt`, `000012.json`): the
 path up to the first dot of the file name. The caption is a text member or a field of the JSON
-member, as the experiment file says; so is the label. Tars may be compressed.
+member, as the experiment file says; so is the label. Tars may be compressed. Members that belong to
+no sample are counted: hidden ones and unused ones as notes, samples that the first dot cuts apart
+(`dog.v2.jpg`, `dog.v2.txt`) as bad rows.
 """
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
 import pyarrow as pa
 
-from jobs.corpus.readers.rows import Classes, RowBatcher, Unit, claim, number_of
-from jobs.corpus.readers.source import files, stream
+from jobs.contract import StageError
+from jobs.corpus.readers.labels import Naming
+from jobs.corpus.readers.rows import UNKNOWN, Classes, RowBatcher, Unit, claim
+from jobs.corpus.readers.source import files, is_hidden, stream
 from jobs.corpus.readers.tar import Member, members
 from jobs.corpus.spec import WebDatasetReader
 from jobs.images.headers import EXTENSIONS
@@ -29,6 +36,8 @@ class _Sample:
     stem: str
     image: Member | None = None
     texts: dict[str, bytes] = field(default_factory=dict)  # extension -> content
+    dotted: dict[str, str] = field(default_factory=dict)  # longer stem -> its first member
+    extensions: set[str] = field(default_factory=set)  # those that this reader uses
     fault: Fault | None = None
 
 
@@ -37,6 +46,10 @@ class WebDataset:
     """Rows keyed by their members' stem, or by tar and stem."""
 
     spec: WebDatasetReader
+
+    @cached_property
+    def _naming(self) -> Naming:
+        return Naming(self.spec.classes)
 
     @property
     def labels(self) -> bool:
@@ -50,6 +63,7 @@ class WebDataset:
 
     def classes(self) -> Classes:
         """The classes that the experiment file lists."""
+        self._naming.refuse_numbers_for_others(f"{self.spec.path}, `classes`")
         return Classes.of(self.spec.classes)
 
     def units(self) -> Sequence[Unit]:
@@ -60,22 +74,42 @@ class WebDataset:
         """Every tar file."""
         yield from files(self.spec.path, self.spec.files)
 
-    def read(self, unit: Unit) -> Iterator[pa.Table]:
-        """The rows of one tar."""
+    def label_counts(self) -> None:
+        """Unknown: labels are members among the images."""
+        return
+
+    def read(self, unit: Unit, notes: Counter[str]) -> Iterator[pa.Table]:
+        """The rows of one tar. Raises StageError when a sample's members are not adjacent."""
         rows = RowBatcher(unit.file)
         sample: _Sample | None = None
+        seen: dict[str, set[str]] = {}  # stem -> extensions that this reader uses
         with stream(self.spec.path, unit.file) as opened:
             found = members(opened, f"{self.spec.path}, {unit.file}", wanted=self._is_wanted)
             for member in found:
                 if member.kind == "folder":
                     continue
+                if is_hidden(member.name):
+                    notes["hidden_member"] += 1
+                    continue
                 stem, extension = _split_name(member.name)
                 if sample is None or stem != sample.stem:
                     yield from self._finish_sample(rows, unit, sample)
                     sample = _Sample(stem)
-                self._add_member(sample, member, extension)
+                self._add_member(sample, member, extension, notes)
+                if extension in sample.extensions:
+                    here = seen.setdefault(stem, sample.extensions)
+                    if here is not sample.extensions and extension not in here:
+                        raise self._not_adjacent(unit, stem)
         yield from self._finish_sample(rows, unit, sample)
         yield from rows.rest()
+
+    def _not_adjacent(self, unit: Unit, stem: str) -> StageError:
+        name = unit.file.rpartition("/")[2]
+        return StageError(
+            f"{self.spec.path}, {unit.file}: the members of sample {stem!r} do not follow one "
+            f"another; sort the tar: mkdir t && tar -xf {name} -C t && tar --sort=name -cf "
+            f"sorted-{name.removesuffix('.gz')} -C t ."
+        )
 
     def _is_wanted(self, name: str) -> bool:
         extension = _split_name(name)[1]
@@ -85,7 +119,16 @@ class WebDataset:
         named = {self.spec.caption, self.spec.label} - {None}
         return {str(name).partition(":")[0] for name in named}
 
-    def _add_member(self, sample: _Sample, member: Member, extension: str) -> None:
+    def _add_member(
+        self, sample: _Sample, member: Member, extension: str, notes: Counter[str]
+    ) -> None:
+        if not self._is_wanted(member.name):
+            stem, dot, last = member.name.removeprefix("./").rpartition(".")
+            if dot and (last.lower() in EXTENSIONS or last.lower() in self._text_extensions()):
+                sample.dotted.setdefault(stem, member.name)
+            notes["unused_member"] += 1
+            return
+        sample.extensions.add(extension)
         if not member.is_safe:
             sample.fault = "unsafe_path"
         elif member.kind != "file":
@@ -100,16 +143,32 @@ class WebDataset:
         self, rows: RowBatcher, unit: Unit, sample: _Sample | None
     ) -> Iterator[pa.Table]:
         """Add a complete sample as a row, unless it has no member that this reader uses."""
-        wanted = self._text_extensions()
-        if sample is None or not (sample.image or sample.fault or sample.texts.keys() & wanted):
+        if sample is None:
+            return
+        if not (sample.image or sample.fault or sample.texts):
+            for stem, name in sample.dotted.items():
+                words = f"{name}: a stem ends at the first dot; rename its members"
+                rows.add(stem, None, fault="dotted_stem", detail=words)
+            yield from rows.full()
             return
         caption, label, fault = None, None, sample.fault
+        detail: str | None = None
         if self.spec.caption is not None:
-            caption, wrong = _read_field(sample, self.spec.caption)
+            value, wrong = _read_field(sample, self.spec.caption)
             fault = fault or wrong
+            if isinstance(value, str):
+                caption = value.encode("utf-8", "surrogatepass")
+            elif isinstance(value, bytes):
+                caption = value
+            elif value is not None:
+                fault = fault or "caption_not_text"
+                detail = f"its caption is {_shown(value)}"
         if self.spec.label is not None:
-            text, wrong = _read_field(sample, self.spec.label)
-            label, fault = self._label_number(text), fault or wrong
+            value, wrong = _read_field(sample, self.spec.label)
+            fault = fault or wrong
+            label = self._label_number(value)
+            if label == UNKNOWN:
+                detail = detail or self._naming.why_unknown(_as_text(value))
         key = f"{unit.file}/{sample.stem}" if self.spec.tar_in_key else sample.stem
         rows.add(
             key,
@@ -118,18 +177,14 @@ class WebDataset:
             caption=caption,
             claims=claim(sample.image.name) if sample.image else None,
             fault=fault,
+            detail=detail,
         )
         yield from rows.full()
 
-    def _label_number(self, text: bytes | None) -> int | None:
-        """The label of a text that is a number or a class's name."""
-        name = (text or b"").decode("utf-8", "replace").strip()
-        if not name:
-            return None
-        number, classes = number_of(name), self.spec.classes
-        if number not in range(len(classes)) and name in classes:
-            return classes.index(name)
-        return number
+    def _label_number(self, value: Any) -> int | None:
+        """The label of a member's text or of a JSON value; None for no value."""
+        value = _as_text(value)
+        return None if value is None or value == "" else self._naming.of_value(value)
 
 
 def _split_name(name: str) -> tuple[str, str]:
@@ -139,8 +194,8 @@ def _split_name(name: str) -> tuple[str, str]:
     return f"{folder}{slash}{stem}", extension.lower()
 
 
-def _read_field(sample: _Sample, where: str) -> tuple[bytes | None, Fault | None]:
-    """A sample's value at `txt` or `json:field`, and its fault."""
+def _read_field(sample: _Sample, where: str) -> tuple[Any, Fault | None]:
+    """A sample's value at `txt` (bytes) or `json:field` (a JSON value), and its fault."""
     extension, colon, name = where.partition(":")
     data = sample.texts.get(extension)
     if data is None or not colon:
@@ -149,5 +204,18 @@ def _read_field(sample: _Sample, where: str) -> tuple[bytes | None, Fault | None
         value = json.loads(data)
     except (ValueError, RecursionError):  # RecursionError: nested absurdly deep
         return None, "broken_json"
-    found = value.get(name) if isinstance(value, dict) else None
-    return (None if found is None else str(found).encode("utf-8", "surrogatepass")), None
+    if not isinstance(value, dict):
+        return None, "broken_json"
+    return value.get(name), None
+
+
+def _as_text(value: Any) -> Any:
+    """A member's bytes as text; text without blanks around it; any other value as it is."""
+    if isinstance(value, bytes):
+        value = value.decode("utf-8-sig", "replace")
+    return value.strip() if isinstance(value, str) else value
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:40]}..."

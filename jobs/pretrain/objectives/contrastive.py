@@ -24,7 +24,7 @@ from jobs.encoders.encoder import Architecture
 from jobs.images.pixels import to_input
 from jobs.pretrain.data.part import Field, Part, Targets
 from jobs.pretrain.distributed import DistributedGroup, no_gradient_sync
-from jobs.pretrain.objectives.objective import FULL, Scored
+from jobs.pretrain.objectives.objective import FULL, Scored, passes
 from jobs.pretrain.precision import Precision
 from jobs.pretrain.spec import Contrastive
 
@@ -112,7 +112,7 @@ class ContrastiveObjective:
             scored, loss = self._score(image.float(), text.float(), scale, targets)
             precision.backward(loss)
             return scored
-        pieces = [slice(i, i + most) for i in range(0, len(images), most)]
+        pieces = passes(len(images), most)
         stream = _random_state(self._group.device)  # both passes must have the same dropout
         with torch.no_grad(), precision.autocast():
             parts = [model(images[piece], targets.noisy[piece]) for piece in pieces]

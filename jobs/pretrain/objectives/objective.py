@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -29,6 +30,16 @@ class Scored:
     losses: Tensor  # float [n]; the step minimizes their mean over all workers
     as_noisy: Tensor  # bool [n]: the prediction is the target trained on
     as_clean: Tensor  # bool [n]: the prediction is the clean target
+
+
+def passes(images: int, most: int) -> list[slice]:
+    """The fewest passes of at most `most` images, their sizes equal to within one.
+
+    A last pass of what is left over could be a single image, on which BatchNorm fails.
+    """
+    count = -(-images // most)
+    edges = [images * number // count for number in range(count + 1)]
+    return [slice(start, stop) for start, stop in pairwise(edges)]
 
 
 class Objective(Protocol):

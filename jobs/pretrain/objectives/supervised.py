@@ -26,7 +26,7 @@ from jobs.images.pixels import to_input
 from jobs.pretrain.data.part import Field, Part, Targets
 from jobs.pretrain.distributed import DistributedGroup, no_gradient_sync
 from jobs.pretrain.objectives.mixing import make_mixup, mixed
-from jobs.pretrain.objectives.objective import FULL, Scored
+from jobs.pretrain.objectives.objective import FULL, Scored, passes
 from jobs.pretrain.precision import Precision
 from jobs.pretrain.spec import Supervised
 
@@ -110,9 +110,8 @@ class SupervisedObjective:
         share = len(images)
         wanted = targets.noisy if targets.soft is None else targets.soft
         losses, predicted = [], []
-        for start in range(0, share, most):
-            piece = slice(start, start + most)
-            with no_gradient_sync(model, start + most < share):
+        for piece in passes(share, most):
+            with no_gradient_sync(model, piece.stop < share):
                 with precision.autocast():
                     logits = model(images[piece])
                 logits = logits.float()

@@ -62,7 +62,7 @@ def build() -> Build:
         found = building.survey(corpus)
         building.resume(scratch, found)
         scans = [building.scan(corpus, found, piece, scratch) for piece in found.pieces]
-        building.refuse_bad(corpus, scans)
+        building.refuse_bad(corpus, found, scans)
         runs = [run for scan in scans for run in scan.runs]
         cuts = lay_out(corpus, scratch, runs)
         files = [(cut.part, write_shard(scratch, runs, cut, output)) for cut in cuts]

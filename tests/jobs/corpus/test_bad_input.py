@@ -170,7 +170,10 @@ def test_a_name_outside_the_classes_of_parquet_is_an_unknown_label(
         label=["cat", "bird", None],
         key=list("abc"),
     )
-    folder, _ = build(corpus(reader=source | {"classes": ["cat", "dog"]}), tmp_path)
+    source |= {"classes": ["cat", "dog"]}
+    with pytest.raises(StageError, match=r"1 of 2 classes have no row .* \('dog'\)"):
+        build(corpus(reader=source), tmp_path)
+    folder, _ = build(corpus(reader=source, allow_empty_classes=True), tmp_path)
     assert quarantine(folder) == {"b": "label_unknown", "c": "no_label"}
 
 
@@ -185,7 +188,7 @@ def test_a_label_that_is_null_everywhere_does_not_make_an_unlabelled_corpus(
         label=pa.nulls(3, kind),
         key=list("abc"),
     )
-    with pytest.raises(StageError, match=r"all 3 rows are bad \(3 no_label\)"):
+    with pytest.raises(StageError, match=r"all 3 rows are bad: 3 no_label \(first: a\)"):
         build(corpus(reader=source), tmp_path)
 
 
@@ -196,8 +199,8 @@ def test_a_source_of_bad_rows_alone_is_an_error_with_its_reasons(
     with pytest.raises(StageError) as caught:
         build(corpus(1, reader=source), tmp_path)
     assert str(caught.value) == (
-        "corpus c: all 2 rows are bad (1 empty_image, 1 not_an_image); repair the source or "
-        "correct corpus.reader"
+        "corpus c: all 2 rows are bad: 1 empty_image (first: a), 1 not_an_image (first: b); "
+        "repair the source or correct corpus.reader"
     )
 
 
@@ -248,7 +251,7 @@ def test_a_field_of_broken_json_is_one_rows_fault(
                 tar.addfile(info, io.BytesIO(data))
     reader = {"kind": "webdataset", "path": str(tmp_path), "caption": "json:alt"}
     folder, _ = build(corpus(reader=reader), tmp_path / "o")
-    assert quarantine(folder) == {"a": "broken_json", "b": "no_caption", "d": "broken_json"}
+    assert quarantine(folder) == {"a": "broken_json", "b": "broken_json", "d": "broken_json"}
 
 
 def test_paths_of_a_table_never_leave_its_folder(
@@ -291,8 +294,9 @@ def test_a_build_fails_above_max_bad_share_and_says_what_is_bad(
     with pytest.raises(StageError) as caught:
         build(corpus(0.01, reader=source), tmp_path / "a")
     assert str(caught.value) == (
-        "corpus c: 2 of 100 rows (2.00%) are bad (1 empty_image, 1 not_an_image), more than "
-        "max_bad_share = 1.00%; repair the source, or raise corpus.max_bad_share to leave them out"
+        "corpus c: 2 of 100 rows (2.00%) are bad, more than max_bad_share = 1.00%: 1 empty_image "
+        "(first: 98), 1 not_an_image (first: 99); repair the source, or raise "
+        "corpus.max_bad_share to leave them out"
     )
     folder, _ = build(corpus(0.02, reader=source), tmp_path / "b")
     assert Index.read(folder).rows("train") == 98

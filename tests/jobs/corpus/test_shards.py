@@ -152,10 +152,10 @@ def test_another_seed_gives_other_parts_and_another_order() -> None:
 
 @pytest.mark.parametrize("shuffle", ["global", "none"])
 def test_duplicate_keys_are_refused_by_name_in_any_run_or_part(shuffle: str) -> None:
-    with pytest.raises(StageError, match=r"1 keys occur more than once \(k0007, \.\.\.\)"):
+    with pytest.raises(StageError, match=r"1 keys occur more than once \(k0007\)"):
         shards(corpus(shuffle=shuffle), [*KEYS, "k0007"], (300, 600))
     spec = corpus(shuffle=shuffle, parts={"train": 0.9, "validation": 0.1, "test": DigitsReader()})
-    with pytest.raises(StageError, match=r"1 keys occur more than once \(k0007, \.\.\.\)"):
+    with pytest.raises(StageError, match=r"1 keys occur more than once \(k0007\)"):
         shards(spec, [*KEYS, "k0007"], (600,), (None, "test"))
 
 

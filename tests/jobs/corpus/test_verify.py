@@ -1,5 +1,6 @@
 """Verifying a corpus: a missing or altered file is a finding, never a crash."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -65,3 +66,20 @@ def test_a_missing_or_altered_quarantine_is_a_finding(built: tuple[Corpus, Folde
         assert findings(built) == {(path.name, "altered")}
     path.unlink()
     assert findings(built) == {(path.name, "missing")}
+
+
+def test_a_source_file_that_is_newer_than_the_build_is_a_harmless_finding(
+    built: tuple[Corpus, Folder], picture: Picture
+) -> None:
+    path = Path(str(built[0].reader.path)) / "a/1.jpg"  # type: ignore[union-attr]
+    size = path.stat().st_size
+    path.write_bytes(picture(0)[:-2] + b"\xff\xd9")
+    assert path.stat().st_size == size
+    later = (built[1].local_path() / "_index.json").stat().st_mtime_ns + 10**9
+    os.utime(path, ns=(later, later))
+    (finding,) = compare_source(*built)
+    assert finding.harmless
+    assert finding.what == "source newer"
+    assert "1 files were written after the build (the first: a/1.jpg)" in finding.detail
+    path.unlink()
+    assert [one.what for one in compare_source(*built)] == ["source changed"]

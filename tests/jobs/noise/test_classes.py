@@ -55,3 +55,12 @@ def test_numbers_among_names_that_could_be_numbers_are_refused() -> None:
         from_one.numbers_of(["0", "1", "2", "3"], "here")
     # A name that is a number is no problem when it is out of range as a number.
     assert Classes(("cat", "dog", "7")).numbers_of(["0", "7", "1"], "here") == (0, 2, 1)
+
+
+def test_a_number_that_is_the_name_of_another_class_is_refused() -> None:
+    assert NUMERIC.numbers([0, 1], "here") == (0, 1)  # the classes called 0 and 1
+    with pytest.raises(StageError, match=r"names 2, which may be the class called '2' or class 2"):
+        NUMERIC.numbers([2], "here")
+    with pytest.raises(StageError, match="give the name, in quotes"):
+        Classes(("a", "b"), ("1", "0")).numbers([1], "here")
+    assert NUMERIC.numbers(["2", "10"], "here") == (3, 2)

@@ -31,7 +31,7 @@ def as_dict(table: pa.Table) -> dict[str, tuple[int, int]]:
 @st.composite
 def with_matrix(draw: st.DrawFn) -> tuple[list[int], Floats]:
     classes = draw(st.integers(2, 6))
-    labels = draw(st.lists(st.integers(0, classes - 1), min_size=1, max_size=80))
+    labels = draw(st.lists(st.integers(0, classes - 1), max_size=80)) + list(range(classes))
     weights = draw(
         arrays.arrays(np.float64, (classes, classes), elements=st.sampled_from([0, 1, 2, 5]))
     )
@@ -42,7 +42,7 @@ def with_matrix(draw: st.DrawFn) -> tuple[list[int], Floats]:
 @st.composite
 def with_probabilities(draw: st.DrawFn) -> tuple[list[int], Floats]:
     classes = draw(st.integers(2, 6))
-    labels = draw(st.lists(st.integers(0, classes - 1), min_size=1, max_size=60))
+    labels = draw(st.lists(st.integers(0, classes - 1), max_size=60)) + list(range(classes))
     random = np.random.default_rng(draw(st.integers(0, 1000)))
     values = random.dirichlet(np.full(classes, 0.3), len(labels))
     for row in draw(st.sets(st.integers(0, len(labels) - 1), max_size=5)):
@@ -174,8 +174,8 @@ def test_row_order_and_blocks_do_not_affect_the_annotator(
 
 
 def test_hard_samples_come_first_in_proportion_to_their_doubt() -> None:
-    labels = [0] * 40_000
-    values = np.tile([[0.9, 0.1], [0.6, 0.4]], (20_000, 1))
+    labels = [0] * 40_000 + [1]
+    values = np.concatenate([np.tile([[0.9, 0.1], [0.6, 0.4]], (20_000, 1)), [[0.0, 1.0]]])
     plan = confusions.instance(samples(labels, 2), Choice(), blocks(values, 9999))
     rows = plan.rows(1)
     assert np.mean(rows % 2) == pytest.approx(0.8, abs=0.06)  # 0.4 / (0.1 + 0.4), of 400
@@ -193,6 +193,20 @@ def test_hard_samples_come_first_in_proportion_to_their_doubt() -> None:
 def test_invalid_probabilities_are_refused(values: Floats, message: str) -> None:
     with pytest.raises(StageError, match=message):
         confusions.instance(samples([0, 1], 2), Choice(), blocks(values, 10))
+
+
+def test_a_class_without_a_row_is_never_drawn() -> None:
+    labels = [0, 1, 3] * 40  # of the classes 0 to 3
+    values = np.tile([0.1, 0.2, 0.6, 0.1], (len(labels), 1))
+    plan = confusions.instance(samples(labels, 4), Choice(), blocks(values, 50))
+    assert set(plan.changed(99)["noisy"].to_pylist()) == {0, 1, 3}
+    with pytest.raises(StageError, match="to class 2, which has no training row"):
+        confusions.transition(samples(labels, 4), Choice(), values[:4])
+    matrix = np.where(np.eye(4, dtype=bool)[2], 0, values[:4]) / 0.4
+    flips = confusions.transition(samples(labels, 4), Choice(), matrix)
+    assert 2 not in flips.noisy
+    with pytest.raises(StageError, match="key 'k1' the class 2, which has no training row"):
+        confusions.given(samples(labels, 4), np.array([0, 2, 3, *labels[3:]]))
 
 
 def test_given_labels_are_used_unchanged_at_their_measured_rate() -> None:

@@ -314,3 +314,29 @@ def test_class_names_take_precedence_over_numbers() -> None:
         files.class_numbers([4], CLASSES)
     with pytest.raises(StageError, match="class 'dog' twice"):
         files.class_numbers(["dog", 1], CLASSES)
+
+
+@pytest.mark.parametrize("group", [["animal"], {"a": 1}, True, 1.5, float("nan")])
+def test_a_group_of_another_type_than_text_is_refused(tmp_path: Path, group: object) -> None:
+    content = {"cat": group, "dog": group, "oak": "tree", "7": "number"}
+    (tmp_path / "g.json").write_text(json.dumps(content))
+    with pytest.raises(StageError, match="is neither text nor a whole number"):
+        files.grouping(source(tmp_path / "g.json"), CLASSES)
+
+
+def test_nan_is_a_missing_label_or_cluster(tmp_path: Path) -> None:
+    """pandas turns integers with gaps into floats with NaN."""
+    table = pa.table({"key": ["a", "b", "c"], "value": [1.0, float("nan"), 0.0]})
+    pq.write_table(table, tmp_path / "t.parquet")
+    given = source(tmp_path / "t.parquet")
+    with pytest.raises(StageError, match=r"no 'value' to 1 of 3 training rows .* key 'b'"):
+        files.clusters_by_key(given, "key", "value", KEYS)
+    with pytest.raises(StageError, match=r"no 'value' to 1 of 3 training rows"):
+        files.labels_by_key(given, "key", "value", KEYS, CLASSES)
+
+
+@pytest.mark.parametrize("values", [[True, False, True], [1.5, 0.0, 2.0]])
+def test_noisy_labels_of_another_type_are_refused(tmp_path: Path, values: list[object]) -> None:
+    pq.write_table(pa.table({"key": ["a", "b", "c"], "value": values}), tmp_path / "t.parquet")
+    with pytest.raises(StageError, match="names a class"):
+        files.labels_by_key(source(tmp_path / "t.parquet"), "key", "value", KEYS, CLASSES)

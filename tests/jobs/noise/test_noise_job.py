@@ -88,7 +88,8 @@ def kinds(tmp_path: Path) -> dict[str, dict[str, object]]:
     """Every kind of noise, with the files that it names."""
     groups = {"cat": "animal", "dog": "animal", "fox": "animal", "oak": "tree", "elm": "tree"}
     (tmp_path / "groups.json").write_text(json.dumps(groups))
-    np.save(tmp_path / "matrix.npy", np.full((5, 5), 0.1) + 0.5 * np.eye(5))
+    matrix = (np.full((5, 5), 0.1) + 0.5 * np.eye(5)) * np.isin(np.arange(5), LABELS)
+    np.save(tmp_path / "matrix.npy", matrix / matrix.sum(axis=1, keepdims=True))
     chances = np.random.default_rng(0).dirichlet(np.ones(5), N)
     pq.write_table(pa.table({"key": KEYS, "probabilities": list(chances)}), tmp_path / "p.parquet")
     pq.write_table(pa.table({"key": KEYS, "of": [i % 7 for i in range(N)]}), tmp_path / "c.parquet")
@@ -145,8 +146,9 @@ def test_levels_of_every_kind_are_exact_nested_and_the_same_in_any_run(
 
 
 def test_given_labels_are_used_at_their_own_rate(corpus: Write, tmp_path: Path) -> None:
-    folder = corpus(KEYS, LABELS, classes=CLASSES)
-    theirs = [CLASSES[(label + (i % 10 == 0)) % 5] for i, label in enumerate(LABELS)]
+    labels = [i % 5 for i in range(N)]
+    folder = corpus(KEYS, labels, classes=CLASSES)
+    theirs = [CLASSES[(label + (i % 10 == 0)) % 5] for i, label in enumerate(labels)]
     pq.write_table(pa.table({"id": KEYS, "worse": theirs}), tmp_path / "t.parquet")
     noise = {"kind": "given", "file": str(tmp_path / "t.parquet"), "key": "id", "column": "worse"}
     requested = works(tmp_path, folder, [0, 10, 20], **noise)

@@ -1,7 +1,9 @@
 """The pre-training stage on a real Ray."""
 
+import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +19,7 @@ from jobs.pretrain import job
 from jobs.pretrain.data.in_memory import fits_in_memory
 from jobs.pretrain.run import train_run
 from jobs.pretrain.spec import Resources
+from planted import Listener, listening
 
 
 @dataclass
@@ -146,6 +149,25 @@ def test_a_stopped_run_is_not_reported_and_resumes_where_it_was(
     assert weights(work) == weights(alone)
 
 
+@contextmanager
+def watched_sockets() -> Iterator[set[Listener]]:
+    """Where this process and what it started have listened inside the block."""
+    found: set[Listener] = set()
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.5):
+            found.update(listening(os.getpid()))
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield found
+    finally:
+        ended.set()
+        thread.join()
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_two_workers_train_what_one_trains(
@@ -159,7 +181,10 @@ def test_two_workers_train_what_one_trains(
     }
     pairs = {name: make_work(recipe, name, workers=2) for name, recipe in recipes.items()}
     results = Results()
-    job.run(list(pairs.values()), results.hooks())
+    with watched_sockets() as found:
+        job.run(list(pairs.values()), results.hooks())
+    assert sum("RayTrainWorker" in name for _, _, name in found) >= 2
+    assert {address for address, _, _ in found} <= {"127.0.0.1", "::1"}, found
     for name, pair in pairs.items():
         alone = make_work(recipes[name], f"{name}-alone")
         outcome, expected = results.outcome(pair.address), train_run(alone)

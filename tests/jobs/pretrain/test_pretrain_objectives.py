@@ -10,6 +10,8 @@ import pyarrow as pa
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 
 from jobs.contract import StageError
 from jobs.images.pixels import to_input
@@ -17,6 +19,7 @@ from jobs.pretrain.data.in_memory import load_part
 from jobs.pretrain.data.part import Targets
 from jobs.pretrain.distributed import DistributedGroup
 from jobs.pretrain.objectives.contrastive import MAX_LOGIT_SCALE, ContrastiveObjective
+from jobs.pretrain.objectives.objective import passes
 from jobs.pretrain.objectives.supervised import SupervisedObjective
 
 
@@ -201,3 +204,14 @@ def test_a_corpus_without_the_objectives_targets_is_refused(
     part = load_part(toy.corpus, "train", recipe.image)
     with pytest.raises(StageError, match="1 of 2 training rows have no caption"):
         ContrastiveObjective(recipe, DistributedGroup()).encode(part, pa.array(["a", None]))
+
+
+@given(st.integers(1, 300), st.integers(1, 300))
+def test_passes_are_the_fewest_and_of_equal_size(images: int, most: int) -> None:
+    """64 images in passes of 63 are two of 32: BatchNorm fails on a pass of one image."""
+    found = passes(images, most)
+    sizes = [one.stop - one.start for one in found]
+    assert len(found) == -(-images // most)
+    assert max(sizes) <= most
+    assert max(sizes) - min(sizes) <= 1
+    assert [row for one in found for row in range(one.start, one.stop)] == list(range(images))

@@ -244,3 +244,17 @@ def test_given_features_of_other_metrics_may_leave_labels_out() -> None:
     task = Task(name="t", title="t", domain="id", source="features", classes=classes)  # type: ignore[arg-type]
     found = TaskClasses.of(task, ("contradiction", "entailment", "neutral"))
     assert found.index_of.tolist() == [0, 1, -1]
+
+
+def test_a_number_that_is_also_the_name_of_another_class_is_refused() -> None:
+    """Folders named by number come in the order of text: 0, 1, 10, 11, 2, ..."""
+    folders = tuple(sorted(str(number) for number in range(12)))
+    task = id_task(classes={"two": [2], "other": ["3"]})
+    with pytest.raises(StageError, match=r"two names 2, .* called '2' or the label 2 .* '10'"):
+        TaskClasses.of(task, folders)
+    named = TaskClasses.of(id_task(classes={"two": ["2"], "ten": ["10"], "zero": [0]}), folders)
+    assert [folders[int(np.flatnonzero(named.index_of == i)[0])] for i in range(3)] == [
+        "2",
+        "10",
+        "0",
+    ]

@@ -182,3 +182,24 @@ def test_an_ood_task_without_its_id_task_is_refused() -> None:
 def test_an_unknown_task_is_refused_with_the_nearest() -> None:
     with pytest.raises(UserError, match="digits-parity"):
         load.load(overrides=["tasks=[digits-party]"]).load_tasks()
+
+
+def test_yes_and_no_are_words_and_truth_values_are_no_numbers() -> None:
+    """As in YAML 1.2: a class may be called `no`. A switch takes the words as well."""
+    value = strict_yaml.parse("{a: [no, yes, on, off, Yes, NO], b: [true, False], no: y}")
+    assert value == {
+        "a": ["no", "yes", "on", "off", "Yes", "NO"],
+        "b": [True, False],
+        "no": "y",
+    }
+    assert load.load(overrides=["tracking.enabled=no"]).tracking.enabled is False
+    assert "corpus: seed is true, which is neither" in complaint(overrides=["corpus.seed=true"])
+    assert "levels is false" in complaint(overrides=["noise.levels=[false, 5]"])
+    assert "seeds is true" in complaint(overrides=["pretrain.seeds=[true]"])
+
+
+def test_a_warm_up_longer_than_the_training_is_refused() -> None:
+    schedule = "pretrain.recipe.schedule"
+    words = [f"{schedule}.warmup_epochs=6", f"{schedule}.epochs=5"]
+    assert "warmup_epochs 6 is longer than the training of 5 epochs" in complaint(overrides=words)
+    assert load.load(overrides=[f"{schedule}.warmup_epochs=5", f"{schedule}.epochs=5"])

@@ -13,7 +13,7 @@ from orchestrator.cli import _run
 from orchestrator.experiment import load
 from orchestrator.plan import build
 from orchestrator.plan.assess import assess
-from orchestrator.plan.cost import FORWARD_SHARE, Cost, Given, estimate
+from orchestrator.plan.cost import FORWARD_SHARE, Cost, Given, batch_fault, estimate
 from orchestrator.plan.plan import Plan
 from orchestrator.step.step import Step
 from orchestrator.store.store import Store
@@ -165,3 +165,23 @@ def test_a_rate_that_is_no_finite_number_is_refused(
 ) -> None:
     assert _run(["plan", "--storage", str(tmp_path), option, given]) == 2
     assert "is not a finite number" in capsys.readouterr().err
+
+
+def test_a_batch_above_the_training_rows_is_refused_when_planned(
+    tmp_path: Path, store: Store
+) -> None:
+    def fault(batch: int, rows: int | None = None) -> str | None:
+        batches = [f"pretrain.recipe.schedule.batch_size={batch}"]
+        planned = build.build(load.load(noise="0", overrides=batches))
+        return batch_fault(planned, assess(planned, store), rows)
+
+    assert fault(1797) is None  # until the corpus is built, its training rows are an estimate
+    assert "batch_size is 1,798, but the training part of corpus digits has 1,797" in str(
+        fault(1798)
+    )
+    assert fault(100, rows=100) is None
+    assert "has 99 rows: they do not fill a batch; lower it" in str(fault(100, rows=99))
+    planned = build.build(load.load(overrides=["pretrain.recipe.schedule.batch_size=2000"]))
+    assert batch_fault(planned.only("corpus"), assess(planned, store)) is None
+    words = ["plan", "--set", "pretrain.recipe.schedule.batch_size=2000"]
+    assert _run([*words, "--storage", str(tmp_path / "s")]) == 2

@@ -2,6 +2,7 @@
 
 import pytest
 
+from jobs.corpus.spec import ImageFolderReader
 from orchestrator.errors import UserError
 from orchestrator.experiment import load
 from orchestrator.plan import build
@@ -36,3 +37,13 @@ def test_the_settings_of_a_cell_bear_identity_as_fields_of_the_cell() -> None:
     assert {"task", "fraction", "epochs", "halving"} < set(fields)
     assert not {"cpus", "memory_mb"} & set(fields)
     assert Texts().of(cell) == canonical(fields)
+
+
+def test_a_silent_field_bears_identity_only_when_it_is_set() -> None:
+    """So that a field which is added later leaves the results made before it valid."""
+    plain = ImageFolderReader(path="x")
+    assert "key_prefix" not in plain.semantic()
+    assert Texts().of(plain) == canonical(plain.semantic())
+    other = plain.model_copy(update={"key_prefix": "val/"})
+    assert other.semantic() == plain.semantic() | {"key_prefix": "val/"}
+    assert Texts().of(other) == canonical(other.semantic())

@@ -2,6 +2,7 @@
 
 import io
 import threading
+from collections import Counter
 from collections.abc import Iterator
 
 import boto3
@@ -148,9 +149,12 @@ def test_a_data_folder_is_named_with_its_endpoint(bucket: Folder) -> None:
     assert corpus is not None
     reader = reader_of(corpus.reader)
     assert list(reader.files()) == [("a/2.jpg", 5), ("b/1.jpg", 5)]
-    assert [len(table) for unit in reader.units() for table in reader.read(unit)] == [1, 1]
+    assert [len(table) for unit in reader.units() for table in reader.read(unit, Counter())] == [
+        1,
+        1,
+    ]
     table = reader_of(TableReader(path=(sets / "t/table.csv").uri, label="label"))
-    rows = [rows for unit in table.units() for rows in table.read(unit)]
+    rows = [rows for unit in table.units() for rows in table.read(unit, Counter())]
     assert [each["image"].to_pylist() for each in rows] == [[b"image"]]
 
 

@@ -21,8 +21,9 @@ from orchestrator.store import provenance
 from orchestrator.store.manifest import Manifest
 from orchestrator.store.store import Store
 from orchestrator.tracking.mirror import Tracker, sync
-from orchestrator.tracking.mlflow import SweepRecord, resolve_uri
+from orchestrator.tracking.mlflow import SweepRecord
 from orchestrator.tracking.runs import group_of, groups, step_unit
+from orchestrator.tracking.server import resolve_uri
 
 POINTS = (("id/lp/accuracy", 0.0, 90.0), ("id/lp/accuracy", 10.0, 85.0))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -18,7 +20,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Folder:
     """The digits in shards as the corpus stage leaves them, in an order that is not the keys'."""
     folder = Folder.of(tmp_path_factory.mktemp("corpus"))
     reader = Digits(DigitsReader())
-    (raw,) = reader.read(reader.units()[0])
+    (raw,) = reader.read(reader.units()[0], Counter())
     rows = raw.select(["key", "image", "label", "caption"])
     sizes = pa.array([8] * len(rows), pa.int32())
     rows = rows.append_column("width", sizes).append_column("height", sizes).cast(SCHEMA)

@@ -1,0 +1,138 @@
+"""Labels: what a label's text or value in a source means.
+
+Takes the values of label columns, members and fields, and lists of class names; gives class numbers
+and names. A number means the same in CSV, JSON and Parquet (`3`, `3.0`). A name is never guessed:
+what may mean two classes is refused, and what means none is UNKNOWN, with words that say why. Reads
+no files.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from jobs.contract import StageError
+from jobs.corpus.readers.rows import UNKNOWN
+
+_WHOLE = re.compile(r"\d{1,18}(\.0*)?")  # more digits may not fit an int64
+_SPARSE = 1_000  # numbers without a row that may lie below a label, whatever the number of classes
+
+
+def whole_number(text: str) -> int | None:
+    """The number that a text gives in decimal digits, also as `3.0`; None for any other text."""
+    found = _WHOLE.fullmatch(text.strip())
+    return int(found.group().partition(".")[0]) if found and found.group().isascii() else None
+
+
+@dataclass(frozen=True)
+class Naming:
+    """How the labels of a source name its classes: by name, or by number from 0."""
+
+    classes: tuple[str, ...]  # in label order
+
+    @cached_property
+    def _by_name(self) -> Mapping[str, int]:
+        return {name: number for number, name in enumerate(self.classes)}
+
+    @cached_property
+    def _by_folded(self) -> Mapping[str, str]:
+        return {_folded(name): name for name in self.classes}
+
+    @cached_property
+    def _numbers_are_names(self) -> bool:
+        """Whether a number is the name of a class, and of another than the one it counts."""
+        read = [whole_number(name) for name in self.classes]
+        return any(found not in (None, number) for number, found in enumerate(read))
+
+    def of_text(self, text: str) -> int:
+        """The class that a text names; UNKNOWN if it is neither a name nor a number from 0."""
+        found = self._by_name.get(text)
+        if found is not None:
+            return found
+        number = whole_number(text)
+        if number is None:
+            return UNKNOWN
+        found = self._by_name.get(str(number))  # `3.0` and the class `3`
+        if found is not None:
+            return found
+        return UNKNOWN if self._numbers_are_names else number
+
+    def of_value(self, value: Any) -> int:
+        """The class that a JSON value names. Only text and whole numbers are labels."""
+        if isinstance(value, bool):
+            return UNKNOWN
+        if isinstance(value, float):
+            return self.of_text(str(int(value))) if value.is_integer() else UNKNOWN
+        return self.of_text(str(value)) if isinstance(value, (int, str)) else UNKNOWN
+
+    def why_unknown(self, value: Any) -> str:
+        """Words on a label that is no class, for a message."""
+        shown = repr(value) if len(repr(value)) <= 40 else f"{repr(value)[:40]}..."
+        near = self._by_folded.get(_folded(value)) if isinstance(value, str) else None
+        hint = f"; is it the class {near!r}?" if near is not None and near != value else ""
+        return f"the label {shown} is none of the {len(self.classes)} classes{hint}"
+
+    def refuse_numbers_for_others(self, where: str) -> None:
+        """Raise StageError when each number is the name of a class, and some of another one."""
+        read = [whole_number(name) for name in self.classes]
+        if set(read) != set(range(len(read))) or read == list(range(len(read))):
+            return
+        first = next(number for number, found in enumerate(read) if found != number)
+        raise StageError(
+            f"{where}: the class in position {first} (from 0) is called {self.classes[first]!r}, "
+            f"so a label that is a number may mean a name or a position; name the classes in words"
+        )
+
+
+def scanned_names(texts: Iterable[str], where: str) -> list[str]:
+    """The classes of a column of label texts: its distinct values, sorted; empty ones left out.
+
+    If every text is a whole number, `3.0` is the class `3`. Raises StageError for names that
+    differ in blanks or letter case alone.
+    """
+    names = {text for text in texts if text.strip()}
+    if all(whole_number(name) is not None for name in names):
+        names = {name.strip().partition(".")[0] for name in names}
+    refuse_alike(sorted(names), where, "correct the labels, or list the names in `classes`")
+    return sorted(names)
+
+
+def refuse_alike(names: Sequence[str], where: str, remedy: str) -> None:
+    """Raise StageError for two names that differ in blanks or letter case alone."""
+    first: dict[str, str] = {}
+    for name in names:
+        other = first.setdefault(_folded(name), name)
+        if other != name:
+            raise StageError(
+                f"{where}: the classes {other!r} and {name!r} differ only in blanks or letter "
+                f"case; {remedy}"
+            )
+
+
+def dense_names(numbers: Iterable[int], where: str) -> list[str]:
+    """The classes of a column of whole numbers: 0, 1, ... up to the largest, as text.
+
+    Raises StageError for a negative number, and for one far above the number of classes.
+    """
+    found = sorted(set(numbers))
+    if not found:
+        return []
+    if found[0] < 0:
+        raise StageError(
+            f"{where} holds the label {found[0]}; labels begin at 0, so correct it, or leave such "
+            f"rows out of the source"
+        )
+    if found[-1] > _SPARSE + 2 * len(found):
+        raise StageError(
+            f"{where} holds the label {found[-1]:,}, but only {len(found):,} different labels; "
+            f"correct it, or give names as labels"
+        )
+    return [str(number) for number in range(found[-1] + 1)]
+
+
+def _folded(name: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", name).casefold().split())

@@ -1,0 +1,41 @@
+"""Where MLflow is, who says so, and whether anything answers there. Never imports mlflow."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from jobs.reach import database_fault, web_fault
+from orchestrator.store.provenance import redact
+
+VARIABLE = "MLFLOW_TRACKING_URI"
+
+
+def resolve_uri(configured: str | None) -> str:
+    """The tracking URI: the experiment's, else the environment's, else a database here."""
+    uri = configured or os.environ.get(VARIABLE) or "sqlite:///mlflow.db"
+    if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
+        return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).absolute()}"
+    return uri
+
+
+def named(uri: str) -> str:
+    """The URI without secrets, and the environment variable if it comes from there."""
+    shown = redact(uri)
+    return f"{shown} (from {VARIABLE})" if os.environ.get(VARIABLE) == uri else shown
+
+
+def check_answers(uri: str) -> None:
+    """Raise ConnectionError within seconds if no server answers at the URI.
+
+    MLflow's client tries a web server for a minute and a database for three. A URI without a server
+    of its own (a database file, a managed service) passes. Raises ModuleNotFoundError if the
+    database's Python package is missing.
+    """
+    fault = web_fault(uri) if uri.startswith(("http://", "https://")) else database_fault(uri)
+    if fault and not uri.startswith("http"):
+        from sqlalchemy.engine import make_url
+
+        make_url(uri).get_dialect().import_dbapi()  # a server that is there would not help
+    if fault:
+        raise ConnectionError(fault)
