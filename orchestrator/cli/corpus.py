@@ -104,6 +104,9 @@ def verify(chosen: Chosen) -> int:
         for finding in found:
             click.echo(f"{step.address}: {finding.what} {finding.file}: {finding.detail}")
         faults = sum(not finding.harmless for finding in found)
+        if any(finding.what in ("missing", "altered") for finding in found):
+            how = f"`nml-orch corpus build` with the same options and --redo {step.address}"
+            click.echo(f"{step.address}: {how} builds it again")
         wrong += faults
         if not faults:
             click.echo(f"{step.address}: as built, {_in_a_line(_index(chosen, step))}")

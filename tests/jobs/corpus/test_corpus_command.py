@@ -77,6 +77,7 @@ def test_a_corpus_that_is_damaged_is_said_in_one_sentence(folder: Path, run_on_r
     code, output = run_on_ray(folder, *words("verify"))
     assert code == 1
     assert "missing quarantine.parquet" in output
+    assert "--redo corpus/letters builds it again" in output
     for fault in ("broken", "missing"):
         if fault == "broken":
             (store / "_index.json").write_text("{")
@@ -119,7 +120,7 @@ def test_an_index_that_fits_altered_shards_is_not_as_built(folder: Path, run_on_
 
 
 def test_what_is_not_built_is_said(tmp_path: Path, run_on_ray: Run) -> None:
-    code, output = run_on_ray(tmp_path, "corpus", "show")
+    code, output = run_on_ray(tmp_path, "corpus", "verify")
     assert code == 2
     assert "run `nml-orch corpus build` first" in output
 
