@@ -251,7 +251,7 @@ class Work:
     address: str  # readable name, and the output folder's path under the storage root
     fingerprint: str  # hash of everything that can change the result
     spec: Spec  # the stage's own spec type
-    inputs: Mapping[str, Folder]  # role -> committed output folder of the step it depends on
+    inputs: Mapping[str, Folder]  # role -> output folder of the step it reads, a `Committed`
     output: Folder  # empty folder; committed by the caller after the stage reports it
     scratch: Folder  # survives interruption; bound to the fingerprint; removed after the commit
 

@@ -27,6 +27,10 @@ class StoreError(UserError):
     """The storage cannot be reached, read or written, or has content of another kind."""
 
 
+class ReplacedError(StoreError):
+    """A step is not, or no longer, the finished one that the plan saw."""
+
+
 class ClusterError(NmlError):
     """Ray cannot be started or joined, or its nodes do not suit a sweep. Nothing was run."""
 

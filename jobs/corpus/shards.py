@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jobs import records
@@ -38,6 +39,7 @@ SCHEMA = pa.schema(
 )
 """A shard's row."""
 
+LIGHT = [name for name in SCHEMA.names if name != "image"]
 INDEX = "_index.json"
 _REBUILD = "delete its folder and build the corpus again"
 QUARANTINE = "quarantine.parquet"
@@ -53,6 +55,7 @@ class File:
     rows: int
     bytes: int
     sha256: str
+    columns_sha256: str = ""  # of all columns but the images; an index of an older version lacks it
 
 
 @dataclass(frozen=True)
@@ -96,17 +99,50 @@ class Index:
 def read_part(folder: Folder, part: str, columns: Sequence[str]) -> pa.Table:
     """The named columns of all rows of a part, in training order.
 
-    Raises StageError when a shard is missing or does not have as many rows as the index says.
+    Raises StageError when a shard is missing, or its rows are not the ones of the index. To check
+    labels, keys and captions, the images are not read.
     """
     files = Index.read(folder).parts[part]
     schema = pa.schema([SCHEMA.field(c) for c in columns])
     tables = []
     for file in files:
-        with open_shard(folder, file.file) as parquet:
-            if parquet.metadata.num_rows != file.rows:
-                raise _altered(folder, file.file, f"{parquet.metadata.num_rows} rows")
-            tables.append(_read_columns(folder, file.file, parquet, list(columns)))
+        if "image" in columns or not file.columns_sha256:
+            tables.append(_read_shard(folder, file, list(columns), checked=True))
+            continue
+        try:
+            table = _read_shard(folder, file, LIGHT, checked=False)
+            if columns_sha256(table) != file.columns_sha256:
+                raise _altered(folder, file.file, "other keys, labels or captions")
+        except StageError:
+            folder.check(file.file)  # a finished step's says more
+            raise
+        tables.append(table.select(list(columns)))
     return pa.concat_tables(tables) if tables else schema.empty_table()
+
+
+def _read_shard(folder: Folder, file: File, columns: list[str], *, checked: bool) -> pa.Table:
+    with open_shard(folder, file.file, checked=checked) as parquet:
+        if parquet.metadata.num_rows != file.rows:
+            raise _altered(folder, file.file, f"{parquet.metadata.num_rows} rows")
+        return _read_columns(folder, file.file, parquet, columns)
+
+
+def columns_sha256(table: pa.Table) -> str:
+    """A digest of a shard's LIGHT columns, [rows]: of their values, whatever their chunks."""
+    digest = hashlib.sha256()
+    for name in LIGHT:
+        column = pa.concat_arrays([pa.array([], SCHEMA.field(name).type), *table[name].chunks])
+        digest.update(np.packbits(column.is_valid().to_numpy(zero_copy_only=False)).tobytes())
+        if not pa.types.is_string(column.type):
+            digest.update(column.fill_null(0).to_numpy().tobytes())
+            continue
+        texts = column.fill_null("")
+        digest.update(pc.binary_length(texts).to_numpy().tobytes())
+        _, offsets, data = texts.buffers()
+        ends = np.frombuffer(offsets, np.int32)[texts.offset : texts.offset + len(texts) + 1]
+        if data is not None:
+            digest.update(memoryview(data)[ends[0] : ends[-1]])
+    return digest.hexdigest()
 
 
 def read_rows(folder: Folder, file: str, start: int, stop: int, columns: Sequence[str]) -> pa.Table:
@@ -124,11 +160,13 @@ def read_rows(folder: Folder, file: str, start: int, stop: int, columns: Sequenc
         return rows.slice(start - int(ends[groups[0]]), stop - start)
 
 
-def open_shard(folder: Folder, file: str) -> pq.ParquetFile:
-    """Open a shard; StageError when it is missing or cannot be read as Parquet."""
-    filesystem, path = folder.open()
+def open_shard(folder: Folder, file: str, *, checked: bool = True) -> pq.ParquetFile:
+    """Open a shard; StageError when it is missing or cannot be read as Parquet.
+
+    `checked`: see `Folder.input_file`.
+    """
     try:
-        return pq.ParquetFile(filesystem.open_input_file(f"{path}/{file}"))
+        return pq.ParquetFile(folder.input_file(file, checked=checked))
     except FileNotFoundError:
         raise StageError(
             f"shard {file} of {folder.uri} is missing; build the corpus again"
@@ -200,7 +238,7 @@ def write_rows(output: Folder, file: str, rows: pa.Table) -> File:
 
 
 def _write_groups(output: Folder, name: str, groups: Iterable[pa.Table]) -> File:
-    rows = 0
+    rows, light = 0, []
     with output.writing(name) as file:
         sink = _HashingFile(file)
         with pq.ParquetWriter(
@@ -213,7 +251,9 @@ def _write_groups(output: Folder, name: str, groups: Iterable[pa.Table]) -> File
             for group in groups:
                 writer.write_table(group, row_group_size=len(group))
                 rows += len(group)
-    return File(name, rows, sink.bytes, sink.sha256)
+                light.append(group.select(LIGHT))
+    digest = columns_sha256(pa.concat_tables(light) if light else SCHEMA.empty_table())
+    return File(name, rows, sink.bytes, sink.sha256, digest)
 
 
 def _row_groups(

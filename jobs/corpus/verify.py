@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from jobs.committed import MANIFEST
 from jobs.contract import StageError
 from jobs.corpus.build import MAIN
 from jobs.corpus.readers import reader_of
@@ -20,7 +21,7 @@ from jobs.corpus.shards import INDEX, QUARANTINE, File, Index, open_shard
 from jobs.corpus.spec import AnyReader, Corpus
 from jobs.storage.folder import Folder
 
-_NOT_SHARDS = (INDEX, QUARANTINE, "manifest.json")
+_NOT_SHARDS = (INDEX, QUARANTINE, MANIFEST)
 
 
 @dataclass(frozen=True)

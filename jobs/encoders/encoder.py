@@ -7,7 +7,6 @@ The folder holds `model.safetensors` (all weights of the trained model) and `enc
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -24,7 +23,7 @@ from jobs.encoders.catalogue import IN_PLACE
 from jobs.images import shifts
 from jobs.images.pixels import to_input
 from jobs.images.spec import ImageInput, Shift
-from jobs.storage.folder import Folder
+from jobs.storage.folder import AlteredError, Folder
 
 WEIGHTS = "model.safetensors"
 CARD = "encoder.json"
@@ -248,12 +247,13 @@ def load(folder: Folder, device: torch.device | None = None) -> Encoder:
     architecture that the installed library builds.
     """
     card = EncoderCard.read(folder)
-    data = folder.read_bytes(WEIGHTS)
-    if hashlib.sha256(data).hexdigest() != card.weights_sha256:
+    try:
+        data = folder.read_expected(WEIGHTS, card.weights_sha256)
+    except AlteredError:
         raise StageError(
             f"{folder.uri}/{WEIGHTS} is not the file that {CARD} names (other sha256); make "
             f"this encoder again"
-        )
+        ) from None
     with torch.random.fork_rng(devices=[]):  # building draws initial weights
         model = card.architecture.build()
     try:

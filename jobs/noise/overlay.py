@@ -82,8 +82,7 @@ class Changes:
     """
 
     def __init__(self, noise: Folder) -> None:
-        filesystem, path = noise.open()
-        self._file = pq.ParquetFile(filesystem.open_input_file(f"{path}/{CHANGED}"))
+        self._file = pq.ParquetFile(noise.input_file(CHANGED))
         metadata = self._file.metadata
         # A file without rows has one group, without statistics.
         groups = [metadata.row_group(g) for g in range(metadata.num_row_groups if len(self) else 0)]

@@ -2,7 +2,8 @@
 
 A `Folder` is a picklable address; the process that uses it opens it. Names below it are relative
 and use forward slashes. Writing a file is atomic: on a local disk by a rename, in an object store
-by the PUT. Nothing here knows of steps or manifests.
+by the PUT. Nothing here knows of steps or manifests: a subclass that knows what the files should be
+overrides `check`, which every way of reading a file calls first.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import os
 import re
 import tempfile
+import threading
 import urllib.parse
 import uuid
 from collections.abc import Iterator
@@ -31,9 +33,17 @@ if TYPE_CHECKING:
     import pyarrow.fs as pafs
 
 HASH_CHUNK = 8 << 20  # bytes read at once
-_SCHEME = re.compile(
-    r"[A-Za-z][A-Za-z0-9+.-]*://"
-)  # of a URI; a local path may have :// further on
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")  # a local path may have :// further on
+
+Stamp = tuple[int, ...]
+"""What changes when a file is written: its size and times; on a local disk its inode too."""
+
+_HASHED: dict[str, tuple[Stamp, str]] = {}  # of this process: file -> stamp and sha256 then
+_LOCKS: dict[str, threading.Lock] = {}
+
+
+class AlteredError(ValueError):
+    """A file is not the one that was expected. The message says how it differs."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +114,55 @@ class Folder:
 
     # -- reading ---------------------------------------------------------------------------------
 
+    def check(self, name: str) -> None:
+        """Called before a file is read. Does nothing here; see `jobs.committed.Committed`."""
+
+    def check_bytes(self, name: str, data: bytes) -> None:
+        """Called with the whole content of a file that has just been read. Does nothing here."""
+
+    def input_file(self, name: str, *, checked: bool = True) -> pa.NativeFile:
+        """A file opened for random access; FileNotFoundError when it does not exist.
+
+        `checked=False` is for a reader that checks what it reads by itself.
+        """
+        if checked:
+            self.check(name)
+        filesystem, path = self.open()
+        return filesystem.open_input_file(f"{path}/{name}")
+
+    def expect(self, name: str, sha256: str) -> None:
+        """Raise AlteredError if a file has another sha256, FileNotFoundError if there is none.
+
+        A process hashes a file once, and again when its stamp has changed.
+        """
+        where = (self / name).uri
+        with _LOCKS.setdefault(where, threading.Lock()):
+            stamp = self.stamp(name)
+            hashed, found = _HASHED.get(where, (None, ""))
+            if hashed != stamp:
+                found = self.sha256(name)
+                _HASHED[where] = stamp, found
+        _compare(found, sha256)
+
+    def read_expected(self, name: str, sha256: str) -> bytes:
+        """The whole content of a file; raises as `expect` does. Hashes what it has read, once."""
+        data = self.read_bytes(name)
+        _compare(hashlib.sha256(data).hexdigest(), sha256)
+        return data
+
+    def stamp(self, name: str) -> Stamp:
+        """What changes when the file is written; FileNotFoundError when it does not exist."""
+        if self.is_local:
+            found = os.stat(f"{self.uri}/{name}")
+            return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
+        import pyarrow.fs as pafs
+
+        with self._open_with_warning() as (filesystem, path):
+            info = filesystem.get_file_info(f"{path}/{name}")
+        if info.type != pafs.FileType.File:
+            raise FileNotFoundError((self / name).uri)
+        return info.size, info.mtime_ns
+
     def exists(self, name: str) -> bool:
         """Whether a file or folder of that name exists here."""
         import pyarrow.fs as pafs
@@ -129,12 +188,15 @@ class Folder:
         """The whole content of a file; FileNotFoundError when it does not exist."""
         if self.is_local:  # takes a tenth of pyarrow's time over 50,000 manifests
             with open(f"{self.uri}/{name}", "rb") as file:
-                return file.read()
-        with (
-            self._open_with_warning() as (filesystem, path),
-            filesystem.open_input_stream(f"{path}/{name}", compression=None) as stream,
-        ):
-            return bytes(stream.read())
+                data = file.read()
+        else:
+            with (
+                self._open_with_warning() as (filesystem, path),
+                filesystem.open_input_stream(f"{path}/{name}", compression=None) as stream,
+            ):
+                data = bytes(stream.read())
+        self.check_bytes(name, data)
+        return data
 
     def sha256(self, name: str) -> str:
         """A file's sha256 in hex, read in chunks; FileNotFoundError when it does not exist."""
@@ -153,8 +215,7 @@ class Folder:
         """One Parquet file as a table (all columns, or the named ones)."""
         import pyarrow.parquet as pq
 
-        filesystem, path = self.open()
-        with filesystem.open_input_file(f"{path}/{name}") as source:
+        with self.input_file(name) as source:
             return pq.ParquetFile(source).read(columns=columns)
 
     def read_some(
@@ -166,8 +227,7 @@ class Folder:
         """
         import pyarrow.parquet as pq
 
-        filesystem, path = self.open()
-        with filesystem.open_input_file(f"{path}/{name}") as source:
+        with self.input_file(name) as source:
             file = pq.ParquetFile(source)
             start = 0
             for group in range(file.num_row_groups):
@@ -237,11 +297,11 @@ class Folder:
         import pyarrow as pa
 
         if self.is_local:
+            self.check(name)
             with pa.memory_map(f"{self.uri}/{name}") as source:
                 yield source
             return
-        filesystem, path = self.open()
-        with filesystem.open_input_file(f"{path}/{name}") as source:
+        with self.input_file(name) as source:
             yield source
 
     @contextmanager
@@ -285,3 +345,8 @@ class Folder:
                 filesystem.delete_dir(target)
             elif info.type == pafs.FileType.File:
                 filesystem.delete_file(target)
+
+
+def _compare(found: str, expected: str) -> None:
+    if found != expected:
+        raise AlteredError(f"sha256 {found[:12]}... instead of {expected[:12]}...")

@@ -83,6 +83,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _run(argv: list[str] | None) -> int:
+    from jobs.contract import StageError
     from jobs.storage.s3 import check_first
     from orchestrator.errors import NmlError
 
@@ -92,6 +93,8 @@ def _run(argv: list[str] | None) -> int:
         return result if isinstance(result, int) else 0
     except NmlError as error:
         return _complain(str(error), error.exit_code)
+    except StageError as error:  # of a file in the store, read by a command itself
+        return _complain(str(error), 2)
     except click.ClickException as error:
         return _complain(error.format_message(), 2)
     except (KeyboardInterrupt, click.Abort):

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from orchestrator.cli.options import Chosen, choose, experiment_options, finished
+from orchestrator.cli.options import Chosen, choose, experiment_options, finished, redo_option
 
 if TYPE_CHECKING:
+    from jobs.committed import Committed
     from jobs.corpus.preview import Preview
     from jobs.corpus.shards import Index
+    from jobs.corpus.verify import Finding
     from jobs.storage.folder import Folder
     from orchestrator.step.step import Step
 
@@ -47,6 +49,7 @@ Exit status: 0 done, 1 a corpus failed, 2 a mistake in the command or the file."
     "--shuffle", type=click.Choice(["global", "none"]), help="none: keep the source's order."
 )
 @click.option("--force", is_flag=True, help="Rebuild what was built from other settings.")
+@redo_option
 def build(
     file: str | None,
     overrides: tuple[str, ...],
@@ -54,6 +57,7 @@ def build(
     verify: str | None,
     shuffle: str | None,
     force: bool,
+    redo: tuple[str, ...],
 ) -> int:
     """Read the sources of the experiment and its tasks into shards. Continues a stopped build.
 
@@ -65,7 +69,7 @@ def build(
     overrides += tuple(f"{field}={value}" for field, value in options.items() if value is not None)
     chosen = choose(file, overrides=overrides, storage=storage)
     plan = chosen.plan.only("corpus")
-    results = sweep.build(plan, chosen.store, force=force)
+    results = sweep.build(plan, chosen.store, force=force, redo=plan.named(redo))
     bad = {a: r for a, r in results.items() if not r.state.finished}
     for step in plan.of_kind("corpus"):
         if step.address not in bad:
@@ -85,6 +89,7 @@ def verify(chosen: Chosen) -> int:
 
     Shards are checked by their sha256, source files by name and size.
     """
+    from jobs.corpus.shards import INDEX
     from jobs.corpus.spec import Corpus
     from jobs.corpus.verify import compare_source
     from jobs.corpus.verify import verify as findings_in
@@ -94,13 +99,30 @@ def verify(chosen: Chosen) -> int:
         assert isinstance(step.spec, Corpus)
         folder = chosen.store.output(step.address)
         found = [*findings_in(folder), *compare_source(step.spec, folder)]
+        if not any(finding.file == INDEX for finding in found):  # else the index says it itself
+            found += _unrecorded(chosen.store.committed(step.address))
         for finding in found:
             click.echo(f"{step.address}: {finding.what} {finding.file}: {finding.detail}")
         faults = sum(not finding.harmless for finding in found)
+        if any(finding.what in ("missing", "altered") for finding in found):
+            how = f"`nml-orch corpus build` with the same options and --redo {step.address}"
+            click.echo(f"{step.address}: {how} builds it again")
         wrong += faults
         if not faults:
             click.echo(f"{step.address}: as built, {_in_a_line(_index(chosen, step))}")
     return 1 if wrong else 0
+
+
+def _unrecorded(corpus: Committed) -> Iterator[Finding]:
+    """Whether the index is the one that was written: the shards are compared with it."""
+    from jobs.contract import StageError
+    from jobs.corpus.shards import INDEX
+    from jobs.corpus.verify import Finding
+
+    try:
+        corpus.check(INDEX)
+    except StageError as error:
+        yield Finding(INDEX, "altered", str(error))
 
 
 @command.command("show")
@@ -119,7 +141,7 @@ def show(chosen: Chosen, as_json: bool) -> None:
     refuse_drift(assessed)
     done = [a for a, found in assessed.items() if found.state is StepState.DONE]
     with _as_built():
-        found = {address: _summary(chosen.store.output(address)) for address in done}
+        found = {address: _summary(chosen.store.committed(address)) for address in done}
     sources = {step.address: source for step, source in previews(chosen, done)}
     if as_json:
         click.echo(json.dumps(found | {a: _as_json(s) for a, s in sources.items()}, indent=2))
@@ -191,7 +213,7 @@ def _index(chosen: Chosen, step: Step) -> Index:
     from jobs.corpus.shards import Index
 
     with _as_built():
-        return Index.read(chosen.store.output(step.address))
+        return Index.read(chosen.store.committed(step.address))
 
 
 @contextmanager

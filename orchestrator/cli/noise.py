@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from orchestrator.cli.options import Chosen, experiment_options, finished
+from orchestrator.cli.options import Chosen, experiment_options, finished, redo_option
 
 if TYPE_CHECKING:
     from jobs.noise.audit import Audit
@@ -24,12 +24,13 @@ def command() -> None:
 @command.command("build", epilog="Example: nml-orch noise build my.yaml --noise 0,5,10,20,30")
 @experiment_options
 @click.option("--force", is_flag=True, help="Redo the steps whose settings have changed.")
-def build(chosen: Chosen, force: bool) -> int:
+@redo_option
+def build(chosen: Chosen, force: bool, redo: tuple[str, ...]) -> int:
     """Build the corpus and the overlay of every noise level."""
     from orchestrator.run import sweep
 
     plan = chosen.plan.only("noise")
-    results = sweep.build(plan, chosen.store, force=force)
+    results = sweep.build(plan, chosen.store, force=force, redo=plan.named(redo))
     bad = {a: r for a, r in results.items() if not r.state.finished}
     for step in plan.of_kind("noise"):
         if step.address not in bad:
@@ -66,7 +67,7 @@ def audit(chosen: Chosen, as_json: bool) -> int:
     first, spec = steps[0]
     assert isinstance(spec, NoiseStep)
     try:
-        auditor = Auditor(spec.noise, chosen.store.output(first.inputs["corpus"]))
+        auditor = Auditor(spec.noise, chosen.store.committed(first.inputs["corpus"]))
     except (StageError, FileNotFoundError) as error:
         raise UserError(f"the noise cannot be derived again: {error}") from error
     audits: dict[str, Audit | str] = {}  # a string: why a level cannot be audited

@@ -93,6 +93,15 @@ def experiment_options(function: Callable[..., Any], *, last: bool = False) -> C
     return wrapped
 
 
+redo_option = click.option(
+    "--redo",
+    multiple=True,
+    metavar="ADDRESS",
+    help="Do this finished step again, and what reads it if its files change. Repeatable.",
+)
+"""For the commands that do steps: of one address, or of all that begin with a folder."""
+
+
 last_experiment_options = partial(experiment_options, last=True)
 """For the commands that read the results of a sweep."""
 

@@ -90,11 +90,14 @@ def _prepare(words: tuple[str, ...], name: str | None, limit_mb: float | None) -
     from orchestrator.cluster.working_dir import LIMIT_MB, working_dir
 
     parsed = sweep.command.make_context("sweep", list(words)).params
+    redo = parsed.pop("redo")
     parsed.pop("force")
     here = Path.cwd()
     if parsed["file"] and Path(parsed["file"]).is_file():
         _refuse_outside(Path(parsed["file"]), here)
-    experiment = choose(**parsed).experiment
+    chosen = choose(**parsed)
+    chosen.plan.named(redo)
+    experiment = chosen.experiment
     storage = experiment.storage
     if "://" not in storage and not Path(storage).is_absolute():
         raise UserError(

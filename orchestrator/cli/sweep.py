@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from orchestrator.cli.options import Chosen, experiment_options
+from orchestrator.cli.options import Chosen, experiment_options, redo_option
 from orchestrator.plan.states import StepState, StepStatus
 
 if TYPE_CHECKING:
@@ -27,7 +27,8 @@ cluster that cannot be used; 130 stopped (the same command continues).""",
 )
 @experiment_options
 @click.option("--force", is_flag=True, help="Redo the steps whose settings have changed.")
-def command(chosen: Chosen, force: bool) -> int:
+@redo_option
+def command(chosen: Chosen, force: bool, redo: tuple[str, ...]) -> int:
     """Plan and run an experiment. Finished steps are reused; an interrupted sweep continues.
 
     FILE is an experiment file or the name of a bundled one; without it the demo runs.
@@ -36,7 +37,11 @@ def command(chosen: Chosen, force: bool) -> int:
     from orchestrator.store.provenance import redact
 
     ending = sweep.run(
-        chosen.plan, chosen.store, force=force, say=lambda line: click.echo(line, err=True)
+        chosen.plan,
+        chosen.store,
+        force=force,
+        redo=chosen.plan.named(redo),
+        say=lambda line: click.echo(line, err=True),
     )
     if ending.report:
         for line in (*_summary(ending.report.summary), *_pretrained(ending.report.pretrained)):
@@ -50,6 +55,9 @@ def command(chosen: Chosen, force: bool) -> int:
     if ending.tracking:
         hint = "  (browse it: nml-orch ui)" if ending.tracking.startswith("sqlite:") else ""
         click.echo(f"MLflow   {redact(ending.tracking)}{hint}")
+    if ending.unreported:
+        click.echo(f"no report: {ending.unreported}", err=True)
+        return 2
     return 0 if ending.complete else 1
 
 

@@ -14,7 +14,7 @@ from orchestrator.errors import DriftError
 from orchestrator.plan.plan import Plan
 from orchestrator.plan.states import StepState, StepStatus
 from orchestrator.step.address import SCRATCH, scratch_of
-from orchestrator.step.step import Difference, differences
+from orchestrator.step.step import Difference, Step, differences
 from orchestrator.store.lease import living
 from orchestrator.store.manifest import ERROR, Record
 from orchestrator.store.store import Store
@@ -31,6 +31,7 @@ class Assessment:
     reason: str = ""
     differences: tuple[Difference, ...] = ()
     record: Record | None = None  # of the committed step, done or drifted
+    outdated: str = ""  # drifted with the planned settings: the input that has other files now
 
 
 def assess(plan: Plan, store: Store, *, verify: bool = False) -> dict[str, Assessment]:
@@ -43,7 +44,15 @@ def assess(plan: Plan, store: Store, *, verify: bool = False) -> dict[str, Asses
     for step in plan.steps.values():
         record = records.get(step.address)
         if record is not None and record.fingerprint == step.fingerprint:
-            found[step.address] = Assessment(StepState.DONE, record=record)
+            outdated = [a for a in step.inputs.values() if found[a].outdated]
+            if changed := _changed_input(step, record, records):
+                reason = f"read other files of {changed} than it has now"
+                found[step.address] = Assessment(StepState.DRIFT, reason, (), record, changed)
+            elif outdated:
+                reason = f"reads {outdated[0]}, which is out of date"
+                found[step.address] = Assessment(StepState.DRIFT, reason, (), record, outdated[0])
+            else:
+                found[step.address] = Assessment(StepState.DONE, record=record)
         elif record is not None and (manifest := store.manifest(step.address)) is not None:
             changes = tuple(differences(manifest.fields, step.fields))
             reason = "; ".join(map(str, changes))
@@ -61,6 +70,16 @@ def assess(plan: Plan, store: Store, *, verify: bool = False) -> dict[str, Asses
     return found
 
 
+def _changed_input(step: Step, record: Record, records: Mapping[str, Record]) -> str:
+    """The input of a finished step that was done again since, with other files; empty if none."""
+    for role, address in step.inputs.items():
+        now = records[address].content if address in records else ""
+        read = record.read.get(role, "")
+        if now and read and now != read:
+            return address
+    return ""
+
+
 def refuse_drift(assessments: Mapping[str, Assessment]) -> None:
     """Raise DriftError with the differences if any step has drift.
 
@@ -69,6 +88,9 @@ def refuse_drift(assessments: Mapping[str, Assessment]) -> None:
     drifted = {a: s for a, s in assessments.items() if s.state is StepState.DRIFT}
     if not drifted:
         return
+    outdated = {a: s for a, s in drifted.items() if s.outdated}
+    if len(outdated) == len(drifted):
+        raise DriftError(_outdated_message(outdated))
     roots: dict[str, list[str]] = {}
     followers = 0
     for address, assessment in drifted.items():
@@ -88,6 +110,21 @@ def refuse_drift(assessments: Mapping[str, Assessment]) -> None:
         "or redo these steps with --force."
     )
     raise DriftError("\n".join(lines))
+
+
+def _outdated_message(outdated: Mapping[str, Assessment]) -> str:
+    """Steps whose inputs have been done again with another result, one line for each input."""
+    first: dict[str, list[str]] = {}
+    for address, assessment in outdated.items():
+        if assessment.outdated not in outdated:
+            first.setdefault(assessment.reason, []).append(address)
+    lines = [f"{len(outdated)} finished steps are out of date, because a step was done again:"]
+    for reason, addresses in first.items():
+        more = f" (and {len(addresses) - 1} more)" if len(addresses) > 1 else ""
+        lines.append(f"  {addresses[0]}{more} {reason}")
+    if followers := len(outdated) - sum(map(len, first.values())):
+        lines.append(f"  {followers} more read one of these")
+    return "\n".join([*lines, "Redo these steps with --force."])
 
 
 _DONE, _RUNNING, _MISSING = map(StepStatus, (StepState.DONE, StepState.RUNNING, StepState.MISSING))

@@ -7,6 +7,7 @@ evidence, so it has no drift.
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -47,6 +48,7 @@ class _Written:
     """What a report's own manifest says of it."""
 
     fingerprint: str
+    files: dict[str, str]  # name -> sha256
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ def refresh(
     folder = store.root / str(ReportAddress(plan.experiment.name))
     complete = len(found.records) == len(plan.steps)
     stored = records.find(folder, MANIFEST, _Written)
-    if stored and stored.fingerprint == report_fingerprint:
+    if stored and stored.fingerprint == report_fingerprint and _intact(folder, stored.files):
         with suppress(OSError, pa.ArrowException):  # a damaged table: the report is written again
             return Report(
                 folder,
@@ -132,6 +134,12 @@ def refresh(
                 found.data(),
             )
     return _write(found, folder, report_fingerprint, problems, complete, rotations)
+
+
+def _intact(folder: Folder, files: Mapping[str, str]) -> bool:
+    """Whether a stored report has the files that were written."""
+    here = [name for name, _ in folder.files() if name != MANIFEST]
+    return files == {name: folder.sha256(name) for name in here}
 
 
 def _write(
@@ -148,21 +156,25 @@ def _write(
         raise UserError(f"nothing to report: {folder.uri} has no finished step; run a sweep first")
     readout = found.readout(problems, rotations)
     summary, of_pretrained = summarised(readout), pretrained.summary(readout)
-    with tempfile.TemporaryDirectory() as name:
-        local_folder = Path(name)
+    with tempfile.TemporaryDirectory() as temporary:
+        local_folder = Path(temporary)
         write(readout, local_folder)
         (local_folder / "experiment.yaml").write_text(as_yaml(found.plan.experiment))
         pq.write_table(summary, local_folder / SUMMARY)
         pq.write_table(of_pretrained, local_folder / PRETRAINED)
         folder.delete()
         files = sorted(path for path in local_folder.rglob("*") if path.is_file())
+        digests = {}
         for path in files:
-            folder.write_bytes(path.relative_to(local_folder).as_posix(), path.read_bytes())
+            name, data = path.relative_to(local_folder).as_posix(), path.read_bytes()
+            folder.write_bytes(name, data)
+            digests[name] = hashlib.sha256(data).hexdigest()
     folder.write_json(
         MANIFEST,
         {
             "fingerprint": report_fingerprint,
             "kind": "report",
+            "files": digests,
             "provenance": {**provenance.environment(), "finished": provenance.now()},
         },
     )

@@ -24,8 +24,9 @@ from jobs.contract import StageError
 from jobs.corpus.shards import Index, read_part
 from jobs.storage.folder import Folder
 from jobs.tasks.duplicates import counted_twice
-from orchestrator.errors import UserError
+from orchestrator.errors import ReplacedError, UserError
 from orchestrator.step.address import FeaturesAddress, RotationAddress, parse_as
+from orchestrator.step.fingerprint import fingerprint
 from orchestrator.step.step import Step
 from orchestrator.store.manifest import Record
 from orchestrator.store.store import READERS, Store
@@ -53,6 +54,12 @@ class _Measurement:
 
     of: list[str]  # fingerprints of the two steps
     rotation: _Rotation | None  # None if the two cannot be compared
+    sha256: str  # of the others
+
+    def digest(self) -> str:
+        """What `sha256` is if nothing was changed."""
+        rotation = None if self.rotation is None else asdict(self.rotation)
+        return fingerprint({"of": self.of, "rotation": rotation})
 
 
 Done = Iterable[tuple[Step, Record]]
@@ -120,7 +127,7 @@ def predictions(
 
 def _correct(step: Step, store: Store) -> dict[str, Any] | None:
     """Which test samples one cell got right; None if the target is a number."""
-    found = store.output(step.address).read_table(_PREDICTIONS).sort_by("key")
+    found = store.committed(step.address).read_table(_PREDICTIONS).sort_by("key")
     if not {"label", "predicted"} <= set(found.column_names):
         return None
     keys = "\n".join(found["key"].to_pylist())
@@ -145,14 +152,14 @@ def transition(levels: Done, store: Store, remarks: list[Remark]) -> Iterator[di
     if not noisy:
         return
     step = max(noisy, key=lambda one: float(one.labels["noise"]))
-    changed = store.output(step.address).read_table("changed.parquet")
+    changed = store.committed(step.address).read_table("changed.parquet")
     if not pa.types.is_integer(changed.schema.field("noisy").type):
         return  # captions
-    corpus = store.output(step.inputs["corpus"])
     try:
+        corpus = store.committed(step.inputs["corpus"])
         classes = Index.read(corpus).classes
         labels = read_part(corpus, "train", ["label"])["label"].to_numpy()
-    except (StageError, FileNotFoundError) as error:
+    except (StageError, ReplacedError, FileNotFoundError) as error:
         remarks.append(_remark(step, "skipped", f"no transition matrix: {error}"))
         return
     kept = Counter(dict(enumerate(np.bincount(labels, minlength=len(classes)).tolist())))
@@ -189,8 +196,9 @@ def rotations(features: Done, store: Store, measure: bool) -> Iterator[dict[str,
             if base.address not in opened:
                 opened = {base.address: _space(store, base)}  # one clean encoder at a time
             found = _measure(opened[base.address], _space(store, step))
+            whole = {"of": of, "rotation": found or None}
             folder.delete(_ROTATION)
-            folder.write_json(_ROTATION, {"of": of, "rotation": found or None})
+            folder.write_json(_ROTATION, {**whole, "sha256": fingerprint(whole)})
         if found:
             yield {
                 "noise": step.labels["noise"],
@@ -201,16 +209,16 @@ def rotations(features: Done, store: Store, measure: bool) -> Iterator[dict[str,
 
 
 def _stored(folder: Folder, of: list[str]) -> dict[str, Any] | None:
-    """The stored measurement of two fingerprints; None if there is none, or it is broken."""
+    """The stored measurement of two steps; None if there is none, or it was changed."""
     stored = records.find(folder, _ROTATION, _Measurement)
-    if stored is None or stored.of != of:
+    if stored is None or stored.of != of or stored.digest() != stored.sha256:
         return None
     return asdict(stored.rotation) if stored.rotation else {}
 
 
 def _space(store: Store, step: Step) -> tuple[list[str], angles.Space]:
     """The keys and the feature space of up to angles.ROWS test samples, chosen by their keys."""
-    table = store.output(step.address).read_table(_FEATURES)
+    table = store.committed(step.address).read_table(_FEATURES)
     keys = table["key"].to_pylist()
     chosen = sorted(range(len(keys)), key=lambda at: _key_hash(keys[at]))[: angles.ROWS]
     vectors = table["vector"].combine_chunks()

@@ -13,8 +13,9 @@ import pyarrow.compute as pc
 
 from analysis import schemas
 from analysis.readout import CellKey, Question, Readout
+from orchestrator.plan.assess import assess
 from orchestrator.plan.plan import Plan
-from orchestrator.plan.states import StepStatus
+from orchestrator.plan.states import StepState, StepStatus
 from orchestrator.results import derived
 from orchestrator.step.address import (
     AddressError,
@@ -37,9 +38,9 @@ class FinishedSteps:
     def __init__(self, plan: Plan, store: Store) -> None:
         self.plan, self.store = plan, store
         self.records = {
-            address: record
-            for address, record in store.records(plan.steps).items()
-            if record.fingerprint == plan.steps[address].fingerprint
+            address: found.record
+            for address, found in assess(plan, store).items()
+            if found.state is StepState.DONE and found.record is not None
         }
 
     def readout(
@@ -144,7 +145,7 @@ class FinishedSteps:
             }
 
     def _read(self, step: Step, name: str) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = self.store.output(step.address).read_table(name).to_pylist()
+        rows: list[dict[str, Any]] = self.store.committed(step.address).read_table(name).to_pylist()
         return rows
 
     def _cells(self) -> pa.Table:

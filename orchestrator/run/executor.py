@@ -23,14 +23,16 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 from jobs.contract import Failure, Hooks, Outcome, Work
 from orchestrator.errors import NmlError
 from orchestrator.plan.plan import Plan
 from orchestrator.plan.states import StepState, StepStatus
+from orchestrator.run.opening import Opened, Opener
 from orchestrator.run.progress import Progress
 from orchestrator.step.step import KINDS, Step
 from orchestrator.store import provenance
@@ -50,6 +52,7 @@ STAGES: Mapping[str, str] = {
 """The function that does each kind of step."""
 
 Stage = Callable[[Sequence[Work], Hooks], None]
+
 
 RETRIES = 1  # further tries after failures that are not the step's own
 TURN = 1000  # steps that a lane takes at once
@@ -76,7 +79,12 @@ class _Event:
 
 
 class Executor:
-    """One run of a plan. `done` are the addresses of the finished steps."""
+    """One run of a plan. `done` are the addresses of the finished steps.
+
+    `redo` are finished steps that are done again. Those that read one of them are done again too if
+    its files have changed by that. `replace` are the drifted steps to be replaced, each with the
+    fingerprint that the plan saw; what another sweep has put in its place since is not replaced.
+    """
 
     def __init__(
         self,
@@ -85,12 +93,19 @@ class Executor:
         *,
         done: Iterable[str],
         progress: Progress,
+        redo: Collection[str] = (),
+        replace: Mapping[str, str] | None = None,
         on_commit: Callable[[Step, Manifest], None] = lambda step, manifest: None,
         stages: Mapping[str, str] = STAGES,
+        leases: Leases | None = None,
     ) -> None:
         self._plan, self._store, self._progress = plan, store, progress
         self._on_commit, self._stages = on_commit, stages
-        self._results = {address: StepStatus(StepState.REUSED) for address in done}
+        self._own_leases = leases is None  # else the caller closes them
+        self._leases = leases or Leases(store.root)
+        self._opener = Opener(plan, store, self._leases, redo, replace or {})
+        settled = set(done) - self._opener.unsettled
+        self._results = {address: StepStatus(StepState.REUSED) for address in settled}
         self._waiting = {a: s for a, s in plan.steps.items() if a not in self._results}
         self._readers: dict[str, list[str]] = {}  # address -> waiting steps that read it
         self._missing_inputs: dict[str, int] = {}  # waiting step -> inputs that are not finished
@@ -104,7 +119,6 @@ class Executor:
         self._retry_at: dict[str, float] = {}  # step of another driver -> when to try again
         self._events: queue.Queue[_Event] = queue.Queue()
         self._stop = threading.Event()
-        self._leases = Leases(store.root)
         self._journal = Journal(Index(store.root))
         self._started: dict[str, tuple[str, float]] = {}
         self._last_end: dict[str, float] = {}  # kind -> when one of its steps last ended
@@ -130,8 +144,9 @@ class Executor:
             raise
         finally:
             self._journal.flush(force=True)
-            with contextlib.suppress(OSError):
-                self._leases.close()
+            if self._own_leases:
+                with contextlib.suppress(OSError):
+                    self._leases.close()
         return {
             address: self._results.get(address, StepStatus(StepState.MISSING))
             for address in self._plan.steps
@@ -172,41 +187,33 @@ class Executor:
     def _take_turn(self, kind: str) -> list[Work]:
         """Up to TURN ready steps of a kind, without those that another driver holds."""
         now, works = time.monotonic(), list[Work]()
+        open_one = partial(self._opener.open, self._opener.inputs())
         ready = [s for s in self._ready[kind].values() if self._retry_at.get(s.address, 0) <= now]
         with self._store_pool() as pool:
             while ready and len(works) < TURN and not self._stop.is_set():
                 free = TURN - len(works)
                 chosen, ready = ready[:free], ready[free:]
-                for step, leased in zip(chosen, pool.map(self._lease, chosen), strict=True):
-                    self._record_lease(step, leased)
-                    if isinstance(leased, Work):
-                        works.append(leased)
+                for step, opened in zip(chosen, pool.map(open_one, chosen), strict=True):
+                    self._record_opened(step, opened)
+                    if isinstance(opened, Work):
+                        works.append(opened)
         return works
 
-    def _lease(self, step: Step) -> Work | Manifest | None:
-        """Take the step's lease and open its folder.
-
-        Returns the manifest if another driver has finished the step, None if it holds the lease.
-        """
-        if not self._leases.acquire(step.address):
-            return None
-        manifest = self._store.manifest(step.address)
-        if manifest is not None and manifest.fingerprint == step.fingerprint:
-            self._leases.release(step.address)
-            return manifest
-        return self._store.begin(step)
-
-    def _record_lease(self, step: Step, leased: Work | Manifest | None) -> None:
+    def _record_opened(self, step: Step, opened: Opened) -> None:
         address = step.address
-        if leased is None:
+        if opened is None:
             if address not in self._retry_at:
                 self._progress.note(f"{address}: another sweep on this store is doing it")
             self._retry_at[address] = time.monotonic() + LEASE_RETRY_SECONDS
             return
         del self._waiting[address], self._ready[step.kind][address]
-        if isinstance(leased, Manifest):
-            self._on_commit(step, leased)
-            self._settle(address, StepStatus(StepState.REUSED, "done by another sweep"))
+        if isinstance(opened, Manifest):
+            self._on_commit(step, opened)
+            reason = "" if address in self._opener.unsettled else "done by another sweep"
+            self._settle(address, StepStatus(StepState.REUSED, reason))
+            return
+        if isinstance(opened, StepStatus):
+            self._settle(address, opened)
             return
         self._running.add(address)
         self._running_of[step.kind] += 1
@@ -334,7 +341,9 @@ class Executor:
                     "seconds": round(time.monotonic() - clock, 3),
                     "attempts": self._attempts[address],
                 },
+                self._opener.read_by(address),
             )
+            self._opener.committed(manifest)
             self._add_to_index(step, manifest)
             self._on_commit(step, manifest)
         except Exception as error:  # treated like a failure of the stage

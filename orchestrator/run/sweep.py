@@ -6,18 +6,20 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
+from jobs.contract import StageError
 from jobs.storage.folder import Folder
 from jobs.tasks.check import absent
 from orchestrator import cluster
 from orchestrator.cluster import nodes
 from orchestrator.cluster.needs import lacking
 from orchestrator.cluster.watch import watching
-from orchestrator.errors import ClusterError, UserError
+from orchestrator.errors import ClusterError, ReplacedError, UserError
 from orchestrator.experiment import last_sweep
 from orchestrator.plan.assess import assess, refuse_drift
 from orchestrator.plan.cost import batch_fault
@@ -28,6 +30,8 @@ from orchestrator.run.executor import Executor, load
 from orchestrator.run.progress import Bars, Lines, Progress
 from orchestrator.step.address import CorpusAddress
 from orchestrator.step.step import KINDS
+from orchestrator.store import register
+from orchestrator.store.lease import Leases
 from orchestrator.store.provenance import redact
 from orchestrator.store.store import Store
 from orchestrator.tracking.mirror import Tracker
@@ -39,9 +43,10 @@ class Ending:
     """How a sweep ended."""
 
     results: Mapping[str, StepStatus]
-    report: collect.Report | None  # None if the store has no finished step
+    report: collect.Report | None  # None if there is none
     tracking: str  # MLflow's URI; empty if tracking is off or MLflow lacks something
     seconds: float
+    unreported: str = ""  # why finished steps give no report: a file of one has changed
 
     def count(self, state: StepState) -> int:
         """How many steps ended in a state."""
@@ -53,25 +58,52 @@ class Ending:
         return all(r.state.finished for r in self.results.values())
 
 
+@dataclass(frozen=True)
+class _Start:
+    """What a run begins with."""
+
+    done: list[str]  # the finished steps
+    redo: Collection[str]  # of these, the ones to be done again
+    replace: Mapping[str, str]  # the drifted steps to be replaced, with their fingerprints
+    progress: Progress | None  # None if no step is left
+    leases: Leases
+
+
 def run(
-    plan: Plan, store: Store, *, force: bool = False, say: Callable[[str], None] = print
+    plan: Plan,
+    store: Store,
+    *,
+    force: bool = False,
+    redo: Collection[str] = (),
+    say: Callable[[str], None] = print,
 ) -> Ending:
-    """Run the steps of the plan that the store lacks.
+    """Run the steps of the plan that the store lacks, and the finished steps in `redo` again.
+
+    Steps that read one of `redo` are done again too if its files have changed. `force` replaces
+    finished steps that have other settings.
 
     KeyboardInterrupt (or SIGTERM) ends it cleanly. Committed steps stay, and the next run continues
     from there. Raises DriftError, StoreError, ClusterError.
     """
+    with _begin(plan, store, force, redo) as start:
+        return _run(plan, store, start, say)
+
+
+def _run(plan: Plan, store: Store, start: _Start, say: Callable[[str], None]) -> Ending:
     started = time.monotonic()
-    done, progress = _begin(plan, store, force)
     last_sweep.remember(plan.experiment, store.root)
-    tracker = _tracker(plan, store, progress.note if progress else say)
+    tracker = _tracker(plan, store, start.progress.note if start.progress else say)
     record = None
     try:
-        results = _execute(plan, store, done, progress, tracker)
+        results = _execute(plan, store, start, tracker)
         problems = {a: result for a, result in results.items() if not result.state.finished}
-        report, mirrored = None, False
+        report, mirrored, unreported = None, False, ""
         if len(problems) < len(results):
-            report = collect.refresh(plan, store, problems)
+            try:
+                report = collect.refresh(plan, store, problems)
+            except (StageError, ReplacedError) as error:
+                unreported = str(error)
+        if report is not None:
             with collect.local(report) as folder:
                 record = report.record(folder)
                 mirrored = tracker.close(record) if tracker else False
@@ -82,55 +114,82 @@ def run(
             tracker.close(None)
         raise
     uri = tracker.uri if tracker and mirrored else ""
-    return Ending(results, report, uri, time.monotonic() - started)
+    return Ending(results, report, uri, time.monotonic() - started, unreported)
 
 
-def build(plan: Plan, store: Store, *, force: bool = False) -> Mapping[str, StepStatus]:
+def build(
+    plan: Plan, store: Store, *, force: bool = False, redo: Collection[str] = ()
+) -> Mapping[str, StepStatus]:
     """Run a plan's steps without report or tracking. Returns how each ended; raises as `run` does.
 
     A report of these steps alone would replace a sweep's report. The next sweep or `sync` writes
     them to MLflow.
     """
-    done, progress = _begin(plan, store, force)
-    return _execute(plan, store, done, progress, None)
+    with _begin(plan, store, force, redo) as start:
+        return _execute(plan, store, start, None)
 
 
-def _begin(plan: Plan, store: Store, force: bool) -> tuple[list[str], Progress | None]:
-    """The finished steps, and the progress display (None if no step is left)."""
+@contextmanager
+def _begin(plan: Plan, store: Store, force: bool, redo: Collection[str]) -> Iterator[_Start]:
+    """Register the run on the store until the block ends, and assess the plan's steps."""
     signal.signal(signal.SIGTERM, _terminate)
     store.prepare()
-    assessments = assess(plan, store, verify=True)
-    if not force:
-        refuse_drift(assessments)
-    done = [a for a, found in assessments.items() if found.state is StepState.DONE]
-    fault = batch_fault(plan, assessments)
-    if fault is not None:
-        raise UserError(fault)
-    _check_data(plan, done)
-    _check_buckets(plan, done)
-    left = plan.steps.keys() - set(done)
-    if not left:
-        return done, None
-    cluster.settings()
-    load(sorted({plan.steps[address].kind for address in left}))
-    return done, _progress(plan, done)
+    leases = Leases(store.root)
+    try:
+        register.enter(store.root, leases, plan.steps, redo)
+        assessments = assess(plan, store, verify=True)
+        if not force:
+            refuse_drift(assessments)
+        done = [a for a, found in assessments.items() if found.state is StepState.DONE]
+        replace = {
+            address: found.record.fingerprint
+            for address, found in assessments.items()
+            if found.state is StepState.DRIFT and found.record is not None
+        }
+        outdated = {
+            address
+            for address, found in assessments.items()
+            if found.outdated and not assessments[found.outdated].outdated
+        }
+        again = set(redo) & set(done) | outdated
+        unsettled = plan.readers(again)
+        reused = [address for address in done if address not in unsettled]
+        fault = batch_fault(plan, assessments)
+        if fault is not None:
+            raise UserError(fault)
+        _check_data(plan, reused)
+        _check_buckets(plan, reused)
+        left = plan.steps.keys() - set(reused)
+        progress = None
+        if left:
+            cluster.settings()
+            load(sorted({plan.steps[address].kind for address in left}))
+            progress = _progress(plan, reused)
+        yield _Start(done, again, replace, progress, leases)
+    finally:
+        with suppress(OSError):
+            leases.close()
 
 
 def _execute(
-    plan: Plan, store: Store, done: list[str], progress: Progress | None, tracker: Tracker | None
+    plan: Plan, store: Store, start: _Start, tracker: Tracker | None
 ) -> Mapping[str, StepStatus]:
+    done, progress = start.done, start.progress
     if progress is None:
         return {address: StepStatus(StepState.REUSED) for address in plan.steps}
     try:
         with cluster.session():
             signal.signal(signal.SIGTERM, _terminate)  # Ray has set a handler of its own
-            _check_resources(plan, done)
+            _check_resources(plan, set(done) - plan.readers(start.redo))
             nodes.check(store.root)
             executor = Executor(
                 plan,
                 store,
                 done=done,
                 progress=progress,
+                redo=start.redo,
+                replace=start.replace,
+                leases=start.leases,
                 on_commit=tracker.commit if tracker else lambda step, manifest: None,
             )
             with watching(progress.note):
@@ -190,9 +249,9 @@ def _bucket_uris(value: Any) -> Iterator[str]:
             yield from _bucket_uris(each)
 
 
-def _check_resources(plan: Plan, done: list[str]) -> None:
+def _check_resources(plan: Plan, done: set[str]) -> None:
     """Raise ClusterError for resources that the cluster lacks: Ray would wait for them forever."""
-    kinds = {plan.steps[address].kind for address in plan.steps.keys() - set(done)}
+    kinds = {plan.steps[address].kind for address in plan.steps.keys() - done}
     for sentence in lacking(plan.experiment, cluster.resources(), kinds):
         raise ClusterError(sentence)
 

@@ -5,22 +5,23 @@ counts only while the manifest still has that stamp. All other manifests are rea
 index may be deleted, be old, or be lost with a killed driver, and results stay the same.
 
 `.index/` holds numbered segments: Parquet files that are written once and never changed, which
-suits object stores. `<id>.steps` has one row for each step, `<id>.cells` the result rows of cells.
-Drivers add a segment now and then; readers add what they had to look up. A writer that finds many
-segments writes one in their place. If two do so at once, some rows are there twice, which does no
-harm.
+suits object stores. A segment's name has a digest of its content; one that has changed is ignored.
+`<id>.steps` has one row for each step, `<id>.cells` the result rows of cells. Drivers add a segment
+now and then; readers add what they had to look up. A writer that finds many segments writes one in
+their place. If two do so at once, some rows are there twice, which does no harm.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import threading
 import time
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from jobs.storage.folder import Folder
 from jobs.tuning import schema
@@ -99,7 +100,7 @@ class Index:
     def _table(self, family: str, name: str) -> pa.Table | None:
         """A segment; None if it was compacted away, is damaged or has another schema."""
         try:
-            table = self._folder.read_table(name)
+            table = self._read(name)
         except (OSError, pa.ArrowException):
             return None
         types = {field.name: field.type for field in table.schema}
@@ -111,6 +112,13 @@ class Index:
             and (family == STEPS or all(t in _CELL.get(name, (t,)) for name, t in types.items()))
         )
         return table if ours else None
+
+    def _read(self, name: str) -> pa.Table:
+        """One segment; ArrowInvalid if its content is not the one that its name has a digest of."""
+        data = self._folder.read_bytes(name)
+        if _name_end(data) != name.partition("-")[2].partition(".")[0]:
+            raise pa.ArrowInvalid(f"{name} has changed since it was written")
+        return pq.ParquetFile(pa.BufferReader(data)).read()
 
     def _segments(self, family: str) -> list[str]:
         try:
@@ -142,10 +150,15 @@ class Index:
 
     def _write(self, family: str, table: pa.Table) -> None:
         """Write a new segment. Names rise with time, so the newest is read first."""
-        name = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.{family}"
-        self._folder.write_table(name, table, compression="zstd")
+        self._write_segment(family, table)
         if len(names := self._segments(family)) > SEGMENTS:
             self._compact(family, names)
+
+    def _write_segment(self, family: str, table: pa.Table) -> None:
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd")
+        data = sink.getvalue().to_pybytes()
+        self._folder.write_bytes(f"{time.time_ns():020d}-{_name_end(data)}.{family}", data)
 
     def _compact(self, family: str, names: Sequence[str]) -> None:
         """Write one segment in place of the given ones: the newest entry of each step."""
@@ -160,8 +173,7 @@ class Index:
             seen.update(addresses)
         if not tables:  # another driver has just written all of them into one
             return
-        merged = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.{family}"
-        self._folder.write_table(merged, concatenated(tables), compression="zstd")
+        self._write_segment(family, concatenated(tables))
         for name in names:
             self._folder.delete(name)
 
@@ -207,6 +219,11 @@ class Journal:
         with contextlib.suppress(OSError):
             self._index.keep(records, stamps)
             self._index.keep_cells(cells, stamps)
+
+
+def _name_end(data: bytes) -> str:
+    """A segment's digest, a part of its name: no manifest has it, and reports read its numbers."""
+    return hashlib.sha256(data).hexdigest()[:16]
 
 
 def addressed(table: pa.Table, address: str) -> pa.Table:

@@ -21,10 +21,11 @@ import socket
 import threading
 import time
 import uuid
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 from pydantic_core import to_json
@@ -38,11 +39,10 @@ EXPIRE_SECONDS = 60.0
 CLAIMS, BEATS = "claims", "beats"
 
 
-@dataclass(frozen=True)
-class _Claim:
-    """A claim's file. A file that is none of these is a claim too; it ends when it expires."""
+@dataclass(frozen=True, kw_only=True)
+class _Process:
+    """The process of a driver, as its files name it."""
 
-    address: str
     pid: Annotated[int, Field(gt=0, lt=2**31)]
     host: str | None = None
     boot: str | None = None
@@ -61,16 +61,25 @@ class _Claim:
         return False
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Claim(_Process):
+    """A claim's file. A file that is none of these is a claim too; it ends when it expires."""
+
+    address: str
+
+
 class Leases:
     """All the claims of one driver on one store, kept alive by one thread."""
 
     def __init__(
         self, root: Folder, *, beat: float = BEAT_SECONDS, expire: float = EXPIRE_SECONDS
     ) -> None:
-        self._root = root / ".leases"
+        self._store, self._root = root, root / ".leases"
         self._beat, self._expire = beat, expire
-        self._owner = uuid.uuid4().hex
+        self.owner = uuid.uuid4().hex
+        self._who = _Process(**_here(), pid=os.getpid())
         self._held: set[str] = set()
+        self._registered: Folder | None = None
         self._beaten = float("-inf")  # by this host's clock, which runs during sleep too
         self._lock = threading.Lock()
         self._closed = threading.Event()
@@ -80,8 +89,8 @@ class Leases:
     def acquire(self, address: str) -> bool:
         """Try to get the step's lease, without waiting; return whether this driver has it."""
         bucket, mark = _bucket(address)
-        folder, mine = self._root / bucket, f"{mark}.{self._owner}"
-        claim = to_json(_Claim(**_here(), pid=os.getpid(), address=address))
+        folder, mine = self._root / bucket, f"{mark}.{self.owner}"
+        claim = to_json({**asdict(self._who), "address": address})
         try:
             with self._lock:
                 if time.time() - self._beaten >= self._beat:
@@ -102,7 +111,7 @@ class Leases:
     def holds(self, address: str) -> bool:
         """Whether this driver still has the lease: after a long sleep another may have taken it."""
         bucket, mark = _bucket(address)
-        return address in self._held and (self._root / bucket).exists(f"{mark}.{self._owner}")
+        return address in self._held and (self._root / bucket).exists(f"{mark}.{self.owner}")
 
     def release(self, address: str) -> None:
         """Release a step's lease; does nothing without the lease."""
@@ -111,7 +120,27 @@ class Leases:
                 return
             self._held.discard(address)
         bucket, mark = _bucket(address)
-        (self._root / bucket).delete(f"{mark}.{self._owner}")
+        (self._root / bucket).delete(f"{mark}.{self.owner}")
+
+    def register(self, folder: str, record: Mapping[str, Any]) -> None:
+        """Write the driver's record into a folder of the store; it lives as its leases do."""
+        self._registered = self._store / folder
+        text = to_json({**asdict(self._who), **record})
+        try:
+            with self._lock:
+                self._write_beat()
+            self._registered.write_bytes(self.owner, text, durable=False)
+        except OSError as error:
+            raise StoreError(
+                f"{self._registered.uri} cannot be written ({error}); check that the storage is "
+                f"reachable and that you may write to it"
+            ) from error
+
+    def unregister(self) -> None:
+        """Delete the driver's record, if there is one."""
+        if self._registered is not None:
+            self._registered.delete(self.owner)
+            self._registered = None
 
     def close(self) -> None:
         """Release all leases and end the thread."""
@@ -119,7 +148,8 @@ class Leases:
         self._thread.join()
         for address in sorted(self._held):
             self.release(address)
-        (self._root / BEATS).delete(self._owner)
+        self.unregister()
+        (self._root / BEATS).delete(self.owner)
 
     def _others_alive(self, folder: Folder, mark: str, mine: str) -> bool:
         """Whether another living claim exists. Deletes dead claims."""
@@ -142,11 +172,11 @@ class Leases:
         while not self._closed.wait(self._beat):
             with self._lock, contextlib.suppress(OSError):
                 # The next beat tries again; expiry is six beats away.
-                if self._held:
+                if self._held or self._registered:
                     self._write_beat()
 
     def _write_beat(self) -> None:
-        (self._root / BEATS).write_bytes(self._owner, b"", durable=False)
+        (self._root / BEATS).write_bytes(self.owner, b"", durable=False)
         self._beaten = time.time()
 
 
@@ -160,6 +190,18 @@ def living(root: Folder) -> set[str]:
         if claim and (now - beaten).total_seconds() <= EXPIRE_SECONDS and not claim.dead():
             found.add(claim.address)
     return found
+
+
+def living_files(root: Folder, folder: str) -> dict[str, datetime]:
+    """When each file of a living driver in a folder of the store was written; names are owners'."""
+    files, beats = root / folder, _times(root / f".leases/{BEATS}")
+    now = datetime.now(UTC)
+    return {
+        name: written
+        for name, written in _times(files).items()
+        if (now - max(written, beats.get(name, written))).total_seconds() <= EXPIRE_SECONDS
+        and not ((process := records.find(files, name, _Process)) and process.dead())
+    }
 
 
 def _bucket(address: str) -> tuple[str, str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from functools import lru_cache
 from typing import Annotated, Any, Literal, NamedTuple
@@ -12,9 +14,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict
 from pydantic_core import to_json
 
 from jobs import records
+from jobs.committed import MANIFEST as MANIFEST
 
 FORMAT: Literal[1] = 1
-MANIFEST = "manifest.json"
+VOLATILE = ("timings.parquet",)  # the machine's speed, which no step reads
 ERROR = "error.txt"  # in a step's scratch: the traceback of its last failure, its sentence last
 
 
@@ -60,6 +63,13 @@ class Manifest(BaseModel):
     metrics: dict[str, float]  # summary numbers
     # Versions, commit, argv, host, times; never bears identity.
     provenance: Annotated[dict[str, Any], AfterValidator(_with_times)]
+    read: dict[str, str] = {}  # role -> `content` of the step read; older versions lack it
+
+    @property
+    def content(self) -> str:
+        """A digest of the files that another step may read."""
+        files = [(n, f.sha256) for n, f in sorted(self.files.items()) if n not in VOLATILE]
+        return hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16]
 
 
 CELL_TABLE = "cell.parquet"  # the one file of a step whose rows the index has too
@@ -76,7 +86,9 @@ class Facts:
     counts: Mapping[str, int]
     metrics: Mapping[str, float]
     files: Sequence[str]
-    seconds: float = 0.0  # older indices lack it
+    seconds: float = 0.0  # older indices lack it, and what follows
+    content: str = ""
+    read: Mapping[str, str] = field(default_factory=dict)
 
 
 class Record(NamedTuple):
@@ -97,6 +109,8 @@ class Record(NamedTuple):
             manifest.metrics,
             sorted(manifest.files),
             float(manifest.provenance.get("seconds", 0.0)),
+            manifest.content,
+            manifest.read,
         )
         return Record(
             manifest.address,
@@ -121,6 +135,16 @@ class Record(NamedTuple):
     def seconds(self) -> float:
         """From the step's start to its end; 0 if the manifest has no times."""
         return parsed(self.facts).seconds
+
+    @property
+    def content(self) -> str:
+        """See `Manifest.content`; empty in an index of an older version."""
+        return parsed(self.facts).content
+
+    @property
+    def read(self) -> Mapping[str, str]:
+        """See `Manifest.read`."""
+        return parsed(self.facts).read
 
     @property
     def files(self) -> Sequence[str]:

@@ -15,6 +15,7 @@ store's identity; `last-sweep.yaml`, the last experiment (`orchestrator/experime
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import uuid
 from collections.abc import Collection, Iterator, Mapping
@@ -23,9 +24,10 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from jobs import records
+from jobs.committed import Committed
 from jobs.contract import Outcome, Work
 from jobs.storage.folder import Folder
-from orchestrator.errors import StoreError
+from orchestrator.errors import ReplacedError, StoreError
 from orchestrator.step.address import kind_of, scratch_of
 from orchestrator.step.step import Step
 from orchestrator.store.manifest import FORMAT, MANIFEST, FileRecord, Manifest
@@ -119,8 +121,38 @@ class Store:
             ) from error
 
     def output(self, address: str) -> Folder:
-        """The folder of a step's output."""
+        """The folder of a step's output, to be written. To read it, see `committed`."""
         return self.root / address
+
+    def committed(self, address: str) -> Committed:
+        """The folder of a finished step, to be read: every file is checked against the manifest.
+
+        Raises ReplacedError if the step is not finished.
+        """
+        data = self._manifest_bytes(address)
+        return Committed(self.output(address).uri, address, hashlib.sha256(data).hexdigest())
+
+    def planned(self, address: str, fingerprint: str) -> tuple[Committed, Manifest]:
+        """As `committed`, with the manifest. Raises ReplacedError for another fingerprint too."""
+        data = self._manifest_bytes(address)
+        manifest = self._parsed(address, data)
+        if manifest.fingerprint != fingerprint:
+            raise ReplacedError(
+                f"{address} was done again with other settings meanwhile, and those stand; "
+                f"`nml-orch plan` with the same options shows the difference"
+            )
+        seen = hashlib.sha256(data).hexdigest()
+        return Committed(self.output(address).uri, address, seen), manifest
+
+    def _manifest_bytes(self, address: str) -> bytes:
+        try:
+            with self.reading(f" at {address}"):
+                return self.output(address).read_bytes(MANIFEST)
+        except FileNotFoundError:
+            raise ReplacedError(
+                f"{address} is not finished any more: its {MANIFEST} is gone; when nothing else "
+                f"writes to this store, run the same command again"
+            ) from None
 
     def scratch(self, step: Step) -> Folder:
         """The folder of what a step needs to continue after an interruption."""
@@ -128,19 +160,22 @@ class Store:
 
     def manifest(self, address: str) -> Manifest | None:
         """The record of a committed step; None if it is unfinished or absent."""
-        remedy = "delete that folder to have the step redone"
         try:
             with self.reading(f" at {address}"):
-                found = records.read(self.output(address), MANIFEST, Manifest, remedy)
+                data = self.output(address).read_bytes(MANIFEST)
         except FileNotFoundError:
             return None
-        except records.RecordError as error:
-            raise StoreError(str(error)) from None
+        return self._parsed(address, data)
+
+    def _parsed(self, address: str, data: bytes) -> Manifest:
+        where = (self.output(address) / MANIFEST).uri
+        remedy = "delete that folder to have the step redone"
+        try:
+            found = records.parse(data, Manifest)
+        except ValueError as error:
+            raise StoreError(f"{where} cannot be used ({error}); {remedy}") from None
         if found.address != address:
-            raise StoreError(
-                f"{(self.output(address) / MANIFEST).uri} is the manifest of {found.address}; "
-                f"{remedy}"
-            )
+            raise StoreError(f"{where} is the manifest of {found.address}; {remedy}")
         return found
 
     def stamp(self, address: str) -> Stamp | None:
@@ -226,7 +261,7 @@ class Store:
 
         from orchestrator.store.manifest import CELL_TABLE
 
-        data = self.output(address).read_bytes(CELL_TABLE)
+        data = self.committed(address).read_bytes(CELL_TABLE)
         # One row: handing it to Arrow's threads takes longer than reading it.
         return pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
 
@@ -251,8 +286,13 @@ class Store:
 
     # -- writing ---------------------------------------------------------------------------------
 
-    def begin(self, step: Step) -> Work:
-        """Empty the step's folder, its manifest first, and return the work."""
+    def begin(self, step: Step, inputs: Mapping[str, Folder] | None = None) -> Work:
+        """Empty the step's folder, its manifest first, and return the work.
+
+        `inputs`: the folders of the steps it reads, by role; else `committed` gives them.
+        """
+        if inputs is None:
+            inputs = {role: self.committed(address) for role, address in step.inputs.items()}
         output = self.output(step.address)
         output.delete(MANIFEST)
         output.delete()
@@ -260,13 +300,22 @@ class Store:
             address=step.address,
             fingerprint=step.fingerprint,
             spec=step.spec,
-            inputs={role: self.output(address) for role, address in step.inputs.items()},
+            inputs=inputs,
             output=output,
             scratch=self.scratch(step),
         )
 
-    def commit(self, step: Step, outcome: Outcome, provenance: Mapping[str, Any]) -> Manifest:
-        """Record the output in the step's folder as finished, and delete its scratch."""
+    def commit(
+        self,
+        step: Step,
+        outcome: Outcome,
+        provenance: Mapping[str, Any],
+        read: Mapping[str, str] | None = None,
+    ) -> Manifest:
+        """Record the output in the step's folder as finished, and delete its scratch.
+
+        `read`: the content of each step that it read, by role; see `Manifest.read`.
+        """
         output = self.output(step.address)
         files = {
             name: FileRecord(bytes=size, sha256=output.sha256(name))
@@ -281,6 +330,7 @@ class Store:
             counts=dict(outcome.counts),
             metrics=dict(outcome.metrics),
             provenance=dict(provenance),
+            read=dict(read or {}),
         )
         output.write_json(MANIFEST, manifest.model_dump(mode="json"))
         self.scratch(step).delete()

@@ -15,7 +15,8 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from orchestrator.errors import NmlError, TrackingError
+from jobs.contract import StageError
+from orchestrator.errors import NmlError, StoreError, TrackingError
 from orchestrator.plan.plan import Plan
 from orchestrator.step.address import TrackingAddress
 from orchestrator.step.step import Step
@@ -137,8 +138,10 @@ class Tracker:
         self._last_failure = time.monotonic()
         if not self.down:
             self.down = mlflow.reason(error)
+            damaged = isinstance(error, StoreError | StageError)  # a file in the store, not MLflow
+            message = str(error) if damaged else mlflow.error_message(error, self.uri)
             self._say(
-                f"{mlflow.error_message(error, self.uri)}; the sweep continues and tries again; "
+                f"{message}; the sweep continues and tries again; "
                 f"after the sweep, `nml-orch sync` writes what is missing"
             )
 
@@ -154,7 +157,7 @@ def sync(plan: Plan, store: Store, uri: str, record: SweepRecord) -> int:
         mirrored = reconcile(plan, store, mirror)
         mirror.sweep(record)
         return mirrored
-    except NmlError:
+    except (NmlError, StageError):
         raise
     except Exception as error:
         remedy = {

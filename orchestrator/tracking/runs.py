@@ -35,7 +35,7 @@ from orchestrator.step.address import (
 from orchestrator.step.fingerprint import fingerprint
 from orchestrator.step.step import Step
 from orchestrator.store.index import addressed, concatenated
-from orchestrator.store.manifest import CELL_TABLE, Manifest
+from orchestrator.store.manifest import Manifest
 from orchestrator.store.store import Store
 
 CURVE_POINTS = 200  # a curve is thinned to this many points
@@ -231,13 +231,13 @@ class RunViews:
 
     def rows(self, addresses: Iterable[str]) -> pa.Table:
         """The rows of some cells, each read from its own folder."""
-        output = self._store.output
-        return concatenated([addressed(output(a).read_table(CELL_TABLE), a) for a in addresses])
+        read = self._store.cell
+        return concatenated([addressed(read(address), address) for address in addresses])
 
     def _curves(self, manifest: Manifest) -> Iterator[Point]:
         for name in CURVES:
             if name in manifest.files:
-                yield from thinned(self._store.output(manifest.address).read_table(name))
+                yield from thinned(self._store.committed(manifest.address).read_table(name))
 
     def _data(self, steps: Iterable[Step]) -> Iterator[Data]:
         """The corpora that steps read, one entry for each corpus and use."""

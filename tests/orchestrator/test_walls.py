@@ -218,3 +218,31 @@ def test_a_name_that_does_not_exist_would_be_found() -> None:
     assert _resolves("jobs.contract")
     assert not _resolves("jobs.contract.Nothing")
     assert not _resolves("jobs.nothing.Failure")
+
+
+# -- reading the store -----------------------------------------------------------------------------
+
+UNCHECKED = {
+    "jobs/storage/folder.py",
+    "jobs/corpus/readers/source.py",  # a user's files, as the three below
+    "jobs/features/given.py",
+    "jobs/noise/files.py",
+    "jobs/tasks/check.py",
+    "jobs/features/parts.py",  # a step's own scratch
+}
+
+
+def test_stages_open_files_only_where_they_are_checked() -> None:
+    """`Folder.open` gives a filesystem: what is read through it is compared with no manifest."""
+    opens = {
+        str(path.relative_to(ROOT))
+        for path in MODULES
+        if path.is_relative_to(ROOT / "jobs")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Assign)
+        and isinstance(node.targets[0], ast.Tuple)
+        and isinstance(node.value, ast.Call)
+        and isinstance(node.value.func, ast.Attribute)
+        and node.value.func.attr == "open"
+    }
+    assert opens - UNCHECKED == set()

@@ -8,7 +8,6 @@ reads larger ones while training, in the same batches. Never writes.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterator
 from functools import lru_cache
@@ -26,7 +25,7 @@ from jobs.images.spec import ImageInput
 from jobs.pretrain.data.order import Order, Rows
 from jobs.pretrain.data.part import Batch, Part, Targets, read_index, select_targets
 from jobs.pretrain.distributed import DistributedGroup
-from jobs.storage.folder import Folder
+from jobs.storage.folder import AlteredError, Folder
 
 MOST_MEMORISED = 10_000
 """Most flipped rows that memorisation is measured on; of more, a seeded sample."""
@@ -97,16 +96,16 @@ def _decode_files(
 
 def _read_shard(corpus: Folder, file: File) -> pa.Table:
     try:
-        data = corpus.read_bytes(file.file)
+        data = corpus.read_expected(file.file, file.sha256)
     except FileNotFoundError:
         raise StageError(
             f"shard {file.file} of {corpus.uri} is missing; build the corpus again"
         ) from None
-    if hashlib.sha256(data).hexdigest() != file.sha256:
+    except AlteredError:
         raise StageError(
             f"shard {file.file} of {corpus.uri} is not the one that {INDEX} lists (other sha256); "
             f"build the corpus again"
-        )
+        ) from None
     return pq.read_table(pa.BufferReader(data))
 
 

@@ -1,8 +1,8 @@
 """Read a part's rows when they are needed, segment by segment, and check every file first.
 
 Takes a corpus's folder and its index; gives tables of rows, and images decoded on access. Compares
-a file's sha256 with the index when the file is first read, and again whenever its size or
-modification time changes, so a change during a run is noticed. Caches a few segments for later
+a file's sha256 with the index when the file is first read, and again whenever its size or times
+change, so a change during a run is noticed. Caches a few segments for later
 reads.
 """
 
@@ -12,7 +12,6 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +24,7 @@ from jobs.images.pixels import prepared
 from jobs.images.spec import ImageInput
 from jobs.pretrain.data.order import Rows, segments
 from jobs.pretrain.data.part import Part
-from jobs.storage.folder import Folder
+from jobs.storage.folder import AlteredError, Folder
 
 COLUMNS = ("key", "image", "label", "caption")
 
@@ -41,8 +40,6 @@ class Reader:
         self._first, self._count = segments(files)
         self._file_first = np.cumsum([0, *(file.rows for file in files)])
         self._cached: OrderedDict[int, pa.Table] = OrderedDict()
-        self._checked: dict[str, Any] = {}  # file -> size and modification time at its last check
-        self._locks = {file.file: threading.Lock() for file in files}
         self._lock = threading.Lock()
 
     def segment_of(self, row: int) -> int:
@@ -76,24 +73,17 @@ class Reader:
         return read_rows(self._corpus, file.file, start, start + count, COLUMNS)
 
     def _check(self, file: File) -> None:
-        with self._locks[file.file]:
-            filesystem, path = self._corpus.open()
-            info = filesystem.get_file_info(f"{path}/{file.file}")
-            now = (info.size, info.mtime_ns)
-            if self._checked.get(file.file) == now:
-                return
-            try:
-                digest = self._corpus.sha256(file.file)
-            except FileNotFoundError:
-                raise StageError(
-                    f"shard {file.file} of {self._corpus.uri} is missing; build the corpus again"
-                ) from None
-            if digest != file.sha256:
-                raise StageError(
-                    f"shard {file.file} of {self._corpus.uri} is not the one that {INDEX} lists "
-                    f"(other sha256); build the corpus again"
-                )
-            self._checked[file.file] = now
+        try:
+            self._corpus.expect(file.file, file.sha256)
+        except FileNotFoundError:
+            raise StageError(
+                f"shard {file.file} of {self._corpus.uri} is missing; build the corpus again"
+            ) from None
+        except AlteredError:
+            raise StageError(
+                f"shard {file.file} of {self._corpus.uri} is not the one that {INDEX} lists "
+                f"(other sha256); build the corpus again"
+            ) from None
 
 
 class LazyImages:

@@ -29,7 +29,7 @@ from jobs import records
 from jobs.contract import Outcome, StageError, Work
 from jobs.corpus.shards import Index
 from jobs.encoders.encoder import Encoder, load, save, weights_bytes
-from jobs.storage.folder import Folder
+from jobs.storage.folder import AlteredError, Folder
 from jobs.tasks.target import Metric
 from jobs.tuning.budget import Budget
 from jobs.tuning.class_mapping import ClassMapping
@@ -313,13 +313,13 @@ def _adapted_state(head: Folder, adapted: AdaptedEncoder) -> Mapping[str, torch.
             return load(head).model.state_dict()
         remedy = "delete that cell's folder and run it again"
         adapter = records.read(head, ADAPTER_CARD, _AdapterCard, remedy)
-        weights = head.read_bytes(ADAPTER)
+        weights = head.read_expected(ADAPTER, adapter.weights_sha256)
     except FileNotFoundError as error:
         raise StageError(f"{head.uri} holds no adapted encoder ({error}); run it again") from error
-    if hashlib.sha256(weights).hexdigest() != adapter.weights_sha256:
+    except AlteredError:
         raise StageError(
             f"{head.uri}/{ADAPTER} is not the file that {ADAPTER_CARD} names; run that cell again"
-        )
+        ) from None
     if adapter.encoder_weights_sha256 != card.weights_sha256:
         raise StageError(
             f"{head.uri} adapts another encoder than {card.model} with weights "

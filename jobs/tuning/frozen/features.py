@@ -142,18 +142,18 @@ class FeatureCache:
 
     def __init__(self, folders: int = 2) -> None:
         self._folders = folders
-        self._kept: OrderedDict[str, Fitting] = OrderedDict()
+        self._kept: OrderedDict[Folder, Fitting] = OrderedDict()
 
     def load(self, folder: Folder) -> Fitting:
         """The folder's features, from memory when they are there. Raises as `read_part` does."""
-        if folder.uri not in self._kept:
+        if folder not in self._kept:
             while len(self._kept) >= self._folders:
                 self._kept.popitem(last=False)
-            self._kept[folder.uri] = Fitting(
+            self._kept[folder] = Fitting(
                 read_classes(folder), read_part(folder, "train"), read_part(folder, "validation")
             )
-        self._kept.move_to_end(folder.uri)
-        return self._kept[folder.uri]
+        self._kept.move_to_end(folder)
+        return self._kept[folder]
 
 
 class TestPart:

@@ -1,9 +1,11 @@
 """The commands of `nml-orch corpus`."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from commands import Run
@@ -68,11 +70,14 @@ def test_a_corpus_that_is_damaged_is_said_in_one_sentence(folder: Path, run_on_r
     shard.write_bytes(shard.read_bytes()[:-100])
     code, output = run_on_ray(folder, *words("show"))
     assert code == 2
-    assert "shard train-00000.parquet of" in output
+    altered = "is not the file that the step wrote"
+    assert f"train-00000.parquet of corpus/letters {altered}" in output
+    assert "--redo corpus/letters" in output
     (store / "quarantine.parquet").unlink()
     code, output = run_on_ray(folder, *words("verify"))
     assert code == 1
     assert "missing quarantine.parquet" in output
+    assert "--redo corpus/letters builds it again" in output
     for fault in ("broken", "missing"):
         if fault == "broken":
             (store / "_index.json").write_text("{")
@@ -82,8 +87,36 @@ def test_a_corpus_that_is_damaged_is_said_in_one_sentence(folder: Path, run_on_r
             code, output = run_on_ray(folder, *words(verb))
             assert code == expected
             assert "_index.json" in output
-            assert fault in output or verb == "verify"
+            assert f"_index.json of corpus/letters {altered}" in output or verb == "verify"
+            assert fault in output or verb == "verify" or fault == "broken"
             assert "defect" not in output
+    code, output = run_on_ray(folder, *words("build", "--redo", "corpus/letters"))
+    assert code == 0, output
+    assert run_on_ray(folder, *words("verify"))[0] == 0
+
+
+@pytest.mark.slow
+def test_an_index_that_fits_altered_shards_is_not_as_built(folder: Path, run_on_ray: Run) -> None:
+    (folder / "tree/a/broken.jpg").unlink()
+    assert run_on_ray(folder, *words("build"))[0] == 0
+    store = folder / "store/corpus/letters"
+    shard = store / "train-00000.parquet"
+    rows = pq.read_table(shard)
+    at = rows.column_names.index("label")
+    labels = rows["label"].combine_chunks()[::-1]
+    pq.write_table(rows.set_column(at, rows.schema.field("label"), labels), shard)
+    index = json.loads((store / "_index.json").read_text())
+    index["parts"]["train"][0] |= {
+        "bytes": shard.stat().st_size,
+        "sha256": hashlib.sha256(shard.read_bytes()).hexdigest(),
+    }
+    (store / "_index.json").write_text(json.dumps(index))
+    code, output = run_on_ray(folder, *words("verify"))
+    assert code == 1
+    assert "altered _index.json" in output
+    code, output = run_on_ray(folder, *words("show"))
+    assert code == 2
+    assert "_index.json of corpus/letters is not the file that the step wrote" in output
 
 
 def test_what_is_not_built_is_said(tmp_path: Path, run_on_ray: Run) -> None:

@@ -16,9 +16,11 @@ from jobs.corpus.check import CHECKED
 from jobs.corpus.layout import lay_out
 from jobs.corpus.runs import PARTS, Run, write_run
 from jobs.corpus.shards import (
+    LIGHT,
     ROW_GROUP,
     SCHEMA,
     Index,
+    columns_sha256,
     open_shard,
     rank,
     read_part,
@@ -228,3 +230,59 @@ def test_a_missing_or_altered_shard_is_one_sentence(folder: Folder) -> None:
     folder.delete(name)
     with pytest.raises(StageError, match="is missing; build the corpus again"):
         read_part(folder, "train", ["key"])
+
+
+def light_rows(keys: list[str], labels: list[int | None], captions: list[str | None]) -> pa.Table:
+    count = len(keys)
+    values = [keys, [b"i"] * count, labels, captions, [1] * count, [2] * count]
+    arrays = [pa.array(v, field.type) for v, field in zip(values, SCHEMA, strict=True)]
+    return pa.Table.from_arrays(arrays, schema=SCHEMA)
+
+
+ROWS = st.lists(
+    st.tuples(
+        st.text(max_size=3),
+        st.none() | st.integers(0, 3),
+        st.none() | st.text(max_size=3),
+    ),
+    max_size=8,
+)
+
+
+def rows_of(values: list[tuple[str, int | None, str | None]]) -> pa.Table:
+    keys, labels, captions = ([row[at] for row in values] for at in range(3))
+    return light_rows(keys, labels, captions)  # type: ignore[arg-type]
+
+
+@given(one=ROWS, other=ROWS, cut=st.integers(0, 8))
+def test_the_digest_of_columns_is_of_their_values(
+    one: list[tuple[str, int | None, str | None]],
+    other: list[tuple[str, int | None, str | None]],
+    cut: int,
+) -> None:
+    table = rows_of(one)
+    digest = columns_sha256(table)
+    assert columns_sha256(pa.concat_tables([table[:cut], table[cut:]])) == digest
+    assert columns_sha256(pa.concat_tables([rows_of(other), table])[len(other) :]) == digest
+    assert (columns_sha256(rows_of(other)) == digest) == (one == other)
+
+
+@given(column=st.sampled_from(["key", "label", "caption", "width"]), row=st.integers(0, 599))
+@settings(max_examples=20)
+def test_labels_keys_and_captions_are_checked_without_the_images(column: str, row: int) -> None:
+    labels = [n % 3 for n in range(600)]
+    table = light_rows(KEYS, labels, [f"a {key}" for key in KEYS])  # type: ignore[arg-type]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Folder.of(name)
+        file = write_rows(folder, "train-00000.parquet", table)
+        Index("c", ("a", "b", "c"), {"train": (file,), "validation": (), "test": ()}).write(folder)
+        assert read_part(folder, "train", ["label"])["label"].to_pylist() == labels
+        values = table[column].to_pylist()
+        values[row] = "other" if isinstance(values[row], str) else 77
+        at = table.column_names.index(column)
+        field = SCHEMA.field(column)
+        changed = table.set_column(at, field, pa.array(values, field.type))
+        assert write_rows(folder, "train-00000.parquet", changed).rows == file.rows
+        for columns in (["label"], ["key", "caption"], LIGHT):
+            with pytest.raises(StageError, match="other keys, labels or captions"):
+                read_part(folder, "train", columns)

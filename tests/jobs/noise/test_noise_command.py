@@ -68,6 +68,21 @@ def test_a_damaged_level_is_named_and_the_others_are_audited(built: Path, run: R
     assert json.loads((kept / "audit.json").read_bytes()) == list(found.values())[1]
 
 
+def test_a_changed_corpus_is_not_audited_against(built: Path, run: Run) -> None:
+    path = built / "nml-store/corpus/digits/train-00000.parquet"
+    whole = path.read_bytes()
+    rows = pq.read_table(path)
+    at = rows.column_names.index("label")
+    labels = rows["label"].combine_chunks()[::-1]
+    pq.write_table(rows.set_column(at, rows.schema.field("label"), labels), path)
+    code, output = run(built, "noise", "audit", *LEVELS)
+    path.write_bytes(whole)
+    assert code == 2
+    assert "train-00000.parquet of corpus/digits is not the file that the step wrote" in output
+    assert "--redo corpus/digits" in output
+    assert run(built, "noise", "audit", *LEVELS)[0] == 0
+
+
 def test_other_settings_are_drift_and_an_empty_store_is_said(
     built: Path, tmp_path: Path, run: Run
 ) -> None:

@@ -14,7 +14,7 @@ from jobs.storage.folder import Folder
 from orchestrator.results import derived
 from orchestrator.step.address import FeaturesAddress, RunAddress
 from orchestrator.step.step import Step
-from orchestrator.store.manifest import FileRecord, Manifest, Record
+from orchestrator.store.manifest import MANIFEST, FileRecord, Manifest, Record
 from orchestrator.store.store import Store
 
 
@@ -22,22 +22,24 @@ def step(address: str, kind: str, **labels: Any) -> Step:
     return Step(address, kind, None, {}, {}, f"print of {address}", labels)  # type: ignore[arg-type]
 
 
-def manifest(
-    of: Step, *, counts: dict[str, int] | None = None, files: dict[str, int] | None = None
-) -> Record:
-    records = {name: FileRecord(bytes=size, sha256="") for name, size in (files or {}).items()}
-    return Record.of(
-        Manifest(
-            address=of.address,
-            kind=of.kind,
-            fingerprint=of.fingerprint,
-            fields={},
-            files=records,
-            counts=counts or {},
-            metrics={},
-            provenance={},
-        )
+def commit(store: Store, one: Step, counts: dict[str, int] | None = None) -> Record:
+    """Make the files in the step's folder those of a finished step."""
+    output = store.output(one.address)
+    files = {
+        name: FileRecord(bytes=size, sha256=output.sha256(name)) for name, size in output.files()
+    }
+    made = Manifest(
+        address=one.address,
+        kind=one.kind,
+        fingerprint=one.fingerprint,
+        fields={},
+        files=files,
+        counts=counts or {},
+        metrics={},
+        provenance={},
     )
+    output.write_json(MANIFEST, made.model_dump(mode="json"))
+    return Record.of(made)
 
 
 @pytest.fixture
@@ -50,9 +52,10 @@ def cell(store: Store, right: list[bool], keys: list[str]) -> tuple[Step, Record
         "tune/c", "tune", noise=0.0, seed=0, task="t", method="lp", fraction=100.0, tuning_seed=0
     )
     table = pa.table({"key": keys, "label": [1] * len(keys), "predicted": [int(x) for x in right]})
-    store.output(one.address).write_table("predictions.parquet", table)
-    files, counts = {"predictions.parquet": 1000}, {"n_test": len(keys)}
-    return one, manifest(one, counts=counts, files=files)
+    output = store.output(one.address)
+    output.delete()
+    output.write_table("predictions.parquet", table)
+    return one, commit(store, one, {"n_test": len(keys)})
 
 
 def test_predictions_are_in_the_order_of_their_keys(store: Store) -> None:
@@ -79,12 +82,12 @@ def test_too_many_predictions_are_left_out_with_a_remark(
     assert "3 predictions in 1 cells are more than the report reads (2)" in remarks[0]["reason"]
 
 
-def test_quarantined_rows_are_counted_with_their_reasons() -> None:
+def test_quarantined_rows_are_counted_with_their_reasons(store: Store) -> None:
     one = step("corpus/c", "corpus")
     counts = {"quarantined": 3, "rows_read": 1000, "bad_decode": 2, "bad_too_small": 1}
-    (remark,) = derived.quarantined([(one, manifest(one, counts=counts))])
+    (remark,) = derived.quarantined([(one, commit(store, one, counts))])
     assert remark["reason"] == "3 of 1,000 rows: 2 decode, 1 too small"
-    assert not list(derived.quarantined([(one, manifest(one, counts={"quarantined": 0}))]))
+    assert not list(derived.quarantined([(one, commit(store, one, {"quarantined": 0}))]))
 
 
 def features(
@@ -96,7 +99,7 @@ def features(
     column = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
     table = pa.table({"key": keys, "vector": column})
     store.output(one.address).write_table("features-test.parquet", table)
-    return one, manifest(one, files={"features-test.parquet": 1})
+    return one, commit(store, one)
 
 
 def test_rotations_are_measured_on_request_and_stored(store: Store) -> None:
@@ -110,6 +113,20 @@ def test_rotations_are_measured_on_request_and_stored(store: Store) -> None:
         1.0, abs=1e-5
     )  # another order of dimensions is no rotation
     assert list(derived.rotations(done, store, measure=False)) == [row]
+
+
+def test_a_stored_rotation_that_was_changed_is_not_believed(store: Store) -> None:
+    keys = [f"k{i}" for i in range(60)]
+    clean = np.random.default_rng(0).standard_normal((60, 8))
+    done = [features(store, 0.0, keys, clean), features(store, 10.0, keys, clean)]
+    (row,) = derived.rotations(done, store, measure=True)
+    (name,) = (name for name, _ in store.root.files() if name.endswith("rotation.json"))
+    whole = store.root.read_bytes(name)
+    for text in (whole.replace(b'"rows": 60', b'"rows": 61'), whole[:-9], b"[]", b""):
+        assert text != whole
+        store.root.write_bytes(name, text)
+        assert list(derived.rotations(done, store, measure=False)) == []
+    assert list(derived.rotations(done, store, measure=True)) == [row]
 
 
 def test_rotations_of_redone_features_are_measured_again(store: Store) -> None:
@@ -133,5 +150,5 @@ def test_without_shards_the_report_lacks_only_the_matrix(store: Store) -> None:
     changed = pa.table({"row": [0], "key": ["k"], "clean": [0], "noisy": [1]})
     store.output(one.address).write_table("changed.parquet", changed)
     remarks: list[dict[str, str]] = []
-    assert list(derived.transition([(one, manifest(one))], store, remarks)) == []
+    assert list(derived.transition([(one, commit(store, one))], store, remarks)) == []
     assert "no transition matrix" in remarks[0]["reason"]

@@ -147,3 +147,40 @@ def test_cells_that_were_not_planned_are_not_missing(tmp_path: Path) -> None:
     synthetic.fill(planned, made)
     done, asked = FinishedSteps(planned, made).readout({}, []).finished()
     assert done == asked == len(planned.of_kind("tune"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("features", "spectrum.parquet"),
+        ("pretrain", "curves.parquet"),
+        ("noise", "changed.parquet"),
+        ("tune", "cell.parquet"),
+    ],
+)
+def test_no_report_is_made_of_a_changed_file(
+    kind: str, name: str, store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    address = plan().of_kind(kind)[-1].address
+    folder = store.output(address)
+    folder.write_table(name, folder.read_table(name), compression="none")  # equal rows, other bytes
+    assert _run(["report", *WORDS]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith(f"nml-orch: {name} of {address} is not the file that the step wrote")
+    assert message.endswith(f"--redo {address}\n")
+    assert not (Path("nml-store") / "report").exists()
+
+
+def test_a_stored_report_that_was_changed_is_written_again(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report_output(capsys)
+    report = Path("nml-store/report/demo")
+    for file in ("summary.parquet", "table.csv", "report.html"):
+        whole = (report / file).read_bytes()
+        (report / file).write_bytes(whole[:-9] + b"tampered!")
+        report_output(capsys)
+        assert b"tampered!" not in (report / file).read_bytes()
+    written = (report / "manifest.json").stat().st_mtime_ns
+    report_output(capsys)
+    assert (report / "manifest.json").stat().st_mtime_ns == written

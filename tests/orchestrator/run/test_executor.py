@@ -13,11 +13,13 @@ import pytest
 from commands import PATIENCE
 from jobs.contract import Hooks, Outcome, StageError, Work
 from jobs.storage.folder import Folder
+from orchestrator.errors import DriftError
 from orchestrator.experiment import load
 from orchestrator.plan import build
-from orchestrator.plan.assess import assess
+from orchestrator.plan.assess import assess, refuse_drift
 from orchestrator.plan.plan import Plan
 from orchestrator.plan.states import StepState, StepStatus
+from orchestrator.results.tables import FinishedSteps
 from orchestrator.run import executor
 from orchestrator.run.executor import Executor
 from orchestrator.run.progress import Lines
@@ -256,3 +258,142 @@ def test_no_two_lanes_import_their_stages_at_once(
     for thread in threads:
         thread.join()
     assert IMPORTS == ["begin", "end", "begin", "end"]
+
+
+# -- done again, and done otherwise meanwhile ------------------------------------------------------
+
+
+SALT = ""
+
+
+def salted_stage(works: Sequence[Work], hooks: Hooks) -> None:
+    """A stage whose results differ from one sweep to the next, as on some GPUs."""
+    for work in works:
+        RUNS[work.address] += 1
+        work.output.write_bytes("made.txt", f"{work.address} {SALT}".encode())
+        hooks.done(work.address, Outcome({"rows": 1}, {"metric": 1.0}))
+
+
+def again(
+    made: Plan, root: Path, redo: set[str], stages: dict[str, str] = STAGES
+) -> dict[str, StepStatus]:
+    store = Store(Folder.of(root))
+    progress = Lines(dict.fromkeys(KINDS, 1000), {}, interval=60)
+    done = [a for a, s in assess(made, store).items() if s.state is StepState.DONE]
+    return Executor(made, store, done=done, progress=progress, redo=redo, stages=stages).run()
+
+
+@pytest.mark.parametrize("kind", ["corpus", "noise", "pretrain", "features", "tune"])
+def test_a_step_that_is_done_again_with_the_same_result_keeps_its_readers(
+    kind: str, small: Plan, tmp_path: Path
+) -> None:
+    execute(small, tmp_path)
+    RUNS.clear()
+    redo = {small.of_kind(kind)[0].address}
+    results = again(small, tmp_path, redo)
+    assert set(RUNS) == redo
+    assert {a for a, r in results.items() if r.state is StepState.DONE} == redo
+    assert all(result.state.finished for result in results.values())
+
+
+@pytest.mark.parametrize("kind", ["corpus", "noise", "pretrain", "features", "tune"])
+def test_a_step_that_is_done_again_with_another_result_takes_its_readers_with_it(
+    kind: str, small: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    salted = dict.fromkeys(KINDS, f"{__name__}:salted_stage")
+    execute(small, tmp_path, salted)
+    RUNS.clear()
+    monkeypatch.setattr(sys.modules[__name__], "SALT", "other")
+    redo = {small.of_kind(kind)[-1].address}
+    results = again(small, tmp_path, redo, salted)
+    assert set(RUNS) == small.readers(redo)
+    assert max(RUNS.values()) == 1
+    assert {a for a, r in results.items() if r.state is StepState.DONE} == small.readers(redo)
+
+
+def other_settings(made: Plan) -> Plan:
+    settings = ["tuning.fractions=[100]", "pretrain.recipe.schedule.epochs=7"]
+    return build.build(load.load(noise="0,10", overrides=settings))
+
+
+def test_what_another_sweep_has_done_with_other_settings_meanwhile_is_not_replaced(
+    small: Plan, tmp_path: Path
+) -> None:
+    other = other_settings(small)
+    execute(other, tmp_path)
+    RUNS.clear()
+    store = Store(Folder.of(tmp_path))
+    done = [step.address for kind in ("corpus", "noise") for step in small.of_kind(kind)]
+    progress = Lines(dict.fromkeys(KINDS, 1000), {}, interval=60)
+    # As planned before the other sweep had done its first run.
+    results = Executor(small, store, done=done, progress=progress, stages=STAGES).run()
+    first = results[small.of_kind("pretrain")[0].address]
+    assert first.state is StepState.FAILED
+    assert "with other settings (recipe.schedule.epochs: 7 -> 30), and those stand" in first.reason
+    assert not RUNS
+    assert {s.state for s in assess(other, store).values()} == {StepState.DONE}
+
+
+def test_an_input_that_was_done_otherwise_meanwhile_is_not_read(
+    small: Plan, tmp_path: Path
+) -> None:
+    execute(other_settings(small), tmp_path)
+    RUNS.clear()
+    store = Store(Folder.of(tmp_path))
+    done = [s.address for s in small.steps.values() if s.kind != "features" and s.kind != "tune"]
+    for step in (*small.of_kind("features"), *small.of_kind("tune")):
+        store.output(step.address).delete()
+    progress = Lines(dict.fromkeys(KINDS, 1000), {}, interval=60)
+    results = Executor(small, store, done=done, progress=progress, stages=STAGES).run()
+    read = small.of_kind("features")[0]
+    assert results[read.address].state is StepState.FAILED
+    assert results[read.address].reason.startswith(
+        f"{read.inputs['encoder']} was done again with other settings meanwhile"
+    )
+    assert not any(address.startswith(("features", "tune")) for address in RUNS)
+
+
+def test_an_input_that_was_removed_meanwhile_is_said(small: Plan, tmp_path: Path) -> None:
+    execute(small, tmp_path)
+    store = Store(Folder.of(tmp_path))
+    read = small.of_kind("features")[0]
+    for address in (read.address, read.inputs["encoder"]):
+        store.output(address).delete()
+    done = [a for a in small.steps if a != read.address]
+    progress = Lines(dict.fromkeys(KINDS, 1000), {}, interval=60)
+    results = Executor(small, store, done=done, progress=progress, stages=STAGES).run()
+    assert results[read.address].state is StepState.FAILED
+    assert results[read.address].reason.startswith(
+        f"{read.inputs['encoder']} is not finished any more"
+    )
+
+
+def test_readers_of_a_step_that_was_done_again_elsewhere_are_drift_and_redone_by_force(
+    small: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after `corpus build --redo`, whose plan has no readers, or an interrupted sweep."""
+    salted = dict.fromkeys(KINDS, f"{__name__}:salted_stage")
+    execute(small, tmp_path, salted)
+    RUNS.clear()
+    monkeypatch.setattr(sys.modules[__name__], "SALT", "other")
+    corpora = small.only("corpus")
+    again(corpora, tmp_path, {"corpus/digits"}, salted)
+    store = Store(Folder.of(tmp_path))
+    found = assess(small, store)
+    outdated = {a for a, s in found.items() if s.outdated == "corpus/digits"}
+    assert outdated == {
+        s.address for s in small.steps.values() if "corpus/digits" in s.inputs.values()
+    }
+    drifted = {a for a, s in found.items() if s.state is StepState.DRIFT}
+    assert drifted == small.readers({"corpus/digits"}) - {"corpus/digits"}
+    assert set(FinishedSteps(small, store).records) == small.steps.keys() - drifted
+    reason = "read other files of corpus/digits than it has now"
+    assert {found[a].reason for a in outdated} == {reason}
+    more = f"{len(drifted) - len(outdated)} more read one of these"
+    with pytest.raises(DriftError, match=f"(?s){reason}.*{more}.*Redo these steps with --force"):
+        refuse_drift(found)
+    RUNS.clear()
+    results = again(small, tmp_path, outdated, salted)
+    assert set(RUNS) == small.readers(outdated)
+    assert all(result.state.finished for result in results.values())
+    assert {s.state for s in assess(small, store).values()} == {StepState.DONE}

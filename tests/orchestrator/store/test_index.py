@@ -110,6 +110,20 @@ def test_a_damaged_segment_costs_only_time(small: Plan, kept: Store, damage: str
     assert sorted(found["address"].to_pylist()) == sorted(cells)
 
 
+def test_numbers_that_were_changed_in_a_segment_are_not_believed(small: Plan, kept: Store) -> None:
+    cells = [step.address for step in small.of_kind("tune")]
+    before = kept.cells(cells)
+    folder = kept.root / index.FOLDER
+    (name,) = (name for name, _ in folder.files() if name.endswith(index.CELLS))
+    rows = folder.read_table(name)
+    at = rows.column_names.index("test_accuracy")
+    folder.write_table(name, rows.set_column(at, "test_accuracy", pa.array([99.0] * len(rows))))
+    found = kept.cells(cells)
+    assert before is not None
+    assert found is not None
+    assert found.sort_by("address").equals(before.sort_by("address"))
+
+
 def test_cells_are_the_same_rows_with_and_without_it(small: Plan, kept: Store) -> None:
     cells = sorted(step.address for step in small.of_kind("tune"))
     indexed = kept.cells(cells)

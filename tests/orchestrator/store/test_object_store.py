@@ -16,7 +16,7 @@ from moto.server import ThreadedMotoServer
 import synthetic
 from commands import free_port
 from jobs import records
-from jobs.contract import Work
+from jobs.contract import StageError, Work
 from jobs.corpus.readers import reader_of
 from jobs.corpus.spec import TableReader
 from jobs.encoders import pretrained as encoders
@@ -28,12 +28,13 @@ from jobs.features.spec import GivenStep
 from jobs.noise.files import Source
 from jobs.storage.folder import Folder
 from jobs.tasks import registry
+from orchestrator.errors import StoreError
 from orchestrator.experiment import load as experiment
 from orchestrator.plan import build
 from orchestrator.plan.assess import assess
 from orchestrator.plan.plan import Plan
 from orchestrator.plan.states import StepState
-from orchestrator.store import index
+from orchestrator.store import index, register
 from orchestrator.store.lease import Leases, living
 from orchestrator.store.store import Store
 
@@ -98,6 +99,37 @@ def test_one_holder_at_a_time_in_a_bucket_too(bucket: Folder) -> None:
     assert second.acquire("tune/a")
     first.close()
     second.close()
+    assert list((bucket / ".leases").files()) == []
+
+
+def test_a_changed_object_of_a_finished_step_is_not_read(small: Plan, bucket: Folder) -> None:
+    store = Store(bucket)
+    synthetic.fill(small, store)
+    address = small.of_kind("features")[0].address
+    step, name = store.committed(address), "spectrum.parquet"
+    rows = step.read_table(name)
+    assert step.read_bytes(name) == store.output(address).read_bytes(name)
+    store.output(address).write_table(name, rows, compression="none")
+    for read in (step.read_table, step.read_bytes, step.check):
+        with pytest.raises(StageError, match=f"^{name} of {address} is not the file that the"):
+            read(name)
+    store.output(address).delete(name)
+    with pytest.raises(StageError, match=r"\(it is missing\)"):
+        step.read_table(name)
+
+
+def test_sweeps_with_other_settings_wait_in_a_bucket_too(small: Plan, bucket: Folder) -> None:
+    changed = ["tuning.fractions=[100]", "tasks=[digits]", "noise.seed=3"]
+    other = build.build(experiment.load(noise="0,10", overrides=changed))
+    first, second, third = Leases(bucket), Leases(bucket), Leases(bucket)
+    register.enter(bucket, first, small.steps)
+    register.enter(bucket, second, small.steps)
+    with pytest.raises(StoreError, match=r"noise\.seed: 0 -> 3"):
+        register.enter(bucket, third, other.steps)
+    first.close()
+    second.close()
+    register.enter(bucket, third, other.steps)
+    third.close()
     assert list((bucket / ".leases").files()) == []
 
 

@@ -9,7 +9,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from jobs.contract import Outcome
+from jobs.contract import Outcome, StageError
 from jobs.storage.folder import Folder
 from orchestrator.cli import _run
 from orchestrator.errors import TrackingError
@@ -212,13 +212,31 @@ def test_a_defect_of_our_own_is_not_reported_as_a_dead_server(
     step = small.of_kind("tune")[0]
     for other in small.steps.values():
         commit(store, other)
-    store.output(step.address).write_bytes("cell.parquet", b"not a table")
+    output = store.begin(step).output
+    output.write_bytes("cell.parquet", b"not a table")
+    store.commit(step, Outcome({}, {}), {"finished": provenance.now()})
     messages: list[str] = []
     tracker = Tracker(small, store, database(tmp_path), say=messages.append)
     assert not tracker.close(record(tmp_path))
     assert len(messages) == 1
     assert "does not answer" not in messages[0]
     with pytest.raises(TrackingError, match="nml-orch --debug sync"):
+        sync(small, store, database(tmp_path), record(tmp_path))
+
+
+def test_a_damaged_file_in_the_store_is_not_reported_as_a_dead_server(
+    small: Plan, store: Store, tmp_path: Path
+) -> None:
+    for step in small.steps.values():
+        commit(store, step)
+    damaged = small.of_kind("tune")[0].address
+    table = store.output(damaged).read_table("cell.parquet")
+    store.output(damaged).write_table("cell.parquet", table, compression="none")
+    messages: list[str] = []
+    tracker = Tracker(small, store, database(tmp_path), say=messages.append)
+    assert not tracker.close(record(tmp_path))
+    assert messages[0].startswith(f"cell.parquet of {damaged} is not the file that the step wrote")
+    with pytest.raises(StageError, match=f"--redo {damaged}"):
         sync(small, store, database(tmp_path), record(tmp_path))
 
 

@@ -3,6 +3,7 @@ on, and that with the encoder standing still it is the linear probe."""
 
 from __future__ import annotations
 
+import shutil
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from jobs.tuning.spec import EncoderTuning
 from jobs.tuning.target import ClassTarget
 from jobs.tuning.trained import Configuration
 from tests import pretend
+from tests.jobs.committing import seal
 from tests.jobs.tuning.finetune.digits import (
     INVERTED,
     METHODS,
@@ -241,6 +243,31 @@ def test_another_encoder_or_an_altered_adapter_is_refused(
     trained.output.write_bytes("adapter.safetensors", b"not the weights")
     with pytest.raises(StageError, match=r"not the file that adapter\.json names"):
         transfer(work(tmp_path, "ood", spec, encoder=encoder, **inputs))
+
+
+def test_an_ood_cell_uses_no_changed_file_of_its_inputs(
+    digits: Folder, encoder: Folder, tmp_path: Path
+) -> None:
+    trained = work(tmp_path, "id", step("lora"), encoder=encoder, corpus=digits)
+    train_all(trained, CONFIGURATIONS[:1])
+    inputs = {"encoder": encoder, "corpus": digits, "head": trained.output}
+    for role, folder in inputs.items():
+        shutil.copytree(folder.local_path(), tmp_path / role)
+    sealed: dict[str, Folder] = {role: seal(tmp_path / role, role) for role in inputs}
+    read = {
+        "encoder": ("encoder.json", "model.safetensors"),
+        "corpus": ("_index.json", "test-00000.parquet"),
+        "head": ("head.json", "head.safetensors", "adapter.json", "adapter.safetensors"),
+    }
+    ood = work(tmp_path, "ood", step("lora", task=INVERTED), **sealed)
+    for role, name in ((role, name) for role, names in read.items() for name in names):
+        path = tmp_path / role / name
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        with pytest.raises(StageError, match=f"^{name} of {role} is not the file that the step"):
+            transfer(ood)
+        path.write_bytes(whole)
+    transfer(ood)
 
 
 def test_a_configuration_that_diverges_is_a_row_with_its_reason(
