@@ -41,6 +41,7 @@ def write_features(path: Path, *, numbers: bool = False) -> None:
     labels = heights if numbers else digits.target
     pq.write_table(pa.table({"key": keys, "vector": vectors, "label": labels}), path)
 
+
 @pytest.fixture(scope="module")
 def swept(run_on_ray: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("encoders")

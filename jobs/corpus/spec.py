@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from jobs.contract import NOT_SEMANTIC, PATH, Slug, Spec
+from jobs.images.spec import MOST_PIXELS
 
 Column = Annotated[str, Field(min_length=1)]
 
@@ -221,9 +222,14 @@ class Corpus(Spec):
     shard_mb: float | None = Field(
         None, gt=0, description="the size of a shard, instead of `rows_per_shard`"
     )
-    verify: Literal["headers", "full"] = Field("headers", description="full: decode every image")
+    verify: Literal["headers", "full"] = Field(
+        "headers", description="full: decode every image, not only small and unusual ones"
+    )
     max_pixels: int = Field(
-        89_478_485, ge=1, description="width x height; a larger image is refused undecoded"
+        89_478_485,
+        ge=1,
+        le=MOST_PIXELS,
+        description="width x height; a larger image is refused undecoded",
     )
     max_bad_share: Annotated[float, NOT_SEMANTIC] = Field(
         0.001, ge=0, le=1, description="share of quarantined rows above which the build fails"
