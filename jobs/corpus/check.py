@@ -7,7 +7,7 @@ unusual, is decoded; all are, on request. Nothing is repaired, and every row is 
 
 Reasons: no_key, no_image, empty_image, not_an_image, broken_header, too_many_pixels, truncated,
 undecodable, no_caption, empty_caption, caption_not_utf8, no_label, label_unknown, and a reader's
-own (unsafe_path, link, two_images, broken_json).
+own (unsafe_path, link, not_a_file, too_large, two_images, broken_json).
 Notes: cmyk, sixteen_bit, palette, animated, exif_rotated, wrong_extension, caption_of_lines.
 """
 

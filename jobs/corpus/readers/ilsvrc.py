@@ -139,10 +139,7 @@ class IlsvrcTar:
 def _add_row(rows: RowBatcher, member: Member, key: str, label: int | None) -> None:
     if member.kind == "folder":
         return
-    fault = None if member.is_safe else "unsafe_path"
-    if member.kind != "file":
-        fault = "link"
-    rows.add(key, member.data, label=label, claims=claim(member.name), fault=fault)
+    rows.add(key, member.data, label=label, claims=claim(member.name), fault=member.fault)
 
 
 def _class_id(name: str) -> str:
@@ -158,7 +155,7 @@ class _Window:
 
     def read(self, size: int) -> bytes:
         """The next bytes, fewer only at the window's end."""
-        data = bytes(self._opened.read(min(size, self._left)))
+        data = bytes(self._opened.read(min(size, max(self._left, 0))))
         self._left -= len(data)
         return data
 

@@ -56,8 +56,8 @@ class ImageFolder:
         cut = [len(found) * share // unit.stop for share in (unit.start, unit.start + 1)]
         names = [name for name, _ in found[cut[0] : cut[1]]]
         rows = RowBatcher(unit.file)
-        for name, data in zip(names, contents(self.spec.path, names), strict=True):
-            rows.add(name, data, label=unit.label, claims=claim(name))
+        for name, (data, fault) in zip(names, contents(self.spec.path, names), strict=True):
+            rows.add(name, data, label=unit.label, claims=claim(name), fault=fault)
             yield from rows.full()
         yield from rows.rest()
 

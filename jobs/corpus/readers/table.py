@@ -79,14 +79,14 @@ class Table:
             found = [dict(zip(columns, values, strict=True)) for values in block]
             paths = [values[spec.image].removeprefix("./") for values in found]
             images = contents(self._image_root(), [p if _is_safe(p) else None for p in paths])
-            for values, path, image in zip(found, paths, images, strict=True):
+            for values, path, (image, fault) in zip(found, paths, images, strict=True):
                 rows.add(
                     values[spec.key] if spec.key else values[spec.image],
                     image,
                     label=_label_number(values[spec.label], classes) if spec.label else None,
                     caption=values[spec.caption] if spec.caption else None,
                     claims=claim(path),
-                    fault=None if _is_safe(path) else "unsafe_path",
+                    fault=fault if _is_safe(path) else "unsafe_path",
                 )
                 yield from rows.full()
         yield from rows.rest()

@@ -86,10 +86,8 @@ class WebDataset:
         return {str(name).partition(":")[0] for name in named}
 
     def _add_member(self, sample: _Sample, member: Member, extension: str) -> None:
-        if not member.is_safe:
-            sample.fault = "unsafe_path"
-        elif member.kind != "file":
-            sample.fault = "link"
+        if member.fault is not None:
+            sample.fault = member.fault
         elif extension in EXTENSIONS:
             sample.fault = "two_images" if sample.image else sample.fault
             sample.image = member
