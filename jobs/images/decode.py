@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from PIL import Image, ImageFile, PngImagePlugin
+from PIL import Image, ImageFile, PngImagePlugin, UnidentifiedImageError
 
 from jobs.contract import StageError
 from jobs.images.bit_depth import eight_bits
@@ -72,18 +72,28 @@ def decode_fault(data: bytes | memoryview, max_pixels: int = MOST_PIXELS) -> str
     return None
 
 
+class DamagedImageError(StageError):
+    """An image that cannot be decoded, called `where`."""
+
+    def __init__(self, where: str, reason: str) -> None:
+        super().__init__(
+            f"{where} cannot be decoded as an image ({reason}); remove it from the source, and "
+            f"give the corpus's reader another `version`"
+        )
+        self.where = where
+
+
 @contextmanager
 def naming_errors(where: str) -> Iterator[None]:
-    """Turn errors of decoding inside into a StageError that begins with `where`."""
+    """Turn errors of decoding inside into a DamagedImageError that begins with `where`."""
     try:
         yield
     except (StageError, MemoryError):
         raise
+    except UnidentifiedImageError as error:  # its message has an address in memory
+        raise DamagedImageError(where, "it has no known format") from error
     except Exception as error:  # decoders of broken bytes raise nearly anything
-        raise StageError(
-            f"{where} cannot be decoded as an image ({error}); remove it from the source, and give "
-            f"the corpus's reader another `version`"
-        ) from error
+        raise DamagedImageError(where, str(error)) from error
 
 
 def decode(data: bytes, where: str) -> Image.Image:

@@ -57,6 +57,7 @@ class Progress:
     curves: tuple[Point, ...] = ()
     telemetry: tuple[tuple[float, ...], ...] = ()  # rows of `telemetry.Telemetry`
     skipped: tuple[int, int] = (0, 0)  # skipped updates: in all, and the last ones in a row
+    damaged: tuple[str, ...] = ()  # names of the images met that cannot be decoded
 
 
 @dataclass(frozen=True)
@@ -220,6 +221,7 @@ class Checkpoints:
                     curves=tuple(Point(**point) for point in stored["curves"]),
                     telemetry=tuple(tuple(row) for row in stored["telemetry"]),
                     skipped=(stored["skipped"][0], stored["skipped"][1]),
+                    damaged=tuple(stored.get("damaged", ())),  # absent in older checkpoints
                 )
                 tensors = safetensors.torch.load(data)
                 return Checkpoint(progress, tensors, metadata["scalars"], metadata["groups"])
