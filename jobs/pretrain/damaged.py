@@ -1,7 +1,7 @@
 """The images of a run that cannot be decoded: shown as grey, counted over all workers, limited.
 
 Takes the sets of names to which sources and parts add each such image that they meet. What is shown
-instead (`jobs.images.pixels.grey`) depends on nothing, so a run stays the same in memory and
+instead (`jobs.images.pixels.or_grey`) depends on nothing, so a run stays the same in memory and
 streamed, for any number of workers, and when it resumes.
 """
 
