@@ -2,12 +2,13 @@
 
 Takes rows as readers give them (`readers.rows.RAW`). Gives the good rows with their images' width
 and height, the bad ones as rows of the quarantine (source, key, reason), and counts of what is
-unusual but kept. Images are checked by their headers. An image that does not end where it should
-is decoded; all are, on request. Nothing is repaired, and every row is counted.
+unusual but kept. Images are checked by their structure. A small image, and one with anything
+unusual, is decoded; all are, on request. Nothing is repaired, and every row is counted.
 
 Reasons: no_key, no_image, empty_image, not_an_image, broken_header, too_many_pixels, truncated,
 undecodable, no_caption, empty_caption, caption_not_utf8, no_label, label_unknown, and a reader's
-own (unsafe_path, link, two_images, broken_json, caption_not_text, dotted_stem).
+own (unsafe_path, link, not_a_file, too_large, two_images, broken_json, caption_not_text,
+dotted_stem).
 Notes: cmyk, sixteen_bit, palette, animated, exif_rotated, wrong_extension, caption_of_lines.
 """
 
@@ -22,7 +23,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.images.headers import HeaderError, decode_fault, read_header
+from jobs.images.decode import decode_fault
+from jobs.images.headers import HeaderError, read_header
 
 QUARANTINE_SCHEMA = pa.schema(
     [
@@ -53,7 +55,7 @@ class Rules:
     relabel: tuple[int, ...] | None  # the corpus's label of each of the source's; None: the same
     captions: bool  # every row must have one
     max_pixels: int
-    decode: bool  # every image, not only those with an unexpected end
+    decode: bool  # every image, not only small and unusual ones
 
 
 @dataclass(frozen=True)
@@ -192,8 +194,8 @@ def _image_sizes(
         if header.width * header.height > rules.max_pixels:
             reasons[row] = "too_many_pixels"
             continue
-        if rules.decode or not header.whole:
-            reasons[row] = decode_fault(encoded)
+        if rules.decode or not header.plain:
+            reasons[row] = decode_fault(encoded, rules.max_pixels)
             if reasons[row] is not None:
                 continue
         shapes[row] = header.width, header.height

@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from jobs.contract import NOT_SEMANTIC, PATH, SILENT, Slug, Spec
+from jobs.images.spec import MOST_PIXELS
 
 WhereValue = Annotated[int, Field(strict=True)] | str
 Column = Annotated[str, Field(min_length=1)]
@@ -225,9 +226,14 @@ class Corpus(Spec):
     shard_mb: float | None = Field(
         None, gt=0, description="the size of a shard, instead of `rows_per_shard`"
     )
-    verify: Literal["headers", "full"] = Field("headers", description="full: decode every image")
+    verify: Literal["headers", "full"] = Field(
+        "headers", description="full: decode every image, not only small and unusual ones"
+    )
     max_pixels: int = Field(
-        89_478_485, ge=1, description="width x height; a larger image is refused undecoded"
+        89_478_485,
+        ge=1,
+        le=MOST_PIXELS,
+        description="width x height; a larger image is refused undecoded",
     )
     allow_empty_classes: Annotated[bool, NOT_SEMANTIC] = Field(
         False, description="build although a class has no row in the training part"

@@ -37,6 +37,7 @@ def read(file: str | os.PathLike[str]) -> dict[str, Tensor]:
     path = os.fspath(file)
     folder, name = Folder.holding(path)
     try:
+        folder.require_file(name)
         if folder.is_local and name.endswith(".safetensors"):
             return dict(safetensors.torch.load_file(path))
         data = path if folder.is_local else folder.read_bytes(name)

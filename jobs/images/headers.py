@@ -1,11 +1,12 @@
-"""Headers: read an encoded image's format and size without decoding it.
+"""Headers: read an encoded image's format, size and structure without decoding it.
 
-Own code, because Pillow takes 70 times as long to open a JPEG (`benchmarks/own_code.py`) and does
-not check whether its end is there. Every row of every corpus is read here.
+Own code, because Pillow has to decode a photograph to find damage in it, which takes some 40 times
+as long (`benchmarks/own_code.py`). Every row of every corpus is read here.
 
 Takes encoded bytes; gives format, size, notes (CMYK, 16 bits, palette, several frames, EXIF
-rotation) and whether the end is there. Reads JPEG, PNG, GIF and WebP itself, in a few microseconds;
-BMP, TIFF and PPM with Pillow. `decode_fault` decodes the image, to be sure. Never changes a byte.
+rotation) and whether the image is plain: all its parts are in place and none is unusual, as
+`structure.py` finds for JPEG and PNG. Reads JPEG, PNG, GIF and WebP itself, in some microseconds;
+BMP, TIFF and PPM with Pillow. An image that is not plain must be decoded. Never changes a byte.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import NamedTuple, TypeAlias
 
 from PIL import Image
 
-from jobs.images.decode import open_image
+from jobs.images.structure import jpeg_is_plain, png_is_plain
 
 Bytes: TypeAlias = "bytes | memoryview"
 
@@ -36,10 +37,13 @@ EXTENSIONS = {
 }
 """File name extension -> image format."""
 
+SMALL = 64 * 64
+"""Pixels up to which an image is always decoded: it costs no more than to look at its structure."""
+
 _PILLOW_FORMATS = ("BMP", "TIFF", "PPM")
 _SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _COMMON_SOF = frozenset((0xC0, 0xC1, 0xC2))  # baseline, extended, progressive
-_PNG, _IEND = b"\x89PNG\r\n\x1a\n", b"\x00\x00\x00\x00IEND\xaeB`\x82"
+_PNG = b"\x89PNG\r\n\x1a\n"
 _ORIENTATION = 0x0112
 
 
@@ -57,7 +61,7 @@ class Header(NamedTuple):  # a tuple for speed: every row of every corpus has on
     format: str  # jpeg, png, gif, webp, bmp, tiff, ppm
     width: int  # pixels, before any EXIF rotation
     height: int
-    whole: bool  # its end is in place; if not, only decoding can tell
+    plain: bool  # nothing is missing or unusual; if not, only decoding can tell
     notes: tuple[str, ...] = ()  # cmyk, sixteen_bit, palette, animated, exif_rotated
 
 
@@ -65,7 +69,8 @@ def read_header(data: Bytes) -> Header:
     """The header of an encoded image.
 
     Raises HeaderError with reason `empty_image` (no bytes), `not_an_image` (no known format) or
-    `broken_header` (a known format whose size cannot be found, or is 0).
+    `broken_header` (a known format whose size cannot be found, or is 0). Pillow's limit on the size
+    of an image gives `too_many_pixels`.
     """
     if not len(data):
         raise HeaderError("empty_image")
@@ -86,16 +91,6 @@ def read_header(data: Bytes) -> Header:
     if header.width < 1 or header.height < 1:
         raise HeaderError("broken_header")
     return header
-
-
-def decode_fault(data: Bytes) -> str | None:
-    """Why the image (of several frames, the first) cannot be decoded: one word, or None."""
-    try:
-        open_image(data)
-    # Decoders of broken bytes raise nearly any exception; all of them are faults.
-    except Exception as error:
-        return "truncated" if "truncated" in str(error) else "undecodable"
-    return None
 
 
 def _read_jpeg(data: Bytes) -> Header:
@@ -120,8 +115,10 @@ def _read_jpeg(data: Bytes) -> Header:
         at += 2 + length
     precision, height, width, components = struct.unpack_from(">BHHB", data, at + 4)
     notes += ["cmyk"] * (components == 4) + ["sixteen_bit"] * (precision > 8)
-    common = marker in _COMMON_SOF and precision == 8
-    return Header("jpeg", width, height, common and bytes(data[-2:]) == b"\xff\xd9", tuple(notes))
+    plain = (
+        width * height > SMALL and marker in _COMMON_SOF and precision == 8 and jpeg_is_plain(data)
+    )
+    return Header("jpeg", width, height, plain, tuple(notes))
 
 
 def _read_png(data: Bytes) -> Header:
@@ -139,22 +136,48 @@ def _read_png(data: Bytes) -> Header:
         if kind == b"eXIf":
             notes += _exif_rotation(data[at + 8 : at + 8 + length])
         at += 12 + length
-    return Header("png", width, height, bytes(data[-12:]) == _IEND, tuple(notes))
+    plain = width * height > SMALL and png_is_plain(data)
+    return Header("png", width, height, plain, tuple(notes))
 
 
 def _read_gif(data: Bytes) -> Header:
+    """The size that Pillow gives: the screen, or the first frame where that is larger."""
     width, height = struct.unpack_from("<HH", data, 6)
-    notes = ["palette"]
+    right, bottom, after = _gif_frame(data, _after_colours(data, 10, 13))
     try:
-        with Image.open(io.BytesIO(data), formats=("GIF",)) as image:
-            notes += ["animated"] * bool(getattr(image, "is_animated", False))
-    except (OSError, SyntaxError, ValueError):
-        raise HeaderError("broken_header") from None
-    return Header("gif", width, height, data[len(data) - 1] == 0x3B, tuple(notes))
+        _gif_frame(data, after)
+        notes = ["palette", "animated"]
+    except (IndexError, struct.error):  # no second frame
+        notes = ["palette"]
+    return Header("gif", max(width, right), max(height, bottom), False, tuple(notes))
+
+
+def _gif_frame(data: Bytes, at: int) -> tuple[int, int, int]:
+    """The next frame's right and bottom edge, and the position after it.
+
+    Raises IndexError or struct.error where there is none.
+    """
+    while (kind := data[at]) != 0x2C:  # an image
+        if kind == 0x3B:  # the end
+            raise IndexError
+        at = _after_blocks(data, at + 2) if kind == 0x21 else at + 1  # an extension
+    left, top, width, height = struct.unpack_from("<4H", data, at + 1)
+    pixels = _after_colours(data, at + 9, at + 10)
+    return left + width, top + height, _after_blocks(data, pixels + 1)
+
+
+def _after_colours(data: Bytes, flags: int, at: int) -> int:
+    """The position after a table of colours at `at`, if the byte at `flags` announces one."""
+    return at + (3 << (data[flags] & 7) + 1) if data[flags] & 0x80 else at
+
+
+def _after_blocks(data: Bytes, at: int) -> int:
+    while at < len(data) and data[at]:
+        at += 1 + data[at]
+    return at + 1
 
 
 def _read_webp(data: Bytes) -> Header:
-    (size,) = struct.unpack_from("<I", data, 4)
     kind, notes = bytes(data[12:16]), []
     if kind == b"VP8 ":
         if bytes(data[23:26]) != b"\x9d\x01\x2a":
@@ -171,7 +194,7 @@ def _read_webp(data: Bytes) -> Header:
         notes += _webp_rotation(data) if flags & 0x08 else []
     else:
         raise HeaderError("broken_header")
-    return Header("webp", width, height, size + 8 <= len(data), tuple(notes))
+    return Header("webp", width, height, False, tuple(notes))
 
 
 def _webp_rotation(data: Bytes) -> list[str]:
@@ -209,5 +232,9 @@ def _read_with_pillow(data: Bytes) -> Header:
             notes += ["sixteen_bit"] * image.mode.startswith("I")
             notes += ["animated"] * bool(getattr(image, "is_animated", False))
             return Header(kind, image.width, image.height, False, tuple(notes))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+    except Image.DecompressionBombError:
+        raise HeaderError("too_many_pixels") from None
+    except MemoryError:
+        raise
+    except Exception:  # decoders of broken bytes raise nearly any exception
         raise HeaderError("not_an_image") from None

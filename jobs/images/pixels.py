@@ -8,6 +8,7 @@ normalisation. Nothing here is random; `transforms.py` has the random changes.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
@@ -16,8 +17,10 @@ from PIL import Image
 from torch import Tensor
 
 from jobs.images.bit_depth import eight_bits
-from jobs.images.decode import naming_errors, open_image
+from jobs.images.decode import DamagedImageError, naming_errors, open_image
 from jobs.images.spec import ImageInput
+
+_GREY = 128  # of 255
 
 _PIECE = 1 << 18  # values: a megabyte of float32
 
@@ -45,6 +48,15 @@ def prepared(data: bytes, where: str, spec: ImageInput) -> Tensor:
     """
     with naming_errors(where):
         return to_pixels(open_image(data), spec)
+
+
+def or_grey(make: Callable[[], Tensor], spec: ImageInput, damaged: set[str]) -> Tensor:
+    """The pixels that `make` gives; for a damaged image, mid-grey ones, its name in `damaged`."""
+    try:
+        return make()
+    except DamagedImageError as error:
+        damaged.add(error.where)
+        return torch.full(spec.shape, _GREY, dtype=torch.uint8)
 
 
 def pixels_of(image: Image.Image) -> Tensor:

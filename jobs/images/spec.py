@@ -12,6 +12,9 @@ from pydantic import Field, model_validator
 
 from jobs.contract import Spec
 
+MOST_PIXELS = 1 << 30
+"""Width x height of the largest image that is ever decoded; a corpus's `max_pixels` is smaller."""
+
 
 class ImageInput(Spec):
     """How decoded pixels become the encoder's input tensor."""

@@ -29,6 +29,7 @@ from jobs.noise.captions import Clusters
 from jobs.noise.classes import Classes
 from jobs.noise.labels import Labels, Rows
 from jobs.noise.spec import ClassName, Groups, Noise, Transition
+from jobs.storage.bounded import BoundedStream, TooLargeError
 from jobs.storage.folder import Folder
 
 
@@ -80,11 +81,12 @@ class Source:
             strings_can_be_null=True,
             null_values=[""],
         )
-        with (
-            self._explain_errors("CSV file"),
-            filesystem.open_input_stream(f"{path}/{name}") as stream,
-        ):
-            table = arrow_csv.read_csv(stream, convert_options=options)
+        with self._explain_errors("CSV file"):
+            folder.require_file(name)
+            size = filesystem.get_file_info(f"{path}/{name}").size or 0
+            with filesystem.open_input_stream(f"{path}/{name}") as stream:
+                bounded = BoundedStream(stream, int(size))  # it may be compressed
+                table = arrow_csv.read_csv(bounded, convert_options=options)
             self._check_columns(columns, table.column_names)
             return table.select(list(columns))
 
@@ -97,6 +99,8 @@ class Source:
     def _parquet(self, columns: Sequence[str]) -> Iterator[pq.ParquetFile]:
         folder, name = Folder.holding(self.path)
         filesystem, path = folder.open()
+        with self._explain_errors("Parquet file"):
+            folder.require_file(name)
         with (
             self._explain_errors("Parquet file"),
             filesystem.open_input_file(f"{path}/{name}") as stream,
@@ -111,7 +115,7 @@ class Source:
         try:
             yield
         except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
-            if isinstance(error, OSError) and error.errno:
+            if isinstance(error, OSError) and (error.errno or isinstance(error, TooLargeError)):
                 raise self._unreadable(error) from None
             raise StageError(
                 f"{self.path} is not a readable {what} ({_one_line(error)}); restore it, or "

@@ -58,6 +58,7 @@ class Progress:
     curves: tuple[Point, ...] = ()
     telemetry: tuple[tuple[float, ...], ...] = ()  # rows of `telemetry.Telemetry`
     skipped: tuple[int, int] = (0, 0)  # skipped updates: in all, and the last ones in a row
+    damaged: tuple[str, ...] = ()  # names of the images met that cannot be decoded
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,14 @@ class DistributedGroup:
         torch.distributed.all_gather_object(errors, error)
         return next((each for each in errors if each is not None), None)
 
+    def union(self, names: set[str]) -> set[str]:
+        """The names of all workers. All workers must call this."""
+        if self.world == 1:
+            return names
+        each: list[set[str]] = [set()] * self.world
+        torch.distributed.all_gather_object(each, names)
+        return set().union(*each)
+
     def wrap(self, model: nn.Module) -> nn.Module:
         """The model, with gradients averaged over the workers."""
         if self.world == 1:

@@ -26,6 +26,7 @@ from jobs.images.augment import mix
 from jobs.images.spec import Augment, ImageInput
 from jobs.images.training import seed_torch, training_input
 from jobs.pretrain.checkpoint import Checkpoints, Point, Position, Progress
+from jobs.pretrain.damaged import DamagedImages
 from jobs.pretrain.data.part import Batch, Part, Source, Targets
 from jobs.pretrain.distributed import Agreed, DistributedGroup, Synchronizer
 from jobs.pretrain.nonfinite import NonFiniteGuard, explain_out_of_memory
@@ -72,6 +73,7 @@ class Trained:
     skipped: int = 0  # updates skipped for a loss that was not finite
     overflows: int = 0  # updates skipped for overflowing fp16 gradients
     telemetry: tuple[Row, ...] = ()
+    damaged: int = 0  # images that could not be decoded
 
 
 @contextmanager
@@ -112,6 +114,7 @@ class Loop:
         group: DistributedGroup,
         resources: Resources | None = None,
         on_nan: OnNan = "stop",
+        max_damaged: int = 0,
         telemetry_steps: int = 50,
         pace: Pace | None = None,
         watch: Watch | None = None,
@@ -147,6 +150,7 @@ class Loop:
         self._average = make_average(schedule, self._bare)
         self._precision = Precision(schedule.precision, group.device)
         self._guard = NonFiniteGuard(self._bare, on_nan, checkpoints.last_good)
+        self._damaged = DamagedImages(group, max_damaged, (source.damaged, validation.damaged))
         self._synchronizer = Synchronizer(group, late=on_nan == "stop")
         self._total = schedule.epochs * source.steps_per_epoch
         self._telemetry = Telemetry(telemetry_steps, self._total, source.batch_size, group.device)
@@ -160,6 +164,7 @@ class Loop:
         StoppedError when asked to stop.
         """
         self._resume()
+        self._damaged.check()
         with explain_out_of_memory(self._group.world, self._most):
             while self._progress.position.epoch < self._schedule.epochs:
                 self._train_epoch()
@@ -175,6 +180,7 @@ class Loop:
             self._guard.skipped,
             self._precision.overflows,
             tuple(self._telemetry.rows),
+            len(self._damaged.check()),
         )
 
     @property
@@ -202,6 +208,7 @@ class Loop:
             position = Position(position.epoch, position.step + 1, position.updates + 1)
             self._progress = Progress(position, curves=self._progress.curves)
             self._checkpoints.check()
+            self._damaged.check_own()
             if agreed.stop:
                 self._save()
                 self._checkpoints.join()
@@ -291,6 +298,7 @@ class Loop:
         epoch = self._progress.position.epoch + 1
         measured = _train_measures(self._group.total(self._sums).tolist())
         measured.update(self._objective.evaluate(kept, self._validation, self._group))
+        self._damaged.check()
         points = tuple(Point(name, epoch, value) for name, value in measured.items())
         position = Position(epoch, 0, self._progress.position.updates)
         self._progress = Progress(position, curves=(*self._progress.curves, *points))
@@ -311,6 +319,7 @@ class Loop:
         lay_out_like_parameters(self._optimizer)
         self._progress = checkpoint.progress
         self._guard.restore(self._progress.skipped)
+        self._damaged.restore(self._progress.damaged)
         self._telemetry.restore(self._progress.telemetry)
         self._precision.restore(checkpoint.extra("scaler"))
         if self._average is not None:
@@ -325,7 +334,7 @@ class Loop:
 
     def _save(self) -> None:
         self._align()
-        sums = self._group.total(self._sums)
+        sums, damaged = self._group.total(self._sums), self._damaged.check()
         if self._group.writes:
             started = time.monotonic()
             progress = Progress(
@@ -334,6 +343,7 @@ class Loop:
                 self._progress.curves,
                 tuple(self._telemetry.rows),
                 (self._guard.skipped, self._guard.in_a_row),
+                damaged,
             )
             extras = {"scaler": self._precision.state()}
             if self._average is not None:

@@ -207,6 +207,11 @@ class PretrainSettings(Spec):
         50, ge=1, description="updates between two points of loss, speed, ... over a run"
     )
     on_nan: Annotated[OnNan, NOT_SEMANTIC] = "stop"
+    max_damaged: Annotated[int, NOT_SEMANTIC] = Field(
+        10,
+        ge=0,
+        description="most images of a run that cannot be decoded; they are grey, and counted",
+    )
     resources: Annotated[Resources, NOT_SEMANTIC] = Resources()
 
 

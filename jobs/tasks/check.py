@@ -15,6 +15,7 @@ from pathlib import Path
 
 from jobs.contract import StageError
 from jobs.corpus.spec import AnyReader, DigitsReader, ImageFolderReader, ParquetReader, TableReader
+from jobs.images.spec import MOST_PIXELS
 from jobs.tasks.spec import Task, other_of_number
 
 SAMPLED = 8  # images decoded of each source
@@ -132,11 +133,11 @@ def _source_faults(task: Task, name: str, spec: AnyReader) -> Iterator[str]:
     stated = next((n for key, n in facts.sizes.items() if key == name), None) if facts else None
     if rows is not None and stated is not None and rows != stated:
         yield f"{name}: {rows:,} rows, but facts.sizes say {stated:,}"
-    seen = 0
+    seen, most = 0, task.corpus.max_pixels if task.corpus else MOST_PIXELS
     for table in islice((t for unit in reader.units() for t in reader.read(unit, Counter())), 1):
         for row in table.slice(0, SAMPLED).to_pylist():
             seen += 1
-            fault = row["fault"] or _decode_error(row["image"])
+            fault = row["fault"] or _decode_error(row["image"], most)
             if fault:
                 yield f"{name}: {row['key']}: {fault}"
             if row["label"] is None or not 0 <= row["label"] < len(names):
@@ -170,11 +171,11 @@ def _class_faults(task: Task, names: Sequence[str]) -> Iterator[str]:
             )
 
 
-def _decode_error(image: bytes | None) -> str | None:
+def _decode_error(image: bytes | None, max_pixels: int) -> str | None:
     from jobs.images.decode import open_image
 
     try:
-        open_image(image or b"")
+        open_image(image or b"", max_pixels)
     except Exception as error:  # a decoder may raise anything on damaged bytes
         return f"cannot be decoded ({error})"
     return None

@@ -17,6 +17,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from jobs.contract import truth_value_fault
+from jobs.storage.bounded import read_text
 from jobs.storage.folder import Folder
 from jobs.tasks.spec import Task
 
@@ -112,7 +113,7 @@ def _table_name(value: Any) -> str | None:
 
 def _read_table(file: Path, field: str, name: str) -> list[list[str]]:
     try:
-        lines = (file.parent / name).read_text(encoding="utf-8-sig").splitlines()
+        lines = read_text(file.parent / name).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise TaskError(f"{file}: {field}: {name} cannot be read ({error}); correct it") from None
     kept = [line.rstrip() for line in lines if line.strip() and line[0] != "#"]
@@ -128,7 +129,7 @@ def _read_yaml(file: Path) -> Any:
     from jobs import strict_yaml
 
     try:
-        return strict_yaml.parse(file.read_text(encoding="utf-8-sig"))
+        return strict_yaml.parse(read_text(file))
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise TaskError(f"{file}: line {line}: {error.problem}; correct the YAML") from None

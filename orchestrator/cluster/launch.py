@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 
 from jobs import strict_yaml
+from jobs.storage.bounded import read_text
 from orchestrator.errors import UserError
 
 PROVIDERS = ("aws", "gcp", "local", "azure")
@@ -58,7 +59,7 @@ def installed(name: str) -> str:
 def load(path: Path) -> dict[str, Any]:
     """The file's content. Raises UserError if it is not a mapping in YAML."""
     try:
-        content = strict_yaml.parse(path.read_text(encoding="utf-8"))
+        content = strict_yaml.parse(read_text(path))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error}); give a cluster file") from error
     except yaml.YAMLError as error:

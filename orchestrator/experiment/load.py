@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from jobs import strict_yaml
 from jobs.contract import truth_value_fault
+from jobs.storage.bounded import read_text
 from orchestrator import EXPERIMENTS
 from orchestrator.errors import UserError
 from orchestrator.experiment import given_features
@@ -42,9 +43,9 @@ def _experiment_names(folder: Path, above: str) -> Iterator[str]:
 def _read(source: str) -> tuple[str, str]:
     """(name for messages, text) of a path or of a bundled experiment."""
     path = Path(source)
-    if path.is_file():
+    if path.exists() and not path.is_dir():
         try:
-            return str(path), path.read_text(encoding="utf-8")
+            return str(path), read_text(path)
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: cannot be read as text ({error})") from error
     if source in bundled():

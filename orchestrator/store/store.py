@@ -147,7 +147,7 @@ class Store:
     def _manifest_bytes(self, address: str) -> bytes:
         try:
             with self.reading(f" at {address}"):
-                return self.output(address).read_bytes(MANIFEST)
+                return self._manifest_data(address)
         except FileNotFoundError:
             raise ReplacedError(
                 f"{address} is not finished any more: its {MANIFEST} is gone; when nothing else "
@@ -162,20 +162,30 @@ class Store:
         """The record of a committed step; None if it is unfinished or absent."""
         try:
             with self.reading(f" at {address}"):
-                data = self.output(address).read_bytes(MANIFEST)
+                data = self._manifest_data(address)
         except FileNotFoundError:
             return None
         return self._parsed(address, data)
 
-    def _parsed(self, address: str, data: bytes) -> Manifest:
+    def _manifest_data(self, address: str) -> bytes:
+        try:
+            return self.output(address).read_bytes(MANIFEST)
+        except IsADirectoryError:
+            raise self._useless(address, "it is a folder") from None
+
+    def _useless(self, address: str, why: str) -> StoreError:
         where = (self.output(address) / MANIFEST).uri
-        remedy = "delete that folder to have the step redone"
+        return StoreError(
+            f"{where} cannot be used ({why}); delete that folder to have the step redone"
+        )
+
+    def _parsed(self, address: str, data: bytes) -> Manifest:
         try:
             found = records.parse(data, Manifest)
         except ValueError as error:
-            raise StoreError(f"{where} cannot be used ({error}); {remedy}") from None
+            raise self._useless(address, str(error)) from None
         if found.address != address:
-            raise StoreError(f"{where} is the manifest of {found.address}; {remedy}")
+            raise self._useless(address, f"it is the manifest of {found.address}")
         return found
 
     def stamp(self, address: str) -> Stamp | None:

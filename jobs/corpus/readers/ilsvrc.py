@@ -152,10 +152,7 @@ def _add_row(
     if is_hidden(member.name):
         notes["hidden_member"] += 1
         return
-    fault = None if member.is_safe else "unsafe_path"
-    if member.kind != "file":
-        fault = "link"
-    rows.add(key, member.data, label=label, claims=claim(member.name), fault=fault)
+    rows.add(key, member.data, label=label, claims=claim(member.name), fault=member.fault)
 
 
 def _class_id(name: str) -> str:
@@ -171,7 +168,7 @@ class _Window:
 
     def read(self, size: int) -> bytes:
         """The next bytes, fewer only at the window's end."""
-        data = bytes(self._opened.read(min(size, self._left)))
+        data = bytes(self._opened.read(min(size, max(self._left, 0))))
         self._left -= len(data)
         return data
 

@@ -19,7 +19,14 @@ from jobs.contract import StageError
 from jobs.corpus.readers.labels import refuse_alike
 from jobs.corpus.readers.names import class_names, refuse_nameless
 from jobs.corpus.readers.rows import Classes, RowBatcher, Unit, claim
-from jobs.corpus.readers.source import contents, files, files_beside, folders, is_hidden
+from jobs.corpus.readers.source import (
+    contents,
+    files,
+    files_beside,
+    folders,
+    is_hidden,
+    why_no_content,
+)
 from jobs.corpus.spec import ImageFolderReader
 from jobs.storage.folder import Folder
 
@@ -76,9 +83,9 @@ class ImageFolder:
         cut = [len(found) * share // unit.stop for share in (unit.start, unit.start + 1)]
         names = [name for name, _ in found[cut[0] : cut[1]]]
         rows = RowBatcher(unit.file)
-        for name, data in zip(names, contents(self.spec.path, names), strict=True):
-            detail = None if data is not None else f"no file at {self.spec.path}/{name}"
-            rows.add(name, data, label=unit.label, claims=claim(name), detail=detail)
+        for name, (data, fault) in zip(names, contents(self.spec.path, names), strict=True):
+            detail = None if data is not None else why_no_content(self.spec.path, name, fault)
+            rows.add(name, data, label=unit.label, claims=claim(name), fault=fault, detail=detail)
             yield from rows.full()
         yield from rows.rest()
 

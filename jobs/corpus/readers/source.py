@@ -18,11 +18,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow.fs as pafs
 
 from jobs.contract import StageError
+from jobs.storage.bounded import IMAGE_BYTES, TEXT_BYTES, BoundedStream, TooLargeError
 from jobs.storage.folder import Folder
 
 BUFFER = 4 << 20  # bytes requested from a filesystem at a time when a file is streamed
@@ -50,6 +51,13 @@ class Listing:
         return Listing(count, total, digest.hexdigest())
 
 
+class Content(NamedTuple):
+    """A small file's bytes, or why it has none."""
+
+    data: bytes | None  # None where there is no file
+    fault: str | None = None  # not_a_file, too_large: it is not read
+
+
 def files(
     path: str,
     pattern: str = "*",
@@ -63,7 +71,7 @@ def files(
     Hidden files below it are left out, unless `hidden`.
 
     Raises StageError when the path does not exist, when no file fits (unless `empty`), and for a
-    broken link. With `broken`, a broken link is a file of 0 bytes.
+    broken link, a FIFO, a device and a socket. With `broken`, each of these is a file of 0 bytes.
     """
     folder = Folder.of(path)
     filesystem, root = _open_folder(folder)
@@ -78,7 +86,7 @@ def files(
         if is_hidden(name) and not hidden:
             continue
         if size is None and not broken:
-            raise _broken_link(root, name)
+            raise _no_file(root, name)
         found.append((_check_utf8(root, name), size or 0))
     if not found and not empty:
         raise StageError(f"{path} has no file named like {pattern!r}; correct the reader's path")
@@ -127,7 +135,8 @@ def _list_remote(filesystem: pafs.FileSystem, root: str) -> Iterator[tuple[str, 
 
 
 def _list_local(folder: str, above: str = "") -> Iterator[tuple[str, int | None]]:
-    """(name, bytes) of all files below a local folder; bytes are None for a broken link.
+    """(name, bytes) of all files below a local folder; bytes are None for what cannot be read: a
+    broken link, a FIFO, a device.
 
     pyarrow omits broken links silently, and fails at a name that is not UTF-8.
     """
@@ -137,8 +146,9 @@ def _list_local(folder: str, above: str = "") -> Iterator[tuple[str, int | None]
             if entry.is_symlink():
                 _refuse_link_cycle(folder, entry)
             yield from _list_local(entry.path, f"{name}/")
-        elif found is None or stat.S_ISREG(found.st_mode):
-            yield name, None if found is None else found.st_size
+        else:
+            regular = found is not None and stat.S_ISREG(found.st_mode)
+            yield name, found.st_size if found is not None and regular else None
 
 
 def _refuse_link_cycle(folder: str, entry: os.DirEntry[str]) -> None:
@@ -154,7 +164,7 @@ def _local_folders(root: str) -> Iterator[str]:
         if is_hidden(entry.name):
             continue
         if found is None:
-            raise _broken_link(root, entry.name)
+            raise _no_file(root, entry.name)
         if stat.S_ISDIR(found.st_mode):
             yield entry.name
 
@@ -172,8 +182,12 @@ def _scan_folder(folder: str) -> Iterator[tuple[os.DirEntry[str], os.stat_result
             yield entry, found
 
 
-def _broken_link(root: str, name: str) -> StageError:
-    return StageError(f"{root}/{_printable(name)} is a broken link; repair or remove it")
+def _no_file(root: str, name: str) -> StageError:
+    there = os.path.exists(f"{root}/{name}")
+    what = (
+        "a FIFO, a device or a socket; remove it" if there else "a broken link; repair or remove it"
+    )
+    return StageError(f"{root}/{_printable(name)} is {what}")
 
 
 def _check_utf8(root: str, name: str) -> str:
@@ -201,13 +215,21 @@ def locate(path: str, name: str) -> tuple[pafs.FileSystem, str]:
 def stream(path: str, name: str) -> Iterator[Any]:
     """A file as a stream of bytes, decompressed if its name ends in .gz or .tgz.
 
-    Raises StageError, also while the block reads, for a compressed file that is not valid gzip.
+    Raises StageError, also while the block reads, for a compressed file that is not valid gzip or
+    grows too much (`jobs.storage.bounded`).
     """
     filesystem, full = locate(path, name)
     compression = "gzip" if name.endswith((".gz", ".tgz")) else None
     with filesystem.open_input_stream(full, compression=compression, buffer_size=BUFFER) as opened:
         try:
-            yield opened
+            if compression is None:
+                yield opened
+            else:
+                yield BoundedStream(opened, int(filesystem.get_file_info(full).size))
+        except TooLargeError as error:
+            raise StageError(
+                f"{full} is refused: {error}; if its content is right, decompress it yourself"
+            ) from None
         except OSError as error:
             if compression is None or not is_damage(error):
                 raise
@@ -222,10 +244,22 @@ def is_damage(error: OSError) -> bool:
     return error.errno is None and not re.search("AWS Error|google::cloud", str(error))
 
 
-def contents(path: str, names: Iterable[str | None]) -> Iterator[bytes | None]:
-    """The bytes of small files, in order; None for a file that does not exist and for no name.
+def why_no_content(root: str, name: str, fault: str | None) -> str:
+    """Words on a file that gave no bytes, for a message: the path tried."""
+    where = f"{root}/{name}"
+    if fault == "not_a_file":
+        return f"{where} is a FIFO, a device, a socket or a folder"
+    if fault == "too_large":
+        return f"{where} has more than {IMAGE_BYTES >> 30} GB"
+    hint = "; its path has back-slashes: write `/`" if "\\" in name else ""
+    return f"no file at {where}{hint}"
 
-    Several files are requested from an object store at a time, because of its latency.
+
+def contents(path: str, names: Iterable[str | None]) -> Iterator[Content]:
+    """The bytes of small files, in order; none for a file that does not exist and for no name.
+
+    Reads only regular files of at most IMAGE_BYTES. Several files are requested from an object
+    store at a time, because of its latency.
     """
     folder = Folder.of(path)
     if folder.is_local:
@@ -234,14 +268,20 @@ def contents(path: str, names: Iterable[str | None]) -> Iterator[bytes | None]:
         return
     filesystem, full = _open_folder(folder)
 
-    def read(name: str | None) -> bytes | None:
+    def read(name: str | None) -> Content:
         if name is None:
-            return None
+            return Content(None)
         try:
-            with filesystem.open_input_stream(f"{full}/{name}") as opened:
-                return bytes(opened.read())
+            with filesystem.open_input_stream(f"{full}/{name}", compression=None) as opened:
+                pieces, left = [], IMAGE_BYTES
+                while piece := opened.read(BUFFER):
+                    pieces.append(bytes(piece))
+                    left -= len(piece)
+                    if left < 0:
+                        return Content(None, "too_large")
+                return Content(b"".join(pieces))
         except FileNotFoundError:
-            return None
+            return Content(None)
 
     with ThreadPoolExecutor(REQUESTS) as pool:
         yield from pool.map(read, names)
@@ -250,26 +290,45 @@ def contents(path: str, names: Iterable[str | None]) -> Iterator[bytes | None]:
 def text(path: str) -> str:
     """The content of a text file; StageError when it is absent, a folder or not UTF-8."""
     filesystem, root = _open_folder(Folder.of(path))
-    if filesystem.get_file_info(root).type == pafs.FileType.Directory:
+    info = filesystem.get_file_info(root)
+    if info.type == pafs.FileType.Directory:
         raise StageError(f"{path} is a folder; name a file in it")
+    _require_regular(info, path)
+    if (info.size or 0) > TEXT_BYTES:
+        raise StageError(f"{path} has {info.size:,} bytes, too many for a list; correct its path")
     try:
-        with filesystem.open_input_stream(root) as opened:
-            return bytes(opened.read()).decode("utf-8-sig")
+        with filesystem.open_input_stream(root) as opened:  # decompressed, by its extension
+            return BoundedStream(opened, int(info.size or 0)).read().decode("utf-8-sig")
     except FileNotFoundError:
         raise StageError(f"{path} does not exist; correct its path") from None
+    except TooLargeError as error:
+        raise StageError(f"{path} is refused: {error}; correct its path") from None
     except UnicodeDecodeError:
         raise StageError(f"{path} is not UTF-8 text; convert it (`iconv -t UTF-8`)") from None
 
 
-def _read_local(root: Path, name: str | None) -> bytes | None:
+def _read_local(root: Path, name: str | None) -> Content:
     if name is None or "\0" in name:  # no file name contains a null character
-        return None
+        return Content(None)
     try:
-        return (root / name).read_bytes()
+        # Not blocking, because to open a FIFO waits for its writer.
+        with open(root / name, "rb", opener=_open_unblocked, buffering=0) as file:
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode):
+                return Content(None, "not_a_file")
+            if found.st_size > IMAGE_BYTES:
+                return Content(None, "too_large")
+            return Content(file.read(found.st_size))
     except OSError as error:
+        if error.errno == errno.ENXIO:  # a socket
+            return Content(None, "not_a_file")
         if error.errno not in _NO_FILE:
             raise
-        return None
+        return Content(None)
+
+
+def _open_unblocked(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _open_folder(folder: Folder) -> tuple[pafs.FileSystem, str]:
@@ -279,8 +338,14 @@ def _open_folder(folder: Folder) -> tuple[pafs.FileSystem, str]:
         raise StageError(f"{folder.uri} cannot be opened ({error}); correct its path") from error
 
 
+def _require_regular(info: Any, path: str) -> None:
+    if info.type == pafs.FileType.Unknown:
+        raise StageError(f"{path} is a FIFO, a device or a socket; name a file or a folder")
+
+
 def _file_info(filesystem: Any, root: str, path: str, folder: bool = False) -> Any:
     info = filesystem.get_file_info(root)
+    _require_regular(info, path)
     if info.type == pafs.FileType.NotFound:
         raise StageError(f"{path} does not exist; correct the reader's path")
     if folder and info.type != pafs.FileType.Directory:

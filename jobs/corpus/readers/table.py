@@ -23,7 +23,7 @@ import pyarrow.csv as pacsv
 from jobs.contract import StageError
 from jobs.corpus.readers.labels import Naming, scanned_names
 from jobs.corpus.readers.rows import UNKNOWN, Classes, RowBatcher, Unit, claim
-from jobs.corpus.readers.source import contents, files, stream
+from jobs.corpus.readers.source import contents, files, stream, why_no_content
 from jobs.corpus.spec import TableReader
 from jobs.storage.folder import Folder
 
@@ -100,10 +100,10 @@ class Table:
             found = [dict(zip(columns, values, strict=True)) for values in block]
             paths = [values[spec.image].removeprefix("./") for values in found]
             images = contents(root, [p if _is_safe(p) else None for p in paths])
-            for values, path, image in zip(found, paths, images, strict=True):
+            for values, path, (image, fault) in zip(found, paths, images, strict=True):
                 text = values[spec.label] if spec.label else ""
                 label = naming.of_text(text) if text.strip() else None
-                detail = None if image is not None else _why_no_image(root, path)
+                detail = None if image is not None else why_no_content(root, path, fault)
                 if image is not None and label == UNKNOWN:
                     detail = naming.why_unknown(text)
                 rows.add(
@@ -112,7 +112,7 @@ class Table:
                     label=label,
                     caption=values[spec.caption] if spec.caption else None,
                     claims=claim(path),
-                    fault=None if _is_safe(path) else "unsafe_path",
+                    fault=fault if _is_safe(path) else "unsafe_path",
                     detail=detail,
                 )
                 yield from rows.full()
@@ -252,9 +252,3 @@ def _shorten(text: str) -> str:
 
 def _is_safe(path: str) -> bool:
     return bool(path) and not path.startswith(("/", "\\")) and ".." not in path.split("/")
-
-
-def _why_no_image(root: str, path: str) -> str:
-    """Words on an image that is not there, for a message: the path tried."""
-    hint = "; its path has back-slashes: write `/`" if "\\" in path else ""
-    return f"no file at {root}/{path}{hint}"

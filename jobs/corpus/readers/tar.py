@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from jobs.contract import StageError
+from jobs.storage.bounded import IMAGE_BYTES
 
 BLOCK = 512
 MAX_NAME = 1 << 20  # bytes of a long name or a pax header; a longer one is damage
@@ -39,14 +40,17 @@ class Member:
 
     name: str
     kind: str  # file, folder, link, other
+    # A file of more than IMAGE_BYTES is `large`, and is not read.
     offset: int  # of its first byte, from the start of the stream
     size: int  # bytes
     data: bytes  # a file's content; empty for other kinds and for files that are not wanted
 
     @property
-    def is_safe(self) -> bool:
-        """Whether the name, as a path, stays below the folder that a tar is unpacked into."""
-        return not self.name.startswith(("/", "\\")) and ".." not in self.name.split("/")
+    def fault(self) -> str | None:
+        """Why a reader refuses the member, for the quarantine; None for a file that it can use."""
+        if self.name.startswith(("/", "\\")) or ".." in self.name.split("/"):
+            return "unsafe_path"  # as a path, it leaves the folder that a tar is unpacked into
+        return {"file": None, "large": "too_large"}.get(self.kind, "link")
 
 
 def members(
@@ -89,15 +93,17 @@ def members(
         size = int(extended.get("size", size))
         name = extended.get("path", long_name or name)
         long_name, extended = "", {}
-        is_file = kind in _FILES
+        meaning = "file" if kind in _FILES else _KINDS.get(kind, "other")
         data = b""
-        if is_file and wanted(name):
+        if meaning == "file" and wanted(name) and size > IMAGE_BYTES:
+            meaning = "large"
+        if meaning == "file" and wanted(name):
             data = _read_exactly(stream, size, label, at)
         elif skip is not None:
             skip(size)
         else:
             _skip(stream, size, label, at)
-        yield Member(name, "file" if is_file else _KINDS.get(kind, "other"), at, size, data)
+        yield Member(name, meaning, at, size, data)
         at += size + _skip_padding(stream, size, label, at)
 
 

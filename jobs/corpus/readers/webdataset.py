@@ -129,10 +129,8 @@ class WebDataset:
             notes["unused_member"] += 1
             return
         sample.extensions.add(extension)
-        if not member.is_safe:
-            sample.fault = "unsafe_path"
-        elif member.kind != "file":
-            sample.fault = "link"
+        if member.fault is not None:
+            sample.fault = member.fault
         elif extension in EXTENSIONS:
             sample.fault = "two_images" if sample.image else sample.fault
             sample.image = member

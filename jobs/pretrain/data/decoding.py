@@ -10,6 +10,7 @@ from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from jobs.contract import StageError
+from jobs.images.pixels import or_grey
 from jobs.images.spec import Augment, ImageInput
 from jobs.images.transforms import prepared
 from jobs.pretrain.data.part import Batch
@@ -45,7 +46,7 @@ def decode(
     processes: int,
     device: torch.device,
 ) -> DataLoader[Any]:
-    """A loader of each chunk's pixels, in order; of a damaged image, the error's message.
+    """A loader of each chunk's pixels, in order, and of the names of its damaged images.
 
     `share`: number of chunks in a batch; `processes`: their number; 0: this process decodes.
     """
@@ -64,37 +65,25 @@ def decode(
 
 
 class _Decoder(Dataset[Any]):
-    """Decodes and augments a chunk. Returns an error's message: DataLoader would add a traceback to
-    a raised error.
-    """
+    """Decodes and augments a chunk. A damaged image is grey, and is not augmented."""
 
     def __init__(self, model_input: ImageInput, augment: Augment) -> None:
         self._input, self._augment = model_input, augment
 
-    def __getitem__(self, piece: Encoded) -> Tensor | str:
+    def __getitem__(self, piece: Encoded) -> tuple[Tensor, list[str]]:
         rows = zip(piece.files, piece.keys, piece.images, piece.hashes, strict=True)
-        try:
-            # torch's collate, because in a worker process it stacks straight into shared memory.
-            pixels = [self._prepare(*row) for row in rows]
-            stacked: Tensor = default_collate(pixels)
-            return stacked
-        except StageError as error:
-            return str(error)
-
-    def _prepare(self, file: str, key: str, data: bytes, hashed: int) -> Tensor:
-        where = f"shard {file}: image {key!r}"
-        return prepared(data, where, self._input, self._augment, hashed)
+        damaged: set[str] = set()
+        pixels = []
+        for file, key, data, hashed in rows:
+            where = f"shard {file}: image {key!r}"
+            make = partial(prepared, data, where, self._input, self._augment, hashed)
+            pixels.append(or_grey(make, self._input, damaged))
+        # torch's collate, because in a worker process it stacks straight into shared memory.
+        return default_collate(pixels), sorted(damaged)
 
 
 def _unchanged(pixels: Any) -> Any:
     return pixels
-
-
-def checked_pixels(pixels: Tensor | str, device: torch.device) -> Tensor:
-    """A chunk's pixels on the device. Raises StageError when it is an error's message."""
-    if isinstance(pixels, str):
-        raise StageError(pixels)
-    return pixels.to(device, non_blocking=True)
 
 
 def concatenate_pixels(pixels: list[Tensor]) -> Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import psutil
 import pyarrow as pa
@@ -20,7 +20,7 @@ import torch
 from jobs.contract import StageError
 from jobs.corpus.shards import INDEX, File
 from jobs.images.augment import mix
-from jobs.images.pixels import prepared
+from jobs.images.pixels import or_grey, prepared
 from jobs.images.spec import ImageInput
 from jobs.pretrain.data.order import Order, Rows
 from jobs.pretrain.data.part import Batch, Part, Targets, read_index, select_targets
@@ -59,7 +59,7 @@ def load_part(corpus: Folder, part: str, model_input: ImageInput) -> Part:
     """Read and decode a whole part. The process caches the last two.
 
     Checks every shard against the index. Raises StageError when the folder has no corpus, or a
-    shard is missing, altered or has an image that cannot be decoded.
+    shard is missing or altered. An image that cannot be decoded is grey, and one of `Part.damaged`.
     """
     index = read_index(corpus)
     return _decode_files(corpus, index.name, index.classes, index.parts[part], model_input)
@@ -75,11 +75,13 @@ def _decode_files(
 ) -> Part:
     rows = sum(file.rows for file in files)
     images = torch.empty((rows, *model_input.shape), dtype=torch.uint8)
-    tables, start = [], 0
+    tables, start, damaged = [], 0, set[str]()
     for file in files:
         table = _read_shard(corpus, file)
         for key, data in zip(table["key"].to_pylist(), table["image"].to_pylist(), strict=True):
-            images[start] = prepared(data, f"shard {file.file}: image {key!r}", model_input)
+            where = f"shard {file.file}: image {key!r}"
+            make = partial(prepared, data, where, model_input)
+            images[start] = or_grey(make, model_input, damaged)
             start += 1
         tables.append(table.select(["key", "label", "caption"]))
     whole = pa.concat_tables(tables)
@@ -91,6 +93,7 @@ def _decode_files(
         labels=whole["label"].combine_chunks(),
         captions=whole["caption"].combine_chunks(),
         files=files,
+        damaged=damaged,
     )
 
 
@@ -122,6 +125,7 @@ class MemorySource:
         self.batch_size, self.rows = batch_size, part.rows
         self.steps_per_epoch = self._order.steps
         self.flipped = int(targets.flipped.sum())
+        self.damaged = part.damaged
         self._part, self._targets = part, targets
         self._keys = self._order.key_hashes(part.keys)
         self._augment = self._order.augmentation_hashes(part.keys)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import pyarrow as pa
@@ -39,6 +39,8 @@ class Part:
     labels: pa.Array  # int32 [N], clean; may hold nulls
     captions: pa.Array  # string [N], clean; may hold nulls
     files: tuple[File, ...]  # the shards of the part
+    # Names of the images that could not be decoded and are grey; those met so far, if on access.
+    damaged: set[str] = field(default_factory=set)
 
     @property
     def rows(self) -> int:
@@ -80,6 +82,9 @@ class Source(Protocol):
 
     flipped: int
     """Rows of the whole part that the noise changed."""
+
+    damaged: set[str]
+    """Names of the images that this worker could not decode so far, and that are grey."""
 
     def order_sha256(self) -> str:
         """A hash that is equal for runs with the same order and augmentation (`Order.sha256`)."""

@@ -12,6 +12,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from jobs.contract import StageError
 from jobs.corpus.shards import INDEX, File, Index, read_part, read_rows
-from jobs.images.pixels import prepared
+from jobs.images.pixels import or_grey, prepared
 from jobs.images.spec import ImageInput
 from jobs.pretrain.data.order import Rows, segments
 from jobs.pretrain.data.part import Part
@@ -93,12 +94,14 @@ class LazyImages:
         """`rows`: numbers of the part's rows; image i is of row rows[i]."""
         self._reader, self._rows, self._threads = reader, rows, threads
         self._input = model_input
+        self.damaged: set[str] = set()
+        """Names of the images met so far that could not be decoded, and are grey."""
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, rows: Tensor) -> Tensor:
-        """Some images, uint8 [n, *input.shape]; StageError for a damaged one."""
+        """Some images, uint8 [n, *input.shape]."""
         numbers = self._rows[rows.numpy()].tolist()
         # numpy copies: with torch, each of these threads would start OpenMP threads of its own.
         images = np.empty((len(numbers), *self._input.shape), dtype=np.uint8)
@@ -110,7 +113,8 @@ class LazyImages:
                 key, data = found["key"][0].as_py(), found["image"][0].as_py()
                 file = self._reader.file_of(row)
                 where = f"shard {file}: image {key!r}"
-                images[position] = prepared(data, where, self._input).numpy()
+                make = partial(prepared, data, where, self._input)
+                images[position] = or_grey(make, self._input, self.damaged).numpy()
 
         with ThreadPoolExecutor(self._threads) as pool:
             for _ in pool.map(fill, range(0, len(numbers), _CHUNK)):
@@ -124,12 +128,14 @@ def lazy_part(
     """A part with its labels and captions in memory and its images decoded on access."""
     files = index.parts[part]
     columns = read_part(corpus, part, ["key", "label", "caption"])
+    images = LazyImages(Reader(corpus, files), np.arange(len(columns)), model_input, threads)
     return Part(
         corpus=index.name,
         classes=index.classes,
         keys=columns["key"].combine_chunks(),
-        images=LazyImages(Reader(corpus, files), np.arange(len(columns)), model_input, threads),
+        images=images,
         labels=columns["label"].combine_chunks(),
         captions=columns["caption"].combine_chunks(),
         files=files,
+        damaged=images.damaged,
     )

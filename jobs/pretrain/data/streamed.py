@@ -27,7 +27,6 @@ from jobs.noise.overlay import Changes, apply
 from jobs.pretrain.data.decoding import (
     CHUNK,
     Encoded,
-    checked_pixels,
     concatenate_pixels,
     decode,
     prefetch,
@@ -110,6 +109,7 @@ class StreamedSource:
         self._reader = Reader(corpus, files, cached=LANES)
         self._noise, self._field, self._encode = noise, field, encode
         self._input, self._augment, self._processes = model_input, augment, processes
+        self.damaged: set[str] = set()
         none = pa.array([], pa.string())
         self._empty_part = Part(
             index.name, index.classes, none, torch.empty(0), pa.array([], pa.int32()), none, files
@@ -142,11 +142,9 @@ class StreamedSource:
                     )
                 )
                 for _ in range(first, self.steps_per_epoch):
-                    pixels = [checked_pixels(next(chunks), group.device)]
+                    pixels = [self._pixels(next(chunks), group)]
                     share = shares.popleft()
-                    pixels += [
-                        checked_pixels(next(chunks), group.device) for _ in range(share.chunks - 1)
-                    ]
+                    pixels += [self._pixels(next(chunks), group) for _ in range(share.chunks - 1)]
                     yield Batch(
                         images=concatenate_pixels(pixels),
                         hashes=share.hashes,
@@ -157,6 +155,14 @@ class StreamedSource:
                     )
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
+
+    def _pixels(
+        self, chunk: tuple[torch.Tensor, list[str]], group: DistributedGroup
+    ) -> torch.Tensor:
+        """A chunk's pixels on the device; its damaged images are noted."""
+        pixels, damaged = chunk
+        self.damaged |= set(damaged)
+        return pixels.to(group.device, non_blocking=True)
 
     def _chunks(
         self,

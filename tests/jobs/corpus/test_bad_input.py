@@ -2,7 +2,9 @@
 
 import io
 import json
+import struct
 import tarfile
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from jobs.contract import Outcome, StageError
 from jobs.corpus.shards import Index, read_part
@@ -51,6 +54,13 @@ def saved(image: Image.Image, kind: str, **options: object) -> bytes:
     return stream.getvalue()
 
 
+def long_text() -> PngInfo:
+    """A text chunk of a PNG that Pillow refuses to decompress."""
+    info = PngInfo()
+    info.add_text("key", "a" * 3_000_000, zip=True)
+    return info
+
+
 def test_faulty_images_are_quarantined_with_their_reason(
     tmp_path: Path, picture: Picture, build: Build
 ) -> None:
@@ -63,6 +73,8 @@ def test_faulty_images_are_quarantined_with_their_reason(
         "cut png": picture(1, "PNG")[:-40],
         "header": picture(2)[:25],
         "bomb": saved(Image.new("1", (4000, 3000)), "PNG"),
+        "gif bomb": b"GIF89a" + b"\xff" * 4 + picture(3, "GIF")[10:],
+        "texts": saved(Image.new("L", (99, 99)), "PNG", pnginfo=long_text()),
     }
     source = parquet(
         tmp_path / "t.parquet",
@@ -79,11 +91,13 @@ def test_faulty_images_are_quarantined_with_their_reason(
         "cut png": "truncated",
         "header": "broken_header",
         "bomb": "too_many_pixels",
+        "gif bomb": "too_many_pixels",
+        "texts": "undecodable",
     }
     assert read_part(folder, "train", ["key"])["key"].to_pylist() == ["good"]
     index = Index.read(folder)
-    assert index.rows_read == 8 == outcome.counts["rows_read"]
-    assert outcome.counts["quarantined"] == 7 == sum(index.quarantined.values())
+    assert index.rows_read == 10 == outcome.counts["rows_read"]
+    assert outcome.counts["quarantined"] == 9 == sum(index.quarantined.values())
     assert outcome.counts["bad_truncated"] == 2 == index.quarantined["truncated"]
     sources = folder.read_table("quarantine.parquet")["source"].to_pylist()
     assert set(sources) == {"t.parquet"}
@@ -302,11 +316,17 @@ def test_a_build_fails_above_max_bad_share_and_says_what_is_bad(
     assert Index.read(folder).rows("train") == 98
 
 
-def test_every_row_is_decoded_when_asked(tmp_path: Path, picture: Picture, build: Build) -> None:
-    whole = picture(0, "PNG")
-    middle = whole[:60] + b"\0" * 200 + whole[260:]  # header and end are intact
+def test_every_row_is_decoded_when_asked(tmp_path: Path, build: Build) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (70, 90, 3), np.uint8)
+    whole = saved(Image.fromarray(noise), "PNG")
+    at = whole.index(b"IDAT")
+    (length,) = struct.unpack_from(">I", whole, at - 4)
+    middle = bytearray(whole)
+    middle[at + length // 2] ^= 0xFF
+    checksum = struct.pack(">I", zlib.crc32(middle[at : at + 4 + length]))
+    middle[at + 4 + length : at + 8 + length] = checksum  # only its pixels are wrong
     source = parquet(
-        tmp_path / "t.parquet", image=[whole, middle], label=[0, 0], key=["whole", "middle"]
+        tmp_path / "t.parquet", image=[whole, bytes(middle)], label=[0, 0], key=["whole", "middle"]
     )
     folder, _ = build(corpus(reader=source), tmp_path / "a")
     assert quarantine(folder) == {}

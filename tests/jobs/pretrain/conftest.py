@@ -136,6 +136,36 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Toy:
     return write_toy(tmp_path_factory.mktemp("toy"))
 
 
+def damage(corpus: Folder, part: str, rows: Callable[[str], bytes]) -> None:
+    """Replace images of a part: `rows` gives the bytes for a key, or none to keep its image."""
+    index = Index.read(corpus)
+    files = []
+    for file in index.parts[part]:
+        table = corpus.read_table(file.file)
+        pairs = zip(table["key"].to_pylist(), table["image"].to_pylist(), strict=True)
+        images = pa.array([rows(key) or image for key, image in pairs], pa.binary())
+        corpus.write_table(file.file, table.set_column(1, SCHEMA.field("image"), images))
+        data = corpus.read_bytes(file.file)
+        digest = hashlib.sha256(data).hexdigest()
+        files.append(File(file.file, file.rows, len(data), digest))
+    Index(index.name, index.classes, {**index.parts, part: tuple(files)}).write(corpus)
+
+
+@pytest.fixture(scope="session")
+def damaged_toy(tmp_path_factory: pytest.TempPathFactory) -> Toy:
+    """A toy with three training images and one validation image that cannot be decoded."""
+    toy = write_toy(tmp_path_factory.mktemp("damaged"))
+    broken = {
+        "toy/1007": png(0, 7)[:50],
+        "toy/1040": b"<html>",
+        "toy/1083": png(0, 7)[:40],
+        "toy/2004": b"\x89PNG\r\n\x1a\n",
+    }
+    for part in ("train", "validation"):
+        damage(toy.corpus, part, lambda key: broken.get(key, b""))
+    return toy
+
+
 @pytest.fixture
 def own_toy(tmp_path: Path) -> Toy:
     """Another one, for a test that damages it."""

@@ -4,7 +4,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import psutil
@@ -171,24 +171,38 @@ def watched_sockets() -> Iterator[set[Listener]]:
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_two_workers_train_what_one_trains(
-    supervised: Callable[..., Any], contrastive: Callable[..., Any], make_work: Callable[..., Work]
+    supervised: Callable[..., Any],
+    contrastive: Callable[..., Any],
+    make_work: Callable[..., Work],
+    damaged_toy: Any,
 ) -> None:
+    # Each worker meets some of the damaged images.
     # Without batch statistics, which are each worker's own.
     vit = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}
     recipes = {
         "labels": supervised(model="vit_tiny_patch16_224", model_options=vit, optimizer="sgd"),
         "captions": contrastive(optimizer="sgd"),
     }
-    pairs = {name: make_work(recipe, name, workers=2) for name, recipe in recipes.items()}
+    fields: dict[str, str] = {"labels": "label", "captions": "caption"}
+
+    def on_damaged(work: Work, name: str) -> Work:
+        noise = damaged_toy.noise(fields[name], 30)
+        return replace(work, inputs={"corpus": damaged_toy.corpus, "noise": noise})
+
+    pairs = {
+        name: on_damaged(make_work(recipe, name, workers=2), name)
+        for name, recipe in recipes.items()
+    }
     results = Results()
     with watched_sockets() as found:
         job.run(list(pairs.values()), results.hooks())
     assert sum("RayTrainWorker" in name for _, _, name in found) >= 2
     assert {address for address, _, _ in found} <= {"127.0.0.1", "::1"}, found
     for name, pair in pairs.items():
-        alone = make_work(recipes[name], f"{name}-alone")
+        alone = on_damaged(make_work(recipes[name], f"{name}-alone"), name)
         outcome, expected = results.outcome(pair.address), train_run(alone)
         assert outcome.counts == expected.counts
+        assert outcome.counts["damaged_images"] == 4
         for metric, value in expected.metrics.items():
             if metric != "pretrain/images_per_s":
                 assert outcome.metrics[metric] == pytest.approx(value, rel=1e-3), metric

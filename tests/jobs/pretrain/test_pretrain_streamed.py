@@ -2,10 +2,8 @@
 
 import itertools
 import multiprocessing
-import shutil
 import threading
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +15,7 @@ from hypothesis import strategies as st
 
 from commands import waiting
 from jobs.contract import StageError, Work
-from jobs.corpus.shards import SCHEMA, File, Index
+from jobs.corpus.shards import File, Index
 from jobs.encoders.encoder import EncoderCard
 from jobs.images.spec import Augment, ImageInput
 from jobs.pretrain.data import in_memory, order
@@ -30,7 +28,6 @@ from jobs.pretrain.data.streamed import StreamedSource
 from jobs.pretrain.distributed import DistributedGroup
 from jobs.pretrain.loop import Pace
 from jobs.pretrain.run import train_run
-from jobs.storage.folder import Folder
 from tests.jobs.pretrain.interruption import interrupted, outputs
 
 IMAGE = ImageInput(size=16, channels=1, mean=(0.5,), std=(0.5,))
@@ -328,26 +325,31 @@ def test_a_shard_altered_or_missing_between_epochs_is_named(own_toy: Any) -> Non
 
 
 @pytest.mark.parametrize("processes", [0, 1])
-def test_an_image_that_cannot_be_decoded_is_named_with_its_shard(
-    toy: Any, tmp_path: Path, processes: int
+def test_an_image_that_cannot_be_decoded_is_grey_and_named(
+    damaged_toy: Any, processes: int
 ) -> None:
-    shutil.copytree(toy.root, tmp_path / "own")
-    folder = Folder.of(tmp_path / "own/corpus")
-    index = Index.read(folder)
-    table = folder.read_table("train-00002.parquet")
-    images = table["image"].to_pylist()
-    images[3] = images[3][:40]
-    table = table.set_column(1, SCHEMA.field("image"), pa.array(images, pa.binary()))
-    folder.write_table("train-00002.parquet", table.cast(SCHEMA))
-    written = folder.sha256("train-00002.parquet")
-    files = tuple(
-        File(f.file, f.rows, f.bytes, written) if f.file == "train-00002.parquet" else f
-        for f in index.parts["train"]
+    a = in_memory_source(damaged_toy, batch_size=50)
+    b = streamed_source(damaged_toy, batch_size=50, processes=processes)
+    assert b.damaged == set()
+    batches = [list(source.batches(0, 0, DistributedGroup())) for source in (a, b)]
+    same(*batches)
+    grey = [image for batch in batches[0] for image in batch.images if image.unique().numel() == 1]
+    assert [image.unique().item() for image in grey] == [128] * 3
+    assert (
+        a.damaged
+        == b.damaged
+        == {
+            f"shard train-0000{shard}.parquet: image 'toy/{key}'"
+            for shard, key in ((0, 1007), (1, 1040), (2, 1083))
+        }
     )
-    Index("toy", index.classes, {**index.parts, "train": files}).write(folder)
-    source = streamed_source(type(toy)(tmp_path / "own"), batch_size=50, processes=processes)
-    with pytest.raises(StageError, match=r"shard train-00002\.parquet: image 'toy/1083'"):
-        list(source.batches(0, 0, DistributedGroup()))
+
+
+def test_an_augmented_image_that_cannot_be_decoded_is_grey_too(damaged_toy: Any) -> None:
+    source = streamed_source(damaged_toy, batch_size=50)
+    source._augment = Augment(crop=(0.3, 1.0), rand_augment="rand-m9-n2")
+    images = torch.cat([b.images for b in source.batches(0, 0, DistributedGroup())])
+    assert sum(bool((image == 128).all()) for image in images) == 3
 
 
 def test_noise_of_another_field_or_corpus_is_refused(own_toy: Any) -> None:
