@@ -41,10 +41,18 @@ SCHEMA = pa.schema(
 
 LIGHT = [name for name in SCHEMA.names if name != "image"]
 INDEX = "_index.json"
-_REBUILD = "delete its folder and build the corpus again"
 QUARANTINE = "quarantine.parquet"
 ROW_GROUP = 1_000  # rows, or
 ROW_GROUP_BYTES = 128 << 20  # of images: bounds the memory of a worker that writes
+
+
+def build_again(folder: Folder) -> str:
+    """What to do about a corpus's folder that is not as it was built, as a command."""
+    name = folder.uri.partition("?")[0].rstrip("/").rpartition("/")[2]
+    return (
+        f"build the corpus again: `nml-orch corpus build` with the same options and "
+        f"--redo corpus/{name}"
+    )
 
 
 @dataclass(frozen=True)
@@ -85,10 +93,11 @@ class Index:
 
         Raises FileNotFoundError when there is none, StageError when it is broken.
         """
-        found = records.read(folder, INDEX, Index, _REBUILD)
+        found = records.read(folder, INDEX, Index, build_again(folder))
         if lost := [part for part in PARTS if part not in found.parts]:
             raise records.RecordError(
-                f"{(folder / INDEX).uri} cannot be used (it has no part {lost[0]}); {_REBUILD}"
+                f"{(folder / INDEX).uri} cannot be used (it has no part {lost[0]}); "
+                f"{build_again(folder)}"
             )
         return found
 
@@ -169,7 +178,7 @@ def open_shard(folder: Folder, file: str, *, checked: bool = True) -> pq.Parquet
         return pq.ParquetFile(folder.input_file(file, checked=checked))
     except FileNotFoundError:
         raise StageError(
-            f"shard {file} of {folder.uri} is missing; build the corpus again"
+            f"shard {file} of {folder.uri} is missing; {build_again(folder)}"
         ) from None
     except (pa.ArrowInvalid, OSError) as error:
         raise _altered(folder, file, str(error)) from None
@@ -193,7 +202,7 @@ def _read_columns(
 def _altered(folder: Folder, file: str, found: str) -> StageError:
     return StageError(
         f"shard {file} of {folder.uri} is not the one that {INDEX} lists ({found}); "
-        f"build the corpus again"
+        f"{build_again(folder)}"
     )
 
 

@@ -112,7 +112,7 @@ def compare_source(corpus: Corpus, folder: Folder) -> Iterator[Finding]:
                 path,
                 "source changed",
                 f"built from {detail}, now {now.files:,} files of {now.bytes:,} bytes; give "
-                f"the reader another `version` and build again, or restore the old data",
+                f"the reader another `version` and build with --force, or restore the old data",
             )
 
 
@@ -132,6 +132,6 @@ def _newer_files(spec: AnyReader, folder: Folder) -> Iterator[Finding]:
             path,
             "source newer",
             f"{len(newer):,} files were written after the build (the first: {newer[0]}); if their "
-            f"content has changed, give the reader another `version` and build again",
+            f"content has changed, give the reader another `version` and build with --force",
             harmless=True,
         )

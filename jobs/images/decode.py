@@ -77,8 +77,8 @@ class DamagedImageError(StageError):
 
     def __init__(self, where: str, reason: str) -> None:
         super().__init__(
-            f"{where} cannot be decoded as an image ({reason}); remove it from the source, and "
-            f"give the corpus's reader another `version`"
+            f"{where} cannot be decoded as an image ({reason}); remove it from the source, give "
+            f"the corpus's reader another `version`, and run the same command with --force"
         )
         self.where = where
 

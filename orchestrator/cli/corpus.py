@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from orchestrator.cli.options import Chosen, choose, experiment_options, finished, redo_option
+from orchestrator.cli.options import (
+    Chosen,
+    choose,
+    experiment_options,
+    finished,
+    redo_option,
+    task_options,
+)
 
 if TYPE_CHECKING:
     from jobs.committed import Committed
@@ -42,6 +49,7 @@ Exit status: 0 done, 1 a corpus failed, 2 a mistake in the command or the file."
     "--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Change any field. Repeatable."
 )
 @click.option("--storage", metavar="FOLDER", help="Where to store it: a folder, s3:// or gs://.")
+@task_options
 @click.option(
     "--verify", type=click.Choice(["headers", "full"]), help="full: decode every image once."
 )
@@ -54,6 +62,8 @@ def build(
     file: str | None,
     overrides: tuple[str, ...],
     storage: str | None,
+    tasks_path: tuple[str, ...],
+    data: str | None,
     verify: str | None,
     shuffle: str | None,
     force: bool,
@@ -63,17 +73,24 @@ def build(
 
     --verify and --shuffle apply to the experiment's own corpus, not to those of its tasks.
     """
+    from jobs.corpus.spec import Corpus
+    from jobs.corpus.verify import compare_source
+    from orchestrator.plan.states import StepState
     from orchestrator.run import sweep
 
     options = {"corpus.verify": verify, "corpus.shuffle": shuffle}
     overrides += tuple(f"{field}={value}" for field, value in options.items() if value is not None)
-    chosen = choose(file, overrides=overrides, storage=storage)
+    chosen = choose(file, overrides=overrides, storage=storage, tasks_path=tasks_path, data=data)
     plan = chosen.plan.only("corpus")
     results = sweep.build(plan, chosen.store, force=force, redo=plan.named(redo))
     bad = {a: r for a, r in results.items() if not r.state.finished}
     for step in plan.of_kind("corpus"):
         if step.address not in bad:
             click.echo(f"{step.address}: {_in_a_line(_index(chosen, step))}")
+        if results[step.address].state is StepState.REUSED:
+            assert isinstance(step.spec, Corpus)
+            for finding in compare_source(step.spec, chosen.store.output(step.address)):
+                click.echo(f"{step.address}: {finding.what} {finding.file}: {finding.detail}")
     for address, result in bad.items():
         click.echo(f"{result.state:8} {address}: {result.reason}")
     return 1 if bad else 0
@@ -225,7 +242,9 @@ def _as_built() -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise UserError(f"{error.filename or error} is missing; build the corpus again") from error
+        raise UserError(
+            f"{error.filename or error} is missing; build the corpus again (--redo)"
+        ) from error
     except StageError as error:
         raise UserError(str(error)) from error
 

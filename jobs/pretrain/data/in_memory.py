@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import torch
 
 from jobs.contract import StageError
-from jobs.corpus.shards import INDEX, File
+from jobs.corpus.shards import INDEX, File, build_again
 from jobs.images.augment import mix
 from jobs.images.pixels import or_grey, prepared
 from jobs.images.spec import ImageInput
@@ -102,12 +102,12 @@ def _read_shard(corpus: Folder, file: File) -> pa.Table:
         data = corpus.read_expected(file.file, file.sha256)
     except FileNotFoundError:
         raise StageError(
-            f"shard {file.file} of {corpus.uri} is missing; build the corpus again"
+            f"shard {file.file} of {corpus.uri} is missing; {build_again(corpus)}"
         ) from None
     except AlteredError:
         raise StageError(
             f"shard {file.file} of {corpus.uri} is not the one that {INDEX} lists (other sha256); "
-            f"build the corpus again"
+            f"{build_again(corpus)}"
         ) from None
     return pq.read_table(pa.BufferReader(data))
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from jobs.contract import StageError
-from jobs.corpus.shards import INDEX, File, Index
+from jobs.corpus.shards import INDEX, File, Index, build_again
 from jobs.images.augment import Hashes
 from jobs.pretrain.distributed import DistributedGroup
 from jobs.storage.folder import Folder
@@ -105,7 +105,7 @@ def read_index(corpus: Folder) -> Index:
     try:
         return Index.read(corpus)
     except FileNotFoundError:
-        raise StageError(f"{corpus.uri} holds no {INDEX}; build the corpus again") from None
+        raise StageError(f"{corpus.uri} holds no {INDEX}; {build_again(corpus)}") from None
 
 
 def select_targets(targets: Targets, rows: Tensor, device: torch.device) -> Targets:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from jobs.contract import StageError
-from jobs.corpus.shards import INDEX, File, Index, read_part, read_rows
+from jobs.corpus.shards import INDEX, File, Index, build_again, read_part, read_rows
 from jobs.images.pixels import or_grey, prepared
 from jobs.images.spec import ImageInput
 from jobs.pretrain.data.order import Rows, segments
@@ -78,12 +78,12 @@ class Reader:
             self._corpus.expect(file.file, file.sha256)
         except FileNotFoundError:
             raise StageError(
-                f"shard {file.file} of {self._corpus.uri} is missing; build the corpus again"
+                f"shard {file.file} of {self._corpus.uri} is missing; {build_again(self._corpus)}"
             ) from None
         except AlteredError:
             raise StageError(
                 f"shard {file.file} of {self._corpus.uri} is not the one that {INDEX} lists "
-                f"(other sha256); build the corpus again"
+                f"(other sha256); {build_again(self._corpus)}"
             ) from None
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -53,12 +54,26 @@ def test_a_corpus_is_built_shown_and_verified(folder: Path, run_on_ray: Run) -> 
     )
 
     assert run_on_ray(folder, *words("verify"))[0] == 0
-    (folder / "store/corpus/letters/train-00000.parquet").unlink()
-    (folder / "tree/a/0.jpg").unlink()
+    shard = folder / "store/corpus/letters/train-00000.parquet"
+    shard.unlink()
     code, output = run_on_ray(folder, *words("verify"))
     assert code == 1
     assert "missing train-00000.parquet" in output
-    assert "source changed" in output
+    *_, option, address = re.findall(r"[\w/-]+", output.partition(" builds it again")[0])
+    bad_share = ("--set", "corpus.max_bad_share=0.1")
+    assert run_on_ray(folder, *words("build", *bad_share, option, address))[0] == 0
+    assert shard.exists()
+    assert run_on_ray(folder, *words("verify"))[0] == 0
+
+    (folder / "tree/a/0.jpg").unlink()
+    for verb, expected in (("verify", 1), ("build", 0)):
+        code, output = run_on_ray(folder, *words(verb))
+        assert code == expected
+        assert "source changed" in output
+        assert "give the reader another `version` and build with --force" in output
+    version = ("--set", "corpus.reader.version='2'")
+    assert run_on_ray(folder, *words("build", *bad_share, *version, "--force"))[0] == 0
+    assert run_on_ray(folder, *words("verify", *version))[0] == 0
 
 
 @pytest.mark.slow
