@@ -79,6 +79,14 @@ def quarantined(corpora: Done) -> Iterator[Remark]:
             yield _remark(step, "quarantined", f"{lost:,} of {read:,} rows: {reasons}")
 
 
+def damaged(runs: Done) -> Iterator[Remark]:
+    """How many images no encoder could be trained on, because they cannot be decoded."""
+    for step, record in runs:
+        if count := record.counts.get("damaged_images", 0):
+            reason = f"{count:,} images cannot be decoded; a grey image was shown for each"
+            yield _remark(step, "skipped", reason)
+
+
 def _remark(step: Step, status: str, reason: str) -> Remark:
     return {"address": step.address, "status": status, "reason": reason}
 

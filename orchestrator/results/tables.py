@@ -49,7 +49,10 @@ class FinishedSteps:
         """All tables of the report. Raises UserError if a task would be counted twice."""
         cells = self._cells()
         largest = max(self.plan.experiment.tuning.fractions)
-        remarks = list(derived.quarantined(self.done("corpus")))
+        remarks = [
+            *derived.quarantined(self.done("corpus")),
+            *derived.damaged(self.done("pretrain")),
+        ]
         predictions = list(derived.predictions(self.done("tune"), self.store, largest, remarks))
         transition = list(derived.transition(self.done("noise"), self.store, remarks))
         unfinished = [

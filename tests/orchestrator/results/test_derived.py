@@ -90,6 +90,14 @@ def test_quarantined_rows_are_counted_with_their_reasons(store: Store) -> None:
     assert not list(derived.quarantined([(one, commit(store, one, {"quarantined": 0}))]))
 
 
+def test_damaged_images_of_a_run_are_counted(store: Store) -> None:
+    run = step(str(RunAddress("c", "n", "r", 10, 0)), "pretrain")
+    (remark,) = derived.damaged([(run, commit(store, run, {"damaged_images": 4}))])
+    assert remark["reason"].startswith("4 images cannot be decoded")
+    assert remark["address"] == run.address
+    assert not list(derived.damaged([(run, commit(store, run))]))
+
+
 def features(
     store: Store, noise: float, keys: list[str], vectors: np.ndarray
 ) -> tuple[Step, Record]:
