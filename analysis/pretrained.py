@@ -47,14 +47,14 @@ def rows(readout: Readout) -> list[dict[str, Any]]:
 
 
 def main_score(row: dict[str, Any]) -> float | None:
-    """A summary row's main score: accuracy, or the task's own metric where targets are numbers."""
-    found: float | None = row["score"] if row["accuracy"] is None else row["accuracy"]
+    """A summary row's main score: the task's own metric."""
+    found: float | None = row["accuracy"] if row["score"] is None else row["score"]
     return found
 
 
 def _cell_score(cell: dict[str, Any]) -> float | None:
-    found: float | None = cell["test_accuracy"]
-    return cell["test_metric"] if found is None else found
+    found: float | None = cell["test_metric"]
+    return cell["test_accuracy"] if found is None else found
 
 
 def _deviation(cells: list[dict[str, Any]]) -> float | None:

@@ -22,6 +22,7 @@ from analysis.schemas import (
     DOMAINS,
     LABEL_NOISE_CELLS_SCHEMA,
     NOISE_SCHEMA,
+    OWN,
     PREDICTIONS_SCHEMA,
     PREPROCESSING,
     PRETRAINED_CELLS_SCHEMA,
@@ -161,18 +162,19 @@ class Readout:
         called = (method for method in self.methods() if method.startswith("nmtune"))
         return tuple(m for m in called if len(self.regularisers(m)) in (0, len(REGULARISERS)))
 
-    def accuracy(
+    def scores(
         self,
         domain: str,
         method: str,
-        measure: str = "test_accuracy",
+        measure: str = OWN,
         *,
         fraction: float | None = None,
         task: str | None = None,
     ) -> Average:
         """A measure of the cells over tasks, by noise level; of one task alone when it is given.
 
-        `measure` is a column of CELLS_SCHEMA; `fraction` defaults to the largest requested.
+        `measure` is a column of CELLS_SCHEMA, each task's own metric if none is given; `fraction`
+        defaults to the largest requested.
         """
         where = (
             (pc.field("domain") == domain)
@@ -186,6 +188,12 @@ class Readout:
             Score(row["noise"], row["pretrain_seed"], row["task"], value, row["tuning_seed"])
             for row, value in _valued(self.cells.filter(where), keys, measure)
         )
+
+    def metrics(self, domain: str | None = None) -> dict[str, str]:
+        """Each task's own metric, of one domain or of both."""
+        pairs = self.cells.filter(pc.field("domain") == domain) if domain else self.cells
+        names = zip(pairs["task"].to_pylist(), pairs["metric"].to_pylist(), strict=True)
+        return {task: metric or "accuracy" for task, metric in sorted(set(names))}
 
     def feature_space(
         self, measure: str, *, domain: str = "id", preprocessing: str = PREPROCESSING

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import pyarrow as pa
 
+OWN = "test_metric"
+"""The column of CELLS_SCHEMA with each task's own metric, by which all is averaged and judged."""
+
 CELLS_SCHEMA = pa.schema(
     [
         pa.field("address", pa.string(), nullable=False),

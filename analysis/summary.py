@@ -12,21 +12,25 @@ import pyarrow as pa
 
 from analysis.averages import Average
 from analysis.readout import Readout
-from analysis.schemas import PREPROCESSING, SUMMARY_SCHEMA, VALIDATION
+from analysis.schemas import OWN, PREPROCESSING, SUMMARY_SCHEMA, VALIDATION
 
 
 def summary(readout: Readout) -> pa.Table:
     """Every averaged metric by noise level, as SUMMARY_SCHEMA; figures and tracking show the same.
 
-    Metrics: `<domain>/<method>/accuracy` and `/macro_f1` (test part, largest fraction),
+    Metrics: `<domain>/<method>/accuracy` and `/macro_f1` (test part, largest fraction), and
+    `/score` (each task's own metric) where that is another than accuracy,
     `features/sve` and `features/lsvr` (ID test parts, preprocessing `released`),
     `pretrain/<measure>` for each of VALIDATION, `noise/realised_percent`.
     """
     rows: list[dict[str, Any]] = []
     for domain in readout.domains():
         for method in readout.methods():
-            for column, name in (("test_accuracy", "accuracy"), ("test_macro_f1", "macro_f1")):
-                found = readout.accuracy(domain, method, column)
+            measures = [("test_accuracy", "accuracy"), ("test_macro_f1", "macro_f1")]
+            if set(readout.metrics(domain).values()) != {"accuracy"}:
+                measures.insert(0, (OWN, "score"))
+            for column, name in measures:
+                found = readout.scores(domain, method, column)
                 rows += _rows(f"{domain}/{method}/{name}", found)
     for measure in ("sve", "lsvr"):
         rows += _rows(f"features/{measure}", readout.feature_space(measure), PREPROCESSING)

@@ -5,7 +5,7 @@ Takes names and numbers of the tables, gives short plain text, the same in figur
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from analysis.statistics import Correlation, Interval
 
@@ -54,6 +54,41 @@ def metric(slug: str | None) -> str:
 def metric_with_unit(slug: str | None) -> str:
     """A task metric's written name with its unit: "Accuracy (%)"."""
     return f"{metric(slug)} {'(× 100)' if slug in _CORRELATIONS else '(%)'}"
+
+
+def score(metrics: Mapping[str, str]) -> str:
+    """What an average over tasks is of: "accuracy", or "each task's own metric (...)".
+
+    `metrics` are the tasks' own, by task.
+    """
+    named = {one: [t for t, m in metrics.items() if m == one] for one in metrics.values()}
+    if len(named) < 2:
+        return _lower(metric(next(iter(named), "accuracy")))
+    usual = max(named, key=lambda one: len(named[one]))
+    others = "; ".join(
+        f"{_lower(metric(one))}: {join(tasks, _MANY)}"
+        for one, tasks in named.items()
+        if one != usual
+    )
+    return f"each task's own metric ({_lower(metric(usual))}; {others})"
+
+
+def score_in_short(metrics: Mapping[str, str]) -> str:
+    """The same for a figure's axis: "accuracy (%)" or "score (own metrics)"."""
+    names = set(metrics.values())
+    if len(names) > 1:
+        return "score (own metrics)"
+    found = next(iter(names), "accuracy")
+    return _lower(metric_with_unit(found))
+
+
+def _lower(name: str) -> str:
+    """A metric's name within a sentence; names of people and F1 keep their capitals."""
+    return (
+        name
+        if name.startswith(("F1", "Matthews", "Pearson", "Spearman"))
+        else (name[:1].lower() + name[1:])
+    )
 
 
 def label_word(noise_kind: str) -> str:

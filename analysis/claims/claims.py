@@ -38,6 +38,11 @@ def verdicts(readout: Readout) -> list[Verdict]:
     return judge(declared)
 
 
+def _score(contrasts: Contrasts, domain: str) -> str:
+    """What a domain's averages are of: "ID accuracy", or "ID score (...)"."""
+    return f"{domain.upper()} {wording.score(contrasts.readout.metrics(domain))}"
+
+
 def _noise(levels: Sequence[float]) -> str:
     return f"{wording.levels(levels)} noise"
 
@@ -59,7 +64,8 @@ def _slight_helps(contrasts: Contrasts) -> Declared:
         "slight-noise-helps-id",
         "Slight noise (5-10 %) helps in-domain transfer",
         f"{_PAPER}, Figures 1a and 5a, section 3.2",
-        f"ID accuracy of {wording.method(method)}, mean over tasks and slight levels, minus clean",
+        f"{_score(contrasts, 'id')} of {wording.method(method)}, mean over tasks and slight "
+        f"levels, minus clean",
         "a clean level and one of at most 10 %, and an ID task finished at both",
         _published("id", "lp", lambda x: _mean(x, (5, 10)) - x[0]),
     )
@@ -80,7 +86,8 @@ def _noise_hurts(contrasts: Contrasts) -> Declared:
         "any-noise-hurts-ood",
         "Any noise hurts out-of-domain transfer",
         f"{_PAPER}, Figures 1b and 5c, section 3.2",
-        f"OOD accuracy of {wording.method(method)}, mean over tasks, below clean at every level",
+        f"{_score(contrasts, 'ood')} of {wording.method(method)}, mean over tasks, below clean at "
+        f"every level",
         "a clean and a noisy level, and an OOD task finished at both",
         _published("ood", "lp", lambda x: max(x[level] - x[0] for level in x if level), "at best "),
     )
@@ -105,8 +112,8 @@ def _peak(contrasts: Contrasts) -> Declared:
         "id-peaks-at-5-10",
         "The in-domain gain peaks at 5-10 % noise",
         f"{_PAPER}, Figures 1a and 5a",
-        f"ID accuracy of {wording.method(method)}: mean over slight levels above clean and above "
-        "each heavier level",
+        f"{_score(contrasts, 'id')} of {wording.method(method)}: mean over slight levels above "
+        f"clean and above each heavier level",
         "a clean level, one of at most 10 % and a heavier one",
         _published("id", "lp", lambda x: _mean(x, (5, 10)) - max(x[0], x[20], x[30])),
     )
@@ -163,7 +170,7 @@ def _correlates(
     contrasts: Contrasts, measure: str, domain: str, figure: str, found: Average
 ) -> Declared:
     method = contrasts.readout.probe()
-    accuracy = contrasts.accuracy(domain, method)
+    accuracy = contrasts.scores(domain, method)
     label = f"{measure.upper()} against {domain.upper()} accuracy, Fisher z of r over levels"
     own = [one for one in published.space(measure) if one.method == "lp"]
     scores = {
@@ -204,7 +211,7 @@ def _order(contrasts: Contrasts) -> Iterator[Declared]:
                 f"{variant}-mlp-lp-{domain}",
                 f"{wording.method(variant)} beats MLP, and MLP beats LP, {_WHERE[domain]}",
                 f"{_PAPER}, Figure {figure}, Table 1",
-                f"{domain.upper()} accuracy, mean over tasks and all noise levels, of each minus "
+                f"{_score(contrasts, domain)}, mean over tasks and all noise levels, of each minus "
                 f"the next",
                 f"NMTune, mlp and lp on the same {domain.upper()} tasks",
                 _published_order(domain),
@@ -259,7 +266,7 @@ def _gap(contrasts: Contrasts) -> Iterator[Declared]:
                 f"{wording.method(variant)} narrows the gap between clean and noisy pre-training, "
                 f"{_WHERE[domain]}",
                 f"{_PAPER}, Figure {figure}, section 4",
-                f"{domain.upper()} accuracy, mean over tasks: noisy levels minus clean under "
+                f"{_score(contrasts, domain)}, mean over tasks: noisy levels minus clean under "
                 f"NMTune, minus the same under LP",
                 f"NMTune and lp on the same {domain.upper()} tasks at a clean and a noisy level",
                 _quoted(list(own.values()), differences, 2),
@@ -289,7 +296,8 @@ def _shares(contrasts: Contrasts) -> Iterator[Declared]:
                 f"{variant}-share-of-{term}",
                 f"{wording.method(variant)}: the {term.upper()} regulariser adds to the others",
                 f"{_PAPER}, Table 16",
-                "ID accuracy, mean over tasks and noise levels, of NMTune minus the same without "
+                f"{_score(contrasts, 'id')}, mean over tasks and noise levels, of NMTune minus the "
+                f"same without "
                 f"{term.upper()}",
                 f"a method with the head of {variant} and a weight of 0 for {term} alone",
                 _quoted(full, differences, 2),

@@ -55,23 +55,23 @@ class Contrasts:
 
     def __init__(self, readout: Readout) -> None:
         self.readout = readout
-        self.accuracy = lru_cache(maxsize=None)(readout.accuracy)
+        self.scores = lru_cache(maxsize=None)(readout.scores)
         self._correct = _shares_correct(readout)
 
     def levels(self, domain: str, method: str) -> list[float]:
         """The noise levels at which a method has an average."""
-        return sorted(self.accuracy(domain, method).levels)
+        return sorted(self.scores(domain, method).levels)
 
     def of_accuracy(
         self, label: str, direction: int, domain: str, sides: Iterable[Side]
     ) -> list[Comparison]:
-        """A weighted sum of accuracies over shared tasks, in points.
+        """A weighted sum of scores, each task's own metric, over shared tasks, in points.
 
         Empty when the sides share no task or no seed.
         """
         sides = list(sides)
         found = contrast(
-            Term(side.weight, self.accuracy(domain, side.method), side.level) for side in sides
+            Term(side.weight, self.scores(domain, side.method), side.level) for side in sides
         )
         if found is None:
             return []
@@ -119,6 +119,8 @@ class Contrasts:
         self, sides: Sequence[Side], members: Sequence[str], seeds: Sequence[int]
     ) -> Samples:
         """What each test sample adds to a comparison; empty unless every prediction is known."""
+        if any(self.readout.metrics().get(task) != "accuracy" for task in members):
+            return {}  # a sample adds nothing of its own to F1 or to a correlation
         sums: dict[str, NDArray[np.float64]] = {}
         for task in members:
             digests: set[str] = set()

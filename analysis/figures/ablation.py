@@ -98,7 +98,7 @@ def _terms(readout: Readout, method: str) -> str:
 
 
 def _difference(readout: Readout, domain: str, method: str, full: str) -> Interval | None:
-    ours, theirs = readout.accuracy(domain, method), readout.accuracy(domain, full)
+    ours, theirs = readout.scores(domain, method), readout.scores(domain, full)
     levels = sorted(ours.levels.keys() & theirs.levels.keys())
     found = contrast(
         Term(sign / len(levels), average, level)

@@ -9,43 +9,52 @@ from analysis import wording
 from analysis.averages import Average
 from analysis.figures import overlay, style
 from analysis.readout import Readout
+from analysis.schemas import OWN
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 NOISE = "Pre-training noise (%)"
-_MEASURES = {"test_accuracy": "Test accuracy (%)", "test_macro_f1": "Test macro F1 (%)"}
 _FEW, _COLUMNS = 9, 4  # up to 9 panels stand three in a row, more of them four
 
 
-def against_noise(readout: Readout, measure: str = "test_accuracy") -> Figure:
+def against_noise(readout: Readout, measure: str = OWN) -> Figure:
     """Mean over the tasks of each domain against noise, one line for each method.
 
-    `measure` is "test_accuracy" or "test_macro_f1".
+    `measure` is "test_metric" (each task's own), "test_accuracy" or "test_macro_f1".
     """
     domains = readout.domains()
     figure, panels = style.new_figure(1, max(len(domains), 1), width=5.2 * len(domains))
     everything: list[Average] = []
     for axes, domain in zip(panels, domains, strict=False):
-        found = {m: readout.accuracy(domain, m, measure) for m in readout.methods()}
+        found = {m: readout.scores(domain, m, measure) for m in readout.methods()}
         members = {a.members for a in found.values() if a.levels}
         over = (
             wording.mean_of(next(iter(members)))
             if len(members) == 1
             else "means over each method's finished tasks"
         )
-        style.label_axes(axes, title=wording.domain(domain), x=NOISE, y=_MEASURES[measure])
+        style.label_axes(
+            axes, title=wording.domain(domain), x=NOISE, y=_axis(readout, domain, measure)
+        )
         _lines(axes, readout, found)
         overlay.published(axes, readout, domain, measure, style.method_styles(readout.methods()))
         style.subtitle(axes, over)
         everything += found.values()
     if not domains:
-        style.label_axes(panels[0], title="", x=NOISE, y=_MEASURES[measure])
+        style.label_axes(panels[0], title="", x=NOISE, y="")
         style.say_empty(panels[0], "no finished cell yet")
     style.legend(figure, panels)
     style.footnote(figure, f"{style.interval_note(everything)} {_share(readout)}")
     return figure
+
+
+def _axis(readout: Readout, domain: str, measure: str = OWN) -> str:
+    if measure == "test_macro_f1":
+        return "Test macro F1 (%)"
+    own = {} if measure == "test_accuracy" else readout.metrics(domain)
+    return f"Test {wording.score_in_short(own)}"
 
 
 def by_task(readout: Readout) -> Figure:
@@ -60,9 +69,7 @@ def by_task(readout: Readout) -> Figure:
     figure, panels = style.new_figure(rows, columns, width=3.5 * columns, height=0.8 + 2.7 * rows)
     everything: list[Average] = []
     for axes, (domain, task) in zip(panels, tasks, strict=False):
-        found = {
-            m: readout.accuracy(domain, m, "test_metric", task=task) for m in readout.methods()
-        }
+        found = {m: readout.scores(domain, m, "test_metric", task=task) for m in readout.methods()}
         title = f"{task} ({domain.upper()})"
         style.label_axes(axes, title=title, x=NOISE, y=wording.metric_with_unit(metrics[task]))
         _lines(axes, readout, found)
@@ -91,7 +98,7 @@ def by_fraction(readout: Readout) -> Figure:
     methods = readout.methods()
     for row, domain in enumerate(domains):
         for method, look in style.method_styles(methods).items():
-            found = {f: readout.accuracy(domain, method, fraction=f) for f in fractions}
+            found = {f: readout.scores(domain, method, fraction=f) for f in fractions}
             everything += found.values()
             for column, level in enumerate(levels):
                 axes = panels[row * len(levels) + column]
@@ -103,7 +110,7 @@ def by_fraction(readout: Readout) -> Figure:
                 axes,
                 title=f"{domain.upper()}, {wording.percent(level)} noise",
                 x="Training rows used (%)" if last else "",
-                y="Test accuracy (%)" if first else "",
+                y=_axis(readout, domain) if first else "",
             )
             axes.set_xscale("log")
             axes.set_xticks(fractions, [f"{f:g}" for f in fractions])

@@ -73,7 +73,8 @@ def _downstream(readout: Readout) -> Iterator[Drawing]:
         yield Drawing(
             "accuracy",
             "Accuracy against pre-training noise",
-            "Test accuracy in percent, averaged over the tasks named above each panel.",
+            f"Test {wording.score(readout.metrics())}, averaged over the tasks named above each "
+            f"panel.",
             accuracy.against_noise(readout),
         )
         yield Drawing(
@@ -91,15 +92,16 @@ def _downstream(readout: Readout) -> Iterator[Drawing]:
         yield Drawing(
             "published",
             "Beside the published curves",
-            f"Change of test accuracy from the clean level. Published: {CITATION}.",
+            f"Change of test {wording.score(readout.metrics())} from the clean level. Published: "
+            f"{CITATION}.",
             published.against_published(readout),
         )
         if len(readout.question.fractions) > 1:
             yield Drawing(
                 "by-fraction",
                 "By share of the training rows",
-                "Test accuracy in percent against the percent of training rows per class that "
-                "the heads saw.",
+                f"Test {wording.score(readout.metrics())} against the percent of training rows per "
+                f"class that the heads saw.",
                 accuracy.by_fraction(readout),
             )
 

@@ -36,9 +36,7 @@ def against_published(readout: Readout) -> Figure:
             axes, title=wording.domain(domain), x=NOISE, y="Change from clean (points)"
         )
         for method, shift in zip(methods, style.offsets(levels, len(methods)), strict=True):
-            _own(
-                axes, readout.accuracy(domain, method), looks[method], wording.method(method), shift
-            )
+            _own(axes, readout.scores(domain, method), looks[method], wording.method(method), shift)
         for one in published.curves(domain):
             _theirs(axes, one.levels, one)
         axes.axhline(0, color=style.INK, linewidth=0.8)

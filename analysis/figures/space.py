@@ -102,10 +102,15 @@ def against_accuracy(readout: Readout) -> Figure:
     looks = dict(zip(readout.levels, style.ordered_styles(len(readout.levels)), strict=True))
     for axes, (measure, domain, label) in zip(panels, _PAIRS, strict=True):
         title = f"{measure.upper()} against {domain.upper()} accuracy"
-        style.label_axes(axes, title=title, x=label, y=f"{domain.upper()} test accuracy (%)")
+        style.label_axes(
+            axes,
+            title=title,
+            x=label,
+            y=f"{domain.upper()} test {wording.score_in_short(readout.metrics(domain))}",
+        )
         space, accuracy = (
             readout.feature_space(measure, domain=domain),
-            readout.accuracy(domain, method),
+            readout.scores(domain, method),
         )
         points = {
             (level, seed): (x, accuracy.seed_means(level)[seed])

@@ -101,7 +101,7 @@ def head_to_heads(readout: Readout) -> list[HeadToHead]:
 
 
 def _compare(readout: Readout, domain: str, method: str, baseline: str) -> HeadToHead | None:
-    ours, theirs = readout.accuracy(domain, method), readout.accuracy(domain, baseline)
+    ours, theirs = readout.scores(domain, method), readout.scores(domain, baseline)
     overall = ours.against_overall(theirs)
     if overall is None:
         return None
@@ -117,12 +117,13 @@ def _compare(readout: Readout, domain: str, method: str, baseline: str) -> HeadT
 
 
 def _noise_effect(readout: Readout, domain: str) -> str:
-    averages = {m: readout.accuracy(domain, m) for m in readout.methods()}
+    averages = {m: readout.scores(domain, m) for m in readout.methods()}
     averages = {m: found for m, found in averages.items() if found.levels}
     if not averages:
         return "No method has a task that is finished at every level and seed: no average yet."
     levels = sorted({level for found in averages.values() for level in found.levels})
     over = wording.mean_of(next(iter(averages.values())).members)
+    score = wording.score(readout.metrics(domain))
     if len({found.members for found in averages.values()}) > 1:
         over = "over each method's own finished tasks, listed below"
     if len(levels) == 1:
@@ -132,22 +133,22 @@ def _noise_effect(readout: Readout, domain: str) -> str:
             if (of := found.interval(levels[0])) is not None
         )
         return (
-            f"Test accuracy in percent at {wording.percent(levels[0])} noise ({over}): {only}. "
+            f"Test {score} at {wording.percent(levels[0])} noise ({over}): {only}. "
             f"One noise level: nothing to compare it with."
         )
     if levels[0] != CLEAN:
         return (
-            f"Test accuracy ({over}) was measured at {wording.levels(levels)} noise, but nothing "
+            f"Test {score} ({over}) was measured at {wording.levels(levels)} noise, but nothing "
             f"at 0 %: no change from clean can be stated."
         )
     slight = [level for level in levels if CLEAN < level <= SLIGHT]
     if domain == "id" and slight:
-        text = _tally("Slight noise", averages, slight)
+        text = _tally("Slight noise", averages, slight, score)
     else:
-        text = _tally("Any noise", averages, levels[1:])
+        text = _tally("Any noise", averages, levels[1:], score)
     ends = "; ".join(_end_to_end(m, found, levels[-1]) for m, found in averages.items())
     return (
-        f"{text}From 0 to {wording.percent(levels[-1])} noise, test accuracy in percent ({over}) "
+        f"{text}From 0 to {wording.percent(levels[-1])} noise, test {score} in percent ({over}) "
         f"goes {ends}."
     )
 
@@ -163,8 +164,8 @@ def _end_to_end(method: str, found: Average, last: float) -> str:
     )
 
 
-def _tally(what: str, averages: dict[str, Average], levels: Sequence[float]) -> str:
-    """How often accuracy is above and below clean over methods and levels, with the extremes."""
+def _tally(what: str, averages: dict[str, Average], levels: Sequence[float], score: str) -> str:
+    """How often the score is above and below clean over methods and levels, with the extremes."""
     changes = [
         (change.interval, method, level)
         for method, found in averages.items()
@@ -177,7 +178,7 @@ def _tally(what: str, averages: dict[str, Average], levels: Sequence[float]) -> 
     below = [one for one in changes if one[0].mean < -_EQUAL]
     total = wording.count(len(changes), "comparison")
     text = (
-        f"{what} ({wording.levels(levels)}): accuracy is above clean in {len(above)} and below in "
+        f"{what} ({wording.levels(levels)}): {score} is above clean in {len(above)} and below in "
         f"{len(below)} of {total} (method by level)"
     )
     for word, side in (("gain", above), ("loss", below)):
@@ -268,7 +269,7 @@ def _correlation(readout: Readout, domain: str, measure: str) -> str:
         return ""
     space, accuracy = (
         readout.feature_space(measure, domain=domain),
-        readout.accuracy(domain, method),
+        readout.scores(domain, method),
     )
     pairs = [
         (value, scores[seed])

@@ -94,9 +94,10 @@ def _sections(
     readout: Readout, figures: Sequence[tuple[Drawing, bytes]], found: Sequence[Verdict]
 ) -> list[Section]:
     """Every section in the page's order, empty ones included."""
-    f1 = _joined(
-        *(tables.averages(readout, domain, "test_macro_f1") for domain in readout.domains())
-    )
+    beside = ["test_macro_f1"]
+    if set(readout.metrics().values()) - {"accuracy"}:
+        beside.insert(0, "test_accuracy")
+    f1 = _joined(*(tables.averages(readout, d, m) for m in beside for d in readout.domains()))
     encoders = _joined(tables.pretraining(readout), tables.spaces(readout))
     return [
         Section(

@@ -17,9 +17,9 @@ from analysis.report.html import NOTHING, Cell, table
 
 
 def accuracies(readout: Readout) -> Markup:
-    """Test accuracy: one row for each encoder, task and fraction, one column for each method.
+    """Test scores: one row for each encoder, task and fraction, one column for each method.
 
-    A task whose target is a number is shown by its own metric, which its row names.
+    A score is the task's own metric. A row names it where it is not accuracy.
     """
     means = summary(readout).to_pylist()
     fractions = sorted({r["fraction"] for r in means}, reverse=True)
@@ -27,7 +27,7 @@ def accuracies(readout: Readout) -> Markup:
     known = (*question.id_tasks, *question.ood_tasks)
     methods = [m for m in question.methods if m in {r["method"] for r in means}]
     values = {(r["encoder"], r["task"], r["fraction"], r["method"]): r for r in means}
-    of_numbers = {r["task"]: r["metric"] for r in means if r["accuracy"] is None}
+    named = {r["task"]: r["metric"] for r in means if r["metric"] not in (None, "accuracy")}
     encoders = list(dict.fromkeys(r["encoder"] for r in means))
     lines: list[list[Cell | str]] = []
     for encoder in encoders:
@@ -35,11 +35,7 @@ def accuracies(readout: Readout) -> Markup:
         for task, fraction in product(known, fractions):
             if (task, fraction) not in found:
                 continue
-            title = (
-                f"{task}: {wording.metric_with_unit(of_numbers[task])}"
-                if task in of_numbers
-                else task
-            )
+            title = f"{task}: {wording.metric_with_unit(named[task])}" if task in named else task
             used = Cell(wording.percent(fraction), key=fraction)
             cells = [_of_seeds(values.get((encoder, task, fraction, m))) for m in methods]
             lines.append([encoder, title, used, *cells])
@@ -50,7 +46,7 @@ def accuracies(readout: Readout) -> Markup:
         ["Encoder", "Task", "Rows used", *map(wording.method, methods)],
         lines,
         caption="Pretrained encoders, not trained here: test accuracy in percent"
-        + (" (for numbers, the correlation that the row names)" if of_numbers else "")
+        + (" (or the metric that the row names)" if named else "")
         + (", mean over tuning seeds, below it their standard deviation" if several else "")
         + ", by the share of the training rows; they have no noise level and are in no average; "
         "encoders.csv has every cell",

@@ -18,30 +18,34 @@ from analysis.averages import Average
 from analysis.readout import Readout
 from analysis.report.findings import head_to_heads
 from analysis.report.html import NOTHING, Cell, table
-from analysis.schemas import CLEAN, PREPROCESSINGS, VALIDATION
+from analysis.schemas import CLEAN, OWN, PREPROCESSINGS, VALIDATION
 from analysis.statistics import LEAST_SEEDS, Interval
 
 MOST_CELLS = 1000  # rows of the cell table on the page; table.csv has all
 MOST_PROBLEMS = 300  # rows of the table of problems on the page; problems.csv has all
-_MEASURES = {"test_accuracy": "test accuracy", "test_macro_f1": "test macro F1"}
+_MEASURES = {"test_accuracy": "accuracy", "test_macro_f1": "macro F1"}
 
 
-def averages(readout: Readout, domain: str, measure: str = "test_accuracy") -> Markup:
-    """Methods by noise level: mean, interval over seeds, change from the clean level."""
+def averages(readout: Readout, domain: str, measure: str = OWN) -> Markup:
+    """Methods by noise level: mean, interval over seeds, change from the clean level.
+
+    `measure` is a column of CELLS_SCHEMA: each task's own metric, accuracy or macro F1.
+    """
     rows: list[list[Cell | str]] = []
     for method in readout.methods():
-        found = readout.accuracy(domain, method, measure)
+        found = readout.scores(domain, method, measure)
         if found.levels:
             several = len(readout.seeds()) >= LEAST_SEEDS
             cells = [_mean(found, level, several=several) for level in readout.levels]
             rows.append([wording.method(method), *cells])
     if not rows:
         return NOTHING
+    name = _MEASURES.get(measure) or wording.score(readout.metrics(domain))
     return table(
         ["Method", *(f"{wording.percent(level)} noise" for level in readout.levels)],
         rows,
-        caption=f"{wording.domain(domain)}: {_MEASURES[measure]} in percent, mean over tasks, then "
-        f"seeds; below it the change from clean in points"
+        caption=f"{wording.domain(domain)}: test {name} in percent, mean over tasks, then seeds; "
+        f"below it the change from clean in points"
         + (
             ", with 95 % intervals"
             if len(readout.seeds()) >= LEAST_SEEDS
@@ -106,7 +110,7 @@ def members(readout: Readout) -> Markup:
     asked = {(task, method) for _, _, task, method, _, _ in readout.question.asked()}
     for domain in readout.domains():
         for method in readout.methods():
-            found = readout.accuracy(domain, method)
+            found = readout.scores(domain, method)
             planned = {t for t in readout.question.tasks(domain) if (t, method) in asked}
             absent = sorted({*found.left_out, *(planned - set(found.members))})
             if found.members or absent:

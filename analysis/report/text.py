@@ -17,7 +17,7 @@ from analysis.figures.ablation import families
 from analysis.readout import Readout
 from analysis.report import verdicts as verdict_text
 from analysis.report.findings import certainty, findings
-from analysis.schemas import REGULARISERS
+from analysis.schemas import OWN, REGULARISERS
 from analysis.statistics import Interval
 
 _MOST_REASONS = 30
@@ -50,7 +50,11 @@ def markdown(readout: Readout, found: Sequence[Verdict], drawn: Sequence[tuple[s
     lines += [f"- **{one.heading}**: {one.text}" for one in findings(readout)]
     lines += ["", f"{done:,} of {wording.count(asked, 'cell')} finished.", ""]
     for domain in readout.domains():
-        for measure, title in (("test_accuracy", "accuracy"), ("test_macro_f1", "macro F1")):
+        own = readout.metrics(domain)
+        measures = [(OWN, wording.score(own)), ("test_macro_f1", "macro F1")]
+        if set(own.values()) != {"accuracy"}:
+            measures.insert(1, ("test_accuracy", "accuracy"))
+        for measure, title in measures:
             lines += [f"## {wording.domain(domain)}: test {title} (%)", ""]
             lines += [*_averages(readout, domain, measure), ""]
     for domain in downstream_noise.domains(readout):
@@ -103,7 +107,7 @@ def _averages(readout: Readout, domain: str, measure: str) -> list[str]:
     heads = ["Method", *(f"{wording.percent(level)} noise" for level in readout.levels)]
     lines = [f"| {' | '.join(heads)} |", f"|---|{'---:|' * len(readout.levels)}"]
     for method in readout.methods():
-        found = readout.accuracy(domain, method, measure)
+        found = readout.scores(domain, method, measure)
         if found.levels:
             cells = [_value(found.interval(level)) for level in readout.levels]
             lines.append(f"| {wording.method(method).replace('|', '/')} | {' | '.join(cells)} |")
@@ -129,7 +133,7 @@ def latex(readout: Readout, found: Sequence[Verdict]) -> dict[str, str]:
 
 def _accuracy(readout: Readout, domain: str) -> str:
     """Methods by noise level: mean over tasks and seeds, half its interval; the best in bold."""
-    averages = {m: readout.accuracy(domain, m) for m in readout.methods()}
+    averages = {m: readout.scores(domain, m) for m in readout.methods()}
     averages = {m: found for m, found in averages.items() if found.levels}
     if not averages:
         return ""
@@ -172,7 +176,7 @@ def _ablation(readout: Readout) -> str:
     rows: list[list[str]] = []
     for variant, less in families(readout).items():
         for method in (variant, *less):
-            found = readout.accuracy("id", method)
+            found = readout.scores("id", method)
             marks = [
                 _RAW + (r"$\checkmark$" if term in readout.regularisers(method) else "")
                 for term in REGULARISERS

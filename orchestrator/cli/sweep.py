@@ -80,7 +80,7 @@ def _summary(summary: pa.Table) -> Iterator[str]:
 def _pretrained(summary: pa.Table) -> Iterator[str]:
     """Test accuracy of pretrained encoders: rows are tasks and fractions, columns are methods.
 
-    If the target of a task is a number, the row gives the name of its metric.
+    A row gives the name of the task's metric if it is not accuracy.
     """
     from analysis.pretrained import main_score
 
@@ -95,7 +95,7 @@ def _pretrained(summary: pa.Table) -> Iterator[str]:
     }
     titles = {
         (r["encoder"], r["task"], r["fraction"]): f"{r['encoder']}  {r['task']}"
-        + (f" ({r['metric']})" if r["accuracy"] is None else "")
+        + (f" ({r['metric']})" if r["metric"] not in (None, "accuracy") else "")
         + (f"  {r['fraction']:g} % of rows" if several else "")
         for r in sorted(
             rows, key=lambda r: (order.index((r["encoder"], r["task"])), -r["fraction"])

@@ -297,7 +297,7 @@ def _padded(level: float) -> str:
 def _accuracies(rows: pa.Table, scale: int) -> Iterator[Point]:
     """Mean test accuracy and macro F1 of each task and fraction over tuning seeds.
 
-    If a task's target is a number, it has its own metric, under that metric's name. Cells with
+    A task with another metric has that too, under the metric's name. Cells with
     downstream label noise are left out; `cells.csv` has them.
     """
     if "label_noise" in rows.column_names:
@@ -305,8 +305,9 @@ def _accuracies(rows: pa.Table, scale: int) -> Iterator[Point]:
     for column, word in (("test_accuracy", "accuracy"), ("test_macro_f1", "macro_f1")):
         if column in rows.column_names:
             yield from _means(rows, column, word, scale)
-    if {"metric", "test_metric", "test_accuracy"} <= set(rows.column_names):
-        by_own_metric = rows.filter(pc.is_null(rows["test_accuracy"]))
+    if {"metric", "test_metric"} <= set(rows.column_names):
+        named = pa.array(["accuracy", "macro_f1"])
+        by_own_metric = rows.filter(pc.invert(pc.is_in(rows["metric"], value_set=named)))
         for metric in pc.unique(by_own_metric["metric"].drop_null()).to_pylist():
             own = by_own_metric.filter(pc.equal(by_own_metric["metric"], metric))
             yield from _means(own, "test_metric", metric, scale)

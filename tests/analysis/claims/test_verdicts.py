@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from analysis import wording
 from analysis.claims import published
 from analysis.claims.claims import verdicts
 from analysis.claims.contrasts import Comparison, Contrasts, Side
@@ -128,7 +129,7 @@ def test_the_truth_of_a_synthetic_experiment_is_found(make: Make) -> None:
 
 def test_a_gain_at_slight_noise_is_found_where_there_is_one(make: Make) -> None:
     def helped(row: dict[str, Any]) -> None:
-        row["test_accuracy"] += 3.0 if row["noise"] in (5.0, 10.0) else 0.0
+        row["test_metric"] += 3.0 if row["noise"] in (5.0, 10.0) else 0.0
 
     found = by_id(verdicts(changed(make(jitter=0.05, seeds=(0, 1, 2, 3, 4)), helped)))
     assert found["slight-noise-helps-id"].decision == "supported"
@@ -255,3 +256,26 @@ def test_published_curves_match_by_corpus_encoder_and_method(make: Make) -> None
     for changes in ({"noise_kind": "subset"}, {"fractions": (10.0,)}, {"corpus": "yfcc15m"}):
         other = replace(same, **changes)  # type: ignore[arg-type]
         assert not any(published.matches(one, other, "lp") for one in curves)
+
+
+def test_a_task_is_judged_by_its_own_metric_and_the_page_names_it(make: Make) -> None:
+    """By accuracy noise helps `digits`; by Matthews' correlation, its own metric, it hurts."""
+
+    def change(row: dict[str, Any]) -> None:
+        if row["task"] == "digits":
+            row["metric"] = "matthews"
+            row["test_metric"] = 50.0 - row["noise"] + row["pretrain_seed"] / 100
+            row["test_accuracy"] = 50.0 + row["noise"]
+
+    readout = changed(make(seeds=(0, 1, 2)), change)
+    tasks = readout.scores("id", "lp").members
+    assert "digits" in tasks
+    alone = readout.scores("id", "lp", task="digits")
+    assert alone.interval(10.0).mean < alone.interval(0.0).mean  # type: ignore[union-attr]
+    claim = by_id(verdicts(readout))["slight-noise-helps-id"]
+    assert all(one.samples is None for one in claim.comparisons)  # no sample has a correlation
+    page = as_text.markdown(readout, verdicts(readout), [])
+    named = wording.score(readout.metrics("id"))
+    assert named.startswith("each task's own metric (accuracy; Matthews correlation: digits")
+    assert f"test {named} (%)" in page
+    assert "test accuracy (%)" in page

@@ -158,7 +158,7 @@ def test_each_encoder_is_a_point_against_its_accuracy(make: Make) -> None:
     readout = make()
     axes = space.against_accuracy(readout).axes[0]
     assert sum(len(line.get_xdata()) for line in lines(axes).values()) == 15
-    seeds = readout.accuracy("id", "lp").seed_means(30.0)
+    seeds = readout.scores("id", "lp").seed_means(30.0)
     assert list(lines(axes)["30 % noise"].get_ydata()) == pytest.approx(list(seeds.values()))
     assert "15 encoders" in words(axes.figure)
 
