@@ -10,11 +10,12 @@ A cell's output folder holds
     model.safetensors, encoder.json      the fine-tuned encoder          (ID cells of `ft`)
     adapter.safetensors, adapter.json    the encoder's adapters          (ID cells of `lora`)
 
-An OOD cell tests the head of the ID cell it is trained on, and repeats what was selected there.
-Accuracies and F1 are percentages, 0-100, correlations are times 100. A task whose target is a
-number has neither accuracy nor F1: they are null. A cell says what its own step knows: noise level,
-pre-training seed and encoder stand in its address, and whoever reads many cells joins them.
-Losses that no configuration of the cell weighs, and those of failed configurations, are null.
+An OOD cell tests the head of the ID cell that its task names (`trained_on`). It repeats that
+cell's columns about training, validation and the selected configuration. Accuracies and F1 are
+percentages, 0-100; correlations are times 100. A task whose target is a number has no accuracy and
+no F1: these columns are null. A cell records only what its own step knows. Its address contains the
+noise level, the pre-training seed and the encoder; a reader of many cells joins them. A loss is
+null when no configuration of the cell gives it a weight, or when the configuration failed.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class Cell:
     method: str = _column("the method's name in the experiment")
     head: str = _column("linear, paper, released, ridge, lbfgs or zero_shot")
     fraction: float = _column("percent of each class's training rows that were used")
-    label_noise: float = _column("percent of those rows whose label was made wrong; nowhere else")
+    label_noise: float = _column("percent of those rows whose label was made wrong")
     tuning_seed: int = _column("seed of weights, batch order, fraction and configurations")
     metric: str = _column("the task's own metric: accuracy, matthews, ... (jobs/tasks/spec.py)")
     test_metric: float = _column("the task's own metric on the test part, percent or times 100")
@@ -64,15 +65,17 @@ class Cell:
         "the variance of the training targets"
     )
     validation_metric: float = _column(
-        "what it was selected by: `metric` on validation; ood: its ID's"
+        "`metric` on the validation part, used for selection; ood: of its ID cell"
     )
     validation_accuracy: float | None = _column(
-        "of the selected configuration, percent; ood: its ID's; null: the target is a number"
+        "of the selected configuration, percent; ood: of its ID cell; null: the target is a number"
     )
     validation_macro_f1: float | None = _column(
-        "of the selected configuration, percent; ood: its ID's; null: the target is a number"
+        "of the selected configuration, percent; ood: of its ID cell; null: the target is a number"
     )
-    validation_loss: float = _column("of the selected configuration, as test_loss; ood: its ID's")
+    validation_loss: float = _column(
+        "of the selected configuration, in the units of test_loss; ood: of its ID cell"
+    )
     n_train: int = _column("training samples (each has all its views)")
     n_validation: int = _column("validation samples")
     n_test: int = _column("test samples")
@@ -90,9 +93,9 @@ class Cell:
     cov: float = _column("loss weight of the selected configuration, scale included")
     svd: float = _column("loss weight of the selected configuration, scale included")
     l2: float = _column("of the selected configuration; 0: its head has none")
-    test_reads: int = _column("times the test part was read, always after selection: 1")
+    test_reads: int = _column("how often the test part was read, always after selection: 1")
     test_digest: str = _column(
-        "of the test features (lora, ft: images) and labels: equal where the samples are"
+        "digest of the test features (lora, ft: images) and labels; equal for equal samples"
     )
 
 
@@ -111,25 +114,34 @@ class Tried:
     validation_metric: float | None = _column(
         "the task's own metric, percent or times 100; null if it failed"
     )
-    validation_accuracy: float | None = _column("percent; null if it failed, and of numbers")
-    validation_macro_f1: float | None = _column("percent; null if it failed, and of numbers")
-    validation_loss: float | None = _column("as the cell's test_loss; null if it failed")
+    validation_accuracy: float | None = _column(
+        "percent; null: it failed, or the target is a number"
+    )
+    validation_macro_f1: float | None = _column(
+        "percent; null: it failed, or the target is a number"
+    )
+    validation_loss: float | None = _column(
+        "in the units of the cell's test_loss; null if it failed"
+    )
     train_loss: float | None = _column("weighted sum, mean of the last epoch")
-    train_ce: float | None = _column("cross-entropy, mean of the last epoch; null: of numbers")
+    train_ce: float | None = _column(
+        "cross-entropy, mean of the last epoch; null: the target is a number"
+    )
     train_squared_error: float | None = _column(
-        "of numbers, in units of the training targets' variance, mean of the last epoch; else null"
+        "in units of the training targets' variance, mean of the last epoch; null: the target is "
+        "a class"
     )
     train_mse: float | None = _column("unweighted, mean of the last epoch; null: no weight")
     train_cov: float | None = _column("unweighted, mean of the last epoch; null: no weight")
     train_svd: float | None = _column("unweighted, mean of the last epoch; null: no weight")
-    selected: bool = _column("whether this is the cell's configuration")
-    dropped: str | None = _column("why it was not trained to the end; null: it could win")
+    selected: bool = _column("whether this configuration was selected")
+    dropped: str | None = _column("why it was not trained to the end; null: it could be selected")
     failed: str | None = _column("why it was frozen; null if its losses stayed finite")
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The selected head's prediction for one test sample; intervals can be paired by sample."""
+    """The selected head's prediction for one test sample; `key` pairs the samples of two cells."""
 
     key: str = _column("the sample's key")
     label: int = _column("class index, in the order of the task's classes")
@@ -150,8 +162,8 @@ class Point:
     """One number of a training curve."""
 
     metric: str = _column(
-        "train/{loss,ce,mse,cov,svd}, validation/{accuracy,macro_f1,loss}; of numbers "
-        "train/squared_error and validation/{pearson,spearman} in place of ce, accuracy, macro_f1"
+        "train/{loss,ce,mse,cov,svd}, validation/{accuracy,macro_f1,loss}; for numbers "
+        "train/squared_error and validation/{pearson,spearman} instead of ce, accuracy, macro_f1"
     )
     step: int = _column("epoch, from 1")
     value: float = _column("mean of the epoch (train), or after it (validation)")

@@ -229,7 +229,7 @@ def test_targets_that_teach_nothing_and_labels_of_the_other_kind_are_refused(
     with pytest.raises(StageError, match="predicts a class, but the labels"):
         plain_rows(part, TaskClasses.of(of_classes, ("a", "b")), of_classes)
     one = replace(part, labels=part.labels[:1], keys=part.keys[:1], views=part.views[:, :1])
-    with pytest.raises(StageError, match="a correlation takes two"):
+    with pytest.raises(StageError, match="a correlation needs two"):
         plain_rows(one, whole, TASK)
 
 
@@ -248,7 +248,7 @@ def test_the_digest_tells_targets_apart(features: Folder, tmp_path: Path) -> Non
     [
         ({"method": Method(head="lbfgs", space=Space(l2=0.1))}, "needs classes.*use ridge"),
         ({"method": Method(head="zero_shot")}, "is zero-shot.*needs classes"),
-        ({"label_noise": 20.0}, "label_noise 20 takes a label for another class"),
+        ({"label_noise": 20.0}, "label_noise 20 replaces labels"),
     ],
 )
 def test_what_has_no_meaning_for_numbers_cannot_be_planned(
