@@ -178,7 +178,7 @@ def test_optuna_records_a_regulariser_that_not_every_batch_weighs() -> None:
         train(shape, training, validation, batch, budget, seed=0)
         for batch in ([without], [with_cov, without], [without])
     ]
-    found = fit._joined(parts).epochs[-1].train["cov"]
+    found = fit._concatenate(parts).epochs[-1].train["cov"]
     assert found.isnan().tolist() == [True, False, True, True]
 
 

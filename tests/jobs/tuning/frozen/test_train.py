@@ -157,7 +157,7 @@ def test_groups_of_other_seeds_labels_and_rows_train_as_they_would_alone(kind: H
 
 def test_groups_of_other_sizes_are_refused() -> None:
     groups = [Group(blobs(n, 1, 1), TRIED[:1], 0) for n in (40, 50)]
-    with pytest.raises(ValueError, match=r"\[40, 50\] samples do not share their steps"):
+    with pytest.raises(ValueError, match=r"\[40, 50\] samples cannot train as one stack"):
         train_groups(Shape("linear", DIM, ClassTarget(CLASSES)), groups, VALIDATION, Budget(1, 16))
 
 
