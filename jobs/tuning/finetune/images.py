@@ -139,8 +139,8 @@ class Source:
         if needed > _SHARE * free:
             raise StageError(
                 f"{self.corpus.uri}: {rows:,} images of {tuple(one.shape)} need "
-                f"{needed / 1e9:.1f} GB, and at most {_SHARE:.0%} of the {free / 1e9:.1f} GB of free "
-                f"memory may be used; train on a smaller fraction, or use a larger machine"
+                f"{needed / 1e9:.1f} GB, and at most {_SHARE:.0%} of the {free / 1e9:.1f} GB of "
+                f"free memory may be used; train on a smaller fraction, or on a larger machine"
             )
         return torch.empty(rows, *one.shape, dtype=torch.uint8)
 
