@@ -49,7 +49,7 @@ class Cell:
     method: str = _column("the method's name in the experiment")
     head: str = _column("linear, paper, released, ridge, lbfgs or zero_shot")
     fraction: float = _column("percent of each class's training rows that were used")
-    label_noise: float = _column("percent of those rows whose label was made wrong")
+    label_noise: float = _column("percent of those rows whose label was made wrong; nowhere else")
     tuning_seed: int = _column("seed of weights, batch order, fraction and configurations")
     metric: str = _column("the task's own metric: accuracy, matthews, ... (jobs/tasks/spec.py)")
     test_metric: float = _column("the task's own metric on the test part, percent or times 100")
@@ -65,17 +65,15 @@ class Cell:
         "the variance of the training targets"
     )
     validation_metric: float = _column(
-        "`metric` on the validation part, used for selection; ood: of its ID cell"
+        "what it was selected by: `metric` on validation; ood: its ID's"
     )
     validation_accuracy: float | None = _column(
-        "of the selected configuration, percent; ood: of its ID cell; null: the target is a number"
+        "of the selected configuration, percent; ood: its ID's; null: the target is a number"
     )
     validation_macro_f1: float | None = _column(
-        "of the selected configuration, percent; ood: of its ID cell; null: the target is a number"
+        "of the selected configuration, percent; ood: its ID's; null: the target is a number"
     )
-    validation_loss: float = _column(
-        "of the selected configuration, in the units of test_loss; ood: of its ID cell"
-    )
+    validation_loss: float = _column("of the selected configuration, as test_loss; ood: its ID's")
     n_train: int = _column("training samples (each has all its views)")
     n_validation: int = _column("validation samples")
     n_test: int = _column("test samples")
@@ -93,9 +91,9 @@ class Cell:
     cov: float = _column("loss weight of the selected configuration, scale included")
     svd: float = _column("loss weight of the selected configuration, scale included")
     l2: float = _column("of the selected configuration; 0: its head has none")
-    test_reads: int = _column("how often the test part was read, always after selection: 1")
+    test_reads: int = _column("times the test part was read, always after selection: 1")
     test_digest: str = _column(
-        "digest of the test features (lora, ft: images) and labels; equal for equal samples"
+        "of the test features (lora, ft: images) and labels: equal where the samples are"
     )
 
 
@@ -114,34 +112,25 @@ class Tried:
     validation_metric: float | None = _column(
         "the task's own metric, percent or times 100; null if it failed"
     )
-    validation_accuracy: float | None = _column(
-        "percent; null: it failed, or the target is a number"
-    )
-    validation_macro_f1: float | None = _column(
-        "percent; null: it failed, or the target is a number"
-    )
-    validation_loss: float | None = _column(
-        "in the units of the cell's test_loss; null if it failed"
-    )
+    validation_accuracy: float | None = _column("percent; null if it failed, and of numbers")
+    validation_macro_f1: float | None = _column("percent; null if it failed, and of numbers")
+    validation_loss: float | None = _column("as the cell's test_loss; null if it failed")
     train_loss: float | None = _column("weighted sum, mean of the last epoch")
-    train_ce: float | None = _column(
-        "cross-entropy, mean of the last epoch; null: the target is a number"
-    )
+    train_ce: float | None = _column("cross-entropy, mean of the last epoch; null: of numbers")
     train_squared_error: float | None = _column(
-        "in units of the training targets' variance, mean of the last epoch; null: the target is "
-        "a class"
+        "of numbers, in units of the training targets' variance, mean of the last epoch; else null"
     )
     train_mse: float | None = _column("unweighted, mean of the last epoch; null: no weight")
     train_cov: float | None = _column("unweighted, mean of the last epoch; null: no weight")
     train_svd: float | None = _column("unweighted, mean of the last epoch; null: no weight")
-    selected: bool = _column("whether this configuration was selected")
-    dropped: str | None = _column("why it was not trained to the end; null: it could be selected")
+    selected: bool = _column("whether this is the cell's configuration")
+    dropped: str | None = _column("why it was not trained to the end; null: it could win")
     failed: str | None = _column("why it was frozen; null if its losses stayed finite")
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The selected head's prediction for one test sample; `key` pairs the samples of two cells."""
+    """The selected head's prediction for one test sample; intervals can be paired by sample."""
 
     key: str = _column("the sample's key")
     label: int = _column("class index, in the order of the task's classes")
@@ -162,8 +151,8 @@ class Point:
     """One number of a training curve."""
 
     metric: str = _column(
-        "train/{loss,ce,mse,cov,svd}, validation/{accuracy,macro_f1,loss}; for numbers "
-        "train/squared_error and validation/{pearson,spearman} instead of ce, accuracy, macro_f1"
+        "train/{loss,ce,mse,cov,svd}, validation/{accuracy,macro_f1,loss}; of numbers "
+        "train/squared_error and validation/{pearson,spearman} in place of ce, accuracy, macro_f1"
     )
     step: int = _column("epoch, from 1")
     value: float = _column("mean of the epoch (train), or after it (validation)")
