@@ -1,18 +1,18 @@
-"""Building a corpus: against the plainest single-process program, and its memory at two sizes.
+"""Building a corpus: speed against a simple single-process program, and memory at two sizes.
 
 Run it with the project installed: `python benchmarks/corpus.py` (some minutes, 12 GB of free disk).
 Ends with one line of JSON:
 
 - build_vs_pyarrow: rows a second of the corpus stage over those of a single-process pyarrow program
-  that reads the same Parquet source whole, takes each image's size with Pillow, and writes the same
+  that reads the whole Parquet source, gets each image's size with Pillow, and writes the same
   shards (same rows, order and schema), on 200,000 JPEGs of about 4 kB. `_large`: the same on 20,000
-  of about 110 kB. `_given_sizes`: the program is spared Pillow and finds the sizes in the source.
-  Ray's start-up is not in it and stated beside it (ray_start_s: with the first, tiny build).
+  of about 110 kB. `_given_sizes`: the program reads the sizes from the source, without Pillow.
+  Ray's start-up is excluded and reported separately (ray_start_s: with the first, tiny build).
 - rss_growth: peak memory of the largest worker for the large corpus over that for a quarter of it.
 - what `corpus_noise.py` measures.
 
-The stage also lists the source, checks every header, hashes shards and keeps what a killed build
-needs to go on; the program does none of that.
+The stage also lists the source, checks every header, hashes shards, and records what it needs to
+continue a killed build; the program does none of this.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def numbered(image: bytes, number: int) -> bytes:
 
 
 def write_source(folder: Path, rows: int, size: int) -> float:
-    """Parquet files in Hugging Face's layout; gives an image's mean bytes."""
+    """Write Parquet files in Hugging Face's layout; return the mean bytes of an image."""
     images = encodings(size)
     shapes = [Image.open(io.BytesIO(image)).size for image in images]
     names = ["image", "label", "key", "width", "height"]
@@ -105,11 +105,11 @@ def corpus_of(folder: Path, files: str = "*.parquet") -> Corpus:
     return Corpus.model_validate({"name": "bench"} | fields)
 
 
-# -- the plainest program --------------------------------------------------------------------------
+# -- the simple program ----------------------------------------------------------------------------
 
 
 def plain(source: Path, output: Path, sizes_given: bool) -> float:
-    """Read all, find sizes, shuffle by key, write; seconds."""
+    """Read all, get the sizes, shuffle by key, write; return the seconds."""
     from jobs.keyed_hash import hash64, unit
 
     begun = time.perf_counter()
@@ -129,12 +129,12 @@ def plain(source: Path, output: Path, sizes_given: bool) -> float:
     sizes = np.diff(np.concatenate([[0], np.cumsum(pa.compute.binary_length(images).to_numpy())]))
     output.mkdir()
     for number, part in enumerate(PARTS):
-        held = order[part_of[order] == number]
-        total = int(sizes[held].sum())
-        before = np.cumsum(sizes[held]) - sizes[held]
+        chosen = order[part_of[order] == number]
+        total = int(sizes[chosen].sum())
+        before = np.cumsum(sizes[chosen]) - sizes[chosen]
         shard_of = before * max(1, round(total / SHARD_MB / 1e6)) // total
         for shard in range(int(shard_of[-1]) + 1):
-            taken = rows.take(pa.array(held[shard_of == shard])).cast(SCHEMA).combine_chunks()
+            taken = rows.take(pa.array(chosen[shard_of == shard])).cast(SCHEMA).combine_chunks()
             pq.write_table(
                 taken,
                 output / f"{part}-{shard:05d}.parquet",
@@ -150,8 +150,8 @@ def plain_apart(source: Path, output: Path, sizes_given: bool) -> float:
     """`plain` in a process of its own."""
     words = [sys.executable, __file__, "plain", str(source), str(output), str(int(sizes_given))]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
-    said = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True, env=environment)
-    return float(said.stdout.splitlines()[-1])
+    printed = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+    return float(printed.stdout.splitlines()[-1])
 
 
 # -- ours ------------------------------------------------------------------------------------------
@@ -175,7 +175,7 @@ def stage(corpus: Corpus, folder: Path) -> float:
 
 @contextlib.contextmanager
 def peak_of_workers() -> Iterator[list[float]]:
-    """The largest worker's memory while the block runs, in MB, once it has ended."""
+    """Measure the memory of the largest worker while the block runs, in MB."""
     peak, over = [0.0], threading.Event()
 
     def watch() -> None:
@@ -211,7 +211,7 @@ def compare(folder: Path, rows: int, size: int) -> dict[str, float]:
 
 
 def assert_same(ours: Path, theirs: Path) -> None:
-    """Both sides have written the same shards."""
+    """Check that both sides have written the same shards."""
     listed = Index.read(Folder.of(ours)).parts
     assert {f.file for files in listed.values() for f in files} == {
         p.name for p in theirs.iterdir()

@@ -1,18 +1,18 @@
-"""What noise costs at full scale: plans for ImageNet and YFCC15M, overlays, reading through one.
+"""The cost of noise at full scale: plans for ImageNet and YFCC15M, writing and reading overlays.
 
-`measure()` gives the figures, on keys and captions made up here: no data and no Ray is needed.
+`measure()` gives the figures, on generated keys and captions; it needs no data and no Ray.
 Run alone, `python benchmarks/corpus_noise.py` ends with one line of JSON.
 
 - label_noise_1m28_s: seconds for the symmetric plan of 1.28 M keys, 1000 classes, and one level
 - swap_plan_15m_s, swap_plan_15m_gb: seconds and peak memory (of a process of its own, with the
   keys and captions) for the caption-swap plan of 15 M pairs
 - five_levels_bytes, five_levels_time: a corpus of 200,000 rows with images of 4 kB and overlays of
-  0, 5, 10, 20, 30 %, in bytes and in seconds to write it all, over the same with 30 % alone
-- five_levels_stage_time: the same for the noise stage by itself, without Ray's start
+  0, 5, 10, 20, 30 %, in bytes and in seconds to write it all, over the same with only 30 %
+- five_levels_stage_time: the same for the noise stage alone, without Ray's start
   (each the worse of labels and captions)
-- read_with_noise: rows a second through the 30 % level over those without it, shards being read as
-  pre-training reads them, against the digests in the index
-- read_with_noise_bare: the same without the digests: parsing alone, from a warm page cache
+- read_with_noise: rows a second with the 30 % level over those without it; shards are read as in
+  pre-training, and checked against the digests in the index
+- read_with_noise_bare: the same without the digests: only parsing, from a warm page cache
 """
 
 from __future__ import annotations
@@ -52,21 +52,21 @@ def measure() -> dict[str, float]:
     """Every figure, by name."""
     found = {"label_noise_1m28_s": _label_noise(), **_in_own_process("swap_plan")}
     with tempfile.TemporaryDirectory() as folder:
-        place = Folder.of(Path(folder) / "corpus")
+        corpus_folder = Folder.of(Path(folder) / "corpus")
         begun = time.perf_counter()
-        _write_corpus(place)
+        _write_corpus(corpus_folder)
         found["write_corpus_s"] = time.perf_counter() - begun
-        found |= _overlays(place, Path(folder), found["write_corpus_s"])
+        found |= _overlays(corpus_folder, Path(folder), found["write_corpus_s"])
         for name, read in (("", _checked), ("_bare", _bare)):
             found[f"read_with_noise{name}"] = min(
-                _reading(place, Folder.of(Path(folder) / f"noise/{kind}/30"), column, read)
+                _reading(corpus_folder, Folder.of(Path(folder) / f"noise/{kind}/30"), column, read)
                 for kind, column in (("symmetric", "label"), ("caption_swap", "caption"))
             )
     return found
 
 
 def captions_of(rows: int, seed: int) -> pa.Array:
-    """Captions of eight words by a long-tailed frequency; about one in thirty is repeated."""
+    """Captions of eight words with long-tailed frequencies; about one in thirty is repeated."""
     random = np.random.default_rng(seed)
     words = pa.array([f"{'etaoinshrdlu'[i % 12]}word{i}" for i in range(WORDS)])
     columns = [
@@ -92,7 +92,7 @@ def _label_noise() -> float:
 
 
 def swap_plan() -> dict[str, float]:
-    """Plan the swaps of 15 M pairs, in a process whose memory is nobody else's."""
+    """Plan the swaps of 15 M pairs; run it in its own process, for its peak memory."""
     rows, part = 15_000_000, 1_000_000
     keys = pc.binary_join_element_wise(
         "yfcc/", pa.array(np.arange(rows)).cast(pa.string()), ""
@@ -146,17 +146,19 @@ def _write_corpus(folder: Folder) -> None:
     Index("c", classes, {"train": tuple(files), "validation": (), "test": ()}).write(folder)
 
 
-def _lay(place: Folder, folder: Path, kind: str, levels: Sequence[float]) -> tuple[float, int]:
-    """Seconds that the levels take, and the bytes of their overlays."""
+def _time_levels(
+    corpus_folder: Folder, folder: Path, kind: str, levels: Sequence[float]
+) -> tuple[float, int]:
+    """(seconds to build the levels, bytes of their overlays)."""
     noise = {"name": "n", "kind": kind, "levels": levels}
     works = [
         Work(
             address=f"{kind}/{level:g}",
             fingerprint="",
             spec=NoiseStep.model_validate({"corpus": "c", "noise": noise, "level": level}),
-            inputs={"corpus": place},
+            inputs={"corpus": corpus_folder},
             output=Folder.of(folder / f"{kind}/{level:g}"),
-            scratch=place,
+            scratch=corpus_folder,
         )
         for level in levels
     ]
@@ -167,13 +169,13 @@ def _lay(place: Folder, folder: Path, kind: str, levels: Sequence[float]) -> tup
     return seconds, sum(size for work in works for _, size in work.output.files())
 
 
-def _overlays(place: Folder, folder: Path, write_s: float) -> dict[str, float]:
-    corpus = sum(size for _, size in place.files())
+def _overlays(corpus_folder: Folder, folder: Path, write_s: float) -> dict[str, float]:
+    corpus = sum(size for _, size in corpus_folder.files())
     sizes, stage, whole = [], [], []
     for kind in ("symmetric", "caption_swap"):
-        _lay(place, folder / "warm", kind, [30])
-        five = [_lay(place, folder / "noise", kind, LEVELS) for _ in range(3)]
-        one = [_lay(place, folder / "one", kind, [30]) for _ in range(3)]
+        _time_levels(corpus_folder, folder / "warm", kind, [30])
+        five = [_time_levels(corpus_folder, folder / "noise", kind, LEVELS) for _ in range(3)]
+        one = [_time_levels(corpus_folder, folder / "one", kind, [30]) for _ in range(3)]
         five_s, one_s = median(s for s, _ in five), median(s for s, _ in one)
         sizes.append((corpus + five[0][1]) / (corpus + one[0][1]))
         stage.append(five_s / one_s)
@@ -199,11 +201,11 @@ def _bare(folder: Folder, file: File) -> pa.Table:
 def _reading(
     folder: Folder, noise: Folder, column: str, read: Callable[[Folder, File], pa.Table]
 ) -> float:
-    """Throughput of reading every shard whole through a level, over that without it.
+    """Throughput of reading every whole shard with a noise level, over that without it.
 
-    Both sides take turns at each shard, and the best of several turns counts.
+    Both sides alternate at each shard, and the best of several turns counts.
     """
-    # A reader for each turn, for one keeps what it read last.
+    # A new reader for each turn, because a reader caches what it read last.
     readers = [Changes(noise) for _ in range(TURNS)]
     start = 0
     without = through = 0.0

@@ -1,4 +1,4 @@
-"""What the demo costs a newcomer: the first sweep, the second, and the instant verbs.
+"""The time of the demo for a new user: the first sweep, the second, and the short commands.
 
 Run it with the project installed: `python benchmarks/demo.py`. Ends with one line of JSON: wall
 seconds of the demo sweep (five levels, packages installed), of the same sweep again, and the

@@ -1,10 +1,10 @@
-"""What equal bf16 numbers cost on a CPU with AMX: training steps without AMX over those with it.
+"""The cost of equal bf16 numbers on a CPU with AMX: training steps without AMX over those with it.
 
 Run it with the project installed: `python benchmarks/instruction_set.py` (some minutes). Ends with
 one line of JSON: for each model, processor time of a bf16 training step under
 ONEDNN_MAX_CPU_ISA=AVX512_CORE_FP16, which `jobs` sets, over that under ALL. Both sides run in
-processes of their own, take turns, and use one thread. Figures are medians. On a CPU without AMX it
-says so and measures nothing.
+separate processes, alternate, and use one thread. Figures are medians. On a CPU without AMX it
+prints a message and measures nothing.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ print(median(times[3:]))
 
 
 def seconds(model: str, instruction_set: str) -> float:
-    """Processor time of a step, in a process whose oneDNN may use that much of the CPU."""
+    """Processor time of a step, in a process where oneDNN may use this instruction set."""
     environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": instruction_set}
     command = [sys.executable, "-c", STEPS, json.dumps(MODELS[model])]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
@@ -57,7 +57,7 @@ def seconds(model: str, instruction_set: str) -> float:
 
 
 def ratio(model: str) -> float:
-    """Capped over uncapped, the sides taking turns."""
+    """Capped over uncapped; the sides alternate."""
     rounds = [seconds(model, "AVX512_CORE_FP16") / seconds(model, "ALL") for _ in range(ROUNDS)]
     return round(median(rounds), 2)
 

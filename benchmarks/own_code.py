@@ -1,11 +1,11 @@
-"""Where the project keeps code of its own although a library exists: both sides, in one run.
+"""The project's own code against a library that does the same, in one run.
 
 Run it with the project installed: `python benchmarks/own_code.py` (a minute). Ends with one line of
-JSON. Every figure is a ratio of rates, own code over library, the median of several rounds in
-which the two take turns:
+JSON. Every figure is a ratio of rates, own code over library: the median of several rounds in
+which the two alternate:
 
 - tar: files a second out of a WebDataset shard in memory; against `tarfile` in stream mode.
-- headers: photographs a second whose size, notes and structure are told; against decoding them.
+- headers: photographs a second whose size, notes and structure are read; against decoding them.
 - keyed_hash: keys a second; against `hashlib.blake2b` of each key.
 - order: rows of an epoch a second; against torch's `randperm` over all rows, which needs no keys.
 """
@@ -35,7 +35,7 @@ ROUNDS = 9
 
 
 def jpegs(count: int) -> list[bytes]:
-    """Distinct JPEGs of some 4 kB."""
+    """Distinct JPEGs of about 4 kB."""
     rng = np.random.default_rng(0)
     found = []
     for _ in range(count):
@@ -46,7 +46,7 @@ def jpegs(count: int) -> list[bytes]:
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """Of one call."""
+    """Seconds of one call."""
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
@@ -110,7 +110,7 @@ def headers() -> float:
 
 
 def keyed_hash() -> float:
-    """A million keys as corpora have them."""
+    """A million keys in the form of a corpus's keys."""
     keys = pa.array([f"n01440764/n01440764_{number}.JPEG" for number in range(1_000_000)])
     texts = keys.to_pylist()
 
@@ -121,7 +121,7 @@ def keyed_hash() -> float:
 
 
 def order() -> float:
-    """A million rows, whose keys are hashed once a run and not in here."""
+    """A million rows; hashing their keys, once a run, is not measured here."""
     files = [File(f"train-{number:05d}.parquet", 50_000, "", 0) for number in range(20)]
     made = Order("c", files, seed=0, batch_size=1_000)
     keys = made.key_hashes(pa.array([str(number) for number in range(1_000_000)]))

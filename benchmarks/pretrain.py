@@ -1,23 +1,23 @@
-"""Pre-training: the loop, its input and its start, each against what a user would run instead.
+"""Pre-training: the loop, its input and its start, each against a common alternative.
 
 Run it with the project installed: `python benchmarks/pretrain.py` (some minutes on two
-cores). Both sides run in turn in one process; figures are medians. Ends with one line of JSON:
+cores). The two sides alternate in one process; figures are medians. Ends with one line of JSON:
 
-- loop_vs_bare: processors' time of a step of the plainest PyTorch loop over images in memory over
-  that of a run's update, steps taken in turn, same model (timm's ResNet-18), batch, optimizer and
+- loop_vs_bare: processor time of a step of a minimal PyTorch loop over images in memory, over that
+  of a run's update; steps alternate, with the same model (timm's ResNet-18), batch, optimizer and
   precision. Both start from bytes; `_floats`: the bare loop's images are normalised beforehand.
-  `_small`: a ResNet-18 of a few channels, where a loop's own work weighs most.
-- input_vs_dataloader: processors' time of an image by a torch DataLoader over the same JPEGs as an
+  `_small`: a ResNet-18 with few channels, where the loop's own cost has the largest share.
+- input_vs_dataloader: processor time of an image by a torch DataLoader over the same JPEGs as an
   ImageFolder, with torchvision's RandomResizedCrop, flip, ToTensor and Normalize, over that from
-  shards (after a first epoch, which checks them too), augmented and normalised; same number of
-  processes, children counted. `_uint8`: the DataLoader is spared ToTensor and Normalize for each
-  image, and both are done by batch, as the loop does them.
-- `_wall`: the same two by the clock, which on a shared machine measures its other tenants too.
-- data_wait_share: of the time of an epoch after its first batch, what a training step waits for
-  its streamed batch when a step takes three times what decoding its images does.
-- first_step_s: from handing a run to the stage until its first update, Ray being up;
+  shards (after a first epoch, which also checks them), augmented and normalised; both with the same
+  number of processes, children included. `_uint8`: the DataLoader applies ToTensor and Normalize to
+  whole batches, as the loop does, and not to each image.
+- `_wall`: the same two by wall time, which on a shared machine also measures other processes.
+- data_wait_share: the share of an epoch's time after its first batch in which training waits for
+  streamed batches, when a step takes three times as long as decoding its images.
+- first_step_s: from the start of a run in the stage until its first update, with Ray already up;
   five_levels_vs_one: wall time of five such runs over that of one.
-- on a GPU, what `pretrain_gpu.py` measures.
+- on a GPU, also the figures of `pretrain_gpu.py`.
 """
 
 from __future__ import annotations
@@ -66,9 +66,9 @@ SMALL_MODEL = {"channels": [16, 32, 64, 96]}
 
 @dataclass(frozen=True)
 class Spent:
-    """Seconds by the clock, and of processors' time: this process's and its ended children's.
+    """Seconds of wall time, and of processor time of this process and its ended children.
 
-    On a machine that is shared the clock measures its other tenants as well.
+    On a shared machine, wall time also measures other processes.
     """
 
     wall: float
@@ -98,7 +98,7 @@ def middle(times: Sequence[Spent]) -> Spent:
 
 
 class Bare:
-    """The plainest loop over images in memory: as bytes, or as the floats a model takes."""
+    """A minimal training loop over images in memory, as bytes or as normalised floats."""
 
     def __init__(self, model_options: dict[str, Any], batch: int, steps: int, floats: bool) -> None:
         self._images = torch.randint(0, 256, (steps * batch, 3, SMALL.size, SMALL.size)).byte()
@@ -112,7 +112,7 @@ class Bare:
         self._shift, self._scale = 255 * mean, 1 / (255 * std)
 
     def step(self) -> Spent:
-        """What one step takes."""
+        """The time of one step."""
         begun = Spent.now()
         rows = next(self._rows)
         images = self._images[rows]
@@ -125,9 +125,9 @@ class Bare:
 
 
 def against_bare(one: Work, bares: Sequence[Bare]) -> list[Spent]:
-    """For each bare loop, its median step over that of a run, steps taken in turn.
+    """For each bare loop, its median step over that of a run; steps alternate.
 
-    In turn, because a shared machine is at no time as fast as a minute later.
+    They alternate because the speed of a shared machine changes from minute to minute.
     """
     ours: list[Spent] = []
     theirs: list[list[Spent]] = [[] for _ in bares]
@@ -142,14 +142,14 @@ def against_bare(one: Work, bares: Sequence[Bare]) -> list[Spent]:
         left = Spent.now()
 
     train_run(one, watch=Watch(on_progress=on_progress), pace=Pace(minutes=60, time_share=0))
-    run, *loops = (middle(steps[4:]) for steps in (ours, *theirs))  # the first ones set things up
+    run, *loops = (middle(steps[4:]) for steps in (ours, *theirs))  # without the warm-up steps
     for loop in loops:
-        print(f"  an update {run}, a bare step {loop}", flush=True)
+        print(f"  an update: {run}, a bare step: {loop}", flush=True)
     return [Spent(loop.wall / run.wall, loop.cpu / run.cpu) for loop in loops]
 
 
 def loop_vs_bare(root: Path) -> dict[str, float]:
-    """One thread, or the two would measure how long they wait for one another's turn."""
+    """One thread, because the threads of the two sides would disturb each other."""
     batch, steps = 64, 34
     write_corpus(root, list(jpegs(steps * batch, 32, 32, 90)), 2_000)
     found: dict[str, float] = {}
@@ -189,12 +189,12 @@ def source(root: Path, batch: int, processes: int = PROCESSES) -> StreamedSource
 
 
 def ready(batch: Any, room: torch.Tensor | None) -> torch.Tensor:
-    """A streamed batch as the loop passes it to the model; `room`: the one before."""
+    """A streamed batch as the loop passes it to the model; `room`: the previous one's memory."""
     return to_input(augment(batch.images, CROP, draws(batch.hashes)), CROPPED, room)
 
 
 def streamed(shards: StreamedSource, epoch: int) -> Spent:
-    """What an epoch's input from shards takes."""
+    """The time of an epoch's input from shards."""
     begun, room = Spent.now(), None
     for each in shards.batches(epoch, 0, DistributedGroup()):
         room = ready(each, room)
@@ -202,7 +202,7 @@ def streamed(shards: StreamedSource, epoch: int) -> Spent:
 
 
 def dataloader(root: Path, batch: int, by_batch: bool) -> Spent:
-    """What an epoch's input by torch's DataLoader and torchvision takes."""
+    """The time of an epoch's input by torch's DataLoader and torchvision."""
     steps: list[Any] = [transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip()]
     if by_batch:
         steps += [transforms.PILToTensor()]
@@ -218,7 +218,7 @@ def dataloader(root: Path, batch: int, by_batch: bool) -> Spent:
 
 
 def input_vs_dataloader(root: Path) -> dict[str, float]:
-    """One thread here: the cores are those of the processes that decode."""
+    """One thread in this process, because the decoding processes use the cores."""
     batch, count = 64, 1_024
     torch.set_num_threads(1)
     images = list(jpegs(count, 400, 300, 92))
@@ -247,7 +247,7 @@ def per_image(spent: Spent, count: int) -> Spent:
 
 
 def data_wait_share(root: Path) -> dict[str, float]:
-    """Waiting for streamed batches of 32 while a step does three times their decoding's time."""
+    """The wait for streamed batches of 32, when a step takes three times as long as decoding."""
     batch = 32
     shards = source(root, batch)
     step_seconds = 3 * streamed(shards, 0).wall / shards.steps_per_epoch
@@ -255,7 +255,7 @@ def data_wait_share(root: Path) -> dict[str, float]:
     next(batches)
     waited, begun = 0.0, time.perf_counter()
     for _ in range(16):
-        time.sleep(step_seconds)  # as a GPU does it: the cores are the input's
+        time.sleep(step_seconds)  # stands for a GPU step: it leaves the cores to the input
         asked = time.perf_counter()
         next(batches)
         waited += time.perf_counter() - asked
@@ -266,7 +266,7 @@ def data_wait_share(root: Path) -> dict[str, float]:
 
 
 def stage_seconds(root: Path, levels: int, turn: int) -> tuple[float, float]:
-    """Seconds of the stage over some runs: to the first update, and to the end."""
+    """Seconds that the stage takes for some runs: to the first update, and to the end."""
     from jobs.pretrain import job
 
     fields = {

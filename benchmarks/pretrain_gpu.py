@@ -1,11 +1,11 @@
-"""Pre-training on a GPU: against timm's own train step and open_clip's, and the card's ceiling.
+"""Pre-training on a GPU: against the train steps of timm and open_clip, and the GPU's peak rate.
 
 Used by `pretrain.py`; needs CUDA. For ResNet-50 (timm) and CLIP RN50 and ViT-B/16 (open_clip), at
-224 px, bf16, channels-last, on pictures made up on the spot and, for ResNet-50, from shards:
+224 px, bf16, channels-last, on generated images and, for ResNet-50, also from shards:
 
 - images_per_s: of our runs' updates. `_<model>`, `_shards`.
-- vs_timm, vs_open_clip: over those of the library's own model, loss and AdamW in the plainest loop,
-  tensors already on the card, same batch and precision.
+- vs_timm, vs_open_clip: over those of the library's own model, loss and AdamW in a minimal loop,
+  with tensors already on the GPU and the same batch and precision.
 - ceiling_share: floating-point operations a second (forward and backward, by torch's counter) over
   those of a large bf16 matrix product measured here.
 """
@@ -54,7 +54,7 @@ def ceiling() -> float:
 
 
 def plain_step(model: nn.Module, loss_of: Callable[[], Tensor]) -> tuple[float, float]:
-    """Seconds of the plainest step of a model, and its floating-point operations."""
+    """Seconds of a minimal training step of a model, and its floating-point operations."""
     model.to(DEVICE, memory_format=torch.channels_last).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
@@ -71,7 +71,7 @@ def plain_step(model: nn.Module, loss_of: Callable[[], Tensor]) -> tuple[float, 
 
 
 def pictures() -> Tensor:
-    """A batch on the card."""
+    """A batch on the GPU."""
     images = torch.randn(BATCH, 3, 224, 224, device=DEVICE)
     return images.contiguous(memory_format=torch.channels_last)
 
@@ -91,7 +91,7 @@ def by_open_clip(name: str) -> tuple[float, float]:
 
 
 def ours(root: Path, name: str, fields: dict[str, Any], objective: str = "supervised") -> float:
-    """Images a second of a run of ours."""
+    """Images a second of one of our runs."""
     schedule = {"epochs": 1, "batch_size": BATCH, "lr": 1e-4, "precision": "bf16"}
     resources = Resources.model_validate({"cpus_per_worker": 14, "channels_last": True})
     model = fields.pop("model")
@@ -103,17 +103,17 @@ def ours(root: Path, name: str, fields: dict[str, Any], objective: str = "superv
 
 
 def measure(root: Path, images: list[bytes]) -> dict[str, float]:
-    """All of the above; `images` are the JPEGs that shards and pictures are made of."""
+    """All figures; `images`: the JPEGs for shards and batches."""
     write_corpus(root, (images * (1 + STEPS * BATCH // len(images)))[: STEPS * BATCH], 1_000)
     peak = ceiling()
     seconds, flops = by_timm()
-    held = ours(root, "held", {"model": "resnet50"})
+    in_memory = ours(root, "held", {"model": "resnet50"})
     augment = {"crop": [0.08, 1.0], "flip": True}
     found = {
-        "images_per_s": held,
+        "images_per_s": in_memory,
         "images_per_s_shards": ours(root, "shards", {"model": "resnet50", "augment": augment}),
-        "vs_timm": held * seconds / BATCH,
-        "ceiling_share": held / BATCH * flops / peak,
+        "vs_timm": in_memory * seconds / BATCH,
+        "ceiling_share": in_memory / BATCH * flops / peak,
     }
     for name in ("RN50", "ViT-B-16"):
         seconds, flops = by_open_clip(name)

@@ -1,24 +1,24 @@
-"""What 50,000 cells cost the control plane: planning, driving, looking, reading out. No training.
+"""The cost of 50,000 cells in the control plane: planning, executing, status, reports. No training.
 
 `python benchmarks/scale.py [--cells 50400] [--keep FOLDER]` drives a whole plan through the real
-executor with stages that do no work (a cell leaves the one row it would), then times each verb as a
-person would start it, on the store that came of it. Ends with one line of JSON:
+executor with stages that do no work (a cell only writes its row), and then times each command as a
+user would start it, on the resulting store. Ends with one line of JSON:
 
     plan_50k_s          `nml-orch plan`, a process from start to end
     status_50k_s        `nml-orch status`, the same
     status_no_index_s   the same with the index deleted: every manifest is opened
-    report_rows_50k_s   all the report's tables from the store, planning left out
-    verify_50k_s        what a second sweep does before it says that nothing is left
+    report_rows_50k_s   all the report's tables from the store, without planning
+    verify_50k_s        the checks of a second sweep, which has nothing to do
     executor_cells_per_s, driver_mb   cells driven a second; the driver's peak memory
     listing_s           one recursive listing of the store
 
-`--part nodes` alone starts a simulated cluster of `--nodes` (32) raylets without CPUs beside a head
-that does the work, and ends with what the nodes cost the scheduler:
+`--part nodes` starts only a simulated cluster: `--nodes` (32) raylets without CPUs, and a head that
+does the work. It ends with the cost of the nodes in the scheduler:
 
-    nodes_start_s       until all are there, and nodes_mb, the memory of their processes
-    tasks_per_s         tasks of nothing from one driver, on the head alone (`tasks_per_s_1`) and
+    nodes_start_s       until all are up, and nodes_mb, the memory of their processes
+    tasks_per_s         empty tasks from one driver, on the head alone (`tasks_per_s_1`) and
                         in the whole cluster (`tasks_per_s_n`)
-    resources_ms        one look at the cluster's resources and nodes, as a sweep takes it
+    resources_ms        one query of the cluster's resources and nodes, as in a sweep
 """
 
 import argparse
@@ -57,7 +57,7 @@ CELLS_A_SEED = 5 * 6 * 4 * 4 * 5  # levels, tasks, methods, fractions, tuning se
 
 
 def words(cells: int) -> list[str]:
-    """The command line's words for a sweep of about so many cells."""
+    """The command-line arguments of a sweep with about this many cells."""
     seeds = ",".join(map(str, range(max(1, round(cells / CELLS_A_SEED)))))
     return [
         *("--noise", "0,5,10,20,30", "--seeds", seeds),
@@ -71,7 +71,7 @@ def planned(cells: int) -> Plan:
 
 
 def idle(works: Sequence[Work], hooks: Hooks) -> None:
-    """A stage that has nothing to do."""
+    """A stage that does nothing."""
     for work in works:
         metrics = {"pretrain/images_per_s": 1000.0, "noise/realised_percent": 5.0}
         if isinstance(work.spec, FeaturesStep):
@@ -79,7 +79,7 @@ def idle(works: Sequence[Work], hooks: Hooks) -> None:
             row |= {"effective_rank": 2.0, "singular_values": [1.0, 1.0]}
             work.output.write_table("spectrum.parquet", pa.Table.from_pylist([row]))
         if isinstance(work.spec, NoiseStep):
-            columns = ("key", "clean", "noisy")  # of captions: no matrix is drawn of them
+            columns = ("key", "clean", "noisy")  # of captions: no matrix is drawn for them
             none = pa.table({name: pa.array([], pa.string()) for name in columns})
             work.output.write_table("changed.parquet", none)
         hooks.done(
@@ -89,7 +89,7 @@ def idle(works: Sequence[Work], hooks: Hooks) -> None:
 
 @functools.cache
 def _cell_file(text: str) -> bytes:
-    """A cell's file, whose row says what the cell's spec says."""
+    """A cell's file, with a row that matches the cell's spec."""
     spec = TuneStep.model_validate_json(text)
     made: dict[str, object] = {f.name: 1 if f.type == "int" else 50.0 for f in fields(Cell)}
     made |= {
@@ -110,7 +110,7 @@ def _cell_file(text: str) -> bytes:
 
 
 def idle_cell(works: Sequence[Work], hooks: Hooks) -> None:
-    """A tuning stage that leaves a cell's row and trains nothing."""
+    """A tuning stage that writes a cell's row and trains nothing."""
     for work in works:
         assert isinstance(work.spec, TuneStep)
         work.output.write_bytes(
@@ -120,7 +120,7 @@ def idle_cell(works: Sequence[Work], hooks: Hooks) -> None:
 
 
 def drive(cells: int, root: str) -> None:
-    """Drive the plan in this process and print what it took."""
+    """Execute the plan in this process, and print time and memory."""
     made, store = planned(cells), Store(Folder.of(root))
     store.prepare()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -144,7 +144,7 @@ def drive(cells: int, root: str) -> None:
 
 
 def read(cells: int, root: str) -> None:
-    """Time the report's tables, a sweep's verification and a listing in this process."""
+    """Time the report's tables, a sweep's checks and a listing in this process."""
     from orchestrator.results import collect
 
     made, store = planned(cells), Store(Folder.of(root))
@@ -213,7 +213,7 @@ def verb(root: str, *given: str) -> float:
 
 
 def part(name: str, cells: int, root: str) -> dict[str, float]:
-    """One of the above in a process of its own."""
+    """Run one part in a separate process."""
     command = [sys.executable, __file__, "--cells", str(cells), "--part", name, "--keep", root]
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     found: dict[str, float] = json.loads(output.splitlines()[-1])

@@ -2,10 +2,10 @@
 
     python benchmarks/spectrum.py --rows 200000 --dim 2048 --check 20000
 
-Features are generated in chunks and never held: the peak is what `jobs.features.spectrum` needs.
-It does not grow with the number of rows. Nothing is written to disk. `--check` compares the
-singular values of so many rows with those of `numpy.linalg.svd`, which needs all of them in memory,
-after the peak was taken.
+Features are generated in chunks and not kept: the peak is what `jobs.features.spectrum` needs. It
+does not grow with the number of rows. Nothing is written to disk. `--check` compares the singular
+values of so many rows with those of `numpy.linalg.svd`. This needs all of them in memory, so it
+runs after the peak is measured.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def batches(rows: int, dim: int, spent: list[float]) -> Iterator[np.ndarray]:
 
 
 def error(rows: int, dim: int) -> dict[str, float]:
-    """The largest distance of a singular value from a full SVD's, relative to the largest one."""
+    """The largest error of a singular value against a full SVD, relative to the largest value."""
     chunks = list(batches(rows, dim, []))
     x = np.concatenate(chunks).astype(np.float64)
     unit = x / np.linalg.norm(x, axis=1, keepdims=True)

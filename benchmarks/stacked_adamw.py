@@ -1,10 +1,10 @@
-"""What the stack's own AdamW is for: its step beside `torch.optim.AdamW` with a group a member.
+"""The stack's own AdamW against `torch.optim.AdamW` with a parameter group for each member.
 
     python benchmarks/stacked_adamw.py
 
-Eight members on one thread, processor milliseconds of a step, the least of 15. Prints one JSON
-object: for each head the stack's step, torch's fused, foreach and default form. Torch's have every
-member's weights as tensors of their own; to stack them for batched products is not counted.
+Eight members on one thread; processor milliseconds of a step, the least of 15. Prints one JSON
+object: for each head the step of the stack and of torch's fused, foreach and default forms. Torch's
+forms have separate tensors for each member; stacking them for batched products is not measured.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ def jpegs(count: int, width: int, height: int, quality: int) -> Iterator[bytes]:
 
 
 def write_corpus(root: Path, images: list[bytes], per_shard: int, folders: bool = False) -> None:
-    """Shards of the images (a tenth of them again for validation), noise, perhaps a tree too."""
+    """Write image shards (a tenth again for validation), noise, and a folder tree if asked."""
     corpus = Folder.of(root / "corpus")
     parts = {}
     for part in PARTS:
@@ -68,7 +68,7 @@ def write_corpus(root: Path, images: list[bytes], per_shard: int, folders: bool 
 
 
 def write_noise(root: Path, rows: int, field: Literal["label", "caption"]) -> None:
-    """Every tenth label or caption is the next kind's."""
+    """Write noise: every tenth label or caption is that of the next class."""
     changed = list(range(0, rows, 10))
     value = pa.int32() if field == "label" else pa.string()
     kinds = [[(n + by) % CLASSES for n in changed] for by in (0, 1)]
@@ -99,7 +99,7 @@ def work(
     resources: Resources,
     objective: str = "supervised",
 ) -> Work:
-    """A run over that corpus; `fields` are the recipe's."""
+    """A pre-training run on that corpus; `fields`: of the recipe."""
     kind: Any = Supervised if objective == "supervised" else Contrastive
     recipe = kind.model_validate({"name": "bench", "model": model} | fields)
     noise = Folder.of(root / f"noise-{'label' if objective == 'supervised' else 'caption'}")

@@ -1,32 +1,32 @@
-"""Tuning: NMTune's step, a sweep against what one would write oneself, the control plane.
+"""Tuning: NMTune's step, a sweep against two simple baselines, and the control plane.
 
 Run it with the project installed: `python benchmarks/tuning.py` (some minutes on two idle cores; on
-a busy machine its ratios mean little). Sides of a ratio are timed in turns, and the fastest of
-several turns counts; all keep freed memory, as the engine's trials do. Ends with one line of JSON:
+a busy machine its ratios mean little). The sides of a ratio alternate, and the fastest of several
+turns counts; all keep freed memory, as the engine's trials do. Ends with one line of JSON:
 
 - nmtune_step_vs_mlp: an optimizer step of the engine with all three regularisers over one without,
   one member, at (rows, D, H) = (128, 512, 2048) and (128, 2048, 8192); the worse of the two.
   `nmtune_step_vs_mlp_in_a_cell`: at D = 512, 8 members on one thread, as a cell runs by default.
 - published_step_vs_mlp: the same ratio of the published form (baseline A), the worse of the two.
 - stacked_vs_one_by_one: configurations an hour of the engine over baseline A's: nmtune, 64
-  configurations, D = 512, 10,000 samples, batch 128, 30 epochs. A is torch.nn, torch.optim.AdamW as
-  it comes, torch.svd of the batch and a D x D covariance, one configuration after another. Both are
-  timed over a part of an epoch and extended in proportion, for every step costs the same.
-  `halving_vs_one_by_one`: the engine with `halving: {first: 2, eta: 4}` declared (fewer epochs for
-  the configurations that are dropped, so not the same work), by the epochs it then trains.
+  configurations, D = 512, 10,000 samples, batch 128, 30 epochs. A is torch.nn, torch.optim.AdamW by
+  default, torch.svd of the batch and a D x D covariance, one configuration after another. Both are
+  timed over a part of an epoch and extrapolated, because every step costs the same.
+  `halving_vs_one_by_one`: the engine with `halving: {first: 2, eta: 4}` (dropped configurations
+  train fewer epochs, so the work is not the same), computed from the epochs that it then trains.
   `bf16_vs_one_by_one`: with `precision: bf16`.
-- stacked_vs_tune_trials: the same over baseline B, one Ray Tune trial a configuration running A's
-  code. What a trial costs besides its epochs is measured on a few; its epochs cost what A's do.
+- stacked_vs_tune_trials: the same over baseline B, which runs A's code in one Ray Tune trial for
+  each configuration. The overhead of a trial is measured on a few; its epochs cost the same as A's.
 - one_by_one_arithmetic_share: the share of A's time that its head's matrix products would take at
-  the measured ceiling. Its inverse bounds every engine that does the same products in float32.
+  the measured peak rate. Its inverse bounds every engine that does the same products in float32.
 - matmul_ceiling_share: the engine's useful flops a second over those of a bare batched product of
   the same shapes.
-- stacked_vs_one_by_one_small, stacked_vs_tune_trials_small: the same two at D = 96, where a step's
-  arithmetic is little and 64 members fit one stack.
-- extract_vs_forward: see `tuning_extract`; by the wall clock, the median of alternating rounds.
-  `extract_vs_forward_cpu`: by processor time, the one to read on a busy machine.
-- plan_s: planning 5 levels x 20 tasks x 5 methods x 5 fractions (2,500 cells and what they read).
-- per_cell_ms: wall time a cell of the stage on Ray, over cells with next to nothing to compute.
+- stacked_vs_one_by_one_small, stacked_vs_tune_trials_small: the same two at D = 96, where a step
+  has little arithmetic and 64 members fit in one stack.
+- extract_vs_forward: see `tuning_extract`; by wall time, the median of alternating rounds.
+  `extract_vs_forward_cpu`: by processor time, the better figure on a busy machine.
+- plan_s: planning 5 levels x 20 tasks x 5 methods x 5 fractions (2,500 cells and their inputs).
+- per_cell_ms: wall time of the stage on Ray for each cell, on cells with little to compute.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import torch
-import tuning_extract  # beside this file
+import tuning_extract  # in the same folder
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -75,8 +75,8 @@ def features(samples: int, dim: int) -> Labelled:
 
 
 def fastest(sides: dict[str, Callable[[], float]], turns: int) -> dict[str, float]:
-    """Each side's least seconds; sides take turns."""
-    found = {name: [side() for _ in range(1)] for name, side in sides.items()}  # warm
+    """The least seconds of each side; the sides alternate."""
+    found = {name: [side() for _ in range(1)] for name, side in sides.items()}  # warm-up
     for _ in range(turns):
         for name, side in sides.items():
             found[name].append(side())
@@ -94,7 +94,7 @@ def configurations(count: int, weight: float) -> list[Configuration]:
 def engine_epoch(
     dim: int, members: int, weight: float, steps: int, precision: Precision = "float32"
 ) -> Callable[[], float]:
-    """Seconds of an epoch of `steps` steps with hardly a validation, for all members."""
+    """Seconds of an epoch of `steps` steps for all members, with a tiny validation part."""
     shape = Shape("paper", dim, ClassTarget(CLASSES))
     given = features(steps * ROWS, dim)
     validation = Labelled(given.features[0, :2], given.labels[:2])
@@ -113,7 +113,7 @@ def engine_epoch(
 
 
 class Published:
-    """A head, its losses and its optimizer as the published code has them."""
+    """A head, its losses and its optimizer, as in the published code."""
 
     def __init__(self, dim: int, weight: float) -> None:
         torch.manual_seed(0)
@@ -201,7 +201,7 @@ def cell_step_ratio() -> dict[str, object]:
 
 
 def product_rate(members: int) -> float:
-    """Flops a second of a bare batched product of the head's larger shapes."""
+    """Flops a second of a bare batched product with the shapes of the head's larger layers."""
     hidden = 4 * SWEEP_DIM
     weights = torch.randn(members, hidden, SWEEP_DIM)
     rows = torch.randn(members, SWEEP_DIM, ROWS)
@@ -259,7 +259,7 @@ def sweep_ratios() -> dict[str, object]:
 
 
 def small_ratios() -> dict[str, object]:
-    """The sweep's two ratios for a small head, all configurations in one stack."""
+    """The two ratios of a sweep for a small head, with all configurations in one stack."""
     steps = 4
     sides = {
         "engine": engine_epoch(SMALL_DIM, CONFIGURATIONS, WEIGHT, steps),
@@ -277,7 +277,7 @@ def small_ratios() -> dict[str, object]:
 
 
 def trial_overhead(dim: int = SWEEP_DIM) -> float:
-    """Wall seconds a trial of baseline B adds to its epochs: a few trials of one step each."""
+    """Wall seconds that a trial of baseline B adds to its epochs, from a few one-step trials."""
     from ray import tune
 
     def trial(config: dict[str, float]) -> None:
@@ -295,7 +295,7 @@ def trial_overhead(dim: int = SWEEP_DIM) -> float:
 
 
 def plan_seconds(folder: Path) -> float:
-    """Planning the full matrix, from the experiment file on."""
+    """Seconds to plan the full matrix from an experiment file."""
     from orchestrator.experiment import load
     from orchestrator.plan import build
 
@@ -328,7 +328,7 @@ def plan_seconds(folder: Path) -> float:
 
 
 def cell_milliseconds(folder: Path) -> float:
-    """The stage over cells of one epoch on 40 rows of 8 dimensions; Ray is up already."""
+    """The stage on cells of one epoch, 40 rows and 8 dimensions; Ray is already up."""
     from jobs.tuning.job import run
 
     place = Folder.of(folder / "features")
@@ -350,7 +350,7 @@ def cell_milliseconds(folder: Path) -> float:
                 "task": {"name": "tiny", "title": "Tiny", "domain": "id", "corpus": corpus},
                 "method_name": "lp",
                 "method": {"head": "linear", "space": {"lr": 0.1}},
-                "fraction": 100 - 0.1 * number,  # no two train as one stack
+                "fraction": 100 - 0.1 * number,  # so that no two cells train as one stack
                 "seed": 0,
                 "settings": {"configurations": 1, "epochs": 1, "batch_size": 20},
             }

@@ -3,20 +3,19 @@
 Run it with the project installed: `python benchmarks/tuning_extract.py` (a minute or two on two
 cores). Ends with one line of JSON:
 
-- extract_vs_forward: rows a second (by the wall clock) of `jobs.features.extract.extract` over
-  those of the slower of the two things it cannot do without, each alone and with the same threads:
-  the encoder's bare forward pass over tensors that are decoded and augmented already, in the same
-  batches; and decoding (to the encoder's input) by itself. The sides alternate in one process, in
-  short turns whose order turns about from round to round, so that what slows the machine meets
-  both; the median of the rounds' ratios. `_cpu`: the same by processor time, which a busy machine
-  disturbs less.
-- bound_by: which of the two it was; forward_rows_per_s, decode_rows_per_s, extract_rows_per_s.
-- batch_size: what `auto` chose.
+- extract_vs_forward: rows a second (wall time) of `jobs.features.extract.extract` over those of the
+  slower of its two necessary parts, each alone and with the same threads: the encoder's bare
+  forward pass on tensors that are already decoded and augmented, in the same batches; and decoding
+  (to the encoder's input) alone. The sides alternate in one process, in short turns. Their order
+  changes from round to round, so that a slower machine affects both. The figure is the median of
+  the rounds' ratios. `_cpu`: the same by processor time, which a busy machine affects less.
+- bound_by: the slower part; forward_rows_per_s, decode_rows_per_s, extract_rows_per_s.
+- batch_size: the choice of `auto`.
 
-The images are JPEGs of 160 x 160 (natural in their smoothness, about 5 kB), the encoder a ResNet-50
-at 160 pixels with random weights; a training unit with two augmented views, so three passes a row.
-On a CPU decoding and forward pass share the cores: what decoding and augmenting take is taken from
-the forward pass, and the ratio says how much that is.
+The images are JPEGs of 160 x 160 (as smooth as photographs, about 5 kB), the encoder a ResNet-50 at
+160 pixels with random weights; the training part has two augmented views, so three passes a row.
+On a CPU, decoding and forward pass share the cores: decoding and augmenting take time from the
+forward pass, and the ratio shows how much.
 """
 
 from __future__ import annotations
@@ -87,14 +86,14 @@ def encoder() -> Encoder:
 
 
 def timed(do: Callable[[], object]) -> tuple[float, float]:
-    """(seconds by the wall clock, seconds of processor time)."""
+    """(seconds of wall time, seconds of processor time)."""
     began, spent = time.perf_counter(), time.process_time()
     do()
     return time.perf_counter() - began, time.process_time() - spent
 
 
 def measure() -> dict[str, float | str]:
-    """Everything the module's docstring names."""
+    """All figures of the module's docstring."""
     torch.set_num_threads(os.cpu_count() or 1)
     opened = encoder()
     step = STEP.model_copy(update={"cpus_per_worker": os.cpu_count() or 1})
@@ -122,7 +121,7 @@ def measure() -> dict[str, float | str]:
             "decode": decoding,
             "extract": lambda: extract(unit, place, "b", opened, step),
         }
-        forward()  # warm
+        forward()  # warm-up
         taken: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
         for number in range(REPEATS):
             turn = list(sides.items())
@@ -141,7 +140,7 @@ def measure() -> dict[str, float | str]:
 
 
 def extract_vs_forward() -> float:
-    """The ratio alone."""
+    """Only the ratio."""
     return float(measure()["extract_vs_forward"])
 
 

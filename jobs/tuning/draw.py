@@ -1,9 +1,9 @@
 """Draws the configurations of a cell from its method's search space.
 
 A draw depends only on the tuning seed and on the name of the hyper-parameter. All methods of a seed
-get the same number of configurations, and the same values where their domains agree. A larger
+get the same number of configurations, and the same values where their domains are equal. A larger
 budget begins with the draws of a smaller one. A grid gives all of its combinations. The domains are
-Ray Tune's own and mean here what they mean in Tune.
+those of Ray Tune, with the same meaning.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ from jobs.tuning.trained import Configuration, configuration, step_of
 def draw(space: Space, configurations: int, seed: int) -> tuple[Configuration, ...]:
     """`configurations` points of a space, in an order that depends only on the seed.
 
-    A space with grids gives all combinations of the grids instead, in the order of its fields.
+    A space with grids gives all their combinations instead; the grid of the last field varies
+    fastest.
     """
     grids = {n: domain.grid for n, domain in space.domains.items() if isinstance(domain, Grid)}
     count = math.prod(map(len, grids.values())) if grids else configurations
@@ -52,7 +53,7 @@ def draw(space: Space, configurations: int, seed: int) -> tuple[Configuration, .
 
 
 def _draw_one(domain: Domain, count: int, seed: int, name: str) -> list[float]:
-    """`count` draws of one hyper-parameter, from a stream of its own."""
+    """`count` draws of one hyper-parameter, from its own random generator."""
     digest = hashlib.blake2b(json.dumps([seed, "space", name]).encode(), digest_size=8).digest()
     generator = np.random.default_rng(int.from_bytes(digest, "little"))
     match domain:
@@ -72,7 +73,7 @@ def _draw_one(domain: Domain, count: int, seed: int, name: str) -> list[float]:
 
 
 def configurations_of(work: Work) -> tuple[Configuration, ...] | None:
-    """The configurations of a cell; None when its search proposes them batch by batch."""
+    """The configurations of a cell; None when Optuna proposes them batch by batch."""
     step = step_of(work)
     if step.settings.search == "optuna" and step.method.head != "zero_shot":
         return None

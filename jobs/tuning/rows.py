@@ -1,11 +1,11 @@
-"""Which rows of a part a cell has: a pure selection of indices from keys and labels.
+"""Selects the rows of a part that a cell uses, from keys and labels alone.
 
 Takes a part's samples (keys and labels, sorted by key), a task, a percentage and a seed; gives the
-indices of the task's rows with their targets. Frozen cells index features by them, cells that train
-the encoder index images, so both have the same samples. The selection depends on labels, keys and
-seed alone: it is the same at every noise level, and a smaller fraction lies inside a larger one. A
-task whose target is a number has no classes: its labels are those numbers, and its fraction is
-taken by key alone.
+indices of the task's rows with their targets. Frozen cells index features with them, and cells that
+train the encoder index images, so both use the same samples. The selection depends only on labels,
+keys and seed: it is the same at every noise level, and a larger fraction contains the rows of a
+smaller one. A task whose target is a number has no classes: its labels are the numbers, and its
+fraction depends only on the keys. Reads no file.
 """
 
 from __future__ import annotations
@@ -62,12 +62,12 @@ class Labelled:
 class TaskClasses:
     """Which corpus labels count as which class of a task."""
 
-    names: tuple[str, ...]  # empty: its target has none
+    names: tuple[str, ...]  # empty: the target is a number
     index_of: Indices  # by corpus label; -1: not part of the task
 
     @staticmethod
     def of(task: Task, corpus_classes: tuple[str, ...]) -> TaskClasses:
-        """The task's classes over the corpus's. Raises StageError on labels that do not fit."""
+        """A task's classes from the corpus's. Raises StageError when the labels do not fit."""
         if not task.target_kind.has_classes:
             return TaskClasses((), np.zeros(0, np.int64))
         if task.classes is None:
@@ -77,12 +77,12 @@ class TaskClasses:
         for index, (name, members) in enumerate(task.classes.items()):
             for member in members:
                 if task.source == "features" and isinstance(member, str) and member not in label_of:
-                    continue  # a spelling that these features do not use
+                    continue  # another spelling of the class; these features do not use it
                 label = _label(task, name, member, label_of)
                 if index_of[label] >= 0:
                     raise StageError(
                         f"task {task.name}: label {label} counts as two classes; "
-                        f"take it out of classes.{name} or of the other"
+                        f"remove it from classes.{name} or from the other class"
                     )
                 index_of[label] = index
         if task.source == "features":
@@ -93,19 +93,22 @@ class TaskClasses:
 def _check_spelling(
     task: Task, classes: Mapping[str, Sequence[int | str]], labels: Sequence[str], index_of: Indices
 ) -> None:
-    """Given labels name every class and, for a metric of two, no third. Raises StageError."""
+    """Check that the features' labels name every class. Raises StageError.
+
+    Where the metric needs exactly two classes, no label may stand for a third one.
+    """
     lacking = set(range(len(classes))) - set(index_of.tolist())
     if lacking or (task.metric in OF_TWO_CLASSES and (index_of < 0).any()):
         known = "; ".join(f"{name} ({', '.join(map(str, classes[name]))})" for name in classes)
         raise StageError(
             f"task {task.name}: its features have {len(labels)} labels (the first: "
-            f"{', '.join(labels[:3])}), but its classes and what may stand for them are {known}; "
+            f"{', '.join(labels[:3])}), but its classes and their accepted labels are {known}; "
             f"relabel the features, or list their labels in a task file of your own"
         )
 
 
 def _label(task: Task, name: str, member: int | str, label_of: Mapping[str, int]) -> int:
-    """The corpus's label that a member of a class names. Raises StageError for one it has not."""
+    """The corpus label that a member of a class names. Raises StageError for an unknown one."""
     if isinstance(member, str):
         if member not in label_of:
             raise StageError(
@@ -132,17 +135,19 @@ def training_rows(
 ) -> TaskRows:
     """The training rows of a cell: `percent` of each class's rows, at least one of each.
 
-    Where the target is a number, `percent` of all rows. Raises StageError when a class has no row
-    at all, the task fewer than two classes, or the rows one number between them.
+    Where the target is a number, `percent` of all rows. Raises StageError when a class has no row,
+    when the task has fewer than two classes, or when all rows have the same number as target.
     """
     target = target_of(task, len(classes.names))
-    whole = _of_task(part, classes, task)
-    drawn = _share(whole, target.strata(whole.labels.numpy()), percent, seed, task)
+    whole = _rows_of_task(part, classes, task)
+    drawn = _draw_fraction(whole, target.strata(whole.labels.numpy()), percent, seed, task)
     target.check_training(drawn.labels.numpy(), classes.names, task, percent)
     return drawn
 
 
-def _share(whole: TaskRows, groups: Indices, percent: float, seed: int, task: Task) -> TaskRows:
+def _draw_fraction(
+    whole: TaskRows, groups: Indices, percent: float, seed: int, task: Task
+) -> TaskRows:
     """`percent` of the rows of each group."""
     if percent >= 100:
         return whole
@@ -158,7 +163,7 @@ def _share(whole: TaskRows, groups: Indices, percent: float, seed: int, task: Ta
 
 def plain_rows(part: Samples, classes: TaskClasses, task: Task) -> TaskRows:
     """The rows of a validation or test part. Raises StageError when they cannot be scored."""
-    rows = _of_task(part, classes, task)
+    rows = _rows_of_task(part, classes, task)
     target_of(task, len(classes.names)).check_part(rows.labels.numpy(), task)
     return rows
 
@@ -166,8 +171,8 @@ def plain_rows(part: Samples, classes: TaskClasses, task: Task) -> TaskRows:
 def fraction(keys: pa.Array, labels: Indices, *, percent: float, seed: int, scope: str) -> Indices:
     """Ascending indices of `percent` of each label's rows (rounded to nearest, at least one).
 
-    Which rows depends on their keys, the seed and the scope, never on their order; the rows of a
-    smaller percentage are among those of a larger one.
+    The choice depends on the rows' keys, the seed and the scope, never on their order. A larger
+    percentage contains the rows of a smaller one.
     """
     order = np.argsort(hash64(keys, seed=seed, scope=scope, stream="fraction"), kind="stable")
     kept = []
@@ -177,7 +182,7 @@ def fraction(keys: pa.Array, labels: Indices, *, percent: float, seed: int, scop
     return np.sort(np.concatenate(kept))
 
 
-def _of_task(part: Samples, classes: TaskClasses, task: Task) -> TaskRows:
+def _rows_of_task(part: Samples, classes: TaskClasses, task: Task) -> TaskRows:
     """The part's rows whose label belongs to the task."""
     target = target_of(task, len(classes.names))
     if part.labels.dtype != target.label_type:

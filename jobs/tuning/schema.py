@@ -10,11 +10,12 @@ A cell's output folder holds
     model.safetensors, encoder.json      the fine-tuned encoder          (ID cells of `ft`)
     adapter.safetensors, adapter.json    the encoder's adapters          (ID cells of `lora`)
 
-An OOD cell tests the head of the ID cell it is trained on, and repeats what was selected there.
-Accuracies and F1 are percentages, 0-100, correlations are times 100. A task whose target is a
-number has neither accuracy nor F1: they are null. A cell says what its own step knows: noise level,
-pre-training seed and encoder stand in its address, and whoever reads many cells joins them.
-Losses that no configuration of the cell weighs, and those of failed configurations, are null.
+An OOD cell tests the head of the ID cell that its task names (`trained_on`). It repeats that
+cell's columns about training, validation and the selected configuration. Accuracies and F1 are
+percentages, 0-100; correlations are times 100. A task whose target is a number has no accuracy and
+no F1: these columns are null. A cell records only what its own step knows. Its address contains the
+noise level, the pre-training seed and the encoder; a reader of many cells joins them. A loss is
+null when no configuration of the cell gives it a weight, or when the configuration failed.
 """
 
 from __future__ import annotations

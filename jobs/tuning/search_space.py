@@ -55,16 +55,16 @@ class QUniform(Spec):
                 f"quniform [{low:g}, {high:g}, {step:g}] needs low < high and 0 < q <= high - low"
             )
         for name, bound in (("low", low), ("high", high)):
-            if not math.isclose(bound / step, round(bound / step)):  # as Tune itself asks
+            if not math.isclose(bound / step, round(bound / step)):  # Tune requires it
                 raise ValueError(
-                    f"quniform [{low:g}, {high:g}, {step:g}]: {name} must be a multiple of q, as "
-                    f"{step * round(bound / step):g} is"
+                    f"quniform [{low:g}, {high:g}, {step:g}]: {name} must be a multiple of q, for "
+                    f"example {step * round(bound / step):g}"
                 )
         return self
 
 
 class RandInt(Spec):
-    """Tune's `randint(low, high)`: whole numbers, the upper bound left out."""
+    """Tune's `randint(low, high)`: whole numbers from low to high - 1."""
 
     randint: tuple[int, int]
 
@@ -83,7 +83,7 @@ class Choice(Spec):
 
 
 class Grid(Spec):
-    """Tune's `grid_search(values)`: every value, with every combination of the other grids."""
+    """Tune's `grid_search(values)`: every value, combined with every value of the other grids."""
 
     grid: tuple[float, ...] = Field(min_length=1)
 
@@ -92,9 +92,9 @@ DOMAINS = ("loguniform", "uniform", "quniform", "randint", "choice", "grid")
 
 
 def _named_domain(value: Any) -> Any:
-    """Refuse a value that names no domain with one sentence instead of one for each domain."""
+    """Refuse a value that names no domain; one error instead of pydantic's one for each domain."""
     if isinstance(value, (list, tuple)):
-        raise ValueError("a list of values is written as choice: [...], or grid: [...]")
+        raise ValueError("a list of values is written as choice: [...] or grid: [...]")
     if isinstance(value, Mapping) and (len(value) != 1 or next(iter(value)) not in DOMAINS):
         near = difflib.get_close_matches(str(next(iter(value), "")), DOMAINS, n=1)
         hint = f"did you mean {near[0]}?" if near and len(value) == 1 else "or give a number"
@@ -140,13 +140,15 @@ def bounds(domain: Domain) -> tuple[float, float]:
 class Space(Spec):
     """The hyper-parameters of one method. Loss weights of 0 turn a regulariser off."""
 
-    lr: Domain | None = Field(None, description="heads that are trained by steps: needed")
+    lr: Domain | None = Field(None, description="required for heads that are trained by steps")
     weight_decay: Domain = 0.0
     mse: Domain = 0.0
     cov: Domain = 0.0
     svd: Domain = 0.0
-    scale: Domain = Field(1.0, description="multiplies the three weights of one configuration")
-    l2: Domain | None = Field(None, description="ridge and lbfgs: needed, their only parameter")
+    scale: Domain = Field(1.0, description="multiplies mse, cov and svd of a configuration")
+    l2: Domain | None = Field(
+        None, description="required for ridge and lbfgs, their only parameter"
+    )
 
     @model_validator(mode="after")
     def _in_range(self) -> Space:
@@ -158,12 +160,12 @@ class Space(Spec):
             positive = name in ("lr", "l2")
             if low < 0 or (positive and low == 0):
                 least = "above 0" if positive else "0 or more"
-                raise ValueError(f"{name} spans [{low:g}, {high:g}]; must be {least}")
+                raise ValueError(f"{name} spans [{low:g}, {high:g}]; it must be {least}")
         return self
 
     @property
     def domains(self) -> dict[str, Domain]:
-        """The domains that are given, by name."""
+        """The domains by name, without `lr` or `l2` where they are not given."""
         return {n: d for n in type(self).model_fields if (d := getattr(self, n)) is not None}
 
     @property
@@ -173,7 +175,7 @@ class Space(Spec):
 
     @property
     def combinations(self) -> int | None:
-        """Points of the grid; None when a domain is drawn from."""
+        """How many points the grids have together; None when a domain is drawn at random."""
         domains = self.domains.values()
         if any(not isinstance(domain, (Grid, int, float)) for domain in domains):
             return None

@@ -1,4 +1,7 @@
-"""The tuning section of an experiment file, and the spec of one cell."""
+"""The tuning section of an experiment file, and the spec of one cell.
+
+Both are checked when they are read; invalid ones raise ValueError.
+"""
 
 from __future__ import annotations
 
@@ -15,17 +18,19 @@ from jobs.tuning.search_space import Grid
 
 
 class Halving(Spec):
-    """Successive halving: after `first` epochs, and at every `eta` times as many, the better
-    1/`eta` of a method's configurations goes on; the others are kept as rows that were dropped.
-    Configurations of `lora` and `ft` are trials of their own and halved by Tune's asynchronous
-    form (ASHA) at the same epochs: who goes on there depends on the order in which trials report.
+    """Successive halving of a method's configurations.
+
+    The cuts are after `first`, `first` * `eta`, `first` * `eta`^2, ... epochs. At a cut the better
+    1/`eta` of the configurations continues; the others are dropped and stay in the results.
+    Each configuration of `lora` and `ft` is a trial, and Tune's asynchronous halving (ASHA) stops
+    trials at the same epochs. Which ones it stops depends on the order in which trials report.
     """
 
     first: int = Field(ge=1, description="epochs before the first cut")
     eta: int = Field(2, ge=2)
 
     def cuts(self, configurations: int, epochs: int) -> tuple[tuple[int, int], ...]:
-        """(after this many epochs, this many configurations go on), in order, before the end."""
+        """(epoch, configurations that continue after it) of each cut before the last epoch."""
         found = []
         epoch, left = self.first, configurations
         while epoch < epochs and left > 1:
@@ -41,7 +46,7 @@ Percent = Annotated[float, Field(ge=0, le=50)]
 
 
 class EncoderTuning(Spec):
-    """How a cell that trains the encoder (`lora`, `ft`) sees images."""
+    """View settings and precision of a cell that trains the encoder (`lora`, `ft`)."""
 
     views: Views
     precision: EncoderPrecision = "float32"
@@ -52,32 +57,34 @@ class TuningSettings(Spec):
 
     configurations: int = Field(8, ge=1, description="tried for each method in each cell")
     epochs: int = Field(30, ge=1)
-    batch_size: int = Field(64, ge=2, description="samples a step; each brings all its views")
+    batch_size: int = Field(64, ge=2, description="samples a step, each with all its views")
     search: Search = "random"
     halving: Halving | None = None
     patience: int | None = Field(
-        None, ge=1, description="epochs without a better validation after which a member stops"
+        None, ge=1, description="a configuration stops after so many epochs without improvement"
     )
     precision: Precision = Field("float32", description="of matrix products; tf32 needs a GPU")
     cpus: Annotated[int, NOT_SEMANTIC] = Field(1, ge=1, description="of a cell")
     gpus: Annotated[float, NOT_SEMANTIC] = Field(0, ge=0, description="of a cell; may be a share")
     memory_mb: Annotated[int, NOT_SEMANTIC] = Field(
-        1024, ge=1, description="that a stack may work in; larger ones train in turns"
+        1024, ge=1, description="memory of a stack; larger stacks train in turns"
     )
 
 
 class Tuning(TuningSettings):
-    """The tuning section of an experiment file. Budgets are equal for all methods by design."""
+    """The tuning section of an experiment file. All methods have the same budget by design."""
 
     methods: dict[Slug, Method] = Field(min_length=1)
     fractions: tuple[Annotated[float, Field(gt=0, le=100)], ...] = Field((100.0,), min_length=1)
     label_noise: tuple[Percent, ...] = Field(
-        (0.0,), min_length=1, description="percent of training labels made wrong; never others"
+        (0.0,),
+        min_length=1,
+        description="percent of training labels made wrong; other parts stay clean",
     )
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1)
 
     def settings(self, method: Method) -> TuningSettings:
-        """The settings of a method's cells, which try no more configurations than they can use."""
+        """The settings of a method's cells, with the number of configurations that it tries."""
         shared = {name: getattr(self, name) for name in TuningSettings.model_fields}
         return TuningSettings(**shared | {"configurations": method.tries(self.configurations)})
 
@@ -87,9 +94,9 @@ class Tuning(TuningSettings):
             if method.reads_images and (self.search == "optuna" or self.patience is not None):
                 what = "patience" if self.patience is not None else "search: optuna"
                 raise ValueError(
-                    f"method {name} trains the encoder, a trial for each configuration, which "
-                    f"{what} does not reach; leave it out, or put {name} in an experiment of its "
-                    f"own"
+                    f"method {name} trains the encoder, one trial for each configuration, and "
+                    f"{what} does not support that; leave it out, or put {name} in an experiment "
+                    f"of its own"
                 )
         return self
 
@@ -102,23 +109,26 @@ class Tuning(TuningSettings):
             grids = [n for n, d in method.space.domains.items() if isinstance(d, Grid)]
             if self.search != "grid" and grids:
                 raise ValueError(
-                    f"method {name} gives {grids[0]} as a grid, which needs search: grid "
-                    f"(it is {self.search}); use choice"
+                    f"method {name} gives {grids[0]} as a grid, which needs search: grid, but "
+                    f"search is {self.search}; use choice"
                 )
             if self.search == "grid" and points is None:
                 raise ValueError(
-                    f"method {name} has a domain to draw from, which search: grid cannot; "
+                    f"method {name} has a domain to draw from, and search: grid draws nothing; "
                     f"give grid: [...] or one value"
                 )
             if self.search == "grid" and points != self.configurations:
                 raise ValueError(
                     f"the grid of method {name} has {points} combinations and the budget is "
-                    f"configurations={self.configurations}; every method tries as many"
+                    f"configurations={self.configurations}; make them equal, because "
+                    f"every method tries the same number"
                 )
         if self.search == "optuna" and self.halving is not None:
-            raise ValueError("search: optuna trains in batches of its own; leave out halving")
+            raise ValueError(
+                "search: optuna trains batch by batch and cannot be halved; leave out halving"
+            )
         if self.precision == "tf32" and not self.gpus:
-            raise ValueError("precision: tf32 exists on GPUs alone; set gpus, or take float32")
+            raise ValueError("precision: tf32 exists on GPUs alone; set gpus, or use float32")
         for axis in ("fractions", "label_noise", "seeds"):
             given = getattr(self, axis)
             if len(set(given)) < len(given):
@@ -129,8 +139,8 @@ class Tuning(TuningSettings):
 class TuneStep(Spec):
     """One cell: a task, a method, a share of the training rows, label noise and a tuning seed.
 
-    For an OOD task the head comes from the cell it is trained on (an input step) and is only
-    evaluated here: an added OOD task re-runs nothing.
+    For an OOD task the head comes from an ID cell (an input step) and is only evaluated here, so
+    a new OOD task re-runs no other cell.
     """
 
     protocol: ClassVar[int] = 3
@@ -149,7 +159,10 @@ class TuneStep(Spec):
         if self.task.domain == "ood" and self.task.trained_on is None:
             raise ValueError(f"OOD task {self.task.name} must name the task it is trained on")
         if self.method.reads_images != (self.encoder is not None):
-            raise ValueError(f"{self.method_name}: `encoder` goes with the methods that train it")
+            raise ValueError(
+                f"{self.method_name}: `encoder` goes with the methods that train it; set it for "
+                f"lora and ft, and leave it out for others"
+            )
         return self
 
     @model_validator(mode="after")
@@ -158,14 +171,14 @@ class TuneStep(Spec):
         unfit = kind.unfit_heads.get(self.method.head)
         if unfit is not None:
             raise ValueError(
-                f"method {self.method_name} is {unfit}, which needs classes, and task "
+                f"method {self.method_name} is {unfit}, which needs classes, but task "
                 f"{self.task.name} predicts a {kind.name}; use ridge, or put one of the two in an "
                 f"experiment of its own"
             )
         if self.label_noise and not kind.has_classes:
             raise ValueError(
-                f"label_noise {self.label_noise:g} takes a label for another class, and task "
-                f"{self.task.name} predicts a {kind.name}; put one of the two in an experiment of "
-                f"its own"
+                f"label_noise {self.label_noise:g} replaces labels by those of other classes, but "
+                f"task {self.task.name} predicts a {kind.name}; put one of the two in an "
+                f"experiment of its own"
             )
         return self

@@ -1,9 +1,9 @@
-"""What a class and a number are to a head: one class for each, behind one interface.
+"""The targets of tasks: classes and numbers, behind one interface.
 
-A target says how labels become what a head is trained on, what the loss is, how outputs become
-predictions, how these are scored, and what a row of `predictions.parquet` is. Nothing else in the
-tuning stage asks which kind a target is. A further kind is a subclass of `Target` in `TARGETS`, and
-its facts in `jobs.tasks.target`.
+A target defines how labels are encoded for training, what the loss is, how outputs become
+predictions, how predictions are scored, and what a row of `predictions.parquet` is. Nothing else in
+the tuning stage asks which kind a target is. To add a kind, write a subclass of `Target`, add it to
+`TARGETS`, and describe it in `jobs.tasks.target`.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ from jobs.tuning.schema import Estimate, Prediction
 Indices = npt.NDArray[np.int64]
 Labels = npt.NDArray[np.int64] | npt.NDArray[np.float64]
 Statistics = Mapping[str, float] | Mapping[str, Tensor]
-"""What a head keeps of its training targets, by buffer name: numbers, or [K, 1] for K members."""
+"""Statistics of a head's training targets, by buffer name: numbers, or [K, 1] for K members."""
 
 
 class Target(ABC):
     """What a head predicts for one task. K members, R rows, C outputs."""
 
     kind: ClassVar[TargetKind]
-    label_type: ClassVar[np.dtype[np.int64] | np.dtype[np.float64]]  # of labels that are read
+    label_type: ClassVar[np.dtype[np.int64] | np.dtype[np.float64]]  # of the labels in the files
     term: ClassVar[str]  # the training loss's name in `trained.TERMS`
-    dtype: ClassVar[torch.dtype]  # of what the training loss compares outputs with
-    blank: ClassVar[Mapping[str, float]] = {}  # statistics of a head that has seen no target
+    dtype: ClassVar[torch.dtype]  # of encoded targets
+    blank: ClassVar[Mapping[str, float]] = {}  # statistics of an untrained head
     curves: ClassVar[tuple[str, ...]]  # validation scores that are recorded epoch by epoch
     row: ClassVar[type[Prediction] | type[Estimate]]  # of `predictions.parquet`
 
     @classmethod
     @abstractmethod
     def of(cls, classes: int) -> Target:
-        """The target of a task with so many classes."""
+        """The target of a task with this many classes."""
 
     @property
     @abstractmethod
@@ -64,8 +64,8 @@ class Target(ABC):
     def select(self, labels: Labels, index_of: Indices, task: Task) -> tuple[Indices, Labels]:
         """(ascending indices of the task's rows, their targets) of a part's labels [N].
 
-        `index_of` gives the task's class of each of the corpus's labels, -1 for none. Raises
-        StageError when labels are out of range or no row is the task's.
+        `index_of` gives the task's class of each corpus label, or -1 for none. Raises StageError
+        when labels are out of range or no row belongs to the task.
         """
 
     @abstractmethod
@@ -76,7 +76,7 @@ class Target(ABC):
     def check_training(
         self, targets: Labels, names: Sequence[str], task: Task, percent: float
     ) -> None:
-        """Raise StageError for training targets that nothing can be learnt from."""
+        """Raise StageError when nothing can be learned from the training targets."""
 
     @abstractmethod
     def check_part(self, targets: Labels, task: Task) -> None:
@@ -85,16 +85,16 @@ class Target(ABC):
     # -- training and prediction -------------------------------------------------------------------
 
     def statistics(self, targets: Tensor) -> Mapping[str, float]:
-        """What a head keeps of the targets [N] it is trained on. Raises ValueError if unfit."""
+        """Statistics of the training targets [N]. Raises ValueError when they have none."""
         return self.blank
 
     @abstractmethod
     def encoded(self, targets: Tensor, statistics: Statistics) -> Tensor:
-        """Targets [N] or [K, N] as a head's outputs are compared with them."""
+        """Targets [N] or [K, N] in the form that `losses` compares with outputs."""
 
     @abstractmethod
     def regressed(self, targets: Tensor, statistics: Statistics) -> Tensor:
-        """Targets [R] as least squares fits them: float64 [R, C]."""
+        """Targets [R] in the form that least squares fits: float64 [R, C]."""
 
     @abstractmethod
     def losses(
@@ -108,13 +108,16 @@ class Target(ABC):
 
     @abstractmethod
     def judge(self, targets: Tensor, predicted: Tensor) -> Judged:
-        """The scores of `predicted` [K, N] against `targets` [N]; ValueError without a row."""
+        """The scores of `predicted` [K, N] against `targets` [N].
+
+        Raises ValueError when there are too few rows to score.
+        """
 
     @abstractmethod
     def mapping(
         self, task: Task, classes: Sequence[str], outputs: Sequence[str]
     ) -> ClassMapping | None:
-        """How a head with other `outputs` predicts this task's `classes`; None: output by output.
+        """How a head with other `outputs` predicts this task's `classes`; None: as they are.
 
         Raises StageError when a class has no output.
         """
@@ -122,7 +125,7 @@ class Target(ABC):
 
 @dataclass(frozen=True)
 class ClassTarget(Target):
-    """One of C classes: cross-entropy, the largest output is predicted."""
+    """One of C classes. The loss is cross-entropy; the largest output is the prediction."""
 
     count: int  # C
 
@@ -159,12 +162,12 @@ class ClassTarget(Target):
         inside = np.flatnonzero(classes >= 0)
         if len(inside) == 0:
             raise StageError(
-                f"task {task.name}: no row of a part has a label of its classes; check `classes`"
+                f"task {task.name}: a part has no row with a label of its classes; check `classes`"
             )
         return inside, classes[inside]
 
     def strata(self, targets: Labels) -> Indices:
-        """The classes themselves: a fraction has a share of each."""
+        """The classes: a fraction has the same share of each."""
         return targets.astype(np.int64)
 
     def check_training(
@@ -214,10 +217,10 @@ class ClassTarget(Target):
 
 @dataclass(frozen=True)
 class NumberTarget(Target):
-    """A number: squared error in units of the training targets' variance, one output.
+    """A number. The loss is squared error, in units of the training targets' variance.
 
-    The output is in standard deviations from the mean of the training targets. A head keeps both as
-    buffers, so that it predicts in the task's own units.
+    The head has one output, in standard deviations from the mean of the training targets. It keeps
+    mean and deviation as buffers, so that it predicts in the task's own units.
     """
 
     kind = NUMBER
@@ -248,7 +251,7 @@ class NumberTarget(Target):
         return np.arange(len(labels)), labels
 
     def strata(self, targets: Labels) -> Indices:
-        """One group: a fraction is a share of all rows."""
+        """A single group: a fraction is a share of all rows."""
         return np.zeros(len(targets), np.int64)
 
     def check_training(
@@ -266,8 +269,8 @@ class NumberTarget(Target):
         """See `Target.check_part`: two rows or more."""
         if len(targets) < 2:
             raise StageError(
-                f"task {task.name}: a part has a single row, and a correlation takes two; give it "
-                f"more"
+                f"task {task.name}: a part has one row, and a correlation needs two; add rows to "
+                f"the part"
             )
 
     def statistics(self, targets: Tensor) -> Mapping[str, float]:
@@ -275,7 +278,7 @@ class NumberTarget(Target):
         mean, deviation = float(targets.double().mean()), float(targets.double().std(correction=0))
         if not deviation > 0:
             raise ValueError(
-                f"all {len(targets)} training targets are {mean:g}; nothing can be learnt"
+                f"all {len(targets)} training targets are {mean:g}; nothing can be learned"
             )
         return {"target.mean": mean, "target.deviation": deviation}
 

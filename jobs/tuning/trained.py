@@ -21,7 +21,7 @@ from jobs.tuning.spec import TuneStep
 
 TERMS = ("loss", "ce", "squared_error", "mse", "cov", "svd")
 """Training losses by name; `loss` is the weighted sum that is minimised. A task has `ce` or, where
-its target is a number, `squared_error`; `mse` is NMTune's own."""
+its target is a number, `squared_error`; `mse` is the regulariser of NMTune."""
 
 
 DROPPED = "dropped by halving after epoch"
@@ -33,14 +33,14 @@ class Configuration:
 
     lr: float  # 0: solved, not trained by steps
     weight_decay: float = 0.0
-    mse: float = 0.0  # loss weights, the space's `scale` already multiplied in
+    mse: float = 0.0  # loss weights, the space's `scale` included
     cov: float = 0.0
     svd: float = 0.0
     l2: float = 0.0  # ridge and lbfgs
 
 
 def configuration(values: dict[str, float]) -> Configuration:
-    """A configuration from a value for each of a space's domains, the scale multiplied in."""
+    """A configuration from a value for each domain of a space; loss weights include the scale."""
     scale = values["scale"]
     return Configuration(
         lr=values.get("lr", 0.0),
@@ -54,9 +54,9 @@ def configuration(values: dict[str, float]) -> Configuration:
 
 @dataclass(frozen=True)
 class Epoch:
-    """What is known of all members after an epoch; [K] float64 tensors on the CPU.
+    """Losses and scores of all members after an epoch; [K] float64 tensors on the CPU.
 
-    A member that no longer trains repeats what it had when it left.
+    A member that no longer trains repeats the values of its last epoch.
     """
 
     train: dict[str, Tensor]  # by name in TERMS, means over the epoch; absent: not computed
@@ -65,7 +65,7 @@ class Epoch:
     metric: Metric  # the task's own, by which members are compared
 
     def key(self, member: int) -> Key:
-        """A member's rank: the higher validation by `metric` first, then the lower loss."""
+        """A member's sort key: the better validation score first, then the lower loss."""
         own = float(self.validation.of(self.metric)[member])
         return -own, float(self.validation_loss[member]), member
 
@@ -74,25 +74,25 @@ class Epoch:
 class Trained:
     """The configurations of a group after their last epoch."""
 
-    epochs: tuple[Epoch, ...]  # a member that has left repeats its last
-    failures: tuple[str | None, ...]  # why a member was frozen; none: its losses stayed finite
-    dropped: tuple[str | None, ...]  # why a member was not trained to the end; none: it may win
+    epochs: tuple[Epoch, ...]  # a member that has stopped repeats its last one
+    failures: tuple[str | None, ...]  # why a member was frozen; None: its losses stayed finite
+    dropped: tuple[str | None, ...]  # why halving ended a member; None: it may be selected
     trained_for: tuple[int, ...]  # epochs, by member
-    chosen: int | None  # the selected member; none when all failed
+    chosen: int | None  # the selected member; None when all failed
     state: Mapping[str, Tensor]  # its weights; empty when all failed
 
 
 @dataclass(frozen=True)
 class Selected:
-    """A head that was chosen on the validation part: what it takes to see the test part."""
+    """A head that was selected on the validation part. Only with it can the test part be read."""
 
     state: Mapping[str, Tensor]  # as `StackedHeads.member` gives it
-    classes: tuple[str, ...]  # of the task, in index order; none: its target is a number
+    classes: tuple[str, ...]  # of the task, in index order; empty: its target is a number
 
 
 @dataclass(frozen=True)
 class Fit:
-    """Trained heads with what they were trained on, and the configuration selected."""
+    """Trained heads, the rows that they were trained on, and the selected configuration."""
 
     shape: Shape
     classes: TaskClasses
@@ -117,11 +117,11 @@ def step_of(work: Work) -> TuneStep:
 
 
 def all_failed(step: TuneStep, domain: str, failures: Sequence[str | None]) -> StageError:
-    """The error of a cell without a configuration to select; `domain`: what to narrow."""
+    """The error of a cell where no configuration can be selected; `domain`: what to narrow."""
     reasons = [failure for failure in failures if failure is not None]
     dropped = len(failures) - len(reasons)
-    others = f" but {dropped} that halving had dropped" if dropped else ""
-    first = next(iter(reasons), "none was trained to its end")
+    others = f" except {dropped} that halving dropped" if dropped else ""
+    first = next(iter(reasons), "none was trained to the end")
     return StageError(
         f"all {len(failures)} configurations{others} failed (first: {first}); "
         f"narrow space.{domain} of method {step.method_name}"

@@ -1,4 +1,4 @@
-"""What the stage's Tune runs have in common: they are quiet, and end when the user asks to."""
+"""Settings that all Tune runs of the stage share: quiet output, and a stop on request."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jobs.tuning.trained import Configuration
 Drawn = Mapping[str, Sequence[Configuration]]
 """A cell's address -> its configurations."""
 
-LOST_WORKERS = 1  # times a cell or a configuration is started again after its process has died
+LOST_WORKERS = 1  # how often a cell or configuration is restarted after its process has died
 
 QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # else three log files a trial
@@ -27,23 +27,24 @@ QUIET = {
 def withhold_keys() -> None:
     """Keep this process's AWS keys out of the command lines of Tune's actors.
 
-    Every user of a node can list those. Workers have the node's own environment or rights.
+    Every user of a node can list these command lines. Workers use the node's own environment or
+    access rights.
     """
     passed_on = class_cache.ENV_VARS_TO_PROPAGATE
     passed_on -= {name for name in passed_on if name.startswith("AWS_")}
 
 
 class StopWhenAsked(tune.Stopper):
-    """Ends the run once the user asked to."""
+    """Ends the run once the user has asked to stop."""
 
     def __init__(self, hooks: Hooks) -> None:
         self._hooks = hooks
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune writes a copy of its settings, which nobody restores
+        return {}  # Tune writes a copy of its settings, which is never restored
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """No trial is stopped apart."""
+        """False: no single trial is stopped."""
         return False
 
     def stop_all(self) -> bool:

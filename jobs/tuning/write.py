@@ -1,8 +1,8 @@
 """Writes the files of a cell whose selected configuration has been tested, and reads a head back.
 
-Takes what training and testing gave; writes the tables and the head into `Work.output` as
+Takes the results of training and testing; writes the tables and the head into `Work.output` as
 `jobs.tuning.schema` describes them, and gives the cell's `Outcome`. Accuracies and F1 are
-percentages, 0-100; a task whose target is a number has neither, and its own metric alone.
+percentages, 0-100. A task whose target is a number has neither; it has only its own metric.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def record(work: Work, fit: Fit, tested: Tested, selected: Selected) -> Outcome:
 
 
 def record_transfer(work: Work, trained: schema.Cell, tested: Tested) -> Outcome:
-    """Write the files of an OOD cell: the ID cell's row `trained`, with this cell's test."""
+    """Write the files of an OOD cell: the ID cell's row `trained` with new test results."""
     step = step_of(work)
     cell = replace(
         trained,
@@ -108,7 +108,7 @@ def _own_metric(step: TuneStep, scores: Judged) -> float:
 
 
 def _metrics(part: Literal["validation", "test"], cell: schema.Cell) -> dict[str, float]:
-    """A part's scores in short: accuracy (and F1 of the test), or else the task's own metric."""
+    """A part's scores for the outcome: accuracy (and the test's F1), else the task's own metric."""
     scores = {
         "accuracy": cell.validation_accuracy if part == "validation" else cell.test_accuracy,
         "macro_f1": None if part == "validation" else cell.test_macro_f1,
@@ -165,7 +165,7 @@ def _id_cell(step: TuneStep, fit: Fit, tested: Tested) -> schema.Cell:
 
 
 def _tried(fit: Fit) -> list[schema.Tried]:
-    """Every configuration's row; a number that is not finite is null."""
+    """A row for each configuration; numbers that are not finite are null."""
     last = fit.trained.epochs[-1]
     rows = []
     for index, configuration in enumerate(fit.configurations):
@@ -208,13 +208,13 @@ def _finite(value: torch.Tensor) -> float | None:
 
 
 def _curves(fit: Fit) -> list[schema.Point]:
-    """The selected configuration's numbers, epoch by epoch, as long as it was trained."""
+    """The selected configuration's losses and scores after each epoch that it was trained for."""
     points = []
-    mine = fit.trained.epochs[: fit.trained.trained_for[fit.chosen]]
-    for number, epoch in enumerate(mine, start=1):
+    trained = fit.trained.epochs[: fit.trained.trained_for[fit.chosen]]
+    for number, epoch in enumerate(trained, start=1):
         curves = {f"train/{name}": values for name, values in epoch.train.items()}
-        shown = fit.shape.target.curves
-        curves |= {f"validation/{name}": getattr(epoch.validation, name) for name in shown}
+        scores = fit.shape.target.curves
+        curves |= {f"validation/{name}": getattr(epoch.validation, name) for name in scores}
         curves["validation/loss"] = epoch.validation_loss
         points += [
             schema.Point(name, number, float(values[fit.chosen]))
@@ -247,7 +247,10 @@ class _HeadCard:
 
 
 def read_head(source: Folder, step: TuneStep) -> tuple[Shape, Selected, schema.Cell]:
-    """The head an ID cell selected, and that cell's row."""
+    """The head that an ID cell selected, and that cell's row.
+
+    Raises StageError when the files are damaged or belong to another cell than `step` needs.
+    """
     remedy = "delete that cell's folder and run it again"
     try:
         card = records.read(source, schema.HEAD_CARD, _HeadCard, remedy)
@@ -263,7 +266,7 @@ def read_head(source: Folder, step: TuneStep) -> tuple[Shape, Selected, schema.C
         raise StageError(
             f"{source.uri} holds the head of {cell.task}/{cell.method}/fraction={cell.fraction:g}/"
             f"label_noise={cell.label_noise:g}/seed={cell.tuning_seed}, "
-            f"not of {'/'.join(map(str, wanted))}; run it again"
+            f"not of {'/'.join(map(str, wanted))}; run that cell again"
         )
     target = target_of(step.task, len(card.classes))
     return Shape(card.kind, card.dim, target), Selected(state, card.classes), cell

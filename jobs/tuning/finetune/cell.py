@@ -1,17 +1,17 @@
-"""A cell that trains the encoder, start to end: open it, train its configurations, close it.
+"""Runs a cell that trains the encoder: open it, train its configurations, close it.
 
-Takes a step's `Work` (inputs: `encoder` and `corpus`; for an OOD cell also `head`, the ID cell it
-is trained on). Every configuration is trained apart, perhaps in processes of their own that meet in
-the work's scratch folder: after each epoch a configuration's state lies there as one safetensors
-file, and one that was interrupted goes on from it. Closing reads those files, selects on the
-validation part, opens the test part once, and writes the cell's files as `jobs.tuning.schema` has
-them, and beside them what makes the adapted encoder:
+Takes a step's `Work` (inputs: `encoder` and `corpus`; for an OOD cell also `head`, the output of
+the ID cell). Configurations train separately, possibly in different processes. After each epoch a
+configuration's state is written to the work's scratch folder as one safetensors file; an
+interrupted configuration continues from it. Closing the cell reads these files, selects on the
+validation part, opens the test part once, and writes the cell's files (`jobs.tuning.schema`) and
+the adapted encoder:
 
-    ft     model.safetensors, encoder.json   a whole encoder, as pre-training leaves one
-    lora   adapter.safetensors, adapter.json  the adapters alone; they go on the cell's encoder
+    ft     model.safetensors, encoder.json    a whole encoder, in the format of pre-training
+    lora   adapter.safetensors, adapter.json  only the adapters, for the cell's encoder
 
-An OOD cell puts the adapted encoder and its head on its own images, shifted where the task says so;
-nothing is trained. Knows nothing of Ray.
+An OOD cell tests the adapted encoder and its head on its own images, shifted if the task has a
+shift. Nothing is trained there. Does not use Ray.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class _AdapterCard:
 
 @dataclass(frozen=True)
 class Cell:
-    """An open cell: its encoder and its rows."""
+    """An open cell: its encoder and the rows selected for it."""
 
     work: Work
     step: TuneStep
@@ -90,7 +90,7 @@ class Cell:
     @staticmethod
     def open(work: Work) -> Cell:
         """Load the encoder and select the cell's rows. Raises StageError."""
-        step, encoder, source, index = _opened(work)
+        step, encoder, source, index = _open_inputs(work)
         classes = TaskClasses.of(step.task, index.classes)
         training = source.training_rows(step.task, classes, percent=step.fraction, seed=step.seed)
         validation = source.plain_rows("validation", step.task, classes)
@@ -103,7 +103,7 @@ class Cell:
 
     @cached_property
     def training(self) -> Images:
-        """The training images with the labels to learn from; decoded when first used."""
+        """The training images with this cell's label noise; decoded when first used."""
         step, rows = self.step, self.training_rows
         if step.label_noise:
             noisy = corrupted(
@@ -119,11 +119,11 @@ class Cell:
 
     @cached_property
     def validation(self) -> Images:
-        """The validation images, likewise."""
+        """The validation images; decoded when first used."""
         return self.source.decoded("validation", self.validation_rows)
 
     def start(self, number: int, configuration: Configuration) -> FineTuning:
-        """A configuration: fresh, or restored after the last epoch whose state is in scratch."""
+        """A configuration, untrained or restored from its state in scratch."""
         seen, step = encoder_tuning_of(self.step), self.step
         tuning = FineTuning(
             AdaptedEncoder(self.encoder, step.method, self.target, step.seed),
@@ -134,29 +134,29 @@ class Cell:
             ViewSettings(seen.views, self.scope, seen.precision),
             seed=step.seed,
         )
-        # A state that is damaged, or not there, is trained again.
+        # A configuration without a readable state is trained from the start.
         with suppress(FileNotFoundError, IsADirectoryError, BrokenStateError):
             tuning.restore(self.work.scratch.read_bytes(state_name(number)))
         return tuning
 
     def keep(self, number: int, tuning: FineTuning) -> None:
-        """Put a configuration's state into scratch."""
+        """Write a configuration's state to scratch."""
         self.work.scratch.write_bytes(state_name(number), tuning.save())
 
 
 def state_name(number: int) -> str:
-    """The file of a configuration's state, in scratch."""
+    """The name of a configuration's state file in scratch."""
     return f"configuration-{number:04d}.safetensors"
 
 
 def encoder_tuning_of(step: TuneStep) -> EncoderTuning:
-    """The step's settings for training the encoder."""
+    """The step's settings for training the encoder. Raises TypeError when it has none."""
     if step.encoder is None:
         raise TypeError(f"{step.method_name} does not train the encoder")
     return step.encoder
 
 
-def _opened(work: Work) -> tuple[TuneStep, Encoder, Source, Index]:
+def _open_inputs(work: Work) -> tuple[TuneStep, Encoder, Source, Index]:
     step = step_of(work)
     torch.set_num_threads(step.settings.cpus)
     device = torch.device("cuda" if step.settings.gpus > 0 else "cpu")
@@ -169,9 +169,9 @@ def _opened(work: Work) -> tuple[TuneStep, Encoder, Source, Index]:
 
 
 def close(work: Work, configurations: Sequence[Configuration]) -> Outcome:
-    """Select among the configurations that lie in scratch, test the selected one, write the cell.
+    """Select one of the configurations in scratch, test it, and write the cell's files.
 
-    Raises StageError when all of them failed.
+    Raises StageError when all configurations failed.
     """
     cell = Cell.open(work)
     histories = [
@@ -201,10 +201,11 @@ def close(work: Work, configurations: Sequence[Configuration]) -> Outcome:
 
 
 def select(histories: Sequence[Sequence[EpochNumbers]], metric: Metric, epochs: int) -> int | None:
-    """The configuration that validates best by `metric` after all `epochs`; none: none got there.
+    """The configuration with the best validation score by `metric` after all `epochs`.
 
-    Those that halving dropped are not compared, as in the stacked engine. Ties go to the lower
-    validation loss, then to the first drawn.
+    None when no configuration was trained to the end. Configurations that halving dropped are not
+    compared, as in the stacked engine. Ties go to the lower validation loss, then to the lower
+    index.
     """
     return min(
         (k for k, own in enumerate(histories) if own[-1].failed is None and len(own) == epochs),
@@ -219,7 +220,7 @@ def _as_trained(
     chosen: int,
     head: Mapping[str, torch.Tensor],
 ) -> Trained:
-    """The histories in the form that the stacked engine gives."""
+    """The histories as the stacked engine's result type."""
     epochs = []
     for number in range(max(map(len, histories))):
         found = [history[min(number, len(history) - 1)] for history in histories]
@@ -240,8 +241,8 @@ def _as_trained(
     trained_for = tuple(len(history) for history in histories)
     failures = tuple(history[-1].failed for history in histories)
     dropped = tuple(
-        None if many == step.settings.epochs or failed else f"{DROPPED} {many}"
-        for many, failed in zip(trained_for, failures, strict=True)
+        None if epochs_done == step.settings.epochs or failed else f"{DROPPED} {epochs_done}"
+        for epochs_done, failed in zip(trained_for, failures, strict=True)
     )
     return Trained(tuple(epochs), failures, dropped, trained_for, chosen, head)
 
@@ -254,7 +255,10 @@ def _test(
     classes: TaskClasses,
     mapping: ClassMapping | None = None,
 ) -> Tested:
-    """Open the test part for what was selected, and score it; `mapping`: of a task not its own."""
+    """Open the test part for the selected encoder and head, and score their predictions.
+
+    `mapping`: the class mapping, where the head was trained on another task.
+    """
     part = TestImages(source)
     images = part.open(selected, step.task, classes)
     loss, predicted = evaluate(adapted, images, encoder_tuning_of(step).precision, mapping)
@@ -264,7 +268,7 @@ def _test(
 
 
 def _write_adapted(work: Work, adapted: AdaptedEncoder) -> None:
-    """Write the adapted encoder beside the cell's tables, its card last."""
+    """Write the adapted encoder to the cell's folder, its card last."""
     card = adapted.encoder.card
     if adapted.method.adapt == "ft":
         weights = weights_bytes(adapted.encoder.model)
@@ -292,9 +296,9 @@ def _write_adapted(work: Work, adapted: AdaptedEncoder) -> None:
 def transfer(work: Work) -> Outcome:
     """Test the encoder and head that an ID cell adapted and selected. Nothing is trained.
 
-    Raises StageError when the ID cell's output is not what this cell needs.
+    Raises StageError when this cell needs another ID cell, or when its output is damaged.
     """
-    step, encoder, source, index = _opened(work)
+    step, encoder, source, index = _open_inputs(work)
     head = work.inputs["head"]
     shape, selected, trained = read_head(head, step)
     adapted = AdaptedEncoder(encoder, step.method, shape.target, step.seed)
@@ -306,7 +310,7 @@ def transfer(work: Work) -> Outcome:
 
 
 def _adapted_state(head: Folder, adapted: AdaptedEncoder) -> Mapping[str, torch.Tensor]:
-    """The tensors an ID cell's output holds for the adapted encoder."""
+    """The adapted encoder's tensors in an ID cell's output. Raises StageError."""
     card = adapted.encoder.card
     try:
         if adapted.method.adapt == "ft":
@@ -315,14 +319,16 @@ def _adapted_state(head: Folder, adapted: AdaptedEncoder) -> Mapping[str, torch.
         adapter = records.read(head, ADAPTER_CARD, _AdapterCard, remedy)
         weights = head.read_expected(ADAPTER, adapter.weights_sha256)
     except FileNotFoundError as error:
-        raise StageError(f"{head.uri} holds no adapted encoder ({error}); run it again") from error
+        raise StageError(
+            f"{head.uri} holds no adapted encoder ({error}); run that cell again"
+        ) from error
     except AlteredError:
         raise StageError(
             f"{head.uri}/{ADAPTER} is not the file that {ADAPTER_CARD} names; run that cell again"
         ) from None
     if adapter.encoder_weights_sha256 != card.weights_sha256:
         raise StageError(
-            f"{head.uri} adapts another encoder than {card.model} with weights "
+            f"{head.uri} adapts another encoder, not {card.model} with weights "
             f"{card.weights_sha256[:12]}; run that cell again"
         )
     return safetensors.torch.load(weights)

@@ -1,10 +1,11 @@
-"""A task's images as a cell that trains the encoder sees them: decoded once, cut to the task.
+"""Decodes a task's images once, for a cell that trains the encoder.
 
-Takes a corpus's folder and a task; gives the rows' pixels as the encoder takes them, in memory, in
-the order of their keys. Which rows a cell has (classes, fraction) is decided in `jobs.tuning.rows`,
-as for features: a cell that trains the encoder has the samples that a frozen method's cell has.
+Takes a corpus's folder and a task; gives the pixels of the task's rows in the encoder's input
+format, in memory, in the order of their keys. `jobs.tuning.rows` selects the rows (classes,
+fraction), as it does for features, so a cell that trains the encoder uses the same samples as a
+frozen cell.
 
-Only `TestImages` reads the test part. It opens the part once, for what was selected.
+Only `TestImages` reads the test part. It opens the part once, for a selected encoder and head.
 """
 
 from __future__ import annotations
@@ -34,12 +35,12 @@ from jobs.tuning.trained import Selected
 Prepare = Callable[[bytes, str, Shift | None, np.uint64 | None], torch.Tensor]
 """An encoder's own input preparation, see `Encoder.prepare`."""
 
-_SHARE = 0.5  # of the memory that is free, at most, for a part's pixels
+_SHARE = 0.5  # of the free memory: the most that a part's pixels may take
 
 
 @dataclass(frozen=True)
 class Images:
-    """Rows of a part that belong to a task."""
+    """The images of a part that belong to a task."""
 
     rows: TaskRows
     pixels: torch.Tensor  # uint8 [N, *input.shape]
@@ -64,42 +65,44 @@ class Images:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a task's images come from, and how an encoder wants them."""
+    """A corpus, and how an encoder prepares its images."""
 
     corpus: Folder
     prepare: Prepare
-    threads: int = 1  # that decode
-    _known: dict[PartName, tuple[Samples, Indices]] = field(default_factory=dict, init=False)
+    threads: int = 1  # for decoding
+    _read_parts: dict[PartName, tuple[Samples, Indices]] = field(default_factory=dict, init=False)
 
     def training_rows(
         self, task: Task, classes: TaskClasses, *, percent: float, seed: int
     ) -> TaskRows:
-        """The training rows of a cell; raises as `rows.training_rows` does."""
+        """The training rows of a cell. Raises what `rows.training_rows` raises."""
         samples, _ = self._samples("train")
         return training_rows(samples, classes, task, percent=percent, seed=seed)
 
     def plain_rows(self, part: PartName, task: Task, classes: TaskClasses) -> TaskRows:
-        """The rows of a validation or test part; raises as `rows.plain_rows` does."""
+        """The rows of a validation or test part. Raises what `rows.plain_rows` raises."""
         samples, _ = self._samples(part)
         return plain_rows(samples, classes, task)
 
     def _samples(self, part: PartName) -> tuple[Samples, Indices]:
-        """A part's samples sorted by key, and the corpus row [N] of each; read once."""
-        if part in self._known:
-            return self._known[part]
+        """A part's samples sorted by key, and each sample's row in the corpus [N]; read once."""
+        if part in self._read_parts:
+            return self._read_parts[part]
         table = read_part(self.corpus, part, ["key", "label"])
         if len(table) == 0:
-            raise StageError(f"{self.corpus.uri} has no row in its {part} part; build one that has")
+            raise StageError(
+                f"{self.corpus.uri} has no row in its {part} part; build one with rows"
+            )
         order = pc.sort_indices(table["key"])
         keys = pa.array(table["key"].take(order).to_pylist(), pa.string())
         labels = table["label"].take(order).to_numpy().astype(np.int64)
-        self._known[part] = Samples(keys, labels), order.to_numpy().astype(np.int64)
-        return self._known[part]
+        self._read_parts[part] = Samples(keys, labels), order.to_numpy().astype(np.int64)
+        return self._read_parts[part]
 
     def decoded(self, part: PartName, rows: TaskRows, shift: Shift | None = None) -> Images:
-        """The rows' pixels, shifted if asked; a shard at a time.
+        """The rows' pixels, decoded shard by shard; `shift`: applied to each image.
 
-        Raises StageError for an image that cannot be decoded, and when they do not fit in memory.
+        Raises StageError when an image cannot be decoded, or when the pixels do not fit in memory.
         """
         _, corpus_rows = self._samples(part)
         numbers = corpus_rows[rows.indices]
@@ -125,19 +128,19 @@ class Source:
                 )
                 for row, one in zip(here, found, strict=True):
                     if pixels is None:
-                        pixels = self._room(len(numbers), one)
+                        pixels = self._allocate_pixels(len(numbers), one)
                     pixels[row] = one
         if pixels is None:
             raise AssertionError("a task's part has at least one row")
         return Images(rows, pixels)
 
-    def _room(self, rows: int, one: torch.Tensor) -> torch.Tensor:
+    def _allocate_pixels(self, rows: int, one: torch.Tensor) -> torch.Tensor:
         needed, free = rows * one.numel(), psutil.virtual_memory().available
         if needed > _SHARE * free:
             raise StageError(
                 f"{self.corpus.uri}: {rows:,} images of {tuple(one.shape)} need "
-                f"{needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; train on a smaller "
-                f"fraction, or where there is more memory"
+                f"{needed / 1e9:.1f} GB, and at most {_SHARE:.0%} of the {free / 1e9:.1f} GB of "
+                f"free memory may be used; train on a smaller fraction, or on a larger machine"
             )
         return torch.empty(rows, *one.shape, dtype=torch.uint8)
 
@@ -150,10 +153,10 @@ class TestImages:
         self.reads = 0
 
     def open(self, selected: Selected, task: Task, classes: TaskClasses) -> Images:
-        """Decode the part for what was `selected`. Raises StageError the second time."""
+        """Decode the part for the head `selected`. Raises StageError when called again."""
         where = self._source.corpus.uri
         if not selected.state:
-            raise StageError(f"{where}: the test part was asked for without a head")
+            raise StageError(f"{where}: the test part was opened without a head")
         if self.reads:
             raise StageError(f"{where}: the test part of a cell is read only once")
         self.reads += 1

@@ -1,16 +1,16 @@
-"""Fine-tuning on Ray: every configuration a trial, many cells in one Tune run, ASHA within a cell.
+"""Fine-tuning on Ray: each configuration is a trial, one Tune run has many cells, ASHA per cell.
 
-Takes the tuning works that train an encoder, with the configurations drawn for each; answers every
-one through `Hooks.done` as soon as it ends. A trial is one configuration of an ID cell, and a step
-of it is one epoch. Under `halving` each cell has an ASHA scheduler of its own, which may stop a
+Takes the tuning steps that train an encoder, with the configurations drawn for each; reports each
+result through `Hooks.done` as soon as the step ends. A trial is one configuration of an ID cell,
+and its steps are epochs. Under `halving` each cell has its own ASHA scheduler, which may stop a
 trial at a rung; configurations of two cells are never compared. Trials are ordered by cell, actors
-are reused, and an actor keeps the cell it opened last. When the last trial of a cell has ended, a
-task closes the cell.
+are reused, and an actor keeps the cell that it opened last. When the last trial of a cell has
+ended, a task closes the cell.
 
-A trial's state goes into the work's scratch after every epoch, so Tune checkpoints nothing. A trial
-whose process died, or whose sweep was interrupted, reports its finished epochs again and continues.
-A failing cell is answered with its error and the others go on. Once the user asks to stop, no epoch
-is started, and a cell that has not finished is not answered.
+A trial's state is written to the work's scratch after every epoch, so Tune writes no checkpoints. A
+trial whose process died, or whose sweep was interrupted, reports its finished epochs again and
+continues. When a cell fails, its error is reported and the others continue. After the user asks to
+stop, no epoch starts, and unfinished cells have no result.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from jobs.tuning.tune_run import LOST_WORKERS, QUIET, Drawn, StopWhenAsked
 
 
 def run(works: Sequence[Work], drawn: Drawn, hooks: Hooks) -> None:
-    """Do every work, and answer each one. Ray must be up; any thread may call this."""
+    """Run every step and report each result. Ray must be up; any thread may call this."""
     evaluations = [work for work in works if "head" in work.inputs]
     fitting = [work for work in works if "head" not in work.inputs]
     if evaluations:
@@ -71,7 +71,7 @@ class _Trial(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        """Train one epoch, or report one that scratch already has."""
+        """Train and report one epoch, or report one that is already in scratch."""
         try:
             return self._epoch()
         except Exception as error:
@@ -80,7 +80,7 @@ class _Trial(tune.Trainable):
     def _epoch(self) -> dict[str, Any]:
         if self._tuning is None:
             if self._cell is None or self._cell.work.address != self._work.address:
-                self._cell = None  # let go of one cell's images before reading the next one's
+                self._cell = None  # free one cell's images before reading those of the next
                 self._cell = Cell.open(self._work)
             configuration = self._drawn[self._work.address][self._number]
             self._tuning = self._cell.start(self._number, configuration)
@@ -92,19 +92,19 @@ class _Trial(tune.Trainable):
         numbers = self._tuning.history[self._reported]
         self._reported += 1
         ended = numbers.failed is not None or self._reported == step_of(self._work).settings.epochs
-        # A broken configuration must not set a rung's bar: it reports no score.
+        # A failed configuration reports no score, so that it does not change a rung's cut-off.
         own = step_of(self._work).task.metric
         scored = {} if numbers.failed else {"score": numbers.by(own)}
         return {"done": ended, "epoch": self._reported, "error": None, **scored}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """The state lies in the work's scratch."""
+        """Save nothing: the state is in the work's scratch."""
 
     def load_checkpoint(self, checkpoint: Any) -> None:
         """See `save_checkpoint`."""
 
 
-def _closed(work: Work, configurations: Sequence[Configuration]) -> Outcome | Failure:
+def _close_cell(work: Work, configurations: Sequence[Configuration]) -> Outcome | Failure:
     return guarded(work.address, lambda: close(work, configurations))
 
 
@@ -112,7 +112,7 @@ def _closed(work: Work, configurations: Sequence[Configuration]) -> Outcome | Fa
 
 
 class _AshaByCell(FIFOScheduler):
-    """Trials in their order; the ASHA of each cell, if it has one, stops its trials."""
+    """Starts trials in order; the ASHA scheduler of each cell, if it has one, stops them."""
 
     def __init__(self, works: Sequence[Work]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -132,7 +132,7 @@ class _AshaByCell(FIFOScheduler):
         return str(FIFOScheduler.CONTINUE)
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        """Do nothing: a trial that ended has reported at every rung it reached."""
+        """Do nothing: a trial that ended has already reported at each rung that it reached."""
 
     def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
         """See `on_trial_complete`."""
@@ -163,7 +163,7 @@ class _Cells(tune.Callback):
         self.reported: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune writes a copy of its settings, which nobody restores
+        return {}  # Tune writes a copy of its settings, which is never restored
 
     def done(self, work: Work, result: Outcome | BaseException) -> None:
         if work.address not in self.reported:
@@ -182,12 +182,12 @@ class _Cells(tune.Callback):
             left.discard(number)
         if work.address in self.reported:
             return
-        many, epochs = len(self._drawn[work.address]), step_of(work).settings.epochs
-        # One that ended, or was stopped at a rung, has nothing left to do.
+        count, epochs = len(self._drawn[work.address]), step_of(work).settings.epochs
+        # A trial that ended or was stopped at a rung counts as complete.
         self._epochs[cell][number] = epochs if result["done"] else result["epoch"]
-        trained = sum(self._epochs[cell].values()) / (many * epochs)
-        words = f"{many - len(left)} of {many} configurations, {epochs} epochs each"
-        self._hooks.say(work.address, 0.95 * trained, words)
+        trained = sum(self._epochs[cell].values()) / (count * epochs)
+        message = f"{count - len(left)} of {count} configurations, {epochs} epochs each"
+        self._hooks.say(work.address, 0.95 * trained, message)
         if not left and result["done"]:
             self._close(work)
 
@@ -199,12 +199,12 @@ class _Cells(tune.Callback):
         self.collect(0)
 
     def _close(self, work: Work) -> None:
-        # No CPU is asked for: the trials of other cells hold them all, and closing is short.
-        task = ray.remote(_closed).options(num_cpus=0, num_gpus=_resources(work)["GPU"])
+        # It requests no CPU: the trials of other cells use them all, and closing is short.
+        task = ray.remote(_close_cell).options(num_cpus=0, num_gpus=_resources(work)["GPU"])
         self._closing[task.remote(work, self._drawn[work.address])] = work
 
     def collect(self, wait: float) -> bool:
-        """Report the cells that have been closed; return whether some are still being closed."""
+        """Wait up to `wait` seconds, report closed cells, and return whether some still close."""
         if self._closing:
             waiting = list(self._closing)
             for reference in ray.wait(waiting, num_returns=len(waiting), timeout=wait)[0]:
@@ -231,7 +231,7 @@ def _fit(works: Sequence[Work], drawn: Drawn, hooks: Hooks) -> None:
             cells.done(work, error)
     if not hooks.stopping():
         for work in ordered:
-            cells.done(work, RuntimeError("Tune ended without an answer"))
+            cells.done(work, RuntimeError("Tune ended without a result"))
 
 
 def _tuner(
@@ -268,7 +268,7 @@ def _tuner(
 
 
 def _evaluate(works: Sequence[Work], hooks: Hooks) -> None:
-    """A task for each cell."""
+    """Run a task for each cell, and report its result."""
     needs = [(work, step_of(work)) for work in works]
     report_each(
         transfer, [([work], step.settings.cpus, step.settings.gpus) for work, step in needs], hooks

@@ -1,15 +1,15 @@
-"""An encoder that is trained with a linear head on it: whole (`ft`), or by adapters (`lora`).
+"""An encoder that is trained with a linear head: all its weights (`ft`) or adapters (`lora`).
 
-Takes a finished encoder and a method; gives features and logits with gradients, the parameters
-that are trained, and the tensors that say what came of it. The encoder stays in eval mode:
-BatchNorm keeps the statistics of pre-training and nothing is dropped, so that what sets `ft` and
-`lora` apart from a linear probe is what they learn (at `encoder_lr: 0` no difference is left), and
-so that `lora` changes its adapters and the head alone.
+Takes a finished encoder and a method; gives features and logits with gradients, the trained
+parameters, and the tensors of the adapted encoder. The encoder stays in eval mode: BatchNorm keeps
+the statistics of pre-training, and dropout is off. So `ft` and `lora` differ from a linear probe
+only in what they learn (with `encoder_lr: 0` they do not differ), and `lora` changes only its
+adapters and the head.
 
-LoRA (peft; rank r, alpha = r, so that an adapter's output is added unscaled) adapts the MLP layers:
-every linear layer, or convolution of side 1, inside a module named `mlp`. An encoder without any (a
-ResNet) has its convolutions adapted instead, grouped ones left out. Of an open_clip model only the
-image tower counts.
+LoRA (peft; rank r, alpha = r, so an adapter's output is added unscaled) adapts the MLP layers:
+every linear layer or 1 x 1 convolution inside a module named `mlp`. In an encoder without any (a
+ResNet) it adapts the convolutions instead, except grouped ones. In an open_clip model it adapts
+only the image tower.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _CPU = torch.device("cpu")
 
 
 class AdaptedEncoder:
-    """A copy of an encoder, ready to be trained as a method says, with a linear head."""
+    """A copy of an encoder with a linear head, prepared for training by a method."""
 
     def __init__(self, encoder: Encoder, method: Method, target: Target, seed: int) -> None:
         self.method = method
@@ -43,7 +43,7 @@ class AdaptedEncoder:
             _inject(self.encoder.card, model, method.rank, seed)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(method.adapt == "ft" or _is_adapter(name))
-        # The head starts as every frozen method's classifier does.
+        # The head has the same initial weights as the classifier of a frozen method.
         fresh = StackedHeads.fresh(self.shape, 1, seed, _CPU).member(0)
         self.head = {
             name: nn.Parameter(value.to(encoder.device))
@@ -65,7 +65,7 @@ class AdaptedEncoder:
         return {n: p for n, p in self.encoder.model.named_parameters() if p.requires_grad}
 
     def state(self) -> dict[str, Tensor]:
-        """What sets the encoder apart from the one it was made from: all of it, or its adapters."""
+        """The tensors that training changes in the encoder: all (`ft`) or the adapters (`lora`)."""
         return {
             name: value.detach().cpu().contiguous().clone()
             for name, value in sorted(self.encoder.model.state_dict().items())
@@ -77,7 +77,7 @@ class AdaptedEncoder:
         return {name: value.detach().cpu().clone() for name, value in self.head.items()}
 
     def load(self, state: Mapping[str, Tensor], head: Mapping[str, Tensor]) -> None:
-        """Take up what `state` and `head_state` gave. Raises StageError when they do not fit."""
+        """Load tensors of `state` and `head_state`. Raises StageError when they do not fit."""
         expected = {name: tuple(value.shape) for name, value in self.state().items()}
         found = {name: tuple(value.shape) for name, value in state.items()}
         if expected != found:
@@ -119,7 +119,7 @@ def _is_adapter(name: str) -> bool:
 
 
 def _inject(card: EncoderCard, model: nn.Module, rank: int, seed: int) -> None:
-    """Put adapters into the model, their first factor drawn from the seed, the second zero."""
+    """Add adapters to the model: the first factor is drawn from the seed, the second is zero."""
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:

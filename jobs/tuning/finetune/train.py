@@ -1,14 +1,15 @@
-"""One configuration of `lora` or `ft`: an encoder and a head in training, epoch by epoch.
+"""Trains one configuration of `lora` or `ft`, an encoder and a head, epoch by epoch.
 
-It sees what the stacked engine's members see, in images instead of features: the same views of
-every sample (drawn by key, the same in every epoch), batches in the same order from the same seed,
-AdamW with a cosine over all epochs, cross-entropy over every view's rows, and COV and SVD (the
-`released` form) on the encoder's features where they weigh something. The head has the space's
-learning rate, the encoder `encoder_lr` times that. At `encoder_lr: 0` it is the linear probe.
+It trains like a member of the stacked engine, on images instead of features: the same views of
+every sample (drawn by key, the same in every epoch), the same batch order for the same seed, AdamW
+with a cosine schedule over all epochs, cross-entropy over the rows of every view, and COV and SVD
+(the `released` form) on the encoder's features where their weight is not 0. The head has the
+space's learning rate, the encoder `encoder_lr` times that rate. With `encoder_lr: 0` it is the
+linear probe.
 
-Its whole state (weights, AdamW's moments, what every epoch gave) goes through a safetensors file,
-so that a trial that was interrupted goes on after the last epoch it finished and gives the same
-numbers. A configuration whose loss stops being finite ends there, with the reason.
+Its whole state (weights, AdamW's moments, the results of every epoch) can be saved to a safetensors
+file, so that an interrupted trial continues after its last finished epoch and gives the same
+numbers. A configuration whose loss is no longer finite ends there, and the reason is recorded.
 """
 
 from __future__ import annotations
@@ -41,12 +42,12 @@ from jobs.tuning.schedule import BETAS, EPS, cosine
 from jobs.tuning.trained import Configuration
 
 _HISTORY = "history"  # in the metadata of a state file
-_PIECE = 256  # images at once while evaluating
+_PIECE = 256  # images at once in an evaluation
 
 
 @dataclass(frozen=True)
 class EpochNumbers:
-    """What is known of one configuration after an epoch."""
+    """The losses and scores of one configuration after an epoch."""
 
     train: dict[str, float]  # by name in `trained.TERMS`, means over the epoch
     validation_loss: float
@@ -54,22 +55,22 @@ class EpochNumbers:
     failed: str | None = None  # why it ended here
 
     def by(self, metric: Metric) -> float:
-        """The validation by the task's own metric."""
+        """The validation score by the task's own metric."""
         return float(stacked([self]).of(metric))
 
 
 def stacked(epochs: Sequence[EpochNumbers]) -> Judged:
-    """The validation scores of several configurations as of one stack."""
+    """The validation scores of several configurations, in the form of one stack's scores."""
     columns = {name: [epoch.validation[name] for epoch in epochs] for name in epochs[0].validation}
     return from_columns({n: torch.tensor(c, dtype=torch.float64) for n, c in columns.items()})
 
 
 @dataclass(frozen=True)
 class ViewSettings:
-    """How images are seen: fixed for all configurations of a cell."""
+    """View settings and precision, the same for all configurations of a cell."""
 
     views: Views
-    scope: str  # the corpus's name, part of what a view is drawn from
+    scope: str  # the corpus's name; views are drawn by it and the key
     precision: Precision = "float32"
 
 
@@ -113,7 +114,7 @@ class FineTuning:
 
     @property
     def failure(self) -> str | None:
-        """Why the configuration has ended early; none while it goes on."""
+        """Why the configuration failed; None if it did not."""
         return self.history[-1].failed if self.history else None
 
     @property
@@ -162,7 +163,7 @@ class FineTuning:
             yield order[step * size : (step + 1) * size]
 
     def _step(self, samples: Tensor, taken: int) -> dict[str, float]:
-        """One optimizer step on a batch; its losses by name. None is taken on a broken loss."""
+        """One optimizer step on a batch; its losses by name. A non-finite loss skips the step."""
         images = self._views(samples)
         features = self.adapted.features(images, self._view_settings.precision)
         views = len(images) // len(samples)
@@ -192,7 +193,7 @@ class FineTuning:
         return {name: float(value.detach()) for name, value in {"loss": loss, **terms}.items()}
 
     def _views(self, samples: Tensor) -> Tensor:
-        """All views of some training samples, view by view, [V * M, C, S, S] in [0, 1]."""
+        """All views of M training samples, view after view: [V * M, C, S, S] in [0, 1]."""
         pixels = self._training.pixels[samples].to(self._device)
         views = self._view_settings.views
         if views.count == 0:
@@ -208,18 +209,18 @@ class FineTuning:
     # -- state -------------------------------------------------------------------------------------
 
     def save(self) -> bytes:
-        """Everything needed to go on after the last finished epoch, as a safetensors file."""
+        """The state needed to continue after the last finished epoch, as a safetensors file."""
         tensors = {f"encoder.{name}": value for name, value in self.adapted.state().items()}
         tensors |= {f"head.{name}": value for name, value in self.adapted.head_state().items()}
         for name, parameter in self._named():
             for kind, value in self._optimizer.state.get(parameter, {}).items():
-                # A copy, for safetensors refuses tensors that share memory.
+                # A copy, because safetensors refuses tensors that share memory.
                 tensors[f"adamw.{kind}.{name}"] = value.detach().cpu().clone()
         history = json.dumps([asdict(epoch) for epoch in self.history])
         return safetensors.torch.save(tensors, metadata={_HISTORY: history})
 
     def restore(self, data: bytes) -> None:
-        """Take up what `save` gave. Raises StageError when it does not fit the encoder."""
+        """Load a state from `save`. Raises StageError when it is damaged or does not fit."""
         state = State.read(data)
         self.adapted.load(state.encoder, state.head)
         self.history = list(state.history)
@@ -253,7 +254,7 @@ class BrokenStateError(StageError):
 
 @dataclass(frozen=True)
 class State:
-    """A configuration's state file, read."""
+    """The content of a configuration's state file."""
 
     encoder: dict[str, Tensor]  # as `AdaptedEncoder.state` gives it
     head: dict[str, Tensor]
@@ -262,7 +263,7 @@ class State:
 
     @staticmethod
     def read(data: bytes) -> State:
-        """Parse what `FineTuning.save` gave; nothing is unpickled. Raises BrokenStateError."""
+        """Parse a state file, without pickle. Raises BrokenStateError when it is damaged."""
         history = history_of(data)
         try:
             tensors = safetensors.torch.load(data)
@@ -276,7 +277,7 @@ class State:
 
 
 def history_of(data: bytes) -> tuple[EpochNumbers, ...]:
-    """The epochs in a state file, without its tensors. Raises BrokenStateError."""
+    """The epochs in a state file, without its tensors. Raises BrokenStateError when damaged."""
     length = int.from_bytes(data[:8], "little")  # the format: header size, JSON header, tensors
     try:
         history = json.loads(data[8 : 8 + length])["__metadata__"][_HISTORY]
@@ -290,9 +291,9 @@ def history_of(data: bytes) -> tuple[EpochNumbers, ...]:
 def evaluate(
     adapted: AdaptedEncoder, part: Images, precision: Precision, mapping: ClassMapping | None = None
 ) -> tuple[float, Tensor]:
-    """(mean cross-entropy, predicted classes [N] on the CPU) of a part's plain images.
+    """(mean cross-entropy in nats, predicted classes [N] on the CPU) of a part's plain images.
 
-    `mapping`: for a task that is not the head's own, which outputs may be chosen.
+    `mapping`: the class mapping, where the head was trained on another task.
     """
     target, total, predicted = adapted.shape.target, 0.0, []
     for start in range(0, len(part.labels), _PIECE):

@@ -1,8 +1,8 @@
-"""A frozen cell, start to end: train and select (ID) or take a selected head (OOD), then test once.
+"""Runs a frozen cell: train and select (ID) or read a selected head (OOD), then test once.
 
 Takes a step's `Work` and, for an ID cell, the configurations to try; writes the cell's files into
-`Work.output` and gives its `Outcome` (see `jobs.tuning.write`). Knows nothing of Ray, and never
-decides where or when a cell runs.
+`Work.output` and gives its `Outcome` (see `jobs.tuning.write`). Does not use Ray, and never decides
+where or when a cell runs.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from jobs.tuning.trained import Configuration, Fit, Selected, step_of
 from jobs.tuning.write import Tested, read_head, record, record_transfer
 
 _CPU = torch.device("cpu")
-_ENTRIES = 1 << 24  # logits held at a time
+_ENTRIES = 1 << 24  # entries of the largest activation in memory at once
 
 
 def adapt(
@@ -37,10 +37,10 @@ def adapt(
     cache: FeatureCache,
     on_progress: OnProgress = ignore_progress,
 ) -> Outcome:
-    """An ID cell: train every configuration, select one on the validation part, test that one.
+    """Run an ID cell: train every configuration, select one on the validation part, and test it.
 
-    Without configurations the step's search draws them. Raises StageError when the features do not
-    fit the task or every configuration failed.
+    Without configurations, the step's search proposes them. Raises StageError when the features do
+    not fit the task, or when every configuration failed.
     """
     torch.set_num_threads(step_of(work).settings.cpus)
     return _finish(work, fit(work, configurations, cache, on_progress))
@@ -52,9 +52,9 @@ def adapt_siblings(
     cache: FeatureCache,
     on_progress: OnProgress = ignore_progress,
 ) -> Iterator[tuple[Work, Outcome | StageError]]:
-    """ID cells of one `fit.sibling_key`, trained as one stack as far as they fit the memory.
+    """Run ID cells with the same `fit.sibling_key`, in as few stacks as memory allows.
 
-    Each is yielded as soon as its stack has ended.
+    Yields each cell as soon as its stack has ended.
     """
     torch.set_num_threads(step_of(works[0]).settings.cpus)
     for work, found in fit_siblings(works, configurations, cache, on_progress):
@@ -73,9 +73,9 @@ def _finish(work: Work, fit: Fit) -> Outcome:
 
 
 def transfer(work: Work) -> Outcome:
-    """An OOD cell: test the head that an ID cell selected. Nothing is trained.
+    """Run an OOD cell: test the head that an ID cell selected. Nothing is trained.
 
-    Raises StageError when the head is not the one this cell needs, or does not fit the features.
+    Raises StageError when this cell needs another head, or when the head does not fit the features.
     """
     step = step_of(work)
     torch.set_num_threads(step.settings.cpus)
@@ -95,7 +95,10 @@ def _test(
     classes: TaskClasses,
     mapping: ClassMapping | None = None,
 ) -> Tested:
-    """Open the test part for the selected head, and score it; `mapping`: of a task not its own."""
+    """Open the test part for the selected head, and score its predictions.
+
+    `mapping`: the class mapping, where the head was trained on another task.
+    """
     part = TestPart(folder)
     features = part.open(selected)
     if features.views.shape[-1] != shape.dim:
@@ -120,7 +123,7 @@ def evaluate_mapped(
 ) -> tuple[Tensor, Tensor]:
     """(mean loss [1], float64; predicted classes [1, N]) of one head on features [N, D].
 
-    Ties between outputs go to the first. Raises ValueError without a row.
+    The first of equal outputs is predicted. Raises ValueError without a row.
     """
     if mapping.is_identity(heads.shape.outputs):
         return evaluate(heads, part, torch.device("cpu"))

@@ -1,9 +1,9 @@
-"""Features as a frozen cell reads them: from a features step's output, sorted by key.
+"""Reads the features of a frozen cell from a features step's output, sorted by key.
 
 Takes a features folder: `features-<part>.parquet` (key, view, label, vector; view 0 is the plain
-image, views 1..V are augmented and exist in the training part alone) and `classes.json`. Gives
-arrays whose order depends on the keys alone, never on how the files were written. Which rows a
-cell has is decided in `jobs.tuning.rows`; `Part.training` and `Part.plain` index features by them.
+image, views 1..V are augmented and exist only in the training part) and `classes.json`. Gives
+arrays whose order depends only on the keys, never on how the files were written. `jobs.tuning.rows`
+selects the rows of a cell; `Part.training` and `Part.plain` index features with them.
 
 Only `TestPart` reads the test part. It opens the part once, for a selected head.
 """
@@ -31,25 +31,25 @@ from jobs.tuning.trained import Selected
 class Part(Samples):
     """One part of an image set as features, rows sorted by key."""
 
-    views: npt.NDArray[np.float32]  # [V, N, D]; the plain image alone unless augmented
+    views: npt.NDArray[np.float32]  # [V, N, D]; only the plain image unless augmented
     augmented: int  # augmented views in `views`; 0: the plain image
 
     def training(self, rows: TaskRows) -> Labelled:
-        """The features [V, n, D] of the rows selected; all rows share this part's memory."""
+        """The features [V, n, D] of the selected rows; not copied where all rows are selected."""
         features = torch.from_numpy(self.views)
         if len(rows.indices) < len(self.keys):
             features = features[:, torch.from_numpy(rows.indices)]
         return Labelled(features, rows.labels)
 
     def plain(self, rows: TaskRows) -> Labelled:
-        """The features [n, D] of the rows selected, of the first view."""
+        """The features [n, D] of the selected rows, in the first view."""
         found = self.training(rows)
         return Labelled(found.features[0], found.labels)
 
 
 @dataclass(frozen=True)
 class Fitting:
-    """What a head is trained and selected on."""
+    """The parts that a head is trained and selected on."""
 
     classes: tuple[str, ...]  # the corpus's
     train: Part
@@ -57,12 +57,12 @@ class Fitting:
 
 
 def file_name(part: PartName) -> str:
-    """The file of a part inside a features folder."""
+    """The name of a part's file in a features folder."""
     return f"features-{part}.parquet"
 
 
 def read_classes(folder: Folder) -> tuple[str, ...]:
-    """The corpus's class names, in label order; none where its labels are numbers."""
+    """The corpus's class names, in label order; empty where its labels are numbers."""
     remedy = "delete its folder and extract its features again"
     try:
         return records.read(folder, "classes.json", tuple[str, ...], remedy)
@@ -84,7 +84,9 @@ def read_part(folder: Folder, part: PartName) -> Part:
     keys, labels, vectors = _read_view(folder, name, about, first)
     if not others:
         return Part(keys, labels, vectors[None], len(augmented))
-    views = np.empty((1 + len(others), *vectors.shape), np.float32)  # a view more than these
+    views = np.empty(
+        (1 + len(others), *vectors.shape), np.float32
+    )  # memory peak: these and one view more
     views[0] = vectors
     for at, view in enumerate(others, 1):
         other, _, vectors = _read_view(folder, name, about, view)
@@ -104,7 +106,7 @@ def _missing(folder: Folder, name: str) -> str:
 def _read_view(
     folder: Folder, name: str, about: pa.Table, view: int
 ) -> tuple[pa.Array, Labels, npt.NDArray[np.float32]]:
-    """(keys, labels, vectors [N, D]) of one view, sorted by key; `about`: all but the vectors."""
+    """(keys, labels, vectors [N, D]) of one view, sorted by key; `about`: the other columns."""
     where = f"{folder.uri}/{name}"
     mine = about["view"].to_numpy() == view
     rows = about.filter(mine)
@@ -138,14 +140,14 @@ def _read_view(
 
 
 class FeatureCache:
-    """Training and validation features of the folders used last, kept between cells."""
+    """Keeps the training and validation features of the folders used last, from cell to cell."""
 
     def __init__(self, folders: int = 2) -> None:
         self._folders = folders
         self._kept: OrderedDict[Folder, Fitting] = OrderedDict()
 
     def load(self, folder: Folder) -> Fitting:
-        """The folder's features, from memory when they are there. Raises as `read_part` does."""
+        """The folder's features, from memory where possible. Raises what `read_part` raises."""
         if folder not in self._kept:
             while len(self._kept) >= self._folders:
                 self._kept.popitem(last=False)
@@ -164,9 +166,9 @@ class TestPart:
         self.reads = 0
 
     def open(self, selected: Selected) -> Part:
-        """Read the part for the head `selected`. Raises StageError the second time."""
+        """Read the part for the head `selected`. Raises StageError when called again."""
         if not selected.state:
-            raise StageError(f"{self._folder.uri}: the test part was asked for without a head")
+            raise StageError(f"{self._folder.uri}: the test part was opened without a head")
         if self.reads:
             raise StageError(f"{self._folder.uri}: the test part of a cell is read only once")
         self.reads += 1

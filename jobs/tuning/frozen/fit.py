@@ -1,9 +1,9 @@
-"""Fitting ID cells: data, labels, training and selection, for one cell or for siblings at once.
+"""Fits ID cells: data, labels, training and selection, for one cell or for several siblings.
 
 Siblings are cells that can train as one stack: features, task, head, budget and the number of
-training rows are equal; method (loss weights), label noise or tuning seed differ. Each gets what it
-would get alone, up to rounding. They are joined as far as they fit the memory together, which is
-where joining pays: the time of small heads is bound by the number of operations.
+training rows are equal; method (loss weights), label noise or tuning seed differ. Each gets the
+result it would get alone, up to rounding. A stack takes as many siblings as fit in memory: the time
+of small heads depends on the number of operations, so larger stacks cost less for each cell.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from jobs.tuning.trained import TERMS, Configuration, Epoch, Fit, Trained, all_f
 
 
 def sibling_key(work: Work) -> tuple[str, ...]:
-    """A key that is equal for works that can train as one stack."""
+    """A key that is equal for cells that can train as one stack."""
     step = step_of(work)
     if step.method.head in GIVEN or step.settings.search == "optuna":
         return (work.address,)
@@ -43,9 +43,9 @@ def fit(
     cache: FeatureCache,
     on_progress: OnProgress = ignore_progress,
 ) -> Fit:
-    """Fit one cell; without configurations, the step's search draws them.
+    """Fit one cell. Without configurations, the step's search proposes them.
 
-    Raises StageError when the features do not fit the task or every configuration failed.
+    Raises StageError when the features do not fit the task, or when every configuration failed.
     """
     prepared = _Prepared(cache, work)
     step = prepared.step
@@ -55,13 +55,13 @@ def fit(
     tried: list[Configuration] = []
     parts = []
     while batch := searcher.ask():
-        part = _part(on_progress, len(tried), len(batch), step.settings.configurations)
+        part = _partial_progress(on_progress, len(tried), len(batch), step.settings.configurations)
         (trained,) = _train([prepared], [batch], part)
         last = trained.epochs[-1]
         searcher.tell(last.validation.of(last.metric).tolist(), trained.failures)
         tried += batch
         parts.append(trained)
-    return prepared.fit_of(tried, _joined(parts))
+    return prepared.fit_of(tried, _concatenate(parts))
 
 
 def fit_siblings(
@@ -70,9 +70,9 @@ def fit_siblings(
     cache: FeatureCache,
     on_progress: OnProgress = ignore_progress,
 ) -> Iterator[tuple[Work, Fit | StageError]]:
-    """Fit cells of one `sibling_key`; yield each one as soon as its stack has ended.
+    """Fit cells with the same `sibling_key`; yield each one as soon as its stack has ended.
 
-    `on_progress` gets the share of the cells not answered yet.
+    `on_progress` gets the share done (0 to 1) of the cells that are not yielded yet.
     """
     prepared: dict[int, _Prepared] = {}
     shared: _Shared = {}
@@ -82,11 +82,11 @@ def fit_siblings(
         except StageError as error:
             yield work, error
     left = len(prepared)
-    for joined in _stacks_that_fit([(i, p, len(configurations[i])) for i, p in prepared.items()]):
-        part = _part(on_progress, 0, len(joined), left)
-        left -= len(joined)
-        found = _train([prepared[i] for i in joined], [configurations[i] for i in joined], part)
-        for index, trained in zip(joined, found, strict=True):
+    for stack in _stacks_that_fit([(i, p, len(configurations[i])) for i, p in prepared.items()]):
+        part = _partial_progress(on_progress, 0, len(stack), left)
+        left -= len(stack)
+        found = _train([prepared[i] for i in stack], [configurations[i] for i in stack], part)
+        for index, trained in zip(stack, found, strict=True):
             try:
                 yield works[index], prepared[index].fit_of(configurations[index], trained)
             except StageError as error:
@@ -98,7 +98,7 @@ _Shared = dict[tuple[float, int], tuple[TaskRows, Labelled]]
 
 
 class _Prepared:
-    """A cell's data, ready for the engine."""
+    """A cell's data, in the form that the stacked engine takes."""
 
     def __init__(
         self,
@@ -106,7 +106,7 @@ class _Prepared:
         work: Work,
         shared: _Shared | None = None,
     ) -> None:
-        """`shared` keeps the rows of siblings, so that they hold them in memory once."""
+        """`shared` keeps the rows of siblings, so that they are in memory once."""
         self.work, self.step = work, step_of(work)
         step = self.step
         fitting = cache.load(work.inputs["features"])
@@ -129,7 +129,7 @@ class _Prepared:
         )
 
     def labelled(self) -> Labelled:
-        """The training samples, with the labels that this cell learns from."""
+        """The training samples, with this cell's label noise."""
         step, clean = self.step, self._clean
         if not step.label_noise:
             return clean
@@ -144,7 +144,7 @@ class _Prepared:
         return Labelled(clean.features, torch.from_numpy(noisy))
 
     def fit_of(self, configurations: Sequence[Configuration], trained: Trained) -> Fit:
-        """The fit. Raises StageError when every configuration failed."""
+        """The cell's `Fit`. Raises StageError when every configuration failed."""
         if trained.chosen is None:
             domain = "lr" if self.shape.kind == self.step.method.head else "l2"
             raise all_failed(self.step, domain, trained.failures)
@@ -161,7 +161,7 @@ class _Prepared:
 
 
 def _stacks_that_fit(members: Sequence[tuple[int, _Prepared, int]]) -> list[list[int]]:
-    """Stacks of cells (index, data, configurations) with equal rows that fit the memory."""
+    """Stacks of cells (index, data, configurations) with as many rows each, that fit in memory."""
     stacks: list[tuple[int, int, list[int]]] = []  # rows, bytes, cells
     for index, prepared, configurations in members:
         rows = len(prepared.training.keys)
@@ -218,18 +218,20 @@ def _train(
     )
 
 
-def _part(on_progress: OnProgress, before: int, own: int, all_of_them: int) -> OnProgress:
-    """A callback for a part of the work, which reports the share of the whole."""
+def _partial_progress(
+    on_progress: OnProgress, before: int, own: int, all_of_them: int
+) -> OnProgress:
+    """A callback for a part of the work; it passes the share of the whole to `on_progress`."""
     return lambda share: on_progress((before + own * share) / all_of_them)
 
 
 def _term(epoch: Epoch, name: str) -> torch.Tensor:
-    """A training loss of all members; NaN where none of them weighs it."""
+    """A training loss of all members; NaN where no member gives it a weight."""
     return epoch.train.get(name, torch.full_like(epoch.validation_loss, torch.nan))
 
 
-def _joined(parts: Sequence[Trained]) -> Trained:
-    """The batches of one search as one result."""
+def _concatenate(parts: Sequence[Trained]) -> Trained:
+    """The results of a search's batches as one result."""
     longest = max(len(part.epochs) for part in parts)
     epochs = []
     for number in range(longest):

@@ -1,12 +1,12 @@
 """Frozen cells on Ray: ID cells in trials of one Tune run, OOD evaluations as a few plain tasks.
 
-Takes the tuning works that read features; answers each one through `Hooks.done` as soon as it ends.
-A trial is a batch of ID cells over the same features. It does those together that can train as one
-stack (`fit.sibling_key`): Tune schedules batches, the stack does the arithmetic, and a cell costs a
-share of a trial. While a stack trains, its trial reports now and then how far it is. Actors are
-reused, and keep the features they read last. A failing cell is answered with its error and the
-others go on. Cells whose process died are done once more, each in a trial of its own. Once the user
-asks to stop, no cell is started, and a cell that has not finished is not answered.
+Takes the tuning steps that read features; reports each result through `Hooks.done` as soon as the
+step ends. A trial is a batch of ID cells over the same features. Cells that can train as one stack
+(`fit.sibling_key`) run together: Tune schedules batches, the stack does the arithmetic, and a cell
+costs a share of a trial. While a stack trains, its trial reports its progress every few seconds.
+Actors are reused, and keep the features that they read last. When a cell fails, its error is
+reported and the others continue. Cells whose process died run once more, each in its own trial.
+After the user asks to stop, no cell starts, and unfinished cells have no result.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from jobs.tuning.methods import GIVEN
 from jobs.tuning.trained import step_of
 from jobs.tuning.tune_run import LOST_WORKERS, QUIET, StopWhenAsked
 
-_LONGEST = 32  # stacks of a trial at most: what is done again at worst if its process dies
-_REPORT_S = 2.0  # between reports of a trial on how far its cells are
-_SIBLINGS = 16  # cells of a stack at most: they are answered together
-_BATCHES_A_PROCESS = 4  # so that the last ones to end leave few processes idle
+_LONGEST = 32  # most stacks of a trial: all of them may run again if its process dies
+_REPORT_S = 2.0  # between a trial's reports of progress
+_SIBLINGS = 16  # most cells of a stack: their results come together
+_BATCHES_A_PROCESS = 4  # many small batches: few processes wait for the last one
 
 
 def run(works: Sequence[Work], hooks: Hooks) -> None:
-    """Do every work, and answer each one. Ray must be up; any thread may call this."""
+    """Run every step and report each result. Ray must be up; any thread may call this."""
     evaluations = [work for work in works if "head" in work.inputs]
     fitting = [work for work in works if "head" not in work.inputs]
     if evaluations:
@@ -57,7 +57,7 @@ Batch = tuple[tuple[Work, ...], ...]
 
 
 class _Trial(tune.Trainable):
-    """An actor that does one batch after another."""
+    """An actor that runs one batch after another."""
 
     def setup(self, config: dict[str, Any], batches: tuple[Batch, ...] = ()) -> None:
         keep_freed_memory()
@@ -71,7 +71,7 @@ class _Trial(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        """Wait for the next siblings for a while; return their new results and the share done."""
+        """Wait up to `_REPORT_S` for the current siblings; return new results and progress."""
         if self._running is None:
             self._running = _Running(self._left.pop(0), self._cache)
         running = self._running
@@ -95,19 +95,19 @@ class _Trial(tune.Trainable):
 
 
 class _Running:
-    """Siblings that train in a thread of their own, so that their trial can report meanwhile."""
+    """Siblings that train in their own thread, so that their trial can report progress."""
 
     def __init__(self, works: Sequence[Work], cache: FeatureCache) -> None:
-        self.left = list(works)  # not answered yet
-        self.share = 0.0  # of the work on those that is done
+        self.left = list(works)  # without a result
+        self.share = 0.0  # done of their work, 0 to 1
         self._cache = cache
         self._results: SimpleQueue[tuple[Work, Outcome | Failure]] = SimpleQueue()
-        # It dies with the trial's process: a sweep that is stopped does not wait for it.
+        # A daemon thread ends with the trial's process: a stopped sweep does not wait for it.
         self._thread = threading.Thread(target=self._do, args=(works,), name="cells", daemon=True)
         self._thread.start()
 
     def wait(self, seconds: float) -> bool:
-        """Wait so many seconds at most; return whether all siblings have ended."""
+        """Wait for at most `seconds`; return whether all siblings have ended."""
         self._thread.join(seconds)
         return not self._thread.is_alive()
 
@@ -149,16 +149,16 @@ class _Running:
 
 
 class _Results(tune.Callback):
-    """Passes the results of each iteration on, as soon as Tune has them."""
+    """Reports the results of each iteration as soon as Tune has them."""
 
     def __init__(self, batches: Sequence[Batch], hooks: Hooks) -> None:
         self._batches = batches
         self._hooks = hooks
         self.reported: set[str] = set()
-        self.deaths: dict[str, str] = {}  # by address, of cells that were not answered
+        self.deaths: dict[str, str] = {}  # by address, of cells without a result
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune writes a copy of its settings, which nobody restores
+        return {}  # Tune writes a copy of its settings, which is never restored
 
     def done(self, address: str, result: Outcome | BaseException) -> None:
         if address not in self.reported:
@@ -171,7 +171,7 @@ class _Results(tune.Callback):
 
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         for work in self._works(trial):
-            self._hooks.say(work.address, 0.0, _in_words(work))
+            self._hooks.say(work.address, 0.0, _describe_cell(work))
 
     def on_trial_result(
         self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any
@@ -179,7 +179,7 @@ class _Results(tune.Callback):
         for work in self._works(trial):
             if work.address in result["running"]:
                 share = result["share"]
-                self._hooks.say(work.address, share, f"{share:.0%} of {_in_words(work)}")
+                self._hooks.say(work.address, share, f"{share:.0%} of {_describe_cell(work)}")
         for address, own in result["results"]:
             self.done(address, received(own))
 
@@ -188,8 +188,8 @@ class _Results(tune.Callback):
             self.deaths[work.address] = f"the cell's process died: {trial.get_pickled_error()}"
 
 
-def _in_words(work: Work) -> str:
-    """The work of a cell in a few words."""
+def _describe_cell(work: Work) -> str:
+    """A cell's configurations and epochs, for progress messages."""
     step = step_of(work)
     tried = step.method.tries(step.settings.configurations)
     words = "1 configuration" if tried == 1 else f"{tried} configurations"
@@ -216,13 +216,13 @@ def _fit(works: Sequence[Work], hooks: Hooks) -> None:
         for work in left:
             died = results.deaths.get(work.address)
             if last or died is None:
-                reason = died or "Tune ended without an answer"
+                reason = died or "Tune ended without a result"
                 results.done(work.address, RuntimeError(reason))
         left = [work for work in left if work.address not in results.reported]
 
 
 def _batches(works: Sequence[Work]) -> list[Batch]:
-    """Batches of works with equal features and resources, a few for each process."""
+    """Batches of cells with the same features and resources, a few for each process."""
     families: dict[tuple[str, ...], list[Work]] = defaultdict(list)
     for work in sorted(works, key=lambda work: (work.inputs["features"].uri, work.address)):
         families[sibling_key(work)].append(work)
@@ -279,7 +279,7 @@ def _tuner(
 
 
 def _evaluate(works: Sequence[Work], hooks: Hooks) -> None:
-    """Run a task for the cells of each features folder; answer each when its task ends."""
+    """Run a task for the cells of each features folder; report its results when it ends."""
     groups: dict[str, list[Work]] = defaultdict(list)
     for work in works:
         groups[work.inputs["features"].uri].append(work)

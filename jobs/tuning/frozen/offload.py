@@ -1,8 +1,8 @@
-"""Keeps stacks that wait for their turn in files, so that memory is left to the one that trains.
+"""Moves stacks that wait for their turn to files, so that the stack that trains has the memory.
 
-Takes heads and their optimizer and empties them; gives both back bit for bit. All tensors are
-removed, small ones too: a small tensor between two freed blocks keeps glibc from joining them. The
-files belong to this process and are deleted with it.
+Takes heads and their optimizer and empties them; restores both bit for bit. It removes all tensors,
+small ones too: a small tensor between two freed blocks prevents glibc from merging them. The files
+belong to one `Offload` and are deleted when it closes.
 """
 
 from __future__ import annotations
@@ -37,12 +37,13 @@ class Offload:
         self._folder.cleanup()
 
     def store(self, owner: str, heads: StackedHeads, optimizer: StackedAdamW) -> None:
-        """Write the owner's weights, buffers and moments into its file, and free their memory."""
+        """Write the owner's weights, buffers and moments to its file, and free their memory."""
         self._names[owner] = list(heads.parameters), list(heads.buffers)
-        held = {**heads.parameters, **heads.buffers}
-        held |= {f"moment.{n}": moment for n, moment in enumerate(optimizer.release())}
+        tensors = {**heads.parameters, **heads.buffers}
+        tensors |= {f"moment.{n}": moment for n, moment in enumerate(optimizer.release())}
         save_file(
-            {name: tensor.detach().contiguous() for name, tensor in held.items()}, self._file(owner)
+            {name: tensor.detach().contiguous() for name, tensor in tensors.items()},
+            self._file(owner),
         )
         heads.parameters.clear()
         heads.buffers.clear()

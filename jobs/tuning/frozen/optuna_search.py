@@ -1,8 +1,8 @@
 """Optuna's search inside a cell: batches of configurations, each trained as one stack.
 
 Takes a space and a budget; gives batches from the tree-structured Parzen estimator until the budget
-is spent. After each batch it takes the validation scores. The first batch is drawn at random. The
-extra `optuna` must be installed.
+is spent. It needs the validation scores of each batch before the next one. The first batch is drawn
+at random. The extra `optuna` must be installed.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from jobs.contract import StageError
 from jobs.tuning.search_space import Choice, Domain, LogUniform, QUniform, RandInt, Space, Uniform
 from jobs.tuning.trained import Configuration, configuration
 
-BATCHES = 4  # times the sampler is asked, budget permitting
+BATCHES = 4  # at most; fewer when the budget is small
 
 
 class Optuna:
     """One method's search in one cell."""
 
     def __init__(self, space: Space, configurations: int, seed: int) -> None:
-        """Raises StageError without optuna."""
+        """Raises StageError when optuna is not installed."""
         try:
             import optuna
         except ImportError:
             raise StageError(
                 "tuning.search is optuna, which is not installed; "
-                "run pip install 'nml-orch[optuna]', or take search: random"
+                "run pip install 'nml-orch[optuna]', or use search: random"
             ) from None
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._failed = optuna.trial.TrialState.FAIL
@@ -56,7 +56,7 @@ class Optuna:
         return [configuration({**self._fixed, **trial.params}) for trial in self._asked]
 
     def tell(self, scores: Sequence[float], failures: Sequence[str | None]) -> None:
-        """Take the scores of the last batch, and the reasons of those that failed."""
+        """Give the sampler the scores of the last batch; `failures`: why each failed, or None."""
         for trial, score, failure in zip(self._asked, scores, failures, strict=True):
             if failure is None:
                 self._study.tell(trial, score)

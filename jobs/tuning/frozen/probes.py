@@ -1,16 +1,16 @@
-"""Oracles: linear probes that are solved to the optimum instead of trained by steps.
+"""Linear probes that are solved to the optimum instead of trained by steps.
 
-Takes what the stacked engine takes and gives what it gives (`Trained`), with linear heads, so that
-selection, testing and files are the same; `l2` is searched on the validation part with as many
-configurations as any other method has. Every view of a training sample is a row.
+They have the same input and output (`Trained`) as the stacked engine, with linear heads, so that
+selection, testing and files are the same. `l2` is searched on the validation part, with as many
+configurations as for any other method. Every view of a training sample is a row.
 
-    ridge   W, b minimise mean_i |W f_i + b - e(y_i)|^2 + l2 |W|^2, e(y) the class's indicator:
-            from one eigendecomposition of the D x D covariance for all configurations; of a number
-            e(y) is the standardised number (`Target.regressed`)
+    ridge   W, b minimise mean_i |W f_i + b - e(y_i)|^2 + l2 |W|^2. e(y) is the class's indicator
+            or the standardised number (`Target.regressed`). One eigendecomposition of the D x D
+            covariance serves all configurations.
     lbfgs   W, b minimise mean_i CE(W f_i + b, y_i) + l2/2 |W|^2 by L-BFGS, in float64, until no
-            entry of the gradient exceeds 1e-5; a configuration that does not get there has failed
+            entry of the gradient exceeds 1e-5. A configuration that does not converge has failed.
 
-They have no steps and no batch order, and one epoch: that of the solved head.
+They have no steps and no batch order. Their only epoch is the solved head.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from jobs.tuning.rows import Labelled
 from jobs.tuning.trained import Configuration, Epoch, Trained
 
 Solution = tuple[Tensor, Tensor, list[str | None]]
-"""Weights [K, C, D], biases [K, C], and why a configuration has none."""
+"""Weights [K, C, D], biases [K, C], and for each configuration why it failed, or None."""
 
 _CPU = torch.device("cpu")
 _CONVERGED = 1e-5  # largest entry of the gradient
 _ITERATIONS = 2000
-_ENTRIES = 1 << 22  # of the rows or targets of a piece: 32 MB in float64
+_ENTRIES = 1 << 22  # of a piece's rows or targets: 32 MB in float64
 
 
 def solve(
@@ -47,13 +47,13 @@ def solve(
     metric: Metric = "accuracy",
     on_progress: OnProgress = ignore_progress,
 ) -> Trained:
-    """The best linear head for each configuration's `l2`, and the one best by `metric`.
+    """The optimal linear head for each configuration's `l2`; the best one by `metric` is selected.
 
-    Raises ValueError for `lbfgs` on numbers, which logistic regression has no probability for.
+    Raises ValueError for `lbfgs` on numbers: logistic regression predicts classes.
     """
     unfit = shape.target.kind.unfit_heads.get(kind)
     if unfit is not None:
-        raise ValueError(f"{unfit} is of classes; a {shape.target.kind.name} takes ridge")
+        raise ValueError(f"{unfit} needs classes; use ridge for a {shape.target.kind.name}")
     labels = _labels(training)
     penalties = [configuration.l2 for configuration in configurations]
     fresh = StackedHeads.fresh(shape, len(penalties), 0, _CPU, shape.target.statistics(labels))
@@ -67,9 +67,9 @@ def solve(
 def judged(
     solved: Solution, fresh: StackedHeads, training: Labelled, validation: Labelled, metric: Metric
 ) -> Trained:
-    """The result of solved heads, as of one epoch of training, and the one best by `metric`.
+    """Solved heads as the result of one epoch; the best one by `metric` is selected.
 
-    `fresh` are heads of the same shape. A solution that is not finite has failed.
+    `fresh`: untrained heads of the same shape. A solution that is not finite has failed.
     """
     shape = fresh.shape
     weight, bias, failures = solved
@@ -102,7 +102,7 @@ def _labels(training: Labelled) -> Tensor:
 def _ridge(
     rows: Tensor, labels: Tensor, heads: StackedHeads, penalties: Sequence[float]
 ) -> Solution:
-    """Solve in float64, some rows at a time; only D x D and D x C matrices are in memory."""
+    """Solve in float64, piece by piece; besides one piece, only D x D and D x C matrices."""
     dim, outputs, target = rows.shape[1], heads.shape.outputs, heads.shape.target
     statistics = {name: values[0] for name, values in heads.buffers.items()}
     piece = max(1, _ENTRIES // max(dim, outputs))
@@ -137,7 +137,7 @@ def _lbfgs(
         found.append(_descend(rows, labels, classes, penalty))
         on_progress(number / len(penalties))
     failures = [
-        f"L-BFGS stopped at a gradient of {slope:.1e} after {_ITERATIONS} iterations at most"
+        f"L-BFGS stopped at a gradient of {slope:.1e} after at most {_ITERATIONS} iterations"
         if not slope <= _CONVERGED
         else None
         for _, _, slope in found

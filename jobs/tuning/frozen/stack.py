@@ -3,19 +3,20 @@
 Takes one or more groups, each a training set with all its views, a tuning seed and configurations;
 trains one head for each configuration, and gives each member's losses and validation scores after
 every epoch. The members of a group start from the same weights and see the same batches in the same
-order; both follow from the group's seed alone. Groups differ in labels (label noise),
-in seed, or in rows; they share the shape of their features and the validation part. Where all
-share features and seed, the first layer is one matrix product for all. A member gets what it would
-get if it were trained alone, up to rounding.
+order; both depend only on the group's seed. Groups differ in labels (label noise), in seed, or in
+rows. They have the same feature shape and the same validation part. Where all have the same
+features and seed, the first layer is one matrix product for all members. A member gets the result
+that it would get alone, up to rounding.
 
 A batch is `batch_size` samples with all their views (a last batch of one sample is left out). The
-target's loss, COV and SVD read every row of it. MSE pairs each row's output with the row's own
-features (`paper`), or the second view's output with the first view's features (`released`; with a
-single view, with its own). A regulariser is computed for the members that weigh it, and is NaN for
-the others.
+target's loss, COV and SVD use every row of it. MSE compares each row's output with the features of
+that row (`paper`), or the second view's output with the first view's features (`released`; a single
+view is compared with itself). A regulariser is computed for the members that give it a weight, and
+is NaN for the others.
 
-A member whose loss stops being finite is frozen where it stood and recorded with the reason; the
-others do not change by a bit. Nothing here reads or writes files, or knows of a test part.
+A member whose loss is no longer finite is frozen with its current weights, and the reason is
+recorded; the others do not change by a bit. Nothing here reads the test part, or files other than
+those of `offload`.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from jobs.tuning.schedule import cosine
 from jobs.tuning.spec import Precision
 from jobs.tuning.trained import TERMS, Configuration, Epoch
 
-_ENTRIES = 1 << 24  # activations held at once while evaluating, over all members
+_ENTRIES = 1 << 24  # activations of all members in memory at once in an evaluation
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Stack:
     ) -> None:
         samples = {len(group.training.labels) for group in groups}
         if len(samples) != 1:
-            raise ValueError(f"groups of {sorted(samples)} samples do not share their steps")
+            raise ValueError(f"groups of {sorted(samples)} samples cannot train as one stack")
         (self._samples,) = samples
         if self._samples < 2:
             raise ValueError(f"{self._samples} training samples; a batch needs two")
@@ -76,7 +77,7 @@ class Stack:
         self._variant = nmtune.RELEASED if shape.kind == "released" else nmtune.PAPER
         configurations = [c for group in groups for c in group.configurations]
         self._target = shape.target
-        self._place(groups)
+        self._move_to_device(groups)
         self._weights = {
             name: self._column([getattr(c, name) for c in configurations])
             for name in ("mse", "cov", "svd")
@@ -89,7 +90,7 @@ class Stack:
                 for group, statistics in zip(groups, self._statistics, strict=True)
             ]
         )
-        self.members = list(range(len(configurations)))  # that still train, by index from the start
+        self.members = list(range(len(configurations)))  # that still train, by their initial index
         self.failures: list[str | None] = [None] * len(configurations)
         self.epochs: list[Epoch] = []
         self._alive = torch.ones(len(configurations), dtype=torch.bool, device=self._device)
@@ -99,10 +100,10 @@ class Stack:
             self._column([c.lr for c in configurations]),
             self._column([c.weight_decay for c in configurations]),
         )
-        self._weighed = self._who_weighs()
+        self._weighed = self._weighing_members()
 
-    def _place(self, groups: Sequence[Group]) -> None:
-        """Features and labels on the device; each distinct feature matrix with its seed once."""
+    def _move_to_device(self, groups: Sequence[Group]) -> None:
+        """Move features and labels to the device. A source is a distinct (features, seed) pair."""
         labels = [group.training.labels for group in groups]
         self._statistics = [self._target.statistics(own) for own in labels]
         encoded = map(self._target.encoded, labels, self._statistics)
@@ -124,17 +125,17 @@ class Stack:
     def _column(self, values: list[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float64, device=self._device)
 
-    def _who_weighs(self) -> dict[str, Tensor | None]:
-        """The members that weigh each regulariser; None: all. A regulariser without any is absent.
+    def _weighing_members(self) -> dict[str, Tensor | None]:
+        """The members that give each regulariser a weight, by index; None: all members.
 
-        COV and SVD share their work, so they go together.
+        A regulariser that no member weighs is absent. COV and SVD are computed together (`spread`).
         """
         mse = self._weights["mse"] != 0
         spread = (self._weights["cov"] != 0) | (self._weights["svd"] != 0)
         return {
-            name: None if who.all() else who.nonzero().flatten()
-            for name, who in (("mse", mse), ("spread", spread))
-            if who.any()
+            name: None if members.all() else members.nonzero().flatten()
+            for name, members in (("mse", mse), ("spread", spread))
+            if members.any()
         }
 
     @property
@@ -144,10 +145,10 @@ class Stack:
         return self._samples // size + (self._samples % size > 1)
 
     def run_epoch(self, after_step: Callable[[], None] = lambda: None) -> None:
-        """Train every member for one epoch, then validate it; the result is `epochs[-1]`."""
+        """Train every member for one epoch, then validate; the result is `epochs[-1]`."""
         sums: dict[str, Tensor] = {}
         seen = 0
-        with _tensor_cores(self._precision, self._device):
+        with _allow_tf32(self._precision, self._device):
             for batch in self._batches():
                 for name, values in self._step(batch).items():
                     sums[name] = sums.get(name, 0.0) + len(batch[0]) * values.detach().double()
@@ -158,31 +159,32 @@ class Stack:
         self._freeze(~loss.isfinite(), "validation loss")
         train = {name: (s / seen).cpu() for name, s in sums.items()}
         epoch = Epoch(train, loss.cpu(), scores, self._budget.metric)
-        self.epochs.append(self._beside_those_who_left(epoch))
+        self.epochs.append(self._with_stopped_members(epoch))
 
     def keep(self, members: Sequence[int]) -> None:
-        """Go on with these members alone, by their index from the start."""
+        """Continue with only these members, given by their initial index."""
         rows = torch.tensor([self.members.index(m) for m in members], device=self._device)
         self.heads = self.heads.keep(rows)
         self._optimizer.keep(self.heads.parameters.values(), rows)
         self._weights = {name: weights[rows] for name, weights in self._weights.items()}
         self._alive, self._group_of = self._alive[rows], self._group_of[rows]
         self.members = list(members)
-        self._weighed = self._who_weighs()
+        self._weighed = self._weighing_members()
 
     def store(self, offload: Offload) -> None:
-        """Move all weights into a file; `restore` must come before anything else."""
+        """Move all weights to a file; `restore` must be called before anything else."""
         offload.store(str(id(self)), self.heads, self._optimizer)
 
     def restore(self, offload: Offload) -> None:
-        """Take back what `store` moved away."""
+        """Read back the weights that `store` moved to a file."""
         offload.restore(str(id(self)), self.heads, self._optimizer, self._device)
 
     def state(self, member: int) -> dict[str, Tensor]:
         """A member's current tensors, on the CPU."""
         return self.heads.member(self.members.index(member))
 
-    def _beside_those_who_left(self, epoch: Epoch) -> Epoch:
+    def _with_stopped_members(self, epoch: Epoch) -> Epoch:
+        """The epoch of the remaining members, with the last values of those that stopped."""
         if len(self.members) == len(self.failures):
             return epoch
         before = self.epochs[-1]
@@ -220,7 +222,7 @@ class Stack:
         loss = terms[self._target.term]
         for name, weights in self._weights.items():
             if name in terms:
-                # A term that a member does not weigh must not fail it: 0 x inf is not 0.
+                # A term with weight 0 must not make a member fail: 0 x inf is not 0.
                 weighed = weights.to(loss.dtype) * terms[name]
                 loss = loss + torch.where(weights != 0, weighed, 0.0)
         self._freeze(~loss.detach().isfinite(), "training loss")
@@ -231,7 +233,7 @@ class Stack:
         return {"loss": loss, **terms}
 
     def _features(self, batch: Sequence[Tensor]) -> Tensor:
-        """[V, M, D] where all members share them, else [K, V, M, D]."""
+        """A batch's features: [V, M, D] where all members share them, else [K, V, M, D]."""
         found = [
             features[:, samples]
             for (features, _), samples in zip(self._sources, batch, strict=True)
@@ -241,11 +243,11 @@ class Stack:
         return torch.stack(found)[self._source_of_group.to(self._device)[self._group_of]]
 
     def _terms(self, batch: Sequence[Tensor]) -> dict[str, Tensor]:
-        """The target's loss and each regulariser that is weighed, by name."""
+        """The target's loss and each regulariser that has a weight, by name."""
         features = self._features(batch)
         views, samples = features.shape[-3:-1]
         rows = features.flatten(-3, -2)
-        with _products_in(self._precision, self._device):
+        with _autocast(self._precision, self._device):
             columns, logits = self.heads.forward(rows, training=True)
         z = columns.mT.float()
         labels = torch.stack(
@@ -257,30 +259,32 @@ class Stack:
         targets = labels[self._group_of].repeat(1, views)
         terms = {self._target.term: self._target.losses(logits.float(), targets).mean(1)}
         if "mse" in self._weighed:
-            who = self._weighed["mse"]
-            outputs, given = (z, rows) if who is None else (z[who], _of(rows, who))
+            members = self._weighed["mse"]
+            outputs, given = (z, rows) if members is None else (z[members], _rows_of(rows, members))
             if self._variant.per_entry and views > 1:
                 outputs, given = outputs[:, samples : 2 * samples], given[..., :samples, :]
-            self._put(terms, "mse", nmtune.mse(outputs, given, self._variant), who)
+            self._add_term(terms, "mse", nmtune.mse(outputs, given, self._variant), members)
         if "spread" in self._weighed:
-            who = self._weighed["spread"]
+            members = self._weighed["spread"]
             wanted = {name: bool((self._weights[name] != 0).any()) for name in ("cov", "svd")}
-            outputs = z if who is None else z[who]
+            outputs = z if members is None else z[members]
             found = nmtune.spread(outputs, self._variant, cov=wanted["cov"], svd=wanted["svd"])
             for name, values in zip(("cov", "svd"), found, strict=True):
                 if wanted[name]:
-                    self._put(terms, name, values, who)
+                    self._add_term(terms, name, values, members)
         return terms
 
-    def _put(self, terms: dict[str, Tensor], name: str, values: Tensor, who: Tensor | None) -> None:
-        if who is not None:
+    def _add_term(
+        self, terms: dict[str, Tensor], name: str, values: Tensor, members: Tensor | None
+    ) -> None:
+        if members is not None:
             nothing = values.new_full((len(self.members),), torch.nan)
-            values = nothing.index_put((who,), values)
+            values = nothing.index_put((members,), values)
         weighs = self._weights[name] != 0
         terms[name] = torch.where(weighs, values, torch.nan)
 
     def _freeze(self, broken: Tensor, what: str) -> None:
-        """Take members out of training for good, with the reason."""
+        """End the training of the `broken` members [K], and record the reason."""
         newly = self._alive & broken.to(self._device)
         if not newly.any():
             return
@@ -291,22 +295,20 @@ class Stack:
             self.failures[self.members[row]] = reason
 
 
-def _of(rows: Tensor, who: Tensor) -> Tensor:
-    return rows if rows.dim() == 2 else rows[who]
+def _rows_of(rows: Tensor, members: Tensor) -> Tensor:
+    return rows if rows.dim() == 2 else rows[members]
 
 
-def _products_in(
-    precision: Precision, device: torch.device
-) -> contextlib.AbstractContextManager[Any]:
-    """The heads' own matrix products in this precision; weights and losses stay float32."""
+def _autocast(precision: Precision, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """A context that computes the heads' products in `precision`; weights and losses: float32."""
     if precision == "bf16":
         return torch.autocast(device.type, torch.bfloat16)
     return contextlib.nullcontext()
 
 
 @contextlib.contextmanager
-def _tensor_cores(precision: Precision, device: torch.device) -> Iterator[None]:
-    """TF32 products, forward and backward, on a GPU and while the block lasts, if asked for."""
+def _allow_tf32(precision: Precision, device: torch.device) -> Iterator[None]:
+    """A context that allows TF32 products, forward and backward, on a GPU with `precision` tf32."""
     if precision != "tf32" or device.type != "cuda":
         yield
         return
@@ -319,7 +321,7 @@ def _tensor_cores(precision: Precision, device: torch.device) -> Iterator[None]:
 
 
 def bytes_of_member(shape: Shape, rows: int) -> int:
-    """About what one member holds while a step of `rows` rows (views included) is taken."""
+    """An estimate of one member's memory in a step of `rows` rows (views included), in bytes."""
     weights = shape.outputs * shape.dim + 2 * shape.hidden * shape.dim
     activations = rows * (4 * shape.hidden + 6 * shape.dim + 3 * shape.outputs)
     doubles = rows * (4 * min(rows, shape.dim) + 3 * shape.dim) if shape.hidden else 0
@@ -332,7 +334,7 @@ def evaluate(
 ) -> tuple[Tensor, Tensor]:
     """(mean loss [K], float64; predictions [K, N]) of features [N, D], see `Target`.
 
-    Rows go through in pieces that bound the memory. Raises ValueError when there is no row.
+    Rows are evaluated in pieces to limit memory. Raises ValueError when there is no row.
     """
     if len(part.labels) == 0:
         raise ValueError("there is no row to evaluate")

@@ -4,15 +4,16 @@ Takes [K, ...] parameters with gradients; changes them in place as `torch.optim.
 each member alone (betas 0.9 and 0.999, eps 1e-8, decay on every parameter). A member can be left
 out of a step; then none of its numbers change.
 
-`torch.optim.AdamW` cannot do this: a tensor has one rate and decay there and is stepped whole. With
-a parameter group and tensors of its own for each of 8 members, its fused kernel takes 1.7 times as
-long for linear probes at D = 512 and 1.2 to 1.5 times for two-layer heads at D = 32, 0.8 times at
-96 and as long at 512, and the products need the weights stacked (`benchmarks/stacked_adamw.py`, one
-thread, three runs).
+`torch.optim.AdamW` cannot do this: there a whole tensor has one learning rate and one decay. It
+would need a parameter group and separate tensors for each member, while the products need stacked
+weights. For 8 members its fused kernel then takes 1.7 times as long for linear probes at D = 512,
+and for two-layer heads 1.2 to 1.5 times at D = 32, 0.8 times at 96 and as long at 512
+(`benchmarks/stacked_adamw.py`, one thread, three runs).
 
-A step reads and writes a member's weights, gradient and moments and does little arithmetic, so it
-is bound by memory. Large members on a CPU are updated one by one with torch's fused kernel (one
-pass over memory, where the plain form makes ten); small ones, and members on a GPU, all at once.
+A step reads and writes a member's weights, gradient and moments and does little arithmetic, so
+memory bounds its speed. Large members on a CPU are updated one by one with torch's fused kernel,
+which makes one pass over memory where the plain form makes ten. Small members, and members on a
+GPU, are updated all at once.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from torch.optim.adamw import adamw
 
 from jobs.tuning.schedule import BETAS, EPS
 
-_LARGE = 1 << 16  # weights of a member from which a kernel call a member costs next to nothing
+_LARGE = 1 << 16  # weights of a member; from here on the cost of one kernel call each is negligible
 
 
 class StackedAdamW:
@@ -51,13 +52,13 @@ class StackedAdamW:
         self._fused = on_cpu and weights >= _LARGE if fused is None else fused
 
     def release(self) -> list[Tensor]:
-        """Both moments of every parameter, which this object then holds no longer; see `resume`."""
+        """Return both moments of every parameter, and drop all tensors; `resume` undoes it."""
         moments = [*self._means, *self._squares]
         self.parameters, self._means, self._squares = [], [], []
         return moments
 
     def resume(self, parameters: Iterable[Tensor], moments: Sequence[Tensor]) -> None:
-        """Continue with the parameters and moments that there were before `release`."""
+        """Continue with the parameters and moments from before `release`."""
         self.parameters = list(parameters)
         half = len(self.parameters)
         self._means, self._squares = list(moments[:half]), list(moments[half:])
@@ -73,7 +74,7 @@ class StackedAdamW:
             parameter.grad = None
 
     def keep(self, parameters: Iterable[Tensor], members: Tensor) -> None:
-        """Go on with some `members` (indices); `parameters` are theirs, in the same order."""
+        """Continue with some `members` (indices); `parameters`: theirs, in the same order."""
         self.parameters = list(parameters)
         self.lr, self.weight_decay = self.lr[members], self.weight_decay[members]
         self._means = [mean[members] for mean in self._means]

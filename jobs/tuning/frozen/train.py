@@ -1,11 +1,11 @@
-"""Training to a budget: groups of configurations in stacks that fit the memory, the best kept.
+"""Trains groups of configurations to a budget, in stacks that fit in memory, and selects the best.
 
 Takes groups (see `stack`) with their common validation part; gives, for each group, the losses and
-scores of every configuration and the weights of the selected one. Members train at once as far as
-`memory` allows, else in turns; which members share a turn changes nothing but rounding. A member's
-weights are those after its last epoch, not after its best. When a turn has ended, only its best
-weights are kept, so memory does not grow with the number of configurations. Under halving, turns
-that may still continue wait in files (`offload`) from cut to cut.
+scores of every configuration and the weights of the selected one. As many members train at once as
+`memory` allows; the rest train in further turns. The division into turns changes only rounding. A
+member's weights are those after its last epoch, not after its best one. When a turn has ended, only
+the best weights of each group are kept, so memory does not grow with the number of configurations.
+Under halving, turns wait in files (`offload`) between cuts.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from jobs.tuning.rows import Labelled
 from jobs.tuning.spec import Precision
 from jobs.tuning.trained import DROPPED, TERMS, Configuration, Epoch, Trained
 
-MEMORY = 1 << 30  # bytes that the members of a turn may hold together
+MEMORY = 1 << 30  # bytes for all members of a turn
 
 
 def train(
@@ -65,7 +65,7 @@ def train_groups(
     memory: int = MEMORY,
     on_progress: OnProgress = ignore_progress,
 ) -> list[Trained]:
-    """As `train`, for several groups at once. Raises ValueError if their rows differ in number."""
+    """As `train`, for several groups. Raises ValueError if they have different numbers of rows."""
     whole = sum(budget.epochs_of(len(group.configurations)) for group in groups)
     done = 0.0
 
@@ -78,7 +78,7 @@ def train_groups(
     views = groups[0].training.features.shape[0]
     at_once = max(1, memory // bytes_of_member(shape, budget.batch_size * views))
     count = -(-len(members) // at_once)
-    groups = _placed(groups, device)
+    groups = _move_to_device(groups, device)
 
     def start(turn: _Turn) -> Stack:
         own = _groups_of(turn.members, groups)
@@ -99,19 +99,19 @@ def train_groups(
     return [_gather(turns, number) for number in range(len(groups))]
 
 
-def _placed(groups: Sequence[Group], device: str) -> list[Group]:
-    """The groups, their features on the device: those that share them there share them here."""
-    there: dict[int, Tensor] = {}
-    placed = []
+def _move_to_device(groups: Sequence[Group], device: str) -> list[Group]:
+    """The groups with their features on the device; shared features are copied there once."""
+    copies: dict[int, Tensor] = {}
+    moved = []
     for group in groups:
         features, labels = group.training.features, group.training.labels
-        on_device = there.setdefault(features.data_ptr(), features.to(device))
-        placed.append(replace(group, training=Labelled(on_device, labels)))
-    return placed
+        on_device = copies.setdefault(features.data_ptr(), features.to(device))
+        moved.append(replace(group, training=Labelled(on_device, labels)))
+    return moved
 
 
 def _groups_of(members: Sequence[tuple[int, int]], groups: Sequence[Group]) -> list[Group]:
-    """The groups of some (group, configuration) pairs in order, with those configurations alone."""
+    """The groups of some (group, configuration) pairs, in order, with only those configurations."""
     tried: dict[int, list[Configuration]] = {}
     for number, configuration in members:
         tried.setdefault(number, []).append(groups[number].configurations[configuration])
@@ -119,12 +119,12 @@ def _groups_of(members: Sequence[tuple[int, int]], groups: Sequence[Group]) -> l
 
 
 class _Turn:
-    """Members that train side by side, from their first epoch to their last."""
+    """Members that train in one stack, from their first epoch to their last."""
 
     def __init__(
         self, members: Sequence[tuple[int, int]], budget: Budget, offload: Offload | None
     ) -> None:
-        """`offload`: where to wait while other turns train."""
+        """`offload`: keeps the stack while other turns train; None: it stays in memory."""
         self.members = members  # (group, configuration)
         self.epochs: list[Epoch] = []
         self.failures: list[str | None] = [None] * len(members)
@@ -135,14 +135,14 @@ class _Turn:
         self._patience = Patience(budget.patience)
         self._stack: Stack | None = None
         self._offload = offload
-        self._best: dict[int, tuple[Key, Mapping[str, Tensor]]] = {}  # by group, of those who left
+        self._best: dict[int, tuple[Key, Mapping[str, Tensor]]] = {}  # by group, of stopped members
 
     def run_to(
         self, epoch: int, start: Callable[[_Turn], Stack], trained: Callable[[float], None]
     ) -> None:
-        """Train the remaining members until `epoch`; after the last, keep the best weights alone.
+        """Train the remaining members until `epoch`; after the last, keep only the best weights.
 
-        `trained` is called after every step with its share of an epoch, summed over the members.
+        `trained` is called after every step, with the step's share of an epoch times the members.
         """
         if self._stack is None and not self.epochs:
             self._stack = start(self)
@@ -154,7 +154,7 @@ class _Turn:
             self._stack.run_epoch(partial(trained, step))
             self._after_epoch(self._stack)
         if self._stack is not None and len(self.epochs) == self._budget.epochs:
-            self._leave(self._stack, self._stack.members)
+            self._stop(self._stack, self._stack.members)
         self._store()
 
     def _store(self) -> None:
@@ -185,11 +185,11 @@ class _Turn:
         if self._stack is not None:
             left = [m for m in self._stack.members if m not in members]
             self._restore()
-            self._go_on_with(self._stack, left)
+            self._continue_with(self._stack, left)
             self._store()
 
     def best(self, group: int) -> Mapping[str, Tensor]:
-        """The weights of the group's best member that has left."""
+        """The weights of the group's best member among those that have stopped."""
         return self._best[group][1]
 
     def _after_epoch(self, stack: Stack) -> None:
@@ -203,9 +203,9 @@ class _Turn:
             if self.failures[m] is None and self._patience.is_over(m, self.epochs[-1].key(m))
         ]
         if over:
-            self._leave(stack, over)
+            self._stop(stack, over)
 
-    def _leave(self, stack: Stack, members: Sequence[int]) -> None:
+    def _stop(self, stack: Stack, members: Sequence[int]) -> None:
         """End the training of some members, and keep the weights of each group's best."""
         for member in members:
             group = self.members[member][0]
@@ -214,11 +214,11 @@ class _Turn:
                 group not in self._best or key < self._best[group][0]
             ):
                 self._best[group] = key, stack.state(member)
-        self._go_on_with(stack, [m for m in stack.members if m not in members])
+        self._continue_with(stack, [m for m in stack.members if m not in members])
 
-    def _go_on_with(self, stack: Stack, members: Sequence[int]) -> None:
+    def _continue_with(self, stack: Stack, members: Sequence[int]) -> None:
         if not any(self.failures[member] is None for member in members):
-            self._stack = None  # frees all that it held
+            self._stack = None  # frees its memory
         elif len(members) < len(stack.members):
             stack.keep(members)
 
@@ -262,7 +262,7 @@ def _gather(turns: Sequence[_Turn], group: int) -> Trained:
 
 
 def _epoch(shares: Sequence[tuple[_Turn, list[int]]], number: int) -> Epoch:
-    """What was known after an epoch (from 0) of members of several turns."""
+    """The losses and scores after an epoch (from 0), for members of several turns."""
     found = [(turn.epochs[min(number, len(turn.epochs) - 1)], m) for turn, m in shares if m]
     terms = {term for epoch, _ in found for term in epoch.train}
 

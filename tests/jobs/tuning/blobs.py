@@ -21,7 +21,7 @@ SIZES = {"train": 90, "validation": 60, "test": 70}
 def part_table(
     part: str, views: Sequence[int], *, shuffle: int | None = None, noise: float = 1.0
 ) -> pa.Table:
-    """Rows around one centre for each class; the views of a sample differ by a little."""
+    """Rows around one centre for each class; the views of a sample differ slightly."""
     generator = np.random.default_rng(len(part))
     centres = np.random.default_rng(99).normal(size=(len(CLASSES), DIM)) * 1.5
     rows = SIZES[part]
@@ -84,6 +84,6 @@ def step(**changes: object) -> TuneStep:
 def nested(
     fields: dict[str, object], settings: dict[str, object], changes: dict[str, object]
 ) -> TuneStep:
-    """A step with some of its fields and of its settings changed."""
+    """A step with changes to its fields and its settings."""
     inner = {name: changes.pop(name) for name in [*changes] if name in TuningSettings.model_fields}
     return TuneStep.model_validate({**fields, **changes, "settings": {**settings, **inner}})

@@ -1,4 +1,4 @@
-"""Fixtures of the tuning tests: feature folders, and works over them."""
+"""Fixtures of the tuning tests: feature folders, and cells on them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The eigensolver's threads change nothing but the time."""
+"""The eigensolver's threads change only the time, not the result."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jobs.tuning.eigen import eigh
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
 def test_a_thread_has_no_helpers_of_its_own() -> None:
-    """Large enough for torch to split the work if it may: more threads than cores slow all down."""
+    """Torch would split a product of this size; more threads than cores would slow it down."""
     torch.set_num_threads(2)
     matrices = torch.eye(128, dtype=torch.float64).repeat(16, 1, 1)
     matrices @ matrices  # this thread's own helpers

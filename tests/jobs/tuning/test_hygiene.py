@@ -1,4 +1,4 @@
-"""What keeps a comparison honest: no test twice, no row in two parts, no test before selection."""
+"""Fair comparisons: no test counted twice, no row in two parts, no test before selection."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_one_test_under_two_names_is_found_from_what_the_cells_recorded(
         adapt(work, TRIED, FeatureCache())
         found.append(cell_of(work.output))
     assert counted_twice(found) == ("patches", "svhn")
-    assert counted_twice([found[0], found[2]]) is None  # the same images, asked something else
+    assert counted_twice([found[0], found[2]]) is None  # the same images with other labels
     assert counted_twice([found[0], found[1] | {"domain": "ood", "trained_on": "svhn"}]) is None
 
 
@@ -112,7 +112,7 @@ def test_an_ood_task_on_a_subset_is_scored_on_the_subset_alone(
     (cell,) = schema.from_table(schema.Cell, work.output.read_table(schema.CELL))
     assert cell.n_classes == 2
     whole = cell_of(trained.output)
-    assert cell.test_accuracy >= float(str(whole["test_accuracy"])) - 1  # two rivals fewer
+    assert cell.test_accuracy >= float(str(whole["test_accuracy"])) - 1  # two wrong classes fewer
 
 
 def test_the_validation_part_is_cut_from_the_training_rows_by_key_alone(

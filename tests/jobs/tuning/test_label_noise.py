@@ -1,4 +1,4 @@
-"""Downstream label noise: nested, exact, symmetric, and a matter of keys alone."""
+"""Downstream label noise: nested, exact, symmetric, and dependent on keys only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every metric a task can name, against scikit-learn's and scipy's own."""
+"""Every metric of a task, against scikit-learn and scipy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The regularisers against the formulas as the paper writes them: SVD of Z, D x D covariance."""
+"""The regularisers against the formulas of the paper: SVD of Z, D x D covariance."""
 
 from collections.abc import Callable
 

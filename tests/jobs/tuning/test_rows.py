@@ -1,4 +1,4 @@
-"""What a cell reads: order-free, cut to the task, nested over fractions, the test part last."""
+"""The rows of a cell: any file order, only the task's, nested fractions, the test part last."""
 
 from __future__ import annotations
 
@@ -54,7 +54,9 @@ def test_half_precision_features_are_read_as_float32(write_features: WriteFeatur
     assert np.array_equal(part.views.ravel(), flat.astype(np.float32))
 
 
-def test_missing_and_broken_features_are_one_sentence(write_features: WriteFeatures) -> None:
+def test_missing_and_broken_features_are_refused_in_one_sentence(
+    write_features: WriteFeatures,
+) -> None:
     folder = write_features("partial", parts=("train",))
     with pytest.raises(StageError, match=r"has no features-validation\.parquet; extract"):
         read_part(folder, "validation")
@@ -174,7 +176,7 @@ def test_the_cache_reads_a_folder_once_while_it_is_in_use(write_features: WriteF
     first = cache.load(folders[0])
     cache.load(folders[1])
     assert cache.load(folders[0]) is first
-    cache.load(folders[2])  # puts out folder 1, used longest ago
+    cache.load(folders[2])  # removes folder 1, the least recently used
     assert cache.load(folders[0]) is first
 
 
@@ -186,7 +188,7 @@ def test_the_cache_reads_a_folder_once_while_it_is_in_use(write_features: WriteF
     [
         (("0", "1"), "1"),
         (("different", "equivalent"), "equivalent"),
-        (("equivalent", "not_equivalent"), "equivalent"),  # the Hub's names, in order of text
+        (("equivalent", "not_equivalent"), "equivalent"),  # the Hub's names, sorted as text
         (("duplicate", "not_duplicate"), "duplicate"),
     ],
 )
@@ -201,7 +203,7 @@ def test_f1_of_paraphrases_is_of_the_positive_class_whatever_it_is_called(
 
 
 @pytest.mark.parametrize(
-    ("labels", "said"),
+    ("labels", "message"),
     [
         (
             ("no", "yes"),
@@ -212,13 +214,15 @@ def test_f1_of_paraphrases_is_of_the_positive_class_whatever_it_is_called(
         (("0", "1", "2"), "have 3 labels"),
     ],
 )
-def test_given_labels_that_no_class_lists_are_refused(labels: tuple[str, ...], said: str) -> None:
-    with pytest.raises(StageError, match=said):
+def test_given_labels_that_no_class_lists_are_refused(
+    labels: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(StageError, match=message):
         TaskClasses.of(registry.load("glue-mrpc"), labels)
 
 
 @pytest.mark.parametrize("metric", ["f1", "accuracy_f1"])
-def test_a_metric_of_one_class_of_two_wants_that_one_named(metric: str) -> None:
+def test_a_metric_of_one_class_needs_both_classes_named(metric: str) -> None:
     with pytest.raises(ValueError, match=f"metric {metric} counts one class of two; name both"):
         Task(name="t", title="t", domain="id", source="features", metric=metric)  # type: ignore[arg-type]
 
@@ -231,7 +235,7 @@ def test_a_metric_of_one_class_of_two_wants_that_one_named(metric: str) -> None:
         ("gluex-scitail", ("entails", "neutral")),
     ],
 )
-def test_entailment_is_that_under_the_names_of_every_source(
+def test_entailment_is_found_under_the_names_of_every_source(
     task: str, labels: tuple[str, ...]
 ) -> None:
     found = TaskClasses.of(registry.load(task), labels)
@@ -247,7 +251,7 @@ def test_given_features_of_other_metrics_may_leave_labels_out() -> None:
 
 
 def test_a_number_that_is_also_the_name_of_another_class_is_refused() -> None:
-    """Folders named by number come in the order of text: 0, 1, 10, 11, 2, ..."""
+    """Folders named by numbers are sorted as text: 0, 1, 10, 11, 2, ..."""
     folders = tuple(sorted(str(number) for number in range(12)))
     task = id_task(classes={"two": [2], "other": ["3"]})
     with pytest.raises(StageError, match=r"two names 2, .* called '2' or the label 2 .* '10'"):

@@ -1,4 +1,4 @@
-"""Scores against scikit-learn's, which the product's definitions follow."""
+"""Scores against scikit-learn's, whose definitions we use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tasks whose target is a number: learnt in its own units, selected by its own metric."""
+"""Tasks whose target is a number: predictions in its units, selection by its metric."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.jobs.tuning.blobs import DIM, NMTUNE, step
 from tests.jobs.tuning.conftest import MakeWork
 
 SIZES = {"train": 120, "validation": 60, "test": 70}
-MEAN, DEVIATION = 2000.0, 30.0  # far from what a fresh head says
+MEAN, DEVIATION = 2000.0, 30.0  # far from the outputs of an untrained head
 TASK = Task(
     name="years",
     title="Years",
@@ -52,7 +52,7 @@ L2 = [Configuration(0.0, l2=l2) for l2 in (1e-4, 1e-2, 10.0)]
 def write(
     folder: Folder, *, views: int = 2, scale: tuple[float, float] = (MEAN, DEVIATION)
 ) -> Folder:
-    """Features of a line and a bend in the target, with a little noise; `scale`: its units."""
+    """Write features that are linear in the target, plus noise; `scale`: (mean, deviation)."""
     slope = np.random.default_rng(99).normal(size=DIM)
     for part, rows in SIZES.items():
         generator = np.random.default_rng(len(part))
@@ -142,7 +142,7 @@ def test_stacked_members_and_cells_get_what_they_would_get_alone(
     tried = RATES if method is LINEAR else REGULARISED
     works = [
         make_work(f"seed={seed}", spec(method, seed=seed, fraction=50.0), features=features)
-        for seed in (0, 1)  # other rows, hence another mean and deviation of the targets
+        for seed in (0, 1)  # other rows, so other mean and deviation of the targets
     ]
     assert len({sibling_key(work) for work in works}) == 1
     assert len(list(adapt_siblings(works, [tried] * 2, FeatureCache()))) == 2
@@ -161,7 +161,7 @@ def test_stacked_members_and_cells_get_what_they_would_get_alone(
         assert cell.selected == best
 
 
-def test_the_units_of_a_target_do_not_bear_on_what_is_learnt(
+def test_the_units_of_a_target_do_not_change_what_is_learned(
     features: Folder, tmp_path: Path, make_work: MakeWork
 ) -> None:
     plain = write(Folder.of(tmp_path / "plain"), scale=(0.0, 1.0))
@@ -186,7 +186,7 @@ def test_ridge_is_the_least_squares_solution(features: Folder, make_work: MakeWo
     assert found == pytest.approx(expected, rel=1e-5)
 
 
-def test_an_ood_task_of_numbers_is_answered_by_the_same_head(
+def test_an_ood_task_of_numbers_is_predicted_by_the_same_head(
     features: Folder, tmp_path: Path, make_work: MakeWork
 ) -> None:
     work = make_work("cell", spec(), features=features)
@@ -199,12 +199,12 @@ def test_an_ood_task_of_numbers_is_answered_by_the_same_head(
     )
     outcome = transfer(other)
     cell = cell_of(other)
-    assert cell.test_metric == pytest.approx(cell_of(work).test_metric)  # moved, not turned
+    assert cell.test_metric == pytest.approx(cell_of(work).test_metric)  # the same order
     assert cell.test_loss > cell_of(work).test_loss + 0.5
     assert set(outcome.metrics) == {"tune/test_pearson_spearman"}
 
 
-def test_a_fraction_is_taken_by_key_and_a_smaller_one_lies_inside(features: Folder) -> None:
+def test_a_fraction_is_selected_by_key_and_contains_smaller_ones(features: Folder) -> None:
     part = read_part(features, "train")
     whole = TaskClasses.of(TASK, ())
     kept = {
@@ -229,7 +229,7 @@ def test_targets_that_teach_nothing_and_labels_of_the_other_kind_are_refused(
     with pytest.raises(StageError, match="predicts a class, but the labels"):
         plain_rows(part, TaskClasses.of(of_classes, ("a", "b")), of_classes)
     one = replace(part, labels=part.labels[:1], keys=part.keys[:1], views=part.views[:, :1])
-    with pytest.raises(StageError, match="a correlation takes two"):
+    with pytest.raises(StageError, match="a correlation needs two"):
         plain_rows(one, whole, TASK)
 
 
@@ -248,10 +248,10 @@ def test_the_digest_tells_targets_apart(features: Folder, tmp_path: Path) -> Non
     [
         ({"method": Method(head="lbfgs", space=Space(l2=0.1))}, "needs classes.*use ridge"),
         ({"method": Method(head="zero_shot")}, "is zero-shot.*needs classes"),
-        ({"label_noise": 20.0}, "label_noise 20 takes a label for another class"),
+        ({"label_noise": 20.0}, "label_noise 20 replaces labels"),
     ],
 )
-def test_what_has_no_meaning_for_numbers_cannot_be_planned(
+def test_settings_without_a_meaning_for_numbers_are_refused(
     change: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(ValueError, match=words):

@@ -1,4 +1,4 @@
-"""A third kind of target is a class of its own: heads, engine and probes take it as they are."""
+"""A third kind of target needs only its own class: heads, engine and probes stay unchanged."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ DIM = 6
 
 @dataclass(frozen=True)
 class YesOrNo(Target):
-    """One output, whose sign is the answer; logistic loss."""
+    """A binary target: one output, whose sign is the prediction; logistic loss."""
 
     kind = TargetKind("class", "answers", ("accuracy",), "int32", False, False)
     label_type = np.dtype(np.int64)

@@ -1,4 +1,4 @@
-"""What an experiment file may say of the search, and how a mistake is answered."""
+"""Valid search settings of an experiment file, and the messages for invalid ones."""
 
 from __future__ import annotations
 
@@ -79,12 +79,12 @@ def test_quniform_and_randint_are_drawn_as_tune_defines_them() -> None:
         ),
     ],
 )
-def test_a_search_that_cannot_be_is_refused(changes: dict[str, object], message: str) -> None:
+def test_an_impossible_search_is_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         tuning(**changes)
 
 
-def test_resources_do_not_bear_on_identity() -> None:
+def test_resources_do_not_change_the_identity() -> None:
     same = tuning(cpus=2, gpus=0.5, memory_mb=64).semantic()
     assert same == tuning().semantic()
     assert same != tuning(patience=2).semantic()

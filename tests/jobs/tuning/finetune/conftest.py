@@ -1,4 +1,4 @@
-"""One corpus of digits for all of these tests."""
+"""One corpus of digits for all fine-tuning tests."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.jobs.tuning.finetune.digits import put_encoder
 
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Folder:
-    """The digits in shards as the corpus stage leaves them, in an order that is not the keys'."""
+    """The digits in shards, as the corpus stage writes them, not in the order of their keys."""
     folder = Folder.of(tmp_path_factory.mktemp("corpus"))
     reader = Digits(DigitsReader())
     (raw,) = reader.read(reader.units()[0], Counter())

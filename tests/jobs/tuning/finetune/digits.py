@@ -1,4 +1,4 @@
-"""Real digits, small untrained encoders of both families, and works over them."""
+"""Real digits, small untrained encoders of both families, and cells on them."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ MODELS: dict[str, tuple[Family, str, dict[str, Any], int]] = {
 
 
 def put_encoder(folder: Folder, kind: str = "resnet", seed: int = 0) -> Folder:
-    """An encoder's folder, its weights drawn from the seed."""
+    """Write an encoder to a folder; its weights are drawn from the seed."""
     family, name, options, channels = MODELS[kind]
     image = ImageInput(size=16, channels=channels, mean=(0.5,) * channels, std=(0.5,) * channels)
     classes = CLASSES if family == "timm" else ()

@@ -1,5 +1,5 @@
-"""A cell that trains the encoder, without Ray's help: what it changes, what it leaves, how it goes
-on, and that with the encoder standing still it is the linear probe."""
+"""A cell that trains the encoder, without Ray: what it changes, what it writes, how it continues
+after an interruption, and that it is the linear probe when the encoder's learning rate is 0."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def train_all(cell: Work, configurations: tuple[Configuration, ...] = CONFIGURAT
 
 
 def features_of(digits: Folder, encoder: Folder, folder: Path) -> Folder:
-    """The features a frozen method would read."""
+    """Write the features that a frozen method would read."""
     asked = FeaturesStep(images="digits", parts=("train", "validation"), views=VIEWS)
     index = Index.read(digits)
     units = units_of(index, asked.parts)
@@ -70,7 +70,7 @@ def features_of(digits: Folder, encoder: Folder, folder: Path) -> Folder:
     return output
 
 
-def test_with_the_encoder_standing_still_ft_is_the_linear_probe(
+def test_ft_with_encoder_lr_0_is_the_linear_probe(
     digits: Folder, encoder: Folder, tmp_path: Path
 ) -> None:
     still = Method(head="linear", adapt="ft", encoder_lr=0, space=SPACE)
@@ -152,7 +152,7 @@ def test_ft_learns_what_a_frozen_encoder_cannot(
 
 
 @pytest.mark.parametrize("method", ["ft", "lora", "ft-nmtune"])
-def test_a_configuration_that_goes_on_gives_what_it_would_have_given(
+def test_a_continued_configuration_gives_the_same_numbers(
     method: str, digits: Folder, encoder: Folder, tmp_path: Path
 ) -> None:
     whole = work(tmp_path, "whole", step(method, epochs=3), encoder=encoder, corpus=digits)
@@ -165,7 +165,7 @@ def test_a_configuration_that_goes_on_gives_what_it_would_have_given(
     tuning = Cell.open(whole).start(0, configuration)
     for _ in range(3):
         tuning.run_epoch()
-    for _ in range(3):  # a process of its own for each epoch, as far as this object knows
+    for _ in range(3):  # as if each epoch ran in a new process
         opened = Cell.open(broken)
         going = opened.start(0, configuration)
         going.run_epoch()
@@ -177,7 +177,7 @@ def test_a_configuration_that_goes_on_gives_what_it_would_have_given(
 
 
 @pytest.mark.parametrize("method", ["ft", "lora"])
-def test_a_closed_cell_leaves_what_every_cell_leaves_and_the_adapted_encoder(
+def test_a_closed_cell_writes_its_tables_and_the_adapted_encoder(
     method: str, digits: Folder, encoder: Folder, tmp_path: Path
 ) -> None:
     cell = work(tmp_path, "c", step(method), encoder=encoder, corpus=digits)
@@ -205,12 +205,12 @@ def test_a_closed_cell_leaves_what_every_cell_leaves_and_the_adapted_encoder(
 
 
 @pytest.mark.parametrize("method", ["ft", "lora"])
-def test_an_ood_cell_puts_the_adapted_encoder_on_its_own_images(
+def test_an_ood_cell_tests_the_adapted_encoder_on_its_own_images(
     method: str, digits: Folder, encoder: Folder, tmp_path: Path
 ) -> None:
     trained = work(tmp_path, "id", step(method), encoder=encoder, corpus=digits)
     train_all(trained)
-    # Without the shift the OOD cell must answer exactly what the ID cell answered.
+    # Without the shift the predictions of the OOD cell must equal those of the ID cell.
     same = INVERTED.model_copy(update={"shift": None, "name": "digits-again"})
     answers, losses = {}, {}
     (at_home,) = schema.from_table(schema.Cell, trained.output.read_table(schema.CELL))
@@ -311,7 +311,7 @@ def test_the_views_reach_training(digits: Folder, encoder: Folder, tmp_path: Pat
     assert len(losses) == 2
 
 
-def test_methods_that_cannot_be_are_refused() -> None:
+def test_impossible_methods_are_refused() -> None:
     with pytest.raises(ValueError, match="linear head on the encoder"):
         Method(head="paper", adapt="lora", space=SPACE)
     with pytest.raises(ValueError, match="leave out mse"):

@@ -1,4 +1,4 @@
-"""`lora` and `ft` on a real Ray: every cell answered, ASHA at work, sweeps that go on."""
+"""`lora` and `ft` on a real Ray: results of all cells, ASHA, and sweeps that continue."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def contents(folder: Folder) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
-def test_cells_of_all_methods_are_answered_with_equal_budgets_and_then_transferred(
+def test_cells_of_all_methods_end_with_equal_budgets_and_are_then_transferred(
     ray_session: None, digits: Folder, encoder: Folder, tmp_path: Path
 ) -> None:
     inputs = {"encoder": encoder, "corpus": digits}
@@ -86,7 +86,7 @@ def test_cells_of_all_methods_are_answered_with_equal_budgets_and_then_transferr
 
 
 @pytest.mark.slow
-def test_asha_stops_some_at_a_rung_within_a_cell_and_says_so(
+def test_asha_stops_some_at_a_rung_within_a_cell_and_records_it(
     ray_session: None, digits: Folder, encoder: Folder, tmp_path: Path
 ) -> None:
     halved = Halving(first=1, eta=2)
@@ -106,7 +106,7 @@ def test_asha_stops_some_at_a_rung_within_a_cell_and_says_so(
     ]
     answers = Answers()
     run(works, answers.hooks)
-    # Which ones a rung stops hangs on the order they reach it in; each may be the best so far.
+    # Which trials a rung stops depends on the order in which they reach it.
     assert any(t.epochs < 4 for cell in works for t in tried(cell))
     for cell in works:
         outcome = answers.results[cell.address]
@@ -122,7 +122,7 @@ def test_asha_stops_some_at_a_rung_within_a_cell_and_says_so(
 
 
 @pytest.mark.slow
-def test_an_interrupted_cell_goes_on_where_it_stood_and_leaves_the_same_bytes(
+def test_an_interrupted_cell_continues_and_writes_the_same_bytes(
     ray_session: None, digits: Folder, encoder: Folder, tmp_path: Path
 ) -> None:
     inputs = {"encoder": encoder, "corpus": digits}

@@ -1,4 +1,4 @@
-"""Memory freed at one step is there at the next, in whatever thread the step is taken."""
+"""Memory that one step frees is reused by the next step, in any thread."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 def faults(line: str) -> int:
-    """Pages a process asks the system for in so many steps, after `line`."""
+    """How many pages a process requests from the system during the steps, after `line` has run."""
     script = SCRIPT.replace("KEEP", line)
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     return int(ran.stdout)

@@ -1,4 +1,4 @@
-"""Cells fitted together are the cells they would be alone; what a search asks for is its budget."""
+"""Cells that are fitted together get the results of cells alone; a search keeps to its budget."""
 
 from __future__ import annotations
 
@@ -80,10 +80,9 @@ def test_siblings_are_the_cells_they_would_be_alone(
         )
         for w in together
     ]
-    heard: list[float] = []
-    told = heard.append
-    answers = adapt_siblings(works, [tried(w) for w in works], FeatureCache(), told)
-    answered = [(work, answer, list(stacks), heard[-1]) for work, answer in answers]
+    reported: list[float] = []
+    answers = adapt_siblings(works, [tried(w) for w in works], FeatureCache(), reported.append)
+    answered = [(work, answer, list(stacks), reported[-1]) for work, answer in answers]
     for number, (_, _, ended, share) in enumerate(answered, 1):
         assert ended == ([5] if memory > 1 else [1] * number), "answered when its stack has ended"
         assert share == pytest.approx(1 if memory > 1 else 1 / (6 - number)), "of those left"
@@ -178,11 +177,11 @@ def test_optuna_records_a_regulariser_that_not_every_batch_weighs() -> None:
         train(shape, training, validation, batch, budget, seed=0)
         for batch in ([without], [with_cov, without], [without])
     ]
-    found = fit._joined(parts).epochs[-1].train["cov"]
+    found = fit._concatenate(parts).epochs[-1].train["cov"]
     assert found.isnan().tolist() == [True, False, True, True]
 
 
-def test_optuna_asks_inside_every_kind_of_domain_and_learns_from_what_it_is_told() -> None:
+def test_optuna_draws_inside_every_kind_of_domain_and_learns_from_the_scores() -> None:
     pytest.importorskip("optuna")
     space = Space.model_validate(
         {

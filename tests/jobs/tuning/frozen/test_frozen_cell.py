@@ -1,4 +1,4 @@
-"""One cell from features to files: what is written, and that the test part comes last."""
+"""One cell from features to files: what is written, and that the test part is read last."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_the_test_part_is_untouched_until_a_head_is_selected(
     assert selections == [1]
 
 
-def test_a_cell_whose_configurations_all_fail_says_so(
+def test_a_cell_whose_configurations_all_fail_is_an_error(
     write_features: WriteFeatures, make_work: MakeWork
 ) -> None:
     work = make_work("cell", step(), features=write_features())
@@ -160,7 +160,9 @@ def test_a_head_of_another_cell_is_refused(
         transfer(work)
 
 
-def test_a_damaged_head_is_one_sentence(write_features: WriteFeatures, make_work: MakeWork) -> None:
+def test_a_damaged_head_is_refused_in_one_sentence(
+    write_features: WriteFeatures, make_work: MakeWork
+) -> None:
     features = write_features()
     trained = make_work("id", step(), features=features)
     adapt(trained, TRIED, FeatureCache())

@@ -1,4 +1,4 @@
-"""The stage on a real Ray: every work answered, soon, apart, quietly, from any thread."""
+"""The stage on a real Ray: a result for each cell, early, quietly, and from any thread."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ METHODS = {"lp": LINEAR, "nmtune": NMTUNE, "released": RELEASED}
 
 @dataclass
 class Answers:
-    """Hooks that remember; `stop` is what the user's Ctrl-C would set."""
+    """Hooks that record their calls; `stop` stands for the user's Ctrl-C."""
 
     stop: Callable[[], bool] = lambda: False
     results: dict[str, Outcome | BaseException] = field(default_factory=dict)
     on_first: Callable[[], None] = lambda: None
     twice: list[str] = field(default_factory=list)
-    said: list[tuple[str, float, str]] = field(default_factory=list)
+    progress: list[tuple[str, float, str]] = field(default_factory=list)
 
     def done(self, address: str, result: Outcome | BaseException) -> None:
         if address in self.results:
@@ -52,7 +52,7 @@ class Answers:
 
     @property
     def hooks(self) -> Hooks:
-        return Hooks(self.done, lambda *said: self.said.append(said), lambda: self.stop())
+        return Hooks(self.done, lambda *report: self.progress.append(report), lambda: self.stop())
 
 
 def id_works(write: WriteFeatures, make: MakeWork, levels: int = 2) -> list[Work]:
@@ -100,8 +100,8 @@ def test_cells_are_done_from_a_thread_as_they_would_be_alone(
         outcome = adapt(alone, drawn, FeatureCache())
         assert outcome == answers.results[work.address]
         assert contents(alone.output) == contents(work.output)
-    said = capfd.readouterr()
-    assert (said.out.strip(), said.err.strip()) == ("", "")
+    printed = capfd.readouterr()
+    assert (printed.out.strip(), printed.err.strip()) == ("", "")
     assert not (tmp_path / "home" / "ray_results").exists()
 
 
@@ -110,7 +110,7 @@ def step_of(work: Work) -> TuneStep:
     return work.spec
 
 
-def test_a_failing_cell_is_answered_and_its_siblings_go_on(
+def test_a_failing_cell_has_a_result_and_its_siblings_continue(
     ray_session: None, write_features: WriteFeatures, make_work: MakeWork
 ) -> None:
     works = id_works(write_features, make_work, levels=1)
@@ -134,7 +134,7 @@ def test_a_failing_cell_is_answered_and_its_siblings_go_on(
     assert len(answers.results) == len(works)
 
 
-def test_ood_cells_are_answered_and_never_trained(
+def test_ood_cells_have_results_and_are_never_trained(
     ray_session: None, write_features: WriteFeatures, make_work: MakeWork
 ) -> None:
     trained = make_work("id", step(configurations=2), features=write_features())
@@ -171,7 +171,7 @@ def test_a_request_to_stop_ends_the_run_soon(
     assert all(isinstance(result, Outcome) for result in answers.results.values())
 
 
-def test_long_cells_say_how_far_they_are_and_are_left_where_they_stand_on_a_request_to_stop(
+def test_long_cells_report_progress_and_are_abandoned_on_a_request_to_stop(
     ray_session: None, write_features: WriteFeatures, make_work: MakeWork
 ) -> None:
     features = write_features()
@@ -182,7 +182,7 @@ def test_long_cells_say_how_far_they_are_and_are_left_where_they_stand_on_a_requ
     moved: dict[str, set[float]] = {work.address: set() for work in works}
 
     def both_moved() -> bool:
-        for address, share, words in answers.said:
+        for address, share, words in answers.progress:
             moved[address].add(share)
             assert "3 configurations, 100000 epochs" in words
         return all(len(shares) >= 3 for shares in moved.values())
@@ -192,7 +192,7 @@ def test_long_cells_say_how_far_they_are_and_are_left_where_they_stand_on_a_requ
     try:
         run(works, answers.hooks)
     finally:
-        for pid in trial_processes() - before:  # else they train on beside all further tests
+        for pid in trial_processes() - before:  # else they train on during the next tests
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
     assert answers.results == {}
@@ -223,7 +223,7 @@ def test_a_cell_whose_process_is_killed_is_done_again(
 
 
 def trial_processes() -> set[int]:
-    """Our own descendants only: other Ray sessions may run on this machine."""
+    """The trial processes of this test run only: other Ray sessions may run on this machine."""
     found = set()
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -234,7 +234,7 @@ def trial_processes() -> set[int]:
 
 
 def kill_one_trial(before: set[int], thread: threading.Thread) -> bool:
-    """kill -9 of a process that runs a trial and did not before; not once the thread has ended."""
+    """Kill (-9) one trial process that is not in `before`; give up when the thread has ended."""
     while thread.is_alive():
         for pid in trial_processes() - before:
             os.kill(pid, signal.SIGKILL)

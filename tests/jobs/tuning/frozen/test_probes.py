@@ -1,4 +1,4 @@
-"""The oracles against scikit-learn's solvers, and against what they claim to be: the optimum."""
+"""The solved probes against scikit-learn's solvers: both give the optimum."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_a_descent_that_does_not_converge_is_a_failure_with_its_reason() -> None
 
 
 def test_the_probe_that_is_best_by_the_tasks_own_metric_is_selected() -> None:
-    """Of two probes one answers class 0 to everything, which only accuracy rewards."""
+    """One of two probes always predicts class 0, which is best by accuracy only."""
     training = Labelled(torch.tensor([0.0] * 8 + [1.0] * 2)[None, :, None], torch.arange(10) // 8)
     features = torch.tensor([0.0] * 6 + [1.0] * 4)[:, None]
     validation = Labelled(features, torch.arange(10) // 9)

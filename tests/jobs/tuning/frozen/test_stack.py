@@ -1,4 +1,4 @@
-"""The stacked engine: a member gets what it would get alone, whatever becomes of its neighbours."""
+"""The stacked engine: a member gets the result it would get alone, even when others fail."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_a_stack_gives_each_member_what_it_gets_alone(kind: HeadKind) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_member_trains_as_plain_torch_trains_it(kind: HeadKind) -> None:
-    """The same head written with torch.nn, torch's own AdamW and schedule, formulas in the open."""
+    """The reference is the same head in torch.nn, with torch's AdamW and explicit formulas."""
     configuration = configurations(kind)[1]
     training = blobs(70, 2, 1)
     shape = Shape(kind, DIM, ClassTarget(CLASSES))
@@ -230,7 +230,7 @@ def test_methods_of_a_seed_start_from_the_same_weights() -> None:
     assert torch.equal(linear, paper["classifier.weight"])
 
 
-def test_regularisers_that_nobody_weighs_are_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_regularisers_without_a_weight_are_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("computed")
 
@@ -256,7 +256,7 @@ def test_one_sample_is_refused() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_member_answers_alone_as_it_did_in_the_stack(kind: HeadKind) -> None:
+def test_a_member_predicts_alone_as_it_did_in_the_stack(kind: HeadKind) -> None:
     trained = run(kind, configurations(kind))
     validation = blobs(50, 0, 2)
     loss, predicted = evaluate(trained.heads, validation, CPU)

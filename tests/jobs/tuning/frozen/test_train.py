@@ -1,4 +1,4 @@
-"""Training to a budget: turns, siblings, halving and patience change cost, never a member."""
+"""Training to a budget: turns, groups, halving and patience change the cost, not a member."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_a_tiny_memory_bound_gives_the_same_numbers(
 
 
 @pytest.mark.parametrize("kind", ["paper", "released"])
-def test_turns_that_wait_hold_no_memory_and_come_back_to_the_bit(
+def test_waiting_turns_use_no_memory_and_are_restored_to_the_bit(
     kind: HeadKind, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stacks: list[Stack] = []
@@ -157,13 +157,15 @@ def test_groups_of_other_seeds_labels_and_rows_train_as_they_would_alone(kind: H
 
 def test_groups_of_other_sizes_are_refused() -> None:
     groups = [Group(blobs(n, 1, 1), TRIED[:1], 0) for n in (40, 50)]
-    with pytest.raises(ValueError, match=r"\[40, 50\] samples do not share their steps"):
+    with pytest.raises(ValueError, match=r"\[40, 50\] samples cannot train as one stack"):
         train_groups(Shape("linear", DIM, ClassTarget(CLASSES)), groups, VALIDATION, Budget(1, 16))
 
 
 @pytest.mark.parametrize("halving", [None, Halving(first=1, eta=2)], ids=["full", "halving"])
 @pytest.mark.parametrize("memory", [1, 1 << 30], ids=["turns", "one stack"])
-def test_who_asks_hears_of_every_step_up_to_the_last(halving: Halving | None, memory: int) -> None:
+def test_progress_is_reported_after_every_step_up_to_the_last(
+    halving: Halving | None, memory: int
+) -> None:
     heard: list[float] = []
     budget = Budget(4, 16, halving)
     groups = [Group(TRAINING, TRIED, 0), Group(TRAINING, TRIED[:2], 0)]
@@ -175,7 +177,7 @@ def test_who_asks_hears_of_every_step_up_to_the_last(halving: Halving | None, me
     assert longest <= 1.8 / 17 + 1e-9, "nine members' step: a fifth of an epoch each, of 17 epochs"
 
 
-def test_halving_trains_the_better_ones_on_as_if_nobody_had_been_dropped() -> None:
+def test_halving_continues_the_better_ones_as_if_none_had_been_dropped() -> None:
     full = run()
     halved = run(budget=Budget(6, 16, Halving(first=1, eta=2)))
     assert sorted(halved.trained_for) == [1, 1, 1, 1, 2, 2, 6]
@@ -195,7 +197,7 @@ def test_halving_trains_the_better_ones_on_as_if_nobody_had_been_dropped() -> No
     assert halved.chosen == halved.trained_for.index(6)
 
 
-def test_a_failed_configuration_takes_no_place_among_those_that_go_on() -> None:
+def test_a_failed_configuration_does_not_count_among_those_that_continue() -> None:
     tried = [Configuration(lr=1e38), *TRIED[:3]]
     halved = run(tried=tried, budget=Budget(4, 16, Halving(first=1, eta=2)))
     assert halved.failures[0] is not None
@@ -210,7 +212,7 @@ def test_cuts_leave_one_at_least_and_none_at_the_end() -> None:
     assert Budget(30, 16).cuts(8) == {}
 
 
-def test_a_member_that_no_longer_gets_better_stops_and_can_still_win() -> None:
+def test_a_member_that_no_longer_improves_stops_and_can_still_be_selected() -> None:
     tried = [Configuration(lr=1e-12), Configuration(lr=1e-3)]
     budget = Budget(8, 16, patience=2)
     stopped = run(tried=tried, budget=budget)

@@ -1,4 +1,4 @@
-"""A zero-shot cell is a cell like any other whose head nobody trained."""
+"""A zero-shot cell is like any other cell, with a head that is not trained."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ TINY = {
 
 
 def write_encoder(folder: Path, architecture: Architecture) -> Folder:
-    place = Folder.of(folder)
+    features = Folder.of(folder)
     torch.manual_seed(0)
     model = architecture.build()
     card = EncoderCard(
@@ -58,8 +58,8 @@ def write_encoder(folder: Path, architecture: Architecture) -> Folder:
         order_sha256=None,
         weights_sha256=hashlib.sha256(weights_bytes(model)).hexdigest(),
     )
-    save(place, card, weights_bytes(model))
-    return place
+    save(features, card, weights_bytes(model))
+    return features
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +69,8 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Folder:
 
 
 def write_features(folder: Path, weights: torch.Tensor) -> Folder:
-    """Features of two kinds of length that point to their class's text."""
-    place = Folder.of(folder)
+    """Write features of two lengths in the direction of their class's text embedding."""
+    features = Folder.of(folder)
     for part in ("train", "validation", "test"):
         labels = np.arange(40) % len(CLASSES)
         noise = np.random.default_rng(len(part)).normal(size=(40, DIM))
@@ -84,12 +84,12 @@ def write_features(folder: Path, weights: torch.Tensor) -> Folder:
                 pa.array(vectors.astype(np.float32).ravel()), DIM
             ),
         }
-        place.write_table(f"features-{part}.parquet", pa.table(table))
-    place.write_json("classes.json", list(CLASSES))
-    return place
+        features.write_table(f"features-{part}.parquet", pa.table(table))
+    features.write_json("classes.json", list(CLASSES))
+    return features
 
 
-def test_the_head_is_the_mean_of_what_the_templates_say(clip: Folder) -> None:
+def test_the_head_is_the_mean_over_the_templates(clip: Folder) -> None:
     model, tokenizer = load(clip).model, open_clip.SimpleTokenizer(context_length=16)
     with torch.no_grad():
         for name, row in zip(CLASSES, classifier(clip, CLASSES, TEMPLATES), strict=True):
@@ -124,7 +124,7 @@ def test_an_encoder_that_reads_no_text_is_refused(tmp_path: Path) -> None:
         classifier(folder, CLASSES, TEMPLATES)
 
 
-def test_class_names_are_said_in_words() -> None:
+def test_class_names_become_words() -> None:
     assert class_words(["fire_truck", "oxford  cat"]) == ["fire truck", "oxford cat"]
     ids = [f"n{number:08d}" for number in range(1000)]
     words = class_words(ids[::-1])
@@ -135,7 +135,7 @@ def test_class_names_are_said_in_words() -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "said"),
+    ("method", "message"),
     [
         ({"head": "zero_shot", "space": {"lr": 0.1}}, "nothing to search"),
         ({"head": "zero_shot", "templates": ["a photo"]}, "needs one {} for the class's name"),
@@ -144,12 +144,12 @@ def test_class_names_are_said_in_words() -> None:
         ({"head": "zero_shot", "adapt": "ft"}, "puts a linear head"),
     ],
 )
-def test_a_method_that_cannot_be_meant_is_refused(method: dict[str, object], said: str) -> None:
-    with pytest.raises(ValidationError, match=said):
+def test_a_method_without_a_meaning_is_refused(method: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
         Method.model_validate(method)
 
 
-def test_it_stands_beside_any_search() -> None:
+def test_it_is_allowed_with_any_search() -> None:
     Tuning.model_validate(
         {
             "methods": {
