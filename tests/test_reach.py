@@ -135,7 +135,7 @@ def test_doctor_as_a_process_of_its_own(start: Start, tmp_path: Path) -> None:
     code, output = command.finish(timeout=LIMIT)
     assert code == 1
     assert "connection refused" in output
-    assert len(output.splitlines()) == 6, output
+    assert len(output.splitlines()) == 7, output
 
 
 def test_a_jobs_api(place: Place, run: Run, tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def beats_of(root: Folder, driver: Leases) -> list[datetime]:
     """When a driver's beat was last written, by the bucket's clock, which tells seconds."""
     filesystem, path = (root / ".leases/beats").open()
     found = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
-    return [info.mtime for info in found if info.base_name == driver._owner]
+    return [info.mtime for info in found if info.base_name == driver.owner]
 
 
 def test_steps_made_on_a_slow_disk_are_those_of_a_fast_one(
