@@ -168,7 +168,7 @@ def test_a_mistake_is_one_sentence(
     ("changes", "expected"),
     [
         ({"methods": {"best": {"head": "lbfgs", "space": {"l2": 0.1}}}}, "^tuning: method best"),
-        ({"label_noise": [0, 20]}, "^tuning: label_noise 20 takes"),
+        ({"label_noise": [0, 20]}, "^tuning: label_noise 20 replaces"),
     ],
 )
 def test_what_a_number_has_no_meaning_for_is_refused_before_anything_runs(

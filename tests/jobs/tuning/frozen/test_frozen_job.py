@@ -159,6 +159,7 @@ def test_ood_cells_have_results_and_are_never_trained(
     assert isinstance(answers.results["orphan"], StageError)
 
 
+@pytest.mark.slow
 def test_a_request_to_stop_ends_the_run_soon(
     ray_session: None, write_features: WriteFeatures, make_work: MakeWork
 ) -> None:
@@ -171,6 +172,7 @@ def test_a_request_to_stop_ends_the_run_soon(
     assert all(isinstance(result, Outcome) for result in answers.results.values())
 
 
+@pytest.mark.slow
 def test_long_cells_report_progress_and_are_abandoned_on_a_request_to_stop(
     ray_session: None, write_features: WriteFeatures, make_work: MakeWork
 ) -> None:
