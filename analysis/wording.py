@@ -57,7 +57,7 @@ def metric_with_unit(slug: str | None) -> str:
 
 
 def score(metrics: Mapping[str, str]) -> str:
-    """What an average over tasks is of: "accuracy", or "each task's own metric (...)".
+    """What an average over tasks is of: "accuracy", or "score (accuracy; F1: mrpc)".
 
     `metrics` are the tasks' own, by task.
     """
@@ -70,7 +70,7 @@ def score(metrics: Mapping[str, str]) -> str:
         for one, tasks in named.items()
         if one != usual
     )
-    return f"each task's own metric ({_lower(metric(usual))}; {others})"
+    return f"score ({_lower(metric(usual))}; {others})"
 
 
 def score_in_short(metrics: Mapping[str, str]) -> str:

@@ -118,8 +118,10 @@ def judge(claims: Sequence[tuple[Claim, Sequence[Comparison]]]) -> list[Verdict]
 def _with_needed(comparisons: Sequence[Measured], claims: int) -> list[Measured]:
     """The comparisons of a claim, each with the seeds that it needs."""
 
-    def needed(one: Measured) -> Needed:
+    def needed(one: Measured) -> Needed | None:
         values, effect = list(one.comparison.values.values()), VISIBLE[one.comparison.unit]
+        if one.seeds.low is None:  # equal values: no test is made of them
+            return None
         spread = standard_deviation(values)
         low, high = spread_range(spread, len(values))
         numbers = (
@@ -215,7 +217,7 @@ def seeds_in_words(comparisons: Sequence[Measured]) -> str:
     """How many seeds would show a visible effect in all comparisons of a claim."""
     known = [one.needed for one in comparisons if one.needed is not None]
     if not known:
-        return "the spread over seeds is not known yet"
+        return "equal values in all seeds show no spread, so nothing can be tested"
     middle, least, most = (
         None if None in each else max(n for n in each if n is not None)
         for each in zip(*((one.seeds, one.least, one.most) for one in known), strict=True)

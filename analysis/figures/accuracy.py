@@ -69,7 +69,7 @@ def by_task(readout: Readout) -> Figure:
     figure, panels = style.new_figure(rows, columns, width=3.5 * columns, height=0.8 + 2.7 * rows)
     everything: list[Average] = []
     for axes, (domain, task) in zip(panels, tasks, strict=False):
-        found = {m: readout.scores(domain, m, "test_metric", task=task) for m in readout.methods()}
+        found = {m: readout.scores(domain, m, task=task) for m in readout.methods()}
         title = f"{task} ({domain.upper()})"
         style.label_axes(axes, title=title, x=NOISE, y=wording.metric_with_unit(metrics[task]))
         _lines(axes, readout, found)

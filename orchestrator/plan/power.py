@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from analysis.claims.verdicts import ALPHA
 from analysis.statistics import LEAST_SEEDS, power, seeds_needed
 from orchestrator.experiment.model import Experiment
 
 EFFECT = 0.4  # points of accuracy: of the size that the papers report for slight noise
 SPREAD = 0.3  # points: standard deviation over seeds, as measured on digits
-ALPHA = 0.05
 
 
 def power_line(experiment: Experiment) -> str | None:

@@ -154,12 +154,14 @@ class Parquet:
         """How a file's label column gives the source's labels; None without such a column."""
         if self.spec.label is None:
             return None
-        classes = self.classes().ids
         where = f"{self.spec.path}, {file}"
         if is_text(schema.field(self.spec.label).type):
-            return LabelColumn(self.spec.label, where, Naming(classes))
+            return LabelColumn(self.spec.label, where, Naming(self.classes().ids))
         declared = declared_names(schema, self.spec.label, where)
-        if declared is None or tuple(declared) == classes:
+        if declared is None:  # its numbers are the labels
+            return LabelColumn(self.spec.label, where)
+        classes = self.classes().ids
+        if tuple(declared) == classes:
             return LabelColumn(self.spec.label, where)
         if self.spec.classes and set(declared) != set(classes):
             return LabelColumn(self.spec.label, where)  # other names for the same numbers

@@ -19,6 +19,8 @@ from analysis.report import text as as_text
 from analysis.report import verdicts as verdict_text
 from analysis.schemas import CELLS_SCHEMA, PREDICTIONS_SCHEMA
 from analysis.statistics import directed_p, holm
+from orchestrator.experiment import load
+from orchestrator.plan.power import claims_tested
 
 Make = Callable[..., Readout]
 CLAIM = Claim("c", "A claim", "somewhere", "a test", "data")
@@ -276,6 +278,21 @@ def test_a_task_is_judged_by_its_own_metric_and_the_page_names_it(make: Make) ->
     assert all(one.samples is None for one in claim.comparisons)  # no sample has a correlation
     page = as_text.markdown(readout, verdicts(readout), [])
     named = wording.score(readout.metrics("id"))
-    assert named.startswith("each task's own metric (accuracy; Matthews correlation: digits")
+    assert named.startswith("score (accuracy; Matthews correlation: digits")
     assert f"test {named} (%)" in page
     assert "test accuracy (%)" in page
+
+
+def test_equal_values_are_not_tested_and_ask_for_no_seeds() -> None:
+    """Heads that answer one class for every image differ by nothing, in every seed."""
+    for value in (0.0, 0.7):
+        (found,) = judge([(CLAIM, [comparison(*[value] * 4)])])
+        assert found.decision == "undecided"
+        assert (found.p_for, found.p_against) == (1.0, 1.0)
+        assert "show no spread" in found.reason
+        assert found.comparisons[0].needed is None
+
+
+def test_the_plan_counts_the_claims_that_are_tested(make: Make) -> None:
+    tested = sum(bool(one.comparisons) for one in verdicts(make(seeds=(0, 1, 2))))
+    assert tested == claims_tested(load.load())
