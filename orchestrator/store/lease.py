@@ -192,12 +192,12 @@ def living(root: Folder) -> set[str]:
     return found
 
 
-def living_files(root: Folder, folder: str) -> dict[str, datetime]:
-    """When each file of a living driver in a folder of the store was written; names are owners'."""
+def living_files(root: Folder, folder: str) -> set[str]:
+    """The files of living drivers in a folder of the store: the names are their owners."""
     files, beats = root / folder, _times(root / f".leases/{BEATS}")
     now = datetime.now(UTC)
     return {
-        name: written
+        name
         for name, written in _times(files).items()
         if (now - max(written, beats.get(name, written))).total_seconds() <= EXPIRE_SECONDS
         and not ((process := records.find(files, name, _Process)) and process.dead())

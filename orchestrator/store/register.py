@@ -5,9 +5,10 @@ equal step with other settings, or that reads a step which the new one wants to 
 the new one is refused before it has worked. So no driver replaces what another one reads. Drivers
 with equal settings share a store freely; for them, `lease.py` decides who does which step.
 
-A registration is the file `.leases/sweeps/<owner>`. It lives as long as its driver's heartbeat. Who
-came first is decided by the store's own times, so the clocks of hosts need not agree. Drivers with
-equal times both withdraw and try again.
+A registration is the file `.leases/sweeps/<owner>`. It lives as long as its driver's heartbeat. A
+driver writes it, then lists the others; if none is against it, it writes once more that it stands.
+Two drivers that write at once see each other, withdraw and try again. No clock decides who came
+first: a file can become visible later than its time says.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ TRIES = 8
 SHOWN = 3  # differences in the message
 
 Plan = Mapping[str, Any]
-"""What a driver registers: the `fingerprints` of its steps, the `fields` of some, its `redo`."""
+"""What a driver registers: the `fingerprints` of its steps, the `fields` of some, its `redo`, and
+whether it `stands`: no other plan was against it when it looked."""
 
 
 def enter(
@@ -44,19 +46,23 @@ def enter(
         "fields": _some_fields(steps),
         "redo": sorted(redo),
     }
-    folder = root / SWEEPS
-    for _ in range(TRIES):
-        leases.register(SWEEPS, mine)
-        times = living_files(root, SWEEPS)
-        own = times.pop(leases.owner, None)
-        against = {name: why for name in times if (why := _against(folder, name, mine))}
-        if own is not None and all(own < times[name] for name in against):
+    folder, against = root / SWEEPS, list[tuple[str, bool]]()
+    for tried in range(TRIES):
+        leases.register(SWEEPS, {**mine, "stands": False})
+        living = living_files(root, SWEEPS)
+        against = [
+            found for name in living - {leases.owner} if (found := _against(folder, name, mine))
+        ]
+        if leases.owner in living and not against:
+            leases.register(SWEEPS, {**mine, "stands": True})
             return
         leases.unregister()
-        for name, why in against.items():
-            if own is None or times[name] < own:
+        for why, stands in against:
+            if stands:
                 raise StoreError(why)
-        time.sleep(random.uniform(0.1, 1.5))  # stores with times in whole seconds
+        time.sleep(random.uniform(0.1, 0.5 * (tried + 1)))
+    if against:
+        raise StoreError(against[0][0])
     raise StoreError(
         f"{folder.uri} cannot be kept up to date, so other sweeps on this store would not know "
         f"of this one; check that you may write to it, and run the same command again"
@@ -75,30 +81,36 @@ def _some_fields(steps: Mapping[str, Step]) -> dict[str, Any]:
     return found
 
 
-def _against(folder: Folder, name: str, mine: Plan) -> str:
-    """Why another driver's registration stands against this plan; empty if it does not."""
+def _against(folder: Folder, name: str, mine: Plan) -> tuple[str, bool] | None:
+    """Why another driver's registration is against this plan and whether it stands, if it is."""
     try:
         theirs = folder.read_json(name)
-        who = f"another sweep on this store (process {theirs['pid']} on {theirs['host']})"
-        ours, other = mine["fingerprints"], theirs["fingerprints"]
-        differ = [a for a, mark in ours.items() if other.get(a, mark) != mark]
-        if differ:
-            known = [a for a in differ if a in mine["fields"] and a in theirs["fields"]]
-            address = (known or differ)[0]
-            changes = list(_changes(theirs, mine, address)) if known else []
-            what = f" ({'; '.join(changes)})" if changes else ""
-            return (
-                f"{who} plans {address} with other settings{what}, and its settings stand; wait "
-                f"until it has ended, give what you changed a new name, or name another --storage"
-            )
-        for redone, reader in ((mine["redo"], other), (theirs["redo"], ours)):
-            for address in redone:
-                if address in reader:
-                    does = "reads" if redone is mine["redo"] else "does"
-                    again = ", which is to be done again" if redone is mine["redo"] else " again"
-                    return f"{who} {does} {address}{again}; wait until it has ended"
+        why = _difference(theirs, mine)
+        return (why, bool(theirs.get("stands", True))) if why else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return ""  # it has ended meanwhile
+        return None  # it has ended meanwhile
+
+
+def _difference(theirs: Plan, mine: Plan) -> str:
+    """Why two plans must not run at once; empty if they may."""
+    who = f"another sweep on this store (process {theirs['pid']} on {theirs['host']})"
+    ours, other = mine["fingerprints"], theirs["fingerprints"]
+    differ = [a for a, mark in ours.items() if other.get(a, mark) != mark]
+    if differ:
+        known = [a for a in differ if a in mine["fields"] and a in theirs["fields"]]
+        address = (known or differ)[0]
+        changes = list(_changes(theirs, mine, address)) if known else []
+        what = f" ({'; '.join(changes)})" if changes else ""
+        return (
+            f"{who} plans {address} with other settings{what}, and its settings stand; wait "
+            f"until it has ended, give what you changed a new name, or name another --storage"
+        )
+    for redone, reader in ((mine["redo"], other), (theirs["redo"], ours)):
+        for address in redone:
+            if address in reader:
+                does = "reads" if redone is mine["redo"] else "does"
+                again = ", which is to be done again" if redone is mine["redo"] else " again"
+                return f"{who} {does} {address}{again}; wait until it has ended"
     return ""
 
 

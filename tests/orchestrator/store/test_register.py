@@ -17,7 +17,7 @@ from orchestrator.experiment import load
 from orchestrator.plan import build
 from orchestrator.plan.plan import Plan
 from orchestrator.store import register
-from orchestrator.store.lease import Leases, living_files
+from orchestrator.store.lease import Leases
 
 
 def plan(*overrides: str) -> Plan:
@@ -106,25 +106,38 @@ def test_of_many_sweeps_at_once_one_kind_of_settings_stands(tmp_path: Path) -> N
     assert not list((tmp_path / register.SWEEPS).iterdir())
 
 
-@pytest.mark.parametrize("resolution", [1, 60])
-def test_equal_times_never_let_two_stand(
-    resolution: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_registration_that_becomes_visible_late_does_not_replace_one_that_stands(
+    tmp_path: Path,
 ) -> None:
-    """As in a bucket whose times are whole seconds: here, two in the same one."""
-    real = living_files
+    """A file's time is from before its rename: the first driver's may be the later of the two."""
+    with running(tmp_path, plan()):
+        (first,) = (tmp_path / register.SWEEPS).iterdir()
+        os.utime(first, (first.stat().st_atime, first.stat().st_mtime + 5))
+        with pytest.raises(StoreError, match="stand"), running(tmp_path, plan("noise.seed=3")):
+            pass
 
-    def coarse(root: Folder, folder: str) -> dict[str, object]:
-        return {n: t.replace(microsecond=0, second=t.second // resolution * resolution)
-                for n, t in real(root, folder).items()}  # fmt: skip
 
-    monkeypatch.setattr(register, "living_files", coarse)
-    monkeypatch.setattr(register, "TRIES", 2)
-    with (
-        running(tmp_path, plan()),
-        pytest.raises(StoreError),
-        running(tmp_path, plan("noise.seed=3")),
-    ):
-        pass
+def test_two_that_register_at_once_both_withdraw(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither stands yet, so neither is refused: the one that tries again first stands."""
+    monkeypatch.setattr(register, "TRIES", 3)
+    made, other = plan(), plan("noise.seed=3")
+    waited = []
+
+    def wait(_: float) -> None:
+        waited.append(1)
+        if len(waited) == 2:
+            rival.unregister()
+
+    monkeypatch.setattr(register.time, "sleep", wait)
+    with closing(Leases(Folder.of(tmp_path), beat=3600)) as rival:
+        marks = {a: s.fingerprint[: register.MARK] for a, s in other.steps.items()}
+        rival.register(
+            register.SWEEPS, {"fingerprints": marks, "fields": {}, "redo": [], "stands": False}
+        )
+        with running(tmp_path, made):
+            assert len(waited) == 2
 
 
 @pytest.mark.parametrize("junk", ["", "[]", "{", '{"pid": 1}', "null"])
