@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -35,6 +35,9 @@ from analysis.schemas import (
     TRANSITION_SCHEMA,
 )
 
+NoiseDraws = Literal["own", "shared", "given"]
+"""Whether each replicate has its own draw of noise, all have one, or the labels are given."""
+
 CellKey = tuple[float, int, str, str, float, int]
 """Noise level, pre-training seed, task, method, fraction, tuning seed."""
 
@@ -50,24 +53,40 @@ class Question:
     recipe: str
     encoder: str  # the model's name
     levels: tuple[float, ...]
-    seeds: tuple[int, ...]  # of pre-training
+    seeds: tuple[int, ...]  # of pre-training: one replicate each
     id_tasks: tuple[str, ...]
     ood_tasks: tuple[str, ...]
     methods: tuple[str, ...]
     fractions: tuple[float, ...]
-    tuning_seeds: tuple[int, ...]
+    tuning_seeds: tuple[int, ...]  # of every encoder; none: each replicate's own seed
     encoders: tuple[str, ...] = ()  # pretrained ones, not trained here
     label_noise: tuple[float, ...] = (0.0,)  # of the tasks' own training labels, percent
     cells: frozenset[CellKey] | None = None  # None: every combination of the above
+    noise_draws: NoiseDraws = "own"
 
     def asked(self) -> frozenset[CellKey]:
         """The requested cells without label noise, of encoders trained here."""
         if self.cells is not None:
             return self.cells
         tasks = (*self.id_tasks, *self.ood_tasks)
-        encoders = product(self.levels, self.seeds, tasks)
-        heads = list(product(self.methods, self.fractions, self.tuning_seeds))
-        return frozenset((*encoder, *head) for encoder in encoders for head in heads)
+        return frozenset(
+            (level, seed, task, method, fraction, tuning_seed)
+            for level, seed, task in product(self.levels, self.seeds, tasks)
+            for method, fraction in product(self.methods, self.fractions)
+            for tuning_seed in self.tuning_seeds or (seed,)
+        )
+
+    @property
+    def scope(self) -> str:
+        """What all replicates share, so that a verdict speaks for it alone; else empty."""
+        if len(self.seeds) < 2:
+            return ""
+        shared = {"own": [], "shared": ["this draw of noise"], "given": ["these given labels"]}
+        parts = shared[self.noise_draws]
+        if self.tuning_seeds:
+            several = "seeds" if len(self.tuning_seeds) > 1 else "seed"
+            parts = [*parts, f"tuning {several} {', '.join(map(str, self.tuning_seeds))}"]
+        return f"for {' and '.join(parts)}" if parts else ""
 
     def tasks(self, domain: str) -> tuple[str, ...]:
         """The tasks of "id" or "ood"."""

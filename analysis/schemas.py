@@ -131,12 +131,13 @@ CURVES_SCHEMA = pa.schema(
 NOISE_SCHEMA = pa.schema(
     [
         pa.field("level", pa.float64(), nullable=False),  # requested, percent
+        pa.field("draw", pa.int64()),  # its seed; null where nothing is drawn
         pa.field("eligible", pa.int64(), nullable=False),  # rows that could change
         pa.field("changed", pa.int64(), nullable=False),
         pa.field("realised_percent", pa.float64(), nullable=False),
     ]
 )
-"""One row for each noise level."""
+"""One row for each noise level and draw."""
 
 PROBLEMS_SCHEMA = pa.schema(
     [

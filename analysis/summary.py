@@ -5,6 +5,7 @@ Takes a `Readout`, gives a table of SUMMARY_SCHEMA.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -36,16 +37,19 @@ def summary(readout: Readout) -> pa.Table:
         rows += _rows(f"features/{measure}", readout.feature_space(measure), PREPROCESSING)
     for measure in VALIDATION:
         rows += _rows(f"pretrain/{measure}", readout.pretraining_average(measure))
+    realised: dict[float, list[float]] = {}
+    for row in readout.noise.to_pylist():
+        realised.setdefault(row["level"], []).append(row["realised_percent"])
     rows += [
         {
             "metric": "noise/realised_percent",
-            "noise": row["level"],
-            "mean": row["realised_percent"],
+            "noise": level,
+            "mean": math.fsum(draws) / len(draws),
             "seeds": 0,
             "members": [readout.question.corpus],
             "left_out": [],
         }
-        for row in sorted(readout.noise.to_pylist(), key=lambda row: row["level"])
+        for level, draws in sorted(realised.items())
     ]
     return pa.Table.from_pylist(rows, schema=SUMMARY_SCHEMA)
 

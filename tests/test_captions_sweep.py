@@ -24,7 +24,7 @@ def test_captions_are_swapped_and_trained_contrastively(run_on_ray: Run, tmp_pat
     assert 7 < encoder["metrics"]["pretrain/val_image_to_text_r1"] < 50
     assert 7 < encoder["metrics"]["pretrain/val_text_to_image_r1"] < 50
     changed = pq.read_table(
-        tmp_path / "nml-store/noise/digits/swap/level=30/changed.parquet"
+        tmp_path / "nml-store/noise/digits/swap/draw=0/level=30/changed.parquet"
     ).to_pylist()
-    assert len(changed) == found["noise/digits/swap/level=30"]["counts"]["changed"]
+    assert len(changed) == found["noise/digits/swap/draw=0/level=30"]["counts"]["changed"]
     assert sorted(r["clean"] for r in changed) == sorted(r["noisy"] for r in changed)

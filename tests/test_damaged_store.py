@@ -14,7 +14,7 @@ from jobs.storage.folder import Folder
 from stores import copy, digests, finished, table
 
 RUN, CELLS = "digits/symmetric/resnet-small/noise={0}/seed=0", "fraction=100/seed=0"
-OVERLAY = "noise/digits/symmetric/level=20"
+OVERLAY = "noise/digits/symmetric/draw=0/level=20"
 ENCODER = f"pretrain/{RUN.format(0)}"
 FEATURES = f"features/{RUN.format(20)}/digits"
 HEAD = f"tune/{RUN.format(0)}/digits/mlp/{CELLS}"

@@ -35,7 +35,7 @@ def verdicts(readout: Readout) -> list[Verdict]:
         *_gap(contrasts),
         *_shares(contrasts),
     ]
-    return judge(declared)
+    return judge(declared, readout.question.scope)
 
 
 def _score(contrasts: Contrasts, domain: str) -> str:

@@ -89,10 +89,16 @@ class Verdict:
     comparisons: tuple[Measured, ...]
     p_for: float | None  # that it holds, adjusted; None when it was not tested
     p_against: float | None
+    scope: str = ""  # what it speaks for alone, such as "for this draw of noise"; empty: no limit
+
+    @property
+    def words(self) -> str:
+        """The decision with its scope."""
+        return f"{self.decision} {self.scope}".rstrip()
 
 
-def judge(claims: Sequence[tuple[Claim, Sequence[Comparison]]]) -> list[Verdict]:
-    """The verdicts, in the order of the claims."""
+def judge(claims: Sequence[tuple[Claim, Sequence[Comparison]]], scope: str = "") -> list[Verdict]:
+    """The verdicts, in the order of the claims. `scope`: what all replicates share."""
     measured = [
         [
             Measured(one, mean_interval(list(one.values.values())), sample_interval(one))
@@ -110,7 +116,7 @@ def judge(claims: Sequence[tuple[Claim, Sequence[Comparison]]]) -> list[Verdict]
         measured[at] = _with_needed(measured[at], len(testable))
     against = dict(zip(testable, holm([_against(measured[at]) for at in testable]), strict=True))
     return [
-        _verdict(claim, comparisons, p_for.get(at), against.get(at))
+        replace(_verdict(claim, comparisons, p_for.get(at), against.get(at)), scope=scope)
         for at, ((claim, _), comparisons) in enumerate(zip(claims, measured, strict=True))
     ]
 

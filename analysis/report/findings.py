@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from analysis import wording
 from analysis.averages import Average
-from analysis.readout import Readout
+from analysis.readout import Question, Readout
 from analysis.schemas import CLEAN, PREPROCESSING, SLIGHT
 from analysis.statistics import LEAST_SEEDS, Difference, pearson
 
@@ -60,12 +60,23 @@ def certainty(readout: Readout) -> str:
             "One pre-training seed: no verdict. Every difference below may be chance; "
             "run again with more seeds (--seeds 0,1,2) for intervals."
         )
-    few = " With so few seeds the intervals are wide." if len(seeds) < 4 else ""
+    few = " With so few replicates the intervals are wide." if len(seeds) < 4 else ""
     return (
-        f"{len(seeds)} pre-training seeds; brackets are 95 % t intervals over seeds of paired "
-        f"means. The intervals are not corrected for the number of comparisons; the verdicts "
-        f"are.{few}"
+        f"{len(seeds)} replicates ({replicates(readout.question)}); brackets are 95 % t intervals "
+        f"over them of paired means. The intervals are not corrected for the number of "
+        f"comparisons; the verdicts are.{few}"
     )
+
+
+def replicates(question: Question) -> str:
+    """What each replicate draws for itself, and what all of them share."""
+    own = ["initial weights", "data order"]
+    if question.noise_draws == "own":
+        own.append("noise draw")
+    if not question.tuning_seeds:
+        own.append("tuning seed")
+    shared = f"; every verdict is {question.scope} alone" if question.scope else ""
+    return f"each with its own {wording.join(own)}{shared}"
 
 
 def findings(readout: Readout) -> list[Finding]:

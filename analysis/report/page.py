@@ -124,6 +124,7 @@ def _sections(
         Section(
             "members", "How each average is made", tables.members(readout), "How averages are made"
         ),
+        Section("variance", "What varies", tables.variance(readout), "What varies"),
         Section("encoders", "Encoders and their feature space", encoders),
         Section("noise", "Noise: requested and realised", tables.noise(readout), "Noise"),
         Section(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup
@@ -16,10 +16,11 @@ from markupsafe import Markup
 from analysis import wording
 from analysis.averages import Average
 from analysis.readout import Readout
-from analysis.report.findings import head_to_heads
+from analysis.report.findings import head_to_heads, replicates
 from analysis.report.html import NOTHING, Cell, table
 from analysis.schemas import CLEAN, OWN, PREPROCESSINGS, VALIDATION
 from analysis.statistics import LEAST_SEEDS, Interval
+from analysis.variance import components
 
 MOST_CELLS = 1000  # rows of the cell table on the page; table.csv has all
 MOST_PROBLEMS = 300  # rows of the table of problems on the page; problems.csv has all
@@ -184,25 +185,27 @@ def pretraining(readout: Readout) -> Markup:
 
 
 def noise(readout: Readout) -> Markup:
-    """Requested and realised noise by level."""
+    """Requested and realised noise by level, of all draws together."""
+    by_level: dict[float, list[dict[str, Any]]] = {}
+    for row in readout.noise.to_pylist():
+        by_level.setdefault(row["level"], []).append(row)
     rows: list[list[Cell | str]] = [
         [
-            _level(row["level"]),
-            _count(row["eligible"]),
-            _count(row["changed"]),
-            Cell(f"{row['realised_percent']:.2f} %", key=row["realised_percent"]),
-            Cell(
-                f"{wording.signed(row['realised_percent'] - row['level'], 2)}",
-                key=row["realised_percent"] - row["level"],
-            ),
+            _level(level),
+            _count(len(draws)),
+            _counts([row["eligible"] for row in draws]),
+            _counts([row["changed"] for row in draws]),
+            _realised([row["realised_percent"] for row in draws], sign=False, suffix=" %"),
+            _realised([row["realised_percent"] - level for row in draws], sign=True),
         ]
-        for row in sorted(readout.noise.to_pylist(), key=lambda row: row["level"])
+        for level, draws in sorted(by_level.items())
     ]
     if not rows:
         return NOTHING
     return table(
         [
             "Level requested",
+            "Draws",
             "Rows that could change",
             "Rows changed",
             "Realised",
@@ -211,8 +214,50 @@ def noise(readout: Readout) -> Markup:
         rows,
         caption=f"Noise kind {readout.question.noise_kind} over the training part of "
         f"{readout.question.corpus}",
-        numbers=5,
+        numbers=6,
     )
+
+
+def _counts(values: Sequence[int]) -> Cell:
+    """A count, or the least and the most of several."""
+    low, high = min(values), max(values)
+    return Cell(f"{low:,}" if low == high else f"{low:,}–{high:,}", key=low)
+
+
+def _realised(values: Sequence[float], *, sign: bool, suffix: str = "") -> Cell:
+    """A percentage with two digits, or the least and the most of several draws."""
+    low, high = (
+        wording.signed(value, 2) if sign else f"{value:.2f}" for value in (min(values), max(values))
+    )
+    return Cell(f"{low if low == high else f'{low} to {high}'}{suffix}", key=min(values))
+
+
+def variance(readout: Readout) -> Markup:
+    """What varies: the spread over replicates, tuning seeds and test samples."""
+    rows: list[list[Cell | str]] = [
+        [
+            wording.domain(one.domain),
+            wording.method(one.method),
+            "noisy" if one.noisy else "clean",
+            _count(one.replicates),
+            *(_spread(value) for value in (one.replicate, one.tuning, one.sample)),
+        ]
+        for one in components(readout)
+    ]
+    if not rows:
+        return NOTHING
+    return table(
+        ["Domain", "Method", "Levels", "Replicates", "Replicate", "Tuning seed", "Test samples"],
+        rows,
+        caption="Standard deviation of the mean over tasks, in points, over replicates "
+        f"({replicates(readout.question)}), over tuning seeds within a replicate, and by the "
+        "choice of the test samples. A dash: this experiment does not show it",
+        numbers=4,
+    )
+
+
+def _spread(value: float | None) -> Cell:
+    return Cell("–") if value is None else Cell(f"{value:.2f}", key=value)
 
 
 def matrix(readout: Readout) -> Markup:

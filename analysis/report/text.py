@@ -198,7 +198,7 @@ def _claims(found: Sequence[Verdict]) -> str:
     rows = [
         [
             one.claim.sentence,
-            one.decision,
+            one.words,
             verdict_text.numbers(one.comparisons[0]) if one.comparisons else "–",
         ]
         for one in found

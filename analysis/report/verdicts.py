@@ -31,6 +31,7 @@ COLUMNS = (
     "claim",
     "sentence",
     "verdict",
+    "scope",
     "reason",
     "comparison",
     "unit",
@@ -59,10 +60,11 @@ def count_sentence(found: Sequence[Verdict]) -> str:
     """Such as "Of 12 published claims, 2 are supported here, 1 is not and 9 are undecided"."""
     yes, no, undecided = (sum(one.decision == each for one in found) for each in DECISIONS)
     unmeasured = sum(not one.comparisons for one in found)
+    scope = next((f" {one.scope}" for one in found if one.scope), "")
     aside = f" ({unmeasured} of them not measured)" if unmeasured else ""
     return (
-        f"Of {wording.count(len(found), 'published claim')}, {yes} {_be(yes)} supported here, "
-        f"{no} {_be(no)} not and {undecided} {_be(undecided)} undecided{aside}."
+        f"Of {wording.count(len(found), 'published claim')}, {yes} {_be(yes)} supported here"
+        f"{scope}, {no} {_be(no)} not and {undecided} {_be(undecided)} undecided{aside}."
     )
 
 
@@ -109,7 +111,7 @@ def overview(found: Sequence[Verdict]) -> Markup:
     """The table of the first screen: each measured claim with its verdict and main number."""
     rows: list[list[Cell | str]] = [
         [
-            Cell(one.decision, mark=MARKS[one.decision]),
+            Cell(one.words, mark=MARKS[one.decision]),
             one.claim.sentence,
             Cell(numbers(_main(one)).split(";")[0], key=_main(one).seeds.mean),
         ]
@@ -141,7 +143,7 @@ def evidence(found: Sequence[Verdict]) -> Markup:
         {
             "claim": one.claim,
             "mark": MARKS[one.decision],
-            "word": one.decision.capitalize(),
+            "word": one.words.capitalize(),
             "reason": one.reason,
             "comparisons": [
                 {
@@ -171,6 +173,7 @@ def rows(found: Sequence[Verdict]) -> Iterator[dict[str, Any]]:
             "claim": one.claim.id,
             "sentence": one.claim.sentence,
             "verdict": one.decision,
+            "scope": one.scope or None,
             "reason": one.reason,
             "p_for": one.p_for,
             "p_against": one.p_against,
@@ -210,7 +213,7 @@ def markdown(readout: Readout, found: Sequence[Verdict], certainty: str) -> str:
     for decision in DECISIONS:
         chosen = [one for one in found if one.decision == decision and one.comparisons]
         if chosen:
-            lines += [f"**{decision.capitalize()}**", ""]
+            lines += [f"**{chosen[0].words.capitalize()}**", ""]
             lines += [
                 f"- {_escape(one.claim.sentence)}: {_escape(numbers(_main(one)))}" for one in chosen
             ]

@@ -70,7 +70,7 @@ class Plan:
             field=self.noise.replaces,
             level=level,
             of=getattr(self.noise, "of", "corpus"),
-            seed=getattr(self.noise, "seed", None),
+            seed=getattr(self.noise, "draw", None),
             corpus=self.corpus,
             rows=self.rows,
             eligible=eligible,
@@ -115,7 +115,7 @@ def _derive_label_noise(
         assert source is not None
         given = files.labels_by_key(source, noise.key, noise.column, samples.keys, classes)
         return confusions.given(samples, given)
-    choice = Choice(noise.seed, files.class_numbers(noise.classes, classes), noise.of)
+    choice = Choice(noise.draw, files.class_numbers(noise.classes, classes), noise.of)
     match noise:
         case Symmetric():
             return labels.symmetric(samples, choice)
@@ -154,7 +154,7 @@ def _derive_caption_noise(
         clusters = label
         if source is not None and noise.column is not None:
             clusters = files.clusters_by_key(source, noise.key, noise.column, samples.keys)
-    choice = Choice(noise.seed, named, noise.of)
+    choice = Choice(noise.draw, named, noise.of)
     return caption_swap(samples, choice, allowed=allowed, clusters=clusters)
 
 

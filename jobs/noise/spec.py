@@ -7,9 +7,10 @@ identified by content: `sha256` is semantic, the path is not.
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, TypeAlias
+import re
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from jobs.contract import NOT_SEMANTIC, PATH, Slug, Spec
 
@@ -18,6 +19,22 @@ Level = Annotated[float, Field(ge=0, lt=100)]
 
 ClassName = Annotated[int, Field(ge=0, strict=True)] | str
 """A class: its name or id in the corpus, or its number."""
+
+
+def _known_seed(seed: Any) -> int | str:
+    if isinstance(seed, str) and re.fullmatch("shared(:[0-9]+)?", seed):
+        return seed
+    try:
+        number = int(seed)
+    except (TypeError, ValueError, OverflowError):
+        number = -1
+    if isinstance(seed, bool) or number < 0 or number != float(seed):
+        raise ValueError("must be a whole number from 0 on, `shared`, or `shared:` and a number")
+    return number
+
+
+Seed = Annotated[int | str, BeforeValidator(_known_seed)]
+"""A whole number, or `shared`, or `shared:N`."""
 
 Path = Annotated[str, Field(min_length=1), PATH, NOT_SEMANTIC]
 """A file: a path (relative to where the command runs) or a URI."""
@@ -41,11 +58,24 @@ class _NoiseBase(Spec):
             raise ValueError(f"{repeated[0]:g} is given twice; name each level once")
         return tuple(sorted(levels))
 
+    @property
+    def shared(self) -> bool:
+        """Whether all replicates have the same noise: one draw, or labels that are given."""
+        return True
+
+    def drawn(self, replicate: int) -> Self:
+        """The noise of the replicate with this pre-training seed: `seed` is that of its draw."""
+        return self
+
 
 class _DrawnNoise(_NoiseBase):
-    """Random noise: the seed and the samples' keys decide which samples are changed."""
+    """Random noise: the seed of the draw and the samples' keys decide which samples are changed."""
 
-    seed: int = Field(0, ge=0)
+    seed: Seed = Field(
+        0,
+        description="a replicate's draw has the seed that is the sum of this and the pre-training "
+        "seed; `shared`, or `shared:3`: all replicates have one draw, with seed 0, or 3",
+    )
     classes: tuple[ClassName, ...] = Field(
         (), description="only samples of these classes may be changed; none: all classes"
     )
@@ -54,6 +84,22 @@ class _DrawnNoise(_NoiseBase):
         description="what a level is a percentage of: all training rows, or the rows that may be "
         "changed",
     )
+
+    @property
+    def shared(self) -> bool:
+        """Whether all replicates have one draw."""
+        return isinstance(self.seed, str)
+
+    @property
+    def draw(self) -> int:
+        """The seed of the draw; of the first replicate where each has its own."""
+        if isinstance(self.seed, str):
+            return int(self.seed.partition(":")[2] or 0)
+        return self.seed
+
+    def drawn(self, replicate: int) -> Self:
+        """The noise of the replicate with this pre-training seed: `seed` is that of its draw."""
+        return self.model_copy(update={"seed": self.draw + (0 if self.shared else replicate)})
 
 
 class Symmetric(_DrawnNoise):
@@ -164,5 +210,5 @@ class NoiseStep(Spec):
     protocol: ClassVar[int] = 2
 
     corpus: Slug
-    noise: Noise
+    noise: Noise  # of one draw: its `seed` is a number
     level: Level

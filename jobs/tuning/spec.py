@@ -81,7 +81,11 @@ class Tuning(TuningSettings):
         min_length=1,
         description="percent of training labels made wrong; other parts stay clean",
     )
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1)
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+        None,
+        min_length=1,
+        description="tuning seeds of every encoder; none: each replicate's own pre-training seed",
+    )
 
     def settings(self, method: Method) -> TuningSettings:
         """The settings of a method's cells, with the number of configurations that it tries."""
@@ -130,7 +134,7 @@ class Tuning(TuningSettings):
         if self.precision == "tf32" and not self.gpus:
             raise ValueError("precision: tf32 exists on GPUs alone; set gpus, or use float32")
         for axis in ("fractions", "label_noise", "seeds"):
-            given = getattr(self, axis)
+            given = getattr(self, axis) or ()
             if len(set(given)) < len(given):
                 raise ValueError(f"one of {axis} is given twice; name each once")
         return self

@@ -63,18 +63,20 @@ def audit(chosen: Chosen, as_json: bool) -> int:
     from jobs.noise.spec import NoiseStep
     from orchestrator.errors import UserError
 
-    steps = [(step, step.spec) for step in finished(chosen, "noise")]
-    first, spec = steps[0]
-    assert isinstance(spec, NoiseStep)
-    try:
-        auditor = Auditor(spec.noise, chosen.store.committed(first.inputs["corpus"]))
-    except (StageError, FileNotFoundError) as error:
-        raise UserError(f"the noise cannot be derived again: {error}") from error
     audits: dict[str, Audit | str] = {}  # a string: why a level cannot be audited
-    for step, spec in steps:
+    auditors: dict[Any, Auditor] = {}  # of each draw
+    for step in finished(chosen, "noise"):
+        spec, draw = step.spec, step.labels.get("draw")
         assert isinstance(spec, NoiseStep)
         try:
-            audits[step.address] = auditor.audit(chosen.store.output(step.address), spec.level)
+            if draw not in auditors:
+                corpus = chosen.store.committed(step.inputs["corpus"])
+                auditors[draw] = Auditor(spec.noise, corpus)
+        except (StageError, FileNotFoundError) as error:
+            raise UserError(f"the noise cannot be derived again: {error}") from error
+        try:
+            output = chosen.store.output(step.address)
+            audits[step.address] = auditors[draw].audit(output, spec.level)
         except StageError as error:
             audits[step.address] = str(error)
         _keep(chosen, step.address, audits[step.address])
@@ -116,10 +118,14 @@ def _keep(chosen: Chosen, address: str, found: Audit | str) -> None:
 
 
 def _lines(audits: dict[str, Audit | str]) -> Iterator[str]:
-    """One row for each level, then one for each class if they are few, then the differences."""
+    """One row for each level and draw, then one for each class if they are few, then the
+    differences.
+    """
     found = [one for one in audits.values() if not isinstance(one, str)]
     if found:
         yield from _table(found)
+        for draw in dict.fromkeys(one.overlay.seed for one in found):
+            yield from _classes([one for one in found if one.overlay.seed == draw])
     for address, one in audits.items():
         if isinstance(one, str):
             yield f"\nDIFFERS {address}: {one}"
@@ -130,11 +136,12 @@ def _lines(audits: dict[str, Audit | str]) -> Iterator[str]:
 
 def _table(found: list[Audit]) -> Iterator[str]:
     yield f"{found[0].overlay.kind} noise over {found[0].overlay.corpus}"
-    heads = ("level %", "written %", "realised %", "rows", "changed", "derived", "differ")
-    yield "".join(f"{head:>12}" for head in heads)
+    heads = ("level %", "draw", "written %", "realised %", "rows", "changed", "derived", "differ")
+    yield "".join(f"{head:>11}" for head in heads)
     for one in found:
         values = (
             f"{one.nominal_percent:g}",
+            "–" if one.overlay.seed is None else f"{one.overlay.seed}",
             f"{one.written_percent:.3f}",
             f"{one.realised_percent:.3f}",
             f"{one.present:,}",
@@ -142,11 +149,15 @@ def _table(found: list[Audit]) -> Iterator[str]:
             f"{one.rederived:,}",
             f"{sum(one.faults.values()):,}",
         )
-        yield "".join(f"{value:>12}" for value in values)
-    classes = found[0].classes
+        yield "".join(f"{value:>11}" for value in values)
+
+
+def _classes(found: list[Audit]) -> Iterator[str]:
+    """The realised percentages of each class in one draw, if the classes are few."""
+    classes, draw = found[0].classes, found[0].overlay.seed
     if 0 < len(classes) <= CLASSES_SHOWN:
         width = max(len(rate.name) for rate in classes) + 2
-        yield "\nrealised % of each class"
+        yield "\nrealised % of each class" + ("" if draw is None else f", draw {draw}")
         yield f"{'':{width}}{'rows':>10}" + "".join(f"{one.nominal_percent:>10g}" for one in found)
         for number, rate in enumerate(classes):
             row = "".join(f"{one.classes[number].percent:>10.2f}" for one in found)

@@ -7,7 +7,7 @@ and failed steps. Nothing here writes.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from orchestrator.errors import DriftError
@@ -54,7 +54,7 @@ def assess(plan: Plan, store: Store, *, verify: bool = False) -> dict[str, Asses
             else:
                 found[step.address] = Assessment(StepState.DONE, record=record)
         elif record is not None and (manifest := store.manifest(step.address)) is not None:
-            changes = tuple(differences(manifest.fields, step.fields))
+            changes = tuple(_explained(step, differences(manifest.fields, step.fields), found))
             reason = "; ".join(map(str, changes))
             found[step.address] = Assessment(StepState.DRIFT, reason, changes, record)
         else:
@@ -68,6 +68,19 @@ def assess(plan: Plan, store: Store, *, verify: bool = False) -> dict[str, Asses
             else:
                 found[step.address] = Assessment(StepState.MISSING)
     return found
+
+
+def _explained(
+    step: Step, changes: Iterable[Difference], found: Mapping[str, Assessment]
+) -> Iterator[Difference]:
+    """The differences; an input that was not changed itself is another step than the one read."""
+    for one in changes:
+        role = one.path.removeprefix("inputs.")
+        address = step.inputs.get(role, "") if role != one.path else ""
+        if address and found[address].state not in (StepState.DRIFT, StepState.BLOCKED):
+            yield Difference(f"the {role} that it reads", "another", address)
+        else:
+            yield one
 
 
 def _changed_input(step: Step, record: Record, records: Mapping[str, Record]) -> str:

@@ -55,18 +55,20 @@ class _Builder:
     def __init__(self) -> None:
         self.steps: dict[str, Step] = {}
         self._texts = Texts()
-        self._cells: dict[tuple[str, str], list[_Cell]] = {}
+        self._cells: dict[tuple[str, str, tuple[int, ...]], list[_Cell]] = {}
 
-    def cells(self, experiment: Experiment, task: Task, method: str) -> list[_Cell]:
-        """The cells of a task and method that all encoders share, made once."""
-        found = self._cells.get((task.name, method))
+    def cells(
+        self, experiment: Experiment, task: Task, method: str, seeds: tuple[int, ...]
+    ) -> list[_Cell]:
+        """The cells of a task and method with some tuning seeds, made once."""
+        found = self._cells.get((task.name, method, seeds))
         if found is None:
             try:
-                found = list(_cells(experiment, task, method))
+                found = list(_cells(experiment, task, method, seeds))
             except ValidationError as error:
                 message = error.errors()[0]["msg"].removeprefix("Value error, ")
                 raise UserError(f"tuning: {message}") from error
-            self._cells[task.name, method] = found
+            self._cells[task.name, method, seeds] = found
         return found
 
     def add(
@@ -145,14 +147,8 @@ def _add_trained(builder: _Builder, experiment: Experiment, tasks: tuple[Task, .
     noise = _digested_noise(experiment.noise)
     source = str(CorpusAddress(corpus.name))
     for level in noise.levels:
-        overlay = builder.add(
-            "noise",
-            NoiseAddress(corpus.name, noise.name, level),
-            NoiseStep(corpus=corpus.name, noise=noise, level=level),
-            {"corpus": source},
-            noise=level,
-        )
         for seed in pretrain.seeds:
+            overlay = _add_overlay(builder, corpus.name, noise.drawn(seed), level)
             run = RunAddress(corpus.name, noise.name, pretrain.recipe.name, level, seed)
             coordinates = {"noise": level, "seed": seed}
             encoder = builder.add(
@@ -163,6 +159,19 @@ def _add_trained(builder: _Builder, experiment: Experiment, tasks: tuple[Task, .
                 **coordinates,
             )
             _add_downstream(builder, experiment, tasks, run, encoder, coordinates)
+
+
+def _add_overlay(builder: _Builder, corpus: str, noise: Noise, level: float) -> str:
+    """Add one level of a draw of noise; return its address."""
+    draw = getattr(noise, "draw", None)
+    return builder.add(
+        "noise",
+        NoiseAddress(corpus, noise.name, level, draw),
+        NoiseStep(corpus=corpus, noise=noise, level=level),
+        {"corpus": str(CorpusAddress(corpus))},
+        noise=level,
+        **({} if draw is None else {"draw": draw}),
+    )
 
 
 def _add_pretrained(
@@ -208,6 +217,8 @@ def _add_downstream(
 ) -> None:
     """Add the features and cells of one encoder, which have its `coordinates` as labels."""
     tuning = experiment.tuning
+    replicate = of.seed if isinstance(of, RunAddress) else 0
+    seeds = tuning.seeds or (replicate,)
     for task in tasks:
         if isinstance(encoder, GivenEncoder):
             features = _add_given(builder, experiment, task, of, encoder, coordinates)
@@ -222,7 +233,7 @@ def _add_downstream(
             elif method.head == "zero_shot" and task.trained_on is None:
                 inputs["encoder"] = _text_encoder(experiment, name, encoder)
             read = builder.read(inputs)
-            for cell in builder.cells(experiment, task, name):
+            for cell in builder.cells(experiment, task, name, seeds):
                 if task.trained_on is not None:
                     head = CellAddress(of, task.trained_on, cell.trial)
                     inputs = {**inputs, "head": str(head)}
@@ -233,15 +244,17 @@ def _add_downstream(
                 )
 
 
-def _cells(experiment: Experiment, task: Task, name: str) -> Iterator[_Cell]:
-    """The cells of a task and method, without their encoder."""
+def _cells(
+    experiment: Experiment, task: Task, name: str, seeds: tuple[int, ...]
+) -> Iterator[_Cell]:
+    """The cells of a task and method with some tuning seeds, without their encoder."""
     tuning, method = experiment.tuning, experiment.tuning.methods[name]
     encoder = _encoder_tuning(experiment) if method.reads_images else None
     settings = tuning.settings(method)
     axes: tuple[tuple[float, ...], tuple[float, ...], tuple[int, ...]]
-    axes = tuning.fractions, tuning.label_noise, tuning.seeds
+    axes = tuning.fractions, tuning.label_noise, seeds
     if method.head == "zero_shot":  # reads no training row, so one cell is enough
-        axes = (max(tuning.fractions),), (0.0,), tuning.seeds[:1]
+        axes = (max(tuning.fractions),), (0.0,), seeds[:1]
     for fraction, label_noise, seed in product(*axes):
         yield _Cell(
             trial=Trial(name, fraction, label_noise, seed),

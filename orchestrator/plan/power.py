@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from analysis import wording
 from analysis.claims.verdicts import ALPHA
 from analysis.statistics import LEAST_SEEDS, power, seeds_needed
 from orchestrator.experiment.model import Experiment
@@ -33,6 +34,25 @@ def power_line(experiment: Experiment) -> str | None:
         f"Power: {seeds} seeds show {case} in {100 * share:.0f} % of such experiments, {wanted} "
         f"in 80 % ({claims} claims share the correction)"
     )
+
+
+def replicates_line(experiment: Experiment) -> str | None:
+    """How many replicates there are, and what each draws for itself; None without pre-training."""
+    if experiment.pretrain is None or experiment.noise is None:
+        return None
+    seeds, noise, tuning = experiment.pretrain.seeds, experiment.noise, experiment.tuning.seeds
+    own = ["initial weights", "data order"]
+    shared = []
+    if noise.shared:
+        shared.append("the given labels" if noise.kind == "given" else "one draw of noise")
+    else:
+        own.append("noise")
+    if tuning is None:
+        own.append("tuning seed")
+    else:
+        shared.append(f"the tuning seeds {', '.join(map(str, tuning))}")
+    what = f"Replicates: {len(seeds)}, each with its own {wording.join(own)}"
+    return what + (f"; all share {wording.join(shared)}" if shared and len(seeds) > 1 else "")
 
 
 def claims_tested(experiment: Experiment) -> int:

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import difflib
 import gc
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +25,7 @@ from orchestrator.step.address import (
     CellAddress,
     CorpusAddress,
     FeaturesAddress,
+    NoiseAddress,
     RunAddress,
     kind_of,
     parse_step,
@@ -120,6 +122,8 @@ def compare(first: str, second: str, storage: Folder) -> Comparison:
     left, right = _steps(first, storage), _steps(second, storage)
     gc.freeze()  # 50,000 manifests live until the end; the garbage collector can skip them
     cache = _Cache()
+    plain = set(left), set(right)
+    left, right = _by_replicate(left, plain[1]), _by_replicate(right, plain[0])
     pairs = [_pair(left[rest], right[rest], cache) for rest in left if rest in right]
     alone = [left[rest].address for rest in left if rest not in right]
     alone += [right[rest].address for rest in right if rest not in left]
@@ -150,6 +154,26 @@ def _steps(name: str, storage: Folder) -> dict[str, StoredStep]:
     if not found:
         raise UserError(_not_found_message(name, address, store))
     return found
+
+
+def _by_replicate(
+    steps: Mapping[str, StoredStep], others: Collection[str]
+) -> dict[str, StoredStep]:
+    """The steps by the rest of their address, without the tuning seed where it is the replicate's.
+
+    A replicate tunes with its own pre-training seed, so the cells of two replicates have different
+    seeds in their addresses. Steps whose rest is among `others` keep it whole.
+    """
+
+    def key(rest: str, step: StoredStep) -> str:
+        if rest in others or step.manifest.kind != "tune":
+            return rest
+        match parse_step(step.address):
+            case CellAddress(of=RunAddress(seed=seed), trial=trial) if trial.seed == seed:
+                return f"{rest.rpartition('/')[0]}/seed=that of pre-training"
+        return rest
+
+    return {key(rest, step): step for rest, step in steps.items()}
 
 
 def _parse_name(name: str, storage: Folder) -> tuple[Store, str]:
@@ -203,7 +227,7 @@ def _pair(first: StoredStep, second: StoredStep, cache: _Cache) -> Pair:
         named = Difference(path.removeprefix("step."), one.recorded, one.planned)
         groups[_group(path)].append(named)
     if any(one.path.endswith("noise.seed") for one in groups["noise"]):
-        beside.append("their noise has different seeds: their levels are not nested")
+        beside.append("their noise is of different draws: their levels are not nested")
     if any(step.manifest.provenance.get("dirty") for step in (first, second)):
         beside.append("made from a checkout with uncommitted changes: the commit is not the code")
     return Pair(
@@ -307,7 +331,12 @@ def _candidates(root: Folder, address: str, role: str, cache: _Cache) -> Iterato
         case "corpus", _:
             yield from (str(CorpusAddress(name)) for name in cache.folders(root / "corpus"))
         case "noise", RunAddress() as run:
-            yield str(run.overlay)
+            folder = NoiseAddress.folder(run.corpus, run.noise)
+            draws = (
+                int(n[5:]) for n in cache.folders(root / folder) if re.fullmatch("draw=\\d+", n)
+            )
+            for draw in (*draws, None):
+                yield str(NoiseAddress(run.corpus, run.noise, run.level, draw))
         case "encoder", FeaturesAddress(of=of) | CellAddress(of=of):
             yield str(of)
         case "features", CellAddress(of=of):

@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from analysis import schemas
-from analysis.readout import CellKey, Question, Readout
+from analysis.readout import CellKey, NoiseDraws, Question, Readout
+from orchestrator.experiment.model import Experiment
 from orchestrator.plan.assess import assess
 from orchestrator.plan.plan import Plan
 from orchestrator.plan.states import StepState, StepStatus
@@ -103,10 +104,11 @@ class FinishedSteps:
             ood_tasks=tuple(task.name for task in tasks if task.domain == "ood"),
             methods=tuple(experiment.tuning.methods),
             fractions=experiment.tuning.fractions,
-            tuning_seeds=experiment.tuning.seeds,
+            tuning_seeds=experiment.tuning.seeds or (),
             encoders=tuple(encoder.name for encoder in experiment.encoders),
             label_noise=experiment.tuning.label_noise,
             cells=frozenset(self._planned_cells()),
+            noise_draws=_draws(experiment),
         )
 
     def _planned_cells(self) -> Iterator[CellKey]:
@@ -249,10 +251,19 @@ class FinishedSteps:
         for step, record in self.done("noise"):
             yield {
                 "level": step.labels["noise"],
+                "draw": step.labels.get("draw"),
                 "eligible": record.counts["eligible"],
                 "changed": record.counts["changed"],
                 "realised_percent": record.metrics["noise/realised_percent"],
             }
+
+
+def _draws(experiment: Experiment) -> NoiseDraws:
+    """Whether each replicate has its own draw of noise."""
+    noise = experiment.noise
+    if noise is None or not noise.shared:
+        return "own"
+    return "given" if noise.kind == "given" else "shared"
 
 
 def _coordinates(address: str) -> dict[str, Any]:

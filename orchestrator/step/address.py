@@ -1,7 +1,7 @@
 """The grammar of addresses. Every address is written and read here, and nowhere else.
 
     corpus/<corpus>
-    noise/<corpus>/<noise>/level=10
+    noise/<corpus>/<noise>/draw=0/level=10       labels that are given: without draw=
     pretrain/<run>                        <run> is <corpus>/<noise>/<recipe>/noise=10/seed=0
     encoder/<name>                        an encoder that is not trained here
     features/<encoder>/<images>           <encoder> is a <run>, or encoder/<name>
@@ -46,17 +46,24 @@ class CorpusAddress:
 
 @dataclass(frozen=True)
 class NoiseAddress:
-    """One level of noise over a corpus."""
+    """One level of a draw of noise over a corpus."""
 
     corpus: str
     noise: str
     level: float  # percent
+    draw: int | None  # its seed; None where nothing is drawn
 
     def __post_init__(self) -> None:
         _round(self, "level")
 
     def __str__(self) -> str:
-        return f"noise/{self.corpus}/{self.noise}/level={self.level:g}"
+        draw = "" if self.draw is None else f"/draw={self.draw}"
+        return f"{self.folder(self.corpus, self.noise)}{draw}/level={self.level:g}"
+
+    @staticmethod
+    def folder(corpus: str, noise: str) -> str:
+        """The folder that holds all draws and levels of a noise."""
+        return f"noise/{corpus}/{noise}"
 
 
 @dataclass(frozen=True)
@@ -76,11 +83,6 @@ class RunAddress:
     def encoder(self) -> str:
         """The encoder, as addresses of its features and cells have it."""
         return f"{self.corpus}/{self.noise}/{self.recipe}/noise={self.level:g}/seed={self.seed}"
-
-    @property
-    def overlay(self) -> NoiseAddress:
-        """The noise that the run trains on."""
-        return NoiseAddress(self.corpus, self.noise, self.level)
 
     def __str__(self) -> str:
         return f"pretrain/{self.encoder}"
@@ -304,7 +306,10 @@ def _parsed(parts: Sequence[str]) -> Address:
         case ["corpus", corpus]:
             return CorpusAddress(_slug(corpus))
         case ["noise", corpus, noise, level]:
-            return NoiseAddress(_slug(corpus), _slug(noise), _number("level", level))
+            return NoiseAddress(_slug(corpus), _slug(noise), _number("level", level), None)
+        case ["noise", corpus, noise, draw, level]:
+            drawn = _whole("draw", draw)
+            return NoiseAddress(_slug(corpus), _slug(noise), _number("level", level), drawn)
         case ["pretrain", *run]:
             return _run(run)
         case ["encoder", name]:

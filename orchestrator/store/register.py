@@ -120,3 +120,5 @@ def _changes(theirs: Plan, mine: Plan, address: str) -> Iterator[str]:
     found = list(differences(theirs["fields"][address], planned))
     own = [one for one in found if not one.path.startswith("inputs.")]
     yield from (str(one) for one in own[:SHOWN])
+    if not own:
+        yield from (f"another {one.path.removeprefix('inputs.')}" for one in found[:SHOWN])

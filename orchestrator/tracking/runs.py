@@ -44,7 +44,7 @@ DIGEST = 12  # characters of a fingerprint that identify a data set
 NOTE = 7500  # characters of a description; a tag holds 8,000
 NOTES = ("verdicts.md", "report.md")  # a report's file for the description, best first
 PARAMS = 100  # the most that a server accepts in one call
-LABELS = ("noise", "seed", "encoder", "method", "images")
+LABELS = ("noise", "draw", "seed", "encoder", "method", "images")
 CELLS_PROTOCOL = 1  # raised when the contents of the cells' runs change
 
 Point = tuple[str, int, float]
@@ -276,7 +276,7 @@ def thinned(curves: pa.Table) -> Iterator[Point]:
 
 
 def run_name(step: Step, detail: str = "") -> str:
-    """A short name that sorts by level and seed; columns cut off long ones.
+    """A short name that sorts by level, draw and seed; columns cut off long ones.
 
     It leaves out corpus, noise and recipe, which an experiment has one of each: the run's address,
     params and data sets have them. A step without a noise level is named by its address.
@@ -285,8 +285,9 @@ def run_name(step: Step, detail: str = "") -> str:
     if level is None:
         return f"{step.address} {detail}".rstrip()
     words = [step.kind, f"noise={_padded(float(level))}"]
-    if "seed" in step.labels:
-        words.append(f"seed={int(step.labels['seed']):02d}")
+    for name in ("draw", "seed"):
+        if name in step.labels:
+            words.append(f"{name}={int(step.labels[name]):02d}")
     return " ".join([*words, *filter(None, [detail])])
 
 

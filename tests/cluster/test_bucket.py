@@ -149,7 +149,7 @@ def test_a_sweep_through_a_bad_network_ends_as_on_a_disk(
     """
     uri = bucket.uri("sweep")
     root = Folder.of(uri)
-    missing = ("noise/digits/symmetric/level=20", *LEVEL_20)
+    missing = ("noise/digits/symmetric/draw=0/level=20", *LEVEL_20)
     filesystem, path = root.open()
     pafs.copy_files(
         str(stores.copy(undisturbed, tmp_path, *missing) / "nml-store"),

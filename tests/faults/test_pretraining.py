@@ -40,7 +40,7 @@ def untrained(undisturbed: Path, folder: Path) -> Path:
 
 def made(folder: Path) -> dict[str, str]:
     """Digests of what a sweep of `words` makes up to its features."""
-    parts = ("corpus/digits/", "noise/digits/symmetric/level=20/", *LEVEL_20[:2])
+    parts = ("corpus/digits/", "noise/digits/symmetric/draw=0/level=20/", *LEVEL_20[:2])
     return {
         name: digest
         for name, digest in digests(Folder.of(folder / "nml-store")).items()

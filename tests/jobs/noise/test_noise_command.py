@@ -20,14 +20,17 @@ def built(run_on_ray: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("built")
     code, output = run_on_ray(folder, "noise", "build", *LEVELS)
     assert code == 0, output
-    assert "noise/digits/symmetric/level=20: 211 rows (20.00 %)" in output
+    assert "noise/digits/symmetric/draw=0/level=20: 211 rows (20.00 %)" in output
     return folder
 
 
 def test_building_the_noise_builds_its_inputs_and_nothing_else(built: Path) -> None:
     root = built / "nml-store"
     found = {str(path.parent.relative_to(root)) for path in root.rglob("manifest.json")}
-    assert found == {"corpus/digits", *(f"noise/digits/symmetric/level={n}" for n in (0, 20))}
+    assert found == {
+        "corpus/digits",
+        *(f"noise/digits/symmetric/draw=0/level={n}" for n in (0, 20)),
+    }
     assert not (root / "report").exists()
 
 
@@ -35,13 +38,13 @@ def test_an_audit_proves_states_and_keeps_what_was_changed(built: Path, run: Run
     code, output = run(built, "noise", "audit", *LEVELS)
     assert code == 0, output
     (row,) = (line.split() for line in output.splitlines() if line.split()[:1] == ["20"])
-    assert row == ["20", "20.000", "20.000", "1,055", "211", "211", "0"]
-    kept = built / "nml-store/audit/noise/digits/symmetric/level=20"
+    assert row == ["20", "0", "20.000", "20.000", "1,055", "211", "211", "0"]
+    kept = built / "nml-store/audit/noise/digits/symmetric/draw=0/level=20"
     assert {path.name for path in kept.iterdir()} == {"audit.json", "transition.png"}
 
 
 def test_a_tampered_row_fails_the_audit_and_is_named(built: Path, run: Run) -> None:
-    path = built / "nml-store/noise/digits/symmetric/level=20/changed.parquet"
+    path = built / "nml-store/noise/digits/symmetric/draw=0/level=20/changed.parquet"
     whole = pq.read_table(path)
     pq.write_table(whole.slice(1), path)
     code, output = run(built, "noise", "audit", *LEVELS)
@@ -52,18 +55,19 @@ def test_a_tampered_row_fails_the_audit_and_is_named(built: Path, run: Run) -> N
 
 
 def test_a_damaged_level_is_named_and_the_others_are_audited(built: Path, run: Run) -> None:
-    path = built / "nml-store/noise/digits/symmetric/level=20/overlay.json"
+    path = built / "nml-store/noise/digits/symmetric/draw=0/level=20/overlay.json"
     whole = path.read_bytes()
     path.write_bytes(b"{")
     text, machine = (run(built, "noise", "audit", *LEVELS, *more) for more in ([], ["--json"]))
     path.write_bytes(whole)
     assert text[0] == machine[0] == 1
     assert "defect" not in text[1]
-    assert ["0", "0.000", "0.000", "1,055", "0", "0", "0"] in map(str.split, text[1].splitlines())
-    assert f"DIFFERS noise/digits/symmetric/level=20: {path} cannot be used" in text[1]
+    rows = [line.split() for line in text[1].splitlines()]
+    assert ["0", "0", "0.000", "0.000", "1,055", "0", "0", "0"] in rows
+    assert f"DIFFERS noise/digits/symmetric/draw=0/level=20: {path} cannot be used" in text[1]
     found = json.loads(machine[1][machine[1].index("{") :])
     assert [one["sound"] for one in found.values()] == [True, False]
-    kept = built / "nml-store/audit/noise/digits/symmetric/level=20"
+    kept = built / "nml-store/audit/noise/digits/symmetric/draw=0/level=20"
     assert [path.name for path in kept.iterdir()] == ["audit.json"]
     assert json.loads((kept / "audit.json").read_bytes()) == list(found.values())[1]
 
@@ -86,12 +90,23 @@ def test_a_changed_corpus_is_not_audited_against(built: Path, run: Run) -> None:
 def test_other_settings_are_drift_and_an_empty_store_is_said(
     built: Path, tmp_path: Path, run: Run
 ) -> None:
-    code, output = run(built, "noise", "audit", *LEVELS, "--set", "noise.seed=1")
+    code, output = run(built, "noise", "audit", *LEVELS, "--set", "noise.of=subset")
     assert code == 2
-    assert "noise.seed: 0 -> 1" in output
+    assert "noise.of: corpus -> subset" in output
     code, output = run(tmp_path, "noise", "audit", *LEVELS)
     assert code == 2
     assert "run `nml-orch noise build` first" in output
+
+
+def test_each_replicates_draw_is_built_and_audited(tmp_path: Path, run: Run) -> None:
+    two = ("demo", "--noise", "0,20", "--seeds", "0,3")
+    assert run(tmp_path, "noise", "build", *two)[0] == 0
+    code, output = run(tmp_path, "noise", "audit", *two)
+    assert code == 0, output
+    rows = [line.split() for line in output.splitlines()]
+    draws = [row[1] for row in rows if row[:1] == ["20"]]
+    assert draws == ["0", "3"]
+    assert "realised % of each class, draw 3" in output
 
 
 # -- planning --------------------------------------------------------------------------------------

@@ -60,7 +60,7 @@ def test_fields_of_how_and_where_do_not_affect_identity(override: str) -> None:
     ("override", "kind"),
     [
         ("corpus.seed=1", "corpus"),
-        ("noise.seed=1", "noise"),
+        ("noise.classes=[1, 2]", "noise"),
         ("pretrain.recipe.schedule.epochs=3", "pretrain"),
         ("features.views.count=3", "features"),
         ("tuning.epochs=3", "tune"),
@@ -77,6 +77,45 @@ def test_a_semantic_field_affects_its_stage_and_all_later_ones(override: str, ki
         s.kind for a, s in after.steps.items() if s.fingerprint != before.steps[a].fingerprint
     }
     assert changed == set(KINDS[KINDS.index(kind) :]) - {"encoder"}  # pretrained: not trained here
+
+
+def test_a_replicate_draws_noise_and_tunes_with_a_seed_of_its_own() -> None:
+    made = planned(noise="0,10", seeds="0,1,2")
+    draws = {step.address: step.spec.noise.seed for step in made.of_kind("noise")}  # type: ignore[attr-defined]
+    assert draws == {
+        f"noise/digits/symmetric/draw={n}/level={level}": n for n in range(3) for level in (0, 10)
+    }
+    for step in made.of_kind("pretrain"):
+        assert step.inputs["noise"].split("/")[-2] == f"draw={step.labels['seed']}"
+    for step in made.of_kind("tune"):
+        assert step.labels["tuning_seed"] == step.labels["seed"]
+        assert step.address.endswith(f"/seed={step.labels['seed']}")
+
+
+def test_a_shared_draw_and_given_tuning_seeds_are_those_of_every_replicate() -> None:
+    sets = ["noise.seed=shared:7", "tuning.seeds=[4,5]"]
+    made = build.build(load.load(noise="0,10", seeds="0,1", overrides=sets))
+    assert {step.address for step in made.of_kind("noise")} == {
+        f"noise/digits/symmetric/draw=7/level={level}" for level in (0, 10)
+    }
+    assert len(made.of_kind("pretrain")) == 4
+    assert {step.labels["tuning_seed"] for step in made.of_kind("tune")} == {4, 5}
+
+
+def test_the_first_replicate_is_that_of_a_shared_draw() -> None:
+    """So a store made with one draw keeps its encoders of seed 0."""
+    own, shared = planned(seeds="0,1"), planned("noise.seed=shared", seeds="0,1")
+    differ = {a for a, mark in prints(own).items() if prints(shared).get(a) != mark}
+    assert all("draw=1" in a or "seed=1" in a for a in differ)
+    assert "pretrain/digits/symmetric/resnet-small/noise=10/seed=0" not in differ
+
+
+@pytest.mark.parametrize("value", ["-1", "0.5", "shared:", "shared:x", "each", "[1]", "null"])
+def test_a_seed_of_noise_is_refused_in_one_sentence(value: str) -> None:
+    with pytest.raises(UserError, match=r"noise\.seed") as raised:
+        planned(f"noise.seed={value}")
+    assert "`shared`" in str(raised.value)
+    assert "problem" not in str(raised.value)
 
 
 def test_levels_and_seeds_do_not_affect_each_other() -> None:

@@ -137,15 +137,15 @@ def test_equal_stores_do_not_differ_and_a_missing_step_is_named(tmp_path: Path) 
     filled(tmp_path / "b", planned())
     same = compare(str(tmp_path / "a"), str(tmp_path / "b"), Folder.of(tmp_path))
     assert same.verdict() == "These two runs do not differ, not even in noise."
-    Store(Folder.of(tmp_path / "b")).output(f"noise/{RUN[:16]}/level=10").delete()
+    Store(Folder.of(tmp_path / "b")).output(f"noise/{RUN[:16]}/draw=0/level=10").delete()
     less = compare(str(tmp_path / "a"), str(tmp_path / "b"), Folder.of(tmp_path))
-    assert less.alone == (f"noise/{RUN[:16]}/level=10",)
+    assert less.alone == (f"noise/{RUN[:16]}/draw=0/level=10",)
     assert not less.noise_alone
 
 
 def test_a_missing_input_does_not_count_as_noise(tmp_path: Path) -> None:
     storage = filled(tmp_path, planned())
-    Store(storage).output("noise/digits/symmetric/level=10").delete()
+    Store(storage).output("noise/digits/symmetric/draw=0/level=10").delete()
     found = compared(storage, "noise=0/seed=0", "noise=10/seed=0")
     assert not found.noise_alone
     assert any(path.startswith("inputs.noise") for path in paths(found))

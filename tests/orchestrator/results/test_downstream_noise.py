@@ -82,7 +82,7 @@ def test_a_problem_has_the_coordinates_of_its_address(
         of_pretrained: (None, None, "digits", "lp", 0.0),
         "features/c/symmetric/r/noise=30/seed=1/digits": (30.0, 1, None, None, None),
         "pretrain/c/symmetric/r/noise=0.5/seed=2": (0.5, 2, None, None, None),
-        "noise/c/symmetric/level=5": (5.0, None, None, None, None),
+        "noise/c/symmetric/draw=0/level=5": (5.0, None, None, None, None),
         "corpus/c": (None, None, None, None, None),
     }
     failed = dict.fromkeys(expected, StepStatus(StepState.FAILED, "too warm, or too cold"))

@@ -161,7 +161,8 @@ def test_cells_that_were_not_planned_are_not_missing(tmp_path: Path) -> None:
 def test_no_report_is_made_of_a_changed_file(
     kind: str, name: str, store: Store, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    address = plan().of_kind(kind)[-1].address
+    steps = [one for one in plan().of_kind(kind) if one.labels.get("draw", 0) == 0]
+    address = steps[-1].address
     folder = store.output(address)
     folder.write_table(name, folder.read_table(name), compression="none")  # equal rows, other bytes
     assert _run(["report", *WORDS]) == 2

@@ -44,7 +44,7 @@ names = st.sampled_from(["encoder", "tune", "noise", "level", "seed", "0", "1e1"
 levels = st.floats(0, 100, allow_nan=False)
 seeds = st.integers(0, 2**63)
 corpora = st.builds(CorpusAddress, names)
-noises = st.builds(NoiseAddress, names, names, levels)
+noises = st.builds(NoiseAddress, names, names, levels, st.none() | seeds)
 runs = st.builds(RunAddress, names, names, names, levels, seeds)
 encoders = runs | st.builds(PretrainedAddress, names)
 features = st.builds(FeaturesAddress, encoders, names)
@@ -109,6 +109,10 @@ def test_a_parsed_address_writes_the_text_it_was_parsed_from(text: str) -> None:
         "noise/c/n/level=10.0",
         "noise/c/n/level=1_0",
         "noise/c/n/noise=10",
+        "noise/c/n/level=10/draw=0",
+        "noise/c/n/seed=0/level=10",
+        "noise/c/n/draw=/level=10",
+        "noise/c/n/draw=00/level=10",
         "pretrain/c/n/r/noise=0",
         "pretrain/c/n/r/noise=0/seed=1.5",
         "pretrain/encoder/x",

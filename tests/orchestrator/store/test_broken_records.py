@@ -85,10 +85,12 @@ def test_no_typed_field_of_a_manifest_may_have_another_type(store: Store) -> Non
 
 
 def test_a_manifest_of_another_step_is_not_this_steps(store: Store) -> None:
-    other = store.root.local_path() / "noise/digits/symmetric/level=10/manifest.json"
+    other = store.root.local_path() / "noise/digits/symmetric/draw=0/level=10/manifest.json"
     path = store.output(STEP).local_path() / "manifest.json"
     path.write_bytes(other.read_bytes())
-    with pytest.raises(StoreError, match="is the manifest of noise/digits/symmetric/level=10"):
+    with pytest.raises(
+        StoreError, match="is the manifest of noise/digits/symmetric/draw=0/level=10"
+    ):
         store.manifest(STEP)
 
 

@@ -27,7 +27,7 @@ def plan(*overrides: str) -> Plan:
 SAME = ["pretrain.resources.cpus_per_worker=2", "name=another", "tracking.enabled=false"]
 OTHER = {
     "recipe.schedule.epochs": "pretrain.recipe.schedule.epochs=7",
-    "noise.seed": "noise.seed=3",
+    "(another noise)": "noise.seed=3",
     "epochs: 10 -> 5": "tuning.epochs=5",
     "recipe.schedule.batch_size": "pretrain.recipe.schedule.batch_size=48",
 }
