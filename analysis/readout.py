@@ -63,6 +63,7 @@ class Question:
     label_noise: tuple[float, ...] = (0.0,)  # of the tasks' own training labels, percent
     cells: frozenset[CellKey] | None = None  # None: every combination of the above
     noise_draws: NoiseDraws = "own"
+    controls: Mapping[str, str] = field(default_factory=dict)  # of each regularised method
 
     def asked(self) -> frozenset[CellKey]:
         """The requested cells without label noise, of encoders trained here."""
@@ -178,8 +179,13 @@ class Readout:
 
     def nmtune_variants(self) -> tuple[str, ...]:
         """The methods that are full NMTune: named so, and with all regularisers."""
-        called = (method for method in self.methods() if method.startswith("nmtune"))
+        controls = set(self.question.controls.values())
+        called = (m for m in self.methods() if m.startswith("nmtune") and m not in controls)
         return tuple(m for m in called if len(self.regularisers(m)) in (0, len(REGULARISERS)))
+
+    def control(self, method: str) -> str | None:
+        """The same head, views and budget without regularisers; None if there is none."""
+        return self.question.controls.get(method)
 
     def scores(
         self,

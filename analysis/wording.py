@@ -38,6 +38,9 @@ _MANY = 6  # names in a sentence before it says "and n more"
 
 def method(slug: str) -> str:
     """A method's written name; an unknown one stays as it is."""
+    whose = slug.removesuffix("-control")
+    if whose != slug and whose in _METHODS:
+        return f"{_METHODS[whose]}, control"
     return _METHODS.get(slug, slug)
 
 

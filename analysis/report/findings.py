@@ -93,12 +93,17 @@ def findings(readout: Readout) -> list[Finding]:
 
 
 def head_to_heads(readout: Readout) -> list[HeadToHead]:
-    """Every NMTune variant against MLP and LP, and MLP against LP, where both were run.
+    """Every NMTune variant against its control, MLP and LP, and MLP against LP, as far as run.
 
     A method `<another>-nmtune` (of `lora` and `ft`, say) is compared with that other one.
     """
     methods = readout.methods()
-    pairs = [(v, b) for v in readout.nmtune_variants() for b in _BASELINES if b in methods]
+    pairs = [
+        (variant, baseline)
+        for variant in readout.nmtune_variants()
+        for baseline in dict.fromkeys((readout.control(variant), *_BASELINES))
+        if baseline in methods
+    ]
     if set(_BASELINES) <= set(methods):
         pairs.append(_BASELINES)
     regularised = [(m, m.removesuffix("-nmtune")) for m in methods if m.endswith("-nmtune")]

@@ -61,6 +61,12 @@ class Method(Spec):
         """Whether the encoder is trained, on images; other methods read features."""
         return self.adapt != "frozen"
 
+    @property
+    def control(self) -> Method:
+        """The same method without its regularisers: what they add is the difference."""
+        none = {"mse": 0.0, "cov": 0.0, "svd": 0.0, "scale": 1.0}
+        return self.model_copy(update={"space": self.space.model_copy(update=none)})
+
     @model_validator(mode="after")
     def _fields_have_a_reader(self) -> Method:
         """Refuse a field that nothing reads: it would still change the cell's fingerprint."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from jobs.contract import FLAT, NOT_SEMANTIC, Slug, Spec
 from jobs.features.spec import Precision as EncoderPrecision
@@ -87,10 +87,44 @@ class Tuning(TuningSettings):
         description="tuning seeds of every encoder; none: each replicate's own pre-training seed",
     )
 
+    @field_validator("methods")
+    @classmethod
+    def _with_controls(cls, methods: dict[str, Method]) -> dict[str, Method]:
+        """The methods, each regularised one with its control: the same with weights of 0."""
+        found = dict[str, Method]()
+        for name, method in methods.items():
+            found[name] = method
+            known = (*methods.values(), *found.values())
+            if method.space.regularised and method.control not in known:
+                added = f"{name}-control"
+                if added in methods:
+                    raise ValueError(
+                        f"{added} is the name of the control of {name} (the same with weights of "
+                        f"0), and here it is another method; rename it"
+                    )
+                found[added] = method.control
+        return found
+
+    @property
+    def controls(self) -> dict[str, str]:
+        """The control of each regularised method, by name."""
+        names = {method: name for name, method in reversed(self.methods.items())}
+        return {
+            name: names[method.control]
+            for name, method in self.methods.items()
+            if method.space.regularised
+        }
+
     def settings(self, method: Method) -> TuningSettings:
-        """The settings of a method's cells, with the number of configurations that it tries."""
+        """The settings of a method's cells, with the number of configurations that it tries.
+
+        The grid of a control is smaller than that of its method, and it tries all of it.
+        """
         shared = {name: getattr(self, name) for name in TuningSettings.model_fields}
-        return TuningSettings(**shared | {"configurations": method.tries(self.configurations)})
+        tried = self.configurations
+        if self.search == "grid":
+            tried = min(tried, method.space.combinations or tried)
+        return TuningSettings(**shared | {"configurations": method.tries(tried)})
 
     @model_validator(mode="after")
     def _fits_trained_encoders(self) -> Tuning:
@@ -106,6 +140,7 @@ class Tuning(TuningSettings):
 
     @model_validator(mode="after")
     def _searchable(self) -> Tuning:
+        controls = self.controls.values()
         for name, method in self.methods.items():
             if method.head == "zero_shot":
                 continue
@@ -121,6 +156,8 @@ class Tuning(TuningSettings):
                     f"method {name} has a domain to draw from, and search: grid draws nothing; "
                     f"give grid: [...] or one value"
                 )
+            if name in controls and points is not None and points < self.configurations:
+                continue
             if self.search == "grid" and points != self.configurations:
                 raise ValueError(
                     f"the grid of method {name} has {points} combinations and the budget is "

@@ -72,7 +72,7 @@ def command(chosen: Chosen, verbose: bool, as_json: bool, **given: Any) -> None:
     from orchestrator.errors import UserError
     from orchestrator.plan import cost
     from orchestrator.plan.assess import PLANNED, assess
-    from orchestrator.plan.power import power_line, replicates_line
+    from orchestrator.plan.power import controls_line, power_line, replicates_line
     from orchestrator.plan.states import StepState
     from orchestrator.step.step import KINDS
 
@@ -101,7 +101,7 @@ def command(chosen: Chosen, verbose: bool, as_json: bool, **given: Any) -> None:
         if len(drifted) > 5:
             click.echo(f"\n... and {len(drifted) - 5} more; -v lists them")
     click.echo("\n" + "\n".join(estimate.lines()))
-    lines = (replicates_line(chosen.experiment), power_line(chosen.experiment))
+    lines = [line(chosen.experiment) for line in (replicates_line, controls_line, power_line)]
     if known := [line for line in lines if line]:
         click.echo("\n" + "\n".join(known))
     for line in _sources(chosen, assessments):

@@ -109,6 +109,7 @@ class FinishedSteps:
             label_noise=experiment.tuning.label_noise,
             cells=frozenset(self._planned_cells()),
             noise_draws=_draws(experiment),
+            controls=experiment.tuning.controls,
         )
 
     def _planned_cells(self) -> Iterator[CellKey]:

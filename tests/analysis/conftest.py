@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -146,6 +146,7 @@ def build(
     drop: Callable[[dict[str, Any]], bool] = lambda row: False,
     title: str = "What does label noise in pre-training do to handwritten digits?",
     problems: tuple[tuple[str, str, str], ...] = (),
+    controls: Mapping[str, str] | None = None,
 ) -> Readout:
     """A readout with the given shape; cells for which `drop` holds are missing."""
     question = Question(
@@ -162,6 +163,9 @@ def build(
         methods=methods,
         fractions=fractions,
         tuning_seeds=tuning_seeds,
+        controls={m: "mlp" for m in methods if m.startswith("nmtune")}
+        if controls is None
+        else controls,
     )
     tables = {
         "cells": [row for row in _cells(question, jitter) if not drop(row)],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -124,9 +125,29 @@ def test_the_truth_of_a_synthetic_experiment_is_found(make: Make) -> None:
     assert words["any-noise-hurts-ood"] == "supported"
     assert words["id-peaks-at-5-10"] == "not supported"
     assert words["sve-moves"] == words["lsvr-moves"] == "supported"
-    assert words["nmtune-paper-mlp-lp-id"] == "supported"
-    assert words["nmtune-released-mlp-lp-id"] == "not supported"  # below MLP by construction
+    assert words["nmtune-paper-regularisers-help-id"] == words["mlp-beats-lp-id"] == "supported"
+    assert words["nmtune-released-regularisers-help-id"] == "not supported"  # below MLP
     assert words["nmtune-paper-narrows-ood"] == "not supported"  # 1.4 times the slope
+
+
+def test_a_head_is_not_taken_for_a_regulariser(make: Make) -> None:
+    """NMTune (released) beats MLP by its head alone: its control does too, by as much."""
+    control = "nmtune-released-control"
+    readout = make(
+        methods=("lp", "mlp", "nmtune-released", control),
+        controls={"nmtune-released": control},
+        seeds=range(5),
+        jitter=0.02,
+    )
+
+    def lifted(row: dict[str, Any]) -> None:
+        lift = {"mlp": 0.8, "nmtune-released": 2.0, control: 2.0}.get(row["method"], 0.0)
+        row["test_metric"] = 90 + lift + 0.05 * math.sin(sum(map(ord, row["address"])))
+
+    found = by_id(verdicts(changed(readout, lifted)))
+    assert found["nmtune-released-regularisers-help-id"].decision != "supported"
+    assert found[f"{control}-beats-mlp-id"].decision == "supported"
+    assert not any(name.startswith(f"{control}-regularisers") for name in found)
 
 
 def test_a_gain_at_slight_noise_is_found_where_there_is_one(make: Make) -> None:
@@ -141,7 +162,7 @@ def test_a_gain_at_slight_noise_is_found_where_there_is_one(make: Make) -> None:
 
 def test_what_was_not_measured_says_what_it_needs(make: Make) -> None:
     found = by_id(verdicts(make(methods=("lp",), ood_tasks=(), levels=(0.0, 30.0))))
-    for name in ("slight-noise-helps-id", "any-noise-hurts-ood", "nmtune-paper-mlp-lp-id"):
+    for name in ("slight-noise-helps-id", "any-noise-hurts-ood", "mlp-beats-lp-id"):
         assert (found[name].decision, found[name].comparisons) == ("undecided", ())
         assert "it needs" in found[name].reason
 
@@ -294,5 +315,11 @@ def test_equal_values_are_not_tested_and_ask_for_no_seeds() -> None:
 
 
 def test_the_plan_counts_the_claims_that_are_tested(make: Make) -> None:
-    tested = sum(bool(one.comparisons) for one in verdicts(make(seeds=(0, 1, 2))))
-    assert tested == claims_tested(load.load())
+    experiment = load.load()
+    readout = make(
+        seeds=(0, 1, 2),
+        methods=tuple(experiment.tuning.methods),
+        controls=experiment.tuning.controls,
+    )
+    tested = sum(bool(one.comparisons) for one in verdicts(readout))
+    assert tested == claims_tested(experiment)

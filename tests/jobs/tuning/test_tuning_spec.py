@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from pydantic import ValidationError
 
 from jobs.tuning.draw import draw
 from jobs.tuning.search_space import Space
@@ -89,3 +90,51 @@ def test_resources_do_not_change_the_identity() -> None:
     assert same == tuning().semantic()
     assert same != tuning(patience=2).semantic()
     assert same != tuning(precision="bf16").semantic()
+
+
+# -- controls --------------------------------------------------------------------------------------
+
+NMTUNE = {
+    "head": "released",
+    "space": {"lr": LR, "mse": 1.0, "cov": 0.04, "scale": {"choice": [1, 2]}},
+}
+
+
+def test_a_regularised_method_gets_its_control() -> None:
+    found = Tuning.model_validate({"methods": {"nmtune": NMTUNE}})
+    assert list(found.methods) == ["nmtune", "nmtune-control"]
+    assert found.controls == {"nmtune": "nmtune-control"}
+    control = found.methods["nmtune-control"]
+    assert control.head == "released"
+    assert control.space == Space(lr=LR)  # type: ignore[arg-type]
+    assert found.settings(control).configurations == found.configurations
+    tried = [draw(m.space, 8, 0) for m in found.methods.values()]
+    assert [one.lr for one in tried[0]] == [one.lr for one in tried[1]]
+
+
+def test_a_method_that_is_the_control_already_serves() -> None:
+    plain = {"head": "released", "space": {"lr": LR}}
+    less = {"head": "released", "space": {"lr": LR, "mse": 1.0}}
+    methods = {"plain": plain, "nmtune": NMTUNE, "without-cov": less}
+    found = Tuning.model_validate({"methods": methods})
+    assert list(found.methods) == ["plain", "nmtune", "without-cov"]
+    assert found.controls == {"nmtune": "plain", "without-cov": "plain"}
+    assert Tuning.model_validate(found.model_dump()) == found
+
+
+def test_another_method_of_a_controls_name_is_refused() -> None:
+    other = {"head": "linear", "space": {"lr": LR}}
+    with pytest.raises(
+        ValidationError, match="nmtune-control is the name of the control of nmtune"
+    ):
+        Tuning.model_validate({"methods": {"nmtune": NMTUNE, "nmtune-control": other}})
+
+
+def test_the_control_of_a_grid_tries_its_own_whole_grid() -> None:
+    space = {"lr": {"grid": [0.01, 0.001]}, "mse": {"grid": [0.1, 1.0, 10.0]}}
+    given = {"search": "grid", "configurations": 6}
+    methods = {"nmtune": {"head": "paper", "space": space}}
+    found = Tuning.model_validate({**given, "methods": methods})
+    control = found.methods["nmtune-control"]
+    assert found.settings(found.methods["nmtune"]).configurations == 6
+    assert found.settings(control).configurations == len(draw(control.space, 6, 0)) == 2
