@@ -98,9 +98,12 @@ def test_other_settings_are_drift_and_an_empty_store_is_said(
     assert "run `nml-orch noise build` first" in output
 
 
-def test_each_replicates_draw_is_built_and_audited(tmp_path: Path, run: Run) -> None:
+def test_each_replicates_draw_is_built_and_audited(
+    tmp_path: Path, run: Run, run_on_ray: Run
+) -> None:
     two = ("demo", "--noise", "0,20", "--seeds", "0,3")
-    assert run(tmp_path, "noise", "build", *two)[0] == 0
+    code, output = run_on_ray(tmp_path, "noise", "build", *two)
+    assert code == 0, output
     code, output = run(tmp_path, "noise", "audit", *two)
     assert code == 0, output
     rows = [line.split() for line in output.splitlines()]
