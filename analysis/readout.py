@@ -214,6 +214,17 @@ class Readout:
             )
         )
 
+    def features_dtype(self, column: str = "dtype", *, domain: str | None = None) -> str:
+        """The type of the measured test features, such as float32; several joined by "+".
+
+        `column` is "dtype" or "stored", of SPECTRA_SCHEMA. Empty where nothing records it.
+        """
+        where = pc.field("part") == "test"
+        if domain is not None:
+            where &= pc.field("domain") == domain
+        found = self.spectra.filter(where)[column].unique().drop_null().to_pylist()
+        return "+".join(sorted(found))
+
     def feature_rotation(self, measure: str, domain: str) -> Average:
         """A column of ROTATION_SCHEMA over a domain's image sets, by noise level; 0 % has none."""
         return average(

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from analysis import schemas
 from analysis.readout import CellKey, Question, Readout
+from jobs.features.spec import FeaturesStep, GivenStep
 from orchestrator.plan.assess import assess
 from orchestrator.plan.plan import Plan
 from orchestrator.plan.states import StepState, StepStatus
@@ -52,6 +53,8 @@ class FinishedSteps:
         remarks = [
             *derived.quarantined(self.done("corpus")),
             *derived.damaged(self.done("pretrain")),
+            *derived.coarse(self.done("features"), self.store),
+            *derived.coarse(self.done("features", of_pretrained=True), self.store),
         ]
         predictions = list(derived.predictions(self.done("tune"), self.store, largest, remarks))
         transition = list(derived.transition(self.done("noise"), self.store, remarks))
@@ -184,6 +187,7 @@ class FinishedSteps:
         for step, _ in self.done("features"):
             for row in self._read(step, "spectrum.parquet"):
                 yield {
+                    **_dtypes(step),
                     **row,
                     "address": step.address,
                     "noise": step.labels["noise"],
@@ -223,7 +227,7 @@ class FinishedSteps:
         """The spectra of pretrained encoders' features."""
         for step, _ in self.done("features", of_pretrained=True):
             for row in self._read(step, "spectrum.parquet"):
-                yield {**step.labels, **row, "address": step.address}
+                yield {**_dtypes(step), **step.labels, **row, "address": step.address}
 
     def _pretraining(self) -> Iterator[dict[str, Any]]:
         for step, record in self.done("pretrain"):
@@ -253,6 +257,17 @@ class FinishedSteps:
                 "changed": record.counts["changed"],
                 "realised_percent": record.metrics["noise/realised_percent"],
             }
+
+
+def _dtypes(step: Step) -> dict[str, str]:
+    """The types of features whose spectrum does not name them: it was made before it did.
+
+    Those that stand are stored as float32; float16 features of that time are drift.
+    """
+    spec = step.spec
+    assert isinstance(spec, FeaturesStep | GivenStep)
+    measured = spec.precision if isinstance(spec, FeaturesStep) else spec.dtype
+    return {"dtype": measured, "stored": spec.dtype}
 
 
 def _coordinates(address: str) -> dict[str, Any]:

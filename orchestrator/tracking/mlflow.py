@@ -248,6 +248,8 @@ class Mirror:
             "nml.status": record.status,
             "nml.step_unit": unit,
         }
+        if record.features_dtype:
+            tags["nml.features_dtype"] = record.features_dtype
         if record.note:
             tags["mlflow.note.content"] = record.note
             self.client.set_experiment_tag(self.experiment_id, "mlflow.note.content", record.note)
