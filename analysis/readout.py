@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from analysis.averages import Average, Score, average
+from analysis.registration import Registration
 from analysis.schemas import (
     CELLS_SCHEMA,
     CURVES_SCHEMA,
@@ -59,6 +60,12 @@ class Question:
     encoders: tuple[str, ...] = ()  # pretrained ones, not trained here
     label_noise: tuple[float, ...] = (0.0,)  # of the tasks' own training labels, percent
     cells: frozenset[CellKey] | None = None  # None: every combination of the above
+    registrations: tuple[Registration, ...] = ()  # of claims, oldest first
+
+    def registered(self) -> tuple[str, ...] | None:
+        """The ids of the registered claims; None if none is, and all share the correction."""
+        last = self.registrations[-1].claims if self.registrations else None
+        return None if last is None else tuple(last)
 
     def asked(self) -> frozenset[CellKey]:
         """The requested cells without label noise, of encoders trained here."""

@@ -6,6 +6,7 @@ Takes a plan and its store, gives a `Readout`. Never writes a report; `collect.p
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -13,6 +14,7 @@ import pyarrow.compute as pc
 
 from analysis import schemas
 from analysis.readout import CellKey, Question, Readout
+from analysis.registration import Registration
 from jobs.features.spec import FeaturesStep, GivenStep
 from orchestrator.plan.assess import assess
 from orchestrator.plan.plan import Plan
@@ -45,9 +47,15 @@ class FinishedSteps:
         }
 
     def readout(
-        self, problems: Mapping[str, StepStatus], rotations: Sequence[dict[str, Any]]
+        self,
+        problems: Mapping[str, StepStatus],
+        rotations: Sequence[dict[str, Any]],
+        claims: Sequence[Registration] = (),
     ) -> Readout:
-        """All tables of the report. Raises UserError if a task would be counted twice."""
+        """All tables of the report. Raises UserError if a task would be counted twice.
+
+        `claims` is the history of the experiment's registered claims.
+        """
         cells = self._cells()
         largest = max(self.plan.experiment.tuning.fractions)
         remarks = [
@@ -64,7 +72,7 @@ class FinishedSteps:
         ]
         return Readout(
             experiment=self.plan.experiment.name,
-            question=self._question(),
+            question=replace(self._question(), registrations=tuple(claims)),
             cells=cells,
             spectra=_table(self._in_domains(self._spectra()), schemas.SPECTRA_SCHEMA),
             pretraining=_table(self._pretraining(), schemas.PRETRAINING_SCHEMA),

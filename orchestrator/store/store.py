@@ -241,6 +241,10 @@ class Store:
                     found[address] = (info.size, info.mtime_ns)
         return found
 
+    def count(self, addresses: Collection[str]) -> int:
+        """How many of these steps are finished, with any settings."""
+        return len(self.records(addresses))
+
     def records(self, addresses: Collection[str], *, verify: bool = False) -> dict[str, Record]:
         """The short records of the committed steps; `verify` opens every manifest.
 

@@ -247,9 +247,9 @@ class Mirror:
             "nml.fingerprint": record.fingerprint,
             "nml.status": record.status,
             "nml.step_unit": unit,
+            "nml.claims": record.claims or "none registered",
+            "nml.features_dtype": record.features_dtype or "none",
         }
-        if record.features_dtype:
-            tags["nml.features_dtype"] = record.features_dtype
         if record.note:
             tags["mlflow.note.content"] = record.note
             self.client.set_experiment_tag(self.experiment_id, "mlflow.note.content", record.note)

@@ -93,6 +93,7 @@ class SweepRecord:
     folder: Path  # files to keep as artifacts
     status: str  # "done", or "incomplete" while cells are missing
     data: Sequence[Data] = ()  # the corpora that its steps read
+    claims: str = ""  # ids of the registered ones
     features_dtype: str = ""  # of the features that SVE and LSVR are computed from
 
     @property

@@ -184,3 +184,25 @@ def test_a_stored_report_that_was_changed_is_written_again(
     written = (report / "manifest.json").stat().st_mtime_ns
     report_output(capsys)
     assert (report / "manifest.json").stat().st_mtime_ns == written
+
+
+def test_the_history_of_registered_claims_is_in_the_report_and_outlives_it(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def told(*claims: str) -> str:
+        chosen = ["--set", f"claims=[{', '.join(claims)}]"] if claims else []
+        report_output(capsys, *chosen)
+        return (tmp_path / "nml-store/report/demo/verdicts.md").read_text().replace("\\", "")
+
+    first = told("sve-moves", "slight-noise-helps-id")
+    finished = len(plan().steps) - 1
+    assert f"UTC, after {finished} steps were finished: sve-moves, slight-noise-helps-id." in first
+    assert "Of 2 registered claims" in first
+    store.output("report/demo").delete()
+    second = told("sve-moves")
+    assert re.search(r"registered on .*Changed on .*removed slight-noise-helps-id\.", second)
+    assert "Of 1 registered claim," in second
+    assert "no claim is registered any more" in told()
+    assert told("sve-moves").count("registered on") == 2
+    assert _run(["report", *WORDS, "--set", "claims=[sve-move]"]) == 2
+    assert "did you mean sve-moves" in capsys.readouterr().err
