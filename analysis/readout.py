@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from analysis.averages import Average, Score, average
+from analysis.registration import Registration
 from analysis.schemas import (
     CELLS_SCHEMA,
     CURVES_SCHEMA,
@@ -64,6 +65,12 @@ class Question:
     cells: frozenset[CellKey] | None = None  # None: every combination of the above
     noise_draws: NoiseDraws = "own"
     controls: Mapping[str, str] = field(default_factory=dict)  # of each regularised method
+    registrations: tuple[Registration, ...] = ()  # of claims, oldest first
+
+    def registered(self) -> tuple[str, ...] | None:
+        """The ids of the registered claims; None if none is, and all share the correction."""
+        last = self.registrations[-1].claims if self.registrations else None
+        return None if last is None else tuple(last)
 
     def asked(self) -> frozenset[CellKey]:
         """The requested cells without label noise, of encoders trained here."""
@@ -238,6 +245,17 @@ class Readout:
                 self.spectra.filter(where), ["noise", "pretrain_seed", "images"], measure
             )
         )
+
+    def features_dtype(self, column: str = "dtype", *, domain: str | None = None) -> str:
+        """The type of the measured test features, such as float32; several joined by "+".
+
+        `column` is "dtype" or "stored", of SPECTRA_SCHEMA. Empty where nothing records it.
+        """
+        where = pc.field("part") == "test"
+        if domain is not None:
+            where &= pc.field("domain") == domain
+        found = self.spectra.filter(where)[column].unique().drop_null().to_pylist()
+        return "+".join(sorted(found))
 
     def feature_rotation(self, measure: str, domain: str) -> Average:
         """A column of ROTATION_SCHEMA over a domain's image sets, by noise level; 0 % has none."""

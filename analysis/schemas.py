@@ -93,6 +93,8 @@ SPECTRA_SCHEMA = pa.schema(
         pa.field("lsvr", pa.float64(), nullable=False),
         pa.field("effective_rank", pa.float64(), nullable=False),
         pa.field("singular_values", pa.list_(pa.float64())),
+        pa.field("dtype", pa.string()),  # the coarsest type that the measured features had
+        pa.field("stored", pa.string()),  # the type in which they are stored; both: float32, ...
     ]
 )
 """One row for each encoder, image set, part and preprocessing."""
@@ -168,6 +170,7 @@ SUMMARY_SCHEMA = pa.schema(
         pa.field("members", pa.list_(pa.string()), nullable=False),  # what the mean is over
         pa.field("left_out", pa.list_(pa.string()), nullable=False),  # not at every level and seed
         pa.field("preprocessing", pa.string()),  # of the feature space's metrics
+        pa.field("dtype", pa.string()),  # of the same; several are joined by "+"
     ]
 )
 """One row for each metric and noise level."""

@@ -34,7 +34,8 @@ def summary(readout: Readout) -> pa.Table:
                 found = readout.scores(domain, method, column)
                 rows += _rows(f"{domain}/{method}/{name}", found)
     for measure in ("sve", "lsvr"):
-        rows += _rows(f"features/{measure}", readout.feature_space(measure), PREPROCESSING)
+        dtype = readout.features_dtype(domain="id") or None
+        rows += _rows(f"features/{measure}", readout.feature_space(measure), PREPROCESSING, dtype)
     for measure in VALIDATION:
         rows += _rows(f"pretrain/{measure}", readout.pretraining_average(measure))
     realised: dict[float, list[float]] = {}
@@ -55,7 +56,7 @@ def summary(readout: Readout) -> pa.Table:
 
 
 def _rows(
-    metric: str, found: Average, preprocessing: str | None = None
+    metric: str, found: Average, preprocessing: str | None = None, dtype: str | None = None
 ) -> Iterator[dict[str, Any]]:
     for noise in sorted(found.levels):
         interval = found.interval(noise)
@@ -70,4 +71,5 @@ def _rows(
                 "members": list(found.members),
                 "left_out": list(found.left_out),
                 "preprocessing": preprocessing,
+                "dtype": dtype,
             }

@@ -24,9 +24,24 @@ Declared = tuple[Claim, Sequence[Comparison]]
 
 
 def verdicts(readout: Readout) -> list[Verdict]:
-    """The verdict on every published claim, also on those that cannot be tested here."""
+    """The verdict on every published claim, also on those that cannot be tested here.
+
+    If the experiment registered claims, the others get none: see `judge`.
+    """
+    found, registered = declared(readout), readout.question.registered()
+    known = {claim.id for claim, _ in found}
+    lost = [name for name in registered or () if name not in known]  # of a method without cells
+    return judge(
+        [*found, *((_lost(name), ()) for name in lost)],
+        family=registered,
+        scope=readout.question.scope,
+    )
+
+
+def declared(readout: Readout) -> list[Declared]:
+    """Every published claim with the comparisons that test it; none if it cannot be tested."""
     contrasts = Contrasts(readout)
-    declared: list[Declared] = [
+    return [
         _slight_helps(contrasts),
         _noise_hurts(contrasts),
         _peak(contrasts),
@@ -35,7 +50,12 @@ def verdicts(readout: Readout) -> list[Verdict]:
         *_gap(contrasts),
         *_shares(contrasts),
     ]
-    return judge(declared, readout.question.scope)
+
+
+def _lost(name: str) -> Claim:
+    """A registered claim that the results do not give, but which still counts."""
+    needs = "the method and its weights in the claim's name"
+    return Claim(name, f"Registered claim {name}", "the experiment file", "none", needs)
 
 
 def _score(contrasts: Contrasts, domain: str) -> str:

@@ -9,14 +9,17 @@ rules are declared here:
 - A claim fails when *any* comparison rules it out: a t test that the mean lies short of even a
   negligible effect on the claimed side. The claim's p is the smallest of theirs, times their number
   (Bonferroni).
-- Both p values are adjusted over all claims of the report (Holm), at the level ALPHA.
+- Both p values are adjusted over the *family* (Holm), at the level ALPHA. The family is the
+  registered claims, if any are registered: all of them, for one that was not measured still counts
+  (its p is 1). Else it is all claims that can be tested.
+- A claim outside the family is exploratory: its p values are not adjusted, and it gets no verdict.
 - Where predictions are known, the interval over seeds and test samples must agree.
 - With fewer than LEAST_SEEDS seeds every claim is undecided.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -40,7 +43,8 @@ NEGLIGIBLE: dict[Unit, float] = {"points": 0.1, "nats": 0.01, "z": 0.1}
 VISIBLE: dict[Unit, float] = {"points": 0.5, "nats": 0.05, "z": 0.5}
 """The report says how many seeds would show an effect of this size."""
 
-Decision = Literal["supported", "not supported", "undecided"]
+Decision = Literal["supported", "not supported", "undecided", "exploratory"]
+"""The last is none: the claim was not registered, so it gets no verdict."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ class Claim:
 class Needed:
     """Seeds that would show an effect of VISIBLE size in a comparison, with 80 % power.
 
-    Counted for the test that is made: all claims share Holm's correction, and all comparisons of
+    Counted for the test that is made: the family shares Holm's correction, and all comparisons of
     the claim must hold. The spread over the seeds at hand is uncertain, so there is a range (80 %).
     None stands for more than MOST_SEEDS.
     """
@@ -87,18 +91,30 @@ class Verdict:
     decision: Decision
     reason: str
     comparisons: tuple[Measured, ...]
-    p_for: float | None  # that it holds, adjusted; None when it was not tested
+    p_for: float | None  # that it holds, adjusted over the family; None when it was not tested
     p_against: float | None
+    family: int = 0  # claims that share the correction of its p values; 0: they have none
     scope: str = ""  # what it speaks for alone, such as "for this draw of noise"; empty: no limit
 
     @property
     def words(self) -> str:
         """The decision with its scope."""
-        return f"{self.decision} {self.scope}".rstrip()
+        scope = "" if self.decision == "exploratory" else self.scope
+        return f"{self.decision} {scope}".rstrip()
 
 
-def judge(claims: Sequence[tuple[Claim, Sequence[Comparison]]], scope: str = "") -> list[Verdict]:
-    """The verdicts, in the order of the claims. `scope`: what all replicates share."""
+def judge(
+    claims: Sequence[tuple[Claim, Sequence[Comparison]]],
+    *,
+    family: Collection[str] | None = None,
+    scope: str = "",
+) -> list[Verdict]:
+    """The verdicts, in the order of the claims.
+
+    `family` has the ids of the registered claims, which share Holm's correction; the others are
+    exploratory. None: all claims that can be tested share it. `scope` says what all replicates
+    share.
+    """
     measured = [
         [
             Measured(one, mean_interval(list(one.values.values())), sample_interval(one))
@@ -111,14 +127,35 @@ def judge(claims: Sequence[tuple[Claim, Sequence[Comparison]]], scope: str = "")
         for at, comparisons in enumerate(measured)
         if comparisons and _fewest_seeds(comparisons) >= LEAST_SEEDS
     ]
-    p_for = dict(zip(testable, holm([_for(measured[at]) for at in testable]), strict=True))
-    for at in testable:
-        measured[at] = _with_needed(measured[at], len(testable))
-    against = dict(zip(testable, holm([_against(measured[at]) for at in testable]), strict=True))
-    return [
-        replace(_verdict(claim, comparisons, p_for.get(at), against.get(at)), scope=scope)
-        for at, ((claim, _), comparisons) in enumerate(zip(claims, measured, strict=True))
-    ]
+    members = [at for at in testable if family is None or claims[at][0].id in family]
+    size = len(members) if family is None else len(set(family))
+    p_for = {at: _for(measured[at]) for at in testable}
+    p_against = {at: _against(measured[at]) for at in testable}
+    for ps in (p_for, p_against):
+        untested = [1.0] * (size - len(members))
+        adjusted = holm([*(ps[at] for at in members), *untested])
+        ps |= dict(zip(members, adjusted, strict=False))
+    for at in members:
+        measured[at] = _with_needed(measured[at], size)
+    found: list[Verdict] = []
+    for at, ((claim, _), comparisons) in enumerate(zip(claims, measured, strict=True)):
+        both = p_for.get(at), p_against.get(at)
+        if family is None or claim.id in family:
+            found.append(replace(_verdict(claim, comparisons, *both, size), scope=scope))
+        else:
+            found.append(_exploratory(claim, comparisons, *both))
+    return found
+
+
+def _exploratory(
+    claim: Claim, comparisons: Sequence[Measured], p_for: float | None, p_against: float | None
+) -> Verdict:
+    reason = "Not registered: no verdict."
+    if not comparisons:
+        reason += f" Not measured here: it needs {claim.needs}."
+    elif p_for is not None and p_against is not None:
+        reason += f" p {_p(p_for)} for it and p {_p(p_against)} against it, not corrected."
+    return Verdict(claim, "exploratory", reason, tuple(comparisons), p_for, p_against)
 
 
 def _with_needed(comparisons: Sequence[Measured], claims: int) -> list[Measured]:
@@ -162,10 +199,14 @@ def _short(one: Measured) -> float:
 
 
 def _verdict(
-    claim: Claim, comparisons: Sequence[Measured], p_for: float | None, p_against: float | None
+    claim: Claim,
+    comparisons: Sequence[Measured],
+    p_for: float | None,
+    p_against: float | None,
+    family: int,
 ) -> Verdict:
     def decided(decision: Decision, reason: str) -> Verdict:
-        return Verdict(claim, decision, reason, tuple(comparisons), p_for, p_against)
+        return Verdict(claim, decision, reason, tuple(comparisons), p_for, p_against, family)
 
     if not comparisons:
         return decided("undecided", f"Not measured here: it needs {claim.needs}.")

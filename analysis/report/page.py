@@ -57,7 +57,7 @@ def html_page(
         title=question.title or f"Experiment {readout.experiment}",
         experiment=readout.experiment,
         facts=_facts(readout, done, asked),
-        answer=verdict_text.count_sentence(found) if question.levels else "",
+        answer=verdict_text.answer(readout, found) if question.levels else "",
         certainty=sure,
         unsure=len(readout.seeds()) < 2 or done < asked,
         overview=verdict_text.overview(found) if question.levels else NOTHING,

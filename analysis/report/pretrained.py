@@ -62,6 +62,7 @@ def spaces(readout: Readout) -> Markup:
             row["encoder"],
             row["images"],
             row["preprocessing"],
+            row["dtype"] or "–",
             *(_cell(row[name], 2) for name in columns),
         ]
         for row in readout.pretrained_spectra.to_pylist()
@@ -70,9 +71,10 @@ def spaces(readout: Readout) -> Markup:
     if not lines:
         return NOTHING
     return table(
-        ["Encoder", "Images", "Preprocessing", "SVE", "LSVR", "Effective rank"],
+        ["Encoder", "Images", "Preprocessing", "Type", "SVE", "LSVR", "Effective rank"],
         lines,
-        caption="Feature space of the pretrained encoders on the test parts",
+        caption="Feature space of the pretrained encoders on the test parts; type: that of the "
+        "numbers that were measured",
         numbers=len(columns),
     )
 

@@ -150,9 +150,18 @@ def spaces(readout: Readout) -> Markup:
         ["Measure", "Images", "Preprocessing", *map(wording.percent, readout.levels)],
         rows,
         caption="Feature space of the test parts by noise level: mean over image sets, then seeds; "
-        "below it the change from clean",
+        f"below it the change from clean{_dtypes(readout)}",
         numbers=len(readout.levels),
     )
+
+
+def _dtypes(readout: Readout) -> str:
+    """Such as "; computed from float32 features, which are stored as float16"."""
+    measured, stored = readout.features_dtype(), readout.features_dtype("stored")
+    if not measured:
+        return ""
+    kept = f", which are stored as {stored}" if stored and stored != measured else ""
+    return f"; computed from {measured} features{kept}"
 
 
 def pretraining(readout: Readout) -> Markup:

@@ -208,7 +208,7 @@ def _claims(found: Sequence[Verdict]) -> str:
     return _tabular(
         heads,
         rows,
-        f"{verdict_text.count_sentence(found)} {verdict_text.rule()}",
+        f"{verdict_text.count_sentence(found)} {verdict_text.rule(found)}",
         "claims",
         columns,
     )

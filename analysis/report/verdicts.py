@@ -22,11 +22,18 @@ from analysis.claims.verdicts import (
     seeds_in_words,
 )
 from analysis.readout import Readout
+from analysis.registration import in_words
 from analysis.report.html import NOTHING, Cell, render, table
 from analysis.statistics import LEAST_SEEDS, Interval
 
 DECISIONS: tuple[Decision, ...] = ("supported", "not supported", "undecided")
-MARKS: dict[Decision, str] = {"supported": "yes", "not supported": "no", "undecided": "open"}
+MARKS: dict[Decision, str] = {
+    "supported": "yes",
+    "not supported": "no",
+    "undecided": "open",
+    "exploratory": "open",
+}
+EXPLORATORY = "Exploratory, not registered: no verdict"
 COLUMNS = (
     "claim",
     "sentence",
@@ -43,6 +50,7 @@ COLUMNS = (
     "sample_high",
     "p_for",
     "p_against",
+    "correction",
     "seeds_needed",
     "seeds_needed_least",
     "seeds_needed_most",
@@ -51,34 +59,55 @@ COLUMNS = (
 """The columns of claims.csv, which has one line for each claim and comparison.
 
 `low` and `high` are the 95 % t interval over seeds, `sample_*` the one over seeds and test samples;
-p values are adjusted (Holm). `seeds_needed` shows an effect of a size declared in
+p values are adjusted as `correction` says (Holm over so many claims, or none: exploratory, no
+verdict). `seeds_needed` shows an effect of a size declared in
 `analysis/claims/verdicts.py`, between `_least` and `_most`; empty: more than a thousand.
 """
 
 
 def count_sentence(found: Sequence[Verdict]) -> str:
-    """Such as "Of 12 published claims, 2 are supported here, 1 is not and 9 are undecided"."""
-    yes, no, undecided = (sum(one.decision == each for one in found) for each in DECISIONS)
-    unmeasured = sum(not one.comparisons for one in found)
-    scope = next((f" {one.scope}" for one in found if one.scope), "")
-    aside = f" ({unmeasured} of them not measured)" if unmeasured else ""
+    """Such as "Of 12 published claims, 2 are supported here, 1 is not and 9 are undecided".
+
+    If some claims are registered, these alone are counted by verdict.
+    """
+    judged, aside = split(found)
+    yes, no, undecided = (sum(one.decision == each for one in judged) for each in DECISIONS)
+    unmeasured = sum(not one.comparisons for one in judged)
+    scope = next((f" {one.scope}" for one in judged if one.scope), "")
+    of_them = f" ({unmeasured} of them not measured)" if unmeasured else ""
+    kind = "registered claim" if aside else "published claim"
+    rest = f" {wording.count(len(aside), 'other claim')} {_be(len(aside))} exploratory: no verdict."
     return (
-        f"Of {wording.count(len(found), 'published claim')}, {yes} {_be(yes)} supported here"
-        f"{scope}, {no} {_be(no)} not and {undecided} {_be(undecided)} undecided{aside}."
+        f"Of {wording.count(len(judged), kind)}, {yes} {_be(yes)} supported here{scope}, "
+        f"{no} {_be(no)} not and {undecided} {_be(undecided)} undecided{of_them}."
+        + (rest if aside else "")
     )
+
+
+def answer(readout: Readout, found: Sequence[Verdict]) -> str:
+    """The counting sentence, and which claims were registered when."""
+    return f"{count_sentence(found)} {in_words(readout.question.registrations)}".rstrip()
+
+
+def split(found: Sequence[Verdict]) -> tuple[list[Verdict], list[Verdict]]:
+    """The claims that get a verdict, and the exploratory ones."""
+    aside = [one for one in found if one.decision == "exploratory"]
+    return [one for one in found if one.decision != "exploratory"], aside
 
 
 def _be(number: int) -> str:
     return "is" if number == 1 else "are"
 
 
-def rule() -> str:
+def rule(found: Sequence[Verdict]) -> str:
     """How a verdict follows, in three sentences."""
+    judged, aside = split(found)
+    over = f"the {len(judged)} registered" if aside else "all"
     return (
-        "A verdict rests on paired t tests over pre-training seeds, Holm-corrected over all claims "
-        f"at {ALPHA:g}, and, where all predictions are kept, also on an interval over seeds and "
-        f"test samples. An effect below {NEGLIGIBLE['points']:g} points of accuracy counts as none."
-        f" Fewer than {LEAST_SEEDS} seeds never give a verdict."
+        f"A verdict rests on paired t tests over pre-training seeds, Holm-corrected over {over} "
+        f"claims at {ALPHA:g}, and, where all predictions are kept, also on an interval over seeds "
+        f"and test samples. An effect below {NEGLIGIBLE['points']:g} points of accuracy counts as "
+        f"none. Fewer than {LEAST_SEEDS} seeds never give a verdict."
     )
 
 
@@ -115,7 +144,7 @@ def overview(found: Sequence[Verdict]) -> Markup:
             one.claim.sentence,
             Cell(numbers(_main(one)).split(";")[0], key=_main(one).seeds.mean),
         ]
-        for one in sorted(found, key=lambda one: DECISIONS.index(one.decision))
+        for one in sorted(split(found)[0], key=lambda one: DECISIONS.index(one.decision))
         if one.comparisons
     ]
     if not rows:
@@ -138,8 +167,16 @@ def _main(one: Verdict) -> Measured:
 
 
 def evidence(found: Sequence[Verdict]) -> Markup:
-    """Every claim with its test, its numbers and the papers' numbers."""
-    claims = [
+    """Every claim with its test, its numbers and the papers' numbers; exploratory ones apart."""
+    judged, aside = map(_evidence, split(found))
+    return render(
+        "claims.html", rule=rule(found), claims=judged, title=EXPLORATORY, exploratory=aside
+    )
+
+
+def _evidence(found: Sequence[Verdict]) -> list[dict[str, Any]]:
+    """The claims as the template shows them."""
+    return [
         {
             "claim": one.claim,
             "mark": MARKS[one.decision],
@@ -156,13 +193,14 @@ def evidence(found: Sequence[Verdict]) -> Markup:
         }
         for one in found
     ]
-    return render("claims.html", rule=rule(), claims=claims)
 
 
 def _needs(one: Measured) -> str:
     """How many seeds there are, and how many would show an effect."""
     seeds = wording.count(one.seeds.n, "seed")
-    return f"{seeds}: no interval" if one.needed is None else f"{seeds}; {seeds_in_words([one])}"
+    if one.needed is None:
+        return f"{seeds}: no interval" if one.seeds.low is None else seeds
+    return f"{seeds}; {seeds_in_words([one])}"
 
 
 def rows(found: Sequence[Verdict]) -> Iterator[dict[str, Any]]:
@@ -177,6 +215,7 @@ def rows(found: Sequence[Verdict]) -> Iterator[dict[str, Any]]:
             "reason": one.reason,
             "p_for": one.p_for,
             "p_against": one.p_against,
+            "correction": _correction(one),
             "source": one.claim.source,
         }
         if not one.comparisons:
@@ -196,6 +235,12 @@ def rows(found: Sequence[Verdict]) -> Iterator[dict[str, Any]]:
             }
 
 
+def _correction(one: Verdict) -> str | None:
+    if one.p_for is None:
+        return None
+    return f"Holm over {wording.count(one.family, 'claim')}" if one.family else "none"
+
+
 def _needed_columns(one: Measured) -> dict[str, int | None]:
     if one.needed is None:
         return {}
@@ -209,11 +254,13 @@ def _needed_columns(one: Measured) -> dict[str, int | None]:
 def markdown(readout: Readout, found: Sequence[Verdict], certainty: str) -> str:
     """The verdicts as a short Markdown page, which MLflow shows as the description of the sweep."""
     title = readout.question.title or f"Experiment {readout.experiment}"
-    lines = [f"# {_escape(title)}", "", _escape(certainty), "", _escape(count_sentence(found)), ""]
-    for decision in DECISIONS:
+    lines = [f"# {_escape(title)}", "", _escape(certainty), "", _escape(answer(readout, found)), ""]
+    scope = next((f" {one.scope}" for one in found if one.scope), "")
+    titles: list[tuple[Decision, str]] = [(each, each.capitalize()) for each in DECISIONS]
+    for decision, heading in (*titles, ("exploratory", EXPLORATORY)):
         chosen = [one for one in found if one.decision == decision and one.comparisons]
         if chosen:
-            lines += [f"**{chosen[0].words.capitalize()}**", ""]
+            lines += [f"**{heading}{scope if decision in DECISIONS else ''}**", ""]
             lines += [
                 f"- {_escape(one.claim.sentence)}: {_escape(numbers(_main(one)))}" for one in chosen
             ]
@@ -221,7 +268,7 @@ def markdown(readout: Readout, found: Sequence[Verdict], certainty: str) -> str:
     missing = [one.claim.sentence for one in found if not one.comparisons]
     if missing:
         lines += [f"Not measured here: {_escape('; '.join(missing))}.", ""]
-    lines += [_escape(rule()), "", f"Claims: {_escape(CITATION)}.", ""]
+    lines += [_escape(rule(found)), "", f"Claims: {_escape(CITATION)}.", ""]
     return "\n".join(lines)
 
 

@@ -96,9 +96,11 @@ def extract(
 ) -> pa.Table:
     """A unit's features, sorted by (view, row); `scope` is the corpus's name.
 
-    Images are decoded once for all views, one batch ahead of the encoder. The table's metadata
-    names what the features were made with (`identity`), the batch size and the rows. Raises
-    StageError for an image that cannot be decoded and for features that are not finite.
+    Images are decoded once for all views, one batch ahead of the encoder. Test rows stay float32,
+    whatever the step's dtype: their spectrum is computed before they are stored in it. The table's
+    metadata names what the features were made with (`identity`), the batch size and the rows.
+    Raises StageError for an image that cannot be decoded and for features that are not finite in
+    the step's dtype.
     """
     rows = read_rows(corpus, unit.file, unit.start, unit.stop, ["key", "image", "label"])
     keys = rows["key"].combine_chunks()
@@ -111,7 +113,10 @@ def extract(
             seen = augmented(images, named, step.views, view, scope) if view else images
             features = encoder.features(seen, step.precision).numpy()
             with np.errstate(over="ignore"):  # beyond float16: infinite, refused below
-                found[view].append(features.astype(step.dtype))
+                stored = features.astype(step.dtype)
+            if unit.part == "test":
+                stored = np.where(np.isfinite(stored), features, np.inf)
+            found[view].append(stored)
     tables = [_checked_table(unit, rows, view, np.concatenate(found[view]), step) for view in views]
     made_with = identity(step, encoder.card, encoder.device.type)
     metadata = {IDENTITY: made_with, BATCH: str(size), ROWS: unit.rows}

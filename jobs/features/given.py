@@ -22,6 +22,7 @@ from jobs.contract import Outcome, StageError, Work
 from jobs.features.extract import view_table
 from jobs.features.parts import write_part
 from jobs.features.spec import GivenStep
+from jobs.features.spectrum import Dtypes
 from jobs.keyed_hash import hash64, unit
 from jobs.storage.folder import Folder
 from jobs.tasks.target import KINDS, TargetName
@@ -53,6 +54,8 @@ def import_features(work: Work) -> Outcome:
     table = _read_columns(step)
     keys = _read_keys(table[step.key], step)
     vectors = _read_vectors(table[step.vector], keys, step)
+    coarse = pa.types.is_float16(table.schema.field(step.vector).type.value_type)
+    dtypes = Dtypes("float16" if coarse else "float32", step.dtype)
     labels, classes = _READERS[step.target](_decode_column(table[step.label]), keys, step)
     split = step.split or (SPLIT if SPLIT in table.column_names else None)
     part_of = _assign_parts(table[split] if split else None, keys, labels, step)
@@ -69,7 +72,7 @@ def import_features(work: Work) -> Outcome:
         mine = mine[pc.sort_indices(keys.take(pa.array(mine))).to_numpy()]
         own = keys.take(pa.array(mine)), pa.array(labels[mine], label)
         rows = view_table(*own, view=0, vectors=vectors[mine])
-        written = write_part(work.output, part, [rows])
+        written = write_part(work.output, part, [rows], dtypes)
         counts |= written.counts
         metrics |= written.metrics
     work.output.write_json("classes.json", list(classes))
@@ -140,7 +143,7 @@ def _read_keys(column: pa.ChunkedArray, step: GivenStep) -> pa.Array:
 
 
 def _read_vectors(column: pa.ChunkedArray, keys: pa.Array, step: GivenStep) -> npt.NDArray[Any]:
-    """The vectors, [N, D], in the step's dtype and finite in it."""
+    """The vectors, [N, D], float32 and finite in the step's dtype."""
     where = f"{step.file}: column {step.vector!r}"
     kind = column.type
     lists = pa.types.is_list(kind) or pa.types.is_large_list(kind)
@@ -155,9 +158,10 @@ def _read_vectors(column: pa.ChunkedArray, keys: pa.Array, step: GivenStep) -> n
     if values.null_count:
         raise StageError(f"{where} has {values.null_count} empty entries; give each a number")
     with np.errstate(over="ignore"):  # beyond float16: infinite, which is refused below
-        flat = values.to_numpy().astype(step.dtype)
+        flat = values.to_numpy().astype(np.float32)
+        finite = np.isfinite(flat.astype(step.dtype))
     found: npt.NDArray[Any] = flat.reshape(len(keys), lengths[0])
-    bad = ~np.isfinite(found).all(axis=1)
+    bad = ~finite.reshape(found.shape).all(axis=1)
     if bad.any():
         advice = ", or ask for float32 (features.dtype)" if step.dtype == "float16" else ""
         raise StageError(

@@ -23,7 +23,7 @@ from jobs.contract import Outcome, StageError
 from jobs.corpus.shards import Index
 from jobs.features.extract import BATCH, IDENTITY, ROWS, Unit, view_table
 from jobs.features.spec import FeaturesStep
-from jobs.features.spectrum import Spectrum, spectra, to_table
+from jobs.features.spectrum import Dtypes, Spectrum, spectra, to_table
 from jobs.storage.folder import Folder
 
 GROUP_ROWS = 4_096  # rows of a row group, and of the pieces that the spectrum reads
@@ -71,10 +71,11 @@ def finish(
     """
     counts: dict[str, int] = {}
     metrics: dict[str, float] = {}
+    dtypes = Dtypes(step.precision, step.dtype)
     for part in step.parts:
         views = step.views.count + 1 if part == "train" else 1
         mine = [unit for unit in units if unit.part == part]
-        written = write_part(output, part, _concatenate_views(scratch, mine, range(views)))
+        written = write_part(output, part, _concatenate_views(scratch, mine, range(views)), dtypes)
         counts |= written.counts
         metrics |= written.metrics
     output.write_json("classes.json", list(index.classes))
@@ -128,16 +129,20 @@ def _read_made_with(scratch: Folder, units: Sequence[Unit]) -> dict[str, Any]:
     return {**json.loads(identity), "batch_sizes": sorted({int(size) for _, size in found})}
 
 
-def write_part(output: Folder, part: str, views: Iterable[pa.Table]) -> Outcome:
+def write_part(output: Folder, part: str, views: Iterable[pa.Table], dtypes: Dtypes) -> Outcome:
     """Write a part's rows: tables of `extract.schema`, one for each view in order, sorted by key.
 
-    Writes the spectrum of the test part too. Counts and metrics: see `finish`.
+    Vectors are stored as `dtypes.stored`. Writes the spectrum of the test part too, computed from
+    the vectors as they come. Counts and metrics: see `finish`.
     """
     rows, dim = 0, 0
     found: list[Spectrum] = []
     with output.new_file(f"features-{part}.parquet") as path:
         writer: pq.ParquetWriter | None = None
         for table in views:
+            if part == "test":
+                found = spectra(_vector_pieces(table))
+            table = _as_stored(table, dtypes.stored)
             if writer is None:
                 writer = pq.ParquetWriter(
                     path, table.schema, compression="NONE", use_dictionary=["view", "label"]
@@ -145,15 +150,22 @@ def write_part(output: Folder, part: str, views: Iterable[pa.Table]) -> Outcome:
             writer.write_table(table, row_group_size=GROUP_ROWS)
             rows += len(table)
             dim = table.schema.field("vector").type.list_size
-            if part == "test":
-                found = spectra(_vector_pieces(table))
         if writer is not None:
             writer.close()
     counts = {f"rows_{part}": rows, "dim": dim}
     if part != "test":
         return Outcome(counts)
-    output.write_table("spectrum.parquet", to_table(part, found))
+    output.write_table("spectrum.parquet", to_table(part, found, dtypes))
     return Outcome(counts, dict(_spectrum_metrics(found)))
+
+
+def _as_stored(table: pa.Table, dtype: str) -> pa.Table:
+    """A view's rows with vectors in the stored type; the table itself if they are in it."""
+    vectors = _to_matrix(table["vector"].combine_chunks())
+    if vectors.dtype == dtype:
+        return table
+    view = table["view"][0].as_py()
+    return view_table(table["key"], table["label"], view, vectors.astype(dtype))
 
 
 def _vector_pieces(table: pa.Table) -> Iterator[npt.NDArray[Any]]:

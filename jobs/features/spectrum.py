@@ -31,6 +31,8 @@ SPECTRUM_SCHEMA = pa.schema(
         pa.field("lsvr", pa.float64(), nullable=False),
         pa.field("effective_rank", pa.float64(), nullable=False),
         pa.field("singular_values", pa.list_(pa.float64()), nullable=False),
+        pa.field("dtype", pa.string(), nullable=False),  # see `Dtypes`
+        pa.field("stored", pa.string(), nullable=False),
     ]
 )
 """One row for each part of a data set and each preprocessing."""
@@ -57,6 +59,18 @@ class Spectrum:
     sve: float
     lsvr: float
     effective_rank: float
+
+
+@dataclass(frozen=True)
+class Dtypes:
+    """The types of numbers that a spectrum depends on.
+
+    Rounding adds a tail of small singular values. Where few directions hold nearly all of the
+    features, float16 changes SVE by up to 0.7 nats (bfloat16 by more).
+    """
+
+    measured: str  # the coarsest type that the measured features have passed through
+    stored: str  # in which features are stored, after the spectrum is computed
 
 
 class _Moments:
@@ -211,7 +225,7 @@ def measures(singular_values: NDArray[np.float64], dim: int) -> tuple[float, flo
     return sve, max(lsvr, 0.0), math.exp(sve)
 
 
-def to_table(part: str, spectra: Sequence[Spectrum]) -> pa.Table:
+def to_table(part: str, spectra: Sequence[Spectrum], dtypes: Dtypes) -> pa.Table:
     """The spectra of one part of a data set as a table of SPECTRUM_SCHEMA."""
     rows = [
         {
@@ -223,6 +237,8 @@ def to_table(part: str, spectra: Sequence[Spectrum]) -> pa.Table:
             "lsvr": spectrum.lsvr,
             "effective_rank": spectrum.effective_rank,
             "singular_values": list(spectrum.singular_values),
+            "dtype": dtypes.measured,
+            "stored": dtypes.stored,
         }
         for spectrum in spectra
     ]

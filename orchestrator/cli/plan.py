@@ -39,11 +39,13 @@ ABOVE_0 = Finite(min=0, min_open=True)
 Examples:
   nml-orch plan --noise 0,5,10,20,30
   nml-orch plan my.yaml -v            every step with its reason
+  nml-orch plan my.yaml --claims      ids for the file's `claims`
   nml-orch plan my.yaml --rows 1281167 --images-per-second 1200 --gpus 8   hours in advance
   nml-orch plan my.yaml --json        JSON, for scripts""",
 )
 @experiment_options
 @click.option("-v", "--verbose", is_flag=True, help="List every step.")
+@click.option("--claims", is_flag=True, help="Only list the claims that it can test, by id.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option(
     "--images-per-second",
@@ -65,7 +67,7 @@ Examples:
 )
 @click.option("--gpus", type=click.IntRange(min=1), help="Print the hours on this number of GPUs.")
 @click.option("--price-per-gpu-hour", type=Finite(min=0), help="Print the price.")
-def command(chosen: Chosen, verbose: bool, as_json: bool, **given: Any) -> None:
+def command(chosen: Chosen, verbose: bool, claims: bool, as_json: bool, **given: Any) -> None:
     """Show which steps are done, missing, drifted or blocked, and what a sweep would cost.
 
     Runs nothing."""
@@ -76,6 +78,10 @@ def command(chosen: Chosen, verbose: bool, as_json: bool, **given: Any) -> None:
     from orchestrator.plan.states import StepState
     from orchestrator.step.step import KINDS
 
+    if claims:
+        for line in _candidates(chosen):
+            click.echo(line)
+        return
     assessments = assess(chosen.plan, chosen.store)
     fault = cost.batch_fault(chosen.plan, assessments, given["rows"])
     if fault is not None:
@@ -101,11 +107,42 @@ def command(chosen: Chosen, verbose: bool, as_json: bool, **given: Any) -> None:
         if len(drifted) > 5:
             click.echo(f"\n... and {len(drifted) - 5} more; -v lists them")
     click.echo("\n" + "\n".join(estimate.lines()))
-    lines = [line(chosen.experiment) for line in (replicates_line, controls_line, power_line)]
+    experiment = chosen.experiment
+    lines = (replicates_line(experiment), controls_line(experiment), power_line(chosen.plan))
     if known := [line for line in lines if line]:
         click.echo("\n" + "\n".join(known))
-    for line in _sources(chosen, assessments):
+    for line in (*_registered(chosen, assessments), *_sources(chosen, assessments)):
         click.echo(line)
+
+
+def _candidates(chosen: Chosen) -> Iterator[str]:
+    """The id and the sentence of each claim that the plan can test; `*` marks registered ones."""
+    from orchestrator.plan.claims import candidates
+
+    registered = chosen.experiment.claims or ()
+    tested = [one.claim for one in candidates(chosen.plan) if one.tested]
+    width = max((len(claim.id) for claim in tested), default=0)
+    for claim in tested:
+        mark = "*" if claim.id in registered else " "
+        yield f"{mark} {claim.id:{width}}  {claim.sentence}"
+    if not tested:
+        yield "This experiment tests no claim"
+
+
+def _registered(chosen: Chosen, assessments: Mapping[str, Assessment]) -> Iterator[str]:
+    """Which claims are registered, each change, and which of them cannot be tested."""
+    from analysis.registration import in_words, next_in_words
+    from orchestrator.experiment import registered
+    from orchestrator.plan.claims import warnings
+
+    history = registered.history(chosen.store.root, chosen.experiment.name)
+    if history:
+        yield f"Claims: {in_words(history)}"
+    if registered.is_new(chosen.experiment, history):
+        finished = sum(found.record is not None for found in assessments.values())
+        planned = registered.planned(chosen.experiment, finished)
+        yield f"The next sweep or report {next_in_words(history, planned)}"
+    yield from warnings(chosen.plan)
 
 
 def _sources(chosen: Chosen, assessments: Mapping[str, Assessment]) -> Iterator[str]:
@@ -133,6 +170,7 @@ def _json(chosen: Chosen, estimate: Cost, assessments: Mapping[str, Assessment])
         "experiment": chosen.experiment.name,
         "storage": chosen.store.root.uri,
         "cost": estimate.as_dict(),
+        "claims": chosen.experiment.claims,
     }
     lines = (
         "    "

@@ -67,10 +67,10 @@ def _summary(summary: pa.Table) -> Iterator[str]:
     if not rows:
         return
     levels = sorted({row["noise"] for row in rows})
-    metrics = list(dict.fromkeys(row["metric"] for row in rows))
+    metrics = list(dict.fromkeys(map(_title, rows)))
     width = max((len(metric) for metric in metrics), default=0) + 2
     yield f"\n{'noise in percent':{width}}" + "".join(f"{level:>14g}" for level in levels)
-    values = {(row["metric"], row["noise"]): _value(row) for row in rows}
+    values = {(_title(row), row["noise"]): _value(row) for row in rows}
     for metric in metrics:
         yield f"{metric:{width}}" + "".join(
             f"{values.get((metric, level), ''):>14}" for level in levels
@@ -119,6 +119,12 @@ def _failures(results: Mapping[str, StepStatus]) -> Iterator[str]:
     for reason, addresses in by_reason.items():
         more = f" (and {len(addresses) - 1} more)" if len(addresses) > 1 else ""
         yield f"failed   {addresses[0]}{more}: {reason}"
+
+
+def _title(row: dict[str, Any]) -> str:
+    """A metric's name, with the type of the measured features if it is coarser than float32."""
+    coarse = row["dtype"] not in (None, "float32")
+    return f"{row['metric']} ({row['dtype']})" if coarse else str(row["metric"])
 
 
 def _value(row: dict[str, Any]) -> str:

@@ -47,6 +47,12 @@ class Experiment(Spec):
     features: Features = Features()
     tasks: tuple[Slug, ...] = Field(min_length=1)
     tuning: Tuning
+    claims: Annotated[tuple[str, ...] | None, NOT_SEMANTIC] = Field(
+        None,
+        min_length=1,
+        description="ids of the registered claims: these alone get a verdict and share the "
+        "correction; none: all claims do",
+    )
     task_folders: Annotated[tuple[str, ...], PATH, NOT_SEMANTIC] = ()
     data: Annotated[str | None, PATH, NOT_SEMANTIC] = Field(
         None, description="where the paths of task files start; else $NML_DATA, else here"
@@ -61,6 +67,14 @@ class Experiment(Spec):
         if twice:
             raise ValueError(f"{', '.join(twice)} named twice; an average counts a task once")
         return tasks
+
+    @field_validator("claims")
+    @classmethod
+    def _registered_once(cls, claims: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        twice = sorted({name for name in claims or () if (claims or ()).count(name) > 1})
+        if twice:
+            raise ValueError(f"{', '.join(twice)} named twice; name each claim once")
+        return claims
 
     @field_validator("encoders")
     @classmethod
@@ -83,6 +97,15 @@ class Experiment(Spec):
             raise ValueError(
                 f"{' and '.join(missing)} missing; pre-training needs corpus, noise and pretrain "
                 f"together, and an experiment on pretrained encoders alone none of them"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _claims_have_results(self) -> Experiment:
+        if self.claims is not None and self.noise is None:
+            raise ValueError(
+                "claims are about noise in pre-training, and this experiment pre-trains nothing; "
+                "leave claims out"
             )
         return self
 

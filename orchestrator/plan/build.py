@@ -136,7 +136,12 @@ def _build(experiment: Experiment) -> Plan:
     for encoder in experiment.encoders:
         _add_pretrained(builder, experiment, tasks, encoder)
     _check_nesting(builder.steps)
-    return Plan(experiment, tasks, _in_order(builder.steps))
+    plan = Plan(experiment, tasks, _in_order(builder.steps))
+    if experiment.claims is not None:
+        from orchestrator.plan import claims  # numpy and Arrow, paid where claims are registered
+
+        claims.check(plan)
+    return plan
 
 
 def _add_trained(builder: _Builder, experiment: Experiment, tasks: tuple[Task, ...]) -> None:

@@ -12,7 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,13 @@ import pyarrow.parquet as pq
 
 from analysis import pretrained
 from analysis.readout import Readout
+from analysis.registration import Registration
 from analysis.summary import summary as summarised
 from jobs import records
 from jobs.storage.folder import Folder
 from orchestrator.errors import UserError
 from orchestrator.experiment.last_sweep import as_yaml
+from orchestrator.experiment.registered import register
 from orchestrator.plan.assess import look
 from orchestrator.plan.plan import Plan
 from orchestrator.plan.states import StepState, StepStatus
@@ -36,9 +38,9 @@ from orchestrator.step.fingerprint import fingerprint
 from orchestrator.store import provenance
 from orchestrator.store.manifest import MANIFEST
 from orchestrator.store.store import Store
-from orchestrator.tracking.runs import Data, SweepRecord
+from orchestrator.tracking.runs import NOTE, Data, SweepRecord
 
-PROTOCOL = 6  # raised when the report's contents change
+PROTOCOL = 7  # raised when the report's contents change
 SUMMARY = "summary.parquet"
 PRETRAINED = "encoders.parquet"
 
@@ -61,6 +63,7 @@ class Report:
     pretrained: pa.Table  # analysis.schemas.PRETRAINED_SUMMARY_SCHEMA
     complete: bool  # every step of the plan is finished
     data: tuple[Data, ...]  # the corpora that the steps read
+    claims: tuple[Registration, ...] = ()  # the registered ones and their history
 
     def record(self, folder: Path) -> SweepRecord:
         """What MLflow's parent run shows; `folder` is a local folder with the report's files.
@@ -84,6 +87,8 @@ class Report:
             folder=folder,
             status="done" if self.complete else "incomplete",
             data=self.data,
+            claims=", ".join(self.claims[-1].claims or ())[:NOTE] if self.claims else "",
+            features_dtype=next((d for d in self.summary["dtype"].to_pylist() if d), ""),
         )
 
 
@@ -103,9 +108,12 @@ def refresh(
 
     `problems` are the steps that this run could not finish. If it is None, they are read from the
     store. `rotation` measures how far each feature space has rotated, which reads all test
-    features; later reports keep the measurement. Raises UserError if no step is finished.
+    features; later reports keep the measurement. A verdict is given on registered claims, so the
+    experiment's claims are registered here too if they are new. Raises UserError if no step is
+    finished.
     """
     found = FinishedSteps(plan, store)
+    claims = register(plan.experiment, store.root, lambda: store.count(plan.steps))
     rotations = list(derived.rotations(found.done("features"), store, rotation))
     if problems is None:
         found_now = look(plan, store)
@@ -114,6 +122,7 @@ def refresh(
         {
             "protocol": PROTOCOL,
             "title": plan.experiment.title,
+            "claims": [asdict(entry) for entry in claims],
             "steps": {address: r.fingerprint for address, r in found.records.items()},
             "made": {address: r.finished for address, r in found.records.items()},
             "rotation": len(rotations),
@@ -132,8 +141,9 @@ def refresh(
                 folder.read_table(PRETRAINED),
                 complete,
                 found.data(),
+                tuple(claims),
             )
-    return _write(found, folder, report_fingerprint, problems, complete, rotations)
+    return _write(found, folder, report_fingerprint, problems, complete, rotations, claims)
 
 
 def _intact(folder: Folder, files: Mapping[str, str]) -> bool:
@@ -149,12 +159,13 @@ def _write(
     problems: Mapping[str, StepStatus],
     complete: bool,
     rotations: Sequence[dict[str, Any]],
+    claims: Sequence[Registration],
 ) -> Report:
     from analysis.report.write import write
 
     if not found.records:
         raise UserError(f"nothing to report: {folder.uri} has no finished step; run a sweep first")
-    readout = found.readout(problems, rotations)
+    readout = found.readout(problems, rotations, claims)
     summary, of_pretrained = summarised(readout), pretrained.summary(readout)
     with tempfile.TemporaryDirectory() as temporary:
         local_folder = Path(temporary)
@@ -178,7 +189,8 @@ def _write(
             "provenance": {**provenance.environment(), "finished": provenance.now()},
         },
     )
-    return Report(folder, report_fingerprint, summary, of_pretrained, complete, found.data())
+    of_steps = complete, found.data(), tuple(claims)
+    return Report(folder, report_fingerprint, summary, of_pretrained, *of_steps)
 
 
 @contextmanager

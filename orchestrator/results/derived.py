@@ -22,6 +22,7 @@ from analysis import rotation as angles
 from jobs import records
 from jobs.contract import StageError
 from jobs.corpus.shards import Index, read_part
+from jobs.features.spec import FeaturesStep
 from jobs.storage.folder import Folder
 from jobs.tasks.duplicates import counted_twice
 from orchestrator.errors import ReplacedError, UserError
@@ -32,7 +33,10 @@ from orchestrator.store.manifest import Record
 from orchestrator.store.store import READERS, Store
 
 MOST_PREDICTIONS = 100_000_000  # with more, no interval is by test sample
+STEEP = 3.0
+_ROUNDING = {"float16": 2.0**-11, "bfloat16": 2.0**-8}  # half of the last place, relative
 _PREDICTIONS = "predictions.parquet"
+_SPECTRUM = "spectrum.parquet"
 _FEATURES = "features-test.parquet"
 _ROTATION = "rotation.json"
 
@@ -85,6 +89,31 @@ def damaged(runs: Done) -> Iterator[Remark]:
         if count := record.counts.get("damaged_images", 0):
             reason = f"{count:,} images cannot be decoded; a grey image was shown for each"
             yield _remark(step, "skipped", reason)
+
+
+def coarse(features: Done, store: Store) -> Iterator[Remark]:
+    """Which spectra are steep for the type that was measured, where it is coarser than float32.
+
+    Rounding moves each entry by about 0.4 units of its last place, so every singular value of N
+    rows of unit length and D dimensions gets noise of about 0.4 u sqrt(N / D). A spectrum is steep
+    if half of its values are below STEEP times that.
+    """
+    for step, record in features:
+        exact = isinstance(step.spec, FeaturesStep) and step.spec.precision == "float32"
+        if exact or _SPECTRUM not in record.files:
+            continue
+        for row in store.committed(step.address).read_table(_SPECTRUM).to_pylist():
+            unit = _ROUNDING.get(row.get("dtype", ""))
+            if unit is None or row["preprocessing"] != "released":
+                continue
+            noise = 0.4 * unit * float(np.sqrt(row["rows"] / row["dim"]))
+            if float(np.median(row["singular_values"])) < STEEP * noise:
+                yield _remark(
+                    step,
+                    "imprecise",
+                    f"half of the singular values are below {STEEP:g} times the rounding of "
+                    f"{row['dtype']}, so its SVE and LSVR are partly rounding; measure in float32",
+                )
 
 
 def _remark(step: Step, status: str, reason: str) -> Remark:

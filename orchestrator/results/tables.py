@@ -6,6 +6,7 @@ Takes a plan and its store, gives a `Readout`. Never writes a report; `collect.p
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -13,6 +14,8 @@ import pyarrow.compute as pc
 
 from analysis import schemas
 from analysis.readout import CellKey, NoiseDraws, Question, Readout
+from analysis.registration import Registration
+from jobs.features.spec import FeaturesStep, GivenStep
 from orchestrator.experiment.model import Experiment
 from orchestrator.plan.assess import assess
 from orchestrator.plan.plan import Plan
@@ -45,14 +48,22 @@ class FinishedSteps:
         }
 
     def readout(
-        self, problems: Mapping[str, StepStatus], rotations: Sequence[dict[str, Any]]
+        self,
+        problems: Mapping[str, StepStatus],
+        rotations: Sequence[dict[str, Any]],
+        claims: Sequence[Registration] = (),
     ) -> Readout:
-        """All tables of the report. Raises UserError if a task would be counted twice."""
+        """All tables of the report. Raises UserError if a task would be counted twice.
+
+        `claims` is the history of the experiment's registered claims.
+        """
         cells = self._cells()
         largest = max(self.plan.experiment.tuning.fractions)
         remarks = [
             *derived.quarantined(self.done("corpus")),
             *derived.damaged(self.done("pretrain")),
+            *derived.coarse(self.done("features"), self.store),
+            *derived.coarse(self.done("features", of_pretrained=True), self.store),
         ]
         predictions = list(derived.predictions(self.done("tune"), self.store, largest, remarks))
         transition = list(derived.transition(self.done("noise"), self.store, remarks))
@@ -62,7 +73,7 @@ class FinishedSteps:
         ]
         return Readout(
             experiment=self.plan.experiment.name,
-            question=self._question(),
+            question=replace(self._question(), registrations=tuple(claims)),
             cells=cells,
             spectra=_table(self._in_domains(self._spectra()), schemas.SPECTRA_SCHEMA),
             pretraining=_table(self._pretraining(), schemas.PRETRAINING_SCHEMA),
@@ -187,6 +198,7 @@ class FinishedSteps:
         for step, _ in self.done("features"):
             for row in self._read(step, "spectrum.parquet"):
                 yield {
+                    **_dtypes(step),
                     **row,
                     "address": step.address,
                     "noise": step.labels["noise"],
@@ -226,7 +238,7 @@ class FinishedSteps:
         """The spectra of pretrained encoders' features."""
         for step, _ in self.done("features", of_pretrained=True):
             for row in self._read(step, "spectrum.parquet"):
-                yield {**step.labels, **row, "address": step.address}
+                yield {**_dtypes(step), **step.labels, **row, "address": step.address}
 
     def _pretraining(self) -> Iterator[dict[str, Any]]:
         for step, record in self.done("pretrain"):
@@ -265,6 +277,17 @@ def _draws(experiment: Experiment) -> NoiseDraws:
     if noise is None or not noise.shared:
         return "own"
     return "given" if noise.kind == "given" else "shared"
+
+
+def _dtypes(step: Step) -> dict[str, str]:
+    """The types of features whose spectrum does not name them: it was made before it did.
+
+    Those that stand are stored as float32; float16 features of that time are drift.
+    """
+    spec = step.spec
+    assert isinstance(spec, FeaturesStep | GivenStep)
+    measured = spec.precision if isinstance(spec, FeaturesStep) else spec.dtype
+    return {"dtype": measured, "stored": spec.dtype}
 
 
 def _coordinates(address: str) -> dict[str, Any]:

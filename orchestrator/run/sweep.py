@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
+from analysis.registration import in_words
 from jobs.contract import StageError
 from jobs.storage.folder import Folder
 from jobs.tasks.check import absent
@@ -20,7 +21,7 @@ from orchestrator.cluster import nodes
 from orchestrator.cluster.needs import lacking
 from orchestrator.cluster.watch import watching
 from orchestrator.errors import ClusterError, ReplacedError, UserError
-from orchestrator.experiment import last_sweep
+from orchestrator.experiment import last_sweep, registered
 from orchestrator.plan.assess import assess, refuse_drift
 from orchestrator.plan.cost import batch_fault
 from orchestrator.plan.plan import Plan
@@ -92,6 +93,7 @@ def run(
 def _run(plan: Plan, store: Store, start: _Start, say: Callable[[str], None]) -> Ending:
     started = time.monotonic()
     last_sweep.remember(plan.experiment, store.root)
+    _register_claims(plan, store, say)
     tracker = _tracker(plan, store, start.progress.note if start.progress else say)
     record = None
     try:
@@ -115,6 +117,16 @@ def _run(plan: Plan, store: Store, start: _Start, say: Callable[[str], None]) ->
         raise
     uri = tracker.uri if tracker and mirrored else ""
     return Ending(results, report, uri, time.monotonic() - started, unreported)
+
+
+def _register_claims(plan: Plan, store: Store, say: Callable[[str], None]) -> None:
+    """Register the experiment's claims before its first step runs, and say what stands."""
+    found = registered.register(plan.experiment, store.root, lambda: store.count(plan.steps))
+    if found:
+        from orchestrator.plan import claims  # numpy and Arrow, paid where claims are registered
+
+        for line in (in_words(found), *claims.warnings(plan)):
+            say(line)
 
 
 def build(

@@ -9,7 +9,8 @@ the last steps, which are then done again, but never leaves a wrong one.
 
 The store also holds `.scratch/`, what an interrupted step needs to continue; `.leases/`, who writes
 what (`lease.py`); `.index/`, the short form of the manifests (`index.py`); `store.json`, the
-store's identity; `last-sweep.yaml`, the last experiment (`orchestrator/experiment/last_sweep.py`).
+store's identity; `last-sweep.yaml`, the last experiment (`orchestrator/experiment/last_sweep.py`);
+`registered-claims/`, what each experiment registered (`orchestrator/experiment/registered.py`).
 """
 
 from __future__ import annotations
@@ -240,6 +241,10 @@ class Store:
                 if name == MANIFEST and address in wanted:
                     found[address] = (info.size, info.mtime_ns)
         return found
+
+    def count(self, addresses: Collection[str]) -> int:
+        """How many of these steps are finished, with any settings."""
+        return len(self.records(addresses))
 
     def records(self, addresses: Collection[str], *, verify: bool = False) -> dict[str, Record]:
         """The short records of the committed steps; `verify` opens every manifest.

@@ -247,6 +247,8 @@ class Mirror:
             "nml.fingerprint": record.fingerprint,
             "nml.status": record.status,
             "nml.step_unit": unit,
+            "nml.claims": record.claims or "none registered",
+            "nml.features_dtype": record.features_dtype or "none",
         }
         if record.note:
             tags["mlflow.note.content"] = record.note

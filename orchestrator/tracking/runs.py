@@ -40,6 +40,7 @@ from orchestrator.store.store import Store
 
 CURVE_POINTS = 200  # a curve is thinned to this many points
 CURVES = ("curves.parquet", "telemetry.parquet")  # files of (metric, step, value) rows
+SPECTRUM = "spectrum.parquet"
 DIGEST = 12  # characters of a fingerprint that identify a data set
 NOTE = 7500  # characters of a description; a tag holds 8,000
 NOTES = ("verdicts.md", "report.md")  # a report's file for the description, best first
@@ -92,6 +93,8 @@ class SweepRecord:
     folder: Path  # files to keep as artifacts
     status: str  # "done", or "incomplete" while cells are missing
     data: Sequence[Data] = ()  # the corpora that its steps read
+    claims: str = ""  # ids of the registered ones
+    features_dtype: str = ""  # of the features that SVE and LSVR are computed from
 
     @property
     def note(self) -> str:
@@ -175,6 +178,7 @@ class RunViews:
         """The run of a step other than a cell."""
         counts = {f"count.{name}": value for name, value in manifest.counts.items()}
         flat = {**step.labels, **_flatten(manifest.fields["spec"]), **counts}
+        flat |= self._spectrum_dtypes(manifest)
         seconds = float(manifest.provenance["seconds"])
         summary = {**manifest.metrics, "seconds": seconds}
         curves = [point for point in self._curves(manifest) if point[0] not in summary]
@@ -233,6 +237,13 @@ class RunViews:
         """The rows of some cells, each read from its own folder."""
         read = self._store.cell
         return concatenated([addressed(read(address), address) for address in addresses])
+
+    def _spectrum_dtypes(self, manifest: Manifest) -> dict[str, str]:
+        """The types of the features that SVE and LSVR are computed from, and are stored in."""
+        if SPECTRUM not in manifest.files:
+            return {}
+        row = self._store.committed(manifest.address).read_table(SPECTRUM).slice(0, 1).to_pylist()
+        return {f"spectrum.{n}": row[0][n] for n in ("dtype", "stored") if row and n in row[0]}
 
     def _curves(self, manifest: Manifest) -> Iterator[Point]:
         for name in CURVES:

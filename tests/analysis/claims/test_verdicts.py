@@ -21,6 +21,7 @@ from analysis.report import verdicts as verdict_text
 from analysis.schemas import CELLS_SCHEMA, PREDICTIONS_SCHEMA
 from analysis.statistics import directed_p, holm
 from orchestrator.experiment import load
+from orchestrator.plan import build
 from orchestrator.plan.power import claims_tested
 
 Make = Callable[..., Readout]
@@ -322,4 +323,4 @@ def test_the_plan_counts_the_claims_that_are_tested(make: Make) -> None:
         controls=experiment.tuning.controls,
     )
     tested = sum(bool(one.comparisons) for one in verdicts(readout))
-    assert tested == claims_tested(experiment)
+    assert tested == claims_tested(build.build(experiment))

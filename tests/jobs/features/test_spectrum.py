@@ -13,7 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from jobs.features.spectrum import PREPROCESSINGS, SPECTRUM_SCHEMA, Spectrum, spectra, to_table
+from jobs.features.spectrum import (
+    PREPROCESSINGS,
+    SPECTRUM_SCHEMA,
+    Dtypes,
+    Spectrum,
+    spectra,
+    to_table,
+)
 
 Features = NDArray[Any]
 
@@ -169,9 +176,13 @@ def test_memory_does_not_grow_with_the_rows() -> None:
 
 def test_the_table_holds_the_schema_and_every_value() -> None:
     found: list[Spectrum] = spectra([np.random.default_rng(6).standard_normal((20, 4))])
-    table = to_table("test", found)
+    table = to_table("test", found, Dtypes("bfloat16", "float16"))
     assert isinstance(table, pa.Table)
     assert table.schema.equals(SPECTRUM_SCHEMA)
     assert table["preprocessing"].to_pylist() == list(PREPROCESSINGS)
     assert table["singular_values"].to_pylist() == [list(one.singular_values) for one in found]
     assert table["sve"].to_pylist() == [one.sve for one in found]
+    assert table.select(["dtype", "stored"]).to_pylist()[0] == {
+        "dtype": "bfloat16",
+        "stored": "float16",
+    }

@@ -260,12 +260,12 @@ def test_zero_shot_of_an_encoder_without_a_text_tower_is_refused() -> None:
 
 def test_the_plan_says_what_its_seeds_can_show() -> None:
     def line(seeds: str, noise: str = "0,10") -> str | None:
-        return power_line(load.load(noise=noise, seeds=seeds))
+        return power_line(planned(noise=noise, seeds=seeds))
 
     three = line("0,1,2")
     assert three is not None
     assert "3 seeds show an effect of 0.4 points" in three
-    assert "in 2 % of such experiments, 13 in 80 % (15 claims" in three
+    assert "in 2 % of such experiments, 13 in 80 % (16 claims" in three
     assert "fewer than 3 seeds give no verdict (2 planned); 13 show" in str(line("0,1"))
     assert line("0,1,2", noise="0") is None
-    assert power_line(load.load("encoders-practical")) is None
+    assert power_line(build.build(load.load("encoders-practical"))) is None

@@ -10,6 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from jobs.features.spec import FeaturesStep
+from jobs.features.spectrum import Dtypes, spectra, to_table
 from jobs.storage.folder import Folder
 from orchestrator.results import derived
 from orchestrator.step.address import FeaturesAddress, RunAddress
@@ -160,3 +162,27 @@ def test_without_shards_the_report_lacks_only_the_matrix(store: Store) -> None:
     remarks: list[dict[str, str]] = []
     assert list(derived.transition([(one, commit(store, one))], store, remarks)) == []
     assert "no transition matrix" in remarks[0]["reason"]
+
+
+def test_a_spectrum_that_is_partly_rounding_is_reported_and_no_other(store: Store) -> None:
+    """bfloat16 arithmetic: a flat spectrum is above its rounding, a collapsed one is not."""
+    random = np.random.default_rng(2)
+    half = FeaturesStep(images="t", parts=("test",), precision="bfloat16")
+
+    def features(name: str, tail: float, dtype: str, spec: FeaturesStep) -> tuple[Step, Record]:
+        one = replace(step(f"features/{name}", "features"), spec=spec)
+        rows = random.standard_normal((400, 16)) * np.r_[1.0, np.full(15, tail)]
+        found = to_table("test", spectra([rows]), Dtypes(dtype, "float32"))
+        store.output(one.address).write_table("spectrum.parquet", found)
+        return one, commit(store, one)
+
+    exact = FeaturesStep(images="t", parts=("test",))
+    done = [
+        features("flat", 1.0, "bfloat16", half),
+        features("steep", 1e-5, "bfloat16", half),
+        features("exact", 1e-5, "float32", exact),
+    ]
+    (remark,) = derived.coarse(done, store)
+    assert remark["address"] == "features/steep"
+    assert "partly rounding" in remark["reason"]
+    assert "bfloat16" in remark["reason"]

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from mlflow import MlflowClient
 
 import synthetic
 from jobs.contract import Outcome
@@ -185,3 +186,45 @@ def test_a_stored_report_that_was_changed_is_written_again(
     written = (report / "manifest.json").stat().st_mtime_ns
     report_output(capsys)
     assert (report / "manifest.json").stat().st_mtime_ns == written
+
+
+def test_the_history_of_registered_claims_is_in_the_report_and_outlives_it(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def told(*claims: str) -> str:
+        chosen = ["--set", f"claims=[{', '.join(claims)}]"] if claims else []
+        report_output(capsys, *chosen)
+        return (tmp_path / "nml-store/report/demo/verdicts.md").read_text().replace("\\", "")
+
+    first = told("sve-moves", "slight-noise-helps-id")
+    finished = len(plan().steps) - 1
+    assert f"UTC, after {finished} steps were finished: sve-moves, slight-noise-helps-id." in first
+    assert "Of 2 registered claims" in first
+    store.output("report/demo").delete()
+    second = told("sve-moves")
+    assert re.search(r"registered on .*Changed on .*removed slight-noise-helps-id\.", second)
+    assert "Of 1 registered claim," in second
+    assert "no claim is registered any more" in told()
+    assert told("sve-moves").count("registered on") == 2
+    assert _run(["report", *WORDS, "--set", "claims=[sve-move]"]) == 2
+    assert "did you mean sve-moves" in capsys.readouterr().err
+
+
+def test_a_sweep_registers_claims_says_so_and_tags_its_run(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    synthetic.finish(store, plan().of_kind("tune")[0])  # nothing is left to run
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    words = [*WORDS, "--set", f"tracking.uri={uri}", "--force"]
+    assert _run(["sweep", *words, "--set", "claims=[sve-moves, id-peaks-at-5-10]"]) == 0
+    printed = capsys.readouterr()
+    assert "2 claims were registered on " in printed.err
+    assert "claims: id-peaks-at-5-10 cannot be tested as planned" in printed.err
+    assert "features/sve" in printed.out
+    assert _run(["sweep", *words, "--set", "claims=[sve-moves]"]) == 0
+    assert "removed id-peaks-at-5-10" in capsys.readouterr().err
+    client = MlflowClient(tracking_uri=uri)
+    (experiment,) = client.search_experiments(filter_string="name = 'demo'")
+    runs = client.search_runs([experiment.experiment_id], "tags.`nml.kind` = 'sweep'")
+    assert [run.data.tags["nml.claims"] for run in runs] == ["sve-moves"]
+    assert {run.data.tags["nml.features_dtype"] for run in runs} == {"float32"}
