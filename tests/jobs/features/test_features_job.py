@@ -128,10 +128,7 @@ def test_every_row_has_its_label_and_all_its_views_in_order(
     assert extracted.output.read_json("classes.json") == list(CLASSES)
     spectrum = extracted.output.read_table("spectrum.parquet")
     assert spectrum["part"].to_pylist() == ["test"] * 3
-    assert (
-        spectrum.select(["dtype", "stored"]).to_pylist()
-        == [{"dtype": "float32", "stored": "float32"}] * 3
-    )
+    assert set(spectrum["dtype"].to_pylist() + spectrum["stored"].to_pylist()) == {"float32"}
 
 
 def test_plain_features_are_the_encoders_own(
@@ -388,13 +385,10 @@ def test_features_beyond_float16_are_refused_rather_than_stored(
     half = INVERTED.model_copy(update={"dtype": "float16"})
     table = extract(unit, digits, "digits", opened, half)
     assert table.schema.equals(schema("float32", 24))  # until its spectrum is computed
-    save_unit(Folder.of(tmp_path / "scratch"), unit, table)
-    finish(half, index, [unit], Folder.of(tmp_path / "scratch"), Folder.of(tmp_path / "out"))
-    stored = Folder.of(tmp_path / "out").read_table("features-test.parquet")
-    assert stored.schema.equals(schema("float16", 24))
-    assert pa.types.is_float16(stored.schema.field("vector").type.value_type)
-    training = extract(units_of(index, ["train"])[0], digits, "digits", opened, half)
-    assert training.schema.equals(schema("float16", 24))
+    scratch, output = Folder.of(tmp_path / "scratch"), Folder.of(tmp_path / "out")
+    save_unit(scratch, unit, table)
+    finish(half, index, [unit], scratch, output)
+    assert output.read_table("features-test.parquet").schema.equals(schema("float16", 24))
 
     class Loud(Encoder):
         def features(self, images: torch.Tensor, precision: Precision = "float32") -> torch.Tensor:
