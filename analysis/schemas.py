@@ -161,7 +161,7 @@ a pretrained encoder's cells have no noise level and no pre-training seed.
 
 SUMMARY_SCHEMA = pa.schema(
     [
-        pa.field("metric", pa.string(), nullable=False),  # id/<method>/accuracy, features/sve, ...
+        pa.field("metric", pa.string(), nullable=False),  # such as id/<method>/accuracy
         pa.field("noise", pa.float64(), nullable=False),
         pa.field("mean", pa.float64(), nullable=False),
         pa.field("low", pa.float64()),  # 95 % t interval over seeds; null for fewer than three
@@ -236,4 +236,4 @@ PREPROCESSINGS = ("raw", "released", "centred")
 """What is done to features before their spectrum is computed."""
 
 PREPROCESSING = "released"
-"""The preprocessing of the metrics `features/sve` and `features/lsvr`: that of the papers."""
+"""The preprocessing of the metrics `features/<domain>/sve` and `.../lsvr`: the papers'."""

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from analysis.averages import Average
 from analysis.readout import Readout
-from analysis.schemas import OWN, PREPROCESSING, SUMMARY_SCHEMA, VALIDATION
+from analysis.schemas import DOMAINS, OWN, PREPROCESSING, SUMMARY_SCHEMA, VALIDATION
 
 
 def summary(readout: Readout) -> pa.Table:
@@ -21,7 +21,7 @@ def summary(readout: Readout) -> pa.Table:
 
     Metrics: `<domain>/<method>/accuracy` and `/macro_f1` (test part, largest fraction), and
     `/score` (each task's own metric) where that is another than accuracy,
-    `features/sve` and `features/lsvr` (ID test parts, preprocessing `released`),
+    `features/<domain>/sve` and `features/<domain>/lsvr` (test parts, preprocessing `released`),
     `pretrain/<measure>` for each of VALIDATION, `noise/realised_percent`.
     """
     rows: list[dict[str, Any]] = []
@@ -33,9 +33,11 @@ def summary(readout: Readout) -> pa.Table:
             for column, name in measures:
                 found = readout.scores(domain, method, column)
                 rows += _rows(f"{domain}/{method}/{name}", found)
-    for measure in ("sve", "lsvr"):
-        dtype = readout.features_dtype(domain="id") or None
-        rows += _rows(f"features/{measure}", readout.feature_space(measure), PREPROCESSING, dtype)
+    for domain in DOMAINS:
+        dtype = readout.features_dtype(domain=domain) or None
+        for measure in ("sve", "lsvr"):
+            found = readout.feature_space(measure, domain=domain)
+            rows += _rows(f"features/{domain}/{measure}", found, PREPROCESSING, dtype)
     for measure in VALIDATION:
         rows += _rows(f"pretrain/{measure}", readout.pretraining_average(measure))
     realised: dict[float, list[float]] = {}

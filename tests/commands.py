@@ -38,11 +38,19 @@ TINY = [
     "tuning.configurations=2",
     "--set",
     "tuning.epochs=2",
+    "--set",
+    "tuning.methods={lp: {head: linear, space: {lr: {loguniform: [0.001, 0.1]}}}, "
+    "nmtune-released: {head: released, space: {lr: {loguniform: [0.0001, 0.01]}, mse: 1.0, "
+    "cov: 0.04, svd: 0.001}}}",
 ]
-"""The demo, cut down to what a test needs: two levels, an ID and an OOD task.
+"""The demo, cut down to what a test needs: two levels, an ID and an OOD task, three methods (with
+NMTune's control).
 
 Its pre-training is long enough to be stopped more than once.
 """
+
+UNTRACKED = ["--set", "tracking.enabled=false"]
+"""For sweeps whose runs in MLflow no test reads."""
 
 PATIENCE = 900.0
 """Seconds after which a test gives up waiting: more than the slowest machine takes."""

@@ -5,7 +5,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from commands import Run
+from commands import UNTRACKED, Run
 from stores import manifests
 
 
@@ -13,7 +13,7 @@ from stores import manifests
 def test_captions_are_swapped_and_trained_contrastively(run_on_ray: Run, tmp_path: Path) -> None:
     words = ["pretrain.recipe.schedule.epochs=8", "tuning.configurations=2", "tuning.epochs=2"]
     words += ["tasks=[digits, digits-rotated]"]
-    sets = [word for value in words for word in ("--set", value)]
+    sets = [*UNTRACKED, *(word for value in words for word in ("--set", value))]
     code, output = run_on_ray(tmp_path, "sweep", "digits-clip", "--noise", "30", *sets)
     assert code == 0, output
     found = manifests(tmp_path)

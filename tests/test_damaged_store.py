@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from commands import TINY, Run
+from commands import TINY, UNTRACKED, Run
 from jobs.storage.folder import Folder
 from stores import copy, digests, finished, table
 
@@ -17,7 +17,7 @@ RUN, CELLS = "digits/symmetric/resnet-small/noise={0}/seed=0", "fraction=100/see
 OVERLAY = "noise/digits/symmetric/draw=0/level=20"
 ENCODER = f"pretrain/{RUN.format(0)}"
 FEATURES = f"features/{RUN.format(20)}/digits"
-HEAD = f"tune/{RUN.format(0)}/digits/mlp/{CELLS}"
+HEAD = f"tune/{RUN.format(0)}/digits/nmtune-released/{CELLS}"
 
 
 def keep_times(path: Path, change: Callable[[Path], None]) -> None:
@@ -58,7 +58,7 @@ def test_every_reader_refuses_a_changed_input_and_redoing_its_step_heals_the_sto
         f"pretrain/{RUN.format(20)}",
         f"features/{RUN.format(0)}/digits",
         f"tune/{RUN.format(20)}/digits/lp/{CELLS}",
-        f"tune/{RUN.format(0)}/digits-rotated/mlp/{CELLS}",
+        f"tune/{RUN.format(0)}/digits-rotated/nmtune-released-control/{CELLS}",
     ]
     folder = copy(undisturbed, tmp_path, *without)
     store = folder / "nml-store"
@@ -67,7 +67,7 @@ def test_every_reader_refuses_a_changed_input_and_redoing_its_step_heals_the_sto
     keep_times(store / ENCODER / "model.safetensors", flip_a_bit)  # by the features
     keep_times(store / FEATURES / "features-test.parquet", reverse_labels)  # by an ID cell
     keep_times(store / HEAD / "head.safetensors", flip_a_bit)  # by an OOD cell
-    code, output = run_on_ray(folder, "sweep", *TINY)
+    code, output = run_on_ray(folder, "sweep", *TINY, *UNTRACKED)
     assert code == 2, output  # the report reads the overlay too
     assert f"no report: changed.parquet of {OVERLAY} is not the file" in output
     assert "failed   pretrain/" in output
@@ -88,7 +88,7 @@ def test_every_reader_refuses_a_changed_input_and_redoing_its_step_heals_the_sto
     shutil.copytree(whole / without[0], store / without[0], dirs_exist_ok=True)
     untouched = finished(folder)
     redo = [w for a in (OVERLAY, FEATURES, HEAD) for w in ("--redo", a)]
-    code, output = run_on_ray(folder, "sweep", *TINY, *redo)
+    code, output = run_on_ray(folder, "sweep", *TINY, *UNTRACKED, *redo)
     assert code == 0, output
     assert digests(Folder.of(store)) == before
     assert table(folder) == table(undisturbed)

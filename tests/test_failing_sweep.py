@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from commands import TINY, Run
+from commands import TINY, UNTRACKED, Run
 from stores import finished
 
 pytestmark = pytest.mark.slow
@@ -14,7 +14,7 @@ def test_a_step_that_cannot_be_done_is_named_and_the_rest_goes_on(
     run_on_ray: Run, tmp_path: Path
 ) -> None:
     broken = ["--set", "pretrain.recipe.model_options={no_such_option: 1}"]
-    code, output = run_on_ray(tmp_path, "sweep", *TINY, "--noise", "0", *broken)
+    code, output = run_on_ray(tmp_path, "sweep", *TINY, *UNTRACKED, "--noise", "0", *broken)
     assert code == 1, output
     assert "pretrain/digits/symmetric/resnet-small/noise=0/seed=0" in output
     assert "no_such_option" in output
@@ -32,7 +32,7 @@ def test_a_sweep_whose_first_step_fails_says_why_and_no_more(
     (tmp_path / "tasks/mine.yaml").write_text(task)
     sets = [f"corpus={corpus}", "tasks=[mine]", "task_folders=[tasks]"]
     words = [word for value in sets for word in ("--set", value)]
-    code, output = run_on_ray(tmp_path, "sweep", "--noise", "0", *words)
+    code, output = run_on_ray(tmp_path, "sweep", "--noise", "0", *UNTRACKED, *words)
     assert code == 1, output
     assert "failed   corpus/mine: " in output
     assert "broken.parquet" in output

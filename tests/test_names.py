@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from commands import TINY, Start
+from commands import TINY, UNTRACKED, Start
 from nml_orch import HOME
 
 TRAP = "raise RuntimeError('a file of the user was imported')\n"
@@ -22,6 +22,7 @@ FILES = (
 
 SHORT = [
     *TINY[2:],
+    *UNTRACKED,
     *("--noise", "20", "--set", "tasks=[digits]", "--set", "pretrain.recipe.schedule.epochs=2"),
     *("--set", "tuning.configurations=1", "--set", "tuning.epochs=1"),
 ]

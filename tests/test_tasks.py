@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import stores
-from commands import TINY, Run
+from commands import TINY, UNTRACKED, Run
 from jobs.tasks import registry
 from orchestrator.cli import _run
 from orchestrator.errors import UserError
@@ -78,7 +78,7 @@ def swept(undisturbed: Path, run_on_ray: Run, tmp_path_factory: pytest.TempPathF
         each = 6 if name == "wide" else 2
         shape.write_source(task.corpus.reader, shape.names_of(task), max(each, 2), name)
     shape.write(registry.load("pacs-without-photo", data=str(folder / "data")), each=20)
-    words = [*TINY, "--tasks-path", "mine", "--data", "data", "--noise", "0"]
+    words = [*TINY, *UNTRACKED, "--tasks-path", "mine", "--data", "data", "--noise", "0"]
     for said in (
         f"tasks=[{', '.join(TASKS)}]",
         "features.views.count=0",

@@ -176,7 +176,7 @@ def _moves(
     own = [one for one in published.space(measure) if one.method == "lp"]
     claim = Claim(
         f"{measure}-moves",
-        f"{measure.upper()} of the features rises with noise",
+        f"{measure.upper()} of {_WHERE[domain]} features rises with noise",
         f"{_PAPER}, Figure {figure}, section 3.3",
         f"{measure.upper()} of {domain.upper()} test features ({PREPROCESSING} preprocessing) at "
         f"the highest noise minus clean",

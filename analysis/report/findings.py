@@ -257,18 +257,19 @@ def _sentence(one: HeadToHead) -> str:
 
 
 def _space(readout: Readout) -> str:
-    sve, lsvr = readout.feature_space("sve"), readout.feature_space("lsvr")
-    levels = sorted(sve.levels)
-    if len(levels) < 2:
-        return ""
-    text = (
-        f"From {levels[0]:g} to {wording.percent(levels[-1])} noise, SVE goes "
-        f"{_ends(sve, levels)} and LSVR {_ends(lsvr, levels)} ({PREPROCESSING} preprocessing, "
-        f"ID test features, {wording.mean_of(sve.members, 'image set')})."
-    )
+    """SVE of ID features and LSVR of OOD features, as the claims and the papers have them."""
+    sentences = []
     for domain, measure in (("id", "sve"), ("ood", "lsvr")):
-        text += _correlation(readout, domain, measure)
-    return text
+        found = readout.feature_space(measure, domain=domain)
+        levels = sorted(found.levels)
+        if len(levels) > 1:
+            sentences.append(
+                f"From {levels[0]:g} to {wording.percent(levels[-1])} noise, {measure.upper()} of "
+                f"{domain.upper()} test features goes {_ends(found, levels)} ({PREPROCESSING} "
+                f"preprocessing, {wording.mean_of(found.members, 'image set')})."
+                + _correlation(readout, domain, measure)
+            )
+    return " ".join(sentences)
 
 
 def _ends(found: Average, levels: Sequence[float]) -> str:

@@ -35,7 +35,8 @@ def test_the_summary_has_every_metric_that_tracking_draws(make: Make) -> None:
         for method in ("lp", "mlp", "nmtune-paper", "nmtune-released")
         for measure in ("accuracy", "macro_f1")
     }
-    wanted |= {"features/sve", "features/lsvr", "pretrain/val_accuracy", "noise/realised_percent"}
+    wanted |= {f"features/{d}/{m}" for d in ("id", "ood") for m in ("sve", "lsvr")}
+    wanted |= {"pretrain/val_accuracy", "noise/realised_percent"}
     assert set(table["metric"].to_pylist()) == wanted
     assert table.num_rows == 5 * len(wanted)
 
@@ -51,7 +52,7 @@ def test_means_are_over_tasks_then_seeds_at_the_largest_fraction(make: Make, tru
 
 def test_one_seed_has_no_interval(make: Make) -> None:
     readout = make(seeds=(0,), tuning_seeds=(0, 1))
-    for metric in ("id/lp/accuracy", "features/sve", "pretrain/val_accuracy"):
+    for metric in ("id/lp/accuracy", "features/id/sve", "pretrain/val_accuracy"):
         assert all(row["low"] is None and row["seeds"] == 1 for row in rows(readout, metric))
     assert "no verdict" in certainty(readout)
     assert "[" not in text(readout)
@@ -78,7 +79,7 @@ def test_a_method_without_a_shared_task_has_no_average(make: Make) -> None:
 
 
 def test_features_speak_of_id_test_parts_in_the_released_preprocessing(make: Make) -> None:
-    found = rows(make(), "features/sve")
+    found = rows(make(), "features/id/sve")
     assert {row["preprocessing"] for row in found} == {"released"}
     assert {tuple(row["members"]) for row in found} == {("digits",)}
     accuracy = rows(make(), "id/lp/accuracy")

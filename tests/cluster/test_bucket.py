@@ -11,7 +11,7 @@ import pyarrow.fs as pafs
 import pytest
 
 import stores
-from commands import TINY, Start, waiting
+from commands import TINY, UNTRACKED, Start, waiting
 from jobs.storage.folder import Folder
 from orchestrator.store.lease import Leases
 from outages import Bucket, Mood
@@ -157,7 +157,7 @@ def test_a_sweep_through_a_bad_network_ends_as_on_a_disk(
         source_filesystem=pafs.LocalFileSystem(),
         destination_filesystem=filesystem,
     )
-    command = start(tmp_path, "sweep", *TINY, "--storage", uri)
+    command = start(tmp_path, "sweep", *TINY, *UNTRACKED, "--storage", uri)
     first = f"{missing[0]}/manifest.json"
     command.wait_until(lambda: root.exists(first), "the first step's end", every=0.2)
     for mood in ("busy", "resetting"):

@@ -26,7 +26,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from commands import Command, Start
+from commands import UNTRACKED, Command, Start
 from jobs.storage.folder import Folder
 from stores import digests, finished
 from tests.cluster.machines import Machines, Node, may_mask
@@ -76,7 +76,7 @@ def words() -> list[str]:
         "tuning.configurations=4",
         "tuning.epochs=20",
     ]
-    return ["--noise", "20", *[word for each in sets for word in ("--set", each)]]
+    return ["--noise", "20", *UNTRACKED, *[word for each in sets for word in ("--set", each)]]
 
 
 class Diary:

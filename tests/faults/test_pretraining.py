@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import stores
-from commands import TINY, Run, Start, waiting
+from commands import TINY, UNTRACKED, Run, Start, waiting
 from jobs.storage.folder import Folder
 from stores import LEVEL_20, digests, manifests
 
@@ -30,7 +30,7 @@ def words(*sets: str) -> list[str]:
         "tuning.methods={lp: {head: linear, space: {lr: 0.01}}}",
     ]
     chosen = [word for each in (*fixed, *sets) for word in ("--set", each)]
-    return ["sweep", *TINY, "--noise", "20", *chosen]
+    return ["sweep", *TINY, *UNTRACKED, "--noise", "20", *chosen]
 
 
 def untrained(undisturbed: Path, folder: Path) -> Path:

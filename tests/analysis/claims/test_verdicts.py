@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,7 +19,8 @@ from analysis.claims.verdicts import Claim, Verdict, judge
 from analysis.readout import Readout
 from analysis.report import text as as_text
 from analysis.report import verdicts as verdict_text
-from analysis.schemas import CELLS_SCHEMA, PREDICTIONS_SCHEMA
+from analysis.report.findings import findings
+from analysis.schemas import CELLS_SCHEMA, PREDICTIONS_SCHEMA, SPECTRA_SCHEMA
 from analysis.statistics import directed_p, holm
 from orchestrator.experiment import load
 from orchestrator.plan import build
@@ -324,3 +326,26 @@ def test_the_plan_counts_the_claims_that_are_tested(make: Make) -> None:
     )
     tested = sum(bool(one.comparisons) for one in verdicts(readout))
     assert tested == claims_tested(build.build(experiment))
+
+
+def test_sentences_and_claims_on_the_feature_space_have_one_sign(make: Make) -> None:
+    """LSVR falls on ID features and rises on OOD features: every text names which it is of."""
+    readout = make(seeds=(0, 1, 2))
+    spectra = readout.spectra.to_pylist()
+    for row in spectra:
+        sign = 1 if row["domain"] == "ood" else -1
+        row["sve"] = 3.0 - sign * 0.02 * row["noise"] + 0.001 * row["pretrain_seed"]
+        row["lsvr"] = 2.0 + sign * 0.01 * row["noise"] + 0.001 * row["pretrain_seed"]
+    table = pa.Table.from_pylist(spectra, schema=SPECTRA_SCHEMA)
+    readout = changed(readout, lambda row: None, spectra=table)
+    (text,) = (one.text for one in findings(readout) if one.heading == "Feature space")
+    claims = by_id(verdicts(readout))
+    for measure, domain in (("sve", "id"), ("lsvr", "ood")):
+        words = f"{measure.upper()} of {domain.upper()} test features goes (.*?) → (.*?) "
+        said = re.search(words, text)
+        assert said is not None, text
+        start, end = (float(word.split()[0].strip("[]")) for word in said.groups())
+        (found,) = claims[f"{measure}-moves"].comparisons
+        assert (end > start) == (found.seeds.mean > 0)
+        sentence = claims[f"{measure}-moves"].claim.sentence
+        assert wording.domain(domain).split()[0].lower() in sentence
