@@ -260,6 +260,7 @@ def _cells(experiment: Experiment, task: Task, name: str) -> Iterator[_Cell]:
                 fraction=fraction,
                 seed=seed,
                 label_noise=label_noise,
+                label_noise_classes=tuning.label_noise_classes if label_noise else "others",
                 settings=settings,
                 encoder=encoder,
             ),
