@@ -44,3 +44,16 @@ def test_views_that_are_not_made_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="encoder mine gives features of the plain samples alone"):
         load.load(overrides=[*FEW, given, "tuning.methods.lp.views=1"])
     assert load.load(overrides=[*FEW, given, "tuning.methods.lp.views=0"]).encoders
+
+
+def test_the_authors_methods_are_the_same_at_both_scales() -> None:
+    theirs, small = load.load("as-released"), load.load("as-released-digits")
+    assert theirs.tuning.methods == small.tuning.methods
+    for one in (theirs, small):
+        assert one.features.views.count == 2 * one.tuning.epochs, "no view comes twice"
+    probe = theirs.tuning.methods["lp"].space
+    assert (probe.lr, probe.weight_decay) == (0.01, 0.0001)
+    assert {"dtd-train", "caltech101-top1"} <= set(theirs.tasks)
+    assert not {"dtd", "caltech101"} & set(theirs.tasks)
+    assert all(m.classifier_init == "kaiming_uniform" for m in theirs.tuning.methods.values())
+    assert build.build(theirs).steps
