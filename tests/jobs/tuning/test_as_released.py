@@ -12,10 +12,12 @@ import pytest
 import torch
 
 from jobs.contract import StageError
+from jobs.images.views import augmented
 from jobs.storage.folder import Folder
 from jobs.tuning import schema
 from jobs.tuning.budget import Budget
 from jobs.tuning.finetune.cell import Cell, State, state_name, transfer
+from jobs.tuning.finetune.train import EpochNumbers
 from jobs.tuning.frozen import cell as frozen_cell
 from jobs.tuning.frozen import fit
 from jobs.tuning.frozen.cell import adapt, adapt_siblings
@@ -262,6 +264,7 @@ def test_an_encoder_in_train_mode_continues_with_the_same_numbers(
     before = norm.running_mean.clone()
     for _ in range(2):
         tuning.run_epoch()
+        torch.rand(3)  # a process that continues has another global generator
         opened = Cell.open(broken)
         going = opened.start(0, CONFIGURATIONS[0])
         going.run_epoch()
@@ -275,6 +278,27 @@ def test_an_encoder_in_train_mode_continues_with_the_same_numbers(
     still = images.step(fine_tuned(adapt_by, views=1, encoder_mode="eval"), epochs=2)
     other = Cell.open(images.work(tmp_path, "e", still, encoder=dropping, corpus=digits))
     assert other.start(0, CONFIGURATIONS[0]).run_epoch() != tuning.history[0]
+
+
+def test_an_encoder_in_training_sees_the_views_of_the_epoch(
+    digits: Folder,  # noqa: F811
+    encoder: Folder,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    samples = torch.arange(3)
+    for views, wanted in ((1, [[1], [2]]), (2, [[1, 2], [1, 2]]), (None, [[1, 2], [1, 2]])):
+        spec = images.step(fine_tuned("ft", views=views, encoder_mode="eval"))
+        cell = Cell.open(images.work(tmp_path, f"{views}", spec, encoder=encoder, corpus=digits))
+        tuning = cell.start(0, CONFIGURATIONS[0])
+        pixels, keys = cell.training.pixels[:3], cell.training.keys[:3]
+        for numbers in wanted:
+            seen = [augmented(pixels, keys, images.VIEWS, n, "digits") for n in numbers]
+            assert torch.equal(tuning._views(samples), torch.cat(seen))
+            tuning.history.append(EpochNumbers({}, 1.0, {}))
+    plain = images.step(fine_tuned("ft", views=0))
+    cell = Cell.open(images.work(tmp_path, "plain", plain, encoder=encoder, corpus=digits))
+    seen = cell.start(0, CONFIGURATIONS[0])._views(samples)
+    assert torch.equal(seen, cell.training.pixels[:3] / 255)
 
 
 def test_adapters_trained_in_train_mode_bring_their_statistics_to_an_ood_task(
