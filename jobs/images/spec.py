@@ -146,7 +146,7 @@ class Views(Spec):
     Default: two views, shifted and scaled a little, which changes no task's classes.
     """
 
-    count: int = Field(2, ge=0, le=16)
+    count: int = Field(2, ge=0, le=1024)
     augment: Affine = Affine(translate=0.08, scale=(0.9, 1.1))
     seed: int = Field(0, ge=0)
 

@@ -39,6 +39,15 @@ class Budget:
     halving: Halving | None = None
     patience: int | None = None  # epochs without a better validation
     metric: Metric = "accuracy"  # the task's own, by which members are compared
+    views: int | None = None  # of each sample in an epoch, in turn; none: all
+
+    def views_of(self, epoch: int, count: int) -> list[int]:
+        """Which of a sample's `count` views, from 0, an epoch (from 1) trains on.
+
+        Each epoch goes on where the one before ended, and begins again after the last view.
+        """
+        each = count if self.views is None else min(self.views, count)
+        return [((epoch - 1) * each + number) % count for number in range(each)]
 
     def cuts(self, configurations: int) -> dict[int, int]:
         """Epoch -> how many configurations continue after it; the others are dropped."""

@@ -9,6 +9,7 @@ on axis 1.
     paper     z = W2 relu(W1 f + b1) + b2, hidden width 4D;           classifier on z (section 4)
     released  z = s * (W2 relu(BatchNorm(W1 f)) + b2) + f,
               s of D entries that start at 1;                         classifier on z (their code)
+              without the residual: z = W2 relu(BatchNorm(W1 f)) + b2, as their flags are by default
 
 The target defines the meaning of the outputs (`jobs.tuning.target`). Statistics of the training
 labels (a number's mean and deviation) are buffers of the head.
@@ -17,9 +18,9 @@ The layer before BatchNorm has no bias. BatchNorm subtracts the mean, so the gra
 would be rounding noise, which AdamW turns into steps of full size. The authors' code has a bias;
 this drift is its only effect.
 
-Initial weights depend only on the seed and on each parameter's name and shape. So members start
-alike, and so do methods that share a parameter. A single member is stored as named tensors:
-float32, and float64 for a number's mean and deviation.
+Initial weights depend only on the seed, on each parameter's name and shape, and on `Start`. So
+members start alike, and so do methods that share a parameter. A single member is stored as named
+tensors: float32, and float64 for a number's mean and deviation.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from jobs.tuning.methods import HeadKind
+from jobs.tuning.methods import ClassifierInit, HeadKind, Method
 from jobs.tuning.target import Target
 
 WIDENING = 4  # hidden width of the two-layer heads, in multiples of D
@@ -48,6 +49,7 @@ class Shape:
     kind: HeadKind
     dim: int  # D, the features' dimensions
     target: Target  # what is predicted
+    residual: bool = True  # released: whether the features are added to the output
 
     @property
     def outputs(self) -> int:
@@ -60,14 +62,35 @@ class Shape:
         return 0 if self.kind == "linear" else WIDENING * self.dim
 
 
+@dataclass(frozen=True)
+class Start:
+    """How the trained parameters of a head begin."""
+
+    classifier: ClassifierInit = "uniform"
+    residual_scale: float = 1.0
+
+    @staticmethod
+    def of(method: Method) -> Start:
+        """The start that a method asks for."""
+        return Start(method.classifier_init, method.residual_scale)
+
+
+TORCH_START = Start()
+"""As `nn.Linear` begins, which is the default."""
+
+
 def seeded(seed: int, *names: str | int) -> torch.Generator:
     """A generator that depends only on the seed and on the `names` of what is drawn."""
     digest = hashlib.blake2b(json.dumps([seed, *names]).encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
-def _initial(shape: Shape, seed: int) -> dict[str, Tensor]:
-    """One member's trained parameters, without the stack's axis: torch's own Linear defaults."""
+def _initial(shape: Shape, seed: int, start: Start) -> dict[str, Tensor]:
+    """One member's trained parameters, without the stack's axis: torch's own Linear defaults.
+
+    A classifier that begins as `kaiming_uniform` has the same draws, sqrt(6) times as large, and
+    no bias at first.
+    """
     layers = {"classifier": (shape.outputs, shape.dim)}
     if shape.hidden:
         layers["first"] = (shape.hidden, shape.dim)
@@ -78,11 +101,15 @@ def _initial(shape: Shape, seed: int) -> dict[str, Tensor]:
         for name, size in ((f"{layer}.weight", (wide, deep)), (f"{layer}.bias", (wide,))):
             drawn = torch.rand(size, generator=seeded(seed, "weights", name, *size))
             parameters[name] = (2 * drawn - 1) * bound
+    if start.classifier == "kaiming_uniform":
+        parameters["classifier.weight"] *= math.sqrt(6)
+        parameters["classifier.bias"] = torch.zeros(shape.outputs)
     if shape.kind == "released":
         del parameters["first.bias"]
         parameters["norm.weight"] = torch.ones(shape.hidden)
         parameters["norm.bias"] = torch.zeros(shape.hidden)
-        parameters["residual.scale"] = torch.ones(shape.dim)
+        if shape.residual:
+            parameters["residual.scale"] = torch.full((shape.dim,), start.residual_scale)
     return parameters
 
 
@@ -108,6 +135,7 @@ class StackedHeads:
         seed: int,
         device: torch.device | str = "cpu",
         statistics: Mapping[str, float] | None = None,
+        start: Start = TORCH_START,
     ) -> StackedHeads:
         """`members` untrained heads with the same initial weights.
 
@@ -115,7 +143,7 @@ class StackedHeads:
         """
         parameters = {
             name: value.repeat(members, *[1] * value.dim()).to(device).requires_grad_()
-            for name, value in _initial(shape, seed).items()
+            for name, value in _initial(shape, seed, start).items()
         }
         buffers = {}
         if shape.kind == "released":
@@ -181,7 +209,7 @@ class StackedHeads:
         if self.shape.kind == "released":
             hidden = self._batch_norm(hidden, training)
         z = self._layer("second", hidden.relu())
-        if self.shape.kind == "released":
+        if self.shape.kind == "released" and self.shape.residual:
             z = self.parameters["residual.scale"][:, :, None] * z + rows.mT
         return z, self._layer("classifier", z)
 

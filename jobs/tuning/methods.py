@@ -5,15 +5,17 @@ Refuses combinations that have no meaning, in one sentence, when the file is rea
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from jobs.contract import Spec
+from jobs.contract import SILENT, Spec
 from jobs.encoders.templates import Template
 from jobs.tuning.search_space import Space, bounds
 
 HeadKind = Literal["linear", "paper", "released"]
+
+ClassifierInit = Literal["uniform", "kaiming_uniform"]
 
 PROBES = ("ridge", "lbfgs")
 """Linear heads that are solved, not trained by steps: the optimum of a linear probe."""
@@ -38,6 +40,9 @@ class Method(Spec):
     `adapt` chooses what is trained: only the head, on frozen features, or the encoder too, by
     low-rank adapters (`lora`) or whole (`ft`). With a trained encoder the head is linear, and COV
     and SVD regularise the encoder's features (the authors' code).
+
+    The fields from `views` on are what the authors' code does in another way
+    (`docs/published.md`).
     """
 
     head: Literal["linear", "paper", "released", "ridge", "lbfgs", "zero_shot"]
@@ -49,6 +54,24 @@ class Method(Spec):
     rank: int = Field(8, ge=1, description="lora: of each adapter")
     encoder_lr: float = Field(
         1.0, ge=0, le=1, description="lora, ft: the encoder's share of the space's lr"
+    )
+    views: Annotated[int | None, SILENT] = Field(
+        None,
+        ge=0,
+        description="views of each training image in an epoch, the next ones in each epoch, in "
+        "turn; none: all of `features.views`; 0: the plain image",
+    )
+    classifier_init: Annotated[ClassifierInit, SILENT] = Field(
+        "uniform",
+        description="of the last layer; uniform: weights and bias in +-1/sqrt(D), as nn.Linear; "
+        "kaiming_uniform: weights in +-sqrt(6/D), as nn.init, and bias 0",
+    )
+    residual: Annotated[bool, SILENT] = Field(True, description="released: z = s * h(f) + f, or h")
+    residual_scale: Annotated[float, SILENT] = Field(
+        1.0, gt=0, description="released: what the entries of s start at"
+    )
+    encoder_mode: Annotated[Literal["eval", "train"], SILENT] = Field(
+        "eval", description="lora, ft: of BatchNorm and dropout while the encoder is trained"
     )
 
     @property
@@ -71,9 +94,26 @@ class Method(Spec):
     def _fields_have_a_reader(self) -> Method:
         """Refuse a field that nothing reads: it would still change the cell's fingerprint."""
         fields = type(self).model_fields
-        for name, readers in (("rank", ("lora",)), ("encoder_lr", ("lora", "ft"))):
+        trained = ("lora", "ft")
+        for name, readers in (
+            ("rank", ("lora",)),
+            ("encoder_lr", trained),
+            ("encoder_mode", trained),
+        ):
             if self.adapt not in readers and getattr(self, name) != fields[name].default:
                 raise ValueError(f"{name} belongs to adapt: {' or '.join(readers)}; leave it out")
+        for name, unfit in (
+            ("residual", self.head != "released"),
+            ("residual_scale", self.head != "released" or not self.residual),
+            ("views", self.head in GIVEN),
+            ("classifier_init", self.head in GIVEN),
+        ):
+            if unfit and getattr(self, name) != fields[name].default:
+                where = {
+                    "residual": "head: released",
+                    "residual_scale": "head: released with residual: true",
+                }.get(name, "heads that are trained by steps")
+                raise ValueError(f"{name} belongs to {where}; leave it out")
         if self.space.scale != Space.model_fields["scale"].default and not self.space.regularised:
             raise ValueError("scale multiplies mse, cov and svd, and none is given; leave it out")
         return self

@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from jobs.contract import FLAT, NOT_SEMANTIC, Slug, Spec
+from jobs.contract import FLAT, NOT_SEMANTIC, SILENT, Slug, Spec
 from jobs.features.spec import Precision as EncoderPrecision
 from jobs.images.spec import Views
 from jobs.tasks.spec import Task
@@ -43,6 +43,7 @@ class Halving(Spec):
 Search = Literal["random", "grid", "optuna"]
 Precision = Literal["float32", "tf32", "bf16"]
 Percent = Annotated[float, Field(ge=0, le=50)]
+NoiseClasses = Literal["others", "all"]
 
 
 class EncoderTuning(Spec):
@@ -80,6 +81,11 @@ class Tuning(TuningSettings):
         (0.0,),
         min_length=1,
         description="percent of training labels made wrong; other parts stay clean",
+    )
+    label_noise_classes: Annotated[NoiseClasses, SILENT] = Field(
+        "others",
+        description="what a label is replaced by: one of the C - 1 other classes, or one of all C, "
+        "so that 1/C of those drawn stay right",
     )
     seeds: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
         None,
@@ -139,6 +145,15 @@ class Tuning(TuningSettings):
         return self
 
     @model_validator(mode="after")
+    def _label_noise_is_drawn(self) -> Tuning:
+        if self.label_noise_classes != "others" and not any(self.label_noise):
+            raise ValueError(
+                f"label_noise_classes: {self.label_noise_classes} says how label noise is drawn, "
+                f"and there is none; give label_noise a level above 0, or leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _searchable(self) -> Tuning:
         controls = self.controls.values()
         for name, method in self.methods.items():
@@ -192,6 +207,7 @@ class TuneStep(Spec):
     fraction: float
     seed: int
     label_noise: Percent = 0.0
+    label_noise_classes: Annotated[NoiseClasses, SILENT] = "others"
     settings: Annotated[TuningSettings, FLAT]
     encoder: EncoderTuning | None = None  # of methods that read images; None: frozen features
 

@@ -269,4 +269,5 @@ def read_head(source: Folder, step: TuneStep) -> tuple[Shape, Selected, schema.C
             f"not of {'/'.join(map(str, wanted))}; run that cell again"
         )
     target = target_of(step.task, len(card.classes))
-    return Shape(card.kind, card.dim, target), Selected(state, card.classes), cell
+    shape = Shape(card.kind, card.dim, target, step.method.residual)
+    return shape, Selected(state, card.classes), cell

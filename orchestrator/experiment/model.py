@@ -129,6 +129,26 @@ class Experiment(Spec):
             )
         return self
 
+    @model_validator(mode="after")
+    def _views_exist(self) -> Experiment:
+        count = self.features.views.count
+        given = [e.name for e in self.encoders if e.kind == "features"]
+        for name, method in self.tuning.methods.items():
+            if not method.views:
+                continue
+            if given:
+                raise ValueError(
+                    f"tuning.methods.{name}.views is {method.views}, and encoder {given[0]} gives "
+                    f"features of the plain samples alone; leave views out, or put {given[0]} in "
+                    f"an experiment of its own"
+                )
+            if method.views > count:
+                raise ValueError(
+                    f"tuning.methods.{name}.views is {method.views}, and features.views.count is "
+                    f"{count}; an epoch takes its views from those, so give at least as many"
+                )
+        return self
+
     def load_tasks(self) -> tuple[Task, ...]:
         """Every task, in the file's order, each OOD task after the one it is trained on.
 

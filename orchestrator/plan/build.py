@@ -278,6 +278,7 @@ def _cells(
                 fraction=fraction,
                 seed=seed,
                 label_noise=label_noise,
+                label_noise_classes=tuning.label_noise_classes if label_noise else "others",
                 settings=settings,
                 encoder=encoder,
             ),

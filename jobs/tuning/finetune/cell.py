@@ -113,6 +113,7 @@ class Cell:
                 percent=step.label_noise,
                 seed=step.seed,
                 scope=step.task.scope,
+                among=step.label_noise_classes,
             )
             rows = replace(rows, labels=torch.from_numpy(noisy))
         return self.source.decoded("train", rows)
@@ -130,7 +131,7 @@ class Cell:
             self.training,
             self.validation,
             configuration,
-            Budget(step.settings.epochs, step.settings.batch_size),
+            Budget(step.settings.epochs, step.settings.batch_size, views=step.method.views),
             ViewSettings(seen.views, self.scope, seen.precision),
             seed=step.seed,
         )
@@ -188,7 +189,7 @@ def close(work: Work, configurations: Sequence[Configuration]) -> Outcome:
     fit = Fit(
         shape=adapted.shape,
         classes=cell.classes,
-        views=encoder_tuning_of(cell.step).views.count,
+        views=0 if cell.step.method.views == 0 else encoder_tuning_of(cell.step).views.count,
         training=cell.training_rows,
         validation=cell.validation_rows,
         configurations=configurations,

@@ -4,7 +4,8 @@ Takes a finished encoder and a method; gives features and logits with gradients,
 parameters, and the tensors of the adapted encoder. The encoder stays in eval mode: BatchNorm keeps
 the statistics of pre-training, and dropout is off. So `ft` and `lora` differ from a linear probe
 only in what they learn (with `encoder_lr: 0` they do not differ), and `lora` changes only its
-adapters and the head.
+adapters and the head. `encoder_mode: train` trains as the authors' code does: BatchNorm uses each
+batch's statistics and updates those of the encoder, also under `lora`, and dropout is on.
 
 LoRA (peft; rank r, alpha = r, so an adapter's output is added unscaled) adapts the MLP layers:
 every linear layer or 1 x 1 convolution inside a module named `mlp`. In an encoder without any (a
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from jobs.contract import StageError
 from jobs.encoders.encoder import Encoder, EncoderCard
 from jobs.features.spec import Precision
-from jobs.tuning.heads import Shape, StackedHeads, seeded
+from jobs.tuning.heads import Shape, StackedHeads, Start, seeded
 from jobs.tuning.methods import Method
 from jobs.tuning.target import Target
 
@@ -44,7 +45,8 @@ class AdaptedEncoder:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(method.adapt == "ft" or _is_adapter(name))
         # The head has the same initial weights as the classifier of a frozen method.
-        fresh = StackedHeads.fresh(self.shape, 1, seed, _CPU).member(0)
+        start = Start.of(method)
+        fresh = StackedHeads.fresh(self.shape, 1, seed, _CPU, start=start).member(0)
         self.head = {
             name: nn.Parameter(value.to(encoder.device))
             for name, value in fresh.items()
@@ -65,11 +67,17 @@ class AdaptedEncoder:
         return {n: p for n, p in self.encoder.model.named_parameters() if p.requires_grad}
 
     def state(self) -> dict[str, Tensor]:
-        """The tensors that training changes in the encoder: all (`ft`) or the adapters (`lora`)."""
+        """The tensors that training changes in the encoder.
+
+        All of them (`ft`); the adapters and, in train mode, BatchNorm's statistics (`lora`).
+        """
+        moved: set[str] = set()
+        if self.method.encoder_mode == "train":
+            moved = {name for name, _ in self.encoder.model.named_buffers()}
         return {
             name: value.detach().cpu().contiguous().clone()
             for name, value in sorted(self.encoder.model.state_dict().items())
-            if self.method.adapt == "ft" or _is_adapter(name)
+            if self.method.adapt == "ft" or _is_adapter(name) or name in moved
         }
 
     def head_state(self) -> dict[str, Tensor]:

@@ -1,11 +1,11 @@
 """Trains one configuration of `lora` or `ft`, an encoder and a head, epoch by epoch.
 
 It trains like a member of the stacked engine, on images instead of features: the same views of
-every sample (drawn by key, the same in every epoch), the same batch order for the same seed, AdamW
-with a cosine schedule over all epochs, cross-entropy over the rows of every view, and COV and SVD
-(the `released` form) on the encoder's features where their weight is not 0. The head has the
-space's learning rate, the encoder `encoder_lr` times that rate. With `encoder_lr: 0` it is the
-linear probe.
+every sample (drawn by key; `Budget.views` chooses those of an epoch), the same batch order for the
+same seed, AdamW with a cosine schedule over all epochs, cross-entropy over the rows of every view,
+and COV and SVD (the `released` form) on the encoder's features where their weight is not 0. The
+head has the space's learning rate, the encoder `encoder_lr` times that rate. With `encoder_lr: 0`
+it is the linear probe.
 
 Its whole state (weights, AdamW's moments, the results of every epoch) can be saved to a safetensors
 file, so that an interrupted trial continues after its last finished epoch and gives the same
@@ -14,6 +14,7 @@ numbers. A configuration whose loss is no longer finite ends there, and the reas
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -128,6 +129,8 @@ class FineTuning:
         sums: dict[str, float] = {}
         seen = 0
         failed = None
+        model = self.adapted.encoder.model
+        model.train(self.adapted.method.encoder_mode == "train")
         for step, samples in enumerate(self._batches()):
             terms = self._step(samples, len(self.history) * self.steps_per_epoch + step)
             for name, value in terms.items():
@@ -136,6 +139,7 @@ class FineTuning:
             if not torch.isfinite(torch.tensor(terms["loss"])):
                 failed = self._reason("training loss", step)
                 break
+        model.eval()
         loss, predicted = evaluate(self.adapted, self._validation, self._view_settings.precision)
         if failed is None and not torch.isfinite(torch.tensor(loss)):
             failed = self._reason("validation loss", self.steps_per_epoch)
@@ -165,7 +169,8 @@ class FineTuning:
     def _step(self, samples: Tensor, taken: int) -> dict[str, float]:
         """One optimizer step on a batch; its losses by name. A non-finite loss skips the step."""
         images = self._views(samples)
-        features = self.adapted.features(images, self._view_settings.precision)
+        with self._dropout(taken):
+            features = self.adapted.features(images, self._view_settings.precision)
         views = len(images) // len(samples)
         targets = self._labels[samples.to(self._device)].repeat(views)
         target = self.adapted.shape.target
@@ -192,17 +197,27 @@ class FineTuning:
             self._optimizer.step()
         return {name: float(value.detach()) for name, value in {"loss": loss, **terms}.items()}
 
+    @contextlib.contextmanager
+    def _dropout(self, taken: int) -> Iterator[None]:
+        """A context where dropout draws from the seed and the number of steps taken alone."""
+        if self.adapted.method.encoder_mode == "eval":
+            yield
+            return
+        with torch.random.fork_rng(devices=[self._device] if self._device.type == "cuda" else []):
+            torch.manual_seed(seeded(self._seed, "dropout", taken).initial_seed())
+            yield
+
     def _views(self, samples: Tensor) -> Tensor:
-        """All views of M training samples, view after view: [V * M, C, S, S] in [0, 1]."""
+        """The epoch's views of M training samples, view after view: [V * M, C, S, S] in [0, 1]."""
         pixels = self._training.pixels[samples].to(self._device)
         views = self._view_settings.views
-        if views.count == 0:
+        if views.count == 0 or self._budget.views == 0:
             return unit_range(pixels)
         keys = self._training.keys.take(pa.array(samples.numpy()))
         return torch.cat(
             [
-                augmented(pixels, keys, views, view, self._view_settings.scope)
-                for view in range(1, views.count + 1)
+                augmented(pixels, keys, views, view + 1, self._view_settings.scope)
+                for view in self._budget.views_of(len(self.history) + 1, views.count)
             ]
         )
 

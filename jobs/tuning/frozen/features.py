@@ -70,8 +70,11 @@ def read_classes(folder: Folder) -> tuple[str, ...]:
         raise StageError(_missing(folder, "classes.json")) from None
 
 
-def read_part(folder: Folder, part: PartName) -> Part:
-    """A part of a features folder. Raises StageError on a missing, empty or inconsistent file."""
+def read_part(folder: Folder, part: PartName, *, plain: bool = False) -> Part:
+    """A part of a features folder; `plain`: without the augmented views of the training part.
+
+    Raises StageError on a missing, empty or inconsistent file.
+    """
     name = file_name(part)
     where = f"{folder.uri}/{name}"
     try:
@@ -79,7 +82,7 @@ def read_part(folder: Folder, part: PartName) -> Part:
     except FileNotFoundError:
         raise StageError(_missing(folder, name)) from None
     present = sorted(pc.unique(about["view"]).to_pylist())
-    augmented = [view for view in present if view > 0] if part == "train" else []
+    augmented = [view for view in present if view > 0] if part == "train" and not plain else []
     first, *others = augmented or [0]
     keys, labels, vectors = _read_view(folder, name, about, first)
     if not others:
@@ -144,18 +147,21 @@ class FeatureCache:
 
     def __init__(self, folders: int = 2) -> None:
         self._folders = folders
-        self._kept: OrderedDict[Folder, Fitting] = OrderedDict()
+        self._kept: OrderedDict[tuple[Folder, bool], Fitting] = OrderedDict()
 
-    def load(self, folder: Folder) -> Fitting:
+    def load(self, folder: Folder, *, plain: bool = False) -> Fitting:
         """The folder's features, from memory where possible. Raises what `read_part` raises."""
-        if folder not in self._kept:
+        wanted = folder, plain
+        if wanted not in self._kept:
             while len(self._kept) >= self._folders:
                 self._kept.popitem(last=False)
-            self._kept[folder] = Fitting(
-                read_classes(folder), read_part(folder, "train"), read_part(folder, "validation")
+            self._kept[wanted] = Fitting(
+                read_classes(folder),
+                read_part(folder, "train", plain=plain),
+                read_part(folder, "validation"),
             )
-        self._kept.move_to_end(folder)
-        return self._kept[folder]
+        self._kept.move_to_end(wanted)
+        return self._kept[wanted]
 
 
 class TestPart:

@@ -19,7 +19,7 @@ from jobs.tuning.frozen.features import FeatureCache
 from jobs.tuning.frozen.optuna_search import Optuna
 from jobs.tuning.frozen.stack import Group, bytes_of_member
 from jobs.tuning.frozen.train import train_groups
-from jobs.tuning.heads import Shape, StackedHeads
+from jobs.tuning.heads import Shape, StackedHeads, Start
 from jobs.tuning.label_noise import corrupted
 from jobs.tuning.methods import GIVEN
 from jobs.tuning.metrics import gathered
@@ -33,8 +33,10 @@ def sibling_key(work: Work) -> tuple[str, ...]:
     step = step_of(work)
     if step.method.head in GIVEN or step.settings.search == "optuna":
         return (work.address,)
-    same = step.model_dump_json(exclude={"method", "method_name", "label_noise", "seed"})
-    return work.inputs["features"].uri, step.method.head, same
+    own = {"method", "method_name", "label_noise", "label_noise_classes", "seed"}
+    same = step.model_dump_json(exclude=own)
+    method = step.method.model_dump_json(include={"head", "residual", "views"})
+    return work.inputs["features"].uri, method, same
 
 
 def fit(
@@ -109,7 +111,7 @@ class _Prepared:
         """`shared` keeps the rows of siblings, so that they are in memory once."""
         self.work, self.step = work, step_of(work)
         step = self.step
-        fitting = cache.load(work.inputs["features"])
+        fitting = cache.load(work.inputs["features"], plain=step.method.views == 0)
         self.classes = TaskClasses.of(step.task, fitting.classes)
         shared = {} if shared is None else shared
         which = (step.fraction, 0 if step.fraction >= 100 else step.seed)
@@ -122,10 +124,17 @@ class _Prepared:
         self.validation = plain_rows(fitting.validation, self.classes, step.task)
         self.validation_samples = fitting.validation.plain(self.validation)
         self.views = fitting.train.augmented
+        if (step.method.views or 0) > self.views:
+            raise StageError(
+                f"method {step.method_name} trains on {step.method.views} views of each training "
+                f"image in an epoch, but its features have {self.views}; lower its views, or give "
+                f"features.views.count more"
+            )
         self.shape = Shape(
             step.method.kind,
             fitting.train.views.shape[-1],
             target_of(step.task, len(self.classes.names)),
+            step.method.residual,
         )
 
     def labelled(self) -> Labelled:
@@ -140,6 +149,7 @@ class _Prepared:
             percent=step.label_noise,
             seed=step.seed,
             scope=step.task.scope,
+            among=step.label_noise_classes,
         )
         return Labelled(clean.features, torch.from_numpy(noisy))
 
@@ -166,7 +176,8 @@ def _stacks_that_fit(members: Sequence[tuple[int, _Prepared, int]]) -> list[list
     for index, prepared, configurations in members:
         rows = len(prepared.training.keys)
         step = prepared.step
-        batch = step.settings.batch_size * max(1, prepared.views)
+        seen = prepared.views if step.method.views is None else step.method.views
+        batch = step.settings.batch_size * max(1, seen)
         own = configurations * bytes_of_member(prepared.shape, batch)
         if (
             stacks
@@ -200,7 +211,7 @@ def _train(
     return train_groups(
         first.shape,
         [
-            Group(cell.labelled(), tried, cell.step.seed)
+            Group(cell.labelled(), tried, cell.step.seed, Start.of(cell.step.method))
             for cell, tried in zip(prepared, configurations, strict=True)
         ],
         first.validation_samples,
@@ -210,6 +221,7 @@ def _train(
             step.settings.halving,
             step.settings.patience,
             step.task.metric,
+            step.method.views or None,  # 0: the plain image is the one view
         ),
         device="cuda" if step.settings.gpus and torch.cuda.is_available() else "cpu",
         precision=step.settings.precision,

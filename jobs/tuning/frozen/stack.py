@@ -11,8 +11,8 @@ that it would get alone, up to rounding.
 A batch is `batch_size` samples with all their views (a last batch of one sample is left out). The
 target's loss, COV and SVD use every row of it. MSE compares each row's output with the features of
 that row (`paper`), or the second view's output with the first view's features (`released`; a single
-view is compared with itself). A regulariser is computed for the members that give it a weight, and
-is NaN for the others.
+view is compared with itself). Under `Budget.views` an epoch trains on some of the views, in turn. A
+regulariser is computed for the members that give it a weight, and is NaN for the others.
 
 A member whose loss is no longer finite is frozen with its current weights, and the reason is
 recorded; the others do not change by a bit. Nothing here reads the test part, or files other than
@@ -33,7 +33,7 @@ from jobs.tuning import nmtune
 from jobs.tuning.budget import Budget
 from jobs.tuning.frozen.offload import Offload
 from jobs.tuning.frozen.stacked_adamw import StackedAdamW
-from jobs.tuning.heads import Shape, StackedHeads, seeded
+from jobs.tuning.heads import TORCH_START, Shape, StackedHeads, Start, seeded
 from jobs.tuning.rows import Labelled
 from jobs.tuning.schedule import cosine
 from jobs.tuning.spec import Precision
@@ -49,6 +49,7 @@ class Group:
     training: Labelled
     configurations: Sequence[Configuration]
     seed: int
+    start: Start = TORCH_START
 
 
 class Stack:
@@ -85,7 +86,12 @@ class Stack:
         self.heads = StackedHeads.concatenated(
             [
                 StackedHeads.fresh(
-                    shape, len(group.configurations), group.seed, self._device, statistics
+                    shape,
+                    len(group.configurations),
+                    group.seed,
+                    self._device,
+                    statistics,
+                    group.start,
                 )
                 for group, statistics in zip(groups, self._statistics, strict=True)
             ]
@@ -235,12 +241,19 @@ class Stack:
     def _features(self, batch: Sequence[Tensor]) -> Tensor:
         """A batch's features: [V, M, D] where all members share them, else [K, V, M, D]."""
         found = [
-            features[:, samples]
+            self._views(features, samples)
             for (features, _), samples in zip(self._sources, batch, strict=True)
         ]
         if len(found) == 1:
             return found[0]
         return torch.stack(found)[self._source_of_group.to(self._device)[self._group_of]]
+
+    def _views(self, features: Tensor, samples: Tensor) -> Tensor:
+        """The views [V', M, D] of some samples on which this epoch trains."""
+        seen = self._budget.views_of(len(self.epochs) + 1, len(features))
+        if len(seen) == len(features):
+            return features[:, samples]
+        return torch.stack([features[view, samples] for view in seen])
 
     def _terms(self, batch: Sequence[Tensor]) -> dict[str, Tensor]:
         """The target's loss and each regulariser that has a weight, by name."""

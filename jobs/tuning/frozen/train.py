@@ -75,7 +75,7 @@ def train_groups(
         on_progress(min(1.0, done / whole))
 
     members = [(g, c) for g, group in enumerate(groups) for c in range(len(group.configurations))]
-    views = groups[0].training.features.shape[0]
+    views = len(budget.views_of(1, groups[0].training.features.shape[0]))
     at_once = max(1, memory // bytes_of_member(shape, budget.batch_size * views))
     count = -(-len(members) // at_once)
     groups = _move_to_device(groups, device)
@@ -115,7 +115,7 @@ def _groups_of(members: Sequence[tuple[int, int]], groups: Sequence[Group]) -> l
     tried: dict[int, list[Configuration]] = {}
     for number, configuration in members:
         tried.setdefault(number, []).append(groups[number].configurations[configuration])
-    return [Group(groups[n].training, found, groups[n].seed) for n, found in tried.items()]
+    return [replace(groups[n], configurations=found) for n, found in tried.items()]
 
 
 class _Turn:

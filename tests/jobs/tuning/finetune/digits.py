@@ -66,9 +66,10 @@ MODELS: dict[str, tuple[Family, str, dict[str, Any], int]] = {
 }
 
 
-def put_encoder(folder: Folder, kind: str = "resnet", seed: int = 0) -> Folder:
-    """Write an encoder to a folder; its weights are drawn from the seed."""
+def put_encoder(folder: Folder, kind: str = "resnet", seed: int = 0, **more: Any) -> Folder:
+    """Write an encoder to a folder; its weights are drawn from the seed. `more`: model options."""
     family, name, options, channels = MODELS[kind]
+    options = options | more
     image = ImageInput(size=16, channels=channels, mean=(0.5,) * channels, std=(0.5,) * channels)
     classes = CLASSES if family == "timm" else ()
     architecture = Architecture(family, name, options, image, len(classes))
