@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from jobs.contract import FLAT, NOT_SEMANTIC, Slug, Spec
+from jobs.contract import FLAT, NOT_SEMANTIC, SILENT, Slug, Spec
 from jobs.features.spec import Precision as EncoderPrecision
 from jobs.images.spec import Views
 from jobs.tasks.spec import Task
@@ -152,6 +152,7 @@ class TuneStep(Spec):
     seed: int
     label_noise: Percent = 0.0
     settings: Annotated[TuningSettings, FLAT]
+    drop_overlap: Annotated[bool, SILENT] = False  # test rows that an input, `overlap`, names
     encoder: EncoderTuning | None = None  # of methods that read images; None: frozen features
 
     @model_validator(mode="after")

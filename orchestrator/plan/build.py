@@ -24,6 +24,7 @@ from jobs.tasks.spec import Task
 from jobs.tuning.spec import EncoderTuning, TuneStep
 from orchestrator.errors import UserError
 from orchestrator.experiment.model import Experiment
+from orchestrator.plan.overlap import Comparisons, add_comparisons
 from orchestrator.plan.plan import Plan
 from orchestrator.step.address import (
     CellAddress,
@@ -54,19 +55,23 @@ class _Builder:
 
     def __init__(self) -> None:
         self.steps: dict[str, Step] = {}
+        self.comparisons = Comparisons()
         self._texts = Texts()
-        self._cells: dict[tuple[str, str], list[_Cell]] = {}
+        self._cells: dict[tuple[str, str, bool], list[_Cell]] = {}
 
-    def cells(self, experiment: Experiment, task: Task, method: str) -> list[_Cell]:
-        """The cells of a task and method that all encoders share, made once."""
-        found = self._cells.get((task.name, method))
+    def cells(self, experiment: Experiment, task: Task, method: str, drops: bool) -> list[_Cell]:
+        """The cells of a task and method that all encoders share, made once.
+
+        `drops`: their tests leave out the images that are trained on.
+        """
+        found = self._cells.get((task.name, method, drops))
         if found is None:
             try:
-                found = list(_cells(experiment, task, method))
+                found = list(_cells(experiment, task, method, drops))
             except ValidationError as error:
                 message = error.errors()[0]["msg"].removeprefix("Value error, ")
                 raise UserError(f"tuning: {message}") from error
-            self._cells[task.name, method] = found
+            self._cells[task.name, method, drops] = found
         return found
 
     def add(
@@ -78,7 +83,8 @@ class _Builder:
         **labels: str | float | int,
     ) -> str:
         inputs = dict(inputs or {})
-        return self.put(kind, str(address), spec, inputs, self.read(inputs), labels)
+        after = self.comparisons.after(spec, labels)
+        return self.put(kind, str(address), spec, inputs, self.read(inputs), labels, after)
 
     def read(self, inputs: Mapping[str, str]) -> dict[str, str]:
         """The fingerprints of the steps read, by role."""
@@ -92,10 +98,11 @@ class _Builder:
         inputs: Mapping[str, str],
         read: Mapping[str, str],
         labels: Mapping[str, str | float | int],
+        after: tuple[str, ...] = (),
     ) -> str:
         """Like `add`, for mappings that many steps share. They must not be changed."""
         mark = self._texts.fingerprint(kind, spec, read)
-        step = Step(address, kind, spec, inputs, read, mark, labels)
+        step = Step(address, kind, spec, inputs, read, mark, labels, after)
         known = self.steps.setdefault(address, step)
         if known.fingerprint != mark:
             changes = "; ".join(map(str, differences(known.fields, step.fields)))
@@ -130,6 +137,7 @@ def _build(experiment: Experiment) -> Plan:
     for corpus in (experiment.corpus, *(task.corpus for task in tasks)):
         if corpus is not None:
             builder.add("corpus", CorpusAddress(corpus.name), corpus)
+    builder.comparisons = add_comparisons(builder.add, experiment, tasks)
     _add_trained(builder, experiment, tasks)
     for encoder in experiment.encoders:
         _add_pretrained(builder, experiment, tasks, encoder)
@@ -209,31 +217,35 @@ def _add_downstream(
     """Add the features and cells of one encoder, which have its `coordinates` as labels."""
     tuning = experiment.tuning
     for task in tasks:
+        compared = builder.comparisons.of(task.name, of, encoder)
+        drops = compared is not None and experiment.overlap == "drop"
         if isinstance(encoder, GivenEncoder):
             features = _add_given(builder, experiment, task, of, encoder, coordinates)
         elif task.corpus is None:  # its features come from elsewhere, not from this encoder
             continue
         else:
             features = _add_features(builder, experiment, task, of, encoder, coordinates)
+        after = () if compared is None else (compared,)
         for name, method in tuning.methods.items():
             inputs = {"features": features}
             if method.reads_images:
                 inputs = _image_inputs(task, name, encoder)
             elif method.head == "zero_shot" and task.trained_on is None:
                 inputs["encoder"] = _text_encoder(experiment, name, encoder)
+            if compared is not None and drops:
+                inputs["overlap"] = compared
             read = builder.read(inputs)
-            for cell in builder.cells(experiment, task, name):
+            for cell in builder.cells(experiment, task, name, drops):
                 if task.trained_on is not None:
                     head = CellAddress(of, task.trained_on, cell.trial)
                     inputs = {**inputs, "head": str(head)}
                     read = builder.read(inputs)
                 address = str(CellAddress(of, task.name, cell.trial))
-                builder.put(
-                    "tune", address, cell.spec, inputs, read, {**coordinates, **cell.labels}
-                )
+                labels = {**coordinates, **cell.labels}
+                builder.put("tune", address, cell.spec, inputs, read, labels, after)
 
 
-def _cells(experiment: Experiment, task: Task, name: str) -> Iterator[_Cell]:
+def _cells(experiment: Experiment, task: Task, name: str, drops: bool) -> Iterator[_Cell]:
     """The cells of a task and method, without their encoder."""
     tuning, method = experiment.tuning, experiment.tuning.methods[name]
     encoder = _encoder_tuning(experiment) if method.reads_images else None
@@ -261,6 +273,7 @@ def _cells(experiment: Experiment, task: Task, name: str) -> Iterator[_Cell]:
                 seed=seed,
                 label_noise=label_noise,
                 settings=settings,
+                drop_overlap=drops,
                 encoder=encoder,
             ),
         )

@@ -18,12 +18,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jobs import records
+from jobs.overlap.spec import limit_of
 from jobs.storage.folder import Folder
 from orchestrator.errors import UserError
 from orchestrator.step.address import (
     CellAddress,
     CorpusAddress,
     FeaturesAddress,
+    HashesAddress,
+    OverlapAddress,
     RunAddress,
     kind_of,
     parse_step,
@@ -306,6 +309,11 @@ def _candidates(root: Folder, address: str, role: str, cache: _Cache) -> Iterato
     match role, parse_step(address):
         case "corpus", _:
             yield from (str(CorpusAddress(name)) for name in cache.folders(root / "corpus"))
+        case "test" | "training" | "pretraining", OverlapAddress():
+            yield from (str(HashesAddress(name)) for name in cache.folders(root / "hashes"))
+        case "overlap", CellAddress(of=of, task=task):
+            corpus = of.corpus if isinstance(of, RunAddress) else None
+            yield str(OverlapAddress(corpus, task, limit_of("drop")))
         case "noise", RunAddress() as run:
             yield str(run.overlay)
         case "encoder", FeaturesAddress(of=of) | CellAddress(of=of):
