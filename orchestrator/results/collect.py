@@ -38,7 +38,7 @@ from orchestrator.store.manifest import MANIFEST
 from orchestrator.store.store import Store
 from orchestrator.tracking.runs import Data, SweepRecord
 
-PROTOCOL = 6  # raised when the report's contents change
+PROTOCOL = 7  # raised when the report's contents change
 SUMMARY = "summary.parquet"
 PRETRAINED = "encoders.parquet"
 
