@@ -23,6 +23,7 @@ from analysis.schemas import (
     DOMAINS,
     LABEL_NOISE_CELLS_SCHEMA,
     NOISE_SCHEMA,
+    OVERLAPS_SCHEMA,
     OWN,
     PREDICTIONS_SCHEMA,
     PREPROCESSING,
@@ -113,6 +114,7 @@ class Readout:
     pretraining_curves: pa.Table = field(default_factory=CURVES_SCHEMA.empty_table)
     noise: pa.Table = field(default_factory=NOISE_SCHEMA.empty_table)
     problems: pa.Table = field(default_factory=PROBLEMS_SCHEMA.empty_table)
+    overlaps: pa.Table = field(default_factory=OVERLAPS_SCHEMA.empty_table)
     predictions: pa.Table = field(default_factory=PREDICTIONS_SCHEMA.empty_table)
     rotation: pa.Table = field(default_factory=ROTATION_SCHEMA.empty_table)
     transition: pa.Table = field(default_factory=TRANSITION_SCHEMA.empty_table)
@@ -288,6 +290,7 @@ _TABLES = {
     "pretraining_curves": CURVES_SCHEMA,
     "noise": NOISE_SCHEMA,
     "problems": PROBLEMS_SCHEMA,
+    "overlaps": OVERLAPS_SCHEMA,
     "predictions": PREDICTIONS_SCHEMA,
     "rotation": ROTATION_SCHEMA,
     "transition": TRANSITION_SCHEMA,

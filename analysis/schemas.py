@@ -159,6 +159,22 @@ A column is null if the step has no such thing: a corpus has no noise level, fea
 a pretrained encoder's cells have no noise level and no pre-training seed.
 """
 
+OVERLAPS_SCHEMA = pa.schema(
+    [
+        pa.field("task", pa.string(), nullable=False),
+        pa.field("corpus", pa.string()),  # of pre-training; null: pretrained encoders, or none
+        pa.field("test_images", pa.int64()),  # null: not compared
+        pa.field("undecodable", pa.int64()),  # of these: not compared
+        pa.field("overlap", pa.int64()),  # test images with a copy among the training images
+        pa.field("pretraining", pa.int64()),  # of these: in the pre-training images; null: unknown
+        pa.field("training", pa.int64()),  # in the training rows of the task of its heads
+        pa.field("exact", pa.int64()),  # exact copies, summed over both sets
+        pa.field("near", pa.int64()),  # rescaled or re-encoded copies, summed over both sets
+        pa.field("note", pa.string(), nullable=False),  # why a task is not compared
+    ]
+)
+"""One row for each task and kind of encoder: its test images that are trained on."""
+
 SUMMARY_SCHEMA = pa.schema(
     [
         pa.field("metric", pa.string(), nullable=False),  # such as id/<method>/accuracy

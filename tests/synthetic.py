@@ -29,6 +29,11 @@ def finish(store: Store, step: Step) -> Manifest:
     level = float(step.labels.get("noise", 0))
     if step.kind == "corpus":
         counts = {"rows_train": 1000, "rows_validation": 200, "rows_test": 300}
+    elif step.kind == "hashes":
+        counts = {"images": 1500, "undecodable": 0}
+    elif step.kind == "overlap":
+        counts = {"test_images": 300, "test_undecodable": 0, "overlap": 0}
+        metrics = {"overlap/percent": 0.0}
     elif step.kind == "noise":
         counts = {"eligible": 1000, "changed": round(10 * level)}
         metrics = {"noise/realised_percent": level}

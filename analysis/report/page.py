@@ -127,6 +127,7 @@ def _sections(
         Section("variance", "What varies", tables.variance(readout), "What varies"),
         Section("encoders", "Encoders and their feature space", encoders),
         Section("noise", "Noise: requested and realised", tables.noise(readout), "Noise"),
+        Section("overlap", "Test images that are trained on", tables.overlaps(readout), "Overlap"),
         Section(
             "gaps",
             "What is missing, failed or was skipped",

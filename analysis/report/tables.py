@@ -293,6 +293,25 @@ def matrix(readout: Readout) -> Markup:
     )
 
 
+def overlaps(readout: Readout) -> Markup:
+    """How many of each task's test images are trained on."""
+    counted = ("test_images", "overlap", "pretraining", "training", "exact", "near", "undecodable")
+    rows: list[list[Cell | str]] = [
+        [
+            row["task"],
+            row["note"] or row["corpus"] or "pretrained encoders",
+            *(_count(row[name]) for name in counted),
+        ]
+        for row in readout.overlaps.to_pylist()
+    ]
+    if not rows:
+        return NOTHING
+    heads = ["Task", "Pre-trained on", "Test images", "Trained on", "In pre-training"]
+    heads += ["In the task's training rows", "Exact copies", "Changed copies", "Not decodable"]
+    caption = "Test images with a copy among the images that are trained on"
+    return table(heads, rows, caption=caption)
+
+
 def problems(readout: Readout) -> Markup:
     """What failed, was blocked, is missing or was skipped, and why."""
     found = readout.problems.to_pylist()

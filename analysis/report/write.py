@@ -81,6 +81,7 @@ def _others(readout: Readout) -> dict[str, str]:
         "pretraining.csv": readout.pretraining,
         "noise.csv": readout.noise,
         "problems.csv": readout.problems,
+        "overlaps.csv": readout.overlaps,
     }
     return {
         name: _csv(table.column_names, sorted(table.to_pylist(), key=lambda row: _sort_key(row)))

@@ -39,6 +39,10 @@ class Facts(Spec):
         return self
 
 
+Classes = dict[str, tuple[Annotated[int, Field(strict=True)] | str, ...]]
+"""Class name -> the labels (numbers) or classes (names) of a corpus that belong to it."""
+
+
 class Task(Spec):
     """A downstream task on frozen features."""
 
@@ -50,7 +54,7 @@ class Task(Spec):
     )
     corpus: Corpus | None = None
     shift: Shift | None = None
-    classes: dict[str, tuple[Annotated[int, Field(strict=True)] | str, ...]] | None = Field(
+    classes: Classes | None = Field(
         None,
         description="class name -> labels (numbers) or classes (names) of the corpus that belong "
         "to it, in order; rows with other labels are left out; none: the corpus's own classes. For "

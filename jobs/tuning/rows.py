@@ -16,6 +16,7 @@ from typing import Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
@@ -45,6 +46,7 @@ class TaskRows:
     indices: Indices  # [n], ascending, into the part's samples
     other_classes: int  # rows left out because the task has no class for their label
     beyond_fraction: int = 0  # rows left out because only a fraction is used
+    dropped: int = 0  # test rows left out because they are trained on
 
 
 @dataclass(frozen=True)
@@ -166,6 +168,23 @@ def plain_rows(part: Samples, classes: TaskClasses, task: Task) -> TaskRows:
     rows = _rows_of_task(part, classes, task)
     target_of(task, len(classes.names)).check_part(rows.labels.numpy(), task)
     return rows
+
+
+def without(rows: TaskRows, keys: pa.Array, task: Task) -> TaskRows:
+    """The rows of a test part but those with these keys. Raises StageError when none is left."""
+    kept = np.flatnonzero(~pc.is_in(rows.keys, value_set=keys).to_numpy(zero_copy_only=False))
+    if len(kept) == 0:
+        raise StageError(
+            f"task {task.name}: every test image is trained on, so `overlap: drop` leaves none to "
+            f"test; take the task out, or correct its reader"
+        )
+    return TaskRows(
+        rows.keys.take(pa.array(kept)),
+        rows.labels[torch.from_numpy(kept)],
+        rows.indices[kept],
+        rows.other_classes,
+        dropped=len(rows.keys) - len(kept),
+    )
 
 
 def fraction(keys: pa.Array, labels: Indices, *, percent: float, seed: int, scope: str) -> Indices:

@@ -209,6 +209,7 @@ class TuneStep(Spec):
     label_noise: Percent = 0.0
     label_noise_classes: Annotated[NoiseClasses, SILENT] = "others"
     settings: Annotated[TuningSettings, FLAT]
+    drop_overlap: Annotated[bool, SILENT] = False  # test rows that an input, `overlap`, names
     encoder: EncoderTuning | None = None  # of methods that read images; None: frozen features
 
     @model_validator(mode="after")

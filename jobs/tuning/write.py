@@ -61,6 +61,7 @@ def record(work: Work, fit: Fit, tested: Tested, selected: Selected) -> Outcome:
             "train_beyond_fraction": fit.training.beyond_fraction,
             "validation_other_classes": fit.validation.other_classes,
             "test_other_classes": tested.rows.other_classes,
+            **({"test_dropped": tested.rows.dropped} if step_of(work).drop_overlap else {}),
         },
         metrics=_metrics("validation", cell) | _metrics("test", cell),
     )
@@ -95,6 +96,7 @@ def record_transfer(work: Work, trained: schema.Cell, tested: Tested) -> Outcome
             "configurations_failed": cell.configurations_failed,
             "test_reads": cell.test_reads,
             "test_other_classes": tested.rows.other_classes,
+            **({"test_dropped": tested.rows.dropped} if step_of(work).drop_overlap else {}),
         },
         metrics=_metrics("test", cell),
     )

@@ -16,6 +16,7 @@ from jobs.corpus.spec import Corpus
 from jobs.encoders.spec import PretrainedEncoder
 from jobs.features.spec import Features
 from jobs.noise.spec import Noise
+from jobs.overlap.spec import Choice
 from jobs.pretrain.spec import Pretrain
 from jobs.tasks import registry
 from jobs.tasks.duplicates import duplicate_tests
@@ -52,6 +53,11 @@ class Experiment(Spec):
         min_length=1,
         description="ids of the registered claims: these alone get a verdict and share the "
         "correction; none: all claims do",
+    )
+    overlap: Choice = Field(
+        "refuse",
+        description="a task's test images that are trained on: refuse the task if they are more "
+        "than 1 % of its test images, drop them from its tests, or allow them; always counted",
     )
     task_folders: Annotated[tuple[str, ...], PATH, NOT_SEMANTIC] = ()
     data: Annotated[str | None, PATH, NOT_SEMANTIC] = Field(

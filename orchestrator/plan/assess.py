@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from orchestrator.errors import DriftError
 from orchestrator.plan.plan import Plan
-from orchestrator.plan.states import StepState, StepStatus
+from orchestrator.plan.states import StepState, StepStatus, blocked_by
 from orchestrator.step.address import SCRATCH, scratch_of
 from orchestrator.step.step import Difference, Step, differences
 from orchestrator.store.lease import living
@@ -166,13 +166,15 @@ def look(plan: Plan, store: Store) -> dict[str, StepStatus]:
             text = store.scratch(step).read_bytes(ERROR).decode(errors="replace")
             found[address] = StepStatus(StepState.FAILED, text.strip().splitlines()[-1])
         else:
-            found[address] = _waiting(step.inputs, found)
+            found[address] = _waiting(step, found)
     return found
 
 
-def _waiting(inputs: Mapping[str, str], found: Mapping[str, StepStatus]) -> StepStatus:
+def _waiting(step: Step, found: Mapping[str, StepStatus]) -> StepStatus:
     """Missing, or blocked by an input. In a chain of blocked steps, the reason names the first."""
-    for address in inputs.values():
+    if step.after and (reason := blocked_by(step, step.after[0], found)):
+        return StepStatus(StepState.BLOCKED, reason)
+    for address in step.inputs.values():
         status = found[address]
         if status.state in (StepState.FAILED, StepState.DRIFT):
             return StepStatus(StepState.BLOCKED, f"reads {address}")

@@ -24,6 +24,7 @@ from jobs.tasks.spec import Task
 from jobs.tuning.spec import EncoderTuning, TuneStep
 from orchestrator.errors import UserError
 from orchestrator.experiment.model import Experiment
+from orchestrator.plan.overlap import Comparisons, add_comparisons
 from orchestrator.plan.plan import Plan
 from orchestrator.step.address import (
     CellAddress,
@@ -54,21 +55,31 @@ class _Builder:
 
     def __init__(self) -> None:
         self.steps: dict[str, Step] = {}
+        self.comparisons = Comparisons()
         self._texts = Texts()
-        self._cells: dict[tuple[str, str, tuple[int, ...]], list[_Cell]] = {}
+        self._cells: dict[tuple[str, str, tuple[int, ...], bool], list[_Cell]] = {}
 
     def cells(
-        self, experiment: Experiment, task: Task, method: str, seeds: tuple[int, ...]
+        self,
+        experiment: Experiment,
+        task: Task,
+        method: str,
+        seeds: tuple[int, ...],
+        drops: bool,
     ) -> list[_Cell]:
-        """The cells of a task and method with some tuning seeds, made once."""
-        found = self._cells.get((task.name, method, seeds))
+        """The cells of a task and method with some tuning seeds, made once.
+
+        `drops`: their tests leave out the images that are trained on.
+        """
+        key = task.name, method, seeds, drops
+        found = self._cells.get(key)
         if found is None:
             try:
-                found = list(_cells(experiment, task, method, seeds))
+                found = list(_cells(experiment, task, method, seeds, drops))
             except ValidationError as error:
                 message = error.errors()[0]["msg"].removeprefix("Value error, ")
                 raise UserError(f"tuning: {message}") from error
-            self._cells[task.name, method, seeds] = found
+            self._cells[key] = found
         return found
 
     def add(
@@ -80,7 +91,8 @@ class _Builder:
         **labels: str | float | int,
     ) -> str:
         inputs = dict(inputs or {})
-        return self.put(kind, str(address), spec, inputs, self.read(inputs), labels)
+        after = self.comparisons.after(spec, labels)
+        return self.put(kind, str(address), spec, inputs, self.read(inputs), labels, after)
 
     def read(self, inputs: Mapping[str, str]) -> dict[str, str]:
         """The fingerprints of the steps read, by role."""
@@ -94,10 +106,11 @@ class _Builder:
         inputs: Mapping[str, str],
         read: Mapping[str, str],
         labels: Mapping[str, str | float | int],
+        after: tuple[str, ...] = (),
     ) -> str:
         """Like `add`, for mappings that many steps share. They must not be changed."""
         mark = self._texts.fingerprint(kind, spec, read)
-        step = Step(address, kind, spec, inputs, read, mark, labels)
+        step = Step(address, kind, spec, inputs, read, mark, labels, after)
         known = self.steps.setdefault(address, step)
         if known.fingerprint != mark:
             changes = "; ".join(map(str, differences(known.fields, step.fields)))
@@ -132,6 +145,7 @@ def _build(experiment: Experiment) -> Plan:
     for corpus in (experiment.corpus, *(task.corpus for task in tasks)):
         if corpus is not None:
             builder.add("corpus", CorpusAddress(corpus.name), corpus)
+    builder.comparisons = add_comparisons(builder.add, experiment, tasks)
     _add_trained(builder, experiment, tasks)
     for encoder in experiment.encoders:
         _add_pretrained(builder, experiment, tasks, encoder)
@@ -225,32 +239,36 @@ def _add_downstream(
     replicate = of.seed if isinstance(of, RunAddress) else 0
     seeds = tuning.seeds or (replicate,)
     for task in tasks:
+        compared = builder.comparisons.of(task.name, of, encoder)
+        drops = compared is not None and experiment.overlap == "drop"
         if isinstance(encoder, GivenEncoder):
             features = _add_given(builder, experiment, task, of, encoder, coordinates)
         elif task.corpus is None:  # its features come from elsewhere, not from this encoder
             continue
         else:
             features = _add_features(builder, experiment, task, of, encoder, coordinates)
+        after = () if compared is None else (compared,)
         for name, method in tuning.methods.items():
             inputs = {"features": features}
             if method.reads_images:
                 inputs = _image_inputs(task, name, encoder)
             elif method.head == "zero_shot" and task.trained_on is None:
                 inputs["encoder"] = _text_encoder(experiment, name, encoder)
+            if compared is not None and drops:
+                inputs["overlap"] = compared
             read = builder.read(inputs)
-            for cell in builder.cells(experiment, task, name, seeds):
+            for cell in builder.cells(experiment, task, name, seeds, drops):
                 if task.trained_on is not None:
                     head = CellAddress(of, task.trained_on, cell.trial)
                     inputs = {**inputs, "head": str(head)}
                     read = builder.read(inputs)
                 address = str(CellAddress(of, task.name, cell.trial))
-                builder.put(
-                    "tune", address, cell.spec, inputs, read, {**coordinates, **cell.labels}
-                )
+                labels = {**coordinates, **cell.labels}
+                builder.put("tune", address, cell.spec, inputs, read, labels, after)
 
 
 def _cells(
-    experiment: Experiment, task: Task, name: str, seeds: tuple[int, ...]
+    experiment: Experiment, task: Task, name: str, seeds: tuple[int, ...], drops: bool
 ) -> Iterator[_Cell]:
     """The cells of a task and method with some tuning seeds, without their encoder."""
     tuning, method = experiment.tuning, experiment.tuning.methods[name]
@@ -280,6 +298,7 @@ def _cells(
                 label_noise=label_noise,
                 label_noise_classes=tuning.label_noise_classes if label_noise else "others",
                 settings=settings,
+                drop_overlap=drops,
                 encoder=encoder,
             ),
         )

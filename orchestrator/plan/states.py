@@ -5,8 +5,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+
+from orchestrator.step.step import Step
 
 
 class StepState(StrEnum):
@@ -32,3 +35,21 @@ class StepStatus:
 
     state: StepState
     reason: str = ""
+
+
+def blocked_by(step: Step, ended: str, found: Mapping[str, StepStatus]) -> str:
+    """Why a step cannot begin after another one, `ended`, has ended badly; empty if it still can.
+
+    `found` has the steps that have ended. A step comes `after` several others as long as one of
+    them may end well.
+    """
+    if ended in step.inputs.values():
+        return f"reads {ended}"
+    after = [found.get(address) for address in step.after]
+    if after and all(status is not None and _lost(status) for status in after):
+        return f"comes after {ended}"
+    return ""
+
+
+def _lost(status: StepStatus) -> bool:
+    return status.state in (StepState.FAILED, StepState.BLOCKED, StepState.DRIFT)

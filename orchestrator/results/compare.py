@@ -19,13 +19,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jobs import records
+from jobs.overlap.spec import limit_of
 from jobs.storage.folder import Folder
 from orchestrator.errors import UserError
 from orchestrator.step.address import (
     CellAddress,
     CorpusAddress,
     FeaturesAddress,
+    HashesAddress,
     NoiseAddress,
+    OverlapAddress,
     RunAddress,
     kind_of,
     parse_step,
@@ -330,6 +333,11 @@ def _candidates(root: Folder, address: str, role: str, cache: _Cache) -> Iterato
     match role, parse_step(address):
         case "corpus", _:
             yield from (str(CorpusAddress(name)) for name in cache.folders(root / "corpus"))
+        case "test" | "training" | "pretraining", OverlapAddress():
+            yield from (str(HashesAddress(name)) for name in cache.folders(root / "hashes"))
+        case "overlap", CellAddress(of=of, task=task):
+            corpus = of.corpus if isinstance(of, RunAddress) else None
+            yield str(OverlapAddress(corpus, task, limit_of("drop")))
         case "noise", RunAddress() as run:
             folder = NoiseAddress.folder(run.corpus, run.noise)
             draws = (

@@ -26,7 +26,9 @@ from orchestrator.step.address import (
     CellAddress,
     FeaturesAddress,
     NoiseAddress,
+    OverlapAddress,
     RunAddress,
+    parse_as,
     parse_step,
 )
 from orchestrator.step.step import Step
@@ -83,6 +85,7 @@ class FinishedSteps:
                 [{**row, **_coordinates(row["address"])} for row in (*unfinished, *remarks)],
                 schemas.PROBLEMS_SCHEMA,
             ),
+            overlaps=_table(self._overlaps(), schemas.OVERLAPS_SCHEMA),
             predictions=_table(predictions, schemas.PREDICTIONS_SCHEMA),
             rotation=_table(self._in_domains(rotations), schemas.ROTATION_SCHEMA),
             transition=_table(transition, schemas.TRANSITION_SCHEMA),
@@ -260,6 +263,27 @@ class FinishedSteps:
                         "seed": step.labels["seed"],
                     }
 
+    def _overlaps(self) -> Iterator[dict[str, Any]]:
+        """The counted overlaps of the compared tasks, and the tasks that have no images."""
+        for step, record in self.done("overlap"):
+            counts, sets = record.counts, ("pretraining", "training")
+            yield {
+                "task": step.labels["task"],
+                "corpus": parse_as(OverlapAddress, step.address).corpus,
+                "test_images": counts["test_images"],
+                "undecodable": counts["test_undecodable"],
+                "overlap": counts["overlap"],
+                **{name: counts.get(f"overlap_{name}") for name in sets},
+                **{
+                    kind: sum(counts.get(f"{kind}_{name}", 0) for name in sets)
+                    for kind in ("exact", "near")
+                },
+                "note": "",
+            }
+        for task in self.plan.tasks:
+            if task.corpus is None:
+                yield {"task": task.name, "note": "not compared: no images"}
+
     def _noise(self) -> Iterator[dict[str, Any]]:
         for step, record in self.done("noise"):
             yield {
@@ -299,6 +323,8 @@ def _coordinates(address: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if isinstance(step, NoiseAddress):
         found["noise"] = step.level
+    if isinstance(step, OverlapAddress):
+        found["task"] = step.task
     run = step.of if isinstance(step, FeaturesAddress | CellAddress) else step
     if isinstance(run, RunAddress):
         found |= {"noise": run.level, "seed": run.seed}

@@ -31,7 +31,7 @@ from functools import partial
 from jobs.contract import Failure, Hooks, Outcome, Work
 from orchestrator.errors import NmlError
 from orchestrator.plan.plan import Plan
-from orchestrator.plan.states import StepState, StepStatus
+from orchestrator.plan.states import StepState, StepStatus, blocked_by
 from orchestrator.run.opening import Opened, Opener
 from orchestrator.run.progress import Progress
 from orchestrator.step.step import KINDS, Step
@@ -43,6 +43,8 @@ from orchestrator.store.store import Store
 
 STAGES: Mapping[str, str] = {
     "corpus": "jobs.corpus.job:run_corpus",
+    "hashes": "jobs.overlap.job:run_hashes",
+    "overlap": "jobs.overlap.job:run",
     "noise": "jobs.noise.job:run",
     "pretrain": "jobs.pretrain.job:run",
     "encoder": "jobs.encoders.job:run",
@@ -155,8 +157,12 @@ class Executor:
     # -- in the driver's thread ------------------------------------------------------------------
 
     def _await_inputs(self, step: Step) -> None:
-        """Register a waiting step with its missing inputs, or make it ready if none is missing."""
-        missing = [a for a in set(step.inputs.values()) if a not in self._results]
+        """Register a waiting step with its missing inputs, or make it ready if none is missing.
+
+        The steps that it comes after are awaited like inputs.
+        """
+        before = {*step.inputs.values(), *step.after}
+        missing = [a for a in before if a in self._plan.steps and a not in self._results]
         for address in missing:
             self._readers.setdefault(address, []).append(step.address)
         self._missing_inputs[step.address] = len(missing)
@@ -265,9 +271,10 @@ class Executor:
             for reader in self._readers.pop(address, ()):
                 if reader not in self._waiting:  # blocked already, by another input
                     continue
-                if not result.state.finished:
+                ill = not result.state.finished
+                if ill and (why := blocked_by(self._plan.steps[reader], address, self._results)):
                     del self._waiting[reader]
-                    ended.append((reader, StepStatus(StepState.BLOCKED, f"reads {address}")))
+                    ended.append((reader, StepStatus(StepState.BLOCKED, why)))
                     continue
                 self._missing_inputs[reader] -= 1
                 if not self._missing_inputs[reader]:

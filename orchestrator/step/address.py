@@ -1,6 +1,9 @@
 """The grammar of addresses. Every address is written and read here, and nowhere else.
 
     corpus/<corpus>
+    hashes/<corpus>
+    overlap/pretrain/<corpus>/<task>/limit=1
+    overlap/encoder/<task>/limit=1        for encoders that are not trained here
     noise/<corpus>/<noise>/draw=0/level=10       labels that are given: without draw=
     pretrain/<run>                        <run> is <corpus>/<noise>/<recipe>/noise=10/seed=0
     encoder/<name>                        an encoder that is not trained here
@@ -23,8 +26,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, TypeAlias, TypeVar
 
-from jobs.contract import SLUG
 from orchestrator.errors import UserError
+from orchestrator.step.parts import is_named, number, slug, whole
 
 SCRATCH = ".scratch"
 FINGERPRINT_CHARACTERS = 12  # of a fingerprint, in the address of scratch
@@ -42,6 +45,29 @@ class CorpusAddress:
 
     def __str__(self) -> str:
         return f"corpus/{self.corpus}"
+
+
+@dataclass(frozen=True)
+class HashesAddress:
+    """What a corpus's images are compared by."""
+
+    corpus: str
+
+    def __str__(self) -> str:
+        return f"hashes/{self.corpus}"
+
+
+@dataclass(frozen=True)
+class OverlapAddress:
+    """A task's test images that are trained on."""
+
+    corpus: str | None  # of pre-training; None: for encoders that are not trained here
+    task: str
+    limit: int  # percent of the test images, above which the task is refused
+
+    def __str__(self) -> str:
+        of = "encoder" if self.corpus is None else f"pretrain/{self.corpus}"
+        return f"overlap/{of}/{self.task}/limit={self.limit}"
 
 
 @dataclass(frozen=True)
@@ -218,7 +244,14 @@ class AuditAddress:
 
 
 StepAddress: TypeAlias = (
-    CorpusAddress | NoiseAddress | RunAddress | PretrainedAddress | FeaturesAddress | CellAddress
+    CorpusAddress
+    | HashesAddress
+    | OverlapAddress
+    | NoiseAddress
+    | RunAddress
+    | PretrainedAddress
+    | FeaturesAddress
+    | CellAddress
 )
 
 
@@ -236,9 +269,7 @@ class ScratchAddress:
 Address: TypeAlias = (
     StepAddress
     | CellsAddress
-    | ReportAddress
-    | SweepAddress
-    | TrackingAddress
+    | _ExperimentAddress
     | RotationAddress
     | AuditAddress
     | ScratchAddress
@@ -295,36 +326,39 @@ def short(address: str) -> str:
     return f"noise={below}" if level else rest
 
 
-# -- reading -------------------------------------------------------------------------------------
-
-
 _OF_EXPERIMENTS = {form.kind: form for form in (ReportAddress, SweepAddress, TrackingAddress)}
 
 
 def _parsed(parts: Sequence[str]) -> Address:
     match parts:
         case ["corpus", corpus]:
-            return CorpusAddress(_slug(corpus))
+            return CorpusAddress(slug(corpus))
+        case ["hashes", corpus]:
+            return HashesAddress(slug(corpus))
+        case ["overlap", "pretrain", corpus, task, limit]:
+            return OverlapAddress(slug(corpus), slug(task), whole("limit", limit))
+        case ["overlap", "encoder", task, limit]:
+            return OverlapAddress(None, slug(task), whole("limit", limit))
         case ["noise", corpus, noise, level]:
-            return NoiseAddress(_slug(corpus), _slug(noise), _number("level", level), None)
+            return NoiseAddress(slug(corpus), slug(noise), number("level", level), None)
         case ["noise", corpus, noise, draw, level]:
-            drawn = _whole("draw", draw)
-            return NoiseAddress(_slug(corpus), _slug(noise), _number("level", level), drawn)
+            drawn = whole("draw", draw)
+            return NoiseAddress(slug(corpus), slug(noise), number("level", level), drawn)
         case ["pretrain", *run]:
             return _run(run)
         case ["encoder", name]:
-            return PretrainedAddress(_slug(name))
+            return PretrainedAddress(slug(name))
         case ["features", *encoder, images]:
-            return FeaturesAddress(_encoder(encoder), _slug(images))
-        case ["tune", *encoder, task, method, share, noise, seed] if _is("label_noise", noise):
-            noisy = _number("label_noise", noise)
+            return FeaturesAddress(_encoder(encoder), slug(images))
+        case ["tune", *encoder, task, method, share, noise, seed] if is_named("label_noise", noise):
+            noisy = number("label_noise", noise)
             return _cell(encoder, task, method, share, noisy, seed)
-        case ["tune", *encoder, task, method, share, seed] if _is("fraction", share):
+        case ["tune", *encoder, task, method, share, seed] if is_named("fraction", share):
             return _cell(encoder, task, method, share, 0.0, seed)
         case ["tune", *encoder, method]:
-            return CellsAddress(_encoder(encoder), _slug(method))
+            return CellsAddress(_encoder(encoder), slug(method))
         case [kind, experiment] if kind in _OF_EXPERIMENTS:
-            return _OF_EXPERIMENTS[kind](_slug(experiment))
+            return _OF_EXPERIMENTS[kind](slug(experiment))
         case ["rotation", *below] if isinstance(of := _parsed(below), FeaturesAddress):
             return RotationAddress(of)
         case ["audit", *below] if isinstance(over := _parsed(below), NoiseAddress):
@@ -337,23 +371,23 @@ def _parsed(parts: Sequence[str]) -> Address:
 def _run(parts: Sequence[str]) -> RunAddress:
     match parts:
         case [corpus, noise, recipe, level, seed]:
-            at = _number("noise", level)
-            return RunAddress(_slug(corpus), _slug(noise), _slug(recipe), at, _whole("seed", seed))
+            at = number("noise", level)
+            return RunAddress(slug(corpus), slug(noise), slug(recipe), at, whole("seed", seed))
     raise ValueError("a run is CORPUS/NOISE/RECIPE/noise=LEVEL/seed=SEED")
 
 
 def _encoder(parts: Sequence[str]) -> EncoderAddress:
     """The encoder of an address. The number of parts tells a corpus named `encoder` apart."""
     if len(parts) == 2 and parts[0] == "encoder":
-        return PretrainedAddress(_slug(parts[1]))
+        return PretrainedAddress(slug(parts[1]))
     return _run(parts)
 
 
 def _cell(
     encoder: Sequence[str], task: str, method: str, share: str, label_noise: float, seed: str
 ) -> CellAddress:
-    trial = Trial(_slug(method), _number("fraction", share), label_noise, _whole("seed", seed))
-    return CellAddress(_encoder(encoder), _slug(task), trial)
+    trial = Trial(slug(method), number("fraction", share), label_noise, whole("seed", seed))
+    return CellAddress(_encoder(encoder), slug(task), trial)
 
 
 def _scratch(text: str) -> ScratchAddress:
@@ -364,37 +398,6 @@ def _scratch(text: str) -> ScratchAddress:
     if not isinstance(of, StepAddress):
         raise ValueError(f"{step} is not the address of a step")
     return ScratchAddress(of, fingerprint)
-
-
-_SLUG = re.compile(SLUG)
-_NUMBER = re.compile(r"[0-9.]+(e[+-]?[0-9]+)?", re.ASCII)
-
-
-def _slug(part: str) -> str:
-    if not _SLUG.fullmatch(part):
-        raise ValueError(f"{part!r} is no name")
-    return part
-
-
-def _is(name: str, part: str) -> bool:
-    return part.startswith(f"{name}=")
-
-
-def _number(name: str, part: str) -> float:
-    return float(_value(name, part))
-
-
-def _whole(name: str, part: str) -> int:
-    return int(_value(name, part))
-
-
-def _value(name: str, part: str) -> str:
-    value = part.partition("=")[2]
-    if not _is(name, part):
-        raise ValueError(f"{part!r} should read {name}=NUMBER")
-    if not _NUMBER.fullmatch(value):  # float() accepts more: nan, 1_0, spaces
-        raise ValueError(f"{value!r} is no number")
-    return value
 
 
 def _round(address: NoiseAddress | RunAddress | Trial, name: str) -> None:

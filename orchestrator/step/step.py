@@ -14,7 +14,7 @@ from typing import Any
 
 from jobs.contract import Spec
 
-KINDS = ("corpus", "noise", "pretrain", "encoder", "features", "tune")
+KINDS = ("corpus", "hashes", "overlap", "noise", "pretrain", "encoder", "features", "tune")
 """Every kind of step, in the order data flows."""
 
 
@@ -29,6 +29,9 @@ class Step:
     read: Mapping[str, str]  # role -> fingerprint of the step read
     fingerprint: str
     labels: Mapping[str, str | float | int] = field(default_factory=dict)  # coordinates
+    # Steps that must have ended, at least one of them well, before this one begins. It reads none
+    # of them, and its fingerprint does not depend on them.
+    after: tuple[str, ...] = ()
 
     @property
     def fields(self) -> dict[str, Any]:

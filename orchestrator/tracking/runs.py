@@ -257,7 +257,8 @@ class RunViews:
             context = {"pretrain": "pre-training", "tune": "tuning"}.get(step.kind, step.kind)
             for address in step.inputs.values():
                 read = self._plan.steps[address]
-                corpus = read.inputs.get("corpus", "") if read.kind == "features" else address
+                kept = read.kind in ("features", "hashes")
+                corpus = read.inputs.get("corpus", "") if kept else address
                 if kind_of(corpus) == "corpus":
                     uses[corpus, context] = None
         for corpus, context in uses:

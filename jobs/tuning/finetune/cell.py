@@ -29,6 +29,7 @@ from jobs import records
 from jobs.contract import Outcome, StageError, Work
 from jobs.corpus.shards import Index
 from jobs.encoders.encoder import Encoder, load, save, weights_bytes
+from jobs.overlap.compare import dropped
 from jobs.storage.folder import AlteredError, Folder
 from jobs.tasks.target import Metric
 from jobs.tuning.budget import Budget
@@ -185,7 +186,7 @@ def close(work: Work, configurations: Sequence[Configuration]) -> Outcome:
     adapted = AdaptedEncoder(cell.encoder, cell.step.method, cell.target, cell.step.seed)
     adapted.load(state.encoder, state.head)
     selected = Selected(state.head, cell.classes.names)
-    tested = _test(cell.step, adapted, cell.source, selected, cell.classes)
+    tested = _test(work, adapted, cell.source, selected, cell.classes)
     fit = Fit(
         shape=adapted.shape,
         classes=cell.classes,
@@ -249,7 +250,7 @@ def _as_trained(
 
 
 def _test(
-    step: TuneStep,
+    work: Work,
     adapted: AdaptedEncoder,
     source: Source,
     selected: Selected,
@@ -260,8 +261,9 @@ def _test(
 
     `mapping`: the class mapping, where the head was trained on another task.
     """
-    part = TestImages(source)
-    images = part.open(selected, step.task, classes)
+    step, part = step_of(work), TestImages(source)
+    left_out = dropped(work.inputs["overlap"]) if step.drop_overlap else None
+    images = part.open(selected, step.task, classes, left_out)
     loss, predicted = evaluate(adapted, images, encoder_tuning_of(step).precision, mapping)
     target = target_of(step.task, len(classes.names))
     scores = target.judge(images.labels, predicted[None])
@@ -306,7 +308,7 @@ def transfer(work: Work) -> Outcome:
     adapted.load(_adapted_state(head, adapted), selected.state)
     classes = TaskClasses.of(step.task, index.classes)
     mapping = shape.target.mapping(step.task, classes.names, selected.classes)
-    tested = _test(step, adapted, source, selected, classes, mapping)
+    tested = _test(work, adapted, source, selected, classes, mapping)
     return record_transfer(work, trained, tested)
 
 

@@ -28,7 +28,15 @@ from jobs.images.spec import Shift
 from jobs.storage.folder import Folder
 from jobs.tasks.spec import Task
 from jobs.tuning.digest import digest_of
-from jobs.tuning.rows import PartName, Samples, TaskClasses, TaskRows, plain_rows, training_rows
+from jobs.tuning.rows import (
+    PartName,
+    Samples,
+    TaskClasses,
+    TaskRows,
+    plain_rows,
+    training_rows,
+    without,
+)
 from jobs.tuning.target import Indices
 from jobs.tuning.trained import Selected
 
@@ -152,8 +160,17 @@ class TestImages:
         self._source = source
         self.reads = 0
 
-    def open(self, selected: Selected, task: Task, classes: TaskClasses) -> Images:
-        """Decode the part for the head `selected`. Raises StageError when called again."""
+    def open(
+        self,
+        selected: Selected,
+        task: Task,
+        classes: TaskClasses,
+        left_out: pa.Array | None = None,
+    ) -> Images:
+        """Decode the part for the head `selected`, but the keys in `left_out`.
+
+        Raises StageError when called again.
+        """
         where = self._source.corpus.uri
         if not selected.state:
             raise StageError(f"{where}: the test part was opened without a head")
@@ -161,4 +178,6 @@ class TestImages:
             raise StageError(f"{where}: the test part of a cell is read only once")
         self.reads += 1
         rows = self._source.plain_rows("test", task, classes)
+        if left_out is not None:
+            rows = without(rows, left_out, task)
         return self._source.decoded("test", rows, task.shift)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from jobs.contract import Outcome, StageError, Work
-from jobs.storage.folder import Folder
+from jobs.overlap.compare import dropped
 from jobs.tuning.budget import OnProgress, ignore_progress
 from jobs.tuning.class_mapping import ClassMapping
 from jobs.tuning.digest import digest
@@ -21,8 +21,7 @@ from jobs.tuning.frozen.features import FeatureCache, TestPart, read_classes
 from jobs.tuning.frozen.fit import fit, fit_siblings
 from jobs.tuning.frozen.stack import evaluate
 from jobs.tuning.heads import Shape, StackedHeads
-from jobs.tuning.rows import Labelled, TaskClasses, plain_rows
-from jobs.tuning.spec import TuneStep
+from jobs.tuning.rows import Labelled, TaskClasses, plain_rows, without
 from jobs.tuning.target import target_of
 from jobs.tuning.trained import Configuration, Fit, Selected, step_of
 from jobs.tuning.write import Tested, read_head, record, record_transfer
@@ -66,9 +65,8 @@ def adapt_siblings(
 
 def _finish(work: Work, fit: Fit) -> Outcome:
     """Test the selected configuration, and write the cell."""
-    step = step_of(work)
     selected = Selected(fit.trained.state, fit.classes.names)
-    tested = _test(work.inputs["features"], step, fit.shape, selected, fit.classes)
+    tested = _test(work, fit.shape, selected, fit.classes)
     return record(work, fit, tested, selected)
 
 
@@ -83,13 +81,12 @@ def transfer(work: Work) -> Outcome:
     shape, selected, trained = read_head(source, step)
     classes = TaskClasses.of(step.task, read_classes(folder))
     mapping = shape.target.mapping(step.task, classes.names, selected.classes)
-    tested = _test(folder, step, shape, selected, classes, mapping)
+    tested = _test(work, shape, selected, classes, mapping)
     return record_transfer(work, trained, tested)
 
 
 def _test(
-    folder: Folder,
-    step: TuneStep,
+    work: Work,
     shape: Shape,
     selected: Selected,
     classes: TaskClasses,
@@ -99,6 +96,7 @@ def _test(
 
     `mapping`: the class mapping, where the head was trained on another task.
     """
+    step, folder = step_of(work), work.inputs["features"]
     part = TestPart(folder)
     features = part.open(selected)
     if features.views.shape[-1] != shape.dim:
@@ -107,6 +105,8 @@ def _test(
             f"takes {shape.dim}; extract both with the same encoder"
         )
     rows = plain_rows(features, classes, step.task)
+    if step.drop_overlap:
+        rows = without(rows, dropped(work.inputs["overlap"]), step.task)
     samples = features.plain(rows)
     heads = StackedHeads.single(shape, selected.state)
     if mapping is None:

@@ -64,7 +64,7 @@ def test_every_gap_is_in_the_matrix_with_its_reason(
     assert rows["lp"] == ["0/1~", "0/1^"]
     assert rows["mlp"] == ["1/1", "0/1^"]
     assert rows["features"] == ["1/1", "0/1!"]
-    assert "9 done, 1 running, 1 failed, 4 blocked" in page
+    assert "11 done, 1 running, 1 failed, 4 blocked" in page
     assert f"failed {failed.address}: ValueError: no such layer" in page
     assert "(and 3 more): reads " + failed.address in page
 

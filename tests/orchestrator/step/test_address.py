@@ -18,7 +18,9 @@ from orchestrator.step.address import (
     CellsAddress,
     CorpusAddress,
     FeaturesAddress,
+    HashesAddress,
     NoiseAddress,
+    OverlapAddress,
     PretrainedAddress,
     ReportAddress,
     RotationAddress,
@@ -49,7 +51,8 @@ runs = st.builds(RunAddress, names, names, names, levels, seeds)
 encoders = runs | st.builds(PretrainedAddress, names)
 features = st.builds(FeaturesAddress, encoders, names)
 cells = st.builds(CellAddress, encoders, names, st.builds(Trial, names, levels, levels, seeds))
-steps = corpora | noises | encoders | features | cells
+overlaps = st.builds(OverlapAddress, st.none() | names, names, seeds)
+steps = corpora | st.builds(HashesAddress, names) | overlaps | noises | encoders | features | cells
 marks = st.text("0123456789abcdef", min_size=12, max_size=12)
 addresses = (
     steps
@@ -144,6 +147,8 @@ def test_an_address_of_another_form_is_refused() -> None:
 def test_every_step_of_a_plan_has_an_address_of_its_kind() -> None:
     forms = {
         "corpus": CorpusAddress,
+        "hashes": HashesAddress,
+        "overlap": OverlapAddress,
         "noise": NoiseAddress,
         "pretrain": RunAddress,
         "encoder": PretrainedAddress,

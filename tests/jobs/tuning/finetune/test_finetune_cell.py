@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
@@ -21,16 +22,17 @@ from jobs.storage.folder import Folder
 from jobs.tuning import schema
 from jobs.tuning.budget import Budget
 from jobs.tuning.finetune.cell import Cell, close, select, state_name, transfer
+from jobs.tuning.finetune.images import Source, TestImages
 from jobs.tuning.finetune.model import AdaptedEncoder, adapted_layers
 from jobs.tuning.finetune.train import EpochNumbers, State
 from jobs.tuning.frozen.features import FeatureCache
 from jobs.tuning.frozen.train import train
 from jobs.tuning.methods import Method
-from jobs.tuning.rows import plain_rows, training_rows
+from jobs.tuning.rows import TaskClasses, plain_rows, training_rows
 from jobs.tuning.search_space import Space
 from jobs.tuning.spec import EncoderTuning
 from jobs.tuning.target import ClassTarget
-from jobs.tuning.trained import Configuration
+from jobs.tuning.trained import Configuration, Selected
 from tests import pretend
 from tests.jobs.committing import seal
 from tests.jobs.tuning.finetune.digits import (
@@ -202,6 +204,25 @@ def test_a_closed_cell_writes_its_tables_and_the_adapted_encoder(
     assert {t.epochs for t in tried} == {2}
     assert {p.step for p in curves} == {1, 2}
     assert not any(p.metric == "train/mse" for p in curves)
+
+
+def test_images_that_are_trained_on_are_dropped_before_they_are_decoded(
+    digits: Folder, tmp_path: Path
+) -> None:
+    def lengths(data: bytes, where: str, *_: object) -> torch.Tensor:
+        return torch.tensor([len(data) % 256], dtype=torch.uint8)
+
+    classes = TaskClasses.of(TASK, Index.read(digits).classes)
+    rows = Source(digits, lengths).plain_rows("test", TASK, classes)
+    left_out = rows.keys.take(pa.array([0, 7, 596]))
+    selected = Selected({"head": torch.zeros(1)}, classes.names)
+    found = TestImages(Source(digits, lengths)).open(selected, TASK, classes, left_out)
+    every = TestImages(Source(digits, lengths)).open(selected, TASK, classes)
+    kept = [n for n in range(len(every.keys)) if n not in (0, 7, 596)]
+    assert found.keys.to_pylist() == every.keys.take(pa.array(kept)).to_pylist()
+    assert torch.equal(found.pixels, every.pixels[kept])
+    assert torch.equal(found.labels, every.labels[kept])
+    assert (found.rows.dropped, every.rows.dropped) == (3, 0)
 
 
 @pytest.mark.parametrize("method", ["ft", "lora"])

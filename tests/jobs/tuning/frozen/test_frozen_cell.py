@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 import torch
@@ -205,3 +207,26 @@ def test_a_cell_uses_the_threads_it_was_given_and_names_its_heads_classes(
     assert torch.get_num_threads() == 2
     card = work.output.read_json(schema.HEAD_CARD)
     assert card == {"kind": "paper", "dim": DIM, "classes": list(CLASSES)}
+
+
+def test_a_cell_that_drops_overlap_tests_the_other_rows_alone(
+    write_features: WriteFeatures, make_work: MakeWork, tmp_path: Path
+) -> None:
+    left_out = ["test-0003", "test-0064"]
+    overlap = Folder.of(tmp_path / "overlap")
+    overlap.write_table("overlap.parquet", pa.table({"key": [left_out[1], *left_out]}))
+    features = write_features()
+    whole = make_work("whole", step(), features=features)
+    fewer = make_work("fewer", step(drop_overlap=True), features=features, overlap=overlap)
+    adapt(whole, TRIED, FeatureCache())
+    outcome = adapt(fewer, TRIED, FeatureCache())
+    before, after = (
+        work.output.read_table(schema.PREDICTIONS).to_pylist() for work in (whole, fewer)
+    )
+    assert after == [row for row in before if row["key"] not in left_out]
+    assert outcome.counts["test_dropped"] == 2
+    assert read_cell(fewer.output).n_test == SIZES["test"] - 2
+    everything = [f"test-{n:04d}" for n in range(SIZES["test"])]
+    overlap.write_table("overlap.parquet", pa.table({"key": everything}))
+    with pytest.raises(StageError, match="every test image is trained on"):
+        adapt(fewer, TRIED, FeatureCache())

@@ -1,0 +1,1 @@
+"""Overlap: which images of a task's test part have a copy among the images that are trained on."""
