@@ -46,7 +46,14 @@ def kinds(found: Plan) -> dict[str, int]:
 
 def test_encoders_alone_need_no_corpus_noise_or_pretraining(tmp_path: Path) -> None:
     found = build.build(made(tmp_path, [LITE], ["digits", "digits-rotated"]))
-    assert kinds(found) == {"corpus": 1, "encoder": 1, "features": 2, "tune": 16}
+    assert kinds(found) == {
+        "corpus": 1,
+        "hashes": 1,
+        "overlap": 2,
+        "encoder": 1,
+        "features": 2,
+        "tune": 16,
+    }
     cell = found.steps["tune/encoder/lite/digits-rotated/lp/fraction=100/seed=0"]
     assert cell.labels["encoder"] == "lite"
     assert not {"noise", "seed"} & set(cell.labels)
@@ -62,14 +69,23 @@ def test_they_change_no_step_of_trained_encoders(tmp_path: Path) -> None:
     assert {a: s.fingerprint for a, s in alone.steps.items()}.items() <= {
         a: s.fingerprint for a, s in both.steps.items()
     }.items()
-    assert len(both.steps) == len(alone.steps) + 1 + 1 + 8
+    assert (
+        len(both.steps) == len(alone.steps) + 1 + 1 + 1 + 8
+    )  # encoder, comparison, features, cells
 
 
 def test_given_features_take_the_tasks_that_they_have_files_for(
     tmp_path: Path, ada: dict[str, Any]
 ) -> None:
     found = build.build(made(tmp_path, [LITE, ada], ["digits", "reviews"]))
-    assert kinds(found) == {"corpus": 1, "encoder": 1, "features": 2, "tune": 16}
+    assert kinds(found) == {
+        "corpus": 1,
+        "hashes": 1,
+        "overlap": 1,
+        "encoder": 1,
+        "features": 2,
+        "tune": 16,
+    }
     given = found.steps["features/encoder/ada/reviews"]
     assert given.inputs == {}
     assert given.fields["spec"]["sha256"] == hashlib.sha256(b"features").hexdigest()
