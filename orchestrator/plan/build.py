@@ -9,8 +9,6 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import product
 
 from pydantic import ValidationError
 
@@ -21,9 +19,9 @@ from jobs.features.spec import Features, FeaturesStep, GivenStep
 from jobs.noise.spec import Noise, NoiseStep
 from jobs.pretrain.spec import PretrainSettings, PretrainStep
 from jobs.tasks.spec import Task
-from jobs.tuning.spec import EncoderTuning, TuneStep
 from orchestrator.errors import UserError
 from orchestrator.experiment.model import Experiment
+from orchestrator.plan.cells import Cell, cells_of, image_inputs, text_encoder
 from orchestrator.plan.overlap import Comparisons, add_comparisons
 from orchestrator.plan.plan import Plan
 from orchestrator.step.address import (
@@ -35,19 +33,9 @@ from orchestrator.step.address import (
     PretrainedAddress,
     RunAddress,
     StepAddress,
-    Trial,
 )
 from orchestrator.step.fingerprint import Texts
 from orchestrator.step.step import KINDS, Step, differences
-
-
-@dataclass(frozen=True)
-class _Cell:
-    """A cell without its encoder. 50,000 cells share a few hundred specs this way."""
-
-    trial: Trial  # of its address
-    labels: Mapping[str, str | float | int]
-    spec: TuneStep
 
 
 class _Builder:
@@ -57,7 +45,7 @@ class _Builder:
         self.steps: dict[str, Step] = {}
         self.comparisons = Comparisons()
         self._texts = Texts()
-        self._cells: dict[tuple[str, str, tuple[int, ...], bool], list[_Cell]] = {}
+        self._cells: dict[tuple[str, str, tuple[int, ...], bool], list[Cell]] = {}
 
     def cells(
         self,
@@ -66,7 +54,7 @@ class _Builder:
         method: str,
         seeds: tuple[int, ...],
         drops: bool,
-    ) -> list[_Cell]:
+    ) -> list[Cell]:
         """The cells of a task and method with some tuning seeds, made once.
 
         `drops`: their tests leave out the images that are trained on.
@@ -75,7 +63,7 @@ class _Builder:
         found = self._cells.get(key)
         if found is None:
             try:
-                found = list(_cells(experiment, task, method, seeds, drops))
+                found = list(cells_of(experiment, task, method, seeds, drops))
             except ValidationError as error:
                 message = error.errors()[0]["msg"].removeprefix("Value error, ")
                 raise UserError(f"tuning: {message}") from error
@@ -251,9 +239,9 @@ def _add_downstream(
         for name, method in tuning.methods.items():
             inputs = {"features": features}
             if method.reads_images:
-                inputs = _image_inputs(task, name, encoder)
+                inputs = image_inputs(task, name, encoder)
             elif method.head == "zero_shot" and task.trained_on is None:
-                inputs["encoder"] = _text_encoder(experiment, name, encoder)
+                inputs["encoder"] = text_encoder(experiment, name, encoder)
             if compared is not None and drops:
                 inputs["overlap"] = compared
             read = builder.read(inputs)
@@ -265,86 +253,6 @@ def _add_downstream(
                 address = str(CellAddress(of, task.name, cell.trial))
                 labels = {**coordinates, **cell.labels}
                 builder.put("tune", address, cell.spec, inputs, read, labels, after)
-
-
-def _cells(
-    experiment: Experiment, task: Task, name: str, seeds: tuple[int, ...], drops: bool
-) -> Iterator[_Cell]:
-    """The cells of a task and method with some tuning seeds, without their encoder."""
-    tuning, method = experiment.tuning, experiment.tuning.methods[name]
-    encoder = _encoder_tuning(experiment) if method.reads_images else None
-    settings = tuning.settings(method)
-    axes: tuple[tuple[float, ...], tuple[float, ...], tuple[int, ...]]
-    axes = tuning.fractions, tuning.label_noise, seeds
-    if method.head == "zero_shot":  # reads no training row, so one cell is enough
-        axes = (max(tuning.fractions),), (0.0,), seeds[:1]
-    for fraction, label_noise, seed in product(*axes):
-        yield _Cell(
-            trial=Trial(name, fraction, label_noise, seed),
-            labels={
-                "task": task.name,
-                "domain": task.domain,
-                "method": name,
-                "fraction": fraction,
-                "label_noise": label_noise,
-                "tuning_seed": seed,
-            },
-            spec=TuneStep(
-                task=task,
-                method_name=name,
-                method=method,
-                fraction=fraction,
-                seed=seed,
-                label_noise=label_noise,
-                label_noise_classes=tuning.label_noise_classes if label_noise else "others",
-                settings=settings,
-                drop_overlap=drops,
-                encoder=encoder,
-            ),
-        )
-
-
-def _image_inputs(task: Task, method: str, encoder: str | GivenEncoder) -> dict[str, str]:
-    """The inputs of a method that trains the encoder itself; UserError if there is no encoder to
-    train.
-    """
-    if isinstance(encoder, GivenEncoder) or task.corpus is None:
-        whose = f"encoder {encoder.name}" if isinstance(encoder, GivenEncoder) else task.name
-        raise UserError(
-            f"tuning.methods.{method} trains the encoder itself, and {whose} gives features alone; "
-            f"leave the method out"
-        )
-    return {"encoder": encoder, "corpus": str(CorpusAddress(task.scope))}
-
-
-def _text_encoder(experiment: Experiment, method: str, encoder: str | GivenEncoder) -> str:
-    """The encoder whose text tower makes a zero-shot head; UserError if it has none."""
-    pretrained = {str(PretrainedAddress(each.name)): each for each in experiment.encoders}
-    if isinstance(encoder, str):
-        known = pretrained.get(encoder)
-        if known is None:  # trained here
-            recipe = experiment.pretrain.recipe if experiment.pretrain else None
-            reads = recipe is not None and recipe.objective == "contrastive"
-        else:
-            reads = known.kind == "open_clip" or getattr(known, "family", None) == "open_clip"
-        if reads:
-            return encoder
-    whose = encoder if isinstance(encoder, str) else PretrainedAddress(encoder.name)
-    raise UserError(
-        f"tuning.methods.{method}: zero_shot needs an encoder that reads text (open_clip), and "
-        f"{whose} does not; leave the method out"
-    )
-
-
-def _encoder_tuning(experiment: Experiment) -> EncoderTuning:
-    """Views and precision as frozen methods get them from the features."""
-    settings = experiment.features
-    if settings.precision == "float16":
-        raise UserError(
-            "features.precision = float16: lora and ft cannot train in it without underflow; use "
-            "bfloat16 or float32"
-        )
-    return EncoderTuning(views=settings.views, precision=settings.precision)
 
 
 def _add_features(

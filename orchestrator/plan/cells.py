@@ -1,0 +1,107 @@
+"""The cells that a plan has for each encoder, and what their methods need of it.
+
+Takes an experiment, a task and a method; gives cells without their encoder, which all encoders with
+the same tuning seeds share. What cannot be planned is a UserError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import product
+
+from jobs.encoders.spec import GivenEncoder
+from jobs.tasks.spec import Task
+from jobs.tuning.spec import EncoderTuning, TuneStep
+from orchestrator.errors import UserError
+from orchestrator.experiment.model import Experiment
+from orchestrator.step.address import CorpusAddress, PretrainedAddress, Trial
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell without its encoder. 50,000 cells share a few hundred specs this way."""
+
+    trial: Trial  # of its address
+    labels: Mapping[str, str | float | int]
+    spec: TuneStep
+
+
+def cells_of(
+    experiment: Experiment, task: Task, name: str, seeds: tuple[int, ...], drops: bool
+) -> Iterator[Cell]:
+    """The cells of a task and method with some tuning seeds, without their encoder."""
+    tuning, method = experiment.tuning, experiment.tuning.methods[name]
+    encoder = _encoder_tuning(experiment) if method.reads_images else None
+    settings = tuning.settings(method)
+    axes: tuple[tuple[float, ...], tuple[float, ...], tuple[int, ...]]
+    axes = tuning.fractions, tuning.label_noise, seeds
+    if method.head == "zero_shot":  # reads no training row, so one cell is enough
+        axes = (max(tuning.fractions),), (0.0,), seeds[:1]
+    for fraction, label_noise, seed in product(*axes):
+        yield Cell(
+            trial=Trial(name, fraction, label_noise, seed),
+            labels={
+                "task": task.name,
+                "domain": task.domain,
+                "method": name,
+                "fraction": fraction,
+                "label_noise": label_noise,
+                "tuning_seed": seed,
+            },
+            spec=TuneStep(
+                task=task,
+                method_name=name,
+                method=method,
+                fraction=fraction,
+                seed=seed,
+                label_noise=label_noise,
+                label_noise_classes=tuning.label_noise_classes if label_noise else "others",
+                settings=settings,
+                drop_overlap=drops,
+                encoder=encoder,
+            ),
+        )
+
+
+def image_inputs(task: Task, method: str, encoder: str | GivenEncoder) -> dict[str, str]:
+    """The inputs of a method that trains the encoder itself; UserError if there is no encoder to
+    train.
+    """
+    if isinstance(encoder, GivenEncoder) or task.corpus is None:
+        whose = f"encoder {encoder.name}" if isinstance(encoder, GivenEncoder) else task.name
+        raise UserError(
+            f"tuning.methods.{method} trains the encoder itself, and {whose} gives features alone; "
+            f"leave the method out"
+        )
+    return {"encoder": encoder, "corpus": str(CorpusAddress(task.scope))}
+
+
+def text_encoder(experiment: Experiment, method: str, encoder: str | GivenEncoder) -> str:
+    """The encoder whose text tower makes a zero-shot head; UserError if it has none."""
+    pretrained = {str(PretrainedAddress(each.name)): each for each in experiment.encoders}
+    if isinstance(encoder, str):
+        known = pretrained.get(encoder)
+        if known is None:  # trained here
+            recipe = experiment.pretrain.recipe if experiment.pretrain else None
+            reads = recipe is not None and recipe.objective == "contrastive"
+        else:
+            reads = known.kind == "open_clip" or getattr(known, "family", None) == "open_clip"
+        if reads:
+            return encoder
+    whose = encoder if isinstance(encoder, str) else PretrainedAddress(encoder.name)
+    raise UserError(
+        f"tuning.methods.{method}: zero_shot needs an encoder that reads text (open_clip), and "
+        f"{whose} does not; leave the method out"
+    )
+
+
+def _encoder_tuning(experiment: Experiment) -> EncoderTuning:
+    """Views and precision as frozen methods get them from the features."""
+    settings = experiment.features
+    if settings.precision == "float16":
+        raise UserError(
+            "features.precision = float16: lora and ft cannot train in it without underflow; use "
+            "bfloat16 or float32"
+        )
+    return EncoderTuning(views=settings.views, precision=settings.precision)
