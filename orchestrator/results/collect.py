@@ -40,7 +40,7 @@ from orchestrator.store.manifest import MANIFEST
 from orchestrator.store.store import Store
 from orchestrator.tracking.runs import NOTE, Data, SweepRecord
 
-PROTOCOL = 7  # raised when the report's contents change
+PROTOCOL = 8  # raised when the report's contents change
 SUMMARY = "summary.parquet"
 PRETRAINED = "encoders.parquet"
 
