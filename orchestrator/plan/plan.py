@@ -53,9 +53,9 @@ class Plan:
         return found
 
     def only(self, *kinds: str) -> Plan:
-        """The steps of some kinds, and all that they read."""
+        """The steps of some kinds, and all that they read or come after."""
         kept = {step.address for step in self.steps.values() if step.kind in kinds}
         for step in reversed(list(self.steps.values())):  # each comes after its inputs
             if step.address in kept:
-                kept.update(step.inputs.values())
+                kept.update((*step.inputs.values(), *step.after))
         return Plan(self.experiment, self.tasks, {a: s for a, s in self.steps.items() if a in kept})

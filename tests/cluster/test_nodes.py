@@ -37,7 +37,7 @@ pytestmark = [
     pytest.mark.skipif(not may_mask(), reason="needs the right to mount, for nodes kept apart"),
 ]
 
-CELLS = 8
+CELLS = 10
 FILES = 16  # of the source: units of work of the corpus stage
 CORPUS = (
     "{name: mine, reader: {kind: parquet, path: source, label: label, image: image}, "

@@ -94,7 +94,7 @@ def test_a_shard_altered_between_epochs_of_a_streamed_run_is_named(
     run_on_ray: Run, tmp_path: Path
 ) -> None:
     # More files than a reader holds, so that each epoch reads them again.
-    small = ("corpus.name=shards", "corpus.rows_per_shard=48")
+    small = ("corpus.name=shards", "corpus.rows_per_shard=48", "overlap=allow")
     ended = threading.Event()
 
     def alter() -> None:
