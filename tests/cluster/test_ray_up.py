@@ -60,7 +60,7 @@ def happened(
 def test_a_sweep_sent_from_outside_ends_on_the_cluster(happened: dict[str, Any]) -> None:
     code, output = happened["first"]
     assert code == 0, output
-    assert "14 reused, 11 done" in output
+    assert "17 reused, 11 done" in output
     assert "ood/lp/accuracy" in output
 
 
@@ -77,7 +77,7 @@ def test_storage_inside_the_job_is_refused_before_anything_is_sent(
 def test_sent_again_it_recomputes_nothing(happened: dict[str, Any]) -> None:
     code, output = happened["again"]
     assert code == 0, output
-    assert "25 reused" in output
+    assert "28 reused" in output
 
 
 def test_mlflow_on_the_head_holds_it_all(happened: dict[str, Any]) -> None:
