@@ -51,9 +51,15 @@ def digests(root: Folder) -> dict[str, str]:
     kept = {}
     for name, _ in root.files():
         stage = name.partition("/")[0]
-        if stage in ("corpus", "noise", "pretrain", "features", "tune") and not name.endswith(
-            ("manifest.json", "timings.parquet")
-        ):
+        if stage in (
+            "corpus",
+            "hashes",
+            "overlap",
+            "noise",
+            "pretrain",
+            "features",
+            "tune",
+        ) and not name.endswith(("manifest.json", "timings.parquet")):
             kept[name] = hashlib.sha256(root.read_bytes(name)).hexdigest()
     return kept
 

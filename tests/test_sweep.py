@@ -49,7 +49,16 @@ def test_mlflow_shows_it_without_further_settings(swept: Path) -> None:
     experiment = client.get_experiment_by_name("demo")
     runs = client.search_runs([experiment.experiment_id], max_results=1000)
     kinds = Counter(run.data.tags["nml.kind"] for run in runs)
-    assert kinds == {"sweep": 1, "corpus": 1, "noise": 2, "pretrain": 2, "features": 4, "tune": 6}
+    assert kinds == {
+        "sweep": 1,
+        "corpus": 1,
+        "hashes": 1,
+        "overlap": 2,
+        "noise": 2,
+        "pretrain": 2,
+        "features": 4,
+        "tune": 6,
+    }
     parent = next(run for run in runs if run.data.tags["nml.kind"] == "sweep")
     names = set(parent.data.metrics)
     assert {

@@ -58,7 +58,9 @@ def addresses(uri: str) -> Counter[str]:
     return Counter(run.data.tags["nml.address"] for run in runs)
 
 
-RUNS = 1 + 2 + 2 + 4 + 2 * 4 + 1  # steps, one for the cells of an encoder and method, the sweep
+RUNS = (
+    1 + 1 + 2 + 2 + 2 + 4 + 2 * 4 + 1
+)  # steps, one for the cells of an encoder and method, the sweep
 
 
 def test_the_sweep_finishes_says_so_once_and_sync_fills_the_gap(
