@@ -58,7 +58,7 @@ def test_every_reader_refuses_a_changed_input_and_redoing_its_step_heals_the_sto
         f"pretrain/{RUN.format(20)}",
         f"features/{RUN.format(0)}/digits",
         f"tune/{RUN.format(20)}/digits/lp/{CELLS}",
-        f"tune/{RUN.format(0)}/digits-rotated/nmtune-released-control/{CELLS}",
+        f"tune/{RUN.format(0)}/digits-rotated/nmtune-released/{CELLS}",
     ]
     folder = copy(undisturbed, tmp_path, *without)
     store = folder / "nml-store"

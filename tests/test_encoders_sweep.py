@@ -108,7 +108,7 @@ def test_the_report_keeps_them_in_a_table_of_their_own(swept: Path) -> None:
     assert section.count("<table") == 2
     assert "None" not in section
     cells = (folder / "encoders.csv").read_text().splitlines()
-    assert len(cells) == 1 + 4 * 2
+    assert len(cells) == 1 + 4 * 3
     assert "glue-stsb: Mean of Pearson and Spearman correlation (× 100)" in section
     of_numbers = [row for row in csv.DictReader(cells) if row["task"] == "glue-stsb"]
     assert {row["test_accuracy"] for row in of_numbers} == {""}
