@@ -126,7 +126,7 @@ def test_the_same_command_elsewhere_gives_the_same_numbers(
 
 
 def test_noise_is_nested_and_listed_row_by_row(swept: Path) -> None:
-    folder = swept / "nml-store/noise/digits/symmetric"
+    folder = swept / "nml-store/noise/digits/symmetric/draw=0"
     clean = pq.read_table(folder / "level=0/changed.parquet")
     noisy = pq.read_table(folder / "level=20/changed.parquet")
     found = json.loads((folder / "level=20/manifest.json").read_text())
