@@ -82,6 +82,7 @@ def swept(undisturbed: Path, run_on_ray: Run, tmp_path_factory: pytest.TempPathF
     for said in (
         f"tasks=[{', '.join(TASKS)}]",
         "features.views.count=0",
+        "overlap=allow",  # the generated images of a class are alike
         "tuning={methods: {lp: {head: linear, space: {lr: 0.01}}}, configurations: 1, epochs: 2}",
     ):
         words += ["--set", said]
