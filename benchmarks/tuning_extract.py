@@ -35,8 +35,9 @@ import torch
 from PIL import Image, ImageFilter
 
 from jobs.corpus.shards import SCHEMA, write_rows
+from jobs.corpus.units import Unit
 from jobs.encoders.encoder import Architecture, Encoder, EncoderCard
-from jobs.features.extract import Unit, extract
+from jobs.features.extract import extract
 from jobs.features.identity import rows_at_once
 from jobs.features.spec import FeaturesStep
 from jobs.images.pixels import unit_range

@@ -66,7 +66,7 @@ verdict). `seeds_needed` shows an effect of a size declared in
 
 
 def count_sentence(found: Sequence[Verdict]) -> str:
-    """Such as "Of 12 published claims, 2 are supported here, 1 is not and 9 are undecided".
+    """Such as "Of 12 claims, 2 are supported here, 1 is not and 9 are undecided".
 
     If some claims are registered, these alone are counted by verdict.
     """
@@ -75,7 +75,7 @@ def count_sentence(found: Sequence[Verdict]) -> str:
     unmeasured = sum(not one.comparisons for one in judged)
     scope = next((f" {one.scope}" for one in judged if one.scope), "")
     of_them = f" ({unmeasured} of them not measured)" if unmeasured else ""
-    kind = "registered claim" if aside else "published claim"
+    kind = "registered claim" if aside else "claim"
     rest = f" {wording.count(len(aside), 'other claim')} {_be(len(aside))} exploratory: no verdict."
     return (
         f"Of {wording.count(len(judged), kind)}, {yes} {_be(yes)} supported here{scope}, "

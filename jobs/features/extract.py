@@ -8,9 +8,8 @@ unit's rows and batches, so features are the same bytes on any worker and in any
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,8 @@ import pyarrow as pa
 import torch
 
 from jobs.contract import StageError
-from jobs.corpus.shards import Index, read_rows
+from jobs.corpus.shards import read_rows
+from jobs.corpus.units import Unit
 from jobs.encoders.encoder import Encoder
 from jobs.features.identity import identity, rows_at_once
 from jobs.features.spec import FeaturesStep
@@ -27,31 +27,8 @@ from jobs.images.shifts import draws
 from jobs.images.views import augmented
 from jobs.storage.folder import Folder
 
-UNIT_ROWS = 2_048  # rows in a unit: enough for a task, and little to redo after an interruption
-
 INDEX = pa.int32()  # the type of a label that is a class
 IDENTITY, BATCH, ROWS = "made_with", "batch_size", "rows"  # in the metadata of a unit's table
-
-
-@dataclass(frozen=True)
-class Unit:
-    """Rows [start, stop) of one shard."""
-
-    part: str
-    file: str
-    start: int
-    stop: int
-    sha256: str  # the shard's
-
-    @property
-    def name(self) -> str:
-        """The file that holds the unit's features until the step is finished."""
-        return f"{self.file.removesuffix('.parquet')}-{self.start:09d}.parquet"
-
-    @property
-    def rows(self) -> str:
-        """The rows and their shard's sha256, which changes when the shard is built again."""
-        return f"{self.sha256} {self.start}-{self.stop}"
 
 
 def schema(dtype: str, dim: int, label: pa.DataType = INDEX) -> pa.Schema:
@@ -79,16 +56,6 @@ def view_table(keys: pa.Array, labels: pa.Array, view: int, vectors: npt.NDArray
         pa.FixedSizeListArray.from_arrays(flat, type=kind),
     ]
     return pa.table(columns, schema=form)
-
-
-def units_of(index: Index, parts: Sequence[str]) -> list[Unit]:
-    """The units of these parts of a corpus, in training order."""
-    return [
-        Unit(part, file.file, start, min(start + UNIT_ROWS, file.rows), file.sha256)
-        for part in parts
-        for file in index.parts[part]
-        for start in range(0, file.rows, UNIT_ROWS)
-    ]
 
 
 def extract(

@@ -24,8 +24,9 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset
 
 from jobs.contract import Failure, Hooks, Outcome, StageError, Work
 from jobs.corpus.shards import Index
+from jobs.corpus.units import Unit, units_of
 from jobs.encoders.encoder import CARD, Encoder, EncoderCard, load
-from jobs.features.extract import Unit, extract, units_of
+from jobs.features.extract import extract
 from jobs.features.given import import_features
 from jobs.features.identity import identity
 from jobs.features.parts import finish, has_unit, save_unit

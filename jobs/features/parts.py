@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 
 from jobs.contract import Outcome, StageError
 from jobs.corpus.shards import Index
-from jobs.features.extract import BATCH, IDENTITY, ROWS, Unit, view_table
+from jobs.corpus.units import Unit
+from jobs.features.extract import BATCH, IDENTITY, ROWS, view_table
 from jobs.features.spec import FeaturesStep
 from jobs.features.spectrum import Dtypes, Spectrum, spectra, to_table
 from jobs.storage.folder import Folder

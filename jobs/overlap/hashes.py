@@ -9,7 +9,6 @@ has no digest. Nothing here compares images or imports Ray.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -18,12 +17,12 @@ import pyarrow.parquet as pq
 from jobs import records
 from jobs.contract import Outcome
 from jobs.corpus.shards import Index, read_rows
+from jobs.corpus.units import Unit
 from jobs.images.decode import DamagedImageError
 from jobs.images.likeness import DIGEST, THUMBNAIL, Likeness, likeness, perceptual, thumbnails
 from jobs.overlap.match import Images
 from jobs.storage.folder import Folder
 
-UNIT_ROWS = 2_048  # rows of a unit: enough for a task, and little to redo after an interruption
 CLASSES = "classes.json"
 _ROWS = b"rows"  # in the metadata of a unit's table: which rows of which shard it has
 
@@ -38,37 +37,6 @@ SCHEMA = pa.schema(
 )
 
 
-@dataclass(frozen=True)
-class Unit:
-    """Rows [start, stop) of one shard."""
-
-    part: str
-    file: str
-    start: int
-    stop: int
-    sha256: str  # the shard's
-
-    @property
-    def name(self) -> str:
-        """The file of the unit's table in scratch."""
-        return f"{self.file.removesuffix('.parquet')}-{self.start:09d}.parquet"
-
-    @property
-    def rows(self) -> bytes:
-        """The rows and their shard's sha256, which changes when the shard is built again."""
-        return f"{self.sha256} {self.start}-{self.stop}".encode()
-
-
-def units_of(index: Index) -> list[Unit]:
-    """The units of a corpus, part by part, in training order."""
-    return [
-        Unit(part, file.file, start, min(start + UNIT_ROWS, file.rows), file.sha256)
-        for part, files in index.parts.items()
-        for file in files
-        for start in range(0, file.rows, UNIT_ROWS)
-    ]
-
-
 def hash_unit(unit: Unit, corpus: Folder, scratch: Folder) -> None:
     """Write a unit's table into scratch, unless it is there."""
     if not _has_unit(unit, scratch):
@@ -77,7 +45,7 @@ def hash_unit(unit: Unit, corpus: Folder, scratch: Folder) -> None:
             _likeness(data.as_py(), f"sample {key}")
             for data, key in zip(rows["image"], rows["key"].to_pylist(), strict=True)
         ]
-        table = _to_table(rows, found).replace_schema_metadata({_ROWS: unit.rows})
+        table = _to_table(rows, found).replace_schema_metadata({_ROWS: unit.rows.encode()})
         scratch.write_table(unit.name, table)
 
 
@@ -86,7 +54,7 @@ def _has_unit(unit: Unit, scratch: Folder) -> bool:
         table = scratch.read_table(unit.name)
     except (OSError, pa.ArrowException):  # there is none, or it is damaged
         return False
-    return (table.schema.metadata or {}).get(_ROWS) == unit.rows
+    return (table.schema.metadata or {}).get(_ROWS) == unit.rows.encode()
 
 
 def _likeness(data: bytes, where: str) -> Likeness | None:

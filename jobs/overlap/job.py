@@ -15,8 +15,9 @@ import ray
 
 from jobs.contract import Failure, Hooks, Outcome, Work
 from jobs.corpus.shards import Index
+from jobs.corpus.units import Unit, units_of
 from jobs.overlap.compare import compare
-from jobs.overlap.hashes import Unit, finish, hash_unit, units_of
+from jobs.overlap.hashes import finish, hash_unit
 from jobs.remote import POLL_S, guarded, received, report_each
 
 _WAITING = 2  # tasks for each CPU that Ray is given at once
@@ -40,7 +41,7 @@ def run_hashes(works: Sequence[Work], hooks: Hooks) -> None:
         except Exception as error:
             hooks.done(work.address, error)
             continue
-        jobs.append(_Job(work, index, units_of(index)))
+        jobs.append(_Job(work, index, units_of(index, index.parts)))
     _Hashing(jobs, hooks).run()
 
 

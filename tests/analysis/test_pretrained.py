@@ -83,7 +83,7 @@ def test_nothing_is_said_of_noise_where_nothing_was_pre_trained(both: Readout) -
     question = replace(both.question, levels=(), seeds=())
     page = html_page(replace(both, question=question))
     assert "Nothing was pre-trained here" in page
-    assert "published claims" not in page
+    assert "supported here" not in page
     assert "matrix" not in [one.name for one in draw.draw(replace(both, question=question))]
 
 

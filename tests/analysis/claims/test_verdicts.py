@@ -229,7 +229,7 @@ def test_the_answer_in_short_counts_every_claim(make: Make) -> None:
     found = verdicts(make(methods=("lp",)))
     unmeasured = sum(not one.comparisons for one in found)
     told = verdict_text.count_sentence(found)
-    assert told.startswith(f"Of {len(found)} published claims, ")
+    assert told.startswith(f"Of {len(found)} claims, ")
     assert told.endswith(f"are undecided ({unmeasured} of them not measured).")
 
 

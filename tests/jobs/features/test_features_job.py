@@ -20,8 +20,9 @@ from jobs.contract import Hooks, Outcome, StageError, Work
 from jobs.corpus.job import run_corpus
 from jobs.corpus.shards import Index, read_part
 from jobs.corpus.spec import Corpus, DigitsReader
+from jobs.corpus.units import units_of
 from jobs.encoders.encoder import Architecture, Encoder, EncoderCard, load, save, weights_bytes
-from jobs.features.extract import extract, schema, units_of
+from jobs.features.extract import extract, schema
 from jobs.features.identity import LEAST, MOST, rows_at_once
 from jobs.features.job import run
 from jobs.features.parts import finish, save_unit

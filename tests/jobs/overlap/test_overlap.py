@@ -12,9 +12,10 @@ from sklearn.datasets import load_digits
 
 from jobs.contract import Outcome, StageError, Work
 from jobs.corpus.shards import SCHEMA, Index, write_rows
+from jobs.corpus.units import units_of
 from jobs.images.likeness import MOST_BITS, alike, likeness, perceptual, thumbnails
 from jobs.overlap.compare import FILE, compare, dropped
-from jobs.overlap.hashes import finish, hash_unit, units_of
+from jobs.overlap.hashes import finish, hash_unit
 from jobs.overlap.match import Finder, Images
 from jobs.overlap.spec import OverlapStep, limit_of
 from jobs.storage.folder import Folder
@@ -62,7 +63,7 @@ def hashed(
         ).cast(SCHEMA)
         parts[part] = (write_rows(corpus, f"{part}-00000.parquet", rows),) if stored else ()
     index = Index("made", ("zero", "one", "two"), parts)
-    units = units_of(index)
+    units = units_of(index, index.parts)
     for unit in units:
         hash_unit(unit, corpus, Folder.of(folder / "scratch"))
     finish(index, units, Folder.of(folder / "scratch"), output)

@@ -14,8 +14,9 @@ import torch
 
 from jobs.contract import Outcome, StageError, Work
 from jobs.corpus.shards import Index
+from jobs.corpus.units import units_of
 from jobs.encoders.encoder import load
-from jobs.features.extract import extract, units_of
+from jobs.features.extract import extract
 from jobs.features.parts import finish, save_unit
 from jobs.features.spec import FeaturesStep
 from jobs.storage.folder import Folder
