@@ -59,7 +59,7 @@ def addresses(uri: str) -> Counter[str]:
 
 
 RUNS = (
-    1 + 1 + 2 + 2 + 2 + 4 + 2 * 4 + 1
+    1 + 1 + 2 + 2 + 2 + 4 + 2 * 3 + 1
 )  # steps, one for the cells of an encoder and method, the sweep
 
 
