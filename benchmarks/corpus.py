@@ -38,7 +38,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from jobs.contract import Hooks, Outcome, Work
-from jobs.corpus.shards import PARTS, SCHEMA, Index
+from jobs.corpus.form import IMAGES
+from jobs.corpus.shards import PARTS, Index
 from jobs.corpus.spec import Corpus
 from jobs.storage.folder import Folder
 
@@ -122,7 +123,7 @@ def plain(source: Path, output: Path, sizes_given: bool) -> float:
         found = [Image.open(io.BytesIO(image.as_py())).size for image in images]
         shapes = [pa.array(side, pa.int32()) for side in zip(*found, strict=True)]
     none = pa.nulls(len(table), pa.string())
-    rows = pa.table([table["key"], images, table["label"], none, *shapes], SCHEMA.names)
+    rows = pa.table([table["key"], images, table["label"], none, *shapes], IMAGES.names)
     u = unit(hash64(rows["key"], seed=0, scope="bench", stream="part"))
     part_of = np.searchsorted(np.cumsum(corpus.parts.shares)[:2], u, side="right")
     order = np.argsort(hash64(rows["key"], seed=0, scope="bench", stream="order"))
@@ -134,12 +135,12 @@ def plain(source: Path, output: Path, sizes_given: bool) -> float:
         before = np.cumsum(sizes[chosen]) - sizes[chosen]
         shard_of = before * max(1, round(total / SHARD_MB / 1e6)) // total
         for shard in range(int(shard_of[-1]) + 1):
-            taken = rows.take(pa.array(chosen[shard_of == shard])).cast(SCHEMA).combine_chunks()
+            taken = rows.take(pa.array(chosen[shard_of == shard])).cast(IMAGES).combine_chunks()
             pq.write_table(
                 taken,
                 output / f"{part}-{shard:05d}.parquet",
                 row_group_size=ROW_GROUP,
-                compression={n: "NONE" if n == "image" else "ZSTD" for n in SCHEMA.names},
+                compression={n: "NONE" if n == "image" else "ZSTD" for n in IMAGES.names},
                 use_dictionary=["label", "width", "height"],
                 write_statistics=["key", "label"],
             )

@@ -34,7 +34,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jobs.contract import Outcome, Work
-from jobs.corpus.shards import SCHEMA, File, Index, write_rows
+from jobs.corpus.form import IMAGES
+from jobs.corpus.shards import File, Index, write_rows
 from jobs.noise.captions import Captioned, caption_swap
 from jobs.noise.job import build_levels
 from jobs.noise.labels import Choice, Labelled, symmetric
@@ -139,7 +140,7 @@ def _write_corpus(folder: Folder) -> None:
                 side,
                 side,
             ],
-            schema=SCHEMA,
+            schema=IMAGES,
         )
         files.append(write_rows(folder, f"train-{number:05d}.parquet", table))
     classes = tuple(f"n{i:08d}" for i in range(1000))

@@ -13,7 +13,8 @@ import pyarrow as pa
 from PIL import Image
 
 from jobs.contract import Work
-from jobs.corpus.shards import PARTS, SCHEMA, Index, write_rows
+from jobs.corpus.form import IMAGES
+from jobs.corpus.shards import PARTS, Index, write_rows
 from jobs.noise.overlay import Overlay
 from jobs.pretrain.distributed import DistributedGroup
 from jobs.pretrain.loop import Pace, Watch
@@ -52,7 +53,7 @@ def write_corpus(root: Path, images: list[bytes], per_shard: int, folders: bool 
                 "width": pa.array([0] * len(taken), pa.int32()),
                 "height": pa.array([0] * len(taken), pa.int32()),
             },
-            schema=SCHEMA,
+            schema=IMAGES,
         )
         parts[part] = tuple(
             write_rows(corpus, f"{part}-{i:05d}.parquet", rows.slice(start, per_shard))

@@ -34,7 +34,8 @@ import pyarrow as pa
 import torch
 from PIL import Image, ImageFilter
 
-from jobs.corpus.shards import SCHEMA, write_rows
+from jobs.corpus.form import IMAGES
+from jobs.corpus.shards import write_rows
 from jobs.corpus.units import Unit
 from jobs.encoders.encoder import Architecture, Encoder, EncoderCard
 from jobs.features.extract import extract
@@ -70,7 +71,7 @@ def images(folder: Folder) -> list[bytes]:
         "width": [SIDE] * ROWS,
         "height": [SIDE] * ROWS,
     }
-    write_rows(folder, SHARD, pa.table(rows, schema=SCHEMA))
+    write_rows(folder, SHARD, pa.table(rows, schema=IMAGES))
     return encoded
 
 

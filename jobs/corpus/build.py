@@ -37,7 +37,7 @@ SURVEY = "survey.json"
 FORMAT = 2  # of the records in scratch; raised when they change
 _REFUSED = ".quarantine.parquet"
 CLASSES_SHOWN = 3  # classes without a row that a message names
-RUN_ROWS = 1_000_000  # at most in a run, for small images
+RUN_ROWS = 1_000_000  # at most in a run, for small images and texts
 POSITION_BITS = 40  # of a row's position in the source: the bits for its number within its unit
 
 
@@ -79,9 +79,10 @@ def survey(corpus: Corpus) -> Survey:
         if name != MAIN:
             relabel[name] = _relabel(corpus.name, name, reader.classes(), main)
             if reader.captions != readers[MAIN].captions:
+                what = corpus.form.companion
                 raise StageError(
                     f"corpus {corpus.name}: only one of corpus.reader and corpus.parts.{name} has "
-                    f"captions; name a caption in both or in neither"
+                    f"{what}s; name a {what} in both or in neither"
                 )
         sources[name] = Listing.of(reader.files())
         for unit in reader.units():
@@ -166,6 +167,7 @@ def scan(corpus: Corpus, found: Survey, piece: Piece, scratch: Folder) -> Scan:
         return recorded
     scratch.delete(record)
     rules = Rules(
+        form=corpus.form,
         labels=found.labels,
         classes=len(found.classes.ids),
         relabel=found.relabel.get(piece.source),
@@ -219,7 +221,7 @@ class _RunWriter:
             self._tables.append(rows)
             self._positions.append(positions)
             self._rows += len(rows)
-            self._bytes += rows["image"].nbytes
+            self._bytes += rows[self._corpus.form.bulk].nbytes
         if self._bytes >= RUN_BYTES or self._rows >= RUN_ROWS:
             self._flush()
 
@@ -271,7 +273,7 @@ def refuse_bad(corpus: Corpus, found: Survey, scans: Sequence[Scan]) -> None:
 
 
 def _refuse_empty_classes(corpus: Corpus, found: Survey, scans: Sequence[Scan]) -> None:
-    if not found.labels or corpus.parts.shares[0] == 0 or corpus.allow_empty_classes:
+    if not found.classes.ids or corpus.parts.shares[0] == 0 or corpus.allow_empty_classes:
         return
     seen = {label for scan in scans for run in scan.runs for label in run.labels}
     empty = [label for label in range(len(found.classes.ids)) if label not in seen]
@@ -316,6 +318,8 @@ def finish(
         quarantined=dict(sorted(reasons.items())),
         notes=dict(sorted(notes.items())),
         sources=found.sources,
+        modality=corpus.modality,
+        label_kind=corpus.label_kind,
     )
     index.write(output)
     counts = {"rows_read": index.rows_read, "quarantined": reasons.total()}

@@ -1,15 +1,18 @@
 """Checks which of a reader's rows may enter a corpus, and says why the others may not.
 
-Takes rows as readers give them (`readers.rows.RAW`). Gives the good rows with their images' width
-and height, the bad ones as rows of the quarantine (source, key, reason), and counts of what is
-unusual but kept. Images are checked by their structure. A small image, and one with anything
-unusual, is decoded; all are, on request. Nothing is repaired, and every row is counted.
+Takes rows as readers give them (`readers.rows`). Gives the good rows by the corpus's form, the bad
+ones as rows of the quarantine (source, key, reason), and counts of what is unusual but kept. Images
+are checked by their structure. A small image, and one with anything unusual, is decoded; all are,
+on request. Texts are checked as bytes. Nothing is repaired, and every row is counted.
 
-Reasons: no_key, no_image, empty_image, not_an_image, broken_header, too_many_pixels, truncated,
-undecodable, no_caption, empty_caption, caption_not_utf8, no_label, label_unknown, and a reader's
-own (unsafe_path, link, not_a_file, too_large, two_images, broken_json, caption_not_text,
-dotted_stem).
-Notes: cmyk, sixteen_bit, palette, animated, exif_rotated, wrong_extension, caption_of_lines.
+Reasons: no_key, no_label, label_unknown, and a reader's own (broken_json, too_large, ...).
+Of images: no_image, empty_image, not_an_image, broken_header, too_many_pixels, truncated,
+undecodable, no_caption, empty_caption, caption_not_utf8, unsafe_path, link, not_a_file, two_images,
+caption_not_text, dotted_stem. Notes: cmyk, sixteen_bit, palette, animated, exif_rotated,
+wrong_extension, caption_of_lines.
+Of texts, and the same of pairs: no_text, empty_text, text_not_utf8, text_not_text, text_with_nul,
+text_too_long; label_not_a_number, wrong_number_of_fields. Notes: unlabelled, equal_rows,
+equal_rows_other_label.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from jobs.corpus.form import Form
 from jobs.images.decode import decode_fault
 from jobs.images.headers import HeaderError, read_header
 
@@ -34,26 +38,18 @@ QUARANTINE_SCHEMA = pa.schema(
     ]
 )
 
-CHECKED = pa.schema(
-    [
-        pa.field("key", pa.string(), nullable=False),
-        pa.field("image", pa.large_binary(), nullable=False),
-        pa.field("label", pa.int32()),
-        pa.field("caption", pa.string()),
-        pa.field("width", pa.int32(), nullable=False),
-        pa.field("height", pa.int32(), nullable=False),
-    ]
-)
+TEXT_BYTES = 1 << 20  # of a text, in UTF-8; a longer one is no sample
 
 
 @dataclass(frozen=True)
 class Rules:
     """What a corpus requires of its rows."""
 
+    form: Form
     labels: bool  # every row must have one
     classes: int  # labels are 0..classes-1
     relabel: tuple[int, ...] | None  # the corpus's label of each of the source's; None: the same
-    captions: bool  # every row must have one
+    captions: bool  # every row must have one; of texts: a pair
     max_pixels: int
     decode: bool  # every image, not only small and unusual ones
 
@@ -62,7 +58,7 @@ class Rules:
 class Checked:
     """Rows, separated into good and bad."""
 
-    good: pa.Table  # by CHECKED
+    good: pa.Table  # by `Form.checked`
     kept: npt.NDArray[np.bool_]  # which rows are good, [N]
     bad: pa.Table  # by QUARANTINE_SCHEMA
     notes: Counter[str]  # of the good rows
@@ -74,18 +70,10 @@ def check(rows: pa.Table, rules: Rules) -> Checked:
     rows = rows.combine_chunks()
     reasons: list[str | None] = rows["fault"].to_pylist()
     _set_reason(reasons, "no_key", _is_empty(rows["key"]))
-    _set_reason(reasons, "no_image", rows["image"].is_null())
-    labels = _corpus_labels(rows["label"], rules, reasons)
-    captions = _caption_texts(rows["caption"], rules, reasons)
-    sizes, notes = _image_sizes(rows, rules, reasons)
-    lines = np.flatnonzero(_as_numpy(_has_line_breaks(captions)))
-    notes["caption_of_lines"] = sum(reasons[row] is None for row in lines)
+    columns, notes = _COLUMNS[rules.form.modality](rows, rules, reasons)
     bad = np.array([reason is not None for reason in reasons], dtype=bool)
     good = pa.array(~bad)
-    table = pa.table(
-        [rows["key"], rows["image"], labels, captions, sizes[:, 0], sizes[:, 1]],
-        names=CHECKED.names,
-    )
+    table = pa.table([rows["key"], *columns], names=rules.form.checked.names)
     table = table.filter(good) if bad.any() else table
     faulty = pa.table(
         [
@@ -95,7 +83,9 @@ def check(rows: pa.Table, rules: Rules) -> Checked:
         ],
         schema=QUARANTINE_SCHEMA,
     )
-    return Checked(table.cast(CHECKED), ~bad, faulty, +notes, _examples(rows, rules, reasons))
+    return Checked(
+        table.cast(rules.form.checked), ~bad, faulty, +notes, _examples(rows, rules, reasons)
+    )
 
 
 def _examples(rows: pa.Table, rules: Rules, reasons: list[str | None]) -> dict[str, str]:
@@ -141,27 +131,74 @@ def _known_labels(rules: Rules) -> int:
     return len(rules.relabel) if rules.relabel is not None else rules.classes
 
 
-def _caption_texts(column: pa.ChunkedArray, rules: Rules, reasons: list[str | None]) -> Any:
-    if not rules.captions:
+def _decoded(
+    column: pa.ChunkedArray, what: str, wanted: bool, reasons: list[str | None]
+) -> pa.Array | pa.ChunkedArray:
+    """A column of UTF-8 bytes as text; `what` names it in the reasons. Nulls if not wanted."""
+    if not wanted:
         return pa.nulls(len(column), pa.string())
-    _set_reason(reasons, "no_caption", column.is_null())
+    _set_reason(reasons, f"no_{what}", column.is_null())
     try:
         texts = column.cast(pa.string())
     except pa.ArrowInvalid:
-        texts = _decode_each(column, reasons)
-    _set_reason(reasons, "empty_caption", _is_empty(pc.utf8_trim_whitespace(texts)))
+        texts = _decode_each(column, what, reasons)
+    _set_reason(reasons, f"empty_{what}", _is_empty(pc.utf8_trim_whitespace(texts)))
     return texts
 
 
-def _decode_each(column: pa.ChunkedArray, reasons: list[str | None]) -> pa.Array:
+def _decode_each(column: pa.ChunkedArray, what: str, reasons: list[str | None]) -> pa.Array:
     texts: list[str | None] = []
     for row, data in enumerate(column.to_pylist()):
         try:
             texts.append(None if data is None else data.decode("utf-8"))
         except UnicodeDecodeError:
             texts.append(None)
-            reasons[row] = reasons[row] or "caption_not_utf8"
+            reasons[row] = reasons[row] or f"{what}_not_utf8"
     return pa.array(texts, type=pa.string())
+
+
+# -- texts -----------------------------------------------------------------------------------------
+
+
+def _text_columns(
+    rows: pa.Table, rules: Rules, reasons: list[str | None]
+) -> tuple[list[Any], Counter[str]]:
+    """The columns of texts after the key."""
+    texts = _checked_text(rows["text"], "text", True, reasons)
+    pairs = _checked_text(rows["pair"], "pair", rules.captions, reasons)
+    if pa.types.is_floating(rules.form.shard.field("label").type):
+        _set_reason(reasons, "no_label", rows["number"].is_null())
+        labels = rows["number"]
+    else:
+        labels = _corpus_labels(rows["label"], rules, reasons)
+    bulk = texts.cast(pa.large_string()).cast(pa.large_binary())
+    return [bulk, pairs, labels], Counter()
+
+
+def _checked_text(
+    column: pa.ChunkedArray, what: str, wanted: bool, reasons: list[str | None]
+) -> pa.ChunkedArray:
+    lengths = pc.fill_null(pc.binary_length(column), 0)
+    _set_reason(reasons, f"{what}_too_long", pc.greater(lengths, TEXT_BYTES))
+    texts = _decoded(column, what, wanted, reasons)
+    _set_reason(reasons, f"{what}_with_nul", pc.fill_null(pc.match_substring(texts, "\0"), False))
+    return texts if isinstance(texts, pa.ChunkedArray) else pa.chunked_array([texts])
+
+
+# -- images ----------------------------------------------------------------------------------------
+
+
+def _image_columns(
+    rows: pa.Table, rules: Rules, reasons: list[str | None]
+) -> tuple[list[Any], Counter[str]]:
+    """The columns of images after the key."""
+    _set_reason(reasons, "no_image", rows["image"].is_null())
+    labels = _corpus_labels(rows["label"], rules, reasons)
+    captions = _decoded(rows["caption"], "caption", rules.captions, reasons)
+    sizes, notes = _image_sizes(rows, rules, reasons)
+    lines = np.flatnonzero(_as_numpy(_has_line_breaks(captions)))
+    notes["caption_of_lines"] = sum(reasons[row] is None for row in lines)
+    return [rows["image"], labels, captions, sizes[:, 0], sizes[:, 1]], notes
 
 
 def _has_line_breaks(texts: Any) -> Any:
@@ -204,3 +241,6 @@ def _image_sizes(
         if claimed is not None and claimed != header.format:
             notes["wrong_extension"] += 1
     return np.array(shapes, np.int32).reshape(-1, 2), notes
+
+
+_COLUMNS = {"image": _image_columns, "text": _text_columns}

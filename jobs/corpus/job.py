@@ -41,7 +41,7 @@ class _StoppedError(Exception):
 def run_corpus(works: Sequence[Work], hooks: Hooks) -> None:
     """Build each work's corpus (spec: `Corpus`, no inputs) into its output folder.
 
-    Output: `<part>-<number>.parquet` by `shards.SCHEMA`, `quarantine.parquet` and `_index.json`.
+    Output: `<part>-<number>.parquet` by the corpus's form, `quarantine.parquet` and `_index.json`.
     Counts: see `build.finish`. A work that fails is reported with its error; the others go on.
     """
     _configure_ray_data()
@@ -69,7 +69,7 @@ def _build(work: Work, hooks: Hooks) -> Outcome:
     runs = [run for scanned in scans for run in scanned.runs]
     cuts: list[Cut] = ray.get(_lay_out.remote(corpus, work.scratch, runs))
     writing = _Phase(work, hooks, SCANNING, 1.0, "shards written")
-    write = partial(_write, work.scratch, runs, work.output)
+    write = partial(_write, corpus, work.scratch, runs, work.output)
     files = [File(**result) for result in writing.run(write, [cut.as_json() for cut in cuts])]
     shards = [(cut.part, file) for cut, file in zip(cuts, files, strict=True)]
     return build.finish(corpus, found, scans, shards, work.scratch, work.output)
@@ -89,8 +89,8 @@ def _scan(corpus: Corpus, found: Survey, scratch: Folder, piece: Json) -> Json:
     return build.scan(corpus, found, found.pieces[piece["number"]], scratch).as_json()
 
 
-def _write(scratch: Folder, runs: list[Run], output: Folder, cut: Json) -> Json:
-    return asdict(write_shard(scratch, runs, Cut.of(cut), output))
+def _write(corpus: Corpus, scratch: Folder, runs: list[Run], output: Folder, cut: Json) -> Json:
+    return asdict(write_shard(scratch, runs, Cut.of(cut), output, corpus.form))
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from jobs.corpus.spec import Corpus, TableReader
 from jobs.storage.folder import Folder
 
 ROWS = 3  # shown
+SHOWN = 40  # characters of a text
 QUICK = 64 << 20  # bytes of a table, which is read to its end
 
 
@@ -63,6 +64,7 @@ def preview(corpus: Corpus, *, count: bool = True) -> Preview:
     reader = reader_of(corpus.reader)
     classes = reader.classes()
     rules = Rules(
+        form=corpus.form,
         labels=reader.labels,
         classes=len(classes.ids),
         relabel=None,
@@ -81,7 +83,7 @@ def _first_rows(reader: Reader) -> pa.Table:
         for rows in reader.read(unit, Counter()):
             if len(rows):
                 return rows.slice(0, ROWS)
-    return RAW.empty_table()
+    return RAW.empty_table()  # of any form: it has no rows
 
 
 def _in_words(row: pa.Table, rules: Rules, classes: Classes, prefix: str) -> str:
@@ -92,12 +94,21 @@ def _in_words(row: pa.Table, rules: Rules, classes: Classes, prefix: str) -> str
         (example,) = checked.examples.values()
         return f"{prefix}{example} (bad: {reason})"
     (good,) = checked.good.to_pylist()
-    parts = [f"{good['width']} x {good['height']}"]
+    parts = [f"{good['width']} x {good['height']}"] if "width" in good else []
     if good["label"] is not None:
-        parts.append(f"class {classes.ids[good['label']]}")
-    if good["caption"] is not None:
-        parts.append(f"{good['caption'][:40]!r}")
+        known = bool(classes.ids)
+        parts.append(f"class {classes.ids[good['label']]}" if known else f"{good['label']:g}")
+    texts = (good.get(column) for column in ("caption", "text", "pair"))
+    parts += [repr(_cut(_as_text(text))) for text in texts if text is not None]
     return f"{key}: {', '.join(parts)}"
+
+
+def _as_text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
 def is_quick(corpus: Corpus) -> bool:

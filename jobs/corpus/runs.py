@@ -6,8 +6,9 @@ merge sort shuffles a corpus of any size in bounded memory: runs are written onc
 reads its slices of them. A row's position is a hash of its key (unshuffled: its position in the
 source), so a run may end at any row. Nothing here decodes images or reads sources.
 
-A run is three files: `.images` (the encoded bytes, concatenated), `.rows` (Arrow IPC: everything
-else and each image's size) and `.places` (an ENTRY for each row, for the layout).
+A run is three files: `.bulk` (the bytes of the form's bulk column, concatenated), `.rows` (Arrow
+IPC: everything else and each row's size of bulk) and `.places` (an ENTRY for each row, for the
+layout).
 """
 
 from __future__ import annotations
@@ -22,27 +23,18 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.corpus.check import CHECKED
 from jobs.corpus.spec import Corpus
 from jobs.keyed_hash import hash64, unit
 from jobs.storage.folder import Folder
 
 PARTS = ("train", "validation", "test")
 
-RUN_BYTES = 256 << 20  # of images in a run: bounds the memory of a worker that scans
+RUN_BYTES = 256 << 20  # of bulk in a run: bounds the memory of a worker that scans
 WRITE_BYTES = 8 << 20
 IPC_ROWS = 1_024
 
 ENTRY = np.dtype([("order", "<u8"), ("hash", "<u8"), ("size", "<i8")])
-"""A row for the layout: its position in the corpus's order, its key's hash, its image's bytes."""
-
-ROWS = pa.schema(
-    [
-        pa.field("order", pa.uint64(), nullable=False),
-        *(CHECKED.field(name) for name in CHECKED.names if name != "image"),
-        pa.field("size", pa.int64(), nullable=False),
-    ]
-)
+"""A row for the layout: its position in the corpus's order, its key's hash, its bulk's bytes."""
 
 Order = npt.NDArray[np.uint64]
 
@@ -53,7 +45,7 @@ class Run:
 
     name: str
     rows: tuple[int, ...]  # how many of each part
-    labels: tuple[int, ...] = ()  # the labels of its training rows, each once
+    labels: tuple[int, ...] = ()  # the classes of its training rows, each once
 
     def span(self, part: str) -> tuple[int, int]:
         """The rows of a part in the run: start and stop."""
@@ -81,7 +73,7 @@ def part_numbers(corpus: Corpus, keys: pa.ChunkedArray, part: str | None) -> npt
 def write_run(
     scratch: Folder, name: str, rows: pa.Table, corpus: Corpus, part: str | None, positions: Order
 ) -> Run:
-    """Sort rows (by CHECKED) and write them as a run.
+    """Sort rows (by `Form.checked`) and write them as a run.
 
     `positions` are the rows' positions in the source, [N], for a corpus that is not shuffled.
     """
@@ -90,27 +82,30 @@ def write_run(
     order = hashes if corpus.shuffle == "global" else positions
     part_of = part_numbers(corpus, keys, part)
     sorting = np.lexsort((order, part_of))
-    images = Blobs.of(rows["image"])
-    sizes = images.stops - images.starts
+    form = corpus.form
+    bulk = Blobs.of(rows[form.bulk])
+    sizes = bulk.stops - bulk.starts
     entries = np.empty(len(rows), ENTRY)
     entries["order"], entries["hash"], entries["size"] = (
         order[sorting],
         hashes[sorting],
         sizes[sorting],
     )
-    with scratch.writing(f"{name}.images") as file:
-        for data in images.pieces(sorting, WRITE_BYTES):
+    with scratch.writing(f"{name}.bulk") as file:
+        for data in bulk.pieces(sorting, WRITE_BYTES):
             file.write(data)
     with scratch.writing(f"{name}.places") as file:
         file.write(entries.tobytes())
-    table = rows.drop_columns(["image"]).take(pa.array(sorting))
+    table = rows.drop_columns([form.bulk]).take(pa.array(sorting))
     table = table.add_column(0, "order", pa.array(entries["order"]))
-    table = table.append_column("size", pa.array(entries["size"])).cast(ROWS).combine_chunks()
-    with scratch.writing(f"{name}.rows") as file, pa.ipc.new_file(file, ROWS) as writer:
+    table = table.append_column("size", pa.array(entries["size"])).cast(form.run).combine_chunks()
+    with scratch.writing(f"{name}.rows") as file, pa.ipc.new_file(file, form.run) as writer:
         writer.write_table(table, max_chunksize=IPC_ROWS)
-    train = pc.unique(rows["label"].filter(pa.array(part_of == 0))).drop_null()
     counts = np.bincount(part_of, minlength=len(PARTS))
-    return Run(name, tuple(counts.tolist()), tuple(train.to_pylist()))
+    train: list[int] = []
+    if corpus.label_kind == "classes":
+        train = pc.unique(rows["label"].filter(pa.array(part_of == 0))).drop_null().to_pylist()
+    return Run(name, tuple(counts.tolist()), tuple(train))
 
 
 def read_entries(scratch: Folder, run: Run) -> npt.NDArray[Any]:
@@ -121,18 +116,18 @@ def read_entries(scratch: Folder, run: Run) -> npt.NDArray[Any]:
 def read_slice(
     scratch: Folder, run: Run, rows: tuple[int, int], at: tuple[int, int]
 ) -> tuple[pa.Table, memoryview]:
-    """Rows [start, stop) of a run, by ROWS, and the bytes [start, stop) of its images.
+    """Rows [start, stop) of a run, by `Form.run`, and the bytes [start, stop) of its bulk.
 
     On a local disk both are memory-mapped, not read.
     """
     with scratch.opening(f"{run.name}.rows") as source, pa.ipc.open_file(source) as opened:
         first, last = rows[0] // IPC_ROWS, -(-rows[1] // IPC_ROWS)
         batches = [opened.get_batch(number) for number in range(first, last)]
-    table = pa.Table.from_batches(batches, schema=ROWS)
-    with scratch.opening(f"{run.name}.images") as source:
+        table = pa.Table.from_batches(batches, schema=opened.schema)
+    with scratch.opening(f"{run.name}.bulk") as source:
         source.seek(at[0])
-        images = source.read_buffer(at[1] - at[0])
-    return table.slice(rows[0] - first * IPC_ROWS, rows[1] - rows[0]), memoryview(images)
+        bulk = source.read_buffer(at[1] - at[0])
+    return table.slice(rows[0] - first * IPC_ROWS, rows[1] - rows[0]), memoryview(bulk)
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
-"""Shards: the one copy of a corpus's images, and the index that lists it.
+"""Shards: the one copy of a corpus's samples, and the index that lists it.
 
 A corpus's folder holds, for each part, Parquet files `<part>-00000.parquet`, ... in the corpus's
-order, `quarantine.parquet` with the refused rows, and `_index.json`. This module has their schemas
-and the index, writes shards from slices of runs, and reads shards. Reading raises an error when a
-shard is missing or is not the one that was built. Nothing here decodes an image.
+order, `quarantine.parquet` with the refused rows, and `_index.json`. This module has the index,
+writes shards from slices of runs, and reads shards; their columns are those of the corpus's form.
+Reading raises an error when a shard is missing or is not the one that was built. Nothing here
+decodes an image.
 """
 
 from __future__ import annotations
@@ -21,29 +22,17 @@ import pyarrow.parquet as pq
 
 from jobs import records
 from jobs.contract import StageError
+from jobs.corpus.form import Form, LabelKind, Modality, form_of
 from jobs.corpus.layout import Cut
 from jobs.corpus.readers.source import Listing
 from jobs.corpus.runs import PARTS as PARTS
 from jobs.corpus.runs import Blobs, Run, read_slice
 from jobs.storage.folder import Folder
 
-SCHEMA = pa.schema(
-    [
-        pa.field("key", pa.string(), nullable=False),  # stable, unique, from the source's naming
-        pa.field("image", pa.binary(), nullable=False),  # encoded bytes, untouched
-        pa.field("label", pa.int32()),  # index into the corpus's classes
-        pa.field("caption", pa.string()),
-        pa.field("width", pa.int32(), nullable=False),  # pixels
-        pa.field("height", pa.int32(), nullable=False),
-    ]
-)
-"""A shard's row."""
-
-LIGHT = [name for name in SCHEMA.names if name != "image"]
 INDEX = "_index.json"
 QUARANTINE = "quarantine.parquet"
 ROW_GROUP = 1_000  # rows, or
-ROW_GROUP_BYTES = 128 << 20  # of images: bounds the memory of a worker that writes
+ROW_GROUP_BYTES = 128 << 20  # of bulk: bounds the memory of a worker that writes
 
 
 def build_again(folder: Folder) -> str:
@@ -63,7 +52,7 @@ class File:
     rows: int
     bytes: int
     sha256: str
-    columns_sha256: str = ""  # of all columns but the images; an index of an older version lacks it
+    columns_sha256: str = ""  # of all columns but the bulk; an index of an older version lacks it
 
 
 @dataclass(frozen=True)
@@ -78,6 +67,13 @@ class Index:
     quarantined: Mapping[str, int] = field(default_factory=dict)  # reason -> rows
     notes: Mapping[str, int] = field(default_factory=dict)  # what is unusual but kept -> rows
     sources: Mapping[str, Listing] = field(default_factory=dict)  # of `reader` and parts' own
+    modality: Modality = "image"  # an index of an older version lacks it
+    label_kind: LabelKind = "classes"
+
+    @property
+    def form(self) -> Form:
+        """The form of the corpus's rows."""
+        return form_of(self.modality, self.label_kind)
 
     def rows(self, part: str) -> int:
         """How many rows a part has."""
@@ -111,16 +107,17 @@ def read_part(folder: Folder, part: str, columns: Sequence[str]) -> pa.Table:
     Raises StageError when a shard is missing, or its rows are not the ones of the index. To check
     labels, keys and captions, the images are not read.
     """
-    files = Index.read(folder).parts[part]
-    schema = pa.schema([SCHEMA.field(c) for c in columns])
+    index = Index.read(folder)
+    files, form = index.parts[part], index.form
+    schema = pa.schema([form.shard.field(c) for c in columns])
     tables = []
     for file in files:
-        if "image" in columns or not file.columns_sha256:
+        if form.bulk in columns or not file.columns_sha256:
             tables.append(_read_shard(folder, file, list(columns), checked=True))
             continue
         try:
-            table = _read_shard(folder, file, LIGHT, checked=False)
-            if columns_sha256(table) != file.columns_sha256:
+            table = _read_shard(folder, file, form.light, checked=False)
+            if columns_sha256(table, form) != file.columns_sha256:
                 raise _altered(folder, file.file, "other keys, labels or captions")
         except StageError:
             folder.check(file.file)  # a finished step's says more
@@ -136,11 +133,11 @@ def _read_shard(folder: Folder, file: File, columns: list[str], *, checked: bool
         return _read_columns(folder, file.file, parquet, columns)
 
 
-def columns_sha256(table: pa.Table) -> str:
-    """A digest of a shard's LIGHT columns, [rows]: of their values, whatever their chunks."""
+def columns_sha256(table: pa.Table, form: Form) -> str:
+    """A digest of a shard's light columns, [rows]: of their values, whatever their chunks."""
     digest = hashlib.sha256()
-    for name in LIGHT:
-        column = pa.concat_arrays([pa.array([], SCHEMA.field(name).type), *table[name].chunks])
+    for name in form.light:
+        column = pa.concat_arrays([pa.array([], form.shard.field(name).type), *table[name].chunks])
         digest.update(np.packbits(column.is_valid().to_numpy(zero_copy_only=False)).tobytes())
         if not pa.types.is_string(column.type):
             digest.update(column.fill_null(0).to_numpy().tobytes())
@@ -221,7 +218,7 @@ def rank(
     return order.astype(np.int64, copy=False)
 
 
-def write_shard(scratch: Folder, runs: Sequence[Run], cut: Cut, output: Folder) -> File:
+def write_shard(scratch: Folder, runs: Sequence[Run], cut: Cut, output: Folder, form: Form) -> File:
     """Write one shard from its slices of the runs; equal rows give equal bytes."""
     tables, buffers = [], []
     for run, rows, at in zip(runs, cut.rows, cut.bytes, strict=True):
@@ -234,34 +231,39 @@ def write_shard(scratch: Folder, runs: Sequence[Run], cut: Cut, output: Folder) 
     which = np.repeat(np.arange(len(tables)), [len(piece) for piece in tables])
     stops = np.concatenate([np.cumsum(piece["size"].to_numpy()) for piece in tables])
     sizes = table["size"].to_numpy()
-    images = Blobs(buffers, which, stops - sizes, stops)
+    bulk = Blobs(buffers, which, stops - sizes, stops)
     order = rank(table["order"].to_numpy(), table["key"])
-    groups = (_to_table(table, images, sizes, rows) for rows in _row_groups(order, sizes))
-    return _write_groups(output, cut.file, groups)
+    groups = (_to_table(table, bulk, sizes, rows, form) for rows in _row_groups(order, sizes))
+    return _write_groups(output, cut.file, groups, form)
 
 
-def write_rows(output: Folder, file: str, rows: pa.Table) -> File:
-    """Write rows (by SCHEMA), already in order, as one shard in the format of `write_shard`."""
+def write_rows(output: Folder, file: str, rows: pa.Table, form: Form | None = None) -> File:
+    """Write rows, already in order, as one shard in the format of `write_shard`.
+
+    `form`: of the rows; none: of images.
+    """
     groups = (rows.slice(start, ROW_GROUP) for start in range(0, len(rows), ROW_GROUP))
-    return _write_groups(output, file, (group.combine_chunks() for group in groups))
+    whole = (group.combine_chunks() for group in groups)
+    return _write_groups(output, file, whole, form or form_of("image"))
 
 
-def _write_groups(output: Folder, name: str, groups: Iterable[pa.Table]) -> File:
+def _write_groups(output: Folder, name: str, groups: Iterable[pa.Table], form: Form) -> File:
     rows, light = 0, []
     with output.writing(name) as file:
         sink = _HashingFile(file)
         with pq.ParquetWriter(
             pa.PythonFile(sink, mode="w"),
-            SCHEMA,
-            compression={name: "NONE" if name == "image" else "ZSTD" for name in SCHEMA.names},
-            use_dictionary=["label", "width", "height"],
+            form.shard,
+            compression=form.compression,
+            use_dictionary=form.dictionary,
             write_statistics=["key", "label"],
         ) as writer:
             for group in groups:
                 writer.write_table(group, row_group_size=len(group))
                 rows += len(group)
-                light.append(group.select(LIGHT))
-    digest = columns_sha256(pa.concat_tables(light) if light else SCHEMA.empty_table())
+                light.append(group.select(form.light))
+    table = pa.concat_tables(light) if light else form.shard.empty_table()
+    digest = columns_sha256(table, form)
     return File(name, rows, sink.bytes, sink.sha256, digest)
 
 
@@ -281,14 +283,19 @@ def _row_groups(
 
 
 def _to_table(
-    table: pa.Table, images: Blobs, sizes: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]
+    table: pa.Table,
+    bulk: Blobs,
+    sizes: npt.NDArray[np.int64],
+    rows: npt.NDArray[np.int64],
+    form: Form,
 ) -> pa.Table:
-    """The rows at these positions, by SCHEMA."""
+    """The rows at these positions, by the form's schema."""
     offsets = np.concatenate([[0], np.cumsum(sizes[rows])]).astype(np.int32)
-    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(images.join(rows))]
-    column = pa.Array.from_buffers(pa.binary(), len(rows), buffers)
-    others = table.select([name for name in SCHEMA.names if name != "image"]).take(pa.array(rows))
-    whole = others.add_column(1, "image", column).cast(SCHEMA)
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(bulk.join(rows))]
+    at = form.shard.get_field_index(form.bulk)
+    column = pa.Array.from_buffers(form.shard.field(at).type, len(rows), buffers)
+    others = table.select(form.light).take(pa.array(rows))
+    whole = others.add_column(at, form.bulk, column).cast(form.shard)
     return whole.combine_chunks()
 
 

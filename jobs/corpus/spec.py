@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from jobs.contract import NOT_SEMANTIC, PATH, SILENT, Slug, Spec
+from jobs.corpus.form import Form, LabelKind, Modality, form_of
 from jobs.images.spec import MOST_PIXELS
 
 WhereValue = Annotated[int, Field(strict=True)] | str
@@ -31,6 +32,7 @@ class DigitsReader(Spec):
     """scikit-learn's handwritten digits: 1,797 real 8 x 8 images, shipped inside the package."""
 
     rows: ClassVar[int | None] = 1797  # known without reading; for the cost preview
+    modality: ClassVar[Modality] = "image"
 
     kind: Literal["digits"] = "digits"
 
@@ -39,6 +41,7 @@ class FileReader(Spec):
     """The settings of all readers of files."""
 
     rows: ClassVar[int | None] = None
+    modality: ClassVar[Modality] = "image"
 
     path: Annotated[str, PATH, NOT_SEMANTIC] = Field(
         min_length=1, description="a file or folder: local, s3:// or gs://"
@@ -155,6 +158,77 @@ class TableReader(FileReader):
         return self
 
 
+class TextFields(Spec):
+    """Which columns of a source of texts hold what."""
+
+    text: Column = "text"
+    pair: Column | None = Field(None, description="the second text of a row: the hypothesis, say")
+    label: Column = "label"
+
+
+class TextReader(FileReader):
+    """The settings of all readers of texts; key: columns joined by `/`, else a hash of the texts.
+
+    Equal texts without key columns get keys that end in -2, -3, ...
+    """
+
+    modality: ClassVar[Modality] = "text"
+
+    files: str = Field("*", description="which files below the path, by file name")
+    fields: TextFields
+    key: tuple[Column, ...] = Field((), description="the columns that name a row")
+    label_names: ClassNames = Field(
+        (), description="class names in label order; needed for integer labels without names"
+    )
+    unlabelled: tuple[WhereValue, ...] = Field(
+        (), description="labels that stand for none, such as -1 and `-`: left out and counted"
+    )
+    labels: LabelKind = Field("classes", description="numbers: the target is a number")
+    where: dict[Column, WhereValue | tuple[WhereValue, ...]] = Field(
+        default_factory=dict, description="column -> the value (or values) of the rows to keep"
+    )
+
+    @model_validator(mode="after")
+    def _numbers_have_no_names(self) -> TextReader:
+        if self.labels == "numbers" and self.label_names:
+            raise ValueError("label_names are names of classes, and labels: numbers has none")
+        return self
+
+    @property
+    def columns_read(self) -> tuple[str, ...]:
+        """Every column that the settings name, once."""
+        fields = self.fields
+        named = (fields.text, fields.pair, fields.label, *self.key, *self.where)
+        return tuple(dict.fromkeys(name for name in named if name is not None))
+
+
+class TextParquetReader(TextReader):
+    """Texts in Parquet, also in Hugging Face's layout with class names in the metadata."""
+
+    kind: Literal["parquet"] = "parquet"
+    files: str = Field("*.parquet", description="which files below the path, by file name")
+
+
+class TextTableReader(TextReader):
+    """Texts in a CSV or TSV."""
+
+    kind: Literal["table"] = "table"
+    columns: tuple[Column, ...] = Field((), description="names, for a table without a header")
+    delimiter: str | None = Field(
+        None, min_length=1, max_length=1, description="none: a comma, in .tsv files a tab"
+    )
+    quoting: bool | None = Field(
+        None, description="whether fields may be quoted (RFC 4180); none: yes, in .tsv files no"
+    )
+
+
+class JsonLinesReader(TextReader):
+    """Texts in JSON Lines: an object a line."""
+
+    kind: Literal["jsonl"] = "jsonl"
+    files: str = Field("*.jsonl*", description="which files below the path, by file name")
+
+
 AnyReader = (
     DigitsReader
     | ImageFolderReader
@@ -162,10 +236,38 @@ AnyReader = (
     | WebDatasetReader
     | ParquetReader
     | TableReader
+    | TextParquetReader
+    | TextTableReader
+    | JsonLinesReader
 )
 
-Reader = Annotated[AnyReader, Field(discriminator="kind")]
-"""Every reader that an experiment file can name, distinguished by `kind`."""
+_KINDS = ("digits", "imagefolder", "ilsvrc_tar", "webdataset", "parquet", "table", "jsonl")
+
+
+def _reader_tag(value: Any) -> str | None:
+    """The tag of a reader, as a model or as data: by its `kind`, and whether it has `fields`."""
+    data = value if isinstance(value, dict) else vars(value)
+    kind, fields = data.get("kind"), data.get("fields")
+    return f"tagged-{kind}-text" if fields is not None and kind in ("parquet", "table") else kind
+
+
+Reader = Annotated[
+    Annotated[DigitsReader, Tag("digits")]
+    | Annotated[ImageFolderReader, Tag("imagefolder")]
+    | Annotated[IlsvrcTarReader, Tag("ilsvrc_tar")]
+    | Annotated[WebDatasetReader, Tag("webdataset")]
+    | Annotated[ParquetReader, Tag("parquet")]
+    | Annotated[TableReader, Tag("table")]
+    | Annotated[TextParquetReader, Tag("tagged-parquet-text")]
+    | Annotated[TextTableReader, Tag("tagged-table-text")]
+    | Annotated[JsonLinesReader, Tag("jsonl")],
+    Discriminator(
+        _reader_tag,
+        custom_error_type="reader_kind",
+        custom_error_message=f"`kind` must be {', '.join(_KINDS[:-1])} or {_KINDS[-1]}",
+    ),
+]
+"""Every reader that an experiment file can name, distinguished by `kind` and `fields`."""
 
 
 def _tag_of(value: Any) -> str:
@@ -215,9 +317,10 @@ class Parts(Spec):
 
 
 class Corpus(Spec):
-    """Keyed images with labels, captions or both, split into parts and shards."""
+    """Keyed images or texts with labels (images: captions too), split into parts and shards."""
 
     name: Slug
+    modality: Annotated[Modality, SILENT] = Field("image", description="what its samples are")
     reader: Reader
     parts: Parts = Parts()
     seed: int = Field(0, ge=0, description="decides each key's part and position in the shuffle")
@@ -241,3 +344,37 @@ class Corpus(Spec):
     max_bad_share: Annotated[float, NOT_SEMANTIC] = Field(
         0.001, ge=0, le=1, description="share of quarantined rows above which the build fails"
     )
+
+    @model_validator(mode="after")
+    def _readers_agree(self) -> Corpus:
+        readers = {"reader": self.reader} | {
+            f"parts.{part}": reader for part, reader in self.parts.sources.items()
+        }
+        for where, reader in readers.items():
+            if reader.modality == self.modality:
+                continue
+            if reader.modality == "text":
+                raise ValueError(
+                    f"corpus.{where} has `fields`, so it reads texts: set modality: text"
+                )
+            raise ValueError(
+                f"corpus.{where} of kind {reader.kind} reads images, and modality is text: give it "
+                f"`fields` (kind parquet, table or jsonl)"
+            )
+        if len({_label_kind(reader) for reader in readers.values()}) > 1:
+            raise ValueError("the readers of a corpus must have the same `labels`")
+        return self
+
+    @property
+    def label_kind(self) -> LabelKind:
+        """Whether its labels are classes or numbers."""
+        return _label_kind(self.reader)
+
+    @property
+    def form(self) -> Form:
+        """The form of its rows."""
+        return form_of(self.modality, self.label_kind)
+
+
+def _label_kind(reader: AnyReader) -> LabelKind:
+    return reader.labels if isinstance(reader, TextReader) else "classes"

@@ -77,7 +77,8 @@ def _parse(file: Path) -> Task:
         task = Task.model_validate(content)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        field = ".".join(str(part) for part in first["loc"]) or "the whole file"
+        parts = (str(part) for part in first["loc"] if not str(part).startswith("tagged"))
+        field = ".".join(parts) or "the whole file"
         what = first["msg"].removeprefix("Value error, ")
         given = "" if first["type"] == "missing" else f" (given: {_shorten(first['input'])})"
         raise TaskError(f"{file}: {field}: {what}{given}; correct the file") from None

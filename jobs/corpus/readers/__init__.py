@@ -17,6 +17,10 @@ from jobs.corpus.readers.imagefolder import ImageFolder
 from jobs.corpus.readers.parquet import Parquet
 from jobs.corpus.readers.rows import Classes, Reader, Unit
 from jobs.corpus.readers.table import Table
+from jobs.corpus.readers.text_jsonl import TextJsonLines
+from jobs.corpus.readers.text_parquet import TextParquet
+from jobs.corpus.readers.text_table import TextTable
+from jobs.corpus.readers.texts import Texts
 from jobs.corpus.readers.webdataset import WebDataset
 
 __all__ = ["Classes", "Digits", "Reader", "Unit", "reader_of"]
@@ -37,5 +41,11 @@ def reader_of(spec: specs.Reader) -> Reader:
             return Parquet(spec)
         case specs.TableReader():
             return Table(spec)
+        case specs.TextParquetReader():
+            return Texts(spec, TextParquet(spec))
+        case specs.TextTableReader():
+            return Texts(spec, TextTable(spec))
+        case specs.JsonLinesReader():
+            return Texts(spec, TextJsonLines(spec))
         case _:
             assert_never(spec)

@@ -33,8 +33,9 @@ from jobs.corpus.readers.columns import (
     value_type,
 )
 from jobs.corpus.readers.labels import Naming, dense_names, scanned_names
+from jobs.corpus.readers.parquet_file import open_file, tables
 from jobs.corpus.readers.rows import BATCH_ROWS, RAW, Classes, Unit
-from jobs.corpus.readers.source import files, is_damage, locate
+from jobs.corpus.readers.source import files, locate
 from jobs.corpus.spec import ParquetReader
 
 UNIT_BYTES = 256 << 20  # of uncompressed row groups: the least for a unit, except a file's last
@@ -282,12 +283,7 @@ class Parquet:
 
     @contextmanager
     def _open(self, name: str) -> Iterator[pq.ParquetFile]:
-        filesystem, full = locate(self.spec.path, name)
-        with filesystem.open_input_file(full) as source:
-            try:
-                opened = pq.ParquetFile(source)
-            except (pa.ArrowInvalid, OSError) as error:
-                raise _damaged(full, error) from error
+        with open_file(self.spec.path, name) as (opened, full):
             self._refuse_columns(opened.schema_arrow, full)
             yield opened
 
@@ -300,23 +296,7 @@ class Parquet:
         groups: list[int] | None = None,
     ) -> Iterator[pa.Table]:
         """Columns of a file, or of some of its row groups, `rows` rows at a time."""
-        batches = opened.iter_batches(rows, row_groups=groups, columns=columns)
-        while True:
-            try:
-                batch = next(batches, None)
-            except (pa.ArrowInvalid, OSError) as error:
-                raise _damaged(locate(self.spec.path, name)[1], error) from error
-            if batch is None:
-                return
-            yield pa.Table.from_batches([batch])
-
-
-def _damaged(file: str, error: Exception) -> Exception:
-    """The error to raise for a file that cannot be read; a disk's own error is passed on."""
-    if isinstance(error, OSError) and not is_damage(error):
-        return error
-    line = " ".join(str(error).split())
-    return StageError(f"{file} is not a Parquet file, or is damaged ({line}); download it again")
+        yield from tables(opened, locate(self.spec.path, name)[1], rows, columns, groups)
 
 
 def _rows_for_bytes(meta: Any, groups: Sequence[int], bytes_in: int) -> int:

@@ -1,9 +1,9 @@
 """Rows as a reader gives them, before they are checked.
 
-A row has its source, its key, its bytes, and its label or caption as in the source. A row that the
-reader cannot complete has a `fault`, the reason for its quarantine. `jobs.corpus.check` decides
-whether the image is an image, the label is a class and the caption is text. What a reader passes
-over is counted as notes. Nothing here reads a source.
+A row has its source, its key, its content, and its label or caption as in the source. A row that
+the reader cannot complete has a `fault`, the reason for its quarantine. `jobs.corpus.check` decides
+whether the image is an image, the label is a class and a text is text. What a reader passes over
+is counted as notes. Nothing here reads a source.
 """
 
 from __future__ import annotations
@@ -29,6 +29,20 @@ RAW = pa.schema(
         pa.field("detail", pa.string()),  # what a message shows of it: a path tried, a label's text
     ]
 )
+
+TEXTS = pa.schema(
+    [
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("key", pa.string()),
+        pa.field("text", pa.large_binary()),  # should be UTF-8
+        pa.field("pair", pa.large_binary()),  # should be UTF-8
+        pa.field("label", pa.int64()),  # index into the reader's classes
+        pa.field("number", pa.float64()),  # the label, where labels are numbers
+        pa.field("fault", pa.string()),
+        pa.field("detail", pa.string()),
+    ]
+)
+"""As RAW, of texts."""
 
 UNKNOWN = -1
 """The label of a row whose class is not among the reader's classes."""
@@ -70,7 +84,7 @@ class Reader(Protocol):
 
     @property
     def captions(self) -> bool:
-        """Whether every row must have a caption."""
+        """Whether every row must have a caption; of texts: a pair."""
 
     def classes(self) -> Classes:
         """The classes; may read names, headers and small columns, never images."""
@@ -85,7 +99,7 @@ class Reader(Protocol):
         """Rows of each label, UNKNOWN included; None if only reading all images would tell."""
 
     def read(self, unit: Unit, notes: Counter[str]) -> Iterator[pa.Table]:
-        """A unit's rows, by `RAW`, a few megabytes at a time, always in the same order.
+        """A unit's rows, by `RAW` or `TEXTS`, a few megabytes at a time, always in the same order.
 
         What is passed over because it is no row (a hidden file, say) is counted in `notes`.
         """

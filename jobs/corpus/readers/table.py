@@ -8,31 +8,24 @@ because a stray quote would swallow the rows up to the next quote.
 
 from __future__ import annotations
 
-import codecs
-import csv
-import io
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.csv as pacsv
 
 from jobs.contract import StageError
+from jobs.corpus.readers.csv_file import CsvFile
 from jobs.corpus.readers.labels import Naming, scanned_names
 from jobs.corpus.readers.rows import UNKNOWN, Classes, RowBatcher, Unit, claim
-from jobs.corpus.readers.source import contents, files, stream, why_no_content
+from jobs.corpus.readers.source import contents, files, why_no_content
 from jobs.corpus.spec import TableReader
 from jobs.storage.folder import Folder
 
 UNITS = 64  # at most: every unit reads the table up to its own rows
 UNIT_ROWS = 5_000  # at least
 READ_ROWS = 256  # images requested at a time
-MAX_FIELD = 1 << 20  # characters of a field: pyarrow's limit for a row
-HEADER_BYTES = 1 << 16  # of a table's start, read to explain why it cannot be read
-SHOWN = 80  # characters of a library's message that an error shows
 
 
 @dataclass(frozen=True)
@@ -63,8 +56,11 @@ class Table:
     def units(self) -> Sequence[Unit]:
         """Ranges of rows. Raises StageError for a stray quote."""
         name, _ = next(self.files())
-        if self._quoting(name):
-            self._refuse_stray_quotes(name)
+        # A line break outside captions means that a field has swallowed rows.
+        spec = self.spec
+        named = (spec.image, spec.label, spec.key)
+        one_line = {name for name in named if name is not None and name != spec.caption}
+        self._file.refuse_stray_quotes(one_line)
         rows = sum(len(rows) for rows in self._batches(self._columns()))
         step = max(UNIT_ROWS, -(-rows // UNITS))
         return [Unit(name, start, min(start + step, rows)) for start in range(0, rows, step)]
@@ -133,121 +129,27 @@ class Table:
                 return
 
     def _batches(self, columns: list[str]) -> Iterator[list[tuple[Any, ...]]]:
-        """The table's rows in order, these columns as text (captions as bytes)."""
-        name, _ = next(self.files())
-        quoting = self._quoting(name)
-        try:
-            with stream(self.spec.path, name) as opened:
-                reader = pacsv.open_csv(
-                    opened,
-                    read_options=pacsv.ReadOptions(column_names=list(self.spec.columns) or None),
-                    parse_options=pacsv.ParseOptions(
-                        delimiter=self._delimiter(name),
-                        quote_char='"' if quoting else False,
-                        newlines_in_values=quoting,
-                    ),
-                    convert_options=self._convert_options(columns),
-                )
-                for batch in reader:
-                    values = [batch.column(c).to_pylist() for c in columns]
-                    yield list(zip(*values, strict=True))
-        except (pa.ArrowInvalid, pa.ArrowKeyError, UnicodeDecodeError) as error:
-            raise self._unreadable(name, columns, str(error)) from None
+        """The table's rows in order, these columns as text.
 
-    def _unreadable(self, name: str, columns: list[str], error: str) -> StageError:
-        """The error of a table that pyarrow cannot read: what its first line holds instead."""
-        with stream(self.spec.path, name) as opened:
-            begin = bytes(opened.read(HEADER_BYTES))
-        if begin.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in begin:
-            return StageError(
-                f"{self.spec.path} is not UTF-8 text, but probably UTF-16; convert it "
-                f"(`iconv -f UTF-16 -t UTF-8`)"
-            )
-        line = begin.decode("utf-8-sig", "replace").splitlines()[:1]
-        found = next(csv.reader(line, delimiter=self._delimiter(name)), [])
-        missing = [column for column in columns if column not in found]
-        if missing and not self.spec.columns:
-            other = next((d for d in ";\t|,:" if len(found) == 1 and d in found[0]), None)
-            hint = "correct the reader's fields, or name the columns in `columns` if it has none"
-            if other is not None:
-                hint = f"set `delimiter: {json.dumps(other)}`"
-            return StageError(
-                f"{self.spec.path} has no column {missing[0]!r}; its first line gives the columns "
-                f"{_shorten(', '.join(found))}; {hint}"
-            )
-        hint = "" if self._quoting(name) else ", or set `quoting: true` if its fields are quoted"
-        return StageError(
-            f"{self.spec.path} cannot be read as a table with the columns {', '.join(columns)} "
-            f"({_shorten(error)}); correct the table or the reader's fields{hint}"
-        )
-
-    def _delimiter(self, name: str) -> str:
-        return self.spec.delimiter or ("\t" if _is_tsv(name) else ",")
-
-    def _quoting(self, name: str) -> bool:
-        return not _is_tsv(name) if self.spec.quoting is None else self.spec.quoting
-
-    def _refuse_stray_quotes(self, name: str) -> None:
-        """Raise StageError when the table breaks RFC 4180.
-
-        pyarrow accepts a quote that is never closed, or is closed within a field, and makes one
-        row of all the rows in between.
+        Captions are bytes: one that is not UTF-8 is then only its row's fault. A caption column
+        that is also the path, label or key is text.
         """
-        begin = 0
-        csv.field_size_limit(MAX_FIELD)
-        try:
-            with stream(self.spec.path, name) as opened:
-                lines = io.TextIOWrapper(opened, "utf-8-sig", "replace", newline="")
-                rows = csv.reader(lines, delimiter=self._delimiter(name), strict=True)
-                named = list(self.spec.columns) or next(rows, [])
-                begin = rows.line_num
-                for row in rows:
-                    if rows.line_num > begin + 1:
-                        self._refuse_lines(name, begin + 1, dict(zip(named, row, strict=False)))
-                    begin = rows.line_num
-        except csv.Error as error:
-            raise self._stray_quote(name, begin + 1, str(error)) from None
-
-    def _refuse_lines(self, name: str, line: int, row: dict[str, str]) -> None:
-        """Raise StageError for line breaks outside captions: such a field has swallowed rows."""
-        for column in {self.spec.image, self.spec.label, self.spec.key} - {None, self.spec.caption}:
-            if "\n" in row.get(str(column), ""):
-                raise self._stray_quote(name, line, f"{column} spans several lines")
-
-    def _stray_quote(self, name: str, line: int, what: str) -> StageError:
-        return StageError(
-            f"{self.spec.path}: the row that begins in line {line:,} has a stray quote ({what}); "
-            f'correct it (RFC 4180: a field that contains quotes is quoted, with "" for each '
-            f"quote in it), or set `quoting: false` if quotes have no meaning in this table"
-        )
-
-    def _convert_options(self, columns: list[str]) -> Any:
-        """Columns as text, captions as bytes: one that is not UTF-8 is then only its row's fault.
-
-        A caption column that is also the path, label or key is text.
-        """
-        kinds = dict.fromkeys(columns, pa.string())
         others = (self.spec.image, self.spec.label, self.spec.key)
-        if self.spec.caption in kinds and self.spec.caption not in others:
-            kinds[self.spec.caption] = pa.binary()
-        return pacsv.ConvertOptions(
-            include_columns=columns, column_types=kinds, strings_can_be_null=False
-        )
+        caption = self.spec.caption
+        as_bytes = () if caption is None or caption in others else (caption,)
+        for batch in self._file.batches(columns, as_bytes):
+            values = [batch.column(c).to_pylist() for c in columns]
+            yield list(zip(*values, strict=True))
+
+    @property
+    def _file(self) -> CsvFile:
+        spec, (name, _) = self.spec, next(self.files())
+        return CsvFile(spec.path, name, spec.columns, spec.delimiter, spec.quoting)
 
     def _image_root(self) -> str:
         if self.spec.root is not None:
             return self.spec.root
         return Folder.holding(Folder.of(self.spec.path).uri)[0].uri
-
-
-def _is_tsv(name: str) -> bool:
-    return name.removesuffix(".gz").endswith(".tsv")
-
-
-def _shorten(text: str) -> str:
-    """A library's message on one line, cut after SHOWN characters."""
-    line = " ".join(text.split())
-    return line if len(line) <= SHOWN else f"{line[:SHOWN]}..."
 
 
 def _is_safe(path: str) -> bool:

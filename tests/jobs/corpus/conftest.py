@@ -65,7 +65,7 @@ def build() -> Build:
         building.refuse_bad(corpus, found, scans)
         runs = [run for scan in scans for run in scan.runs]
         cuts = lay_out(corpus, scratch, runs)
-        files = [(cut.part, write_shard(scratch, runs, cut, output)) for cut in cuts]
+        files = [(cut.part, write_shard(scratch, runs, cut, output, corpus.form)) for cut in cuts]
         return output, building.finish(corpus, found, scans, files, scratch, output)
 
     return run

@@ -22,9 +22,10 @@ from commands import Command
 from jobs.contract import Hooks, Outcome, Spec, StageError, Work
 from jobs.corpus import build as building
 from jobs.corpus import job
+from jobs.corpus.form import IMAGES
 from jobs.corpus.layout import lay_out
 from jobs.corpus.readers import Digits, Unit
-from jobs.corpus.shards import PARTS, SCHEMA, Index, read_part, write_shard
+from jobs.corpus.shards import PARTS, Index, read_part, write_shard
 from jobs.corpus.spec import Corpus, DigitsReader
 from jobs.corpus.verify import compare_source, verify
 from jobs.storage.folder import Folder
@@ -83,7 +84,7 @@ def test_the_index_describes_the_files(digits: Folder) -> None:
         data = digits.read_bytes(name)
         assert (len(data), hashlib.sha256(data).hexdigest()) == (file.bytes, file.sha256)
         table = digits.read_table(name)
-        assert table.schema.equals(SCHEMA)
+        assert table.schema.equals(IMAGES)
         assert len(table) == file.rows <= DIGITS.rows_per_shard
     keys = [key for part in PARTS for key in read_part(digits, part, ["key"])["key"].to_pylist()]
     assert sorted(keys) == [f"digits/{i:04d}" for i in range(1797)]
@@ -175,7 +176,7 @@ def test_an_object_store_is_read_and_written_like_a_disk(
     scans = [building.scan(source, found, piece, scratch) for piece in found.pieces]
     runs = [run for scan in scans for run in scan.runs]
     cuts = lay_out(source, scratch, runs)
-    files = [(cut.part, write_shard(scratch, runs, cut, output)) for cut in cuts]
+    files = [(cut.part, write_shard(scratch, runs, cut, output, source.form)) for cut in cuts]
     building.finish(source, found, scans, files, scratch, output)
     assert bytes_of(output) == bytes_of(expected)
 

@@ -12,13 +12,11 @@ from hypothesis import strategies as st
 
 from jobs.contract import StageError
 from jobs.corpus import layout
-from jobs.corpus.check import CHECKED
+from jobs.corpus.form import IMAGES, form_of
 from jobs.corpus.layout import lay_out
 from jobs.corpus.runs import PARTS, Run, write_run
 from jobs.corpus.shards import (
-    LIGHT,
     ROW_GROUP,
-    SCHEMA,
     Index,
     columns_sha256,
     open_shard,
@@ -31,6 +29,7 @@ from jobs.corpus.shards import (
 from jobs.corpus.spec import Corpus, DigitsReader
 from jobs.storage.folder import Folder
 
+FORM = form_of("image")
 KEYS = [f"k{i:04d}" for i in range(600)]
 
 
@@ -44,7 +43,7 @@ def checked(keys: list[str]) -> pa.Table:
     images = [key.encode() * (1 + sum(key.encode()) % 9) for key in keys]
     count = len(keys)
     columns = [keys, images, range(count), [f"a {k}" for k in keys], [1] * count, [2] * count]
-    return pa.table([pa.array(c) for c in columns], names=CHECKED.names).cast(CHECKED)
+    return pa.table([pa.array(c) for c in columns], names=FORM.checked.names).cast(FORM.checked)
 
 
 def shards(
@@ -61,9 +60,9 @@ def shards(
             runs.append(write_run(scratch, f"r{number}", rows, spec, part, positions))
         found = {}
         for cut in lay_out(spec, scratch, runs):
-            file = write_shard(scratch, runs, cut, output)
+            file = write_shard(scratch, runs, cut, output, FORM)
             table = output.read_table(file.file)
-            assert table.schema.equals(SCHEMA)
+            assert table.schema.equals(IMAGES)
             assert len(table) == file.rows == cut.count
             expected = {row["key"]: row["image"] for row in checked(keys).to_pylist()}
             assert all(expected[r["key"]] == r["image"] for r in table.to_pylist())
@@ -179,7 +178,7 @@ def test_equal_hashes_are_ordered_by_key() -> None:
 def folder(tmp_path: Path) -> Folder:
     folder = Folder.of(tmp_path)
     rows = checked([f"k{i:05d}" for i in range(2500)])
-    file = write_rows(folder, "train-00000.parquet", rows.cast(SCHEMA))
+    file = write_rows(folder, "train-00000.parquet", rows.cast(IMAGES))
     Index("c", (), {"train": (file,), "validation": (), "test": ()}).write(folder)
     return folder
 
@@ -196,7 +195,7 @@ def test_row_groups_have_a_thousand_rows_and_fewer_where_images_are_large(
         spec = corpus(parts={"train": 1, "validation": 0, "test": 0})
         run = write_run(scratch, "r", checked(KEYS), spec, None, np.arange(600, dtype=np.uint64))
         cut = lay_out(spec, scratch, [run])[0]
-        file = write_shard(scratch, [run], cut, scratch / "o")
+        file = write_shard(scratch, [run], cut, scratch / "o", FORM)
         with open_shard(scratch / "o", file.file) as parquet:
             sizes = [
                 parquet.read_row_group(g)["image"].nbytes for g in range(parquet.num_row_groups)
@@ -224,7 +223,7 @@ def test_a_missing_or_altered_shard_is_one_sentence(folder: Folder) -> None:
         with pytest.raises(StageError, match=r"is not the one that _index\.json lists"):
             read_rows(folder, name, 0, 10, ["key", "image", "caption"])
     folder.write_bytes(name, data)
-    write_rows(folder, name, checked(["a"]).cast(SCHEMA))
+    write_rows(folder, name, checked(["a"]).cast(IMAGES))
     with pytest.raises(StageError, match="1 rows"):
         read_part(folder, "train", ["key"])
     folder.delete(name)
@@ -235,8 +234,8 @@ def test_a_missing_or_altered_shard_is_one_sentence(folder: Folder) -> None:
 def light_rows(keys: list[str], labels: list[int | None], captions: list[str | None]) -> pa.Table:
     count = len(keys)
     values = [keys, [b"i"] * count, labels, captions, [1] * count, [2] * count]
-    arrays = [pa.array(v, field.type) for v, field in zip(values, SCHEMA, strict=True)]
-    return pa.Table.from_arrays(arrays, schema=SCHEMA)
+    arrays = [pa.array(v, field.type) for v, field in zip(values, IMAGES, strict=True)]
+    return pa.Table.from_arrays(arrays, schema=IMAGES)
 
 
 ROWS = st.lists(
@@ -261,10 +260,10 @@ def test_the_digest_of_columns_is_of_their_values(
     cut: int,
 ) -> None:
     table = rows_of(one)
-    digest = columns_sha256(table)
-    assert columns_sha256(pa.concat_tables([table[:cut], table[cut:]])) == digest
-    assert columns_sha256(pa.concat_tables([rows_of(other), table])[len(other) :]) == digest
-    assert (columns_sha256(rows_of(other)) == digest) == (one == other)
+    digest = columns_sha256(table, FORM)
+    assert columns_sha256(pa.concat_tables([table[:cut], table[cut:]]), FORM) == digest
+    assert columns_sha256(pa.concat_tables([rows_of(other), table])[len(other) :], FORM) == digest
+    assert (columns_sha256(rows_of(other), FORM) == digest) == (one == other)
 
 
 @given(column=st.sampled_from(["key", "label", "caption", "width"]), row=st.integers(0, 599))
@@ -280,9 +279,9 @@ def test_labels_keys_and_captions_are_checked_without_the_images(column: str, ro
         values = table[column].to_pylist()
         values[row] = "other" if isinstance(values[row], str) else 77
         at = table.column_names.index(column)
-        field = SCHEMA.field(column)
+        field = IMAGES.field(column)
         changed = table.set_column(at, field, pa.array(values, field.type))
         assert write_rows(folder, "train-00000.parquet", changed).rows == file.rows
-        for columns in (["label"], ["key", "caption"], LIGHT):
+        for columns in (["label"], ["key", "caption"], FORM.light):
             with pytest.raises(StageError, match="other keys, labels or captions"):
                 read_part(folder, "train", columns)

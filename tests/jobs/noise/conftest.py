@@ -6,7 +6,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from jobs.corpus.shards import SCHEMA, Index, write_rows
+from jobs.corpus.form import IMAGES
+from jobs.corpus.shards import Index, write_rows
 from jobs.storage.folder import Folder
 
 Write = Callable[..., Folder]
@@ -40,7 +41,7 @@ def corpus(tmp_path: Path) -> Write:
                     "width": [1] * len(keys[rows]),
                     "height": [1] * len(keys[rows]),
                 },
-                schema=SCHEMA,
+                schema=IMAGES,
             )
             files.append(write_rows(output, f"train-{number:05d}.parquet", table))
         parts = {"train": tuple(files), "validation": (), "test": ()}

@@ -11,7 +11,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from jobs.contract import Outcome, StageError, Work
-from jobs.corpus.shards import SCHEMA, Index, write_rows
+from jobs.corpus.form import IMAGES
+from jobs.corpus.shards import Index, write_rows
 from jobs.corpus.units import units_of
 from jobs.images.likeness import MOST_BITS, alike, likeness, perceptual, thumbnails
 from jobs.overlap.compare import FILE, compare, dropped
@@ -60,7 +61,7 @@ def hashed(
                 "width": side,
                 "height": side,
             }
-        ).cast(SCHEMA)
+        ).cast(IMAGES)
         parts[part] = (write_rows(corpus, f"{part}-00000.parquet", rows),) if stored else ()
     index = Index("made", ("zero", "one", "two"), parts)
     units = units_of(index, index.parts)

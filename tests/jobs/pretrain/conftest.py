@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 
 from jobs.contract import Work
-from jobs.corpus.shards import SCHEMA, File, Index
+from jobs.corpus.form import IMAGES
+from jobs.corpus.shards import File, Index
 from jobs.images.spec import ImageInput
 from jobs.noise.overlay import Overlay
 from jobs.pretrain.spec import Contrastive, PretrainStep, Recipe, Resources, Schedule, Supervised
@@ -62,7 +63,7 @@ def write_part(folder: Folder, part: str, rows_per_shard: int) -> tuple[File, ..
             "width": pa.array([8] * len(labels), pa.int32()),
             "height": pa.array([10] * len(labels), pa.int32()),
         },
-        schema=SCHEMA,
+        schema=IMAGES,
     )
     files = []
     for shard, start in enumerate(range(0, len(rows), rows_per_shard)):
@@ -144,7 +145,7 @@ def damage(corpus: Folder, part: str, rows: Callable[[str], bytes]) -> None:
         table = corpus.read_table(file.file)
         pairs = zip(table["key"].to_pylist(), table["image"].to_pylist(), strict=True)
         images = pa.array([rows(key) or image for key, image in pairs], pa.binary())
-        corpus.write_table(file.file, table.set_column(1, SCHEMA.field("image"), images))
+        corpus.write_table(file.file, table.set_column(1, IMAGES.field("image"), images))
         data = corpus.read_bytes(file.file)
         digest = hashlib.sha256(data).hexdigest()
         files.append(File(file.file, file.rows, len(data), digest))

@@ -8,8 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from jobs.corpus.form import IMAGES
 from jobs.corpus.readers.digits import NAMES, Digits
-from jobs.corpus.shards import SCHEMA, Index, write_rows
+from jobs.corpus.shards import Index, write_rows
 from jobs.corpus.spec import DigitsReader
 from jobs.storage.folder import Folder
 from tests.jobs.tuning.finetune.digits import put_encoder
@@ -23,7 +24,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Folder:
     (raw,) = reader.read(reader.units()[0], Counter())
     rows = raw.select(["key", "image", "label", "caption"])
     sizes = pa.array([8] * len(rows), pa.int32())
-    rows = rows.append_column("width", sizes).append_column("height", sizes).cast(SCHEMA)
+    rows = rows.append_column("width", sizes).append_column("height", sizes).cast(IMAGES)
     rows = rows.take(pa.array(np.random.default_rng(0).permutation(len(rows))))
     cuts = {"train": [(0, 300), (300, 900)], "validation": [(900, 1200)], "test": [(1200, 1797)]}
     parts = {

@@ -1,0 +1,221 @@
+"""Texts with a label: what all readers of texts share.
+
+A format (Parquet, CSV and TSV, JSON Lines) gives a file's rows with labels as words (`FORM`). This
+module gives them keys, classes and numbers. Labels are linked by name: an integer is a position in
+`label_names`, or in the names that the file declares. A source without key columns is one unit,
+because equal texts are counted over all of it. Opens no file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from jobs.contract import StageError
+from jobs.corpus.readers.labels import Naming, dense_names, scanned_names, whole_number
+from jobs.corpus.readers.rows import TEXTS, UNKNOWN, Classes, Unit
+from jobs.corpus.readers.source import files
+from jobs.corpus.spec import TextReader
+
+FORM = pa.schema(
+    [
+        pa.field("text", pa.large_binary()),
+        pa.field("pair", pa.large_binary()),
+        pa.field("label", pa.string()),  # a class's name or number, or a number; null: none
+        pa.field("key", pa.string()),  # null: the source names no key
+        pa.field("fault", pa.string()),
+        pa.field("detail", pa.string()),
+    ]
+)
+"""A row as a format gives it."""
+
+_NEGATIVE = re.compile(r"-\d+(\.0*)?")
+_SHOWN = 40  # characters of a label that a message shows
+
+
+class Format(Protocol):
+    """Reads one file of texts."""
+
+    def rows(self, name: str) -> Iterator[pa.Table]:
+        """A file's rows that fit `where`, by FORM, in its order, some thousand at a time."""
+
+    def labels(self, name: str) -> Iterator[pa.Table]:
+        """The same rows, of which `label` alone is needed."""
+
+    def declared(self) -> Sequence[str] | None:
+        """The names of the label's classes that the first file declares, if it does."""
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Rows of texts, keyed by columns or by the texts themselves."""
+
+    spec: TextReader
+    format: Format
+
+    @property
+    def labels(self) -> bool:
+        """Every text has a label."""
+        return True
+
+    @property
+    def captions(self) -> bool:
+        """Whether every row has two texts."""
+        return self.spec.fields.pair is not None
+
+    def classes(self) -> Classes:
+        """`label_names`; else the names that the files declare; else the labels that occur."""
+        if self.spec.labels == "numbers":
+            return Classes()
+        declared, names = self.format.declared(), self.spec.label_names
+        if names and declared is not None and list(declared) != list(names):
+            raise StageError(
+                f"{self.spec.path}: its metadata names the classes {', '.join(declared)}, and "
+                f"label_names {', '.join(names)}; correct label_names, or leave it out"
+            )
+        if names or declared is not None:
+            found = Naming(tuple(names or declared or ()))
+            found.refuse_numbers_for_others(f"{self.spec.path}, `label_names`")
+            return Classes.of(found.classes)
+        texts = set(self._label_texts())
+        where = f"{self.spec.path}, {self.spec.fields.label!r}"
+        if negative := sorted(text for text in texts if _NEGATIVE.fullmatch(text.strip())):
+            raise StageError(
+                f"{where} holds the label {negative[0]}; list it in `unlabelled` if it stands for "
+                f"no label, or name the classes in `label_names`"
+            )
+        numbers = [whole_number(text) for text in texts]
+        if None in numbers:
+            return Classes.of(scanned_names(texts, where))
+        return Classes.of(dense_names((n for n in numbers if n is not None), where))
+
+    def units(self) -> Sequence[Unit]:
+        """One for each file; without key columns, one for the source."""
+        found = [name for name, _ in self.files()]
+        if self.spec.key:
+            return [Unit(name, 0, 1) for name in found]
+        return [Unit("", 0, len(found))]
+
+    def files(self) -> Iterator[tuple[str, int]]:
+        """Every file of texts."""
+        yield from files(self.spec.path, self.spec.files)
+
+    def label_counts(self) -> Counter[int] | None:
+        """By the labels of all rows."""
+        if self.spec.labels == "numbers":
+            return None
+        naming, found = Naming(self.classes().ids), Counter[int]()
+        for text, count in self._label_texts().items():
+            found[naming.of_text(text)] += count
+        return found
+
+    def _label_texts(self) -> Counter[str]:
+        """Every label that is not blank and stands for one -> its rows."""
+        found: Counter[str] = Counter()
+        for name, _ in self.files():
+            for rows in self.format.labels(name):
+                found.update(rows["label"].drop_null().to_pylist())
+        left_out = _unlabelled(self.spec)
+        return Counter({t: n for t, n in found.items() if t.strip() and t not in left_out})
+
+    def read(self, unit: Unit, notes: Counter[str]) -> Iterator[pa.Table]:
+        """The rows of a file, or of all files. Rows without a label are counted as unlabelled."""
+        names = [unit.file] if unit.file else [name for name, _ in self.files()]
+        naming, left_out = Naming(self.classes().ids), pa.array(_unlabelled(self.spec), pa.string())
+        keys = _Keys()
+        for name in names:
+            for rows in self.format.rows(name):
+                without = pc.is_in(rows["label"], value_set=left_out)
+                if len(left_out) and pc.any(without).as_py():
+                    notes["unlabelled"] += pc.sum(without).as_py()
+                    rows = rows.filter(pc.invert(without))
+                if len(rows):
+                    yield self._as_raw(name, rows, naming, keys, notes)
+
+    def _as_raw(
+        self, name: str, rows: pa.Table, naming: Naming, keys: _Keys, notes: Counter[str]
+    ) -> pa.Table:
+        key = rows["key"] if self.spec.key else pa.array(keys.of(rows, notes), pa.string())
+        faults, details = rows["fault"].to_pylist(), rows["detail"].to_pylist()
+        labels = rows["label"].to_pylist()
+        classes: list[int | None] = [None] * len(rows)
+        numbers: list[float | None] = [None] * len(rows)
+        for row, text in enumerate(labels):
+            if text is None or not text.strip():
+                continue
+            if self.spec.labels == "numbers":
+                numbers[row] = _number(text)
+                if numbers[row] is None and faults[row] is None:
+                    faults[row] = "label_not_a_number"
+                    details[row] = f"the label {text[:_SHOWN]!r} is no finite number"
+                continue
+            classes[row] = naming.of_text(text)
+            if not 0 <= (classes[row] or 0) < len(naming.classes):
+                classes[row] = UNKNOWN
+            if classes[row] == UNKNOWN and details[row] is None:
+                remedy = "list it in `unlabelled` if it stands for no label"
+                details[row] = f"{naming.why_unknown(text)}; {remedy}"
+        columns = [
+            pa.repeat(name, len(rows)),
+            key,
+            rows["text"],
+            rows["pair"],
+            pa.array(classes, pa.int64()),
+            pa.array(numbers, pa.float64()),
+            pa.array(faults, pa.string()),
+            pa.array(details, pa.string()),
+        ]
+        return pa.table(columns, schema=TEXTS)
+
+
+@dataclass
+class _Keys:
+    """Keys for rows without one: a hash of both texts, and a number where texts are equal."""
+
+    _seen: dict[bytes, tuple[int, str | None]] = field(default_factory=dict)  # -> rows, first label
+
+    def of(self, rows: pa.Table, notes: Counter[str]) -> list[str]:
+        """The rows' keys. Equal texts are counted in `notes`, also those with other labels."""
+        found = []
+        columns = (rows[name].to_pylist() for name in ("text", "pair", "label"))
+        for text, pair, label in zip(*columns, strict=True):
+            digest = _digest(text, pair)
+            count, first = self._seen.get(digest, (0, label))
+            self._seen[digest] = count + 1, first
+            found.append(digest.hex() if count == 0 else f"{digest.hex()}-{count + 1}")
+            notes["equal_rows"] += count > 0
+            notes["equal_rows_other_label"] += count > 0 and label != first
+        return found
+
+
+def _digest(text: bytes | None, pair: bytes | None) -> bytes:
+    parts = [text or b""] if pair is None else [text or b"", pair]
+    return hashlib.blake2b(b"\0".join(parts), digest_size=16).digest()
+
+
+def _number(text: str) -> float | None:
+    """A finite decimal number; None for any other text."""
+    try:
+        found = float(text)
+    except ValueError:
+        return None
+    return found if math.isfinite(found) and "_" not in text else None
+
+
+def _unlabelled(spec: TextReader) -> list[str]:
+    return [str(value) for value in spec.unlabelled]
+
+
+def fits(spec: TextReader, column: str) -> pa.Array:
+    """The values of a column of `where`, as text."""
+    wanted = spec.where[column]
+    values = wanted if isinstance(wanted, tuple) else (wanted,)
+    return pa.array([str(value) for value in values], pa.string())
