@@ -53,7 +53,7 @@ def test_a_task_on_training_images_is_refused_and_the_others_go_on(
         line = next(one for one in output.splitlines() if f"/{task}/limit=1: " in one)
         assert f"task {task}: " in line
         assert "are trained on: " in line
-        assert "in the pre-training images" in line
+        assert "in the pre-training samples" in line
         assert "in the training rows of digits" in line or task == "memorised"
         assert "overlap: drop" in line
     tested = {a.split("/")[6] for a in finished(tmp_path) if a.startswith("tune/")}

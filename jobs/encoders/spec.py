@@ -13,6 +13,7 @@ from typing import Annotated, ClassVar, Literal, TypeAlias
 from pydantic import Field, JsonValue, StringConstraints, model_validator
 
 from jobs.contract import NOT_SEMANTIC, PATH, Slug, Spec
+from jobs.corpus.form import Modality
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
@@ -32,7 +33,9 @@ class ImageChange(Spec):
 
 
 class _WithWeights(Spec):
-    """The fields of every pretrained encoder that has weights."""
+    """The fields of every pretrained encoder of images that has weights."""
+
+    modality: ClassVar[Modality] = "image"
 
     name: Slug
     model: str = Field(description="the library's name of the architecture")

@@ -19,25 +19,21 @@ from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 from PIL import Image
 
-from jobs.images.decode import naming_errors, open_image
+from jobs.images.decode import DamagedImageError, naming_errors, open_image
+from jobs.likeness import BITS, DIGEST, SIDE, THUMBNAIL, Bytes, Hashes, Marks
 
-DIGEST = 16  # bytes
 _SMALL = 16  # pixels of a small version's sides
-SIDE = 8  # pixels of a thumbnail's sides
-THUMBNAIL = SIDE * SIDE * 3  # bytes
 
-_LOW = 8  # frequencies of a hash along each side
-BITS = _LOW * _LOW - 1  # of a hash: the mean brightness is left out
+_LOW = 8  # frequencies of a hash along each side; the mean brightness is left out: BITS
 
 MOST_BITS = 4  # in which two copies' hashes differ
 LEAST_CONTRAST = 4.0  # of an image that can be compared by hash and thumbnail, see `contrast`
 MOST_DIFFERENCE = 4.0  # of two copies' thumbnails: root mean square, of 255
 MOST_SHARE = 0.08  # of the same, as a share of the lower contrast
 
-Bytes = npt.NDArray[np.uint8]
-Hashes = npt.NDArray[np.uint64]
 Truths = npt.NDArray[np.bool_]
 
 
@@ -47,6 +43,27 @@ class Likeness:
 
     digest: bytes  # [DIGEST], of the size and the pixels in RGB
     small: Bytes  # [_SMALL, _SMALL, 3], RGB
+
+
+def marks_of(rows: pa.Table) -> Marks:
+    """What rows [N] with `key` and `image` are compared by."""
+    found = [
+        _likeness(data.as_py(), f"sample {key}")
+        for data, key in zip(rows["image"], rows["key"].to_pylist(), strict=True)
+    ]
+    whole = [one for one in found if one is not None]
+    digests = [None if one is None else one.digest for one in found]
+    if not whole:
+        return Marks(digests, np.zeros(0, np.uint64), np.zeros((0, THUMBNAIL), np.uint8))
+    small = np.stack([one.small for one in whole])
+    return Marks(digests, perceptual(small), thumbnails(small))
+
+
+def _likeness(data: bytes, where: str) -> Likeness | None:
+    try:
+        return likeness(data, where)
+    except DamagedImageError:
+        return None
 
 
 def likeness(data: bytes, where: str) -> Likeness:

@@ -1,1 +1,1 @@
-"""Overlap: which images of a task's test part have a copy among the images that are trained on."""
+"""Overlap: which samples of a task's test part have a copy among those that are trained on."""

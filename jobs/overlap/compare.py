@@ -1,7 +1,7 @@
-"""Compares a task's test part with the images that its cells are trained on.
+"""Compares a task's test part with the samples that its cells are trained on.
 
 Takes an `OverlapStep` and the hashes that it reads; writes `overlap.parquet`, one row (SCHEMA) for
-each test image and each set in which it has a copy. Fails above the step's limit. `dropped` reads
+each test sample and each set in which it has a copy. Fails above the step's limit. `dropped` reads
 the keys back, for cells that leave these rows out. Nothing here decodes an image or imports Ray.
 """
 
@@ -27,7 +27,7 @@ EXAMPLES = 3  # keys in the sentence of a refused task
 
 SCHEMA = pa.schema(
     [
-        pa.field("key", pa.string(), nullable=False),  # of the test image
+        pa.field("key", pa.string(), nullable=False),  # of the test sample
         pa.field("against", pa.string(), nullable=False),  # pretraining, training
         pa.field("kind", pa.string(), nullable=False),  # exact: equal pixels; near: changed copy
         pa.field("copy", pa.string(), nullable=False),  # the key of its first copy there
@@ -41,8 +41,8 @@ PARTS = {"pretraining": ("train",), "training": ("train", "validation")}
 def compare(work: Work) -> Outcome:
     """Write the step's table.
 
-    Counts: test_images, test_undecodable (not compared), overlap (test images with a copy) and, of
-    each set, overlap_<set>, exact_<set>, near_<set>. Metric: overlap/percent, of the test images.
+    Counts: test_images, test_undecodable (not compared), overlap (test samples with a copy) and, of
+    each set, overlap_<set>, exact_<set>, near_<set>. Metric: overlap/percent, of the test samples.
     Raises StageError above the step's limit.
     """
     step = cast(OverlapStep, work.spec)
@@ -70,7 +70,7 @@ def compare(work: Work) -> Outcome:
 
 
 def dropped(folder: Folder) -> pa.Array:
-    """The keys of a finished step's test images that have a copy, sorted."""
+    """The keys of a finished step's test samples that have a copy, sorted."""
     keys = folder.read_table(FILE, ["key"])["key"].unique()
     return keys.take(pc.sort_indices(keys))
 
@@ -88,7 +88,7 @@ def _rows(hashes: Folder, part: str, classes: Classes | None) -> Iterator[pa.Tab
 
 
 def _copies(test: pa.Table, hashes: Folder, against: str, classes: Classes | None) -> pa.Table:
-    """The test images that have a copy in one set, by SCHEMA."""
+    """The test samples that have a copy in one set, by SCHEMA."""
     finder = Finder(images_of(test))
     keys: list[pa.ChunkedArray] = []
     for part in PARTS[against]:
@@ -111,9 +111,9 @@ def _copies(test: pa.Table, hashes: Folder, against: str, classes: Classes | Non
 def _refusal(
     step: OverlapStep, copies: pa.Table, counts: dict[str, int], overlap: int, percent: float
 ) -> str:
-    """One sentence on a task whose test images are trained on."""
+    """One sentence on a task whose test samples are trained on."""
     where = {
-        "pretraining": "the pre-training images",
+        "pretraining": "the pre-training samples",
         "training": f"the training rows of {step.head}",
     }
     sets = [
@@ -123,8 +123,8 @@ def _refusal(
     ]
     keys = copies["key"].unique().to_pylist()[:EXAMPLES]
     return (
-        f"task {step.task}: {overlap:,} of {counts['test_images']:,} test images "
+        f"task {step.task}: {overlap:,} of {counts['test_images']:,} test samples "
         f"({percent:.3g} %) are trained on: {' and '.join(sets)} (keys: {', '.join(keys)}); take "
-        f"the task out, correct its reader, or set overlap: drop (test without these images) or "
+        f"the task out, correct its reader, or set overlap: drop (test without these samples) or "
         f"overlap: allow (only count them)"
     )

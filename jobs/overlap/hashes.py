@@ -1,9 +1,9 @@
-"""What the images of a corpus are compared by, computed once for each image and kept as a step.
+"""What the samples of a corpus are compared by, computed once for each one and kept as a step.
 
 Takes a corpus's folder; writes `hashes-<part>.parquet` (SCHEMA, in training order) and
 `classes.json`. A unit is some rows of one shard; its table stays in scratch until the step is
 finished, so an interrupted step continues with the missing units. An image that cannot be decoded
-has no digest. Nothing here compares images or imports Ray.
+has no digest. Nothing here compares samples or imports Ray.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ import pyarrow.parquet as pq
 
 from jobs import records
 from jobs.contract import Outcome
+from jobs.corpus.form import Form
 from jobs.corpus.shards import Index, read_rows
 from jobs.corpus.units import Unit
-from jobs.images.decode import DamagedImageError
-from jobs.images.likeness import DIGEST, THUMBNAIL, Likeness, likeness, perceptual, thumbnails
+from jobs.images import likeness as of_images
+from jobs.likeness import DIGEST, THUMBNAIL, Marks
 from jobs.overlap.match import Images
 from jobs.storage.folder import Folder
+from jobs.text import likeness as of_texts
 
 CLASSES = "classes.json"
 _ROWS = b"rows"  # in the metadata of a unit's table: which rows of which shard it has
@@ -30,22 +32,25 @@ SCHEMA = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),
         pa.field("label", pa.int32()),  # of the corpus; null: it has captions alone
-        pa.field("digest", pa.binary(DIGEST)),  # the decoded pixels; null: cannot be decoded
-        pa.field("hash", pa.uint64()),  # perceptual
+        pa.field("digest", pa.binary(DIGEST)),  # of the content; null: cannot be decoded
+        pa.field("hash", pa.uint64()),  # perceptual; of texts: of the words
         pa.field("thumbnail", pa.binary(THUMBNAIL)),
     ]
 )
 
 
-def hash_unit(unit: Unit, corpus: Folder, scratch: Folder) -> None:
-    """Write a unit's table into scratch, unless it is there."""
+_MARKS = {"image": of_images.marks_of, "text": of_texts.marks_of}
+"""What the rows of a modality are compared by."""
+
+
+def hash_unit(unit: Unit, corpus: Folder, scratch: Folder, form: Form) -> None:
+    """Write a unit's table into scratch, unless it is there; `form`: of the corpus."""
     if not _has_unit(unit, scratch):
-        rows = read_rows(corpus, unit.file, unit.start, unit.stop, ["key", "image", "label"])
-        found = [
-            _likeness(data.as_py(), f"sample {key}")
-            for data, key in zip(rows["image"], rows["key"].to_pylist(), strict=True)
-        ]
-        table = _to_table(rows, found).replace_schema_metadata({_ROWS: unit.rows.encode()})
+        columns = ["key", *form.content, "label"]
+        rows = read_rows(corpus, unit.file, unit.start, unit.stop, columns)
+        table = _to_table(rows, _MARKS[form.modality](rows)).replace_schema_metadata(
+            {_ROWS: unit.rows.encode()}
+        )
         scratch.write_table(unit.name, table)
 
 
@@ -57,28 +62,21 @@ def _has_unit(unit: Unit, scratch: Folder) -> bool:
     return (table.schema.metadata or {}).get(_ROWS) == unit.rows.encode()
 
 
-def _likeness(data: bytes, where: str) -> Likeness | None:
-    try:
-        return likeness(data, where)
-    except DamagedImageError:
-        return None
-
-
-def _to_table(rows: pa.Table, found: Sequence[Likeness | None]) -> pa.Table:
-    """The rows [N] with what their images are compared by, by SCHEMA."""
-    whole = [one for one in found if one is not None]
-    hashes, marks = np.zeros(0, np.uint64), np.zeros((0, THUMBNAIL), np.uint8)
-    if whole:
-        small = np.stack([one.small for one in whole])
-        hashes, marks = perceptual(small), thumbnails(small)
-    at = np.cumsum([one is not None for one in found]) - 1
-    places = pa.array(at, mask=np.array([one is None for one in found], np.bool_))
+def _to_table(rows: pa.Table, marks: Marks) -> pa.Table:
+    """The rows [N] with what they are compared by, by SCHEMA. Labels that are numbers are null."""
+    absent = np.array([digest is None for digest in marks.digests], np.bool_)
+    places = pa.array(np.cumsum(~absent) - 1, mask=absent)
     stored = (
-        pa.array([one.digest for one in whole], SCHEMA.field("digest").type),
-        pa.array(hashes, pa.uint64()),
-        pa.array([mark.tobytes() for mark in marks], SCHEMA.field("thumbnail").type),
+        pa.array(marks.hashes, pa.uint64()),
+        pa.array([mark.tobytes() for mark in marks.thumbnails], SCHEMA.field("thumbnail").type),
     )
-    columns = [rows["key"], rows["label"], *(column.take(places) for column in stored)]
+    numbers = pa.types.is_floating(rows.schema.field("label").type)
+    columns = [
+        rows["key"],
+        pa.nulls(len(rows), pa.int32()) if numbers else rows["label"],
+        pa.array(marks.digests, SCHEMA.field("digest").type),
+        *(column.take(places) for column in stored),
+    ]
     return pa.table(columns, schema=SCHEMA)
 
 

@@ -1,4 +1,4 @@
-"""The stages that look for test images among training images, on Ray.
+"""The stages that look for test samples among training samples, on Ray.
 
 `run_hashes` spreads the units of all corpora over Ray's CPUs, as plain tasks with a window; `run`
 compares one task's test part in each Ray task. Nothing here decides what to run, commits an output
@@ -82,7 +82,7 @@ class _Hashing:
             while self._waiting and len(self._running) < window:
                 job, unit = self._waiting.popleft()
                 if not job.ended:
-                    self._running[_hash.remote(job.work, unit)] = job
+                    self._running[_hash.remote(job.work, unit, job.index)] = job
             self._collect()
 
     def _collect(self) -> None:
@@ -106,8 +106,8 @@ class _Hashing:
         if job.left == 0 and not job.ended:
             self._finish(job)
         elif not job.ended:
-            images = sum(unit.stop - unit.start for unit in job.units)
-            self._hooks.say(job.work.address, 0.95 * share, f"{share:.0%} of {images:,} images")
+            samples = sum(unit.stop - unit.start for unit in job.units)
+            self._hooks.say(job.work.address, 0.95 * share, f"{share:.0%} of {samples:,} samples")
 
     def _finish(self, job: _Job) -> None:
         self._finishing[_finish.remote(job.work, job.index, job.units)] = job
@@ -122,9 +122,9 @@ class _Hashing:
 
 
 @ray.remote(num_cpus=1)
-def _hash(work: Work, unit: Unit) -> Outcome | Failure:
+def _hash(work: Work, unit: Unit, index: Index) -> Outcome | Failure:
     def do() -> Outcome:
-        hash_unit(unit, work.inputs["corpus"], work.scratch)
+        hash_unit(unit, work.inputs["corpus"], work.scratch, index.form)
         return Outcome()
 
     return guarded(work.address, do)

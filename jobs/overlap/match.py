@@ -1,4 +1,4 @@
-"""Finds which images of one set have a copy in another, from digests, hashes and thumbnails.
+"""Finds which samples of one set have a copy in another, from digests, hashes and thumbnails.
 
 `Finder` holds the images that are looked for; `add` takes the others piece by piece, so a corpus of
 any size needs the memory of one piece. Hashes are compared through bands of bits: two hashes that
@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from jobs.images.likeness import BITS, MOST_BITS, Bytes, Hashes, alike
+from jobs.images.likeness import MOST_BITS, alike
+from jobs.likeness import BITS, Bytes, Hashes
 
 _PAIRS = 1 << 21  # pairs of hashes compared at once: some 50 MB
 _BANDS = MOST_BITS + 1

@@ -1,4 +1,4 @@
-"""The specs of the steps that look for test images among training images, and the user's choice."""
+"""The specs of the steps that look for test samples in training sets, and the user's choice."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from jobs.contract import Slug, Spec
 from jobs.tasks.spec import Classes
 
 Choice = Literal["refuse", "drop", "allow"]
-"""What is done about test images that are trained on, see docs/tasks.md."""
+"""What is done about test samples that are trained on, see docs/tasks.md."""
 
 REFUSED_ABOVE = 1
-"""The percentage of a test part's images above which `refuse` refuses the task."""
+"""The percentage of a test part's samples above which `refuse` refuses the task."""
 
 
 def limit_of(choice: Choice) -> int:
@@ -20,11 +20,11 @@ def limit_of(choice: Choice) -> int:
 
 
 class HashesStep(Spec):
-    """What the images of a corpus (an input step) are compared by. Has no settings."""
+    """What the samples of a corpus (an input step) are compared by. Has no settings."""
 
 
 class OverlapStep(Spec):
-    """A task's test part against the images that its cells are trained on.
+    """A task's test part against the samples that its cells are trained on.
 
     Inputs, all of them hashes: `test`; `training`, of the task whose training and validation rows
     its heads see; `pretraining`, of the corpus that its encoders are trained on. One of the last
@@ -35,4 +35,4 @@ class OverlapStep(Spec):
     classes: Classes | None = None
     head: Slug  # the task itself, or the one that it is trained on
     head_classes: Classes | None = None
-    limit: int  # percent of the test part's images; above it the step fails
+    limit: int  # percent of the test part's samples; above it the step fails

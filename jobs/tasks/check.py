@@ -2,7 +2,7 @@
 
 Takes tasks; gives faults, one sentence each, none if all is well. A file is checked alone
 (`faults`), then against the ID task (`link_faults`), then against the data (`data_faults`). The
-last reads names, headers, label columns and a few images, never all images of a source. Missing
+last reads names, headers, label columns and a few samples, never all images of a source. Missing
 data is not a fault: `absent` gives its paths. Nothing here trains or writes.
 """
 
@@ -14,11 +14,18 @@ from itertools import islice
 from pathlib import Path
 
 from jobs.contract import StageError
-from jobs.corpus.spec import AnyReader, DigitsReader, ImageFolderReader, ParquetReader, TableReader
+from jobs.corpus.spec import (
+    AnyReader,
+    DigitsReader,
+    ImageFolderReader,
+    ParquetReader,
+    TableReader,
+    TextReader,
+)
 from jobs.images.spec import MOST_PIXELS
-from jobs.tasks.spec import Task, other_of_number
+from jobs.tasks.spec import Classes, Task, other_of_number
 
-SAMPLED = 8  # images decoded of each source
+SAMPLED = 8  # samples checked of each source: images are decoded
 
 
 def sources(task: Task) -> dict[str, AnyReader]:
@@ -48,7 +55,8 @@ def faults(task: Task) -> Iterator[str]:
     for name, member in _members(task):
         if isinstance(member, int) and not 0 <= member < facts.classes:
             yield f"classes.{name} names label {member} of {facts.classes} classes"
-        if isinstance(member, str) and facts.class_names and member not in facts.class_names:
+        known = not facts.class_names or task.spells_labels or member in facts.class_names
+        if isinstance(member, str) and not known:
             yield f"classes.{name} names {member!r}, which facts.class_names lack"
 
 
@@ -77,7 +85,7 @@ def link_faults(task: Task, tasks: Mapping[str, Task]) -> Iterator[str]:
         found = "not a task" if source is None else "an OOD task"
         yield f"trained_on: {task.trained_on} is {found}; name an ID task"
         return
-    if (task.source, task.target) != (source.source, source.target):
+    if task.target != source.target or len({task.source, source.source} - {"features"}) > 1:
         yield f"trained_on: {source.name} predicts a {source.target} from {source.source}"
     if not task.target_kind.has_classes:
         return  # there are no classes to map
@@ -109,7 +117,7 @@ def absent(task: Task) -> list[str]:
 
 
 def data_faults(task: Task) -> Iterator[str]:
-    """Where the data differs from the task's file: rows, classes, labels, images."""
+    """Where the data differs from the task's file: rows, classes, labels, samples."""
     import pyarrow as pa
 
     for name, spec in sources(task).items():
@@ -137,9 +145,13 @@ def _source_faults(task: Task, name: str, spec: AnyReader) -> Iterator[str]:
     for table in islice((t for unit in reader.units() for t in reader.read(unit, Counter())), 1):
         for row in table.slice(0, SAMPLED).to_pylist():
             seen += 1
-            fault = row["fault"] or _decode_error(row["image"], most)
+            fault = row["fault"]
+            if fault is None and task.modality == "image":
+                fault = _decode_error(row["image"], most)
             if fault:
                 yield f"{name}: {row['key']}: {fault}"
+            if not task.target_kind.has_classes:
+                continue
             if row["label"] is None or not 0 <= row["label"] < len(names):
                 yield f"{name}: {row['key']}: label {row['label']} of {len(names)} classes"
     if not seen:
@@ -157,6 +169,9 @@ def _class_faults(task: Task, names: Sequence[str]) -> Iterator[str]:
             f"class {unmatched[0]!r} is in only one of the data and facts.class_names "
             f"({len(unmatched)} such)"
         )
+    if task.spells_labels and task.classes:
+        yield from _spelling_faults(task.classes, names)
+        return
     for name, member in _members(task):
         if member not in names if isinstance(member, str) else member >= len(names):
             yield f"classes.{name} names {member!r}, which the data lacks"
@@ -169,6 +184,17 @@ def _class_faults(task: Task, names: Sequence[str]) -> Iterator[str]:
             yield (
                 f"classes.{name} names {member!r}, which classes.{first[0]} names as {first[1]!r}"
             )
+
+
+def _spelling_faults(classes: Classes, names: Sequence[str]) -> Iterator[str]:
+    """The classes of a task of texts that its data has not, and labels that are none of them."""
+    members = {member for found in classes.values() for member in found}
+    for name, found in classes.items():
+        if not set(found) & set(names):
+            yield f"no label of the data ({', '.join(names[:4])}) is a name of class {name}"
+    for label in names:
+        if label not in members:
+            yield f"no class of the task has the name {label!r}, which the data has"
 
 
 def _decode_error(image: bytes | None, max_pixels: int) -> str | None:
@@ -184,6 +210,7 @@ def _decode_error(image: bytes | None, max_pixels: int) -> str | None:
 def _count_rows(spec: AnyReader) -> int | None:
     """How many rows a source has, if they can be counted without reading images; else None."""
     from jobs.corpus.readers import reader_of
+    from jobs.corpus.readers.texts import Texts
 
     match spec:
         case DigitsReader():
@@ -192,6 +219,10 @@ def _count_rows(spec: AnyReader) -> int | None:
             return sum(1 for _ in reader_of(spec).files())
         case TableReader():
             return max((unit.stop for unit in reader_of(spec).units()), default=0)
+        case TextReader():
+            reader = reader_of(spec)
+            assert isinstance(reader, Texts)
+            return reader.rows()
         case ParquetReader():
             return _count_parquet_rows(spec)
         case _:

@@ -1,4 +1,4 @@
-"""The fields of a task file: images, labels, metric, ID or OOD.
+"""The fields of a task file: samples, labels, metric, ID or OOD.
 
 An OOD task is tested with the heads of the task it is `trained_on`. Its classes are mapped to the
 heads' outputs by name: the output of the same name, or the outputs that `answers` lists for the
@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from jobs.contract import NOT_SEMANTIC, Slug, Spec
+from jobs.corpus.form import Modality
 from jobs.corpus.spec import Corpus
 from jobs.images.spec import Shift
 from jobs.tasks.target import KINDS, OF_TWO_CLASSES, Metric, TargetKind, TargetName
@@ -49,8 +50,10 @@ class Task(Spec):
     name: Slug
     title: Annotated[str, NOT_SEMANTIC]
     domain: Literal["id", "ood"]
-    source: Literal["images", "features"] = Field(
-        "images", description="features: given as files (encoder kind `given`), without images"
+    source: Literal["images", "text", "features"] = Field(
+        "images",
+        description="what the samples are; features: given as files (encoder kind `features`), "
+        "without images or texts",
     )
     corpus: Corpus | None = None
     shift: Shift | None = None
@@ -58,9 +61,11 @@ class Task(Spec):
         None,
         description="class name -> labels (numbers) or classes (names) of the corpus that belong "
         "to it, in order; rows with other labels are left out; none: the corpus's own classes. For "
-        "given features: all names of the class, numeric labels as text",
+        "texts and given features: every name that a source may give the class",
     )
-    target: TargetName = Field("class", description="number: a regression, for given features only")
+    target: TargetName = Field(
+        "class", description="number: a regression, for texts and given features"
+    )
     metric: Metric = "accuracy"
     trained_on: Slug | None = Field(None, description="OOD: the ID task whose heads are tested")
     answers: dict[str, tuple[str, ...]] | None = Field(
@@ -90,6 +95,14 @@ class Task(Spec):
             return self
         if self.corpus is None:
             raise ValueError(f"task {self.name} needs a `corpus`, or `source: features`")
+        modality = {"images": "image", "text": "text"}[self.source]
+        if self.corpus.modality != modality:
+            raise ValueError(
+                f"task {self.name} has source {self.source}, and its corpus is of modality "
+                f"{self.corpus.modality}; correct one of them"
+            )
+        if self.shift is not None and modality == "text":
+            raise ValueError(f"task {self.name} has texts, and shifts are for images; leave it out")
         needed = ("train", "validation", "test") if self.domain == "id" else ("test",)
         empty = [part for part in needed if getattr(self.corpus.parts, part) == 0]
         if empty:
@@ -111,10 +124,16 @@ class Task(Spec):
             raise ValueError(
                 f"task {self.name} predicts a {kind.name}: it has no `classes` and no `answers`"
             )
-        if not kind.in_images and self.source != "features":
+        if not kind.in_images and self.source == "images":
             raise ValueError(
                 f"task {self.name} predicts a {kind.name}, but the labels of a corpus of images "
                 f"are classes; give its features (`source: features`)"
+            )
+        if self.corpus is not None and self.corpus.label_kind != kind.plural:
+            raise ValueError(
+                f"task {self.name} predicts a {kind.name}, and the labels of corpus "
+                f"{self.corpus.name} are {self.corpus.label_kind}; set `labels: {kind.plural}` in "
+                f"its reader, or correct target"
             )
         if self.metric in OF_TWO_CLASSES and not self.classes:
             raise ValueError(
@@ -149,6 +168,16 @@ class Task(Spec):
     def target_kind(self) -> TargetKind:
         """What its kind of target asks of metrics, methods and labels."""
         return KINDS[self.target]
+
+    @property
+    def modality(self) -> Modality | None:
+        """What its samples are; None where only their features are given."""
+        return None if self.corpus is None else self.corpus.modality
+
+    @property
+    def spells_labels(self) -> bool:
+        """Whether `classes` list names that a source may use, of which some may be absent."""
+        return self.source != "images"
 
     @property
     def images(self) -> str:

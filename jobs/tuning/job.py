@@ -28,7 +28,7 @@ def run(works: Sequence[Work], hooks: Hooks) -> None:
         error = _error_if_too_large(work, nodes)
         if error is not None:
             hooks.done(work.address, error)
-        elif step_of(work).method.reads_images:
+        elif step_of(work).method.trains_encoder:
             on_images.append(work)
         else:
             on_features.append(work)

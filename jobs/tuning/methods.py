@@ -58,8 +58,8 @@ class Method(Spec):
     views: Annotated[int | None, SILENT] = Field(
         None,
         ge=0,
-        description="views of each training image in an epoch, the next ones in each epoch, in "
-        "turn; none: all of `features.views`; 0: the plain image",
+        description="views of each training sample in an epoch, the next ones in each epoch, in "
+        "turn; none: all of `features.views`; 0: the plain sample",
     )
     classifier_init: Annotated[ClassifierInit, SILENT] = Field(
         "uniform",
@@ -80,8 +80,8 @@ class Method(Spec):
         return self.head if self.head == "paper" or self.head == "released" else "linear"
 
     @property
-    def reads_images(self) -> bool:
-        """Whether the encoder is trained, on images; other methods read features."""
+    def trains_encoder(self) -> bool:
+        """Whether the encoder is trained, on samples; other methods read features."""
         return self.adapt != "frozen"
 
     @property
@@ -120,9 +120,9 @@ class Method(Spec):
 
     @model_validator(mode="after")
     def _fits_the_encoder(self) -> Method:
-        if self.reads_images and self.head != "linear":
+        if self.trains_encoder and self.head != "linear":
             raise ValueError(f"{self.adapt} puts a linear head on the encoder, not {self.head}")
-        if self.reads_images and bounds(self.space.mse)[1] > 0:
+        if self.trains_encoder and bounds(self.space.mse)[1] > 0:
             raise ValueError(
                 f"mse compares a head's output with frozen features, and {self.adapt} has none; "
                 f"leave out mse"
@@ -131,7 +131,7 @@ class Method(Spec):
 
     @model_validator(mode="after")
     def _has_what_its_head_reads(self) -> Method:
-        if not self.reads_images and self.head in ("linear", *GIVEN) and self.space.regularised:
+        if not self.trains_encoder and self.head in ("linear", *GIVEN) and self.space.regularised:
             raise ValueError(
                 f"a {self.head} head has no output to regularise; leave out mse, cov and svd"
             )

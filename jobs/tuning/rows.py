@@ -78,8 +78,8 @@ class TaskClasses:
         label_of = {name: label for label, name in enumerate(corpus_classes)}
         for index, (name, members) in enumerate(task.classes.items()):
             for member in members:
-                if task.source == "features" and isinstance(member, str) and member not in label_of:
-                    continue  # another spelling of the class; these features do not use it
+                if task.spells_labels and isinstance(member, str) and member not in label_of:
+                    continue  # another spelling of the class; this source does not use it
                 label = _label(task, name, member, label_of)
                 if index_of[label] >= 0:
                     raise StageError(
@@ -87,7 +87,7 @@ class TaskClasses:
                         f"remove it from classes.{name} or from the other class"
                     )
                 index_of[label] = index
-        if task.source == "features":
+        if task.spells_labels:
             _check_spelling(task, task.classes, corpus_classes, index_of)
         return TaskClasses(tuple(task.classes), index_of)
 
@@ -95,18 +95,28 @@ class TaskClasses:
 def _check_spelling(
     task: Task, classes: Mapping[str, Sequence[int | str]], labels: Sequence[str], index_of: Indices
 ) -> None:
-    """Check that the features' labels name every class. Raises StageError.
+    """Check that the source's labels name every class. Raises StageError.
 
-    Where the metric needs exactly two classes, no label may stand for a third one.
+    Numbers name no class: two sources may number the same classes in another order. Where the
+    metric needs exactly two classes, no label may stand for a third one.
     """
     lacking = set(range(len(classes))) - set(index_of.tolist())
-    if lacking or (task.metric in OF_TWO_CLASSES and (index_of < 0).any()):
-        known = "; ".join(f"{name} ({', '.join(map(str, classes[name]))})" for name in classes)
+    if not lacking and not (task.metric in OF_TWO_CLASSES and (index_of < 0).any()):
+        return
+    known = "; ".join(f"{name} ({', '.join(map(str, classes[name]))})" for name in classes)
+    where = "its features" if task.source == "features" else f"corpus {task.scope}"
+    if labels and all(label.strip().isdecimal() for label in labels):
         raise StageError(
-            f"task {task.name}: its features have {len(labels)} labels (the first: "
-            f"{', '.join(labels[:3])}), but its classes and their accepted labels are {known}; "
-            f"relabel the features, or list their labels in a task file of your own"
+            f"task {task.name}: the labels of {where} are numbers ({', '.join(labels[:3])}), which "
+            f"say nothing of their meaning; name the classes in the order of their numbers: "
+            f"`label_names` of the task's reader, or `classes` of an encoder of given features; "
+            f"the task knows {known}"
         )
+    raise StageError(
+        f"task {task.name}: {where} have {len(labels)} labels (the first: "
+        f"{', '.join(labels[:3])}), but its classes and their accepted labels are {known}; "
+        f"correct the labels, or list them in a task file of your own"
+    )
 
 
 def _label(task: Task, name: str, member: int | str, label_of: Mapping[str, int]) -> int:
@@ -175,7 +185,7 @@ def without(rows: TaskRows, keys: pa.Array, task: Task) -> TaskRows:
     kept = np.flatnonzero(~pc.is_in(rows.keys, value_set=keys).to_numpy(zero_copy_only=False))
     if len(kept) == 0:
         raise StageError(
-            f"task {task.name}: every test image is trained on, so `overlap: drop` leaves none to "
+            f"task {task.name}: every test sample is trained on, so `overlap: drop` leaves none to "
             f"test; take the task out, or correct its reader"
         )
     return TaskRows(

@@ -135,7 +135,7 @@ class Tuning(TuningSettings):
     @model_validator(mode="after")
     def _fits_trained_encoders(self) -> Tuning:
         for name, method in self.methods.items():
-            if method.reads_images and (self.search == "optuna" or self.patience is not None):
+            if method.trains_encoder and (self.search == "optuna" or self.patience is not None):
                 what = "patience" if self.patience is not None else "search: optuna"
                 raise ValueError(
                     f"method {name} trains the encoder, one trial for each configuration, and "
@@ -216,7 +216,7 @@ class TuneStep(Spec):
     def _consistent(self) -> TuneStep:
         if self.task.domain == "ood" and self.task.trained_on is None:
             raise ValueError(f"OOD task {self.task.name} must name the task it is trained on")
-        if self.method.reads_images != (self.encoder is not None):
+        if self.method.trains_encoder != (self.encoder is not None):
             raise ValueError(
                 f"{self.method_name}: `encoder` goes with the methods that train it; set it for "
                 f"lora and ft, and leave it out for others"

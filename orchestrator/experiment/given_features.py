@@ -29,9 +29,12 @@ def given_tasks(encoders: Iterable[PretrainedEncoder]) -> set[str]:
     return {name for encoder in _given(encoders) for name in encoder.files}
 
 
-def check(encoders: Iterable[PretrainedEncoder], tasks: Mapping[str, Task]) -> None:
-    """Check that every file of given features has a task, and every task without images has
-    features.
+def check(
+    encoders: Sequence[PretrainedEncoder], tasks: Mapping[str, Task], *, pretrains: bool
+) -> None:
+    """Check that every file of given features has a task, and every task an encoder.
+
+    `pretrains`: whether the experiment trains encoders of its own.
 
     Raises UserError for the first mismatch.
     """
@@ -53,11 +56,27 @@ def check(encoders: Iterable[PretrainedEncoder], tasks: Mapping[str, Task]) -> N
             if tasks[name].shift is not None:
                 raise UserError(f"{where}, whose images are shifted; features cannot be")
     known = given_tasks(encoders)
+    read = {encoder.modality for encoder in encoders if not isinstance(encoder, GivenEncoder)}
+    read |= {"image"} if pretrains else set()
     for task in tasks.values():
-        if task.source == "features" and task.name not in known:
+        if task.name in known or task.modality in read:
+            continue
+        if task.modality is None:
             raise UserError(
                 f"tasks: {task.name} has given features, and no encoder of kind features gives "
                 f"them; add its file to one"
+            )
+        kinds = {"image": "timm, open_clip or file", "text": "transformers"}[task.modality]
+        raise UserError(
+            f"tasks: {task.name} has samples of modality {task.modality}, and no encoder of this "
+            f"experiment reads them; add one of kind {kinds}, or take the task out"
+        )
+    modalities = {task.modality for task in tasks.values()}
+    for encoder in encoders:
+        if not isinstance(encoder, GivenEncoder) and encoder.modality not in modalities:
+            raise UserError(
+                f"encoders: {encoder.name} reads samples of modality {encoder.modality}, and no "
+                f"task has any; add such a task, or take the encoder out"
             )
 
 

@@ -119,6 +119,11 @@ class Experiment(Spec):
     def _corpus_can_be_learned(self) -> Experiment:
         if self.corpus is not None and self.corpus.parts.train == 0:
             raise ValueError("corpus.parts.train is 0: nothing is left to pre-train on; raise it")
+        if self.corpus is not None and self.pretrain and self.corpus.modality != "image":
+            raise ValueError(
+                "corpus.modality is text, and pre-training reads images; give encoders that are "
+                "trained elsewhere (`encoders`), and the texts as a task"
+            )
         return self
 
     @model_validator(mode="after")
@@ -186,5 +191,6 @@ class Experiment(Spec):
                 f"tasks: {first} and {second} test the same samples by the same labels, and an "
                 f"average counts a task once; take one out, or correct its reader"
             )
-        given_features.check(self.encoders, {task.name: task for task in tasks})
+        by_name = {task.name: task for task in tasks}
+        given_features.check(self.encoders, by_name, pretrains=self.pretrain is not None)
         return tuple(sorted(tasks, key=lambda task: task.domain == "ood"))

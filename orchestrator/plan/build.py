@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pydantic import ValidationError
 
 from jobs.contract import Spec, StageError
+from jobs.corpus.form import Modality
 from jobs.encoders.digests import digest
 from jobs.encoders.spec import EncoderStep, GivenColumns, GivenEncoder, PretrainedEncoder
 from jobs.features.spec import Features, FeaturesStep, GivenStep
@@ -21,7 +22,13 @@ from jobs.pretrain.spec import PretrainSettings, PretrainStep
 from jobs.tasks.spec import Task
 from orchestrator.errors import UserError
 from orchestrator.experiment.model import Experiment
-from orchestrator.plan.cells import Cell, cells_of, image_inputs, text_encoder
+from orchestrator.plan.cells import (
+    Cell,
+    cells_of,
+    encoder_inputs,
+    modality_of,
+    zero_shot_encoder,
+)
 from orchestrator.plan.overlap import Comparisons, add_comparisons
 from orchestrator.plan.plan import Plan
 from orchestrator.step.address import (
@@ -199,7 +206,8 @@ def _add_pretrained(
         _add_downstream(builder, experiment, own, address, pretrained, coordinates)
         return
     encoder = builder.add("encoder", address, EncoderStep(encoder=pretrained), None, **coordinates)
-    _add_downstream(builder, experiment, tasks, address, encoder, coordinates)
+    reads = pretrained.modality
+    _add_downstream(builder, experiment, tasks, address, encoder, coordinates, reads)
 
 
 def _digested_noise(noise: Noise) -> Noise:
@@ -221,27 +229,31 @@ def _add_downstream(
     of: EncoderAddress,
     encoder: str | GivenEncoder,
     coordinates: Mapping[str, str | float | int],
+    modality: Modality = "image",
 ) -> None:
-    """Add the features and cells of one encoder, which have its `coordinates` as labels."""
+    """Add the features and cells of one encoder, which have its `coordinates` as labels.
+
+    `modality`: what the encoder reads; it takes the tasks whose samples are that.
+    """
     tuning = experiment.tuning
     replicate = of.seed if isinstance(of, RunAddress) else 0
     seeds = tuning.seeds or (replicate,)
     for task in tasks:
+        if isinstance(encoder, str) and task.modality != modality:
+            continue  # its features are given, or other encoders read its samples
         compared = builder.comparisons.of(task.name, of, encoder)
         drops = compared is not None and experiment.overlap == "drop"
         if isinstance(encoder, GivenEncoder):
             features = _add_given(builder, experiment, task, of, encoder, coordinates)
-        elif task.corpus is None:  # its features come from elsewhere, not from this encoder
-            continue
         else:
             features = _add_features(builder, experiment, task, of, encoder, coordinates)
         after = () if compared is None else (compared,)
         for name, method in tuning.methods.items():
             inputs = {"features": features}
-            if method.reads_images:
-                inputs = image_inputs(task, name, encoder)
+            if method.trains_encoder:
+                inputs = encoder_inputs(task, name, encoder)
             elif method.head == "zero_shot" and task.trained_on is None:
-                inputs["encoder"] = text_encoder(experiment, name, encoder)
+                inputs["encoder"] = zero_shot_encoder(experiment, name, encoder)
             if compared is not None and drops:
                 inputs["overlap"] = compared
             read = builder.read(inputs)
@@ -263,7 +275,9 @@ def _add_features(
     encoder: str,
     coordinates: Mapping[str, str | float | int],
 ) -> str:
-    """Add the features of a task's images; return their address."""
+    """Add the features of a task's samples; return their address."""
+    settings = experiment.features
+    views = settings.views.of(modality_of(task))
     return builder.add(
         "features",
         FeaturesAddress(of, task.images),
@@ -271,7 +285,7 @@ def _add_features(
             images=task.images,
             parts=task.parts,
             shift=task.shift,
-            **experiment.features.of_base(Features),
+            **{**settings.of_base(Features), "views": views},
         ),
         {"encoder": encoder, "corpus": str(CorpusAddress(task.scope))},
         **coordinates,

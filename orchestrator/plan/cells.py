@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 
+from jobs.corpus.form import Modality
 from jobs.encoders.spec import GivenEncoder
 from jobs.tasks.spec import Task
 from jobs.tuning.spec import EncoderTuning, TuneStep
@@ -32,7 +33,8 @@ def cells_of(
 ) -> Iterator[Cell]:
     """The cells of a task and method with some tuning seeds, without their encoder."""
     tuning, method = experiment.tuning, experiment.tuning.methods[name]
-    encoder = _encoder_tuning(experiment) if method.reads_images else None
+    encoder = _encoder_tuning(experiment, task) if method.trains_encoder else None
+    _check_views(experiment, task, name)
     settings = tuning.settings(method)
     axes: tuple[tuple[float, ...], tuple[float, ...], tuple[int, ...]]
     axes = tuning.fractions, tuning.label_noise, seeds
@@ -64,7 +66,7 @@ def cells_of(
         )
 
 
-def image_inputs(task: Task, method: str, encoder: str | GivenEncoder) -> dict[str, str]:
+def encoder_inputs(task: Task, method: str, encoder: str | GivenEncoder) -> dict[str, str]:
     """The inputs of a method that trains the encoder itself; UserError if there is no encoder to
     train.
     """
@@ -77,7 +79,7 @@ def image_inputs(task: Task, method: str, encoder: str | GivenEncoder) -> dict[s
     return {"encoder": encoder, "corpus": str(CorpusAddress(task.scope))}
 
 
-def text_encoder(experiment: Experiment, method: str, encoder: str | GivenEncoder) -> str:
+def zero_shot_encoder(experiment: Experiment, method: str, encoder: str | GivenEncoder) -> str:
     """The encoder whose text tower makes a zero-shot head; UserError if it has none."""
     pretrained = {str(PretrainedAddress(each.name)): each for each in experiment.encoders}
     if isinstance(encoder, str):
@@ -96,7 +98,27 @@ def text_encoder(experiment: Experiment, method: str, encoder: str | GivenEncode
     )
 
 
-def _encoder_tuning(experiment: Experiment) -> EncoderTuning:
+def modality_of(task: Task) -> Modality:
+    """What the samples of a task are, which an encoder reads."""
+    if task.modality is None:
+        raise TypeError(f"task {task.name} has given features")
+    return task.modality
+
+
+def _check_views(experiment: Experiment, task: Task, name: str) -> None:
+    """Raise UserError when a method wants more views of a text than there are."""
+    views = experiment.tuning.methods[name].views
+    if task.modality != "text" or not views:
+        return
+    count = experiment.features.views.of("text").count
+    if views > count:
+        raise UserError(
+            f"tuning.methods.{name}.views is {views}, and task {task.name} has texts, of which "
+            f"there are {count} views; set features.views.mask, or leave views out"
+        )
+
+
+def _encoder_tuning(experiment: Experiment, task: Task) -> EncoderTuning:
     """Views and precision as frozen methods get them from the features."""
     settings = experiment.features
     if settings.precision == "float16":
@@ -104,4 +126,5 @@ def _encoder_tuning(experiment: Experiment) -> EncoderTuning:
             "features.precision = float16: lora and ft cannot train in it without underflow; use "
             "bfloat16 or float32"
         )
-    return EncoderTuning(views=settings.views, precision=settings.precision)
+    views = settings.views.of(modality_of(task))
+    return EncoderTuning(views=views, precision=settings.precision)

@@ -1,8 +1,8 @@
-"""Plans the steps that look for test images among the images that are trained on.
+"""Plans the steps that look for test samples among the samples that are trained on.
 
-Takes the experiment and its tasks; adds one step for each corpus of images that is compared, and
+Takes the experiment and its tasks; adds one step for each corpus that is compared, and
 one for each task and kind of encoder: those pre-trained here, whose corpus is compared too, and
-pretrained ones, whose corpus is not known. Given features have no images: they are not compared.
+pretrained ones, whose corpus is not known. Given features have no samples: they are not compared.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Comparisons:
 
     trained: Mapping[str, str] = field(default_factory=dict)  # for encoders pre-trained here
     pretrained: Mapping[str, str] = field(default_factory=dict)
-    images: Mapping[str, Sequence[str]] = field(default_factory=dict)  # set of images -> its tasks
+    samples: Mapping[str, Sequence[str]] = field(default_factory=dict)  # set of samples -> tasks
 
     def of(self, task: str, of: EncoderAddress, encoder: str | GivenEncoder) -> str | None:
         """The step of one task for an encoder; None if the task is not compared."""
@@ -62,7 +62,7 @@ class Comparisons:
         found = self.pretrained if "encoder" in labels else self.trained
         if isinstance(spec, PretrainStep):
             return tuple(found.values())
-        tasks = self.images[spec.images] if isinstance(spec, FeaturesStep) else ()
+        tasks = self.samples[spec.images] if isinstance(spec, FeaturesStep) else ()
         return tuple(found[name] for name in tasks if name in found)
 
 
@@ -70,19 +70,20 @@ def add_comparisons(add: Add, experiment: Experiment, tasks: Sequence[Task]) -> 
     """Add the steps of an experiment."""
     trained: dict[str, str] = {}
     pretrained: dict[str, str] = {}
-    own = experiment.corpus.name if experiment.corpus and experiment.pretrain else None
-    others = any(not isinstance(encoder, GivenEncoder) for encoder in experiment.encoders)
+    own = experiment.corpus if experiment.pretrain else None
+    given = (encoder for encoder in experiment.encoders if not isinstance(encoder, GivenEncoder))
+    others = {encoder.modality for encoder in given}
     heads = {task.name: task for task in tasks}
     for task in tasks:
         head = heads[task.trained_on] if task.trained_on else task
-        if own is not None:
-            trained |= _add_comparison(add, experiment, task, head, own)
-        if others:
+        if own is not None and own.modality == task.modality:
+            trained |= _add_comparison(add, experiment, task, head, own.name)
+        if task.modality in others:
             pretrained |= _add_comparison(add, experiment, task, head, None)
-    images: dict[str, list[str]] = {}
+    samples: dict[str, list[str]] = {}
     for task in tasks:
-        images.setdefault(task.images, []).append(task.name)
-    return Comparisons(trained, pretrained, images)
+        samples.setdefault(task.images, []).append(task.name)
+    return Comparisons(trained, pretrained, samples)
 
 
 def _add_comparison(

@@ -117,6 +117,11 @@ class Texts:
             found[naming.of_text(text)] += count
         return found
 
+    def rows(self) -> int:
+        """How many rows the source has, those without a label included."""
+        names = [name for name, _ in self.files()]
+        return sum(len(rows) for name in names for rows in self.format.labels(name))
+
     def _label_texts(self) -> Counter[str]:
         """Every label that is not blank and stands for one -> its rows."""
         found: Counter[str] = Counter()

@@ -66,7 +66,7 @@ def hashed(
     index = Index("made", ("zero", "one", "two"), parts)
     units = units_of(index, index.parts)
     for unit in units:
-        hash_unit(unit, corpus, Folder.of(folder / "scratch"))
+        hash_unit(unit, corpus, Folder.of(folder / "scratch"), index.form)
     finish(index, units, Folder.of(folder / "scratch"), output)
     return output
 
@@ -152,9 +152,9 @@ def test_more_than_the_limit_is_one_sentence_and_one_percent_is_not(tmp_path: Pa
     with pytest.raises(StageError) as refused:
         compared(tmp_path, limit_of("refuse"), **inputs, pretraining=many)
     assert str(refused.value) == (
-        "task birds: 5 of 100 test images (5 %) are trained on: 5 in the pre-training images "
+        "task birds: 5 of 100 test samples (5 %) are trained on: 5 in the pre-training samples "
         "(keys: t000, t001, t002); take the task out, correct its reader, or set overlap: drop "
-        "(test without these images) or overlap: allow (only count them)"
+        "(test without these samples) or overlap: allow (only count them)"
     )
 
 

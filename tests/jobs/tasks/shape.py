@@ -1,7 +1,8 @@
-"""Generated data in the layout that a task's file expects: a few tiny images of each class."""
+"""Generated data in the layout that a task's file expects: a few samples of each class."""
 
 from __future__ import annotations
 
+import fnmatch
 import io
 import json
 from collections.abc import Sequence
@@ -13,7 +14,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from jobs.corpus.spec import AnyReader, ImageFolderReader, ParquetReader, TableReader
+from jobs.corpus.spec import (
+    AnyReader,
+    ImageFolderReader,
+    ParquetReader,
+    TableReader,
+    TextReader,
+    TextTableReader,
+)
 from jobs.tasks.check import sources
 from jobs.tasks.spec import Task
 
@@ -34,6 +42,8 @@ def picture(number: int) -> bytes:
 def names_of(task: Task) -> tuple[str, ...]:
     """The corpus's classes: those in the task's file, else invented ones."""
     assert task.facts is not None
+    if not task.target_kind.has_classes:
+        return ()
     return task.facts.class_names or tuple(f"class-{i}" for i in range(task.facts.classes))
 
 
@@ -41,9 +51,8 @@ def write(task: Task, each: int = 2) -> int:
     """Write all sources of a task, at least `each` images a class; how many rows `reader` has."""
     rows = {}
     for role, reader in sources(task).items():
-        count = max(
-            1 if len(names_of(task)) > MANY else each, -(-LEAST_ROWS // len(names_of(task)))
-        )
+        classes = len(names_of(task)) or 5
+        count = max(1 if classes > MANY else each, -(-LEAST_ROWS // classes))
         rows[role] = write_source(reader, names_of(task), count, role)
     return rows["reader"]
 
@@ -61,6 +70,8 @@ def write_source(reader: AnyReader, names: Sequence[str], each: int, role: str) 
             return _parquet(reader, names, each, role)
         case TableReader():
             return _table(reader, names, each, role)
+        case TextReader():
+            return _texts(reader, names, each, role)
     raise ValueError(f"no data is generated for a reader of kind {reader.kind}; add its layout")
 
 
@@ -97,6 +108,41 @@ def _parquet(reader: ParquetReader, names: Sequence[str], each: int, role: str) 
         table = pa.table(columns).replace_schema_metadata(meta)
     pq.write_table(table, path)
     return len(columns[reader.image])
+
+
+FILES = (
+    *(f"{part}-00000-of-00001.parquet" for part in ("train", "validation")),
+    *(f"validation_{kind}-00000-of-00001.parquet" for kind in ("matched", "mismatched")),
+    *("heuristics_train_set.txt", "scitail_1.0_train.tsv", "train.data"),
+)
+"""Names of files of texts, as they are distributed."""
+
+
+def _texts(reader: TextReader, names: Sequence[str], each: int, role: str) -> int:
+    """Texts that say their class; without names, numbers from 1 to 5."""
+    path, fields = Path(reader.path), reader.fields
+    if not path.suffix:
+        path = path / next(name for name in FILES if fnmatch.fnmatchcase(name, reader.files))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for i in range(each):
+        for number, name in enumerate(names or "12345"):
+            row = {fields.text: f"{role} text {i} of {name}", fields.label: name}
+            row |= {fields.pair: f"its pair {i}"} if fields.pair else {}
+            if not isinstance(reader, TextTableReader):
+                row[fields.label] = number if names else 1.0 + number
+            rows.append(row)
+    if isinstance(reader, TextTableReader):
+        columns = reader.columns or tuple(rows[0])
+        delimiter = reader.delimiter or ("\t" if path.suffix == ".tsv" else ",")
+        lines = [] if reader.columns else [columns]
+        lines += [tuple(str(row.get(name, "-")) for name in columns) for row in rows]
+        path.write_text("".join(delimiter.join(line) + "\n" for line in lines))
+        return len(rows)
+    features = {fields.label: {"names": list(names), "_type": "ClassLabel"}} if names else {}
+    meta = {"huggingface": json.dumps({"info": {"features": features}})}
+    pq.write_table(pa.Table.from_pylist(rows).replace_schema_metadata(meta), path)
+    return len(rows)
 
 
 def _table(reader: TableReader, names: Sequence[str], each: int, role: str) -> int:

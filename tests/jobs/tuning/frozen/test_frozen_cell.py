@@ -228,5 +228,5 @@ def test_a_cell_that_drops_overlap_tests_the_other_rows_alone(
     assert read_cell(fewer.output).n_test == SIZES["test"] - 2
     everything = [f"test-{n:04d}" for n in range(SIZES["test"])]
     overlap.write_table("overlap.parquet", pa.table({"key": everything}))
-    with pytest.raises(StageError, match="every test image is trained on"):
+    with pytest.raises(StageError, match="every test sample is trained on"):
         adapt(fewer, TRIED, FeatureCache())
