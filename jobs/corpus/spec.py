@@ -37,6 +37,16 @@ class DigitsReader(Spec):
     kind: Literal["digits"] = "digits"
 
 
+class RemarksReader(Spec):
+    """Short remarks on films or kitchen things, made from templates: the texts of the text demo."""
+
+    rows: ClassVar[int | None] = 800
+    modality: ClassVar[Modality] = "text"
+
+    kind: Literal["remarks"] = "remarks"
+    domain: Literal["films", "kitchen"] = "films"
+
+
 class FileReader(Spec):
     """The settings of all readers of files."""
 
@@ -239,9 +249,13 @@ AnyReader = (
     | TextParquetReader
     | TextTableReader
     | JsonLinesReader
+    | RemarksReader
 )
 
-_KINDS = ("digits", "imagefolder", "ilsvrc_tar", "webdataset", "parquet", "table", "jsonl")
+_KINDS = (
+    *("digits", "imagefolder", "ilsvrc_tar", "webdataset", "parquet", "table", "jsonl"),
+    "remarks",
+)
 
 
 def _reader_tag(value: Any) -> str | None:
@@ -260,7 +274,8 @@ Reader = Annotated[
     | Annotated[TableReader, Tag("table")]
     | Annotated[TextParquetReader, Tag("tagged-parquet-text")]
     | Annotated[TextTableReader, Tag("tagged-table-text")]
-    | Annotated[JsonLinesReader, Tag("jsonl")],
+    | Annotated[JsonLinesReader, Tag("jsonl")]
+    | Annotated[RemarksReader, Tag("remarks")],
     Discriminator(
         _reader_tag,
         custom_error_type="reader_kind",

@@ -19,6 +19,7 @@ from jobs.corpus.spec import (
     DigitsReader,
     ImageFolderReader,
     ParquetReader,
+    RemarksReader,
     TableReader,
     TextReader,
 )
@@ -213,7 +214,7 @@ def _count_rows(spec: AnyReader) -> int | None:
     from jobs.corpus.readers.texts import Texts
 
     match spec:
-        case DigitsReader():
+        case DigitsReader() | RemarksReader():
             return spec.rows
         case ImageFolderReader():
             return sum(1 for _ in reader_of(spec).files())

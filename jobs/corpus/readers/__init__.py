@@ -15,6 +15,7 @@ from jobs.corpus.readers.digits import Digits
 from jobs.corpus.readers.ilsvrc import IlsvrcTar
 from jobs.corpus.readers.imagefolder import ImageFolder
 from jobs.corpus.readers.parquet import Parquet
+from jobs.corpus.readers.remarks import Remarks
 from jobs.corpus.readers.rows import Classes, Reader, Unit
 from jobs.corpus.readers.table import Table
 from jobs.corpus.readers.text_jsonl import TextJsonLines
@@ -41,6 +42,8 @@ def reader_of(spec: specs.Reader) -> Reader:
             return Parquet(spec)
         case specs.TableReader():
             return Table(spec)
+        case specs.RemarksReader():
+            return Remarks(spec)
         case specs.TextParquetReader():
             return Texts(spec, TextParquet(spec))
         case specs.TextTableReader():

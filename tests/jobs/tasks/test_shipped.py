@@ -22,7 +22,7 @@ WIDE = ("imagenet", "imagenet-v2", "imagenet-sketch")  # a thousand folders each
 WITH_FILES = [
     pytest.param(n, marks=pytest.mark.slow) if n in WIDE else n
     for n in NAMES
-    if not n.startswith("digits")
+    if not n.startswith(("digits", "remarks"))
 ]
 PUBLISHED_ID = (
     *("cifar10", "cifar100", "flowers102", "food101", "oxford-pets", "stanford-cars", "dtd"),
