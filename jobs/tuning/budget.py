@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from jobs.tasks.target import Metric
+from jobs.tuning.schedule import Schedule
 from jobs.tuning.spec import Halving
 
 Key = tuple[float, float, int]
@@ -40,6 +41,7 @@ class Budget:
     patience: int | None = None  # epochs without a better validation
     metric: Metric = "accuracy"  # the task's own, by which members are compared
     views: int | None = None  # of each sample in an epoch, in turn; none: all
+    schedule: Schedule = "cosine"  # of the learning rate, over all epochs
 
     def views_of(self, epoch: int, count: int) -> list[int]:
         """Which of a sample's `count` views, from 0, an epoch (from 1) trains on.

@@ -14,6 +14,7 @@ from jobs.features.spec import Precision as EncoderPrecision
 from jobs.images.spec import Views
 from jobs.tasks.spec import Task
 from jobs.tuning.methods import Method
+from jobs.tuning.schedule import Schedule
 from jobs.tuning.search_space import Grid
 
 
@@ -58,6 +59,9 @@ class TuningSettings(Spec):
 
     configurations: int = Field(8, ge=1, description="tried for each method in each cell")
     epochs: int = Field(30, ge=1)
+    schedule: Annotated[Schedule, SILENT] = Field(
+        "cosine", description="of the learning rate, from its base to 0 over all epochs"
+    )
     batch_size: int = Field(64, ge=2, description="samples a step, each with all its views")
     search: Search = "random"
     halving: Halving | None = None

@@ -132,7 +132,12 @@ class Cell:
             self.training,
             self.validation,
             configuration,
-            Budget(step.settings.epochs, step.settings.batch_size, views=step.method.views),
+            Budget(
+                step.settings.epochs,
+                step.settings.batch_size,
+                views=step.method.views,
+                schedule=step.settings.schedule,
+            ),
             ViewSettings(seen.views, self.scope, seen.precision),
             seed=step.seed,
         )

@@ -2,7 +2,7 @@
 
 It trains like a member of the stacked engine, on images instead of features: the same views of
 every sample (drawn by key; `Budget.views` chooses those of an epoch), the same batch order for the
-same seed, AdamW with a cosine schedule over all epochs, cross-entropy over the rows of every view,
+same seed, AdamW with one schedule over all epochs, cross-entropy over the rows of every view,
 and COV and SVD (the `released` form) on the encoder's features where their weight is not 0. The
 head has the space's learning rate, the encoder `encoder_lr` times that rate. With `encoder_lr: 0`
 it is the linear probe.
@@ -39,7 +39,7 @@ from jobs.tuning.finetune.images import Images
 from jobs.tuning.finetune.model import AdaptedEncoder
 from jobs.tuning.heads import seeded
 from jobs.tuning.metrics import Judged, from_columns
-from jobs.tuning.schedule import BETAS, EPS, cosine
+from jobs.tuning.schedule import BETAS, EPS, share
 from jobs.tuning.trained import Configuration
 
 _HISTORY = "history"  # in the metadata of a state file
@@ -189,11 +189,10 @@ class FineTuning:
         if loss.isfinite():
             self._optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
-            rate = self._configuration.lr * cosine(
-                taken, self.steps_per_epoch * self._budget.epochs
-            )
-            for group, share in zip(self._optimizer.param_groups, self._shares, strict=True):
-                group["lr"] = rate * share
+            steps = self.steps_per_epoch * self._budget.epochs
+            rate = self._configuration.lr * share(self._budget.schedule, taken, steps)
+            for group, part in zip(self._optimizer.param_groups, self._shares, strict=True):
+                group["lr"] = rate * part
             self._optimizer.step()
         return {name: float(value.detach()) for name, value in {"loss": loss, **terms}.items()}
 

@@ -221,7 +221,8 @@ def _train(
             step.settings.halving,
             step.settings.patience,
             step.task.metric,
-            step.method.views or None,  # 0: the plain image is the one view
+            step.method.views or None,  # 0: the plain sample is the one view
+            step.settings.schedule,
         ),
         device="cuda" if step.settings.gpus and torch.cuda.is_available() else "cpu",
         precision=step.settings.precision,

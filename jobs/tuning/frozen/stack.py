@@ -29,13 +29,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jobs.tuning import nmtune
+from jobs.tuning import nmtune, schedule
 from jobs.tuning.budget import Budget
 from jobs.tuning.frozen.offload import Offload
 from jobs.tuning.frozen.stacked_adamw import StackedAdamW
 from jobs.tuning.heads import TORCH_START, Shape, StackedHeads, Start, seeded
 from jobs.tuning.rows import Labelled
-from jobs.tuning.schedule import cosine
 from jobs.tuning.spec import Precision
 from jobs.tuning.trained import TERMS, Configuration, Epoch
 
@@ -233,7 +232,8 @@ class Stack:
                 loss = loss + torch.where(weights != 0, weighed, 0.0)
         self._freeze(~loss.detach().isfinite(), "training loss")
         torch.where(self._alive, loss, 0.0).sum().backward()  # type: ignore[no-untyped-call]
-        share = cosine(self._steps_done, self.steps_per_epoch * self._budget.epochs)
+        steps = self.steps_per_epoch * self._budget.epochs
+        share = schedule.share(self._budget.schedule, self._steps_done, steps)
         self._optimizer.step(share, self._alive)
         self._steps_done += 1
         return {"loss": loss, **terms}

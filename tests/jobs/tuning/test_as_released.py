@@ -27,8 +27,9 @@ from jobs.tuning.heads import Shape, StackedHeads, Start
 from jobs.tuning.label_noise import corrupted
 from jobs.tuning.methods import HeadKind, Method
 from jobs.tuning.rows import Labelled
+from jobs.tuning.schedule import share
 from jobs.tuning.search_space import Space
-from jobs.tuning.spec import Tuning
+from jobs.tuning.spec import Tuning, TuningSettings
 from jobs.tuning.target import ClassTarget
 from jobs.tuning.trained import Configuration
 from tests.jobs.tuning import blobs
@@ -316,3 +317,13 @@ def test_adapters_trained_in_train_mode_bring_their_statistics_to_an_ood_task(
     assert ood.output.read_table(schema.PREDICTIONS).equals(
         trained.output.read_table(schema.PREDICTIONS)
     )
+
+
+def test_a_linear_schedule_falls_evenly_and_cosine_stays_the_default() -> None:
+    assert [share("linear", step, 4) for step in range(4)] == [1, 0.75, 0.5, 0.25]
+    assert share("cosine", 0, 4) == 1
+    assert share("cosine", 2, 4) == pytest.approx(0.5)
+    assert Budget(4, 16).schedule == "cosine"
+    plain, linear = TuningSettings(), TuningSettings(schedule="linear")
+    assert "schedule" not in plain.semantic(), "results made before it existed keep their identity"
+    assert linear.semantic() == plain.semantic() | {"schedule": "linear"}
