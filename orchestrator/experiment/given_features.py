@@ -56,7 +56,8 @@ def check(
             if tasks[name].shift is not None:
                 raise UserError(f"{where}, whose images are shifted; features cannot be")
     known = given_tasks(encoders)
-    read = {encoder.modality for encoder in encoders if not isinstance(encoder, GivenEncoder)}
+    reading = [each for each in encoders if not isinstance(each, GivenEncoder)]
+    read = {each.modality for each in reading}
     read |= {"image"} if pretrains else set()
     for task in tasks.values():
         if task.name in known or task.modality in read:
@@ -72,10 +73,10 @@ def check(
             f"experiment reads them; add one of kind {kinds}, or take the task out"
         )
     modalities = {task.modality for task in tasks.values()}
-    for encoder in encoders:
-        if not isinstance(encoder, GivenEncoder) and encoder.modality not in modalities:
+    for each in reading:
+        if each.modality not in modalities:
             raise UserError(
-                f"encoders: {encoder.name} reads samples of modality {encoder.modality}, and no "
+                f"encoders: {each.name} reads samples of modality {each.modality}, and no "
                 f"task has any; add such a task, or take the encoder out"
             )
 

@@ -14,7 +14,7 @@ from jobs.tuning.frozen.train import train
 from jobs.tuning.heads import Shape, StackedHeads, seeded
 from jobs.tuning.methods import HeadKind
 from jobs.tuning.rows import Labelled
-from jobs.tuning.schedule import cosine
+from jobs.tuning.schedule import share
 from jobs.tuning.target import ClassTarget
 from jobs.tuning.trained import TERMS, Configuration
 
@@ -96,7 +96,9 @@ def test_a_member_trains_as_plain_torch_trains_it(kind: HeadKind) -> None:
         model.parameters(), lr=configuration.lr, weight_decay=configuration.weight_decay
     )
     steps = BUDGET.epochs * 5
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cosine(step, steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: share("cosine", step, steps)
+    )
     for epoch in range(1, BUDGET.epochs + 1):
         order = torch.randperm(70, generator=seeded(0, "order", epoch))
         for samples in order.split(BUDGET.batch_size):
@@ -300,5 +302,5 @@ def test_steps_are_spread_over_epochs_as_announced() -> None:
     group = Group(blobs(33, 1, 1), configurations("linear"), 0)
     stack = Stack(shape, [group], blobs(9, 0, 2), BUDGET)
     assert stack.steps_per_epoch == 2  # the third batch would be a single sample
-    assert cosine(0, 8) == 1
-    assert cosine(8, 8) == pytest.approx(0)
+    assert share("cosine", 0, 8) == 1
+    assert share("cosine", 8, 8) == pytest.approx(0)
