@@ -37,9 +37,9 @@ from PIL import Image, ImageFilter
 from jobs.corpus.form import IMAGES
 from jobs.corpus.shards import write_rows
 from jobs.corpus.units import Unit
-from jobs.encoders.encoder import Architecture, Encoder, EncoderCard
+from jobs.encoders.encoder import Architecture, EncoderCard
+from jobs.encoders.image import ImageEncoder
 from jobs.features.extract import extract
-from jobs.features.identity import rows_at_once
 from jobs.features.spec import FeaturesStep
 from jobs.images.pixels import unit_range
 from jobs.images.spec import Augment, ImageInput, Views
@@ -75,7 +75,7 @@ def images(folder: Folder) -> list[bytes]:
     return encoded
 
 
-def encoder() -> Encoder:
+def encoder() -> ImageEncoder:
     """A ResNet-50 with random weights, on the GPU where there is one."""
     image = ImageInput(size=SIDE, channels=3, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
     architecture = Architecture("timm", "resnet50", {}, image, 10)
@@ -84,7 +84,7 @@ def encoder() -> Encoder:
     digest = hashlib.sha256(b"random").hexdigest()
     classes = tuple(map(str, range(10)))
     card = EncoderCard("timm", "resnet50", {}, image, classes, 2048, digest, digest, digest)
-    return Encoder(card, model, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    return ImageEncoder(card, model, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def timed(do: Callable[[], object]) -> tuple[float, float]:
@@ -99,7 +99,7 @@ def measure() -> dict[str, float | str]:
     torch.set_num_threads(os.cpu_count() or 1)
     opened = encoder()
     step = STEP.model_copy(update={"cpus_per_worker": os.cpu_count() or 1})
-    size = rows_at_once(step.batch_size, opened, step.precision)
+    size = opened.batch_size(step.batch_size, step.precision)
     with tempfile.TemporaryDirectory() as folder:
         place = Folder.of(folder)
         encoded = images(place)

@@ -6,10 +6,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from mlflow import MlflowClient
-from tests.jobs.text.models import put_model
 
 from commands import Run
 from stores import finished, manifests
+from tests.jobs.text.models import put_model
 
 pytestmark = pytest.mark.slow
 
@@ -55,8 +55,8 @@ def test_every_step_of_texts_is_done(swept: tuple[Path, str]) -> None:
         "features/encoder/small/remarks-kitchen",
         "hashes/remarks-films",
         "hashes/remarks-kitchen",
-        "overlap/pretrained/remarks-films/limit=1",
-        "overlap/pretrained/remarks-kitchen/limit=1",
+        "overlap/encoder/remarks-films/limit=1",
+        "overlap/encoder/remarks-kitchen/limit=1",
     ]
     cells = [address for address in finished(folder) if address.startswith("tune/")]
     assert len(cells) == 2 * 4, "an ID and an OOD cell of each method and of NMTune's control"

@@ -6,8 +6,11 @@ reads bytes. Imports nothing heavy, because every plan imports it.
 
 from __future__ import annotations
 
+import hashlib
+
 from jobs.contract import StageError
-from jobs.encoders.spec import FileEncoder, GivenEncoder, PretrainedEncoder
+from jobs.encoders.model_folder import ModelFolder, locate
+from jobs.encoders.spec import FileEncoder, GivenEncoder, PretrainedEncoder, TransformersEncoder
 from jobs.storage.folder import Folder
 
 
@@ -27,8 +30,26 @@ def digest(encoder: PretrainedEncoder) -> PretrainedEncoder:
                 for task, path in encoder.files.items()
             }
             return encoder.model_copy(update={"sha256": found})
+        case TransformersEncoder():
+            return encoder.model_copy(update={"sha256": _model_digest(encoder)})
         case _:
             return encoder
+
+
+def _model_digest(encoder: TransformersEncoder) -> str:
+    if encoder.revision is not None:
+        return hashlib.sha256(f"{encoder.model}@{encoder.revision}".encode()).hexdigest()
+    folder = locate(encoder.model)
+    parent, name = Folder.holding(folder.uri)
+    if encoder.sha256 is not None and not parent.exists(name):
+        return encoder.sha256
+    found = ModelFolder.read(folder).sha256()
+    if encoder.sha256 is not None and found != encoder.sha256:
+        raise StageError(
+            f"model = {encoder.model} holds other files (sha256 {found[:12]}...) than its sha256 "
+            f"({encoder.sha256[:12]}...); restore them, or give the encoder a new name"
+        )
+    return found
 
 
 def _file_digest(path: str, declared: str | None, field: str) -> str:

@@ -1,15 +1,25 @@
 """Whether the installed libraries know a pretrained encoder, checked before anything runs.
 
 Takes an encoder of an experiment file; gives what is wrong with its model or tag. Imports neither
-timm nor open_clip.
+timm nor open_clip nor transformers.
 """
 
 from __future__ import annotations
 
+import re
 from difflib import get_close_matches
+from importlib.util import find_spec
 
 from jobs.encoders.catalogue import open_clip_models, timm_models, timm_tags, unknown
-from jobs.encoders.spec import FileEncoder, OpenClipEncoder, PretrainedEncoder, TimmEncoder
+from jobs.encoders.spec import (
+    FileEncoder,
+    OpenClipEncoder,
+    PretrainedEncoder,
+    TimmEncoder,
+    TransformersEncoder,
+)
+
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def check_names(encoder: PretrainedEncoder) -> str | None:
@@ -23,8 +33,21 @@ def check_names(encoder: PretrainedEncoder) -> str | None:
             return unknown(encoder.model, "timm", timm_models()) or _check_tag(encoder)
         case FileEncoder(family="timm"):
             return unknown(encoder.model, "timm", timm_models())
+        case TransformersEncoder():
+            return _check_transformers(encoder)
         case _:
             return None
+
+
+def _check_transformers(encoder: TransformersEncoder) -> str | None:
+    if find_spec("transformers") is None:
+        return "a text encoder needs the transformers library; install nml-orch[text]"
+    if encoder.revision is not None and not _HUB_ID.fullmatch(encoder.model):
+        return (
+            f"model {encoder.model!r} has a revision but is no id of the Hub, as in "
+            f"openai-community/gpt2; correct it, or leave out revision for a folder"
+        )
+    return None
 
 
 def _check_tag(encoder: TimmEncoder) -> str | None:

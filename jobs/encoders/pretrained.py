@@ -3,6 +3,7 @@
 Takes an `EncoderStep`; writes the files that `jobs/encoders/encoder.py` describes: the weights as
 safetensors, and a card without training hashes, whose `source` names where the weights came from.
 timm and open_clip load the weights of a tag, through their own cache. A file is never downloaded.
+`pretrained_text.py` imports text models.
 """
 
 from __future__ import annotations
@@ -10,30 +11,25 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
 from difflib import get_close_matches
-from textwrap import shorten
 from typing import Any, cast
 
 import torch
-from torch import nn
 
 from jobs.contract import Outcome, StageError, Work
 from jobs.encoders import encoder, weights
 from jobs.encoders.encoder import Architecture, EncoderCard
+from jobs.encoders.imported import Imported, misfit_error, unavailable_error
 from jobs.encoders.inputs import CLIP_INPUT, declared, image_input, timm_cfg
-from jobs.encoders.spec import EncoderStep, FileEncoder, OpenClipEncoder, TimmEncoder
+from jobs.encoders.pretrained_text import import_transformers
+from jobs.encoders.spec import (
+    EncoderStep,
+    FileEncoder,
+    OpenClipEncoder,
+    TimmEncoder,
+    TransformersEncoder,
+)
 from jobs.storage.folder import Folder
-
-
-@dataclass(frozen=True)
-class _Imported:
-    """A model with pretrained weights, and their source."""
-
-    architecture: Architecture
-    model: nn.Module
-    source: Mapping[str, Any]
-    left_out: int = 0  # tensors of the source that the encoder has not, such as its classifier
 
 
 def import_encoder(work: Work) -> Outcome:
@@ -52,6 +48,8 @@ def import_encoder(work: Work) -> Outcome:
                 imported = _import_open_clip(spec)
             case FileEncoder():
                 imported = _import_file(spec)
+            case TransformersEncoder():
+                imported = import_transformers(spec)
     data = encoder.weights_bytes(imported.model)
     architecture = imported.architecture
     card = EncoderCard(
@@ -65,8 +63,9 @@ def import_encoder(work: Work) -> Outcome:
         order_sha256=None,
         weights_sha256=hashlib.sha256(data).hexdigest(),
         source={"kind": spec.kind, **imported.source},
+        files=encoder.digests_of(imported.files),
     )
-    encoder.save(work.output, card, data)
+    encoder.save(work.output, card, data, imported.files)
     del data
     encoder.load(work.output)
     return Outcome(
@@ -81,7 +80,7 @@ def import_encoder(work: Work) -> Outcome:
 # -- by tag ----------------------------------------------------------------------------------------
 
 
-def _import_timm(spec: TimmEncoder) -> _Imported:
+def _import_timm(spec: TimmEncoder) -> Imported:
     import timm
 
     name = spec.model if spec.tag is None else f"{spec.model}.{spec.tag}"
@@ -100,12 +99,12 @@ def _import_timm(spec: TimmEncoder) -> _Imported:
     try:
         model = timm.create_model(name, pretrained=True, num_classes=0, **options)
     except Exception as error:  # hub, cache and library raise nearly anything
-        raise _unavailable_error("timm", name, error) from error
+        raise unavailable_error("timm", name, error) from error
     source = {"tag": name, "license": cfg.license or "not stated"}
-    return _Imported(Architecture("timm", name, options, image, 0), model, source)
+    return Imported(Architecture("timm", name, options, image, 0), model, source)
 
 
-def _import_open_clip(spec: OpenClipEncoder) -> _Imported:
+def _import_open_clip(spec: OpenClipEncoder) -> Imported:
     import open_clip
 
     known = open_clip.list_pretrained_tags_by_model(spec.model)
@@ -120,13 +119,13 @@ def _import_open_clip(spec: OpenClipEncoder) -> _Imported:
     try:
         path = open_clip.download_pretrained(tag)
     except Exception as error:  # as above
-        raise _unavailable_error("open_clip", f"{spec.model} {spec.tag}", error) from error
+        raise unavailable_error("open_clip", f"{spec.model} {spec.tag}", error) from error
     model = architecture.build()
     try:
         open_clip.load_checkpoint(model, path)
     except Exception as error:
-        raise _misfit_error(f"the weights {spec.tag}", spec.model, error) from error
-    return _Imported(architecture, model, {"tag": f"{spec.model}.{spec.tag}"})
+        raise misfit_error(f"the weights {spec.tag}", spec.model, error) from error
+    return Imported(architecture, model, {"tag": f"{spec.model}.{spec.tag}"})
 
 
 def _open_clip_options(model: str, *, quick_gelu: bool = False) -> dict[str, Any]:
@@ -153,7 +152,7 @@ def _open_clip_options(model: str, *, quick_gelu: bool = False) -> dict[str, Any
 # -- from a file ---------------------------------------------------------------------------------
 
 
-def _import_file(spec: FileEncoder) -> _Imported:
+def _import_file(spec: FileEncoder) -> Imported:
     folder, name = Folder.holding(spec.file)
     try:
         if folder.sha256(name) != spec.sha256:
@@ -183,7 +182,7 @@ def _import_file(spec: FileEncoder) -> _Imported:
     else:
         filled, left_out = weights.by_name(tensors, wanted, leave_out)
     model.load_state_dict(filled)
-    return _Imported(architecture, model, {"file": name, "sha256": spec.sha256}, left_out)
+    return Imported(architecture, model, {"file": name, "sha256": spec.sha256}, left_out)
 
 
 # -- errors of all kinds --------------------------------------------------------------------------
@@ -197,20 +196,4 @@ def _unknown_tag_message(library: str, model: str, tag: str | None, known: list[
         f"{library} has no weights {tag!r} for {model!r}; did you mean {', '.join(near)}?"
         if tag
         else f"{library} has no default weights for {model!r}; give a tag, as in {near[0]}"
-    )
-
-
-def _unavailable_error(library: str, name: str, error: Exception) -> StageError:
-    reason = shorten(str(error), 160, placeholder=" ...")
-    return StageError(
-        f"{library}'s weights {name} are not in the local cache and could not be downloaded "
-        f"({type(error).__name__}: {reason}); connect to the network once, copy them into "
-        f"$HF_HOME/hub, or name a file with kind: file"
-    )
-
-
-def _misfit_error(what: str, model: str, error: Exception) -> StageError:
-    reason = shorten(str(error), 160, placeholder=" ...")
-    return StageError(
-        f"{what} do not fit the installed {model!r} ({reason}); name the weights' own model"
     )

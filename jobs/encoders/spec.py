@@ -1,19 +1,22 @@
 """The settings of pretrained encoders (not trained here) in an experiment file.
 
-Each has a name and a `kind`: a library's pretrained tag, a file of weights, or features that
-somebody else has extracted. They have no noise level and no pre-training seed. A file is identified
-by its sha256, which planning fills in; its path never affects a result. A tag is identified by its
-name; the sha256 of its weights is stored with the encoder.
+Each has a name and a `kind`: a library's pretrained tag, a file of weights, a text model's folder,
+or features that somebody else has extracted. They have no noise level and no pre-training seed. A
+file is identified by its sha256, which planning fills in; its path never affects a result. A tag is
+identified by its name; the sha256 of its weights is stored with the encoder.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, TypeAlias
+from collections.abc import Iterator
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
 from pydantic import Field, JsonValue, StringConstraints, model_validator
 
 from jobs.contract import NOT_SEMANTIC, PATH, Slug, Spec
 from jobs.corpus.form import Modality
+from jobs.storage.folder import Folder
+from jobs.text.spec import Pair, Pooling, Truncate
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
@@ -89,6 +92,69 @@ class FileEncoder(_WithWeights):
     )
 
 
+PACKAGE = "package:"
+"""Begins the name of a folder inside an installed Python package: `package:some_model/model`."""
+
+
+class TransformersEncoder(Spec):
+    """A text model of the transformers library, from a folder or the Hub. Its code is never run.
+
+    A folder is identified by `sha256`, a model of the Hub by its id and revision.
+    """
+
+    modality: ClassVar[Modality] = "text"
+
+    kind: Literal["transformers"] = "transformers"
+    name: Slug
+    model: Annotated[str, PATH, NOT_SEMANTIC] = Field(
+        description="a folder with config.json, model.safetensors and a tokenizer; `package:` and "
+        "a path: such a folder in an installed package; with `revision`: an id of the Hub, as in "
+        "openai-community/gpt2"
+    )
+    revision: str | None = Field(
+        None, pattern=r"^[0-9a-f]{40}$", description="the commit of a model of the Hub"
+    )
+    pooling: Literal["auto"] | Pooling = Field(
+        "auto",
+        description="auto: as a sentence-transformers folder says; else the last token of a model "
+        "that reads from left to right, and the first token of others",
+    )
+    pair: Pair = Field(
+        "tokenizer",
+        description="how two texts of a row are read: tokenizer: as its own pair; join: with a "
+        "line break between; concat4: each by itself, [u; v; |u - v|; u * v]",
+    )
+    prompt: str = Field("", description="stands before each text; none: the folder's own, if any")
+    normalise: bool | None = Field(
+        None, description="features of length 1; none: as the folder says, else no"
+    )
+    layer: int | None = Field(
+        None, description="index of the hidden states that are pooled; none: the last ones"
+    )
+    max_length: int | None = Field(
+        None, ge=1, description="tokens; none: the folder's own, else the model's, at most 512"
+    )
+    truncate: Truncate = Field("end", description="what happens to a longer text")
+    sha256: Sha256 | None = Field(None, description="of the files; filled in when planned")
+
+    def semantic(self) -> dict[str, Any]:
+        """As of any spec; an id of the Hub bears identity, a folder's path does not."""
+        own = super().semantic()
+        return own if self.revision is None else {**own, "model": self.model}
+
+    def paths(self) -> Iterator[str]:
+        """The folder; an id of the Hub is no path."""
+        return super().paths() if self._is_path else iter(())
+
+    def with_absolute_paths(self, folder: Folder | None = None) -> Self:
+        """A copy with an absolute folder; an id of the Hub stays as it is."""
+        return super().with_absolute_paths(folder) if self._is_path else self
+
+    @property
+    def _is_path(self) -> bool:
+        return self.revision is None and not self.model.startswith(PACKAGE)
+
+
 class GivenColumns(Spec):
     """The columns of a Parquet file of features."""
 
@@ -127,10 +193,11 @@ class GivenEncoder(GivenColumns):
 
 
 Weights: TypeAlias = Annotated[
-    TimmEncoder | OpenClipEncoder | FileEncoder, Field(discriminator="kind")
+    TimmEncoder | OpenClipEncoder | FileEncoder | TransformersEncoder, Field(discriminator="kind")
 ]
 PretrainedEncoder: TypeAlias = Annotated[
-    TimmEncoder | OpenClipEncoder | FileEncoder | GivenEncoder, Field(discriminator="kind")
+    TimmEncoder | OpenClipEncoder | FileEncoder | TransformersEncoder | GivenEncoder,
+    Field(discriminator="kind"),
 ]
 """Every kind of pretrained encoder an experiment file can have."""
 

@@ -119,7 +119,7 @@ class _Execution:
         share = 1 - self._units_left[number] / len(job.units)
         if number not in self._reported:
             rows = sum(unit.stop - unit.start for unit in job.units)
-            self._hooks.say(job.work.address, 0.95 * share, f"{share:.0%} of {rows:,} images")
+            self._hooks.say(job.work.address, 0.95 * share, f"{share:.0%} of {rows:,} rows")
 
     def _collect_finished(self, wait: float) -> None:
         finished, _ = (

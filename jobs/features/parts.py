@@ -9,6 +9,7 @@ here imports Ray or computes a feature.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -22,7 +23,7 @@ import pyarrow.parquet as pq
 from jobs.contract import Outcome, StageError
 from jobs.corpus.shards import Index
 from jobs.corpus.units import Unit
-from jobs.features.extract import BATCH, IDENTITY, ROWS, view_table
+from jobs.features.extract import BATCH, COUNTS, IDENTITY, ROWS, view_table
 from jobs.features.spec import FeaturesStep
 from jobs.features.spectrum import Dtypes, Spectrum, spectra, to_table
 from jobs.storage.folder import Folder
@@ -69,8 +70,9 @@ def finish(
     made with: weights, input, views, arithmetic, library versions) and, where there is a test part,
     `spectrum.parquet` of its plain features. Metrics: features/sve, features/lsvr and
     features/effective_rank after preprocessing `released`; other preprocessings add their name.
+    Counts: rows_<part>, dim, and what befell the rows of all units (`rows_truncated`, of texts).
     """
-    counts: dict[str, int] = {}
+    counts: dict[str, int] = dict(_read_counts(scratch, units))
     metrics: dict[str, float] = {}
     dtypes = Dtypes(step.precision, step.dtype)
     for part in step.parts:
@@ -128,6 +130,17 @@ def _read_made_with(scratch: Folder, units: Sequence[Unit]) -> dict[str, Any]:
             f"library versions; use one version on all nodes and run the step again"
         )
     return {**json.loads(identity), "batch_sizes": sorted({int(size) for _, size in found})}
+
+
+def _read_counts(scratch: Folder, units: Sequence[Unit]) -> Counter[str]:
+    """The sums of what the units record that befell their rows."""
+    counts: Counter[str] = Counter()
+    for unit in units:
+        with _open_unit(scratch, unit) as file:
+            recorded = file.schema_arrow.metadata.get(COUNTS.encode())
+        if recorded is not None:
+            counts.update(json.loads(recorded))
+    return counts
 
 
 def write_part(output: Folder, part: str, views: Iterable[pa.Table], dtypes: Dtypes) -> Outcome:

@@ -24,7 +24,8 @@ class Features(Spec):
     precision: Precision = Field("float32", description="the encoder's arithmetic (autocast)")
     batch_size: Annotated[BatchSize, NOT_SEMANTIC] = Field(
         "auto",
-        description="images an encoder encodes at once; auto: as many as fit the device's memory",
+        description="rows an encoder encodes at once; auto: as many as fit the device's memory, "
+        "of texts a number of tokens",
     )
     gpus_per_worker: Annotated[float, NOT_SEMANTIC] = Field(0, ge=0)
     cpus_per_worker: Annotated[int, NOT_SEMANTIC] = Field(
@@ -33,7 +34,7 @@ class Features(Spec):
 
 
 class FeaturesStep(Features):
-    """One encoder over one set of images (both input steps), with or without a shift."""
+    """One encoder over one corpus of a task (both input steps), with or without a shift."""
 
     @property
     def protocol(self) -> int:  # type: ignore[override]

@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from jobs.contract import Spec
+from jobs.contract import SILENT, Spec
 
 MOST_PIXELS = 1 << 30
 """Width x height of the largest image that is ever decoded; a corpus's `max_pixels` is smaller."""
@@ -143,12 +143,19 @@ class Shift(Spec):
 class Views(Spec):
     """Seeded augmented views of the training part, shared by all methods of all cells.
 
-    Default: two views, shifted and scaled a little, which changes no task's classes.
+    Default: two views of images, shifted and scaled a little, which changes no task's classes, and
+    none of texts.
     """
 
     count: int = Field(2, ge=0, le=1024)
     augment: Affine = Affine(translate=0.08, scale=(0.9, 1.1))
     seed: int = Field(0, ge=0)
+    mask: Annotated[float, SILENT] = Field(
+        0,
+        ge=0,
+        lt=1,
+        description="of texts: the share of tokens that the mask token replaces; 0: no views",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -159,9 +166,19 @@ class Views(Spec):
 
     @model_validator(mode="after")
     def _check_augment(self) -> Views:
-        if self.count and not self.augment.moves:
+        if self.count and not self.augment.moves and not self.mask:
             raise ValueError(
                 f"{self.count} views that change nothing are copies of the plain image; give "
-                f"augment degrees, translate, scale or flip, or set count to 0"
+                f"augment degrees, translate, scale or flip (of texts: mask), or set count to 0"
             )
         return self
+
+    def of(self, kind: str) -> Views:
+        """The views of one kind of input (`image`, `text`): what changes the other is left out."""
+        if kind == "text":
+            if not self.count or not self.mask:
+                return Views(count=0)
+            return self.model_copy(update={"augment": Affine()})
+        if self.count and not self.augment.moves:
+            return Views(count=0)
+        return self.model_copy(update={"mask": 0.0})

@@ -7,10 +7,10 @@ interrupted configuration continues from it. Closing the cell reads these files,
 validation part, opens the test part once, and writes the cell's files (`jobs.tuning.schema`) and
 the adapted encoder:
 
-    ft     model.safetensors, encoder.json    a whole encoder, in the format of pre-training
+    ft     model.safetensors, encoder.json    a whole encoder, with its tokenizer if it has one
     lora   adapter.safetensors, adapter.json  only the adapters, for the cell's encoder
 
-An OOD cell tests the adapted encoder and its head on its own images, shifted if the task has a
+An OOD cell tests the adapted encoder and its head on its own rows, shifted if the task has a
 shift. Nothing is trained there. Does not use Ray.
 """
 
@@ -34,7 +34,7 @@ from jobs.storage.folder import AlteredError, Folder
 from jobs.tasks.target import Metric
 from jobs.tuning.budget import Budget
 from jobs.tuning.class_mapping import ClassMapping
-from jobs.tuning.finetune.images import Images, Source, TestImages
+from jobs.tuning.finetune.inputs import Inputs, Source, TestInputs
 from jobs.tuning.finetune.model import AdaptedEncoder
 from jobs.tuning.finetune.train import (
     BrokenStateError,
@@ -103,8 +103,8 @@ class Cell:
         return target_of(self.step.task, len(self.classes.names))
 
     @cached_property
-    def training(self) -> Images:
-        """The training images with this cell's label noise; decoded when first used."""
+    def training(self) -> Inputs:
+        """The training rows with this cell's label noise; prepared when first used."""
         step, rows = self.step, self.training_rows
         if step.label_noise:
             noisy = corrupted(
@@ -117,12 +117,12 @@ class Cell:
                 among=step.label_noise_classes,
             )
             rows = replace(rows, labels=torch.from_numpy(noisy))
-        return self.source.decoded("train", rows)
+        return self.source.prepared("train", rows)
 
     @cached_property
-    def validation(self) -> Images:
-        """The validation images; decoded when first used."""
-        return self.source.decoded("validation", self.validation_rows)
+    def validation(self) -> Inputs:
+        """The validation rows; prepared when first used."""
+        return self.source.prepared("validation", self.validation_rows)
 
     def start(self, number: int, configuration: Configuration) -> FineTuning:
         """A configuration, untrained or restored from its state in scratch."""
@@ -169,7 +169,7 @@ def _open_inputs(work: Work) -> tuple[TuneStep, Encoder, Source, Index]:
     device = torch.device("cuda" if step.settings.gpus > 0 else "cpu")
     encoder = load(work.inputs["encoder"], device)
     corpus = work.inputs["corpus"]
-    return step, encoder, Source(corpus, encoder.prepare, step.settings.cpus), Index.read(corpus)
+    return step, encoder, Source(corpus, encoder, step.settings.cpus), Index.read(corpus)
 
 
 # -- closing an ID cell ----------------------------------------------------------------------------
@@ -266,13 +266,13 @@ def _test(
 
     `mapping`: the class mapping, where the head was trained on another task.
     """
-    step, part = step_of(work), TestImages(source)
+    step, part = step_of(work), TestInputs(source)
     left_out = dropped(work.inputs["overlap"]) if step.drop_overlap else None
-    images = part.open(selected, step.task, classes, left_out)
-    loss, predicted = evaluate(adapted, images, encoder_tuning_of(step).precision, mapping)
+    inputs = part.open(selected, step.task, classes, left_out)
+    loss, predicted = evaluate(adapted, inputs, encoder_tuning_of(step).precision, mapping)
     target = target_of(step.task, len(classes.names))
-    scores = target.judge(images.labels, predicted[None])
-    return Tested(target, images.rows, predicted, scores, loss, part.reads, images.digest)
+    scores = target.judge(inputs.labels, predicted[None])
+    return Tested(target, inputs.rows, predicted, scores, loss, part.reads, inputs.digest)
 
 
 def _write_adapted(work: Work, adapted: AdaptedEncoder) -> None:
@@ -284,6 +284,7 @@ def _write_adapted(work: Work, adapted: AdaptedEncoder) -> None:
             work.output,
             replace(card, weights_sha256=hashlib.sha256(weights).hexdigest()),
             weights,
+            adapted.encoder.files,
         )
         return
     weights = safetensors.torch.save(adapted.state())

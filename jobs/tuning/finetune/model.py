@@ -8,14 +8,16 @@ adapters and the head. `encoder_mode: train` trains as the authors' code does: B
 batch's statistics and updates those of the encoder, also under `lora`, and dropout is on.
 
 LoRA (peft; rank r, alpha = r, so an adapter's output is added unscaled) adapts the MLP layers:
-every linear layer or 1 x 1 convolution inside a module named `mlp`. In an encoder without any (a
-ResNet) it adapts the convolutions instead, except grouped ones. In an open_clip model it adapts
-only the image tower.
+every linear layer or 1 x 1 convolution inside a module named `mlp` (in GPT-2, layers that
+transformers calls Conv1D). In a model of BERT's kind, whose blocks have no such module, these are
+the block's `intermediate.dense` and `output.dense`, but not the attention's. In an image encoder
+without any (a ResNet) it adapts the convolutions instead, except grouped ones. In an open_clip
+model it adapts only the image tower.
 """
 
 from __future__ import annotations
 
-import copy
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,12 +26,14 @@ from torch import Tensor, nn
 
 from jobs.contract import StageError
 from jobs.encoders.encoder import Encoder, EncoderCard
+from jobs.encoders.interface import Inputs
 from jobs.features.spec import Precision
 from jobs.tuning.heads import Shape, StackedHeads, Start, seeded
 from jobs.tuning.methods import Method
 from jobs.tuning.target import Target
 
 _CPU = torch.device("cpu")
+_BERT_MLP = re.compile(r"(?<!attention)\.(intermediate|output)\.dense$")
 
 
 class AdaptedEncoder:
@@ -38,7 +42,7 @@ class AdaptedEncoder:
     def __init__(self, encoder: Encoder, method: Method, target: Target, seed: int) -> None:
         self.method = method
         self.shape = Shape("linear", encoder.dim, target)
-        self.encoder = Encoder(encoder.card, copy.deepcopy(encoder.model), encoder.device)
+        self.encoder = encoder.copied()
         model = self.encoder.model
         if method.adapt == "lora":
             _inject(self.encoder.card, model, method.rank, seed)
@@ -53,9 +57,9 @@ class AdaptedEncoder:
             if name not in target.blank
         }
 
-    def features(self, images: Tensor, precision: Precision = "float32") -> Tensor:
-        """Features of images [N, C, S, S] (see `Encoder.features`): float32 [N, D]."""
-        return self.encoder.forward(images, precision)
+    def features(self, inputs: Inputs, precision: Precision = "float32") -> Tensor:
+        """Features of N rows (see `Encoder.features`): float32 [N, D]."""
+        return self.encoder.forward(inputs, precision)
 
     def logits(self, features: Tensor) -> Tensor:
         """The head's outputs [N, C] for features [N, D]."""
@@ -105,6 +109,7 @@ def adapted_layers(card: EncoderCard, model: nn.Module) -> list[str]:
     tower = "visual." if card.family == "open_clip" else ""
     layers = [(n, m) for n, m in model.named_modules() if n.startswith(tower)]
     inside = [n for n, m in layers if "mlp" in n and _is_linear(m)]
+    inside = inside or [n for n, m in layers if _BERT_MLP.search(n) and _is_linear(m)]
     if inside:
         return inside
     convolutions = [n for n, m in layers if isinstance(m, nn.Conv2d) and m.groups == 1]
@@ -119,7 +124,12 @@ def adapted_layers(card: EncoderCard, model: nn.Module) -> list[str]:
 def _is_linear(module: nn.Module) -> bool:
     if isinstance(module, nn.Conv2d):
         return module.kernel_size == (1, 1) and module.groups == 1
-    return isinstance(module, nn.Linear)
+    return isinstance(module, nn.Linear) or _is_transposed(module)
+
+
+def _is_transposed(module: nn.Module) -> bool:
+    """Whether this is GPT-2's linear layer, whose weight is [in, out]."""
+    return type(module).__name__ == "Conv1D" and not isinstance(module, nn.Conv1d)
 
 
 def _is_adapter(name: str) -> bool:
@@ -136,7 +146,10 @@ def _inject(card: EncoderCard, model: nn.Module, rank: int, seed: int) -> None:
             f"nml-orch[lora]"
         ) from error
     layers = adapted_layers(card, model)
-    config: Any = LoraConfig(r=rank, lora_alpha=rank, target_modules=layers)
+    transposed = all(_is_transposed(model.get_submodule(name)) for name in layers)
+    config: Any = LoraConfig(
+        r=rank, lora_alpha=rank, target_modules=layers, fan_in_fan_out=transposed
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeded(seed, "lora").initial_seed())
         inject_adapter_in_model(config, model)

@@ -1,6 +1,6 @@
 """Trains one configuration of `lora` or `ft`, an encoder and a head, epoch by epoch.
 
-It trains like a member of the stacked engine, on images instead of features: the same views of
+It trains like a member of the stacked engine, on inputs instead of features: the same views of
 every sample (drawn by key; `Budget.views` chooses those of an epoch), the same batch order for the
 same seed, AdamW with one schedule over all epochs, cross-entropy over the rows of every view,
 and COV and SVD (the `released` form) on the encoder's features where their weight is not 0. The
@@ -27,15 +27,14 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from jobs.contract import StageError
+from jobs.encoders.interface import Inputs as Batch
 from jobs.features.spec import Precision
-from jobs.images.pixels import unit_range
 from jobs.images.spec import Views
-from jobs.images.views import augmented
 from jobs.tasks.target import Metric
 from jobs.tuning import nmtune
 from jobs.tuning.budget import Budget
 from jobs.tuning.class_mapping import ClassMapping
-from jobs.tuning.finetune.images import Images
+from jobs.tuning.finetune.inputs import Inputs
 from jobs.tuning.finetune.model import AdaptedEncoder
 from jobs.tuning.heads import seeded
 from jobs.tuning.metrics import Judged, from_columns
@@ -43,7 +42,7 @@ from jobs.tuning.schedule import BETAS, EPS, share
 from jobs.tuning.trained import Configuration
 
 _HISTORY = "history"  # in the metadata of a state file
-_PIECE = 256  # images at once in an evaluation
+_PIECE = 256  # rows at once in an evaluation
 
 
 @dataclass(frozen=True)
@@ -81,8 +80,8 @@ class FineTuning:
     def __init__(
         self,
         adapted: AdaptedEncoder,
-        training: Images,
-        validation: Images,
+        training: Inputs,
+        validation: Inputs,
         configuration: Configuration,
         budget: Budget,
         view_settings: ViewSettings,
@@ -168,10 +167,10 @@ class FineTuning:
 
     def _step(self, samples: Tensor, taken: int) -> dict[str, float]:
         """One optimizer step on a batch; its losses by name. A non-finite loss skips the step."""
-        images = self._views(samples)
+        inputs = self._views(samples)
         with self._dropout(taken):
-            features = self.adapted.features(images, self._view_settings.precision)
-        views = len(images) // len(samples)
+            features = self.adapted.features(inputs, self._view_settings.precision)
+        views = len(inputs) // len(samples)
         targets = self._labels[samples.to(self._device)].repeat(views)
         target = self.adapted.shape.target
         encoded = target.encoded(targets, target.blank).to(target.dtype)
@@ -206,19 +205,17 @@ class FineTuning:
             torch.manual_seed(seeded(self._seed, "dropout", taken).initial_seed())
             yield
 
-    def _views(self, samples: Tensor) -> Tensor:
-        """The epoch's views of M training samples, view after view: [V * M, C, S, S] in [0, 1]."""
-        pixels = self._training.pixels[samples].to(self._device)
+    def _views(self, samples: Tensor) -> Batch:
+        """The epoch's views of M training samples, view after view: [V * M] rows."""
         views = self._view_settings.views
-        if views.count == 0 or self._budget.views == 0:
-            return unit_range(pixels)
+        numbers: list[int] = []
+        if views.count and self._budget.views != 0:
+            epoch = len(self.history) + 1
+            numbers = [view + 1 for view in self._budget.views_of(epoch, views.count)]
         keys = self._training.keys.take(pa.array(samples.numpy()))
-        return torch.cat(
-            [
-                augmented(pixels, keys, views, view + 1, self._view_settings.scope)
-                for view in self._budget.views_of(len(self.history) + 1, views.count)
-            ]
-        )
+        inputs = self._training.prepared.take(samples)
+        scope = self._view_settings.scope
+        return self.adapted.encoder.views(inputs, keys, views, numbers, scope)
 
     # -- state -------------------------------------------------------------------------------------
 
@@ -303,16 +300,16 @@ def history_of(data: bytes) -> tuple[EpochNumbers, ...]:
 
 @torch.no_grad()
 def evaluate(
-    adapted: AdaptedEncoder, part: Images, precision: Precision, mapping: ClassMapping | None = None
+    adapted: AdaptedEncoder, part: Inputs, precision: Precision, mapping: ClassMapping | None = None
 ) -> tuple[float, Tensor]:
-    """(mean cross-entropy in nats, predicted classes [N] on the CPU) of a part's plain images.
+    """(mean cross-entropy in nats, predicted classes [N] on the CPU) of a part's plain inputs.
 
     `mapping`: the class mapping, where the head was trained on another task.
     """
     target, total, predicted = adapted.shape.target, 0.0, []
-    for start in range(0, len(part.labels), _PIECE):
-        rows = slice(start, start + _PIECE)
-        logits = adapted.logits(adapted.features(part.pixels[rows], precision)).cpu()
+    pieces = part.prepared.pieces(_PIECE)
+    for rows in pieces:
+        logits = adapted.logits(adapted.features(part.prepared.take(rows), precision)).cpu()
         if mapping is None or mapping.is_identity(logits.shape[1]):
             losses = target.losses(logits, target.encoded(part.labels[rows], target.blank))
             chosen = target.decode(logits, target.blank)
@@ -320,4 +317,5 @@ def evaluate(
             losses, chosen = mapping.choose(logits, part.labels[rows])
         total += float(losses.sum(dtype=torch.float64))
         predicted.append(chosen)
-    return total / len(part.labels), torch.cat(predicted)
+    order = torch.cat(pieces).argsort()
+    return total / len(part.labels), torch.cat(predicted)[order]

@@ -21,9 +21,9 @@ from jobs.corpus.job import run_corpus
 from jobs.corpus.shards import Index, read_part
 from jobs.corpus.spec import Corpus, DigitsReader
 from jobs.corpus.units import units_of
-from jobs.encoders.encoder import Architecture, Encoder, EncoderCard, load, save, weights_bytes
+from jobs.encoders.encoder import Architecture, EncoderCard, load, save, weights_bytes
+from jobs.encoders.image import LEAST, MOST, ImageEncoder
 from jobs.features.extract import extract, schema
-from jobs.features.identity import LEAST, MOST, rows_at_once
 from jobs.features.job import run
 from jobs.features.parts import finish, save_unit
 from jobs.features.spec import FeaturesStep, Precision
@@ -266,7 +266,7 @@ def test_features_record_what_they_were_made_with(extracted: Work, encoder: Fold
         "cpu",
     )
     assert recorded["versions"]["torch"] == importlib.metadata.version("torch")
-    assert recorded["batch_sizes"] == [rows_at_once("auto", load(encoder), "float32")]
+    assert recorded["batch_sizes"] == [load(encoder).batch_size("auto", "float32")]
 
 
 def test_a_resumed_step_reuses_nothing_made_by_another_encoder(
@@ -307,12 +307,13 @@ def test_no_row_group_holds_two_views(extracted: Work) -> None:
 
 def test_the_automatic_batch_is_the_models_own_and_bounded(encoder: Folder, tmp_path: Path) -> None:
     opened = load(encoder)
-    assert rows_at_once(17, opened, "float32") == 17
-    small = rows_at_once("auto", opened, "float32")
-    assert small == rows_at_once("auto", load(encoder), "float32")
+    assert opened.batch_size(17, "float32") == 17
+    small = opened.batch_size("auto", "float32")
+    assert small == load(encoder).batch_size("auto", "float32")
     image = ImageInput(size=64, channels=1, mean=(0.5,), std=(0.5,))
     card = dataclasses.replace(opened.card, input=image)
-    large = rows_at_once("auto", Encoder(card, opened.model, opened.device), "float32")
+    bigger = ImageEncoder(card, opened.model, opened.device)
+    large = bigger.batch_size("auto", "float32")
     assert small & (small - 1) == large & (large - 1) == 0
     assert LEAST <= large < small <= MOST
 
@@ -335,7 +336,7 @@ def test_a_decoding_thread_starts_no_threads_of_its_own(digits: Folder, encoder:
     image = ImageInput(size=96, channels=1, mean=(0.5,), std=(0.5,))
     seen: list[int] = []
 
-    class Counting(Encoder):
+    class Counting(ImageEncoder):
         def features(self, images: torch.Tensor, precision: Precision = "float32") -> torch.Tensor:
             found = super().features(images, precision)
             seen.append(len(os.listdir("/proc/self/task")))
@@ -391,7 +392,7 @@ def test_features_beyond_float16_are_refused_rather_than_stored(
     finish(half, index, [unit], scratch, output)
     assert output.read_table("features-test.parquet").schema.equals(schema("float16", 24))
 
-    class Loud(Encoder):
+    class Loud(ImageEncoder):
         def features(self, images: torch.Tensor, precision: Precision = "float32") -> torch.Tensor:
             return super().features(images, precision) * 1e6
 

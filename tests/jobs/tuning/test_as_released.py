@@ -291,7 +291,7 @@ def test_an_encoder_in_training_sees_the_views_of_the_epoch(
         spec = images.step(fine_tuned("ft", views=views, encoder_mode="eval"))
         cell = Cell.open(images.work(tmp_path, f"{views}", spec, encoder=encoder, corpus=digits))
         tuning = cell.start(0, CONFIGURATIONS[0])
-        pixels, keys = cell.training.pixels[:3], cell.training.keys[:3]
+        pixels, keys = cell.training.prepared.take(samples), cell.training.keys[:3]
         for numbers in wanted:
             seen = [augmented(pixels, keys, images.VIEWS, n, "digits") for n in numbers]
             assert torch.equal(tuning._views(samples), torch.cat(seen))
@@ -299,7 +299,7 @@ def test_an_encoder_in_training_sees_the_views_of_the_epoch(
     plain = images.step(fine_tuned("ft", views=0))
     cell = Cell.open(images.work(tmp_path, "plain", plain, encoder=encoder, corpus=digits))
     seen = cell.start(0, CONFIGURATIONS[0])._views(samples)
-    assert torch.equal(seen, cell.training.pixels[:3] / 255)
+    assert torch.equal(seen, cell.training.prepared.take(samples) / 255)
 
 
 def test_adapters_trained_in_train_mode_bring_their_statistics_to_an_ood_task(

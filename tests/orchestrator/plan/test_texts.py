@@ -41,8 +41,8 @@ def test_each_encoder_takes_the_tasks_whose_samples_it_reads(bert: Path) -> None
         "features/encoder/words/remarks-films",
     }
     assert {step.address for step in plan.of_kind("overlap")} == {
-        "overlap/pretrained/digits/limit=1",
-        "overlap/pretrained/remarks-films/limit=1",
+        "overlap/encoder/digits/limit=1",
+        "overlap/encoder/remarks-films/limit=1",
     }
 
 

@@ -16,6 +16,7 @@ from jobs.contract import Outcome, StageError, Work
 from jobs.corpus.shards import Index
 from jobs.corpus.units import units_of
 from jobs.encoders.encoder import load
+from jobs.encoders.image import ImageEncoder
 from jobs.features.extract import extract
 from jobs.features.parts import finish, save_unit
 from jobs.features.spec import FeaturesStep
@@ -23,7 +24,7 @@ from jobs.storage.folder import Folder
 from jobs.tuning import schema
 from jobs.tuning.budget import Budget
 from jobs.tuning.finetune.cell import Cell, close, select, state_name, transfer
-from jobs.tuning.finetune.images import Source, TestImages
+from jobs.tuning.finetune.inputs import Source, TestInputs
 from jobs.tuning.finetune.model import AdaptedEncoder, adapted_layers
 from jobs.tuning.finetune.train import EpochNumbers, State
 from jobs.tuning.frozen.features import FeatureCache
@@ -113,8 +114,9 @@ def test_lora_changes_its_adapters_and_the_head_alone(
     tuning = cell.start(0, CONFIGURATIONS[0])
     before = {n: v.clone() for n, v in tuning.adapted.encoder.model.state_dict().items()}
     head = tuning.adapted.head_state()
-    plain = load(folder).features(cell.validation.pixels[:8])
-    assert torch.allclose(tuning.adapted.features(cell.validation.pixels[:8]), plain, atol=1e-5)
+    some = cell.validation.prepared.take(torch.arange(8))
+    plain = load(folder).features(some)
+    assert torch.allclose(tuning.adapted.features(some), plain, atol=1e-5)
     first = tuning.run_epoch()
     after = tuning.adapted.encoder.model.state_dict()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
@@ -208,20 +210,24 @@ def test_a_closed_cell_writes_its_tables_and_the_adapted_encoder(
 
 
 def test_images_that_are_trained_on_are_dropped_before_they_are_decoded(
-    digits: Folder, tmp_path: Path
+    digits: Folder, encoder: Folder
 ) -> None:
-    def lengths(data: bytes, where: str, *_: object) -> torch.Tensor:
-        return torch.tensor([len(data) % 256], dtype=torch.uint8)
+    class Lengths(ImageEncoder):
+        def prepare(self, data: bytes, *_: object) -> torch.Tensor:
+            return torch.tensor([len(data) % 256], dtype=torch.uint8)
 
+    opened = load(encoder)
+    lengths = Lengths(opened.card, opened.model, opened.device)
     classes = TaskClasses.of(TASK, Index.read(digits).classes)
     rows = Source(digits, lengths).plain_rows("test", TASK, classes)
     left_out = rows.keys.take(pa.array([0, 7, 596]))
     selected = Selected({"head": torch.zeros(1)}, classes.names)
-    found = TestImages(Source(digits, lengths)).open(selected, TASK, classes, left_out)
-    every = TestImages(Source(digits, lengths)).open(selected, TASK, classes)
+    found = TestInputs(Source(digits, lengths)).open(selected, TASK, classes, left_out)
+    every = TestInputs(Source(digits, lengths)).open(selected, TASK, classes)
     kept = [n for n in range(len(every.keys)) if n not in (0, 7, 596)]
     assert found.keys.to_pylist() == every.keys.take(pa.array(kept)).to_pylist()
-    assert torch.equal(found.pixels, every.pixels[kept])
+    everything = every.prepared.take(torch.tensor(kept))
+    assert torch.equal(found.prepared.take(torch.arange(len(kept))), everything)
     assert torch.equal(found.labels, every.labels[kept])
     assert (found.rows.dropped, every.rows.dropped) == (3, 0)
 

@@ -1,0 +1,202 @@
+"""What an encoder is: its architecture, and the card that lies beside its weights.
+
+`Architecture` builds a model, for training and for loading: timm's, open_clip's or one of
+transformers' text models. `EncoderCard` is `encoder.json`, with the architecture, the input and the
+digests of the folder's other files. Nothing here reads weights.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from jobs import records
+from jobs.contract import StageError
+from jobs.encoders import transformers
+from jobs.encoders.catalogue import IN_PLACE
+from jobs.images.spec import ImageInput
+from jobs.storage.folder import Folder
+from jobs.text.spec import TextInput
+
+CARD = "encoder.json"
+
+Input: TypeAlias = ImageInput | TextInput
+"""What an encoder reads."""
+
+INPUTS: Mapping[str, type[Input]] = {kind.kind: kind for kind in (ImageInput, TextInput)}
+"""Every kind of input an encoder may have, by its name in `encoder.json`."""
+
+Family = Literal["timm", "open_clip", "transformers"]
+
+_VISION = ("torch", "timm", "open_clip_torch", "pillow", "numpy")
+_LIBRARIES: Mapping[Family, tuple[str, ...]] = {
+    "timm": _VISION,
+    "open_clip": _VISION,
+    "transformers": ("torch", "transformers", "tokenizers", "numpy"),
+}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A model's name, options, input and number of outputs: all that building it needs."""
+
+    family: Family
+    model: str
+    model_options: Mapping[str, Any]
+    input: Input
+    classes: int  # outputs of a timm model; 0 for the other families
+
+    def build(self) -> nn.Module:
+        """The model, with weights drawn from torch's global generator.
+
+        Raises StageError when the library refuses the options, or the model the images' shape.
+        """
+        if isinstance(self.input, TextInput):
+            return transformers.build(self.model, self.model_options)
+        try:
+            build = self._build_timm if self.family == "timm" else self._build_open_clip
+            model = build(self.input)
+        except StageError:
+            raise
+        except Exception as error:  # libraries raise nearly anything for options they cannot use
+            raise self._build_error("cannot be built with", error) from error
+        try:
+            self.feature_dim(model)
+        except Exception as error:
+            raise self._build_error("cannot encode its images with", error) from error
+        return model
+
+    def feature_dim(self, model: nn.Module) -> int:
+        """Dimensions of the model's features."""
+        if isinstance(self.input, TextInput):
+            return self.input.vectors * transformers.width(model)
+        with torch.no_grad():
+            blank = torch.zeros(1, *self.input.shape)
+            return int(image_features(self.family, model.eval(), blank).shape[1])
+
+    def tokenizer(self) -> Any:
+        """open_clip's own tokenizer for this model: texts -> int64 [N, context length]."""
+        import open_clip
+
+        if not self.model_options:
+            return open_clip.get_tokenizer(self.model)
+        text: Any = self.model_options["text_cfg"]
+        if text.get("hf_model_name") or text.get("hf_tokenizer_name"):
+            raise StageError(
+                f"model_options of {self.model!r} name a Hugging Face text model, which would "
+                f"have to be downloaded; write the text tower's configuration into text_cfg"
+            )
+        return open_clip.SimpleTokenizer(context_length=text.get("context_length", 77))
+
+    def _build_timm(self, image: ImageInput) -> nn.Module:
+        import timm
+
+        model: nn.Module = timm.create_model(
+            self.model,
+            pretrained=False,
+            num_classes=self.classes,
+            in_chans=image.channels,
+            **self.model_options,
+        )
+        return model
+
+    def _build_open_clip(self, image: ImageInput) -> nn.Module:
+        import open_clip
+
+        if image.channels != 3:
+            raise StageError(
+                f"{self.model!r} is an open_clip model and takes 3 channels, not "
+                f"{image.channels}; set image.channels to 3 (grey images are repeated)"
+            )
+        options = dict(self.model_options or open_clip.get_model_config(self.model) or {})
+        missing = [field for field in IN_PLACE if field not in options]
+        if missing:
+            raise StageError(
+                f"the configuration of open_clip model {self.model!r} lacks {', '.join(missing)}; "
+                f"add them to model_options"
+            )
+        options["vision_cfg"] = {**options["vision_cfg"], "image_size": image.size}
+        custom = options.pop("custom_text", False) or "hf_model_name" in options["text_cfg"]
+        built: nn.Module = (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**options)
+        return built
+
+    def _build_error(self, what: str, error: Exception) -> StageError:
+        reason = " ".join(str(error).split())[:200]
+        image = self.input
+        if not isinstance(image, ImageInput):
+            raise TypeError(f"{self.model} takes no images") from error
+        return StageError(
+            f"{self.family} model {self.model!r} {what} model_options "
+            f"{json.dumps(dict(self.model_options))} and image {image.size} x "
+            f"{image.size} x {image.channels}: {reason}; correct the recipe"
+        )
+
+
+def image_features(family: Family, model: Any, images: Tensor) -> Tensor:
+    """Features [N, D] of normalised images [N, C, S, S] by a timm or an open_clip model."""
+    if family == "timm":
+        features: Tensor = model.forward_head(model.forward_features(images), pre_logits=True)
+    else:
+        features = model.encode_image(images)
+    if features.ndim != 2:
+        raise ValueError(f"its features have the shape {tuple(features.shape)}, not [N, D]")
+    return features
+
+
+@dataclass(frozen=True)
+class EncoderCard:
+    """`encoder.json`: what the encoder is, and hashes of how it was trained."""
+
+    family: Family
+    model: str
+    model_options: Mapping[str, Any]
+    input: Input
+    classes: tuple[str, ...]  # of the corpus, in label order
+    feature_dim: int
+    # Both equal at every noise level of a seed; None for an encoder not trained here.
+    initial_weights_sha256: str | None
+    order_sha256: str | None
+    weights_sha256: str  # of the file model.safetensors
+    source: Mapping[str, Any] = field(default_factory=dict)  # of pretrained weights
+    files: Mapping[str, str] = field(default_factory=dict)  # of a tokenizer: name -> sha256
+
+    @property
+    def architecture(self) -> Architecture:
+        """The architecture to build before the weights are loaded."""
+        outputs = len(self.classes) if self.family == "timm" else 0
+        return Architecture(self.family, self.model, self.model_options, self.input, outputs)
+
+    def as_json(self) -> dict[str, Any]:
+        """The card as JSON values; without `files` where there are none, as it once was."""
+        values = {**asdict(self), "input": self.input_json, "classes": list(self.classes)}
+        return values if self.files else {n: v for n, v in values.items() if n != "files"}
+
+    @property
+    def libraries(self) -> tuple[str, ...]:
+        """The distributions whose versions can change the encoder's features."""
+        return _LIBRARIES[self.family]
+
+    @property
+    def input_json(self) -> dict[str, Any]:
+        """The input and its kind, as JSON values."""
+        return {"kind": self.input.kind, **self.input.model_dump(mode="json")}
+
+    @staticmethod
+    def read(folder: Folder) -> EncoderCard:
+        """The card in a finished encoder's folder. Raises StageError when it is broken."""
+        remedy = "delete its folder and make this encoder again"
+        stored = records.read(folder, CARD, dict[str, Any], remedy)
+        # Earlier versions wrote the input under the name `image`.
+        given = stored.pop("image", None) or stored.get("input")
+        kind = given.pop("kind", ImageInput.kind) if isinstance(given, dict) else ImageInput.kind
+        if kind not in list(INPUTS):  # it may be unhashable
+            raise StageError(
+                f"{(folder / CARD).uri}: this version does not know input {kind!r}, only "
+                f"{', '.join(INPUTS)}; install the version that made this encoder"
+            )
+        return records.check({**stored, "input": given}, EncoderCard, folder, CARD, remedy)
