@@ -41,9 +41,14 @@ def _model_digest(encoder: TransformersEncoder) -> str:
         return hashlib.sha256(f"{encoder.model}@{encoder.revision}".encode()).hexdigest()
     folder = locate(encoder.model)
     parent, name = Folder.holding(folder.uri)
-    if encoder.sha256 is not None and not parent.exists(name):
-        return encoder.sha256
-    found = ModelFolder.read(folder).sha256()
+    try:
+        if encoder.sha256 is not None and not parent.exists(name):
+            return encoder.sha256
+        found = ModelFolder.read(folder).sha256()
+    except OSError as error:
+        raise StageError(
+            f"model = {encoder.model} cannot be read ({error}); name a folder with a model"
+        ) from None
     if encoder.sha256 is not None and found != encoder.sha256:
         raise StageError(
             f"model = {encoder.model} holds other files (sha256 {found[:12]}...) than its sha256 "

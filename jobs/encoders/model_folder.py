@@ -174,6 +174,11 @@ def _sentence_settings(folder: Folder) -> tuple[SentenceSettings, tuple[str, ...
                     f"pooling and normalise of this one"
                 )
         elif kind == "Pooling":
+            if "/" in path or path in ("", "..", "."):
+                raise StageError(
+                    f"{folder.uri}/{MODULES} has its pooling in {path!r}, which is no folder's "
+                    f"name; copy the model again"
+                )
             used.append(f"{path}/{CONFIG}")
             values["pooling"], include = _pooling(folder, used[-1])
             values["include_prompt"] = include

@@ -36,6 +36,8 @@ def open_tokenizer(files: Mapping[str, bytes], config: Mapping[str, Any]) -> Any
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     with tempfile.TemporaryDirectory() as folder:
         for name, data in files.items():
+            if name != Path(name).name:
+                raise StageError(f"{name} is no tokenizer's file; make this encoder again")
             (Path(folder) / name).write_bytes(data)
         (Path(folder) / "config.json").write_text(json.dumps(dict(config)), encoding="utf-8")
         try:

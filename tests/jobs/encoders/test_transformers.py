@@ -193,6 +193,25 @@ def test_what_sentence_transformers_adds_to_a_vector_is_never_left_out(
         digest(TransformersEncoder(name="e", model=str(bert)))
 
 
+def test_a_folder_reads_no_file_above_itself(
+    bert: Path, models: dict[str, Path], tmp_path: Path
+) -> None:
+    sentence_folder(bert, {"pooling_mode": "mean"}, "Pooling")
+    modules = json.loads((bert / "modules.json").read_text())
+    modules[1]["path"] = "../elsewhere"
+    (bert / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(StageError, match=r"'../elsewhere', which is no folder's name"):
+        digest(TransformersEncoder(name="e", model=str(bert)))
+    imported(models["bert"], tmp_path)
+    output = Folder.of(tmp_path / "out")
+    output.write_bytes("vocab.txt", b"x")
+    card = output.read_json("encoder.json")
+    card["files"]["../out/vocab.txt"] = output.sha256("vocab.txt")
+    output.write_json("encoder.json", card)
+    with pytest.raises(StageError, match=r"../out/vocab.txt is no tokenizer's file"):
+        load(output)
+
+
 # -- the folder ------------------------------------------------------------------------------------
 
 
