@@ -27,6 +27,7 @@ CELLS_SCHEMA = pa.schema(
         pa.field("test_macro_f1", pa.float64()),
         pa.field("test_metric", pa.float64()),  # the task's own, named by `metric`
         pa.field("metric", pa.string()),
+        pa.field("validation_metric", pa.float64()),  # by the same metric
         pa.field("validation_accuracy", pa.float64()),
         pa.field("n_train", pa.int64()),
         pa.field("n_validation", pa.int64()),
@@ -177,7 +178,7 @@ OVERLAPS_SCHEMA = pa.schema(
 
 SUMMARY_SCHEMA = pa.schema(
     [
-        pa.field("metric", pa.string(), nullable=False),  # such as id/<method>/accuracy
+        pa.field("metric", pa.string(), nullable=False),  # such as id/<method>/matthews
         pa.field("noise", pa.float64(), nullable=False),
         pa.field("mean", pa.float64(), nullable=False),
         pa.field("low", pa.float64()),  # 95 % t interval over seeds; null for fewer than three
@@ -187,6 +188,7 @@ SUMMARY_SCHEMA = pa.schema(
         pa.field("left_out", pa.list_(pa.string()), nullable=False),  # not at every level and seed
         pa.field("preprocessing", pa.string()),  # of the feature space's metrics
         pa.field("dtype", pa.string()),  # of the same; several are joined by "+"
+        pa.field("metrics", pa.string()),  # of <domain>/<method>/score: the tasks' own, in words
     ]
 )
 """One row for each metric and noise level."""

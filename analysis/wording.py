@@ -76,6 +76,17 @@ def score(metrics: Mapping[str, str]) -> str:
     return f"score ({_lower(metric(usual))}; {others})"
 
 
+def score_name(metrics: Mapping[str, str]) -> str:
+    """The same for a title: "accuracy", or "score" where the tasks have several metrics."""
+    names = set(metrics.values())
+    return "score" if len(names) > 1 else _lower(metric(next(iter(names), "accuracy")))
+
+
+def capitalised(text: str) -> str:
+    """Text that begins with a capital."""
+    return text[:1].upper() + text[1:]
+
+
 def score_in_short(metrics: Mapping[str, str]) -> str:
     """The same for a figure's axis: "accuracy (%)" or "score (own metrics)"."""
     names = set(metrics.values())

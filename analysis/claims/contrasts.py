@@ -22,7 +22,7 @@ from analysis.readout import Readout
 from analysis.schemas import CLEAN
 from analysis.statistics import Interval, crossed_interval, pearson
 
-Unit = Literal["points", "nats", "z"]  # of accuracy; of SVE and LSVR; Fisher's z of a correlation
+Unit = Literal["points", "nats", "z"]  # of score; of SVE and LSVR; Fisher's z of a correlation
 
 _MOST_R = 0.999999  # Fisher's z of a correlation is capped there: that of 1 is infinite
 
@@ -62,7 +62,7 @@ class Contrasts:
         """The noise levels at which a method has an average."""
         return sorted(self.scores(domain, method).levels)
 
-    def of_accuracy(
+    def of_scores(
         self, label: str, direction: int, domain: str, sides: Iterable[Side]
     ) -> list[Comparison]:
         """A weighted sum of scores, each task's own metric, over shared tasks, in points.
@@ -92,17 +92,15 @@ class Contrasts:
         return [Comparison(label, "nats", direction, difference.values)]
 
     def of_correlation(
-        self, label: str, direction: int, space: Average, accuracy: Average
+        self, label: str, direction: int, space: Average, scores: Average
     ) -> list[Comparison]:
         """Fisher's z of Pearson's r over the noise levels, in each seed that has three or more.
 
         Empty when no seed has three levels.
         """
         values: dict[int, float] = {}
-        shared = sorted(space.levels.keys() & accuracy.levels.keys())
-        by_level = {
-            level: (space.seed_means(level), accuracy.seed_means(level)) for level in shared
-        }
+        shared = sorted(space.levels.keys() & scores.levels.keys())
+        by_level = {level: (space.seed_means(level), scores.seed_means(level)) for level in shared}
         seeds = {seed for x, y in by_level.values() for seed in x.keys() & y.keys()}
         correlations: list[float] = []
         for seed in sorted(seeds):

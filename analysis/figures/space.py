@@ -1,4 +1,4 @@
-"""Figures of the feature space: singular values, space against accuracy, rotation."""
+"""Figures of the feature space: singular values, space against scores, rotation."""
 
 from __future__ import annotations
 
@@ -95,28 +95,27 @@ def _plain_ticks(axes: Axes) -> None:
         axis.set_minor_formatter(NullFormatter())
 
 
-def against_accuracy(readout: Readout) -> Figure:
-    """SVE against ID accuracy and LSVR against OOD accuracy: a point for each encoder."""
+def against_scores(readout: Readout) -> Figure:
+    """SVE against ID scores and LSVR against OOD scores: a point for each encoder."""
     method = readout.probe()
     figure, panels = style.new_figure(1, 2, height=4.4)
     looks = dict(zip(readout.levels, style.ordered_styles(len(readout.levels)), strict=True))
     for axes, (measure, domain, label) in zip(panels, _PAIRS, strict=True):
-        title = f"{measure.upper()} against {domain.upper()} accuracy"
+        metrics = readout.metrics(domain)
+        title = f"{measure.upper()} against {domain.upper()} {wording.score_name(metrics)}"
         style.label_axes(
             axes,
             title=title,
             x=label,
-            y=f"{domain.upper()} test {wording.score_in_short(readout.metrics(domain))}",
+            y=f"{domain.upper()} test {wording.score_in_short(metrics)}",
         )
-        space, accuracy = (
-            readout.feature_space(measure, domain=domain),
-            readout.scores(domain, method),
-        )
+        space = readout.feature_space(measure, domain=domain)
+        scores = readout.scores(domain, method)
         points = {
-            (level, seed): (x, accuracy.seed_means(level)[seed])
+            (level, seed): (x, scores.seed_means(level)[seed])
             for level in sorted(space.levels)
             for seed, x in space.seed_means(level).items()
-            if seed in accuracy.seed_means(level)
+            if seed in scores.seed_means(level)
         }
         if not points:
             style.say_empty(axes, "not measured")

@@ -1,4 +1,4 @@
-"""The report's tables of downstream label noise: accuracy by the share of changed labels.
+"""The report's tables of downstream label noise: scores by the share of changed labels.
 
 Takes a `Readout`, gives HTML tables; the numbers are `analysis.downstream_noise`'s.
 """
@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from analysis import wording
 from analysis.averages import Average
-from analysis.downstream_noise import averages, domains, levels, sources
+from analysis.downstream_noise import averages, domains, levels, metrics, sources
 from analysis.readout import Readout
 from analysis.report.html import NOTHING, Cell, table
 
@@ -24,8 +24,8 @@ def finished(readout: Readout) -> str:
     )
 
 
-def accuracies(readout: Readout) -> Markup:
-    """Test accuracy by downstream label noise, ID and OOD; nothing without such cells."""
+def scores(readout: Readout) -> Markup:
+    """Test scores by downstream label noise, ID and OOD; nothing without such cells."""
     asked = levels(readout)
     return NOTHING.join(_table(readout, domain, asked) for domain in domains(readout))
 
@@ -44,9 +44,10 @@ def _table(readout: Readout, domain: str, asked: tuple[float, ...]) -> Markup:
     return table(
         ["Encoder", "Method", *(f"{wording.percent(level)} label noise" for level in asked)],
         lines,
-        caption=f"{wording.domain(domain)}: test accuracy in percent by downstream label noise, "
-        f"the share of the task's training labels that were changed ({over}); below it the "
-        f"change from no label noise in points; no other average has these cells",
+        caption=f"{wording.domain(domain)}: test {wording.score(metrics(readout, domain))} in "
+        f"percent by downstream label noise, the share of the task's training labels that were "
+        f"changed ({over}); below it the change from no label noise in points; no other average "
+        f"has these cells",
         numbers=len(asked),
     )
 

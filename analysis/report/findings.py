@@ -280,18 +280,16 @@ def _ends(found: Average, levels: Sequence[float]) -> str:
 
 
 def _correlation(readout: Readout, domain: str, measure: str) -> str:
-    """Pearson's r between a measure of the feature space and accuracy, over encoders."""
+    """Pearson's r between a measure of the feature space and the scores, over encoders."""
     method = next((m for m in ("lp", *readout.methods()) if m in readout.methods()), None)
     if method is None:
         return ""
-    space, accuracy = (
-        readout.feature_space(measure, domain=domain),
-        readout.scores(domain, method),
-    )
+    space = readout.feature_space(measure, domain=domain)
+    average = readout.scores(domain, method)
     pairs = [
         (value, scores[seed])
         for level in sorted(space.levels)
-        if (scores := accuracy.seed_means(level))
+        if (scores := average.seed_means(level))
         for seed, value in space.seed_means(level).items()
         if seed in scores
     ]
@@ -304,9 +302,9 @@ def _correlation(readout: Readout, domain: str, measure: str) -> str:
     elif found.low is not None and found.high is not None:
         r += f" [{wording.signed(found.low, 2)}, {wording.signed(found.high, 2)}]"
     return (
-        f" {measure.upper()} against {domain.upper()} accuracy ({wording.method(method)}): "
-        f"r = {r} over {wording.count(found.n, 'encoder')}, which differ in noise and are "
-        f"therefore not independent."
+        f" {measure.upper()} against {domain.upper()} {wording.score(readout.metrics(domain))} "
+        f"({wording.method(method)}): r = {r} over {wording.count(found.n, 'encoder')}, "
+        f"which differ in noise and are therefore not independent."
     )
 
 

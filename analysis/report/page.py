@@ -94,16 +94,20 @@ def _sections(
     readout: Readout, figures: Sequence[tuple[Drawing, bytes]], found: Sequence[Verdict]
 ) -> list[Section]:
     """Every section in the page's order, empty ones included."""
-    beside = ["test_macro_f1"]
-    if set(readout.metrics().values()) - {"accuracy"}:
-        beside.insert(0, "test_accuracy")
-    f1 = _joined(*(tables.averages(readout, d, m) for m in beside for d in readout.domains()))
+    beside = _joined(
+        *(
+            tables.averages(readout, domain, measure)
+            for measure in ("test_accuracy", "test_macro_f1")
+            for domain in readout.domains()
+            if set(readout.metrics(domain).values()) != {measure.removeprefix("test_")}
+        )
+    )
     encoders = _joined(tables.pretraining(readout), tables.spaces(readout))
     return [
         Section(
             "pretrained",
             "Pretrained encoders",
-            _joined(pretrained.accuracies(readout), pretrained.spaces(readout)),
+            _joined(pretrained.scores(readout), pretrained.spaces(readout)),
             "Pretrained encoders",
         ),
         Section("figures", "Figures", _figures(figures), "Figures"),
@@ -116,10 +120,10 @@ def _sections(
         Section(
             "label-noise",
             "Downstream label noise",
-            downstream_noise.accuracies(readout),
+            downstream_noise.scores(readout),
             "Downstream label noise",
         ),
-        Section("f1", "Macro F1 by noise level", f1),
+        Section("beside", "Other measures by noise level", beside),
         Section("methods", "Methods head to head", tables.methods(readout), "Head to head"),
         Section(
             "members", "How each average is made", tables.members(readout), "How averages are made"

@@ -1,4 +1,4 @@
-"""The report's tables of pretrained encoders: accuracy task by task, and their feature spaces.
+"""The report's tables of pretrained encoders: scores task by task, and their feature spaces.
 
 Takes a `Readout`, gives HTML tables; the numbers are `analysis.pretrained`'s.
 """
@@ -16,7 +16,7 @@ from analysis.readout import Readout
 from analysis.report.html import NOTHING, Cell, table
 
 
-def accuracies(readout: Readout) -> Markup:
+def scores(readout: Readout) -> Markup:
     """Test scores: one row for each encoder, task and fraction, one column for each method.
 
     A score is the task's own metric. A row names it where it is not accuracy.

@@ -100,7 +100,8 @@ def methods(readout: Readout) -> Markup:
         heads,
         rows,
         caption="Wins, ties and losses count noise levels; points is the mean difference in "
-        "accuracy over all levels, paired by level, seed and task; unpaired scores are left out",
+        f"{wording.score(readout.metrics())} over all levels, paired by level, seed and task; "
+        "unpaired scores are left out",
         numbers=5,
     )
 
@@ -330,6 +331,7 @@ def problems(readout: Readout) -> Markup:
 
 def cells(readout: Readout) -> Markup:
     """Every finished cell, up to MOST_CELLS of them."""
+    own = set(readout.metrics().values()) - {"accuracy"}
     rows: list[list[Cell | str]] = []
     for row in readout.sorted_cells()[:MOST_CELLS]:
         rows.append(
@@ -341,10 +343,10 @@ def cells(readout: Readout) -> Markup:
                 _count(row["pretrain_seed"]),
                 _count(row["tuning_seed"]),
                 _level(row["fraction"]),
+                *([_own_metric(row)] if own else []),
                 _number(row["test_accuracy"], 2),
                 _number(row["test_macro_f1"], 2),
-                _own_metric(row),
-                _number(row["validation_accuracy"], 2),
+                _number(_validation(row), 2),
                 _tried(row["configurations"], row["configurations_failed"]),
                 Cell(_short(row["lr"]), key=row["lr"]),
                 f"{_short(row['mse'])} / {_short(row['cov'])} / {_short(row['svd'])}",
@@ -354,13 +356,14 @@ def cells(readout: Readout) -> Markup:
         return NOTHING
     total = readout.cells.num_rows
     shown = f"; the first {MOST_CELLS:,} are shown" if total > MOST_CELLS else ""
-    heads = ["Task", "Domain", "Method", "Noise", "Seed", "Tuning seed", "Rows used", "Accuracy"]
-    heads += ["Macro F1", "Own metric", "Validation", "Tried", "lr", "mse / cov / svd"]
+    heads = ["Task", "Domain", "Method", "Noise", "Seed", "Tuning seed", "Rows used"]
+    heads += ["Own metric"] if own else []
+    heads += ["Accuracy", "Macro F1", "Validation", "Tried", "lr", "mse / cov / svd"]
     caption = (
         f"{total:,} finished cells{shown}; accuracies and F1 in percent, correlations times 100; "
-        f"validation is accuracy; all in table.csv"
+        f"validation is by {'the own metric' if own else 'accuracy'}; all in table.csv"
     )
-    return table(heads, rows, caption=caption, numbers=11)
+    return table(heads, rows, caption=caption, numbers=len(heads) - 3)
 
 
 def provenance(readout: Readout) -> Markup:
@@ -403,11 +406,17 @@ def _tried(count: int | None, failed: int | None) -> Cell:
 
 
 def _own_metric(row: Mapping[str, Any]) -> Cell:
-    """The task's own metric and its name; a dash where it is accuracy, which has its own column."""
-    if row["metric"] in (None, "accuracy") or row["test_metric"] is None:
-        return Cell("–")
+    """The task's own metric and its name."""
     value = row["test_metric"]
+    if value is None:
+        return Cell("–")
     return Cell(wording.number(value, 2), (wording.metric(row["metric"]),), value)
+
+
+def _validation(row: Mapping[str, Any]) -> float | None:
+    """The validation score that the cell was selected by; accuracy where no other is recorded."""
+    own: float | None = row["validation_metric"]
+    return row["validation_accuracy"] if own is None else own
 
 
 def _number(value: float | None, digits: int) -> Cell:

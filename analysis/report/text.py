@@ -51,14 +51,16 @@ def markdown(readout: Readout, found: Sequence[Verdict], drawn: Sequence[tuple[s
     lines += ["", f"{done:,} of {wording.count(asked, 'cell')} finished.", ""]
     for domain in readout.domains():
         own = readout.metrics(domain)
-        measures = [(OWN, wording.score(own)), ("test_macro_f1", "macro F1")]
-        if set(own.values()) != {"accuracy"}:
-            measures.insert(1, ("test_accuracy", "accuracy"))
-        for measure, title in measures:
+        beside = {"test_accuracy": "accuracy", "test_macro_f1": "macro F1"}
+        only = {f"test_{name}" for name in own.values()} if len(set(own.values())) == 1 else set()
+        measures = {OWN: wording.score(own)}
+        measures |= {name: title for name, title in beside.items() if name not in only}
+        for measure, title in measures.items():
             lines += [f"## {wording.domain(domain)}: test {title} (%)", ""]
             lines += [*_averages(readout, domain, measure), ""]
     for domain in downstream_noise.domains(readout):
-        lines += [f"## {wording.domain(domain)}: test accuracy (%) by downstream label noise", ""]
+        score = wording.score(downstream_noise.metrics(readout, domain))
+        lines += [f"## {wording.domain(domain)}: test {score} (%) by downstream label noise", ""]
         lines += [*_label_noise(readout, domain), ""]
     lines += [*_missing(readout)]
     if drawn:
@@ -124,14 +126,14 @@ def _value(of: Interval | None) -> str:
 def latex(readout: Readout, found: Sequence[Verdict]) -> dict[str, str]:
     """File name -> table, for the tables that the readout has numbers for."""
     made = {
-        **{f"accuracy-{domain}.tex": _accuracy(readout, domain) for domain in readout.domains()},
+        **{f"scores-{domain}.tex": _scores(readout, domain) for domain in readout.domains()},
         "ablation.tex": _ablation(readout),
         "claims.tex": _claims(found),
     }
     return {f"tables/{name}": text for name, text in made.items() if text}
 
 
-def _accuracy(readout: Readout, domain: str) -> str:
+def _scores(readout: Readout, domain: str) -> str:
     """Methods by noise level: mean over tasks and seeds, half its interval; the best in bold."""
     averages = {m: readout.scores(domain, m) for m in readout.methods()}
     averages = {m: found for m, found in averages.items() if found.levels}
@@ -149,9 +151,10 @@ def _accuracy(readout: Readout, domain: str) -> str:
     return _tabular(
         ["Method", *(f"{wording.percent(level)}" for level in readout.levels)],
         rows,
-        f"{wording.domain(domain)}: test accuracy (%) by pre-training noise, {members}; {seeds}"
+        f"{wording.domain(domain)}: test {wording.score(readout.metrics(domain))} (%) by "
+        f"pre-training noise, {members}; {seeds}"
         + ("; ± half the 95 % t interval." if len(readout.seeds()) > 1 else "; no intervals."),
-        f"accuracy-{domain}",
+        f"scores-{domain}",
     )
 
 
@@ -172,7 +175,7 @@ def _mean(of: Interval | None, best: float) -> str:
 
 
 def _ablation(readout: Readout) -> str:
-    """The regularisers of each method and its ID accuracy by noise level, as in Table 16."""
+    """The regularisers of each method and its ID score by noise level, as in Table 16."""
     rows: list[list[str]] = []
     for variant, less in families(readout).items():
         for method in (variant, *less):
@@ -190,7 +193,8 @@ def _ablation(readout: Readout) -> str:
         *(term.upper() for term in REGULARISERS),
         *map(wording.percent, readout.levels),
     ]
-    caption = "NMTune's regularisers: ID test accuracy (%) by pre-training noise."
+    score = wording.score(readout.metrics("id"))
+    caption = f"NMTune's regularisers: ID test {score} (%) by pre-training noise."
     return _tabular(heads, rows, caption, "ablation")
 
 

@@ -106,7 +106,7 @@ def rule(found: Sequence[Verdict]) -> str:
     return (
         f"A verdict rests on paired t tests over pre-training seeds, Holm-corrected over {over} "
         f"claims at {ALPHA:g}, and, where all predictions are kept, also on an interval over seeds "
-        f"and test samples. An effect below {NEGLIGIBLE['points']:g} points of accuracy counts as "
+        f"and test samples. An effect below {NEGLIGIBLE['points']:g} points of score counts as "
         f"none. Fewer than {LEAST_SEEDS} seeds never give a verdict."
     )
 

@@ -40,7 +40,7 @@ from orchestrator.store.manifest import MANIFEST
 from orchestrator.store.store import Store
 from orchestrator.tracking.runs import NOTE, Data, SweepRecord
 
-PROTOCOL = 8  # raised when the report's contents change
+PROTOCOL = 9  # raised when the report's contents change
 SUMMARY = "summary.parquet"
 PRETRAINED = "encoders.parquet"
 
@@ -74,7 +74,7 @@ class Report:
         points += [
             (
                 f"encoders/{row['encoder']}/{row['task']}/{row['method']}/"
-                f"{row['metric'] if row['accuracy'] is None else 'accuracy'}/"
+                f"{row['metric'] or 'accuracy'}/"
                 f"fraction_{row['fraction']:g}",
                 0.0,
                 pretrained.main_score(row),
@@ -88,8 +88,19 @@ class Report:
             status="done" if self.complete else "incomplete",
             data=self.data,
             claims=", ".join(self.claims[-1].claims or ())[:NOTE] if self.claims else "",
+            score="; ".join(scores(self.summary)),
             features_dtype=next((d for d in self.summary["dtype"].to_pylist() if d), ""),
         )
+
+
+def scores(summary: pa.Table) -> list[str]:
+    """What `score` is in each domain, where tasks have several metrics: "id score (...)"."""
+    found = {
+        f"{row['metric'].split('/')[0]} {row['metrics']}"
+        for row in summary.to_pylist()
+        if row["metrics"]
+    }
+    return sorted(found)
 
 
 def collect(plan: Plan, store: Store) -> Readout:

@@ -37,7 +37,7 @@ def labels(axes: Any) -> list[str]:
     return [line.get_label() for line in axes.lines if not line.get_label().startswith("_")]
 
 
-def test_recall_takes_the_place_of_accuracy(captioned: Readout) -> None:
+def test_recall_takes_the_place_of_scores(captioned: Readout) -> None:
     metrics = summary(captioned).to_pylist()
     for measure in RECALL:
         found = {r["noise"]: r["mean"] for r in metrics if r["metric"] == f"pretrain/{measure}"}

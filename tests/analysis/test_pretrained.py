@@ -54,7 +54,7 @@ def test_each_has_a_row_for_every_task_and_fraction_of_its_own(both: Readout) ->
     rows = pretrained.summary(both).to_pylist()
     assert {row["task"] for row in rows if row["encoder"] == "api"} == {"digits"}
     assert {row["accuracy"] for row in rows if row["encoder"] == "big"} == {12.5}
-    html = pretrained_tables.accuracies(both)
+    html = pretrained_tables.scores(both)
     assert html.count("<td>api</td>") == 2
     assert html.index(">100 %<") < html.index(">10 %<")
     tasks = {row["task"] for row in rows if row["encoder"] == "big"}
@@ -73,10 +73,10 @@ def test_tuning_seeds_have_their_deviation_beneath(make: Any) -> None:
         both, pretrained_cells=pa.Table.from_pylist(cells, schema=PRETRAINED_CELLS_SCHEMA)
     )
     assert {row["deviation"] for row in pretrained.summary(spread).to_pylist()} == {1.0}
-    assert "± 1.0" in pretrained_tables.accuracies(spread)
+    assert "± 1.0" in pretrained_tables.scores(spread)
     alone = with_pretrained(make(tuning_seeds=(0,)))
     assert {row["deviation"] for row in pretrained.summary(alone).to_pylist()} == {None}
-    assert "±" not in pretrained_tables.accuracies(alone)
+    assert "±" not in pretrained_tables.scores(alone)
 
 
 def test_nothing_is_said_of_noise_where_nothing_was_pre_trained(both: Readout) -> None:
@@ -100,10 +100,10 @@ def test_a_correlation_is_never_called_an_accuracy(make: Any, both: Readout) -> 
     told = replace(both, question=question, pretrained_cells=cells)
     (found,) = (r for r in pretrained.summary(told).to_pylist() if r["task"] == "similar")
     assert (found["accuracy"], found["macro_f1"], found["score"]) == (None, None, -3.25)
-    html = pretrained_tables.accuracies(told)
+    html = pretrained_tables.scores(told)
     assert "similar: Mean of Pearson and Spearman correlation (× 100)" in html
     assert "or the metric that the row names" in html
-    assert "the metric that the row names" not in pretrained_tables.accuracies(both)
+    assert "the metric that the row names" not in pretrained_tables.scores(both)
     assert summary(told).equals(summary(make()))
 
 

@@ -42,14 +42,14 @@ def lines(axes: Any) -> dict[str, Any]:
 def test_every_figure_is_drawn_once_with_axes_that_name_their_units(make: Make) -> None:
     drawn = list(draw.draw(make()))
     assert [one.name for one in drawn] == [
-        "accuracy",
+        "scores",
         "macro-f1",
         "by-task",
         "published",
         "by-fraction",
         "feature-space",
         "spectra",
-        "space-accuracy",
+        "space-scores",
         "pretraining",
         "memorisation",
         "matrix",
@@ -156,7 +156,7 @@ def test_spectra_are_shares_of_their_sum(make: Make) -> None:
 
 def test_each_encoder_is_a_point_against_its_accuracy(make: Make) -> None:
     readout = make()
-    axes = space.against_accuracy(readout).axes[0]
+    axes = space.against_scores(readout).axes[0]
     assert sum(len(line.get_xdata()) for line in lines(axes).values()) == 15
     seeds = readout.scores("id", "lp").seed_means(30.0)
     assert list(lines(axes)["30 % noise"].get_ydata()) == pytest.approx(list(seeds.values()))
