@@ -17,7 +17,7 @@ from analysis import wording
 from analysis.averages import Average
 from analysis.readout import Readout
 from analysis.report.findings import head_to_heads, replicates
-from analysis.report.html import NOTHING, Cell, table
+from analysis.report.html import NOTHING, Cell, Table, table
 from analysis.schemas import CLEAN, OWN, PREPROCESSINGS, VALIDATION
 from analysis.statistics import LEAST_SEEDS, Interval
 from analysis.variance import components
@@ -294,8 +294,8 @@ def matrix(readout: Readout) -> Markup:
     )
 
 
-def overlaps(readout: Readout) -> Markup:
-    """How many of each task's test images are trained on."""
+def overlaps(readout: Readout) -> Table | None:
+    """How many of each task's test images are trained on; None where nothing is compared."""
     counted = ("test_images", "overlap", "pretraining", "training", "exact", "near", "undecodable")
     rows: list[list[Cell | str]] = [
         [
@@ -306,11 +306,11 @@ def overlaps(readout: Readout) -> Markup:
         for row in readout.overlaps.to_pylist()
     ]
     if not rows:
-        return NOTHING
+        return None
     heads = ["Task", "Pre-trained on", "Test images", "Trained on", "In pre-training"]
     heads += ["In the task's training rows", "Exact copies", "Changed copies", "Not decodable"]
     caption = "Test images with a copy among the images that are trained on"
-    return table(heads, rows, caption=caption)
+    return Table(heads, rows, caption)
 
 
 def problems(readout: Readout) -> Markup:

@@ -1,0 +1,48 @@
+"""What an experiment is, in short phrases, and how far its numbers may be trusted.
+
+Takes a `Readout`, gives plain text, the same on the page and in Markdown.
+"""
+
+from __future__ import annotations
+
+from analysis import wording
+from analysis.readout import Readout
+from analysis.report.findings import certainty
+
+
+def facts(readout: Readout) -> list[str]:
+    """What was trained, on what, and how much of it is finished."""
+    question = readout.question
+    found = []
+    if question.levels:
+        done, asked = readout.finished()
+        found += [
+            f"{question.objective} pre-training of {question.encoder} (recipe {question.recipe}) "
+            f"on {question.corpus}",
+            f"{question.noise_kind.replace('_', ' ')} noise at {wording.levels(question.levels)}",
+            wording.count(len(question.seeds), "pre-training seed"),
+            f"{done:,} of {wording.count(asked, 'cell')} finished",
+        ]
+        if len(question.fractions) > 1:
+            used = wording.rows_used(readout.fraction)
+            found.append(f"heads trained on {used} unless stated otherwise")
+    if question.encoders:
+        number = wording.count(readout.pretrained_cells.num_rows, "cell")
+        names = wording.join(question.encoders, many=6)
+        found.append(f"pretrained encoders: {names} ({number} finished)")
+    if number := readout.label_noise_cells.num_rows:
+        noisy = wording.count(number, "cell")
+        found.append(f"{noisy} with downstream label noise, shown apart")
+    return found
+
+
+def assurance(readout: Readout) -> str:
+    """How far the numbers may be trusted, and what is not finished."""
+    done, asked = readout.finished()
+    sentences = [certainty(readout)]
+    if done < asked:
+        sentences.append(
+            f"Incomplete: {wording.count(asked - done, 'cell')} of {asked:,} "
+            f"{'is' if asked - done == 1 else 'are'} not finished (listed below)."
+        )
+    return " ".join(sentences)
