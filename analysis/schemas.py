@@ -160,6 +160,9 @@ A column is null if the step has no such thing: a corpus has no noise level, fea
 a pretrained encoder's cells have no noise level and no pre-training seed.
 """
 
+CONSTANT = "constant"
+"""The status in PROBLEMS_SCHEMA of a cell that predicts the same for every test sample."""
+
 OVERLAPS_SCHEMA = pa.schema(
     [
         pa.field("task", pa.string(), nullable=False),

@@ -5,9 +5,14 @@ Takes a `Readout`, gives plain text, the same on the page and in Markdown.
 
 from __future__ import annotations
 
+from collections import Counter
+
 from analysis import wording
 from analysis.readout import Readout
 from analysis.report.findings import certainty
+from analysis.schemas import CONSTANT
+
+_MANY = 6  # methods and tasks in a sentence before it says "and n more"
 
 
 def facts(readout: Readout) -> list[str]:
@@ -45,4 +50,21 @@ def assurance(readout: Readout) -> str:
             f"Incomplete: {wording.count(asked - done, 'cell')} of {asked:,} "
             f"{'is' if asked - done == 1 else 'are'} not finished (listed below)."
         )
+    if same := constant(readout):
+        sentences.append(same)
     return " ".join(sentences)
+
+
+def constant(readout: Readout) -> str:
+    """Which cells predict the same for every test sample; empty if none does."""
+    rows = [row for row in readout.problems.to_pylist() if row["status"] == CONSTANT]
+    if not rows:
+        return ""
+    heads = Counter(f"{wording.method(row['method'])} on {row['task']}" for row in rows)
+    named = [f"{head} ({number:,})" if number > 1 else head for head, number in heads.items()]
+    one = len(rows) == 1
+    return (
+        f"{wording.count(len(rows), 'cell')} {'answers' if one else 'answer'} one class (or one "
+        f"number) for every test sample: {wording.join(named, _MANY)}. "
+        f"{'Its score tells' if one else 'Their scores tell'} nothing of the encoder."
+    )

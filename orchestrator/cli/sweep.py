@@ -51,6 +51,8 @@ def command(chosen: Chosen, force: bool, redo: tuple[str, ...]) -> int:
     for line in _failures(ending.results):
         click.echo(line)
     if ending.report:
+        if ending.report.constant:
+            click.echo(f"constant {ending.report.constant}")
         click.echo(f"report   {ending.report.folder.uri}/report.html")
     if ending.tracking:
         hint = "  (browse it: nml-orch ui)" if ending.tracking.startswith("sqlite:") else ""

@@ -67,6 +67,12 @@ class FinishedSteps:
             *derived.coarse(self.done("features"), self.store),
             *derived.coarse(self.done("features", of_pretrained=True), self.store),
         ]
+        cells_with_noise = [
+            (step, self.records[step.address])
+            for step in self.plan.of_kind("tune")
+            if step.address in self.records
+        ]
+        remarks += derived.constant(cells_with_noise, self.store)
         predictions = list(derived.predictions(self.done("tune"), self.store, largest, remarks))
         transition = list(derived.transition(self.done("noise"), self.store, remarks))
         unfinished = [

@@ -96,6 +96,7 @@ class SweepRecord:
     data: Sequence[Data] = ()  # the corpora that its steps read
     claims: str = ""  # ids of the registered ones
     features_dtype: str = ""  # of the features that SVE and LSVR are computed from
+    constant: str = ""  # which cells predict the same for every test sample
     score: str = ""  # the metrics of `<domain>/<method>/score`, where tasks have several
 
     @property
