@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from analysis.statistics import Correlation, Interval
+from analysis.statistics import LEAST_POINTS, Correlation, Interval
 
 _METHODS = {
     "lp": "LP",
@@ -172,6 +172,8 @@ def interval(of: Interval, digits: int = 1, sign: bool = False) -> str:
 
 def correlation(of: Correlation) -> str:
     """Such as "r = −0.62 [−0.91, 0.04]", or that there is none."""
+    if of.n < LEAST_POINTS:
+        return f"no correlation of fewer than {LEAST_POINTS}"
     if of.r is None:
         return "no correlation defined"
     text = f"r = {signed(of.r, 2)}"

@@ -16,7 +16,7 @@ from analysis.claims.contrasts import Comparison, Contrasts, Side
 from analysis.claims.verdicts import Claim, Verdict, judge
 from analysis.readout import Readout
 from analysis.schemas import CLEAN, PREPROCESSING, REGULARISERS, SLIGHT
-from analysis.statistics import pearson
+from analysis.statistics import LEAST_POINTS, pearson
 
 _PAPER = "arXiv:2309.17002"
 _WHERE = {"id": "in-domain", "ood": "out-of-domain"}
@@ -204,7 +204,7 @@ def _correlates(
         f"Pearson's r between {measure.upper()} and {score} of {wording.method(method)} over "
         "noise levels, in each seed, below zero over seeds. The "
         "direction is that of the papers' own points",
-        f"features and finished {domain.upper()} tasks at three noise levels or more",
+        f"features and finished {domain.upper()} tasks at {LEAST_POINTS} noise levels or more",
         _quoted(own, rs, 2, "r = "),
     )
     return claim, contrasts.of_correlation(label, -1, found, average)

@@ -94,9 +94,9 @@ class Contrasts:
     def of_correlation(
         self, label: str, direction: int, space: Average, scores: Average
     ) -> list[Comparison]:
-        """Fisher's z of Pearson's r over the noise levels, in each seed that has three or more.
+        """Fisher's z of Pearson's r over the noise levels, in each seed that has four or more.
 
-        Empty when no seed has three levels.
+        Empty when no seed has four levels, the fewest that `pearson` takes.
         """
         values: dict[int, float] = {}
         shared = sorted(space.levels.keys() & scores.levels.keys())
@@ -106,7 +106,7 @@ class Contrasts:
         for seed in sorted(seeds):
             points = [(x[seed], y[seed]) for x, y in by_level.values() if seed in x and seed in y]
             r = pearson([x for x, _ in points], [y for _, y in points]).r
-            if len(points) >= 3 and r is not None:
+            if r is not None:
                 values[seed] = math.atanh(max(min(r, _MOST_R), -_MOST_R))
                 correlations.append(r)
         if not values:

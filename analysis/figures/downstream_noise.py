@@ -46,7 +46,7 @@ def against_label_noise(readout: Readout) -> Figure:
             style.line(axes, found, looks[method], wording.method(method), shift=moves[method])
             everything.append(found)
         style.noise_axis(axes, levels)
-        style.widen(axes, top=100.0)
+        style.fit([axes], top=100.0)
     for axes in panels:
         if axes not in used:
             axes.set_axis_off()

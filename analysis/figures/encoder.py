@@ -38,7 +38,7 @@ def feature_space(readout: Readout) -> Figure:
                 style.line(axes, found, style.line_style(3 * at), text, shift=shift)
                 everything.append(found)
         style.noise_axis(axes, readout.levels)
-        style.widen(axes, least=0.05)
+        style.fit([axes], least=0.05)
     style.legend(figure, panels)
     style.footnote(
         figure, f"{style.interval_note(everything)} Preprocessing: {PREPROCESSING}; test parts."
@@ -67,7 +67,7 @@ def pretraining(readout: Readout) -> Figure:
         style.say_empty(panels[1], "not recorded by this objective")
     for axes in panels:
         style.noise_axis(axes, readout.levels)
-    style.widen(panels[0], top=100.0)
+    style.fit([panels[0]], top=100.0)
     panels[1].set_ylim(-3, 103)
     style.legend(figure, panels)
     style.footnote(figure, style.interval_note([*validation.values(), *memory.values()]))

@@ -99,6 +99,23 @@ def test_an_axis_never_blows_up_chance(make: Make) -> None:
     assert high - low >= style.NARROWEST
 
 
+def test_long_bars_do_not_flatten_the_lines_and_are_said_to_be_cut(make: Make) -> None:
+    """Intervals of three seeds that differ much reach far beyond any score."""
+    for readout, cut in ((make(jitter=12.0, methods=("lp",)), True), (make(jitter=0.1), False)):
+        for figure in (accuracy.against_noise(readout), accuracy.by_fraction(readout)):
+            for axes in figure.axes:
+                values = [y for line in lines(axes).values() for y in line.get_ydata()]
+                low, high = axes.get_ylim()
+                assert low <= min(values) <= max(values) <= high
+            shown = [y for axes in figure.axes for y in axes.get_ylim()]
+            assert ("is longer than shown" in words(figure)) == cut
+            assert max(shown) < 250
+        first = accuracy.against_noise(readout).axes[0]
+        values = [y for line in lines(first).values() for y in line.get_ydata()]
+        low, high = first.get_ylim()
+        assert high - low <= 3.1 * max(max(values) - min(values), style.NARROWEST)
+
+
 @pytest.mark.parametrize(
     "shape",
     [
