@@ -67,6 +67,7 @@ class Question:
     noise_draws: NoiseDraws = "own"
     controls: Mapping[str, str] = field(default_factory=dict)  # of each regularised method
     registrations: tuple[Registration, ...] = ()  # of claims, oldest first
+    titles: Mapping[str, str] = field(default_factory=dict)  # of the tasks, by name
 
     def registered(self) -> tuple[str, ...] | None:
         """The ids of the registered claims; None if none is, and all share the correction."""

@@ -96,6 +96,7 @@ def _sections(
             "Downstream label noise",
         ),
         Section("beside", "Other measures by noise level", beside),
+        Section("tasks", "Tasks", _html(tables.tasks(readout)), "Tasks"),
         Section("methods", "Methods head to head", tables.methods(readout), "Head to head"),
         Section(
             "members", "How each average is made", tables.members(readout), "How averages are made"

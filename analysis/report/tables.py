@@ -18,7 +18,7 @@ from analysis.averages import Average
 from analysis.readout import Readout
 from analysis.report.findings import head_to_heads, replicates
 from analysis.report.html import NOTHING, Cell, Table, table
-from analysis.schemas import CLEAN, OWN, PREPROCESSINGS, VALIDATION
+from analysis.schemas import CLEAN, DOMAINS, OWN, PREPROCESSINGS, VALIDATION
 from analysis.statistics import LEAST_SEEDS, Interval
 from analysis.variance import components
 
@@ -268,6 +268,27 @@ def variance(readout: Readout) -> Markup:
 
 def _spread(value: float | None) -> Cell:
     return Cell("–") if value is None else Cell(f"{value:.2f}", key=value)
+
+
+def tasks(readout: Readout) -> Table | None:
+    """Each task with its title and the metric that it is judged by; None without tasks."""
+    question, metrics = readout.question, readout.metrics()
+    for row in (*readout.pretrained_cells.to_pylist(), *readout.label_noise_cells.to_pylist()):
+        metrics.setdefault(row["task"], row["metric"] or "accuracy")
+    rows: list[list[Cell | str]] = [
+        [
+            task,
+            question.titles.get(task, task),
+            domain.upper(),
+            wording.metric_with_unit(metrics[task]) if task in metrics else "nothing finished yet",
+        ]
+        for domain in DOMAINS
+        for task in question.tasks(domain)
+    ]
+    if not rows:
+        return None
+    heads = ["Task", "Title", "Domain", "Its own metric"]
+    return Table(heads, rows, "The tasks; every average and claim is of their own metrics")
 
 
 def matrix(readout: Readout) -> Markup:

@@ -65,6 +65,7 @@ def markdown(readout: Readout, found: Sequence[Verdict], drawn: Sequence[tuple[s
             lines += [*_averages(readout, domain, measure), ""]
     lines += _section("Feature space of the pretrained encoders", pretrained.spaces(readout))
     lines += _section("Downstream label noise", *downstream_noise.scores(readout).values())
+    lines += _section("Tasks", tables.tasks(readout))
     lines += _section("Test images that are trained on", tables.overlaps(readout))
     lines += _missing(readout)
     if drawn:
@@ -148,6 +149,7 @@ def latex(readout: Readout, found: Sequence[Verdict]) -> dict[str, str]:
             f"label-noise-{domain}.tex": _latex(table, f"label-noise-{domain}")
             for domain, table in downstream_noise.scores(readout).items()
         },
+        "tasks.tex": _latex(tables.tasks(readout), "tasks"),
         "overlap.tex": _latex(tables.overlaps(readout), "overlap"),
     }
     return {f"tables/{name}": text for name, text in made.items() if text}

@@ -130,6 +130,7 @@ class FinishedSteps:
             cells=frozenset(self._planned_cells()),
             noise_draws=_draws(experiment),
             controls=experiment.tuning.controls,
+            titles={task.name: task.title for task in tasks},
         )
 
     def _planned_cells(self) -> Iterator[CellKey]:

@@ -86,6 +86,13 @@ def test_every_text_names_it_and_puts_it_first(cola: Readout) -> None:
     assert "validation is by the own metric" in page
 
 
+def test_a_table_of_the_tasks_has_titles_and_metrics(cola: Readout) -> None:
+    titled = replace(cola, question=replace(cola.question, titles={"glue-cola": "CoLA"}))
+    row = "| glue-cola | CoLA | ID | Matthews correlation (× 100) |"
+    assert row in text.markdown(titled, verdicts(titled), ())
+    assert "<td>CoLA</td>" in html_page(titled)
+
+
 def test_every_figure_is_of_it(cola: Readout) -> None:
     drawn = {one.name: one for one in draw.draw(cola)}
     assert drawn["scores"].title == "Matthews correlation against pre-training noise"

@@ -168,8 +168,9 @@ def test_the_texts_hold_what_the_page_holds(both: Readout, tmp_path: Path) -> No
         assert "0 of 0" not in text
         assert "supported" not in text
     made = [pretrained_tables.scores(alone), pretrained_tables.spaces(alone)]
+    made.append(tables.tasks(alone))
     made += downstream_noise.scores(alone).values()
-    assert len(made) == 2 + 2  # ID and OOD
+    assert len(made) == 3 + 2  # ID and OOD
     assert len(latex) == len(made)
     for table in made:
         assert table is not None

@@ -244,7 +244,7 @@ def test_claims_csv_has_every_claim_and_comparison(make: Make) -> None:
 def test_latex_is_balanced_and_escaped(make: Make) -> None:
     readout = make(methods=("lp", "mlp", "nmtune-paper", "50%_&{odd}"))
     made = as_text.latex(readout, verdicts(readout))
-    assert set(made) == {f"tables/{n}.tex" for n in ("scores-id", "scores-ood", "claims")}
+    assert set(made) == {f"tables/{n}.tex" for n in ("scores-id", "scores-ood", "claims", "tasks")}
     for text in made.values():
         assert text.count(r"\begin{") == text.count(r"\end{") == 2
         assert "%" not in text.replace(r"\%", "").replace("% needs", "")

@@ -65,13 +65,13 @@ def test_tex_names_the_tables_and_they_hold_the_pages_numbers(
     store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     paths = report_output(capsys, "--tex", "--out", "made").splitlines()
-    names = ("claims", "label-noise-id", "overlap", "scores-id")
+    names = ("claims", "label-noise-id", "overlap", "scores-id", "tasks")
     assert paths == [f"made/tables/{name}.tex" for name in names]
     for path in paths:
         text = Path(path).read_text()
         assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 1
     page = Path("made/report.html").read_text()
-    numbers = re.findall(r"(\d\d\.\d)\}? \{\\scriptsize", Path(paths[-1]).read_text())
+    numbers = re.findall(r"(\d\d\.\d)\}? \{\\scriptsize", Path(paths[-2]).read_text())
     # Two levels; where a cell lacks, two seeds are left and there is no interval to match.
     assert len(numbers) == 2 * len(plan().experiment.tuning.methods) - 1
     assert all(f">{number}<small>" in page for number in numbers)
