@@ -180,7 +180,7 @@ def _moves(
         f"{_PAPER}, Figure {figure}, section 3.3",
         f"{measure.upper()} of {domain.upper()} test features ({PREPROCESSING} preprocessing) at "
         f"the highest noise minus clean",
-        f"features of {domain.upper()} test images at a clean and a noisy level",
+        f"features of {domain.upper()} test samples at a clean and a noisy level",
         _quoted(own, [one.levels[30.0] - one.levels[0.0] for one in own], 3),
     )
     return claim, comparisons

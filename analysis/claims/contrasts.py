@@ -84,7 +84,7 @@ class Contrasts:
     ) -> list[Comparison]:
         """SVE or LSVR at a noise level minus that of the clean encoder, in nats.
 
-        Empty when the two levels share no seed or no image set.
+        Empty when the two levels share no seed or no data set.
         """
         difference = contrast([Term(1, found, level), Term(-1, found, CLEAN)])
         if difference is None:
@@ -136,7 +136,7 @@ class Contrasts:
                 assert row is not None, "a comparison has sides"
                 rows.append(row)
             (digest,) = digests
-            # Tasks over the same images are resampled together: their samples are not independent.
+            # Tasks over the same samples are resampled together: their samples are not independent.
             sums[digest] = sums.get(digest, 0.0) + 100 / len(members) * np.stack(rows)
         return sums
 

@@ -133,7 +133,7 @@ def _feature_space(readout: Readout) -> Iterator[Drawing]:
         yield Drawing(
             "spectra",
             "Singular values of the features",
-            "Each singular value's share of their sum, largest first, on test images; one line a "
+            "Each singular value's share of their sum, largest first, on test samples; one line a "
             "noise level.",
             space.spectra(readout),
         )
@@ -149,7 +149,7 @@ def _feature_space(readout: Readout) -> Iterator[Drawing]:
         yield Drawing(
             "rotation",
             "How far the feature space has turned",
-            "The same test images through the noisy and the clean encoder of a seed: overlap of "
+            "The same test samples through the noisy and the clean encoder of a seed: overlap of "
             "their strongest directions (in the space of samples), and linear CKA.",
             space.rotation(readout),
         )
@@ -170,7 +170,7 @@ def _encoders(readout: Readout) -> Iterator[Drawing]:
         yield Drawing(
             "pretraining",
             "Pre-training accuracy against noise",
-            "Left: accuracy on held-out images with clean labels. Right: accuracy in the last "
+            "Left: accuracy on held-out samples with clean labels. Right: accuracy in the last "
             "epoch on training samples left clean, and on flipped ones (right when they give "
             f"their wrong {wrong} back: what was memorised).",
             encoder.pretraining(readout),

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _COLUMNS = 3
-_MOST_SETS = 9  # image sets whose spectra are drawn; the store has all
+_MOST_SETS = 9  # data sets whose spectra are drawn; the store has all
 _PAIRS = (
     ("sve", "id", "SVE of ID test features (nats)"),
     ("lsvr", "ood", "LSVR of OOD test features (nats)"),
@@ -29,7 +29,7 @@ _PAIRS = (
 
 
 def spectra(readout: Readout) -> Figure:
-    """Each singular value's share of their sum: a panel for each image set, a line by level."""
+    """Each singular value's share of their sum: a panel for each data set, a line by level."""
     shares = _shares(readout)
     pairs = sorted({key[:2] for key in shares}, reverse=True)
     domain_of = {images: domain for domain, images in pairs}  # "id" where it is both
@@ -169,7 +169,7 @@ def rotation(readout: Readout) -> Figure:
         for at, domain in enumerate(("id", "ood")):
             found = readout.feature_rotation(measure, domain)
             if found.levels:
-                text = f"{domain.upper()} ({wording.mean_of(found.members, 'image set')})"
+                text = f"{domain.upper()} ({wording.mean_of(found.members, 'data set')})"
                 style.line(axes, found, style.line_style(3 * at), text)
                 everything.append(found)
         style.noise_axis(axes, [level for level in readout.levels if level > 0] or [0.0])

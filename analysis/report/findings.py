@@ -266,7 +266,7 @@ def _space(readout: Readout) -> str:
             sentences.append(
                 f"From {levels[0]:g} to {wording.percent(levels[-1])} noise, {measure.upper()} of "
                 f"{domain.upper()} test features goes {_ends(found, levels)} ({PREPROCESSING} "
-                f"preprocessing, {wording.mean_of(found.members, 'image set')})."
+                f"preprocessing, {wording.mean_of(found.members, 'data set')})."
                 + _correlation(readout, domain, measure)
             )
     return " ".join(sentences)
@@ -309,8 +309,8 @@ def _correlation(readout: Readout, domain: str, measure: str) -> str:
 
 
 _HELD_OUT = {
-    "val_accuracy": "Accuracy on held-out images with clean labels",
-    "val_image_to_text_r1": "The share of held-out images nearest to their own clean caption",
+    "val_accuracy": "Accuracy on held-out samples with clean labels",
+    "val_image_to_text_r1": "The share of held-out samples nearest to their own clean caption",
 }
 
 

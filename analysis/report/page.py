@@ -105,7 +105,10 @@ def _sections(
         Section("encoders", "Encoders and their feature space", encoders),
         Section("noise", "Noise: requested and realised", tables.noise(readout), "Noise"),
         Section(
-            "overlap", "Test images that are trained on", _html(tables.overlaps(readout)), "Overlap"
+            "overlap",
+            "Test samples that are trained on",
+            _html(tables.overlaps(readout)),
+            "Overlap",
         ),
         Section(
             "gaps",

@@ -54,7 +54,7 @@ def scores(readout: Readout) -> Table | None:
 
 
 def spaces(readout: Readout) -> Table | None:
-    """SVE, LSVR and effective rank of each pretrained encoder and image set; None without them."""
+    """SVE, LSVR and effective rank of each pretrained encoder and data set; None without them."""
     columns = ("sve", "lsvr", "effective_rank")
     lines: list[list[Cell | str]] = [
         [
@@ -70,7 +70,7 @@ def spaces(readout: Readout) -> Table | None:
     if not lines:
         return None
     return Table(
-        ["Encoder", "Images", "Preprocessing", "Type", "SVE", "LSVR", "Effective rank"],
+        ["Encoder", "Data set", "Preprocessing", "Type", "SVE", "LSVR", "Effective rank"],
         lines,
         caption="Feature space of the pretrained encoders on the test parts; type: that of the "
         "numbers that were measured",

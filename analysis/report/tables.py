@@ -148,9 +148,9 @@ def spaces(readout: Readout) -> Markup:
     if not rows:
         return NOTHING
     return table(
-        ["Measure", "Images", "Preprocessing", *map(wording.percent, readout.levels)],
+        ["Measure", "Data sets", "Preprocessing", *map(wording.percent, readout.levels)],
         rows,
-        caption="Feature space of the test parts by noise level: mean over image sets, then seeds; "
+        caption="Feature space of the test parts by noise level: mean over data sets, then seeds; "
         f"below it the change from clean{_dtypes(readout)}",
         numbers=len(readout.levels),
     )
@@ -316,7 +316,7 @@ def matrix(readout: Readout) -> Markup:
 
 
 def overlaps(readout: Readout) -> Table | None:
-    """How many of each task's test images are trained on; None where nothing is compared."""
+    """How many of each task's test samples are trained on; None where nothing is compared."""
     counted = ("test_images", "overlap", "pretraining", "training", "exact", "near", "undecodable")
     rows: list[list[Cell | str]] = [
         [
@@ -328,9 +328,9 @@ def overlaps(readout: Readout) -> Table | None:
     ]
     if not rows:
         return None
-    heads = ["Task", "Pre-trained on", "Test images", "Trained on", "In pre-training"]
+    heads = ["Task", "Pre-trained on", "Test samples", "Trained on", "In pre-training"]
     heads += ["In the task's training rows", "Exact copies", "Changed copies", "Not decodable"]
-    caption = "Test images with a copy among the images that are trained on"
+    caption = "Test samples with a copy among the samples that are trained on"
     return Table(heads, rows, caption)
 
 

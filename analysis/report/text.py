@@ -66,7 +66,7 @@ def markdown(readout: Readout, found: Sequence[Verdict], drawn: Sequence[tuple[s
     lines += _section("Feature space of the pretrained encoders", pretrained.spaces(readout))
     lines += _section("Downstream label noise", *downstream_noise.scores(readout).values())
     lines += _section("Tasks", tables.tasks(readout))
-    lines += _section("Test images that are trained on", tables.overlaps(readout))
+    lines += _section("Test samples that are trained on", tables.overlaps(readout))
     lines += _missing(readout)
     if drawn:
         lines += ["## Figures", ""]

@@ -50,12 +50,12 @@ Examples:
 @click.option(
     "--images-per-second",
     type=ABOVE_0,
-    help="Images that one GPU trains on in a second (else: as measured in the store).",
+    help="Samples that one GPU trains on in a second (else: as measured in the store).",
 )
 @click.option(
     "--features-per-second",
     type=ABOVE_0,
-    help="Images that one GPU encodes in a second (else: as measured, or 3 x the speed above).",
+    help="Samples that one GPU encodes in a second (else: as measured, or 3 x the speed above).",
 )
 @click.option(
     "--cells-per-hour",
@@ -154,7 +154,7 @@ def _sources(chosen: Chosen, assessments: Mapping[str, Assessment]) -> Iterator[
 
     corpus = chosen.experiment.corpus
     if corpus is None or isinstance(corpus.reader, DigitsReader):
-        return  # nothing is pre-trained, or the images are the package's own
+        return  # nothing is pre-trained, or the samples are the package's own
     done = [a for a, found in assessments.items() if found.state is not StepState.MISSING]
     if not is_quick(corpus):
         yield "\nThe corpus is not built; `nml-orch corpus show` shows what its reader finds"

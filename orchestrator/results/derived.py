@@ -239,7 +239,7 @@ def transition(levels: Done, store: Store, remarks: list[Remark]) -> Iterator[di
 
 
 def rotations(features: Done, store: Store, measure: bool) -> Iterator[dict[str, Any]]:
-    """Compares each noisy encoder's test features with the clean encoder's, by seed and images.
+    """Compares each noisy encoder's test features with the clean encoder's, by seed and data set.
 
     Earlier measurements are read from the store. New ones read two feature files each, and are
     made only if `measure` is true. Features of other samples and constant features give no row.

@@ -217,9 +217,9 @@ class FinishedSteps:
                 }
 
     def _in_domains(self, rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """Each row of an image set, once for each domain that has a task over these images.
+        """Each row of a data set, once for each domain that has a task over its samples.
 
-        The test images of an ID task can be the OOD test of another task too.
+        The test samples of an ID task can be the OOD test of another task too.
         """
         domains: dict[str, set[str]] = {}
         for task in self.plan.tasks:
@@ -271,7 +271,7 @@ class FinishedSteps:
                     }
 
     def _overlaps(self) -> Iterator[dict[str, Any]]:
-        """The counted overlaps of the compared tasks, and the tasks that have no images."""
+        """The counted overlaps of the compared tasks, and the tasks that have no samples."""
         for step, record in self.done("overlap"):
             counts, sets = record.counts, ("pretraining", "training")
             yield {
@@ -289,7 +289,7 @@ class FinishedSteps:
             }
         for task in self.plan.tasks:
             if task.corpus is None:
-                yield {"task": task.name, "note": "not compared: no images"}
+                yield {"task": task.name, "note": "not compared: given features, no samples"}
 
     def _noise(self) -> Iterator[dict[str, Any]]:
         for step, record in self.done("noise"):

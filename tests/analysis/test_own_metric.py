@@ -128,3 +128,13 @@ def test_a_score_over_several_metrics_says_which(cola: Readout, make: Make, tmp_
     assert said in list(_summary(made.summary))
     assert made.record(tmp_path).score == said
     assert "id/lp/score" in made.summary["metric"].to_pylist()
+
+
+def test_no_text_of_the_report_speaks_of_images(cola: Readout, make: Make) -> None:
+    """A task may be of texts. Captions and R@1 alone are of images, where there are any."""
+    for readout in (cola, make()):
+        found = verdicts(readout)
+        texts = [html_page(readout, (), found), text.markdown(readout, found, ())]
+        texts += [f"{one.title} {one.caption}" for one in draw.draw(readout)]
+        for one in texts:
+            assert not re.search(r"\bimages?\b", re.sub(r"<style>.*?</style>", "", one, flags=re.S))
