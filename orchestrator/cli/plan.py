@@ -73,6 +73,7 @@ def command(chosen: Chosen, verbose: bool, claims: bool, as_json: bool, **given:
     Runs nothing."""
     from orchestrator.errors import UserError
     from orchestrator.plan import cost
+    from orchestrator.plan.advice import unread_parts
     from orchestrator.plan.assess import PLANNED, assess
     from orchestrator.plan.power import controls_line, power_line, replicates_line
     from orchestrator.plan.states import StepState
@@ -111,7 +112,8 @@ def command(chosen: Chosen, verbose: bool, claims: bool, as_json: bool, **given:
     lines = (replicates_line(experiment), controls_line(experiment), power_line(chosen.plan))
     if known := [line for line in lines if line]:
         click.echo("\n" + "\n".join(known))
-    for line in (*_registered(chosen, assessments), *_sources(chosen, assessments)):
+    told = _registered(chosen, assessments)
+    for line in (*told, *unread_parts(chosen.plan), *_sources(chosen, assessments)):
         click.echo(line)
 
 
@@ -157,7 +159,7 @@ def _sources(chosen: Chosen, assessments: Mapping[str, Assessment]) -> Iterator[
         return  # nothing is pre-trained, or the samples are the package's own
     done = [a for a, found in assessments.items() if found.state is not StepState.MISSING]
     if not is_quick(corpus):
-        yield "\nThe corpus is not built; `nml-orch corpus show` shows what its reader finds"
+        yield "\nThe corpus is not built; `nml-orch corpus show FILE` shows what its reader finds"
         return
     for step, source in previews(chosen, done, tasks=False, count=False):
         yield from ("", *source_lines(step.address, source))
