@@ -20,7 +20,7 @@ class Score:
 
     noise: float  # level in percent
     seed: int  # of pre-training: the unit of replication
-    member: str  # of an average: a task or an image set
+    member: str  # of an average: a task or a data set
     value: float
     tuning_seed: int = 0
 

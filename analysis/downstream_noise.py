@@ -1,4 +1,4 @@
-"""Accuracy against downstream label noise: errors made on purpose in a task's own training labels.
+"""Scores against downstream label noise: errors made on purpose in a task's own training labels.
 
 No average over clean cells includes such cells. Takes the cells with label noise of a `Readout`,
 and the clean cells of the same encoders; gives averages by label noise for each source of encoders
@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from analysis import wording
 from analysis.averages import Average, Score, average
 from analysis.readout import Readout
+from analysis.schemas import OWN
 
 _SORT_KEYS = ("domain", "task", "method", "fraction", "label_noise", "tuning_seed", "address")
 
@@ -48,8 +49,15 @@ def sources(readout: Readout) -> list[Source]:
     return sorted(found, key=lambda one: (one.encoder or "", one.level or 0.0))
 
 
-def accuracy(readout: Readout, source: Source, domain: str, method: str) -> Average:
-    """Test accuracy over tasks by label noise; the clean cells are its level 0."""
+def metrics(readout: Readout, domain: str) -> dict[str, str]:
+    """The own metric of each task that has cells with label noise."""
+    rows = readout.label_noise_cells.filter(pc.field("domain") == domain)
+    names = zip(rows["task"].to_pylist(), rows["metric"].to_pylist(), strict=True)
+    return {task: metric or "accuracy" for task, metric in sorted(set(names))}
+
+
+def scores(readout: Readout, source: Source, domain: str, method: str) -> Average:
+    """Test scores over tasks, by each task's own metric, at each label noise; 0: clean cells."""
     where = (
         (pc.field("domain") == domain)
         & (pc.field("method") == method)
@@ -68,7 +76,7 @@ def accuracy(readout: Readout, source: Source, domain: str, method: str) -> Aver
     return average(
         Score(row.get("label_noise", 0.0), row.get("pretrain_seed") or 0, row["task"], value, seed)
         for row in [*clean.to_pylist(), *noisy.to_pylist()]
-        if (value := row["test_accuracy"]) is not None and math.isfinite(value)
+        if (value := row[OWN]) is not None and math.isfinite(value)
         for seed in [row["tuning_seed"]]
     )
 
@@ -76,7 +84,7 @@ def accuracy(readout: Readout, source: Source, domain: str, method: str) -> Aver
 def averages(readout: Readout, source: Source, domain: str) -> Iterator[tuple[str, Average]]:
     """Every method that has cells with label noise there, with its average."""
     for method in readout.methods():
-        found = accuracy(readout, source, domain, method)
+        found = scores(readout, source, domain, method)
         if any(found.levels):
             yield method, found
 

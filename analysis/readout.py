@@ -67,6 +67,7 @@ class Question:
     noise_draws: NoiseDraws = "own"
     controls: Mapping[str, str] = field(default_factory=dict)  # of each regularised method
     registrations: tuple[Registration, ...] = ()  # of claims, oldest first
+    titles: Mapping[str, str] = field(default_factory=dict)  # of the tasks, by name
 
     def registered(self) -> tuple[str, ...] | None:
         """The ids of the registered claims; None if none is, and all share the correction."""
@@ -232,7 +233,7 @@ class Readout:
     def feature_space(
         self, measure: str, *, domain: str = "id", preprocessing: str = PREPROCESSING
     ) -> Average:
-        """A measure of the test features over a domain's image sets, by noise level.
+        """A measure of the test features over a domain's data sets, by noise level.
 
         `measure` is "sve", "lsvr" or "effective_rank".
         """
@@ -260,7 +261,7 @@ class Readout:
         return "+".join(sorted(found))
 
     def feature_rotation(self, measure: str, domain: str) -> Average:
-        """A column of ROTATION_SCHEMA over a domain's image sets, by noise level; 0 % has none."""
+        """A column of ROTATION_SCHEMA over a domain's data sets, by noise level; 0 % has none."""
         return average(
             Score(row["noise"], row["pretrain_seed"], row["images"], value)
             for row, value in _valued(

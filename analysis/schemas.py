@@ -27,6 +27,7 @@ CELLS_SCHEMA = pa.schema(
         pa.field("test_macro_f1", pa.float64()),
         pa.field("test_metric", pa.float64()),  # the task's own, named by `metric`
         pa.field("metric", pa.string()),
+        pa.field("validation_metric", pa.float64()),  # by the same metric
         pa.field("validation_accuracy", pa.float64()),
         pa.field("n_train", pa.int64()),
         pa.field("n_validation", pa.int64()),
@@ -68,7 +69,7 @@ ROTATION_SCHEMA = pa.schema(
         pa.field("cka", pa.float64(), nullable=False),  # linear, 0-1
     ]
 )
-"""An encoder's features against the clean encoder's of the same seed, for each image set."""
+"""An encoder's features against the clean encoder's of the same seed, for each data set."""
 
 TRANSITION_SCHEMA = pa.schema(
     [
@@ -85,7 +86,7 @@ SPECTRA_SCHEMA = pa.schema(
         pa.field("address", pa.string(), nullable=False),
         pa.field("noise", pa.float64(), nullable=False),
         pa.field("pretrain_seed", pa.int64(), nullable=False),
-        pa.field("images", pa.string(), nullable=False),  # the image set
+        pa.field("images", pa.string(), nullable=False),  # the data set
         pa.field("domain", pa.string(), nullable=False),
         pa.field("part", pa.string(), nullable=False),
         pa.field("preprocessing", pa.string(), nullable=False),  # raw, released or centred
@@ -97,7 +98,7 @@ SPECTRA_SCHEMA = pa.schema(
         pa.field("stored", pa.string()),  # the type in which they are stored; both: float32, ...
     ]
 )
-"""One row for each encoder, image set, part and preprocessing."""
+"""One row for each encoder, data set, part and preprocessing."""
 
 PRETRAINING_SCHEMA = pa.schema(
     [
@@ -159,25 +160,28 @@ A column is null if the step has no such thing: a corpus has no noise level, fea
 a pretrained encoder's cells have no noise level and no pre-training seed.
 """
 
+CONSTANT = "constant"
+"""The status in PROBLEMS_SCHEMA of a cell that predicts the same for every test sample."""
+
 OVERLAPS_SCHEMA = pa.schema(
     [
         pa.field("task", pa.string(), nullable=False),
         pa.field("corpus", pa.string()),  # of pre-training; null: pretrained encoders, or none
         pa.field("test_images", pa.int64()),  # null: not compared
         pa.field("undecodable", pa.int64()),  # of these: not compared
-        pa.field("overlap", pa.int64()),  # test images with a copy among the training images
-        pa.field("pretraining", pa.int64()),  # of these: in the pre-training images; null: unknown
+        pa.field("overlap", pa.int64()),  # test samples with a copy among the training samples
+        pa.field("pretraining", pa.int64()),  # of these: in the pre-training samples; null: unknown
         pa.field("training", pa.int64()),  # in the training rows of the task of its heads
         pa.field("exact", pa.int64()),  # exact copies, summed over both sets
         pa.field("near", pa.int64()),  # rescaled or re-encoded copies, summed over both sets
         pa.field("note", pa.string(), nullable=False),  # why a task is not compared
     ]
 )
-"""One row for each task and kind of encoder: its test images that are trained on."""
+"""One row for each task and kind of encoder: its test samples that are trained on."""
 
 SUMMARY_SCHEMA = pa.schema(
     [
-        pa.field("metric", pa.string(), nullable=False),  # such as id/<method>/accuracy
+        pa.field("metric", pa.string(), nullable=False),  # such as id/<method>/matthews
         pa.field("noise", pa.float64(), nullable=False),
         pa.field("mean", pa.float64(), nullable=False),
         pa.field("low", pa.float64()),  # 95 % t interval over seeds; null for fewer than three
@@ -187,6 +191,7 @@ SUMMARY_SCHEMA = pa.schema(
         pa.field("left_out", pa.list_(pa.string()), nullable=False),  # not at every level and seed
         pa.field("preprocessing", pa.string()),  # of the feature space's metrics
         pa.field("dtype", pa.string()),  # of the same; several are joined by "+"
+        pa.field("metrics", pa.string()),  # of <domain>/<method>/score: the tasks' own, in words
     ]
 )
 """One row for each metric and noise level."""
@@ -216,7 +221,7 @@ PRETRAINED_CELLS_SCHEMA = _pretrained(CELLS_SCHEMA)
 """One row for each finished cell of a pretrained encoder."""
 
 PRETRAINED_SPECTRA_SCHEMA = _pretrained(SPECTRA_SCHEMA)
-"""One row for each pretrained encoder, image set, part and preprocessing."""
+"""One row for each pretrained encoder, data set, part and preprocessing."""
 
 LABEL_NOISE_CELLS_SCHEMA = _with_label_noise(CELLS_SCHEMA)
 """One row for each finished cell with downstream label noise; no clean average includes it."""

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 CONFIDENCE = 0.95
 
 LEAST_SEEDS = 3  # fewer give no interval: that of two is some thirteen times the difference
+LEAST_POINTS = 4  # of a correlation: two always give r = 1, and Fisher's z of three has no variance
 MOST_SEEDS = 1000  # more are not counted: nobody trains so many
 _NOTHING = 1e-24  # a variance, relative to the squared mean, that is rounding
 
@@ -275,14 +276,14 @@ def crossed_interval(
 def pearson(x: Sequence[float], y: Sequence[float], confidence: float = CONFIDENCE) -> Correlation:
     """Pearson's correlation of two equally long sequences, with the interval by Fisher's z.
 
-    r is None for fewer than two points or a constant side; the interval is None for fewer than four
-    points or a perfect correlation.
+    r is None for fewer than LEAST_POINTS points or a constant side; the interval is None for a
+    perfect correlation.
     Raises ValueError for unequal lengths.
     """
     if len(x) != len(y):
         raise ValueError(f"correlation of {len(x)} and {len(y)} values; give as many of each")
     n = len(x)
-    if n < 2 or min(x) == max(x) or min(y) == max(y):
+    if n < LEAST_POINTS or min(x) == max(x) or min(y) == max(y):
         return Correlation(None, None, None, n)
     from scipy import stats
 
@@ -292,7 +293,7 @@ def pearson(x: Sequence[float], y: Sequence[float], confidence: float = CONFIDEN
     r = float(found.statistic)
     if not math.isfinite(r):
         return Correlation(None, None, None, n)
-    if n < 4 or abs(r) == 1.0:
+    if abs(r) == 1.0:
         return Correlation(r, None, None, n)
     low, high = found.confidence_interval(confidence)
     return Correlation(r, float(low), float(high), n)

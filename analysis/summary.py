@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from analysis import wording
 from analysis.averages import Average
 from analysis.readout import Readout
 from analysis.schemas import DOMAINS, OWN, PREPROCESSING, SUMMARY_SCHEMA, VALIDATION
@@ -19,20 +20,23 @@ from analysis.schemas import DOMAINS, OWN, PREPROCESSING, SUMMARY_SCHEMA, VALIDA
 def summary(readout: Readout) -> pa.Table:
     """Every averaged metric by noise level, as SUMMARY_SCHEMA; figures and tracking show the same.
 
-    Metrics: `<domain>/<method>/accuracy` and `/macro_f1` (test part, largest fraction), and
-    `/score` (each task's own metric) where that is another than accuracy,
+    Metrics: `<domain>/<method>/<metric>` (test part, largest fraction) by the tasks' own metric
+    first, or `/score` where the tasks have several, then `/accuracy` and `/macro_f1` beside it;
     `features/<domain>/sve` and `features/<domain>/lsvr` (test parts, preprocessing `released`),
     `pretrain/<measure>` for each of VALIDATION, `noise/realised_percent`.
     """
     rows: list[dict[str, Any]] = []
     for domain in readout.domains():
+        own = readout.metrics(domain)
+        several = len(set(own.values())) > 1
+        first = "score" if several else next(iter(own.values()))
+        beside = {"accuracy": "test_accuracy", "macro_f1": "test_macro_f1"}
+        measures = {first: OWN} | {name: of for name, of in beside.items() if name != first}
         for method in readout.methods():
-            measures = [("test_accuracy", "accuracy"), ("test_macro_f1", "macro_f1")]
-            if set(readout.metrics(domain).values()) != {"accuracy"}:
-                measures.insert(0, (OWN, "score"))
-            for column, name in measures:
+            for name, column in measures.items():
                 found = readout.scores(domain, method, column)
-                rows += _rows(f"{domain}/{method}/{name}", found)
+                words = wording.score(own) if name == "score" else None
+                rows += _rows(f"{domain}/{method}/{name}", found, metrics=words)
     for domain in DOMAINS:
         dtype = readout.features_dtype(domain=domain) or None
         for measure in ("sve", "lsvr"):
@@ -58,7 +62,11 @@ def summary(readout: Readout) -> pa.Table:
 
 
 def _rows(
-    metric: str, found: Average, preprocessing: str | None = None, dtype: str | None = None
+    metric: str,
+    found: Average,
+    preprocessing: str | None = None,
+    dtype: str | None = None,
+    metrics: str | None = None,
 ) -> Iterator[dict[str, Any]]:
     for noise in sorted(found.levels):
         interval = found.interval(noise)
@@ -74,4 +82,5 @@ def _rows(
                 "left_out": list(found.left_out),
                 "preprocessing": preprocessing,
                 "dtype": dtype,
+                "metrics": metrics,
             }

@@ -91,7 +91,7 @@ def _by_tuning_seed(
 
 def _of_samples(contrasts: Contrasts, domain: str, method: str, level: float) -> float | None:
     """The variance of a mean over tasks by the choice of the test samples."""
-    found = contrasts.of_accuracy("", 1, domain, [Side(1.0, method, level)])
+    found = contrasts.of_scores("", 1, domain, [Side(1.0, method, level)])
     if not found or not found[0].samples:
         return None
     return math.fsum(

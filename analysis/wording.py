@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from analysis.statistics import Correlation, Interval
+from analysis.statistics import LEAST_POINTS, Correlation, Interval
 
 _METHODS = {
     "lp": "LP",
@@ -74,6 +74,17 @@ def score(metrics: Mapping[str, str]) -> str:
         if one != usual
     )
     return f"score ({_lower(metric(usual))}; {others})"
+
+
+def score_name(metrics: Mapping[str, str]) -> str:
+    """The same for a title: "accuracy", or "score" where the tasks have several metrics."""
+    names = set(metrics.values())
+    return "score" if len(names) > 1 else _lower(metric(next(iter(names), "accuracy")))
+
+
+def capitalised(text: str) -> str:
+    """Text that begins with a capital."""
+    return text[:1].upper() + text[1:]
 
 
 def score_in_short(metrics: Mapping[str, str]) -> str:
@@ -161,6 +172,8 @@ def interval(of: Interval, digits: int = 1, sign: bool = False) -> str:
 
 def correlation(of: Correlation) -> str:
     """Such as "r = −0.62 [−0.91, 0.04]", or that there is none."""
+    if of.n < LEAST_POINTS:
+        return f"no correlation of fewer than {LEAST_POINTS}"
     if of.r is None:
         return "no correlation defined"
     text = f"r = {signed(of.r, 2)}"

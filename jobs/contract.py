@@ -11,13 +11,14 @@ This module imports nothing heavy, because the command line imports it through t
 from __future__ import annotations
 
 import json
+import re
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from jobs.storage.folder import Folder
 
@@ -38,7 +39,19 @@ For a field that is added later: results made before it existed keep their ident
 
 SLUG = r"^[a-z0-9][a-z0-9._-]*$"
 
-Slug = Annotated[str, StringConstraints(pattern=SLUG, max_length=80)]
+_MOST_LETTERS = 80
+
+
+def _slug(text: str) -> str:
+    if len(text) > _MOST_LETTERS or not re.fullmatch(SLUG, text, re.ASCII):
+        raise ValueError(
+            f"a name begins with a letter from a to z or a digit, and has only these, dots, dashes "
+            f"and underscores, at most {_MOST_LETTERS}; a title may have any letters"
+        )
+    return text
+
+
+Slug = Annotated[str, AfterValidator(_slug)]
 """A name that an address can hold: small letters, digits, dot, dash, underscore."""
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 import stores
 from commands import TINY, UNTRACKED, Run
@@ -203,10 +204,44 @@ def test_check_tells_what_differs(tmp_path: Path, capsys: pytest.CaptureFixture[
     )
     assert _run(["tasks", "check", "mine", "--tasks-path", str(tmp_path), "--json"]) == 1
     said = json.loads(capsys.readouterr().out)["mine"]["faults"]
-    assert said == [
-        "facts are missing: give homepage, get, sizes and classes",
-        "trained_on: dtdd is not a task; name an ID task",
-    ]
+    assert said == ["trained_on: dtdd is not a task; name an ID task"]
+
+
+def test_a_users_own_file_passes_without_facts_and_shows_what_its_data_has(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the tool knows of its own tasks, homepage and sizes, no user has to write down."""
+    (tmp_path / "mine.csv").write_text("path,label\na.png,cat\nb.png,dog\nc.png,cat\n")
+    for name in "abc":
+        Image.new("RGB", (8, 8), (ord(name), 0, 0)).save(tmp_path / f"{name}.png")
+    reader = f"{{kind: table, path: {tmp_path}/mine.csv, image: path, label: label}}"
+    (tmp_path / "mine.yaml").write_text(
+        f"name: mine\ntitle: Meine Prüfung\ndomain: id\ncorpus: {{name: mine, reader: {reader}}}\n"
+    )
+    words = ["mine", "--tasks-path", str(tmp_path)]
+    assert _run(["tasks", "check", *words]) == 0, capsys.readouterr()
+    first, *more = capsys.readouterr().out.splitlines()
+    assert first.split(maxsplit=2)[:2] == ["ok", "mine"]
+    assert first.endswith("Meine Prüfung")
+    assert more[0].strip().startswith("reader: 3 rows; 2 classes (cat, dog); ")
+    assert _run(["tasks", "list", "--tasks-path", str(tmp_path)]) == 0
+    assert "Meine Prüfung" in capsys.readouterr().out
+
+
+def test_a_name_beyond_ascii_is_refused_with_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "prüfung.yaml"
+    file.write_text(
+        "name: prüfung\ntitle: Prüfung\ndomain: id\ncorpus: {name: d, reader: {kind: digits}}\n"
+    )
+    said = "a name begins with a letter from a to z or a digit"
+    assert _run(["tasks", "check", "--tasks-path", str(tmp_path)]) == 2
+    printed = capsys.readouterr().err
+    assert f"{file}: name: {said}" in printed
+    assert "a title may have any letters (given: 'prüfung')" in printed
+    assert _run(["plan", "--set", "tasks=[prüfung]"]) == 2
+    assert f"tasks.0 = 'prüfung': {said}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("verb", ["show", "check"])

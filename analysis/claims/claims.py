@@ -16,7 +16,7 @@ from analysis.claims.contrasts import Comparison, Contrasts, Side
 from analysis.claims.verdicts import Claim, Verdict, judge
 from analysis.readout import Readout
 from analysis.schemas import CLEAN, PREPROCESSING, REGULARISERS, SLIGHT
-from analysis.statistics import pearson
+from analysis.statistics import LEAST_POINTS, pearson
 
 _PAPER = "arXiv:2309.17002"
 _WHERE = {"id": "in-domain", "ood": "out-of-domain"}
@@ -74,7 +74,7 @@ def _slight_helps(contrasts: Contrasts) -> Declared:
     method = contrasts.readout.probe()
     slight, _ = _split(contrasts, "id", method)
     comparisons = (
-        contrasts.of_accuracy(
+        contrasts.of_scores(
             f"{_noise(slight)} − clean", 1, "id", _difference(method, slight, [CLEAN])
         )
         if slight
@@ -98,7 +98,7 @@ def _noise_hurts(contrasts: Contrasts) -> Declared:
     comparisons = [
         comparison
         for level in (*slight, *heavy)
-        for comparison in contrasts.of_accuracy(
+        for comparison in contrasts.of_scores(
             f"{_noise([level])} − clean", -1, "ood", _difference(method, [level], [CLEAN])
         )
     ]
@@ -121,7 +121,7 @@ def _peak(contrasts: Contrasts) -> Declared:
     comparisons = [
         comparison
         for level in others
-        for comparison in contrasts.of_accuracy(
+        for comparison in contrasts.of_scores(
             f"{_noise(slight)} − {'clean' if level == CLEAN else _noise([level])}",
             1,
             "id",
@@ -180,7 +180,7 @@ def _moves(
         f"{_PAPER}, Figure {figure}, section 3.3",
         f"{measure.upper()} of {domain.upper()} test features ({PREPROCESSING} preprocessing) at "
         f"the highest noise minus clean",
-        f"features of {domain.upper()} test images at a clean and a noisy level",
+        f"features of {domain.upper()} test samples at a clean and a noisy level",
         _quoted(own, [one.levels[30.0] - one.levels[0.0] for one in own], 3),
     )
     return claim, comparisons
@@ -190,8 +190,8 @@ def _correlates(
     contrasts: Contrasts, measure: str, domain: str, figure: str, found: Average
 ) -> Declared:
     method = contrasts.readout.probe()
-    accuracy = contrasts.scores(domain, method)
-    label = f"{measure.upper()} against {domain.upper()} accuracy, Fisher z of r over levels"
+    average, score = contrasts.scores(domain, method), _score(contrasts, domain)
+    label = f"{measure.upper()} against {score}, Fisher z of r over levels"
     own = [one for one in published.space(measure) if one.method == "lp"]
     scores = {
         one.corpus: one for one in published.curves(domain, "test_macro_f1") if one.method == "lp"
@@ -199,15 +199,15 @@ def _correlates(
     rs = [_correlation(one.levels, scores[one.corpus].levels) for one in own]
     claim = Claim(
         f"{measure}-correlates-with-{domain}",
-        f"The higher the {measure.upper()}, the lower the {domain.upper()} accuracy",
+        f"The higher the {measure.upper()}, the lower the {score}",
         f"{_PAPER}, Figures {figure} and 5{'a' if domain == 'id' else 'c'}, section 3.3",
-        f"Pearson's r between {measure.upper()} and {domain.upper()} accuracy of "
-        f"{wording.method(method)} over noise levels, in each seed, below zero over seeds. The "
+        f"Pearson's r between {measure.upper()} and {score} of {wording.method(method)} over "
+        "noise levels, in each seed, below zero over seeds. The "
         "direction is that of the papers' own points",
-        f"features and finished {domain.upper()} tasks at three noise levels or more",
+        f"features and finished {domain.upper()} tasks at {LEAST_POINTS} noise levels or more",
         _quoted(own, rs, 2, "r = "),
     )
-    return claim, contrasts.of_correlation(label, -1, found, accuracy)
+    return claim, contrasts.of_correlation(label, -1, found, average)
 
 
 def _correlation(x: Mapping[float, float], y: Mapping[float, float]) -> float:
@@ -276,7 +276,7 @@ def _overall(contrasts: Contrasts, domain: str, first: str, second: str) -> list
         for sign, method in ((1, first), (-1, second))
         for level in levels
     ]
-    return contrasts.of_accuracy(label, 1, domain, sides) if levels else []
+    return contrasts.of_scores(label, 1, domain, sides) if levels else []
 
 
 def _published_order(domain: str, first: str, second: str) -> str:
@@ -310,7 +310,7 @@ def _narrows(contrasts: Contrasts, domain: str, variant: str, control: str) -> l
     if not noisy or CLEAN not in levels:
         return []
     minus = [Side(-s.weight, s.method, s.level) for s in _difference(control, noisy, [CLEAN])]
-    return contrasts.of_accuracy(
+    return contrasts.of_scores(
         f"what {_noise(noisy)} costs, {wording.method(variant)} − {wording.method(control)}",
         1,
         domain,

@@ -22,7 +22,7 @@ from analysis.readout import Readout
 from analysis.schemas import CLEAN
 from analysis.statistics import Interval, crossed_interval, pearson
 
-Unit = Literal["points", "nats", "z"]  # of accuracy; of SVE and LSVR; Fisher's z of a correlation
+Unit = Literal["points", "nats", "z"]  # of score; of SVE and LSVR; Fisher's z of a correlation
 
 _MOST_R = 0.999999  # Fisher's z of a correlation is capped there: that of 1 is infinite
 
@@ -62,7 +62,7 @@ class Contrasts:
         """The noise levels at which a method has an average."""
         return sorted(self.scores(domain, method).levels)
 
-    def of_accuracy(
+    def of_scores(
         self, label: str, direction: int, domain: str, sides: Iterable[Side]
     ) -> list[Comparison]:
         """A weighted sum of scores, each task's own metric, over shared tasks, in points.
@@ -84,7 +84,7 @@ class Contrasts:
     ) -> list[Comparison]:
         """SVE or LSVR at a noise level minus that of the clean encoder, in nats.
 
-        Empty when the two levels share no seed or no image set.
+        Empty when the two levels share no seed or no data set.
         """
         difference = contrast([Term(1, found, level), Term(-1, found, CLEAN)])
         if difference is None:
@@ -92,23 +92,21 @@ class Contrasts:
         return [Comparison(label, "nats", direction, difference.values)]
 
     def of_correlation(
-        self, label: str, direction: int, space: Average, accuracy: Average
+        self, label: str, direction: int, space: Average, scores: Average
     ) -> list[Comparison]:
-        """Fisher's z of Pearson's r over the noise levels, in each seed that has three or more.
+        """Fisher's z of Pearson's r over the noise levels, in each seed that has four or more.
 
-        Empty when no seed has three levels.
+        Empty when no seed has four levels, the fewest that `pearson` takes.
         """
         values: dict[int, float] = {}
-        shared = sorted(space.levels.keys() & accuracy.levels.keys())
-        by_level = {
-            level: (space.seed_means(level), accuracy.seed_means(level)) for level in shared
-        }
+        shared = sorted(space.levels.keys() & scores.levels.keys())
+        by_level = {level: (space.seed_means(level), scores.seed_means(level)) for level in shared}
         seeds = {seed for x, y in by_level.values() for seed in x.keys() & y.keys()}
         correlations: list[float] = []
         for seed in sorted(seeds):
             points = [(x[seed], y[seed]) for x, y in by_level.values() if seed in x and seed in y]
             r = pearson([x for x, _ in points], [y for _, y in points]).r
-            if len(points) >= 3 and r is not None:
+            if r is not None:
                 values[seed] = math.atanh(max(min(r, _MOST_R), -_MOST_R))
                 correlations.append(r)
         if not values:
@@ -138,7 +136,7 @@ class Contrasts:
                 assert row is not None, "a comparison has sides"
                 rows.append(row)
             (digest,) = digests
-            # Tasks over the same images are resampled together: their samples are not independent.
+            # Tasks over the same samples are resampled together: their samples are not independent.
             sums[digest] = sums.get(digest, 0.0) + 100 / len(members) * np.stack(rows)
         return sums
 

@@ -227,7 +227,7 @@ def _verdict(
         return decided(
             "undecided",
             f"Over seeds the claim fails (p {_p(p_against)}), but the choice of test samples could "
-            f"explain that; more test images or tasks would decide.",
+            f"explain that; more test samples or tasks would decide.",
         )
     if p_for < ALPHA:
         if all(_agrees(one) for one in comparisons):
@@ -235,7 +235,7 @@ def _verdict(
         return decided(
             "undecided",
             f"Over seeds the claim holds (p {_p(p_for)}), but the choice of test samples could "
-            f"explain that; more test images or tasks would decide.",
+            f"explain that; more test samples or tasks would decide.",
         )
     wanted = seeds_in_words(comparisons)
     return decided(

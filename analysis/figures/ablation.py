@@ -1,4 +1,4 @@
-"""The figure of NMTune's ablation: accuracy with fewer regularisers."""
+"""The figure of NMTune's ablation: scores with fewer regularisers."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _order(readout: Readout, method: str) -> list[int]:
 
 
 def ablation(readout: Readout) -> Figure:
-    """Accuracy with fewer regularisers minus that of full NMTune, over tasks and levels."""
+    """Scores with fewer regularisers minus those of full NMTune, over tasks and levels."""
     found = families(readout)
     domains = readout.domains()
     rows = max(map(len, found.values()), default=1)
@@ -61,7 +61,7 @@ def ablation(readout: Readout) -> Figure:
             style.label_axes(
                 axes,
                 title=f"{wording.method(variant)}, {domain.upper()}",
-                x="Accuracy minus that of full NMTune (points)",
+                x=f"{_score(readout, domain)} minus that of full NMTune (points)",
                 y="",
             )
             drawn = {m: _difference(readout, domain, m, variant) for m in less}
@@ -73,6 +73,10 @@ def ablation(readout: Readout) -> Figure:
         + (f"Bars: 95 % t interval over {seeds} seeds." if seeds > 1 else "One seed: no interval."),
     )
     return figure
+
+
+def _score(readout: Readout, domain: str) -> str:
+    return wording.capitalised(wording.score_name(readout.metrics(domain)))
 
 
 def _rows(axes: Axes, readout: Readout, drawn: dict[str, Interval | None]) -> None:

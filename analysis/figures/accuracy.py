@@ -38,8 +38,8 @@ def against_noise(readout: Readout, measure: str = OWN) -> Figure:
         style.label_axes(
             axes, title=wording.domain(domain), x=NOISE, y=_axis(readout, domain, measure)
         )
-        _lines(axes, readout, found)
         overlay.published(axes, readout, domain, measure, style.method_styles(readout.methods()))
+        _lines(axes, readout, found)
         style.subtitle(axes, over)
         everything += found.values()
     if not domains:
@@ -116,6 +116,7 @@ def by_fraction(readout: Readout) -> Figure:
             axes.set_xticks(fractions, [f"{f:g}" for f in fractions])
             axes.minorticks_off()
             axes.margins(x=0.15)
+        style.fit(panels[row * len(levels) : (row + 1) * len(levels)], top=100.0)
     style.legend(figure, panels)
     style.footnote(figure, style.interval_note(everything))
     return figure
@@ -150,7 +151,7 @@ def _lines(axes: Axes, readout: Readout, found: dict[str, Average]) -> None:
     for (method, average), shift in zip(found.items(), moves, strict=True):
         style.line(axes, average, chosen[method], wording.method(method), shift=shift)
     style.noise_axis(axes, levels)
-    style.widen(axes, top=100.0)
+    style.fit([axes], top=100.0)
 
 
 def _tasks(readout: Readout) -> list[tuple[str, str]]:

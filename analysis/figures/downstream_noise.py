@@ -1,4 +1,4 @@
-"""The figure of accuracy against downstream label noise: a panel for each source of encoders."""
+"""The figure of scores against downstream label noise: a panel for each source of encoders."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _COLUMNS = 5  # panels in a row
 
 
 def against_label_noise(readout: Readout) -> Figure:
-    """Mean test accuracy against downstream label noise, one line for each method.
+    """Mean test scores against downstream label noise, one line for each method.
 
-    Each domain begins a row of panels.
+    Each task has its own metric. Each domain begins a row of panels.
     """
     domains, sources = downstream_noise.domains(readout), downstream_noise.sources(readout)
     columns = min(_COLUMNS, len(sources))
@@ -40,13 +40,13 @@ def against_label_noise(readout: Readout) -> Figure:
             axes,
             title=f"{domain.upper()}, {source.title}",
             x="Downstream label noise (%)",
-            y="Test accuracy (%)",
+            y=f"Test {wording.score_in_short(downstream_noise.metrics(readout, domain))}",
         )
         for method, found in downstream_noise.averages(readout, source, domain):
             style.line(axes, found, looks[method], wording.method(method), shift=moves[method])
             everything.append(found)
         style.noise_axis(axes, levels)
-        style.widen(axes, top=100.0)
+        style.fit([axes], top=100.0)
     for axes in panels:
         if axes not in used:
             axes.set_axis_off()

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from analysis import downstream_noise as downstream_noise_cells
 from analysis import wording
 from analysis.claims.published import CITATION
 from analysis.figures import (
@@ -44,9 +45,10 @@ def draw(readout: Readout) -> Iterator[Drawing]:
     if readout.label_noise_cells.num_rows:
         yield Drawing(
             "label-noise",
-            "Accuracy against downstream label noise",
-            "Test accuracy in percent where a share of the task's training labels was changed "
-            "(validation and test labels stay right); no other figure has these cells.",
+            f"{_title(readout)} against downstream label noise",
+            f"Test {wording.score(_label_noise_metrics(readout))} in percent where a share of the "
+            "task's training labels was changed (validation and test labels stay right); no other "
+            "figure has these cells.",
             downstream_noise.against_label_noise(readout),
         )
     yield from _feature_space(readout)
@@ -67,22 +69,34 @@ def draw(readout: Readout) -> Iterator[Drawing]:
         )
 
 
+def _title(readout: Readout) -> str:
+    """What scores are of, as a title begins: "Accuracy", "Matthews correlation" or "Score"."""
+    return wording.capitalised(wording.score_name(readout.metrics()))
+
+
+def _label_noise_metrics(readout: Readout) -> dict[str, str]:
+    domains = downstream_noise_cells.domains(readout)
+    found = (downstream_noise_cells.metrics(readout, domain) for domain in domains)
+    return {task: metric for each in found for task, metric in each.items()}
+
+
 def _downstream(readout: Readout) -> Iterator[Drawing]:
-    """Accuracies against noise."""
+    """Scores against noise."""
     if readout.cells.num_rows:
         yield Drawing(
-            "accuracy",
-            "Accuracy against pre-training noise",
+            "scores",
+            f"{_title(readout)} against pre-training noise",
             f"Test {wording.score(readout.metrics())}, averaged over the tasks named above each "
             f"panel.",
             accuracy.against_noise(readout),
         )
-        yield Drawing(
-            "macro-f1",
-            "Macro F1 against pre-training noise",
-            "Test macro F1 in percent, over the same tasks.",
-            accuracy.against_noise(readout, "test_macro_f1"),
-        )
+        if set(readout.metrics().values()) != {"macro_f1"}:
+            yield Drawing(
+                "macro-f1",
+                "Macro F1 against pre-training noise",
+                "Test macro F1 in percent, over the same tasks.",
+                accuracy.against_noise(readout, "test_macro_f1"),
+            )
         yield Drawing(
             "by-task",
             "Task by task",
@@ -119,22 +133,23 @@ def _feature_space(readout: Readout) -> Iterator[Drawing]:
         yield Drawing(
             "spectra",
             "Singular values of the features",
-            "Each singular value's share of their sum, largest first, on test images; one line a "
+            "Each singular value's share of their sum, largest first, on test samples; one line a "
             "noise level.",
             space.spectra(readout),
         )
     if readout.spectra.num_rows and readout.cells.num_rows:
         yield Drawing(
-            "space-accuracy",
-            "The feature space against accuracy",
-            "SVE against ID accuracy, LSVR against OOD accuracy, one point an encoder.",
-            space.against_accuracy(readout),
+            "space-scores",
+            f"The feature space against {wording.score_name(readout.metrics())}",
+            f"SVE against ID {wording.score(readout.metrics('id'))}, LSVR against OOD "
+            f"{wording.score(readout.metrics('ood'))}, one point an encoder.",
+            space.against_scores(readout),
         )
     if readout.rotation.num_rows:
         yield Drawing(
             "rotation",
             "How far the feature space has turned",
-            "The same test images through the noisy and the clean encoder of a seed: overlap of "
+            "The same test samples through the noisy and the clean encoder of a seed: overlap of "
             "their strongest directions (in the space of samples), and linear CKA.",
             space.rotation(readout),
         )
@@ -142,7 +157,8 @@ def _feature_space(readout: Readout) -> Iterator[Drawing]:
         yield Drawing(
             "ablation",
             "NMTune without some of its regularisers",
-            "Test accuracy of NMTune with fewer regularisers, minus that with all three.",
+            f"Test {wording.score(readout.metrics())} of NMTune with fewer regularisers, minus "
+            "that with all three.",
             ablation.ablation(readout),
         )
 
@@ -154,7 +170,7 @@ def _encoders(readout: Readout) -> Iterator[Drawing]:
         yield Drawing(
             "pretraining",
             "Pre-training accuracy against noise",
-            "Left: accuracy on held-out images with clean labels. Right: accuracy in the last "
+            "Left: accuracy on held-out samples with clean labels. Right: accuracy in the last "
             "epoch on training samples left clean, and on flipped ones (right when they give "
             f"their wrong {wrong} back: what was memorised).",
             encoder.pretraining(readout),

@@ -25,7 +25,7 @@ _COLUMNS = 5
 
 
 def feature_space(readout: Readout) -> Figure:
-    """SVE and LSVR of the test features against noise, by domain of the image sets."""
+    """SVE and LSVR of the test features against noise, by domain of the data sets."""
     figure, panels = style.new_figure(1, 2, height=4.0)
     everything: list[Average] = []
     for axes, (measure, label) in zip(panels, _SPACE.items(), strict=True):
@@ -33,12 +33,12 @@ def feature_space(readout: Readout) -> Figure:
         for at, domain in enumerate(("id", "ood")):
             found = readout.feature_space(measure, domain=domain)
             if found.levels:
-                text = f"{domain.upper()} ({wording.mean_of(found.members, 'image set')})"
+                text = f"{domain.upper()} ({wording.mean_of(found.members, 'data set')})"
                 shift = style.offsets(readout.levels, 2)[at]
                 style.line(axes, found, style.line_style(3 * at), text, shift=shift)
                 everything.append(found)
         style.noise_axis(axes, readout.levels)
-        style.widen(axes, least=0.05)
+        style.fit([axes], least=0.05)
     style.legend(figure, panels)
     style.footnote(
         figure, f"{style.interval_note(everything)} Preprocessing: {PREPROCESSING}; test parts."
@@ -51,7 +51,7 @@ def pretraining(readout: Readout) -> Figure:
     figure, panels = style.new_figure(1, 2, height=4.0)
     validation = {measure: readout.pretraining_average(measure) for measure in VALIDATION}
     retrieves = any(validation[measure].levels for measure in VALIDATION[1:])
-    title = "Held-out pairs, clean captions" if retrieves else "Held-out images, clean labels"
+    title = "Held-out pairs, clean captions" if retrieves else "Held-out samples, clean labels"
     y = "Accuracy or R@1 (%)" if retrieves else "Accuracy (%)"
     style.label_axes(panels[0], title=title, x=NOISE, y=y)
     held_out = zip(VALIDATION, ("Validation", "Image to text", "Text to image"), strict=True)
@@ -60,14 +60,14 @@ def pretraining(readout: Readout) -> Figure:
             look = style.line_style(at) if at else style.PLAIN
             style.line(panels[0], validation[measure], look, label)
     memory = {measure: readout.pretraining_average(measure) for measure in _MEMORY}
-    style.label_axes(panels[1], title="Training images, last epoch", x=NOISE, y="Accuracy (%)")
+    style.label_axes(panels[1], title="Training samples, last epoch", x=NOISE, y="Accuracy (%)")
     for at, (measure, label) in enumerate(zip(_MEMORY, _labels(readout), strict=True)):
         style.line(panels[1], memory[measure], style.line_style(3 * at), label)
     if not any(found.levels for found in memory.values()):
         style.say_empty(panels[1], "not recorded by this objective")
     for axes in panels:
         style.noise_axis(axes, readout.levels)
-    style.widen(panels[0], top=100.0)
+    style.fit([panels[0]], top=100.0)
     panels[1].set_ylim(-3, 103)
     style.legend(figure, panels)
     style.footnote(figure, style.interval_note([*validation.values(), *memory.values()]))

@@ -41,6 +41,7 @@ def against_published(readout: Readout) -> Figure:
             _theirs(axes, one.levels, one)
         axes.axhline(0, color=style.INK, linewidth=0.8)
         style.noise_axis(axes, levels)
+        style.fit([axes])
     style.legend(figure, panels)
     style.footnote(
         figure,

@@ -1,4 +1,4 @@
-"""Figures of the feature space: singular values, space against accuracy, rotation."""
+"""Figures of the feature space: singular values, space against scores, rotation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _COLUMNS = 3
-_MOST_SETS = 9  # image sets whose spectra are drawn; the store has all
+_MOST_SETS = 9  # data sets whose spectra are drawn; the store has all
 _PAIRS = (
     ("sve", "id", "SVE of ID test features (nats)"),
     ("lsvr", "ood", "LSVR of OOD test features (nats)"),
@@ -29,7 +29,7 @@ _PAIRS = (
 
 
 def spectra(readout: Readout) -> Figure:
-    """Each singular value's share of their sum: a panel for each image set, a line by level."""
+    """Each singular value's share of their sum: a panel for each data set, a line by level."""
     shares = _shares(readout)
     pairs = sorted({key[:2] for key in shares}, reverse=True)
     domain_of = {images: domain for domain, images in pairs}  # "id" where it is both
@@ -95,28 +95,27 @@ def _plain_ticks(axes: Axes) -> None:
         axis.set_minor_formatter(NullFormatter())
 
 
-def against_accuracy(readout: Readout) -> Figure:
-    """SVE against ID accuracy and LSVR against OOD accuracy: a point for each encoder."""
+def against_scores(readout: Readout) -> Figure:
+    """SVE against ID scores and LSVR against OOD scores: a point for each encoder."""
     method = readout.probe()
     figure, panels = style.new_figure(1, 2, height=4.4)
     looks = dict(zip(readout.levels, style.ordered_styles(len(readout.levels)), strict=True))
     for axes, (measure, domain, label) in zip(panels, _PAIRS, strict=True):
-        title = f"{measure.upper()} against {domain.upper()} accuracy"
+        metrics = readout.metrics(domain)
+        title = f"{measure.upper()} against {domain.upper()} {wording.score_name(metrics)}"
         style.label_axes(
             axes,
             title=title,
             x=label,
-            y=f"{domain.upper()} test {wording.score_in_short(readout.metrics(domain))}",
+            y=f"{domain.upper()} test {wording.score_in_short(metrics)}",
         )
-        space, accuracy = (
-            readout.feature_space(measure, domain=domain),
-            readout.scores(domain, method),
-        )
+        space = readout.feature_space(measure, domain=domain)
+        scores = readout.scores(domain, method)
         points = {
-            (level, seed): (x, accuracy.seed_means(level)[seed])
+            (level, seed): (x, scores.seed_means(level)[seed])
             for level in sorted(space.levels)
             for seed, x in space.seed_means(level).items()
-            if seed in accuracy.seed_means(level)
+            if seed in scores.seed_means(level)
         }
         if not points:
             style.say_empty(axes, "not measured")
@@ -170,7 +169,7 @@ def rotation(readout: Readout) -> Figure:
         for at, domain in enumerate(("id", "ood")):
             found = readout.feature_rotation(measure, domain)
             if found.levels:
-                text = f"{domain.upper()} ({wording.mean_of(found.members, 'image set')})"
+                text = f"{domain.upper()} ({wording.mean_of(found.members, 'data set')})"
                 style.line(axes, found, style.line_style(3 * at), text)
                 everything.append(found)
         style.noise_axis(axes, [level for level in readout.levels if level > 0] or [0.0])

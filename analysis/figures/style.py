@@ -14,11 +14,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from analysis.averages import Average
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 INK = "#1a1a1a"
 FAINT = "#5c5c5c"
@@ -144,6 +147,26 @@ def noise_axis(axes: Axes, levels: Sequence[float]) -> None:
     axes.set_xlim(min(levels) - room, max(levels) + room)
 
 
+def fit(panels: Sequence[Axes], least: float = NARROWEST, top: float | None = None) -> None:
+    """Fit the y axis that panels share to their lines, which take a third of its height or more.
+
+    Interval bars of few seeds can be many times as long as the lines differ: these are cut. The
+    axis spans at least `least` units, and ends just above `top`.
+    """
+    curves = [one for axes in panels for one in axes.lines if not _is_bar(one)]
+    values = [float(y) for curve in curves for y in np.asarray(curve.get_ydata(), np.float64)]
+    if values:
+        bottom, ceiling = min(values), max(values)
+        room = max(ceiling - bottom, least)
+        limits = [axes.get_ylim() for axes in panels]
+        low = max(min(each[0] for each in limits), bottom - room)
+        high = min(max(each[1] for each in limits), ceiling + room)
+        for axes in panels:
+            axes.set_ylim(low, high)
+    for axes in panels:
+        widen(axes, least, top)
+
+
 def widen(axes: Axes, least: float = NARROWEST, top: float | None = None) -> None:
     """Widen a y axis to at least `least` units, and end it just above `top`."""
     low, high = axes.get_ylim()
@@ -213,8 +236,24 @@ def legend(figure: Figure, panels: Sequence[Axes]) -> None:
 
 
 def footnote(figure: Figure, text: str) -> None:
-    """Write a faint line under the panels."""
+    """Write a faint line under the panels; it says so where a bar is cut."""
+    if any(_has_cut_bar(axes) for axes in figure.axes):
+        text += " A bar that reaches the edge of its panel is longer than shown."
     figure.supxlabel(plain(text), x=0.01, ha="left", fontsize=8.5, color=FAINT)
+
+
+def _has_cut_bar(axes: Axes) -> bool:
+    low, high = axes.get_ylim()
+    for bar in filter(_is_bar, axes.lines):
+        x, y = (np.asarray(of, np.float64) for of in (bar.get_xdata(), bar.get_ydata()))
+        if len(x) == 2 and x[0] == x[1] and (y.min() < low or y.max() > high):
+            return True
+    return False
+
+
+def _is_bar(line: Line2D) -> bool:
+    """Whether a line has no label of its own: an interval bar, or a rule of the panel."""
+    return str(line.get_label()).startswith("_")
 
 
 def say_empty(axes: Axes, text: str) -> None:

@@ -1,36 +1,26 @@
-"""The report's tables of downstream label noise: accuracy by the share of changed labels.
+"""The report's tables of downstream label noise: scores by the share of changed labels.
 
-Takes a `Readout`, gives HTML tables; the numbers are `analysis.downstream_noise`'s.
+Takes a `Readout`, gives tables for the page and for the texts; the numbers are
+`analysis.downstream_noise`'s.
 """
 
 from __future__ import annotations
 
-from markupsafe import Markup
-
 from analysis import wording
 from analysis.averages import Average
-from analysis.downstream_noise import averages, domains, levels, sources
+from analysis.downstream_noise import averages, domains, levels, metrics, sources
 from analysis.readout import Readout
-from analysis.report.html import NOTHING, Cell, table
+from analysis.report.html import Cell, Table
 
 
-def finished(readout: Readout) -> str:
-    """Such as "48 cells with downstream label noise, shown apart"; empty without such cells."""
-    number = readout.label_noise_cells.num_rows
-    return (
-        f"{wording.count(number, 'cell')} with downstream label noise, shown apart"
-        if number
-        else ""
-    )
-
-
-def accuracies(readout: Readout) -> Markup:
-    """Test accuracy by downstream label noise, ID and OOD; nothing without such cells."""
+def scores(readout: Readout) -> dict[str, Table]:
+    """Domain -> test scores by downstream label noise; empty without such cells."""
     asked = levels(readout)
-    return NOTHING.join(_table(readout, domain, asked) for domain in domains(readout))
+    found = {domain: _table(readout, domain, asked) for domain in domains(readout)}
+    return {domain: table for domain, table in found.items() if table is not None}
 
 
-def _table(readout: Readout, domain: str, asked: tuple[float, ...]) -> Markup:
+def _table(readout: Readout, domain: str, asked: tuple[float, ...]) -> Table | None:
     lines: list[list[Cell | str]] = []
     members: set[tuple[str, ...]] = set()
     for source in sources(readout):
@@ -39,14 +29,15 @@ def _table(readout: Readout, domain: str, asked: tuple[float, ...]) -> Markup:
             cells = [_cell(found, level) for level in asked]
             lines.append([source.title, wording.method(method), *cells])
     if not lines:
-        return NOTHING
+        return None
     over = wording.mean_of(next(iter(members))) if len(members) == 1 else "each over its own tasks"
-    return table(
+    return Table(
         ["Encoder", "Method", *(f"{wording.percent(level)} label noise" for level in asked)],
         lines,
-        caption=f"{wording.domain(domain)}: test accuracy in percent by downstream label noise, "
-        f"the share of the task's training labels that were changed ({over}); below it the "
-        f"change from no label noise in points; no other average has these cells",
+        caption=f"{wording.domain(domain)}: test {wording.score(metrics(readout, domain))} in "
+        f"percent by downstream label noise, the share of the task's training labels that were "
+        f"changed ({over}); below it the change from no label noise in points; no other average "
+        f"has these cells",
         numbers=len(asked),
     )
 

@@ -266,7 +266,7 @@ def _space(readout: Readout) -> str:
             sentences.append(
                 f"From {levels[0]:g} to {wording.percent(levels[-1])} noise, {measure.upper()} of "
                 f"{domain.upper()} test features goes {_ends(found, levels)} ({PREPROCESSING} "
-                f"preprocessing, {wording.mean_of(found.members, 'image set')})."
+                f"preprocessing, {wording.mean_of(found.members, 'data set')})."
                 + _correlation(readout, domain, measure)
             )
     return " ".join(sentences)
@@ -280,18 +280,16 @@ def _ends(found: Average, levels: Sequence[float]) -> str:
 
 
 def _correlation(readout: Readout, domain: str, measure: str) -> str:
-    """Pearson's r between a measure of the feature space and accuracy, over encoders."""
+    """Pearson's r between a measure of the feature space and the scores, over encoders."""
     method = next((m for m in ("lp", *readout.methods()) if m in readout.methods()), None)
     if method is None:
         return ""
-    space, accuracy = (
-        readout.feature_space(measure, domain=domain),
-        readout.scores(domain, method),
-    )
+    space = readout.feature_space(measure, domain=domain)
+    average = readout.scores(domain, method)
     pairs = [
         (value, scores[seed])
         for level in sorted(space.levels)
-        if (scores := accuracy.seed_means(level))
+        if (scores := average.seed_means(level))
         for seed, value in space.seed_means(level).items()
         if seed in scores
     ]
@@ -304,15 +302,15 @@ def _correlation(readout: Readout, domain: str, measure: str) -> str:
     elif found.low is not None and found.high is not None:
         r += f" [{wording.signed(found.low, 2)}, {wording.signed(found.high, 2)}]"
     return (
-        f" {measure.upper()} against {domain.upper()} accuracy ({wording.method(method)}): "
-        f"r = {r} over {wording.count(found.n, 'encoder')}, which differ in noise and are "
-        f"therefore not independent."
+        f" {measure.upper()} against {domain.upper()} {wording.score(readout.metrics(domain))} "
+        f"({wording.method(method)}): r = {r} over {wording.count(found.n, 'encoder')}, "
+        f"which differ in noise and are therefore not independent."
     )
 
 
 _HELD_OUT = {
-    "val_accuracy": "Accuracy on held-out images with clean labels",
-    "val_image_to_text_r1": "The share of held-out images nearest to their own clean caption",
+    "val_accuracy": "Accuracy on held-out samples with clean labels",
+    "val_image_to_text_r1": "The share of held-out samples nearest to their own clean caption",
 }
 
 

@@ -29,6 +29,27 @@ class Cell:
     mark: str = ""  # a class of style.css; "gap": something is missing here
 
 
+@dataclass(frozen=True)
+class Table:
+    """A table that stands on the page and in the texts: its values, before any markup."""
+
+    heads: Sequence[str]
+    rows: Sequence[Sequence[Cell | str]]
+    caption: str
+    numbers: int = 0  # the last columns, which hold numbers
+
+    def html(self) -> Markup:
+        """The table on the page."""
+        return table(self.heads, self.rows, caption=self.caption, numbers=self.numbers)
+
+    def texts(self) -> list[list[str]]:
+        """The rows as plain text: what stands under a value follows it."""
+        return [
+            [one if isinstance(one, str) else " ".join((one.text, *one.under)) for one in row]
+            for row in self.rows
+        ]
+
+
 def table(
     heads: Sequence[str], rows: Sequence[Sequence[Cell | str]], *, caption: str, numbers: int = 0
 ) -> Markup:

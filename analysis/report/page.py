@@ -11,15 +11,15 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from analysis import wording
 from analysis.claims.claims import verdicts
 from analysis.claims.verdicts import Verdict
 from analysis.figures.draw import Drawing
 from analysis.readout import Readout
 from analysis.report import downstream_noise, pretrained, svg, tables
 from analysis.report import verdicts as verdict_text
-from analysis.report.findings import certainty, findings
-from analysis.report.html import NOTHING, read, render
+from analysis.report.facts import assurance, facts
+from analysis.report.findings import findings
+from analysis.report.html import NOTHING, Table, read, render
 
 
 @dataclass(frozen=True)
@@ -44,21 +44,15 @@ def html_page(
     found = verdicts(readout) if found is None else found
     question = readout.question
     done, asked = readout.finished()
-    sure = certainty(readout)
-    if done < asked:
-        sure += (
-            f" Incomplete: {wording.count(asked - done, 'cell')} of {asked:,} "
-            f"{'is' if asked - done == 1 else 'are'} not finished (listed below)."
-        )
     document = render(
         "page.html",
         style=Markup(read("style.css")),
         script=Markup(read("sort.js")),
         title=question.title or f"Experiment {readout.experiment}",
         experiment=readout.experiment,
-        facts=_facts(readout, done, asked),
+        facts=facts(readout),
         answer=verdict_text.answer(readout, found) if question.levels else "",
-        certainty=sure,
+        certainty=assurance(readout),
         unsure=len(readout.seeds()) < 2 or done < asked,
         overview=verdict_text.overview(found) if question.levels else NOTHING,
         findings=findings(readout),
@@ -68,42 +62,24 @@ def html_page(
     return str(document)
 
 
-def _facts(readout: Readout, done: int, asked: int) -> list[str]:
-    """What was trained, on what, and how much of it is finished."""
-    question = readout.question
-    facts = []
-    if question.levels:
-        facts += [
-            f"{question.objective} pre-training of {question.encoder} (recipe {question.recipe}) "
-            f"on {question.corpus}",
-            f"{question.noise_kind.replace('_', ' ')} noise at {wording.levels(question.levels)}",
-            wording.count(len(question.seeds), "pre-training seed"),
-            f"{done:,} of {wording.count(asked, 'cell')} finished",
-        ]
-        if len(question.fractions) > 1:
-            used = wording.rows_used(readout.fraction)
-            facts.append(f"heads trained on {used} unless stated otherwise")
-        if beside := downstream_noise.finished(readout):
-            facts.append(beside)
-    if question.encoders:
-        facts.append(f"pretrained encoders: {wording.join(question.encoders, many=6)}")
-    return facts
-
-
 def _sections(
     readout: Readout, figures: Sequence[tuple[Drawing, bytes]], found: Sequence[Verdict]
 ) -> list[Section]:
     """Every section in the page's order, empty ones included."""
-    beside = ["test_macro_f1"]
-    if set(readout.metrics().values()) - {"accuracy"}:
-        beside.insert(0, "test_accuracy")
-    f1 = _joined(*(tables.averages(readout, d, m) for m in beside for d in readout.domains()))
+    beside = _joined(
+        *(
+            tables.averages(readout, domain, measure)
+            for measure in ("test_accuracy", "test_macro_f1")
+            for domain in readout.domains()
+            if set(readout.metrics(domain).values()) != {measure.removeprefix("test_")}
+        )
+    )
     encoders = _joined(tables.pretraining(readout), tables.spaces(readout))
     return [
         Section(
             "pretrained",
             "Pretrained encoders",
-            _joined(pretrained.accuracies(readout), pretrained.spaces(readout)),
+            _html(pretrained.scores(readout), pretrained.spaces(readout)),
             "Pretrained encoders",
         ),
         Section("figures", "Figures", _figures(figures), "Figures"),
@@ -116,10 +92,11 @@ def _sections(
         Section(
             "label-noise",
             "Downstream label noise",
-            downstream_noise.accuracies(readout),
+            _html(*downstream_noise.scores(readout).values()),
             "Downstream label noise",
         ),
-        Section("f1", "Macro F1 by noise level", f1),
+        Section("beside", "Other measures by noise level", beside),
+        Section("tasks", "Tasks", _html(tables.tasks(readout)), "Tasks"),
         Section("methods", "Methods head to head", tables.methods(readout), "Head to head"),
         Section(
             "members", "How each average is made", tables.members(readout), "How averages are made"
@@ -127,7 +104,12 @@ def _sections(
         Section("variance", "What varies", tables.variance(readout), "What varies"),
         Section("encoders", "Encoders and their feature space", encoders),
         Section("noise", "Noise: requested and realised", tables.noise(readout), "Noise"),
-        Section("overlap", "Test images that are trained on", tables.overlaps(readout), "Overlap"),
+        Section(
+            "overlap",
+            "Test samples that are trained on",
+            _html(tables.overlaps(readout)),
+            "Overlap",
+        ),
         Section(
             "gaps",
             "What is missing, failed or was skipped",
@@ -154,6 +136,10 @@ def _figures(figures: Sequence[tuple[Drawing, bytes]]) -> Markup:
         for (drawing, _), picture in zip(figures, pictures, strict=True)
     ]
     return render("figures.html", figures=shown)
+
+
+def _html(*parts: Table | None) -> Markup:
+    return _joined(*(part.html() for part in parts if part is not None))
 
 
 def _joined(*parts: Markup) -> Markup:

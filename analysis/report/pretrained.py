@@ -1,6 +1,7 @@
-"""The report's tables of pretrained encoders: accuracy task by task, and their feature spaces.
+"""The report's tables of pretrained encoders: scores task by task, and their feature spaces.
 
-Takes a `Readout`, gives HTML tables; the numbers are `analysis.pretrained`'s.
+Takes a `Readout`, gives tables for the page and for the texts; the numbers are
+`analysis.pretrained`'s.
 """
 
 from __future__ import annotations
@@ -8,18 +9,16 @@ from __future__ import annotations
 from itertools import product
 from typing import Any
 
-from markupsafe import Markup
-
 from analysis import wording
 from analysis.pretrained import main_score, summary
 from analysis.readout import Readout
-from analysis.report.html import NOTHING, Cell, table
+from analysis.report.html import Cell, Table
 
 
-def accuracies(readout: Readout) -> Markup:
+def scores(readout: Readout) -> Table | None:
     """Test scores: one row for each encoder, task and fraction, one column for each method.
 
-    A score is the task's own metric. A row names it where it is not accuracy.
+    A score is the task's own metric. A row names it where it is not accuracy. None without scores.
     """
     means = summary(readout).to_pylist()
     fractions = sorted({r["fraction"] for r in means}, reverse=True)
@@ -40,9 +39,9 @@ def accuracies(readout: Readout) -> Markup:
             cells = [_of_seeds(values.get((encoder, task, fraction, m))) for m in methods]
             lines.append([encoder, title, used, *cells])
     if not lines:
-        return NOTHING
+        return None
     several = max(r["tuning_seeds"] for r in means) > 1
-    return table(
+    return Table(
         ["Encoder", "Task", "Rows used", *map(wording.method, methods)],
         lines,
         caption="Pretrained encoders, not trained here: test accuracy in percent"
@@ -54,8 +53,8 @@ def accuracies(readout: Readout) -> Markup:
     )
 
 
-def spaces(readout: Readout) -> Markup:
-    """SVE, LSVR and effective rank of each pretrained encoder and image set."""
+def spaces(readout: Readout) -> Table | None:
+    """SVE, LSVR and effective rank of each pretrained encoder and data set; None without them."""
     columns = ("sve", "lsvr", "effective_rank")
     lines: list[list[Cell | str]] = [
         [
@@ -69,9 +68,9 @@ def spaces(readout: Readout) -> Markup:
         if row["part"] == "test"
     ]
     if not lines:
-        return NOTHING
-    return table(
-        ["Encoder", "Images", "Preprocessing", "Type", "SVE", "LSVR", "Effective rank"],
+        return None
+    return Table(
+        ["Encoder", "Data set", "Preprocessing", "Type", "SVE", "LSVR", "Effective rank"],
         lines,
         caption="Feature space of the pretrained encoders on the test parts; type: that of the "
         "numbers that were measured",

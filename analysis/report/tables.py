@@ -17,8 +17,8 @@ from analysis import wording
 from analysis.averages import Average
 from analysis.readout import Readout
 from analysis.report.findings import head_to_heads, replicates
-from analysis.report.html import NOTHING, Cell, table
-from analysis.schemas import CLEAN, OWN, PREPROCESSINGS, VALIDATION
+from analysis.report.html import NOTHING, Cell, Table, table
+from analysis.schemas import CLEAN, DOMAINS, OWN, PREPROCESSINGS, VALIDATION
 from analysis.statistics import LEAST_SEEDS, Interval
 from analysis.variance import components
 
@@ -100,7 +100,8 @@ def methods(readout: Readout) -> Markup:
         heads,
         rows,
         caption="Wins, ties and losses count noise levels; points is the mean difference in "
-        "accuracy over all levels, paired by level, seed and task; unpaired scores are left out",
+        f"{wording.score(readout.metrics())} over all levels, paired by level, seed and task; "
+        "unpaired scores are left out",
         numbers=5,
     )
 
@@ -147,9 +148,9 @@ def spaces(readout: Readout) -> Markup:
     if not rows:
         return NOTHING
     return table(
-        ["Measure", "Images", "Preprocessing", *map(wording.percent, readout.levels)],
+        ["Measure", "Data sets", "Preprocessing", *map(wording.percent, readout.levels)],
         rows,
-        caption="Feature space of the test parts by noise level: mean over image sets, then seeds; "
+        caption="Feature space of the test parts by noise level: mean over data sets, then seeds; "
         f"below it the change from clean{_dtypes(readout)}",
         numbers=len(readout.levels),
     )
@@ -269,6 +270,27 @@ def _spread(value: float | None) -> Cell:
     return Cell("–") if value is None else Cell(f"{value:.2f}", key=value)
 
 
+def tasks(readout: Readout) -> Table | None:
+    """Each task with its title and the metric that it is judged by; None without tasks."""
+    question, metrics = readout.question, readout.metrics()
+    for row in (*readout.pretrained_cells.to_pylist(), *readout.label_noise_cells.to_pylist()):
+        metrics.setdefault(row["task"], row["metric"] or "accuracy")
+    rows: list[list[Cell | str]] = [
+        [
+            task,
+            question.titles.get(task, task),
+            domain.upper(),
+            wording.metric_with_unit(metrics[task]) if task in metrics else "nothing finished yet",
+        ]
+        for domain in DOMAINS
+        for task in question.tasks(domain)
+    ]
+    if not rows:
+        return None
+    heads = ["Task", "Title", "Domain", "Its own metric"]
+    return Table(heads, rows, "The tasks; every average and claim is of their own metrics")
+
+
 def matrix(readout: Readout) -> Markup:
     """How many of the requested cells are finished, by task and noise level."""
     question = readout.question
@@ -293,8 +315,8 @@ def matrix(readout: Readout) -> Markup:
     )
 
 
-def overlaps(readout: Readout) -> Markup:
-    """How many of each task's test images are trained on."""
+def overlaps(readout: Readout) -> Table | None:
+    """How many of each task's test samples are trained on; None where nothing is compared."""
     counted = ("test_images", "overlap", "pretraining", "training", "exact", "near", "undecodable")
     rows: list[list[Cell | str]] = [
         [
@@ -305,11 +327,11 @@ def overlaps(readout: Readout) -> Markup:
         for row in readout.overlaps.to_pylist()
     ]
     if not rows:
-        return NOTHING
-    heads = ["Task", "Pre-trained on", "Test images", "Trained on", "In pre-training"]
+        return None
+    heads = ["Task", "Pre-trained on", "Test samples", "Trained on", "In pre-training"]
     heads += ["In the task's training rows", "Exact copies", "Changed copies", "Not decodable"]
-    caption = "Test images with a copy among the images that are trained on"
-    return table(heads, rows, caption=caption)
+    caption = "Test samples with a copy among the samples that are trained on"
+    return Table(heads, rows, caption)
 
 
 def problems(readout: Readout) -> Markup:
@@ -330,6 +352,7 @@ def problems(readout: Readout) -> Markup:
 
 def cells(readout: Readout) -> Markup:
     """Every finished cell, up to MOST_CELLS of them."""
+    own = set(readout.metrics().values()) - {"accuracy"}
     rows: list[list[Cell | str]] = []
     for row in readout.sorted_cells()[:MOST_CELLS]:
         rows.append(
@@ -341,10 +364,10 @@ def cells(readout: Readout) -> Markup:
                 _count(row["pretrain_seed"]),
                 _count(row["tuning_seed"]),
                 _level(row["fraction"]),
+                *([_own_metric(row)] if own else []),
                 _number(row["test_accuracy"], 2),
                 _number(row["test_macro_f1"], 2),
-                _own_metric(row),
-                _number(row["validation_accuracy"], 2),
+                _number(_validation(row), 2),
                 _tried(row["configurations"], row["configurations_failed"]),
                 Cell(_short(row["lr"]), key=row["lr"]),
                 f"{_short(row['mse'])} / {_short(row['cov'])} / {_short(row['svd'])}",
@@ -354,13 +377,14 @@ def cells(readout: Readout) -> Markup:
         return NOTHING
     total = readout.cells.num_rows
     shown = f"; the first {MOST_CELLS:,} are shown" if total > MOST_CELLS else ""
-    heads = ["Task", "Domain", "Method", "Noise", "Seed", "Tuning seed", "Rows used", "Accuracy"]
-    heads += ["Macro F1", "Own metric", "Validation", "Tried", "lr", "mse / cov / svd"]
+    heads = ["Task", "Domain", "Method", "Noise", "Seed", "Tuning seed", "Rows used"]
+    heads += ["Own metric"] if own else []
+    heads += ["Accuracy", "Macro F1", "Validation", "Tried", "lr", "mse / cov / svd"]
     caption = (
         f"{total:,} finished cells{shown}; accuracies and F1 in percent, correlations times 100; "
-        f"validation is accuracy; all in table.csv"
+        f"validation is by {'the own metric' if own else 'accuracy'}; all in table.csv"
     )
-    return table(heads, rows, caption=caption, numbers=11)
+    return table(heads, rows, caption=caption, numbers=len(heads) - 3)
 
 
 def provenance(readout: Readout) -> Markup:
@@ -403,11 +427,17 @@ def _tried(count: int | None, failed: int | None) -> Cell:
 
 
 def _own_metric(row: Mapping[str, Any]) -> Cell:
-    """The task's own metric and its name; a dash where it is accuracy, which has its own column."""
-    if row["metric"] in (None, "accuracy") or row["test_metric"] is None:
-        return Cell("–")
+    """The task's own metric and its name."""
     value = row["test_metric"]
+    if value is None:
+        return Cell("–")
     return Cell(wording.number(value, 2), (wording.metric(row["metric"]),), value)
+
+
+def _validation(row: Mapping[str, Any]) -> float | None:
+    """The validation score that the cell was selected by; accuracy where no other is recorded."""
+    own: float | None = row["validation_metric"]
+    return row["validation_accuracy"] if own is None else own
 
 
 def _number(value: float | None, digits: int) -> Cell:

@@ -10,13 +10,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from analysis import downstream_noise, wording
+from analysis import wording
 from analysis.averages import Average
 from analysis.claims.verdicts import Verdict
 from analysis.figures.ablation import families
 from analysis.readout import Readout
+from analysis.report import downstream_noise, pretrained, tables
 from analysis.report import verdicts as verdict_text
-from analysis.report.findings import certainty, findings
+from analysis.report.facts import assurance, facts
+from analysis.report.findings import findings
+from analysis.report.html import Table
+from analysis.report.verdicts import escape
 from analysis.schemas import OWN, REGULARISERS
 from analysis.statistics import Interval
 
@@ -44,44 +48,56 @@ _SPECIAL = {
 
 def markdown(readout: Readout, found: Sequence[Verdict], drawn: Sequence[tuple[str, str]]) -> str:
     """The report in Markdown; `drawn` holds the names and titles of the figures."""
-    done, asked = readout.finished()
-    lines = [verdict_text.markdown(readout, found, certainty(readout))]
-    lines += ["## In words", ""]
-    lines += [f"- **{one.heading}**: {one.text}" for one in findings(readout)]
-    lines += ["", f"{done:,} of {wording.count(asked, 'cell')} finished.", ""]
+    lines = [short(readout, found)]
+    if in_words := findings(readout):
+        lines += ["## In words", ""]
+        lines += [f"- **{one.heading}**: {one.text}" for one in in_words]
+        lines.append("")
+    lines += [f"{escape('; '.join(facts(readout)))}.", ""]
     for domain in readout.domains():
         own = readout.metrics(domain)
-        measures = [(OWN, wording.score(own)), ("test_macro_f1", "macro F1")]
-        if set(own.values()) != {"accuracy"}:
-            measures.insert(1, ("test_accuracy", "accuracy"))
-        for measure, title in measures:
+        beside = {"test_accuracy": "accuracy", "test_macro_f1": "macro F1"}
+        only = {f"test_{name}" for name in own.values()} if len(set(own.values())) == 1 else set()
+        measures = {OWN: wording.score(own)}
+        measures |= {name: title for name, title in beside.items() if name not in only}
+        for measure, title in measures.items():
             lines += [f"## {wording.domain(domain)}: test {title} (%)", ""]
             lines += [*_averages(readout, domain, measure), ""]
-    for domain in downstream_noise.domains(readout):
-        lines += [f"## {wording.domain(domain)}: test accuracy (%) by downstream label noise", ""]
-        lines += [*_label_noise(readout, domain), ""]
-    lines += [*_missing(readout)]
+    lines += _section("Feature space of the pretrained encoders", pretrained.spaces(readout))
+    lines += _section("Downstream label noise", *downstream_noise.scores(readout).values())
+    lines += _section("Tasks", tables.tasks(readout))
+    lines += _section("Test samples that are trained on", tables.overlaps(readout))
+    lines += _missing(readout)
     if drawn:
         lines += ["## Figures", ""]
         lines += [f"![{title}](figures/{name}.png)" for name, title in drawn]
         lines.append("")
     lines += [
-        "Every number is in the CSV files beside this one: claims, summary, table (cells).",
+        "Every number is in the CSV files beside this one: claims, summary, table (cells), "
+        "encoders (cells of pretrained encoders).",
         "",
     ]
     return "\n".join(lines)
 
 
-def _label_noise(readout: Readout, domain: str) -> list[str]:
-    asked = downstream_noise.levels(readout)
-    heads = ["Encoder", "Method", *(f"{wording.percent(level)} label noise" for level in asked)]
-    lines = [f"| {' | '.join(heads)} |", f"|---|---|{'---:|' * len(asked)}"]
-    for source in downstream_noise.sources(readout):
-        for method, found in downstream_noise.averages(readout, source, domain):
-            cells = [_value(found.interval(level)) for level in asked]
-            name = wording.method(method).replace("|", "/")
-            lines.append(f"| {source.title} | {name} | {' | '.join(cells)} |")
-    return lines
+def short(readout: Readout, found: Sequence[Verdict]) -> str:
+    """The verdicts, and what pretrained encoders reach: MLflow's description of the sweep."""
+    verdicts = verdict_text.markdown(readout, found, assurance(readout))
+    return "\n".join([verdicts, *_section("Pretrained encoders", pretrained.scores(readout))])
+
+
+def _section(title: str, *tables: Table | None) -> list[str]:
+    """The lines of a titled part with its tables; none without a table."""
+    found = [line for table in tables if table is not None for line in _table(table)]
+    return [f"## {title}", "", *found] if found else []
+
+
+def _table(table: Table) -> list[str]:
+    first = len(table.heads) - table.numbers
+    lines = [table.heads, *table.texts()]
+    rows = [f"| {' | '.join(map(escape, line))} |" for line in lines]
+    rule = f"|{'---|' * first}{'---:|' * table.numbers}"
+    return [f"{escape(table.caption)}.", "", rows[0], rule, *rows[1:], ""]
 
 
 def _missing(readout: Readout) -> list[str]:
@@ -124,14 +140,30 @@ def _value(of: Interval | None) -> str:
 def latex(readout: Readout, found: Sequence[Verdict]) -> dict[str, str]:
     """File name -> table, for the tables that the readout has numbers for."""
     made = {
-        **{f"accuracy-{domain}.tex": _accuracy(readout, domain) for domain in readout.domains()},
+        **{f"scores-{domain}.tex": _scores(readout, domain) for domain in readout.domains()},
         "ablation.tex": _ablation(readout),
-        "claims.tex": _claims(found),
+        "claims.tex": _claims(found) if readout.question.levels else "",
+        "encoders.tex": _latex(pretrained.scores(readout), "encoders"),
+        "encoders-space.tex": _latex(pretrained.spaces(readout), "encoders-space"),
+        **{
+            f"label-noise-{domain}.tex": _latex(table, f"label-noise-{domain}")
+            for domain, table in downstream_noise.scores(readout).items()
+        },
+        "tasks.tex": _latex(tables.tasks(readout), "tasks"),
+        "overlap.tex": _latex(tables.overlaps(readout), "overlap"),
     }
     return {f"tables/{name}": text for name, text in made.items() if text}
 
 
-def _accuracy(readout: Readout, domain: str) -> str:
+def _latex(table: Table | None, label: str) -> str:
+    """A table of the page; empty without one."""
+    if table is None:
+        return ""
+    columns = "l" * (len(table.heads) - table.numbers) + "r" * table.numbers
+    return _tabular(table.heads, table.texts(), f"{table.caption}.", label, columns)
+
+
+def _scores(readout: Readout, domain: str) -> str:
     """Methods by noise level: mean over tasks and seeds, half its interval; the best in bold."""
     averages = {m: readout.scores(domain, m) for m in readout.methods()}
     averages = {m: found for m, found in averages.items() if found.levels}
@@ -149,9 +181,10 @@ def _accuracy(readout: Readout, domain: str) -> str:
     return _tabular(
         ["Method", *(f"{wording.percent(level)}" for level in readout.levels)],
         rows,
-        f"{wording.domain(domain)}: test accuracy (%) by pre-training noise, {members}; {seeds}"
+        f"{wording.domain(domain)}: test {wording.score(readout.metrics(domain))} (%) by "
+        f"pre-training noise, {members}; {seeds}"
         + ("; ± half the 95 % t interval." if len(readout.seeds()) > 1 else "; no intervals."),
-        f"accuracy-{domain}",
+        f"scores-{domain}",
     )
 
 
@@ -172,7 +205,7 @@ def _mean(of: Interval | None, best: float) -> str:
 
 
 def _ablation(readout: Readout) -> str:
-    """The regularisers of each method and its ID accuracy by noise level, as in Table 16."""
+    """The regularisers of each method and its ID score by noise level, as in Table 16."""
     rows: list[list[str]] = []
     for variant, less in families(readout).items():
         for method in (variant, *less):
@@ -190,7 +223,8 @@ def _ablation(readout: Readout) -> str:
         *(term.upper() for term in REGULARISERS),
         *map(wording.percent, readout.levels),
     ]
-    caption = "NMTune's regularisers: ID test accuracy (%) by pre-training noise."
+    score = wording.score(readout.metrics("id"))
+    caption = f"NMTune's regularisers: ID test {score} (%) by pre-training noise."
     return _tabular(heads, rows, caption, "ablation")
 
 

@@ -106,7 +106,7 @@ def rule(found: Sequence[Verdict]) -> str:
     return (
         f"A verdict rests on paired t tests over pre-training seeds, Holm-corrected over {over} "
         f"claims at {ALPHA:g}, and, where all predictions are kept, also on an interval over seeds "
-        f"and test samples. An effect below {NEGLIGIBLE['points']:g} points of accuracy counts as "
+        f"and test samples. An effect below {NEGLIGIBLE['points']:g} points of score counts as "
         f"none. Fewer than {LEAST_SEEDS} seeds never give a verdict."
     )
 
@@ -252,9 +252,15 @@ def _needed_columns(one: Measured) -> dict[str, int | None]:
 
 
 def markdown(readout: Readout, found: Sequence[Verdict], certainty: str) -> str:
-    """The verdicts as a short Markdown page, which MLflow shows as the description of the sweep."""
+    """The verdicts as a short Markdown page, which MLflow shows as the description of the sweep.
+
+    Where nothing was pre-trained there is none: the page has its title and `certainty` alone.
+    """
     title = readout.question.title or f"Experiment {readout.experiment}"
-    lines = [f"# {_escape(title)}", "", _escape(certainty), "", _escape(answer(readout, found)), ""]
+    lines = [f"# {escape(title)}", "", escape(certainty), ""]
+    if not readout.question.levels:
+        return "\n".join(lines)
+    lines += [escape(answer(readout, found)), ""]
     scope = next((f" {one.scope}" for one in found if one.scope), "")
     titles: list[tuple[Decision, str]] = [(each, each.capitalize()) for each in DECISIONS]
     for decision, heading in (*titles, ("exploratory", EXPLORATORY)):
@@ -262,16 +268,16 @@ def markdown(readout: Readout, found: Sequence[Verdict], certainty: str) -> str:
         if chosen:
             lines += [f"**{heading}{scope if decision in DECISIONS else ''}**", ""]
             lines += [
-                f"- {_escape(one.claim.sentence)}: {_escape(numbers(_main(one)))}" for one in chosen
+                f"- {escape(one.claim.sentence)}: {escape(numbers(_main(one)))}" for one in chosen
             ]
             lines.append("")
     missing = [one.claim.sentence for one in found if not one.comparisons]
     if missing:
-        lines += [f"Not measured here: {_escape('; '.join(missing))}.", ""]
-    lines += [_escape(rule(found)), "", f"Claims: {_escape(CITATION)}.", ""]
+        lines += [f"Not measured here: {escape('; '.join(missing))}.", ""]
+    lines += [escape(rule(found)), "", f"Claims: {escape(CITATION)}.", ""]
     return "\n".join(lines)
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
     """Text in which Markdown sees no html."""
     return "".join(f"\\{letter}" if letter in "\\`*_[]<>#|" else letter for letter in text)

@@ -21,7 +21,6 @@ from analysis.figures.style import save
 from analysis.readout import Readout
 from analysis.report import text
 from analysis.report import verdicts as verdict_text
-from analysis.report.findings import certainty
 from analysis.report.page import html_page
 from analysis.schemas import (
     CELLS_SCHEMA,
@@ -54,7 +53,7 @@ def write(readout: Readout, folder: Path) -> list[Path]:
     files = {
         "report.html": html_page(readout, figures, found),
         "report.md": text.markdown(readout, found, drawn),
-        "verdicts.md": verdict_text.markdown(readout, found, certainty(readout)),
+        "verdicts.md": text.short(readout, found),
         "claims.csv": _csv(verdict_text.COLUMNS, list(verdict_text.rows(found))),
         "table.csv": cells_csv(readout),
         "summary.csv": summary_csv(readout),

@@ -261,8 +261,8 @@ def _assign_parts(
     unknown = [str(word) for word in words if word not in _PART_NUMBERS]
     if unknown:
         raise StageError(
-            f"{step.file}: the split of {len(unknown)} rows is {unknown[0]!r}; it must be train, "
-            f"validation or test"
+            f"{step.file}: the split of {len(unknown)} rows is {unknown[0]!r}; it must be "
+            f"{', '.join(list(_PART_NUMBERS)[:-1])} or test"
         )
     part_of = np.array([_PART_NUMBERS[word] for word in words], np.int64)
     if "validation" in step.parts and not (part_of == 1).any():

@@ -42,8 +42,7 @@ def sources(task: Task) -> dict[str, AnyReader]:
 def faults(task: Task) -> Iterator[str]:
     """What is missing or inconsistent in a task's file."""
     facts = task.facts
-    if facts is None:
-        yield "facts are missing: give homepage, get, sizes and classes"
+    if facts is None:  # a user's own file: `found` says what its data has
         return
     if task.corpus is not None:
         for name in sorted(set(sources(task)) ^ set(facts.sizes)):
@@ -66,6 +65,19 @@ def class_names(task: Task) -> tuple[str, ...]:
     if task.classes is not None:
         return tuple(task.classes)
     return task.facts.class_names if task.facts else ()
+
+
+def _names(task: Task) -> tuple[str, ...]:
+    """The same; where the file names none and has no facts, those of its data, if it is here."""
+    named = class_names(task)
+    if named or task.facts is not None or task.corpus is None or absent(task):
+        return named
+    from jobs.corpus.readers import reader_of
+
+    try:
+        return tuple(reader_of(task.corpus.reader).classes().names)
+    except StageError:
+        return ()  # `data_faults` says why
 
 
 def _members(task: Task) -> Iterator[tuple[str, int | str]]:
@@ -92,10 +104,11 @@ def link_faults(task: Task, tasks: Mapping[str, Task]) -> Iterator[str]:
         return  # there are no classes to map
     if task.corpus == source.corpus and task.classes == source.classes and task.answers is None:
         return  # the same images, perhaps shifted, have the same classes
-    own, outputs = class_names(task), class_names(source)
+    own, outputs = _names(task), _names(source)
     if not own or not outputs:
-        nameless = task.name if not own else source.name
-        yield f"the file of {nameless} does not name its classes: give facts.class_names"
+        nameless = task if not own else source
+        if nameless.facts is not None or not absent(nameless):
+            yield f"the file of {nameless.name} does not name its classes: give facts.class_names"
         return
     if task.answers is not None and set(task.answers) != set(own):
         yield f"answers are for other classes than {', '.join(own[:3])}, ..."
@@ -128,6 +141,25 @@ def data_faults(task: Task) -> Iterator[str]:
             yield f"{name}: {error}"
         except (KeyError, ValueError, OSError, pa.ArrowException) as error:  # column or file errors
             yield f"{name}: cannot be read ({' '.join(str(error).split())})"
+
+
+def found(task: Task) -> Iterator[str]:
+    """What the data of a task has: rows, classes and first rows of each source, a sentence each.
+
+    For a file without facts, with which the data cannot be compared. A source that cannot be read
+    gives none: `data_faults` says why.
+    """
+    from jobs.corpus.preview import preview
+
+    for name, spec in sources(task).items():
+        assert task.corpus is not None, "only a corpus has sources"
+        try:
+            seen = preview(task.corpus.model_copy(update={"reader": spec}))
+        except StageError:
+            continue
+        rows = _count_rows(spec) if seen.counts is None else sum(seen.counts.values())
+        counted = "" if rows is None else f"{rows:,} rows; "
+        yield f"{name}: {counted}{seen.in_a_line()}"
 
 
 def _source_faults(task: Task, name: str, spec: AnyReader) -> Iterator[str]:

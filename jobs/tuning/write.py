@@ -57,6 +57,7 @@ def record(work: Work, fit: Fit, tested: Tested, selected: Selected) -> Outcome:
             "configurations_failed": cell.configurations_failed,
             "configurations_dropped": sum(d is not None for d in fit.trained.dropped),
             "test_reads": cell.test_reads,
+            "distinct_predictions": len(torch.unique(tested.predicted)),
             "train_other_classes": fit.training.other_classes,
             "train_beyond_fraction": fit.training.beyond_fraction,
             "validation_other_classes": fit.validation.other_classes,
@@ -95,6 +96,7 @@ def record_transfer(work: Work, trained: schema.Cell, tested: Tested) -> Outcome
             "configurations": cell.configurations,
             "configurations_failed": cell.configurations_failed,
             "test_reads": cell.test_reads,
+            "distinct_predictions": len(torch.unique(tested.predicted)),
             "test_other_classes": tested.rows.other_classes,
             **({"test_dropped": tested.rows.dropped} if step_of(work).drop_overlap else {}),
         },
@@ -110,14 +112,14 @@ def _own_metric(step: TuneStep, scores: Judged) -> float:
 
 
 def _metrics(part: Literal["validation", "test"], cell: schema.Cell) -> dict[str, float]:
-    """A part's scores for the outcome: accuracy (and the test's F1), else the task's own metric."""
+    """A part's scores for the outcome: the task's own metric, accuracy, and the test's F1."""
+    own = cell.validation_metric if part == "validation" else cell.test_metric
     scores = {
+        cell.metric: own,
         "accuracy": cell.validation_accuracy if part == "validation" else cell.test_accuracy,
         "macro_f1": None if part == "validation" else cell.test_macro_f1,
     }
-    own = cell.validation_metric if part == "validation" else cell.test_metric
-    found = {name: value for name, value in scores.items() if value is not None}
-    return {f"tune/{part}_{name}": value for name, value in (found or {cell.metric: own}).items()}
+    return {f"tune/{part}_{name}": value for name, value in scores.items() if value is not None}
 
 
 def _id_cell(step: TuneStep, fit: Fit, tested: Tested) -> schema.Cell:

@@ -11,9 +11,10 @@ import click
 
 from orchestrator.cli.options import (
     Chosen,
+    Held,
     choose,
-    experiment_options,
     finished,
+    held_options,
     redo_option,
     task_options,
 )
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from jobs.corpus.verify import Finding
     from jobs.storage.folder import Folder
     from orchestrator.step.step import Step
+    from orchestrator.store.store import Store
 
 CLASSES_SHOWN = 20
 KEYS_SHOWN = 5
@@ -80,13 +82,15 @@ def build(
 
     options = {"corpus.verify": verify, "corpus.shuffle": shuffle}
     overrides += tuple(f"{field}={value}" for field, value in options.items() if value is not None)
-    chosen = choose(file, overrides=overrides, storage=storage, tasks_path=tasks_path, data=data)
+    chosen = choose(
+        file, overrides=overrides, storage=storage, tasks_path=tasks_path, data=data, sources=True
+    )
     plan = chosen.plan.only("corpus")
     results = sweep.build(plan, chosen.store, force=force, redo=plan.named(redo))
     bad = {a: r for a, r in results.items() if not r.state.finished}
     for step in plan.of_kind("corpus"):
         if step.address not in bad:
-            click.echo(f"{step.address}: {_in_a_line(_index(chosen, step))}")
+            click.echo(f"{step.address}: {_in_a_line(_index(chosen.store, step.address))}")
         if results[step.address].state is StepState.REUSED:
             assert isinstance(step.spec, Corpus)
             for finding in compare_source(step.spec, chosen.store.output(step.address)):
@@ -100,33 +104,42 @@ def build(
     "verify",
     epilog="Exit status: 0 nothing has changed, 1 something has, 2 a mistake in the command.",
 )
-@experiment_options
-def verify(chosen: Chosen) -> int:
+@held_options
+def verify(chosen: Chosen | Held) -> int:
     """Check every shard, and whether the source files have changed.
 
-    Shards are checked by their sha256, source files by name and size.
+    Shards are checked by their sha256, source files by name and size. Without FILE: the corpora of
+    the store; only an experiment file says where their sources are.
     """
     from jobs.corpus.shards import INDEX
     from jobs.corpus.spec import Corpus
     from jobs.corpus.verify import compare_source
     from jobs.corpus.verify import verify as findings_in
 
+    specs: dict[str, Corpus | None] = {}  # None: where its source is, is not known here
+    if isinstance(chosen, Held):
+        specs |= dict.fromkeys(chosen.addresses("corpus"))
+    else:
+        for step in finished(chosen, "corpus"):
+            assert isinstance(step.spec, Corpus)
+            specs[step.address] = step.spec
     wrong = 0
-    for step in finished(chosen, "corpus"):
-        assert isinstance(step.spec, Corpus)
-        folder = chosen.store.output(step.address)
-        found = [*findings_in(folder), *compare_source(step.spec, folder)]
+    for address, spec in specs.items():
+        folder = chosen.store.output(address)
+        found = [*findings_in(folder), *(compare_source(spec, folder) if spec else ())]
         if not any(finding.file == INDEX for finding in found):  # else the index says it itself
-            found += _unrecorded(chosen.store.committed(step.address))
+            found += _unrecorded(chosen.store.committed(address))
         for finding in found:
-            click.echo(f"{step.address}: {finding.what} {finding.file}: {finding.detail}")
+            click.echo(f"{address}: {finding.what} {finding.file}: {finding.detail}")
         faults = sum(not finding.harmless for finding in found)
         if any(finding.what in ("missing", "altered") for finding in found):
-            how = f"`nml-orch corpus build` with the same options and --redo {step.address}"
-            click.echo(f"{step.address}: {how} builds it again")
+            how = f"`nml-orch corpus build` with the same options and --redo {address}"
+            click.echo(f"{address}: {how} builds it again")
         wrong += faults
         if not faults:
-            click.echo(f"{step.address}: as built, {_in_a_line(_index(chosen, step))}")
+            beside = "" if spec else "; its source was not looked at: name the experiment FILE"
+            line = _in_a_line(_index(chosen.store, address))
+            click.echo(f"{address}: as built, {line}{beside}")
     return 1 if wrong else 0
 
 
@@ -143,23 +156,22 @@ def _unrecorded(corpus: Committed) -> Iterator[Finding]:
 
 
 @command.command("show")
-@experiment_options
+@held_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def show(chosen: Chosen, as_json: bool) -> None:
+def show(chosen: Chosen | Held, as_json: bool) -> None:
     """Show rows by part, classes, bytes, quarantined rows, some keys.
 
-    Of a corpus that is not built yet: what its reader finds in the source.
+    Of a corpus that is not built yet: what its reader finds in the source. Without FILE: the
+    corpora that the store holds.
     """
-    from orchestrator.plan.assess import assess, refuse_drift
-    from orchestrator.plan.states import StepState
-
-    plan = chosen.plan.only("corpus")
-    assessed = assess(plan, chosen.store)
-    refuse_drift(assessed)
-    done = [a for a, found in assessed.items() if found.state is StepState.DONE]
+    done = chosen.addresses("corpus") if isinstance(chosen, Held) else _built(chosen)
     with _as_built():
         found = {address: _summary(chosen.store.committed(address)) for address in done}
-    sources = {step.address: source for step, source in previews(chosen, done)}
+    sources = (
+        {}
+        if isinstance(chosen, Held)
+        else {step.address: source for step, source in previews(chosen, done)}
+    )
     if as_json:
         click.echo(json.dumps(found | {a: _as_json(s) for a, s in sources.items()}, indent=2))
         return
@@ -167,6 +179,16 @@ def show(chosen: Chosen, as_json: bool) -> None:
         click.echo("\n".join(_lines(address, summary)))
     for address, source in sources.items():
         click.echo("\n".join(source_lines(address, source)))
+
+
+def _built(chosen: Chosen) -> list[str]:
+    """The corpora of an experiment that are built. Raises DriftError for other settings."""
+    from orchestrator.plan.assess import assess, refuse_drift
+    from orchestrator.plan.states import StepState
+
+    assessed = assess(chosen.plan.only("corpus"), chosen.store)
+    refuse_drift(assessed)
+    return [a for a, found in assessed.items() if found.state is StepState.DONE]
 
 
 def previews(
@@ -226,11 +248,11 @@ def source_lines(address: str, source: Preview | str) -> Iterator[str]:
         yield f"  {'row':12}{row}"
 
 
-def _index(chosen: Chosen, step: Step) -> Index:
+def _index(store: Store, address: str) -> Index:
     from jobs.corpus.shards import Index
 
     with _as_built():
-        return Index.read(chosen.store.committed(step.address))
+        return Index.read(store.committed(address))
 
 
 @contextmanager

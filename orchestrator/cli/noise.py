@@ -8,10 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from orchestrator.cli.options import Chosen, experiment_options, finished, redo_option
+from orchestrator.cli.options import (
+    Chosen,
+    Held,
+    finished,
+    held_options,
+    redo_option,
+    source_options,
+)
 
 if TYPE_CHECKING:
     from jobs.noise.audit import Audit
+    from jobs.noise.spec import NoiseStep
+    from orchestrator.store.store import Store
 
 CLASSES_SHOWN = 20
 
@@ -22,13 +31,19 @@ def command() -> None:
 
 
 @command.command("build", epilog="Example: nml-orch noise build my.yaml --noise 0,5,10,20,30")
-@experiment_options
+@source_options
 @click.option("--force", is_flag=True, help="Redo the steps whose settings have changed.")
 @redo_option
 def build(chosen: Chosen, force: bool, redo: tuple[str, ...]) -> int:
-    """Build the corpus and the overlay of every noise level."""
+    """Build the corpus and the overlay of every noise level.
+
+    FILE needs corpus and noise alone. --seeds are those of the replicates, which have a draw each.
+    """
+    from orchestrator.errors import UserError
     from orchestrator.run import sweep
 
+    if chosen.experiment.noise is None:
+        raise UserError("noise is missing; give kind, name and levels, or `nml-orch corpus build`")
     plan = chosen.plan.only("noise")
     results = sweep.build(plan, chosen.store, force=force, redo=plan.named(redo))
     bad = {a: r for a, r in results.items() if not r.state.finished}
@@ -51,35 +66,36 @@ Examples:
   nml-orch noise audit my.yaml --json      JSON, for scripts
 Exit status: 0 no difference, 1 some difference, 2 a mistake in the command or the file.""",
 )
-@experiment_options
+@held_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def audit(chosen: Chosen, as_json: bool) -> int:
+def audit(chosen: Chosen | Held, as_json: bool) -> int:
     """Derive every changed row again, and print the true rates.
+
+    Without FILE: of all noise that the store holds.
 
     Writes for each level audit.json, and transition.png for label noise, under audit/ in the store.
     """
     from jobs.contract import StageError
     from jobs.noise.audit import Auditor
-    from jobs.noise.spec import NoiseStep
     from orchestrator.errors import UserError
+    from orchestrator.step.address import CorpusAddress
 
     audits: dict[str, Audit | str] = {}  # a string: why a level cannot be audited
-    auditors: dict[Any, Auditor] = {}  # of each draw
-    for step in finished(chosen, "noise"):
-        spec, draw = step.spec, step.labels.get("draw")
-        assert isinstance(spec, NoiseStep)
+    auditors: dict[str, Auditor] = {}  # of each draw
+    for address, spec in _levels(chosen).items():
+        draw = address.rpartition("/")[0]
         try:
             if draw not in auditors:
-                corpus = chosen.store.committed(step.inputs["corpus"])
+                corpus = chosen.store.committed(str(CorpusAddress(spec.corpus)))
                 auditors[draw] = Auditor(spec.noise, corpus)
         except (StageError, FileNotFoundError) as error:
             raise UserError(f"the noise cannot be derived again: {error}") from error
         try:
-            output = chosen.store.output(step.address)
-            audits[step.address] = auditors[draw].audit(output, spec.level)
+            output = chosen.store.output(address)
+            audits[address] = auditors[draw].audit(output, spec.level)
         except StageError as error:
-            audits[step.address] = str(error)
-        _keep(chosen, step.address, audits[step.address])
+            audits[address] = str(error)
+        _keep(chosen.store, address, audits[address])
     if as_json:
         click.echo(json.dumps({a: _as_dict(found) for a, found in audits.items()}, indent=2))
     else:
@@ -90,18 +106,50 @@ def audit(chosen: Chosen, as_json: bool) -> int:
     return 0 if all(sound) else 1
 
 
+def _levels(chosen: Chosen | Held) -> dict[str, NoiseStep]:
+    """The finished levels, by address: those of the experiment, or all that the store holds.
+
+    Raises UserError for a level of the store whose noise an experiment file alone describes.
+    """
+    from pydantic import ValidationError
+
+    from jobs.noise.spec import NoiseStep
+    from orchestrator.errors import UserError
+    from orchestrator.step.address import NoiseAddress, parse_as
+
+    found: dict[str, NoiseStep] = {}
+    if isinstance(chosen, Held):
+        for address in chosen.addresses("noise"):
+            manifest, known = chosen.store.manifest(address), parse_as(NoiseAddress, address)
+            spec = manifest.fields.get("spec", {}) if manifest else {}
+            named = {"name": known.noise, "levels": [known.level]}  # these bear no identity
+            try:
+                noise = {**spec.get("noise", {}), **named}
+                found[address] = NoiseStep.model_validate({**spec, "noise": noise})
+            except ValidationError as error:
+                raise UserError(
+                    f"{address} records not all that its noise was made from (its file, say); name "
+                    f"its experiment FILE"
+                ) from error
+    else:
+        for step in finished(chosen, "noise"):
+            assert isinstance(step.spec, NoiseStep)
+            found[step.address] = step.spec
+    return found
+
+
 def _as_dict(found: Audit | str) -> dict[str, Any]:
     if isinstance(found, str):
         return {"sound": False, "faults": {"damaged": 1}, "first_fault": found}
     return found.as_dict()
 
 
-def _keep(chosen: Chosen, address: str, found: Audit | str) -> None:
+def _keep(store: Store, address: str, found: Audit | str) -> None:
     from analysis.figures import noise
     from analysis.figures.style import save
     from orchestrator.step.address import AuditAddress, NoiseAddress, parse_as
 
-    folder = chosen.store.root / str(AuditAddress(parse_as(NoiseAddress, address)))
+    folder = store.root / str(AuditAddress(parse_as(NoiseAddress, address)))
     folder.write_json("audit.json", _as_dict(found))
     if isinstance(found, str):
         folder.delete("transition.png")  # an earlier audit's
@@ -121,8 +169,11 @@ def _lines(audits: dict[str, Audit | str]) -> Iterator[str]:
     """One row for each level and draw, then one for each class if they are few, then the
     differences.
     """
-    found = [one for one in audits.values() if not isinstance(one, str)]
-    if found:
+    noises: dict[tuple[str, str], list[Audit]] = {}  # a store may hold several
+    for one in audits.values():
+        if not isinstance(one, str):
+            noises.setdefault((one.overlay.kind, one.overlay.corpus), []).append(one)
+    for found in noises.values():
         yield from _table(found)
         for draw in dict.fromkeys(one.overlay.seed for one in found):
             yield from _classes([one for one in found if one.overlay.seed == draw])

@@ -43,11 +43,37 @@ def task_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return folders(data(function))
 
 
-def experiment_options(function: Callable[..., Any], *, last: bool = False) -> Callable[..., Any]:
+@dataclass(frozen=True)
+class Held:
+    """A store, where the command line named no experiment: what it holds is meant."""
+
+    store: Store
+
+    def addresses(self, kind: str) -> list[str]:
+        """The finished steps of a kind. Raises UserError when there is none."""
+        from orchestrator.errors import UserError
+
+        found = self.store.held(kind)
+        if not found:
+            raise UserError(
+                f"{self.store.root.uri} has no {kind} step; run `nml-orch {kind} build` first, or "
+                f"name an experiment FILE"
+            )
+        return found
+
+
+def experiment_options(
+    function: Callable[..., Any],
+    *,
+    last: bool = False,
+    sources: bool = False,
+    held: bool = False,
+) -> Callable[..., Any]:
     """Add FILE and the options that change it. The command gets a `Chosen` as its first argument.
 
     Without FILE the experiment is the demo. With `last` it is the last sweep started on the store,
-    and the demo only if there was none.
+    and the demo only if there was none. With `held`, without FILE and options, the command gets a
+    `Held`. With `sources`, a file with a corpus, or corpus and noise, is enough.
     """
 
     @click.argument("file", required=False, metavar="[FILE]")
@@ -88,7 +114,9 @@ def experiment_options(function: Callable[..., Any], *, last: bool = False) -> C
         **rest: Any,
     ) -> Any:
         given = file, noise, seeds, overrides, storage, tasks_path, data, features, task
-        return function(choose(*given, last=last), **rest)
+        if held and not any((*given[:4], *given[5:])):
+            return function(Held(_store(storage)), **rest)
+        return function(choose(*given, last=last, sources=sources), **rest)
 
     return wrapped
 
@@ -105,6 +133,20 @@ redo_option = click.option(
 last_experiment_options = partial(experiment_options, last=True)
 """For the commands that read the results of a sweep."""
 
+source_options = partial(experiment_options, sources=True)
+"""For the commands that make corpora and noise."""
+
+held_options = partial(experiment_options, sources=True, held=True)
+"""For the commands that show or check them."""
+
+
+def _store(storage: str | None) -> Store:
+    from jobs.storage.folder import Folder
+    from orchestrator import STORAGE
+    from orchestrator.store.store import Store
+
+    return Store(Folder.of(STORAGE if storage is None else storage))
+
 
 def choose(
     file: str | None,
@@ -118,16 +160,19 @@ def choose(
     task: str | None = None,
     *,
     last: bool = False,
+    sources: bool = False,
 ) -> Chosen:
     """Read, validate and plan an experiment. Raises UserError for any mistake in it.
 
-    The parameters are those that `experiment_options` adds to a command.
+    The parameters are those that `experiment_options` adds to a command. With `sources`, `seeds`
+    are those of the draws of noise where the file has no pre-training.
     """
     from jobs.encoders.known import check_names
     from jobs.storage.folder import Folder
     from orchestrator.errors import UserError
     from orchestrator.experiment import last_sweep
     from orchestrator.experiment import load as experiments
+    from orchestrator.experiment.model import Experiment, Sources
     from orchestrator.plan import build
     from orchestrator.store.store import Store
 
@@ -148,6 +193,7 @@ def choose(
             task_folders=tasks_path,
             features=features,
             task=task,
+            model=Sources if sources else Experiment,
         )
     except UserError as error:
         if text is not None and str(error).startswith(f"{file}:"):
@@ -160,7 +206,8 @@ def choose(
         complaint = check_names(encoder)
         if complaint:
             raise UserError(f"encoders: {encoder.name}: {complaint}")
-    plan = build.build(experiment)
+    draws = (0,) if seeds is None else tuple(experiments.parse_seeds(seeds))
+    plan = build.build(experiment, draws)
     gc.freeze()  # 50,000 steps live until the end; the garbage collector can skip them
     return Chosen(experiment, plan, Store(Folder.of(experiment.storage)))
 

@@ -50,12 +50,12 @@ Examples:
 @click.option(
     "--images-per-second",
     type=ABOVE_0,
-    help="Images that one GPU trains on in a second (else: as measured in the store).",
+    help="Samples that one GPU trains on in a second (else: as measured in the store).",
 )
 @click.option(
     "--features-per-second",
     type=ABOVE_0,
-    help="Images that one GPU encodes in a second (else: as measured, or 3 x the speed above).",
+    help="Samples that one GPU encodes in a second (else: as measured, or 3 x the speed above).",
 )
 @click.option(
     "--cells-per-hour",
@@ -73,6 +73,7 @@ def command(chosen: Chosen, verbose: bool, claims: bool, as_json: bool, **given:
     Runs nothing."""
     from orchestrator.errors import UserError
     from orchestrator.plan import cost
+    from orchestrator.plan.advice import unread_parts
     from orchestrator.plan.assess import PLANNED, assess
     from orchestrator.plan.power import controls_line, power_line, replicates_line
     from orchestrator.plan.states import StepState
@@ -111,7 +112,8 @@ def command(chosen: Chosen, verbose: bool, claims: bool, as_json: bool, **given:
     lines = (replicates_line(experiment), controls_line(experiment), power_line(chosen.plan))
     if known := [line for line in lines if line]:
         click.echo("\n" + "\n".join(known))
-    for line in (*_registered(chosen, assessments), *_sources(chosen, assessments)):
+    told = _registered(chosen, assessments)
+    for line in (*told, *unread_parts(chosen.plan), *_sources(chosen, assessments)):
         click.echo(line)
 
 
@@ -154,10 +156,10 @@ def _sources(chosen: Chosen, assessments: Mapping[str, Assessment]) -> Iterator[
 
     corpus = chosen.experiment.corpus
     if corpus is None or isinstance(corpus.reader, DigitsReader):
-        return  # nothing is pre-trained, or the images are the package's own
+        return  # nothing is pre-trained, or the samples are the package's own
     done = [a for a, found in assessments.items() if found.state is not StepState.MISSING]
     if not is_quick(corpus):
-        yield "\nThe corpus is not built; `nml-orch corpus show` shows what its reader finds"
+        yield "\nThe corpus is not built; `nml-orch corpus show FILE` shows what its reader finds"
         return
     for step, source in previews(chosen, done, tasks=False, count=False):
         yield from ("", *source_lines(step.address, source))

@@ -51,6 +51,8 @@ def command(chosen: Chosen, force: bool, redo: tuple[str, ...]) -> int:
     for line in _failures(ending.results):
         click.echo(line)
     if ending.report:
+        if ending.report.constant:
+            click.echo(f"constant {ending.report.constant}")
         click.echo(f"report   {ending.report.folder.uri}/report.html")
     if ending.tracking:
         hint = "  (browse it: nml-orch ui)" if ending.tracking.startswith("sqlite:") else ""
@@ -62,7 +64,12 @@ def command(chosen: Chosen, force: bool, redo: tuple[str, ...]) -> int:
 
 
 def _summary(summary: pa.Table) -> Iterator[str]:
-    """Averages by noise level, one row for each metric; `+-` is half a 95 % interval over seeds."""
+    """Averages by noise level, one row for each metric; `+-` is half a 95 % interval over seeds.
+
+    A score over tasks with several metrics is followed by what it is.
+    """
+    from orchestrator.results import collect
+
     rows = summary.to_pylist()
     if not rows:
         return
@@ -75,12 +82,13 @@ def _summary(summary: pa.Table) -> Iterator[str]:
         yield f"{metric:{width}}" + "".join(
             f"{values.get((metric, level), ''):>14}" for level in levels
         )
+    yield from collect.scores(summary)
 
 
 def _pretrained(summary: pa.Table) -> Iterator[str]:
-    """Test accuracy of pretrained encoders: rows are tasks and fractions, columns are methods.
+    """Test scores of pretrained encoders: rows are tasks and fractions, columns are methods.
 
-    A row gives the name of the task's metric if it is not accuracy.
+    A score is the task's own metric. A row names it if it is not accuracy.
     """
     from analysis.pretrained import main_score
 

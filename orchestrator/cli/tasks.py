@@ -77,9 +77,11 @@ def check(
 ) -> int:
     """Compare task files with each other and with their data.
 
-    Compares fields, classes, rows and some images.
+    Compares fields, classes, rows and some samples. Of a file without facts: shows what is in its
+    data.
     """
     from jobs.tasks.check import data_faults, faults, link_faults
+    from jobs.tasks.check import found as found_in
     from jobs.tasks.duplicates import duplicate_tests
 
     tasks = _load(tasks_path, data)
@@ -92,16 +94,23 @@ def check(
         complaints += [f"tests the samples of {first}" for first, name in same if name == task.name]
         if state == "at hand":
             complaints += data_faults(task)
-        found[task.name] = {"data": state, "faults": complaints}
+        shown = list(found_in(task)) if task.facts is None and state == "at hand" else []
+        found[task.name] = {
+            "title": task.title,
+            "data": state,
+            "faults": complaints,
+            "found": shown,
+        }
     bad = sum(bool(each["faults"]) for each in found.values())
     if as_json:
         click.echo(json.dumps(found, indent=2))
         return 1 if bad else 0
     width = max(map(len, found)) + 2
     for name, each in found.items():
-        click.echo(f"{'FAIL' if each['faults'] else 'ok':6}{name:{width}}{each['data']}")
-        for fault in each["faults"]:
-            click.echo(f"      {fault}")
+        state = f"{each['data']:16}{each['title']}"
+        click.echo(f"{'FAIL' if each['faults'] else 'ok':6}{name:{width}}{state}")
+        for line in (*each["faults"], *each["found"]):
+            click.echo(f"      {line}")
     return 1 if bad else 0
 
 
@@ -161,7 +170,8 @@ def _list_line(row: Mapping[str, Any], width: int) -> str:
     sizes = " + ".join(f"{rows:,}" for rows in row["sizes"].values()) or "?"
     classes = row["target"] if row["classes"] == 0 else f"{row['classes']} classes"
     line = f"  {row['name']:{width}}{classes:>13}{sizes:>28}  {row['metric']:24}{row['data']}"
-    return f"{line}  (on {row['trained_on']})" if row["trained_on"] else line
+    on = f"  (on {row['trained_on']})" if row["trained_on"] else ""
+    return f"{line}{on}  {row['title']}"
 
 
 def _show_lines(task: Task) -> Iterator[tuple[str, str]]:

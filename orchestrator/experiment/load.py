@@ -66,6 +66,7 @@ def load(
     features: str | None = None,
     task: str | None = None,
     text: str | None = None,
+    model: type[Experiment] = Experiment,
 ) -> Experiment:
     """The experiment of a file or bundled name (none: the demo), with the command line's changes.
 
@@ -74,7 +75,8 @@ def load(
     `overrides` are `path.to.field=value` (value in YAML); `noise` a list of levels in percent,
     `seeds` a list of pre-training seeds, both comma-separated; `task_folders` are added to the
     file's own. With `features`, a Parquet file, the experiment is the adaptation of these features
-    alone, to one ID task. Raises UserError.
+    alone, to one ID task. With `Sources` as the model, the file may have a corpus and noise alone;
+    `seeds` are then kept only where it has pre-training too. Raises UserError.
     """
     label, text = _read(source or DEMO) if text is None else (source or "the experiment", text)
     try:
@@ -99,7 +101,7 @@ def load(
         raise UserError(f"--task {task}: it names the task of --features FILE; give that too")
     if noise is not None:
         _assign(raw, "noise.levels", parse_levels(noise))
-    if seeds is not None:
+    if seeds is not None and (model is Experiment or raw.get("pretrain")):
         _assign(raw, "pretrain.seeds", parse_seeds(seeds))
     for item in overrides:
         path, equals, value = item.partition("=")
@@ -112,12 +114,12 @@ def load(
             raise UserError(f"--set {item}: the value is not valid YAML ({problem})") from error
     if task_folders:
         raw["task_folders"] = [*(raw.get("task_folders") or ()), *task_folders]
-    if (fault := truth_value_fault([Experiment], raw)) is not None:
+    if (fault := truth_value_fault([model], raw)) is not None:
         raise UserError(f"{label}: {fault}")
     try:
-        found = Experiment.model_validate(raw)
+        found = model.model_validate(raw)
     except ValidationError as error:
-        raise UserError(f"{label}: {explain(error, Experiment)}") from error
+        raise UserError(f"{label}: {explain(error, model)}") from error
     if task is not None:
         given_features.check_new(task, found.task_folders)
     return found

@@ -194,3 +194,22 @@ class Experiment(Spec):
         by_name = {task.name: task for task in tasks}
         given_features.check(self.encoders, by_name, pretrains=self.pretrain is not None)
         return tuple(sorted(tasks, key=lambda task: task.domain == "ood"))
+
+
+class Sources(Experiment):
+    """The part of an experiment file that corpora and noise are made from.
+
+    The verbs that make or show these alone read a file as this: tasks, tuning and pre-training may
+    be missing.
+    """
+
+    tasks: tuple[Slug, ...] = ()
+    tuning: Tuning = Tuning.model_validate(
+        {"methods": {"lp": {"head": "linear", "space": {"lr": 0.01}}}}
+    )
+
+    @model_validator(mode="after")
+    def _trains_all_or_nothing(self) -> Sources:
+        if self.corpus is None and (self.noise is not None or not self.tasks):
+            raise ValueError("corpus is missing; say which samples it has and how they are read")
+        return self

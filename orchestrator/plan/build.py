@@ -116,10 +116,13 @@ class _Builder:
         return address
 
 
-def build(experiment: Experiment) -> Plan:
-    """Every step of an experiment. Raises UserError for what cannot be planned."""
+def build(experiment: Experiment, draws: tuple[int, ...] = (0,)) -> Plan:
+    """Every step of an experiment. Raises UserError for what cannot be planned.
+
+    `draws` are the seeds of the draws of noise where nothing is pre-trained on them.
+    """
     with _collector_paused():
-        return _build(experiment)
+        return _build(experiment, draws)
 
 
 @contextmanager
@@ -134,14 +137,14 @@ def _collector_paused() -> Iterator[None]:
             gc.enable()
 
 
-def _build(experiment: Experiment) -> Plan:
+def _build(experiment: Experiment, draws: tuple[int, ...]) -> Plan:
     builder = _Builder()
     tasks = experiment.load_tasks()
     for corpus in (experiment.corpus, *(task.corpus for task in tasks)):
         if corpus is not None:
             builder.add("corpus", CorpusAddress(corpus.name), corpus)
     builder.comparisons = add_comparisons(builder.add, experiment, tasks)
-    _add_trained(builder, experiment, tasks)
+    _add_trained(builder, experiment, tasks, draws)
     for encoder in experiment.encoders:
         _add_pretrained(builder, experiment, tasks, encoder)
     _check_nesting(builder.steps)
@@ -153,16 +156,20 @@ def _build(experiment: Experiment) -> Plan:
     return plan
 
 
-def _add_trained(builder: _Builder, experiment: Experiment, tasks: tuple[Task, ...]) -> None:
+def _add_trained(
+    builder: _Builder, experiment: Experiment, tasks: tuple[Task, ...], draws: tuple[int, ...]
+) -> None:
     """Add the noise levels, the encoders pre-trained on them, and the steps that use those."""
     corpus, pretrain = experiment.corpus, experiment.pretrain
-    if corpus is None or pretrain is None or experiment.noise is None:
+    if corpus is None or experiment.noise is None:
         return
     noise = _digested_noise(experiment.noise)
     source = str(CorpusAddress(corpus.name))
     for level in noise.levels:
-        for seed in pretrain.seeds:
+        for seed in draws if pretrain is None else pretrain.seeds:
             overlay = _add_overlay(builder, corpus.name, noise.drawn(seed), level)
+            if pretrain is None:
+                continue
             run = RunAddress(corpus.name, noise.name, pretrain.recipe.name, level, seed)
             coordinates = {"noise": level, "seed": seed}
             encoder = builder.add(

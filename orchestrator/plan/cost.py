@@ -2,8 +2,8 @@
 
 The unit is the GPU-hour of one pre-training worker. Without a GPU a worker is some CPUs.
 
-    pre-training   images seen / rate      rate: given, or what finished runs of this store recorded
-    features       images encoded / rate   rate: given, measured here, or FORWARD_SHARE of the above
+    pre-training   samples seen / rate     rate: given, or what finished runs of this store recorded
+    features       samples encoded / rate  rate: given, measured here, or FORWARD_SHARE of the above
     tuning         ID cells / rate         rate: given, or measured here (OOD cells train nothing)
 
 Rates of features and tuning come from the times between the ends of the store's steps: the time
@@ -34,7 +34,7 @@ from orchestrator.step.address import CorpusAddress, parse_as
 from orchestrator.step.step import Step
 
 SPEED_METRIC = "pretrain/images_per_s"
-FORWARD_SHARE = 3.0  # images encoded in the time of training on one: backward costs two forward
+FORWARD_SHARE = 3.0  # samples encoded in the time of training on one: backward costs two forward
 PAUSE_SECONDS = 900.0  # a longer gap, from a step's end to the next one's start, is a pause
 
 
@@ -43,7 +43,7 @@ class Given:
     """Rates of one GPU that the user gives where nothing is measured, or instead of it."""
 
     images_per_second: float | None = None  # pre-training
-    features_per_second: float | None = None  # images encoded
+    features_per_second: float | None = None  # samples encoded
     cells_per_hour: float | None = None
     rows: int | None = None  # of the training part, while the corpus is not built
     gpus: int | None = None
@@ -69,11 +69,11 @@ class Cost:
     """The cost of the steps that are left to run."""
 
     pretrain_runs: int
-    samples: int | None  # images that pre-training reads; None while the corpus is not counted
+    samples: int | None  # samples that pre-training reads; None while the corpus is not counted
     optimiser_steps: int | None
     hours: float | None  # GPU-hours of pre-training
     hours_rest_on: str
-    feature_images: int | None  # images to encode, views counted
+    feature_samples: int | None  # samples to encode, views counted
     feature_hours: float | None
     feature_hours_rest_on: str
     cells: int
@@ -95,7 +95,7 @@ class Cost:
 
     def lines(self) -> list[str]:
         """The cost as lines of text."""
-        if not (self.pretrain_runs or self.feature_images != 0 or self.cells):
+        if not (self.pretrain_runs or self.feature_samples != 0 or self.cells):
             return [f"Nothing left to run; {_size(self.bytes_stored)} stored."]
         to_write = (
             "unknown" if self.bytes_to_write is None else f"about {_size(self.bytes_to_write)}"
@@ -105,7 +105,7 @@ class Cost:
             f"To pre-train: {self.pretrain_runs} encoders, {_count(self.samples)} samples, "
             f"{_count(self.optimiser_steps)} optimizer steps{rows}",
             f"  GPU-hours: {_hours(self.hours)} ({self.hours_rest_on})",
-            f"To encode: {_count(self.feature_images)} images",
+            f"To encode: {_count(self.feature_samples)} samples",
             f"  GPU-hours: {_hours(self.feature_hours)} ({self.feature_hours_rest_on})",
             f"To tune: {self.cells:,} cells, {self.configurations:,} configurations",
             f"  GPU-hours: {_hours(self.tuning_hours)} ({self.tuning_hours_rest_on})",
@@ -139,13 +139,13 @@ def estimate(plan: Plan, assessments: Mapping[str, Assessment], given: Given | N
         each = [one.epochs * (rows // one.batch_size) for one in schedules]  # only whole batches
         steps = sum(each)
         samples = sum(own * one.batch_size for own, one in zip(each, schedules, strict=True))
-    images = _images(plan, todo, assessments)
+    encoded = _samples(plan, todo, assessments)
     cells = [step.spec for step in todo if isinstance(step.spec, TuneStep)]
     trained = [cell for cell in cells if cell.task.domain == "id"]
     training, encoding, tuning = _rates(plan, assessments, given)
     hours = {
         "pre-training": training.hours(samples),
-        "features": encoding.hours(images),
+        "features": encoding.hours(encoded),
         "tuning": tuning.hours(len(trained)),
     }
     total = sum(known for known in hours.values() if known is not None)
@@ -156,7 +156,7 @@ def estimate(plan: Plan, assessments: Mapping[str, Assessment], given: Given | N
         optimiser_steps=steps,
         hours=hours["pre-training"],
         hours_rest_on=training.basis,
-        feature_images=images,
+        feature_samples=encoded,
         feature_hours=hours["features"],
         feature_hours_rest_on=encoding.basis,
         cells=len(cells),
@@ -242,8 +242,10 @@ def _sizes(address: str, plan: Plan) -> Mapping[str, int]:
     return {}
 
 
-def _images(plan: Plan, steps: Iterable[Step], assessments: Mapping[str, Assessment]) -> int | None:
-    """Images that these features steps encode, each view counted; None if a corpus is not known."""
+def _samples(
+    plan: Plan, steps: Iterable[Step], assessments: Mapping[str, Assessment]
+) -> int | None:
+    """Samples that these features steps encode, with views; None if a corpus is not known."""
     total, known = 0, dict[tuple[str, str], int | None]()
     for step in steps:
         if not isinstance(step.spec, FeaturesStep):
@@ -265,14 +267,14 @@ def _images(plan: Plan, steps: Iterable[Step], assessments: Mapping[str, Assessm
 def _rates(
     plan: Plan, assessments: Mapping[str, Assessment], given: Given
 ) -> tuple[Rate, Rate, Rate]:
-    """Rates of pre-training and of features in images a second, of tuning in ID cells a second."""
+    """Rates of pre-training and of features in samples a second, of tuning in ID cells a second."""
     done = [s for s in plan.steps.values() if assessments[s.address].state is StepState.DONE]
     training = _training_rate(done, assessments, given.images_per_second)
     timed, spent = _spent(done, assessments)
     if given.features_per_second is not None:
-        encoding = _given_rate(given.features_per_second, "images/s")
-    elif (images := _images(plan, timed, assessments)) and spent.get("features"):
-        encoding = _measured_rate(images / spent["features"], "images/s")
+        encoding = _given_rate(given.features_per_second, "samples/s")
+    elif (encoded := _samples(plan, timed, assessments)) and spent.get("features"):
+        encoding = _measured_rate(encoded / spent["features"], "samples/s")
     elif training.per_second is not None:
         basis = f"assumed: {FORWARD_SHARE:g} times the rate of pre-training"
         encoding = Rate(FORWARD_SHARE * training.per_second, basis)
@@ -294,7 +296,7 @@ def _training_rate(
 ) -> Rate:
     """The rate of one worker: the median over finished runs of rate / workers."""
     if given is not None:
-        return _given_rate(given, "images/s")
+        return _given_rate(given, "samples/s")
     measured = [
         record.metrics[SPEED_METRIC] / step.spec.resources.workers
         for step in done
@@ -303,7 +305,7 @@ def _training_rate(
         and SPEED_METRIC in record.metrics
     ]
     if measured:
-        return _measured_rate(median(measured), "images/s")
+        return _measured_rate(median(measured), "samples/s")
     return Rate(None, "nothing measured yet; give --images-per-second")
 
 

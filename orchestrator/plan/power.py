@@ -5,7 +5,7 @@ from __future__ import annotations
 from analysis import wording
 from analysis.claims.verdicts import ALPHA
 from analysis.schemas import REGULARISERS, SLIGHT
-from analysis.statistics import LEAST_SEEDS, power, seeds_needed
+from analysis.statistics import LEAST_POINTS, LEAST_SEEDS, power, seeds_needed
 from jobs.tuning.search_space import bounds
 from orchestrator.experiment.model import Experiment
 from orchestrator.plan.plan import Plan
@@ -87,7 +87,9 @@ def claims_tested(plan: Plan) -> int:
         count += (
             (changes and slight) + (changes and slight and heavy) if domain == "id" else changes
         )
-        count += changes + (len(levels) >= 3)  # the feature space: it moves, it correlates
+        count += changes + (
+            len(levels) >= LEAST_POINTS
+        )  # the feature space: it moves, it correlates
         count += {"mlp", "lp"} <= methods.keys()
         count += len(controls) * (1 + changes)  # the regularisers help, and narrow the gap
         count += sum(c != "mlp" for c in controls.values()) if "mlp" in methods else 0  # the head

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from analysis import pretrained
 from analysis.readout import Readout
 from analysis.registration import Registration
+from analysis.report import facts
 from analysis.summary import summary as summarised
 from jobs import records
 from jobs.storage.folder import Folder
@@ -40,7 +41,7 @@ from orchestrator.store.manifest import MANIFEST
 from orchestrator.store.store import Store
 from orchestrator.tracking.runs import NOTE, Data, SweepRecord
 
-PROTOCOL = 8  # raised when the report's contents change
+PROTOCOL = 9  # raised when the report's contents change
 SUMMARY = "summary.parquet"
 PRETRAINED = "encoders.parquet"
 
@@ -51,6 +52,7 @@ class _Written:
 
     fingerprint: str
     files: dict[str, str]  # name -> sha256
+    constant: str  # which cells predict the same for every test sample
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ class Report:
     complete: bool  # every step of the plan is finished
     data: tuple[Data, ...]  # the corpora that the steps read
     claims: tuple[Registration, ...] = ()  # the registered ones and their history
+    constant: str = ""  # which cells predict the same for every test sample, in a sentence
 
     def record(self, folder: Path) -> SweepRecord:
         """What MLflow's parent run shows; `folder` is a local folder with the report's files.
@@ -74,7 +77,7 @@ class Report:
         points += [
             (
                 f"encoders/{row['encoder']}/{row['task']}/{row['method']}/"
-                f"{row['metric'] if row['accuracy'] is None else 'accuracy'}/"
+                f"{row['metric'] or 'accuracy'}/"
                 f"fraction_{row['fraction']:g}",
                 0.0,
                 pretrained.main_score(row),
@@ -88,8 +91,20 @@ class Report:
             status="done" if self.complete else "incomplete",
             data=self.data,
             claims=", ".join(self.claims[-1].claims or ())[:NOTE] if self.claims else "",
+            constant=self.constant[:NOTE],
+            score="; ".join(scores(self.summary)),
             features_dtype=next((d for d in self.summary["dtype"].to_pylist() if d), ""),
         )
+
+
+def scores(summary: pa.Table) -> list[str]:
+    """What `score` is in each domain, where tasks have several metrics: "id score (...)"."""
+    found = {
+        f"{row['metric'].split('/')[0]} {row['metrics']}"
+        for row in summary.to_pylist()
+        if row["metrics"]
+    }
+    return sorted(found)
 
 
 def collect(plan: Plan, store: Store) -> Readout:
@@ -142,6 +157,7 @@ def refresh(
                 complete,
                 found.data(),
                 tuple(claims),
+                stored.constant,
             )
     return _write(found, folder, report_fingerprint, problems, complete, rotations, claims)
 
@@ -166,6 +182,7 @@ def _write(
     if not found.records:
         raise UserError(f"nothing to report: {folder.uri} has no finished step; run a sweep first")
     readout = found.readout(problems, rotations, claims)
+    same = facts.constant(readout)
     summary, of_pretrained = summarised(readout), pretrained.summary(readout)
     with tempfile.TemporaryDirectory() as temporary:
         local_folder = Path(temporary)
@@ -186,10 +203,11 @@ def _write(
             "fingerprint": report_fingerprint,
             "kind": "report",
             "files": digests,
+            "constant": same,
             "provenance": {**provenance.environment(), "finished": provenance.now()},
         },
     )
-    of_steps = complete, found.data(), tuple(claims)
+    of_steps = complete, found.data(), tuple(claims), same
     return Report(folder, report_fingerprint, summary, of_pretrained, *of_steps)
 
 

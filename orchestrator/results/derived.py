@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from analysis import rotation as angles
+from analysis.schemas import CONSTANT
 from jobs import records
 from jobs.contract import StageError
 from jobs.corpus.shards import Index, read_part
@@ -114,6 +115,30 @@ def coarse(features: Done, store: Store) -> Iterator[Remark]:
                     f"half of the singular values are below {STEEP:g} times the rounding of "
                     f"{row['dtype']}, so its SVE and LSVR are partly rounding; measure in float32",
                 )
+
+
+def constant(cells: Done, store: Store) -> Iterator[Remark]:
+    """Which cells predict the same for every test sample.
+
+    The cell's record has the count; of a cell that was made before it did, the predictions are
+    read.
+    """
+    counted, others = [], []
+    for step, record in cells:
+        if "distinct_predictions" in record.counts:
+            counted += [step] if record.counts["distinct_predictions"] == 1 else []
+        elif _PREDICTIONS in record.files:
+            others.append(step)
+    with ThreadPoolExecutor(READERS) as pool:
+        same = pool.map(lambda step: _predicts_the_same(step, store), others)
+        found = [*counted, *(step for step, is_same in zip(others, same, strict=True) if is_same)]
+    for step in found:
+        yield _remark(step, CONSTANT, "predicts the same for every test sample")
+
+
+def _predicts_the_same(step: Step, store: Store) -> bool:
+    predicted = store.committed(step.address).read_table(_PREDICTIONS)["predicted"]
+    return len(predicted.unique()) == 1
 
 
 def _remark(step: Step, status: str, reason: str) -> Remark:
@@ -214,7 +239,7 @@ def transition(levels: Done, store: Store, remarks: list[Remark]) -> Iterator[di
 
 
 def rotations(features: Done, store: Store, measure: bool) -> Iterator[dict[str, Any]]:
-    """Compares each noisy encoder's test features with the clean encoder's, by seed and images.
+    """Compares each noisy encoder's test features with the clean encoder's, by seed and data set.
 
     Earlier measurements are read from the store. New ones read two feature files each, and are
     made only if `measure` is true. Features of other samples and constant features give no row.

@@ -67,6 +67,12 @@ class FinishedSteps:
             *derived.coarse(self.done("features"), self.store),
             *derived.coarse(self.done("features", of_pretrained=True), self.store),
         ]
+        cells_with_noise = [
+            (step, self.records[step.address])
+            for step in self.plan.of_kind("tune")
+            if step.address in self.records
+        ]
+        remarks += derived.constant(cells_with_noise, self.store)
         predictions = list(derived.predictions(self.done("tune"), self.store, largest, remarks))
         transition = list(derived.transition(self.done("noise"), self.store, remarks))
         unfinished = [
@@ -124,6 +130,7 @@ class FinishedSteps:
             cells=frozenset(self._planned_cells()),
             noise_draws=_draws(experiment),
             controls=experiment.tuning.controls,
+            titles={task.name: task.title for task in tasks},
         )
 
     def _planned_cells(self) -> Iterator[CellKey]:
@@ -210,9 +217,9 @@ class FinishedSteps:
                 }
 
     def _in_domains(self, rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """Each row of an image set, once for each domain that has a task over these images.
+        """Each row of a data set, once for each domain that has a task over its samples.
 
-        The test images of an ID task can be the OOD test of another task too.
+        The test samples of an ID task can be the OOD test of another task too.
         """
         domains: dict[str, set[str]] = {}
         for task in self.plan.tasks:
@@ -264,7 +271,7 @@ class FinishedSteps:
                     }
 
     def _overlaps(self) -> Iterator[dict[str, Any]]:
-        """The counted overlaps of the compared tasks, and the tasks that have no images."""
+        """The counted overlaps of the compared tasks, and the tasks that have no samples."""
         for step, record in self.done("overlap"):
             counts, sets = record.counts, ("pretraining", "training")
             yield {
@@ -282,7 +289,7 @@ class FinishedSteps:
             }
         for task in self.plan.tasks:
             if task.corpus is None:
-                yield {"task": task.name, "note": "not compared: no images"}
+                yield {"task": task.name, "note": "not compared: given features, no samples"}
 
     def _noise(self) -> Iterator[dict[str, Any]]:
         for step, record in self.done("noise"):

@@ -246,6 +246,13 @@ class Store:
         """How many of these steps are finished, with any settings."""
         return len(self.records(addresses))
 
+    def held(self, kind: str) -> list[str]:
+        """The addresses of the finished steps of a kind, of whatever experiment, sorted."""
+        with self.reading():
+            names = [name for name, _ in (self.root / kind).files()]
+        ending = f"/{MANIFEST}"
+        return [f"{kind}/{name.removesuffix(ending)}" for name in names if name.endswith(ending)]
+
     def records(self, addresses: Collection[str], *, verify: bool = False) -> dict[str, Record]:
         """The short records of the committed steps; `verify` opens every manifest.
 

@@ -248,6 +248,8 @@ class Mirror:
             "nml.status": record.status,
             "nml.step_unit": unit,
             "nml.claims": record.claims or "none registered",
+            "nml.constant_cells": record.constant or "none",
+            "nml.score": record.score or "one metric, which names the score",
             "nml.features_dtype": record.features_dtype or "none",
         }
         if record.note:

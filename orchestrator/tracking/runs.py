@@ -1,10 +1,11 @@
 """The tracking runs that a plan's steps become, as values (`RunView`).
 
 Each step is a run, except cells: 50,000 cells do not make 50,000 runs. The cells of one encoder and
-one method are one run. It has a metric for each task, `<task>/accuracy`. The metric's step is the
-share of the training rows in percent, or in the decimal part of a percent that the tag
-`nml.step_unit` names; its value is the mean over tuning seeds. So the runs of all levels and
-methods can be compared metric by metric. The artifact `cells.csv` has the cells.
+one method are one run. It has a metric for each task, named by the task's own metric
+(`<task>/matthews`), with accuracy and macro F1 beside it. The metric's step is the share of the
+training rows in percent, or in the decimal part of a percent that the tag `nml.step_unit` names;
+its value is the mean over tuning seeds. So the runs of all levels and methods can be compared
+metric by metric. The artifact `cells.csv` has the cells.
 
 Pure: this module knows neither the tracking library (`mlflow.py`) nor when to call it
 (`mirror.py`).
@@ -95,6 +96,8 @@ class SweepRecord:
     data: Sequence[Data] = ()  # the corpora that its steps read
     claims: str = ""  # ids of the registered ones
     features_dtype: str = ""  # of the features that SVE and LSVR are computed from
+    constant: str = ""  # which cells predict the same for every test sample
+    score: str = ""  # the metrics of `<domain>/<method>/score`, where tasks have several
 
     @property
     def note(self) -> str:
@@ -223,7 +226,7 @@ class RunViews:
                 "step_unit": group.unit[0],
             },
             params=_params({n: v for n, v in params.items() if n != "fraction"}),
-            points=list(_accuracies(rows, group.unit[1])),
+            points=list(_scores(rows, group.unit[1])),
             data=list(self._data(group.cells)),
             encoder=_encoder(self._plan, first),
             files={"cells.csv": _csv(rows)},
@@ -307,10 +310,10 @@ def _padded(level: float) -> str:
     return f"{level:g}" if level >= 10 else f"0{level:g}"
 
 
-def _accuracies(rows: pa.Table, scale: int) -> Iterator[Point]:
-    """Mean test accuracy and macro F1 of each task and fraction over tuning seeds.
+def _scores(rows: pa.Table, scale: int) -> Iterator[Point]:
+    """Mean test scores of each task and fraction over tuning seeds.
 
-    A task with another metric has that too, under the metric's name. Cells with
+    Each task has its own metric, under the metric's name, and accuracy and macro F1. Cells with
     downstream label noise are left out; `cells.csv` has them.
     """
     if "label_noise" in rows.column_names:

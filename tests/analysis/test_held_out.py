@@ -37,7 +37,7 @@ def labels(axes: Any) -> list[str]:
     return [line.get_label() for line in axes.lines if not line.get_label().startswith("_")]
 
 
-def test_recall_takes_the_place_of_accuracy(captioned: Readout) -> None:
+def test_recall_takes_the_place_of_scores(captioned: Readout) -> None:
     metrics = summary(captioned).to_pylist()
     for measure in RECALL:
         found = {r["noise"]: r["mean"] for r in metrics if r["metric"] == f"pretrain/{measure}"}
@@ -47,8 +47,8 @@ def test_recall_takes_the_place_of_accuracy(captioned: Readout) -> None:
     assert "Validation R@1, image to text (%)" in page
     assert "Validation accuracy" not in page
     told = " ".join(found.text for found in findings(captioned))
-    assert "held-out images nearest to their own clean caption is 50.0 %" in told
-    assert "Accuracy on held-out images" not in told
+    assert "held-out samples nearest to their own clean caption is 50.0 %" in told
+    assert "Accuracy on held-out samples" not in told
     assert labels(held_out(captioned)) == ["Image to text", "Text to image"]
 
 

@@ -1,5 +1,6 @@
 """Pretrained encoders are shown, and are never mixed into what is averaged over noise levels."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,14 +8,19 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from analysis import pretrained
+from analysis import pretrained, wording
 from analysis.figures import draw
 from analysis.readout import Readout
+from analysis.report import downstream_noise, tables
 from analysis.report import pretrained as pretrained_tables
-from analysis.report import tables
 from analysis.report import write as report
+from analysis.report.html import Table
 from analysis.report.page import html_page
-from analysis.schemas import PRETRAINED_CELLS_SCHEMA, PRETRAINED_SPECTRA_SCHEMA
+from analysis.schemas import (
+    LABEL_NOISE_CELLS_SCHEMA,
+    PRETRAINED_CELLS_SCHEMA,
+    PRETRAINED_SPECTRA_SCHEMA,
+)
 from analysis.summary import summary
 
 
@@ -40,6 +46,10 @@ def with_pretrained(readout: Readout) -> Readout:
     )
 
 
+def html_of(table: Table | None) -> str:
+    return "" if table is None else str(table.html())
+
+
 @pytest.fixture
 def both(make: Any) -> Readout:
     return with_pretrained(make())
@@ -54,14 +64,14 @@ def test_each_has_a_row_for_every_task_and_fraction_of_its_own(both: Readout) ->
     rows = pretrained.summary(both).to_pylist()
     assert {row["task"] for row in rows if row["encoder"] == "api"} == {"digits"}
     assert {row["accuracy"] for row in rows if row["encoder"] == "big"} == {12.5}
-    html = pretrained_tables.accuracies(both)
+    html = html_of(pretrained_tables.scores(both))
     assert html.count("<td>api</td>") == 2
     assert html.index(">100 %<") < html.index(">10 %<")
     tasks = {row["task"] for row in rows if row["encoder"] == "big"}
     assert html.count("<td>big</td>") == 2 * len(tasks) == 12
     assert html.count(">25.0<") == 2 * 4  # fractions, methods
     assert "–" not in html
-    assert "1.25" in pretrained_tables.spaces(both)
+    assert "1.25" in html_of(pretrained_tables.spaces(both))
 
 
 def test_tuning_seeds_have_their_deviation_beneath(make: Any) -> None:
@@ -73,10 +83,10 @@ def test_tuning_seeds_have_their_deviation_beneath(make: Any) -> None:
         both, pretrained_cells=pa.Table.from_pylist(cells, schema=PRETRAINED_CELLS_SCHEMA)
     )
     assert {row["deviation"] for row in pretrained.summary(spread).to_pylist()} == {1.0}
-    assert "± 1.0" in pretrained_tables.accuracies(spread)
+    assert "± 1.0" in html_of(pretrained_tables.scores(spread))
     alone = with_pretrained(make(tuning_seeds=(0,)))
     assert {row["deviation"] for row in pretrained.summary(alone).to_pylist()} == {None}
-    assert "±" not in pretrained_tables.accuracies(alone)
+    assert "±" not in html_of(pretrained_tables.scores(alone))
 
 
 def test_nothing_is_said_of_noise_where_nothing_was_pre_trained(both: Readout) -> None:
@@ -100,10 +110,10 @@ def test_a_correlation_is_never_called_an_accuracy(make: Any, both: Readout) -> 
     told = replace(both, question=question, pretrained_cells=cells)
     (found,) = (r for r in pretrained.summary(told).to_pylist() if r["task"] == "similar")
     assert (found["accuracy"], found["macro_f1"], found["score"]) == (None, None, -3.25)
-    html = pretrained_tables.accuracies(told)
+    html = html_of(pretrained_tables.scores(told))
     assert "similar: Mean of Pearson and Spearman correlation (× 100)" in html
     assert "or the metric that the row names" in html
-    assert "the metric that the row names" not in pretrained_tables.accuracies(both)
+    assert "the metric that the row names" not in html_of(pretrained_tables.scores(both))
     assert summary(told).equals(summary(make()))
 
 
@@ -131,3 +141,45 @@ def test_the_report_has_a_section_for_them_only_where_they_are(
     assert not (tmp_path / "without/encoders.csv").exists()
     lines = (tmp_path / "with/encoders.csv").read_text().splitlines()
     assert len(lines) == 1 + both.pretrained_cells.num_rows
+
+
+def test_the_texts_hold_what_the_page_holds(both: Readout, tmp_path: Path) -> None:
+    """A sweep of pretrained encoders alone: its texts said "0 of 0 cells" and had no result."""
+    question = replace(both.question, levels=(), seeds=(), label_noise=(0.0, 40.0))
+    empty = both.cells.slice(0, 0)
+    noisy = [
+        {**row, "noise_kind": "", "label_noise": 40.0} for row in both.pretrained_cells.to_pylist()
+    ]
+    alone = Readout(
+        "mine",
+        question,
+        empty,
+        pretrained_cells=both.pretrained_cells,
+        pretrained_spectra=both.pretrained_spectra,
+        label_noise_cells=pa.Table.from_pylist(noisy, schema=LABEL_NOISE_CELLS_SCHEMA),
+    )
+    report.write(alone, tmp_path)
+    page = re.sub(r"<[^>]+>", " ", (tmp_path / "report.html").read_text())
+    markdown = (tmp_path / "report.md").read_text().replace("\\", "")
+    latex = {path.name: path.read_text() for path in (tmp_path / "tables").iterdir()}
+    cells = wording.count(both.pretrained_cells.num_rows, "cell")
+    for text in (page, markdown):
+        assert f"pretrained encoders: big and api ({cells} finished)" in text
+        assert "0 of 0" not in text
+        assert "supported" not in text
+    made = [pretrained_tables.scores(alone), pretrained_tables.spaces(alone)]
+    made.append(tables.tasks(alone))
+    made += downstream_noise.scores(alone).values()
+    assert len(made) == 3 + 2  # ID and OOD
+    assert len(latex) == len(made)
+    for table in made:
+        assert table is not None
+        assert table.caption in markdown
+        for row in table.texts():
+            assert f"| {' | '.join(row)} |" in markdown
+    assert "big & digits & 100" in latex["encoders.tex"].replace("\\", "")
+    assert latex["encoders.tex"].count("12.5") == 12 * 4  # tasks and fractions, methods
+    of_label_noise = 2 * 2 * 4  # domains, levels, methods
+    assert page.count(" 12.5 ") == 12 * 4 + of_label_noise
+    assert "1.25" in latex["encoders-space.tex"]
+    assert "12.5" in (tmp_path / "verdicts.md").read_text()

@@ -209,9 +209,11 @@ def test_correlation_is_pearsons_with_fishers_interval() -> None:
     half = 1.959963984540054 / math.sqrt(2)
     assert found.low == pytest.approx(math.tanh(math.atanh(found.r or 0) - half), rel=1e-12)
     assert found.high == pytest.approx(math.tanh(math.atanh(found.r or 0) + half), rel=1e-12)
-    assert pearson([1.0, 2.0, 3.0], [1.0, 5.0, 2.0]).low is None
+    # Two points always correlate perfectly, and three have no interval: four are the least.
+    assert pearson([1.0, 2.0], [1.0, 5.0]) == Correlation(None, None, None, 2)
+    assert pearson([1.0, 2.0, 3.0], [1.0, 5.0, 2.0]) == Correlation(None, None, None, 3)
     assert pearson([1.0, 2.0, 3.0, 4.0], [2.0, 4.0, 6.0, 8.0]) == Correlation(1.0, None, None, 4)
-    assert pearson([1.0, 1.0], [1.0, 2.0]).r is None
+    assert pearson([1.0] * 4, [1.0, 2.0, 3.0, 4.0]).r is None
     assert pearson([], []).n == 0
     with pytest.raises(ValueError, match="as many"):
         pearson([1.0], [1.0, 2.0])

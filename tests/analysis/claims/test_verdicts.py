@@ -205,11 +205,11 @@ def with_predictions(readout: Readout, right: float) -> Readout:
 
 def test_predictions_are_paired_by_sample(make: Make) -> None:
     contrasts = Contrasts(with_predictions(make(seeds=(0, 1)), right=0.1))
-    (found,) = contrasts.of_accuracy("", -1, "id", [Side(1, "lp", 10.0), Side(-1, "lp", 0.0)])
+    (found,) = contrasts.of_scores("", -1, "id", [Side(1, "lp", 10.0), Side(-1, "lp", 0.0)])
     assert len(found.samples) == 3
     total = sum(float(one.mean()) for one in found.samples.values())
     assert total == pytest.approx(-10.0)
-    (nothing,) = Contrasts(make()).of_accuracy("", -1, "id", [Side(1, "lp", 10.0)])
+    (nothing,) = Contrasts(make()).of_scores("", -1, "id", [Side(1, "lp", 10.0)])
     assert nothing.samples == {}
 
 
@@ -244,7 +244,7 @@ def test_claims_csv_has_every_claim_and_comparison(make: Make) -> None:
 def test_latex_is_balanced_and_escaped(make: Make) -> None:
     readout = make(methods=("lp", "mlp", "nmtune-paper", "50%_&{odd}"))
     made = as_text.latex(readout, verdicts(readout))
-    assert set(made) == {f"tables/{n}.tex" for n in ("accuracy-id", "accuracy-ood", "claims")}
+    assert set(made) == {f"tables/{n}.tex" for n in ("scores-id", "scores-ood", "claims", "tasks")}
     for text in made.values():
         assert text.count(r"\begin{") == text.count(r"\end{") == 2
         assert "%" not in text.replace(r"\%", "").replace("% needs", "")
@@ -255,7 +255,7 @@ def test_latex_is_balanced_and_escaped(make: Make) -> None:
         for line in body.splitlines()[1:]:
             assert line.replace(r"\&", "").count("&") == heads
             assert line.endswith(r"\\")
-    assert r"50\%\_\&\{odd\}" in made["tables/accuracy-id.tex"]
+    assert r"50\%\_\&\{odd\}" in made["tables/scores-id.tex"]
 
 
 # -- the papers' numbers ---------------------------------------------------------------------------

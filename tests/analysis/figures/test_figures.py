@@ -42,14 +42,14 @@ def lines(axes: Any) -> dict[str, Any]:
 def test_every_figure_is_drawn_once_with_axes_that_name_their_units(make: Make) -> None:
     drawn = list(draw.draw(make()))
     assert [one.name for one in drawn] == [
-        "accuracy",
+        "scores",
         "macro-f1",
         "by-task",
         "published",
         "by-fraction",
         "feature-space",
         "spectra",
-        "space-accuracy",
+        "space-scores",
         "pretraining",
         "memorisation",
         "matrix",
@@ -97,6 +97,23 @@ def test_an_axis_never_blows_up_chance(make: Make) -> None:
     axes = accuracy.against_noise(make(levels=(0.0, 0.1), jitter=0.01, methods=("lp",))).axes[0]
     low, high = axes.get_ylim()
     assert high - low >= style.NARROWEST
+
+
+def test_long_bars_do_not_flatten_the_lines_and_are_said_to_be_cut(make: Make) -> None:
+    """Intervals of three seeds that differ much reach far beyond any score."""
+    for readout, cut in ((make(jitter=12.0, methods=("lp",)), True), (make(jitter=0.1), False)):
+        for figure in (accuracy.against_noise(readout), accuracy.by_fraction(readout)):
+            for axes in figure.axes:
+                values = [y for line in lines(axes).values() for y in line.get_ydata()]
+                low, high = axes.get_ylim()
+                assert low <= min(values) <= max(values) <= high
+            shown = [y for axes in figure.axes for y in axes.get_ylim()]
+            assert ("is longer than shown" in words(figure)) == cut
+            assert max(shown) < 250
+        first = accuracy.against_noise(readout).axes[0]
+        values = [y for line in lines(first).values() for y in line.get_ydata()]
+        low, high = first.get_ylim()
+        assert high - low <= 3.1 * max(max(values) - min(values), style.NARROWEST)
 
 
 @pytest.mark.parametrize(
@@ -156,7 +173,7 @@ def test_spectra_are_shares_of_their_sum(make: Make) -> None:
 
 def test_each_encoder_is_a_point_against_its_accuracy(make: Make) -> None:
     readout = make()
-    axes = space.against_accuracy(readout).axes[0]
+    axes = space.against_scores(readout).axes[0]
     assert sum(len(line.get_xdata()) for line in lines(axes).values()) == 15
     seeds = readout.scores("id", "lp").seed_means(30.0)
     assert list(lines(axes)["30 % noise"].get_ydata()) == pytest.approx(list(seeds.values()))

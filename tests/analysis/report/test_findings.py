@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
+from analysis.figures import space
 from analysis.readout import Readout
 from analysis.report.findings import certainty, findings, head_to_heads
 from analysis.schemas import CELLS_SCHEMA
@@ -55,3 +56,12 @@ def test_what_cannot_be_compared_is_stated(make: Make) -> None:
     assert "nothing at 0 %" in text(make(levels=(5.0, 10.0)))
     assert "nothing is finished" in certainty(make(drop=lambda row: True)).lower()
     assert "OOD" not in text(make(ood_tasks=()))
+
+
+def test_a_correlation_is_told_only_of_four_encoders_or_more(make: Make) -> None:
+    few = make(levels=(0.0, 30.0), seeds=(0,))
+    assert "r = " not in text(few)
+    assert "no correlation of fewer than 4, 2 encoders" in {
+        one.get_text() for axes in space.against_scores(few).axes for one in axes.texts
+    }
+    assert text(make(levels=(0.0, 30.0), seeds=(0, 1))).count("over 4 encoders") == 2

@@ -139,6 +139,9 @@ def test_what_is_not_built_is_said(tmp_path: Path, run_on_ray: Run) -> None:
     assert code == 2
     assert "run `nml-orch corpus build` first" in output
     code, output = run_on_ray(tmp_path, "corpus", "show")
+    assert code == 2  # the demo was not asked for
+    assert "nml-store has no corpus step" in output
+    code, output = run_on_ray(tmp_path, "corpus", "show", "demo")
     assert code == 0
     assert "corpus/digits is not built; its source:" in output
 

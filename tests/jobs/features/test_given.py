@@ -1,5 +1,6 @@
 """Given features become a features step's output, or are refused in one sentence."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.contract import Outcome, StageError, Work
+from jobs.features import given
 from jobs.features.extract import schema
 from jobs.features.given import import_features
 from jobs.features.spec import GivenStep
@@ -16,6 +18,7 @@ from jobs.storage.folder import Folder
 from jobs.tuning.frozen.features import read_classes, read_part
 
 ALL = ("train", "validation", "test")
+DOCUMENT = Path(__file__).parents[3] / "docs/tasks.md"
 
 
 def columns(rows: int = 200, dim: int = 6) -> dict[str, Any]:
@@ -88,6 +91,23 @@ def test_the_files_split_is_kept_and_validation_taken_from_training_alone(
     assert 15 <= outcome.counts["rows_validation"] <= 45
     test = output.read_table("features-test.parquet")["key"].to_pylist()
     assert {int(key[1:]) for key in test} == set(range(150, 200))
+
+
+def test_the_words_of_split_and_the_cuts_are_those_of_the_documents(tmp_path: Path) -> None:
+    (told,) = re.findall(r"^- \*\*split\*\*: (.+?)\.", DOCUMENT.read_text(), re.M | re.S)
+    words = re.findall(r"`([a-z]+)`", told.partition(", in small letters")[0])
+    assert words == list(given._PART_NUMBERS)
+    for word in words:
+        split = [word if i < 50 else ("train", "test")[i % 2] for i in range(200)]
+        outcome, _ = imported(tmp_path / word, pa.table({**columns(), "split": split}))
+        assert sum(outcome.counts[f"rows_{part}"] for part in ALL) == 200
+    with pytest.raises(StageError, match=r"'Train'; it must be train, training, .* or test"):
+        imported(tmp_path, pa.table({**columns(), "split": ["Train"] * 200}))
+    text = " ".join(DOCUMENT.read_text().split())
+    assert "60 % train, 15 % validation, 25 % test" in text
+    assert [f"{share:.0%}" for share in given.SHARES] == ["60%", "15%", "25%"]
+    assert "20 % of the training rows become validation rows" in text
+    assert given.VALIDATION_SHARE_OF_TRAIN == 0.2
 
 
 def test_an_ood_test_is_every_row(tmp_path: Path) -> None:

@@ -1,14 +1,18 @@
 """The commands of `nml-orch noise`, and how an experiment file plans its noise."""
 
 import json
+import re
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from commands import Run
+from orchestrator import EXPERIMENTS
 from orchestrator.errors import UserError
 from orchestrator.experiment import load
+from orchestrator.experiment.model import Sources
 from orchestrator.plan import build
 from orchestrator.plan.plan import Plan
 
@@ -41,6 +45,25 @@ def test_an_audit_proves_states_and_keeps_what_was_changed(built: Path, run: Run
     assert row == ["20", "0", "20.000", "20.000", "1,055", "211", "211", "0"]
     kept = built / "nml-store/audit/noise/digits/symmetric/draw=0/level=20"
     assert {path.name for path in kept.iterdir()} == {"audit.json", "transition.png"}
+
+
+def test_without_a_file_the_verbs_look_at_what_the_store_holds(built: Path, run: Run) -> None:
+    """No sweep was started here, and the demo has five levels: neither is what is there."""
+    code, output = run(built, "noise", "audit")
+    assert code == 0, output
+    rows = [line.split() for line in output.splitlines()]
+    assert [row[0] for row in rows if len(row) == 8 and row[-1] == "0"] == ["0", "20"]
+    code, output = run(built, "noise", "audit", "--json")
+    assert list(json.loads(output)) == [
+        f"noise/digits/symmetric/draw=0/level={level}" for level in (0, 20)
+    ]
+    code, output = run(built, "corpus", "show")
+    assert code == 0, output
+    assert re.search("train +1,055 rows", output)
+    code, output = run(built, "corpus", "verify")
+    assert code == 0, output
+    assert "corpus/digits: as built" in output
+    assert "its source was not looked at: name the experiment FILE" in output
 
 
 def test_a_tampered_row_fails_the_audit_and_is_named(built: Path, run: Run) -> None:
@@ -113,6 +136,38 @@ def test_each_replicates_draw_is_built_and_audited(
 
 
 # -- planning --------------------------------------------------------------------------------------
+
+
+def test_corpus_and_noise_alone_plan_the_steps_of_the_whole_experiment(tmp_path: Path) -> None:
+    file = tmp_path / "part.yaml"
+    whole = yaml.safe_load((EXPERIMENTS / "demo.yaml").read_text())
+    file.write_text(yaml.safe_dump({name: whole[name] for name in ("name", "corpus", "noise")}))
+    part = build.build(load.load(str(file), noise="0,20", seeds="0,3", model=Sources), (0, 3))
+    planned = build.build(load.load(noise="0,20", seeds="0,3")).only("noise")
+    assert len(part.of_kind("noise")) == 4
+    assert {a: s.fingerprint for a, s in part.only("noise").steps.items()} == {
+        a: s.fingerprint for a, s in planned.steps.items()
+    }
+    with pytest.raises(UserError, match="tasks is missing"):
+        load.load(str(file))
+    file.write_text(yaml.safe_dump({name: whole[name] for name in ("name", "noise")}))
+    with pytest.raises(UserError, match="corpus is missing; say which samples it has"):
+        load.load(str(file), model=Sources)
+
+
+def test_a_corpus_alone_is_built_and_has_no_noise_to_build(
+    tmp_path: Path, run: Run, run_on_ray: Run
+) -> None:
+    whole = yaml.safe_load((EXPERIMENTS / "demo.yaml").read_text())
+    part = {name: whole[name] for name in ("name", "corpus")}
+    (tmp_path / "part.yaml").write_text(yaml.safe_dump(part))
+    folders = ["--data", str(tmp_path), "--tasks-path", str(tmp_path)]
+    code, output = run_on_ray(tmp_path, "corpus", "build", "part.yaml", *folders)
+    assert code == 0, output
+    assert "corpus/digits: 1,055 train" in output
+    code, output = run(tmp_path, "noise", "build", "part.yaml", *folders)
+    assert code == 2
+    assert "noise is missing; give kind, name and levels" in output
 
 
 def planned(*overrides: str, source: str | None = None) -> Plan:

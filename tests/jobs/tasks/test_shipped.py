@@ -56,6 +56,7 @@ def test_every_task_of_the_papers_has_its_file(tasks: dict[str, Task]) -> None:
 def test_its_file_is_complete_and_fits_the_task_it_is_trained_on(
     name: str, tasks: dict[str, Task]
 ) -> None:
+    assert tasks[name].facts is not None
     assert [*faults(tasks[name]), *link_faults(tasks[name], tasks)] == []
 
 

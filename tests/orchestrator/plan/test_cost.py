@@ -44,8 +44,8 @@ def test_all_stages_are_priced_from_given_rates_before_anything_ran(
     assert cost.optimiser_steps == LEVELS * EPOCHS * 11
     assert cost.hours == pytest.approx(cost.samples / 100 / 3600)
     assert cost.feature_hours is not None
-    assert cost.feature_images is not None
-    assert cost.feature_hours == pytest.approx(cost.feature_images / 400 / 3600)
+    assert cost.feature_samples is not None
+    assert cost.feature_hours == pytest.approx(cost.feature_samples / 400 / 3600)
     trained = [s for s in plan.of_kind("tune") if s.labels["domain"] == "id"]
     assert 0 < len(trained) == cost.cells_trained < cost.cells
     assert cost.tuning_hours == pytest.approx(len(trained) / 60)
@@ -64,7 +64,7 @@ def test_every_view_of_a_training_image_is_encoded(plan: Plan, store: Store) -> 
     for step in plan.of_kind("features"):
         for part in getattr(step.spec, "parts"):  # noqa: B009
             expected += round(digits * share[part]) * (1 + VIEWS if part == "train" else 1)
-    assert priced(plan, store).feature_images == expected
+    assert priced(plan, store).feature_samples == expected
 
 
 def test_corpora_that_are_not_built_have_as_many_images_as_their_tasks_declare(
@@ -84,9 +84,9 @@ def test_corpora_that_are_not_built_have_as_many_images_as_their_tasks_declare(
     assert isinstance(other, TuneStep)
     assert other.task.facts
     by_others = other.task.facts.sizes["reader"]
-    assert priced(planned, store).feature_images == fashion + drawn + by_others
+    assert priced(planned, store).feature_samples == fashion + drawn + by_others
     one = build.build(load.load("encoders-file", overrides=["tasks=[fashion-mnist]", views]))
-    assert priced(one, store).feature_images == fashion
+    assert priced(one, store).feature_samples == fashion
 
 
 def test_unknown_costs_are_named_and_left_out_of_the_sum(plan: Plan, store: Store) -> None:
@@ -98,8 +98,8 @@ def test_unknown_costs_are_named_and_left_out_of_the_sum(plan: Plan, store: Stor
     assert any("GPU-hours, without pre-training and features" in line for line in partial.lines())
     cost = priced(plan, store, images_per_second=100)
     assert cost.unknown == ("tuning",)
-    assert cost.feature_images is not None
-    hours = cost.feature_images / (FORWARD_SHARE * 100) / 3600
+    assert cost.feature_samples is not None
+    hours = cost.feature_samples / (FORWARD_SHARE * 100) / 3600
     assert cost.feature_hours == pytest.approx(hours)
     assert "assumed" in cost.feature_hours_rest_on
 

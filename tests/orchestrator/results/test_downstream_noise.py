@@ -57,7 +57,7 @@ def test_the_report_shows_them_by_method_and_level(store: Store) -> None:
     assert "no other average has these cells" in section
     clean, noisy = downstream_noise.sources(found)
     assert (clean.level, noisy.level) == (0.0, 10.0)
-    average = downstream_noise.accuracy(found, noisy, "id", "lp")
+    average = downstream_noise.scores(found, noisy, "id", "lp")
     change = average.change(40.0)
     assert change is not None
     assert change.interval.mean == pytest.approx(-20, abs=2)  # synthetic: half a point a percent

@@ -65,12 +65,13 @@ def test_tex_names_the_tables_and_they_hold_the_pages_numbers(
     store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     paths = report_output(capsys, "--tex", "--out", "made").splitlines()
-    assert paths == ["made/tables/accuracy-id.tex", "made/tables/claims.tex"]
+    names = ("claims", "label-noise-id", "overlap", "scores-id", "tasks")
+    assert paths == [f"made/tables/{name}.tex" for name in names]
     for path in paths:
         text = Path(path).read_text()
         assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 1
     page = Path("made/report.html").read_text()
-    numbers = re.findall(r"(\d\d\.\d)\}? \{\\scriptsize", Path(paths[0]).read_text())
+    numbers = re.findall(r"(\d\d\.\d)\}? \{\\scriptsize", Path(paths[-2]).read_text())
     # Two levels; where a cell lacks, two seeds are left and there is no interval to match.
     assert len(numbers) == 2 * len(plan().experiment.tuning.methods) - 1
     assert all(f">{number}<small>" in page for number in numbers)
@@ -228,3 +229,48 @@ def test_a_sweep_registers_claims_says_so_and_tags_its_run(
     runs = client.search_runs([experiment.experiment_id], "tags.`nml.kind` = 'sweep'")
     assert [run.data.tags["nml.claims"] for run in runs] == ["sve-moves"]
     assert {run.data.tags["nml.features_dtype"] for run in runs} == {"float32"}
+
+
+def test_a_cell_that_answers_one_class_for_every_sample_is_flagged_everywhere(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cells = plan().of_kind("tune")
+    synthetic.finish(store, cells[0])  # nothing is left to run
+    clean, recorded = (c for c in cells[:5] if c.labels["method"] == "lp")
+    varied = next(c for c in cells if c.labels["method"] == "mlp")
+    noisy = next(c for c in cells if c.labels["method"] == "mlp" and c.labels["label_noise"])
+
+    def commit(address: str, **counts: int) -> None:
+        step, record = plan().steps[address], store.manifest(address)
+        assert record is not None
+        outcome = Outcome({**record.counts, **counts}, record.metrics)
+        store.commit(step, outcome, record.provenance)
+
+    commit(recorded.address, distinct_predictions=1)
+    commit(noisy.address, distinct_predictions=1)
+    commit(varied.address, distinct_predictions=2)
+    one_class = pa.table({"key": ["a", "b"], "label": [0, 1], "predicted": [0, 0]})
+    store.output(clean.address).write_table("predictions.parquet", one_class)  # of an older version
+    commit(clean.address, n_test=2)
+
+    sentence = "3 cells answer one class (or one number) for every test sample: "
+    named = "LP on digits (2) and MLP on digits"
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    for _ in range(2):  # the second finds the report in the store
+        assert _run(["sweep", *WORDS, "--set", f"tracking.uri={uri}", "--force"]) == 0
+        assert f"\nconstant {sentence}{named}. " in capsys.readouterr().out
+    report = Path("nml-store/report/demo")
+    for name in ("report.html", "report.md", "verdicts.md"):
+        assert sentence in (report / name).read_text().replace("\\", ""), name
+    flagged = [
+        line for line in (report / "problems.csv").read_text().splitlines() if ",constant," in line
+    ]
+    assert {line.split(",")[0] for line in flagged} == {
+        recorded.address,
+        noisy.address,
+        clean.address,
+    }
+    client = MlflowClient(tracking_uri=uri)
+    (experiment,) = client.search_experiments(filter_string="name = 'demo'")
+    (run,) = client.search_runs([experiment.experiment_id], "tags.`nml.kind` = 'sweep'")
+    assert run.data.tags["nml.constant_cells"].startswith(sentence)

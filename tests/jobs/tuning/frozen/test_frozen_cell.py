@@ -58,6 +58,8 @@ def test_an_id_cell_writes_its_tables_and_they_agree(
         "tune/test_macro_f1": cell.test_macro_f1,
     }
     assert outcome.counts["test_reads"] == 1
+    answers = set(predictions["predicted"].to_pylist())
+    assert outcome.counts["distinct_predictions"] == len(answers) > 1
     curves = schema.from_table(schema.Point, work.output.read_table(schema.CURVES))
     last = {point.metric: point.value for point in curves if point.step == cell.epochs}
     assert last["validation/accuracy"] == cell.validation_accuracy
