@@ -93,8 +93,8 @@ def zero_shot_encoder(experiment: Experiment, method: str, encoder: str | GivenE
             return encoder
     whose = encoder if isinstance(encoder, str) else PretrainedAddress(encoder.name)
     raise UserError(
-        f"tuning.methods.{method}: zero_shot needs an encoder that reads text (open_clip), and "
-        f"{whose} does not; leave the method out"
+        f"tuning.methods.{method}: zero_shot needs an encoder with an image and a text tower "
+        f"(open_clip), and {whose} is none; leave the method out"
     )
 
 

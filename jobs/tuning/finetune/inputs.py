@@ -95,7 +95,9 @@ class Source:
             )
         order = pc.sort_indices(table["key"])
         keys = pa.array(table["key"].take(order).to_pylist(), pa.string())
-        labels = table["label"].take(order).to_numpy().astype(np.int64)
+        own = table["label"].take(order)
+        kind = np.float64 if pa.types.is_floating(own.type) else np.int64
+        labels = own.to_numpy().astype(kind)
         self._read_parts[part] = Samples(keys, labels), order.to_numpy().astype(np.int64)
         return self._read_parts[part]
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -11,6 +13,7 @@ from jobs.contract import Work
 from jobs.encoders.encoder import load
 from jobs.images.spec import Views
 from jobs.storage.folder import Folder
+from jobs.tasks.spec import Task
 from jobs.tuning import schema
 from jobs.tuning.finetune.cell import Cell, close, state_name, transfer
 from jobs.tuning.finetune.model import adapted_layers
@@ -181,3 +184,26 @@ def test_a_text_encoder_learns_a_word(
     tuning = cell.start(0, Configuration(lr=0.003))
     losses = [tuning.run_epoch().validation_loss for _ in range(6)]
     assert min(losses) < 0.8 * losses[0]
+
+
+def test_a_target_that_is_a_number_is_learnt_from_texts(
+    encoders: dict[str, Folder], tmp_path: Path
+) -> None:
+    """As STS-B is; the number is how long the text is."""
+    written = texts(120, longest=9)
+    rows = table(written)
+    lengths = pa.array([len(text.split()) / 2 for text in written])
+    rows = rows.set_column(3, "label", lengths)
+    parts = {"train": rows.slice(0, 80), "validation": rows.slice(80, 20), "test": rows.slice(100)}
+    folder = put_corpus(Folder.of(tmp_path / "corpus"), parts)
+    source = {"kind": "remarks"}
+    task = Task.model_validate(
+        {"name": "lengths", "title": "x", "domain": "id", "source": "text"}
+        | {"corpus": {"name": "texts", "modality": "text", "reader": source}}
+    ).model_copy(update={"target": "number", "metric": "pearson"})
+    learnt = spec("ft").model_copy(update={"task": task})
+    cell = work(tmp_path, "tune/lengths", learnt, encoder=encoders["bert"], corpus=folder)
+    trained(cell)
+    predicted = pq.read_table(cell.output.local_path() / "predictions.parquet")
+    assert pa.types.is_floating(predicted.schema.field("predicted").type)
+    assert Cell.open(cell).training_rows.labels.dtype == torch.float64
