@@ -186,6 +186,16 @@ class Resources(Spec):
         description="most memory for a worker's decoded images; a larger part of a corpus is read "
         "and decoded again in each epoch; none: the worker's share of the free memory",
     )
+    together: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
+        "auto",
+        description="most runs that differ in noise alone that a worker group trains side by side, "
+        "from images read and decoded once; auto: as many as memory holds",
+    )
+    deterministic: bool = Field(
+        False,
+        description="on a GPU: kernels that give the same bytes twice, some of them slower; a CPU "
+        "always has them",
+    )
     max_failures: int = Field(
         3,
         ge=0,
