@@ -6,7 +6,7 @@ of workers.
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, JsonValue, model_validator
 
@@ -245,3 +245,9 @@ class PretrainStep(PretrainSettings):
     protocol: ClassVar[int] = 4
 
     seed: int
+
+    def circumstances(self) -> dict[str, Any]:
+        """The kernels of a run on GPUs; a CPU has one kind."""
+        if not self.resources.gpus_per_worker:
+            return {}
+        return {"kernels": "deterministic" if self.resources.deterministic else "fastest"}
