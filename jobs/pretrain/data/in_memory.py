@@ -20,7 +20,7 @@ import torch
 from jobs.contract import StageError
 from jobs.corpus.shards import INDEX, File, build_again
 from jobs.images.augment import mix
-from jobs.images.pixels import or_grey, prepared
+from jobs.images.pixels import or_grey, prepared, to_device
 from jobs.images.spec import ImageInput
 from jobs.pretrain.data.order import Order, Rows
 from jobs.pretrain.data.part import Batch, Part, Targets, read_index, select_targets
@@ -152,7 +152,7 @@ class MemorySource:
             rows = order[mine]
             picked = torch.from_numpy(rows)
             yield Batch(
-                images=self._part.images[picked].to(group.device),
+                images=to_device(self._part.images[picked], group.device),
                 hashes=self._order.copy_hashes(hashes[rows], copies[mine]),
                 targets=tuple(select_targets(each, picked, group.device) for each in self._targets),
                 ends_segment=bool(ends[step]),

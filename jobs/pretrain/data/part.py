@@ -13,6 +13,7 @@ from torch import Tensor
 from jobs.contract import StageError
 from jobs.corpus.shards import INDEX, File, Index, build_again
 from jobs.images.augment import Hashes
+from jobs.images.pixels import to_device
 from jobs.pretrain.distributed import DistributedGroup
 from jobs.storage.folder import Folder
 
@@ -111,7 +112,7 @@ def read_index(corpus: Folder) -> Index:
 def select_targets(targets: Targets, rows: Tensor, device: torch.device) -> Targets:
     """The targets of some rows, on a device."""
     return Targets(
-        targets.noisy[rows].to(device),
-        targets.clean[rows].to(device),
-        targets.flipped[rows].to(device),
+        to_device(targets.noisy[rows], device),
+        to_device(targets.clean[rows], device),
+        to_device(targets.flipped[rows], device),
     )
