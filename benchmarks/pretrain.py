@@ -16,7 +16,8 @@ cores). The two sides alternate in one process; figures are medians. Ends with o
 - data_wait_share: the share of an epoch's time after its first batch in which training waits for
   streamed batches, when a step takes three times as long as decoding its images.
 - first_step_s: from the start of a run in the stage until its first update, with Ray already up;
-  five_levels_vs_one: wall time of five such runs over that of one.
+  five_levels_vs_one: wall time of five such runs, side by side, over that of one.
+- five_levels_vs_five_runs_...: see `pretrain_cohort.py`.
 - on a GPU, also the figures of `pretrain_gpu.py`.
 """
 
@@ -24,12 +25,10 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import tempfile
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -38,6 +37,8 @@ import numpy as np
 import timm
 import torch
 import torch.nn.functional as F
+from pretrain_cohort import five_levels_vs_five_runs
+from spent import Spent
 from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
@@ -47,6 +48,7 @@ from jobs.corpus.shards import Index
 from jobs.images.augment import augment, draws
 from jobs.images.pixels import normalise, to_input, unit_range
 from jobs.images.spec import Augment, ImageInput
+from jobs.pretrain.data.noisy import NoisyRows
 from jobs.pretrain.data.streamed import StreamedSource
 from jobs.pretrain.distributed import DistributedGroup
 from jobs.pretrain.loop import Pace, Watch
@@ -62,29 +64,6 @@ SMALL = ImageInput(size=32)
 CROPPED = ImageInput(size=224)
 CROP = Augment(crop=(0.08, 1.0), crop_interpolation="bilinear", flip=True)
 SMALL_MODEL = {"channels": [16, 32, 64, 96]}
-
-
-@dataclass(frozen=True)
-class Spent:
-    """Seconds of wall time, and of processor time of this process and its ended children.
-
-    On a shared machine, wall time also measures other processes.
-    """
-
-    wall: float
-    cpu: float
-
-    @classmethod
-    def now(cls) -> Spent:
-        ended = resource.getrusage(resource.RUSAGE_CHILDREN)
-        cpu = time.process_time() + ended.ru_utime + ended.ru_stime
-        return cls(time.perf_counter(), cpu)
-
-    def since(self, before: Spent) -> Spent:
-        return Spent(self.wall - before.wall, self.cpu - before.cpu)
-
-    def __str__(self) -> str:
-        return f"{1e3 * self.cpu:.1f} ms of a processor ({1e3 * self.wall:.1f} ms)"
 
 
 def middle(times: Sequence[Spent]) -> Spent:
@@ -174,12 +153,17 @@ def loop_vs_bare(root: Path) -> dict[str, float]:
 
 def source(root: Path, batch: int, processes: int = PROCESSES) -> StreamedSource:
     corpus = Folder.of(root / "corpus")
+    index = Index.read(corpus)
+
+    def encode(part: Any, values: Any) -> torch.Tensor:
+        return torch.from_numpy(values.to_numpy().astype("int64"))
+
     return StreamedSource(
         corpus,
-        Index.read(corpus),
-        Folder.of(root / "noise-label"),
+        index,
+        NoisyRows(Folder.of(root / "noise-label"), index.rows("train"), "label", encode),
         field="label",
-        encode=lambda _, values: torch.from_numpy(values.to_numpy().astype("int64")),
+        encode=encode,
         model_input=CROPPED,
         augment=CROP,
         seed=0,
@@ -321,6 +305,7 @@ def main() -> None:
         result |= input_vs_dataloader(large)
         result |= data_wait_share(large)
         result |= start(small)
+        result |= five_levels_vs_five_runs(Path(name) / "cohort")
         if torch.cuda.is_available():
             from pretrain_gpu import measure
 

@@ -82,6 +82,10 @@ class Spec(BaseModel):
                 kept[name] = _semantic_value(value, dumped[name])
         return kept
 
+    def circumstances(self) -> dict[str, Any]:
+        """What a manifest records of how the result is obtained, beside versions and machine."""
+        return {}
+
     def of_base(self, base: type[Spec]) -> dict[str, Any]:
         """The values of the fields that `base` declares, for another spec that inherits from it."""
         if not isinstance(self, base):

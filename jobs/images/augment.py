@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from jobs.images.pixels import to_device
 from jobs.images.spec import Affine
 
 Hashes = npt.NDArray[np.uint64]
@@ -60,7 +61,7 @@ def augment(images: Tensor, spec: Affine, draws: Tensor) -> Tensor:
     """
     if not spec.moves:
         return images
-    u = draws.to(images.device)
+    u = to_device(draws, images.device)
     if flips_alone(spec):  # nothing to interpolate
         return torch.where((u[:, 4] < 0.5).view(-1, 1, 1, 1), images.flip(-1), images)
     angle = (2 * u[:, 0] - 1) * math.radians(spec.degrees)

@@ -109,8 +109,15 @@ def to_input(pixels: Tensor, spec: ImageInput, buffer: Tensor | None = None) -> 
     return images
 
 
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on a device. The host waits for nothing that a GPU still has to do."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 @lru_cache(maxsize=8)
 def _statistics(spec: ImageInput, device: torch.device) -> tuple[Tensor, Tensor]:
     """Mean and std, cached: copying them to a GPU would make each step wait for the last one."""
     mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (spec.mean, spec.std))
-    return mean.to(device), std.to(device)
+    return to_device(mean, device), to_device(std, device)

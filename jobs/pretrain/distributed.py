@@ -58,6 +58,10 @@ class DistributedGroup:
         torch.distributed.all_gather_object(each, names)
         return set().union(*each)
 
+    def least(self, number: int) -> int:
+        """The smallest number of any worker. All workers must call this."""
+        return min(int(each) for each in self.union({str(number)}))
+
     def wrap(self, model: nn.Module) -> nn.Module:
         """The model, with gradients averaged over the workers."""
         if self.world == 1:

@@ -1,9 +1,10 @@
 """The pre-training stage on Ray Train: runs in packs, one worker group for each pack.
 
 Takes `PretrainStep` works (inputs: `corpus`, `noise`); reports each work's outcome as soon as it is
-finished. Starting a worker group takes longer than a small run, so runs are packed: there are as
-many packs as worker groups fit on the cluster at once, and a `TorchTrainer` trains the runs of its
-pack one after another. Packing never affects a result.
+finished. Starting a worker group takes longer than a small run, so runs are packed (`packs.py`): a
+`TorchTrainer` trains the runs of its pack that differ in noise alone side by side (`cohort.py`),
+and others one after another. Packing never affects a result. If memory does not suffice for runs
+side by side, the group is started again with half as many at once.
 
 Runs resume from our own checkpoints in each work's scratch folder, not from Ray Train's. Those
 belong to a whole trainer, not to a run of a pack; they restart an epoch's data at row 0, where ours
@@ -38,7 +39,21 @@ import ray.train.torch
 from jobs import records
 from jobs.contract import Failure, Hooks, Outcome, StageError, Work
 from jobs.pretrain import process_group
-from jobs.pretrain.restarts import RestartBudget, giving_up_message, stage_error
+from jobs.pretrain.packs import (
+    Node,
+    cohorts,
+    group_slots,
+    infeasible_message,
+    most_on_a_node,
+    packs,
+)
+from jobs.pretrain.restarts import (
+    Limit,
+    RestartBudget,
+    giving_up_message,
+    stage_error,
+    too_many_together,
+)
 from jobs.pretrain.spec import PretrainStep, Resources
 
 RESULT = "result.json"
@@ -85,6 +100,7 @@ class _Pack:
     works: Sequence[Work]
     resources: Resources
     sharing: int  # most workers on one node at once
+    limit: Limit  # of runs side by side
     thread: threading.Thread | None = None
     error: BaseException | None = None
     stopped: bool = False
@@ -104,64 +120,22 @@ def run(works: Sequence[Work], hooks: Hooks) -> None:
     for work in works:
         by_resources.setdefault(cast(PretrainStep, work.spec).resources, []).append(work)
     for resources, group in by_resources.items():
-        slots = _group_slots(resources, _nodes())
+        nodes = _nodes()
+        slots = group_slots(resources, nodes)
         if slots == 0:
             for work in group:
-                hooks.done(work.address, StageError(_infeasible_message(resources)))
+                hooks.done(work.address, StageError(infeasible_message(resources, nodes)))
         elif not hooks.stopping():
-            packed = packs(group, slots)
-            _run_packs(packed, resources, _most_on_a_node(resources, _nodes(), len(packed)), hooks)
-
-
-def packs(works: Sequence[Work], slots: int) -> list[list[Work]]:
-    """The works distributed over at most `slots` packs, in turn."""
-    count = min(slots, len(works))
-    return [list(works[first::count]) for first in range(count)]
+            packed = packs(cohorts(group), slots)
+            _run_packs(packed, resources, most_on_a_node(resources, nodes, len(packed)), hooks)
 
 
 # -- in the driver -------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Node:
-    """The resources of one node of the cluster."""
-
-    cpus: float
-    gpus: float
-
-
 def _nodes() -> list[Node]:
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return [Node(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in alive]
-
-
-def _group_slots(resources: Resources, nodes: Sequence[Node]) -> int:
-    """How many worker groups with these resources fit on the cluster at once."""
-    return sum(_workers_on(resources, node) for node in nodes) // resources.workers
-
-
-def _most_on_a_node(resources: Resources, nodes: Sequence[Node], groups: int) -> int:
-    """Most workers of so many groups that may be on one node at once."""
-    return min(groups * resources.workers, max(_workers_on(resources, node) for node in nodes))
-
-
-def _workers_on(resources: Resources, node: Node) -> int:
-    """How many workers fit on a node at once."""
-    workers = node.cpus // resources.cpus_per_worker
-    if resources.gpus_per_worker:
-        workers = min(workers, node.gpus // resources.gpus_per_worker)
-    return int(workers)
-
-
-def _infeasible_message(resources: Resources) -> str:
-    nodes = _nodes()
-    cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
-    gpu = f" and {resources.gpus_per_worker:g} GPUs" if resources.gpus_per_worker else ""
-    return (
-        f"pretrain.resources asks for {resources.workers} workers of "
-        f"{resources.cpus_per_worker} CPUs{gpu} each, and the cluster's {len(nodes)} nodes have "
-        f"{cpus:g} CPUs and {gpus:g} GPUs in all; lower pretrain.resources or add nodes"
-    )
 
 
 def _run_packs(
@@ -173,7 +147,9 @@ def _run_packs(
         for work in works:  # delete the files of an earlier attempt
             for name in (RESULT, PROGRESS, STOP):
                 work.scratch.delete(name)
-        pack = _Pack(works, resources, sharing, unreported={work.address: work for work in works})
+        unreported = {work.address: work for work in works}
+        limit = Limit.of(resources.together)
+        pack = _Pack(works, resources, sharing, limit, unreported=unreported)
         pack.thread = threading.Thread(target=_fit, args=(pack,), daemon=True)
         pack.thread.start()
         running.append(pack)
@@ -238,6 +214,10 @@ def _fit(pack: _Pack) -> None:
                     errors = list(error.worker_failures.values())
                     if len(_unfinished(pack)) < len(works):
                         continue  # one of its runs has failed and left its result
+                    why, most = too_many_together(errors), max(map(len, cohorts(works)))
+                    if why is not None and pack.limit.most_of(most) > 1:
+                        pack.limit = pack.limit.halved(most, why)
+                        continue
                     pack.error = stage_error(errors)
                     if pack.error is not None:
                         return
@@ -295,7 +275,7 @@ def _trainer(works: Sequence[Work], pack: _Pack, storage: str) -> ray.train.torc
     return ray.train.torch.TorchTrainer(
         _train_pack,
         torch_config=process_group.config(resources.workers),
-        train_loop_config={"works": list(works), "sharing": pack.sharing},
+        train_loop_config={"works": list(works), "sharing": pack.sharing, "limit": pack.limit},
         scaling_config=ray.train.ScalingConfig(
             num_workers=resources.workers,
             use_gpu=resources.gpus_per_worker > 0,
@@ -319,10 +299,11 @@ def _name(works: Sequence[Work]) -> str:
 
 
 def _train_pack(config: Mapping[str, Any]) -> None:
-    """Train a pack's runs that have no result yet, one after another."""
+    """Train a pack's runs that have no result yet, cohort by cohort."""
     from jobs.pretrain.distributed import DistributedGroup
     from jobs.pretrain.loop import StoppedError
-    from jobs.pretrain.run import train_run
+    from jobs.pretrain.prepare import Run
+    from jobs.pretrain.run import train_runs
 
     context = ray.train.get_context()
     group = DistributedGroup(
@@ -331,25 +312,30 @@ def _train_pack(config: Mapping[str, Any]) -> None:
         ray.train.torch.get_device(),
         sharing=config["sharing"],
     )
+
+    def ended(work: Work, result: Outcome | Exception) -> None:
+        if isinstance(result, Outcome):
+            record = _Result(result.counts, result.metrics)
+        elif isinstance(result, StageError):
+            _write_failure(work, result)
+            if group.world > 1:  # other workers may have no error and wait
+                raise result
+            return
+        else:
+            if group.world > 1:  # the others wait inside a step: end all
+                raise result
+            logging.getLogger(__name__).error("%s", work.address, exc_info=result)
+            record = _Result({}, {}, Failure.of(result, work.address))
+        if group.writes:
+            work.scratch.write_json(RESULT, asdict(record))
+
     works: list[Work] = [work for work in config["works"] if not work.scratch.exists(RESULT)]
-    for work in works:
+    for cohort in cohorts(works):
+        runs = [Run(work, _Reporter(work).watch()) for work in cohort]
         try:
-            outcome = train_run(work, group, _Reporter(work).watch())
-            result = _Result(outcome.counts, outcome.metrics)
+            train_runs(runs, ended, group, limit=config["limit"])
         except StoppedError:
             return
-        except StageError as error:
-            _write_failure(work, error)
-            if group.world > 1:  # other workers may have no error and wait
-                raise
-            continue
-        except Exception as error:
-            if group.world > 1:  # the others wait inside a step: end all
-                raise
-            logging.getLogger(__name__).exception("%s", work.address)
-            result = _Result({}, {}, Failure.of(error, work.address))
-        if group.writes:
-            work.scratch.write_json(RESULT, asdict(result))
 
 
 def _write_failure(work: Work, error: StageError) -> None:

@@ -1,10 +1,11 @@
-"""The training loop: one for both objectives, pure torch, resumable at any batch.
+"""The training loop of one run: one for both objectives, pure torch, resumable at any batch.
 
-Takes an objective, a source of batches, the schedule and a seed; gives the trained model and its
-curves. The global batch is the recipe's for any number of workers: each takes its share, in as many
-passes as needed. Every random draw comes from the seed and the position, so a run that
-resumes from a checkpoint ends with the same weights, bit for bit on a CPU with as many workers (in
-bf16 too: `jobs/__init__.py` keeps oneDNN from AMX).
+Takes a model, an objective, the schedule and a seed; takes updates on inputs that `cohort.py` gives
+it, and has the trained model and its curves at the end. The global batch is the recipe's for any
+number of workers: each takes its share, in as many passes as needed. Every random draw comes from
+the seed and the position, so a run that resumes from a checkpoint, or has others beside it, ends
+with the same weights, bit for bit on a CPU with as many workers (in bf16 too: `jobs/__init__.py`
+keeps oneDNN from AMX).
 Model, optimizer, schedule, average and mixing are timm's and open_clip's; this combines them. It
 knows no Ray, no folder but its checkpoints', and no other runs.
 """
@@ -12,24 +13,21 @@ knows no Ray, no folder but its checkpoints', and no other runs.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from jobs.contract import StageError
-from jobs.images.augment import mix
-from jobs.images.spec import Augment, ImageInput
-from jobs.images.training import seed_torch, training_input
+from jobs.images.training import seed_torch
 from jobs.pretrain.checkpoint import Checkpoints, Point, Position, Progress
 from jobs.pretrain.damaged import DamagedImages
-from jobs.pretrain.data.part import Batch, Part, Source, Targets
+from jobs.pretrain.data.part import Part, Source, Targets
 from jobs.pretrain.distributed import Agreed, DistributedGroup, Synchronizer
-from jobs.pretrain.nonfinite import NonFiniteGuard, explain_out_of_memory
+from jobs.pretrain.inputs import worker_seed
+from jobs.pretrain.nonfinite import NonFiniteGuard
 from jobs.pretrain.objectives.objective import Objective, Scored
 from jobs.pretrain.optimizer import (
     lay_out_like_parameters,
@@ -69,31 +67,12 @@ class Trained:
     model: nn.Module  # the weights' moving average if the schedule has one
     curves: tuple[Point, ...]
     updates: int
-    images_per_s: float  # of all workers, over this process's steps; 0 without any
+    # Of all workers, over this process's steps and its share of their time; 0 without any.
+    images_per_s: float
     skipped: int = 0  # updates skipped for a loss that was not finite
     overflows: int = 0  # updates skipped for overflowing fp16 gradients
     telemetry: tuple[Row, ...] = ()
     damaged: int = 0  # images that could not be decoded
-
-
-@contextmanager
-def deterministic_torch(threads: int) -> Iterator[None]:
-    """Set a fixed number of threads and deterministic kernels; restore both at the end."""
-    before = torch.get_num_threads()
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    filling: Any = torch.utils.deterministic  # its types lack the setting
-    fill = filling.fill_uninitialized_memory
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    # Otherwise torch fills every new tensor with NaN first, which takes time.
-    filling.fill_uninitialized_memory = False
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
-        filling.fill_uninitialized_memory = fill
 
 
 class Loop:
@@ -108,8 +87,6 @@ class Loop:
         checkpoints: Checkpoints,
         *,
         schedule: Schedule,
-        model_input: ImageInput,
-        augment: Augment,
         seed: int,
         group: DistributedGroup,
         resources: Resources | None = None,
@@ -118,8 +95,9 @@ class Loop:
         telemetry_steps: int = 50,
         pace: Pace | None = None,
         watch: Watch | None = None,
+        remark: str = "",
     ) -> None:
-        """`model` has its initial weights; it is trained in place.
+        """`model` has its initial weights; it is trained in place. `remark` ends each message.
 
         Raises StageError when the batch is no multiple of the number of workers.
         """
@@ -129,17 +107,14 @@ class Loop:
                 f"{group.world} workers; change `pretrain.resources.workers`"
             )
         resources = resources or Resources()
-        self._objective, self._source, self._validation = objective, source, validation
+        self._objective, self._source, self._seed = objective, source, seed
         self._checkpoints, self._schedule, self._group = checkpoints, schedule, group
-        self._input, self._augment, self._seed = model_input, augment, seed
         self._most = resources.images_per_pass or source.batch_size
-        self._layout = torch.channels_last if resources.channels_last else torch.contiguous_format
-        self._pace, self._watch = pace or Pace(), watch or Watch()
+        self._pace, self._watch, self._remark = pace or Pace(), watch or Watch(), remark
         self._spent = (0, 0.0)  # updates, and the seconds they took
         self._written, self._write_seconds = time.monotonic(), 0.0
         # Sums of the epoch so far. Rows: clean, flipped; columns: rows, loss, as noisy, as clean.
         self._sums = torch.zeros(2, 4, dtype=torch.float64, device=group.device)
-        self._buffer: Tensor | None = None
         self._progress = Progress()
         self._bare = model.to(group.device)
         if resources.channels_last:
@@ -157,25 +132,42 @@ class Loop:
         inner: Any = torch.compile(self._bare) if resources.compile else self._bare
         self._model = group.wrap(inner)
 
-    def train(self) -> Trained:
-        """Train from the last checkpoint, if there is one, to the end.
+    @property
+    def position(self) -> Position:
+        """How far the run is."""
+        return self._progress.position
 
-        Raises StageError for a loss or weights that are not finite and when memory runs out,
-        StoppedError when asked to stop.
-        """
-        self._resume()
+    @property
+    def finished(self) -> bool:
+        """Whether all epochs are done."""
+        return self.position.epoch == self._schedule.epochs
+
+    def resume(self) -> None:
+        """Continue from the last checkpoint, if there is one."""
+        checkpoint = self._checkpoints.latest()
+        if checkpoint is not None:
+            checkpoint.restore(self._bare, self._optimizer)
+            lay_out_like_parameters(self._optimizer)
+            self._progress = checkpoint.progress
+            self._guard.restore(self._progress.skipped)
+            self._damaged.restore(self._progress.damaged)
+            self._telemetry.restore(self._progress.telemetry)
+            self._precision.restore(checkpoint.extra("scaler"))
+            if self._average is not None:
+                self._average.module.load_state_dict(checkpoint.extra("average"))
+            if self._progress.sums and self._group.writes:  # they are sums over all workers
+                self._sums += torch.tensor(self._progress.sums, dtype=torch.float64).to(self._sums)
         self._damaged.check()
-        with explain_out_of_memory(self._group.world, self._most):
-            while self._progress.position.epoch < self._schedule.epochs:
-                self._train_epoch()
-            self._checkpoints.join()
+
+    def finish(self) -> Trained:
+        """The finished run, when its last checkpoint is written."""
+        self._checkpoints.join()
         images = self._spent[0] * self._source.batch_size
         speed = images / self._spent[1] if self._spent[1] else 0.0
-        done = self._progress
         return Trained(
             self._final_model,
-            done.curves,
-            done.position.updates,
+            self._progress.curves,
+            self.position.updates,
             speed,
             self._guard.skipped,
             self._precision.overflows,
@@ -191,41 +183,43 @@ class Loop:
 
     # -- an epoch --------------------------------------------------------------------------------
 
-    def _train_epoch(self) -> None:
-        start = self._progress.position
+    def begin(self) -> None:
+        """Begin an epoch, or continue within one."""
         self._model.train()
         self._telemetry.restart()
-        batches = self._source.batches(start.epoch, start.step, self._group)
-        while True:
-            started = time.monotonic()
-            batch = next(batches, None)
-            if batch is None:
-                break
-            self._telemetry.waited(time.monotonic() - started)
-            position = self._progress.position
-            agreed = self._update(batch, position)
-            self._spent = (self._spent[0] + 1, self._spent[1] + time.monotonic() - started)
-            position = Position(position.epoch, position.step + 1, position.updates + 1)
-            self._progress = Progress(position, curves=self._progress.curves)
-            self._checkpoints.check()
-            self._damaged.check_own()
-            if agreed.stop:
-                self._save()
-                self._checkpoints.join()
-                raise StoppedError
-            if agreed.due and position.step < self._source.steps_per_epoch:
-                self._save()
-        self._guard.check(self._synchronizer.flush())
-        self._end_epoch()
 
-    def _update(self, batch: Batch, position: Position) -> Agreed:
-        """Train on one batch; the workers' state of this update or (on a GPU) the previous one."""
+    def waited(self, seconds: float, beside: int) -> None:
+        """Note the wait for the coming batch, and how many runs share this worker's time."""
+        self._telemetry.waited(seconds, beside)
+
+    def spent(self, seconds: float) -> None:
+        """Note this run's share of the time that the last batch took."""
+        self._spent = (self._spent[0] + 1, self._spent[1] + seconds)
+
+    def update(self, images: Tensor, targets: Targets, ends_segment: bool) -> Agreed:
+        """Train on a batch; the workers' state of this update or (on a GPU) the previous one.
+
+        Leaves `images` as they are. Raises StageError for a loss that is not finite.
+        """
+        position = self.position
+        # For dropout and the like.
+        seed = worker_seed(self._seed, position.updates, self._group.rank)
+        seed_torch(seed, self._group.device)
+        agreed = self._step(images, targets, ends_segment, position)
+        self._optimizer.zero_grad(set_to_none=True)  # the runs beside this one take the memory
+        position = Position(position.epoch, position.step + 1, position.updates + 1)
+        self._progress = Progress(position, curves=self._progress.curves)
+        self._checkpoints.check()
+        self._damaged.check_own()
+        return agreed
+
+    def _step(
+        self, images: Tensor, targets: Targets, ends_segment: bool, position: Position
+    ) -> Agreed:
         self._scheduler.step_update(position.updates)
-        self._optimizer.zero_grad(set_to_none=True)
-        images, targets = self._make_inputs(batch, position)
         self._guard.save_buffers()
         scored = self._objective.step(self._model, images, targets, self._most, self._precision)
-        agreed = self._synchronize(scored, batch.ends_segment, position)
+        agreed = self._synchronize(scored, ends_segment, position)
         self._guard.check(agreed)
         update = position.updates + 1
         recorded = self._telemetry.due(update)
@@ -249,27 +243,13 @@ class Loop:
             self._report_progress(position, agreed.loss)
         return agreed
 
-    def _make_inputs(self, batch: Batch, position: Position) -> tuple[Tensor, Targets]:
-        """Augment, normalise and mix the batch; seed torch's generators for the forward pass."""
-        images = training_input(
-            batch.images, self._input, self._augment, batch.hashes, self._buffer
-        )
-        if self._group.device.type == "cpu":
-            self._buffer = images  # reused by the next update, when this one is done
-        # The seed of the draws that all workers share; mixed again for a worker's own draws.
-        step_seed = _step_seed(self._seed, position.updates)
-        images, targets = self._objective.mix(images, batch.targets, step_seed)
-        # For dropout and the like.
-        seed_torch(_worker_seed(step_seed, self._group.rank), self._group.device)
-        return images.contiguous(memory_format=self._layout), targets
-
     def _synchronize(self, scored: Scored, segment_ended: bool, position: Position) -> Agreed:
         """The global batch's mean loss, whether to stop and whether to write a checkpoint.
 
         Equal on all workers; the first worker decides.
         """
         stop = self._group.writes and self._watch.stopping()
-        due = self._group.writes and self._due(segment_ended)
+        due = self._group.writes and self.due(segment_ended)
         loss = scored.losses.double().mean() / self._group.world
         return self._synchronizer.exchange(
             position.updates + 1, position.epoch + 1, loss, stop, due
@@ -278,7 +258,8 @@ class Loop:
     def _report_progress(self, position: Position, loss: float) -> None:
         done = position.updates + 1
         message = f"epoch {position.epoch + 1}/{self._schedule.epochs} loss {loss:.3f}"
-        self._watch.on_progress(done / self._total, message + self._telemetry.pace(done))
+        pace = self._telemetry.pace(done)
+        self._watch.on_progress(done / self._total, f"{message}{pace}{self._remark}")
 
     def _add_to_sums(self, scored: Scored, targets: Targets) -> None:
         columns = (
@@ -290,49 +271,37 @@ class Loop:
         values = torch.stack([column.double() for column in columns], dim=1)
         self._sums += torch.stack([~targets.flipped, targets.flipped]).double() @ values
 
-    def _end_epoch(self) -> None:
-        """Evaluate, add to the curves, move on to the next epoch, write a checkpoint if due."""
-        kept = self._final_model
+    def to_evaluate(self) -> nn.Module:
+        """The model to evaluate when an epoch's last batch is done, in eval mode."""
+        self._guard.check(self._synchronizer.flush())
         self._align()
         self._bare.eval()
-        epoch = self._progress.position.epoch + 1
-        measured = _train_measures(self._group.total(self._sums).tolist())
-        measured.update(self._objective.evaluate(kept, self._validation, self._group))
+        return self._final_model
+
+    def end_epoch(self, validation: Mapping[str, float]) -> None:
+        """Add the epoch's measures to the curves, and move on to the next epoch."""
+        epoch = self.position.epoch + 1
+        measured = _train_measures(self._group.total(self._sums).tolist()) | dict(validation)
         self._damaged.check()
         points = tuple(Point(name, epoch, value) for name, value in measured.items())
-        position = Position(epoch, 0, self._progress.position.updates)
+        position = Position(epoch, 0, self.position.updates)
         self._progress = Progress(position, curves=(*self._progress.curves, *points))
         self._sums.zero_()
-        if (
-            self._group.any(self._group.writes and self._due(True))
-            or epoch == self._schedule.epochs
-        ):
-            self._save()
 
     # -- checkpoints -----------------------------------------------------------------------------
 
-    def _resume(self) -> None:
-        checkpoint = self._checkpoints.latest()
-        if checkpoint is None:
-            return
-        checkpoint.restore(self._bare, self._optimizer)
-        lay_out_like_parameters(self._optimizer)
-        self._progress = checkpoint.progress
-        self._guard.restore(self._progress.skipped)
-        self._damaged.restore(self._progress.damaged)
-        self._telemetry.restore(self._progress.telemetry)
-        self._precision.restore(checkpoint.extra("scaler"))
-        if self._average is not None:
-            self._average.module.load_state_dict(checkpoint.extra("average"))
-        if self._progress.sums and self._group.writes:  # they are sums over all workers
-            self._sums += torch.tensor(self._progress.sums, dtype=torch.float64).to(self._sums)
+    def join(self) -> None:
+        """Wait until the last checkpoint is written."""
+        self._checkpoints.join()
 
-    def _due(self, segment_ended: bool) -> bool:
+    def due(self, segment_ended: bool = True) -> bool:
+        """Whether it is time for a checkpoint, by this worker's clock."""
         since = time.monotonic() - self._written
         cheap = segment_ended and self._write_seconds <= self._pace.time_share * since
         return cheap or since > 60 * self._pace.minutes
 
-    def _save(self) -> None:
+    def save(self) -> None:
+        """Begin to write a checkpoint, in a thread. All workers must call this."""
         self._align()
         sums, damaged = self._group.total(self._sums), self._damaged.check()
         if self._group.writes:
@@ -356,16 +325,6 @@ class Loop:
         self._group.align(self._bare)
         if self._average is not None:
             self._group.align(self._average.module)
-
-
-def _step_seed(seed: int, updates: int) -> int:
-    """The seed of the draws that all workers share in one update, below 2^64."""
-    return int(mix(np.array([seed], np.uint64), updates)[0])
-
-
-def _worker_seed(step_seed: int, rank: int) -> int:
-    """The seed of one worker's own draws in one update, below 2^63."""
-    return int(mix(np.array([step_seed], np.uint64), rank)[0] >> np.uint64(1))
 
 
 def _train_measures(sums: list[list[float]]) -> dict[str, float]:

@@ -77,12 +77,17 @@ class NonFiniteGuard:
         return True
 
 
+class TooManyTogetherError(RuntimeError):
+    """Runs cannot go on side by side: fewer of them at once may. Says why."""
+
+
 @contextmanager
-def explain_out_of_memory(world: int, images_per_pass: int) -> Iterator[None]:
+def explain_out_of_memory(world: int, images_per_pass: int, together: int = 1) -> Iterator[None]:
     """Turn errors of running out of memory inside into one sentence.
 
-    A single worker raises StageError, which ends its run. One of several raises RuntimeError, since
-    the others wait for it inside a step and the driver must end them all.
+    Raises TooManyTogetherError if several runs train side by side. A single worker raises
+    StageError, which ends its run. One of several raises RuntimeError, since the others wait for it
+    inside a step and the driver must end them all.
     """
     try:
         yield
@@ -90,6 +95,10 @@ def explain_out_of_memory(world: int, images_per_pass: int) -> Iterator[None]:
         owner = _memory_owner(error)
         if owner is None:
             raise
+        if together > 1:
+            raise TooManyTogetherError(
+                f"{owner} memory does not suffice for {together} runs at once"
+            ) from error
         message = (
             f"{owner} memory does not suffice for a pass of {images_per_pass} images; set "
             f"`pretrain.resources.images_per_pass` lower (the batch stays the same), or "

@@ -1,21 +1,58 @@
-"""Restarts of a worker group that ended before its runs: decide whether to start it again.
+"""Restarts of a worker group that ended before its runs: decide whether to start it again, and how.
 
 Takes the errors of its workers and what changed since its start; gives the decision, and the error
 message for giving up. A lost node (preemption) is no fault of the run and never counts. A lost
 worker counts only if the runs made no progress since the last restart: so a run on machines that
 are often preempted finishes, and a run that always kills its workers is given up. An error raised
-by the training itself always counts. Knows no Ray.
+by the training itself always counts. Where memory does not suffice for runs side by side, half as
+many train at once, which counts as no failure. Knows no Ray.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from jobs.contract import StageError
+from jobs.pretrain.nonfinite import TooManyTogetherError
 
 _MEMORY = ("low on memory", "OutOfMemoryError", "out-of-memory", "OOM", "exit code 137")
 _WORKER_LOST = ("ActorDiedError", "ActorUnavailableError", "WorkerHealthCheckFailedError")
+
+
+@dataclass(frozen=True)
+class Limit:
+    """Most runs that train side by side, and why."""
+
+    most: int | None = None  # None: as many as memory holds
+    why: str = "memory holds no more"
+
+    @classmethod
+    def of(cls, together: Literal["auto"] | int) -> Limit:
+        """The limit of `resources.together`."""
+        if together == "auto":
+            return cls()
+        return cls(together, f"pretrain.resources.together is {together}")
+
+    def most_of(self, runs: int) -> int:
+        """Most of so many runs."""
+        return min(runs, self.most or runs)
+
+    def halved(self, runs: int, why: str) -> Limit:
+        """Half as many, if so many runs were to train."""
+        return Limit(-(-self.most_of(runs) // 2), why)
+
+
+def too_many_together(errors: Sequence[BaseException]) -> str | None:
+    """Why fewer runs must train side by side; None if their number is not to blame."""
+    for error in errors:
+        inner = getattr(error, "_base_exc", error)
+        if isinstance(inner, TooManyTogetherError):
+            return str(inner)
+    if any(word in str(error) for error in errors for word in _MEMORY):
+        return "the machine's memory ran out"
+    return None
 
 
 @dataclass

@@ -1,52 +1,52 @@
-"""One pre-training run in this process, from its inputs to its output folder.
+"""Pre-training runs in this process, from their inputs to their output folders.
 
-Takes a step's work and this process's `DistributedGroup`; writes the encoder
-(`jobs/encoders/encoder.py`), `curves.parquet` (metric: string, step: int64 in epochs, value:
-float64) and the tables of `telemetry.py`, and gives the outcome. Writes checkpoints to the work's
-scratch folder. It knows no Ray.
+Takes the works of steps that differ in their noise alone, and this process's `DistributedGroup`;
+trains them side by side (`cohort.py`), as many at once as asked or as memory holds. Writes for each
+the encoder (`jobs/encoders/encoder.py`), `curves.parquet` (metric: string, step: int64 in epochs,
+value: float64) and the tables of `telemetry.py`, and gives its outcome. Writes checkpoints to each
+work's scratch folder. It knows no Ray.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import cast
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 
 import pyarrow as pa
 from torch import nn
 
 from jobs.contract import Outcome, StageError, Work
 from jobs.encoders import encoder
-from jobs.images.transforms import needs_source_image
 from jobs.pretrain.checkpoint import Checkpoints, Point
-from jobs.pretrain.data.in_memory import MemorySource, load_part, part_fits_in_memory
-from jobs.pretrain.data.noisy import noisy_targets
-from jobs.pretrain.data.part import Part, Source, read_index
-from jobs.pretrain.data.reader import lazy_part
-from jobs.pretrain.data.streamed import StreamedSource
+from jobs.pretrain.cohort import Cohort, Result
+from jobs.pretrain.data.part import Source
 from jobs.pretrain.distributed import DistributedGroup
-from jobs.pretrain.loop import Loop, Pace, Trained, Watch, deterministic_torch
-from jobs.pretrain.objectives.contrastive import ContrastiveObjective
-from jobs.pretrain.objectives.objective import Objective
-from jobs.pretrain.objectives.supervised import SupervisedObjective
-from jobs.pretrain.spec import Contrastive, PretrainStep, Recipe
+from jobs.pretrain.inputs import Inputs
+from jobs.pretrain.kernels import torch_kernels
+from jobs.pretrain.loop import Loop, Pace, Trained, Watch
+from jobs.pretrain.nonfinite import explain_out_of_memory
+from jobs.pretrain.objectives.objective import passes
+from jobs.pretrain.prepare import (
+    Initial,
+    Member,
+    Run,
+    Shared,
+    agreed,
+    initial,
+    most_together,
+    share,
+    source,
+    with_noise,
+)
+from jobs.pretrain.restarts import Limit
 from jobs.pretrain.telemetry import tables
 
 CURVES = "curves.parquet"
 
-
-@dataclass(frozen=True)
-class _Prepared:
-    """All that a run needs before its first batch."""
-
-    objective: Objective
-    classes: tuple[str, ...]
-    validation: Part
-    source: Source
-    model: nn.Module
-    initial_sha256: str
-    dim: int
+Ended = Callable[[Work, Result], None]
+"""Is told how a run ended; may raise."""
 
 
 def train_run(
@@ -63,153 +63,216 @@ def train_run(
     steps, and is the only metric that is no function of the step. Raises StageError for errors that
     a retry cannot cure, `loop.StoppedError` when `watch` asks to stop.
     """
-    step = cast(PretrainStep, work.spec)
-    group, watch = group or DistributedGroup(), watch or Watch()
-    with deterministic_torch(step.resources.cpus_per_worker):
-        watch.on_progress(0.0, "reading the corpus")
-        prepared = _prepare_together(work, step, group)
-        checkpoints = Checkpoints(work.scratch)
-        loop = Loop(
-            prepared.model,
-            prepared.objective,
-            prepared.source,
-            prepared.validation,
-            checkpoints,
+    results: list[Result] = []
+    run = Run(work, watch or Watch())
+    train_runs([run], lambda _, result: results.append(result), group, pace)
+    if isinstance(results[0], Exception):
+        raise results[0]
+    return results[0]
+
+
+def train_runs(
+    runs: Sequence[Run],
+    ended: Ended,
+    group: DistributedGroup | None = None,
+    pace: Pace | None = None,
+    *,
+    limit: Limit | None = None,
+) -> None:
+    """Train runs side by side, whose steps are equal and whose inputs differ in noise alone.
+
+    Each ends as with `train_run`, as `ended` is told. `limit`: how many train at once; none: as
+    many as memory holds. Raises `loop.StoppedError` when a watch asks to stop, and
+    `nonfinite.TooManyTogetherError` when fewer must train at once.
+    """
+    step, group, limit = runs[0].step, group or DistributedGroup(), limit or Limit()
+    pace = pace or Pace(minutes=step.checkpoint_minutes)
+    with torch_kernels(step.resources, group.device):
+        for run in runs:
+            run.watch.on_progress(0.0, "reading the corpus")
+        try:
+            shared = agreed(lambda: share(step, runs[0].work, group), group)
+            at_once = limit.most_of(len(runs))
+            if at_once > 1 and limit.most is None:
+                at_once = min(at_once, most_together(step, shared, group))
+        except StageError as error:
+            for run in runs:
+                ended(run.work, error)
+            return
+        for piece in passes(len(runs), group.least(at_once)):
+            remark = _remark(runs[piece], runs, limit)
+            _train_piece(runs[piece], shared, group, pace, ended, remark)
+
+
+def _remark(piece: Sequence[Run], runs: Sequence[Run], limit: Limit) -> str:
+    """What messages of progress say about how many runs train at once, and why."""
+    if len(runs) == 1:
+        return ""
+    if len(piece) == len(runs):
+        return f", {len(runs)} runs side by side"
+    return f", {len(piece)} of {len(runs)} runs side by side ({limit.why})"
+
+
+def _train_piece(
+    runs: Sequence[Run],
+    shared: Shared,
+    group: DistributedGroup,
+    pace: Pace,
+    ended: Ended,
+    remark: str,
+) -> None:
+    """Train these runs at once; those whose noise cannot be used end before."""
+    members = []
+    for run in runs:
+        try:
+            members.append(agreed(partial(with_noise, run, shared), group))
+        except StageError as error:
+            ended(run.work, error)
+    if not members:
+        return
+    try:
+        piece = _Piece(members, shared, group, pace, remark)
+    except StageError as error:
+        for member in members:
+            ended(member.run.work, error)
+        return
+    piece.train(ended)
+
+
+class _Piece:
+    """Runs that train at once, from their initial weights to their outputs."""
+
+    def __init__(
+        self,
+        members: Sequence[Member],
+        shared: Shared,
+        group: DistributedGroup,
+        pace: Pace,
+        remark: str,
+    ) -> None:
+        """Raises StageError when the corpus or the recipe suits none of them.
+
+        Raises TooManyTogetherError when memory does not suffice for all.
+        """
+        step = members[0].run.step
+        self._per_pass = step.resources.images_per_pass or step.recipe.schedule.batch_size
+        self._members, self._shared, self._group, self._step = members, shared, group, step
+        # All of them together take the share of time for writing checkpoints.
+        self._pace = replace(pace, time_share=pace.time_share / len(members))
+        self._remark = remark
+
+        def prepare() -> tuple[Source, list[Initial]]:
+            made = source(members, shared)
+            return made, [initial(step, shared.objective) for _ in members]
+
+        self._source, initials = agreed(prepare, group)
+        self._facts = [(one.sha256, one.dim) for one in initials]
+        self._checkpoints = [Checkpoints(member.run.work.scratch) for member in members]
+        with explain_out_of_memory(group.world, self._per_pass, len(members)):
+            self._loops = {at: self._loop(at, one.model) for at, one in enumerate(initials)}
+
+    def train(self, ended: Ended) -> None:
+        """Train all to their ends, and tell `ended` how each ended."""
+        step, objective, group = self._step, self._shared.objective, self._group
+        loops, self._loops = self._loops, {}  # a run that has ended frees its memory
+        try:
+            Cohort(
+                loops,
+                self._source,
+                self._shared.validation,
+                objective,
+                Inputs(
+                    objective,
+                    step.recipe.image,
+                    step.recipe.augment,
+                    seed=step.seed,
+                    group=group,
+                    resources=step.resources,
+                ),
+                group,
+                images_per_pass=self._per_pass,
+                finish=self._finish,
+                ended=lambda at, result: ended(self._members[at].run.work, result),
+            ).train()
+        finally:
+            for each in self._checkpoints:
+                each.wait()
+
+    def _loop(self, at: int, model: nn.Module) -> Loop:
+        step = self._step
+        return Loop(
+            model,
+            self._shared.objective,
+            self._source,
+            self._shared.validation,
+            self._checkpoints[at],
             schedule=step.recipe.schedule,
-            model_input=step.recipe.image,
-            augment=step.recipe.augment,
             seed=step.seed,
-            group=group,
+            group=self._group,
             resources=step.resources,
             on_nan=step.on_nan,
             max_damaged=step.max_damaged,
             telemetry_steps=step.telemetry_steps,
-            pace=pace or Pace(minutes=step.checkpoint_minutes),
-            watch=watch,
+            pace=self._pace,
+            watch=self._members[at].run.watch,
+            remark=self._remark,
         )
-        try:
-            trained = loop.train()
-        finally:
-            checkpoints.wait()
-        flipped = prepared.source.flipped_rows()
-        final = prepared.objective.memorised(trained.model, *flipped, group)
-        if group.writes:
-            _write(work, prepared, trained, group)
-    metrics = {point.metric: point.value for point in trained.curves} | dict(final)
-    if trained.images_per_s:
-        metrics["images_per_s"] = trained.images_per_s
-    source = prepared.source
+
+    def _finish(self, at: int, trained: Trained) -> Outcome:
+        """Measure what the run has memorised, and write its output."""
+        flipped = self._source.flipped_rows(at)
+        final = self._shared.objective.memorised(trained.model, *flipped, self._group)
+        if self._group.writes:
+            self._write(at, trained)
+        metrics = {point.metric: point.value for point in trained.curves} | dict(final)
+        if trained.images_per_s:
+            metrics["images_per_s"] = trained.images_per_s
+        return _outcome(
+            trained, metrics, self._source, self._source.flipped[at], self._checkpoints[at].damaged
+        )
+
+    def _write(self, at: int, trained: Trained) -> None:
+        work, (initial_sha256, dim) = self._members[at].run.work, self._facts[at]
+        weights = encoder.weights_bytes(trained.model)
+        architecture = self._shared.objective.architecture
+        card = encoder.EncoderCard(
+            family=architecture.family,
+            model=architecture.model,
+            model_options=architecture.model_options,
+            input=architecture.input,
+            classes=self._shared.index.classes,
+            feature_dim=dim,
+            initial_weights_sha256=initial_sha256,
+            order_sha256=self._source.order_sha256(),
+            weights_sha256=hashlib.sha256(weights).hexdigest(),
+        )
+        work.output.write_table(CURVES, _curves(trained.curves))
+        for name, table in tables(trained.telemetry, self._group.device.type == "cuda").items():
+            work.output.write_table(name, table)
+        encoder.save(work.output, card, weights)
+
+
+def _outcome(
+    trained: Trained,
+    metrics: Mapping[str, float],
+    source: Source,
+    flipped: int,
+    damaged_checkpoints: int,
+) -> Outcome:
     return Outcome(
         counts={
             "rows": source.rows,
-            "flipped": source.flipped,
+            "flipped": flipped,
             "rows_left_out_per_epoch": source.rows - source.steps_per_epoch * source.batch_size,
             "steps": trained.updates,
             "images": trained.updates * source.batch_size,
             "skipped_updates": trained.skipped,
-            "damaged_checkpoints": checkpoints.damaged,
+            "damaged_checkpoints": damaged_checkpoints,
             **({"damaged_images": trained.damaged} if trained.damaged else {}),
             **({"fp16_overflows": trained.overflows} if trained.overflows else {}),
         },
         metrics={f"pretrain/{name}": value for name, value in metrics.items()},
     )
-
-
-def _prepare_together(work: Work, step: PretrainStep, group: DistributedGroup) -> _Prepared:
-    """Prepare on every worker; if one fails, all raise its error instead of waiting for it."""
-    prepared, error = None, None
-    try:
-        prepared = _prepare(work, step, group)
-    except StageError as raised:
-        error = str(raised)
-    error = group.first_error(error)
-    if error is not None or prepared is None:
-        raise StageError(error)
-    return prepared
-
-
-def _prepare(work: Work, step: PretrainStep, group: DistributedGroup) -> _Prepared:
-    recipe, corpus = step.recipe, work.inputs["corpus"]
-    index = read_index(corpus)
-    if index.rows("validation") == 0:
-        raise StageError(
-            f"corpus {index.name} has no validation rows to evaluate a run on after each "
-            f"epoch; give its parts.validation a share or a reader"
-        )
-    objective = _objective(recipe, index.classes, group)
-    source = _source(work, step, objective, group)
-    if part_fits_in_memory(
-        corpus, "validation", recipe.image, step.resources.decoded_gb, group.sharing
-    ):
-        validation = load_part(corpus, "validation", recipe.image)
-    else:
-        threads = step.resources.cpus_per_worker
-        validation = lazy_part(corpus, index, "validation", recipe.image, threads)
-    model = objective.build(step.seed)
-    return _Prepared(
-        objective=objective,
-        classes=index.classes,
-        validation=validation,
-        source=source,
-        model=model,
-        initial_sha256=hashlib.sha256(encoder.weights_bytes(model)).hexdigest(),
-        dim=objective.architecture.feature_dim(model),
-    )
-
-
-def _source(
-    work: Work, step: PretrainStep, objective: Objective, group: DistributedGroup
-) -> Source:
-    """The training part: in memory where the augmentation allows it and it fits, else streamed."""
-    recipe, corpus, noise = step.recipe, work.inputs["corpus"], work.inputs["noise"]
-    index, resources = read_index(corpus), step.resources
-    batch_size, repeats = recipe.schedule.batch_size, recipe.schedule.repeats
-    as_stored = not needs_source_image(recipe.augment)
-    if as_stored and part_fits_in_memory(
-        corpus, "train", recipe.image, resources.decoded_gb, group.sharing
-    ):
-        train = load_part(corpus, "train", recipe.image)
-        targets = noisy_targets(train, noise, objective.field, objective.encode)
-        return MemorySource(train, targets, seed=step.seed, batch_size=batch_size, repeats=repeats)
-    return StreamedSource(
-        corpus,
-        index,
-        noise,
-        field=objective.field,
-        encode=objective.encode,
-        model_input=recipe.image,
-        augment=recipe.augment,
-        processes=resources.cpus_per_worker,
-        seed=step.seed,
-        batch_size=batch_size,
-        repeats=repeats,
-    )
-
-
-def _objective(recipe: Recipe, classes: tuple[str, ...], group: DistributedGroup) -> Objective:
-    if isinstance(recipe, Contrastive):
-        return ContrastiveObjective(recipe, group)
-    return SupervisedObjective(recipe, len(classes), group)
-
-
-def _write(work: Work, prepared: _Prepared, trained: Trained, group: DistributedGroup) -> None:
-    weights = encoder.weights_bytes(trained.model)
-    architecture = prepared.objective.architecture
-    card = encoder.EncoderCard(
-        family=architecture.family,
-        model=architecture.model,
-        model_options=architecture.model_options,
-        input=architecture.input,
-        classes=prepared.classes,
-        feature_dim=prepared.dim,
-        initial_weights_sha256=prepared.initial_sha256,
-        order_sha256=prepared.source.order_sha256(),
-        weights_sha256=hashlib.sha256(weights).hexdigest(),
-    )
-    work.output.write_table(CURVES, _curves(trained.curves))
-    for name, table in tables(trained.telemetry, group.device.type == "cuda").items():
-        work.output.write_table(name, table)
-    encoder.save(work.output, card, weights)
 
 
 def _curves(points: Sequence[Point]) -> pa.Table:

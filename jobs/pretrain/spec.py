@@ -6,7 +6,7 @@ of workers.
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, JsonValue, model_validator
 
@@ -186,6 +186,16 @@ class Resources(Spec):
         description="most memory for a worker's decoded images; a larger part of a corpus is read "
         "and decoded again in each epoch; none: the worker's share of the free memory",
     )
+    together: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
+        "auto",
+        description="most runs that differ in noise alone that a worker group trains side by side, "
+        "from images read and decoded once; auto: as many as memory holds",
+    )
+    deterministic: bool = Field(
+        False,
+        description="on a GPU: kernels that give the same bytes twice, some of them slower; a CPU "
+        "always has them",
+    )
     max_failures: int = Field(
         3,
         ge=0,
@@ -235,3 +245,9 @@ class PretrainStep(PretrainSettings):
     protocol: ClassVar[int] = 4
 
     seed: int
+
+    def circumstances(self) -> dict[str, Any]:
+        """The kernels of a run on GPUs; a CPU has one kind."""
+        if not self.resources.gpus_per_worker:
+            return {}
+        return {"kernels": "deterministic" if self.resources.deterministic else "fastest"}

@@ -3,6 +3,7 @@
 Takes the loop's measurements; gives two tables of (metric: string, step: int64 in updates, value:
 float64). `telemetry.parquet` has the functions of the step (loss, learning rate, gradient norm),
 `timings.parquet` those of the machine (images/s, share of time spent waiting for data, GPU memory).
+Runs that train together share the time equally, so images/s is what each costs.
 A run of any length has at most a thousand points of each metric: the distance between points is
 doubled until they fit. Checkpoints keep the points of a resumed run.
 """
@@ -37,16 +38,17 @@ class Telemetry:
         while updates // self._every > MOST:
             self._every *= 2
         self._batch_size, self._device = batch_size, device
+        self._beside = 1
         self.rows: list[Row] = []
         self.speed = 0.0
-        """Images/s over all workers, between the last two points."""
+        """Images/s over all workers, between the last two points, in this run's share of time."""
         self._since, self._waited, self._updates = time.monotonic(), 0.0, 0
 
     def pace(self, update: int) -> str:
         """Speed, and time left for training alone, after `update`; empty before the first point."""
         if not self.speed:
             return ""
-        left = (self._of_run - update) * self._batch_size / self.speed
+        left = (self._of_run - update) * self._batch_size / self.speed * self._beside
         return f", {self.speed:,.0f} images/s, {_format_time(left)} left"
 
     def restore(self, rows: Iterable[Sequence[float]]) -> None:
@@ -57,8 +59,12 @@ class Telemetry:
         """Whether to record the update (counted from 1)."""
         return update % self._every == 0
 
-    def waited(self, seconds: float) -> None:
-        """Add the time that the loop waited for a batch, and count the batch's update."""
+    def waited(self, seconds: float, beside: int = 1) -> None:
+        """Add the time that the loop waited for a batch, and count the batch's update.
+
+        `beside`: runs that train on the batch one after another, each with an equal share of time.
+        """
+        self._beside = beside
         self._waited += seconds
         self._updates += 1
 
@@ -69,7 +75,7 @@ class Telemetry:
     def record(self, update: int, loss: float, lr: float, grad_norm: float) -> None:
         """Add a point, unless a value is not finite, as in an update that overflowed in fp16."""
         spent = max(time.monotonic() - self._since, 1e-9)
-        self.speed = self._updates * self._batch_size / spent
+        self.speed = self._beside * self._updates * self._batch_size / spent
         memory = 0.0
         if self._device.type == "cuda":
             memory = torch.cuda.max_memory_allocated(self._device) / 1e6

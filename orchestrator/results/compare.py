@@ -41,7 +41,16 @@ Group = Literal["noise", "differs", "result"]
 
 CARD = "encoder.json"  # of an encoder: jobs/encoders/encoder.py
 _RESULTS_OF_CARD = ("weights_sha256",)
-_CIRCUMSTANCES = ("versions", "python", "platform", "cpu", "instruction_set", "commit", "dirty")
+_CIRCUMSTANCES = (
+    "versions",
+    "python",
+    "platform",
+    "cpu",
+    "instruction_set",
+    "kernels",  # of runs on GPUs
+    "commit",
+    "dirty",
+)
 _COMPUTED = ("encoder", "features", "head")  # inputs that depend on arithmetic
 _ABSENT = "absent"
 

@@ -343,6 +343,7 @@ class Executor:
                 result,
                 {
                     **provenance.environment(),
+                    **step.spec.circumstances(),
                     "started": started,
                     "finished": provenance.now(),
                     "seconds": round(time.monotonic() - clock, 3),

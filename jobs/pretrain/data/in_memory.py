@@ -20,7 +20,7 @@ import torch
 from jobs.contract import StageError
 from jobs.corpus.shards import INDEX, File, build_again
 from jobs.images.augment import mix
-from jobs.images.pixels import or_grey, prepared
+from jobs.images.pixels import or_grey, prepared, to_device
 from jobs.images.spec import ImageInput
 from jobs.pretrain.data.order import Order, Rows
 from jobs.pretrain.data.part import Batch, Part, Targets, read_index, select_targets
@@ -113,10 +113,10 @@ def _read_shard(corpus: Folder, file: File) -> pa.Table:
 
 
 class MemorySource:
-    """A decoded part and its targets, in the order of `seed`."""
+    """A decoded part and each run's targets, in the order of `seed`."""
 
     def __init__(
-        self, part: Part, targets: Targets, *, seed: int, batch_size: int, repeats: int = 1
+        self, part: Part, *targets: Targets, seed: int, batch_size: int, repeats: int = 1
     ) -> None:
         """Raises StageError when the part does not fill one batch."""
         self._order = Order(
@@ -124,7 +124,7 @@ class MemorySource:
         )
         self.batch_size, self.rows = batch_size, part.rows
         self.steps_per_epoch = self._order.steps
-        self.flipped = int(targets.flipped.sum())
+        self.flipped = tuple(int(each.flipped.sum()) for each in targets)
         self.damaged = part.damaged
         self._part, self._targets = part, targets
         self._keys = self._order.key_hashes(part.keys)
@@ -152,15 +152,16 @@ class MemorySource:
             rows = order[mine]
             picked = torch.from_numpy(rows)
             yield Batch(
-                images=self._part.images[picked].to(group.device),
+                images=to_device(self._part.images[picked], group.device),
                 hashes=self._order.copy_hashes(hashes[rows], copies[mine]),
-                targets=select_targets(self._targets, picked, group.device),
+                targets=tuple(select_targets(each, picked, group.device) for each in self._targets),
                 ends_segment=bool(ends[step]),
             )
 
-    def flipped_rows(self) -> tuple[Part, Targets]:
-        """The flipped rows, not augmented; of more than MOST_MEMORISED, a seeded sample."""
-        flipped = torch.nonzero(self._targets.flipped).flatten()
+    def flipped_rows(self, run: int = 0) -> tuple[Part, Targets]:
+        """A run's flipped rows, not augmented; of more than MOST_MEMORISED, a seeded sample."""
+        targets = self._targets[run]
+        flipped = torch.nonzero(targets.flipped).flatten()
         rows = torch.from_numpy(self._order.sample(flipped.numpy(), MOST_MEMORISED))
         taken, part = pa.array(rows.numpy()), self._part
         sample = Part(
@@ -172,4 +173,4 @@ class MemorySource:
             captions=part.captions.take(taken),
             files=part.files,
         )
-        return sample, select_targets(self._targets, rows, torch.device("cpu"))
+        return sample, select_targets(targets, rows, torch.device("cpu"))

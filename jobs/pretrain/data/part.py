@@ -13,6 +13,7 @@ from torch import Tensor
 from jobs.contract import StageError
 from jobs.corpus.shards import INDEX, File, Index, build_again
 from jobs.images.augment import Hashes
+from jobs.images.pixels import to_device
 from jobs.pretrain.distributed import DistributedGroup
 from jobs.storage.folder import Folder
 
@@ -60,16 +61,16 @@ class Targets:
 
 @dataclass(frozen=True)
 class Batch:
-    """One worker's share of a global batch, n rows."""
+    """One worker's share of a global batch, n rows, for runs that differ in noise alone."""
 
     images: Tensor  # uint8 [n, *input.shape]
     hashes: Hashes  # [n], of seed, epoch and key; augmentation draws from them
-    targets: Targets
+    targets: tuple[Targets, ...]  # one for each run
     ends_segment: bool  # the global batch reaches the end of a segment
 
 
 class Source(Protocol):
-    """Where the loop's batches come from."""
+    """Where the batches of runs that train together come from: one stream for all of them."""
 
     batch_size: int
     """Rows of a global batch, over all workers."""
@@ -80,8 +81,8 @@ class Source(Protocol):
     steps_per_epoch: int
     """Whole global batches in an epoch; other epochs take the rows left over."""
 
-    flipped: int
-    """Rows of the whole part that the noise changed."""
+    flipped: tuple[int, ...]
+    """Rows of the whole part that each run's noise changed."""
 
     damaged: set[str]
     """Names of the images that this worker could not decode so far, and that are grey."""
@@ -92,8 +93,8 @@ class Source(Protocol):
     def batches(self, epoch: int, first: int, group: DistributedGroup) -> Iterator[Batch]:
         """This worker's rows of the epoch's batches from number `first` on."""
 
-    def flipped_rows(self) -> tuple[Part, Targets]:
-        """The flipped rows, not augmented; of more than MOST_MEMORISED, a seeded sample."""
+    def flipped_rows(self, run: int) -> tuple[Part, Targets]:
+        """A run's flipped rows, not augmented; of more than MOST_MEMORISED, a seeded sample."""
 
 
 Encode = Callable[[Part, pa.Array], Tensor]
@@ -111,7 +112,7 @@ def read_index(corpus: Folder) -> Index:
 def select_targets(targets: Targets, rows: Tensor, device: torch.device) -> Targets:
     """The targets of some rows, on a device."""
     return Targets(
-        targets.noisy[rows].to(device),
-        targets.clean[rows].to(device),
-        targets.flipped[rows].to(device),
+        to_device(targets.noisy[rows], device),
+        to_device(targets.clean[rows], device),
+        to_device(targets.flipped[rows], device),
     )

@@ -9,9 +9,8 @@ batches.
 
 from __future__ import annotations
 
-import threading
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -23,7 +22,6 @@ import torch
 from jobs.corpus.shards import Index
 from jobs.images.augment import Hashes, mix
 from jobs.images.spec import Augment, ImageInput
-from jobs.noise.overlay import Changes, apply
 from jobs.pretrain.data.decoding import (
     CHUNK,
     Encoded,
@@ -32,7 +30,7 @@ from jobs.pretrain.data.decoding import (
     prefetch,
 )
 from jobs.pretrain.data.in_memory import MOST_MEMORISED
-from jobs.pretrain.data.noisy import changed_rows, mismatched, read_overlay
+from jobs.pretrain.data.noisy import NoisyRows
 from jobs.pretrain.data.order import LANES, Order, Rows, Span, shuffle
 from jobs.pretrain.data.part import Batch, Encode, Field, Part, Targets, select_targets
 from jobs.pretrain.data.reader import LazyImages, Reader
@@ -50,7 +48,7 @@ class _Read:
     keys: pa.Array
     images: list[pa.ChunkedArray]  # one for each span
     position: npt.NDArray[np.int64]  # [n, 2]: span, and row within it
-    targets: Targets
+    targets: list[Targets]  # one for each run
 
 
 @dataclass(frozen=True)
@@ -67,20 +65,19 @@ class _Share:
     """A worker's share of a batch, without its images."""
 
     hashes: Hashes
-    targets: Targets
+    targets: list[Targets]  # one for each run
     ends_segment: bool
     chunks: int
 
 
 class StreamedSource:
-    """A training part with its noise, in the order of `seed`, read while training."""
+    """A training part under each run's noise, in the order of `seed`, read while training."""
 
     def __init__(
         self,
         corpus: Folder,
         index: Index,
-        noise: Folder,
-        *,
+        *noises: NoisyRows,
         field: Field,
         encode: Encode,
         model_input: ImageInput,
@@ -93,21 +90,17 @@ class StreamedSource:
     ) -> None:
         """`processes`: number of decoding processes; 0: this process decodes.
 
-        Raises StageError when the noise changes another field or belongs to another corpus, as far
-        as the overlay shows, and when the part does not fill one batch.
+        Raises StageError when the part does not fill one batch.
         """
         files = index.parts["train"]
-        overlay = read_overlay(noise, field)
         self._order = order or Order(
             index.name, files, seed=seed, batch_size=batch_size, repeats=repeats
         )
-        self._changes, self._changes_lock = Changes(noise), threading.Lock()
         self.batch_size, self.rows = batch_size, self._order.rows
-        self.steps_per_epoch, self.flipped = self._order.steps, overlay.changed
-        if len(self._changes) != overlay.changed or overlay.rows != self.rows:
-            raise mismatched(overlay, len(self._changes) if overlay.rows == self.rows else 0)
+        self.steps_per_epoch = self._order.steps
+        self.flipped = tuple(noise.flipped for noise in noises)
         self._reader = Reader(corpus, files, cached=LANES)
-        self._noise, self._field, self._encode = noise, field, encode
+        self._noises, self._field, self._encode = noises, field, encode
         self._input, self._augment, self._processes = model_input, augment, processes
         self.damaged: set[str] = set()
         none = pa.array([], pa.string())
@@ -148,8 +141,9 @@ class StreamedSource:
                     yield Batch(
                         images=concatenate_pixels(pixels),
                         hashes=share.hashes,
-                        targets=select_targets(
-                            share.targets, torch.arange(len(share.hashes)), group.device
+                        targets=tuple(
+                            select_targets(each, torch.arange(len(share.hashes)), group.device)
+                            for each in share.targets
                         ),
                         ends_segment=share.ends_segment,
                     )
@@ -186,7 +180,7 @@ class StreamedSource:
         for step in range(first, order.steps):
             parts = [rows for lane in lanes for rows in lane.rows_of(step)]
             images = [one for part in parts for one in part.images()]
-            targets = _concatenate_targets([part.targets() for part in parts])
+            targets = _of_each_run([part.targets() for part in parts])
             hashes = np.concatenate([part.hashes for part in parts])
             pieces = range(0, size, CHUNK)
             shares.append(_Share(hashes, targets, bool(ends[step]), len(pieces)))
@@ -209,39 +203,36 @@ class StreamedSource:
     def _read(self, spans: list[Span]) -> _Read:
         """Read some ranges of rows (each within a segment), with their noise."""
         tables = [self._reader.read(*span) for span in spans]
-        targets = [self._targets(*span, table) for span, table in zip(spans, tables, strict=True)]
+        targets = [
+            self._targets(start, table, self._noises)
+            for (start, _), table in zip(spans, tables, strict=True)
+        ]
         position = [(at, row) for at, (low, high) in enumerate(spans) for row in range(high - low)]
         return _Read(
             files=[self._reader.file_of(start) for start, _ in spans],
             keys=pa.concat_arrays([chunk for table in tables for chunk in table["key"].chunks]),
             images=[table["image"] for table in tables],
             position=np.array(position, np.int64).reshape(-1, 2),
-            targets=_concatenate_targets(targets),
+            targets=_of_each_run(targets),
         )
 
-    def _targets(self, start: int, stop: int, table: pa.Table) -> Targets:
-        values = table[self._field].combine_chunks()
-        with self._changes_lock:
-            changed = self._changes.rows(start, stop)
-        noisy, mask = apply(changed, table["key"], values, start)
-        targets = self._encode(self._empty_part, noisy)
-        clean = targets.clone()
-        flipped = torch.from_numpy(mask.copy())
-        if mask.any():  # only the changed rows: tokenizing captions takes time
-            clean[flipped] = self._encode(self._empty_part, values.filter(pa.array(mask)))
-        return Targets(targets, clean, flipped)
+    def _targets(self, start: int, table: pa.Table, noises: Sequence[NoisyRows]) -> list[Targets]:
+        part, values = self._empty_part, table[self._field].combine_chunks()
+        clean = self._encode(part, values)
+        return [noise.targets(part, start, table["key"], values, clean) for noise in noises]
 
-    def flipped_rows(self) -> tuple[Part, Targets]:
-        """The flipped rows, not augmented; of more than MOST_MEMORISED, a seeded sample."""
-        rows = self._order.sample(changed_rows(self._noise), MOST_MEMORISED)
+    def flipped_rows(self, run: int = 0) -> tuple[Part, Targets]:
+        """A run's flipped rows, not augmented; of more than MOST_MEMORISED, a seeded sample."""
+        noise = self._noises[run]
+        rows = self._order.sample(noise.changed(), MOST_MEMORISED)
         segment = np.array([self._reader.segment_of(row) for row in rows], np.int64)
         kept: list[Targets] = []
         columns: list[pa.Table] = []
         for group in np.split(rows, np.flatnonzero(np.diff(segment)) + 1) if len(rows) else []:
             start, stop = int(group[0]), int(group[-1]) + 1
             table, within = self._reader.read(start, stop), torch.from_numpy(group - start)
-            targets = self._targets(start, stop, table)
-            kept.append(select_targets(targets, within, torch.device("cpu")))
+            targets = self._targets(start, table, [noise])
+            kept.append(select_targets(targets[0], within, torch.device("cpu")))
             columns.append(table.select(["key", "label", "caption"]).take(pa.array(group - start)))
         empty = self._empty_part
         if not kept:
@@ -280,10 +271,10 @@ class _WindowRows:
             )
         ]
 
-    def targets(self) -> Targets:
-        """Their training targets."""
-        rows = torch.from_numpy(self.rows)
-        return select_targets(self.window.read.targets, rows, torch.device("cpu"))
+    def targets(self) -> list[Targets]:
+        """Their training targets, of each run."""
+        rows, cpu = torch.from_numpy(self.rows), torch.device("cpu")
+        return [select_targets(each, rows, cpu) for each in self.window.read.targets]
 
 
 class _Lane:
@@ -335,6 +326,11 @@ class _Lane:
             if (past_half or len(positions)) and len(self._ahead) == 1:
                 self._start_next()
         return found
+
+
+def _of_each_run(pieces: list[list[Targets]]) -> list[Targets]:
+    """Some pieces, each with the targets of all runs, as one piece."""
+    return [_concatenate_targets(list(of_run)) for of_run in zip(*pieces, strict=True)]
 
 
 def _concatenate_targets(targets: list[Targets]) -> Targets:

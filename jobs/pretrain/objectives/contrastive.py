@@ -87,9 +87,11 @@ class ContrastiveObjective:
             {"params": [p for n, p in named if not excluded(n, p)], "weight_decay": weight_decay},
         ]
 
-    def mix(self, images: Tensor, targets: Targets, seed: int) -> tuple[Tensor, Targets]:
+    def mix(
+        self, images: Tensor, targets: Sequence[Targets], seed: int
+    ) -> tuple[Tensor, tuple[Targets, ...]]:
         """The batch unchanged: captions cannot be mixed."""
-        return images, targets
+        return images, tuple(targets)
 
     def step(
         self,
@@ -163,9 +165,9 @@ class ContrastiveObjective:
             model.get_parameter("logit_scale").clamp_(0, MAX_LOGIT_SCALE)
 
     def evaluate(
-        self, model: nn.Module, part: Part, group: DistributedGroup
-    ) -> Mapping[str, float]:
-        """Measures of the validation part, in percent.
+        self, models: Sequence[nn.Module], part: Part, group: DistributedGroup
+    ) -> list[Mapping[str, float]]:
+        """Measures of each model on the validation part, in percent.
 
         With labels: `val_accuracy`, zero-shot by class names in the recipe's templates. With
         captions: `val_image_to_text_r1` and `val_text_to_image_r1`, retrieval among its first
@@ -174,43 +176,59 @@ class ContrastiveObjective:
         labelled = bool(part.classes) and not part.labels.null_count
         captions = part.captions.slice(0, MOST_PAIRS)
         pairs = torch.from_numpy(pc.indices_nonzero(captions.is_valid()).to_numpy().astype("int64"))
-        found: dict[str, float] = {}
+        found: list[dict[str, float]] = [{} for _ in models]
         with torch.no_grad():
             if labelled or len(pairs) > 1:
-                first = self._first_images(model, part, group)
+                first = self._first_images(models, part, group)
             if labelled:
-                found |= self._zero_shot(model, part, first, group)
+                for own, accuracy in zip(
+                    found, self._zero_shot(models, part, first, group), strict=True
+                ):
+                    own["val_accuracy"] = accuracy
             if len(pairs) > 1:
                 tokens = self.encode(part, captions.drop_null())
-                found |= self._retrieval(model, first[pairs], tokens, group)
-        return found
+                for own, model, images in zip(found, models, first, strict=True):
+                    own |= self._retrieval(model, images[pairs], tokens, group)
+        return list(found)
 
-    def _first_images(self, model: nn.Module, part: Part, group: DistributedGroup) -> Tensor:
-        """Image features of the part's first rows, at most MOST_PAIRS, [n, D]."""
+    def _first_images(
+        self, models: Sequence[nn.Module], part: Part, group: DistributedGroup
+    ) -> list[Tensor]:
+        """Each model's image features of the part's first rows, at most MOST_PAIRS, [n, D]."""
         rows = min(part.rows, MOST_PAIRS)
         mine = torch.split(torch.arange(rows)[group.mine(rows)], _CHUNK)
-        own = [self._image_features(model, part, chunk, group) for chunk in mine]
-        return _gather_rows(own, mine, rows, group)
+        chunks = [self._image_features(models, part, chunk, group) for chunk in mine]
+        return [_gather_rows(own, mine, rows, group) for own in zip(*chunks, strict=True)]
 
     def _zero_shot(
-        self, model: nn.Module, part: Part, first: Tensor, group: DistributedGroup
-    ) -> Mapping[str, float]:
+        self,
+        models: Sequence[nn.Module],
+        part: Part,
+        first: Sequence[Tensor],
+        group: DistributedGroup,
+    ) -> list[float]:
+        """Each model's accuracy in percent; `first`: its features of the first rows."""
         import open_clip
 
         labels = torch.from_numpy(part.labels.to_numpy().astype("int64"))
-        classifier = open_clip.build_zero_shot_classifier(
-            model, self._tokenizer, part.classes, self._recipe.templates, device=group.device
-        )
-        right = torch.zeros(1, dtype=torch.float64)
+        classifiers = [
+            open_clip.build_zero_shot_classifier(
+                model, self._tokenizer, part.classes, self._recipe.templates, device=group.device
+            ).float()
+            for model in models
+        ]
+        right = torch.zeros(len(models), dtype=torch.float64)
         for rows in torch.split(torch.arange(part.rows)[group.mine(part.rows)], _CHUNK):
-            known, further = rows[rows < len(first)], rows[rows >= len(first)]
-            features = first[known].to(group.device)
+            known, further = rows[rows < len(first[0])], rows[rows >= len(first[0])]
+            all_features = [own[known].to(group.device) for own in first]
             if len(further):
-                more = self._image_features(model, part, further, group)
-                features = torch.cat([features, more.float()])
-            scores = features @ classifier.float()
-            right += (scores.argmax(dim=1).cpu() == labels[rows]).sum()
-        return {"val_accuracy": 100 * group.total(right).item() / part.rows}
+                more = self._image_features(models, part, further, group)
+                pairs = zip(all_features, more, strict=True)
+                all_features = [torch.cat([own, new.float()]) for own, new in pairs]
+            for at, features in enumerate(all_features):
+                scores = features @ classifiers[at]
+                right[at] += (scores.argmax(dim=1).cpu() == labels[rows]).sum()
+        return [100 * each / part.rows for each in group.total(right).tolist()]
 
     def _retrieval(
         self, model: nn.Module, images: Tensor, tokens: Tensor, group: DistributedGroup
@@ -242,7 +260,7 @@ class ContrastiveObjective:
         sums = torch.zeros(2, dtype=torch.float64)
         with torch.no_grad():
             for chunk in torch.split(flipped[group.mine(len(flipped))], _CHUNK):
-                image = self._image_features(model, part, chunk, group)
+                image = self._image_features([model], part, chunk, group)[0]
                 noisy, clean = (
                     (image * _text_features(model, tokens[chunk].to(group.device))).sum(dim=1)
                     for tokens in (targets.noisy, targets.clean)
@@ -252,11 +270,10 @@ class ContrastiveObjective:
         return {"memorised_percent": memorised, "recovered_percent": recovered}
 
     def _image_features(
-        self, model: Any, part: Part, rows: Tensor, group: DistributedGroup
-    ) -> Tensor:
+        self, models: Sequence[Any], part: Part, rows: Tensor, group: DistributedGroup
+    ) -> list[Tensor]:
         images = to_input(part.images[rows].to(group.device), self._recipe.image)
-        features: Tensor = model.encode_image(images, normalize=True)
-        return features
+        return [model.encode_image(images, normalize=True) for model in models]
 
 
 def _text_features(model: Any, tokens: Tensor) -> Tensor:

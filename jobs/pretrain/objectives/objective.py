@@ -6,7 +6,7 @@ nor captions; an objective knows neither optimizers, epochs nor storage.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Protocol
@@ -60,8 +60,10 @@ class Objective(Protocol):
     def parameter_groups(self, model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
         """Groups of the model's parameters, each with its weight decay."""
 
-    def mix(self, images: Tensor, targets: Targets, seed: int) -> tuple[Tensor, Targets]:
-        """This worker's share of a batch, mixed as in the recipe.
+    def mix(
+        self, images: Tensor, targets: Sequence[Targets], seed: int
+    ) -> tuple[Tensor, tuple[Targets, ...]]:
+        """This worker's share of a batch, mixed as in the recipe: images, and each run's targets.
 
         `seed` is of the run and the update, the same on all workers. May change the images in
         place.
@@ -84,9 +86,12 @@ class Objective(Protocol):
         """Restore constraints on the parameters after an update."""
 
     def evaluate(
-        self, model: nn.Module, part: Part, group: DistributedGroup
-    ) -> Mapping[str, float]:
-        """Measures of the (clean) validation part by short name, in percent or nats."""
+        self, models: Sequence[nn.Module], part: Part, group: DistributedGroup
+    ) -> list[Mapping[str, float]]:
+        """Measures of each model on the (clean) validation part by short name, in percent or nats.
+
+        Each image is decoded once.
+        """
 
     def memorised(
         self, model: nn.Module, part: Part, targets: Targets, group: DistributedGroup

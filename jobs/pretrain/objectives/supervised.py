@@ -7,7 +7,7 @@ each compared with its own label alone; `memorised` is of images that are not mi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -89,14 +89,18 @@ class SupervisedObjective:
         )
         return groups
 
-    def mix(self, images: Tensor, targets: Targets, seed: int) -> tuple[Tensor, Targets]:
+    def mix(
+        self, images: Tensor, targets: Sequence[Targets], seed: int
+    ) -> tuple[Tensor, tuple[Targets, ...]]:
         """Mixup and CutMix, if the recipe has them."""
         spec = self._recipe.mix
         if not spec.on:
-            return images, targets
+            return images, tuple(targets)
         first = self._group.rank * (len(images) // spec.group)
-        images, soft = mixed(images, targets.noisy, spec, self._mixup, seed=seed, first_group=first)
-        return images, replace(targets, soft=soft)
+        labels = [each.noisy for each in targets]
+        images, soft = mixed(images, labels, spec, self._mixup, seed=seed, first_group=first)
+        pairs = zip(targets, soft, strict=True)
+        return images, tuple(replace(each, soft=values) for each, values in pairs)
 
     def step(
         self,
@@ -127,18 +131,20 @@ class SupervisedObjective:
         """Nothing: the weights have no constraints."""
 
     def evaluate(
-        self, model: nn.Module, part: Part, group: DistributedGroup
-    ) -> Mapping[str, float]:
-        """`val_accuracy` (percent) and `val_loss` (nats, unsmoothed) on clean labels."""
+        self, models: Sequence[nn.Module], part: Part, group: DistributedGroup
+    ) -> list[Mapping[str, float]]:
+        """`val_accuracy` (percent) and `val_loss` (nats, unsmoothed) of each on clean labels."""
         labels = self.encode(part, part.labels)
         rows = torch.arange(part.rows)[group.mine(part.rows)]
-        logits = self._logits(model, part, rows, group)
         mine = labels[rows]
-        sums = torch.zeros(2, dtype=torch.float64)
-        sums[0] = (logits.argmax(dim=1) == mine).sum()
-        sums[1] = F.cross_entropy(logits, mine, reduction="sum")
-        right, loss = (group.total(sums) / part.rows).tolist()
-        return {"val_accuracy": 100 * right, "val_loss": loss}
+        found: list[Mapping[str, float]] = []
+        for logits in self._logits(models, part, rows, group):
+            sums = torch.zeros(2, dtype=torch.float64)
+            sums[0] = (logits.argmax(dim=1) == mine).sum()
+            sums[1] = F.cross_entropy(logits, mine, reduction="sum")
+            right, loss = (group.total(sums) / part.rows).tolist()
+            found.append({"val_accuracy": 100 * right, "val_loss": loss})
+        return found
 
     def memorised(
         self, model: nn.Module, part: Part, targets: Targets, group: DistributedGroup
@@ -148,7 +154,7 @@ class SupervisedObjective:
         if len(flipped) == 0:
             return {}
         rows = flipped[group.mine(len(flipped))]
-        predicted = self._logits(model, part, rows, group).argmax(dim=1)
+        predicted = self._logits([model], part, rows, group)[0].argmax(dim=1)
         sums = torch.zeros(2, dtype=torch.float64)
         sums[0] = (predicted == targets.noisy[rows]).sum()
         sums[1] = (predicted == targets.clean[rows]).sum()
@@ -156,15 +162,16 @@ class SupervisedObjective:
         return {"memorised_percent": noisy, "recovered_percent": clean}
 
     def _logits(
-        self, model: nn.Module, part: Part, rows: Tensor, group: DistributedGroup
-    ) -> Tensor:
-        """Class scores of some rows, not augmented, [n, classes] on the CPU."""
-        scores = [torch.zeros(0, len(part.classes))]
+        self, models: Sequence[nn.Module], part: Part, rows: Tensor, group: DistributedGroup
+    ) -> list[Tensor]:
+        """Each model's class scores of some rows, not augmented, [n, classes] on the CPU."""
+        scores = [[torch.zeros(0, len(part.classes))] for _ in models]
         with torch.no_grad():
             for chunk in torch.split(rows, _CHUNK):
                 images = to_input(part.images[chunk].to(group.device), self._recipe.image)
-                scores.append(model(images).float().cpu())
-        return torch.cat(scores)
+                for model, own in zip(models, scores, strict=True):
+                    own.append(model(images).float().cpu())
+        return [torch.cat(own) for own in scores]
 
 
 def _loss(recipe: Supervised) -> Callable[[Tensor, Tensor], Tensor]:

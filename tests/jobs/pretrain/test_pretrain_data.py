@@ -69,12 +69,12 @@ def test_the_noise_level_affects_neither_order_nor_augmentation(
     ):
         assert torch.equal(a.images, b.images)
         assert np.array_equal(a.hashes, b.hashes)
-        assert torch.equal(a.targets.clean, b.targets.clean)
+        assert torch.equal(a.targets[0].clean, b.targets[0].clean)
 
 
 def concatenated(shares: list[Batch]) -> tuple[list[int], list[int]]:
     hashes = np.concatenate([share.hashes for share in shares])
-    return hashes.tolist(), torch.cat([share.targets.noisy for share in shares]).tolist()
+    return hashes.tolist(), torch.cat([share.targets[0].noisy for share in shares]).tolist()
 
 
 @pytest.mark.parametrize("world", [2, 4])

@@ -17,9 +17,11 @@ from jobs.encoders.encoder import EncoderCard
 from jobs.images.spec import ImageInput
 from jobs.pretrain import job
 from jobs.pretrain.data.in_memory import fits_in_memory
+from jobs.pretrain.packs import Node, cohorts, most_on_a_node, packs
 from jobs.pretrain.run import train_run
 from jobs.pretrain.spec import Resources
 from planted import Listener, listening
+from tests.jobs.pretrain.interruption import outputs
 
 
 @dataclass
@@ -51,11 +53,35 @@ def weights(work: Work) -> bytes:
 
 @given(st.integers(1, 30), st.integers(1, 9))
 def test_packs_contain_every_run_once_and_differ_by_one_at_most(runs: int, slots: int) -> None:
-    works: list[Any] = list(range(runs))
-    packed: list[list[Any]] = [list(pack) for pack in job.packs(works, slots)]
+    works = list(range(runs))
+    packed = packs([works[:4], works[4:]], slots)
     assert sorted(work for pack in packed for work in pack) == works
     assert len(packed) == min(runs, slots)
     assert max(map(len, packed)) - min(map(len, packed)) <= 1
+
+
+def test_runs_that_differ_in_noise_alone_are_a_cohort(
+    supervised: Callable[..., Any], make_work: Callable[..., Work]
+) -> None:
+    levels = [make_work(supervised(), f"level-{level}", level=level) for level in (0, 10, 30)]
+    others = [
+        make_work(supervised(), "seed", seed=1),
+        make_work(supervised(epochs=3), "recipe"),
+        make_work(supervised(), "workers", workers=2),
+    ]
+    other_corpus = make_work(supervised(), "corpus")
+    folder = replace(other_corpus.inputs["corpus"], uri="/other")
+    others.append(replace(other_corpus, inputs={**other_corpus.inputs, "corpus": folder}))
+    mixed = [levels[0], others[0], levels[1], *others[1:], levels[2]]
+    assert cohorts(mixed) == [levels, *[[other] for other in others]]
+
+
+def test_a_cluster_with_room_for_all_levels_trains_each_in_a_group_of_its_own() -> None:
+    assert packs([["0", "5", "10", "20", "30"]], 5) == [["0"], ["5"], ["10"], ["20"], ["30"]]
+    assert packs([["0", "5", "10"], ["0s1", "5s1", "10s1"]], 2) == [
+        ["0", "5", "10"],
+        ["0s1", "5s1", "10s1"],
+    ]
 
 
 @pytest.mark.parametrize(
@@ -70,9 +96,9 @@ def test_packs_contain_every_run_once_and_differ_by_one_at_most(runs: int, slots
 def test_memory_is_shared_by_as_many_workers_as_fit_on_a_node(
     cpus: int, gpus: float, workers: int, groups: int, most: int
 ) -> None:
-    nodes = [job.Node(cpus=4 * cpus if cpus < 4 else 16, gpus=2), job.Node(cpus=4, gpus=0)]
+    nodes = [Node(cpus=4 * cpus if cpus < 4 else 16, gpus=2), Node(cpus=4, gpus=0)]
     asked = Resources(workers=workers, cpus_per_worker=cpus, gpus_per_worker=gpus)
-    assert job._most_on_a_node(asked, nodes, groups) == most
+    assert most_on_a_node(asked, nodes, groups) == most
 
 
 def test_what_fits_one_worker_is_too_much_for_two_on_a_node() -> None:
@@ -147,6 +173,38 @@ def test_a_stopped_run_is_not_reported_and_resumes_where_it_was(
     train_run(alone)
     train_run(work)
     assert weights(work) == weights(alone)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize(
+    ("workers", "objective"), [(1, "supervised"), (2, "supervised"), (2, "contrastive")]
+)
+def test_levels_side_by_side_end_with_the_files_of_levels_alone(
+    workers: int,
+    objective: str,
+    request: pytest.FixtureRequest,
+    make_work: Callable[..., Work],
+) -> None:
+    recipe = request.getfixturevalue(objective)(augment={"crop": (0.5, 1), "flip": True})
+
+    def levels(name: str) -> list[Work]:
+        return [
+            make_work(recipe, f"{name}-{level}", level=level, **resources) for level in (0, 10, 30)
+        ]
+
+    # Two CPUs for a worker: one group fits, so all levels share it.
+    resources: dict[str, Any] = {"workers": workers, "cpus_per_worker": 2 // workers}
+    together, alone = levels("together"), levels("alone")
+    results = Results()
+    job.run(together, results.hooks())
+    said = {words.rpartition(", ")[2] for _, share, words in results.reported if share > 0}
+    assert said <= {"3 runs side by side"}
+    for one, other in zip(together, alone, strict=True):
+        expected = Results()
+        job.run([other], expected.hooks())
+        assert results.outcome(one.address).counts == expected.outcome(other.address).counts
+        assert outputs(one) == outputs(other)
 
 
 @contextmanager

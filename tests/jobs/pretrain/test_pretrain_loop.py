@@ -253,8 +253,6 @@ def test_a_batch_that_the_workers_cannot_share_is_refused(
             train,
             Checkpoints(Folder.of(tmp_path)),
             schedule=recipe.schedule,
-            model_input=recipe.image,
-            augment=recipe.augment,
             seed=0,
             group=DistributedGroup(world=3),
         )

@@ -114,7 +114,7 @@ def test_zero_shot_accuracy_is_by_class_name_and_absent_without_labels(
     objective = ContrastiveObjective(recipe, DistributedGroup())
     part = load_part(toy.corpus, "validation", recipe.image)
     model = objective.build(0).eval()
-    accuracy = objective.evaluate(model, part, DistributedGroup())["val_accuracy"]
+    accuracy = objective.evaluate([model], part, DistributedGroup())[0]["val_accuracy"]
     tokenizer = open_clip.SimpleTokenizer(context_length=8)
     with torch.no_grad():
         texts = model.encode_text(  # type: ignore[operator]
@@ -126,7 +126,7 @@ def test_zero_shot_accuracy_is_by_class_name_and_absent_without_labels(
     right = (image @ texts.T).argmax(dim=1) == torch.tensor(part.labels.to_pylist())
     assert accuracy == pytest.approx(100 * float(right.float().mean()))
     unlabelled = replace(part, labels=pa.nulls(part.rows, pa.int32()))
-    assert "val_accuracy" not in objective.evaluate(model, unlabelled, DistributedGroup())
+    assert "val_accuracy" not in objective.evaluate([model], unlabelled, DistributedGroup())[0]
 
 
 @pytest.mark.parametrize("pairs", [3, 5000])
@@ -137,7 +137,7 @@ def test_labels_and_captions_are_evaluated_on_images_encoded_once(
     objective = ContrastiveObjective(recipe, DistributedGroup())
     part = load_part(toy.corpus, "validation", recipe.image)
     model: Any = objective.build(0).eval()
-    whole = objective.evaluate(model, part, DistributedGroup())
+    whole = objective.evaluate([model], part, DistributedGroup())[0]
     monkeypatch.setattr("jobs.pretrain.objectives.contrastive.MOST_PAIRS", pairs)
     encode, seen = model.encode_image, list[int]()
 
@@ -146,7 +146,7 @@ def test_labels_and_captions_are_evaluated_on_images_encoded_once(
         return encode(images, **words)
 
     monkeypatch.setattr(model, "encode_image", counted)
-    found = objective.evaluate(model, part, DistributedGroup())
+    found = objective.evaluate([model], part, DistributedGroup())[0]
     assert sum(seen) == part.rows > 3
     assert found["val_accuracy"] == whole["val_accuracy"]
     assert set(found) == {"val_accuracy", "val_image_to_text_r1", "val_text_to_image_r1"}
@@ -162,7 +162,7 @@ def test_retrieval_is_among_the_pairs_and_confusing_equal_captions_is_no_mistake
     part = replace(whole, captions=pa.array(captions), classes=())
     monkeypatch.setattr("jobs.pretrain.objectives.contrastive.MOST_PAIRS", 7)
     model: Any = objective.build(0).eval()
-    measured = objective.evaluate(model, part, DistributedGroup())
+    measured = objective.evaluate([model], part, DistributedGroup())[0]
     pairs = [0, 1, 3, 4, 5, 6]
     texts_of_pairs = [captions[row] for row in pairs]
     with torch.no_grad():
@@ -184,7 +184,7 @@ def test_retrieval_is_among_the_pairs_and_confusing_equal_captions_is_no_mistake
         "val_text_to_image_r1": pytest.approx(100 * sum(to_image) / 6),
     }
     same = replace(part, captions=pa.array(["a dot"] * len(captions)))
-    assert set(objective.evaluate(model, same, DistributedGroup()).values()) == {100.0}
+    assert set(objective.evaluate([model], same, DistributedGroup())[0].values()) == {100.0}
 
 
 def test_retrieval_is_absent_without_captions(contrastive: Callable[..., Any], toy: Any) -> None:
@@ -192,7 +192,7 @@ def test_retrieval_is_absent_without_captions(contrastive: Callable[..., Any], t
     part = load_part(toy.corpus, "validation", recipe.image)
     mute = replace(part, captions=pa.nulls(part.rows, pa.string()), classes=())
     objective = ContrastiveObjective(recipe, DistributedGroup())
-    assert objective.evaluate(objective.build(0).eval(), mute, DistributedGroup()) == {}
+    assert objective.evaluate([objective.build(0).eval()], mute, DistributedGroup()) == [{}]
 
 
 def test_a_corpus_without_the_objectives_targets_is_refused(

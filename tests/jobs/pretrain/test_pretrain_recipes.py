@@ -105,7 +105,7 @@ def batch(n: int = 8) -> tuple[torch.Tensor, Targets]:
 def test_mixing_is_the_same_for_any_number_of_workers(supervised: Callable[..., Any]) -> None:
     recipe = supervised(mix={"mixup": 0.4, "cutmix": 1.0, "group": 4}, batch_size=16)
     images, targets = batch(16)
-    whole, soft = SupervisedObjective(recipe, 3).mix(images.clone(), targets, 99)
+    whole, (soft,) = SupervisedObjective(recipe, 3).mix(images.clone(), [targets], 99)
     assert soft.soft is not None
     for world in (2, 4):
         share = 16 // world
@@ -113,7 +113,7 @@ def test_mixing_is_the_same_for_any_number_of_workers(supervised: Callable[..., 
             rows = slice(rank * share, (rank + 1) * share)
             mine = Targets(targets.noisy[rows], targets.clean[rows], targets.flipped[rows])
             objective = SupervisedObjective(recipe, 3, DistributedGroup(rank, world))
-            mixed, mine = objective.mix(images[rows].clone(), mine, 99)
+            mixed, (mine,) = objective.mix(images[rows].clone(), [mine], 99)
             assert torch.equal(mixed, whole[rows])
             assert mine.soft is not None
             assert torch.equal(mine.soft, soft.soft[rows])
@@ -140,7 +140,7 @@ def test_the_mixture_is_timms_and_restores_numpys_generator(
     )
     images, targets = batch()
     before = np.random.get_state()[1].tolist()
-    mixed, soft = SupervisedObjective(recipe, 3).mix(images.clone(), targets, 5)
+    mixed, (soft,) = SupervisedObjective(recipe, 3).mix(images.clone(), [targets], 5)
     assert np.random.get_state()[1].tolist() == before
     found = False
     for seed in range(5, 6):
@@ -160,9 +160,26 @@ def test_each_update_mixes_anew_and_levels_mix_alike(supervised: Callable[..., A
     objective = SupervisedObjective(recipe, 3)
     images, targets = batch()
     other = replace(targets, noisy=(targets.noisy + 1) % 3)
-    first = objective.mix(images.clone(), targets, 1)[0]
-    assert torch.equal(objective.mix(images.clone(), other, 1)[0], first)
-    assert not torch.equal(objective.mix(images.clone(), targets, 2)[0], first)
+    first = objective.mix(images.clone(), [targets], 1)[0]
+    assert torch.equal(objective.mix(images.clone(), [other], 1)[0], first)
+    assert not torch.equal(objective.mix(images.clone(), [targets], 2)[0], first)
+
+
+@pytest.mark.parametrize("mode", ["batch", "pair", "elem"])
+def test_levels_that_train_together_share_the_mixed_images_and_keep_their_own_labels(
+    mode: str, supervised: Callable[..., Any]
+) -> None:
+    recipe = supervised(mix={"mixup": 0.4, "cutmix": 1.0, "group": 4, "mode": mode})
+    objective = SupervisedObjective(recipe, 3)
+    images, targets = batch()
+    levels = [targets, replace(targets, noisy=(targets.noisy + 1) % 3)]
+    mixed, together = objective.mix(images.clone(), levels, 7)
+    for level, found in zip(levels, together, strict=True):
+        alone, (wanted,) = objective.mix(images.clone(), [level], 7)
+        assert torch.equal(mixed, alone)
+        assert found.soft is not None
+        assert wanted.soft is not None
+        assert torch.equal(found.soft, wanted.soft)
 
 
 @pytest.mark.parametrize("mode", ["const", "rand", "pixel"])
@@ -191,7 +208,7 @@ def test_the_binary_loss_is_timms_on_mixed_labels(
     objective = SupervisedObjective(recipe, 3)
     model = objective.build(0).train()
     images, targets = batch()
-    images, targets = objective.mix(images, targets, 4)
+    images, (targets,) = objective.mix(images, [targets], 4)
     scored = objective.step(model, images, targets, 8)
     theirs = BinaryCrossEntropy(smoothing=0.0, target_threshold=threshold)
     expected = theirs(model(images), targets.soft)

@@ -3,7 +3,14 @@
 import pytest
 
 from jobs.contract import StageError
-from jobs.pretrain.restarts import RestartBudget, giving_up_message, stage_error
+from jobs.pretrain.nonfinite import TooManyTogetherError
+from jobs.pretrain.restarts import (
+    Limit,
+    RestartBudget,
+    giving_up_message,
+    stage_error,
+    too_many_together,
+)
 
 
 class ActorDiedError(Exception):
@@ -55,3 +62,23 @@ def test_an_error_that_a_restart_cannot_cure_is_unwrapped() -> None:
         giving_up_message([RuntimeError("a\nb\n")], 2)
         == "its workers ended 2 times before it was done (b)"
     )
+
+
+def test_runs_side_by_side_are_halved_until_each_is_alone() -> None:
+    limit, sizes = Limit.of("auto"), []
+    while limit.most_of(5) > 1:
+        limit = limit.halved(5, "memory ran out")
+        sizes.append(limit.most)
+    assert sizes == [3, 2, 1]
+    assert limit.why == "memory ran out"
+    assert Limit.of(4).most_of(5) == 4
+    assert Limit.of(4).halved(5, "").most == 2
+    assert Limit.of(9).most_of(5) == 5
+
+
+def test_memory_that_runs_out_is_told_from_other_errors_of_runs_side_by_side() -> None:
+    asked = TooManyTogetherError("the GPU's memory does not suffice for 5 runs at once")
+    assert too_many_together([RuntimeError("gloo"), asked]) == str(asked)
+    killed = RuntimeError("Task was killed due to the node running low on memory")
+    assert too_many_together([killed]) == "the machine's memory ran out"
+    assert too_many_together(LOST + BROKEN) is None

@@ -20,7 +20,7 @@ from jobs.encoders.encoder import EncoderCard
 from jobs.images.spec import Augment, ImageInput
 from jobs.pretrain.data import in_memory, order
 from jobs.pretrain.data.in_memory import MemorySource, load_part
-from jobs.pretrain.data.noisy import noisy_targets
+from jobs.pretrain.data.noisy import NoisyRows, noisy_targets
 from jobs.pretrain.data.order import Order
 from jobs.pretrain.data.part import Batch
 from jobs.pretrain.data.reader import lazy_part
@@ -57,7 +57,7 @@ def streamed_source(
     return StreamedSource(
         toy.corpus,
         Index.read(toy.corpus),
-        toy.noise("label", level),
+        NoisyRows(toy.noise("label", level), 100, "label", encode),
         field="label",
         encode=encode,
         model_input=IMAGE,
@@ -74,7 +74,8 @@ def same(a: Sequence[Batch], b: Sequence[Batch]) -> None:
         assert torch.equal(left.images, right.images)
         assert np.array_equal(left.hashes, right.hashes)
         for name in ("noisy", "clean", "flipped"):
-            assert torch.equal(getattr(left.targets, name), getattr(right.targets, name)), name
+            (a_run,), (b_run,) = left.targets, right.targets
+            assert torch.equal(getattr(a_run, name), getattr(b_run, name)), name
         assert left.ends_segment == right.ends_segment
 
 
@@ -128,8 +129,8 @@ def test_workers_of_a_streamed_part_share_the_batches_of_one(
     for whole, *shares in zip(whole_ones, *workers, strict=True):
         assert torch.equal(torch.cat([share.images for share in shares]), whole.images)
         assert np.array_equal(np.concatenate([share.hashes for share in shares]), whole.hashes)
-        noisy = torch.cat([share.targets.noisy for share in shares])
-        assert torch.equal(noisy, whole.targets.noisy)
+        noisy = torch.cat([share.targets[0].noisy for share in shares])
+        assert torch.equal(noisy, whole.targets[0].noisy)
 
 
 @pytest.mark.parametrize("repeats", [1, 4])
@@ -180,7 +181,7 @@ def test_the_level_changes_labels_and_nothing_else(toy: Any) -> None:
         strict=True,
     ):
         assert torch.equal(a.images, b.images)
-        assert torch.equal(a.targets.noisy, b.targets.clean)
+        assert torch.equal(a.targets[0].noisy, b.targets[0].clean)
 
 
 @pytest.mark.parametrize("most", [1000, 11])
@@ -354,17 +355,7 @@ def test_an_augmented_image_that_cannot_be_decoded_is_grey_too(damaged_toy: Any)
 
 def test_noise_of_another_field_or_corpus_is_refused(own_toy: Any) -> None:
     with pytest.raises(StageError, match="changes captions and this recipe trains on labels"):
-        StreamedSource(
-            own_toy.corpus,
-            Index.read(own_toy.corpus),
-            own_toy.noise("caption", 10),
-            field="label",
-            encode=encode,
-            model_input=IMAGE,
-            augment=Augment(),
-            seed=0,
-            batch_size=16,
-        )
+        NoisyRows(own_toy.noise("caption", 10), 100, "label", encode)
     folder = own_toy.noise("label", 30)
     folder.write_table("changed.parquet", folder.read_table("changed.parquet").slice(1))
     with pytest.raises(StageError, match="changes 30 rows of corpus toy and only 29 of them"):

@@ -120,6 +120,7 @@ def test_another_recipe_is_named_by_its_field(tmp_path: Path, override: str, fie
         ({}, {**MADE, "commit": "beef"}, "made_with.commit"),
         ({}, {**MADE, "versions": {"torch": "2.12"}}, "made_with.versions.torch"),
         ({}, {**MADE, "cpu": "another"}, "made_with.cpu"),
+        ({}, {**MADE, "kernels": "deterministic"}, "made_with.kernels"),
     ],
 )
 def test_fields_outside_the_recipe_are_compared_too(
