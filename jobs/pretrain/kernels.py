@@ -1,8 +1,8 @@
 """How torch computes while runs train: threads, and kernels that give the same bytes twice.
 
 Takes a run's `Resources` and its device. On a CPU the kernels are always deterministic, which costs
-nothing. On a GPU they are only on request (`resources.deterministic`), because some of them are
-slower. Settings of the process are restored at the end.
+nothing. On a GPU some of them are slower, so they can be given up (`resources.deterministic`).
+Settings of the process are restored at the end.
 """
 
 from __future__ import annotations

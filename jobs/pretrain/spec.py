@@ -192,7 +192,7 @@ class Resources(Spec):
         "from images read and decoded once; auto: as many as memory holds",
     )
     deterministic: bool = Field(
-        False,
+        True,
         description="on a GPU: kernels that give the same bytes twice, some of them slower; a CPU "
         "always has them",
     )

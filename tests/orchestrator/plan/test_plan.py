@@ -255,9 +255,7 @@ def test_zero_shot_is_one_cell_a_task_that_reads_the_encoder() -> None:
 
 
 def test_zero_shot_of_an_encoder_without_a_text_tower_is_refused() -> None:
-    with pytest.raises(
-        UserError, match="zero_shot needs an encoder with an image and a"
-    ):
+    with pytest.raises(UserError, match="zero_shot needs an encoder with an image and a"):
         planned(ZERO_SHOT)
 
 
