@@ -19,6 +19,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
+from jobs.images.spec import ImageInput
 from jobs.pretrain.data.part import Part, Targets
 from jobs.pretrain.distributed import DistributedGroup
 from jobs.pretrain.objectives.objective import Objective
@@ -99,7 +100,9 @@ def _activation_bytes(objective: Objective, model: nn.Module, part: Part) -> int
     kind = pa.int32() if objective.field == "label" else pa.string()
     target = objective.encode(part, pa.array([value] * _IMAGES, kind))
     targets = Targets(target, target, torch.zeros(_IMAGES, dtype=torch.bool))
-    images = torch.zeros(_IMAGES, *objective.architecture.input.shape)
+    read = objective.architecture.input
+    assert isinstance(read, ImageInput), "pre-training reads images"
+    images = torch.zeros(_IMAGES, *read.shape)
     with (
         torch.random.fork_rng(devices=[]),
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
