@@ -88,6 +88,7 @@ class Cost:
     price: float | None
     bytes_stored: int  # by the steps that are done
     bytes_to_write: int | None  # for the rest, from done steps of the same kind
+    on_cpu: bool = False  # no stage asks for a GPU: the hours are those of this machine
 
     def as_dict(self) -> dict[str, Any]:
         """All fields, for JSON."""
@@ -104,19 +105,27 @@ class Cost:
         return [
             f"To pre-train: {self.pretrain_runs} encoders, {_count(self.samples)} samples, "
             f"{_count(self.optimiser_steps)} optimizer steps{rows}",
-            f"  GPU-hours: {_hours(self.hours)} ({self.hours_rest_on})",
+            f"  {self._time(self.hours)} ({self.hours_rest_on})",
             f"To encode: {_count(self.feature_samples)} samples",
-            f"  GPU-hours: {_hours(self.feature_hours)} ({self.feature_hours_rest_on})",
+            f"  {self._time(self.feature_hours)} ({self.feature_hours_rest_on})",
             f"To tune: {self.cells:,} cells, {self.configurations:,} configurations",
-            f"  GPU-hours: {_hours(self.tuning_hours)} ({self.tuning_hours_rest_on})",
+            f"  {self._time(self.tuning_hours)} ({self.tuning_hours_rest_on})",
             self._total_line(),
             f"Bytes: {_size(self.bytes_stored)} stored, {to_write} to write",
         ]
 
+    def _time(self, hours: float | None) -> str:
+        """A stage's time: GPU-hours, or minutes where no GPU is asked for."""
+        if not self.on_cpu:
+            return f"GPU-hours: {_hours(hours)}"
+        return f"Time on CPUs: {'unknown' if hours is None else _minutes(hours)}"
+
     def _total_line(self) -> str:
         if self.unknown and self.gpu_hours == 0:
-            return "Together: unknown GPU-hours"
+            return f"Together: unknown {'time' if self.on_cpu else 'GPU-hours'}"
         total = f"Together: {_hours(self.gpu_hours)} GPU-hours"
+        if self.on_cpu:
+            total = f"Together: {_minutes(self.gpu_hours)} on CPUs"
         if self.unknown:
             *others, last = self.unknown
             total += f", without {', '.join(others)} and {last}" if others else f", without {last}"
@@ -171,7 +180,15 @@ def estimate(plan: Plan, assessments: Mapping[str, Assessment], given: Given | N
         price=None if price is None else total * price,
         bytes_stored=sum(_bytes(found) for found in assessments.values()),
         bytes_to_write=_bytes_to_write(plan, assessments),
+        on_cpu=given.gpus is None and given.price_per_gpu_hour is None and _on_cpu(plan),
     )
+
+
+def _on_cpu(plan: Plan) -> bool:
+    """Whether no stage of the experiment asks for a GPU."""
+    experiment = plan.experiment
+    trained = experiment.pretrain.resources.gpus_per_worker if experiment.pretrain else 0
+    return not (trained or experiment.features.gpus_per_worker or experiment.tuning.gpus)
 
 
 # -- how many --------------------------------------------------------------------------------------
@@ -378,6 +395,13 @@ def _hours(value: float | None) -> str:
     if value is None:
         return "unknown"
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _minutes(hours: float) -> str:
+    """A time in minutes, and in hours above two: "3 min", "2.5 h"."""
+    if hours * 60 < 1:
+        return "below 1 min" if hours else "0 min"
+    return f"{hours * 60:,.0f} min" if hours < 2 else f"{_hours(hours)} h"
 
 
 def _size(count: int) -> str:
