@@ -9,6 +9,7 @@ import click
 
 from orchestrator.cli.options import Chosen, experiment_options
 from orchestrator.errors import UserError
+from orchestrator.run.waiting import waiting
 
 
 @click.command("doctor", epilog="Example: nml-orch doctor my.yaml")
@@ -28,10 +29,15 @@ def command(chosen: Chosen, no_ray: bool, cluster_file: Path | None) -> int:
     Exit status: 0 all is well, 2 something has to be corrected first.
     """
     failed = 0
-    for question, passed, message in _answers(chosen, no_ray, cluster_file):
+    answers = _answers(chosen, no_ray, cluster_file)
+    while True:
+        with waiting("asking the next question"):
+            answer = next(answers, None)
+        if answer is None:
+            return 2 if failed else 0
+        question, passed, message = answer
         failed += not passed
         click.echo(f"{'ok  ' if passed else 'FAIL'}  {question:<10} {message}")
-    return 2 if failed else 0
 
 
 Line = tuple[str, bool, str]  # the question, whether all is well, what was found or what to do

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from orchestrator.cli.options import Chosen, experiment_options
+from orchestrator.run.waiting import waiting
 
 if TYPE_CHECKING:
     from orchestrator.plan.assess import Assessment
@@ -86,12 +87,14 @@ def command(chosen: Chosen, verbose: bool, claims: bool, as_json: bool, **given:
         for line in _candidates(chosen):
             click.echo(line)
         return 0
-    assessments = assess(chosen.plan, chosen.store)
+    with waiting("reading the store"):
+        assessments = assess(chosen.plan, chosen.store)
     fault = cost.batch_fault(chosen.plan, assessments, given["rows"])
     if fault is not None:
         raise UserError(fault)
     estimate = cost.estimate(chosen.plan, assessments, cost.Given(**given))
-    lacking = _lacking(chosen, assessments)
+    with waiting("looking at what a sweep needs"):
+        lacking = _lacking(chosen, assessments)
     if as_json:
         click.echo(_json(chosen, estimate, assessments))
         return 2 if any(answer.state is State.FAULT for answer in lacking) else 0

@@ -11,7 +11,9 @@ import click
 
 from orchestrator.cli.options import Chosen, last_experiment_options
 from orchestrator.plan.states import StepState, StepStatus
+from orchestrator.run.waiting import waiting
 
+READING = "reading the store"
 REASONS = 12  # lines of reasons; --json has them all
 WATCH_SECONDS = 2.0
 _MORE = "  +999"  # columns that a narrow window leaves out
@@ -42,7 +44,8 @@ def command(chosen: Chosen, as_json: bool, watch: bool) -> None:
     if watch:
         _watch(chosen)
         return
-    found = look(chosen.plan, chosen.store)
+    with waiting(READING):
+        found = look(chosen.plan, chosen.store)
     if not as_json and not _is_store(chosen):
         click.echo(
             f"There is no store at {chosen.store.root.uri}: no sweep has run there. Name the right "

@@ -144,6 +144,7 @@ class Bars:
             refresh_per_second=5,
             expand=True,
         )
+        self._begun = False  # whether a step has
         self._tasks: dict[str, TaskID] = {}
         for kind, total in totals.items():
             if total:
@@ -159,6 +160,7 @@ class Bars:
     def begin(self, address: str) -> None:
         """Start the clock of the step's kind."""
         with self._counts.lock:
+            self._begun = True
             kind = self._counts.begin(address)
             self._bars.start_task(self._tasks[kind])
 
@@ -199,7 +201,8 @@ class Bars:
             left = self._counts.left()
             ended = sum(self._counts.settled.values())
             count = self._counts.overall()
-        self._bars.update(self._whole, completed=ended, count=count, message=str(left or ""))
+        words = str(left or "") if self._begun else "starting Ray"
+        self._bars.update(self._whole, completed=ended, count=count, message=words)
 
 
 def _escaped(text: str) -> str:
