@@ -18,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from jobs.contract import StageError
 from jobs.storage.folder import Folder
+from jobs.validation import in_words
 
 T = TypeVar("T")
 
@@ -68,9 +69,9 @@ def parse(data: bytes | str, kind: type[T]) -> T:
         # Pydantic takes the last of repeated keys, and NaN where any value may stand.
         json.loads(data, object_pairs_hook=_unique, parse_constant=_refuse_constant)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        first = error.errors(include_url=False)[0]
         field = ".".join(map(str, first["loc"]))
-        raise ValueError(f"{field}: {first['msg']}".removeprefix(": ")) from None
+        raise ValueError(f"{field}: {in_words(first)}".removeprefix(": ")) from None
     except RecursionError:
         raise ValueError("its values are nested too deeply") from None
     return found

@@ -15,6 +15,9 @@ MERGE = "tag:yaml.org,2002:merge"
 """YAML's tag for the key of `<<: *anchor`."""
 
 
+_OWN = "\u2063"
+"""Begins the messages of this module, which a reader may see."""
+
 _BOOL = "tag:yaml.org,2002:bool"
 
 
@@ -33,7 +36,7 @@ class _StrictLoader(yaml.SafeLoader):
         duplicates = [key for key in keys if keys.count(key) > 1]
         if duplicates:
             raise yaml.constructor.ConstructorError(
-                None, None, f"key {duplicates[0]!r} is given twice", node.start_mark
+                None, None, f"{_OWN}key {duplicates[0]!r} is given twice", node.start_mark
             )
         return node
 
@@ -54,6 +57,41 @@ def parse(text: str) -> Any:
     except yaml.YAMLError:
         raise
     except RecursionError:
-        raise yaml.YAMLError("its values are nested too deeply") from None
+        raise yaml.YAMLError(f"{_OWN}its values are nested too deeply") from None
     except Exception as error:  # the loader passes on what the constructors of values raise
-        raise yaml.YAMLError(f"a value cannot be read ({error})") from error
+        raise yaml.YAMLError(f"{_OWN}a value cannot be read ({error})") from error
+
+
+_FAULTS = (  # a part of PyYAML's message, and what it means
+    ("'\\t' that cannot start", "a tab stands where only blanks may; use blanks"),
+    ("found character", "a character stands where a value begins; put the value in quotes"),
+    ("mapping values are not allowed", "a second colon; put the value in quotes, or indent it"),
+    ("could not find expected ':'", "a line without a colon after its key"),
+    ("expected ',' or ']'", "a list that begins with [ does not end with ]"),
+    ("expected ',' or '}'", "fields that begin with { do not end with }"),
+    ("expected the node content", "a value is missing, or a bracket is not closed"),
+    ("expected <block end>", "a line is indented otherwise than those before it"),
+    ("while scanning a quoted", "a quotation mark is not closed"),
+    ("unexpected end of stream", "a quotation mark is not closed"),
+    (
+        "could not determine a constructor",
+        "a tag (!...) makes an object; give a plain value",
+    ),
+    ("undefined alias", "an alias (*name) has no anchor (&name)"),
+    ("unhashable key", "a list or fields stand where a key should; a key is text"),
+    ("expected a single document", "a second document (---) follows; keep one in a file"),
+    ("special characters are not allowed", "a control character; remove it"),
+    ("not printable", "a control character; remove it"),
+)
+
+
+def in_words(error: yaml.YAMLError) -> str:
+    """What is wrong with a document and where, in our own words, in one line."""
+    text = " ".join(str(error).split())
+    problem = str(getattr(error, "problem", None) or error)
+    mark = getattr(error, "problem_mark", None)
+    where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark is not None else ""
+    if _OWN in problem:
+        return f"{where}{problem.rpartition(_OWN)[2]}"
+    meant = next((ours for theirs, ours in _FAULTS if theirs in f"{problem} {text}"), None)
+    return f"{where}{meant or 'this cannot be read; look at colons, quotes and brackets there'}"

@@ -17,7 +17,7 @@ from orchestrator.experiment import load
 from orchestrator.plan import build
 from orchestrator.results import collect
 from orchestrator.store.store import Store
-from orchestrator.tracking import mlflow
+from orchestrator.tracking import pages as links
 from orchestrator.tracking.mirror import sync
 
 pytestmark = [
@@ -85,19 +85,25 @@ def test_the_sweeps_page_describes_it_and_names_its_corpus(pages: Pages, web: Br
 
 def test_ui_prints_a_link_to_the_sweeps_charts(pages: Pages) -> None:
     uri = f"sqlite:///{pages.folder}/mlflow.db"
-    charts = mlflow.pages(uri, pages.url)["demo: the curves over noise"]
+    charts = links.pages(uri, pages.url)["demo: the curves over noise"]
     assert charts == pages.run(pages.parent_id, "/model-metrics")
 
 
 def test_the_sweeps_charts_are_the_curves_over_noise(pages: Pages, web: Browser) -> None:
     url = pages.run(pages.parent_id, "/model-metrics")
-    web.visit(url, "lsvr", "id/lp", "macro_f1", shot="sweep-charts")
+    web.visit(url, "lsvr", "id_accuracy", "id_macro_f1", shot="sweep-charts")
+
+
+def test_the_methods_lines_lie_in_one_chart(pages: Pages, web: Browser) -> None:
+    uri = f"sqlite:///{pages.folder}/mlflow.db"
+    url = links.pages(uri, pages.url)["demo: all methods in one chart"]
+    web.visit(url, "id_accuracy", "nmtune-released-control", shot="methods")
 
 
 def test_a_childs_page_shows_its_tasks_and_what_it_read(pages: Pages, web: Browser) -> None:
     address = "tune/digits/symmetric/resnet-small/noise=5/seed=0/nmtune-paper"
     text = web.visit(
-        pages.run(pages.children[address]), "digits-rotated/accuracy", "noise=05", shot="cells"
+        pages.run(pages.children[address]), "digits-rotated/accuracy", "noise=5", shot="cells"
     )
     assert "nmtune-paper" in text
 

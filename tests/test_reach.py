@@ -97,7 +97,7 @@ Place = tuple[str, str]
 def test_a_dead_ray_address(scheme: str, place: Place, run: Run, tmp_path: Path) -> None:
     address, fault = scheme + place[0], place[1]
     code, output = ended(tmp_path, run, "doctor", RAY_ADDRESS=address)
-    assert code == 1
+    assert code == 2
     told = next(line for line in output.splitlines() if line.startswith("FAIL  ray"))
     assert all(words in told for words in (address, "RAY_ADDRESS", fault, "correct RAY_ADDRESS"))
 
@@ -125,7 +125,7 @@ def test_a_web_server_is_no_ray(run: Run, tmp_path: Path) -> None:
     """Someone gives the port of the pages."""
     with closing(Server(b"HTTP/1.1 400 Bad Request\r\n\r\n")) as server:
         code, output = ended(tmp_path, run, "doctor", RAY_ADDRESS=f"127.0.0.1:{server.port}")
-    assert code == 1
+    assert code == 2
     assert "a web server answers there" in output
 
 
@@ -133,7 +133,7 @@ def test_doctor_as_a_process_of_its_own(start: Start, tmp_path: Path) -> None:
     """With the real limits, and Ray's own warnings if it were asked."""
     command = start(tmp_path, "doctor", RAY_ADDRESS=f"127.0.0.1:{free_port()}")
     code, output = command.finish(timeout=LIMIT)
-    assert code == 1
+    assert code == 2
     assert "connection refused" in output
     assert len(output.splitlines()) == 7, output
 
@@ -161,7 +161,7 @@ def test_a_tracking_server(scheme: str, place: Place, run: Run, tmp_path: Path) 
     uri = f"{scheme}://{place[0]}"
     code, output = ended(tmp_path, run, "doctor", "--no-ray", MLFLOW_TRACKING_URI=uri)
     told = next(line for line in output.splitlines() if line.startswith("FAIL  tracking"))
-    assert code == 1
+    assert code == 2
     assert f"{uri} (from MLFLOW_TRACKING_URI)" in told
     assert place[1] in told
     assert "--set tracking.uri" in told

@@ -58,13 +58,14 @@ def test_mlflow_shows_it_without_further_settings(swept: Path) -> None:
         "pretrain": 2,
         "features": 4,
         "tune": 6,
+        "method": 3,
     }
     parent = next(run for run in runs if run.data.tags["nml.kind"] == "sweep")
     names = set(parent.data.metrics)
     assert {
-        "id/lp/accuracy",
-        "ood/nmtune-released-control/accuracy",
-        "id/nmtune-released/macro_f1",
+        "id_accuracy/lp",
+        "ood_accuracy/nmtune-released-control",
+        "id_macro_f1/nmtune-released",
         "features/id/sve",
         "features/ood/lsvr",
         "pretrain/val_accuracy",

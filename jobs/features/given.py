@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jobs.contract import Outcome, StageError, Work
+from jobs.features.columns import check_columns, no_parquet
 from jobs.features.extract import view_table
 from jobs.features.parts import write_part
 from jobs.features.spec import GivenStep
@@ -96,15 +97,9 @@ def _read_columns(step: GivenStep) -> pa.Table:
             try:
                 parquet = pq.ParquetFile(source)
             except pa.ArrowException as error:
-                raise StageError(f"{step.file} is no Parquet file ({error}); convert it") from None
+                raise no_parquet(step.file, error) from None
             found = parquet.schema_arrow.names
-            named = [c for c in (step.key, step.vector, step.label, step.split) if c is not None]
-            for column in named:
-                if column not in found:
-                    raise StageError(
-                        f"{step.file} has no column {column!r}; it has {', '.join(found)}: name "
-                        f"the right one in the encoder's key, vector, label or split"
-                    )
+            named = check_columns(step, found)
             extra = [SPLIT] if SPLIT in found and SPLIT not in named else []
             table = parquet.read(columns=[*named, *extra])
     except FileNotFoundError:

@@ -20,6 +20,7 @@ from jobs.contract import truth_value_fault
 from jobs.storage.bounded import read_text
 from jobs.storage.folder import Folder
 from jobs.tasks.spec import Task
+from jobs.validation import in_words
 
 SHIPPED = Path(__file__).parent
 
@@ -79,7 +80,7 @@ def _parse(file: Path) -> Task:
         first = error.errors(include_url=False)[0]
         parts = (str(part) for part in first["loc"] if not str(part).startswith("tagged"))
         field = ".".join(parts) or "the whole file"
-        what = first["msg"].removeprefix("Value error, ")
+        what = in_words(first)
         given = "" if first["type"] == "missing" else f" (given: {_shorten(first['input'])})"
         raise TaskError(f"{file}: {field}: {what}{given}; correct the file") from None
     if task.name != file.stem:
@@ -131,10 +132,9 @@ def _read_yaml(file: Path) -> Any:
 
     try:
         return strict_yaml.parse(read_text(file))
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise TaskError(f"{file}: line {line}: {error.problem}; correct the YAML") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except yaml.YAMLError as error:
+        raise TaskError(f"{file}: not valid YAML: {strict_yaml.in_words(error)}") from None
+    except (OSError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise TaskError(
             f"{file}: cannot be read as YAML text ({reason}); correct it or remove it"

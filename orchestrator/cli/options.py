@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from orchestrator.run.waiting import waiting
+
 if TYPE_CHECKING:
     from orchestrator.experiment.model import Experiment
     from orchestrator.plan.plan import Plan
@@ -76,11 +78,11 @@ def experiment_options(
     `Held`. With `sources`, a file with a corpus, or corpus and noise, is enough.
     """
 
-    @click.argument("file", required=False, metavar="[FILE]")
+    @click.argument("words", nargs=-1, metavar="[FILE]")
     @click.option(
         "--noise",
         metavar="LEVELS",
-        help="Noise levels in percent of the training samples, like 0,5,10,20,30.",
+        help="Noise levels in percent of the training samples, like 0,5,10,20,30 (or 0.05%).",
     )
     @click.option("--seeds", metavar="SEEDS", help="Pre-training seeds, like 0,1,2.")
     @click.option(
@@ -102,7 +104,7 @@ def experiment_options(
     )
     @wraps(function)
     def wrapped(
-        file: str | None,
+        words: tuple[str, ...],
         noise: str | None,
         seeds: str | None,
         overrides: tuple[str, ...],
@@ -113,10 +115,13 @@ def experiment_options(
         task: str | None,
         **rest: Any,
     ) -> Any:
+        file = _file(words, noise, seeds)
         given = file, noise, seeds, overrides, storage, tasks_path, data, features, task
         if held and not any((*given[:4], *given[5:])):
             return function(Held(_store(storage)), **rest)
-        return function(choose(*given, last=last, sources=sources), **rest)
+        with waiting("reading the experiment and planning its steps"):
+            chosen = choose(*given, last=last, sources=sources)
+        return function(chosen, **rest)
 
     return wrapped
 
@@ -138,6 +143,20 @@ source_options = partial(experiment_options, sources=True)
 
 held_options = partial(experiment_options, sources=True, held=True)
 """For the commands that show or check them."""
+
+
+def _file(words: Sequence[str], noise: str | None, seeds: str | None) -> str | None:
+    """The one FILE among a command's words; UserError for numbers that belong to a list."""
+    from orchestrator.errors import UserError
+
+    numbers = [word for word in words if word.replace(".", "", 1).rstrip("%").isdecimal()]
+    for option, given in (("--noise", noise), ("--seeds", seeds)):
+        if numbers and given is not None:
+            listed = ",".join([given.rstrip(","), *numbers])
+            raise UserError(f"{option} {given} {' '.join(numbers)}: use commas: {option} {listed}")
+    if len(words) > 1:
+        raise UserError(f"{' '.join(words)}: one FILE is read at a time; leave the others out")
+    return words[0] if words else None
 
 
 def _store(storage: str | None) -> Store:

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from orchestrator.cli.options import Chosen, experiment_options
+from orchestrator.run.waiting import waiting
 
 if TYPE_CHECKING:
     from orchestrator.plan.assess import Assessment
     from orchestrator.plan.cost import Cost
+    from orchestrator.preflight import Answer
 
 
 class Finite(click.FloatRange):
@@ -67,30 +69,35 @@ Examples:
 )
 @click.option("--gpus", type=click.IntRange(min=1), help="Print the hours on this number of GPUs.")
 @click.option("--price-per-gpu-hour", type=Finite(min=0), help="Print the price.")
-def command(chosen: Chosen, verbose: bool, claims: bool, as_json: bool, **given: Any) -> None:
+def command(chosen: Chosen, verbose: bool, claims: bool, as_json: bool, **given: Any) -> int:
     """Show which steps are done, missing, drifted or blocked, and what a sweep would cost.
 
-    Runs nothing."""
+    Runs nothing. Says what a sweep from here would lack; the exit status is 2 if that is a mistake
+    in the file or the data, and 0 if it is only not here."""
     from orchestrator.errors import UserError
     from orchestrator.plan import cost
     from orchestrator.plan.advice import unread_parts
     from orchestrator.plan.assess import PLANNED, assess
     from orchestrator.plan.power import controls_line, power_line, replicates_line
     from orchestrator.plan.states import StepState
+    from orchestrator.preflight import State
     from orchestrator.step.step import KINDS
 
     if claims:
         for line in _candidates(chosen):
             click.echo(line)
-        return
-    assessments = assess(chosen.plan, chosen.store)
+        return 0
+    with waiting("reading the store"):
+        assessments = assess(chosen.plan, chosen.store)
     fault = cost.batch_fault(chosen.plan, assessments, given["rows"])
     if fault is not None:
         raise UserError(fault)
     estimate = cost.estimate(chosen.plan, assessments, cost.Given(**given))
+    with waiting("looking at what a sweep needs"):
+        lacking = _lacking(chosen, assessments)
     if as_json:
         click.echo(_json(chosen, estimate, assessments))
-        return
+        return 2 if any(answer.state is State.FAULT for answer in lacking) else 0
     click.echo(f"{chosen.experiment.name} in {chosen.store.root.uri}\n")
     click.echo(f"{'':10}" + "".join(f"{state:>9}" for state in PLANNED))
     for kind in KINDS:
@@ -115,6 +122,11 @@ def command(chosen: Chosen, verbose: bool, claims: bool, as_json: bool, **given:
     told = _registered(chosen, assessments)
     for line in (*told, *unread_parts(chosen.plan), *_sources(chosen, assessments)):
         click.echo(line)
+    if lacking:
+        click.echo("\nA sweep from here lacks:")
+    for answer in lacking:
+        click.echo(f"  {answer.question}: {answer.message}")
+    return 2 if any(answer.state is State.FAULT for answer in lacking) else 0
 
 
 def _candidates(chosen: Chosen) -> Iterator[str]:
@@ -163,6 +175,16 @@ def _sources(chosen: Chosen, assessments: Mapping[str, Assessment]) -> Iterator[
         return
     for step, source in previews(chosen, done, tasks=False, count=False):
         yield from ("", *source_lines(step.address, source))
+
+
+def _lacking(chosen: Chosen, assessments: Mapping[str, Assessment]) -> list[Answer]:
+    """What a sweep would refuse to start with, as `doctor` and `sweep` find it."""
+    from orchestrator import preflight
+    from orchestrator.plan.states import StepState
+
+    left = [a for a, found in assessments.items() if found.state is not StepState.DONE]
+    answers = preflight.ask(chosen.plan, chosen.store, left, write=False)
+    return [answer for answer in answers if answer.state is not preflight.State.OK]
 
 
 def _json(chosen: Chosen, estimate: Cost, assessments: Mapping[str, Assessment]) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from orchestrator.cli.options import Chosen, last_experiment_options
+from orchestrator.run.waiting import waiting
 
 
 @click.command("report", epilog="Example: nml-orch report my.yaml --out figures/")
@@ -27,8 +28,9 @@ def command(chosen: Chosen, out: str | None, tex: bool, rotation: bool) -> None:
     from orchestrator.errors import UserError
     from orchestrator.results import collect
 
-    chosen.store.prepare()
-    report = collect.refresh(chosen.plan, chosen.store, rotation=rotation)
+    with waiting("writing the report"):
+        chosen.store.prepare()
+        report = collect.refresh(chosen.plan, chosen.store, rotation=rotation)
     if out is not None:
         try:
             collect.copy(report, Path(out))

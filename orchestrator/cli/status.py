@@ -11,9 +11,12 @@ import click
 
 from orchestrator.cli.options import Chosen, last_experiment_options
 from orchestrator.plan.states import StepState, StepStatus
+from orchestrator.run.waiting import waiting
 
+READING = "reading the store"
 REASONS = 12  # lines of reasons; --json has them all
 WATCH_SECONDS = 2.0
+_MORE = "  +999"  # columns that a narrow window leaves out
 
 
 @click.command(
@@ -41,7 +44,14 @@ def command(chosen: Chosen, as_json: bool, watch: bool) -> None:
     if watch:
         _watch(chosen)
         return
-    found = look(chosen.plan, chosen.store)
+    with waiting(READING):
+        found = look(chosen.plan, chosen.store)
+    if not as_json and not _is_store(chosen):
+        click.echo(
+            f"There is no store at {chosen.store.root.uri}: no sweep has run there. Name the right "
+            f"folder with --storage, or start one with `nml-orch sweep`."
+        )
+        return
     if as_json:
         click.echo(_json(chosen, found))
         return
@@ -75,7 +85,7 @@ def _watch(chosen: Chosen) -> None:
             while True:
                 begun = time.monotonic()
                 found = look(chosen.plan, chosen.store)
-                lines = [*_page(chosen, found), "", f"{time.strftime('%H:%M:%S')}  Ctrl-C ends"]
+                lines = [*_fitted(chosen, found, *console.size), _clock(chosen)]
                 live.update(Text("\n".join(lines), no_wrap=True, overflow="ellipsis"), refresh=True)
                 if all(status.state is StepState.DONE for status in found.values()):
                     return
@@ -84,8 +94,41 @@ def _watch(chosen: Chosen) -> None:
         return
 
 
-def _page(chosen: Chosen, found: Mapping[str, StepStatus]) -> Iterator[str]:
-    """The page as lines: the counts, the matrices, one line for each reason."""
+def _is_store(chosen: Chosen) -> bool:
+    from orchestrator.experiment import last_sweep
+
+    return bool(chosen.store.identity) or last_sweep.recall(chosen.store.root) is not None
+
+
+def _clock(chosen: Chosen) -> str:
+    there = "" if _is_store(chosen) else "  no sweep has run in this storage yet;"
+    return f"{time.strftime('%H:%M:%S')} {there} Ctrl-C ends"
+
+
+def _fitted(chosen: Chosen, found: Mapping[str, StepStatus], width: int, height: int) -> list[str]:
+    """The page for a window, without its last two lines: the rows of a domain's tasks are summed if
+    they do not fit, and what is left over is counted.
+    """
+    room = height - 2  # the clock, and the line where the cursor stands
+    lines = [line for line in _page(chosen, found, width=width) if line]
+    if len(lines) > room:
+        lines = [line for line in _page(chosen, found, width=width, by_task=False) if line]
+    if len(lines) <= room:
+        return lines
+    return [*lines[: room - 1], f"... {len(lines) - room + 1} more lines: enlarge the window"]
+
+
+def _page(
+    chosen: Chosen,
+    found: Mapping[str, StepStatus],
+    *,
+    width: int | None = None,
+    by_task: bool = True,
+) -> Iterator[str]:
+    """The page as lines: the counts, the matrices, one line for each reason.
+
+    A `width` leaves out the columns of a matrix that do not fit, and counts them.
+    """
     from orchestrator.plan.assess import reasons
 
     counts = Counter(status.state for status in found.values())
@@ -93,7 +136,7 @@ def _page(chosen: Chosen, found: Mapping[str, StepStatus]) -> Iterator[str]:
     listed = ", ".join(f"{counts[state]:,} {state}" for state in StepState if counts[state])
     yield f"{listed}  ({100 * counts[StepState.DONE] / len(found):.0f} % of {len(found):,} steps)"
     for across in ("noise", "encoder"):
-        matrix = list(_matrix(chosen, found, across))
+        matrix = list(_matrix(chosen, found, across, width, by_task))
         yield from ("", *matrix) if matrix else ()
     found_reasons = list(reasons(found))
     if found_reasons:
@@ -105,8 +148,16 @@ def _page(chosen: Chosen, found: Mapping[str, StepStatus]) -> Iterator[str]:
         yield f"... and {len(found_reasons) - REASONS:,} more reasons; --json lists them"
 
 
-def _matrix(chosen: Chosen, found: Mapping[str, StepStatus], across: str) -> Iterator[str]:
+def _matrix(
+    chosen: Chosen,
+    found: Mapping[str, StepStatus],
+    across: str,
+    width: int | None,
+    by_task: bool,
+) -> Iterator[str]:
     """One row for each stage, and for each task and method; its cells say done of planned.
+
+    Without `by_task`, a row is a method in a domain.
 
     A column is a noise level, or (across="encoder") a pretrained encoder.
     """
@@ -116,7 +167,11 @@ def _matrix(chosen: Chosen, found: Mapping[str, StepStatus], across: str) -> Ite
         if across not in step.labels:
             continue
         row: tuple[str, ...] = (
-            (str(step.labels["task"]), str(step.labels["domain"]), str(step.labels["method"]))
+            (
+                str(step.labels["task"]) if by_task else "",
+                str(step.labels["domain"]),
+                str(step.labels["method"]),
+            )
             if step.kind == "tune"
             else (step.kind,)
         )
@@ -135,10 +190,14 @@ def _matrix(chosen: Chosen, found: Mapping[str, StepStatus], across: str) -> Ite
     head = "noise in percent" if across == "noise" else "pretrained encoder"
     names = [_name(column) for column in columns]
     title = max(len(head), *(len(_title(row)) for row in rows)) + 2
-    width = max(8, 2 + max(len(cell) for row in (names, *cells.values()) for cell in row))
-    yield f"{head:{title}}" + "".join(f"{name:>{width}}" for name in names)
+    each = max(8, 2 + max(len(cell) for row in (names, *cells.values()) for cell in row))
+    shown = len(names)
+    if width is not None and title + each * shown > width:
+        shown = max(1, (width - title - len(_MORE)) // each)
+    more = f"  +{len(names) - shown}" if shown < len(names) else ""
+    yield f"{head:{title}}" + "".join(f"{name:>{each}}" for name in names[:shown]) + more
     for row, texts in cells.items():
-        yield f"{_title(row):{title}}" + "".join(f"{text:>{width}}" for text in texts)
+        yield f"{_title(row):{title}}" + "".join(f"{text:>{each}}" for text in texts[:shown])
 
 
 def _name(column: str | float | int) -> str:
@@ -146,7 +205,9 @@ def _name(column: str | float | int) -> str:
 
 
 def _title(row: tuple[str, ...]) -> str:
-    return row[0] if len(row) == 1 else f"{row[1]}  {row[0]}  {row[2]}"
+    if len(row) == 1:
+        return row[0]
+    return "  ".join(filter(None, (row[1], row[0], row[2])))
 
 
 def _cell(states: Counter[StepState]) -> str:

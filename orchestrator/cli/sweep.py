@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
 
 import click
 
 from orchestrator.cli.options import Chosen, experiment_options, redo_option
 from orchestrator.plan.states import StepState, StepStatus
 
-if TYPE_CHECKING:
-    import pyarrow as pa
+LEAST_WIDTH = 60  # columns; a narrower terminal wraps the lines
 
 
 @click.command(
@@ -28,11 +27,13 @@ cluster that cannot be used; 130 stopped (the same command continues).""",
 @experiment_options
 @click.option("--force", is_flag=True, help="Redo the steps whose settings have changed.")
 @redo_option
-def command(chosen: Chosen, force: bool, redo: tuple[str, ...]) -> int:
+@click.option("-v", "--verbose", is_flag=True, help="At the end, show every averaged measure.")
+def command(chosen: Chosen, force: bool, redo: tuple[str, ...], verbose: bool) -> int:
     """Plan and run an experiment. Finished steps are reused; an interrupted sweep continues.
 
     FILE is an experiment file or the name of a bundled one; without it the demo runs.
     """
+    from orchestrator.cli import closing
     from orchestrator.run import sweep
     from orchestrator.store.provenance import redact
 
@@ -44,7 +45,8 @@ def command(chosen: Chosen, force: bool, redo: tuple[str, ...]) -> int:
         say=lambda line: click.echo(line, err=True),
     )
     if ending.report:
-        for line in (*_summary(ending.report.summary), *_pretrained(ending.report.pretrained)):
+        width = max(LEAST_WIDTH, shutil.get_terminal_size().columns)
+        for line in closing.lines(ending.report, width, verbose=verbose):
             click.echo(line)
     counts = [f"{ending.count(state)} {state}" for state in StepState if ending.count(state)]
     click.echo(f"\n{', '.join(counts)} in {ending.seconds:.0f} s")
@@ -63,60 +65,6 @@ def command(chosen: Chosen, force: bool, redo: tuple[str, ...]) -> int:
     return 0 if ending.complete else 1
 
 
-def _summary(summary: pa.Table) -> Iterator[str]:
-    """Averages by noise level, one row for each metric; `+-` is half a 95 % interval over seeds.
-
-    A score over tasks with several metrics is followed by what it is.
-    """
-    from orchestrator.results import collect
-
-    rows = summary.to_pylist()
-    if not rows:
-        return
-    levels = sorted({row["noise"] for row in rows})
-    metrics = list(dict.fromkeys(map(_title, rows)))
-    width = max((len(metric) for metric in metrics), default=0) + 2
-    yield f"\n{'noise in percent':{width}}" + "".join(f"{level:>14g}" for level in levels)
-    values = {(_title(row), row["noise"]): _value(row) for row in rows}
-    for metric in metrics:
-        yield f"{metric:{width}}" + "".join(
-            f"{values.get((metric, level), ''):>14}" for level in levels
-        )
-    yield from collect.scores(summary)
-
-
-def _pretrained(summary: pa.Table) -> Iterator[str]:
-    """Test scores of pretrained encoders: rows are tasks and fractions, columns are methods.
-
-    A score is the task's own metric. A row names it if it is not accuracy.
-    """
-    from analysis.pretrained import main_score
-
-    rows = summary.to_pylist()
-    if not rows:
-        return
-    order = list(dict.fromkeys((row["encoder"], row["task"]) for row in rows))
-    several = len({row["fraction"] for row in rows}) > 1
-    methods = {row["method"]: max(8, len(row["method"]) + 2) for row in rows}
-    values = {
-        (r["encoder"], r["task"], r["fraction"], r["method"]): f"{main_score(r):.2f}" for r in rows
-    }
-    titles = {
-        (r["encoder"], r["task"], r["fraction"]): f"{r['encoder']}  {r['task']}"
-        + (f" ({r['metric']})" if r["metric"] not in (None, "accuracy") else "")
-        + (f"  {r['fraction']:g} % of rows" if several else "")
-        for r in sorted(
-            rows, key=lambda r: (order.index((r["encoder"], r["task"])), -r["fraction"])
-        )
-    }
-    width = max(map(len, titles.values())) + 2
-    yield f"\n{'pretrained encoder':{width}}" + "".join(f"{m:>{w}}" for m, w in methods.items())
-    for row, title in titles.items():
-        yield f"{title:{width}}" + "".join(
-            f"{values.get((*row, method), '-'):>{w}}" for method, w in methods.items()
-        )
-
-
 def _failures(results: Mapping[str, StepStatus]) -> Iterator[str]:
     """One line for each reason, with the first failed step and the number of others."""
 
@@ -127,15 +75,3 @@ def _failures(results: Mapping[str, StepStatus]) -> Iterator[str]:
     for reason, addresses in by_reason.items():
         more = f" (and {len(addresses) - 1} more)" if len(addresses) > 1 else ""
         yield f"failed   {addresses[0]}{more}: {reason}"
-
-
-def _title(row: dict[str, Any]) -> str:
-    """A metric's name, with the type of the measured features if it is coarser than float32."""
-    coarse = row["dtype"] not in (None, "float32")
-    return f"{row['metric']} ({row['dtype']})" if coarse else str(row["metric"])
-
-
-def _value(row: dict[str, Any]) -> str:
-    digits = 3 if row["metric"].startswith("features/") else 2
-    half = "" if row["high"] is None else f" +-{row['high'] - row['mean']:.{digits}f}"
-    return f"{row['mean']:.{digits}f}{half}"

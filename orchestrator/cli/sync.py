@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from orchestrator.cli.options import Chosen, last_experiment_options
+from orchestrator.run.waiting import waiting
 
 
 @click.command("sync", epilog="Example: nml-orch sync my.yaml --set tracking.uri=http://host:5000")
@@ -20,7 +21,8 @@ def command(chosen: Chosen) -> None:
     from orchestrator.tracking.server import resolve_uri
 
     uri = resolve_uri(chosen.experiment.tracking.uri)
-    report = collect.refresh(chosen.plan, chosen.store)
-    with collect.local(report) as folder:
+    with waiting("writing the report"):
+        report = collect.refresh(chosen.plan, chosen.store)
+    with waiting("writing to MLflow"), collect.local(report) as folder:
         count = sync(chosen.plan, chosen.store, uri, report.record(folder))
     click.echo(f"{count} steps mirrored to {redact(uri)}; MLflow is now up to date with the store")

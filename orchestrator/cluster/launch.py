@@ -63,7 +63,7 @@ def load(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error}); give a cluster file") from error
     except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+        raise UserError(f"{path}: not valid YAML: {strict_yaml.in_words(error)}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: must be a mapping, such as `cluster_name: nml`")
     return content

@@ -9,6 +9,9 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from jobs.contract import Spec, specs_in
+from jobs.validation import in_words
+
+_SHOWN = 80  # characters of a value
 
 
 def explain(error: ValidationError, model: type[Spec]) -> str:
@@ -28,12 +31,16 @@ def explain(error: ValidationError, model: type[Spec]) -> str:
     elif kind == "union_tag_not_found":
         sentence = f"{field}.{first['ctx']['discriminator'].strip(chr(39))} is missing; give it one"
     else:
-        message = first["msg"].removeprefix("Value error, ")
-        message = message[:1].lower() + message[1:]
-        given = "" if isinstance(value, (dict, Spec)) else f" = {value!r}"
+        message = in_words(first)
+        given = "" if isinstance(value, (dict, Spec)) else f" = {_shortened(value)}"
         sentence = f"{field}{given}: {message}"
     more = len(problems) - 1
     return sentence + (f" (and {more} more problem{'s' if more > 1 else ''})" if more else "")
+
+
+def _shortened(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
 
 
 def _distinct(problems: Sequence[ErrorDetails]) -> list[ErrorDetails]:
@@ -63,7 +70,8 @@ def _field_path(model: type[Spec], location: tuple[int | str, ...]) -> list[str]
             for name, info in candidate.model_fields.items()
             if name in ("kind", "objective")
         }
-        if part in tags or str(part).startswith(("function-", "tagged")):
+        known = any(part in candidate.model_fields for candidate in candidates)
+        if part in tags or (not known and _names_a_branch(str(part))):
             continue
         path.append(str(part))
         inner = [
@@ -74,6 +82,15 @@ def _field_path(model: type[Spec], location: tuple[int | str, ...]) -> list[str]
         ]
         candidates = inner or candidates
     return path
+
+
+_BRANCHES = ("function-", "tagged", "constrained-", "lax-or-strict", "nullable", "json-or-python")
+_TYPES = {"float", "int", "str", "bool", "list", "dict", "none", "tuple", "literal"}
+
+
+def _names_a_branch(part: str) -> bool:
+    """Whether a part of a location is pydantic's name for a branch of a union, not a field."""
+    return part.startswith(_BRANCHES) or part.partition("[")[0] in _TYPES
 
 
 def _fields_at(model: type[Spec], path: list[str]) -> list[str]:

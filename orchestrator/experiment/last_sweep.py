@@ -11,6 +11,7 @@ from typing import Any
 
 from jobs.storage.folder import Folder
 from orchestrator.errors import StoreError
+from orchestrator.experiment import shares
 from orchestrator.experiment.model import Experiment
 from orchestrator.store.provenance import redact
 
@@ -49,4 +50,5 @@ def as_yaml(experiment: Experiment) -> str:
     """An experiment as YAML, defaults filled in, without passwords and tokens."""
     import yaml
 
-    return redact(yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False))
+    fields = shares.as_percent(experiment.model_dump(mode="json"))
+    return redact(yaml.safe_dump(fields, sort_keys=False))

@@ -19,7 +19,7 @@ from jobs.contract import truth_value_fault
 from jobs.storage.bounded import read_text
 from orchestrator import EXPERIMENTS
 from orchestrator.errors import UserError
-from orchestrator.experiment import given_features
+from orchestrator.experiment import given_features, shares
 from orchestrator.experiment.explain import explain
 from orchestrator.experiment.model import Experiment
 
@@ -78,11 +78,12 @@ def load(
     alone, to one ID task. With `Sources` as the model, the file may have a corpus and noise alone;
     `seeds` are then kept only where it has pre-training too. Raises UserError.
     """
+    asks = text is None
     label, text = _read(source or DEMO) if text is None else (source or "the experiment", text)
     try:
         raw = strict_yaml.parse(text)
     except yaml.YAMLError as error:
-        raise UserError(f"{label}: not valid YAML: {' '.join(str(error).split())}") from error
+        raise UserError(f"{label}: not valid YAML: {strict_yaml.in_words(error)}") from error
     if not isinstance(raw, dict):
         raise UserError(f"{label}: must be a mapping of fields, such as `name: my-experiment`")
     if features is not None:
@@ -110,8 +111,9 @@ def load(
         try:
             _assign(raw, path.strip(), strict_yaml.parse(value))
         except yaml.YAMLError as error:
-            problem = getattr(error, "problem", None) or "it cannot be read"
-            raise UserError(f"--set {item}: the value is not valid YAML ({problem})") from error
+            problem = strict_yaml.in_words(error)
+            raise UserError(f"--set {item}: the value is not valid YAML: {problem}") from error
+    shares.resolve(raw, label, asks=asks)
     if task_folders:
         raw["task_folders"] = [*(raw.get("task_folders") or ()), *task_folders]
     if (fault := truth_value_fault([model], raw)) is not None:
@@ -153,28 +155,37 @@ def _index(node: list[Any], name: str, path: str) -> int:
     return int(name)
 
 
-def parse_levels(text: str) -> list[float]:
-    """Noise levels in percent, ascending, from a comma-separated list; UserError otherwise."""
-    levels: list[float] = []
-    for item in text.split(","):
+def parse_levels(text: str) -> list[float | str]:
+    """Noise levels in percent, ascending, from a comma-separated list; UserError otherwise.
+
+    A level that ends with % stays text: its percent are meant (`shares`).
+    """
+    levels: dict[float, float | str] = {}
+    for item in _items("--noise", text):
         try:
-            level = float(item)
+            level = float(item.removesuffix("%"))
         except ValueError:
             raise UserError(
-                f"--noise {text}: {item.strip()!r} is not a number; "
-                f"give percentages such as 0,5,10,20,30"
+                f"--noise {text}: {item!r} is not a number; give percentages such as 0,5,10,20,30"
             ) from None
         if not 0 <= level < 100:
-            raise UserError(f"--noise {text}: {item.strip()} is outside 0 <= level < 100 percent")
+            raise UserError(f"--noise {text}: {item} is outside 0 <= level < 100 percent")
         if level in levels:
             raise UserError(f"--noise {text}: {level:g} is given twice; name each level once")
-        levels.append(level)
-    return sorted(levels)
+        levels[level] = item if item.endswith("%") else level
+    return [levels[level] for level in sorted(levels)]
+
+
+def _items(option: str, text: str) -> list[str]:
+    """The members of a comma-separated list."""
+    if "," not in text and len(words := text.split()) > 1:
+        raise UserError(f"{option} {text}: use commas: {option} {','.join(words)}")
+    return [item.strip() for item in text.split(",")]
 
 
 def parse_seeds(text: str) -> list[int]:
     """Pre-training seeds, ascending, from a comma-separated list; UserError otherwise."""
-    items = [item.strip() for item in text.split(",")]
+    items = _items("--seeds", text)
     wrong = [item for item in items if not item.isdecimal()]
     if wrong:
         raise UserError(f"--seeds {text}: {wrong[0]!r} is not a whole number; give e.g. 0,1,2")

@@ -20,6 +20,7 @@ from jobs.features.spec import Features, FeaturesStep, GivenStep
 from jobs.noise.spec import Noise, NoiseStep
 from jobs.pretrain.spec import PretrainSettings, PretrainStep
 from jobs.tasks.spec import Task
+from jobs.validation import in_words
 from orchestrator.errors import UserError
 from orchestrator.experiment.model import Experiment
 from orchestrator.plan.cells import (
@@ -72,8 +73,7 @@ class _Builder:
             try:
                 found = list(cells_of(experiment, task, method, seeds, drops))
             except ValidationError as error:
-                message = error.errors()[0]["msg"].removeprefix("Value error, ")
-                raise UserError(f"tuning: {message}") from error
+                raise UserError(f"tuning: {in_words(error.errors()[0])}") from error
             self._cells[key] = found
         return found
 

@@ -27,6 +27,7 @@ from jobs.corpus.spec import Corpus
 from jobs.features.spec import FeaturesStep
 from jobs.pretrain.spec import PretrainStep
 from jobs.tuning.spec import TuneStep
+from orchestrator.plan import units
 from orchestrator.plan.assess import Assessment
 from orchestrator.plan.plan import Plan
 from orchestrator.plan.states import StepState
@@ -88,6 +89,7 @@ class Cost:
     price: float | None
     bytes_stored: int  # by the steps that are done
     bytes_to_write: int | None  # for the rest, from done steps of the same kind
+    on_cpu: bool = False  # no stage asks for a GPU: the hours are those of this machine
 
     def as_dict(self) -> dict[str, Any]:
         """All fields, for JSON."""
@@ -96,32 +98,40 @@ class Cost:
     def lines(self) -> list[str]:
         """The cost as lines of text."""
         if not (self.pretrain_runs or self.feature_samples != 0 or self.cells):
-            return [f"Nothing left to run; {_size(self.bytes_stored)} stored."]
+            return [f"Nothing left to run; {units.size(self.bytes_stored)} stored."]
         to_write = (
-            "unknown" if self.bytes_to_write is None else f"about {_size(self.bytes_to_write)}"
+            "unknown" if self.bytes_to_write is None else f"about {units.size(self.bytes_to_write)}"
         )
         rows = "" if self.samples is not None else " (the corpus is not built yet; give --rows)"
         return [
-            f"To pre-train: {self.pretrain_runs} encoders, {_count(self.samples)} samples, "
-            f"{_count(self.optimiser_steps)} optimizer steps{rows}",
-            f"  GPU-hours: {_hours(self.hours)} ({self.hours_rest_on})",
-            f"To encode: {_count(self.feature_samples)} samples",
-            f"  GPU-hours: {_hours(self.feature_hours)} ({self.feature_hours_rest_on})",
+            f"To pre-train: {self.pretrain_runs} encoders, {units.count(self.samples)} samples, "
+            f"{units.count(self.optimiser_steps)} optimizer steps{rows}",
+            f"  {self._time(self.hours)} ({self.hours_rest_on})",
+            f"To encode: {units.count(self.feature_samples)} samples",
+            f"  {self._time(self.feature_hours)} ({self.feature_hours_rest_on})",
             f"To tune: {self.cells:,} cells, {self.configurations:,} configurations",
-            f"  GPU-hours: {_hours(self.tuning_hours)} ({self.tuning_hours_rest_on})",
+            f"  {self._time(self.tuning_hours)} ({self.tuning_hours_rest_on})",
             self._total_line(),
-            f"Bytes: {_size(self.bytes_stored)} stored, {to_write} to write",
+            f"Bytes: {units.size(self.bytes_stored)} stored, {to_write} to write",
         ]
+
+    def _time(self, hours: float | None) -> str:
+        """A stage's time: GPU-hours, or minutes where no GPU is asked for."""
+        if not self.on_cpu:
+            return f"GPU-hours: {units.hours(hours)}"
+        return f"Time on CPUs: {'unknown' if hours is None else units.minutes(hours)}"
 
     def _total_line(self) -> str:
         if self.unknown and self.gpu_hours == 0:
-            return "Together: unknown GPU-hours"
-        total = f"Together: {_hours(self.gpu_hours)} GPU-hours"
+            return f"Together: unknown {'time' if self.on_cpu else 'GPU-hours'}"
+        total = f"Together: {units.hours(self.gpu_hours)} GPU-hours"
+        if self.on_cpu:
+            total = f"Together: {units.minutes(self.gpu_hours)} on CPUs"
         if self.unknown:
             *others, last = self.unknown
             total += f", without {', '.join(others)} and {last}" if others else f", without {last}"
         if self.wall_hours is not None:
-            total += f"; {_hours(self.wall_hours)} h on {self.gpus} GPUs"
+            total += f"; {units.hours(self.wall_hours)} h on {self.gpus} GPUs"
         if self.price is not None:
             total += f"; price {self.price:,.2f}"
         return total
@@ -171,7 +181,15 @@ def estimate(plan: Plan, assessments: Mapping[str, Assessment], given: Given | N
         price=None if price is None else total * price,
         bytes_stored=sum(_bytes(found) for found in assessments.values()),
         bytes_to_write=_bytes_to_write(plan, assessments),
+        on_cpu=given.gpus is None and given.price_per_gpu_hour is None and _on_cpu(plan),
     )
+
+
+def _on_cpu(plan: Plan) -> bool:
+    """Whether no stage of the experiment asks for a GPU."""
+    experiment = plan.experiment
+    trained = experiment.pretrain.resources.gpus_per_worker if experiment.pretrain else 0
+    return not (trained or experiment.features.gpus_per_worker or experiment.tuning.gpus)
 
 
 # -- how many --------------------------------------------------------------------------------------
@@ -368,22 +386,3 @@ def _bytes_to_write(plan: Plan, assessments: Mapping[str, Assessment]) -> int | 
             return None
         total += left * (median(done) if done else 0)
     return round(total)
-
-
-def _count(value: int | None) -> str:
-    return "?" if value is None else f"{value:,}"
-
-
-def _hours(value: float | None) -> str:
-    if value is None:
-        return "unknown"
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def _size(count: int) -> str:
-    value = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:.3g} {unit}"
-        value /= 1000
-    return f"{value:.3g} TB"

@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from analysis import pretrained
+from analysis import answer, pretrained
 from analysis.readout import Readout
 from analysis.registration import Registration
 from analysis.report import facts
@@ -41,7 +41,7 @@ from orchestrator.store.manifest import MANIFEST
 from orchestrator.store.store import Store
 from orchestrator.tracking.runs import NOTE, Data, SweepRecord
 
-PROTOCOL = 9  # raised when the report's contents change
+PROTOCOL = 10  # raised when the report's contents change
 SUMMARY = "summary.parquet"
 PRETRAINED = "encoders.parquet"
 
@@ -53,6 +53,7 @@ class _Written:
     fingerprint: str
     files: dict[str, str]  # name -> sha256
     constant: str  # which cells predict the same for every test sample
+    answer: str = ""  # what was found, in one sentence
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class Report:
     data: tuple[Data, ...]  # the corpora that the steps read
     claims: tuple[Registration, ...] = ()  # the registered ones and their history
     constant: str = ""  # which cells predict the same for every test sample, in a sentence
+    answer: str = ""  # what was found, in one sentence
 
     def record(self, folder: Path) -> SweepRecord:
         """What MLflow's parent run shows; `folder` is a local folder with the report's files.
@@ -92,6 +94,7 @@ class Report:
             data=self.data,
             claims=", ".join(self.claims[-1].claims or ())[:NOTE] if self.claims else "",
             constant=self.constant[:NOTE],
+            answer=self.answer,
             score="; ".join(scores(self.summary)),
             features_dtype=next((d for d in self.summary["dtype"].to_pylist() if d), ""),
         )
@@ -158,6 +161,7 @@ def refresh(
                 found.data(),
                 tuple(claims),
                 stored.constant,
+                stored.answer,
             )
     return _write(found, folder, report_fingerprint, problems, complete, rotations, claims)
 
@@ -182,7 +186,7 @@ def _write(
     if not found.records:
         raise UserError(f"nothing to report: {folder.uri} has no finished step; run a sweep first")
     readout = found.readout(problems, rotations, claims)
-    same = facts.constant(readout)
+    same, found_in_short = facts.constant(readout), answer.sentence(readout)
     summary, of_pretrained = summarised(readout), pretrained.summary(readout)
     with tempfile.TemporaryDirectory() as temporary:
         local_folder = Path(temporary)
@@ -204,10 +208,11 @@ def _write(
             "kind": "report",
             "files": digests,
             "constant": same,
+            "answer": found_in_short,
             "provenance": {**provenance.environment(), "finished": provenance.now()},
         },
     )
-    of_steps = complete, found.data(), tuple(claims), same
+    of_steps = complete, found.data(), tuple(claims), same, found_in_short
     return Report(folder, report_fingerprint, summary, of_pretrained, *of_steps)
 
 

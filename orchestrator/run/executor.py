@@ -142,6 +142,7 @@ class Executor:
             self._drain()
         except KeyboardInterrupt:
             self._stop.set()
+            self._progress.note("stopping: finished steps are kept, running ones are ended")
             self._drain()
             raise
         finally:

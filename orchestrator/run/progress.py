@@ -6,16 +6,18 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Protocol, TextIO
 
 from orchestrator.plan.states import StepState
+from orchestrator.run.pace import Left, Pace
 from orchestrator.step.address import kind_of, short
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
-INTERVAL_SECONDS = 10.0
+INTERVAL_SECONDS = 8.0  # a log is never silent for ten
+HEADING = f"{'stage':<8} {'':16} {'steps':>7}    time  what runs"
 
 
 class Progress(Protocol):
@@ -42,6 +44,8 @@ class _Counts:
 
     def __init__(self, totals: Mapping[str, int], reused: Mapping[str, int]) -> None:
         self.totals = dict(totals)
+        self._reused = {kind: reused.get(kind, 0) for kind in totals}
+        self._pace = Pace()
         self.settled = {kind: reused.get(kind, 0) for kind in totals}
         self.unfinished: dict[str, Counter[StepState]] = {kind: Counter() for kind in totals}
         self.shares: dict[str, float] = {}
@@ -49,6 +53,7 @@ class _Counts:
         self.lock = threading.Lock()
 
     def begin(self, address: str) -> str:
+        self._pass_time()
         self.shares[address] = 0.0
         return kind_of(address)
 
@@ -62,6 +67,7 @@ class _Counts:
 
     def settle(self, address: str, state: StepState) -> str:
         kind = kind_of(address)
+        self._pass_time()
         self.shares.pop(address, None)
         self._messages.pop(address, None)
         self.settled[kind] += 1
@@ -90,18 +96,45 @@ class _Counts:
         running = sum(share for a, share in self.shares.items() if kind_of(a) == kind)
         return self.settled[kind] + running
 
+    def left(self) -> Left | None:
+        """The time that is left for the whole sweep, as far as this run's rates tell."""
+        self._pass_time()
+        completed = {kind: self.completed(kind) for kind, total in self.totals.items() if total}
+        done = {kind: steps - self._reused[kind] for kind, steps in completed.items()}
+        rest = {kind: self.totals[kind] - steps for kind, steps in completed.items()}
+        return self._pace.left(done, rest)
+
+    def overall(self) -> str:
+        """How many steps of all kinds have ended: `112/403`."""
+        return f"{sum(self.settled.values())}/{sum(self.totals.values())}"
+
+    def _pass_time(self) -> None:
+        self._pace.pass_time(time.monotonic(), {kind_of(address) for address in self.shares})
+
+
+SWEEP = "sweep"
+
 
 class Bars:
-    """Live bars, one for each kind of step."""
+    """Live bars, one for each kind of step, and one for the whole sweep with the time left."""
 
     def __init__(self, totals: Mapping[str, int], reused: Mapping[str, int]) -> None:
-        from rich.console import Console
+        from rich.console import Console, RenderableType
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
         from rich.table import Column
+        from rich.text import Text
+
+        class Headed(Progress):
+            """Bars below a heading; the time left is told anew at each update."""
+
+            def get_renderables(shown) -> Iterable[RenderableType]:  # noqa: N805
+                self._show_left()
+                yield Text(HEADING, style="dim", no_wrap=True, overflow="crop")
+                yield from super().get_renderables()
 
         self._counts = _Counts(totals, reused)
         rest = Column(ratio=1, no_wrap=True, overflow="ellipsis")  # cut on a narrow screen
-        self._bars = Progress(
+        self._bars = Headed(
             TextColumn("{task.description:<8}", table_column=Column(no_wrap=True, min_width=8)),
             BarColumn(bar_width=16, pulse_style="bar.back", table_column=Column(min_width=16)),
             TextColumn("{task.fields[count]:>7}", table_column=Column(no_wrap=True, min_width=7)),
@@ -111,6 +144,7 @@ class Bars:
             refresh_per_second=5,
             expand=True,
         )
+        self._begun = False  # whether a step has
         self._tasks: dict[str, TaskID] = {}
         for kind, total in totals.items():
             if total:
@@ -118,11 +152,15 @@ class Bars:
                     kind, total=total, start=False, count="", message=""
                 )
                 self._show(kind)
+        self._whole = self._bars.add_task(
+            SWEEP, total=sum(totals.values()), count=self._counts.overall(), message=""
+        )
         self._bars.start()
 
     def begin(self, address: str) -> None:
         """Start the clock of the step's kind."""
         with self._counts.lock:
+            self._begun = True
             kind = self._counts.begin(address)
             self._bars.start_task(self._tasks[kind])
 
@@ -156,6 +194,16 @@ class Bars:
             message=_escaped(counts.message(kind)),
         )
 
+    def _show_left(self) -> None:
+        if not hasattr(self, "_whole"):  # the bars are being made
+            return
+        with self._counts.lock:
+            left = self._counts.left()
+            ended = sum(self._counts.settled.values())
+            count = self._counts.overall()
+        words = str(left or "") if self._begun else "starting Ray"
+        self._bars.update(self._whole, completed=ended, count=count, message=words)
+
 
 def _escaped(text: str) -> str:
     from rich.markup import escape
@@ -178,6 +226,8 @@ class Lines:
         self._stream = stream or sys.stderr
         self._interval = interval
         self._started = self._last = time.monotonic()
+        self._ended = threading.Event()
+        threading.Thread(target=self._tick, name="progress", daemon=True).start()
 
     def begin(self, address: str) -> None:
         """Count a step that starts; prints nothing."""
@@ -204,7 +254,14 @@ class Lines:
 
     def close(self) -> None:
         """Print the last counts."""
+        self._ended.set()
         self._print(self._line())
+
+    def _tick(self) -> None:
+        """Print the counts in each interval in which nothing else has."""
+        while self._interval and not self._ended.wait(self._interval / 4):
+            with self._counts.lock:
+                self._print_if_due()
 
     def _print_if_due(self) -> None:
         if time.monotonic() - self._last >= self._interval:
@@ -215,7 +272,9 @@ class Lines:
         counts = self._counts
         kinds = [f"{kind} {counts.count(kind)}" for kind, total in counts.totals.items() if total]
         messages = " | ".join(text for kind in counts.totals if (text := counts.message(kind)))
-        return "  ".join(kinds) + (f" | {messages}" if messages else "")
+        left = counts.left()
+        time_left = f"  ({left})" if left else ""
+        return "  ".join(kinds) + time_left + (f" | {messages}" if messages else "")
 
     def _print(self, line: str) -> None:
         seconds = time.monotonic() - self._started

@@ -10,13 +10,10 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any
 
 from analysis.registration import in_words
 from jobs.contract import StageError
-from jobs.storage.folder import Folder
-from jobs.tasks.check import absent
-from orchestrator import cluster
+from orchestrator import cluster, preflight
 from orchestrator.cluster import nodes
 from orchestrator.cluster.needs import lacking
 from orchestrator.cluster.watch import watching
@@ -29,7 +26,7 @@ from orchestrator.plan.states import StepState, StepStatus
 from orchestrator.results import collect
 from orchestrator.run.executor import Executor, load
 from orchestrator.run.progress import Bars, Lines, Progress
-from orchestrator.step.address import CorpusAddress
+from orchestrator.run.waiting import waiting
 from orchestrator.step.step import KINDS
 from orchestrator.store import register
 from orchestrator.store.lease import Leases
@@ -102,13 +99,15 @@ def _run(plan: Plan, store: Store, start: _Start, say: Callable[[str], None]) ->
         report, mirrored, unreported = None, False, ""
         if len(problems) < len(results):
             try:
-                report = collect.refresh(plan, store, problems)
+                with waiting("writing the report"):
+                    report = collect.refresh(plan, store, problems)
             except (StageError, ReplacedError) as error:
                 unreported = str(error)
         if report is not None:
             with collect.local(report) as folder:
                 record = report.record(folder)
-                mirrored = tracker.close(record) if tracker else False
+                with waiting("writing to MLflow"):
+                    mirrored = tracker.close(record) if tracker else False
         elif tracker:
             tracker.close(None)
     except BaseException:
@@ -143,13 +142,28 @@ def build(
 
 @contextmanager
 def _begin(plan: Plan, store: Store, force: bool, redo: Collection[str]) -> Iterator[_Start]:
-    """Register the run on the store until the block ends, and assess the plan's steps."""
+    """Register the run on the store until the block ends, and assess the plan's steps.
+
+    The first Ctrl-C ends the run; further ones change nothing while it ends.
+    """
     signal.signal(signal.SIGTERM, _terminate)
-    store.prepare()
-    leases = Leases(store.root)
+    before = signal.signal(signal.SIGINT, _Once())
     try:
-        register.enter(store.root, leases, plan.steps, redo)
-        assessments = assess(plan, store, verify=True)
+        with _begun(plan, store, force, redo) as start:
+            yield start
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _begun(plan: Plan, store: Store, force: bool, redo: Collection[str]) -> Iterator[_Start]:
+    with waiting(f"reaching {redact(store.root.uri)}"):
+        store.prepare()
+        leases = Leases(store.root)
+    try:
+        with waiting("comparing the plan with what is stored"):
+            register.enter(store.root, leases, plan.steps, redo)
+            assessments = assess(plan, store, verify=True)
         if not force:
             refuse_drift(assessments)
         done = [a for a, found in assessments.items() if found.state is StepState.DONE]
@@ -169,13 +183,14 @@ def _begin(plan: Plan, store: Store, force: bool, redo: Collection[str]) -> Iter
         fault = batch_fault(plan, assessments)
         if fault is not None:
             raise UserError(fault)
-        _check_data(plan, reused)
-        _check_buckets(plan, reused)
         left = plan.steps.keys() - set(reused)
+        with waiting("checking data, encoders and buckets"):
+            preflight.refuse(plan, left)
         progress = None
         if left:
             cluster.settings()
-            load(sorted({plan.steps[address].kind for address in left}))
+            with waiting("loading torch and Ray"):
+                load(sorted({plan.steps[address].kind for address in left}))
             progress = _progress(plan, reused)
         yield _Start(done, again, replace, progress, leases)
     finally:
@@ -190,7 +205,7 @@ def _execute(
     if progress is None:
         return {address: StepStatus(StepState.REUSED) for address in plan.steps}
     try:
-        with cluster.session():
+        with cluster.session():  # the bars are on the screen
             signal.signal(signal.SIGTERM, _terminate)  # Ray has set a handler of its own
             _check_resources(plan, set(done) - plan.readers(start.redo))
             nodes.check(store.root)
@@ -208,57 +223,6 @@ def _execute(
                 return executor.run()
     finally:
         progress.close()
-
-
-def _check_data(plan: Plan, done: list[str]) -> None:
-    """Raise UserError if a task's data is missing. It says where to get it."""
-    left = set(plan.steps) - set(done)
-    missing = {
-        task.name: (paths, task)
-        for task in plan.tasks
-        if str(CorpusAddress(task.scope)) in left and (paths := absent(task))
-    }
-    if not missing:
-        return
-    name, (paths, task) = next(iter(missing.items()))
-    how = f": {task.facts.get}" if task.facts else ""
-    others = f" (nor is that of {', '.join(list(missing)[1:])})" if len(missing) > 1 else ""
-    raise UserError(
-        f"tasks: the data of {name} is not at {paths[0]}{others}; get it{how}; or give its folder "
-        f"with --data FOLDER or $NML_DATA, or remove the task"
-    )
-
-
-def _check_buckets(plan: Plan, done: list[str]) -> None:
-    """Raise UserError if nothing answers at a bucket that a step reads: a worker would wait."""
-    left = plan.steps.keys() - set(done)
-    for kind in ("corpus", "noise", "encoder", "features"):
-        for step in plan.of_kind(kind):
-            for uri in (
-                _bucket_uris(step.spec.model_dump(mode="json")) if step.address in left else ()
-            ):
-                try:
-                    Folder.of(uri).open()
-                except ValueError:
-                    continue  # no address at all: the stage says what is wrong
-                except OSError as error:
-                    raise UserError(
-                        f"{step.address} reads {redact(uri)}, where nothing answers ({error}); "
-                        f"correct that address, or start its server"
-                    ) from error
-
-
-def _bucket_uris(value: Any) -> Iterator[str]:
-    """Every s3:// or gs:// URI among JSON values."""
-    if isinstance(value, str):
-        if value.startswith(("s3://", "gs://", "gcs://")):
-            yield value
-    elif isinstance(value, Mapping):
-        for each in value.values():
-            yield from _bucket_uris(each)
-    elif isinstance(value, list):
-        for each in value:
-            yield from _bucket_uris(each)
 
 
 def _check_resources(plan: Plan, done: set[str]) -> None:
@@ -283,3 +247,15 @@ def _tracker(plan: Plan, store: Store, say: Callable[[str], None]) -> Tracker | 
 
 def _terminate(signum: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
+
+
+class _Once:
+    """A handler of Ctrl-C: the first one is KeyboardInterrupt, the others are ignored."""
+
+    def __init__(self) -> None:
+        self._seen = False
+
+    def __call__(self, signum: int, frame: FrameType | None) -> None:
+        if not self._seen:
+            self._seen = True
+            raise KeyboardInterrupt

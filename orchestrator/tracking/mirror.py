@@ -25,8 +25,10 @@ from orchestrator.store.manifest import Manifest
 from orchestrator.store.provenance import redact
 from orchestrator.store.store import Store
 from orchestrator.tracking import mlflow
+from orchestrator.tracking.methods import sweep_params
 from orchestrator.tracking.mlflow import Mirror
 from orchestrator.tracking.runs import CellGroup, RunViews, SweepRecord, group_of, groups
+from orchestrator.tracking.server import reason
 
 RETRY_SECONDS = 15.0  # between two calls to a server that does not answer
 
@@ -128,7 +130,7 @@ class Tracker:
             if not self._leases.acquire(self._lease):
                 return None
         if self._mirror is None:
-            mirror = Mirror(self.uri, self._plan.experiment.name, self._store.identity)
+            mirror = _mirror(self._plan, self._store, self.uri)
             mirror.open()
             self._mirror = mirror
         return self._mirror
@@ -137,7 +139,7 @@ class Tracker:
         self._mirror = None
         self._last_failure = time.monotonic()
         if not self.down:
-            self.down = mlflow.reason(error)
+            self.down = reason(error)
             damaged = isinstance(error, StoreError | StageError)  # a file in the store, not MLflow
             message = str(error) if damaged else mlflow.error_message(error, self.uri)
             self._say(
@@ -152,7 +154,7 @@ def sync(plan: Plan, store: Store, uri: str, record: SweepRecord) -> int:
     try:
         if not leases.acquire(str(TrackingAddress(plan.experiment.name))):
             raise TrackingError("a running sweep is mirroring this store; sync when it has ended")
-        mirror = Mirror(uri, plan.experiment.name, store.identity)
+        mirror = _mirror(plan, store, uri)
         mirror.open()
         mirrored = reconcile(plan, store, mirror)
         mirror.sweep(record)
@@ -169,6 +171,11 @@ def sync(plan: Plan, store: Store, uri: str, record: SweepRecord) -> int:
         raise TrackingError(f"{mlflow.error_message(error, uri)}; {remedy}") from error
     finally:
         leases.close()
+
+
+def _mirror(plan: Plan, store: Store, uri: str) -> Mirror:
+    experiment = plan.experiment
+    return Mirror(uri, experiment.name, store.identity, sweep_params(experiment))
 
 
 def reconcile(plan: Plan, store: Store, mirror: Mirror) -> int:

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -19,16 +18,15 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import NmlError
 from orchestrator.step.address import SweepAddress
-from orchestrator.store.provenance import redact
-from orchestrator.tracking import sqlite
+from orchestrator.tracking import naming, sqlite
+from orchestrator.tracking.methods import METHOD, of_methods
 from orchestrator.tracking.runs import Data, RunView, SweepRecord, step_unit
-from orchestrator.tracking.server import check_answers, named
+from orchestrator.tracking.server import check_answers, named, reason
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 BATCH = 900  # metrics in one call; the server's limit is 1,000
-VIEW = "workflowType=machine_learning"  # of a page's address
 KIND_TAG = "mlflow.experimentKind"
 _SETTINGS = {
     # With MLflow's own settings, one call to a dead server blocks for minutes.
@@ -47,6 +45,7 @@ class _Child:
     fingerprint: str
     complete: bool
     model: str = ""  # id of the model that the run made
+    nested: bool = True  # below the sweep's run
 
 
 @dataclass
@@ -56,6 +55,7 @@ class Mirror:
     uri: str
     name: str
     store_id: str
+    params: Mapping[str, str] = field(default_factory=dict)  # of the parent run
     client: MlflowClient = field(init=False)
     experiment_id: str = field(init=False)
     parent_id: str = field(init=False, default="")
@@ -64,7 +64,7 @@ class Mirror:
 
     def open(self) -> None:
         """Find or make the experiment and the parent run, and list the runs that MLflow has."""
-        self.client = _connect(self.uri)
+        self.client = connect(self.uri)
         self.experiment_id = self._experiment()
         # Without this tag, the pages open with views for language-model applications.
         self.client.set_experiment_tag(self.experiment_id, KIND_TAG, "custom_model_development")
@@ -76,15 +76,21 @@ class Mirror:
                 self.parent_id = run.info.run_id
                 self.parent_fingerprint = tags.get("nml.fingerprint", "")
             elif "nml.address" in tags:
-                parents[run.info.run_id] = tags.get("mlflow.parentRunId", "")
+                if tags.get("nml.kind") != METHOD:
+                    parents[run.info.run_id] = tags.get("mlflow.parentRunId", "")
                 self.children[tags["nml.address"]] = _Child(
                     run.info.run_id,
                     tags.get("nml.fingerprint", ""),
                     tags.get("nml.status") == "done",
                     tags.get("nml.model", ""),
+                    tags.get("nml.kind") != METHOD,
                 )
         if not self.parent_id:
             self.parent_id = self._new_parent()
+        elif dict(self.client.get_run(self.parent_id).data.params) != dict(self.params):
+            self._replace_parent()  # a logged parameter cannot be changed
+            self.parent_fingerprint = ""
+            return
         for run_id, parent in parents.items():
             if parent != self.parent_id:  # it was deleted, or replaced by a sweep that was stopped
                 self.client.set_tag(run_id, "mlflow.parentRunId", self.parent_id)
@@ -123,6 +129,8 @@ class Mirror:
                 return
 
     def _new_parent(self) -> str:
+        from mlflow.entities import Param
+
         run = self.client.create_run(
             self.experiment_id,
             run_name=f"sweep {self.name}",
@@ -133,6 +141,9 @@ class Mirror:
                 "nml.status": "running",
             },
         )
+        if self.params:
+            params = [Param(name, value) for name, value in self.params.items()]
+            self.client.log_batch(run.info.run_id, params=params)
         return str(run.info.run_id)
 
     def has_run(self, address: str, fingerprint: str) -> bool:
@@ -156,7 +167,8 @@ class Mirror:
             self.drop(view.address)
             known = None
         if known is None:
-            known = _Child(self._new_child(view), view.fingerprint, False)
+            nested = view.kind != METHOD
+            known = _Child(self._new_child(view), view.fingerprint, False, nested=nested)
             self.children[view.address] = known
             self._log_lineage(known, view)
         finished = _milliseconds(view.finished)
@@ -175,8 +187,9 @@ class Mirror:
         known.complete = True
 
     def _new_child(self, view: RunView) -> str:
+        below = {"mlflow.parentRunId": self.parent_id} if view.kind != METHOD else {}
         tags = {
-            "mlflow.parentRunId": self.parent_id,
+            **below,
             "nml.kind": view.kind,
             "nml.address": view.address,
             "nml.fingerprint": view.fingerprint,
@@ -205,7 +218,7 @@ class Mirror:
         if view.makes_model:
             model = self.client.create_logged_model(
                 self.experiment_id,
-                name=_model_name(view.name),
+                name=naming.model(view.name),
                 source_run_id=known.run_id,
                 tags={"nml.address": view.address, "nml.fingerprint": view.fingerprint},
                 model_type="encoder",
@@ -228,7 +241,10 @@ class Mirror:
             return
         unit, scale = step_unit([level for _, level, _ in record.points])
         now = int(datetime.now().timestamp() * 1000)
-        wanted = {(name, round(level * scale)): value for name, level, value in record.points}
+        wanted = {
+            (naming.average(name), round(level * scale)): value
+            for name, level, value in record.points
+        }
         there = self._points()
         if not there.items() <= wanted.items():
             self._replace_parent()
@@ -256,8 +272,19 @@ class Mirror:
             tags["mlflow.note.content"] = record.note
             self.client.set_experiment_tag(self.experiment_id, "mlflow.note.content", record.note)
         self.client.log_batch(self.parent_id, tags=[RunTag(k, v) for k, v in tags.items()])
+        self._methods(record)
         self.client.set_terminated(self.parent_id, "FINISHED")
         self.parent_fingerprint = record.fingerprint
+
+    def _methods(self, record: SweepRecord) -> None:
+        """Write the run of each method; those of methods that are gone go to the trash."""
+        views = {view.address: view for view in of_methods(self.name, record)}
+        prefix = f"{SweepAddress(self.name)}/"
+        for address in [a for a in self.children if a.startswith(prefix) and a not in views]:
+            self.drop(address)
+        for view in views.values():
+            if not self.has_run(view.address, view.fingerprint):
+                self.child(view)
 
     def _points(self) -> dict[tuple[str, int], float]:
         """The values that the parent run has, by metric and step."""
@@ -271,7 +298,7 @@ class Mirror:
     def _replace_parent(self) -> None:
         """Make a new parent run: a logged point cannot be removed, and two at a level mislead."""
         old, self.parent_id = self.parent_id, self._new_parent()
-        for child in self.children.values():
+        for child in filter(lambda one: one.nested, self.children.values()):
             self.client.set_tag(child.run_id, "mlflow.parentRunId", self.parent_id)
         self.client.delete_run(old)
 
@@ -317,15 +344,6 @@ def error_message(error: Exception, uri: str) -> str:
     return f"{message} ({reason(error)})"
 
 
-def reason(error: Exception) -> str:
-    """The first line of an error's innermost cause, without secrets."""
-    cause: BaseException = error
-    while cause.__cause__ is not None or cause.__context__ is not None:
-        cause = cause.__cause__ or cause.__context__ or cause
-    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    return redact(lines[0])[:160] if lines else type(cause).__name__
-
-
 def _inputs(data: Iterable[Data]) -> list[Any]:
     """Data sets as MLflow's entities. A data set with two uses is listed once, with both."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
@@ -342,16 +360,11 @@ def _inputs(data: Iterable[Data]) -> list[Any]:
     ]
 
 
-def _model_name(run_name: str) -> str:
-    """A model's name: that of its run, without the characters that MLflow forbids."""
-    return re.sub(r"[^\w=-]+", "_", run_name.removeprefix("pretrain "))
-
-
 def _milliseconds(moment: str) -> int:
     return int(datetime.fromisoformat(moment).timestamp() * 1000)
 
 
-def _connect(uri: str) -> MlflowClient:
+def connect(uri: str) -> MlflowClient:
     """A client of a server or database; makes the database. TrackingError if its file is no use."""
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
@@ -377,25 +390,3 @@ def _quiet_loggers() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     if not os.environ.get("NML_DEBUG"):  # the caller tells the error, in a sentence
         logging.getLogger("mlflow.store").setLevel(logging.CRITICAL)
-
-
-def pages(uri: str, host: str) -> dict[str, str]:
-    """Links by title on a server at `host`: each experiment's runs, and its newest sweep's charts.
-
-    Raises what the client raises. MLflow's front page shows views for language-model traces; these
-    links do not.
-    """
-    client = _connect(uri)
-    found: dict[str, str] = {}
-    for experiment in client.search_experiments(max_results=50):
-        if experiment.name == "Default":
-            continue
-        runs = f"{host}/#/experiments/{experiment.experiment_id}/runs"
-        found[experiment.name] = f"{runs}?{VIEW}"
-        sweeps = client.search_runs(
-            [experiment.experiment_id], "tags.`nml.kind` = 'sweep'", max_results=1
-        )
-        for sweep in sweeps:
-            charts = f"{runs}/{sweep.info.run_id}/model-metrics?{VIEW}"
-            found[f"{experiment.name}: the curves over noise"] = charts
-    return found

@@ -38,6 +38,7 @@ from orchestrator.step.step import Step
 from orchestrator.store.index import addressed, concatenated
 from orchestrator.store.manifest import Manifest
 from orchestrator.store.store import Store
+from orchestrator.tracking import naming
 
 CURVE_POINTS = 200  # a curve is thinned to this many points
 CURVES = ("curves.parquet", "telemetry.parquet")  # files of (metric, step, value) rows
@@ -72,7 +73,7 @@ class RunView:
     address: str
     kind: str
     fingerprint: str  # if MLflow has the same, the run is not logged again
-    name: str  # sorts by level and seed
+    name: str  # as `naming` gives it
     started: str  # ISO 8601
     finished: str
     labels: Mapping[str, str] = field(default_factory=dict)
@@ -97,17 +98,23 @@ class SweepRecord:
     claims: str = ""  # ids of the registered ones
     features_dtype: str = ""  # of the features that SVE and LSVR are computed from
     constant: str = ""  # which cells predict the same for every test sample
-    score: str = ""  # the metrics of `<domain>/<method>/score`, where tasks have several
+    score: str = ""  # the metrics of `<domain>_score/<method>`, where tasks have several
+    answer: str = ""  # what was found, in one sentence
+    params: Mapping[str, str] = field(default_factory=dict)  # the experiment's fields
 
     @property
     def note(self) -> str:
-        """The run's description in Markdown: a file of the report, cut at a line's end."""
+        """The run's description in Markdown: the answer, then a file of the report.
+
+        It is cut at a line's end.
+        """
+        first = f"**{self.answer}**\n\n" if self.answer else ""
         for name in NOTES:
             path = self.folder / name
             if path.is_file():
-                text = path.read_text(encoding="utf-8")
+                text = first + path.read_text(encoding="utf-8")
                 return text if len(text) <= NOTE else text[:NOTE].rpartition("\n")[0] + "\n\n..."
-        return ""
+        return first.strip()
 
 
 @dataclass(frozen=True)
@@ -180,21 +187,22 @@ class RunViews:
     def step(self, step: Step, manifest: Manifest) -> RunView:
         """The run of a step other than a cell."""
         counts = {f"count.{name}": value for name, value in manifest.counts.items()}
-        flat = {**step.labels, **_flatten(manifest.fields["spec"]), **counts}
+        flat = {**step.labels, **flatten(manifest.fields["spec"]), **counts}
         flat |= self._spectrum_dtypes(manifest)
         seconds = float(manifest.provenance["seconds"])
-        summary = {**manifest.metrics, "seconds": seconds}
-        curves = [point for point in self._curves(manifest) if point[0] not in summary]
+        curves = [(naming.CURVE + name, at, value) for name, at, value in self._curves(manifest)]
+        spent = f"{step.kind}/seconds" if curves else "seconds"  # else it stands before the curves
+        summary = {**manifest.metrics, spent: seconds}
         return RunView(
             step.address,
             step.kind,
             manifest.fingerprint,
-            run_name(step, str(step.labels.get("images", ""))),
+            naming.of_step(step),
             manifest.provenance["started"],
             manifest.provenance["finished"],
             labels=_labels(step),
-            params=_params(flat),
-            points=[*((name, 0, value) for name, value in summary.items()), *curves],
+            params=params_of(flat),
+            points=[*curves, *((name, 0, value) for name, value in summary.items())],
             data=list(self._data([step])),
             encoder=step.inputs.get("encoder", ""),
             makes_model=step.kind in ("pretrain", "encoder"),
@@ -211,13 +219,13 @@ class RunViews:
         spec = first.spec.semantic()
         settings = {name: value for name, value in spec.items() if name not in ("task", "seed")}
         of_group = ("noise", "seed", "encoder", "method")
-        params = {n: v for n, v in first.labels.items() if n in of_group} | _flatten(settings)
+        params = {n: v for n, v in first.labels.items() if n in of_group} | flatten(settings)
         moments = sorted(times[address] for address in done)
         return RunView(
             group.address,
             "tune",
             group.fingerprint(done),
-            run_name(first, str(first.labels["method"])),
+            naming.of_cells(first),
             moments[0],
             moments[-1],
             labels={
@@ -225,7 +233,7 @@ class RunViews:
                 "cells": f"{len(done)} of {len(group.cells)}",
                 "step_unit": group.unit[0],
             },
-            params=_params({n: v for n, v in params.items() if n != "fraction"}),
+            params=params_of({n: v for n, v in params.items() if n != "fraction"}),
             points=list(_scores(rows, group.unit[1])),
             data=list(self._data(group.cells)),
             encoder=_encoder(self._plan, first),
@@ -290,26 +298,6 @@ def thinned(curves: pa.Table) -> Iterator[Point]:
             yield points[-1]
 
 
-def run_name(step: Step, detail: str = "") -> str:
-    """A short name that sorts by level, draw and seed; columns cut off long ones.
-
-    It leaves out corpus, noise and recipe, which an experiment has one of each: the run's address,
-    params and data sets have them. A step without a noise level is named by its address.
-    """
-    level = step.labels.get("noise")
-    if level is None:
-        return f"{step.address} {detail}".rstrip()
-    words = [step.kind, f"noise={_padded(float(level))}"]
-    for name in ("draw", "seed"):
-        if name in step.labels:
-            words.append(f"{name}={int(step.labels[name]):02d}")
-    return " ".join([*words, *filter(None, [detail])])
-
-
-def _padded(level: float) -> str:
-    return f"{level:g}" if level >= 10 else f"0{level:g}"
-
-
 def _scores(rows: pa.Table, scale: int) -> Iterator[Point]:
     """Mean test scores of each task and fraction over tuning seeds.
 
@@ -351,16 +339,18 @@ def _labels(step: Step) -> dict[str, str]:
     return {name: _text(value) for name, value in found.items() if value is not None}
 
 
-def _params(flat: Mapping[str, Any]) -> dict[str, str]:
+def params_of(flat: Mapping[str, Any]) -> dict[str, str]:
+    """Fields as a run's parameters: text, as many and as long as a server accepts."""
     return {name: _text(value)[:500] for name, value in sorted(flat.items())[:PARAMS]}
 
 
-def _flatten(value: Any, path: str = "") -> dict[str, Any]:
+def flatten(value: Any, path: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with dotted names."""
     if isinstance(value, Mapping):
         return {
             name: inner
             for key, item in value.items()
-            for name, inner in _flatten(item, f"{path}.{key}" if path else str(key)).items()
+            for name, inner in flatten(item, f"{path}.{key}" if path else str(key)).items()
         }
     return {path: value}
 

@@ -37,3 +37,12 @@ def check_answers(uri: str) -> None:
         make_url(uri).get_dialect().import_dbapi()  # a server that is there would not help
     if fault:
         raise ConnectionError(fault)
+
+
+def reason(error: Exception) -> str:
+    """The first line of an error's innermost cause, without secrets."""
+    cause: BaseException = error
+    while cause.__cause__ is not None or cause.__context__ is not None:
+        cause = cause.__cause__ or cause.__context__ or cause
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    return redact(lines[0])[:160] if lines else type(cause).__name__

@@ -301,7 +301,7 @@ def test_storage_that_a_node_does_not_see_is_refused_before_anything_starts(
     assert "Traceback" not in output
     assert not (store / "corpus").exists()
     code, output = start(tmp_path, "doctor", *words, **strange.environment).finish()
-    assert code == 1, output
+    assert code == 2, output
     assert f"is not shared: node {strange.node}" in output
 
 
@@ -315,5 +315,5 @@ def test_a_node_with_other_versions_is_named_before_anything_starts(
     assert "Traceback" not in output
     assert not (tmp_path / "store/corpus").exists()
     code, output = start(tmp_path, "doctor", *words, **strange.environment).finish()
-    assert code == 1, output
+    assert code == 2, output
     assert f"node {strange.node} runs timm 0.0.1" in output

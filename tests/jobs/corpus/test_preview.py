@@ -68,11 +68,11 @@ def test_plan_doctor_and_show_say_it(path: Path, tmp_path: Path, run: Run) -> No
     reader = f"corpus.reader={{kind: parquet, path: {json.dumps(str(path))}, label: label}}"
     words = ("demo", "--set", reader, "--set", "corpus.name=mine")
     code, output = run(tmp_path, "plan", *words)
-    assert code == 0
+    assert code == 2, "a sweep would refuse the class without a row"
     assert "corpus/mine is not built; its source:" in output
     assert "t.parquet/0: 16 x 12, class 1" in output
     code, output = run(tmp_path, "doctor", "--no-ray", *words)
-    assert code == 1
+    assert code == 2
     assert "FAIL  corpus     corpus/mine: 3 classes (0, 1, 2), 1 without a row (0)" in output
     code, output = run(tmp_path, "corpus", "show", *words)
     assert code == 0
@@ -86,5 +86,5 @@ def test_plan_doctor_and_show_say_it(path: Path, tmp_path: Path, run: Run) -> No
         assert code == 0
         assert f"{path} does not exist; correct the reader's path" in output
     code, output = run(tmp_path, "doctor", "--no-ray", *words)
-    assert code == 1
+    assert code == 2
     assert f"FAIL  corpus     {path} does not exist" in output

@@ -72,10 +72,13 @@ def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("name: [", r"mine\.yaml: line 1: "),
+        ("name: [", r"mine\.yaml: not valid YAML: line 1, column 8: "),
         ("- a\n- b\n", r"mine\.yaml: the whole file: "),
-        (GOOD.format(name="mine") + "colour: red\n", r"mine\.yaml: colour: Extra inputs .*'red'"),
-        (GOOD.format(name="mine").replace("title: Mine", ""), r"mine\.yaml: title: Field required"),
+        (
+            GOOD.format(name="mine") + "colour: red\n",
+            r"colour: is not known here; .*'red'",
+        ),
+        (GOOD.format(name="mine").replace("title: Mine", ""), r"mine\.yaml: title: is missing"),
         (GOOD.format(name="mine").replace("kind: digits", "kind: x"), r"corpus\.reader: "),
         (GOOD.format(name="mine").replace("id", "ood", 1), r"task mine needs `trained_on`"),
         (GOOD.format(name="mine") + "metric: macro_f1\nmetric: f1\n", r"line .* given twice"),

@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import time
 
 import pytest
 
@@ -83,8 +84,37 @@ def test_a_narrow_screen_cuts_messages_but_not_counts(
     *_, table = capsys.readouterr().err.rpartition("corpus")
     assert max(map(len, table.splitlines())) <= columns
     printed = {line.split()[0]: line for line in f"corpus{table}".splitlines() if line.strip()}
-    assert printed.keys() == set(KINDS)
+    assert printed.keys() == {*KINDS, "sweep"}
     assert "240/240" in printed["corpus"]
     assert "0/240" in printed["pretrain"]
     assert "noise=30" in printed["pretrain"]
     assert "0/240 (3 failed)" in printed["tune"]
+
+
+def test_the_time_left_stands_in_80_columns_below_a_heading(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    clock = itertools.count(step=60)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(clock)))
+    bars = Bars({"pretrain": 3}, {})
+    bars.begin(RUN.format(0))
+    bars.settle(RUN.format(0), StepState.DONE, "")
+    bars.begin(RUN.format(30))
+    bars.close()
+    shown = capsys.readouterr().err.splitlines()
+    assert any(line.split()[:3] == ["stage", "steps", "time"] for line in shown)
+    whole = next(line for line in reversed(shown) if line.startswith("sweep"))
+    assert len(whole) <= 80
+    assert "1/3" in whole
+    assert "min left" in whole
+
+
+def test_a_log_is_never_silent_for_ten_seconds() -> None:
+    assert progress.INTERVAL_SECONDS * 1.25 <= 10.0
+    printed = io.StringIO()
+    display = Lines({"pretrain": 1}, {}, stream=printed, interval=0.2)
+    display.begin(RUN.format(0))  # and nothing is said of it
+    time.sleep(1.5)
+    assert printed.getvalue().count("pretrain 0/1") >= 2
+    display.close()

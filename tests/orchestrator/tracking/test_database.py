@@ -19,7 +19,7 @@ from orchestrator.plan.plan import Plan
 from orchestrator.store.store import Store
 from orchestrator.tracking import sqlite
 from orchestrator.tracking.mirror import Tracker, sync
-from orchestrator.tracking.mlflow import pages
+from orchestrator.tracking.pages import pages
 from orchestrator.tracking.runs import SweepRecord
 from orchestrator.tracking.server import resolve_uri
 from synthetic import fill
@@ -121,7 +121,7 @@ def test_a_deleted_sweep_is_made_again_with_its_children_below_it(
     assert sync(small, store, uri, record(tmp_path)) == 0
     (again,) = client.search_runs([experiment], "tags.`nml.kind` = 'sweep'")
     assert again.info.run_id != parent.info.run_id
-    assert again.data.metrics == {"id/lp/accuracy": 85.0}
+    assert again.data.metrics == {"id_accuracy/lp": 85.0}
     children = client.search_runs([experiment], "tags.`nml.kind` != 'sweep'")
     assert len(children) == count
     assert {run.data.tags["mlflow.parentRunId"] for run in children} == {again.info.run_id}

@@ -1,5 +1,6 @@
 """The mirror in MLflow: a real database, a real server, and nothing logged twice."""
 
+import dataclasses
 import importlib.util
 from collections import Counter
 from pathlib import Path
@@ -20,8 +21,9 @@ from orchestrator.step.step import Step
 from orchestrator.store import provenance
 from orchestrator.store.manifest import Manifest
 from orchestrator.store.store import Store
+from orchestrator.tracking import naming
 from orchestrator.tracking.mirror import Tracker, sync
-from orchestrator.tracking.runs import SweepRecord, group_of, groups, step_unit
+from orchestrator.tracking.runs import RunViews, SweepRecord, group_of, groups, step_unit
 from orchestrator.tracking.server import resolve_uri
 
 POINTS = (("id/lp/accuracy", 0.0, 90.0), ("id/lp/accuracy", 10.0, 85.0))
@@ -80,9 +82,12 @@ def runs_of(uri: str) -> list[Run]:
 
 
 def run_addresses(made: Plan) -> list[str]:
-    """Addresses of a plan's runs: one for each step; the cells of an encoder and method are one."""
+    """Addresses of a plan's runs: one for each step; the cells of an encoder and method are one.
+
+    The last is that of the method in POINTS.
+    """
     steps = [step.address for step in made.steps.values() if step.kind != "tune"]
-    return [*steps, *groups(made), f"sweep/{made.experiment.name}"]
+    return [*steps, *groups(made), f"sweep/{made.experiment.name}", "sweep/demo/lp"]
 
 
 def addresses(uri: str) -> Counter[str]:
@@ -127,7 +132,7 @@ def test_the_cells_of_an_encoder_and_method_are_one_run(store: Store, tmp_path: 
     assert len(cells) == 2 * methods
     assert len({frozenset(run.data.metrics) for run in cells}) == 1, "metrics do not compare"
     run = next(r for r in cells if r.data.tags["nml.address"].endswith("noise=5/seed=0/lp"))
-    assert run.info.run_name == "tune noise=05 seed=00 lp"
+    assert run.info.run_name == "tune noise=5/seed=0/lp"
     assert (run.data.params["noise"], run.data.params["method"]) == ("5", "lp")
     client = MlflowClient(tracking_uri=uri)
     history = client.get_metric_history(run.info.run_id, "digits/accuracy")
@@ -247,7 +252,7 @@ def test_the_parents_metrics_have_the_noise_level_as_their_step(
     mirror_all(small, store, uri, []).close(record(tmp_path))
     client = MlflowClient(tracking_uri=uri)
     parent = next(run for run in runs_of(uri) if run.data.tags["nml.kind"] == "sweep")
-    history = client.get_metric_history(parent.info.run_id, "id/lp/accuracy")
+    history = client.get_metric_history(parent.info.run_id, "id_accuracy/lp")
     assert {(point.step, point.value) for point in history} == {(0, 90.0), (10, 85.0)}
     assert [file.path for file in client.list_artifacts(parent.info.run_id)] == ["report.html"]
 
@@ -270,7 +275,7 @@ def test_a_new_level_adds_only_its_point(small: Plan, store: Store, tmp_path: Pa
     assert Tracker(small, store, uri).close(record(tmp_path, more))
     parent = next(run for run in runs_of(uri) if run.data.tags["nml.kind"] == "sweep")
     history = MlflowClient(tracking_uri=uri).get_metric_history(
-        parent.info.run_id, "id/lp/accuracy"
+        parent.info.run_id, "id_accuracy/lp"
     )
     assert [(p.step, p.value) for p in history] == [(0, 90.0), (10, 85.0), (20, 80.0)]
 
@@ -281,7 +286,7 @@ def test_a_removed_metric_is_not_shown(small: Plan, store: Store, tmp_path: Path
     mirror_all(small, store, uri, []).close(record(tmp_path, gone))
     assert Tracker(small, store, uri).close(record(tmp_path))
     parent = next(run for run in runs_of(uri) if run.data.tags["nml.kind"] == "sweep")
-    assert set(parent.data.metrics) == {"id/lp/accuracy"}
+    assert set(parent.data.metrics) == {"id_accuracy/lp"}
 
 
 def test_points_that_changed_replace_the_sweeps_run(
@@ -293,7 +298,7 @@ def test_points_that_changed_replace_the_sweeps_run(
     assert Tracker(small, store, uri).close(changed)
     assert addresses(uri) == Counter(run_addresses(small))
     parent = next(run for run in runs_of(uri) if run.data.tags["nml.kind"] == "sweep")
-    assert parent.data.metrics == {"id/lp/accuracy": 91.0}
+    assert parent.data.metrics == {"id_accuracy/lp": 91.0}
     children = {run.data.tags.get("mlflow.parentRunId") for run in runs_of(uri)} - {None}
     assert children == {parent.info.run_id}
 
@@ -341,3 +346,91 @@ def test_the_environment_names_the_server_unless_the_experiment_does(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
     assert resolve_uri(None) == "http://127.0.0.1:1"
     assert resolve_uri("sqlite:///x.db") == f"sqlite:///{tmp_path}/x.db"
+
+
+def test_the_methods_lines_lie_in_one_chart(small: Plan, store: Store, tmp_path: Path) -> None:
+    """A page draws the metric of one name of several runs in one chart, a line for each run."""
+    uri = database(tmp_path)
+    both = (*POINTS, ("id/mlp/accuracy", 0.0, 80.0), ("id/mlp/accuracy", 10.0, 70.0))
+    mirror_all(small, store, uri, []).close(record(tmp_path, both))
+    methods = {r.info.run_name: r for r in runs_of(uri) if r.data.tags["nml.kind"] == "method"}
+    assert methods.keys() == {"lp", "mlp"}
+    client = MlflowClient(tracking_uri=uri)
+    for name, values in (("lp", [90.0, 85.0]), ("mlp", [80.0, 70.0])):
+        run = methods[name]
+        assert "mlflow.parentRunId" not in run.data.tags, "a nested run is drawn once unfolded"
+        history = client.get_metric_history(run.info.run_id, "id_accuracy")
+        assert [(point.step, point.value) for point in history] == [
+            *zip((0, 10), values, strict=True)
+        ]
+
+
+def test_a_method_that_is_gone_has_no_line(small: Plan, store: Store, tmp_path: Path) -> None:
+    uri = database(tmp_path)
+    gone = (*POINTS, ("id/mlp/accuracy", 0.0, 80.0))
+    mirror_all(small, store, uri, []).close(record(tmp_path, gone))
+    assert Tracker(small, store, uri).close(record(tmp_path))
+    assert addresses(uri) == Counter(run_addresses(small))
+
+
+def test_the_sweeps_run_has_the_experiments_parameters_while_it_runs(
+    small: Plan, store: Store, tmp_path: Path
+) -> None:
+    uri = database(tmp_path)
+    tracker = mirror_all(small, store, uri, [])
+    tracker.close(None)  # stopped: no report
+    (parent,) = (run for run in runs_of(uri) if run.data.tags["nml.kind"] == "sweep")
+    params = parent.data.params
+    assert params["noise.levels"] == "0, 10"
+    assert params["pretrain.recipe.model"] == "resnet18"
+    assert params["tuning.methods"].startswith("lp, mlp")
+    assert len(params) <= 100
+
+
+def test_other_parameters_make_a_new_sweeps_run(small: Plan, store: Store, tmp_path: Path) -> None:
+    uri = database(tmp_path)
+    mirror_all(small, store, uri, []).close(record(tmp_path))
+    more = build.build(
+        load.load(noise="0,10,20", overrides=["tuning.fractions=[100]", "tasks=[digits]"])
+    )
+    Tracker(more, store, uri).close(record(tmp_path))
+    (parent,) = (run for run in runs_of(uri) if run.data.tags["nml.kind"] == "sweep")
+    assert parent.data.params["noise.levels"] == "0, 10, 20"
+    assert parent.data.metrics == {"id_accuracy/lp": 85.0}
+    children = {run.data.tags.get("mlflow.parentRunId") for run in runs_of(uri)} - {None}
+    assert children == {parent.info.run_id}
+
+
+def test_the_sweeps_description_begins_with_the_answer(
+    small: Plan, store: Store, tmp_path: Path
+) -> None:
+    uri = database(tmp_path)
+    told = dataclasses.replace(record(tmp_path), answer="Accuracy falls by 5 points.")
+    mirror_all(small, store, uri, []).close(told)
+    (parent,) = (run for run in runs_of(uri) if run.data.tags["nml.kind"] == "sweep")
+    note = parent.data.tags["mlflow.note.content"]
+    assert note.startswith("**Accuracy falls by 5 points.**")
+
+
+def test_a_pre_training_runs_curves_come_before_its_single_numbers(
+    small: Plan, store: Store
+) -> None:
+    """A page sorts its sections by name; a metric without a prefix would come last."""
+    step = small.of_kind("pretrain")[0]
+    output = store.begin(step).output
+    points = [{"metric": "val_accuracy", "step": at, "value": 50.0 + at} for at in (1, 2)]
+    output.write_table("curves.parquet", pa.Table.from_pylist(points))
+    facts = {"started": provenance.now(), "finished": provenance.now(), "seconds": 1.0}
+    manifest = store.commit(step, Outcome({}, {"pretrain/val_accuracy": 52.0}), facts)
+    names = [name for name, _, _ in RunViews(small, store).step(step, manifest).points]
+    sections = [name.partition("/")[0] for name in names]
+    assert sections == ["curve", "curve", "pretrain", "pretrain"]
+    assert sections == sorted(sections)
+    assert "pretrain/seconds" in names
+
+
+def test_a_run_is_called_as_the_store_spells_it(small: Plan) -> None:
+    names = {naming.of_step(step) for step in small.steps.values() if step.kind != "tune"}
+    assert {"corpus/digits", "pretrain noise=10/seed=0"} <= names
+    assert "features noise=0/seed=0/digits" in names
+    assert naming.of_cells(small.of_kind("tune")[0]) == "tune noise=0/seed=0/lp"
