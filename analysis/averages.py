@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from analysis.statistics import Difference, Interval, mean_interval, paired_difference
 
@@ -25,6 +25,11 @@ class Score:
     tuning_seed: int = 0
 
 
+Bounds = tuple[float, float]
+"""The least and the most that can be measured."""
+PERCENT: Bounds = (0.0, 100.0)
+
+
 @dataclass(frozen=True)
 class Average:
     """Scores by noise level. They are balanced: every level and seed has every member."""
@@ -32,6 +37,7 @@ class Average:
     members: tuple[str, ...]  # sorted
     left_out: tuple[str, ...]  # measured somewhere, but not at every level and seed
     levels: Mapping[float, Mapping[tuple[int, str], float]]  # level -> (seed, member) -> value
+    bounds: Bounds | None = None  # of what can be measured; no interval reaches beyond
 
     def seed_means(self, noise: float) -> dict[int, float]:
         """Seed -> mean over the members at one level; empty for an unknown level."""
@@ -42,9 +48,18 @@ class Average:
         }
 
     def interval(self, noise: float) -> Interval | None:
-        """Mean and interval over seeds at one level; None when nothing was measured there."""
+        """Mean and interval over seeds at one level; None when nothing was measured there.
+
+        The t interval ends at what is possible: no accuracy is above 100 %.
+        """
         means = self.seed_means(noise)
-        return mean_interval(list(means.values())) if means else None
+        if not means:
+            return None
+        found = mean_interval(list(means.values()))
+        if self.bounds is None or found.low is None or found.high is None:
+            return found
+        least, most = self.bounds
+        return replace(found, low=max(found.low, least), high=min(found.high, most))
 
     def change(self, noise: float, clean: float = 0.0) -> Difference | None:
         """This level minus the clean one, paired by seed and member; None when no pair exists."""
@@ -117,7 +132,7 @@ def contrast(terms: Iterable[Term]) -> Contrast | None:
     return Contrast(members, values)
 
 
-def average(scores: Iterable[Score]) -> Average:
+def average(scores: Iterable[Score], bounds: Bounds | None = None) -> Average:
     """Balance scores over levels and seeds, and average over tuning seeds inside each seed.
 
     A member stays when it has a score at every (level, seed, tuning seed) that has any score.
@@ -145,4 +160,5 @@ def average(scores: Iterable[Score]) -> Average:
             noise: {key: math.fsum(values) / len(values) for key, values in scores.items()}
             for noise, scores in gathered.items()
         },
+        bounds=bounds,
     )

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from analysis import wording
 from analysis.averages import Average, Score, average
-from analysis.readout import Readout
+from analysis.readout import Readout, bounds_of
 from analysis.schemas import OWN
 
 _SORT_KEYS = ("domain", "task", "method", "fraction", "label_noise", "tuning_seed", "address")
@@ -73,11 +73,15 @@ def scores(readout: Readout, source: Source, domain: str, method: str) -> Averag
             readout.pretrained_cells.filter(where & own),
             readout.label_noise_cells.filter(where & own),
         )
+    rows = [*clean.to_pylist(), *noisy.to_pylist()]
     return average(
-        Score(row.get("label_noise", 0.0), row.get("pretrain_seed") or 0, row["task"], value, seed)
-        for row in [*clean.to_pylist(), *noisy.to_pylist()]
-        if (value := row[OWN]) is not None and math.isfinite(value)
-        for seed in [row["tuning_seed"]]
+        (
+            Score(row.get("label_noise", 0.0), row.get("pretrain_seed") or 0, row["task"], value, s)
+            for row in rows
+            if (value := row[OWN]) is not None and math.isfinite(value)
+            for s in [row["tuning_seed"]]
+        ),
+        bounds_of({row["metric"] for row in rows}),
     )
 
 

@@ -8,13 +8,15 @@ different tasks, and a mean over different tasks would show the tasks.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from itertools import product
 from statistics import stdev
 from typing import Any
 
 import pyarrow as pa
 
 from analysis.readout import Readout
-from analysis.schemas import PRETRAINED_SUMMARY_SCHEMA
+from analysis.schemas import DOMAINS, PRETRAINED_SUMMARY_SCHEMA
 
 
 def summary(readout: Readout) -> pa.Table:
@@ -37,6 +39,49 @@ def summary(readout: Readout) -> pa.Table:
         if all(_cell_score(row) is not None for row in found)
     ]
     return pa.Table.from_pylist(means, schema=PRETRAINED_SUMMARY_SCHEMA)
+
+
+@dataclass(frozen=True)
+class Reached:
+    """What an encoder reaches in a domain with a method, at the largest fraction."""
+
+    encoder: str
+    domain: str
+    method: str
+    score: float  # by the tasks' own metrics
+    tasks: tuple[str, ...]  # that every encoder and method of the domain has finished
+
+
+def domain_means(readout: Readout) -> list[Reached]:
+    """Means over the tasks that every encoder and method of a domain has finished.
+
+    Tasks that one of them lacks are left out everywhere, so that a mean shows the encoder. Encoders
+    and methods in the experiment's order, ID first.
+    """
+    found: dict[tuple[str, str, str], dict[str, float]] = {}
+    for row in summary(readout).to_pylist():
+        score = main_score(row)
+        if row["fraction"] == readout.fraction and score is not None:
+            found.setdefault((row["encoder"], row["domain"], row["method"]), {})[row["task"]] = (
+                score
+            )
+    shared = {
+        domain: sorted(set.intersection(*(set(s) for (_, d, _), s in found.items() if d == domain)))
+        for _, domain, _ in found
+    }
+    order = (readout.question.encoders, DOMAINS, readout.question.methods)
+    return [
+        Reached(*key, math.fsum(scores[task] for task in tasks) / len(tasks), tuple(tasks))
+        for key in product(*order)
+        if (scores := found.get(key)) is not None and (tasks := shared[key[1]])
+    ]
+
+
+def metrics(readout: Readout, domain: str | None = None) -> dict[str, str]:
+    """Each task's own metric, of one domain or of both."""
+    rows = readout.pretrained_cells.select(["domain", "task", "metric"]).to_pylist()
+    found = {(r["task"], r["metric"]) for r in rows if domain is None or r["domain"] == domain}
+    return {task: metric or "accuracy" for task, metric in sorted(found, key=str)}
 
 
 def rows(readout: Readout) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ Takes Arrow tables that somebody read from a store, checks them against `analysi
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any, Literal
@@ -15,10 +15,11 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from analysis.averages import Average, Score, average
+from analysis.averages import PERCENT, Average, Bounds, Score, average
 from analysis.registration import Registration
 from analysis.schemas import (
     CELLS_SCHEMA,
+    CORRELATIONS,
     CURVES_SCHEMA,
     DOMAINS,
     LABEL_NOISE_CELLS_SCHEMA,
@@ -36,6 +37,7 @@ from analysis.schemas import (
     SPECTRA_SCHEMA,
     TRANSITION_SCHEMA,
 )
+from analysis.statistics import LEAST_SEEDS
 
 NoiseDraws = Literal["own", "shared", "given"]
 """Whether each replicate has its own draw of noise, all have one, or the labels are given."""
@@ -165,6 +167,10 @@ class Readout:
         """The pre-training seeds with finished cells."""
         return tuple(sorted(set(self.cells["pretrain_seed"].to_pylist())))
 
+    def several(self) -> bool:
+        """Whether there are replicates enough for intervals and verdicts."""
+        return len(self.seeds()) >= LEAST_SEEDS
+
     def domains(self) -> tuple[str, ...]:
         """The domains with finished cells, ID first."""
         found = set(self.cells["domain"].to_pylist())
@@ -219,9 +225,14 @@ class Readout:
         if task is not None:
             where &= pc.field("task") == task
         keys = ["noise", "pretrain_seed", "task", "tuning_seed"]
+        cells = self.cells.filter(where)
+        bounds = bounds_of(cells["metric"].unique().to_pylist()) if measure == OWN else PERCENT
         return average(
-            Score(row["noise"], row["pretrain_seed"], row["task"], value, row["tuning_seed"])
-            for row, value in _valued(self.cells.filter(where), keys, measure)
+            (
+                Score(row["noise"], row["pretrain_seed"], row["task"], value, row["tuning_seed"])
+                for row, value in _valued(cells, keys, measure)
+            ),
+            bounds,
         )
 
     def metrics(self, domain: str | None = None) -> dict[str, str]:
@@ -279,9 +290,17 @@ class Readout:
     def pretraining_average(self, measure: str) -> Average:
         """A column of PRETRAINING_SCHEMA over the runs, by noise level."""
         return average(
-            Score(row["noise"], row["seed"], self.question.corpus, value)
-            for row, value in _valued(self.pretraining, ["noise", "seed"], measure)
+            (
+                Score(row["noise"], row["seed"], self.question.corpus, value)
+                for row, value in _valued(self.pretraining, ["noise", "seed"], measure)
+            ),
+            None if "loss" in measure else PERCENT,
         )
+
+
+def bounds_of(metrics: Iterable[str | None]) -> Bounds:
+    """What an average over tasks with these metrics can be: correlations go below zero."""
+    return (-100.0, 100.0) if set(metrics) & set(CORRELATIONS) else PERCENT
 
 
 _TABLES = {

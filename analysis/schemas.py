@@ -10,6 +10,9 @@ import pyarrow as pa
 OWN = "test_metric"
 """The column of CELLS_SCHEMA with each task's own metric, by which all is averaged and judged."""
 
+CORRELATIONS = ("matthews", "pearson", "spearman", "pearson_spearman")
+"""The metrics that are correlations, times 100: they go from -100 to 100."""
+
 CELLS_SCHEMA = pa.schema(
     [
         pa.field("address", pa.string(), nullable=False),

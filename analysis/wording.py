@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from analysis.schemas import CORRELATIONS
 from analysis.statistics import LEAST_POINTS, Correlation, Interval
 
 _METHODS = {
@@ -32,7 +33,6 @@ _METRICS = {
     "spearman": "Spearman correlation",
     "pearson_spearman": "Mean of Pearson and Spearman correlation",
 }
-_CORRELATIONS = ("matthews", "pearson", "spearman", "pearson_spearman")  # times 100, no percentages
 _MANY = 6  # names in a sentence before it says "and n more"
 
 
@@ -56,7 +56,7 @@ def metric(slug: str | None) -> str:
 
 def metric_with_unit(slug: str | None) -> str:
     """A task metric's written name with its unit: "Accuracy (%)"."""
-    return f"{metric(slug)} {'(× 100)' if slug in _CORRELATIONS else '(%)'}"
+    return f"{metric(slug)} {'(× 100)' if slug in CORRELATIONS else '(%)'}"
 
 
 def score(metrics: Mapping[str, str]) -> str:
@@ -171,12 +171,13 @@ def interval(of: Interval, digits: int = 1, sign: bool = False) -> str:
 
 
 def correlation(of: Correlation) -> str:
-    """Such as "r = −0.62 [−0.91, 0.04]", or that there is none."""
+    """Such as "r = −0.62", or that there is none.
+
+    Without its interval: points of a report differ in noise and share seeds, so they are not
+    independent, and the interval would be too narrow.
+    """
     if of.n < LEAST_POINTS:
         return f"no correlation of fewer than {LEAST_POINTS}"
     if of.r is None:
         return "no correlation defined"
-    text = f"r = {signed(of.r, 2)}"
-    if of.low is None or of.high is None:
-        return text
-    return f"{text} [{signed(of.low, 2)}, {signed(of.high, 2)}]"
+    return f"r = {signed(of.r, 2)}"

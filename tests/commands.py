@@ -26,6 +26,8 @@ from orchestrator.cli import _run
 TINY = [
     "--noise",
     "0,20",
+    "--seeds",
+    "0",
     "--set",
     "pretrain.recipe.schedule.epochs=12",
     "--set",
@@ -43,8 +45,8 @@ TINY = [
     "nmtune-released: {head: released, space: {lr: {loguniform: [0.0001, 0.01]}, mse: 1.0, "
     "cov: 0.04, svd: 0.001}}}",
 ]
-"""The demo, cut down to what a test needs: two levels, an ID and an OOD task, three methods (with
-NMTune's control).
+"""The demo, cut down to what a test needs: two levels, one replicate, an ID and an OOD task, three
+methods (with NMTune's control).
 
 Its pre-training is long enough to be stopped more than once.
 """

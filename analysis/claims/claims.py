@@ -7,7 +7,8 @@ Where the papers give numbers for the same comparison, the claim quotes them: on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from analysis import wording
 from analysis.averages import Average
@@ -41,14 +42,18 @@ def verdicts(readout: Readout) -> list[Verdict]:
 def declared(readout: Readout) -> list[Declared]:
     """Every published claim with the comparisons that test it; none if it cannot be tested."""
     contrasts = Contrasts(readout)
+    noise = [_slight_helps(contrasts), _noise_hurts(contrasts), _peak(contrasts)]
+    kinds: dict[str, Iterable[Declared]] = {
+        "What noise does to downstream tasks": noise,
+        "What noise does to the feature space": _space(contrasts),
+        "Methods against each other": _order(contrasts),
+        "Whether NMTune narrows the gap": _gap(contrasts),
+        "What each regulariser adds": _shares(contrasts),
+    }
     return [
-        _slight_helps(contrasts),
-        _noise_hurts(contrasts),
-        _peak(contrasts),
-        *_space(contrasts),
-        *_order(contrasts),
-        *_gap(contrasts),
-        *_shares(contrasts),
+        (replace(claim, kind=kind), comparisons)
+        for kind, found in kinds.items()
+        for claim, comparisons in found
     ]
 
 
@@ -75,7 +80,10 @@ def _slight_helps(contrasts: Contrasts) -> Declared:
     slight, _ = _split(contrasts, "id", method)
     comparisons = (
         contrasts.of_scores(
-            f"{_noise(slight)} − clean", 1, "id", _difference(method, slight, [CLEAN])
+            f"{_noise(slight)} minus clean, {wording.method(method)}, ID",
+            1,
+            "id",
+            _difference(method, slight, [CLEAN]),
         )
         if slight
         else []
@@ -99,7 +107,10 @@ def _noise_hurts(contrasts: Contrasts) -> Declared:
         comparison
         for level in (*slight, *heavy)
         for comparison in contrasts.of_scores(
-            f"{_noise([level])} − clean", -1, "ood", _difference(method, [level], [CLEAN])
+            f"{_noise([level])} minus clean, {wording.method(method)}, OOD",
+            -1,
+            "ood",
+            _difference(method, [level], [CLEAN]),
         )
     ]
     claim = Claim(
@@ -122,7 +133,8 @@ def _peak(contrasts: Contrasts) -> Declared:
         comparison
         for level in others
         for comparison in contrasts.of_scores(
-            f"{_noise(slight)} − {'clean' if level == CLEAN else _noise([level])}",
+            f"{_noise(slight)} minus {'clean' if level == CLEAN else _noise([level])}, "
+            f"{wording.method(method)}, ID",
             1,
             "id",
             _difference(method, slight, [level]),
@@ -169,7 +181,12 @@ def _moves(
 ) -> Declared:
     noisy = sorted(level for level in found.levels if level != CLEAN)
     comparisons = (
-        contrasts.of_feature_space(f"{_noise([noisy[-1]])} − clean", 1, found, noisy[-1])
+        contrasts.of_feature_space(
+            f"{_noise([noisy[-1]])} minus clean, {measure.upper()} of {domain.upper()} features",
+            1,
+            found,
+            noisy[-1],
+        )
         if noisy
         else []
     )
@@ -270,13 +287,20 @@ def _head(contrasts: Contrasts, domain: str, name: str, control: str) -> Declare
 
 def _overall(contrasts: Contrasts, domain: str, first: str, second: str) -> list[Comparison]:
     levels = sorted(set(contrasts.levels(domain, first)) & set(contrasts.levels(domain, second)))
-    label = f"{wording.method(first)} − {wording.method(second)}"
+    against = _against(contrasts.readout, first, second)
+    label = f"{against}, {domain.upper()}, mean over levels"
     sides = [
         Side(sign / len(levels), method, level)
         for sign, method in ((1, first), (-1, second))
         for level in levels
     ]
     return contrasts.of_scores(label, 1, domain, sides) if levels else []
+
+
+def _against(readout: Readout, first: str, second: str) -> str:
+    """Such as "NMTune (released) minus its control"."""
+    other = "its control" if second == readout.control(first) else wording.method(second)
+    return f"{wording.method(first)} minus {other}"
 
 
 def _published_order(domain: str, first: str, second: str) -> str:
@@ -311,7 +335,8 @@ def _narrows(contrasts: Contrasts, domain: str, variant: str, control: str) -> l
         return []
     minus = [Side(-s.weight, s.method, s.level) for s in _difference(control, noisy, [CLEAN])]
     return contrasts.of_scores(
-        f"what {_noise(noisy)} costs, {wording.method(variant)} − {wording.method(control)}",
+        f"what {_noise(noisy)} costs, {_against(contrasts.readout, variant, control)}, "
+        f"{domain.upper()}",
         1,
         domain,
         [*_difference(variant, noisy, [CLEAN]), *minus],

@@ -57,6 +57,7 @@ class Claim:
     test: str  # what is compared here
     needs: str  # the levels, tasks and methods that the test needs
     papers: str = ""  # the same comparison on the papers' own numbers, one run each
+    kind: str = ""  # what it is about; the report shows claims of a kind together
 
 
 @dataclass(frozen=True)

@@ -66,11 +66,10 @@ def ablation(readout: Readout) -> Figure:
             )
             drawn = {m: _difference(readout, domain, m, variant) for m in less}
             _rows(axes, readout, drawn)
-    seeds = len(readout.seeds())
     style.footnote(
         figure,
         "Mean over tasks and noise levels, paired; left of the line: worse than with all three. "
-        + (f"Bars: 95 % t interval over {seeds} seeds." if seeds > 1 else "One seed: no interval."),
+        + style.replicates_note(len(readout.seeds())),
     )
     return figure
 

@@ -129,6 +129,7 @@ def _by_share(
     drawn = [(fraction, of) for fraction, of in points if of is not None]
     if not drawn:
         return
+    told = [f"{label} on {f:g} % of the rows: {wording.interval(of)}" for f, of in drawn]
     axes.plot(
         [fraction for fraction, _ in drawn],
         [of.mean for _, of in drawn],
@@ -138,10 +139,10 @@ def _by_share(
         markersize=5,
         linewidth=1.6,
         label=style.plain(label),
+        gid=style.series(label, told),
     )
     for fraction, of in drawn:
-        if of.low is not None and of.high is not None:
-            axes.plot([fraction] * 2, [of.low, of.high], color=look.colour, linewidth=1.1)
+        style.bar(axes, fraction, of, look, label)
 
 
 def _lines(axes: Axes, readout: Readout, found: dict[str, Average]) -> None:

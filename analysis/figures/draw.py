@@ -60,11 +60,12 @@ def draw(readout: Readout) -> Iterator[Drawing]:
             "The realised transition matrix of the training labels at the highest noise level.",
             noise.realised(readout),
         )
-    if readout.question.levels:
+    done, asked = readout.finished()
+    if done < asked:
         yield Drawing(
             "matrix",
             "What is there and what is missing",
-            "Every requested cell.",
+            "Every requested cell without downstream label noise.",
             matrix.matrix(readout),
         )
 

@@ -35,7 +35,7 @@ def feature_space(readout: Readout) -> Figure:
             if found.levels:
                 text = f"{domain.upper()} ({wording.mean_of(found.members, 'data set')})"
                 shift = style.offsets(readout.levels, 2)[at]
-                style.line(axes, found, style.line_style(3 * at), text, shift=shift)
+                style.line(axes, found, style.line_style(3 * at), text, shift=shift, digits=2)
                 everything.append(found)
         style.noise_axis(axes, readout.levels)
         style.fit([axes], least=0.05)
@@ -76,6 +76,8 @@ def pretraining(readout: Readout) -> Figure:
 
 def memorisation(readout: Readout) -> Figure:
     """Training accuracy on clean and flipped samples by epoch: a panel for each noise level."""
+    from matplotlib.ticker import MaxNLocator
+
     curves = _curves(readout)
     levels = sorted({level for level, _, _ in curves})
     columns = min(_COLUMNS, max(len(levels), 1))
@@ -90,6 +92,7 @@ def memorisation(readout: Readout) -> Figure:
         for which, (metric, label) in enumerate(zip(_MEMORY, _labels(readout), strict=True)):
             _mean_curve(axes, curves, level, metric, style.line_style(3 * which), label)
         axes.set_ylim(-3, 103)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     for axes in panels[len(levels) :]:
         axes.set_axis_off()
     seeds = len({seed for _, seed, _ in curves})

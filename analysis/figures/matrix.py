@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_MOST_ROWS = 60  # with more, a row is a task with all its methods
-_DONE, _PART, _NONE, _FAILED = "#0072B2", "#9cc7e4", "#ffffff", "#E69F00"
+_MOST_ROWS = 60  # with more, and on a phone, a row is a task with all its methods
+_DONE, _PART, _NONE, _FAILED = "#0072B2", "#9cc7e4", style.BLANK, "#E69F00"
 
 Square = tuple[str, str, float, int]  # task, method ("" when merged), level, seed
 
@@ -23,7 +23,7 @@ def matrix(readout: Readout) -> Figure:
     """The share of requested cells that are finished, by task, method, noise level and seed."""
     question = readout.question
     tasks = [*question.id_tasks, *question.ood_tasks]
-    merged = len(tasks) * len(question.methods) > _MOST_ROWS
+    merged = style.on_phone() or len(tasks) * len(question.methods) > _MOST_ROWS
     rows = (
         [(task, "") for task in tasks]
         if merged
@@ -42,26 +42,31 @@ def matrix(readout: Readout) -> Figure:
         for x, (level, seed) in enumerate(columns):
             square = (task, method, level, seed)
             if asked[square]:
-                _square(axes, x, y, done[square] / asked[square], square in failed)
+                _square(axes, (x, y), done[square], asked[square], failed=square in failed)
     _ticks(axes, rows, columns, question.seeds)
     style.footnote(
         figure,
-        "Dark: finished; light: in part; white with a dot: missing;\n"
-        "orange with a cross: failed or blocked. Columns: noise level, then pre-training seed.",
+        "Finished cells by square. Dark: all; light: a part; white: none; orange with a cross: "
+        "some failed or are blocked. Columns: noise level, then pre-training seed.",
     )
     return figure
 
 
-def _square(axes: Axes, x: int, y: int, share: float, failed: bool) -> None:
+def _square(axes: Axes, at: tuple[int, int], done: int, asked: int, *, failed: bool) -> None:
+    """A square with the number of its finished cells; a cross where one has failed."""
     from matplotlib.patches import Rectangle
 
+    (x, y), share = at, done / asked
     colour = _DONE if share >= 1 else _FAILED if failed else _PART if share > 0 else _NONE
     box = Rectangle((x - 0.45, y - 0.45), 0.9, 0.9, facecolor=colour, edgecolor="#9a9a9a", lw=0.5)
     axes.add_patch(box)
-    if share < 1:
-        axes.plot(
-            [x], [y], marker="x" if failed else ".", color=style.INK, markersize=5 if failed else 3
-        )
+    axes.text(
+        *(x, y, f"{done}×" if failed and share < 1 else f"{done}"),
+        color=style.BLANK if share >= 1 else style.OVER,
+        ha="center",
+        va="center",
+        fontsize=6.5,
+    )
 
 
 def _ticks(

@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from analysis.figures.style import FAINT, INK, footnote, label_axes, new_figure, plain, subtitle
+from analysis.figures.style import (
+    BLANK,
+    FAINT,
+    INK,
+    OVER,
+    footnote,
+    label_axes,
+    new_figure,
+    plain,
+    subtitle,
+)
 from analysis.readout import Readout
 
 if TYPE_CHECKING:
@@ -27,7 +37,7 @@ def transition(counts: Counts, classes: Sequence[str], *, title: str, detail: st
     """The realised transition matrix, in percent of each class's rows.
 
     `counts` [C, C]: rows by clean label, columns by the label trained on. Colours span the
-    off-diagonal cells alone, since the much larger diagonal would hide them; it stays white.
+    off-diagonal cells alone, since the much larger diagonal would hide them; it stays without one.
     """
     size = len(classes)
     totals = np.maximum(counts.sum(axis=1, keepdims=True), 1)
@@ -45,14 +55,13 @@ def transition(counts: Counts, classes: Sequence[str], *, title: str, detail: st
         axes.set_xticks(range(size), ticks, rotation=45, ha="right")
         axes.set_yticks(range(size), ticks)
         for (row, column), value in np.ndenumerate(percent):
-            if counts[row, column]:
-                shade = "white" if row != column and value > 0.6 * top else INK
-                text = f"{value:.1f}"
-                axes.text(column, row, text, color=shade, ha="center", va="center", fontsize=8)
+            shade = INK if row == column else BLANK if value > 0.6 * top else OVER
+            text = f"{value:.1f}"
+            axes.text(column, row, text, color=shade, ha="center", va="center", fontsize=8)
     bar = figure.colorbar(image, ax=axes, shrink=0.8)
     bar.set_label("percent of the class's rows", color=FAINT, fontsize=9)
     bar.ax.tick_params(colors=FAINT, labelsize=8)
-    footnote(figure, "White diagonal: labels that are right.")
+    footnote(figure, "Diagonal without a colour: labels that are right.")
     return figure
 
 

@@ -46,14 +46,9 @@ def against_published(readout: Readout) -> Figure:
     style.footnote(
         figure,
         "Grey and hollow: published, one run each, other corpora, encoders and tasks "
-        f"(arXiv:2309.17002v2, Figure 1). {_bars(readout)}",
+        f"(arXiv:2309.17002v2, Figure 1). {style.replicates_note(len(readout.seeds()))}",
     )
     return figure
-
-
-def _bars(readout: Readout) -> str:
-    seeds = len(readout.seeds())
-    return f"Bars: 95 % t interval over {seeds} seeds." if seeds > 1 else "One seed: no interval."
 
 
 def _own(axes: Axes, found: Average, look: style.LineStyle, label: str, shift: float) -> None:
@@ -62,6 +57,10 @@ def _own(axes: Axes, found: Average, look: style.LineStyle, label: str, shift: f
     if not drawn:
         return
     x = [0.0, *(level + shift for level in drawn)]
+    told = [
+        f"{label} at {level:g} %: {wording.interval(of, sign=True)}" for level, of in drawn.items()
+    ]
+    told.insert(0, f"{label}, clean: 0.0")
     axes.plot(
         x,
         [0.0, *(of.mean for of in drawn.values())],
@@ -72,10 +71,10 @@ def _own(axes: Axes, found: Average, look: style.LineStyle, label: str, shift: f
         markersize=6,
         label=f"{label}, here",
         zorder=3,
+        gid=style.series(label, told),
     )
     for at, of in zip(x[1:], drawn.values(), strict=True):
-        if of.low is not None and of.high is not None:
-            axes.plot([at, at], [of.low, of.high], color=look.colour, linewidth=1.3)
+        style.bar(axes, at, of, look, label)
 
 
 def _theirs(axes: Axes, levels: Mapping[float, float], one: published.Series) -> None:

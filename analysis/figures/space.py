@@ -170,7 +170,7 @@ def rotation(readout: Readout) -> Figure:
             found = readout.feature_rotation(measure, domain)
             if found.levels:
                 text = f"{domain.upper()} ({wording.mean_of(found.members, 'data set')})"
-                style.line(axes, found, style.line_style(3 * at), text)
+                style.line(axes, found, style.line_style(3 * at), text, digits=2)
                 everything.append(found)
         style.noise_axis(axes, [level for level in readout.levels if level > 0] or [0.0])
         axes.set_ylim(-0.02, 1.02)

@@ -9,14 +9,19 @@ from __future__ import annotations
 
 import io
 import itertools
+import textwrap
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from analysis import wording
 from analysis.averages import Average
+from analysis.statistics import LEAST_SEEDS, Interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,6 +31,11 @@ if TYPE_CHECKING:
 INK = "#1a1a1a"
 FAINT = "#5c5c5c"
 GRID = "#e3e3e3"
+OVER = "#1b1b1b"
+"""Ink on a filled square, which has its colour on a dark page too."""
+BLANK = "#fefefe"
+"""White that stays white on a dark page."""
+_LEAST_HEIGHT = 2.6  # inches of a panel on a phone
 NARROWEST = 2.0  # points of accuracy that an axis spans at least: less would show chance alone
 
 _SAVING = threading.Lock()  # while a figure is saved, process-wide parameters are changed
@@ -84,7 +94,21 @@ def line_style(at: int) -> LineStyle:
 
 
 WIDTH = 10.0
-"""Inches: the width of a figure on the page."""
+"""Inches: the width of a figure on a wide page."""
+NARROW = 4.6
+"""Inches: the width of a figure on a phone, whose panels stand one below the other."""
+
+_narrow: ContextVar[bool] = ContextVar("narrow", default=False)
+
+
+@contextmanager
+def narrow() -> Iterator[None]:
+    """Within it, figures are drawn for a phone: NARROW, with one panel in a row."""
+    token = _narrow.set(True)
+    try:
+        yield
+    finally:
+        _narrow.reset(token)
 
 
 def new_figure(
@@ -93,17 +117,27 @@ def new_figure(
     """An empty figure of rows x columns panels, and the panels in order.
 
     `width` and `height` are those of the whole figure, in inches. No figure is narrower than WIDTH:
-    the page scales all to one width, and letters should have one size.
+    the page scales all to one width, and letters should have one size. For a phone (`narrow`) a
+    panel keeps its height, and its width is the page's.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+    size = (max(width, WIDTH), height)
+    if on_phone():
+        size = (NARROW, max(height / rows, _LEAST_HEIGHT) * rows * columns)
+        rows, columns = rows * columns, 1
     layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08, wspace=0.03, hspace=0.05)
-    figure = Figure(figsize=(max(width, WIDTH), height), layout=layout, facecolor="white")
+    figure = Figure(figsize=size, layout=layout, facecolor="white")
     FigureCanvasAgg(figure)
     panels = figure.subplots(rows, columns, squeeze=False, **options)
     return figure, [panel for row in panels for panel in row]
+
+
+def on_phone() -> bool:
+    """Whether figures are drawn for a phone."""
+    return _narrow.get()
 
 
 def plain(text: str) -> str:
@@ -113,7 +147,8 @@ def plain(text: str) -> str:
 
 def label_axes(axes: Axes, *, title: str, x: str, y: str) -> None:
     """Give a panel its title, axis labels with units, a light grid and no box."""
-    axes.set_title(plain(title), loc="left", fontsize=10.5, color=INK, fontweight="bold")
+    title = plain(_wrapped(axes.figure, title, 10.5))
+    axes.set_title(title, loc="left", fontsize=10.5, color=INK, fontweight="bold")
     axes.set_xlabel(x, fontsize=9.5, color=INK)
     axes.set_ylabel(y, fontsize=9.5, color=INK)
     axes.grid(True, axis="y", color=GRID, linewidth=0.8)
@@ -127,8 +162,9 @@ def label_axes(axes: Axes, *, title: str, x: str, y: str) -> None:
 
 def subtitle(axes: Axes, text: str) -> None:
     """Write a faint line between a panel and its title."""
-    title = axes.get_title(loc="left")
-    axes.set_title(title, loc="left", pad=19, fontsize=10.5, color=INK, fontweight="bold")
+    title, text = axes.get_title(loc="left"), _wrapped(axes.figure, text, 8.5)
+    pad = 8 + 11 * (text.count("\n") + 1)
+    axes.set_title(title, loc="left", pad=pad, fontsize=10.5, color=INK, fontweight="bold")
     axes.annotate(
         plain(text),
         (0, 1),
@@ -179,13 +215,25 @@ def widen(axes: Axes, least: float = NARROWEST, top: float | None = None) -> Non
     axes.set_ylim(low, high)
 
 
-def line(axes: Axes, found: Average, look: LineStyle, label: str, *, shift: float = 0.0) -> None:
-    """Draw an average against noise, with interval bars where seeds allow; nothing if empty."""
+def line(
+    axes: Axes,
+    found: Average,
+    look: LineStyle,
+    label: str,
+    *,
+    shift: float = 0.0,
+    digits: int = 1,
+) -> None:
+    """Draw an average against noise, with interval bars where seeds allow; nothing if empty.
+
+    `digits` are those of a point's value, which the page shows under the pointer.
+    """
     points = [(level, found.interval(level)) for level in sorted(found.levels)]
     drawn = [(level, of) for level, of in points if of is not None]
     if not drawn:
         return
     x = [level + shift for level, _ in drawn]
+    told = [f"{label} at {level:g} %: {wording.interval(of, digits)}" for level, of in drawn]
     axes.plot(
         x,
         [of.mean for _, of in drawn],
@@ -198,10 +246,31 @@ def line(axes: Axes, found: Average, look: LineStyle, label: str, *, shift: floa
         markeredgewidth=0.7,
         label=plain(label),
         zorder=3,
+        gid=series(label, told),
     )
     for at, (_, of) in zip(x, drawn, strict=True):
-        if of.low is not None and of.high is not None:
-            axes.plot([at, at], [of.low, of.high], color=look.colour, linewidth=1.3, zorder=2)
+        bar(axes, at, of, look, label)
+
+
+def bar(axes: Axes, at: float, of: Interval, look: LineStyle, label: str) -> None:
+    """Draw an interval of a labelled line; nothing where there is none."""
+    if of.low is not None and of.high is not None:
+        ends, colour = [of.low, of.high], look.colour
+        axes.plot([at, at], ends, color=colour, linewidth=1.3, zorder=2, gid=series(label))
+
+
+SERIES = "series"
+SEPARATOR = "\u241f"
+"""Between the parts of an id that `series` gives."""
+
+
+def series(label: str, points: Sequence[str] = ()) -> str:
+    """The id of a line in an SVG file: whose it is, and what each of its points says.
+
+    `analysis.report.svg` turns it into what the page's script reads, so that a reader can switch a
+    method off and see a point's value.
+    """
+    return SEPARATOR.join((SERIES, label, *points))
 
 
 def offsets(levels: Sequence[float], count: int) -> list[float]:
@@ -221,11 +290,13 @@ def legend(figure: Figure, panels: Sequence[Axes]) -> None:
             handles.setdefault(label, handle)
     if not handles:
         return
+    labels = [_wrapped(figure, label, 9.5, beside=0.9) for label in handles]
     # A column is as wide as its longest label: some 0.075 inches a letter, 0.75 for the line.
-    width = 0.75 + 0.075 * max(map(len, handles))
+    longest = max(len(part) for label in labels for part in label.split("\n"))
+    width = 0.75 + 0.075 * longest
     figure.legend(
         list(handles.values()),
-        list(handles),
+        labels,
         loc="outside upper left",
         ncol=max(1, min(len(handles), 5, int(figure.get_figwidth() / width))),
         frameon=False,
@@ -239,7 +310,21 @@ def footnote(figure: Figure, text: str) -> None:
     """Write a faint line under the panels; it says so where a bar is cut."""
     if any(_has_cut_bar(axes) for axes in figure.axes):
         text += " A bar that reaches the edge of its panel is longer than shown."
+    text = _wrapped(figure, text, 8.5)
     figure.supxlabel(plain(text), x=0.01, ha="left", fontsize=8.5, color=FAINT)
+
+
+def _wrapped(figure: Any, text: str, size: float, beside: float = 0.3) -> str:
+    """Text in lines that a figure has room for, with `beside` inches kept free.
+
+    A letter is about half as wide as it is high.
+    """
+    letters = int((figure.get_figwidth() - beside) * 72 / (0.53 * size))
+    if not on_phone():
+        letters = max(letters, len(text)) if size > 9 else letters
+    return "\n".join(
+        part for line in text.split("\n") for part in textwrap.wrap(line, max(letters, 12)) or [""]
+    )
 
 
 def _has_cut_bar(axes: Axes) -> bool:
@@ -270,11 +355,20 @@ def interval_note(averages: Sequence[Average]) -> str:
         return "Nothing finished yet."
     if counts == [1]:
         return "One pre-training seed: no interval."
+    if counts[-1] < LEAST_SEEDS:
+        return f"{counts[-1]} pre-training seeds: no interval of fewer than {LEAST_SEEDS}."
     if len(counts) == 1:
         return f"Bars: 95 % t interval over {counts[0]} pre-training seeds."
     return f"Bars: 95 % t interval over {counts[0]} to {counts[-1]} pre-training seeds" + (
-        "; a point of one seed has none." if counts[0] == 1 else "."
+        f"; a point of fewer than {LEAST_SEEDS} has none." if counts[0] < LEAST_SEEDS else "."
     )
+
+
+def replicates_note(seeds: int) -> str:
+    """The same where every value is over all pre-training seeds."""
+    if seeds < LEAST_SEEDS:
+        return "One seed: no interval." if seeds == 1 else f"{seeds} seeds: no interval."
+    return f"Bars: 95 % t interval over {seeds} seeds."
 
 
 def save(figure: Figure, kind: str) -> bytes:

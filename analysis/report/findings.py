@@ -50,15 +50,17 @@ def certainty(readout: Readout) -> str:
     seeds = readout.seeds()
     if not readout.question.levels:
         return (
-            "Nothing was pre-trained here, so there is no answer about noise: the encoders below "
-            "are used as published."
+            "Nothing was pre-trained here, so there is no answer about noise: the encoders are "
+            "used as published."
         )
     if not seeds:
         return "Nothing is finished yet, so there is no answer."
     if len(seeds) == 1:
+        return "One pre-training seed: no verdict. Every difference below may be chance."
+    if len(seeds) < LEAST_SEEDS:
         return (
-            "One pre-training seed: no verdict. Every difference below may be chance; "
-            "run again with more seeds (--seeds 0,1,2) for intervals."
+            f"{len(seeds)} replicates ({replicates(readout.question)}): no interval and no verdict "
+            f"of fewer than {LEAST_SEEDS}."
         )
     few = " With so few replicates the intervals are wide." if len(seeds) < 4 else ""
     return (
@@ -299,8 +301,6 @@ def _correlation(readout: Readout, domain: str, measure: str) -> str:
     r = wording.signed(found.r, 2)
     if len(readout.seeds()) < LEAST_SEEDS:
         r += f" ({wording.count(len(readout.seeds()), 'seed')}: no verdict)"
-    elif found.low is not None and found.high is not None:
-        r += f" [{wording.signed(found.low, 2)}, {wording.signed(found.high, 2)}]"
     return (
         f" {measure.upper()} against {domain.upper()} {wording.score(readout.metrics(domain))} "
         f"({wording.method(method)}): r = {r} over {wording.count(found.n, 'encoder')}, "

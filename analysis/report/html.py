@@ -51,15 +51,26 @@ class Table:
 
 
 def table(
-    heads: Sequence[str], rows: Sequence[Sequence[Cell | str]], *, caption: str, numbers: int = 0
+    heads: Sequence[str],
+    rows: Sequence[Sequence[Cell | str]],
+    *,
+    caption: str,
+    numbers: int = 0,
+    filtered: bool = False,
 ) -> Markup:
     """A table whose columns sort by a click on their heading.
 
-    The last `numbers` columns are set flush right, as numbers are.
+    The last `numbers` columns are set flush right, as numbers are. The rows of a `filtered` table
+    can be chosen by their words and by columns of few values.
     """
     cells = [[Cell(one) if isinstance(one, str) else one for one in row] for row in rows]
     return render(
-        "table.html", heads=heads, rows=cells, caption=caption, first_number=len(heads) - numbers
+        "table.html",
+        heads=heads,
+        rows=cells,
+        caption=caption,
+        first_number=len(heads) - numbers,
+        filtered=filtered,
     )
 
 

@@ -10,9 +10,35 @@ from itertools import product
 from typing import Any
 
 from analysis import wording
-from analysis.pretrained import main_score, summary
+from analysis.pretrained import domain_means, main_score, metrics, summary
 from analysis.readout import Readout
 from analysis.report.html import Cell, Table
+
+
+def by_domain(readout: Readout) -> Table | None:
+    """What each encoder reaches in and out of domain, a column for each method; None if nothing."""
+    found = domain_means(readout)
+    if not found:
+        return None
+    methods = [m for m in readout.question.methods if m in {one.method for one in found}]
+    values = {(one.encoder, one.domain, one.method): one for one in found}
+    lines: list[list[Cell | str]] = []
+    for encoder, domain in dict.fromkeys((one.encoder, one.domain) for one in found):
+        tasks = next(one.tasks for one in found if one.domain == domain)
+        cells = []
+        for method in methods:
+            of = values.get((encoder, domain, method))
+            cells.append(Cell("–") if of is None else Cell(wording.number(of.score), key=of.score))
+        where = Cell(wording.domain(domain), (wording.mean_of(tasks),))
+        lines.append([encoder, where, *cells])
+    return Table(
+        ["Encoder", "Domain", *map(wording.method, methods)],
+        lines,
+        caption=f"Test {wording.score(metrics(readout))} in percent of encoders used as published, "
+        f"mean over tasks, then tuning seeds; heads trained on "
+        f"{wording.rows_used(readout.fraction)}",
+        numbers=len(methods),
+    )
 
 
 def scores(readout: Readout) -> Table | None:

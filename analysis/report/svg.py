@@ -5,7 +5,9 @@ is kept where it is used first. Prologue, metadata, comments, ids that nothing r
 below a thousandth of a point are left out. Whole files in base64 would be about half of a page with
 eleven figures, since each brings the same outlines of letters. Sharing is safe because matplotlib
 names letters by font and code, and markers and clip paths by their content: equal names mean equal
-definitions.
+definitions. Inks and whites become variables of `style.css`, so a figure follows a dark page. A
+line that `analysis.figures.style.series` names says whose it is (`data-of`), and its points say
+their values (`data-tip`), for the script.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Iterable
+
+from analysis.figures.style import SEPARATOR, SERIES
 
 _BESIDE = re.compile(r"<\?xml.*?\?>|<!DOCTYPE.*?>|<!--.*?-->|<metadata>.*?</metadata>", re.DOTALL)
 _DIGITS = re.compile(r"(?:scale|matrix)\([^)]*\)|(\.\d{3})\d+")  # not of factors
@@ -22,6 +26,23 @@ _REFERRED = re.compile(r'(?:href="#|url\(#)([^")]+)')
 _EMPTY = re.compile(r"<defs>\s*</defs>|<g ?/>|<style[^>]*>.*?</style>", re.DOTALL)
 _GROUPS = re.compile(r"<g>|<g [^>]*(?<!/)>|</g>")
 _STYLE = re.compile(r'style="[^"]*"')
+_FLAT = r"(?:(?!</?g\b).)*"  # no group
+_SERIES = re.compile(
+    rf'<g id="{SERIES}{SEPARATOR}([^"]*)">({_FLAT}(?:<g [^>]*>{_FLAT}</g>\s*)?)</g>', re.DOTALL
+)
+_MARK = re.compile(r"<use (?=[^>]*\bx=)")
+_INKS = {
+    "#1a1a1a": "ink",
+    "#000000": "ink",
+    "#5c5c5c": "faint",
+    "#e3e3e3": "line",
+    "#ffffff": "figure",
+    "#0072b2": "blue",
+    "#00224e": "deep",
+    "#2a3f6d": "deep-2",
+}
+"""Colours of a figure that differ on a dark page, and their variables in `style.css`."""
+_INK = re.compile("|".join(_INKS))
 _ROOT = re.compile(r"<svg [^>]*?viewBox=\"([^\"]+)\"[^>]*>")
 
 
@@ -44,7 +65,7 @@ def _element(svg: str, title: str, known: set[str]) -> str:
             known.add(name)
         return found[0]
 
-    svg = _DEFINED.sub(once, svg)
+    svg = _SERIES.sub(_series, _DEFINED.sub(once, svg))
     svg = _IDS.sub(lambda found: found[0] if found[1] in referred else "", svg)
     svg = _EMPTY.sub("", _DIGITS.sub(lambda found: found[1] or found[0], svg))
     box = _ROOT.search(svg)
@@ -55,9 +76,23 @@ def _element(svg: str, title: str, known: set[str]) -> str:
         f'stroke-linejoin="round" stroke-linecap="butt">'
     )
     return _STYLE.sub(
-        lambda found: found[0].replace("; ", ";").replace(": ", ":"),
+        lambda found: _INK.sub(_variable, found[0].replace("; ", ";").replace(": ", ":")),
         " ".join((head + _ungrouped(svg[box.end() :])).split()).replace("> <", "><"),
     )
+
+
+def _variable(found: re.Match[str]) -> str:
+    return f"var(--{_INKS[found[0]]})"
+
+
+def _series(found: re.Match[str]) -> str:
+    """The group of a named line, with whose it is, and its points with their values."""
+    label, *told = found[1].split(SEPARATOR)
+    inside, marks = found[2], len(_MARK.findall(found[2]))
+    if told and marks == len(told):
+        values = iter(told)
+        inside = _MARK.sub(lambda _: f'<use data-tip="{next(values)}" ', inside)
+    return f'<g class="series" data-of="{label}">{inside}</g>'
 
 
 def _ungrouped(svg: str) -> str:

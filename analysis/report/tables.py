@@ -384,7 +384,7 @@ def cells(readout: Readout) -> Markup:
         f"{total:,} finished cells{shown}; accuracies and F1 in percent, correlations times 100; "
         f"validation is by {'the own metric' if own else 'accuracy'}; all in table.csv"
     )
-    return table(heads, rows, caption=caption, numbers=len(heads) - 3)
+    return table(heads, rows, caption=caption, numbers=len(heads) - 3, filtered=True)
 
 
 def provenance(readout: Readout) -> Markup:

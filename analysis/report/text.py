@@ -83,7 +83,8 @@ def markdown(readout: Readout, found: Sequence[Verdict], drawn: Sequence[tuple[s
 def short(readout: Readout, found: Sequence[Verdict]) -> str:
     """The verdicts, and what pretrained encoders reach: MLflow's description of the sweep."""
     verdicts = verdict_text.markdown(readout, found, assurance(readout))
-    return "\n".join([verdicts, *_section("Pretrained encoders", pretrained.scores(readout))])
+    of_encoders = (pretrained.by_domain(readout), pretrained.scores(readout))
+    return "\n".join([verdicts, *_section("Pretrained encoders", *of_encoders)])
 
 
 def _section(title: str, *tables: Table | None) -> list[str]:
@@ -143,6 +144,7 @@ def latex(readout: Readout, found: Sequence[Verdict]) -> dict[str, str]:
         **{f"scores-{domain}.tex": _scores(readout, domain) for domain in readout.domains()},
         "ablation.tex": _ablation(readout),
         "claims.tex": _claims(found) if readout.question.levels else "",
+        "encoders-domains.tex": _latex(pretrained.by_domain(readout), "encoders-domains"),
         "encoders.tex": _latex(pretrained.scores(readout), "encoders"),
         "encoders-space.tex": _latex(pretrained.spaces(readout), "encoders-space"),
         **{
@@ -183,7 +185,7 @@ def _scores(readout: Readout, domain: str) -> str:
         rows,
         f"{wording.domain(domain)}: test {wording.score(readout.metrics(domain))} (%) by "
         f"pre-training noise, {members}; {seeds}"
-        + ("; ± half the 95 % t interval." if len(readout.seeds()) > 1 else "; no intervals."),
+        + ("; ± half the 95 % t interval." if readout.several() else "; no intervals."),
         f"scores-{domain}",
     )
 
@@ -199,8 +201,8 @@ def _mean(of: Interval | None, best: float) -> str:
     text = f"{of.mean:.1f}"
     if round(of.mean, 1) == round(best, 1):
         text = rf"\textbf{{{text}}}"
-    if of.high is not None:
-        text += rf" {{\scriptsize$\pm${of.high - of.mean:.1f}}}"
+    if of.low is not None and of.high is not None:
+        text += rf" {{\scriptsize$\pm${max(of.high - of.mean, of.mean - of.low):.1f}}}"
     return _RAW + text
 
 

@@ -6,6 +6,7 @@ Takes verdicts, gives sentences, HTML, Markdown and CSV rows with the same words
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -23,7 +24,8 @@ from analysis.claims.verdicts import (
 )
 from analysis.readout import Readout
 from analysis.registration import in_words
-from analysis.report.html import NOTHING, Cell, render, table
+from analysis.report.answer import answer, beyond
+from analysis.report.html import render
 from analysis.statistics import LEAST_SEEDS, Interval
 
 DECISIONS: tuple[Decision, ...] = ("supported", "not supported", "undecided")
@@ -84,7 +86,7 @@ def count_sentence(found: Sequence[Verdict]) -> str:
     )
 
 
-def answer(readout: Readout, found: Sequence[Verdict]) -> str:
+def tally(readout: Readout, found: Sequence[Verdict]) -> str:
     """The counting sentence, and which claims were registered when."""
     return f"{count_sentence(found)} {in_words(readout.question.registrations)}".rstrip()
 
@@ -136,28 +138,6 @@ def _as_r(z: Interval) -> Interval:
     return Interval(math.tanh(z.mean), low, high, z.n)
 
 
-def overview(found: Sequence[Verdict]) -> Markup:
-    """The table of the first screen: each measured claim with its verdict and main number."""
-    rows: list[list[Cell | str]] = [
-        [
-            Cell(one.words, mark=MARKS[one.decision]),
-            one.claim.sentence,
-            Cell(numbers(_main(one)).split(";")[0], key=_main(one).seeds.mean),
-        ]
-        for one in sorted(split(found)[0], key=lambda one: DECISIONS.index(one.decision))
-        if one.comparisons
-    ]
-    if not rows:
-        return NOTHING
-    return table(
-        ["Verdict", "Published claim", "Here"],
-        rows,
-        caption="Here: the comparison that speaks most against the claim, with its 95 % t interval "
-        "over seeds; the rest of the evidence is under Claims",
-        numbers=1,
-    )
-
-
 def _main(one: Verdict) -> Measured:
     """The comparison that speaks most against the claim: the one least on its side."""
     return min(
@@ -166,12 +146,53 @@ def _main(one: Verdict) -> Measured:
     )
 
 
-def evidence(found: Sequence[Verdict]) -> Markup:
-    """Every claim with its test, its numbers and the papers' numbers; exploratory ones apart."""
-    judged, aside = map(_evidence, split(found))
+def _named(one: Measured) -> str:
+    return f"{numbers(one)} ({one.comparison.label})"
+
+
+def evidence(readout: Readout, found: Sequence[Verdict]) -> Markup:
+    """Every claim with its test, its numbers and the papers' numbers, folded by kind.
+
+    What is measured stands before what is not; exploratory claims have groups of their own.
+    """
+    judged, aside = split(found)
     return render(
-        "claims.html", rule=rule(found), claims=judged, title=EXPLORATORY, exploratory=aside
+        "claims.html",
+        tally=tally(readout, found),
+        rule=rule(found),
+        groups=_groups(judged),
+        title=EXPLORATORY,
+        exploratory=_groups(aside),
     )
+
+
+def shown(readout: Readout) -> bool:
+    """Whether verdicts are worth a place: too few replicates give none, unless some were asked."""
+    return readout.several() or readout.question.registered() is not None
+
+
+def _groups(found: Sequence[Verdict]) -> list[dict[str, Any]]:
+    """The claims of each kind as the template shows them."""
+    return [
+        {
+            "kind": kind or "Other claims",
+            "count": _counts([one for one in found if one.claim.kind == kind]),
+            "claims": _evidence(
+                sorted(
+                    (one for one in found if one.claim.kind == kind),
+                    key=lambda one: not one.comparisons,
+                )
+            ),
+        }
+        for kind in dict.fromkeys(one.claim.kind for one in found)
+    ]
+
+
+def _counts(found: Sequence[Verdict]) -> str:
+    """Such as "2 supported, 1 undecided, 1 not measured"."""
+    counted = Counter(one.decision if one.comparisons else "not measured" for one in found)
+    order = (*DECISIONS, "exploratory", "not measured")
+    return ", ".join(f"{counted[each]} {each}" for each in order if counted[each])
 
 
 def _evidence(found: Sequence[Verdict]) -> list[dict[str, Any]]:
@@ -254,13 +275,18 @@ def _needed_columns(one: Measured) -> dict[str, int | None]:
 def markdown(readout: Readout, found: Sequence[Verdict], certainty: str) -> str:
     """The verdicts as a short Markdown page, which MLflow shows as the description of the sweep.
 
-    Where nothing was pre-trained there is none: the page has its title and `certainty` alone.
+    Where nothing was pre-trained, and of too few replicates, there are none: the page has its
+    title, the answer and `certainty` alone.
     """
     title = readout.question.title or f"Experiment {readout.experiment}"
-    lines = [f"# {escape(title)}", "", escape(certainty), ""]
+    lines = [f"# {escape(title)}", "", f"**{escape(answer(readout))}**", "", escape(certainty), ""]
     if not readout.question.levels:
         return "\n".join(lines)
-    lines += [escape(answer(readout, found)), ""]
+    if more := beyond(readout, found):
+        lines += [escape(more), ""]
+    if not shown(readout):
+        return "\n".join(lines)
+    lines += [escape(tally(readout, found)), ""]
     scope = next((f" {one.scope}" for one in found if one.scope), "")
     titles: list[tuple[Decision, str]] = [(each, each.capitalize()) for each in DECISIONS]
     for decision, heading in (*titles, ("exploratory", EXPLORATORY)):
@@ -268,7 +294,7 @@ def markdown(readout: Readout, found: Sequence[Verdict], certainty: str) -> str:
         if chosen:
             lines += [f"**{heading}{scope if decision in DECISIONS else ''}**", ""]
             lines += [
-                f"- {escape(one.claim.sentence)}: {escape(numbers(_main(one)))}" for one in chosen
+                f"- {escape(one.claim.sentence)}: {escape(_named(_main(one)))}" for one in chosen
             ]
             lines.append("")
     missing = [one.claim.sentence for one in found if not one.comparisons]

@@ -16,12 +16,12 @@ from typing import Any
 
 from analysis import downstream_noise, pretrained
 from analysis.claims.claims import verdicts
-from analysis.figures.draw import Drawing, draw
-from analysis.figures.style import save
+from analysis.figures import style
+from analysis.figures.draw import draw
 from analysis.readout import Readout
 from analysis.report import text
 from analysis.report import verdicts as verdict_text
-from analysis.report.page import html_page
+from analysis.report.page import Picture, html_page
 from analysis.schemas import (
     CELLS_SCHEMA,
     LABEL_NOISE_CELLS_SCHEMA,
@@ -34,21 +34,24 @@ from analysis.summary import summary
 def write(readout: Readout, folder: Path) -> list[Path]:
     """Write the report's files into a folder, which is made if absent.
 
-    Each figure is drawn once and kept as PNG and SVG under `figures/`. Returns the paths of the
+    Each figure is kept as PNG and SVG under `figures/`, and drawn again for phones, on the page
+    alone. Returns the paths of the
     files, the page first. Raises OSError when the folder cannot be written.
     """
     pictures = folder / "figures"
     pictures.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
-    figures: list[tuple[Drawing, bytes]] = []
-    for drawing in draw(readout):
-        saved = {kind: save(drawing.figure, kind) for kind in ("png", "svg")}
+    figures: list[Picture] = []
+    with style.narrow():
+        narrow = [style.save(one.figure, "svg") for one in draw(readout)]
+    for drawing, of_phone in zip(draw(readout), narrow, strict=True):
+        saved = {kind: style.save(drawing.figure, kind) for kind in ("png", "svg")}
         for kind, data in saved.items():
             path = pictures / f"{drawing.name}.{kind}"
             path.write_bytes(data)
             written.append(path)
-        figures.append((drawing, saved["svg"]))
-    drawn = [(one.name, one.title) for one, _ in figures]
+        figures.append(Picture(drawing, saved["svg"], of_phone))
+    drawn = [(one.drawing.name, one.drawing.title) for one in figures]
     found = verdicts(readout)
     files = {
         "report.html": html_page(readout, figures, found),

@@ -167,10 +167,11 @@ def test_the_texts_hold_what_the_page_holds(both: Readout, tmp_path: Path) -> No
         assert f"pretrained encoders: big and api ({cells} finished)" in text
         assert "0 of 0" not in text
         assert "supported" not in text
-    made = [pretrained_tables.scores(alone), pretrained_tables.spaces(alone)]
+    made = [pretrained_tables.by_domain(alone), pretrained_tables.scores(alone)]
+    made.append(pretrained_tables.spaces(alone))
     made.append(tables.tasks(alone))
     made += downstream_noise.scores(alone).values()
-    assert len(made) == 3 + 2  # ID and OOD
+    assert len(made) == 4 + 2  # ID and OOD
     assert len(latex) == len(made)
     for table in made:
         assert table is not None
@@ -180,6 +181,7 @@ def test_the_texts_hold_what_the_page_holds(both: Readout, tmp_path: Path) -> No
     assert "big & digits & 100" in latex["encoders.tex"].replace("\\", "")
     assert latex["encoders.tex"].count("12.5") == 12 * 4  # tasks and fractions, methods
     of_label_noise = 2 * 2 * 4  # domains, levels, methods
-    assert page.count(" 12.5 ") == 12 * 4 + of_label_noise
+    of_domains = 2 * 4 + 1  # and the sentence of the answer
+    assert page.count(" 12.5 ") == 12 * 4 + of_label_noise + of_domains
     assert "1.25" in latex["encoders-space.tex"]
     assert "12.5" in (tmp_path / "verdicts.md").read_text()

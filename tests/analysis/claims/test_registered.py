@@ -106,7 +106,7 @@ def test_the_report_shows_exploratory_claims_apart_and_when_claims_were_register
     judged, aside = verdict_text.split(found)
     assert sorted(one.claim.id for one in judged) == ["id-peaks-at-5-10", "sve-moves"]
     assert len(aside) == len(found) - 2
-    told = verdict_text.answer(readout, found)
+    told = verdict_text.tally(readout, found)
     assert told.startswith("Of 2 registered claims, ")
     assert f"{len(aside)} other claims are exploratory: no verdict." in told
     assert (

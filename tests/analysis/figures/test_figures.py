@@ -23,6 +23,7 @@ from analysis.figures import (
 )
 from analysis.readout import Readout
 from analysis.schemas import CELLS_SCHEMA, PROBLEMS_SCHEMA, ROTATION_SCHEMA, TRANSITION_SCHEMA
+from analysis.statistics import mean_interval
 from analysis.summary import summary
 
 Make = Callable[..., Readout]
@@ -52,7 +53,6 @@ def test_every_figure_is_drawn_once_with_axes_that_name_their_units(make: Make) 
         "space-scores",
         "pretraining",
         "memorisation",
-        "matrix",
     ]
     for one in drawn[:2]:
         for axes in one.figure.axes:
@@ -84,6 +84,50 @@ def test_one_seed_says_so_and_draws_no_bars(make: Make) -> None:
     assert "95 % t interval over 3 pre-training seeds" in words(three)
     assert len(one.axes[0].lines) == 4
     assert len(three.axes[0].lines) == 4 + 4 * 5
+
+
+def test_two_seeds_have_no_interval_and_no_bar(make: Make) -> None:
+    readout = make(seeds=(0, 1))
+    for figure in (accuracy.against_noise(readout), published.against_published(readout)):
+        assert "no interval" in words(figure)
+        assert "95 %" not in words(figure)
+
+
+def test_no_bar_reaches_beyond_what_is_possible(make: Make) -> None:
+    readout = make(jitter=5.0)
+    scores = readout.scores("id", "lp").seed_means(0.0)
+    assert mean_interval(list(scores.values())).high > 100.0
+    for axes in accuracy.against_noise(readout).axes:
+        ends = [y for line in axes.lines for y in line.get_ydata()]
+        assert min(ends) >= 0.0
+        assert max(ends) <= 100.0
+
+
+def test_a_phone_gets_one_panel_in_a_row_and_no_letter_outside(make: Make) -> None:
+    readout = make()
+    long = replace(readout.question, methods=(*readout.methods(), "a-method-of-a-very-long-name"))
+    with style.narrow():
+        drawn = list(draw.draw(replace(readout, question=long)))
+    for one in drawn:
+        style.save(one.figure, "svg")
+        figure = one.figure
+        assert figure.get_figwidth() == style.NARROW
+        lefts = {round(axes.get_position().x0, 2) for axes in figure.axes if axes.axison}
+        assert max(lefts) < 0.4
+        for legend in figure.legends:
+            box = legend.get_window_extent()
+            assert 0 <= box.x0 < box.x1 <= figure.bbox.x1
+
+
+def test_points_that_are_not_independent_have_no_interval(make: Make) -> None:
+    assert "[" not in words(space.against_scores(make()))
+
+
+def test_epochs_are_whole(make: Make) -> None:
+    figure = encoder.memorisation(make(levels=(0.0, 20.0)))
+    style.save(figure, "svg")
+    for axes in figure.axes:
+        assert all(float(tick).is_integer() for tick in axes.get_xticks())
 
 
 def test_a_missing_level_leaves_a_gap_not_a_zero(make: Make) -> None:
@@ -205,6 +249,12 @@ def test_the_ablation_is_paired_with_the_whole(make: Make) -> None:
     assert [t.get_text() for t in axes.get_yticklabels()] == ["MSE + SVD", "none (MLP)"]
 
 
+def test_the_matrix_is_drawn_only_where_something_is_missing(make: Make) -> None:
+    assert "matrix" not in [one.name for one in draw.draw(make(seeds=(0,)))]
+    gone = make(seeds=(0,), drop=lambda row: row["task"] == "digits")
+    assert "matrix" in [one.name for one in draw.draw(gone)]
+
+
 def test_the_matrix_shows_gaps_and_failures(make: Make) -> None:
     readout = make(drop=lambda row: row["task"] == "digits" and row["method"] == "lp")
     cell = {"noise": 30.0, "seed": 1, "task": "digits", "method": "lp", "label_noise": 0.0}
@@ -216,9 +266,9 @@ def test_the_matrix_shows_gaps_and_failures(make: Make) -> None:
     ]
     table = pa.Table.from_pylist(problems, schema=PROBLEMS_SCHEMA)
     (axes,) = matrix.matrix(replace(readout, problems=table)).axes
-    marks = [line.get_marker() for line in axes.lines]
-    assert (marks.count("x"), marks.count(".")) == (1, 14)
-    assert len(axes.patches) == 6 * 4 * 15
+    numbers = [text.get_text() for text in axes.texts]
+    assert (numbers.count("0×"), numbers.count("0"), numbers.count("2")) == (1, 14, 23 * 15)
+    assert len(axes.patches) == len(numbers) == 6 * 4 * 15
 
 
 def test_a_large_matrix_joins_the_methods_of_a_task(make: Make) -> None:
@@ -233,6 +283,7 @@ def test_the_transition_matrix_counts_every_row(make: Make) -> None:
     text = words(noise.realised(replace(make(), transition=table)))
     assert "30 of 200 training rows are wrong (15.00 %)" in text
     assert "70.0" in text
+    assert "0.0" in text  # of the pair that never occurs
 
 
 def test_rotation_is_drawn_where_it_was_measured(make: Make) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from analysis import wording
 from analysis.claims.claims import verdicts
 from analysis.readout import Readout
 from analysis.report import write as report
@@ -73,7 +74,7 @@ def test_what_is_written_is_what_is_said(written: tuple[Path, list[Path]]) -> No
     assert set(files) == found
     assert {"report.html", "table.csv", "summary.csv"} <= {path.name for path in found}
     kinds = [path.suffix for path in files if path.parent.name == "figures"]
-    assert kinds.count(".png") == kinds.count(".svg") == 11
+    assert kinds.count(".png") == kinds.count(".svg") == 10
     for path in found:
         magic = {".png": b"\x89PNG", ".svg": b"<?xml"}.get(path.suffix, b"")
         assert path.read_bytes().startswith(magic)
@@ -83,7 +84,7 @@ def test_the_page_loads_nothing_from_outside(written: tuple[Path, list[Path]]) -
     source = (written[0] / "report.html").read_text()
     parsed = Page(source)
     references = list(parsed.references())
-    assert [tag for tag, _ in parsed.tags].count("svg") == 11
+    assert [tag for tag, _ in parsed.tags].count("svg") == 2 * 10  # wide, and for a phone
     assert all(one.startswith(("image data:", "a #")) for one in references)
     assert not {"link", "iframe", "object", "embed", "base"} & {tag for tag, _ in parsed.tags}
     styles = re.findall(r"<style>(.*?)</style>", source, re.DOTALL)
@@ -124,15 +125,65 @@ def test_links_inside_the_page_lead_somewhere(make: Make) -> None:
         assert links <= places
 
 
-def test_the_first_screen_is_question_certainty_answer(make: Make) -> None:
-    readout = make(seeds=(0,))
-    source = html_page(readout)
-    order = [
-        source.index(word)
-        for word in (readout.question.title, "One pre-training seed: no verdict", "Slight noise")
-    ]
+def test_the_first_screen_is_question_answer_curve_certainty(
+    make: Make, written: tuple[Path, list[Path]]
+) -> None:
+    source = (written[0] / "report.html").read_text()
+    words = (make().question.title, "Against clean", 'id="scores"', "brackets are 95 % t intervals")
+    order = [source.index(f">{word}" if at == 0 else word) for at, word in enumerate(words)]
     assert order == sorted(order)
     assert max(order) < source.index("<section")
+
+
+def test_few_replicates_give_curves_and_no_verdicts(make: Make) -> None:
+    for seeds, said in (
+        ((0,), "One pre-training seed: no verdict"),
+        ((0, 1), "no interval and no"),
+    ):
+        text = page(make(seeds=seeds)).text
+        assert said in text
+        assert "With 3 replicates (--seeds 0,1,2) each point would have an interval, and " in text
+        assert "undecided" not in text
+        assert 'id="claims"' not in html_page(make(seeds=seeds))
+    assert "With 3 replicates" not in page(make()).text
+
+
+def test_claims_are_folded_by_kind_and_name_their_comparison(make: Make) -> None:
+    source = html_page(make())
+    claims = source[source.index('id="claims"') : source.index('id="words"')]
+    assert claims.count('<details class="kind">') == 5
+    assert "NMTune (released) minus its control, OOD, mean over levels" in claims
+    for kind in claims.split('<details class="kind">')[1:]:
+        measured = ["<dl>" in one for one in kind.split("<article")[1:]]
+        assert measured == sorted(measured, reverse=True)
+
+
+def test_whatever_is_long_loads_closed(written: tuple[Path, list[Path]]) -> None:
+    source = (written[0] / "report.html").read_text()
+    assert '<section id="cells"><details><summary>' in source.replace("\n", "")
+    assert source.count('<table class="filtered">') == 1
+    assert source.count('<details class="drawn"') == 9
+    assert len(re.findall(r'<details class="drawn" id="[^"]+" open>', source)) == 2
+
+
+def test_a_figure_says_its_values_and_whose_its_lines_are(
+    make: Make, written: tuple[Path, list[Path]]
+) -> None:
+    source = (written[0] / "report.html").read_text()
+    lead = source[source.index('id="scores"') : source.index("</figure>")]
+    of = make().scores("ood", "lp").interval(30.0)
+    assert of is not None
+    assert lead.count(f'data-tip="LP at 30 %: {wording.interval(of)}"') == 2  # and for a phone
+    assert lead.count("data-tip=") == 2 * 2 * 4 * 5
+    assert set(re.findall('data-of="([^"]+)"', lead)) == set(map(wording.method, make().methods()))
+
+
+def test_a_figure_follows_a_dark_page(written: tuple[Path, list[Path]]) -> None:
+    source = (written[0] / "report.html").read_text()
+    style = source[: source.index("</style>")]
+    assert not re.search("style=[^>]*#(?:ffffff|1a1a1a|000000|5c5c5c)", source)
+    for name in set(re.findall(r"var\((--[a-z0-9-]+)\)", source)) - {"--of"}:
+        assert f"{name}:" in style
 
 
 def test_hostile_names_are_text(make: Make, tmp_path: Path) -> None:
@@ -162,8 +213,22 @@ def test_what_failed_and_why_is_shown(make: Make) -> None:
     assert "the loss is NaN; lower schedule.lr" in text
     assert "48 cells of 480 are not finished" in text
     assert "8/16" in text
-    assert "Nothing failed" not in text
-    assert "Nothing failed" in page(make()).text
+    assert 'id="gaps"' not in html_page(make())
+
+
+def test_the_reason_of_a_failure_stands_above_the_answer(make: Make) -> None:
+    reason = "the loss is NaN; lower schedule.lr"
+    problems = (
+        ("pretrain/a/noise=30/seed=1", "failed", reason),
+        ("pretrain/a/noise=30/seed=2", "failed", reason),
+        ("features/a/noise=30/seed=1", "blocked", "waits"),
+    )
+    source = html_page(make(problems=problems))
+    words = ("2 steps failed, and 1 could not run without them.", reason, "Against clean")
+    order = [source.index(word) for word in words]
+    assert order == sorted(order)
+    assert "pretrain/a/noise=30/seed=1 and 1 more" in source
+    assert "failed" not in page(make()).text
 
 
 def test_every_average_names_its_members_and_what_it_lacks(make: Make) -> None:
