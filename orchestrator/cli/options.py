@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial, wraps
@@ -124,6 +125,7 @@ def choose(
     The parameters are those that `experiment_options` adds to a command.
     """
     from jobs.encoders.known import check_names
+    from jobs.redaction import keep_secret
     from jobs.storage.folder import Folder
     from orchestrator.errors import UserError
     from orchestrator.experiment import last_sweep
@@ -160,6 +162,8 @@ def choose(
         complaint = check_names(encoder)
         if complaint:
             raise UserError(f"encoders: {encoder.name}: {complaint}")
+        if encoder.kind == "api":
+            keep_secret(os.environ.get(encoder.key_env or "", "").strip())
     plan = build.build(experiment)
     gc.freeze()  # 50,000 steps live until the end; the garbage collector can skip them
     return Chosen(experiment, plan, Store(Folder.of(experiment.storage)))

@@ -30,7 +30,8 @@ def explain(error: ValidationError, model: type[Spec]) -> str:
     else:
         message = first["msg"].removeprefix("Value error, ")
         message = message[:1].lower() + message[1:]
-        given = "" if isinstance(value, (dict, Spec)) else f" = {value!r}"
+        hidden = isinstance(value, (dict, Spec)) or path[-1:] == ["key_env"]  # perhaps a key
+        given = "" if hidden else f" = {value!r}"
         sentence = f"{field}{given}: {message}"
     more = len(problems) - 1
     return sentence + (f" (and {more} more problem{'s' if more > 1 else ''})" if more else "")

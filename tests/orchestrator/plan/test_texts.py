@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.jobs.text.models import put_model
 
 from jobs.features.spec import FeaturesStep
 from jobs.tuning.spec import TuneStep
@@ -12,6 +11,7 @@ from orchestrator.errors import UserError
 from orchestrator.experiment.model import Experiment
 from orchestrator.plan import build
 from orchestrator.plan.plan import Plan
+from tests.jobs.text.models import put_model
 
 LP = {"lp": {"head": "linear", "space": {"lr": 0.01}}}
 LORA = {"lora": {"head": "linear", "adapt": "lora", "space": {"lr": 0.01}}}
