@@ -107,7 +107,7 @@ class _Handler(BaseHTTPRequestHandler):
             stub.at_once += 1
             stub.most_at_once = max(stub.most_at_once, stub.at_once)
         try:
-            reply = stub.answer(body, dict(self.headers))
+            reply = stub.answer(body, {name.lower(): value for name, value in self.headers.items()})
         finally:
             with stub.lock:
                 stub.at_once -= 1

@@ -134,6 +134,7 @@ class _Buying:
         self._queue = deque(batches(texts, encoder, self._counter))
         self._of, self._bought = len(texts), 0
         self._before, self._paid = ledger.paid, Paid()
+        self._unkept = Paid()  # for vectors that are not kept; recorded with the next answer
         self._spent = spent
         self._refused: dict[bytes, str] = {}
         self._error: BaseException | None = None
@@ -218,7 +219,10 @@ class _Buying:
             self._refused[batch.keys[n]] = why
         paid = self._price(batch, answer)
         self._paid += paid
-        if good:
+        if not good:
+            self._unkept += paid
+        else:
+            paid, self._unkept = paid + self._unkept, Paid()
             keys, vectors = [batch.keys[n] for n in good], answer.vectors[good]
             name = await asyncio.to_thread(self._ledger.store, keys, vectors, paid)
             self._ledger.added(name, keys, vectors.shape[1], paid)
@@ -342,7 +346,8 @@ class _Buying:
             await self._keep(batch, answer)
             self._bought -= 1  # it is no sample
             return
-        self._paid += self._price(batch, answer)
+        self._unkept = self._price(batch, answer)
+        self._paid += self._unkept
         cosine = _cosine(known, answer.vectors[0])
         if cosine >= SAME_MODEL:
             return

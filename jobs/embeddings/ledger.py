@@ -291,8 +291,7 @@ class Ledger:
 
     def drifts(self) -> list[Drift]:
         """The accepted changes of the model, oldest first."""
-        folder = self.folder / DRIFTS
-        return [records.read(folder, name, Drift, _REMEDY) for name, _ in folder.files()]
+        return drifts(self.folder)
 
     def accept(self, drift: Drift) -> None:
         """Record a change of the model. Its vectors before stay."""
@@ -324,6 +323,12 @@ def ledgers(root: Folder) -> Mapping[str, dict[str, Any]]:
         name: records.read(root / LEDGERS / name, IDENTITY, dict[str, Any], _REMEDY)
         for name in names
     }
+
+
+def drifts(folder: Folder) -> list[Drift]:
+    """The accepted changes of the model of one ledger's folder, oldest first."""
+    below = folder / DRIFTS
+    return [records.read(below, name, Drift, _REMEDY) for name, _ in below.files()]
 
 
 def missing(ledger: Ledger, keys: Iterable[bytes]) -> list[bytes]:

@@ -204,9 +204,9 @@ def write_features(work: Work) -> Outcome:
     for unit, rows, texts in of_corpus(corpus, step.parts, encoder, counter(encoder.table)):
         vectors = _vectors(ledger, texts)
         dims.add(vectors.shape[1])
-        kept = vectors.astype(np.float32 if unit.part == "test" else step.dtype)
         with np.errstate(over="ignore"):  # beyond float16: infinite, refused below
-            finite = np.isfinite(vectors.astype(step.dtype)).all(axis=1)
+            stored = vectors.astype(step.dtype)
+        finite = np.isfinite(stored).all(axis=1)
         if not finite.all():
             first = rows["key"][int(finite.argmin())]
             raise StageError(
@@ -219,7 +219,8 @@ def write_features(work: Work) -> Outcome:
                 f"row a pair, or none"
             )
         keys, labels = rows["key"].combine_chunks(), rows["label"].combine_chunks()
-        table = view_table(keys, labels, 0, kept)
+        # The spectrum of the test part is computed before its features are stored.
+        table = view_table(keys, labels, 0, vectors if unit.part == "test" else stored)
         metadata = {IDENTITY: _identity(step, encoder), BATCH: "1", ROWS: unit.rows}
         if texts.truncated.any():
             metadata[COUNTS] = json.dumps({TRUNCATED: int(texts.truncated.sum())})
