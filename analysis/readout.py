@@ -64,6 +64,7 @@ class Question:
     fractions: tuple[float, ...]
     tuning_seeds: tuple[int, ...]  # of every encoder; none: each replicate's own seed
     encoders: tuple[str, ...] = ()  # pretrained ones, not trained here
+    apis: Mapping[str, int] = field(default_factory=dict)  # those behind APIs -> model changes
     label_noise: tuple[float, ...] = (0.0,)  # of the tasks' own training labels, percent
     cells: frozenset[CellKey] | None = None  # None: every combination of the above
     noise_draws: NoiseDraws = "own"

@@ -16,10 +16,11 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self, get_args
+from typing import Annotated, Any, ClassVar, Protocol, Self, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict
 
+from jobs.redaction import redact
 from jobs.storage.folder import Folder
 
 NOT_SEMANTIC = "not-semantic"
@@ -213,7 +214,7 @@ class PartError(RuntimeError):
 
 @dataclass(frozen=True)
 class Failure:
-    """A failed part, as text that processes can exchange.
+    """A failed part, as text that processes can exchange. It holds no key (`jobs.redaction`).
 
     The other process may not know the error's class, or may not be able to unpickle it.
     """
@@ -236,7 +237,7 @@ class Failure:
             lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
             sentence = f"{type(cause).__name__}: {lines[-1] if lines else 'no message'}"
         trace = "".join(traceback.format_exception(error))
-        return Failure(sentence, isinstance(cause, plain), trace, address)
+        return Failure(redact(sentence), isinstance(cause, plain), redact(trace), address)
 
     def as_error(self) -> StageError | PartError:
         """The failure as an error of this process, its traceback kept as a note."""
@@ -272,6 +273,15 @@ class Work:
     output: Folder  # empty folder; committed by the caller after the stage reports it
     scratch: Folder  # survives interruption; bound to the fingerprint; removed after the commit
 
+    @property
+    def root(self) -> Folder:
+        """The storage root, for what no step owns: ledgers."""
+        uri, ending = self.output.uri, f"/{self.address}"
+        path, mark, options = (uri, "", "") if self.output.is_local else uri.partition("?")
+        if not path.endswith(ending):
+            raise ValueError(f"{uri} is not the folder of {self.address}")
+        return Folder(f"{path.removesuffix(ending)}{mark}{options}")
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -281,6 +291,19 @@ class Outcome:
     metrics: Mapping[str, float] = field(default_factory=dict)  # summary numbers, at most some 30
 
 
+class LeaseHolder(Protocol):
+    """Gives a driver's leases on names of its store: one writer at a time."""
+
+    def acquire(self, address: str) -> bool:
+        """Try to get a name's lease, without waiting."""
+
+    def holds(self, address: str) -> bool:
+        """Whether this driver still has it."""
+
+    def release(self, address: str) -> None:
+        """Give it back."""
+
+
 @dataclass(frozen=True)
 class Hooks:
     """How a stage reports while it runs. Every function may be called from any thread."""
@@ -288,3 +311,4 @@ class Hooks:
     done: Callable[[str, Outcome | BaseException], None]  # address, result; once for each work
     say: Callable[[str, float, str], None]  # address, share done in [0, 1], a few words
     stopping: Callable[[], bool]  # true once the user asked to stop
+    leases: LeaseHolder | None = None  # for what steps share; None: nobody else writes there

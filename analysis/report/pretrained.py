@@ -74,9 +74,27 @@ def scores(readout: Readout) -> Table | None:
         + (" (or the metric that the row names)" if named else "")
         + (", mean over tuning seeds, below it their standard deviation" if several else "")
         + ", by the share of the training rows; they have no noise level and are in no average; "
-        "encoders.csv has every cell",
+        "encoders.csv has every cell" + _behind_apis(readout),
         numbers=1 + len(methods),
     )
+
+
+def _behind_apis(readout: Readout) -> str:
+    """What holds of encoders that nobody here can open."""
+    apis = readout.question.apis
+    if not apis:
+        return ""
+    words = (
+        f". {wording.join(tuple(apis))}: behind an API, whose vectors are not deterministic; the "
+        f"store's ledger (.embeddings) has the vectors that were used, and is the truth"
+    )
+    changed = [name for name, changes in apis.items() if changes]
+    if changed:
+        words += (
+            f". {wording.join(changed)}: the model behind the name has changed while its vectors "
+            f"were bought, and the change was accepted"
+        )
+    return words
 
 
 def spaces(readout: Readout) -> Table | None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from jobs import records
 from jobs.contract import StageError
 from jobs.encoders import transformers
+from jobs.encoders.api import ApiInput
 from jobs.encoders.catalogue import IN_PLACE
 from jobs.images.spec import ImageInput
 from jobs.storage.folder import Folder
@@ -25,19 +26,20 @@ from jobs.text.spec import TextInput
 
 CARD = "encoder.json"
 
-Input: TypeAlias = ImageInput | TextInput
+Input: TypeAlias = ImageInput | TextInput | ApiInput
 """What an encoder reads."""
 
-INPUTS: Mapping[str, type[Input]] = {kind.kind: kind for kind in (ImageInput, TextInput)}
+INPUTS: Mapping[str, type[Input]] = {kind.kind: kind for kind in (ImageInput, TextInput, ApiInput)}
 """Every kind of input an encoder may have, by its name in `encoder.json`."""
 
-Family = Literal["timm", "open_clip", "transformers"]
+Family = Literal["timm", "open_clip", "transformers", "api"]
 
 _VISION = ("torch", "timm", "open_clip_torch", "pillow", "numpy")
 _LIBRARIES: Mapping[Family, tuple[str, ...]] = {
     "timm": _VISION,
     "open_clip": _VISION,
     "transformers": ("torch", "transformers", "tokenizers", "numpy"),
+    "api": (),  # the model runs elsewhere
 }
 
 
@@ -58,6 +60,8 @@ class Architecture:
         """
         if isinstance(self.input, TextInput):
             return transformers.build(self.model, self.model_options)
+        if isinstance(self.input, ApiInput):
+            raise StageError(f"{self.model!r} runs behind an API: its weights cannot be loaded")
         try:
             build = self._build_timm if self.family == "timm" else self._build_open_clip
             model = build(self.input)
@@ -75,6 +79,8 @@ class Architecture:
         """Dimensions of the model's features."""
         if isinstance(self.input, TextInput):
             return self.input.vectors * transformers.width(model)
+        if isinstance(self.input, ApiInput):
+            raise TypeError(f"{self.model} runs behind an API")
         with torch.no_grad():
             blank = torch.zeros(1, *self.input.shape)
             return int(image_features(self.family, model.eval(), blank).shape[1])
@@ -157,7 +163,7 @@ class EncoderCard:
     model_options: Mapping[str, Any]
     input: Input
     classes: tuple[str, ...]  # of the corpus, in label order
-    feature_dim: int
+    feature_dim: int  # of an API that is asked for no number of dimensions 0: not known
     # Both equal at every noise level of a seed; None for an encoder not trained here.
     initial_weights_sha256: str | None
     order_sha256: str | None

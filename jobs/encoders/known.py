@@ -10,6 +10,7 @@ import re
 from difflib import get_close_matches
 from importlib.util import find_spec
 
+from jobs.encoders.api import ApiEncoder
 from jobs.encoders.catalogue import open_clip_models, timm_models, timm_tags, unknown
 from jobs.encoders.spec import (
     FileEncoder,
@@ -35,6 +36,8 @@ def check_names(encoder: PretrainedEncoder) -> str | None:
             return unknown(encoder.model, "timm", timm_models())
         case TransformersEncoder():
             return _check_transformers(encoder)
+        case ApiEncoder():
+            return _check_api(encoder)
         case _:
             return None
 
@@ -47,6 +50,13 @@ def _check_transformers(encoder: TransformersEncoder) -> str | None:
             f"model {encoder.model!r} has a revision but is no id of the Hub, as in "
             f"openai-community/gpt2; correct it, or leave out revision for a folder"
         )
+    return None
+
+
+def _check_api(encoder: ApiEncoder) -> str | None:
+    needed = ["openai"] + ["bpe_openai"] * (encoder.table != "characters")
+    if any(find_spec(name) is None for name in needed):
+        return f"an encoder of kind api needs {' and '.join(needed)}; install nml-orch[api]"
     return None
 
 

@@ -18,7 +18,8 @@ import torch
 
 from jobs.contract import Outcome, StageError, Work
 from jobs.encoders import encoder, weights
-from jobs.encoders.encoder import Architecture, EncoderCard
+from jobs.encoders.api import ApiEncoder, ApiInput
+from jobs.encoders.encoder import CARD, Architecture, EncoderCard
 from jobs.encoders.imported import Imported, misfit_error, unavailable_error
 from jobs.encoders.inputs import CLIP_INPUT, declared, image_input, timm_cfg
 from jobs.encoders.pretrained_text import import_transformers
@@ -39,6 +40,8 @@ def import_encoder(work: Work) -> Outcome:
     or do not fit.
     """
     spec = cast(EncoderStep, work.spec).encoder
+    if isinstance(spec, ApiEncoder):
+        return _describe_api(spec, work.output)
     logging.getLogger("timm").setLevel(logging.ERROR)
     with torch.random.fork_rng(devices=[]):  # building draws weights, which the import replaces
         match spec:
@@ -75,6 +78,24 @@ def import_encoder(work: Work) -> Outcome:
             "tensors_left_out": imported.left_out,
         }
     )
+
+
+def _describe_api(spec: ApiEncoder, output: Folder) -> Outcome:
+    """The card of a model that stays behind an API. Asks nothing, so it needs no key."""
+    card = EncoderCard(
+        family="api",
+        model=spec.model,
+        model_options={},
+        input=ApiInput.of(spec),
+        classes=(),
+        feature_dim=spec.dimensions or 0,
+        initial_weights_sha256=None,
+        order_sha256=None,
+        weights_sha256="",
+        source={"kind": spec.kind, "ledger": spec.ledger},
+    )
+    output.write_json(CARD, card.as_json())
+    return Outcome()
 
 
 # -- by tag ----------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from pydantic import Field, JsonValue, StringConstraints, model_validator
 
 from jobs.contract import NOT_SEMANTIC, PATH, Slug, Spec
 from jobs.corpus.form import Modality
+from jobs.encoders.api import ApiEncoder
 from jobs.storage.folder import Folder
 from jobs.text.spec import Pair, Pooling, Truncate
 
@@ -193,10 +194,11 @@ class GivenEncoder(GivenColumns):
 
 
 Weights: TypeAlias = Annotated[
-    TimmEncoder | OpenClipEncoder | FileEncoder | TransformersEncoder, Field(discriminator="kind")
+    TimmEncoder | OpenClipEncoder | FileEncoder | TransformersEncoder | ApiEncoder,
+    Field(discriminator="kind"),
 ]
 PretrainedEncoder: TypeAlias = Annotated[
-    TimmEncoder | OpenClipEncoder | FileEncoder | TransformersEncoder | GivenEncoder,
+    TimmEncoder | OpenClipEncoder | FileEncoder | TransformersEncoder | ApiEncoder | GivenEncoder,
     Field(discriminator="kind"),
 ]
 """Every kind of pretrained encoder an experiment file can have."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from typing import Any, cast
@@ -26,6 +27,7 @@ from jobs.contract import Failure, Hooks, Outcome, StageError, Work
 from jobs.corpus.shards import Index
 from jobs.corpus.units import Unit, units_of
 from jobs.encoders.encoder import CARD, Encoder, EncoderCard, load
+from jobs.features.api import buy_texts, encoder_of, write_features
 from jobs.features.extract import extract
 from jobs.features.given import import_features
 from jobs.features.identity import identity
@@ -34,11 +36,14 @@ from jobs.features.spec import FeaturesStep, GivenStep
 from jobs.remote import report_each
 from jobs.storage.folder import Folder
 
+_WRITERS = 4  # steps of bought features that are written at once
+
 
 def run(works: Sequence[Work], hooks: Hooks) -> None:
     """Extract each work's features (spec: `FeaturesStep`; inputs: `encoder`, `corpus`).
 
-    Imports given features (spec: `GivenStep`, no inputs) as they are.
+    Imports given features (spec: `GivenStep`, no inputs) as they are. Of an encoder behind an API
+    (`FeaturesStep.api`), buys first what its ledger lacks: see `jobs/features/api.py`.
 
     Output: `features-<part>.parquet`, `classes.json`, `extraction.json`, `spectrum.parquet`; counts
     and metrics: see `parts.finish`. A work that fails is reported with its error; the others
@@ -47,6 +52,15 @@ def run(works: Sequence[Work], hooks: Hooks) -> None:
     """
     _configure_ray_data()
     works = _import_given(works, hooks)
+    bought = [work for work in works if _is_api(work)]
+    with ThreadPoolExecutor(1) as beside:  # a server is waited for while others compute
+        buying = beside.submit(_buy, bought, hooks)
+        _extract([work for work in works if not _is_api(work)], hooks)
+        buying.result()
+
+
+def _extract(works: Sequence[Work], hooks: Hooks) -> None:
+    """The works whose encoder runs here."""
     groups: dict[tuple[float, int], list[_Job]] = defaultdict(list)
     for work in sorted(works, key=lambda work: work.inputs["encoder"].uri):
         step = cast(FeaturesStep, work.spec)
@@ -209,6 +223,34 @@ def _load_encoder(folder: Folder, card: bytes, device: str, threads: int) -> Enc
 @ray.remote(num_cpus=1)
 def _finish(job: _Job) -> Outcome:
     return finish(job.step, job.index, job.units, job.work.scratch, job.work.output)
+
+
+def _is_api(work: Work) -> bool:
+    return isinstance(work.spec, FeaturesStep) and work.spec.api is not None
+
+
+def _buy(works: Sequence[Work], hooks: Hooks) -> None:
+    """Buy the vectors of encoders behind APIs, in this process; each step is written by a task.
+
+    One thread for each ledger asks: these are different servers or models.
+    """
+    ledgers: dict[str, list[Work]] = defaultdict(list)
+    for work in works:
+        ledgers[encoder_of(work).ledger].append(work)
+    if not ledgers:
+        return
+    with ThreadPoolExecutor(len(ledgers)) as asking, ThreadPoolExecutor(_WRITERS) as writing:
+
+        def ask(mine: Sequence[Work]) -> None:
+            for work, error in buy_texts(mine, hooks):
+                if error is not None:
+                    hooks.done(work.address, error)
+                else:
+                    hooks.say(work.address, 0.9, "writing features")
+                    writing.submit(report_each, write_features, [([work], 1, 0)], hooks)
+
+        for asked in [asking.submit(ask, mine) for mine in ledgers.values()]:
+            asked.result()
 
 
 def _import_given(works: Sequence[Work], hooks: Hooks) -> list[Work]:

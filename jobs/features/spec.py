@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from jobs.contract import NOT_SEMANTIC, PATH, Slug, Spec
+from jobs.encoders.api import ApiEncoder
 from jobs.encoders.spec import GivenColumns
 from jobs.images.spec import Shift, Views
 from jobs.tasks.target import TargetName
@@ -44,6 +45,9 @@ class FeaturesStep(Features):
     images: Slug
     parts: tuple[Literal["train", "validation", "test"], ...]
     shift: Shift | None = None
+    api: Annotated[ApiEncoder | None, NOT_SEMANTIC] = Field(
+        None, description="how to ask an encoder behind an API; the encoder's step identifies it"
+    )
 
 
 class GivenStep(GivenColumns):

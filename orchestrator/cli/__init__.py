@@ -18,6 +18,7 @@ COMMANDS = {
     "plan": "Show what a sweep would do, and its cost. Runs nothing.",
     "corpus": "Build only the corpora, verify them, or show their contents.",
     "noise": "Build only the noise levels, or audit them row by row.",
+    "embeddings": "Show, verify or export what was bought from embedding APIs.",
     "tasks": "List the downstream tasks, show one, or check files and data.",
     "status": "Show which steps are done, running, failed or missing.",
     "diff": "Do two runs differ only in noise? Lists every difference.",
@@ -115,7 +116,9 @@ def _run(argv: list[str] | None) -> int:
 
 
 def _complain(message: str, code: int) -> int:
+    from orchestrator.store.provenance import redact
+
     if os.environ.get("NML_DEBUG"):
-        traceback.print_exc()
-    click.echo(f"nml-orch: {message}", err=True)
+        click.echo(redact(traceback.format_exc()), err=True, nl=False)
+    click.echo(f"nml-orch: {redact(message)}", err=True)
     return code

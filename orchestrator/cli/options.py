@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial, wraps
@@ -187,6 +188,7 @@ def choose(
     are those of the draws of noise where the file has no pre-training.
     """
     from jobs.encoders.known import check_names
+    from jobs.redaction import keep_secret
     from jobs.storage.folder import Folder
     from orchestrator.errors import UserError
     from orchestrator.experiment import last_sweep
@@ -225,6 +227,8 @@ def choose(
         complaint = check_names(encoder)
         if complaint:
             raise UserError(f"encoders: {encoder.name}: {complaint}")
+        if encoder.kind == "api":
+            keep_secret(os.environ.get(encoder.key_env or "", "").strip())
     draws = (0,) if seeds is None else tuple(experiments.parse_seeds(seeds))
     plan = build.build(experiment, draws)
     gc.freeze()  # 50,000 steps live until the end; the garbage collector can skip them

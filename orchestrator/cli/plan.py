@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,6 +16,7 @@ from orchestrator.run.waiting import waiting
 if TYPE_CHECKING:
     from orchestrator.plan.assess import Assessment
     from orchestrator.plan.cost import Cost
+    from orchestrator.plan.paid import Purchase
     from orchestrator.preflight import Answer
 
 
@@ -93,10 +94,11 @@ def command(chosen: Chosen, verbose: bool, claims: bool, as_json: bool, **given:
     if fault is not None:
         raise UserError(fault)
     estimate = cost.estimate(chosen.plan, assessments, cost.Given(**given))
+    bought = _purchases(chosen, assessments)
     with waiting("looking at what a sweep needs"):
         lacking = _lacking(chosen, assessments)
     if as_json:
-        click.echo(_json(chosen, estimate, assessments))
+        click.echo(_json(chosen, estimate, assessments, bought))
         return 2 if any(answer.state is State.FAULT for answer in lacking) else 0
     click.echo(f"{chosen.experiment.name} in {chosen.store.root.uri}\n")
     click.echo(f"{'':10}" + "".join(f"{state:>9}" for state in PLANNED))
@@ -115,6 +117,8 @@ def command(chosen: Chosen, verbose: bool, claims: bool, as_json: bool, **given:
         if len(drifted) > 5:
             click.echo(f"\n... and {len(drifted) - 5} more; -v lists them")
     click.echo("\n" + "\n".join(estimate.lines()))
+    for purchase in bought:
+        click.echo(purchase.line)
     experiment = chosen.experiment
     lines = (replicates_line(experiment), controls_line(experiment), power_line(chosen.plan))
     if known := [line for line in lines if line]:
@@ -127,6 +131,17 @@ def command(chosen: Chosen, verbose: bool, claims: bool, as_json: bool, **given:
     for answer in lacking:
         click.echo(f"  {answer.question}: {answer.message}")
     return 2 if any(answer.state is State.FAULT for answer in lacking) else 0
+
+
+def _purchases(chosen: Chosen, assessments: Mapping[str, Assessment]) -> list[Purchase]:
+    """What is left to buy from embedding APIs."""
+    if not any(encoder.kind == "api" for encoder in chosen.experiment.encoders):
+        return []
+    from orchestrator.plan.paid import purchases
+    from orchestrator.plan.states import StepState
+
+    done = {a for a, found in assessments.items() if found.state is StepState.DONE}
+    return list(purchases(chosen.plan, chosen.store, done))
 
 
 def _candidates(chosen: Chosen) -> Iterator[str]:
@@ -187,7 +202,12 @@ def _lacking(chosen: Chosen, assessments: Mapping[str, Assessment]) -> list[Answ
     return [answer for answer in answers if answer.state is not preflight.State.OK]
 
 
-def _json(chosen: Chosen, estimate: Cost, assessments: Mapping[str, Assessment]) -> str:
+def _json(
+    chosen: Chosen,
+    estimate: Cost,
+    assessments: Mapping[str, Assessment],
+    bought: Sequence[Purchase],
+) -> str:
     """An object with one line for each step: more indentation costs a second for 50,000."""
     entry = json.JSONEncoder().encode
     head = {
@@ -195,6 +215,16 @@ def _json(chosen: Chosen, estimate: Cost, assessments: Mapping[str, Assessment])
         "storage": chosen.store.root.uri,
         "cost": estimate.as_dict(),
         "claims": chosen.experiment.claims,
+        "purchases": [
+            {
+                "encoder": one.encoder.name,
+                "texts": one.left.texts,
+                "tokens": one.left.tokens,
+                "price": one.left.price,
+                "unbuilt": one.unbuilt,
+            }
+            for one in bought
+        ],
     }
     lines = (
         "    "

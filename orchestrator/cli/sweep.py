@@ -28,7 +28,14 @@ cluster that cannot be used; 130 stopped (the same command continues).""",
 @click.option("--force", is_flag=True, help="Redo the steps whose settings have changed.")
 @redo_option
 @click.option("-v", "--verbose", is_flag=True, help="At the end, show every averaged measure.")
-def command(chosen: Chosen, force: bool, redo: tuple[str, ...], verbose: bool) -> int:
+@click.option(
+    "--accept-drift",
+    is_flag=True,
+    help="Go on asking an embedding API whose model has changed behind its name.",
+)
+def command(
+    chosen: Chosen, force: bool, redo: tuple[str, ...], verbose: bool, accept_drift: bool
+) -> int:
     """Plan and run an experiment. Finished steps are reused; an interrupted sweep continues.
 
     FILE is an experiment file or the name of a bundled one; without it the demo runs.
@@ -37,11 +44,16 @@ def command(chosen: Chosen, force: bool, redo: tuple[str, ...], verbose: bool) -
     from orchestrator.run import sweep
     from orchestrator.store.provenance import redact
 
+    plan = chosen.plan
+    if accept_drift:
+        from orchestrator.plan.paid import accepting_drift
+
+        plan = accepting_drift(plan)
     ending = sweep.run(
-        chosen.plan,
+        plan,
         chosen.store,
         force=force,
-        redo=chosen.plan.named(redo),
+        redo=plan.named(redo),
         say=lambda line: click.echo(line, err=True),
     )
     if ending.report:

@@ -32,7 +32,8 @@ def explain(error: ValidationError, model: type[Spec]) -> str:
         sentence = f"{field}.{first['ctx']['discriminator'].strip(chr(39))} is missing; give it one"
     else:
         message = in_words(first)
-        given = "" if isinstance(value, (dict, Spec)) else f" = {_shortened(value)}"
+        hidden = isinstance(value, (dict, Spec)) or path[-1:] == ["key_env"]  # perhaps a key
+        given = "" if hidden else f" = {_shortened(value)}"
         sentence = f"{field}{given}: {message}"
     more = len(problems) - 1
     return sentence + (f" (and {more} more problem{'s' if more > 1 else ''})" if more else "")

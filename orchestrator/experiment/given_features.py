@@ -67,7 +67,7 @@ def check(
                 f"tasks: {task.name} has given features, and no encoder of kind features gives "
                 f"them; add its file to one"
             )
-        kinds = {"image": "timm, open_clip or file", "text": "transformers"}[task.modality]
+        kinds = {"image": "timm, open_clip or file", "text": "transformers or api"}[task.modality]
         raise UserError(
             f"tasks: {task.name} has samples of modality {task.modality}, and no encoder of this "
             f"experiment reads them; add one of kind {kinds}, or take the task out"

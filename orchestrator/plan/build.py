@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from jobs.contract import Spec, StageError
 from jobs.corpus.form import Modality
+from jobs.encoders.api import ApiEncoder
 from jobs.encoders.digests import digest
 from jobs.encoders.spec import EncoderStep, GivenColumns, GivenEncoder, PretrainedEncoder
 from jobs.features.spec import Features, FeaturesStep, GivenStep
@@ -26,6 +27,7 @@ from orchestrator.experiment.model import Experiment
 from orchestrator.plan.cells import (
     Cell,
     cells_of,
+    check_api,
     encoder_inputs,
     modality_of,
     zero_shot_encoder,
@@ -214,7 +216,10 @@ def _add_pretrained(
         return
     encoder = builder.add("encoder", address, EncoderStep(encoder=pretrained), None, **coordinates)
     reads = pretrained.modality
-    _add_downstream(builder, experiment, tasks, address, encoder, coordinates, reads)
+    api = pretrained if isinstance(pretrained, ApiEncoder) else None
+    if api is not None:
+        check_api(experiment, api)
+    _add_downstream(builder, experiment, tasks, address, encoder, coordinates, reads, api)
 
 
 def _digested_noise(noise: Noise) -> Noise:
@@ -237,10 +242,12 @@ def _add_downstream(
     encoder: str | GivenEncoder,
     coordinates: Mapping[str, str | float | int],
     modality: Modality = "image",
+    api: ApiEncoder | None = None,
 ) -> None:
     """Add the features and cells of one encoder, which have its `coordinates` as labels.
 
-    `modality`: what the encoder reads; it takes the tasks whose samples are that.
+    `modality`: what the encoder reads; it takes the tasks whose samples are that. `api`: how to ask
+    it if it is behind one.
     """
     tuning = experiment.tuning
     replicate = of.seed if isinstance(of, RunAddress) else 0
@@ -253,7 +260,7 @@ def _add_downstream(
         if isinstance(encoder, GivenEncoder):
             features = _add_given(builder, experiment, task, of, encoder, coordinates)
         else:
-            features = _add_features(builder, experiment, task, of, encoder, coordinates)
+            features = _add_features(builder, experiment, task, of, encoder, coordinates, api)
         after = () if compared is None else (compared,)
         for name, method in tuning.methods.items():
             inputs = {"features": features}
@@ -281,6 +288,7 @@ def _add_features(
     of: EncoderAddress,
     encoder: str,
     coordinates: Mapping[str, str | float | int],
+    api: ApiEncoder | None,
 ) -> str:
     """Add the features of a task's samples; return their address."""
     settings = experiment.features
@@ -292,6 +300,7 @@ def _add_features(
             images=task.images,
             parts=task.parts,
             shift=task.shift,
+            api=api,
             **{**settings.of_base(Features), "views": views},
         ),
         {"encoder": encoder, "corpus": str(CorpusAddress(task.scope))},

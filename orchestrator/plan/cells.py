@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import product
 
 from jobs.corpus.form import Modality
+from jobs.encoders.api import ApiEncoder
 from jobs.encoders.spec import GivenEncoder
 from jobs.tasks.spec import Task
 from jobs.tuning.spec import EncoderTuning, TuneStep
@@ -77,6 +78,23 @@ def encoder_inputs(task: Task, method: str, encoder: str | GivenEncoder) -> dict
             f"leave the method out"
         )
     return {"encoder": encoder, "corpus": str(CorpusAddress(task.scope))}
+
+
+def check_api(experiment: Experiment, encoder: ApiEncoder) -> None:
+    """Raise UserError for what an encoder behind an API cannot do: nobody here has its weights."""
+    for name, method in experiment.tuning.methods.items():
+        if method.trains_encoder:
+            raise UserError(
+                f"tuning.methods.{name} trains the encoder itself, and encoder {encoder.name} "
+                f"stays behind an API; leave the method out, or put {encoder.name} in an "
+                f"experiment of its own"
+            )
+    if experiment.features.views.of("text").count:
+        raise UserError(
+            f"features.views.mask hides tokens by an encoder's own tokenizer, and encoder "
+            f"{encoder.name} stays behind an API; leave the mask out, or put {encoder.name} in an "
+            f"experiment of its own"
+        )
 
 
 def zero_shot_encoder(experiment: Experiment, method: str, encoder: str | GivenEncoder) -> str:

@@ -263,10 +263,13 @@ def _sizes(address: str, plan: Plan) -> Mapping[str, int]:
 def _samples(
     plan: Plan, steps: Iterable[Step], assessments: Mapping[str, Assessment]
 ) -> int | None:
-    """Samples that these features steps encode, with views; None if a corpus is not known."""
+    """Samples that these features steps encode, with views; None if a corpus is not known.
+
+    What an API encodes is no work of this cluster: see `orchestrator/plan/paid.py`.
+    """
     total, known = 0, dict[tuple[str, str], int | None]()
     for step in steps:
-        if not isinstance(step.spec, FeaturesStep):
+        if not isinstance(step.spec, FeaturesStep) or step.spec.api is not None:
             continue
         for part in step.spec.parts:
             of = (step.inputs["corpus"], part)

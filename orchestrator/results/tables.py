@@ -15,6 +15,8 @@ import pyarrow.compute as pc
 from analysis import schemas
 from analysis.readout import CellKey, NoiseDraws, Question, Readout
 from analysis.registration import Registration
+from jobs.embeddings.ledger import LEDGERS, drifts
+from jobs.encoders.api import ApiEncoder
 from jobs.features.spec import FeaturesStep, GivenStep
 from orchestrator.experiment.model import Experiment
 from orchestrator.plan.assess import assess
@@ -126,6 +128,11 @@ class FinishedSteps:
             fractions=experiment.tuning.fractions,
             tuning_seeds=experiment.tuning.seeds or (),
             encoders=tuple(encoder.name for encoder in experiment.encoders),
+            apis={
+                encoder.name: len(drifts(self.store.root / LEDGERS / encoder.ledger))
+                for encoder in experiment.encoders
+                if isinstance(encoder, ApiEncoder)
+            },
             label_noise=experiment.tuning.label_noise,
             cells=frozenset(self._planned_cells()),
             noise_draws=_draws(experiment),

@@ -39,6 +39,7 @@ from orchestrator.store import provenance
 from orchestrator.store.index import Index, Journal
 from orchestrator.store.lease import Leases
 from orchestrator.store.manifest import CELL_TABLE, ERROR, Manifest
+from orchestrator.store.provenance import redact
 from orchestrator.store.store import Store
 
 STAGES: Mapping[str, str] = {
@@ -313,7 +314,7 @@ class Executor:
                     reported.add(address)
                 pool.submit(lambda: self._events.put(self._finish(kind, address, result)))
 
-            hooks = Hooks(done=done, say=self._progress.say, stopping=self._stop.is_set)
+            hooks = Hooks(done, self._progress.say, self._stop.is_set, self._leases)
             error: BaseException | None = None
             try:
                 _stage(self._stages[kind])(works, hooks)
@@ -330,7 +331,7 @@ class Executor:
         step = self._plan.steps[address]
         if isinstance(result, BaseException):
             failure = failure_of(result, address)
-            text = f"{failure.traceback}{failure.sentence}\n"
+            text = redact(f"{failure.traceback}{failure.sentence}\n")
             if not self._stop.is_set():  # a step that ends because the run stops has not failed
                 with contextlib.suppress(OSError):
                     self._store.scratch(step).write_bytes(ERROR, text.encode())

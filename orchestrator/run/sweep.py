@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import FrameType
 
 from analysis.registration import in_words
@@ -21,6 +21,7 @@ from orchestrator.errors import ClusterError, ReplacedError, UserError
 from orchestrator.experiment import last_sweep, registered
 from orchestrator.plan.assess import assess, refuse_drift
 from orchestrator.plan.cost import batch_fault
+from orchestrator.plan.paid import check_prices, uncounted
 from orchestrator.plan.plan import Plan
 from orchestrator.plan.states import StepState, StepStatus
 from orchestrator.results import collect
@@ -183,6 +184,7 @@ def _begun(plan: Plan, store: Store, force: bool, redo: Collection[str]) -> Iter
         fault = batch_fault(plan, assessments)
         if fault is not None:
             raise UserError(fault)
+        check_prices(plan, store, reused)
         left = plan.steps.keys() - set(reused)
         with waiting("checking data, encoders and buckets"):
             preflight.refuse(plan, left)
@@ -202,6 +204,7 @@ def _execute(
     plan: Plan, store: Store, start: _Start, tracker: Tracker | None
 ) -> Mapping[str, StepStatus]:
     done, progress = start.done, start.progress
+    built: Mapping[str, StepStatus] = {}
     if progress is None:
         return {address: StepStatus(StepState.REUSED) for address in plan.steps}
     try:
@@ -209,6 +212,10 @@ def _execute(
             signal.signal(signal.SIGTERM, _terminate)  # Ray has set a handler of its own
             _check_resources(plan, set(done) - plan.readers(start.redo))
             nodes.check(store.root)
+            if not start.redo and (first := uncounted(plan, done)):
+                built = _build_first(plan, store, start, first)
+                done = [*done, *(a for a, found in built.items() if found.state.finished)]
+                check_prices(plan, store, done)
             executor = Executor(
                 plan,
                 store,
@@ -220,9 +227,29 @@ def _execute(
                 on_commit=tracker.commit if tracker else lambda step, manifest: None,
             )
             with watching(progress.note):
-                return executor.run()
+                return {**executor.run(), **built}
     finally:
         progress.close()
+
+
+def _build_first(
+    plan: Plan, store: Store, start: _Start, corpora: Collection[str]
+) -> Mapping[str, StepStatus]:
+    """Build some corpora before all else, because the price of their texts decides whether a sweep
+    may begin. Returns how those that were finished ended; the others are tried again.
+    """
+    progress = start.progress
+    assert progress is not None
+    steps = {address: step for address, step in plan.steps.items() if address in corpora}
+    executor = Executor(
+        replace(plan, steps=steps),
+        store,
+        done=[],
+        progress=progress,
+        replace={a: mark for a, mark in start.replace.items() if a in corpora},
+        leases=start.leases,
+    )
+    return {a: found for a, found in executor.run().items() if found.state.finished}
 
 
 def _check_resources(plan: Plan, done: set[str]) -> None:

@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from jobs import INSTRUCTION_SETS
+from jobs import INSTRUCTION_SETS, redaction
 from orchestrator import HOME
 
 PACKAGES = (
@@ -39,8 +39,8 @@ _CREDENTIALS = re.compile(
 
 
 def redact(text: str) -> str:
-    """The text, without the user, password and query tokens of the URIs in it."""
-    return _CREDENTIALS.sub(lambda found: f"{found[1] or ''}***", text)
+    """The text, without the user, password and query tokens of the URIs in it, and without keys."""
+    return _CREDENTIALS.sub(lambda found: f"{found[1] or ''}***", redaction.redact(text))
 
 
 def now() -> str:

@@ -8,8 +8,9 @@ appears, the manifest after the files that it names. Folders are not flushed: a 
 the last steps, which are then done again, but never leaves a wrong one.
 
 The store also holds `.scratch/`, what an interrupted step needs to continue; `.leases/`, who writes
-what (`lease.py`); `.index/`, the short form of the manifests (`index.py`); `store.json`, the
-store's identity; `last-sweep.yaml`, the last experiment (`orchestrator/experiment/last_sweep.py`);
+what (`lease.py`); `.index/`, the short form of the manifests (`index.py`); `.embeddings/`, what was
+bought from APIs (`jobs/embeddings/ledger.py`); `store.json`, the store's identity;
+`last-sweep.yaml`, the last experiment (`orchestrator/experiment/last_sweep.py`);
 `registered-claims/`, what each experiment registered (`orchestrator/experiment/registered.py`).
 """
 

@@ -1,0 +1,1 @@
+"""Vectors from embedding APIs: asked for once, kept in a ledger, read by everybody."""

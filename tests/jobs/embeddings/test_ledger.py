@@ -1,0 +1,210 @@
+"""The ledger: what is paid for is never lost, and never used if it was changed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from embedding_server import Stub, serving, vector
+from jobs.contract import StageError
+from jobs.embeddings import ledger as ledgers
+from jobs.embeddings.ledger import Drift, Ledger, Paid, missing
+from jobs.embeddings.texts import key_of
+from jobs.encoders.api import ApiEncoder
+from jobs.storage.folder import Folder
+
+OWN = ApiEncoder(name="ada", base_url="http://127.0.0.1:1/v1", model="text-embedding-ada-002")
+TEXTS = [f"text {n}" for n in range(100)]
+KEYS = [key_of(text) for text in TEXTS]
+VECTORS = np.stack([vector(text) for text in TEXTS])
+TEN = Paid(requests=1, counted=10, usage=11, counted_with_usage=10, price=0.5)
+
+
+def filled(root: Path, pieces: int = 10) -> Ledger:
+    found = Ledger.of(Folder.of(root), OWN)
+    found.begin(OWN)
+    for rows in np.array_split(np.arange(len(TEXTS)), pieces):
+        found.add([KEYS[n] for n in rows], VECTORS[rows], TEN)
+    return found
+
+
+def again(root: Path) -> Ledger:
+    return Ledger.of(Folder.of(root), OWN)
+
+
+def test_vectors_come_back_bit_for_bit_in_any_order(tmp_path: Path) -> None:
+    filled(tmp_path)
+    order = np.random.default_rng(0).permutation(len(TEXTS))
+    found = again(tmp_path).vectors([KEYS[n] for n in order])
+    assert found.dtype == np.float32
+    assert np.array_equal(found, VECTORS[order])
+
+
+def test_a_ledger_is_named_by_all_that_decides_a_vector() -> None:
+    changes = {
+        "base_url": "http://127.0.0.1:2/v1",
+        "model": "other",
+        "dimensions": 8,
+        "extra": {"input_type": "query"},
+        "prompt": "query: ",
+        "max_length": 100,
+        "truncate": "refuse",
+        "tokens": "o200k_base",
+    }
+    others = {OWN.model_copy(update={name: value}).ledger for name, value in changes.items()}
+    assert len(others | {OWN.ledger}) == len(changes) + 1
+    same = {
+        "name": "other",
+        "key_env": "KEY",
+        "batch_rows": 1,
+        "batch_tokens": 1,
+        "concurrency": 1,
+        "price_per_million": 1.0,
+        "max_price": 1.0,
+        "timeout": 1.0,
+        "pair": "join",  # decides which texts are sent, not what they give
+        "base_url": "https://127.0.0.1:1/v1",
+    }
+    for name, value in same.items():
+        assert OWN.model_copy(update={name: value}).ledger == OWN.ledger, name
+
+
+def test_compacting_keeps_every_vector_and_what_was_paid(tmp_path: Path) -> None:
+    filled(tmp_path).compact()
+    found = again(tmp_path)
+    assert np.array_equal(found.vectors(KEYS), VECTORS)
+    assert found.paid == Paid(10, 100, 110, 100, 5.0)
+    assert found.files == 1
+    assert len(list((found.folder / "answers").files())) == 1
+    found.compact()
+    assert again(tmp_path).files == 1
+
+
+def test_a_kill_within_compacting_counts_nothing_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = filled(tmp_path)
+    monkeypatch.setattr(Ledger, "_delete_replaced", lambda self: None)
+    found.compact()
+    assert len(list((found.folder / "answers").files())) == 11
+    monkeypatch.undo()
+    read = again(tmp_path)
+    assert (read.paid, len(read)) == (Paid(10, 100, 110, 100, 5.0), 100)
+    read.compact()
+    assert len(list((found.folder / "answers").files())) == 1
+    assert np.array_equal(again(tmp_path).vectors(KEYS), VECTORS)
+
+
+def test_large_files_are_not_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledgers, "COMPACT_ROWS", 30)
+    found = filled(tmp_path)
+    found.compact()
+    names = [name for name, _ in (found.folder / "answers").files()]
+    found.add([key_of("new")], vector("new")[None], TEN)
+    found.compact()
+    after = [name for name, _ in (found.folder / "answers").files()]
+    assert set(names[1:]) <= set(after)  # the first has ten rows, and takes in the new one
+    assert len(after) == len(names) == 4
+    assert len(again(tmp_path)) == 101
+
+
+def test_a_reader_goes_on_while_the_ledger_is_compacted(tmp_path: Path) -> None:
+    filled(tmp_path)
+    reader = again(tmp_path)
+    again(tmp_path).compact()
+    assert np.array_equal(reader.vectors(KEYS), VECTORS)
+
+
+def test_the_older_of_two_vectors_of_a_text_is_right(tmp_path: Path) -> None:
+    found = filled(tmp_path)
+    found.add(KEYS[:5], VECTORS[5:10], TEN)
+    assert np.array_equal(found.vectors(KEYS), VECTORS)
+    found.compact()
+    assert np.array_equal(again(tmp_path).vectors(KEYS), VECTORS)
+
+
+def test_a_changed_file_is_named_and_never_used(tmp_path: Path) -> None:
+    found = filled(tmp_path, pieces=1)
+    name, _ = next((found.folder / "answers").files())
+    path = Path(found.folder.uri) / "answers" / name
+    data = bytearray(path.read_bytes())
+    at = data.index(VECTORS[50].tobytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(StageError, match=name):
+        again(tmp_path).vectors(KEYS)
+    assert len(list(again(tmp_path).faults())) == 1
+
+
+def test_a_file_that_is_no_answer_is_named(tmp_path: Path) -> None:
+    found = filled(tmp_path)
+    (Path(found.folder.uri) / "answers" / f"{0:020d}-{'a' * 64}.arrow").write_bytes(b"no")
+    with pytest.raises(StageError, match="is not what an API's answer wrote"):
+        again(tmp_path)
+
+
+def test_an_accepted_change_of_the_model_is_what_counts_from_then_on(tmp_path: Path) -> None:
+    found = filled(tmp_path)
+    assert np.array_equal(found.canary(KEYS[0]), VECTORS[0])
+    found.accept(Drift("2024-01-01", 0.5, tuple(map(float, VECTORS[1]))))
+    assert np.array_equal(again(tmp_path).canary(KEYS[0]), VECTORS[1])
+
+
+def test_what_is_missing_is_asked_for_once(tmp_path: Path) -> None:
+    new = [key_of("a"), key_of("b")]
+    assert missing(filled(tmp_path), [KEYS[3], new[1], new[0], new[1]]) == [new[1], new[0]]
+
+
+CHILD = """
+import sys
+from jobs.embeddings.ask import buy
+from jobs.embeddings.ledger import Ledger
+from jobs.embeddings.texts import key_of
+from jobs.encoders.api import ApiEncoder
+from jobs.storage.folder import Folder
+own = ApiEncoder(name="ada", base_url=sys.argv[1], model="text-embedding-ada-002",
+                 batch_rows=10, concurrency=3)
+ledger = Ledger.of(Folder.of(sys.argv[2]), own)
+texts = {key_of(f"text {n}"): f"text {n}" for n in range(600)}
+ledger.begin(own)
+buy({k: t for k, t in texts.items() if k not in ledger}, own, ledger)
+ledger.compact()
+"""
+
+
+def start(stub: Stub, folder: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", CHILD, stub.url, str(folder)])
+
+
+@pytest.mark.faults
+def test_a_kill_pays_again_only_for_what_was_in_flight(tmp_path: Path) -> None:
+    with serving() as stub:
+        stub.delay = 0.05
+        for share in (0.3, 0.6):
+            child = start(stub, tmp_path)
+            while len(stub.sold) < share * 600:
+                assert child.poll() is None
+                time.sleep(0.01)
+            os.kill(child.pid, signal.SIGKILL)
+            assert child.wait() == -signal.SIGKILL
+        stub.delay = 0
+        assert start(stub, tmp_path).wait(timeout=120) == 0
+        texts = {text: count for text, count in stub.sold.items() if text.startswith("text ")}
+        in_flight = 2 * 3 * 10  # two kills, three slots of ten texts
+        assert len(texts) == 600
+        assert sum(texts.values()) <= 600 + in_flight
+        requests = len(stub.requests)
+        assert start(stub, tmp_path).wait(timeout=120) == 0
+        assert len(stub.requests) == requests + 1  # `buy` of nothing asks the canary alone
+    own = OWN.model_copy(update={"base_url": stub.url})
+    found = Ledger.of(Folder.of(tmp_path), own)
+    keys = [key_of(f"text {n}") for n in range(600)]
+    assert np.array_equal(found.vectors(keys), np.stack([vector(f"text {n}") for n in range(600)]))
+    assert found.files == 1
