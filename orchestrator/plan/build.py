@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from jobs.contract import Spec, StageError
 from jobs.corpus.form import Modality
+from jobs.corpus.spec import Corpus
 from jobs.encoders.api import ApiEncoder
 from jobs.encoders.digests import digest
 from jobs.encoders.spec import EncoderStep, GivenColumns, GivenEncoder, PretrainedEncoder
@@ -23,6 +24,7 @@ from jobs.pretrain.spec import PretrainSettings, PretrainStep
 from jobs.tasks.spec import Task
 from jobs.validation import in_words
 from orchestrator.errors import UserError
+from orchestrator.experiment.given_features import given_tasks
 from orchestrator.experiment.model import Experiment
 from orchestrator.plan.cells import (
     Cell,
@@ -142,7 +144,7 @@ def _collector_paused() -> Iterator[None]:
 def _build(experiment: Experiment, draws: tuple[int, ...]) -> Plan:
     builder = _Builder()
     tasks = experiment.load_tasks()
-    for corpus in (experiment.corpus, *(task.corpus for task in tasks)):
+    for corpus in (experiment.corpus, *_task_corpora(experiment, tasks)):
         if corpus is not None:
             builder.add("corpus", CorpusAddress(corpus.name), corpus)
     builder.comparisons = add_comparisons(builder.add, experiment, tasks)
@@ -156,6 +158,16 @@ def _build(experiment: Experiment, draws: tuple[int, ...]) -> Plan:
 
         claims.check(plan)
     return plan
+
+
+def _task_corpora(experiment: Experiment, tasks: tuple[Task, ...]) -> Iterator[Corpus | None]:
+    """The corpora of the tasks, but not of those whose features are given to all encoders."""
+    readers: set[Modality | None] = {"image"} if experiment.pretrain else set()
+    readers |= {each.modality for each in experiment.encoders if not isinstance(each, GivenEncoder)}
+    given = given_tasks(experiment.encoders)
+    for task in tasks:
+        if task.name not in given or task.modality in readers:
+            yield task.corpus
 
 
 def _add_trained(

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from jobs.features.spec import FeaturesStep
@@ -51,6 +53,17 @@ def test_a_task_that_nobody_can_read_is_refused(bert: Path) -> None:
         planned(["digits", "remarks-films"], IMAGES)
     with pytest.raises(UserError, match="encoders: pixels reads samples of modality image, and no"):
         planned(["remarks-films"], IMAGES, text(bert))
+
+
+def test_given_features_need_no_texts(bert: Path, tmp_path: Path) -> None:
+    keys = [f"{part}{i}" for part in "ab" for i in range(30)]
+    vectors = [[float(i), 1.0] for i in range(60)]
+    table = pa.table({"key": keys, "vector": vectors, "label": ["negative", "positive"] * 30})
+    pq.write_table(table, tmp_path / "f.parquet")
+    given = {"name": "ada", "kind": "features", "files": {"glue-sst2": f"{tmp_path}/f.parquet"}}
+    assert planned(["glue-sst2"], given).of_kind("corpus") == []
+    (corpus,) = planned(["glue-sst2"], given, text(bert)).of_kind("corpus")
+    assert corpus.address == "corpus/glue-sst2", "an encoder reads them"
 
 
 def views(plan: Plan) -> dict[str, int]:
