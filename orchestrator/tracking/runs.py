@@ -48,6 +48,12 @@ NOTE = 7500  # characters of a description; a tag holds 8,000
 NOTES = ("verdicts.md", "report.md")  # a report's file for the description, best first
 PARAMS = 100  # the most that a server accepts in one call
 LABELS = ("noise", "draw", "seed", "encoder", "method", "images")
+SHOWN = {
+    "images": "data_set",
+    "count.images": "count.samples",
+    "count.test_images": "count.test_samples",
+}
+"""Names of labels and counts that MLflow shows under another: samples may be texts."""
 CELLS_PROTOCOL = 1  # raised when the contents of the cells' runs change
 
 Point = tuple[str, int, float]
@@ -187,7 +193,8 @@ class RunViews:
     def step(self, step: Step, manifest: Manifest) -> RunView:
         """The run of a step other than a cell."""
         counts = {f"count.{name}": value for name, value in manifest.counts.items()}
-        flat = {**step.labels, **flatten(manifest.fields["spec"]), **counts}
+        named = {**step.labels, **flatten(manifest.fields["spec"]), **counts}
+        flat = {SHOWN.get(name, name): value for name, value in named.items()}
         flat |= self._spectrum_dtypes(manifest)
         seconds = float(manifest.provenance["seconds"])
         curves = [(naming.CURVE + name, at, value) for name, at, value in self._curves(manifest)]
@@ -336,7 +343,8 @@ def _csv(rows: pa.Table) -> bytes:
 
 def _labels(step: Step) -> dict[str, str]:
     found = {name: step.labels.get(name) for name in LABELS}
-    return {name: _text(value) for name, value in found.items() if value is not None}
+    kept = {name: _text(value) for name, value in found.items() if value is not None}
+    return {SHOWN.get(name, name): value for name, value in kept.items()}
 
 
 def params_of(flat: Mapping[str, Any]) -> dict[str, str]:
