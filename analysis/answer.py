@@ -36,7 +36,7 @@ def sentence(readout: Readout) -> str:
     }
     if not changes:
         return "No task is finished at both ends of the noise, so there is no answer yet."
-    parts = [f"{_change(change)} {_IN_WORDS.get(d, d)}" for d, change in changes.items()]
+    parts = _once([f"{_change(change)} {_IN_WORDS.get(d, d)}" for d, change in changes.items()])
     methods = wording.count(len(readout.methods()), "method")
     what = wording.label_word(question.noise_kind)
     score = wording.score_name(readout.metrics(next(iter(changes))))
@@ -80,6 +80,15 @@ def _change(change: Difference) -> str:
         return text
     ends = sorted((abs(of.low), abs(of.high)))
     return f"{text} [{wording.number(ends[0])}, {wording.number(ends[1])}]"
+
+
+def _once(parts: list[str]) -> list[str]:
+    """The parts without a verb that the part before has too: "falls by 1 ... and by 7 ..."."""
+    verbs = [part.partition(" by ")[0] for part in parts]
+    return [
+        part.removeprefix(f"{verb} ") if at and verb == verbs[at - 1] else part
+        for at, (part, verb) in enumerate(zip(parts, verbs, strict=True))
+    ]
 
 
 def _sureness(changes: list[Difference]) -> str:

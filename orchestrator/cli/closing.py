@@ -40,7 +40,7 @@ def _by_level(summary: pa.Table, width: int, verbose: bool) -> Iterator[str]:
         if len(words) > SHORT:
             yield from textwrap.wrap(f"{domain.upper()} {words}", width)
             words = "score"
-        head = f"{domain.upper()} {words}, noise in %"
+        head = f"{domain.upper():3} {words}, noise in %"  # the columns of both stand in line
         yield from _table(head, chosen, width, lambda row: _method(row["metric"]))
     if own:
         yield from textwrap.wrap(_explained(rows, verbose), width)

@@ -18,6 +18,7 @@ from orchestrator.cli.options import (
     redo_option,
     task_options,
 )
+from orchestrator.run.waiting import waiting
 
 if TYPE_CHECKING:
     from jobs.committed import Committed
@@ -82,9 +83,15 @@ def build(
 
     options = {"corpus.verify": verify, "corpus.shuffle": shuffle}
     overrides += tuple(f"{field}={value}" for field, value in options.items() if value is not None)
-    chosen = choose(
-        file, overrides=overrides, storage=storage, tasks_path=tasks_path, data=data, sources=True
-    )
+    with waiting("reading the experiment"):
+        chosen = choose(
+            file,
+            overrides=overrides,
+            storage=storage,
+            tasks_path=tasks_path,
+            data=data,
+            sources=True,
+        )
     plan = chosen.plan.only("corpus")
     results = sweep.build(plan, chosen.store, force=force, redo=plan.named(redo))
     bad = {a: r for a, r in results.items() if not r.state.finished}

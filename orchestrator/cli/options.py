@@ -116,7 +116,7 @@ def experiment_options(
         task: str | None,
         **rest: Any,
     ) -> Any:
-        file = _file(words, noise, seeds)
+        file = one_file(words, noise, seeds)
         given = file, noise, seeds, overrides, storage, tasks_path, data, features, task
         if held and not any((*given[:4], *given[5:])):
             return function(Held(_store(storage)), **rest)
@@ -146,7 +146,7 @@ held_options = partial(experiment_options, sources=True, held=True)
 """For the commands that show or check them."""
 
 
-def _file(words: Sequence[str], noise: str | None, seeds: str | None) -> str | None:
+def one_file(words: Sequence[str], noise: str | None, seeds: str | None) -> str | None:
     """The one FILE among a command's words; UserError for numbers that belong to a list."""
     from orchestrator.errors import UserError
 

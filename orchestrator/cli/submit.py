@@ -86,12 +86,14 @@ def command(
 def _prepare(words: tuple[str, ...], name: str | None, limit_mb: float | None) -> tuple[Any, str]:
     """The files to send and the job's name, after the sweep has been validated."""
     from orchestrator.cli import sweep
-    from orchestrator.cli.options import choose
+    from orchestrator.cli.options import choose, one_file
     from orchestrator.cluster.working_dir import LIMIT_MB, working_dir
 
     parsed = sweep.command.make_context("sweep", list(words)).params
     redo = parsed.pop("redo")
-    parsed.pop("force")
+    for of_a_run in ("force", "verbose"):
+        parsed.pop(of_a_run)
+    parsed["file"] = one_file(parsed.pop("words"), parsed["noise"], parsed["seeds"])
     here = Path.cwd()
     if parsed["file"] and Path(parsed["file"]).is_file():
         _refuse_outside(Path(parsed["file"]), here)

@@ -123,7 +123,9 @@ class Cost:
 
     def _total_line(self) -> str:
         if self.unknown and self.gpu_hours == 0:
-            return f"Together: unknown {'time' if self.on_cpu else 'GPU-hours'}"
+            if self.on_cpu:
+                return "Together: unknown time; a sweep tells the time left once it runs"
+            return "Together: unknown GPU-hours"
         total = f"Together: {units.hours(self.gpu_hours)} GPU-hours"
         if self.on_cpu:
             total = f"Together: {units.minutes(self.gpu_hours)} on CPUs"

@@ -93,9 +93,9 @@ def test_unknown_costs_are_named_and_left_out_of_the_sum(plan: Plan, store: Stor
     cost = priced(plan, store)
     assert cost.unknown == ("pre-training", "features", "tuning")
     assert cost.gpu_hours == 0
-    assert "Together: unknown time" in cost.lines()
+    assert any(line.startswith("Together: unknown time") for line in cost.lines())
     partial = priced(plan, store, cells_per_hour=10)
-    assert any("GPU-hours, without pre-training and features" in line for line in partial.lines())
+    assert any("on CPUs, without pre-training and features" in line for line in partial.lines())
     cost = priced(plan, store, images_per_second=100)
     assert cost.unknown == ("tuning",)
     assert cost.feature_samples is not None
@@ -186,3 +186,19 @@ def test_a_batch_above_the_training_rows_is_refused_when_planned(
     assert batch_fault(planned.only("corpus"), assess(planned, store)) is None
     words = ["plan", "--set", "pretrain.recipe.schedule.batch_size=2000"]
     assert _run([*words, "--storage", str(tmp_path / "s")]) == 2
+
+
+def test_a_plan_on_cpus_tells_minutes_and_one_on_gpus_hours(store: Store) -> None:
+    rates = {"images_per_second": 500, "features_per_second": 1500, "cells_per_hour": 600}
+    here = build.build(load.load(noise="0,10", overrides=["tasks=[digits]"]))
+    lines = priced(here, store, **rates).lines()
+    assert any(line.startswith("  Time on CPUs: 2 min (at the given 500") for line in lines)
+    assert any(line.endswith("min on CPUs") for line in lines if line.startswith("Together"))
+    assert not any("GPU" in line for line in lines)
+    there = build.build(
+        load.load(
+            noise="0,10",
+            overrides=["tasks=[digits]", "pretrain.resources.gpus_per_worker=1"],
+        )
+    )
+    assert any("GPU-hours" in line for line in priced(there, store, **rates).lines())

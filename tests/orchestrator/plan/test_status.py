@@ -174,3 +174,27 @@ def test_the_plan_prices_what_is_left_from_the_rate_it_is_given(
     manifest = store.manifest(left.address)
     assert manifest is not None
     assert cost["bytes_to_write"] == sum(file.bytes for file in manifest.files.values())
+
+
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (60, 12), (120, 40)])
+def test_a_watched_page_fits_its_window(width: int, height: int, tmp_path: Path) -> None:
+    from orchestrator.cli.options import Chosen
+    from orchestrator.cli.status import _fitted
+
+    experiment = load.load(noise="0,1,2,5,10,20,30,40", seeds="0,1")
+    made = build.build(experiment)
+    chosen = Chosen(experiment, made, Store(Folder.of(tmp_path)))
+    lines = _fitted(chosen, look(made, chosen.store), width, height)
+    assert len(lines) <= height - 2
+    assert all(len(line) <= width for line in lines[1:]), "the first has the store's path"
+    assert lines[1].startswith(f"{len(made.steps):,} missing")
+
+
+def test_without_a_store_status_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = output(capsys, "status")
+    assert said.startswith(f"There is no store at {tmp_path}/nml-store: no sweep has run there.")
+    assert said.count("\n") == 1
+    assert json.loads(output(capsys, "status", "--json"))

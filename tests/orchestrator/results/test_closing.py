@@ -71,7 +71,7 @@ def test_the_answer_stands_above_and_a_row_is_a_method() -> None:
     lines = list(closing.lines(demo(), 80))
     assert " ".join(lines[1:4]).startswith(ANSWER[:60])
     heads = [line.partition(" noise in %") for line in lines if "noise in %" in line]
-    assert [head for head, _, _ in heads] == ["ID accuracy,", "OOD accuracy,"]
+    assert [head for head, _, _ in heads] == ["ID  accuracy,", "OOD accuracy,"]
     assert [levels.split() for _, _, levels in heads] == [["0", "5", "10", "15", "20"]] * 2
     assert next(line for line in lines if line.startswith("lp ")).split()[1:3] == ["97.1", "±0.4"]
 

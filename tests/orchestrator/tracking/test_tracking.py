@@ -417,6 +417,8 @@ def test_a_pre_training_runs_curves_come_before_its_single_numbers(
 ) -> None:
     """A page sorts its sections by name; a metric without a prefix would come last."""
     step = small.of_kind("pretrain")[0]
+    for before in (small.of_kind("corpus")[0], *small.of_kind("noise")):
+        commit(store, before)
     output = store.begin(step).output
     points = [{"metric": "val_accuracy", "step": at, "value": 50.0 + at} for at in (1, 2)]
     output.write_table("curves.parquet", pa.Table.from_pylist(points))
