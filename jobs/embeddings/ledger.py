@@ -205,7 +205,10 @@ class Ledger:
     # -- writing ---------------------------------------------------------------------------------
 
     def begin(self, encoder: ApiEncoder) -> None:
-        """Write whose answers these are, once."""
+        """Write whose answers these are, once; delete what a killed writer has half written."""
+        for name, _ in (self.folder / ANSWERS).files():
+            if name.endswith(".partial"):
+                (self.folder / ANSWERS).delete(name)
         if not self.folder.exists(IDENTITY):
             self.folder.write_json(IDENTITY, encoder.identity)
 

@@ -31,6 +31,7 @@ from jobs.features.parts import finish, save_unit
 from jobs.features.spec import FeaturesStep
 
 LEASE_POLL = 2.0  # seconds between two tries for a ledger that another sweep writes
+LEASE_LOOK = 10.0  # seconds between two looks whether the lease is still ours
 TRUNCATED, NAMED = "rows_truncated", 3  # refused samples that an error names
 
 _SPENT: dict[str, float] = {}
@@ -82,8 +83,7 @@ def _writing(
     ledger: Ledger, encoder: ApiEncoder, works: Sequence[Work], hooks: Hooks
 ) -> Iterator[bool]:
     """Hold the ledger's lease, and compact it at the end; false if the run stops before."""
-    name = f"embeddings/{encoder.ledger}"
-    leases = hooks.leases
+    name, leases = lease_of(encoder), hooks.leases
     while leases is not None and not leases.acquire(name):
         for work in works:
             hooks.say(work.address, 0.0, "waiting for another sweep, which asks the same model")
@@ -102,6 +102,27 @@ def _writing(
             leases.release(name)
 
 
+def lease_of(encoder: ApiEncoder) -> str:
+    """The name of the lease that the one writer of an encoder's ledger holds."""
+    return f"embeddings/{encoder.ledger}"
+
+
+class _Stop:
+    """Whether to stop: as asked, or because another sweep has the lease (after a long sleep)."""
+
+    def __init__(self, encoder: ApiEncoder, hooks: Hooks) -> None:
+        self._name, self._hooks = lease_of(encoder), hooks
+        self._looked = time.monotonic()
+        self.lost = False
+
+    def __call__(self) -> bool:
+        leases = self._hooks.leases
+        if leases is not None and time.monotonic() - self._looked >= LEASE_LOOK:
+            self._looked = time.monotonic()
+            self.lost = self.lost or not leases.holds(self._name)
+        return self.lost or self._hooks.stopping()
+
+
 def _buy_each(
     works: Sequence[Work], encoder: ApiEncoder, ledger: Ledger, hooks: Hooks
 ) -> Iterator[tuple[Work, Exception | None]]:
@@ -111,24 +132,26 @@ def _buy_each(
     where = ledger.folder.uri
     _check_price(encoder, ledger, everything, _SPENT.get(where, 0.0))
     ended: Exception | None = None
-    canary = True
+    canary, stop = True, _Stop(encoder, hooks)
     for work in works:
-        if hooks.stopping():
-            return
+        if stop():
+            break
         texts = {k: t for k, t in wanted[work.address].items() if k not in ledger}
         error = ended if texts else None
         if texts and ended is None:
             try:
-                bought = _buy(work, texts, encoder, ledger, hooks, canary)
+                bought = _buy(work, texts, encoder, ledger, hooks, stop, canary)
                 canary = False
             except StageError as raised:
                 ended = error = raised  # the same would end the next one
             else:
-                if hooks.stopping() and bought.texts + len(bought.refused) < bought.of:
-                    return
+                if bought.texts + len(bought.refused) < bought.of:  # stopped
+                    break
                 if bought.refused:
                     error = _refused_error(work, encoder, bought.refused)
         yield work, error
+    if stop.lost:  # no StageError: the steps that are left are tried again
+        raise RuntimeError(f"another sweep has taken the lease {lease_of(encoder)} meanwhile")
 
 
 def _buy(
@@ -137,6 +160,7 @@ def _buy(
     encoder: ApiEncoder,
     ledger: Ledger,
     hooks: Hooks,
+    stop: _Stop,
     canary: bool,
 ) -> Bought:
     where = ledger.folder.uri
@@ -152,9 +176,7 @@ def _buy(
             words += f", spent {money(bought.paid.price)}, left {money(rest)}"
         hooks.say(work.address, 0.9 * share, words)
 
-    found = buy(
-        texts, encoder, ledger, stopping=hooks.stopping, tell=tell, spent=before, canary=canary
-    )
+    found = buy(texts, encoder, ledger, stopping=stop, tell=tell, spent=before, canary=canary)
     _SPENT[where] = before + found.paid.price
     return found
 

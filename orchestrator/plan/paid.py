@@ -53,7 +53,8 @@ def purchases(plan: Plan, store: Store, done: Collection[str]) -> Iterator[Purch
 
 def check_prices(plan: Plan, store: Store, done: Collection[str]) -> None:
     """Raise UserError if what is left to buy costs more than an encoder's `max_price`."""
-    for one in purchases(plan, store, done):
+    limited = [e for e in plan.experiment.encoders if isinstance(e, ApiEncoder) and e.max_price]
+    for one in purchases(plan, store, done) if limited else ():
         most, price = one.encoder.max_price, one.left.price
         if most is not None and price is not None and price > most:
             raise UserError(too_dear(one.encoder, f"{one.left.words} are left"))

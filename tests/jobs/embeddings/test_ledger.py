@@ -102,6 +102,15 @@ def test_a_kill_within_compacting_counts_nothing_twice(
     assert np.array_equal(again(tmp_path).vectors(KEYS), VECTORS)
 
 
+def test_what_a_killed_writer_has_half_written_counts_nothing_and_goes(tmp_path: Path) -> None:
+    found = filled(tmp_path)
+    half = Path(found.folder.uri) / "answers" / f"{0:020d}-{'a' * 64}.arrow.0a1b2c3d.partial"
+    half.write_bytes(b"half")
+    assert len(again(tmp_path)) == 100
+    again(tmp_path).begin(OWN)
+    assert not half.exists()
+
+
 def test_large_files_are_not_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ledgers, "COMPACT_ROWS", 30)
     found = filled(tmp_path)

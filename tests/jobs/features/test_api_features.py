@@ -185,6 +185,19 @@ def test_one_process_asks_and_others_wait(
     assert "waiting for another sweep, which asks the same model" in said
 
 
+def test_who_has_lost_the_lease_asks_no_more(
+    stub: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api, "LEASE_LOOK", 0.0)
+    leases = Leases()
+    monkeypatch.setattr(leases, "holds", lambda address: False)
+    one = work(tmp_path, stub, "films")
+    found = done(one, given=hooks(leases))[one.address]
+    assert not isinstance(found, StageError)  # so it is tried again
+    assert "another sweep has taken the lease" in str(found)
+    assert len(stub.requests) <= 5
+
+
 def test_progress_tells_what_is_spent_and_left(stub: Stub, tmp_path: Path) -> None:
     said: list[str] = []
     one = work(tmp_path, stub, "films", price_per_million=1000, concurrency=1)

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 import boto3
+import numpy as np
 import pyarrow as pa
 import pytest
 import safetensors.torch
@@ -19,7 +20,10 @@ from jobs import records
 from jobs.contract import StageError, Work
 from jobs.corpus.readers import reader_of
 from jobs.corpus.spec import TableReader
+from jobs.embeddings.ledger import Ledger, Paid
+from jobs.embeddings.texts import key_of
 from jobs.encoders import pretrained as encoders
+from jobs.encoders.api import ApiEncoder
 from jobs.encoders.digests import digest
 from jobs.encoders.encoder import load
 from jobs.encoders.spec import EncoderStep, FileEncoder, GivenEncoder
@@ -57,6 +61,22 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Folder]:
 def small() -> Plan:
     overrides = ["tuning.fractions=[100]", "tasks=[digits]"]
     return build.build(experiment.load(noise="0,10", overrides=overrides))
+
+
+def test_a_ledger_in_a_bucket_is_as_one_on_a_disk(bucket: Folder) -> None:
+    own = ApiEncoder(name="ada", base_url="http://h/v1", model="text-embedding-ada-002")
+    keys = [key_of(str(n)) for n in range(20)]
+    vectors = np.random.default_rng(0).normal(size=(20, 8)).astype(np.float32)
+    ledger = Ledger.of(bucket, own)
+    ledger.begin(own)
+    for n in range(0, 20, 5):
+        ledger.add(keys[n : n + 5], vectors[n : n + 5], Paid(requests=1, counted=5))
+    assert np.array_equal(Ledger.of(bucket, own).vectors(keys[::-1]), vectors[::-1])
+    ledger.compact()
+    again = Ledger.of(bucket, own)
+    assert (again.files, again.paid.requests, len(again)) == (1, 4, 20)
+    assert np.array_equal(again.vectors(keys), vectors)
+    assert list(again.faults()) == []
 
 
 def test_states_are_read_from_a_listing_and_the_index(
