@@ -188,21 +188,22 @@ def test_levels_side_by_side_end_with_the_files_of_levels_alone(
 ) -> None:
     recipe = request.getfixturevalue(objective)(augment={"crop": (0.5, 1), "flip": True})
 
-    def levels(name: str) -> list[Work]:
+    def levels(name: str, **more: Any) -> list[Work]:
         return [
-            make_work(recipe, f"{name}-{level}", level=level, **resources) for level in (0, 10, 30)
+            make_work(recipe, f"{name}-{level}", level=level, **resources, **more)
+            for level in (0, 10, 30)
         ]
 
     # Two CPUs for a worker: one group fits, so all levels share it.
     resources: dict[str, Any] = {"workers": workers, "cpus_per_worker": 2 // workers}
-    together, alone = levels("together"), levels("alone")
+    together, alone = levels("together"), levels("alone", together=1)
     results = Results()
     job.run(together, results.hooks())
     said = {words.rpartition(", ")[2] for _, share, words in results.reported if share > 0}
     assert said <= {"3 runs side by side"}
+    expected = Results()
+    job.run(alone, expected.hooks())
     for one, other in zip(together, alone, strict=True):
-        expected = Results()
-        job.run([other], expected.hooks())
         assert results.outcome(one.address).counts == expected.outcome(other.address).counts
         assert outputs(one) == outputs(other)
 
