@@ -1,11 +1,13 @@
 """No command is silent for long, and what is quick leaves no trace."""
 
 import io
+import signal
 import time
 
 import pytest
 
 from orchestrator.run import waiting as module
+from orchestrator.run.sweep import _Once
 from orchestrator.run.waiting import waiting
 
 
@@ -46,3 +48,11 @@ def test_an_error_passes_through(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stderr", Terminal())
     with pytest.raises(ValueError, match="wrong"), waiting("reading"):
         raise ValueError("wrong")
+
+
+def test_ctrl_c_is_seen_once() -> None:
+    """The first ends the run; those that follow do not disturb its end."""
+    seen = _Once()
+    with pytest.raises(KeyboardInterrupt):
+        seen(signal.SIGINT, None)
+    seen(signal.SIGINT, None)
