@@ -148,12 +148,14 @@ def _begin(plan: Plan, store: Store, force: bool, redo: Collection[str]) -> Iter
     The first Ctrl-C ends the run; further ones change nothing while it ends.
     """
     signal.signal(signal.SIGTERM, _terminate)
-    before = signal.signal(signal.SIGINT, _Once())
+    before = signal.getsignal(signal.SIGINT)
+    if before not in (None, signal.SIG_IGN):  # a shell's background job is not ended by Ctrl-C
+        signal.signal(signal.SIGINT, _Once())
     try:
         with _begun(plan, store, force, redo) as start:
             yield start
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, before or signal.default_int_handler)
 
 
 @contextmanager
