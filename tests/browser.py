@@ -6,7 +6,7 @@ import json
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,34 @@ class Browser:
     def visit(self, url: str, *wanted: str, shot: str, timeout: float = PATIENCE) -> str:
         """All the text of a page once it shows every word wanted; a screenshot is kept of it."""
         return asyncio.run(self._visit(url, wanted, shot, timeout))
+
+    def evaluate(
+        self, url: str, scripts: Sequence[str], *, width: int, height: int = 900, dark: bool = False
+    ) -> list[Any]:
+        """What some scripts give, one after another, on a page in a window of this size."""
+        return asyncio.run(self._evaluate(url, scripts, width, height, dark))
+
+    async def _evaluate(
+        self, url: str, scripts: Sequence[str], width: int, height: int, dark: bool
+    ) -> list[Any]:
+        base = f"http://127.0.0.1:{self.port}"
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        async with aiohttp.ClientSession() as web:
+            async with web.put(f"{base}/json/new?about:blank") as answer:
+                tab = await answer.json()
+            async with web.ws_connect(tab["webSocketDebuggerUrl"], max_msg_size=0) as socket:
+                page = _Page(socket)
+                await page.call("Emulation.setDeviceMetricsOverride", **size)
+                await page.call("Emulation.setEmulatedMedia", features=[scheme])
+                await page.call("Page.navigate", url=url)
+                deadline = time.monotonic() + PATIENCE
+                while await page.value("document.readyState + location.href") != f"complete{url}":
+                    assert time.monotonic() < deadline, f"{url} never loaded"
+                    await asyncio.sleep(0.1)
+                found = [await page.value(script) for script in scripts]
+            async with web.get(f"{base}/json/close/{tab['id']}"):
+                return found
 
     async def _visit(self, url: str, wanted: tuple[str, ...], shot: str, timeout: float) -> str:
         base = f"http://127.0.0.1:{self.port}"
@@ -73,6 +101,12 @@ class _Page:
         snapshot = await self.call("DOMSnapshot.captureSnapshot", computedStyles=[])
         framed = "\n".join(snapshot.get("strings", []))
         return f"{found.get('result', {}).get('value', '')}\n{framed}"
+
+    async def value(self, script: str) -> Any:
+        """What a script gives; its error is the test's."""
+        found = await self.call("Runtime.evaluate", expression=script, returnByValue=True)
+        assert "exceptionDetails" not in found, found["exceptionDetails"]
+        return found["result"].get("value")
 
     async def keep(self, path: Path) -> None:
         shot = await self.call("Page.captureScreenshot", format="png")

@@ -32,7 +32,7 @@ def test_a_sweep_whose_first_step_fails_says_why_and_no_more(
     (tmp_path / "tasks/mine.yaml").write_text(task)
     sets = [f"corpus={corpus}", "tasks=[mine]", "task_folders=[tasks]"]
     words = [word for value in sets for word in ("--set", value)]
-    code, output = run_on_ray(tmp_path, "sweep", "--noise", "0", *UNTRACKED, *words)
+    code, output = run_on_ray(tmp_path, "sweep", "--noise", "0", "--seeds", "0", *UNTRACKED, *words)
     assert code == 1, output
     assert "failed   corpus/mine: " in output
     assert "broken.parquet" in output

@@ -22,7 +22,7 @@ SETS = [
     "tracking.enabled=false",
     "task_folders=[tasks]",
 ]
-WORDS = ["--noise", "0", *(word for value in SETS for word in ("--set", value))]
+WORDS = ["--noise", "0", "--seeds", "0", *(word for value in SETS for word in ("--set", value))]
 
 
 def put_tasks(folder: Path) -> None:

@@ -207,7 +207,7 @@ def _evidence(found: Sequence[Verdict]) -> list[dict[str, Any]]:
                 {
                     "label": comparison.comparison.label,
                     "numbers": numbers(comparison),
-                    "needs": _needs(comparison),
+                    "needs": _needs(comparison, alone=len(one.comparisons) == 1),
                 }
                 for comparison in one.comparisons
             ],
@@ -216,10 +216,13 @@ def _evidence(found: Sequence[Verdict]) -> list[dict[str, Any]]:
     ]
 
 
-def _needs(one: Measured) -> str:
-    """How many seeds there are, and how many would show an effect."""
+def _needs(one: Measured, *, alone: bool) -> str:
+    """How many seeds there are, and how many would show an effect.
+
+    The latter is in the reason of the verdict already where a claim has one comparison.
+    """
     seeds = wording.count(one.seeds.n, "seed")
-    if one.needed is None:
+    if one.needed is None or alone:
         return f"{seeds}: no interval" if one.seeds.low is None else seeds
     return f"{seeds}; {seeds_in_words([one])}"
 

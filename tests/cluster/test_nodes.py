@@ -76,7 +76,8 @@ def words() -> list[str]:
         "tuning.configurations=4",
         "tuning.epochs=20",
     ]
-    return ["--noise", "20", *UNTRACKED, *[word for each in sets for word in ("--set", each)]]
+    chosen = [word for each in sets for word in ("--set", each)]
+    return ["--noise", "20", "--seeds", "0", *UNTRACKED, *chosen]
 
 
 class Diary:

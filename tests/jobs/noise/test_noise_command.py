@@ -16,7 +16,7 @@ from orchestrator.experiment.model import Sources
 from orchestrator.plan import build
 from orchestrator.plan.plan import Plan
 
-LEVELS = ["--noise", "0,20"]
+LEVELS = ["--noise", "0,20", "--seeds", "0"]
 
 
 @pytest.fixture(scope="module")

@@ -52,7 +52,7 @@ def test_encoders_alone_need_no_corpus_noise_or_pretraining(tmp_path: Path) -> N
         "overlap": 2,
         "encoder": 1,
         "features": 2,
-        "tune": 20,
+        "tune": 10,
     }
     cell = found.steps["tune/encoder/lite/digits-rotated/lp/fraction=100/seed=0"]
     assert cell.labels["encoder"] == "lite"
@@ -69,9 +69,8 @@ def test_they_change_no_step_of_trained_encoders(tmp_path: Path) -> None:
     assert {a: s.fingerprint for a, s in alone.steps.items()}.items() <= {
         a: s.fingerprint for a, s in both.steps.items()
     }.items()
-    assert (
-        len(both.steps) == len(alone.steps) + 1 + 1 + 1 + 10
-    )  # encoder, comparison, features, cells
+    # An encoder, a comparison, features and cells.
+    assert len(both.steps) == len(alone.steps) + 1 + 1 + 1 + 5
 
 
 def test_given_features_take_the_tasks_that_they_have_files_for(
@@ -84,7 +83,7 @@ def test_given_features_take_the_tasks_that_they_have_files_for(
         "overlap": 1,
         "encoder": 1,
         "features": 2,
-        "tune": 20,
+        "tune": 10,
     }
     given = found.steps["features/encoder/ada/reviews"]
     assert given.inputs == {}
@@ -111,7 +110,7 @@ def test_the_command_line_makes_an_experiment_of_one_file(tmp_path: Path) -> Non
     (tmp_path / "Text Ada.parquet").write_bytes(b"features")
     file = str(tmp_path / "Text Ada.parquet")
     found = build.build(load.load(features=file, task="sentiment"))
-    assert kinds(found) == {"features": 1, "tune": 10}
+    assert kinds(found) == {"features": 1, "tune": 5}
     assert "features/encoder/text-ada/sentiment" in found.steps
     assert load.load(features=file).name == "features-text-ada"
     far = load.load(features="s3://b/Text Ada.parquet?endpoint_override=http://host:9000")

@@ -18,12 +18,12 @@ from orchestrator.plan.plan import Plan
 from orchestrator.step.step import Step
 from orchestrator.store.store import Store
 
-LEVELS, EPOCHS, VIEWS = 2, 30, 2
+LEVELS, EPOCHS, VIEWS = 2, 15, 2
 
 
 @pytest.fixture
 def plan() -> Plan:
-    return build.build(load.load(noise="0,10", overrides=["tuning.fractions=[100]"]))
+    return build.build(load.load(noise="0,10", seeds="0", overrides=["tuning.fractions=[100]"]))
 
 
 @pytest.fixture
@@ -173,7 +173,7 @@ def test_a_batch_above_the_training_rows_is_refused_when_planned(
 ) -> None:
     def fault(batch: int, rows: int | None = None) -> str | None:
         batches = [f"pretrain.recipe.schedule.batch_size={batch}"]
-        planned = build.build(load.load(noise="0", overrides=batches))
+        planned = build.build(load.load(noise="0", seeds="0", overrides=batches))
         return batch_fault(planned, assess(planned, store), rows)
 
     assert fault(1797) is None  # until the corpus is built, its training rows are an estimate

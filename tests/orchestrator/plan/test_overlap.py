@@ -35,7 +35,7 @@ def stage(works: Sequence[Work], hooks: Hooks) -> None:
 def planned(*overrides: str) -> Plan:
     tasks = "tasks=[digits, digits-rotated, digits-blurred]"
     small = [tasks, "tuning.fractions=[100]", *overrides]
-    return build.build(load.load(noise="0", overrides=small))
+    return build.build(load.load(noise="0", seeds="0", overrides=small))
 
 
 def execute(plan: Plan, root: Path, *refused: str) -> dict[str, StepState]:
@@ -113,7 +113,9 @@ def test_given_features_are_not_compared(tmp_path: Path) -> None:
     Folder.of(tmp_path).write_table("given.parquet", pa.table(rows))
     given = f"encoders=[{{name: api, kind: features, files: {{digits: {tmp_path}/given.parquet}}}}]"
     plan = build.build(
-        load.load(noise="0", overrides=[given, "tasks=[digits]", "tuning.fractions=[100]"])
+        load.load(
+            noise="0", seeds="0", overrides=[given, "tasks=[digits]", "tuning.fractions=[100]"]
+        )
     )
     cells = [s for s in plan.of_kind("tune") if s.labels.get("encoder") == "api"]
     assert cells

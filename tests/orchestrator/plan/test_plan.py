@@ -216,8 +216,8 @@ def test_storage_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
 
 
 def test_label_noise_is_an_axis_of_the_address_and_clean_cells_keep_theirs() -> None:
-    clean = build.build(load.load(noise="0"))
-    noisy = build.build(load.load(noise="0", overrides=["tuning.label_noise=[0,40]"]))
+    clean = build.build(load.load(noise="0", seeds="0"))
+    noisy = build.build(load.load(noise="0", seeds="0", overrides=["tuning.label_noise=[0,40]"]))
     before = {step.address: step.fingerprint for step in clean.of_kind("tune")}
     after = {step.address: step.fingerprint for step in noisy.of_kind("tune")}
     added = after.keys() - before.keys()

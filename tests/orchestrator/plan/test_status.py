@@ -24,13 +24,13 @@ from orchestrator.plan.states import StepState, StepStatus
 from orchestrator.store.lease import Leases
 from orchestrator.store.store import Store
 
-WORDS = ["--noise", "0,10", "--set", "tuning.fractions=[100]", "--set", "tasks=[digits]"]
+WORDS = ["--noise", "0,10", "--seeds", "0", "--set", "tasks=[digits]"]
 
 
 @pytest.fixture
 def small() -> Plan:
     return build.build(
-        load.load(noise="0,10", overrides=["tuning.fractions=[100]", "tasks=[digits]"])
+        load.load(noise="0,10", seeds="0", overrides=["tuning.fractions=[100]", "tasks=[digits]"])
     )
 
 
@@ -94,8 +94,8 @@ def test_what_reads_a_blocked_step_names_the_root(small: Plan, store: Store) -> 
 
 def test_a_failure_of_other_settings_is_not_reported(store: Store) -> None:
     overrides = ["tuning.fractions=[100]", "tasks=[digits]", "pretrain.recipe.schedule.lr=100"]
-    before = build.build(load.load(noise="0,10", overrides=overrides))
-    after = build.build(load.load(noise="0,10", overrides=overrides[:2]))
+    before = build.build(load.load(noise="0,10", seeds="0", overrides=overrides))
+    after = build.build(load.load(noise="0,10", seeds="0", overrides=overrides[:2]))
     failed = before.of_kind("pretrain")[0]
     store.output(failed.address).delete()
     store.scratch(failed).write_bytes("error.txt", b"RuntimeError: the loss is not finite")
@@ -164,7 +164,7 @@ def test_the_plan_prices_what_is_left_from_the_rate_it_is_given(
         store.output(step.address).delete()
     words = ["plan", "--json", "--images-per-second", "500", "--gpus", "4", *WORDS]
     cost = json.loads(output(capsys, *words))["cost"]
-    epochs = 30
+    epochs = 15
     assert cost["pretrain_runs"] == 1
     assert cost["samples"] == epochs * 960
     assert cost["optimiser_steps"] == epochs * 15  # whole batches of 64 in 1,000 rows

@@ -51,7 +51,7 @@ def test_no_average_and_no_verdict_has_them(store: Store) -> None:
 def test_the_report_shows_them_by_method_and_level(store: Store) -> None:
     found = collect.collect(planned(NOISY), store)
     page = html_page(found)
-    section = page.partition('<section id="label-noise">')[2].partition("</section>")[0]
+    section = page.partition('<section id="label-noise-tables">')[2].partition("</section>")[0]
     assert "40 % label noise" in section
     assert "10 % pre-training noise" in section
     assert "no other average has these cells" in section
@@ -137,7 +137,7 @@ def test_pretrained_encoders_have_them_too(
     assert _run(["report", *words, "--out", "made"]) == 0
     capsys.readouterr()
     page = (tmp_path / "made/report.html").read_text()
-    section = page.partition('<section id="label-noise">')[2].partition("</section>")[0]
+    section = page.partition('<section id="label-noise-tables">')[2].partition("</section>")[0]
     assert "<td>mine</td>" in section
     assert "40 % label noise" in section
     assert (tmp_path / "made/figures/label-noise.png").stat().st_size > 0

@@ -130,7 +130,7 @@ def test_test_images_of_an_id_task_count_in_every_domain_that_tests_on_them(
     tmp_path: Path,
 ) -> None:
     tasks = "tasks=[domainnet-real, domainnet-sketch, domainnet-sketch-to-real]"
-    planned = build.build(load.load(noise="0,10", overrides=[tasks]))
+    planned = build.build(load.load(noise="0,10", seeds="0", overrides=[tasks]))
     made = Store(Folder.of(tmp_path))
     synthetic.fill(planned, made)
     spectra = FinishedSteps(planned, made).readout({}, []).spectra.to_pylist()

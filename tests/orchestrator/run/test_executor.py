@@ -68,7 +68,7 @@ def _clean() -> None:
 
 @pytest.fixture
 def small() -> Plan:
-    return build.build(load.load(noise="0,10", overrides=["tuning.fractions=[100]"]))
+    return build.build(load.load(noise="0,10", seeds="0", overrides=["tuning.fractions=[100]"]))
 
 
 def execute(small: Plan, root: Path, stages: dict[str, str] = STAGES) -> dict[str, StepStatus]:
@@ -194,7 +194,7 @@ def test_steps_that_become_ready_one_by_one_go_to_their_stage_together(
 ) -> None:
     monkeypatch.setattr(executor, "GATHER_SECONDS", PATIENCE)  # however slowly they become ready
     BATCHES.clear()
-    many = build.build(load.load(noise="0,1,2,3,4,5", overrides=["tasks=[digits]"]))
+    many = build.build(load.load(noise="0,1,2,3,4,5", seeds="0", overrides=["tasks=[digits]"]))
     stages = {**STAGES, "noise": f"{__name__}:trickling_stage"}
     execute(many, tmp_path, {**stages, "pretrain": f"{__name__}:counting_stage"})
     assert BATCHES == [6]
@@ -313,7 +313,7 @@ def test_a_step_that_is_done_again_with_another_result_takes_its_readers_with_it
 
 def other_settings(made: Plan) -> Plan:
     settings = ["tuning.fractions=[100]", "pretrain.recipe.schedule.epochs=7"]
-    return build.build(load.load(noise="0,10", overrides=settings))
+    return build.build(load.load(noise="0,10", seeds="0", overrides=settings))
 
 
 def test_what_another_sweep_has_done_with_other_settings_meanwhile_is_not_replaced(

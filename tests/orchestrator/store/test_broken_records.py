@@ -33,7 +33,9 @@ STEP = "corpus/digits"
 
 @pytest.fixture
 def small() -> Plan:
-    return build.build(load.load(noise="0,10", overrides=["name=mine", "tasks=[digits]"]))
+    return build.build(
+        load.load(noise="0,10", seeds="0", overrides=["name=mine", "tasks=[digits]"])
+    )
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from orchestrator.store.store import Store
 @pytest.fixture
 def small() -> Plan:
     overrides = ["tuning.fractions=[100]", "tasks=[digits]"]
-    return build.build(load.load(noise="0,10", overrides=overrides))
+    return build.build(load.load(noise="0,10", seeds="0", overrides=overrides))
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_a_redone_step_has_its_new_record(small: Plan, kept: Store) -> None:
 
 def test_settings_that_changed_are_drift_through_the_index_too(small: Plan, kept: Store) -> None:
     overrides = ["tuning.fractions=[100]", "tasks=[digits]", "pretrain.recipe.schedule.lr=0.05"]
-    changed = build.build(load.load(noise="0,10", overrides=overrides))
+    changed = build.build(load.load(noise="0,10", seeds="0", overrides=overrides))
     found = assess(changed, kept)
     reasons = {found[s.address].reason for s in changed.of_kind("pretrain")}
     assert reasons == {"recipe.schedule.lr: 0.1 -> 0.05"}

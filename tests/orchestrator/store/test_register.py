@@ -21,14 +21,14 @@ from orchestrator.store.lease import Leases
 
 
 def plan(*overrides: str) -> Plan:
-    return build.build(load.load(noise="0,10", overrides=["tasks=[digits]", *overrides]))
+    return build.build(load.load(noise="0,10", seeds="0", overrides=["tasks=[digits]", *overrides]))
 
 
 SAME = ["pretrain.resources.cpus_per_worker=2", "name=another", "tracking.enabled=false"]
 OTHER = {
     "recipe.schedule.epochs": "pretrain.recipe.schedule.epochs=7",
     "(another noise)": "noise.seed=3",
-    "epochs: 10 -> 5": "tuning.epochs=5",
+    "epochs: 8 -> 5": "tuning.epochs=5",
     "recipe.schedule.batch_size": "pretrain.recipe.schedule.batch_size=48",
 }
 
@@ -167,7 +167,7 @@ def test_a_forced_sweep_waits_for_the_one_that_runs_and_not_for_a_dead_one(
 ) -> None:
     """Of two driver processes, the second replaces nothing while the first lives."""
     root = str(tmp_path / "nml-store")
-    code = HOLDER.format(words=["0,20", None, tuple(TINY[3::2])], root=root)
+    code = HOLDER.format(words=["0,20", "0", tuple(TINY[5::2])], root=root)
     holder = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=tmp_path
     )
