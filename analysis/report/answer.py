@@ -8,9 +8,10 @@ the same sentence.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from analysis import pretrained, wording
+from analysis.averages import Average
 from analysis.claims.verdicts import Verdict
 from analysis.readout import Readout
 from analysis.schemas import CLEAN, CORRELATIONS
@@ -41,12 +42,12 @@ def _of_noise(readout: Readout) -> str:
     if len(measured) == 1:
         missing = "the noisy levels are not finished" if len(levels) > 1 else "no other was asked"
         return f"Measured at 0 % noise alone ({missing}), so there is nothing to compare it with."
-    last = measured[-1]
-    changes = {
-        domain: change.interval
-        for domain, found in averages.items()
-        if (change := found.change(last)) is not None
-    }
+    by_level = {level: _changes(averages, level) for level in measured if level != CLEAN}
+    by_level = {level: found for level, found in by_level.items() if found}
+    if not by_level:
+        return "No replicate is finished at 0 % and at another level yet, so there is no answer."
+    last = max(by_level, key=lambda level: (_replicated(by_level[level], averages), level))
+    changes = by_level[last]
     kind = readout.question.noise_kind.replace("_", " ")
     clauses = [
         _clause(domain, wording.score_name(readout.metrics(domain)), of)
@@ -59,6 +60,18 @@ def _of_noise(readout: Readout) -> str:
         f"Against clean pre-training, {wording.percent(last)} {kind} noise "
         f"{wording.join(clauses)} ({_how_sure(list(changes.values()), wording.method(method))})."
     )
+
+
+def _changes(averages: Mapping[str, Average], level: float) -> dict[str, Interval]:
+    """Domain -> what a level changes from clean, where both are measured."""
+    found = {domain: of.change(level) for domain, of in averages.items()}
+    return {domain: change.interval for domain, change in found.items() if change is not None}
+
+
+def _replicated(changes: Mapping[str, Interval], averages: Mapping[str, Average]) -> bool:
+    """Whether every domain has its change from enough replicates: a sweep may be half done."""
+    measured = [domain for domain, found in averages.items() if found.levels]
+    return all(domain in changes and changes[domain].n >= LEAST_SEEDS for domain in measured)
 
 
 def _clause(domain: str, score: str, of: Interval) -> str:

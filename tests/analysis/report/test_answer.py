@@ -66,10 +66,20 @@ def test_few_replicates_have_no_interval_and_chance_may_explain_them(
     assert found.endswith("so chance may explain it).")
 
 
+def test_half_a_sweep_is_answered_by_the_highest_level_with_replicates(make: Make) -> None:
+    half = make(drop=lambda row: row["noise"] > 10 and row["pretrain_seed"] > 0)
+    assert "10 % symmetric noise" in answer(half)
+    assert "over tasks and 3 replicates" in answer(half)
+    gone = make(drop=lambda row: row["noise"] > 10 and row["domain"] == "ood")
+    assert "10 % symmetric noise" in answer(gone)
+
+
 def test_without_a_comparison_there_is_no_answer(make: Make) -> None:
     assert "nothing to compare it with" in answer(make(levels=(0.0,)))
     assert "no change from clean" in answer(make(levels=(5.0, 10.0)))
     assert "no answer" in answer(make(drop=lambda row: True))
+    apart = make(seeds=(0, 1), drop=lambda row: (row["noise"] == 0) == (row["pretrain_seed"] == 0))
+    assert "No replicate is finished at 0 % and at another level" in answer(apart)
 
 
 def test_encoders_alone_are_told_by_what_they_reach(make: Make) -> None:
