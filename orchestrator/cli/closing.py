@@ -73,8 +73,6 @@ def _method(metric: str) -> str:
 
 def _explained(rows: Sequence[Mapping[str, Any]], verbose: bool) -> str:
     """What a number is the mean of, and what ± is; or that there is none, and why."""
-    from analysis.answer import replicates
-
     scores = [row for row in rows if _parts(row)[0]]
     tasks = {_parts(row)[0].upper(): len(row["members"]) for row in scores}
     same = len(set(tasks.values())) == 1
@@ -82,12 +80,19 @@ def _explained(rows: Sequence[Mapping[str, Any]], verbose: bool) -> str:
     means = " and ".join(_count(n, f"{domain} task".strip()) for domain, n in of.items())
     most = max(row["seeds"] for row in scores)
     if any(row["high"] is not None for row in scores):
-        sure = f"± is half of the {replicates(most)}"
+        sure = f"± is half of the {_replicates(most)}"
     elif most >= LEAST_SEEDS:
         sure = "no interval: the replicates gave equal values"
     else:
-        sure = f"{replicates(most)} (try --seeds 0,1,2)"
+        sure = f"{_replicates(most)} (try --seeds 0,1,2)"
     return f"Mean of {means}; {sure}{'' if verbose else '; -v: more'}."
+
+
+def _replicates(seeds: int) -> str:
+    """What so many replicates (pre-training seeds) give: an interval, or none."""
+    if seeds >= LEAST_SEEDS:
+        return f"95 % interval over {seeds} replicates"
+    return f"{'one replicate' if seeds == 1 else f'{seeds} replicates'}: no interval"
 
 
 def _title(row: Mapping[str, Any]) -> str:

@@ -91,7 +91,7 @@ def _prepare(words: tuple[str, ...], name: str | None, limit_mb: float | None) -
 
     parsed = sweep.command.make_context("sweep", list(words)).params
     redo = parsed.pop("redo")
-    for of_a_run in ("force", "verbose"):
+    for of_a_run in ("force", "verbose", "accept_drift"):
         parsed.pop(of_a_run)
     parsed["file"] = one_file(parsed.pop("words"), parsed["noise"], parsed["seeds"])
     here = Path.cwd()

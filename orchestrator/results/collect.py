@@ -19,10 +19,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from analysis import answer, pretrained
+from analysis import pretrained
 from analysis.readout import Readout
 from analysis.registration import Registration
-from analysis.report import facts
+from analysis.report import answer, facts
 from analysis.summary import summary as summarised
 from jobs import records
 from jobs.storage.folder import Folder
@@ -186,7 +186,7 @@ def _write(
     if not found.records:
         raise UserError(f"nothing to report: {folder.uri} has no finished step; run a sweep first")
     readout = found.readout(problems, rotations, claims)
-    same, found_in_short = facts.constant(readout), answer.sentence(readout)
+    same, found_in_short = facts.constant(readout), answer.answer(readout)
     summary, of_pretrained = summarised(readout), pretrained.summary(readout)
     with tempfile.TemporaryDirectory() as temporary:
         local_folder = Path(temporary)

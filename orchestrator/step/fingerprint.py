@@ -59,6 +59,9 @@ class Texts:
 
     def _members(self, spec: Spec) -> list[tuple[str, str]]:
         """The members of a spec's JSON object: (name, text of key and value)."""
+        if type(spec).semantic is not Spec.semantic:  # it says itself what bears identity
+            own = spec.semantic()
+            return [(name, f"{canonical(name)}:{canonical(own[name])}") for name in own]
         names = self._semantic_fields.get(type(spec))
         if names is None:
             fields = type(spec).model_fields.items()

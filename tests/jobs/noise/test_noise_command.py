@@ -210,10 +210,10 @@ def test_a_small_files_content_affects_identity_and_its_path_does_not(tmp_path: 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["noise.kind=nonsense"], "'nonsense' found using 'kind' does not match any"),
+        (["noise.kind=nonsense"], "the kind must be one of symmetric, pair, groups"),
         (["noise.rate=5"], "unknown field noise.rate"),
         (["noise.clases=[1, 2]"], "unknown field noise.clases (did you mean classes?)"),
-        (["noise.of=everything"], "noise.of = 'everything': input should be 'corpus' or 'subset'"),
+        (["noise.of=everything"], "noise.of = 'everything': must be one of corpus, subset"),
         (["noise.kind=groups"], "noise.file is missing"),
         (["noise={name: n, levels: [5]}"], "noise.kind is missing"),
         (["noise={name: n, kind: groups, levels: [5], file: gone.csv}"], "cannot be read"),

@@ -95,7 +95,7 @@ def test_accepting_a_changed_model_changes_no_fingerprint() -> None:
             "stays behind",
         ),
         ({"ft": {"head": "linear", "adapt": "ft", "space": {"lr": 0.01}}}, None, "stays behind"),
-        ({"zero": {"head": "zero_shot"}}, None, "needs an encoder that reads text"),
+        ({"zero": {"head": "zero_shot"}}, None, "needs an encoder with an image and a text tower"),
         (LP, {"views": {"count": 2, "mask": 0.1}}, "stays behind an API; leave the mask out"),
     ],
 )

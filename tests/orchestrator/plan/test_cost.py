@@ -190,7 +190,9 @@ def test_a_batch_above_the_training_rows_is_refused_when_planned(
 
 def test_a_plan_on_cpus_tells_minutes_and_one_on_gpus_hours(store: Store) -> None:
     rates = {"images_per_second": 500, "features_per_second": 1500, "cells_per_hour": 600}
-    here = build.build(load.load(noise="0,10", overrides=["tasks=[digits]"]))
+    epochs = "pretrain.recipe.schedule.epochs=30"
+    small = ["tasks=[digits]", epochs]
+    here = build.build(load.load(noise="0,10", seeds="0", overrides=small))
     lines = priced(here, store, **rates).lines()
     assert any(line.startswith("  Time on CPUs: 2 min (at the given 500") for line in lines)
     assert any(line.endswith("min on CPUs") for line in lines if line.startswith("Together"))

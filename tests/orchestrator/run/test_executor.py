@@ -329,7 +329,7 @@ def test_what_another_sweep_has_done_with_other_settings_meanwhile_is_not_replac
     results = Executor(small, store, done=done, progress=progress, stages=STAGES).run()
     first = results[small.of_kind("pretrain")[0].address]
     assert first.state is StepState.FAILED
-    assert "with other settings (recipe.schedule.epochs: 7 -> 30), and those stand" in first.reason
+    assert "with other settings (recipe.schedule.epochs: 7 -> 15), and those stand" in first.reason
     assert not RUNS
     assert {s.state for s in assess(other, store).values()} == {StepState.DONE}
 
