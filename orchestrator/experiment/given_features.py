@@ -21,6 +21,9 @@ from jobs.tasks import registry
 from jobs.tasks.spec import Task
 from orchestrator.errors import UserError
 
+BUDGET = {"epochs": 10, "fractions": [10, 100]}
+"""The budget of one file of features, where no experiment file gives one."""
+
 TYPO = 0.8  # similarity of a name and its typing error; digits-by-pixel and digits-parity have less
 
 
@@ -81,10 +84,13 @@ def check(
             )
 
 
-def on_given(raw: Mapping[str, Any], file: str, task: str | None) -> dict[str, Any]:
+def on_given(
+    raw: Mapping[str, Any], file: str, task: str | None, *, short: bool = False
+) -> dict[str, Any]:
     """The features and tuning of an experiment, applied to one file of features as its only ID
     task.
 
+    `short`: the tuning is the demo's, which is cut to the demo's time; `BUDGET` replaces that.
     The encoder is named after the file, and so is the task unless it has its own name. Raises
     UserError for a name that an address cannot hold.
     """
@@ -100,12 +106,15 @@ def on_given(raw: Mapping[str, Any], file: str, task: str | None) -> dict[str, A
             f"digit first; give one with --task"
         ) from None
     kept = ("features", "tuning", "storage", "tracking", "task_folders", "data")
+    sections = {section: raw[section] for section in kept if section in raw}
+    if short:
+        sections["tuning"] = {**sections["tuning"], **BUDGET}
     return {
         "name": f"features-{name}",
         "title": f"Adapting given features: {name}",
         "encoders": [{"kind": "features", "name": stem, "files": {name: file}}],
         "tasks": [name],
-        **{section: raw[section] for section in kept if section in raw},
+        **sections,
     }
 
 

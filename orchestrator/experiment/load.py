@@ -92,7 +92,8 @@ def load(
                 "--features: given features have no noise level and no pre-training seed; leave "
                 "out --noise and --seeds"
             )
-        raw = given_features.on_given(raw, features, task)
+        own = source is None or source == DEMO
+        raw = given_features.on_given(raw, features, task, short=own)
     elif (noise is not None or seeds is not None) and raw.get("encoders") and not raw.get("noise"):
         raise UserError(
             f"{label} pre-trains nothing; leave out --noise and --seeds, or give it corpus, noise "

@@ -110,7 +110,8 @@ def test_the_command_line_makes_an_experiment_of_one_file(tmp_path: Path) -> Non
     (tmp_path / "Text Ada.parquet").write_bytes(b"features")
     file = str(tmp_path / "Text Ada.parquet")
     found = build.build(load.load(features=file, task="sentiment"))
-    assert kinds(found) == {"features": 1, "tune": 5}
+    assert kinds(found) == {"features": 1, "tune": 10}
+    assert found.experiment.tuning.epochs == 10, "more than the demo has time for"
     assert "features/encoder/text-ada/sentiment" in found.steps
     assert load.load(features=file).name == "features-text-ada"
     far = load.load(features="s3://b/Text Ada.parquet?endpoint_override=http://host:9000")
