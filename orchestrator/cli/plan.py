@@ -119,6 +119,11 @@ def command(chosen: Chosen, verbose: bool, claims: bool, as_json: bool, **given:
     click.echo("\n" + "\n".join(estimate.lines()))
     for purchase in bought:
         click.echo(purchase.line)
+    if any(encoder.kind == "transformers" for encoder in chosen.experiment.encoders):
+        from orchestrator.plan.tokens import tokens_lines
+
+        for line in tokens_lines(chosen.plan, chosen.store, assessments):
+            click.echo(line)
     experiment = chosen.experiment
     lines = (replicates_line(experiment), controls_line(experiment), power_line(chosen.plan))
     if known := [line for line in lines if line]:

@@ -151,7 +151,7 @@ def estimate(plan: Plan, assessments: Mapping[str, Assessment], given: Given | N
         each = [one.epochs * (rows // one.batch_size) for one in schedules]  # only whole batches
         steps = sum(each)
         samples = sum(own * one.batch_size for own, one in zip(each, schedules, strict=True))
-    encoded = _samples(plan, todo, assessments)
+    encoded = samples_of(plan, todo, assessments)
     cells = [step.spec for step in todo if isinstance(step.spec, TuneStep)]
     trained = [cell for cell in cells if cell.task.domain == "id"]
     training, encoding, tuning = _rates(plan, assessments, given)
@@ -262,7 +262,7 @@ def _sizes(address: str, plan: Plan) -> Mapping[str, int]:
     return {}
 
 
-def _samples(
+def samples_of(
     plan: Plan, steps: Iterable[Step], assessments: Mapping[str, Assessment]
 ) -> int | None:
     """Samples that these features steps encode, with views; None if a corpus is not known.
@@ -296,7 +296,7 @@ def _rates(
     timed, spent = _spent(done, assessments)
     if given.features_per_second is not None:
         encoding = _given_rate(given.features_per_second, "samples/s")
-    elif (encoded := _samples(plan, timed, assessments)) and spent.get("features"):
+    elif (encoded := samples_of(plan, timed, assessments)) and spent.get("features"):
         encoding = _measured_rate(encoded / spent["features"], "samples/s")
     elif training.per_second is not None:
         basis = f"assumed: {FORWARD_SHARE:g} times the rate of pre-training"
