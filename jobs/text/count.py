@@ -7,7 +7,7 @@ Takes a finished corpus of texts and the bytes of a `tokenizer.json`; gives a me
 from __future__ import annotations
 
 from jobs.contract import StageError
-from jobs.corpus.shards import Index, read_rows
+from jobs.corpus.shards import PARTS, Index, read_rows
 from jobs.storage.folder import Folder
 
 ROWS = 256  # of a corpus's first shard
@@ -26,7 +26,8 @@ def tokens_per_row(corpus: Folder, tokenizer: bytes, most: int | None) -> float:
         raise StageError(f"tokenizer.json cannot be read ({error}); save it again") from error
     opened.no_padding()
     opened.no_truncation()
-    files = [file for part in Index.read(corpus).parts.values() for file in part]
+    index = Index.read(corpus)
+    files = [file for part in PARTS for file in index.parts[part]]
     rows = read_rows(corpus, files[0].file, 0, min(ROWS, files[0].rows), ["text", "pair"])
     texts = zip(rows["text"].to_pylist(), rows["pair"].to_pylist(), strict=True)
     found = opened.encode_batch([text if pair is None else (text, pair) for text, pair in texts])
