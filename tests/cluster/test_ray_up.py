@@ -61,7 +61,7 @@ def test_a_sweep_sent_from_outside_ends_on_the_cluster(happened: dict[str, Any])
     code, output = happened["first"]
     assert code == 0, output
     assert "15 reused, 9 done" in output
-    assert "ood/lp/accuracy" in output
+    assert "OOD accuracy, noise in %" in output
 
 
 def test_storage_inside_the_job_is_refused_before_anything_is_sent(
