@@ -134,7 +134,8 @@ def test_a_struck_sweep_has_one_run_in_mlflow_for_each_step(story: Story) -> Non
         "/".join([*parts[:6], parts[7]])
         for parts in (address.split("/") for address in after if address.startswith("tune/"))
     }
-    assert set(runs) == {*steps, *cells, "sweep/demo"}
+    methods = {f"sweep/demo/{address.rpartition('/')[2]}" for address in cells}
+    assert set(runs) == {*steps, *cells, "sweep/demo", *methods}
 
 
 def runs_by_address(folder: Path) -> Counter[str]:

@@ -59,8 +59,8 @@ def addresses(uri: str) -> Counter[str]:
 
 
 RUNS = (
-    1 + 1 + 2 + 2 + 2 + 4 + 2 * 3 + 1
-)  # steps, one for the cells of an encoder and method, the sweep
+    1 + 1 + 2 + 2 + 2 + 4 + 2 * 3 + 1 + 3
+)  # steps, the cells of an encoder and method, the sweep, its methods
 
 
 def test_the_sweep_finishes_says_so_once_and_sync_fills_the_gap(
@@ -126,7 +126,8 @@ def test_what_was_missed_is_told_as_soon_as_the_server_is_back(
                 closed = True
                 assert tracker.close(report.record(files))
             found = addresses(uri)
-        assert set(found) == {*steps, *groups(made), "sweep/demo"}
+        methods = {f"sweep/demo/{name}" for name in made.experiment.tuning.methods}
+        assert set(found) == {*steps, *groups(made), "sweep/demo", *methods}
         assert max(found.values()) == 1
     finally:
         if not closed:
