@@ -44,6 +44,13 @@ class Interval:
         """Whether there is an interval and zero lies outside it."""
         return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
+    @property
+    def half(self) -> float | None:
+        """Half of the width, also where one side was cut at what can be measured; None without."""
+        if self.low is None or self.high is None:
+            return None
+        return max(self.high - self.mean, self.mean - self.low)
+
 
 @dataclass(frozen=True)
 class Difference:

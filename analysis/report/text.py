@@ -201,8 +201,8 @@ def _mean(of: Interval | None, best: float) -> str:
     text = f"{of.mean:.1f}"
     if round(of.mean, 1) == round(best, 1):
         text = rf"\textbf{{{text}}}"
-    if of.low is not None and of.high is not None:
-        text += rf" {{\scriptsize$\pm${max(of.high - of.mean, of.mean - of.low):.1f}}}"
+    if of.half is not None:
+        text += rf" {{\scriptsize$\pm${of.half:.1f}}}"
     return _RAW + text
 
 

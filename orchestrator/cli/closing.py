@@ -10,6 +10,9 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from analysis.statistics import LEAST_SEEDS, Interval
+from orchestrator.tracking.naming import DOMAINS
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -17,8 +20,6 @@ if TYPE_CHECKING:
 
 NAME = 26  # letters of a row's name at most
 SHORT = 12  # letters of a metric that stands in its table's head
-DOMAINS = ("id", "ood")
-LEAST_SEEDS = 3  # that give an interval
 
 
 def lines(report: Report, width: int, *, verbose: bool = False) -> Iterator[str]:
@@ -103,8 +104,8 @@ def _title(row: Mapping[str, Any]) -> str:
 
 def _value(row: Mapping[str, Any]) -> str:
     digits = 3 if str(row["metric"]).startswith("features/") else 1
-    half = "" if row["high"] is None else f" ±{row['high'] - row['mean']:.{digits}f}"
-    return f"{row['mean']:.{digits}f}{half}"
+    half = Interval(row["mean"], row["low"], row["high"], row["seeds"]).half
+    return f"{row['mean']:.{digits}f}" + ("" if half is None else f" ±{half:.{digits}f}")
 
 
 def _table(

@@ -90,6 +90,11 @@ def test_what_the_interval_is_stands_below() -> None:
     assert said in lines
 
 
+def test_half_of_an_interval_that_ends_at_the_most_is_not_shorter() -> None:
+    cut = row("id/lp/accuracy", 0.0, 98.1, 2.5) | {"high": 100.0}
+    assert any("98.1 ±2.5" in line for line in closing.lines(report([cut]), 80))
+
+
 def test_one_replicate_has_no_interval_and_the_screen_says_so() -> None:
     text = "\n".join(closing.lines(demo(half=None, seeds=1), 80))
     assert "±" not in text
