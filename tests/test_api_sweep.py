@@ -161,3 +161,6 @@ def test_the_commands_show_verify_and_export(told: Told, folder: Path) -> None:
     ledger.write_bytes(data)
     code, printed = in_process(folder, "embeddings", "verify")
     assert (code, ledger.name in printed) == (1, True), printed
+    code, printed = in_process(folder, "embeddings", "export", "damaged.parquet")
+    assert (code, ledger.name in printed) == (2, True), printed
+    assert not list(folder.glob("damaged*")), "nothing is half written"

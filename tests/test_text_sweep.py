@@ -6,9 +6,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from mlflow import MlflowClient
+from tokenizers import Tokenizer
 
 from commands import Run
-from stores import finished, manifests
+from stores import copy, finished, manifests
 from tests.jobs.text.models import put_model
 
 pytestmark = pytest.mark.slow
@@ -67,6 +68,24 @@ def test_texts_that_are_cut_are_counted(swept: tuple[Path, str]) -> None:
     counts = manifests(folder)["features/encoder/small/remarks-films"]["counts"]
     assert counts["rows_truncated"] > 0
     assert counts["rows_train"] + counts["rows_validation"] + counts["rows_test"] == 800
+
+
+def test_plan_tells_the_tokens_that_are_left(
+    swept: tuple[Path, str], tmp_path: Path, run: Run
+) -> None:
+    folder, _ = swept
+    left = "features/encoder/small/remarks-films"
+    copy(folder, tmp_path, left)
+    code, output = run(tmp_path, "plan", str(folder / "my.yaml"))
+    assert code == 0, output
+    (told,) = re.findall(r"To encode with small: about ([\d,]+) tokens", output)
+    tokenizer = Tokenizer.from_file(str(folder / "model/tokenizer.json"))
+    shards = sorted((folder / "nml-store/corpus/remarks-films").glob("*-0*.parquet"))
+    texts = [text for shard in shards for text in pq.read_table(shard)["text"].to_pylist()]
+    counts = [min(len(tokenizer.encode(text)), 12) for text in texts]
+    assert len(texts) == 800
+    assert int(told.replace(",", "")) == pytest.approx(sum(counts), rel=0.05)
+    assert "To encode" not in run(folder, "plan", "my.yaml")[1]
 
 
 def test_features_of_texts_have_no_views(swept: tuple[Path, str]) -> None:

@@ -13,15 +13,17 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from jobs.contract import StageError
 from jobs.corpus.check import Checked, Rules, check
 from jobs.corpus.readers import Classes, Reader, reader_of
 from jobs.corpus.readers.rows import RAW
-from jobs.corpus.spec import Corpus, TableReader
+from jobs.corpus.readers.source import files
+from jobs.corpus.spec import Corpus, JsonLinesReader, TableReader, TextTableReader
 from jobs.storage.folder import Folder
 
 ROWS = 3  # shown
 SHOWN = 40  # characters of a text
-QUICK = 64 << 20  # bytes of a table, which is read to its end
+QUICK = 64 << 20  # bytes of files that are read to their end
 
 
 @dataclass(frozen=True)
@@ -112,11 +114,18 @@ def _cut(text: str) -> str:
 
 
 def is_quick(corpus: Corpus) -> bool:
-    """Whether the first rows are read in about a second: no bucket, no large table."""
+    """Whether `preview` takes about a second: no bucket, no large file that is read to its end."""
     reader = corpus.with_absolute_paths().reader
     if not Folder.of(getattr(reader, "path", ".")).is_local:
         return False
     try:
-        return not isinstance(reader, TableReader) or Path(reader.path).stat().st_size <= QUICK
-    except OSError:
+        match reader:
+            case TableReader():
+                size = Path(reader.path).stat().st_size
+            case TextTableReader() | JsonLinesReader():
+                size = sum(size for _, size in files(reader.path, reader.files))
+            case _:
+                return True
+        return size <= QUICK
+    except (OSError, StageError):
         return True  # `preview` gives the reason

@@ -22,7 +22,7 @@ from datetime import UTC, datetime
 import numpy as np
 
 from jobs.contract import StageError
-from jobs.embeddings.client import Answer, BusyError, Client, RefusedError
+from jobs.embeddings.client import Answer, BusyError, Client, RefusedError, UselessAnswerError
 from jobs.embeddings.ledger import Drift, Ledger, Paid
 from jobs.embeddings.texts import key_of
 from jobs.embeddings.tokens import Counter, counter
@@ -224,8 +224,7 @@ class _Buying:
         else:
             paid, self._unkept = paid + self._unkept, Paid()
             keys, vectors = [batch.keys[n] for n in good], answer.vectors[good]
-            name = await asyncio.to_thread(self._ledger.store, keys, vectors, paid)
-            self._ledger.added(name, keys, vectors.shape[1], paid)
+            await asyncio.to_thread(self._ledger.add, keys, vectors, paid)
         self._bought += len(good)
 
     def _price(self, batch: Batch, answer: Answer) -> Paid:
@@ -254,7 +253,7 @@ class _Buying:
             try:
                 answer = await client.ask(texts)
             except BusyError as error:
-                useless += str(error).startswith("its answer")
+                useless += isinstance(error, UselessAnswerError)
                 if useless >= USELESS_ANSWERS:
                     raise client.ending(f"{error}, {useless} times in a row") from None
                 wait = max(pause, error.wait or 0.0)

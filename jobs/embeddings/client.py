@@ -1,9 +1,10 @@
 """One request to an embedding API, with every check on its answer.
 
 Takes texts; gives their vectors, or says which kind of failure it was: `BusyError` (wait and try
-again), `RefusedError` (these texts, perhaps one of them), or a StageError that ends the step.
-Retries nothing (`jobs/embeddings/ask.py` does) and stores nothing. The key is read from the
-environment here alone, and registered so that no text of this process shows it.
+again; `UselessAnswerError` where it did answer), `RefusedError` (these texts, perhaps one of them),
+or a StageError that ends the step. Retries nothing (`jobs/embeddings/ask.py` does) and stores
+nothing. The key is read from the environment here alone, and registered so that no text of this
+process shows it.
 """
 
 from __future__ import annotations
@@ -45,6 +46,10 @@ class BusyError(Exception):
     def __init__(self, reason: str, wait: float | None = None) -> None:
         super().__init__(redact(reason))
         self.wait = wait
+
+
+class UselessAnswerError(BusyError):
+    """The server answered, and not with one vector for each text."""
 
 
 class RefusedError(Exception):
@@ -152,9 +157,9 @@ class Client:
             tokens = int(usage.get("total_tokens") or usage.get("prompt_tokens") or 0)
         except (ValueError, KeyError, TypeError, AttributeError, binascii.Error) as error:
             what = f"{type(error).__name__}: {_short(str(error))}"
-            raise BusyError(f"its answer is no list of embeddings ({what})") from None
+            raise UselessAnswerError(f"its answer is no list of embeddings ({what})") from None
         if sorted(order) != list(range(count)):
-            raise BusyError(
+            raise UselessAnswerError(
                 f"its answer has {len(order)} vectors for {count} texts, or numbers them wrongly"
             )
         lengths = sorted({len(one) for one in numbers})

@@ -17,8 +17,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -88,6 +89,7 @@ class Ledger:
         self._pieces: list[_Piece] = []
         self._where: dict[bytes, tuple[int, int]] = {}  # text -> piece, row
         self.dim: int | None = None
+        self._adding = threading.Lock()
         self.load()
 
     @staticmethod
@@ -213,17 +215,13 @@ class Ledger:
             self.folder.write_json(IDENTITY, encoder.identity)
 
     def add(self, keys: Sequence[bytes], vectors: Vectors, paid: Paid) -> None:
-        """Add an answer: when this returns, it survives everything but the disk's own death."""
+        """Add an answer: when this returns, it survives everything but the disk's own death.
+
+        Several threads may add at once.
+        """
         name = self._write(keys, vectors, paid, replaces=())
-        self._append(_Piece(name, len(keys), paid), keys, vectors.shape[1])
-
-    def store(self, keys: Sequence[bytes], vectors: Vectors, paid: Paid) -> str:
-        """As `add`, without telling this object: for threads. `added` tells it."""
-        return self._write(keys, vectors, paid, replaces=())
-
-    def added(self, name: str, keys: Sequence[bytes], dim: int, paid: Paid) -> None:
-        """What `store` has written counts from now on."""
-        self._append(_Piece(name, len(keys), paid), keys, dim)
+        with self._adding:
+            self._append(_Piece(name, len(keys), paid), keys, vectors.shape[1])
 
     def _write(
         self, keys: Sequence[bytes], vectors: Vectors, paid: Paid, replaces: Sequence[str]
@@ -332,11 +330,6 @@ def drifts(folder: Folder) -> list[Drift]:
     """The accepted changes of the model of one ledger's folder, oldest first."""
     below = folder / DRIFTS
     return [records.read(below, name, Drift, _REMEDY) for name, _ in below.files()]
-
-
-def missing(ledger: Ledger, keys: Iterable[bytes]) -> list[bytes]:
-    """The texts that are not in a ledger, each once, in order."""
-    return [key for key in dict.fromkeys(keys) if key not in ledger]
 
 
 def _digest_in(name: str) -> str:

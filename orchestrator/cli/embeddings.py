@@ -85,6 +85,7 @@ def export(file: Path, storage: str | None, wanted: str | None) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    from jobs.storage.folder import Folder
     from orchestrator.errors import UserError
 
     found = {name: ledger for name, _, ledger in _ledgers(storage)}
@@ -95,9 +96,12 @@ def export(file: Path, storage: str | None, wanted: str | None) -> None:
         raise UserError(f"--ledger: name one of this store's ledgers ({listed})")
     ledger = found[wanted]
     keys = list(ledger.keys)
-    kind = pa.list_(pa.float32(), ledger.dim or 0)
+    if ledger.dim is None:
+        raise UserError(f"{wanted} has no vector yet; there is nothing to export")
+    kind = pa.list_(pa.float32(), ledger.dim)
     schema = pa.schema([("text_sha256", pa.string()), ("vector", kind)])
-    with pq.ParquetWriter(file, schema) as writer:
+    folder, name = Folder.holding(str(file.absolute()))
+    with folder.new_file(name) as path, pq.ParquetWriter(path, schema) as writer:
         for start in range(0, len(keys), EXPORT_ROWS):
             some = keys[start : start + EXPORT_ROWS]
             flat = pa.array(ledger.vectors(some).reshape(-1))

@@ -7,6 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol, TextIO
 
 from orchestrator.plan.states import StepState
@@ -278,4 +279,5 @@ class Lines:
 
     def _print(self, line: str) -> None:
         seconds = time.monotonic() - self._started
-        print(f"[{seconds:6.1f} s] {line}", file=self._stream, flush=True)
+        with suppress(OSError, ValueError):  # the log is gone, or a test has closed its stream
+            print(f"[{seconds:6.1f} s] {line}", file=self._stream, flush=True)

@@ -14,6 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol
 
 import pyarrow as pa
@@ -71,6 +72,11 @@ class Texts:
         """Whether every row has two texts."""
         return self.spec.fields.pair is not None
 
+    @cached_property
+    def _naming(self) -> Naming:
+        """Labels that occur are collected once: this reads every file."""
+        return Naming(self.classes().ids)
+
     def classes(self) -> Classes:
         """`label_names`; else the names that the files declare; else the labels that occur."""
         if self.spec.labels == "numbers":
@@ -112,9 +118,9 @@ class Texts:
         """By the labels of all rows."""
         if self.spec.labels == "numbers":
             return None
-        naming, found = Naming(self.classes().ids), Counter[int]()
+        found = Counter[int]()
         for text, count in self._label_texts().items():
-            found[naming.of_text(text)] += count
+            found[self._naming.of_text(text)] += count
         return found
 
     def rows(self) -> int:
@@ -134,7 +140,7 @@ class Texts:
     def read(self, unit: Unit, notes: Counter[str]) -> Iterator[pa.Table]:
         """The rows of a file, or of all files. Rows without a label are counted as unlabelled."""
         names = [unit.file] if unit.file else [name for name, _ in self.files()]
-        naming, left_out = Naming(self.classes().ids), pa.array(_unlabelled(self.spec), pa.string())
+        left_out = pa.array(_unlabelled(self.spec), pa.string())
         keys = _Keys()
         for name in names:
             for rows in self.format.rows(name):
@@ -143,14 +149,13 @@ class Texts:
                     notes["unlabelled"] += pc.sum(without).as_py()
                     rows = rows.filter(pc.invert(without))
                 if len(rows):
-                    yield self._as_raw(name, rows, naming, keys, notes)
+                    yield self._as_raw(name, rows, keys, notes)
 
-    def _as_raw(
-        self, name: str, rows: pa.Table, naming: Naming, keys: _Keys, notes: Counter[str]
-    ) -> pa.Table:
+    def _as_raw(self, name: str, rows: pa.Table, keys: _Keys, notes: Counter[str]) -> pa.Table:
         key = rows["key"] if self.spec.key else pa.array(keys.of(rows, notes), pa.string())
         faults, details = rows["fault"].to_pylist(), rows["detail"].to_pylist()
         labels = rows["label"].to_pylist()
+        naming = self._naming
         classes: list[int | None] = [None] * len(rows)
         numbers: list[float | None] = [None] * len(rows)
         for row, text in enumerate(labels):

@@ -10,7 +10,8 @@ import pytest
 
 from commands import Run
 from jobs.contract import StageError
-from jobs.corpus.preview import preview
+from jobs.corpus import preview as previews
+from jobs.corpus.preview import is_quick, preview
 from jobs.corpus.spec import Corpus
 
 Picture = Callable[..., bytes]
@@ -62,6 +63,25 @@ def test_the_rows_of_each_class_are_counted_in_a_table_and_in_folders(
 def test_a_source_that_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(StageError, match="does not exist"):
         preview(source(kind="imagefolder", path=str(tmp_path / "gone")))
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("table", "t.csv"), ("jsonl", "t.jsonl"), ("parquet", "t.parquet")]
+)
+def test_large_files_that_would_be_read_whole_are_left_to_the_build(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, name: str
+) -> None:
+    (tmp_path / name).write_text("text,label\n")
+
+    def texts(path: Path) -> Corpus:
+        fields = {"text": "text", "label": "label"}
+        reader = {"kind": kind, "path": str(path), "files": "t.*", "fields": fields}
+        return Corpus.model_validate({"name": "c", "modality": "text", "reader": reader})
+
+    assert is_quick(texts(tmp_path))
+    monkeypatch.setattr(previews, "QUICK", 4)
+    assert is_quick(texts(tmp_path)) == (kind == "parquet"), "its columns are read alone"
+    assert is_quick(texts(tmp_path / "gone")), "`preview` gives the reason"
 
 
 def test_plan_doctor_and_show_say_it(path: Path, tmp_path: Path, run: Run) -> None:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import pytest
 from embedding_server import Stub, serving, vector
 from jobs.contract import StageError
 from jobs.embeddings import ledger as ledgers
-from jobs.embeddings.ledger import Drift, Ledger, Paid, missing
+from jobs.embeddings.ledger import Drift, Ledger, Paid
 from jobs.embeddings.texts import key_of
 from jobs.encoders.api import ApiEncoder
 from jobs.storage.folder import Folder
@@ -166,9 +167,13 @@ def test_an_accepted_change_of_the_model_is_what_counts_from_then_on(tmp_path: P
     assert np.array_equal(again(tmp_path).canary(KEYS[0]), VECTORS[1])
 
 
-def test_what_is_missing_is_asked_for_once(tmp_path: Path) -> None:
-    new = [key_of("a"), key_of("b")]
-    assert missing(filled(tmp_path), [KEYS[3], new[1], new[0], new[1]]) == [new[1], new[0]]
+def test_threads_may_add_at_once(tmp_path: Path) -> None:
+    found = Ledger.of(Folder.of(tmp_path), OWN)
+    found.begin(OWN)
+    with ThreadPoolExecutor(8) as pool:
+        pool.map(lambda n: found.add([KEYS[n]], VECTORS[[n]], TEN), range(len(KEYS)))
+    assert np.array_equal(found.vectors(KEYS), VECTORS)
+    assert found.paid == again(tmp_path).paid
 
 
 CHILD = """
