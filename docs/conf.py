@@ -27,9 +27,12 @@ myst_heading_anchors = 3
 suppress_warnings = ["misc.highlighting_failure"]
 templates_path: list[str] = []
 
+smartquotes = False
+
 html_theme = "furo"
 html_title = f"nml-orch {version}"
 html_show_sphinx = False
+html_show_copyright = False
 html_copy_source = False
 
 

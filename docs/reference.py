@@ -153,7 +153,7 @@ def _words(kind: Any) -> str:
     if kind in _PLAIN:
         return _PLAIN[kind]
     if isinstance(kind, type) and issubclass(kind, Spec):
-        return f"[{_tag(kind) or 'a section'}](#{_anchor(kind)})"
+        return f"[{_tag(kind).replace('kind: ', '') or 'a section'}](#{_anchor(kind)})"
     if origin is Literal:
         return " or ".join(f"`{one}`" for one in inner)
     if origin is tuple and inner[-1] is not Ellipsis:
