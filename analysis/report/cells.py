@@ -69,7 +69,7 @@ def _of_runs(readout: Readout) -> str:
     """Where the runs of the cells are in MLflow."""
     if readout.run_pages:
         return ", MLflow where its server can be reached"
-    return "; its run in MLflow (`nml-orch ui`) is called tune noise=.../seed=.../method"
+    return "; in MLflow (nml-orch ui) its run is called tune noise=.../seed=.../method"
 
 
 def _tried(count: int | None, failed: int | None) -> Cell:

@@ -65,7 +65,8 @@ def _mean(found: Average, level: float, digits: int = 1, *, several: bool) -> Ce
     if interval.low is not None:
         under.append(_bracket(interval, digits))
     elif several:
-        under.append(wording.count(interval.n, "seed"))
+        equal = "equal in " if interval.n >= LEAST_SEEDS else ""
+        under.append(equal + wording.count(interval.n, "seed"))
     change = found.change(level) if level != CLEAN else None
     if change is not None:
         under.append(f"Δ {wording.interval(change.interval, digits, sign=True)}")

@@ -1,6 +1,6 @@
 """Writes the report of a store and keeps it there.
 
-Takes a plan and its store. Writes the report anew whenever the steps that it reads have changed,
+Takes a plan and its store. Writes the report again whenever the steps that it reads have changed,
 and stores it under `report/<experiment>`, its own manifest last. The report is a view, not
 evidence, so it has no drift.
 """
