@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from html import unescape
 from importlib.util import find_spec
@@ -154,3 +155,18 @@ def test_the_other_shells_completions_are_printed(shell: str, begins: str) -> No
         check=True,
     )
     assert done.stdout.lstrip().startswith(begins)
+
+
+def test_the_citation_is_complete_and_the_readmes_says_the_same() -> None:
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert cited["cff-version"] == "1.2.0"
+    assert {"message", "title", "authors", "abstract"} <= set(cited)
+    assert (cited["title"], cited["version"]) == (project["name"], project["version"])
+    readme = (ROOT / "README.md").read_text().partition("## Citation")[2]
+    assert {one["url"] for one in cited["references"]} == set(project["urls"].values())
+    for one in cited["references"]:
+        names = [f"{author['family-names']}, {author['given-names']}" for author in one["authors"]]
+        assert re.sub(r"\s+", " ", " and ".join(names)) in re.sub(r"\s+", " ", readme)
+        assert all(str(one[field]) in readme for field in ("title", "year", "url"))
+        assert one.get("doi", "") in readme

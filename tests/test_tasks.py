@@ -128,7 +128,7 @@ def test_data_that_is_not_there_is_one_sentence_and_nothing_starts(
     assert code == 2, output
     assert output.strip().count("\n") == 0
     missing = tmp_path / "sets/svhn/cropped_digits"
-    assert f"the data of svhn is not at {missing} (nor is that of dtd)" in output
+    assert f"the data of svhn is not at {missing} (also missing: dtd)" in output
     assert "hf download ufldl-stanford/svhn" in output
     assert "--data FOLDER" in output
     assert not list(tmp_path.rglob("manifest.json"))
