@@ -65,8 +65,11 @@ def side_by_side(first: Readout, second: Readout) -> SideBySide:
     """
     for readout in (first, second):
         if not readout.cells.num_rows:
-            why = "it has no finished cell of an encoder that was pre-trained at a noise level"
-            raise ValueError(f"{readout.experiment} cannot be compared: {why}; sweep it first")
+            raise ValueError(
+                f"{readout.experiment} has no finished cell of an encoder that was pre-trained at "
+                f"a noise level, by which two sweeps are compared; sweep it to the end, or name "
+                f"another"
+            )
     ours, theirs = first.metrics(), second.metrics()
     tasks = tuple(sorted(task for task in ours if theirs.get(task) == ours[task]))
     if not tasks:
