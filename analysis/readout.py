@@ -126,6 +126,7 @@ class Readout:
     pretrained_spectra: pa.Table = field(default_factory=PRETRAINED_SPECTRA_SCHEMA.empty_table)
     label_noise_cells: pa.Table = field(default_factory=LABEL_NOISE_CELLS_SCHEMA.empty_table)
     provenance: Mapping[str, Any] = field(default_factory=dict)  # JSON values, nested
+    run_pages: Mapping[str, str] = field(default_factory=dict)  # a cell's address -> its run's page
 
     def __post_init__(self) -> None:
         if not self.question.fractions:

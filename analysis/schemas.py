@@ -1,6 +1,7 @@
 """The Arrow schemas of the tables that a report is made of, and of the summaries it gives.
 
-Percent, 0-100, for every noise level, accuracy and F1. Computes nothing.
+Percent, 0-100, for every noise level, accuracy and F1. What a column is: `analysis/columns.py`.
+Computes nothing.
 """
 
 from __future__ import annotations
@@ -17,27 +18,27 @@ CELLS_SCHEMA = pa.schema(
     [
         pa.field("address", pa.string(), nullable=False),
         pa.field("noise_kind", pa.string(), nullable=False),
-        pa.field("noise", pa.float64(), nullable=False),  # level, percent
+        pa.field("noise", pa.float64(), nullable=False),
         pa.field("pretrain_seed", pa.int64(), nullable=False),
         pa.field("task", pa.string(), nullable=False),
-        pa.field("domain", pa.string(), nullable=False),  # "id" or "ood"
-        pa.field("trained_on", pa.string()),  # OOD: the ID task whose head is tested
+        pa.field("domain", pa.string(), nullable=False),
+        pa.field("trained_on", pa.string()),
         pa.field("method", pa.string(), nullable=False),
-        pa.field("head", pa.string()),  # what the method trains: linear, paper, released, ...
-        pa.field("fraction", pa.float64(), nullable=False),  # of the training rows, percent
+        pa.field("head", pa.string()),
+        pa.field("fraction", pa.float64(), nullable=False),
         pa.field("tuning_seed", pa.int64(), nullable=False),
         pa.field("test_accuracy", pa.float64()),
         pa.field("test_macro_f1", pa.float64()),
-        pa.field("test_metric", pa.float64()),  # the task's own, named by `metric`
+        pa.field("test_metric", pa.float64()),
         pa.field("metric", pa.string()),
-        pa.field("validation_metric", pa.float64()),  # by the same metric
+        pa.field("validation_metric", pa.float64()),
         pa.field("validation_accuracy", pa.float64()),
         pa.field("n_train", pa.int64()),
         pa.field("n_validation", pa.int64()),
         pa.field("n_test", pa.int64()),
-        pa.field("configurations", pa.int64()),  # tried
+        pa.field("configurations", pa.int64()),
         pa.field("configurations_failed", pa.int64()),
-        pa.field("lr", pa.float64()),  # of the selected configuration, as are the next four
+        pa.field("lr", pa.float64()),
         pa.field("weight_decay", pa.float64()),
         pa.field("mse", pa.float64()),
         pa.field("cov", pa.float64()),
@@ -53,8 +54,8 @@ PREDICTIONS_SCHEMA = pa.schema(
         pa.field("task", pa.string(), nullable=False),
         pa.field("method", pa.string(), nullable=False),
         pa.field("tuning_seed", pa.int64(), nullable=False),
-        pa.field("samples", pa.string(), nullable=False),  # digest of the test samples' keys
-        pa.field("correct", pa.list_(pa.bool_()), nullable=False),  # in order of the keys
+        pa.field("samples", pa.string(), nullable=False),
+        pa.field("correct", pa.list_(pa.bool_()), nullable=False),
     ]
 )
 """Which test samples a head classified correctly: a row for each cell of the largest fraction."""
@@ -65,11 +66,11 @@ ROTATION_SCHEMA = pa.schema(
         pa.field("pretrain_seed", pa.int64(), nullable=False),
         pa.field("images", pa.string(), nullable=False),
         pa.field("domain", pa.string(), nullable=False),
-        pa.field("rows", pa.int64(), nullable=False),  # test samples compared
-        pa.field("k", pa.int64(), nullable=False),  # dimensions of the subspaces
-        pa.field("angles", pa.list_(pa.float64()), nullable=False),  # degrees, rising
-        pa.field("overlap", pa.float64(), nullable=False),  # mean cos^2 of the angles, 0-1
-        pa.field("cka", pa.float64(), nullable=False),  # linear, 0-1
+        pa.field("rows", pa.int64(), nullable=False),
+        pa.field("k", pa.int64(), nullable=False),
+        pa.field("angles", pa.list_(pa.float64()), nullable=False),
+        pa.field("overlap", pa.float64(), nullable=False),
+        pa.field("cka", pa.float64(), nullable=False),
     ]
 )
 """An encoder's features against the clean encoder's of the same seed, for each data set."""
@@ -77,7 +78,7 @@ ROTATION_SCHEMA = pa.schema(
 TRANSITION_SCHEMA = pa.schema(
     [
         pa.field("level", pa.float64(), nullable=False),
-        pa.field("clean", pa.string(), nullable=False),  # class name
+        pa.field("clean", pa.string(), nullable=False),
         pa.field("noisy", pa.string(), nullable=False),
         pa.field("rows", pa.int64(), nullable=False),
     ]
@@ -89,16 +90,16 @@ SPECTRA_SCHEMA = pa.schema(
         pa.field("address", pa.string(), nullable=False),
         pa.field("noise", pa.float64(), nullable=False),
         pa.field("pretrain_seed", pa.int64(), nullable=False),
-        pa.field("images", pa.string(), nullable=False),  # the data set
+        pa.field("images", pa.string(), nullable=False),
         pa.field("domain", pa.string(), nullable=False),
         pa.field("part", pa.string(), nullable=False),
-        pa.field("preprocessing", pa.string(), nullable=False),  # raw, released or centred
+        pa.field("preprocessing", pa.string(), nullable=False),
         pa.field("sve", pa.float64(), nullable=False),
         pa.field("lsvr", pa.float64(), nullable=False),
         pa.field("effective_rank", pa.float64(), nullable=False),
         pa.field("singular_values", pa.list_(pa.float64())),
-        pa.field("dtype", pa.string()),  # the coarsest type that the measured features had
-        pa.field("stored", pa.string()),  # the type in which they are stored; both: float32, ...
+        pa.field("dtype", pa.string()),
+        pa.field("stored", pa.string()),
     ]
 )
 """One row for each encoder, data set, part and preprocessing."""
@@ -108,13 +109,13 @@ PRETRAINING_SCHEMA = pa.schema(
         pa.field("address", pa.string(), nullable=False),
         pa.field("noise", pa.float64(), nullable=False),
         pa.field("seed", pa.int64(), nullable=False),
-        pa.field("val_accuracy", pa.float64()),  # on clean labels; null without labels
-        pa.field("val_image_to_text_r1", pa.float64()),  # R@1, percent; null without captions
+        pa.field("val_accuracy", pa.float64()),
+        pa.field("val_image_to_text_r1", pa.float64()),
         pa.field("val_text_to_image_r1", pa.float64()),
-        pa.field("train_loss_clean", pa.float64()),  # last epoch, samples left alone
-        pa.field("train_loss_flipped", pa.float64()),  # last epoch, changed samples; null if none
+        pa.field("train_loss_clean", pa.float64()),
+        pa.field("train_loss_flipped", pa.float64()),
         pa.field("train_accuracy_clean", pa.float64()),
-        pa.field("train_accuracy_flipped", pa.float64()),  # on their noisy labels
+        pa.field("train_accuracy_flipped", pa.float64()),
     ]
 )
 """One row for each encoder trained here."""
@@ -127,8 +128,8 @@ CURVES_SCHEMA = pa.schema(
         pa.field("address", pa.string(), nullable=False),
         pa.field("noise", pa.float64(), nullable=False),
         pa.field("seed", pa.int64(), nullable=False),
-        pa.field("metric", pa.string(), nullable=False),  # train_accuracy_clean, ..., any prefix/
-        pa.field("step", pa.int64(), nullable=False),  # epoch
+        pa.field("metric", pa.string(), nullable=False),
+        pa.field("step", pa.int64(), nullable=False),
         pa.field("value", pa.float64(), nullable=False),
     ]
 )
@@ -136,9 +137,9 @@ CURVES_SCHEMA = pa.schema(
 
 NOISE_SCHEMA = pa.schema(
     [
-        pa.field("level", pa.float64(), nullable=False),  # requested, percent
-        pa.field("draw", pa.int64()),  # its seed; null where nothing is drawn
-        pa.field("eligible", pa.int64(), nullable=False),  # rows that could change
+        pa.field("level", pa.float64(), nullable=False),
+        pa.field("draw", pa.int64()),
+        pa.field("eligible", pa.int64(), nullable=False),
         pa.field("changed", pa.int64(), nullable=False),
         pa.field("realised_percent", pa.float64(), nullable=False),
     ]
@@ -148,12 +149,12 @@ NOISE_SCHEMA = pa.schema(
 PROBLEMS_SCHEMA = pa.schema(
     [
         pa.field("address", pa.string(), nullable=False),
-        pa.field("status", pa.string(), nullable=False),  # failed, blocked, missing, skipped, ...
-        pa.field("noise", pa.float64()),  # pre-training noise level, percent
-        pa.field("seed", pa.int64()),  # of pre-training
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("noise", pa.float64()),
+        pa.field("seed", pa.int64()),
         pa.field("task", pa.string()),
         pa.field("method", pa.string()),
-        pa.field("label_noise", pa.float64()),  # downstream, percent
+        pa.field("label_noise", pa.float64()),
         pa.field("reason", pa.string()),
     ]
 )
@@ -169,32 +170,32 @@ CONSTANT = "constant"
 OVERLAPS_SCHEMA = pa.schema(
     [
         pa.field("task", pa.string(), nullable=False),
-        pa.field("corpus", pa.string()),  # of pre-training; null: pretrained encoders, or none
-        pa.field("test_images", pa.int64()),  # null: not compared
-        pa.field("undecodable", pa.int64()),  # of these: not compared
-        pa.field("overlap", pa.int64()),  # test samples with a copy among the training samples
-        pa.field("pretraining", pa.int64()),  # of these: in the pre-training samples; null: unknown
-        pa.field("training", pa.int64()),  # in the training rows of the task of its heads
-        pa.field("exact", pa.int64()),  # exact copies, summed over both sets
-        pa.field("near", pa.int64()),  # rescaled or re-encoded copies, summed over both sets
-        pa.field("note", pa.string(), nullable=False),  # why a task is not compared
+        pa.field("corpus", pa.string()),
+        pa.field("test_images", pa.int64()),
+        pa.field("undecodable", pa.int64()),
+        pa.field("overlap", pa.int64()),
+        pa.field("pretraining", pa.int64()),
+        pa.field("training", pa.int64()),
+        pa.field("exact", pa.int64()),
+        pa.field("near", pa.int64()),
+        pa.field("note", pa.string(), nullable=False),
     ]
 )
 """One row for each task and kind of encoder: its test samples that are trained on."""
 
 SUMMARY_SCHEMA = pa.schema(
     [
-        pa.field("metric", pa.string(), nullable=False),  # such as id/<method>/matthews
+        pa.field("metric", pa.string(), nullable=False),
         pa.field("noise", pa.float64(), nullable=False),
         pa.field("mean", pa.float64(), nullable=False),
-        pa.field("low", pa.float64()),  # 95 % t interval over seeds; null for fewer than three
+        pa.field("low", pa.float64()),
         pa.field("high", pa.float64()),
-        pa.field("seeds", pa.int64(), nullable=False),  # pre-training seeds; 0: a count, exact
-        pa.field("members", pa.list_(pa.string()), nullable=False),  # what the mean is over
-        pa.field("left_out", pa.list_(pa.string()), nullable=False),  # not at every level and seed
-        pa.field("preprocessing", pa.string()),  # of the feature space's metrics
-        pa.field("dtype", pa.string()),  # of the same; several are joined by "+"
-        pa.field("metrics", pa.string()),  # of <domain>/<method>/score: the tasks' own, in words
+        pa.field("seeds", pa.int64(), nullable=False),
+        pa.field("members", pa.list_(pa.string()), nullable=False),
+        pa.field("left_out", pa.list_(pa.string()), nullable=False),
+        pa.field("preprocessing", pa.string()),
+        pa.field("dtype", pa.string()),
+        pa.field("metrics", pa.string()),
     ]
 )
 """One row for each metric and noise level."""
@@ -214,8 +215,8 @@ def _with_label_noise(cells: pa.Schema) -> pa.Schema:
     return pa.schema(
         [
             *kept,
-            pa.field("encoder", pa.string()),  # a pretrained one; null for one trained here
-            pa.field("label_noise", pa.float64(), nullable=False),  # of training labels, percent
+            pa.field("encoder", pa.string()),
+            pa.field("label_noise", pa.float64(), nullable=False),
         ]
     )
 
@@ -236,13 +237,11 @@ PRETRAINED_SUMMARY_SCHEMA = pa.schema(
         pa.field("domain", pa.string(), nullable=False),
         pa.field("method", pa.string(), nullable=False),
         pa.field("fraction", pa.float64(), nullable=False),
-        pa.field(
-            "accuracy", pa.float64()
-        ),  # percent, mean over tuning seeds; null where targets are numbers
+        pa.field("accuracy", pa.float64()),
         pa.field("macro_f1", pa.float64()),
-        pa.field("metric", pa.string()),  # the task's own
-        pa.field("score", pa.float64()),  # by that metric, mean over tuning seeds
-        pa.field("deviation", pa.float64()),  # of the main score over tuning seeds; null for one
+        pa.field("metric", pa.string()),
+        pa.field("score", pa.float64()),
+        pa.field("deviation", pa.float64()),
         pa.field("tuning_seeds", pa.int64(), nullable=False),
     ]
 )

@@ -167,7 +167,7 @@ def _data(plan: Plan, left: Collection[str]) -> Iterator[Answer]:
         return
     name, (paths, task) = next(iter(missing.items()))
     how = f": {task.facts.get}" if task.facts else ""
-    others = f" (nor is that of {', '.join(list(missing)[1:])})" if len(missing) > 1 else ""
+    others = f" (also missing: {', '.join(list(missing)[1:])})" if len(missing) > 1 else ""
     yield Answer(
         "data",
         State.ABSENT,

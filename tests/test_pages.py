@@ -100,6 +100,16 @@ def test_the_methods_lines_lie_in_one_chart(pages: Pages, web: Browser) -> None:
     web.visit(url, "id_accuracy", "nmtune-released-control", shot="methods")
 
 
+def test_a_cell_of_the_report_leads_to_its_run(pages: Pages, web: Browser) -> None:
+    page = links.runs_page(pages.url.replace("//", "//user:secret@"), "demo")
+    assert page.startswith(f"{pages.url}/#/experiments/{pages.experiment_id}/runs?")
+    address = "tune/digits/symmetric/resnet-small/noise=5/seed=0/lp"
+    text = web.visit(links.search(page, address), "tune noise=5/seed=0/lp", shot="cell")
+    assert "noise=10/seed=0" not in text
+    assert links.runs_page(pages.url, "another") == ""
+    assert links.runs_page(f"http://127.0.0.1:{free_port()}", "demo") == ""
+
+
 def test_a_childs_page_shows_its_tasks_and_what_it_read(pages: Pages, web: Browser) -> None:
     address = "tune/digits/symmetric/resnet-small/noise=5/seed=0/nmtune-paper"
     text = web.visit(

@@ -128,7 +128,7 @@ def test_data_that_is_not_there_is_one_sentence_and_nothing_starts(
     assert code == 2, output
     assert output.strip().count("\n") == 0
     missing = tmp_path / "sets/svhn/cropped_digits"
-    assert f"the data of svhn is not at {missing} (nor is that of dtd)" in output
+    assert f"the data of svhn is not at {missing} (also missing: dtd)" in output
     assert "hf download ufldl-stanford/svhn" in output
     assert "--data FOLDER" in output
     assert not list(tmp_path.rglob("manifest.json"))
@@ -177,7 +177,7 @@ def test_list_says_what_there_is_and_what_is_at_hand(
     assert _run(["tasks", "list", "--data", str(tmp_path), "--json"]) == 0
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
     assert set(rows) == set(registry.names())
-    assert (rows["eurosat"]["data"], rows["svhn"]["data"]) == ("at hand", "not at hand")
+    assert (rows["eurosat"]["data"], rows["svhn"]["data"]) == ("found", "not found")
     assert (rows["objectnet"]["classes"], rows["objectnet"]["trained_on"]) == (113, "imagenet")
     assert _run(["tasks", "list"]) == 0
     printed = capsys.readouterr().out

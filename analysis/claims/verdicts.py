@@ -65,8 +65,8 @@ class Needed:
     """Seeds that would show an effect of VISIBLE size in a comparison, with 80 % power.
 
     Counted for the test that is made: the family shares Holm's correction, and all comparisons of
-    the claim must hold. The spread over the seeds at hand is uncertain, so there is a range (80 %).
-    None stands for more than MOST_SEEDS.
+    the claim must hold. The spread over the seeds that were run is uncertain, so there is a range
+    (80 %). None stands for more than MOST_SEEDS.
     """
 
     seeds: int | None

@@ -129,7 +129,7 @@ def _by_share(
     drawn = [(fraction, of) for fraction, of in points if of is not None]
     if not drawn:
         return
-    told = [f"{label} on {f:g} % of the rows: {wording.interval(of)}" for f, of in drawn]
+    values = [f"{label} on {f:g} % of the rows: {wording.interval(of)}" for f, of in drawn]
     axes.plot(
         [fraction for fraction, _ in drawn],
         [of.mean for _, of in drawn],
@@ -139,7 +139,7 @@ def _by_share(
         markersize=5,
         linewidth=1.6,
         label=style.plain(label),
-        gid=style.series(label, told),
+        gid=style.series(label, values),
     )
     for fraction, of in drawn:
         style.bar(axes, fraction, of, look, label)

@@ -57,10 +57,10 @@ def _own(axes: Axes, found: Average, look: style.LineStyle, label: str, shift: f
     if not drawn:
         return
     x = [0.0, *(level + shift for level in drawn)]
-    told = [
+    values = [
         f"{label} at {level:g} %: {wording.interval(of, sign=True)}" for level, of in drawn.items()
     ]
-    told.insert(0, f"{label}, clean: 0.0")
+    values.insert(0, f"{label}, clean: 0.0")
     axes.plot(
         x,
         [0.0, *(of.mean for of in drawn.values())],
@@ -71,7 +71,7 @@ def _own(axes: Axes, found: Average, look: style.LineStyle, label: str, shift: f
         markersize=6,
         label=f"{label}, here",
         zorder=3,
-        gid=style.series(label, told),
+        gid=style.series(label, values),
     )
     for at, of in zip(x[1:], drawn.values(), strict=True):
         style.bar(axes, at, of, look, label)

@@ -233,7 +233,7 @@ def line(
     if not drawn:
         return
     x = [level + shift for level, _ in drawn]
-    told = [f"{label} at {level:g} %: {wording.interval(of, digits)}" for level, of in drawn]
+    values = [f"{label} at {level:g} %: {wording.interval(of, digits)}" for level, of in drawn]
     axes.plot(
         x,
         [of.mean for _, of in drawn],
@@ -246,7 +246,7 @@ def line(
         markeredgewidth=0.7,
         label=plain(label),
         zorder=3,
-        gid=series(label, told),
+        gid=series(label, values),
     )
     for at, (_, of) in zip(x, drawn, strict=True):
         bar(axes, at, of, look, label)

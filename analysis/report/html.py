@@ -27,6 +27,7 @@ class Cell:
     under: tuple[str, ...] = ()
     key: float | None = None  # sorts by this number; by its text when None
     mark: str = ""  # a class of style.css; "gap": something is missing here
+    links: tuple[tuple[str, str], ...] = ()  # text and address of each, after the text
 
 
 @dataclass(frozen=True)

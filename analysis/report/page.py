@@ -16,7 +16,7 @@ from analysis.claims.claims import verdicts
 from analysis.claims.verdicts import Verdict
 from analysis.figures.draw import Drawing
 from analysis.readout import Readout
-from analysis.report import answer, downstream_noise, pretrained, svg, tables
+from analysis.report import answer, cells, downstream_noise, pretrained, svg, tables
 from analysis.report import verdicts as verdict_text
 from analysis.report.facts import assurance, facts
 from analysis.report.findings import findings
@@ -157,7 +157,7 @@ def _sections(readout: Readout, figures: Markup, found: Sequence[Verdict]) -> li
             _joined(tables.matrix(readout) if done < asked else NOTHING, problems),
             "What is missing",
         ),
-        Section("cells", "Every cell", tables.cells(readout), "Every cell"),
+        Section("cells", "Every cell", cells.cells(readout), "Every cell"),
         Section("provenance", "Provenance", tables.provenance(readout), "Provenance"),
     ]
 

@@ -87,10 +87,10 @@ def _variable(found: re.Match[str]) -> str:
 
 def _series(found: re.Match[str]) -> str:
     """The group of a named line, with whose it is, and its points with their values."""
-    label, *told = found[1].split(SEPARATOR)
+    label, *tips = found[1].split(SEPARATOR)
     inside, marks = found[2], len(_MARK.findall(found[2]))
-    if told and marks == len(told):
-        values = iter(told)
+    if tips and marks == len(tips):
+        values = iter(tips)
         inside = _MARK.sub(lambda _: f'<use data-tip="{next(values)}" ', inside)
     return f'<g class="series" data-of="{label}">{inside}</g>'
 

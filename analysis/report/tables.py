@@ -1,4 +1,4 @@
-"""The report's tables: averages and their members, methods head to head, gaps, noise, cells.
+"""The report's tables: averages and their members, methods head to head, gaps, noise.
 
 Takes a `Readout`, gives HTML tables. The caption of each says what its numbers are and what they
 are averaged over.
@@ -18,11 +18,11 @@ from analysis.averages import Average
 from analysis.readout import Readout
 from analysis.report.findings import head_to_heads, replicates
 from analysis.report.html import NOTHING, Cell, Table, table
+from analysis.report.values import count_cell, number_cell, percent_cell
 from analysis.schemas import CLEAN, DOMAINS, OWN, PREPROCESSINGS, VALIDATION
 from analysis.statistics import LEAST_SEEDS, Interval
 from analysis.variance import components
 
-MOST_CELLS = 1000  # rows of the cell table on the page; table.csv has all
 MOST_PROBLEMS = 300  # rows of the table of problems on the page; problems.csv has all
 _MEASURES = {"test_accuracy": "accuracy", "test_macro_f1": "macro F1"}
 
@@ -65,7 +65,8 @@ def _mean(found: Average, level: float, digits: int = 1, *, several: bool) -> Ce
     if interval.low is not None:
         under.append(_bracket(interval, digits))
     elif several:
-        under.append(wording.count(interval.n, "seed"))
+        equal = "equal in " if interval.n >= LEAST_SEEDS else ""
+        under.append(equal + wording.count(interval.n, "seed"))
     change = found.change(level) if level != CLEAN else None
     if change is not None:
         under.append(f"Δ {wording.interval(change.interval, digits, sign=True)}")
@@ -83,13 +84,13 @@ def methods(readout: Readout) -> Markup:
             wording.method(one.method),
             wording.method(one.baseline),
             one.domain.upper(),
-            _count(one.wins),
-            _count(one.ties),
-            _count(one.losses),
+            count_cell(one.wins),
+            count_cell(one.ties),
+            count_cell(one.losses),
             Cell(
                 wording.interval(one.overall.interval, 2, sign=True), key=one.overall.interval.mean
             ),
-            _count(one.overall.unpaired),
+            count_cell(one.overall.unpaired),
         ]
         for one in head_to_heads(readout)
     ]
@@ -181,8 +182,8 @@ def pretraining(readout: Readout) -> Markup:
             del columns[measure]
     rows: list[list[Cell | str]] = []
     for row in sorted(readout.pretraining.to_pylist(), key=lambda r: (r["noise"], r["seed"])):
-        values = [_number(row[name], 3 if "loss" in name else 1) for name in columns]
-        rows.append([_level(row["noise"]), _count(row["seed"]), *values])
+        values = [number_cell(row[name], 3 if "loss" in name else 1) for name in columns]
+        rows.append([percent_cell(row["noise"]), count_cell(row["seed"]), *values])
     if not rows:
         return NOTHING
     return table(
@@ -201,8 +202,8 @@ def noise(readout: Readout) -> Markup:
         by_level.setdefault(row["level"], []).append(row)
     rows: list[list[Cell | str]] = [
         [
-            _level(level),
-            _count(len(draws)),
+            percent_cell(level),
+            count_cell(len(draws)),
             _counts([row["eligible"] for row in draws]),
             _counts([row["changed"] for row in draws]),
             _realised([row["realised_percent"] for row in draws], sign=False, suffix=" %"),
@@ -249,7 +250,7 @@ def variance(readout: Readout) -> Markup:
             wording.domain(one.domain),
             wording.method(one.method),
             "noisy" if one.noisy else "clean",
-            _count(one.replicates),
+            count_cell(one.replicates),
             *(_spread(value) for value in (one.replicate, one.tuning, one.sample)),
         ]
         for one in components(readout)
@@ -322,7 +323,7 @@ def overlaps(readout: Readout) -> Table | None:
         [
             row["task"],
             row["note"] or row["corpus"] or "pretrained encoders",
-            *(_count(row[name]) for name in counted),
+            *(count_cell(row[name]) for name in counted),
         ]
         for row in readout.overlaps.to_pylist()
     ]
@@ -350,43 +351,6 @@ def problems(readout: Readout) -> Markup:
     return table(["Status", "Step", "Reason"], rows[:MOST_PROBLEMS], caption=caption)
 
 
-def cells(readout: Readout) -> Markup:
-    """Every finished cell, up to MOST_CELLS of them."""
-    own = set(readout.metrics().values()) - {"accuracy"}
-    rows: list[list[Cell | str]] = []
-    for row in readout.sorted_cells()[:MOST_CELLS]:
-        rows.append(
-            [
-                row["task"],
-                row["domain"].upper(),
-                wording.method(row["method"]),
-                _level(row["noise"]),
-                _count(row["pretrain_seed"]),
-                _count(row["tuning_seed"]),
-                _level(row["fraction"]),
-                *([_own_metric(row)] if own else []),
-                _number(row["test_accuracy"], 2),
-                _number(row["test_macro_f1"], 2),
-                _number(_validation(row), 2),
-                _tried(row["configurations"], row["configurations_failed"]),
-                Cell(_short(row["lr"]), key=row["lr"]),
-                f"{_short(row['mse'])} / {_short(row['cov'])} / {_short(row['svd'])}",
-            ]
-        )
-    if not rows:
-        return NOTHING
-    total = readout.cells.num_rows
-    shown = f"; the first {MOST_CELLS:,} are shown" if total > MOST_CELLS else ""
-    heads = ["Task", "Domain", "Method", "Noise", "Seed", "Tuning seed", "Rows used"]
-    heads += ["Own metric"] if own else []
-    heads += ["Accuracy", "Macro F1", "Validation", "Tried", "lr", "mse / cov / svd"]
-    caption = (
-        f"{total:,} finished cells{shown}; accuracies and F1 in percent, correlations times 100; "
-        f"validation is by {'the own metric' if own else 'accuracy'}; all in table.csv"
-    )
-    return table(heads, rows, caption=caption, numbers=len(heads) - 3, filtered=True)
-
-
 def provenance(readout: Readout) -> Markup:
     """Where and with which versions the results were made."""
     rows = [[name, value] for name, value in _flat(readout.provenance)]
@@ -410,39 +374,3 @@ def _listing(found: tuple[str, ...]) -> Cell | str:
 
 def _gap(found: tuple[str, ...] | list[str]) -> Cell | str:
     return Cell(", ".join(found), mark="gap") if found else "nothing"
-
-
-def _level(value: float) -> Cell:
-    return Cell(wording.percent(value), key=value)
-
-
-def _count(value: int | None) -> Cell:
-    return Cell("–") if value is None else Cell(f"{value:,}", key=value)
-
-
-def _tried(count: int | None, failed: int | None) -> Cell:
-    """How many configurations were tried; marked as a gap when some failed."""
-    cell = _count(count)
-    return Cell(cell.text, (f"{failed:,} failed",), cell.key, "gap") if failed else cell
-
-
-def _own_metric(row: Mapping[str, Any]) -> Cell:
-    """The task's own metric and its name."""
-    value = row["test_metric"]
-    if value is None:
-        return Cell("–")
-    return Cell(wording.number(value, 2), (wording.metric(row["metric"]),), value)
-
-
-def _validation(row: Mapping[str, Any]) -> float | None:
-    """The validation score that the cell was selected by; accuracy where no other is recorded."""
-    own: float | None = row["validation_metric"]
-    return row["validation_accuracy"] if own is None else own
-
-
-def _number(value: float | None, digits: int) -> Cell:
-    return Cell("–") if value is None else Cell(wording.number(value, digits), key=value)
-
-
-def _short(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3g}"

@@ -57,16 +57,16 @@ def write(readout: Readout, folder: Path) -> list[Path]:
         "report.html": html_page(readout, figures, found),
         "report.md": text.markdown(readout, found, drawn),
         "verdicts.md": text.short(readout, found),
-        "claims.csv": _csv(verdict_text.COLUMNS, list(verdict_text.rows(found))),
+        "claims.csv": as_csv(verdict_text.COLUMNS, list(verdict_text.rows(found))),
         "table.csv": cells_csv(readout),
         "summary.csv": summary_csv(readout),
         **_others(readout),
         **text.latex(readout, found),
     }
     if readout.pretrained_cells.num_rows:
-        files["encoders.csv"] = _csv(PRETRAINED_CELLS_SCHEMA.names, pretrained.rows(readout))
+        files["encoders.csv"] = as_csv(PRETRAINED_CELLS_SCHEMA.names, pretrained.rows(readout))
     if readout.label_noise_cells.num_rows:
-        files["label-noise.csv"] = _csv(
+        files["label-noise.csv"] = as_csv(
             LABEL_NOISE_CELLS_SCHEMA.names, downstream_noise.rows(readout)
         )
     for name, content in files.items():
@@ -86,7 +86,7 @@ def _others(readout: Readout) -> dict[str, str]:
         "overlaps.csv": readout.overlaps,
     }
     return {
-        name: _csv(table.column_names, sorted(table.to_pylist(), key=lambda row: _sort_key(row)))
+        name: as_csv(table.column_names, sorted(table.to_pylist(), key=lambda row: _sort_key(row)))
         for name, table in found.items()
         if table.num_rows
     }
@@ -99,15 +99,15 @@ def _sort_key(row: dict[str, Any]) -> tuple[str, ...]:
 
 def cells_csv(readout: Readout) -> str:
     """Every finished cell, one line each, with the columns of CELLS_SCHEMA."""
-    return _csv(CELLS_SCHEMA.names, readout.sorted_cells())
+    return as_csv(CELLS_SCHEMA.names, readout.sorted_cells())
 
 
 def summary_csv(readout: Readout) -> str:
     """The summary, one line for each metric and noise level, with the columns of SUMMARY_SCHEMA."""
-    return _csv(SUMMARY_SCHEMA.names, summary(readout).to_pylist())
+    return as_csv(SUMMARY_SCHEMA.names, summary(readout).to_pylist())
 
 
-def _csv(columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> str:
+def as_csv(columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> str:
     """Comma-separated lines; null is empty, and lists are joined by semicolons."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")

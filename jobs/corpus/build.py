@@ -101,12 +101,12 @@ def _relabel(corpus: str, part: str, own: Classes, main: Classes) -> tuple[int, 
     if unknown:
         raise StageError(
             f"corpus {corpus}: corpus.parts.{part} has classes that corpus.reader lacks "
-            f"({', '.join(unknown[:3])}); name the classes of both alike"
+            f"({', '.join(unknown[:3])}); give both the same class names"
         )
     if bool(own.ids) != bool(main.ids):
         raise StageError(
             f"corpus {corpus}: corpus.parts.{part} has no classes, but corpus.reader has some; "
-            f"name the classes of both alike"
+            f"give both the same class names"
         )
     if own.ids == main.ids:
         return tuple(range(len(own.ids)))

@@ -140,7 +140,7 @@ def _run_piece(do: Callable[[Json], Json], batch: Any) -> pa.Table:
 
 
 def _configure_ray_data() -> None:
-    """Set Ray Data's settings, alike in every stage: all threads of a process share them."""
+    """Set Ray Data's settings, the same in every stage: all threads of a process share them."""
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = DataContext.get_current()
     context.print_on_execution_start = False

@@ -36,7 +36,7 @@ class Preview:
 
     @property
     def without_rows(self) -> list[str]:
-        """The classes of which the source has no row, if that can be told."""
+        """The classes of which the source has no row, if that can be known."""
         if self.counts is None:
             return []
         return [c for label, c in enumerate(self.classes.ids) if not self.counts.get(label)]

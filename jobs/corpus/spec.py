@@ -44,7 +44,7 @@ class RemarksReader(Spec):
     modality: ClassVar[Modality] = "text"
 
     kind: Literal["remarks"] = "remarks"
-    domain: Literal["films", "kitchen"] = "films"
+    domain: Literal["films", "kitchen"] = Field("films", description="what the remarks are about")
 
 
 class FileReader(Spec):
@@ -126,8 +126,8 @@ class ParquetReader(FileReader):
     label: Column | None = Field(None, description="integers, or strings, which are class names")
     label_name: Column | None = Field(None, description="the label's class name")
     classes: ClassNames = Field((), description="names in label order, if no column has them")
-    caption: Column | None = None
-    key: tuple[Column, ...] = ()
+    caption: Column | None = Field(None, description="the column with the caption")
+    key: tuple[Column, ...] = Field((), description="the columns that name a row")
     where: dict[Column, WhereValue | tuple[WhereValue, ...]] = Field(
         default_factory=dict, description="column -> the value (or values) of the rows to keep"
     )
@@ -156,10 +156,10 @@ class TableReader(FileReader):
     quoting: bool | None = Field(
         None, description="whether fields may be quoted (RFC 4180); none: yes, in .tsv files no"
     )
-    caption: Column | None = None
+    caption: Column | None = Field(None, description="the column with the caption")
     label: Column | None = Field(None, description="integers with `classes`, or names")
     classes: ClassNames = Field((), description="names in label order")
-    key: Column | None = None
+    key: Column | None = Field(None, description="the column that names a row")
 
     @model_validator(mode="after")
     def _has_label_or_caption(self) -> TableReader:
@@ -171,9 +171,9 @@ class TableReader(FileReader):
 class TextFields(Spec):
     """Which columns of a source of texts hold what."""
 
-    text: Column = "text"
+    text: Column = Field("text", description="the text of a row, or the first of two")
     pair: Column | None = Field(None, description="the second text of a row: the hypothesis, say")
-    label: Column = "label"
+    label: Column = Field("label", description="the class of a row, or its number")
 
 
 class TextReader(FileReader):
@@ -185,7 +185,7 @@ class TextReader(FileReader):
     modality: ClassVar[Modality] = "text"
 
     files: str = Field("*", description="which files below the path, by file name")
-    fields: TextFields
+    fields: TextFields = Field(description="which columns hold what")
     key: tuple[Column, ...] = Field((), description="the columns that name a row")
     label_names: ClassNames = Field(
         (), description="class names in label order; needed for integer labels without names"
@@ -303,8 +303,12 @@ class Parts(Spec):
     """
 
     train: float = Field(0.60, ge=0, le=1, description="0: a corpus for tests only")
-    validation: ShareOrSource = 0.15
-    test: ShareOrSource = 0.25
+    validation: ShareOrSource = Field(
+        0.15, description="a share of the rows, or a reader of its own; selects configurations"
+    )
+    test: ShareOrSource = Field(
+        0.25, description="a share of the rows, or a reader of its own; read once, at the end"
+    )
 
     @model_validator(mode="after")
     def _shares_sum_to_one(self) -> Parts:
@@ -334,10 +338,10 @@ class Parts(Spec):
 class Corpus(Spec):
     """Keyed images or texts with labels (images: captions too), split into parts and shards."""
 
-    name: Slug
+    name: Slug = Field(description="the corpus's name in addresses and tables")
     modality: Annotated[Modality, SILENT] = Field("image", description="what its samples are")
-    reader: Reader
-    parts: Parts = Parts()
+    reader: Reader = Field(description="where the rows are, and in which format")
+    parts: Parts = Field(Parts(), description="how the rows are split")
     seed: int = Field(0, ge=0, description="decides each key's part and position in the shuffle")
     shuffle: Literal["global", "none"] = Field("global", description="none: in the source's order")
     rows_per_shard: int = Field(512, ge=1, description="semantic: it affects the training order")

@@ -304,7 +304,7 @@ class _Buying:
         if spent + batch.tokens * self._scale * each / 1e6 > most:
             raise client.ending(
                 f"{spent:.2f} is spent and max_price is {most:g}: the server counts more tokens "
-                f"than were foretold; {self._bought:,} of {self._of:,} texts were bought and "
+                f"than were estimated; {self._bought:,} of {self._of:,} texts were bought and "
                 f"stay; raise max_price and sweep again"
             )
 

@@ -129,16 +129,16 @@ class Client:
 
     def _failure(self, error: Any) -> Exception:
         """What a status other than 200 means."""
-        status, said = int(error.status_code), _message(error)
+        status, message = int(error.status_code), _message(error)
         codes = {str(getattr(error, name, None)) for name in ("code", "type")}
-        if codes & set(_QUOTA) or any(name in said for name in _QUOTA):
-            return self.ending(f"the account has no credit left ({said}); pay, then sweep again")
+        if codes & set(_QUOTA) or any(name in message for name in _QUOTA):
+            return self.ending(f"the account has no credit left ({message}); pay, then sweep again")
         if status in _ENDS:
             key = self._encoder.key_env or "key_env"
-            return self.ending(f"{_ENDS[status].format(key=key)} ({status}: {said})")
+            return self.ending(f"{_ENDS[status].format(key=key)} ({status}: {message})")
         if status in _BUSY or status >= 500:
-            return BusyError(f"{status}: {said}", _retry_after(error.response.headers))
-        return RefusedError(f"{status}: {said}")
+            return BusyError(f"{status}: {message}", _retry_after(error.response.headers))
+        return RefusedError(f"{status}: {message}")
 
     def ending(self, what: str) -> StageError:
         """An error that ends the step, about this API."""
@@ -206,8 +206,8 @@ def _message(error: Any) -> str:
     body = error.body
     if isinstance(body, Mapping):
         inner = body.get("error", body)
-        said = inner.get("message") if isinstance(inner, Mapping) else inner
-        return _short(str(said or inner or body))
+        message = inner.get("message") if isinstance(inner, Mapping) else inner
+        return _short(str(message or inner or body))
     return _short(str(body or error))
 
 

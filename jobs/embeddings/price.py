@@ -1,4 +1,4 @@
-"""What the texts that a ledger lacks will cost, foretold without a request.
+"""What the texts that a ledger lacks will cost, estimated without a request.
 
 Reads finished corpora and the ledger. Tokens are counted by the encoder's table, and corrected by
 what the server has reported so far: its count over ours.
@@ -20,7 +20,7 @@ Samples = tuple[Folder, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
-class Foretold:
+class Estimate:
     """What is left to buy of an encoder."""
 
     texts: int  # unique, not in the ledger
@@ -52,13 +52,13 @@ def lacking(encoder: ApiEncoder, ledger: Ledger, samples: Iterable[Samples]) -> 
     return found
 
 
-def foretell(encoder: ApiEncoder, ledger: Ledger, texts: Iterable[str]) -> Foretold:
+def estimate(encoder: ApiEncoder, ledger: Ledger, texts: Iterable[str]) -> Estimate:
     """The price of texts that the ledger lacks."""
     own = counter(encoder.table)
     counts = [own.count(text) for text in texts]
     tokens = round(sum(counts) * ledger.paid.scale)
     each = encoder.price_per_million
-    return Foretold(len(counts), tokens, None if each is None else tokens * each / 1e6)
+    return Estimate(len(counts), tokens, None if each is None else tokens * each / 1e6)
 
 
 def too_dear(encoder: ApiEncoder, what: str) -> str:

@@ -53,7 +53,7 @@ class ApiEncoder(Spec):
     modality: ClassVar[Modality] = "text"
 
     kind: Literal["api"] = "api"
-    name: Slug
+    name: Slug = Field(description="the encoder's name in addresses and tables")
     base_url: Annotated[str, AfterValidator(_plain_url)] = Field(
         description="the API without /embeddings, as in https://api.openai.com/v1"
     )

@@ -27,13 +27,15 @@ class ImageChange(Spec):
 
     size: int | None = Field(None, ge=8, le=1024, description="side in pixels")
     mean: tuple[float, ...] | None = Field(None, description="of pixels in [0, 1]")
-    std: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = Field(None, description="of pixels in [0, 1]")
     crop_pct: Literal["whole"] | Annotated[float, Field(gt=0, le=2)] | None = Field(
         None,
         description="the shorter side becomes size / crop_pct and the centre is cut out; whole: "
         "nothing is cut off, the sides are made equal",
     )
-    interpolation: Literal["bilinear", "bicubic"] | None = None
+    interpolation: Literal["bilinear", "bicubic"] | None = Field(
+        None, description="how an image is resized"
+    )
 
 
 class _WithWeights(Spec):
@@ -41,9 +43,11 @@ class _WithWeights(Spec):
 
     modality: ClassVar[Modality] = "image"
 
-    name: Slug
+    name: Slug = Field(description="the encoder's name in addresses and tables")
     model: str = Field(description="the library's name of the architecture")
-    image: ImageChange = ImageChange()
+    image: ImageChange = Field(
+        ImageChange(), description="changes of the input that the weights were made for"
+    )
 
 
 class TimmEncoder(_WithWeights):
@@ -79,9 +83,15 @@ class FileEncoder(_WithWeights):
     """
 
     kind: Literal["file"] = "file"
-    family: Literal["timm", "open_clip"] = "timm"
-    model_options: dict[str, JsonValue] = Field(default_factory=dict)
-    file: Annotated[str, PATH, NOT_SEMANTIC]
+    family: Literal["timm", "open_clip"] = Field(
+        "timm", description="the library that has the architecture"
+    )
+    model_options: dict[str, JsonValue] = Field(
+        default_factory=dict, description="the library's options of the architecture"
+    )
+    file: Annotated[str, PATH, NOT_SEMANTIC] = Field(
+        description="the weights: a path, s3:// or gs://"
+    )
     sha256: Sha256 | None = Field(None, description="of the file; filled in when planned")
     match: Literal["name", "order"] = Field(
         "name",
@@ -106,7 +116,7 @@ class TransformersEncoder(Spec):
     modality: ClassVar[Modality] = "text"
 
     kind: Literal["transformers"] = "transformers"
-    name: Slug
+    name: Slug = Field(description="the encoder's name in addresses and tables")
     model: Annotated[str, PATH, NOT_SEMANTIC] = Field(
         description="a folder with config.json, model.safetensors and a tokenizer; `package:` and "
         "a path: such a folder in an installed package; with `revision`: an id of the Hub, as in "
@@ -173,7 +183,7 @@ class GivenEncoder(GivenColumns):
     """An encoder given by its features alone: a Parquet file for each task, from any source."""
 
     kind: Literal["features"] = "features"
-    name: Slug
+    name: Slug = Field(description="the encoder's name in addresses and tables")
     files: Annotated[dict[Slug, str], PATH, NOT_SEMANTIC] = Field(
         min_length=1, description="task -> Parquet file with one row for each sample"
     )

@@ -139,7 +139,7 @@ def padding(config: Any, tokenizer: Any) -> int:
 
 
 def reads_types(model: Any, tokenizer: Any) -> bool:
-    """Whether the model is told which of two texts a token belongs to."""
+    """Whether the model gets to know which of two texts a token belongs to."""
     takes = "token_type_ids" in inspect.signature(model.forward).parameters
     named = "token_type_ids" in tokenizer.model_input_names
     return takes and named and getattr(model.config, "type_vocab_size", 2) > 1

@@ -22,7 +22,7 @@ from jobs.corpus.shards import Index
 from jobs.corpus.units import units_of
 from jobs.embeddings.ask import Bought, buy
 from jobs.embeddings.ledger import Ledger
-from jobs.embeddings.price import foretell, lacking, money, too_dear
+from jobs.embeddings.price import estimate, lacking, money, too_dear
 from jobs.embeddings.texts import Sent, key_of, of_corpus
 from jobs.embeddings.tokens import counter
 from jobs.encoders.api import ApiEncoder
@@ -165,7 +165,7 @@ def _buy(
 ) -> Bought:
     where = ledger.folder.uri
     before = _SPENT.get(where, 0.0)
-    left = foretell(encoder, ledger, texts.values())
+    left = estimate(encoder, ledger, texts.values())
 
     def tell(bought: Bought) -> None:
         _SPENT[where] = before + bought.paid.price
@@ -187,7 +187,7 @@ def _check_price(
     """Raise StageError, before the first request, if a sweep would cost more than it may."""
     if encoder.max_price is None:
         return
-    left = foretell(encoder, ledger, texts.values())
+    left = estimate(encoder, ledger, texts.values())
     if left.price is not None and spent + left.price > encoder.max_price:
         before = f", and {money(spent)} is spent" if spent else ""
         raise StageError(too_dear(encoder, f"{left.words} are left{before}"))

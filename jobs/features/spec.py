@@ -20,7 +20,7 @@ BatchSize = Literal["auto"] | Annotated[int, Field(ge=1)]
 class Features(Spec):
     """The features section of an experiment file."""
 
-    views: Views = Views()
+    views: Views = Field(Views(), description="augmented copies of the training samples")
     dtype: Literal["float32", "float16"] = Field("float32", description="as features are stored")
     precision: Precision = Field("float32", description="the encoder's arithmetic (autocast)")
     batch_size: Annotated[BatchSize, NOT_SEMANTIC] = Field(
@@ -28,7 +28,9 @@ class Features(Spec):
         description="rows an encoder encodes at once; auto: as many as fit the device's memory, "
         "of texts a number of tokens",
     )
-    gpus_per_worker: Annotated[float, NOT_SEMANTIC] = Field(0, ge=0)
+    gpus_per_worker: Annotated[float, NOT_SEMANTIC] = Field(
+        0, ge=0, description="GPUs of each encoder that runs; 0: it runs on CPUs"
+    )
     cpus_per_worker: Annotated[int, NOT_SEMANTIC] = Field(
         1, ge=1, description="threads that decode, and that compute where there is no GPU"
     )

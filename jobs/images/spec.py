@@ -20,9 +20,9 @@ class ImageInput(Spec):
     """How decoded pixels become the encoder's input tensor."""
 
     size: int = Field(224, ge=8, le=1024, description="side in pixels after resizing")
-    channels: Literal[1, 3] = 3
+    channels: Literal[1, 3] = Field(3, description="1: grey, 3: colour")
     mean: tuple[float, ...] = Field((0.485, 0.456, 0.406), description="of pixels in [0, 1]")
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    std: tuple[float, ...] = Field((0.229, 0.224, 0.225), description="of pixels in [0, 1]")
     crop_pct: float | None = Field(
         None,
         gt=0,
@@ -30,7 +30,9 @@ class ImageInput(Spec):
         description="outside training: the shorter side becomes size / crop_pct and the centre "
         "is cut out, as timm and open_clip (1.0) do; none: the whole image, its sides made equal",
     )
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    interpolation: Literal["bilinear", "bicubic"] = Field(
+        "bilinear", description="how an image is resized"
+    )
 
     kind: ClassVar[str] = "image"
     """The kind of input, as in an encoder's card."""
@@ -58,8 +60,8 @@ class Affine(Spec):
 
     degrees: float = Field(0, ge=0, le=180, description="rotation, uniform in +-degrees")
     translate: float = Field(0, ge=0, lt=1, description="shift, share of the side")
-    scale: tuple[float, float] = (1.0, 1.0)
-    flip: bool = False
+    scale: tuple[float, float] = Field((1.0, 1.0), description="least and most factor of the size")
+    flip: bool = Field(False, description="mirror half of the images, drawn at random")
 
     @model_validator(mode="after")
     def _check_scale(self) -> Affine:
@@ -121,7 +123,7 @@ def _check_range(name: str, span: tuple[float, float]) -> None:
 class Shift(Spec):
     """A declared change of every test image, drawn from the seed and the key alone."""
 
-    kind: Literal["rotate", "blur", "invert", "noise"]
+    kind: Literal["rotate", "blur", "invert", "noise"] = Field(description="which change")
     strength: float = Field(
         1.0,
         gt=0,
@@ -129,7 +131,7 @@ class Shift(Spec):
         "pixels; noise: standard deviation, as a share of the full range; invert: share of the "
         "way to the negative",
     )
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, description="of the draws of rotate and noise")
 
     @model_validator(mode="after")
     def _check_strength(self) -> Shift:
@@ -147,9 +149,11 @@ class Views(Spec):
     none of texts.
     """
 
-    count: int = Field(2, ge=0, le=1024)
-    augment: Affine = Affine(translate=0.08, scale=(0.9, 1.1))
-    seed: int = Field(0, ge=0)
+    count: int = Field(2, ge=0, le=1024, description="copies of each training sample; 0: none")
+    augment: Affine = Field(
+        Affine(translate=0.08, scale=(0.9, 1.1)), description="of images: how a copy is changed"
+    )
+    seed: int = Field(0, ge=0, description="of the draws")
     mask: Annotated[float, SILENT] = Field(
         0,
         ge=0,

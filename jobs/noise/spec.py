@@ -47,8 +47,12 @@ class _NoiseBase(Spec):
 
     replaces: ClassVar[Literal["label", "caption"]] = "label"
 
-    name: Annotated[Slug, NOT_SEMANTIC]
-    levels: Annotated[tuple[Level, ...], Field(min_length=1), NOT_SEMANTIC]
+    name: Annotated[Slug, NOT_SEMANTIC] = Field(
+        description="the noise's name in addresses and tables"
+    )
+    levels: Annotated[tuple[Level, ...], Field(min_length=1), NOT_SEMANTIC] = Field(
+        description="percent of the rows that become wrong, 0 for clean; each has its own encoders"
+    )
 
     @field_validator("levels")
     @classmethod
@@ -138,7 +142,9 @@ class Subset(_DrawnNoise):
     """Paper 2's asymmetric noise: labels of the named classes become others of these classes."""
 
     kind: Literal["subset"] = "subset"
-    classes: tuple[ClassName, ...] = Field(min_length=2)
+    classes: tuple[ClassName, ...] = Field(
+        min_length=2, description="the classes whose labels are exchanged"
+    )
 
 
 class Instance(_DrawnNoise):
@@ -146,8 +152,8 @@ class Instance(_DrawnNoise):
 
     kind: Literal["instance"] = "instance"
     file: Path = Field(description="Parquet: a key and the list of its C class probabilities")
-    key: str = "key"
-    column: str = "probabilities"
+    key: str = Field("key", description="the column with the samples' keys")
+    column: str = Field("probabilities", description="the column with the probabilities")
     sha256: Sha256 | None = Field(None, description="of the file; checked where it is given")
 
 
@@ -156,7 +162,7 @@ class Given(_NoiseBase):
 
     kind: Literal["given"] = "given"
     file: Path = Field(description="Parquet or CSV: a key and its noisy label")
-    key: str = "key"
+    key: str = Field("key", description="the column with the samples' keys")
     column: str = Field(description="the noisy labels, by class name, id or number")
     sha256: Sha256 | None = Field(None, description="of the file; checked where it is given")
 
@@ -178,7 +184,7 @@ class CaptionSwapNear(_DrawnNoise):
     file: Annotated[str | None, PATH, NOT_SEMANTIC] = Field(
         None, description="Parquet or CSV: a key and its cluster; none: classes are the clusters"
     )
-    key: str = "key"
+    key: str = Field("key", description="the column with the samples' keys")
     column: str | None = Field(None, description="the clusters, by number or name")
     sha256: Sha256 | None = Field(None, description="of the file; checked where it is given")
 

@@ -45,7 +45,7 @@ class Cohort:
         finish: Callable[[int, Trained], Outcome],
         ended: Callable[[int, Result], None],
     ) -> None:
-        """`finish` writes a trained run; `ended` is told how each run ended, and may raise.
+        """`finish` writes a trained run; `ended` is called with how each run ended, and may raise.
 
         A run that has ended is taken out of `loops`.
         """

@@ -46,7 +46,7 @@ from jobs.pretrain.telemetry import tables
 CURVES = "curves.parquet"
 
 Ended = Callable[[Work, Result], None]
-"""Is told how a run ended; may raise."""
+"""Is called with how a run ended; may raise."""
 
 
 def train_run(
@@ -81,8 +81,8 @@ def train_runs(
 ) -> None:
     """Train runs side by side, whose steps are equal and whose inputs differ in noise alone.
 
-    Each ends as with `train_run`, as `ended` is told. `limit`: how many train at once; none: as
-    many as memory holds. Raises `loop.StoppedError` when a watch asks to stop, and
+    Each ends as with `train_run`, and `ended` is called with it. `limit`: how many train at once;
+    none: as many as memory holds. Raises `loop.StoppedError` when a watch asks to stop, and
     `nonfinite.TooManyTogetherError` when fewer must train at once.
     """
     step, group, limit = runs[0].step, group or DistributedGroup(), limit or Limit()

@@ -23,7 +23,7 @@ class Schedule(Spec):
     contrastive ones.
     """
 
-    epochs: int = Field(ge=1)
+    epochs: int = Field(ge=1, description="passes over the training part")
     batch_size: int = Field(ge=1, description="global: over all workers and accumulated steps")
     repeats: int = Field(
         1,
@@ -31,15 +31,17 @@ class Schedule(Spec):
         description="repeated augmentation: adjacent copies of an image in a batch, each with its "
         "own augmentation; an epoch keeps its length, so it has fewer different images",
     )
-    optimizer: Literal["sgd", "adamw", "lamb"] = "adamw"
-    lr: float = Field(gt=0)
-    weight_decay: float = Field(0.0, ge=0)
+    optimizer: Literal["sgd", "adamw", "lamb"] = Field("adamw", description="the update rule")
+    lr: float = Field(gt=0, description="the learning rate after the warm-up")
+    weight_decay: float = Field(0.0, ge=0, description="of all weights but biases and norms")
     momentum: float = Field(0.9, ge=0, lt=1, description="of sgd (Nesterov)")
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
         (0.9, 0.999), description="of adamw and lamb"
     )
     eps: float | None = Field(None, gt=0, description="of adamw and lamb; none: timm's own")
-    warmup_epochs: float = Field(0.0, ge=0)
+    warmup_epochs: float = Field(
+        0.0, ge=0, description="epochs in which lr rises to its full value"
+    )
     warmup_lr: float | None = Field(
         None, ge=0, description="at the start of the warm-up; none: lr / 100"
     )
@@ -48,7 +50,9 @@ class Schedule(Spec):
         "from_start",
         description="where the cosine begins: with the warm-up, as in timm, or after it",
     )
-    clip_grad_norm: float | None = Field(None, gt=0)
+    clip_grad_norm: float | None = Field(
+        None, gt=0, description="gradients are scaled down to this norm; none: they are not"
+    )
     ema_decay: float | None = Field(
         None, gt=0, lt=1, description="evaluate and store the weights' moving average instead"
     )
@@ -96,17 +100,21 @@ class Supervised(Spec):
     """A timm model trained with cross-entropy, or binary cross-entropy, on the (noisy) labels."""
 
     objective: Literal["supervised"] = "supervised"
-    name: Slug
+    name: Slug = Field(description="the recipe's name in addresses and tables")
     model: str = Field(description="a timm model name")
     model_options: dict[str, JsonValue] = Field(
         default_factory=dict, description="timm's: drop_path_rate, drop_rate, ..."
     )
-    image: ImageInput = ImageInput()
-    augment: Augment = Augment()
-    mix: Mix = Mix()
-    schedule: Schedule
-    loss: Literal["ce", "bce"] = "ce"
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    image: ImageInput = Field(ImageInput(), description="how an image becomes the encoder's input")
+    augment: Augment = Field(Augment(), description="random changes of the training images")
+    mix: Mix = Field(Mix(), description="mixup and CutMix")
+    schedule: Schedule = Field(description="optimizer and length of the training")
+    loss: Literal["ce", "bce"] = Field(
+        "ce", description="ce: cross-entropy; bce: binary cross-entropy of each class"
+    )
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="share of a target that is spread over all classes"
+    )
     bce_threshold: float | None = Field(
         None, gt=0, lt=1, description="of bce: mixed targets above it count as 1, others as 0"
     )
@@ -131,14 +139,14 @@ class Contrastive(Spec):
     """An open_clip model trained with its contrastive loss on images and (noisy) captions."""
 
     objective: Literal["contrastive"] = "contrastive"
-    name: Slug
+    name: Slug = Field(description="the recipe's name in addresses and tables")
     model: str = Field(description="an open_clip model name, or a label for `model_options`")
     model_options: dict[str, JsonValue] = Field(
         default_factory=dict, description="an open_clip model configuration given in place"
     )
-    image: ImageInput = ImageInput()
-    augment: Augment = Augment()
-    schedule: Schedule
+    image: ImageInput = Field(ImageInput(), description="how an image becomes the encoder's input")
+    augment: Augment = Field(Augment(), description="random changes of the training images")
+    schedule: Schedule = Field(description="optimizer and length of the training")
     templates: tuple[Template, ...] = Field(
         ("a photo of a {}.",), min_length=1, description="for zero-shot evaluation by class name"
     )
@@ -167,9 +175,9 @@ class Resources(Spec):
     function: results may differ in rounding, not in meaning.
     """
 
-    workers: int = Field(1, ge=1)
-    cpus_per_worker: int = Field(1, ge=1)
-    gpus_per_worker: float = Field(0, ge=0)
+    workers: int = Field(1, ge=1, description="processes that train a run together")
+    cpus_per_worker: int = Field(1, ge=1, description="CPUs of each; they decode and augment too")
+    gpus_per_worker: float = Field(0, ge=0, description="GPUs of each; 0: it trains on CPUs")
     images_per_pass: int | None = Field(
         None,
         ge=1,
@@ -211,24 +219,34 @@ row. Not semantic: a run that finishes under `stop` had no such loss, so `skip` 
 class PretrainSettings(Spec):
     """What every run of an experiment has in common."""
 
-    recipe: Recipe
-    checkpoint_minutes: Annotated[float, NOT_SEMANTIC] = Field(10, gt=0)
+    recipe: Recipe = Field(description="what is trained, and how")
+    checkpoint_minutes: Annotated[float, NOT_SEMANTIC] = Field(
+        10, gt=0, description="minutes between two checkpoints, from which a killed run continues"
+    )
     telemetry_steps: Annotated[int, NOT_SEMANTIC] = Field(
         50, ge=1, description="updates between two points of loss, speed, ... over a run"
     )
-    on_nan: Annotated[OnNan, NOT_SEMANTIC] = "stop"
+    on_nan: Annotated[OnNan, NOT_SEMANTIC] = Field(
+        "stop",
+        description="at a loss that is not finite: stop the run, or skip the update and count it, "
+        "up to ten in a row",
+    )
     max_damaged: Annotated[int, NOT_SEMANTIC] = Field(
         10,
         ge=0,
         description="most images of a run that cannot be decoded; they are grey, and counted",
     )
-    resources: Annotated[Resources, NOT_SEMANTIC] = Resources()
+    resources: Annotated[Resources, NOT_SEMANTIC] = Field(
+        Resources(), description="what each run may use"
+    )
 
 
 class Pretrain(PretrainSettings):
     """The pre-training section of an experiment file."""
 
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1)
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (0,), min_length=1, description="one replicate each; three give intervals and verdicts"
+    )
 
     @model_validator(mode="after")
     def _check_seeds(self) -> Pretrain:

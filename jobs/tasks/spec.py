@@ -23,7 +23,7 @@ from jobs.tasks.target import KINDS, OF_TWO_CLASSES, Metric, TargetKind, TargetN
 class Facts(Spec):
     """Known properties of a task's data; `tasks check` compares them with the data."""
 
-    homepage: str = Field(min_length=1)
+    homepage: str = Field(min_length=1, description="where the data is described")
     get: str = Field(min_length=1, description="how to get it, and where to put it")
     sizes: dict[Literal["reader", "train", "validation", "test"], int] = Field(
         min_length=1,
@@ -47,16 +47,20 @@ Classes = dict[str, tuple[Annotated[int, Field(strict=True)] | str, ...]]
 class Task(Spec):
     """A downstream task on frozen features."""
 
-    name: Slug
-    title: Annotated[str, NOT_SEMANTIC]
-    domain: Literal["id", "ood"]
+    name: Slug = Field(description="the name in experiment files, addresses and tables")
+    title: Annotated[str, NOT_SEMANTIC] = Field(description="the name in figures and reports")
+    domain: Literal["id", "ood"] = Field(
+        description="id: heads are trained on it; ood: it only tests the heads of `trained_on`"
+    )
     source: Literal["images", "text", "features"] = Field(
         "images",
         description="what the samples are; features: given as files (encoder kind `features`), "
         "without images or texts",
     )
-    corpus: Corpus | None = None
-    shift: Shift | None = None
+    corpus: Corpus | None = Field(
+        None, description="the samples, as in an experiment file; none: given features"
+    )
+    shift: Shift | None = Field(None, description="OOD: a change of every test image")
     classes: Classes | None = Field(
         None,
         description="class name -> labels (numbers) or classes (names) of the corpus that belong "
@@ -66,14 +70,18 @@ class Task(Spec):
     target: TargetName = Field(
         "class", description="number: a regression, for texts and given features"
     )
-    metric: Metric = "accuracy"
+    metric: Metric = Field(
+        "accuracy", description="what selects configurations, and what every average is of"
+    )
     trained_on: Slug | None = Field(None, description="OOD: the ID task whose heads are tested")
     answers: dict[str, tuple[str, ...]] | None = Field(
         None,
         description="OOD: class name -> classes of `trained_on` that count as it; none: the class "
         "of the same name",
     )
-    facts: Annotated[Facts | None, NOT_SEMANTIC] = None
+    facts: Annotated[Facts | None, NOT_SEMANTIC] = Field(
+        None, description="what is known of the data; `nml-orch tasks check` compares it"
+    )
 
     @field_validator("corpus")
     @classmethod

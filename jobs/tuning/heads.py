@@ -19,8 +19,8 @@ would be rounding noise, which AdamW turns into steps of full size. The authors'
 this drift is its only effect.
 
 Initial weights depend only on the seed, on each parameter's name and shape, and on `Start`. So
-members start alike, and so do methods that share a parameter. A single member is stored as named
-tensors: float32, and float64 for a number's mean and deviation.
+members start with the same weights, and so do methods that share a parameter. A single member is
+stored as named tensors: float32, and float64 for a number's mean and deviation.
 """
 
 from __future__ import annotations

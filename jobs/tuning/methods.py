@@ -45,12 +45,17 @@ class Method(Spec):
     (`docs/published.md`).
     """
 
-    head: Literal["linear", "paper", "released", "ridge", "lbfgs", "zero_shot"]
-    space: Space = Space()
+    head: Literal["linear", "paper", "released", "ridge", "lbfgs", "zero_shot"] = Field(
+        description="the layers on the encoder, and how they are found"
+    )
+    space: Space = Field(Space(), description="the hyper-parameters and their ranges")
     templates: tuple[Template, ...] = Field(
         TEMPLATES, min_length=1, description="zero_shot: {} stands for a class's name"
     )
-    adapt: Literal["frozen", "lora", "ft"] = "frozen"
+    adapt: Literal["frozen", "lora", "ft"] = Field(
+        "frozen",
+        description="what is trained: the head alone, low-rank adapters too, or the whole encoder",
+    )
     rank: int = Field(8, ge=1, description="lora: of each adapter")
     encoder_lr: float = Field(
         1.0, ge=0, le=1, description="lora, ft: the encoder's share of the space's lr"

@@ -19,7 +19,7 @@ from jobs.contract import Spec
 class LogUniform(Spec):
     """Tune's `loguniform(low, high)`."""
 
-    loguniform: tuple[float, float]
+    loguniform: tuple[float, float] = Field(description="low and high, both above 0")
 
     @model_validator(mode="after")
     def _ordered(self) -> LogUniform:
@@ -32,7 +32,7 @@ class LogUniform(Spec):
 class Uniform(Spec):
     """Tune's `uniform(low, high)`."""
 
-    uniform: tuple[float, float]
+    uniform: tuple[float, float] = Field(description="low and high")
 
     @model_validator(mode="after")
     def _ordered(self) -> Uniform:
@@ -45,7 +45,7 @@ class Uniform(Spec):
 class QUniform(Spec):
     """Tune's `quniform(low, high, q)`: uniform, rounded to multiples of q."""
 
-    quniform: tuple[float, float, float]
+    quniform: tuple[float, float, float] = Field(description="low, high and the step q")
 
     @model_validator(mode="after")
     def _ordered(self) -> QUniform:
@@ -66,7 +66,7 @@ class QUniform(Spec):
 class RandInt(Spec):
     """Tune's `randint(low, high)`: whole numbers from low to high - 1."""
 
-    randint: tuple[int, int]
+    randint: tuple[int, int] = Field(description="low, and one more than the highest")
 
     @model_validator(mode="after")
     def _ordered(self) -> RandInt:
@@ -79,13 +79,13 @@ class RandInt(Spec):
 class Choice(Spec):
     """Tune's `choice(values)`."""
 
-    choice: tuple[float, ...] = Field(min_length=1)
+    choice: tuple[float, ...] = Field(min_length=1, description="the values")
 
 
 class Grid(Spec):
     """Tune's `grid_search(values)`: every value, combined with every value of the other grids."""
 
-    grid: tuple[float, ...] = Field(min_length=1)
+    grid: tuple[float, ...] = Field(min_length=1, description="the values")
 
 
 DOMAINS = ("loguniform", "uniform", "quniform", "randint", "choice", "grid")
@@ -141,10 +141,10 @@ class Space(Spec):
     """The hyper-parameters of one method. Loss weights of 0 turn a regulariser off."""
 
     lr: Domain | None = Field(None, description="required for heads that are trained by steps")
-    weight_decay: Domain = 0.0
-    mse: Domain = 0.0
-    cov: Domain = 0.0
-    svd: Domain = 0.0
+    weight_decay: Domain = Field(0.0, description="of the head's weights")
+    mse: Domain = Field(0.0, description="weight of NMTune's consistency with the frozen features")
+    cov: Domain = Field(0.0, description="weight of NMTune's covariance term")
+    svd: Domain = Field(0.0, description="weight of NMTune's dominant-singular-value term")
     scale: Domain = Field(1.0, description="multiplies mse, cov and svd of a configuration")
     l2: Domain | None = Field(
         None, description="required for ridge and lbfgs, their only parameter"

@@ -28,7 +28,7 @@ class Halving(Spec):
     """
 
     first: int = Field(ge=1, description="epochs before the first cut")
-    eta: int = Field(2, ge=2)
+    eta: int = Field(2, ge=2, description="one of so many configurations continues after a cut")
 
     def cuts(self, configurations: int, epochs: int) -> tuple[tuple[int, int], ...]:
         """(epoch, configurations that continue after it) of each cut before the last epoch."""
@@ -58,13 +58,19 @@ class TuningSettings(Spec):
     """What all cells of an experiment share: budget, search, arithmetic and resources."""
 
     configurations: int = Field(8, ge=1, description="tried for each method in each cell")
-    epochs: int = Field(30, ge=1)
+    epochs: int = Field(30, ge=1, description="of each configuration, over the training rows")
     schedule: Annotated[Schedule, SILENT] = Field(
         "cosine", description="of the learning rate, from its base to 0 over all epochs"
     )
     batch_size: int = Field(64, ge=2, description="samples a step, each with all its views")
-    search: Search = "random"
-    halving: Halving | None = None
+    search: Search = Field(
+        "random",
+        description="how configurations are chosen: drawn, all of a grid, or by Optuna from the "
+        "results so far",
+    )
+    halving: Halving | None = Field(
+        None, description="drop the worse configurations early; none: all train to the end"
+    )
     patience: int | None = Field(
         None, ge=1, description="a configuration stops after so many epochs without improvement"
     )
@@ -79,8 +85,14 @@ class TuningSettings(Spec):
 class Tuning(TuningSettings):
     """The tuning section of an experiment file. All methods have the same budget by design."""
 
-    methods: dict[Slug, Method] = Field(min_length=1)
-    fractions: tuple[Annotated[float, Field(gt=0, le=100)], ...] = Field((100.0,), min_length=1)
+    methods: dict[Slug, Method] = Field(
+        min_length=1,
+        description="the methods by name; each regularised one gets a control without "
+        "regularisers, unless one is among them",
+    )
+    fractions: tuple[Annotated[float, Field(gt=0, le=100)], ...] = Field(
+        (100.0,), min_length=1, description="percent of a task's training rows that heads get"
+    )
     label_noise: tuple[Percent, ...] = Field(
         (0.0,),
         min_length=1,

@@ -11,6 +11,7 @@ from functools import partial, wraps
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from orchestrator.run.waiting import waiting
 
@@ -65,21 +66,38 @@ class Held:
         return found
 
 
+@dataclass(frozen=True)
+class Two:
+    """Two sweeps that the command line named, each by a store or an experiment."""
+
+    names: tuple[str, str]
+    storage: str | None
+    task_folders: tuple[str, ...]
+    data: str | None
+
+
 def experiment_options(
     function: Callable[..., Any],
     *,
     last: bool = False,
     sources: bool = False,
     held: bool = False,
+    two: bool = False,
 ) -> Callable[..., Any]:
     """Add FILE and the options that change it. The command gets a `Chosen` as its first argument.
 
     Without FILE the experiment is the demo. With `last` it is the last sweep started on the store,
     and the demo only if there was none. With `held`, without FILE and options, the command gets a
-    `Held`. With `sources`, a file with a corpus, or corpus and noise, is enough.
+    `Held`. With `sources`, a file with a corpus, or corpus and noise, is enough. With `two`, a
+    command that is given two names gets a `Two`.
     """
 
-    @click.argument("words", nargs=-1, metavar="[FILE]")
+    @click.argument(
+        "words",
+        nargs=-1,
+        metavar="[FILE] | A B" if two else "[FILE]",
+        shell_complete=_complete_file,
+    )
     @click.option(
         "--noise",
         metavar="LEVELS",
@@ -116,6 +134,8 @@ def experiment_options(
         task: str | None,
         **rest: Any,
     ) -> Any:
+        if two and len(words) == 2 and not any((noise, seeds, overrides, features, task)):
+            return function(Two((words[0], words[1]), storage, tasks_path, data), **rest)
         file = one_file(words, noise, seeds)
         given = file, noise, seeds, overrides, storage, tasks_path, data, features, task
         if held and not any((*given[:4], *given[5:])):
@@ -125,6 +145,16 @@ def experiment_options(
         return function(chosen, **rest)
 
     return wrapped
+
+
+def _complete_file(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Files, and the names of the bundled experiments, for the completion of a shell."""
+    from orchestrator.experiment.load import bundled
+
+    names = [name for name in bundled() if name.startswith(incomplete)]
+    return [CompletionItem(incomplete, type="file"), *map(CompletionItem, names)]
 
 
 redo_option = click.option(
@@ -138,6 +168,9 @@ redo_option = click.option(
 
 last_experiment_options = partial(experiment_options, last=True)
 """For the commands that read the results of a sweep."""
+
+report_options = partial(experiment_options, last=True, two=True)
+"""For the report, of one sweep or of two."""
 
 source_options = partial(experiment_options, sources=True)
 """For the commands that make corpora and noise."""

@@ -128,8 +128,8 @@ def command(chosen: Chosen, verbose: bool, claims: bool, as_json: bool, **given:
     lines = (replicates_line(experiment), controls_line(experiment), power_line(chosen.plan))
     if known := [line for line in lines if line]:
         click.echo("\n" + "\n".join(known))
-    told = _registered(chosen, assessments)
-    for line in (*told, *unread_parts(chosen.plan), *_sources(chosen, assessments)):
+    registered = _registered(chosen, assessments)
+    for line in (*registered, *unread_parts(chosen.plan), *_sources(chosen, assessments)):
         click.echo(line)
     if lacking:
         click.echo("\nA sweep from here lacks:")

@@ -59,7 +59,7 @@ def command(
 
     if sum(map(bool, (attach, stop, listing, words))) > 1 and (attach or stop or listing):
         raise UserError(
-            "--attach, --stop and --list go neither with a sweep nor with each other; give one"
+            "--attach, --stop and --list cannot be combined, nor given with a sweep; give one"
         )
     variable = os.environ.get(VARIABLE)
     where = address or variable or DEFAULT_ADDRESS

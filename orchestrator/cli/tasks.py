@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from jobs.tasks.spec import Task
 
 CLASSES_SHOWN = 12
+FOUND = "found"  # of a task's data
 
 
 @click.group("tasks")
@@ -31,7 +32,7 @@ Examples:
 @task_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_(tasks_path: tuple[str, ...], data: str | None, as_json: bool) -> None:
-    """List every task, and whether its data is at hand."""
+    """List every task, and whether its data is found."""
     found = [_row(task) for task in _load(tasks_path, data).values()]
     found.sort(key=lambda row: (row["domain"] == "ood", row["trained_on"] or "", row["name"]))
     if as_json:
@@ -65,7 +66,7 @@ def show(name: str, tasks_path: tuple[str, ...], data: str | None, as_json: bool
     "check",
     epilog="""\b
 Examples:
-  nml-orch tasks check                          every file, and all data at hand
+  nml-orch tasks check                          every file, and all data that is found
   nml-orch tasks check imagenet-r --data /data
 Exit status: 0 no fault (missing data is no fault), 1 some fault, 2 a mistake in the command.""",
 )
@@ -92,9 +93,9 @@ def check(
         state = _data_state(task)
         complaints = [*faults(task), *link_faults(task, tasks)]
         complaints += [f"tests the samples of {first}" for first, name in same if name == task.name]
-        if state == "at hand":
+        if state == FOUND:
             complaints += data_faults(task)
-        shown = list(found_in(task)) if task.facts is None and state == "at hand" else []
+        shown = list(found_in(task)) if task.facts is None and state == FOUND else []
         found[task.name] = {
             "title": task.title,
             "data": state,
@@ -147,7 +148,7 @@ def _data_state(task: Task) -> str:
 
     if task.corpus is None:
         return "given features"
-    return "not at hand" if absent(task) else "at hand"
+    return f"not {FOUND}" if absent(task) else FOUND
 
 
 def _row(task: Task) -> dict[str, Any]:
@@ -206,4 +207,4 @@ def _show_lines(task: Task) -> Iterator[tuple[str, str]]:
         yield "homepage", task.facts.homepage
         yield "get", task.facts.get
     missing = absent(task)
-    yield "data", f"not at hand: {', '.join(missing)}" if missing else _data_state(task)
+    yield "data", f"not {FOUND}: {', '.join(missing)}" if missing else _data_state(task)

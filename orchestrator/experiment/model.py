@@ -30,7 +30,7 @@ from orchestrator.experiment import given_features
 class Tracking(Spec):
     """The tracking server that mirrors the store."""
 
-    enabled: bool = True
+    enabled: bool = Field(True, description="whether results are mirrored to MLflow")
     uri: str | None = Field(
         None, description="MLflow; else $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db here"
     )
@@ -39,15 +39,23 @@ class Tracking(Spec):
 class Experiment(Spec):
     """A whole experiment of Noisy Model Learning."""
 
-    name: Slug
-    title: str = ""
-    corpus: Corpus | None = None
-    noise: Noise | None = None
-    pretrain: Pretrain | None = None
+    name: Slug = Field(description="names the report and the experiment in MLflow")
+    title: str = Field("", description="the report's title; empty: the name")
+    corpus: Corpus | None = Field(None, description="the samples of pre-training")
+    noise: Noise | None = Field(
+        None, description="how labels or captions of pre-training become wrong, and how many"
+    )
+    pretrain: Pretrain | None = Field(
+        None, description="how an encoder is trained at each noise level"
+    )
     encoders: tuple[PretrainedEncoder, ...] = Field((), description="pretrained, not trained here")
-    features: Features = Features()
-    tasks: tuple[Slug, ...] = Field(min_length=1)
-    tuning: Tuning
+    features: Features = Field(
+        Features(), description="how encoders are run over the tasks' samples"
+    )
+    tasks: tuple[Slug, ...] = Field(
+        min_length=1, description="names of downstream tasks: `nml-orch tasks list` shows them"
+    )
+    tuning: Tuning = Field(description="the methods, their budget and their search")
     claims: Annotated[tuple[str, ...] | None, NOT_SEMANTIC] = Field(
         None,
         min_length=1,
@@ -59,12 +67,18 @@ class Experiment(Spec):
         description="a task's test images that are trained on: refuse the task if they are more "
         "than 1 % of its test images, drop them from its tests, or allow them; always counted",
     )
-    task_folders: Annotated[tuple[str, ...], PATH, NOT_SEMANTIC] = ()
+    task_folders: Annotated[tuple[str, ...], PATH, NOT_SEMANTIC] = Field(
+        (), description="folders with task files of your own"
+    )
     data: Annotated[str | None, PATH, NOT_SEMANTIC] = Field(
         None, description="where the paths of task files start; else $NML_DATA, else here"
     )
-    storage: Annotated[str, PATH, NOT_SEMANTIC] = Field(STORAGE, min_length=1)
-    tracking: Annotated[Tracking, NOT_SEMANTIC] = Tracking()
+    storage: Annotated[str, PATH, NOT_SEMANTIC] = Field(
+        STORAGE, min_length=1, description="where results go: a folder, s3:// or gs://"
+    )
+    tracking: Annotated[Tracking, NOT_SEMANTIC] = Field(
+        Tracking(), description="the mirror of the results in MLflow"
+    )
 
     @field_validator("tasks")
     @classmethod
@@ -203,7 +217,7 @@ class Sources(Experiment):
     be missing.
     """
 
-    tasks: tuple[Slug, ...] = ()
+    tasks: tuple[Slug, ...] = Field((), description="as in an experiment; may be missing")
     tuning: Tuning = Tuning.model_validate(
         {"methods": {"lp": {"head": "linear", "space": {"lr": 0.01}}}}
     )

@@ -17,12 +17,12 @@ def unread_parts(plan: Plan) -> Iterator[str]:
     Every part of a task's corpus gets features, because an ID task over the same corpus reads them.
     """
     trained = {task.scope for task in plan.tasks if task.domain == "id"}
-    told: set[str] = set()
+    named: set[str] = set()
     for task in plan.tasks:
         others = [part for part in task.parts if part != "test"]
-        if task.corpus is None or not others or {task.scope} & (trained | told):
+        if task.corpus is None or not others or {task.scope} & (trained | named):
             continue
-        told.add(task.scope)
+        named.add(task.scope)
         yield (
             f"tasks: {task.name} only tests on the corpus {task.scope} here, and its "
             f"{' and '.join(others)} rows are encoded for nothing; with corpus.parts "

@@ -124,7 +124,7 @@ class Cost:
     def _total_line(self) -> str:
         if self.unknown and self.gpu_hours == 0:
             if self.on_cpu:
-                return "Together: unknown time; a sweep tells the time left once it runs"
+                return "Together: unknown time; a sweep shows the time left once it runs"
             return "Together: unknown GPU-hours"
         total = f"Together: {units.hours(self.gpu_hours)} GPU-hours"
         if self.on_cpu:

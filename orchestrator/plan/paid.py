@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 
 from jobs.embeddings.ledger import Ledger
-from jobs.embeddings.price import Foretold, foretell, lacking, too_dear
+from jobs.embeddings.price import Estimate, estimate, lacking, too_dear
 from jobs.encoders.api import ApiEncoder
 from jobs.features.spec import FeaturesStep
 from orchestrator.errors import UserError
@@ -24,7 +24,7 @@ class Purchase:
     """What is left to buy for one encoder."""
 
     encoder: ApiEncoder
-    left: Foretold  # of the corpora that are built
+    left: Estimate  # of the corpora that are built
     unbuilt: tuple[str, ...]  # addresses of the corpora whose texts are not known
 
     @property
@@ -48,7 +48,7 @@ def purchases(plan: Plan, store: Store, done: Collection[str]) -> Iterator[Purch
         samples = [(store.committed(s.inputs["corpus"]), _parts(s)) for s in built]
         ledger = Ledger.of(store.root, api)
         texts = lacking(api, ledger, samples)
-        yield Purchase(api, foretell(api, ledger, texts.values()), tuple(sorted(unbuilt)))
+        yield Purchase(api, estimate(api, ledger, texts.values()), tuple(sorted(unbuilt)))
 
 
 def check_prices(plan: Plan, store: Store, done: Collection[str]) -> None:

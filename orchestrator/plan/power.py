@@ -1,4 +1,4 @@
-"""What an experiment's seeds can show, said before compute is spent on them."""
+"""What an experiment's seeds can show, before compute is spent on them."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Writes the report of a store and keeps it there.
 
-Takes a plan and its store. Writes the report anew whenever the steps that it reads have changed,
+Takes a plan and its store. Writes the report again whenever the steps that it reads have changed,
 and stores it under `report/<experiment>`, its own manifest last. The report is a view, not
 evidence, so it has no drift.
 """
@@ -39,9 +39,11 @@ from orchestrator.step.fingerprint import fingerprint
 from orchestrator.store import provenance
 from orchestrator.store.manifest import MANIFEST
 from orchestrator.store.store import Store
+from orchestrator.tracking.pages import runs_page
 from orchestrator.tracking.runs import NOTE, Data, SweepRecord
+from orchestrator.tracking.server import resolve_uri
 
-PROTOCOL = 10  # raised when the report's contents change
+PROTOCOL = 11  # raised when the report's contents change
 SUMMARY = "summary.parquet"
 PRETRAINED = "encoders.parquet"
 
@@ -185,7 +187,10 @@ def _write(
 
     if not found.records:
         raise UserError(f"nothing to report: {folder.uri} has no finished step; run a sweep first")
-    readout = found.readout(problems, rotations, claims)
+    tracking = found.plan.experiment.tracking
+    server = resolve_uri(tracking.uri) if tracking.enabled else ""
+    page = runs_page(server, found.plan.experiment.name)
+    readout = found.readout(problems, rotations, claims, page)
     same, found_in_short = facts.constant(readout), answer.answer(readout)
     summary, of_pretrained = summarised(readout), pretrained.summary(readout)
     with tempfile.TemporaryDirectory() as temporary:

@@ -132,18 +132,23 @@ def compare(first: str, second: str, storage: Folder) -> Comparison:
     Raises UserError, with the nearest addresses, if a name has no finished step.
     """
     left, right = _steps(first, storage), _steps(second, storage)
-    gc.freeze()  # 50,000 manifests live until the end; the garbage collector can skip them
-    cache = _Cache()
     plain = set(left), set(right)
-    left, right = _by_replicate(left, plain[1]), _by_replicate(right, plain[0])
-    pairs = [_pair(left[rest], right[rest], cache) for rest in left if rest in right]
-    alone = [left[rest].address for rest in left if rest not in right]
-    alone += [right[rest].address for rest in right if rest not in left]
-    if not pairs:
+    found = compared(_by_replicate(left, plain[1]), _by_replicate(right, plain[0]))
+    if not found.pairs:
         raise UserError(
             f"{first} and {second} have no step in common; name two steps of a kind, or two "
             f"folders with the same steps below them"
         )
+    return found
+
+
+def compared(left: Mapping[str, StoredStep], right: Mapping[str, StoredStep]) -> Comparison:
+    """Every pair of steps of the same name, and the steps without a partner."""
+    gc.freeze()  # 50,000 manifests live until the end; the garbage collector can skip them
+    cache = _Cache()
+    pairs = [_pair(left[name], right[name], cache) for name in left if name in right]
+    alone = [left[name].address for name in left if name not in right]
+    alone += [right[name].address for name in right if name not in left]
     return Comparison(tuple(pairs), tuple(alone))
 
 

@@ -37,7 +37,8 @@ from orchestrator.step.step import Step
 from orchestrator.store import provenance
 from orchestrator.store.manifest import Record
 from orchestrator.store.store import Store
-from orchestrator.tracking.runs import Data, RunViews
+from orchestrator.tracking.pages import search
+from orchestrator.tracking.runs import Data, RunViews, group_of
 
 
 class FinishedSteps:
@@ -56,10 +57,12 @@ class FinishedSteps:
         problems: Mapping[str, StepStatus],
         rotations: Sequence[dict[str, Any]],
         claims: Sequence[Registration] = (),
+        runs_page: str = "",
     ) -> Readout:
         """All tables of the report. Raises UserError if a task would be counted twice.
 
-        `claims` is the history of the experiment's registered claims.
+        `claims` is the history of the experiment's registered claims, `runs_page` the page of its
+        runs on a tracking server.
         """
         cells = self._cells()
         largest = max(self.plan.experiment.tuning.fractions)
@@ -103,7 +106,15 @@ class FinishedSteps:
                 self._pretrained_spectra(), schemas.PRETRAINED_SPECTRA_SCHEMA
             ),
             provenance={**provenance.environment(), "written": provenance.now()},
+            run_pages=self._run_pages(runs_page) if runs_page else {},
         )
+
+    def _run_pages(self, runs_page: str) -> dict[str, str]:
+        """The page of the run that has each finished cell."""
+        return {
+            step.address: search(runs_page, group_of(self.plan, step))
+            for step, _ in self.done("tune")
+        }
 
     def data(self) -> tuple[Data, ...]:
         """The corpora of the plan."""

@@ -126,7 +126,7 @@ class Bars:
         from rich.text import Text
 
         class Headed(Progress):
-            """Bars below a heading; the time left is told anew at each update."""
+            """Bars below a heading; the time left is computed again at each update."""
 
             def get_renderables(shown) -> Iterable[RenderableType]:  # noqa: N805
                 self._show_left()

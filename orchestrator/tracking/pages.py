@@ -1,6 +1,8 @@
-"""Links to MLflow's pages: each experiment's runs, its newest sweep's charts, its methods."""
+"""Links to MLflow's pages: an experiment's runs, one run, a sweep's charts and its methods."""
 
 from __future__ import annotations
+
+from urllib.parse import quote, urlsplit
 
 from orchestrator.tracking.mlflow import connect
 
@@ -31,3 +33,27 @@ def pages(uri: str, host: str) -> dict[str, str]:
                 f"{runs}?{methods}&compareRunsMode=CHART&{VIEW}"
             )
     return found
+
+
+def runs_page(uri: str, experiment: str) -> str:
+    """The page of an experiment's runs on a web server; empty without one, or where it is silent.
+
+    The link has no password. Whoever opens it may be asked for one.
+    """
+    if not uri.startswith(("http://", "https://")):
+        return ""
+    try:
+        found = connect(uri).get_experiment_by_name(experiment)
+    except Exception:  # of any kind: a report needs no server
+        return ""
+    if found is None:
+        return ""
+    parts = urlsplit(uri)
+    host = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
+    return f"{host}/#/experiments/{found.experiment_id}/runs?{VIEW}"
+
+
+def search(runs_page: str, address: str) -> str:
+    """The page of runs, filtered by the address of one."""
+    wanted = quote(f"tags.`nml.address` = '{address}'", safe="")
+    return f"{runs_page}&searchFilter={wanted}"

@@ -11,6 +11,7 @@ import pytest
 from analysis import pretrained, wording
 from analysis.figures import draw
 from analysis.readout import Readout
+from analysis.report import cells as cells_table
 from analysis.report import downstream_noise, tables
 from analysis.report import pretrained as pretrained_tables
 from analysis.report import write as report
@@ -122,7 +123,7 @@ def test_every_cell_shows_its_own_metric_beside_an_accuracy_that_it_is_not(make:
     rows = plain.cells.to_pylist()
     rows[0] |= {"metric": "matthews", "test_metric": 41.75}
     cells = pa.Table.from_pylist(rows, schema=plain.cells.schema)
-    html = tables.cells(replace(plain, cells=cells))
+    html = cells_table.cells(replace(plain, cells=cells))
     assert html.count("41.75") >= 1
     assert html.count("Matthews correlation") == 1
     assert "Own metric" in html

@@ -68,7 +68,7 @@ def noisy_targets(
 ) -> Targets:
     """The targets of a training part in memory under a noise step. Raises as `NoisyRows` does.
 
-    `clean`: the part's own values, encoded, if they are at hand.
+    `clean`: the part's own values, encoded, if they are known.
     """
     rows = NoisyRows(noise, part.rows, field, encode)
     values = part.labels if field == "label" else part.captions

@@ -159,7 +159,7 @@ def test_the_limit_is_of_all_that_one_process_spends(stub: Stub, tmp_path: Path)
     assert "is spent, more than max_price" in str(done(other)[other.address])
 
 
-def test_the_foretold_price_is_what_the_server_reports(stub: Stub, tmp_path: Path) -> None:
+def test_the_estimated_price_is_what_the_server_reports(stub: Stub, tmp_path: Path) -> None:
     one = work(tmp_path, stub, "films", tokens="characters", price_per_million=1000)
     own = one.spec.api  # type: ignore[attr-defined]
     done(one)
@@ -167,10 +167,10 @@ def test_the_foretold_price_is_what_the_server_reports(stub: Stub, tmp_path: Pat
     assert ledger.paid.usage == stub.tokens
     assert ledger.paid.price == pytest.approx(stub.tokens / 1000)
     pairs = work(tmp_path, stub, "pairs", pairs=True, tokens="characters", price_per_million=1000)
-    foretold = api.foretell(own, ledger, api._lacking(pairs, own, ledger).values())
+    estimated = api.estimate(own, ledger, api._lacking(pairs, own, ledger).values())
     before = stub.tokens
     done(pairs)
-    assert foretold.tokens == pytest.approx(stub.tokens - before, rel=0.05)
+    assert estimated.tokens == pytest.approx(stub.tokens - before, rel=0.05)
 
 
 def test_one_process_asks_and_others_wait(

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
@@ -50,6 +51,19 @@ def test_out_gets_every_file_of_the_report(
     for file in (path for path in kept.rglob("*") if path.is_file()):
         copied = tmp_path / "made/here" / file.relative_to(kept)
         assert copied.read_bytes() == file.read_bytes()
+
+
+def test_a_cell_on_the_page_leads_to_its_folder_in_the_store(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report_output(capsys)
+    page = tmp_path / "nml-store/report/demo/report.html"
+    table = page.read_text().partition('id="cells"')[2]
+    links = re.findall(r'<a href="([^"]+)">folder</a>', table)
+    rows = [cell for cell in plan().of_kind("tune") if not cell.labels["label_noise"]]
+    assert len(links) == len(rows) - 1
+    assert all((page.parent / unquote(link) / "manifest.json").is_file() for link in links)
+    assert "MLflow</a>" not in table  # no server is named
 
 
 @pytest.mark.parametrize("out", ["file", "file/below"])
