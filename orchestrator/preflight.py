@@ -229,23 +229,44 @@ def _encoders(plan: Plan, left: Collection[str]) -> Iterator[Answer]:
 
 
 def _weights(step: Step, spec: EncoderStep) -> Answer:
+    if isinstance(spec.encoder, TransformersEncoder) and spec.encoder.revision is None:
+        return _text_model(step, spec.encoder)
     match encoder := spec.encoder:
         case FileEncoder():
             path = encoder.file
-        case TransformersEncoder(revision=None) if not encoder.model.startswith("package:"):
-            path = encoder.model
         case _:
             where = "its library gets the weights when the step runs"
             return Answer("encoders", State.OK, f"{step.address}: {encoder.model}; {where}")
+    return _at(step, path) or Answer("encoders", State.OK, f"{step.address}: {path} is here")
+
+
+def _at(step: Step, path: str) -> Answer | None:
+    """The answer that a file or a folder is not here; None if it is."""
     folder, name = Folder.holding(Folder.of(path).uri)
     try:
-        here = folder.exists(name)
+        if folder.exists(name):
+            return None
     except (OSError, ValueError):
-        here = True  # a bucket without an answer is another question's
-    if here:
-        return Answer("encoders", State.OK, f"{step.address}: {path} is here")
+        return None  # a bucket without an answer is another question's
     message = f"{step.address} reads {path}, which does not exist here; put it there"
     return Answer("encoders", State.ABSENT, message)
+
+
+def _text_model(step: Step, encoder: TransformersEncoder) -> Answer:
+    """A folder with a text model: whether it has the layers and positions that are asked for."""
+    from jobs.encoders.model_folder import Limits, ModelFolder, locate
+
+    try:
+        folder = locate(encoder.model)
+        if absent := _at(step, folder.uri):
+            return absent
+        limits = Limits.of(ModelFolder.read(folder).config)
+        limits.check(encoder.model, encoder.layer, encoder.max_length)
+    except StageError as error:
+        return Answer("encoders", State.FAULT, f"{step.address}: {error}")
+    except OSError:
+        pass  # a bucket without an answer is another question's
+    return Answer("encoders", State.OK, f"{step.address}: {encoder.model} is here")
 
 
 def _given(step: Step, spec: GivenStep) -> Answer:

@@ -23,11 +23,11 @@ import pyarrow.compute as pc
 from jobs import records
 from jobs.contract import Outcome, StageError
 from jobs.corpus.check import QUARANTINE_SCHEMA, Rules, check
-from jobs.corpus.readers import Classes, Reader, Unit, reader_of
+from jobs.corpus.readers import Classes, Unit, reader_of
 from jobs.corpus.readers.source import Listing
 from jobs.corpus.runs import PARTS, RUN_BYTES, Run, write_run
 from jobs.corpus.shards import QUARANTINE, File, Index
-from jobs.corpus.spec import Corpus
+from jobs.corpus.spec import AnyReader, Corpus
 from jobs.storage.folder import Folder
 
 MAIN = "reader"
@@ -60,6 +60,7 @@ class Survey:
     """What is known of a corpus before any image is read."""
 
     classes: Classes
+    own: dict[str, Classes]  # source -> its classes, as its reader gives them
     labels: bool  # every row must have one
     captions: bool
     relabel: dict[str, tuple[int, ...]]  # part with its own source -> the corpus's label of each
@@ -72,12 +73,13 @@ def survey(corpus: Corpus) -> Survey:
 
     Raises StageError when a source cannot be read, or when a part's own source has other classes.
     """
-    readers = _readers(corpus)
-    main = readers[MAIN].classes()
+    readers = {name: reader_of(spec) for name, spec in _sources(corpus).items()}
+    own = {name: reader.classes() for name, reader in readers.items()}
+    main = own[MAIN]
     relabel, sources, pieces = {}, {}, list[Piece]()
     for name, reader in readers.items():
         if name != MAIN:
-            relabel[name] = _relabel(corpus.name, name, reader.classes(), main)
+            relabel[name] = _relabel(corpus.name, name, own[name], main)
             if reader.captions != readers[MAIN].captions:
                 what = corpus.form.companion
                 raise StageError(
@@ -88,12 +90,11 @@ def survey(corpus: Corpus) -> Survey:
         for unit in reader.units():
             pieces.append(Piece(len(pieces), name, unit))
     labels, captions = readers[MAIN].labels, readers[MAIN].captions
-    return Survey(main, labels, captions, relabel, sources, tuple(pieces))
+    return Survey(main, own, labels, captions, relabel, sources, tuple(pieces))
 
 
-def _readers(corpus: Corpus) -> dict[str, Reader]:
-    named = {MAIN: corpus.reader, **corpus.parts.sources}
-    return {name: reader_of(spec) for name, spec in named.items()}
+def _sources(corpus: Corpus) -> dict[str, AnyReader]:
+    return {MAIN: corpus.reader, **corpus.parts.sources}
 
 
 def _relabel(corpus: str, part: str, own: Classes, main: Classes) -> tuple[int, ...]:
@@ -178,7 +179,8 @@ def scan(corpus: Corpus, found: Survey, piece: Piece, scratch: Folder) -> Scan:
     runs = _RunWriter(corpus, piece, scratch)
     bad, notes, read = [QUARANTINE_SCHEMA.empty_table()], Counter[str](), 0
     examples: dict[str, str] = {}
-    for rows in _readers(corpus)[piece.source].read(piece.unit, notes):
+    reader = reader_of(_sources(corpus)[piece.source], found.own[piece.source])
+    for rows in reader.read(piece.unit, notes):
         checked = check(_with_prefix(corpus, piece.source, rows), rules)
         examples = checked.examples | examples
         runs.add(checked.good, np.flatnonzero(checked.kept) + read)
@@ -196,8 +198,7 @@ def scan(corpus: Corpus, found: Survey, piece: Piece, scratch: Folder) -> Scan:
 
 def _with_prefix(corpus: Corpus, source: str, rows: pa.Table) -> pa.Table:
     """The rows, with the reader's prefix before each key."""
-    reader = {MAIN: corpus.reader, **corpus.parts.sources}[source]
-    prefix = getattr(reader, "key_prefix", "")
+    prefix = getattr(_sources(corpus)[source], "key_prefix", "")
     if not prefix:
         return rows
     at = rows.schema.get_field_index("key")

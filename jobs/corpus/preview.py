@@ -65,6 +65,7 @@ def preview(corpus: Corpus, *, count: bool = True) -> Preview:
     corpus = corpus.with_absolute_paths()
     reader = reader_of(corpus.reader)
     classes = reader.classes()
+    reader = reader_of(corpus.reader, classes)
     rules = Rules(
         form=corpus.form,
         labels=reader.labels,

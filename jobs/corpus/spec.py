@@ -22,10 +22,21 @@ def _refuse_duplicates(classes: tuple[str, ...]) -> tuple[str, ...]:
     repeated = [name for name, count in Counter(classes).items() if count > 1]
     if repeated:
         raise ValueError(f"two classes are called {repeated[0]!r}: give each a name of its own")
+    if not all(name.strip() for name in classes):
+        raise ValueError("a class has no name: give each a name of its own")
     return classes
 
 
 ClassNames = Annotated[tuple[str, ...], AfterValidator(_refuse_duplicates)]
+
+
+def _refuse_line_breaks(delimiter: str) -> str:
+    if delimiter in '\r\n"':
+        raise ValueError("a quote or a line break separates no fields: give another delimiter")
+    return delimiter
+
+
+Delimiter = Annotated[str, Field(min_length=1, max_length=1), AfterValidator(_refuse_line_breaks)]
 
 
 class DigitsReader(Spec):
@@ -150,9 +161,7 @@ class TableReader(FileReader):
         None, description="the folder that image paths are relative to; none: the table's own"
     )
     columns: tuple[Column, ...] = Field((), description="names, for a table without a header")
-    delimiter: str | None = Field(
-        None, min_length=1, max_length=1, description="none: a comma, in .tsv files a tab"
-    )
+    delimiter: Delimiter | None = Field(None, description="none: a comma, in .tsv files a tab")
     quoting: bool | None = Field(
         None, description="whether fields may be quoted (RFC 4180); none: yes, in .tsv files no"
     )
@@ -224,9 +233,7 @@ class TextTableReader(TextReader):
 
     kind: Literal["table"] = "table"
     columns: tuple[Column, ...] = Field((), description="names, for a table without a header")
-    delimiter: str | None = Field(
-        None, min_length=1, max_length=1, description="none: a comma, in .tsv files a tab"
-    )
+    delimiter: Delimiter | None = Field(None, description="none: a comma, in .tsv files a tab")
     quoting: bool | None = Field(
         None, description="whether fields may be quoted (RFC 4180); none: yes, in .tsv files no"
     )

@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import threading
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -37,6 +38,7 @@ IDENTITY = "identity.json"
 ANSWERS, DRIFTS = "answers", "drift"
 COMPACT_ROWS = 16_384  # vectors of a file that is not written again: 100 MB at 1,536 dimensions
 _FACTS = b"paid"
+_DRIFT = re.compile(r"\d{20}\.json")
 _REMEDY = "restore it from a copy; what it held would have to be paid for again"
 
 Vectors = npt.NDArray[np.float32]
@@ -61,6 +63,14 @@ class Paid:
     def scale(self) -> float:
         """Tokens that the server counts for one of ours; 1 while it has reported none."""
         return self.usage / self.counted_with_usage if self.counted_with_usage else 1.0
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """The metadata of a file of answers."""
+
+    paid: Paid
+    replaces: list[str]  # the files whose answers this one has too
 
 
 @dataclass(frozen=True)
@@ -115,23 +125,29 @@ class Ledger:
             for name, _ in (self.folder / ANSWERS).files()
             if name.endswith(".arrow")
         ]
-        replaced = {old for *_, facts in found for old in facts["replaces"]}
+        replaced = {old for *_, facts in found for old in facts.replaces}
         self._pieces, self._where, self.dim = [], {}, None
         for name, keys, dim, facts in found:
             if name not in replaced:
-                self._append(_Piece(name, len(keys), Paid(**facts["paid"])), keys, dim)
+                self._append(_Piece(name, len(keys), facts.paid), keys, dim)
 
-    def _header(self, name: str) -> tuple[list[bytes], int, dict[str, Any]]:
+    def _header(self, name: str) -> tuple[list[bytes], int, _Facts]:
         """A file's texts, the length of its vectors, and its facts."""
         try:
             with (self.folder / ANSWERS).opening(name) as source:
                 options = pa.ipc.IpcReadOptions(included_fields=[0])
                 whole = pa.ipc.open_file(source)
-                dim = whole.schema.field("vector").type.list_size
-                facts = json.loads(whole.schema.metadata[_FACTS])
+                vector = whole.schema.types[-1] if len(whole.schema) else pa.null()
+                if not pa.types.is_fixed_size_list(vector) or whole.schema != _schema(vector):
+                    raise ValueError("its columns are others")
+                facts = records.parse((whole.schema.metadata or {})[_FACTS], _Facts)
                 table = pa.ipc.open_file(source, options=options).read_all()
-                return table["text"].to_pylist(), dim, facts
-        except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
+                return table["text"].to_pylist(), vector.list_size, facts
+        except (pa.ArrowException, KeyError, ValueError) as error:
+            raise self._damaged(name, str(error)) from None
+        except OSError as error:
+            if error.errno is not None:  # a disk's own, or the file is gone
+                raise
             raise self._damaged(name, str(error)) from None
 
     def _append(self, piece: _Piece, keys: Sequence[bytes], dim: int) -> None:
@@ -189,16 +205,20 @@ class Ledger:
     def _matrix(self, name: str) -> Vectors:
         """All vectors of a file, [rows, D], after its bytes were compared with its name."""
         folder = self.folder / ANSWERS
-        try:
-            folder.expect(name, _digest_in(name))
-        except AlteredError as error:
-            raise self._damaged(name, str(error)) from None
+        self._refuse_changed(name)
         with folder.opening(name) as source:
             column = pa.ipc.open_file(source).read_all()["vector"].combine_chunks()
         if isinstance(column, pa.ChunkedArray):
             (column,) = column.chunks
         matrix: Vectors = column.flatten().to_numpy().reshape(len(column), -1)
         return matrix
+
+    def _refuse_changed(self, name: str) -> None:
+        """Raise StageError when a file's bytes are not those that its name was made of."""
+        try:
+            (self.folder / ANSWERS).expect(name, _digest_in(name))
+        except AlteredError as error:
+            raise self._damaged(name, str(error)) from None
 
     def _damaged(self, name: str, how: str) -> StageError:
         where = (self.folder / ANSWERS / name).uri
@@ -228,13 +248,7 @@ class Ledger:
     ) -> str:
         kind = pa.list_(pa.field("element", pa.float32(), nullable=False), vectors.shape[1])
         facts = json.dumps({"paid": asdict(paid), "replaces": list(replaces)})
-        schema = pa.schema(
-            [
-                pa.field("text", pa.binary(32), nullable=False),
-                pa.field("vector", kind, nullable=False),
-            ],
-            metadata={_FACTS: facts.encode()},
-        )
+        schema = _schema(kind).with_metadata({_FACTS: facts.encode()})
         flat = pa.array(np.ascontiguousarray(vectors, np.float32).reshape(-1))
         columns = [
             pa.array(keys, pa.binary(32)),
@@ -277,9 +291,11 @@ class Ledger:
     def _delete_replaced(self) -> None:
         folder = self.folder / ANSWERS
         live = {piece.name for piece in self._pieces}
-        named = [self._header(name)[2]["replaces"] for name in live]
-        for name in {old for replaced in named for old in replaced}:
-            folder.delete(name)
+        for name in live:
+            if replaced := self._header(name)[2].replaces:
+                self._refuse_changed(name)  # what it names is deleted
+                for old in replaced:
+                    folder.delete(old)
 
     # -- the canary ------------------------------------------------------------------------------
 
@@ -287,7 +303,13 @@ class Ledger:
         """The vector [D] that the model's answers to the canary are compared with."""
         accepted = self.drifts()
         if accepted:
-            return np.array(accepted[-1].vector, np.float32)
+            vector = np.array(accepted[-1].vector, np.float32)
+            if self.dim not in (None, len(vector)):
+                raise StageError(
+                    f"{(self.folder / DRIFTS).uri}: the last accepted vector has {len(vector)} "
+                    f"numbers instead of {self.dim}; {_REMEDY}"
+                )
+            return vector
         return self.vectors([key])[0] if key in self else None
 
     def drifts(self) -> list[Drift]:
@@ -329,7 +351,18 @@ def ledgers(root: Folder) -> Mapping[str, dict[str, Any]]:
 def drifts(folder: Folder) -> list[Drift]:
     """The accepted changes of the model of one ledger's folder, oldest first."""
     below = folder / DRIFTS
-    return [records.read(below, name, Drift, _REMEDY) for name, _ in below.files()]
+    names = [name for name, _ in below.files() if _DRIFT.fullmatch(name)]
+    return [records.read(below, name, Drift, _REMEDY) for name in names]
+
+
+def _schema(vector: pa.DataType) -> pa.Schema:
+    """The columns of a file of answers."""
+    return pa.schema(
+        [
+            pa.field("text", pa.binary(32), nullable=False),
+            pa.field("vector", vector, nullable=False),
+        ]
+    )
 
 
 def _digest_in(name: str) -> str:

@@ -70,6 +70,47 @@ def locate(model: str) -> Folder:
     return Folder.of(next(iter(spec.submodule_search_locations))) / below
 
 
+_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+_POSITIONS = ("max_position_embeddings", "n_positions")
+_PADDED = ("camembert", "data2vec-text", "ibert", "mpnet", "roberta", "xlm-roberta")
+"""Kinds of models that count positions from the padding's own, so that they have fewer of them."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How many layers and positions a model has; None: not known, or no limit."""
+
+    layers: int | None
+    positions: int | None
+
+    @staticmethod
+    def of(config: Mapping[str, Any]) -> Limits:
+        """Those that a configuration gives by itself, without the library's defaults."""
+
+        def first(names: tuple[str, ...]) -> int | None:
+            found = (config.get(name) for name in names)
+            return next((n for n in found if type(n) is int and n > 0), None)
+
+        limit, padding = first(_POSITIONS), config.get("pad_token_id", 1)
+        if limit is not None and config.get("model_type") in _PADDED and type(padding) is int:
+            limit -= padding + 1
+        return Limits(first(_LAYERS), limit)
+
+    def check(self, name: str, layer: int | None, max_length: int | None) -> None:
+        """Raise StageError for a layer or a length (in tokens) that the model does not have."""
+        limit, layers = self.positions, self.layers
+        if limit is not None and (max_length or 0) > limit:
+            raise StageError(
+                f"max_length is {max_length}, but {name!r} has positions for {limit} tokens; set "
+                f"the encoder's max_length to {limit} or less"
+            )
+        if layers is not None and layer is not None and not -layers - 1 <= layer <= layers:
+            raise StageError(
+                f"layer is {layer}, but {name!r} has the hidden states 0 (embeddings) to {layers}; "
+                f"set the encoder's layer to one of them, or count from the end with -1"
+            )
+
+
 @dataclass(frozen=True)
 class SentenceSettings:
     """What sentence-transformers' files in a model's folder say about its vectors."""

@@ -99,18 +99,15 @@ def _from_hub(model: str, revision: str) -> Folder:
     from huggingface_hub import snapshot_download
 
     patterns = [*PATTERNS, PROMPTS, f"*/{CONFIG}"]
+    named: dict[str, Any] = {"revision": revision, "allow_patterns": patterns}
     try:
-        found = Folder(
-            snapshot_download(
-                model, revision=revision, allow_patterns=patterns, local_files_only=True
-            )
-        )
+        found = Folder(snapshot_download(model, local_files_only=True, **named))
         ModelFolder.read(found)
         return found
-    except Exception:  # not there, or not all of it: what is wrong with it shows below
-        pass
+    except (StageError, OSError, ValueError):  # not there (both), or not all of it
+        pass  # what is wrong with it shows below
     try:
-        return Folder(snapshot_download(model, revision=revision, allow_patterns=patterns))
+        return Folder(snapshot_download(model, **named))
     except Exception as error:  # hub, cache and network raise nearly anything
         raise unavailable_error("transformers", f"{model}@{revision}", error) from error
 

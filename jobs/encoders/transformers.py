@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from jobs.contract import StageError
+from jobs.encoders.model_folder import Limits
 from jobs.text.pooling import pooled
 from jobs.text.spec import TextInput
 
@@ -147,12 +148,8 @@ def reads_types(model: Any, tokenizer: Any) -> bool:
 
 def check_input(model: Any, text: TextInput, name: str) -> None:
     """Raise StageError when the model cannot give what the input asks for."""
-    limit = positions(model)
-    if limit is not None and text.max_length > limit:
-        raise StageError(
-            f"max_length is {text.max_length}, but {name!r} has positions for {limit} tokens; set "
-            f"the encoder's max_length to {limit} or less"
-        )
+    limits = Limits(int(model.config.num_hidden_layers), positions(model))
+    limits.check(name, text.layer, text.max_length)
     if text.pooling == "pooler":
         if getattr(model, "pooler", None) is None:
             raise StageError(
@@ -163,12 +160,6 @@ def check_input(model: Any, text: TextInput, name: str) -> None:
                 "a pooler reads the last layer; leave out layer, or set pooling to cls, mean or "
                 "last"
             )
-    layers = int(model.config.num_hidden_layers)
-    if text.layer is not None and not -layers - 1 <= text.layer <= layers:
-        raise StageError(
-            f"layer is {text.layer}, but {name!r} has the hidden states 0 (embeddings) to "
-            f"{layers}; set the encoder's layer to one of them, or count from the end with -1"
-        )
 
 
 def vectors(model: Any, ids: Tensor, mask: Tensor, types: Tensor | None, text: TextInput) -> Tensor:

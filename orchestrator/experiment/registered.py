@@ -30,13 +30,27 @@ def history(root: Folder, name: str) -> list[Registration]:
     folder = root / FOLDER / name
     try:
         names = [file for file, _ in folder.files() if _NAME.fullmatch(file)]
-        return [records.read(folder, file, Registration, REMEDY) for file in names]
+        return [_entry(folder, file) for file in names]
     except records.RecordError as error:
         raise StoreError(str(error)) from None
     except OSError as error:
         raise StoreError(
             f"{folder.uri} cannot be read ({error}); check that it is reachable and readable"
         ) from error
+
+
+def _entry(folder: Folder, file: str) -> Registration:
+    found = records.read(folder, file, Registration, REMEDY)
+    if _digest(found) != file.removesuffix(".json").partition("-")[2]:
+        raise records.RecordError(
+            f"{(folder / file).uri} cannot be used (it has changed since it was written); {REMEDY}"
+        )
+    return found
+
+
+def _digest(entry: Registration) -> str:
+    """What stands in the name of an entry's file."""
+    return hashlib.sha256(json.dumps(asdict(entry)).encode()).hexdigest()[:8]
 
 
 def is_new(experiment: Experiment, found: list[Registration]) -> bool:
@@ -63,10 +77,9 @@ def register(
     if not is_new(experiment, found):
         return found
     entry = planned(experiment, finished())
-    digest = hashlib.sha256(json.dumps(asdict(entry)).encode()).hexdigest()[:8]
     folder = root / FOLDER / experiment.name
     try:
-        folder.write_json(f"{len(found) + 1:04d}-{digest}.json", asdict(entry))
+        folder.write_json(f"{len(found) + 1:04d}-{_digest(entry)}.json", asdict(entry))
     except OSError as error:
         raise StoreError(
             f"{folder.uri} cannot be written ({error.strerror or error}), so no claim can be "

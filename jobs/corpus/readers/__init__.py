@@ -27,8 +27,11 @@ from jobs.corpus.readers.webdataset import WebDataset
 __all__ = ["Classes", "Digits", "Reader", "Unit", "reader_of"]
 
 
-def reader_of(spec: specs.Reader) -> Reader:
-    """The reader that an experiment file names by `kind`."""
+def reader_of(spec: specs.Reader, known: Classes | None = None) -> Reader:
+    """The reader that an experiment file names by `kind`.
+
+    With `known`, what its `classes` gave before, no label column is read again to know them.
+    """
     match spec:
         case specs.DigitsReader():
             return Digits(spec)
@@ -39,16 +42,16 @@ def reader_of(spec: specs.Reader) -> Reader:
         case specs.WebDatasetReader():
             return WebDataset(spec)
         case specs.ParquetReader():
-            return Parquet(spec)
+            return Parquet(spec, known)
         case specs.TableReader():
-            return Table(spec)
+            return Table(spec, known)
         case specs.RemarksReader():
             return Remarks(spec)
         case specs.TextParquetReader():
-            return Texts(spec, TextParquet(spec))
+            return Texts(spec, TextParquet(spec), known)
         case specs.TextTableReader():
-            return Texts(spec, TextTable(spec))
+            return Texts(spec, TextTable(spec), known)
         case specs.JsonLinesReader():
-            return Texts(spec, TextJsonLines(spec))
+            return Texts(spec, TextJsonLines(spec), known)
         case _:
             assert_never(spec)

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.contract import StageError
-from jobs.corpus.readers.labels import Naming
+from jobs.corpus.readers.labels import Naming, label_text
 from jobs.corpus.readers.rows import UNKNOWN
 from jobs.images.headers import EXTENSIONS
 
@@ -32,7 +32,8 @@ class LabelColumn:
         """Each row's label (UNKNOWN: no class), and words on an unknown one."""
         column = table[self.column]
         if self.naming is not None:
-            return self._of_names(column.cast(pa.string()).combine_chunks(), self.naming)
+            names = cast(column, self.where, self.column, pa.string())
+            return self._of_names(names.combine_chunks(), self.naming)
         numbers = cast(column, self.where, self.column, pa.int64())
         if self.relabel is not None:
             outside = pc.or_(pc.less(numbers, 0), pc.greater_equal(numbers, len(self.relabel)))
@@ -58,6 +59,9 @@ def cast(
 ) -> pa.ChunkedArray:
     """The column in another type; StageError, which begins with `where`, when a value has none."""
     try:
+        column = column.cast(value_type(column.type))
+        if is_text(column.type) and is_text(kind):
+            column = column.cast(pa.large_binary())  # a cast from bytes checks that they are UTF-8
         return column.cast(kind)
     except pa.ArrowInvalid as error:
         wanted = "whole numbers" if pa.types.is_integer(kind) else "text"
@@ -141,8 +145,26 @@ def may_be_label(kind: pa.DataType) -> bool:
     )
 
 
-def declared_names(schema: pa.Schema, label: str, path: str) -> list[str] | None:
-    """The class names in Hugging Face's metadata, if any; StageError when they are of no use."""
+def refuse_columns(schema: pa.Schema, named: Sequence[str], path: str) -> None:
+    """Raise StageError when a named column is missing, or when two columns have its name."""
+    for name in named:
+        count = schema.names.count(name)
+        if count == 0:
+            raise StageError(
+                f"{path} has no column {name!r}; it has {', '.join(schema.names)}: correct the "
+                f"reader's fields"
+            )
+        if count > 1:
+            raise StageError(f"{path} has {count} columns called {name!r}; rename all but one")
+
+
+def declared_names(
+    schema: pa.Schema, label: str, path: str, field: str = "classes"
+) -> list[str] | None:
+    """The class names in Hugging Face's metadata, if any.
+
+    Raises StageError when they are of no use; `field` can list names in their place.
+    """
     raw = (schema.metadata or {}).get(b"huggingface")
     if raw is None:
         return None
@@ -154,9 +176,9 @@ def declared_names(schema: pa.Schema, label: str, path: str) -> list[str] | None
         found = raw
     if not found:
         return None
-    if not isinstance(found, list) or not all(isinstance(name, (str, int)) for name in found):
+    if not isinstance(found, list) or not all(label_text(name) is not None for name in found):
         raise StageError(
             f"{path}: its `huggingface` metadata does not list the names of {label!r} as Hugging "
-            f"Face writes them; give the names in `classes`"
+            f"Face writes them; give the names in `{field}`"
         )
     return [str(name) for name in found]

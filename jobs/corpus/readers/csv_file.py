@@ -50,6 +50,7 @@ class CsvFile:
         self, columns: Sequence[str], as_bytes: Collection[str] = (), bad_row: BadRow | None = None
     ) -> Iterator[pa.RecordBatch]:
         """The rows in order: these columns as text, or as bytes."""
+        self._refuse_repeated(columns)
         kinds = {name: pa.binary() if name in as_bytes else pa.string() for name in columns}
         try:
             with stream(self.path, self.name) as opened:
@@ -95,6 +96,23 @@ class CsvFile:
         except csv.Error as error:
             raise self._stray_quote(begin + 1, str(error)) from None
 
+    def _refuse_repeated(self, columns: Sequence[str]) -> None:
+        """Raise StageError when two columns have a name that is to be read."""
+        named = self.columns or self._first_line()[0]
+        for column in columns:
+            if named.count(column) > 1:
+                where = "`columns` has" if self.columns else f"{self._full} has"
+                raise StageError(
+                    f"{where} {named.count(column)} columns called {column!r}; rename all but one"
+                )
+
+    def _first_line(self) -> tuple[list[str], bytes]:
+        """The fields of the first line, and the bytes that the file begins with."""
+        with stream(self.path, self.name) as opened:
+            begin = bytes(opened.read(HEADER_BYTES))
+        line = begin.decode("utf-8-sig", "replace").splitlines()[:1]
+        return next(csv.reader(line, delimiter=self._delimiter), []), begin
+
     @property
     def _delimiter(self) -> str:
         return self.delimiter or ("\t" if _is_tsv(self.name) else ",")
@@ -118,15 +136,12 @@ class CsvFile:
 
     def _unreadable(self, columns: Sequence[str], error: str) -> StageError:
         """The error of a table that pyarrow cannot read: what its first line holds instead."""
-        with stream(self.path, self.name) as opened:
-            begin = bytes(opened.read(HEADER_BYTES))
+        found, begin = self._first_line()
         if begin.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in begin:
             return StageError(
                 f"{self._full} is not UTF-8 text, but probably UTF-16; convert it "
                 f"(`iconv -f UTF-16 -t UTF-8`)"
             )
-        line = begin.decode("utf-8-sig", "replace").splitlines()[:1]
-        found = next(csv.reader(line, delimiter=self._delimiter), [])
         missing = [column for column in columns if column not in found]
         if missing and not self.columns:
             other = next((d for d in ";\t|,:" if len(found) == 1 and d in found[0]), None)

@@ -19,6 +19,9 @@ from jobs.contract import StageError
 from jobs.corpus.readers.rows import UNKNOWN
 
 _WHOLE = re.compile(r"\d{1,18}(\.0*)?")  # more digits may not fit an int64
+_NO_NAME = re.compile(r"[+-]?([0-9]+(\.0*)?|nan|inf|infinity)", re.IGNORECASE)
+_POINT_ZERO = re.compile(r"(-?\d+)\.0*")
+_UNSEEN = "blanks, invisible characters or letter case"
 _SPARSE = 1_000  # numbers without a row that may lie below a label, whatever the number of classes
 
 
@@ -26,6 +29,12 @@ def whole_number(text: str) -> int | None:
     """The number that a text gives in decimal digits, also as `3.0`; None for any other text."""
     found = _WHOLE.fullmatch(text.strip())
     return int(found.group().partition(".")[0]) if found and found.group().isascii() else None
+
+
+def without_point_zero(text: str) -> str:
+    """`3` for `3.0`, as some tools write whole numbers; any other text as it is."""
+    found = _POINT_ZERO.fullmatch(text)
+    return found.group(1) if found else text
 
 
 @dataclass(frozen=True)
@@ -63,11 +72,8 @@ class Naming:
 
     def of_value(self, value: Any) -> int:
         """The class that a JSON value names. Only text and whole numbers are labels."""
-        if isinstance(value, bool):
-            return UNKNOWN
-        if isinstance(value, float):
-            return self.of_text(str(int(value))) if value.is_integer() else UNKNOWN
-        return self.of_text(str(value)) if isinstance(value, (int, str)) else UNKNOWN
+        text = label_text(value)
+        return UNKNOWN if text is None else self.of_text(text)
 
     def why_unknown(self, value: Any) -> str:
         """Words on a label that is no class, for a message."""
@@ -88,28 +94,55 @@ class Naming:
         )
 
 
-def scanned_names(texts: Iterable[str], where: str) -> list[str]:
+def label_text(value: Any) -> str | None:
+    """A JSON value as a label's text: a text, or a whole number; None for any other value."""
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        return None
+    if isinstance(value, float):
+        return str(int(value)) if value.is_integer() else None
+    text = str(value)
+    return text if is_unicode(text) else None
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can be stored: JSON may spell half a character (`\\ud800`)."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def scanned_numbers(texts: Iterable[str]) -> set[int] | None:
+    """The whole numbers of a column of label texts if its labels are numbers; None if words.
+
+    Beside such numbers `nan`, `inf`, `-1` and numbers of more than 18 digits are labels of no
+    class. A fraction (`1.5`) makes all of them words.
+    """
+    named = {text.strip() for text in texts if text.strip()}
+    whole = {number for text in named if (number := whole_number(text)) is not None}
+    return whole if whole and all(map(_NO_NAME.fullmatch, named)) else None
+
+
+def scanned_names(texts: Iterable[str], where: str, field: str = "classes") -> list[str]:
     """The classes of a column of label texts: its distinct values, sorted; empty ones left out.
 
-    If every text is a whole number, `3.0` is the class `3`. Raises StageError for names that
-    differ in blanks or letter case alone.
+    Where labels are numbers, `3.0` is the class `3`, and `nan` is none. Raises StageError for names
+    that differ in blanks, invisible characters or letter case alone; `field` can list names.
     """
     names = {text for text in texts if text.strip()}
-    if all(whole_number(name) is not None for name in names):
-        names = {name.strip().partition(".")[0] for name in names}
-    refuse_alike(sorted(names), where, "correct the labels, or list the names in `classes`")
+    numbers = scanned_numbers(names)
+    if numbers is not None:
+        stripped = {without_point_zero(text.strip()) for text in names}
+        names = {text for text in stripped if whole_number(text) is not None}
+    refuse_alike(sorted(names), where, f"correct the labels, or list the names in `{field}`")
     return sorted(names)
 
 
 def refuse_alike(names: Sequence[str], where: str, remedy: str) -> None:
-    """Raise StageError for two names that differ in blanks or letter case alone."""
+    """Raise StageError for two names that look alike (`_folded`)."""
     first: dict[str, str] = {}
     for name in names:
         other = first.setdefault(_folded(name), name)
         if other != name:
             raise StageError(
-                f"{where}: the classes {other!r} and {name!r} differ only in blanks or letter "
-                f"case; {remedy}"
+                f"{where}: the classes {other!r} and {name!r} differ only in {_UNSEEN}; {remedy}"
             )
 
 
@@ -135,4 +168,9 @@ def dense_names(numbers: Iterable[int], where: str) -> list[str]:
 
 
 def _folded(name: str) -> str:
-    return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+    """A name without what a reader does not see: case, blanks, marks such as U+FEFF and NUL."""
+    words = unicodedata.normalize("NFKC", name).casefold().split()
+    invisible = ("Cc", "Cf")
+    return " ".join(
+        "".join(c for c in word if unicodedata.category(c) not in invisible) for word in words
+    ).strip()

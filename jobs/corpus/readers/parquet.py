@@ -30,6 +30,7 @@ from jobs.corpus.readers.columns import (
     may_be_caption,
     may_be_image,
     may_be_label,
+    refuse_columns,
     value_type,
 )
 from jobs.corpus.readers.labels import Naming, dense_names, scanned_names
@@ -46,6 +47,7 @@ class Parquet:
     """Rows keyed by the columns of `key`, else by file and row number within it."""
 
     spec: ParquetReader
+    known: Classes | None = None  # what `classes` gave: then no label is read to know them
 
     @property
     def labels(self) -> bool:
@@ -59,8 +61,8 @@ class Parquet:
 
     def classes(self) -> Classes:
         """Names in label order; if nothing declares them, from the label columns of all rows."""
-        if self.spec.label is None:
-            return Classes()
+        if self.known is not None or self.spec.label is None:
+            return self.known or Classes()
         schema = self._labelled_schema()
         names = is_text(schema.field(self.spec.label).type)
         if self.spec.classes:
@@ -210,11 +212,7 @@ class Parquet:
     def _refuse_columns(self, schema: pa.Schema, file: str) -> None:
         """Raise StageError when a named column is missing or has a type that its role forbids."""
         named = [*self._columns(), *filter(None, [self.spec.label_name])]
-        missing = [name for name in named if name not in schema.names]
-        if missing:
-            raise StageError(
-                f"{self.spec.path} has no column {missing[0]!r}; it has {', '.join(schema.names)}"
-            )
+        refuse_columns(schema, named, file)
         roles = [
             ("image", self.spec.image, may_be_image, "encoded bytes"),
             ("caption", self.spec.caption, may_be_caption, "text"),

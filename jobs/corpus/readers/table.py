@@ -33,6 +33,7 @@ class Table:
     """Rows keyed by a column, or by the image's path as the table gives it."""
 
     spec: TableReader
+    known: Classes | None = None  # what `classes` gave: then no label is read to know them
 
     @property
     def labels(self) -> bool:
@@ -46,6 +47,8 @@ class Table:
 
     def classes(self) -> Classes:
         """The classes of the experiment file, else the label column's distinct values, sorted."""
+        if self.known is not None:
+            return self.known
         if self.spec.label is None or self.spec.classes:
             Naming(self.spec.classes).refuse_numbers_for_others(f"{self.spec.path}, `classes`")
             return Classes.of(self.spec.classes)

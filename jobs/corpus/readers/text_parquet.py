@@ -8,16 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.contract import StageError
 from jobs.corpus.readers.columns import (
+    cast,
     declared_names,
     is_flat,
     is_text,
     may_be_label,
+    refuse_columns,
     value_type,
 )
 from jobs.corpus.readers.parquet_file import open_file, tables
@@ -34,11 +37,25 @@ class TextParquet:
     spec: TextParquetReader
 
     def declared(self) -> Sequence[str] | None:
-        """The class names of the first file's metadata."""
+        """The class names in the metadata of the first file that has some.
+
+        Raises StageError if none has, and labels are names in one file, numbers in another.
+        """
+        kinds: dict[bool, str] = {}  # whether labels are names -> a file with such labels
         for name, _ in files(self.spec.path, self.spec.files):
             with open_file(self.spec.path, name) as (opened, full):
                 self._refuse_columns(opened.schema_arrow, full)
-                return self._names(opened.schema_arrow, full)
+                kind = opened.schema_arrow.field(self.spec.fields.label).type
+                names = self._names(opened.schema_arrow, full)
+            if names is not None:
+                return names
+            if not pa.types.is_null(kind):
+                kinds.setdefault(is_text(kind), name)
+        if len(kinds) > 1 and not self.spec.label_names and self.spec.labels == "classes":
+            raise StageError(
+                f"{self.spec.path}: column {self.spec.fields.label!r} holds names in {kinds[True]} "
+                f"and numbers in {kinds[False]}; use one of them, or give `label_names`"
+            )
         return None
 
     def rows(self, name: str) -> Iterator[pa.Table]:
@@ -57,12 +74,12 @@ class TextParquet:
             names = self._names(opened.schema_arrow, full)
             for table in tables(opened, full, BATCH_ROWS, columns):
                 for column in self.spec.where:
-                    kept = pc.is_in(table[column].cast(pa.string()), fits(self.spec, column))
-                    table = table.filter(kept)
+                    texts = cast(table[column], full, column, pa.string())
+                    table = table.filter(fits(self.spec, column, texts))
                 if len(table):
-                    yield self._in_form(table, names)
+                    yield self._in_form(table, names, full)
 
-    def _in_form(self, table: pa.Table, names: Sequence[str] | None) -> pa.Table:
+    def _in_form(self, table: pa.Table, names: Sequence[str] | None, full: str) -> pa.Table:
         fields, none = self.spec.fields, pa.nulls(len(table))
         has = table.column_names
 
@@ -72,33 +89,55 @@ class TextParquet:
             column = table[name].cast(value_type(table[name].type))
             return column.cast(pa.large_string()).cast(pa.large_binary())
 
-        label = table[fields.label].cast(value_type(table[fields.label].type)).cast(pa.string())
-        if names is not None and not is_text(table.schema.field(fields.label).type):
-            at = pc.index_in(label, pa.array([str(n) for n in range(len(names))]))
-            named = pa.array(names, pa.string()).take(pc.fill_null(at, 0).combine_chunks())
-            label = pc.if_else(pc.is_valid(at), named, label)
-        keys = [table[name].cast(pa.string()) for name in self.spec.key if name in has]
+        label, fault, detail = self._labels(table[fields.label], names, full)
+        keys = [cast(table[name], full, name, pa.string()) for name in self.spec.key if name in has]
         key = pc.binary_join_element_wise(*keys, "/") if keys else none.cast(pa.string())
         columns = [bytes_of(fields.text), bytes_of(fields.pair), label, key]
-        columns += [none.cast(pa.string())] * 2
-        return pa.table(columns, schema=FORM)
+        return pa.table([*columns, fault, detail], schema=FORM)
+
+    def _labels(
+        self, column: pa.ChunkedArray, names: Sequence[str] | None, full: str
+    ) -> tuple[pa.ChunkedArray, Any, Any]:
+        """Labels as text, by the file's own names if it has some; faults and words on them."""
+        text = cast(column, full, self.spec.fields.label, pa.string())
+        faults = pa.nulls(len(column), pa.string())
+        if self.spec.labels == "numbers" or is_text(column.type) or pa.types.is_null(column.type):
+            return text, faults, faults
+        numbers = column.cast(value_type(column.type))
+        if not pa.types.is_integer(numbers.type):
+            numbers = numbers.cast(pa.float64())
+            whole = pc.and_(pc.equal(numbers, pc.trunc(numbers)), pc.less(pc.abs(numbers), 2.0**63))
+            whole = pc.fill_null(whole, False)
+            as_int = pc.if_else(whole, numbers, None).cast(pa.int64()).cast(pa.string())
+            text = pc.if_else(whole, as_int, text)
+        else:
+            whole = pc.is_valid(numbers)
+        if names is not None:
+            at = pc.index_in(text, pa.array([str(n) for n in range(len(names))]))
+            named = pa.array(names, pa.string()).take(pc.fill_null(at, 0).combine_chunks())
+            whole = pc.is_valid(at)
+            text = pc.if_else(whole, named, text)
+        bad = pc.and_(pc.is_valid(text), pc.invert(whole))
+        if pc.any(bad).as_py():
+            faults = pc.if_else(bad, "label_unknown", None)
+            count = "" if names is None else f", not one of the {len(names)} classes of the file"
+            words = pc.binary_join_element_wise(
+                "the label is ", pc.if_else(bad, text, None), count, ""
+            )
+            return text, faults.cast(pa.string()), words
+        return text, faults, faults
 
     def _names(self, schema: pa.Schema, full: str) -> Sequence[str] | None:
         """The class names that a file declares for its integer labels."""
         label = self.spec.fields.label
         if self.spec.labels == "numbers" or is_text(schema.field(label).type):
             return None
-        return declared_names(schema, label, full)
+        return declared_names(schema, label, full, "label_names")
 
     def _refuse_columns(self, schema: pa.Schema, full: str) -> None:
         """Raise StageError when a named column is missing or has a type that its role forbids."""
         fields = self.spec.fields
-        missing = [name for name in self.spec.columns_read if name not in schema.names]
-        if missing:
-            raise StageError(
-                f"{full} has no column {missing[0]!r}; it has {', '.join(schema.names)}: correct "
-                f"the reader's `fields`"
-            )
+        refuse_columns(schema, self.spec.columns_read, full)
         roles = [
             ("text", fields.text, is_text, "text"),
             ("pair", fields.pair, is_text, "text"),

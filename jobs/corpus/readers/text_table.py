@@ -47,7 +47,7 @@ class TextTable:
             yield from self._bad_rows(bad)
             table = pa.Table.from_batches([batch])
             for column in spec.where:
-                table = table.filter(pc.is_in(table[column], fits(spec, column)))
+                table = table.filter(fits(spec, column, table[column]))
             if len(table):
                 yield self._in_form(table)
         yield from self._bad_rows(bad)

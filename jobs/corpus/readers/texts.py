@@ -21,7 +21,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.contract import StageError
-from jobs.corpus.readers.labels import Naming, dense_names, scanned_names, whole_number
+from jobs.corpus.readers.labels import (
+    Naming,
+    dense_names,
+    scanned_names,
+    scanned_numbers,
+    whole_number,
+    without_point_zero,
+)
 from jobs.corpus.readers.rows import TEXTS, UNKNOWN, Classes, Unit
 from jobs.corpus.readers.source import files
 from jobs.corpus.spec import TextReader
@@ -52,15 +59,19 @@ class Format(Protocol):
         """The same rows, of which `label` alone is needed."""
 
     def declared(self) -> Sequence[str] | None:
-        """The names of the label's classes that the first file declares, if it does."""
+        """The names of the label's classes in the first file that declares some."""
 
 
 @dataclass(frozen=True)
 class Texts:
-    """Rows of texts, keyed by columns or by the texts themselves."""
+    """Rows of texts, keyed by columns or by the texts themselves.
+
+    `known`: what `classes` gave, so that no label is read again to know them.
+    """
 
     spec: TextReader
     format: Format
+    known: Classes | None = None
 
     @property
     def labels(self) -> bool:
@@ -74,13 +85,13 @@ class Texts:
 
     @cached_property
     def _naming(self) -> Naming:
-        """Labels that occur are collected once: this reads every file."""
+        """Without `known`, this may read every file."""
         return Naming(self.classes().ids)
 
     def classes(self) -> Classes:
         """`label_names`; else the names that the files declare; else the labels that occur."""
-        if self.spec.labels == "numbers":
-            return Classes()
+        if self.known is not None or self.spec.labels == "numbers":
+            return self.known or Classes()
         declared, names = self.format.declared(), self.spec.label_names
         if names and declared is not None and list(declared) != list(names):
             raise StageError(
@@ -88,7 +99,7 @@ class Texts:
                 f"label_names {', '.join(names)}; correct label_names, or leave it out"
             )
         if names or declared is not None:
-            found = Naming(tuple(names or declared or ()))
+            found = Naming(self._listed(names or declared or (), declared is not None))
             found.refuse_numbers_for_others(f"{self.spec.path}, `label_names`")
             return Classes.of(found.classes)
         texts = set(self._label_texts())
@@ -98,10 +109,33 @@ class Texts:
                 f"{where} holds the label {negative[0]}; list it in `unlabelled` if it stands for "
                 f"no label, or name the classes in `label_names`"
             )
-        numbers = [whole_number(text) for text in texts]
-        if None in numbers:
-            return Classes.of(scanned_names(texts, where))
-        return Classes.of(dense_names((n for n in numbers if n is not None), where))
+        numbers = scanned_numbers(texts)
+        if numbers is None:
+            return Classes.of(scanned_names(texts, where, "label_names"))
+        return Classes.of(dense_names(numbers, where))
+
+    def _listed(self, names: Sequence[str], declared: bool) -> tuple[str, ...]:
+        """The listed names but those of `unlabelled`. Raises StageError for lists of no use."""
+        left_out = _unlabelled(self.spec)
+        source = "its metadata lists" if declared else "label_names lists"
+        repeated = [name for name, count in Counter(names).items() if count > 1]
+        blank = [name for name in names if not name.strip()]
+        if repeated or blank:
+            what = f"two classes called {repeated[0]!r}" if repeated else "a class without a name"
+            raise StageError(f"{self.spec.path}: {source} {what}; give each a name of its own")
+        for text in left_out:
+            number = whole_number(text)
+            if declared and text not in names and number is not None and number < len(names):
+                raise StageError(
+                    f"{self.spec.path}: `unlabelled` lists {text}, but labels have names here; "
+                    f"list the name, {names[number]!r}"
+                )
+        if not declared and (both := left_out & set(names)):
+            raise StageError(
+                f"{self.spec.path}: label_names and unlabelled both list {min(both)!r}; remove it "
+                f"from one"
+            )
+        return tuple(name for name in names if name not in left_out)
 
     def units(self) -> Sequence[Unit]:
         """One for each file; without key columns, one for the source."""
@@ -133,20 +167,24 @@ class Texts:
         found: Counter[str] = Counter()
         for name, _ in self.files():
             for rows in self.format.labels(name):
-                found.update(rows["label"].drop_null().to_pylist())
-        left_out = _unlabelled(self.spec)
-        return Counter({t: n for t, n in found.items() if t.strip() and t not in left_out})
+                usable = rows["label"].filter(pc.is_null(rows["fault"]))
+                found.update(usable.drop_null().to_pylist())
+        return Counter({t: n for t, n in found.items() if t.strip() and not self._left_out(t)})
+
+    def _left_out(self, label: str) -> bool:
+        return without_point_zero(label.strip()) in _unlabelled(self.spec)
 
     def read(self, unit: Unit, notes: Counter[str]) -> Iterator[pa.Table]:
         """The rows of a file, or of all files. Rows without a label are counted as unlabelled."""
         names = [unit.file] if unit.file else [name for name, _ in self.files()]
-        left_out = pa.array(_unlabelled(self.spec), pa.string())
         keys = _Keys()
         for name in names:
             for rows in self.format.rows(name):
-                without = pc.is_in(rows["label"], value_set=left_out)
-                if len(left_out) and pc.any(without).as_py():
-                    notes["unlabelled"] += pc.sum(without).as_py()
+                if self.spec.unlabelled:
+                    labels = pc.unique(rows["label"].drop_null()).to_pylist()
+                    left_out = [label for label in labels if self._left_out(label)]
+                    without = pc.is_in(rows["label"], value_set=pa.array(left_out, pa.string()))
+                    notes["unlabelled"] += pc.sum(without).as_py() or 0
                     rows = rows.filter(pc.invert(without))
                 if len(rows):
                     yield self._as_raw(name, rows, keys, notes)
@@ -195,12 +233,16 @@ class _Keys:
     def of(self, rows: pa.Table, notes: Counter[str]) -> list[str]:
         """The rows' keys. Equal texts are counted in `notes`, also those with other labels."""
         found = []
-        columns = (rows[name].to_pylist() for name in ("text", "pair", "label"))
-        for text, pair, label in zip(*columns, strict=True):
+        columns = (rows[name].to_pylist() for name in ("text", "pair", "label", "key"))
+        for text, pair, label, key in zip(*columns, strict=True):
+            if text is None and key is not None:  # a bad row, named by its line
+                found.append(key)
+                continue
             digest = _digest(text, pair)
             count, first = self._seen.get(digest, (0, label))
             self._seen[digest] = count + 1, first
-            found.append(digest.hex() if count == 0 else f"{digest.hex()}-{count + 1}")
+            hashed = digest.hex() if count == 0 else f"{digest.hex()}-{count + 1}"
+            found.append(hashed if key is None else key)
             notes["equal_rows"] += count > 0
             notes["equal_rows_other_label"] += count > 0 and label != first
         return found
@@ -217,15 +259,21 @@ def _number(text: str) -> float | None:
         found = float(text)
     except ValueError:
         return None
-    return found if math.isfinite(found) and "_" not in text else None
+    return found if math.isfinite(found) and text.isascii() and "_" not in text else None
 
 
-def _unlabelled(spec: TextReader) -> list[str]:
-    return [str(value) for value in spec.unlabelled]
+def _unlabelled(spec: TextReader) -> set[str]:
+    return {without_point_zero(str(value).strip()) for value in spec.unlabelled}
 
 
-def fits(spec: TextReader, column: str) -> pa.Array:
-    """The values of a column of `where`, as text."""
-    wanted = spec.where[column]
-    values = wanted if isinstance(wanted, tuple) else (wanted,)
-    return pa.array([str(value) for value in values], pa.string())
+def wanted(spec: TextReader, column: str) -> list[str]:
+    """The values that a column of `where` may have, as text; `3` stands for `3.0` too."""
+    value = spec.where[column]
+    values = value if isinstance(value, tuple) else (value,)
+    return [without_point_zero(str(value)) for value in values]
+
+
+def fits(spec: TextReader, column: str, texts: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Which of a column's texts have a value that `where` wants."""
+    plain = pc.replace_substring_regex(texts, r"^(-?\d+)\.0*$", r"\1")
+    return pc.is_in(plain, value_set=pa.array(wanted(spec, column), pa.string()))

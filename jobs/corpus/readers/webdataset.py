@@ -19,6 +19,7 @@ from typing import Any
 import pyarrow as pa
 
 from jobs.contract import StageError
+from jobs.corpus.readers.json_object import parse_object
 from jobs.corpus.readers.labels import Naming
 from jobs.corpus.readers.rows import UNKNOWN, Classes, RowBatcher, Unit, claim
 from jobs.corpus.readers.source import files, is_hidden, stream
@@ -153,7 +154,7 @@ class WebDataset:
         detail: str | None = None
         if self.spec.caption is not None:
             value, wrong = _read_field(sample, self.spec.caption)
-            fault = fault or wrong
+            fault, detail = fault or (wrong and "broken_json"), wrong
             if isinstance(value, str):
                 caption = value.encode("utf-8", "surrogatepass")
             elif isinstance(value, bytes):
@@ -163,7 +164,7 @@ class WebDataset:
                 detail = f"its caption is {_shown(value)}"
         if self.spec.label is not None:
             value, wrong = _read_field(sample, self.spec.label)
-            fault = fault or wrong
+            fault, detail = fault or (wrong and "broken_json"), detail or wrong
             label = self._label_number(value)
             if label == UNKNOWN:
                 detail = detail or self._naming.why_unknown(_as_text(value))
@@ -192,19 +193,14 @@ def _split_name(name: str) -> tuple[str, str]:
     return f"{folder}{slash}{stem}", extension.lower()
 
 
-def _read_field(sample: _Sample, where: str) -> tuple[Any, Fault | None]:
-    """A sample's value at `txt` (bytes) or `json:field` (a JSON value), and its fault."""
+def _read_field(sample: _Sample, where: str) -> tuple[Any, str | None]:
+    """A sample's value at `txt` (bytes) or `json:field` (a JSON value), or what is wrong."""
     extension, colon, name = where.partition(":")
     data = sample.texts.get(extension)
     if data is None or not colon:
         return data, None
-    try:
-        value = json.loads(data)
-    except (ValueError, RecursionError):  # RecursionError: nested absurdly deep
-        return None, "broken_json"
-    if not isinstance(value, dict):
-        return None, "broken_json"
-    return value.get(name), None
+    value, wrong = parse_object(data, [name])
+    return (None, wrong) if value is None else (value.get(name), None)
 
 
 def _as_text(value: Any) -> Any:

@@ -158,7 +158,7 @@ def test_names_that_differ_in_blanks_or_case_are_refused_unless_listed(
     tmp_path: Path, picture: Picture, other: str
 ) -> None:
     first = "\u00e5pe" if other.startswith("\u212b") else "ape"
-    message = "differ only in blanks or letter case; correct the labels, or list"
+    message = "differ only in blanks, invisible characters or letter case; correct the labels"
     for source in (
         csv_labels(tmp_path, [first, other, "bee"], picture),
         parquet_labels(tmp_path, pa.array([first, other, "bee"]), picture),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,8 +13,12 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import mutations
 import numpy as np
+import pyarrow as pa
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from embedding_server import Stub, serving, vector
 from jobs.contract import StageError
@@ -158,6 +165,100 @@ def test_a_file_that_is_no_answer_is_named(tmp_path: Path) -> None:
     (Path(found.folder.uri) / "answers" / f"{0:020d}-{'a' * 64}.arrow").write_bytes(b"no")
     with pytest.raises(StageError, match="is not what an API's answer wrote"):
         again(tmp_path)
+
+
+FACTS = {"paid": vars(Paid()), "replaces": ["a.arrow"]}
+
+
+def answers_with(path: Path, facts: bytes, table: pa.Table | None = None) -> None:
+    """A file of answers with other facts, or other columns, under the digest of its bytes."""
+    path.mkdir(parents=True, exist_ok=True)
+    kind = pa.list_(pa.field("element", pa.float32(), nullable=False), 2)
+    found = pa.table(
+        [pa.array([KEYS[0]], pa.binary(32)), pa.array([[1.0, 2.0]], kind)],
+        schema=ledgers._schema(kind),
+    )
+    found = (found if table is None else table).replace_schema_metadata({b"paid": facts})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, found.schema) as writer:
+        writer.write_table(found)
+    data = sink.getvalue().to_pybytes()
+    name = f"{1:020d}-{hashlib.sha256(data).hexdigest()}.arrow"
+    (path / name).write_bytes(data)
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_facts_that_are_not_what_they_should_be_are_told_in_one_sentence(
+    tmp_path: Path, data: st.DataObject
+) -> None:
+    answers = tmp_path / ledgers.LEDGERS / OWN.ledger / "answers"
+    shutil.rmtree(answers, ignore_errors=True)
+    damage = data.draw(mutations.of(json.dumps(FACTS).encode()).filter(lambda made: made))
+    answers_with(answers, damage or b"")
+    (path,) = answers.iterdir()
+    found = ""
+    try:
+        total = again(tmp_path).paid
+    except StageError as error:
+        found = str(error)
+    assert mutations.is_a_sentence(found, path) if found else isinstance(total, Paid)
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        pa.table({"x": [1]}),
+        pa.table({"text": ["a"], "vector": [[1.0]]}),
+        pa.table({"text": pa.array([KEYS[0]], pa.binary(32)), "vector": [1.0]}),
+    ],
+)
+def test_columns_that_are_not_what_they_should_be_are_told_in_one_sentence(
+    tmp_path: Path, table: pa.Table
+) -> None:
+    answers = tmp_path / ledgers.LEDGERS / OWN.ledger / "answers"
+    answers_with(answers, json.dumps(FACTS).encode(), table)
+    with pytest.raises(StageError, match=r"\(its columns are others\); restore it"):
+        again(tmp_path)
+
+
+@pytest.mark.parametrize("damage", [b"", b"ARROW1", None])
+def test_a_damaged_file_of_answers_is_told_in_one_sentence(
+    tmp_path: Path, damage: bytes | None
+) -> None:
+    found = filled(tmp_path, pieces=1)
+    (path,) = (Path(found.folder.uri) / "answers").iterdir()
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2] if damage is None else damage)
+    with pytest.raises(StageError, match="is not what an API's answer wrote"):
+        again(tmp_path)
+
+
+def test_a_changed_file_never_has_others_deleted(tmp_path: Path) -> None:
+    found = filled(tmp_path, pieces=2)
+    answers = Path(found.folder.uri) / "answers"
+    (kept, *_) = sorted(path.name for path in answers.iterdir())
+    facts = {"paid": vars(Paid()), "replaces": [kept]}
+    answers_with(answers, json.dumps(facts).encode(), pa.table(*_columns_of(found)))
+    (changed,) = answers.glob(f"{1:020d}-*")
+    changed.rename(answers / f"{1:020d}-{'a' * 64}.arrow")
+    with pytest.raises(StageError, match="is not what an API's answer wrote"):
+        again(tmp_path).compact()
+    assert (answers / kept).exists()
+
+
+def _columns_of(found: Ledger) -> tuple[list[pa.Array], list[str]]:
+    kind = pa.list_(pa.field("element", pa.float32(), nullable=False), found.dim or 0)
+    zeros = pa.array([[0.0] * (found.dim or 0)], kind)
+    return [pa.array([b"x" * 32], pa.binary(32)), zeros], ["text", "vector"]
+
+
+def test_an_accepted_vector_of_another_length_is_told(tmp_path: Path) -> None:
+    found = filled(tmp_path)
+    found.accept(Drift("2024-01-01", 0.5, (1.0, 2.0)))
+    (Path(found.folder.uri) / "drift/.DS_Store").write_bytes(b"x")
+    with pytest.raises(StageError, match=r"has 2 numbers instead of .*; restore it"):
+        again(tmp_path).canary(KEYS[0])
 
 
 def test_an_accepted_change_of_the_model_is_what_counts_from_then_on(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from jobs.encoders import known, transformers
 from jobs.encoders.digests import digest
 from jobs.encoders.encoder import EncoderCard, load
 from jobs.encoders.known import check_names
+from jobs.encoders.model_folder import Limits
 from jobs.encoders.spec import TransformersEncoder
 from jobs.images.spec import Shift, Views
 from jobs.storage.folder import Folder
@@ -298,6 +299,9 @@ def test_a_model_of_the_hub_comes_from_the_local_cache(
     _, opened = imported("me/bert", tmp_path, revision=revision)
     assert opened.card.model == "me/bert"
     assert opened.card.source["revision"] == revision
+    edit(tmp_path / f"hub/models--me--bert/snapshots/{revision}", "config.json", auto_map={})
+    with pytest.raises(StageError, match=r"config\.json has auto_map"):
+        imported("me/bert", tmp_path / "again", revision=revision)
 
 
 def test_weights_in_several_files_are_one_model(models: dict[str, Path], tmp_path: Path) -> None:
@@ -390,6 +394,24 @@ def test_a_setting_that_the_model_cannot_meet_is_refused(
 ) -> None:
     with pytest.raises(StageError, match=message):
         imported(models[kind], tmp_path, **settings)
+    if "pooling" not in settings:  # known when it is planned: the folder's config.json says it
+        limits = Limits.of(json.loads((models[kind] / "config.json").read_text()))
+        with pytest.raises(StageError, match=message):
+            limits.check("m", settings.get("layer"), settings.get("max_length"))
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_a_plan_refuses_no_layer_and_no_length_that_the_model_has(
+    kind: str, models: dict[str, Path]
+) -> None:
+    config = json.loads((models[kind] / "config.json").read_text())
+    limits = Limits.of(config)
+    assert limits.layers == 2
+    own = transformers.positions(transformers.build("m", config))
+    assert limits.positions == own
+    for layer in (-3, -1, 0, 2, None):
+        limits.check("m", layer, own)
+    Limits.of({"num_hidden_layers": "2", "n_positions": True}).check("m", 99, 10**6)
 
 
 def test_without_the_library_the_error_says_what_to_install(

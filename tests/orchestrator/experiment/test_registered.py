@@ -67,6 +67,17 @@ def test_a_damaged_entry_is_one_sentence_with_the_way_out(tmp_path: Path) -> Non
         registered.history(root, "demo")
 
 
+def test_an_entry_that_somebody_has_changed_is_never_used(tmp_path: Path) -> None:
+    root = Folder.of(tmp_path)
+    registered.register(experiment("sve-moves"), root, lambda: 3)
+    (entry,) = (tmp_path / registered.FOLDER / "demo").iterdir()
+    whole = entry.read_text()
+    for old, new in (("sve-moves", "lsvr-moves"), ("3", "0")):
+        entry.write_text(whole.replace(old, new, 1))
+        with pytest.raises(StoreError, match=r"\(it has changed since it was written\); put"):
+            registered.register(experiment("sve-moves"), root, lambda: 0)
+
+
 # -- the experiment file -------------------------------------------------------------------------
 
 
