@@ -9,6 +9,7 @@ commits an output or retries.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -31,7 +32,7 @@ from jobs.features.api import buy_texts, encoder_of, write_features
 from jobs.features.extract import extract
 from jobs.features.given import import_features
 from jobs.features.identity import identity
-from jobs.features.parts import finish, has_unit, save_unit
+from jobs.features.parts import finish, has_unit, may_add, save_unit
 from jobs.features.spec import FeaturesStep, GivenStep
 from jobs.remote import report_each
 from jobs.storage.folder import Folder
@@ -67,10 +68,11 @@ def _extract(works: Sequence[Work], hooks: Hooks) -> None:
         try:
             index = Index.read(work.inputs["corpus"])
             _require_gpus(step.gpus_per_worker)
+            may_add(work.output, json.loads(_made_with(step, work.inputs["encoder"])))
         except Exception as error:
             hooks.done(work.address, error)
             continue
-        units = units_of(index, step.parts)
+        units = units_of(index, step.wanted)
         wanted = (step.gpus_per_worker, step.cpus_per_worker)
         groups[wanted].append(_Job(work, step, index, units))
     for (gpus, cpus), jobs in groups.items():
@@ -196,11 +198,10 @@ def _encode(jobs: Sequence[_Job], batch: Any) -> pa.Table:
     address, failure = job.work.address, ""
     try:
         corpus, folder = job.work.inputs["corpus"], job.work.inputs["encoder"]
-        device = "cuda" if job.step.gpus_per_worker > 0 else "cpu"
-        made_with = identity(job.step, EncoderCard.read(folder), device)
+        made_with = _made_with(job.step, folder)
         if not has_unit(job.work.scratch, unit, made_with):
             encoder = _load_encoder(
-                folder, folder.read_bytes(CARD), device, job.step.cpus_per_worker
+                folder, folder.read_bytes(CARD), _device(job.step), job.step.cpus_per_worker
             )
             table = extract(unit, corpus, job.index.name, encoder, job.step)
             save_unit(job.work.scratch, unit, table)
@@ -211,6 +212,14 @@ def _encode(jobs: Sequence[_Job], batch: Any) -> pa.Table:
     except Exception as error:
         failure = Failure.of(error, address).as_json()
     return pa.Table.from_pylist([{"job": int(batch["job"][0]), "failure": failure}])
+
+
+def _device(step: FeaturesStep) -> str:
+    return "cuda" if step.gpus_per_worker > 0 else "cpu"
+
+
+def _made_with(step: FeaturesStep, encoder: Folder) -> str:
+    return identity(step, EncoderCard.read(encoder), _device(step))
 
 
 @lru_cache(maxsize=2)

@@ -77,7 +77,6 @@ def command(chosen: Chosen, verbose: bool, claims: bool, as_json: bool, **given:
     in the file or the data, and 0 if it is only not here."""
     from orchestrator.errors import UserError
     from orchestrator.plan import cost
-    from orchestrator.plan.advice import unread_parts
     from orchestrator.plan.assess import PLANNED, assess
     from orchestrator.plan.power import controls_line, power_line, replicates_line
     from orchestrator.plan.states import StepState
@@ -129,7 +128,7 @@ def command(chosen: Chosen, verbose: bool, claims: bool, as_json: bool, **given:
     if known := [line for line in lines if line]:
         click.echo("\n" + "\n".join(known))
     told = _registered(chosen, assessments)
-    for line in (*told, *unread_parts(chosen.plan), *_sources(chosen, assessments)):
+    for line in (*told, *_sources(chosen, assessments)):
         click.echo(line)
     if lacking:
         click.echo("\nA sweep from here lacks:")

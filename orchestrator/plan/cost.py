@@ -17,18 +17,18 @@ Every figure names its source. What cannot be known yet is reported as unknown.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from statistics import median
 from typing import Any
 
 from jobs.corpus.spec import Corpus
-from jobs.features.spec import FeaturesStep
+from jobs.features.spec import FeaturesStep, Part
 from jobs.pretrain.spec import PretrainStep
 from jobs.tuning.spec import TuneStep
 from orchestrator.plan import units
-from orchestrator.plan.assess import Assessment
+from orchestrator.plan.assess import Assessment, lacking_parts
 from orchestrator.plan.plan import Plan
 from orchestrator.plan.states import StepState
 from orchestrator.step.address import CorpusAddress, parse_as
@@ -273,7 +273,7 @@ def samples_of(
     for step in steps:
         if not isinstance(step.spec, FeaturesStep) or step.spec.api is not None:
             continue
-        for part in step.spec.parts:
+        for part in _encoded(step, step.spec, assessments[step.address]):
             of = (step.inputs["corpus"], part)
             if of not in known:
                 known[of] = _rows(*of, plan, assessments)
@@ -282,6 +282,16 @@ def samples_of(
                 return None
             total += rows * (1 + step.spec.views.count if part == "train" else 1)
     return total
+
+
+def _encoded(step: Step, spec: FeaturesStep, found: Assessment) -> Sequence[Part]:
+    """The parts that a finished step has encoded, or that an unfinished one has left."""
+    record = found.record
+    if record is None or found.state is StepState.DRIFT:
+        return spec.wanted
+    if found.state is StepState.DONE:
+        return [part for part in spec.parts if f"rows_{part}" in record.counts] or spec.wanted
+    return lacking_parts(step, record)
 
 
 # -- how fast --------------------------------------------------------------------------------------

@@ -352,6 +352,7 @@ class Executor:
                     "attempts": self._attempts[address],
                 },
                 self._opener.read_by(address),
+                self._opener.extended(address),
             )
             self._opener.committed(manifest)
             self._add_to_index(step, manifest)
