@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -95,6 +96,7 @@ class _Execution:
     def __init__(self, jobs: Sequence[_Job], gpus: float, cpus: int, hooks: Hooks) -> None:
         self._jobs, self._gpus, self._cpus, self._hooks = jobs, gpus, cpus, hooks
         self._units_left = [len(job.units) for job in jobs]
+        self._seconds = [0.0] * len(jobs)  # of work, in all units
         self._reported: set[int] = set()
         self._finishing: dict[ray.ObjectRef[Outcome], int] = {}
 
@@ -128,6 +130,7 @@ class _Execution:
         number = result["job"]
         job = self._jobs[number]
         self._units_left[number] -= 1
+        self._seconds[number] += result["seconds"]
         if result["failure"]:
             self._report(number, Failure.from_json(result["failure"]).as_error())
         elif self._units_left[number] == 0 and number not in self._reported:
@@ -146,7 +149,7 @@ class _Execution:
         for reference in finished:
             number = self._finishing.pop(reference)
             try:
-                self._report(number, ray.get(reference))
+                self._report(number, ray.get(reference).took(self._seconds[number]))
             except Exception as error:
                 self._report(number, error)
 
@@ -195,7 +198,7 @@ def _encode(jobs: Sequence[_Job], batch: Any) -> pa.Table:
         int(batch["stop"][0]),
         str(batch["sha256"][0]),
     )
-    address, failure = job.work.address, ""
+    address, failure, begun = job.work.address, "", time.monotonic()
     try:
         corpus, folder = job.work.inputs["corpus"], job.work.inputs["encoder"]
         made_with = _made_with(job.step, folder)
@@ -211,7 +214,9 @@ def _encode(jobs: Sequence[_Job], batch: Any) -> pa.Table:
         failure = Failure.of(too_large, address).as_json()
     except Exception as error:
         failure = Failure.of(error, address).as_json()
-    return pa.Table.from_pylist([{"job": int(batch["job"][0]), "failure": failure}])
+    seconds = time.monotonic() - begun
+    row = {"job": int(batch["job"][0]), "failure": failure, "seconds": seconds}
+    return pa.Table.from_pylist([row])
 
 
 def _device(step: FeaturesStep) -> str:
@@ -231,7 +236,9 @@ def _load_encoder(folder: Folder, card: bytes, device: str, threads: int) -> Enc
 
 @ray.remote(num_cpus=1)
 def _finish(job: _Job) -> Outcome:
-    return finish(job.step, job.index, job.units, job.work.scratch, job.work.output)
+    begun = time.monotonic()
+    found = finish(job.step, job.index, job.units, job.work.scratch, job.work.output)
+    return found.took(time.monotonic() - begun)
 
 
 def _is_api(work: Work) -> bool:

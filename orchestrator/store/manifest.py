@@ -145,7 +145,7 @@ class Record(NamedTuple):
 
     @property
     def seconds(self) -> float:
-        """From the step's start to its end; 0 if the manifest has no times."""
+        """Of work (`Outcome.seconds`), else from its start to its end; 0 if there are no times."""
         return parsed(self.facts).seconds
 
     @property

@@ -111,6 +111,7 @@ def extracted(tmp_path_factory: pytest.TempPathFactory, digits: Folder, encoder:
     }
     assert 0 < outcome.metrics["features/sve"] <= math.log(24)
     assert outcome.metrics["features/lsvr"] >= 0
+    assert outcome.seconds
     assert {"features/sve_raw", "features/lsvr_centred"} <= set(outcome.metrics)
     return step
 
