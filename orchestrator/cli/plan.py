@@ -76,7 +76,7 @@ def command(chosen: Chosen, verbose: bool, claims: bool, as_json: bool, **given:
     Runs nothing. Says what a sweep from here would lack; the exit status is 2 if that is a mistake
     in the file or the data, and 0 if it is only not here."""
     from orchestrator.errors import UserError
-    from orchestrator.plan import cost
+    from orchestrator.plan import cost, counting, speed
     from orchestrator.plan.assess import PLANNED, assess
     from orchestrator.plan.power import controls_line, power_line, replicates_line
     from orchestrator.plan.states import StepState
@@ -89,10 +89,10 @@ def command(chosen: Chosen, verbose: bool, claims: bool, as_json: bool, **given:
         return 0
     with waiting("reading the store"):
         assessments = assess(chosen.plan, chosen.store)
-    fault = cost.batch_fault(chosen.plan, assessments, given["rows"])
+    fault = counting.batch_fault(chosen.plan, assessments, given["rows"])
     if fault is not None:
         raise UserError(fault)
-    estimate = cost.estimate(chosen.plan, assessments, cost.Given(**given))
+    estimate = cost.estimate(chosen.plan, assessments, speed.Given(**given))
     bought = _purchases(chosen, assessments)
     with waiting("looking at what a sweep needs"):
         lacking = _lacking(chosen, assessments)

@@ -16,7 +16,7 @@ from orchestrator.errors import StoreError
 from orchestrator.experiment import load
 from orchestrator.plan import build
 from orchestrator.plan.assess import assess
-from orchestrator.plan.cost import samples_of
+from orchestrator.plan.counting import samples_of
 from orchestrator.plan.plan import Plan
 from orchestrator.plan.states import StepState
 from orchestrator.run.executor import Executor
