@@ -14,7 +14,7 @@ import json
 import re
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Protocol, Self, get_args
 
@@ -289,6 +289,12 @@ class Outcome:
 
     counts: Mapping[str, int] = field(default_factory=dict)  # rows read, kept, skipped and why
     metrics: Mapping[str, float] = field(default_factory=dict)  # summary numbers, at most some 30
+    # Of work, without waiting, added up over the processes that did it; None: not measured.
+    seconds: float | None = field(default=None, compare=False)
+
+    def took(self, seconds: float) -> Outcome:
+        """The same, with so many seconds of work more."""
+        return replace(self, seconds=(self.seconds or 0.0) + seconds)
 
 
 class LeaseHolder(Protocol):

@@ -8,6 +8,7 @@ cancelled and not reported. Stages call this from their `job.py`.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
@@ -22,9 +23,12 @@ Needed = tuple[Sequence[Work], float, float]
 
 
 def guarded(address: str, do: Callable[[], Outcome]) -> Outcome | Failure:
-    """The outcome of `do`; if it raises, the failure of the step at `address`."""
+    """The outcome of `do`, with the seconds that it took; if it raises, the failure of the step at
+    `address`.
+    """
+    begun = time.monotonic()
     try:
-        return do()
+        return do().took(time.monotonic() - begun)
     except Exception as error:
         return Failure.of(error, address)
 

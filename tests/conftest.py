@@ -36,6 +36,9 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     # As in the background of a shell; whatever a test starts would ignore Ctrl-C as well.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# What sweeps of tests measure is for the plans of none, and the user's own rates are not theirs.
+os.environ["NML_RATES"] = ""
+
 cluster.settings()  # before a test module imports Ray, which reads some of them then
 
 SHARED = "PYTEST_XDIST_WORKER" in os.environ  # the machine, with another process of these tests

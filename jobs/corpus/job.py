@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -48,8 +49,9 @@ def run_corpus(works: Sequence[Work], hooks: Hooks) -> None:
     for work in works:
         if hooks.stopping():
             return
+        begun = time.monotonic()
         try:
-            hooks.done(work.address, _build(work, hooks))
+            hooks.done(work.address, _build(work, hooks).took(time.monotonic() - begun))
         except _StoppedError:
             return
         except Exception as error:

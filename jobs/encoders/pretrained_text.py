@@ -23,6 +23,7 @@ from jobs.encoders.card import Architecture
 from jobs.encoders.imported import Imported, misfit_error, unavailable_error
 from jobs.encoders.model_folder import CONFIG, PATTERNS, PROMPTS, ModelFolder, digest_of, locate
 from jobs.encoders.spec import TransformersEncoder
+from jobs.reach import web_fault
 from jobs.storage.folder import Folder
 from jobs.text.spec import Pooling, TextInput
 from jobs.text.tokenizer import open_tokenizer
@@ -96,7 +97,7 @@ def _changed_error(spec: TransformersEncoder) -> StageError:
 
 def _from_hub(model: str, revision: str) -> Folder:
     """The folder of the local cache with this revision, downloaded if it is not there."""
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
 
     patterns = [*PATTERNS, PROMPTS, f"*/{CONFIG}"]
     named: dict[str, Any] = {"revision": revision, "allow_patterns": patterns}
@@ -107,6 +108,8 @@ def _from_hub(model: str, revision: str) -> Folder:
     except (StageError, OSError, ValueError):  # not there (both), or not all of it
         pass  # what is wrong with it shows below
     try:
+        if not constants.HF_HUB_OFFLINE and (fault := web_fault(constants.ENDPOINT)):
+            raise ConnectionError(f"{constants.ENDPOINT} does not answer: {fault}")
         return Folder(snapshot_download(model, **named))
     except Exception as error:  # hub, cache and network raise nearly anything
         raise unavailable_error("transformers", f"{model}@{revision}", error) from error

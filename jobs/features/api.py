@@ -74,7 +74,7 @@ def buy_texts(works: Sequence[Work], hooks: Hooks) -> Iterator[tuple[Work, Excep
 
 
 def _lacking(work: Work, encoder: ApiEncoder, ledger: Ledger) -> dict[bytes, str]:
-    parts = cast(FeaturesStep, work.spec).parts
+    parts = cast(FeaturesStep, work.spec).wanted
     return lacking(encoder, ledger, [(work.inputs["corpus"], parts)])
 
 
@@ -195,7 +195,7 @@ def _check_price(
 
 def _refused_error(work: Work, encoder: ApiEncoder, refused: Mapping[bytes, str]) -> StageError:
     """Names the samples whose texts have no vector; all others are in the ledger."""
-    parts, names = cast(FeaturesStep, work.spec).parts, dict[str, str]()
+    parts, names = cast(FeaturesStep, work.spec).wanted, dict[str, str]()
     for _, rows, texts in of_corpus(work.inputs["corpus"], parts, encoder, counter(encoder.table)):
         for side in texts.sides:
             for row, text in enumerate(side):
@@ -223,7 +223,7 @@ def write_features(work: Work) -> Outcome:
     ledger = Ledger.of(work.root, encoder)
     corpus, dims = work.inputs["corpus"], set[int]()
     index = Index.read(corpus)
-    for unit, rows, texts in of_corpus(corpus, step.parts, encoder, counter(encoder.table)):
+    for unit, rows, texts in of_corpus(corpus, step.wanted, encoder, counter(encoder.table)):
         vectors = _vectors(ledger, texts)
         dims.add(vectors.shape[1])
         with np.errstate(over="ignore"):  # beyond float16: infinite, refused below
@@ -247,7 +247,7 @@ def write_features(work: Work) -> Outcome:
         if texts.truncated.any():
             metadata[COUNTS] = json.dumps({TRUNCATED: int(texts.truncated.sum())})
         save_unit(work.scratch, unit, table.replace_schema_metadata(metadata))
-    return finish(step, index, units_of(index, step.parts), work.scratch, work.output)
+    return finish(step, index, units_of(index, step.wanted), work.scratch, work.output)
 
 
 def _vectors(ledger: Ledger, texts: Sent) -> npt.NDArray[np.float32]:

@@ -9,7 +9,9 @@ commits an output or retries.
 
 from __future__ import annotations
 
+import json
 import logging
+import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,7 +33,7 @@ from jobs.features.api import buy_texts, encoder_of, write_features
 from jobs.features.extract import extract
 from jobs.features.given import import_features
 from jobs.features.identity import identity
-from jobs.features.parts import finish, has_unit, save_unit
+from jobs.features.parts import finish, has_unit, may_add, save_unit
 from jobs.features.spec import FeaturesStep, GivenStep
 from jobs.remote import report_each
 from jobs.storage.folder import Folder
@@ -67,10 +69,11 @@ def _extract(works: Sequence[Work], hooks: Hooks) -> None:
         try:
             index = Index.read(work.inputs["corpus"])
             _require_gpus(step.gpus_per_worker)
+            may_add(work.output, json.loads(_made_with(step, work.inputs["encoder"])))
         except Exception as error:
             hooks.done(work.address, error)
             continue
-        units = units_of(index, step.parts)
+        units = units_of(index, step.wanted)
         wanted = (step.gpus_per_worker, step.cpus_per_worker)
         groups[wanted].append(_Job(work, step, index, units))
     for (gpus, cpus), jobs in groups.items():
@@ -93,6 +96,7 @@ class _Execution:
     def __init__(self, jobs: Sequence[_Job], gpus: float, cpus: int, hooks: Hooks) -> None:
         self._jobs, self._gpus, self._cpus, self._hooks = jobs, gpus, cpus, hooks
         self._units_left = [len(job.units) for job in jobs]
+        self._seconds = [0.0] * len(jobs)  # of work, in all units
         self._reported: set[int] = set()
         self._finishing: dict[ray.ObjectRef[Outcome], int] = {}
 
@@ -126,6 +130,7 @@ class _Execution:
         number = result["job"]
         job = self._jobs[number]
         self._units_left[number] -= 1
+        self._seconds[number] += result["seconds"]
         if result["failure"]:
             self._report(number, Failure.from_json(result["failure"]).as_error())
         elif self._units_left[number] == 0 and number not in self._reported:
@@ -144,7 +149,7 @@ class _Execution:
         for reference in finished:
             number = self._finishing.pop(reference)
             try:
-                self._report(number, ray.get(reference))
+                self._report(number, ray.get(reference).took(self._seconds[number]))
             except Exception as error:
                 self._report(number, error)
 
@@ -193,14 +198,13 @@ def _encode(jobs: Sequence[_Job], batch: Any) -> pa.Table:
         int(batch["stop"][0]),
         str(batch["sha256"][0]),
     )
-    address, failure = job.work.address, ""
+    address, failure, begun = job.work.address, "", time.monotonic()
     try:
         corpus, folder = job.work.inputs["corpus"], job.work.inputs["encoder"]
-        device = "cuda" if job.step.gpus_per_worker > 0 else "cpu"
-        made_with = identity(job.step, EncoderCard.read(folder), device)
+        made_with = _made_with(job.step, folder)
         if not has_unit(job.work.scratch, unit, made_with):
             encoder = _load_encoder(
-                folder, folder.read_bytes(CARD), device, job.step.cpus_per_worker
+                folder, folder.read_bytes(CARD), _device(job.step), job.step.cpus_per_worker
             )
             table = extract(unit, corpus, job.index.name, encoder, job.step)
             save_unit(job.work.scratch, unit, table)
@@ -210,7 +214,17 @@ def _encode(jobs: Sequence[_Job], batch: Any) -> pa.Table:
         failure = Failure.of(too_large, address).as_json()
     except Exception as error:
         failure = Failure.of(error, address).as_json()
-    return pa.Table.from_pylist([{"job": int(batch["job"][0]), "failure": failure}])
+    seconds = time.monotonic() - begun
+    row = {"job": int(batch["job"][0]), "failure": failure, "seconds": seconds}
+    return pa.Table.from_pylist([row])
+
+
+def _device(step: FeaturesStep) -> str:
+    return "cuda" if step.gpus_per_worker > 0 else "cpu"
+
+
+def _made_with(step: FeaturesStep, encoder: Folder) -> str:
+    return identity(step, EncoderCard.read(encoder), _device(step))
 
 
 @lru_cache(maxsize=2)
@@ -222,7 +236,9 @@ def _load_encoder(folder: Folder, card: bytes, device: str, threads: int) -> Enc
 
 @ray.remote(num_cpus=1)
 def _finish(job: _Job) -> Outcome:
-    return finish(job.step, job.index, job.units, job.work.scratch, job.work.output)
+    begun = time.monotonic()
+    found = finish(job.step, job.index, job.units, job.work.scratch, job.work.output)
+    return found.took(time.monotonic() - begun)
 
 
 def _is_api(work: Work) -> bool:

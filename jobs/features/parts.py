@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,6 +31,7 @@ from jobs.storage.folder import Folder
 GROUP_ROWS = 4_096  # rows of a row group, and of the pieces that the spectrum reads
 
 MADE_WITH = "extraction.json"
+SIZES = "batch_sizes"  # of it: these change features by rounding alone
 
 
 def save_unit(scratch: Folder, unit: Unit, table: pa.Table) -> None:
@@ -71,19 +72,42 @@ def finish(
     `spectrum.parquet` of its plain features. Metrics: features/sve, features/lsvr and
     features/effective_rank after preprocessing `released`; other preprocessings add their name.
     Counts: rows_<part>, dim, and what befell the rows of all units (`rows_truncated`, of texts).
+
+    Where the output has some parts already, the wanted ones are added, and none of its files is
+    written again. Raises StageError if they were made with other weights or library versions.
     """
+    made_with = _read_made_with(scratch, units)
+    adds = may_add(output, made_with)
     counts: dict[str, int] = dict(_read_counts(scratch, units))
     metrics: dict[str, float] = {}
     dtypes = Dtypes(step.precision, step.dtype)
-    for part in step.parts:
+    for part in step.wanted:
         views = step.views.count + 1 if part == "train" else 1
         mine = [unit for unit in units if unit.part == part]
         written = write_part(output, part, _concatenate_views(scratch, mine, range(views)), dtypes)
         counts |= written.counts
         metrics |= written.metrics
-    output.write_json("classes.json", list(index.classes))
-    output.write_json(MADE_WITH, _read_made_with(scratch, units))
+    if not adds:
+        output.write_json("classes.json", list(index.classes))
+        output.write_json(MADE_WITH, made_with)
     return Outcome(counts, metrics)
+
+
+def may_add(output: Folder, made_with: Mapping[str, Any]) -> bool:
+    """Whether the output has some parts already, so that others are added to them.
+
+    Raises StageError if they were made with other weights, settings or library versions.
+    """
+    if not output.exists(MADE_WITH):
+        return False
+    before = output.read_json(MADE_WITH)
+    differ = [n for n, now in made_with.items() if n != SIZES and before.get(n) != now]
+    if differ:
+        raise StageError(
+            f"{output.uri} has its test part, which was made with other {' and '.join(differ)}, "
+            f"and no part is added to it; do the step again with --redo and its address"
+        )
+    return True
 
 
 def _concatenate_views(
@@ -129,7 +153,7 @@ def _read_made_with(scratch: Folder, units: Sequence[Unit]) -> dict[str, Any]:
             f"{scratch.uri} holds features made with {len(others) + 1} different encoders or "
             f"library versions; use one version on all nodes and run the step again"
         )
-    return {**json.loads(identity), "batch_sizes": sorted({int(size) for _, size in found})}
+    return {**json.loads(identity), SIZES: sorted({int(size) for _, size in found})}
 
 
 def _read_counts(scratch: Folder, units: Sequence[Unit]) -> Counter[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -13,6 +14,8 @@ from jobs.images.spec import Shift, Views
 from jobs.tasks.target import TargetName
 
 Precision = Literal["float32", "bfloat16", "float16"]
+
+Part = Literal["train", "validation", "test"]
 
 BatchSize = Literal["auto"] | Annotated[int, Field(ge=1)]
 
@@ -45,11 +48,28 @@ class FeaturesStep(Features):
         return _protocol(self.dtype)
 
     images: Slug
-    parts: tuple[Literal["train", "validation", "test"], ...]
+    parts: tuple[Part, ...]
+    only: Annotated[tuple[Part, ...] | None, NOT_SEMANTIC] = Field(
+        None, description="the parts to encode now, others can be added later; none: all"
+    )
     shift: Shift | None = None
     api: Annotated[ApiEncoder | None, NOT_SEMANTIC] = Field(
         None, description="how to ask an encoder behind an API; the encoder's step identifies it"
     )
+
+    @property
+    def wanted(self) -> tuple[Part, ...]:
+        """The parts to encode now."""
+        return self.parts if self.only is None else self.only
+
+    def lacking(self, counts: Mapping[str, int]) -> tuple[Part, ...]:
+        """The wanted parts that finished features with these counts have not.
+
+        Features that were made in part have their test rows, and no others.
+        """
+        if "rows_test" not in counts:
+            return ()
+        return tuple(part for part in self.wanted if f"rows_{part}" not in counts)
 
 
 class GivenStep(GivenColumns):
@@ -61,7 +81,7 @@ class GivenStep(GivenColumns):
         return _protocol(self.dtype)
 
     images: Slug = Field(description="the task's name: its rows are this file's")
-    parts: tuple[Literal["train", "validation", "test"], ...]
+    parts: tuple[Part, ...]
     file: Annotated[str, PATH, NOT_SEMANTIC]
     sha256: str
     classes: tuple[str, ...] = ()

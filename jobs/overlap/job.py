@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import ray
 
@@ -53,6 +53,7 @@ class _Job:
     index: Index
     units: list[Unit]
     left: int = field(init=False)
+    seconds: float = 0.0  # of work, in all its tasks
     ended: bool = False
 
     def __post_init__(self) -> None:
@@ -95,6 +96,9 @@ class _Hashing:
                 result = received(ray.get(reference))
             except ray.exceptions.RayError as error:  # of the process, not of the unit
                 result = error
+            if isinstance(result, Outcome):
+                job.seconds += result.seconds or 0.0
+                result = replace(result, seconds=job.seconds)
             if isinstance(result, Outcome) and unit:
                 self._count(job)
             else:

@@ -87,10 +87,13 @@ class _Result:
     counts: Mapping[str, int]
     metrics: Mapping[str, float]
     failure: Failure | None = None
+    seconds: float | None = None
 
     def value(self) -> Outcome | BaseException:
         """The run's result, as hooks take it."""
-        return self.failure.as_error() if self.failure else Outcome(self.counts, self.metrics)
+        if self.failure:
+            return self.failure.as_error()
+        return Outcome(self.counts, self.metrics, self.seconds)
 
 
 @dataclass
@@ -314,8 +317,9 @@ def _train_pack(config: Mapping[str, Any]) -> None:
     )
 
     def ended(work: Work, result: Outcome | Exception) -> None:
+        seconds = shares.end(work.address)
         if isinstance(result, Outcome):
-            record = _Result(result.counts, result.metrics)
+            record = _Result(result.counts, result.metrics, seconds=seconds)
         elif isinstance(result, StageError):
             _write_failure(work, result)
             if group.world > 1:  # other workers may have no error and wait
@@ -331,11 +335,28 @@ def _train_pack(config: Mapping[str, Any]) -> None:
 
     works: list[Work] = [work for work in config["works"] if not work.scratch.exists(RESULT)]
     for cohort in cohorts(works):
+        shares = _Shares([work.address for work in cohort])
         runs = [Run(work, _Reporter(work).watch()) for work in cohort]
         try:
             train_runs(runs, ended, group, limit=config["limit"])
         except StoppedError:
             return
+
+
+class _Shares:
+    """The seconds of runs that train together: the time that passes is shared by those that run."""
+
+    def __init__(self, addresses: Sequence[str]) -> None:
+        self._seconds = dict.fromkeys(addresses, 0.0)
+        self._at = time.monotonic()
+
+    def end(self, address: str) -> float:
+        """A run has ended: its seconds."""
+        now = time.monotonic()
+        passed, self._at = now - self._at, now
+        for other in self._seconds:
+            self._seconds[other] += passed / len(self._seconds)
+        return self._seconds.pop(address, 0.0)
 
 
 def _write_failure(work: Work, error: StageError) -> None:

@@ -76,8 +76,7 @@ def command(chosen: Chosen, verbose: bool, claims: bool, as_json: bool, **given:
     Runs nothing. Says what a sweep from here would lack; the exit status is 2 if that is a mistake
     in the file or the data, and 0 if it is only not here."""
     from orchestrator.errors import UserError
-    from orchestrator.plan import cost
-    from orchestrator.plan.advice import unread_parts
+    from orchestrator.plan import cost, counting, speed
     from orchestrator.plan.assess import PLANNED, assess
     from orchestrator.plan.power import controls_line, power_line, replicates_line
     from orchestrator.plan.states import StepState
@@ -90,10 +89,10 @@ def command(chosen: Chosen, verbose: bool, claims: bool, as_json: bool, **given:
         return 0
     with waiting("reading the store"):
         assessments = assess(chosen.plan, chosen.store)
-    fault = cost.batch_fault(chosen.plan, assessments, given["rows"])
+    fault = counting.batch_fault(chosen.plan, assessments, given["rows"])
     if fault is not None:
         raise UserError(fault)
-    estimate = cost.estimate(chosen.plan, assessments, cost.Given(**given))
+    estimate = cost.estimate(chosen.plan, assessments, speed.Given(**given))
     bought = _purchases(chosen, assessments)
     with waiting("looking at what a sweep needs"):
         lacking = _lacking(chosen, assessments)
@@ -129,7 +128,7 @@ def command(chosen: Chosen, verbose: bool, claims: bool, as_json: bool, **given:
     if known := [line for line in lines if line]:
         click.echo("\n" + "\n".join(known))
     registered = _registered(chosen, assessments)
-    for line in (*registered, *unread_parts(chosen.plan), *_sources(chosen, assessments)):
+    for line in (*registered, *_sources(chosen, assessments)):
         click.echo(line)
     if lacking:
         click.echo("\nA sweep from here lacks:")

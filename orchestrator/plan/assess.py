@@ -10,13 +10,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from jobs.features.spec import FeaturesStep, Part
 from orchestrator.errors import DriftError
 from orchestrator.plan.plan import Plan
 from orchestrator.plan.states import StepState, StepStatus, blocked_by
 from orchestrator.step.address import SCRATCH, scratch_of
 from orchestrator.step.step import Difference, Step, differences
 from orchestrator.store.lease import living
-from orchestrator.store.manifest import ERROR, Record
+from orchestrator.store.manifest import ERROR, Manifest, Record
 from orchestrator.store.store import Store
 
 PLANNED = (StepState.DONE, StepState.MISSING, StepState.DRIFT, StepState.BLOCKED)
@@ -51,6 +52,9 @@ def assess(plan: Plan, store: Store, *, verify: bool = False) -> dict[str, Asses
             elif outdated:
                 reason = f"reads {outdated[0]}, which is out of date"
                 found[step.address] = Assessment(StepState.DRIFT, reason, (), record, outdated[0])
+            elif lacks := lacking_parts(step, record):
+                reason = f"has no {' and '.join(lacks)} part yet"
+                found[step.address] = Assessment(StepState.MISSING, reason, record=record)
             else:
                 found[step.address] = Assessment(StepState.DONE, record=record)
         elif record is not None and (manifest := store.manifest(step.address)) is not None:
@@ -83,12 +87,17 @@ def _explained(
             yield one
 
 
+def lacking_parts(step: Step, found: Record | Manifest) -> tuple[Part, ...]:
+    """The parts that finished features lack: they were made for tasks that read fewer."""
+    return step.spec.lacking(found.counts) if isinstance(step.spec, FeaturesStep) else ()
+
+
 def _changed_input(step: Step, record: Record, records: Mapping[str, Record]) -> str:
     """The input of a finished step that was done again since, with other files; empty if none."""
     for role, address in step.inputs.items():
-        now = records[address].content if address in records else ""
         read = record.read.get(role, "")
-        if now and read and now != read:
+        now = records[address].content if address in records else ""
+        if now and read and now != read and records[address].before != read:
             return address
     return ""
 

@@ -264,6 +264,7 @@ def _add_downstream(
     tuning = experiment.tuning
     replicate = of.seed if isinstance(of, RunAddress) else 0
     seeds = tuning.seeds or (replicate,)
+    trained_on = {task.images for task in tasks if task.domain == "id"}
     for task in tasks:
         if isinstance(encoder, str) and task.modality != modality:
             continue  # its features are given, or other encoders read its samples
@@ -272,7 +273,10 @@ def _add_downstream(
         if isinstance(encoder, GivenEncoder):
             features = _add_given(builder, experiment, task, of, encoder, coordinates)
         else:
-            features = _add_features(builder, experiment, task, of, encoder, coordinates, api)
+            whole = task.images in trained_on
+            features = _add_features(
+                builder, experiment, task, of, encoder, coordinates, api, whole=whole
+            )
         after = () if compared is None else (compared,)
         for name, method in tuning.methods.items():
             inputs = {"features": features}
@@ -301,9 +305,16 @@ def _add_features(
     encoder: str,
     coordinates: Mapping[str, str | float | int],
     api: ApiEncoder | None,
+    *,
+    whole: bool,
 ) -> str:
-    """Add the features of a task's samples; return their address."""
+    """Add the features of a task's samples; return their address.
+
+    Not `whole`: no task of the plan trains on them, so their test part is enough. That is no other
+    step: a plan that needs the other parts adds them.
+    """
     settings = experiment.features
+    only = None if whole or task.parts == ("test",) else ("test",)
     views = settings.views.of(modality_of(task))
     return builder.add(
         "features",
@@ -311,6 +322,7 @@ def _add_features(
         FeaturesStep(
             images=task.images,
             parts=task.parts,
+            only=only,
             shift=task.shift,
             api=api,
             **{**settings.of_base(Features), "views": views},

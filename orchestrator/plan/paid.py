@@ -89,4 +89,4 @@ def api_of(step: Step) -> ApiEncoder | None:
 
 def _parts(step: Step) -> tuple[str, ...]:
     assert isinstance(step.spec, FeaturesStep)
-    return step.spec.parts
+    return step.spec.wanted

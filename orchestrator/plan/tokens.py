@@ -13,7 +13,7 @@ from jobs.contract import StageError
 from jobs.encoders.model_folder import locate
 from jobs.encoders.spec import EncoderStep, TransformersEncoder
 from orchestrator.plan.assess import Assessment
-from orchestrator.plan.cost import samples_of
+from orchestrator.plan.counting import samples_of
 from orchestrator.plan.plan import Plan
 from orchestrator.plan.states import StepState
 from orchestrator.step.step import Step

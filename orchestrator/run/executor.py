@@ -161,7 +161,7 @@ class Executor:
     def _await_inputs(self, step: Step) -> None:
         """Register a waiting step with its missing inputs, or make it ready if none is missing.
 
-        The steps that it comes after are awaited like inputs.
+        The steps that it comes after are apassed like inputs.
         """
         before = {*step.inputs.values(), *step.after}
         missing = [a for a in before if a in self._plan.steps and a not in self._results]
@@ -340,6 +340,7 @@ class Executor:
             if not self._leases.holds(address):
                 return _Event(kind, address, lost_lease=True)
             started, clock = self._started[address]
+            passed = time.monotonic() - clock
             manifest = self._store.commit(
                 step,
                 result,
@@ -348,10 +349,11 @@ class Executor:
                     **step.spec.circumstances(),
                     "started": started,
                     "finished": provenance.now(),
-                    "seconds": round(time.monotonic() - clock, 3),
+                    "seconds": round(passed if result.seconds is None else result.seconds, 3),
                     "attempts": self._attempts[address],
                 },
                 self._opener.read_by(address),
+                self._opener.extended(address),
             )
             self._opener.committed(manifest)
             self._add_to_index(step, manifest)

@@ -1,8 +1,8 @@
 """Opens a step for work: its lease, its empty folder, and its inputs as the plan saw them.
 
 Decides what is not to be done: a step that another driver does or has done, a step that has been
-done with other settings since the plan was made, and a reader of a step that was done again with
-the same result. Never runs a stage.
+done with other settings since the plan was made, a reader of a step that was done again with the
+same result, and the parts that finished features have. Never runs a stage.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from functools import lru_cache
 from jobs.contract import Work
 from jobs.storage.folder import Folder
 from orchestrator.errors import ReplacedError
+from orchestrator.plan.assess import lacking_parts
 from orchestrator.plan.plan import Plan
 from orchestrator.plan.states import StepState, StepStatus
 from orchestrator.step.step import Step, differences
@@ -47,6 +48,7 @@ class Opener:
         self._before: dict[str, str] = {}  # content of the steps that are done again
         self._changed: set[str] = set()  # of these, the ones that have other content now
         self._read: dict[str, dict[str, str]] = {}  # of the steps that are open: see Manifest.read
+        self._extended: dict[str, Manifest] = {}  # of the open steps that parts are added to
 
     def inputs(self) -> Inputs:
         """Finds inputs, each once: a thousand cells share a few."""
@@ -68,13 +70,21 @@ class Opener:
 
     def _open(self, inputs: Inputs, step: Step) -> Work | Manifest:
         read = {role: inputs(address, step.read[role]) for role, address in step.inputs.items()}
-        contents = {role: manifest.content for role, (_, manifest) in read.items()}
+        now = {role: manifest for role, (_, manifest) in read.items()}
+        contents = {role: manifest.content for role, manifest in now.items()}
+        folders = {role: folder for role, (folder, _) in read.items()}
+        self._extended.pop(step.address, None)
         manifest = self._store.manifest(step.address)
         if manifest is not None:
             found = manifest.fingerprint
             kept = found == step.fingerprint and step.address not in self._redo
-            if kept and not self._outdated(step, manifest, contents):
-                return manifest
+            if kept and not self._outdated(step, manifest, now):
+                lacks = lacking_parts(step, manifest)
+                if not lacks:
+                    return manifest
+                self._read[step.address] = contents
+                self._extended[step.address] = manifest
+                return self._store.extend(step, folders, lacks)
             if found not in (step.fingerprint, self._replace.get(step.address)):
                 changes = "; ".join(map(str, differences(manifest.fields, step.fields)))
                 raise ReplacedError(
@@ -83,17 +93,24 @@ class Opener:
                 )
             self._before[step.address] = manifest.content
         self._read[step.address] = contents
-        return self._store.begin(step, {role: folder for role, (folder, _) in read.items()})
+        return self._store.begin(step, folders)
 
-    def _outdated(self, step: Step, manifest: Manifest, contents: Mapping[str, str]) -> bool:
+    def _outdated(self, step: Step, manifest: Manifest, now: Mapping[str, Manifest]) -> bool:
         """Whether a finished step has read other files than its inputs have now."""
         if manifest.read:
-            return dict(manifest.read) != contents
+            return manifest.read.keys() != now.keys() or any(
+                read not in (now[role].content, now[role].before)
+                for role, read in manifest.read.items()
+            )
         return not self._changed.isdisjoint(step.inputs.values())  # an earlier version's manifest
 
     def read_by(self, address: str) -> Mapping[str, str]:
         """What an open step reads; see `Manifest.read`."""
         return self._read.get(address, {})
+
+    def extended(self, address: str) -> Manifest | None:
+        """What an open step had before parts are added to it; None if it is done whole."""
+        return self._extended.get(address)
 
     def committed(self, manifest: Manifest) -> None:
         """A step has just been committed: compare it with what was there before."""

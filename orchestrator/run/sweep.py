@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
@@ -19,10 +20,12 @@ from orchestrator.cluster.needs import lacking
 from orchestrator.cluster.watch import watching
 from orchestrator.errors import ClusterError, ReplacedError, UserError
 from orchestrator.experiment import last_sweep, registered
+from orchestrator.plan import rates
 from orchestrator.plan.assess import assess, refuse_drift
-from orchestrator.plan.cost import batch_fault
+from orchestrator.plan.counting import batch_fault
 from orchestrator.plan.paid import check_prices, uncounted
 from orchestrator.plan.plan import Plan
+from orchestrator.plan.speed import measured
 from orchestrator.plan.states import StepState, StepStatus
 from orchestrator.results import collect
 from orchestrator.run.executor import Executor, load
@@ -96,6 +99,7 @@ def _run(plan: Plan, store: Store, start: _Start, say: Callable[[str], None]) ->
     record = None
     try:
         results = _execute(plan, store, start, tracker)
+        _remember_rates(plan, store, results)
         problems = {a: result for a, result in results.items() if not result.state.finished}
         report, mirrored, unreported = None, False, ""
         if len(problems) < len(results):
@@ -117,6 +121,13 @@ def _run(plan: Plan, store: Store, start: _Start, say: Callable[[str], None]) ->
         raise
     uri = tracker.uri if tracker and mirrored else ""
     return Ending(results, report, uri, time.monotonic() - started, unreported)
+
+
+def _remember_rates(plan: Plan, store: Store, results: Mapping[str, StepStatus]) -> None:
+    """Keep this machine's rates for the plans of other stores. Those of a cluster are not its."""
+    done = [address for address, one in results.items() if one.state is StepState.DONE]
+    if done and not os.environ.get("RAY_ADDRESS"):
+        rates.remember(plan, measured(plan, store.records(done)))
 
 
 def _register_claims(plan: Plan, store: Store, say: Callable[[str], None]) -> None:

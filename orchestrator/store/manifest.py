@@ -18,6 +18,7 @@ from jobs.committed import MANIFEST as MANIFEST
 
 FORMAT: Literal[1] = 1
 VOLATILE = ("timings.parquet",)  # the machine's speed, which no step reads
+ADDED = ("features-train.parquet", "features-validation.parquet")  # to features of a test part
 ERROR = "error.txt"  # in a step's scratch: the traceback of its last failure, its sentence last
 
 
@@ -68,7 +69,16 @@ class Manifest(BaseModel):
     @property
     def content(self) -> str:
         """A digest of the files that another step may read."""
-        files = [(n, f.sha256) for n, f in sorted(self.files.items()) if n not in VOLATILE]
+        return self._content(VOLATILE)
+
+    @property
+    def before(self) -> str:
+        """The content before parts were added to it; empty where none can have been."""
+        added = self.kind == "features" and not self.files.keys().isdisjoint(ADDED)
+        return self._content((*VOLATILE, *ADDED)) if added else ""
+
+    def _content(self, without: Sequence[str]) -> str:
+        files = [(n, f.sha256) for n, f in sorted(self.files.items()) if n not in without]
         return hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16]
 
 
@@ -89,6 +99,7 @@ class Facts:
     seconds: float = 0.0  # older indices lack it, and what follows
     content: str = ""
     read: Mapping[str, str] = field(default_factory=dict)
+    before: str = ""
 
 
 class Record(NamedTuple):
@@ -111,6 +122,7 @@ class Record(NamedTuple):
             float(manifest.provenance.get("seconds", 0.0)),
             manifest.content,
             manifest.read,
+            manifest.before,
         )
         return Record(
             manifest.address,
@@ -133,13 +145,18 @@ class Record(NamedTuple):
 
     @property
     def seconds(self) -> float:
-        """From the step's start to its end; 0 if the manifest has no times."""
+        """Of work (`Outcome.seconds`), else from its start to its end; 0 if there are no times."""
         return parsed(self.facts).seconds
 
     @property
     def content(self) -> str:
         """See `Manifest.content`; empty in an index of an older version."""
         return parsed(self.facts).content
+
+    @property
+    def before(self) -> str:
+        """See `Manifest.before`; empty in an index of an older version."""
+        return parsed(self.facts).before
 
     @property
     def read(self) -> Mapping[str, str]:

@@ -63,7 +63,7 @@ def environment() -> dict[str, Any]:
         "argv": [redact(word) for word in [Path(sys.argv[0]).name, *sys.argv[1:]]],
         "host": socket.gethostname(),
         "platform": platform.platform(),
-        "cpu": _cpu(),
+        "cpu": cpu(),
         "instruction_set": next(
             (os.environ[name] for name in INSTRUCTION_SETS if name in os.environ), None
         ),
@@ -82,7 +82,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _cpu() -> str:
+def cpu() -> str:
     """The processor's name, if the system gives one."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()

@@ -19,6 +19,7 @@ import time
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+from jobs.features.spec import FeaturesStep
 from jobs.storage.folder import Folder
 from orchestrator.errors import StoreError
 from orchestrator.step.step import Step, differences
@@ -42,7 +43,7 @@ def enter(
     Raises StoreError, in one sentence, if another living driver's plan stands against it.
     """
     mine: Plan = {
-        "fingerprints": {address: step.fingerprint[:MARK] for address, step in steps.items()},
+        "fingerprints": {address: _mark(step) for address, step in steps.items()},
         "fields": _some_fields(steps),
         "redo": sorted(redo),
     }
@@ -69,6 +70,15 @@ def enter(
     )
 
 
+def _mark(step: Step) -> str:
+    """A step's fingerprint, short; of features that are made in part, with these parts.
+
+    A driver that adds parts replaces a manifest that another one reads.
+    """
+    only = step.spec.only if isinstance(step.spec, FeaturesStep) else None
+    return "-".join((step.fingerprint[:MARK], *(only or ())))
+
+
 def _some_fields(steps: Mapping[str, Step]) -> dict[str, Any]:
     """The fields of every step but cells, and of one cell of each task and method."""
     found: dict[str, Any] = {}
@@ -78,6 +88,8 @@ def _some_fields(steps: Mapping[str, Step]) -> dict[str, Any]:
         if step.kind != "tune" or alike not in seen:
             seen.add(alike)
             found[address] = step.fields
+            if isinstance(step.spec, FeaturesStep):
+                found[address]["encoded"] = list(step.spec.wanted)
     return found
 
 

@@ -20,19 +20,19 @@ import contextlib
 import hashlib
 import os
 import uuid
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from jobs import records
 from jobs.committed import Committed
-from jobs.contract import Outcome, Work
+from jobs.contract import Outcome, Spec, Work
 from jobs.storage.folder import Folder
 from orchestrator.errors import ReplacedError, StoreError
 from orchestrator.step.address import kind_of, scratch_of
 from orchestrator.step.step import Step
-from orchestrator.store.manifest import FORMAT, MANIFEST, FileRecord, Manifest
+from orchestrator.store.manifest import ADDED, FORMAT, MANIFEST, FileRecord, Manifest
 from orchestrator.store.provenance import redact
 
 if TYPE_CHECKING:
@@ -319,12 +319,22 @@ class Store:
         output = self.output(step.address)
         output.delete(MANIFEST)
         output.delete()
+        return self._work(step, step.spec, inputs)
+
+    def extend(self, step: Step, inputs: Mapping[str, Folder], parts: Sequence[str]) -> Work:
+        """The work that adds parts to a finished step of features, which stays finished meanwhile.
+
+        `commit` with the manifest that it has now ends it.
+        """
+        return self._work(step, step.spec.model_copy(update={"only": tuple(parts)}), inputs)
+
+    def _work(self, step: Step, spec: Spec, inputs: Mapping[str, Folder]) -> Work:
         return Work(
             address=step.address,
             fingerprint=step.fingerprint,
-            spec=step.spec,
+            spec=spec,
             inputs=inputs,
-            output=output,
+            output=self.output(step.address),
             scratch=self.scratch(step),
         )
 
@@ -334,16 +344,22 @@ class Store:
         outcome: Outcome,
         provenance: Mapping[str, Any],
         read: Mapping[str, str] | None = None,
+        before: Manifest | None = None,
     ) -> Manifest:
         """Record the output in the step's folder as finished, and delete its scratch.
 
-        `read`: the content of each step that it read, by role; see `Manifest.read`.
+        `read`: the content of each step that it read, by role; see `Manifest.read`. `before`: what
+        the step had, if parts were added to it (`extend`).
         """
         output = self.output(step.address)
+        kept = {} if before is None else before.files
         files = {
-            name: FileRecord(bytes=size, sha256=output.sha256(name))
+            name: kept.get(name) or FileRecord(bytes=size, sha256=output.sha256(name))
             for name, size in output.files()
+            if before is None or name in kept or name in ADDED
         }
+        if before is not None:
+            outcome = _joined(before, outcome)
         manifest = Manifest(
             address=step.address,
             kind=step.kind,
@@ -358,6 +374,14 @@ class Store:
         output.write_json(MANIFEST, manifest.model_dump(mode="json"))
         self.scratch(step).delete()
         return manifest
+
+
+def _joined(before: Manifest, added: Outcome) -> Outcome:
+    """The counts and metrics of features and of the parts added to them; rows add up."""
+    counts = dict(before.counts)
+    for name, value in added.counts.items():
+        counts[name] = value if name == "dim" else counts.get(name, 0) + value
+    return Outcome(counts, {**before.metrics, **added.metrics})
 
 
 def _reason(error: Exception) -> str:

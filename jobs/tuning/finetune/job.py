@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -160,6 +161,7 @@ class _Cells(tune.Callback):
         self._open = {n: set(range(len(drawn[work.address]))) for n, work in enumerate(works)}
         self._epochs: dict[int, dict[int, int]] = {number: {} for number in self._open}
         self._closing: dict[ray.ObjectRef[Any], Work] = {}
+        self._seconds: Counter[str] = Counter()  # of all trials, by the cell's address
         self.reported: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -175,6 +177,7 @@ class _Cells(tune.Callback):
     ) -> None:
         cell = int(trial.config["trial"]["cell"])
         work = self._works[cell]
+        self._seconds[work.address] += result["time_this_iter_s"]
         if result["error"] is not None:
             self.done(work, result["error"].as_error())
         left, number = self._open[cell], int(trial.config["trial"]["configuration"])
@@ -210,7 +213,10 @@ class _Cells(tune.Callback):
             for reference in ray.wait(waiting, num_returns=len(waiting), timeout=wait)[0]:
                 work = self._closing.pop(reference)
                 try:
-                    self.done(work, received(ray.get(reference)))
+                    result = received(ray.get(reference))
+                    if isinstance(result, Outcome):
+                        result = result.took(self._seconds[work.address])
+                    self.done(work, result)
                 except ray.exceptions.RayError as error:
                     self.done(work, error)
         return bool(self._closing)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import tempfile
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from queue import SimpleQueue
@@ -121,18 +122,24 @@ class _Running:
         return found
 
     def _do(self, works: Sequence[Work]) -> None:
-        """Run the cells; an exception is the result of every cell that has none yet."""
-        left = list(works)
+        """Run the cells; an exception is the result of every cell that has none yet.
+
+        Each has an equal share of the time: they train together.
+        """
+        begun, found = time.monotonic(), dict[str, Outcome | Failure]()
         try:
             for work, result in self._results_of(works):
-                left.remove(work)
                 if isinstance(result, StageError):
-                    self._results.put((work, Failure.of(result, work.address)))
+                    found[work.address] = Failure.of(result, work.address)
                 else:
-                    self._results.put((work, result))
+                    found[work.address] = result
         except Exception as error:
-            for work in left:
-                self._results.put((work, Failure.of(error, work.address)))
+            for work in works:
+                found.setdefault(work.address, Failure.of(error, work.address))
+        each = (time.monotonic() - begun) / len(works)
+        for work in works:
+            ended = found[work.address]
+            self._results.put((work, ended.took(each) if isinstance(ended, Outcome) else ended))
 
     def _results_of(self, works: Sequence[Work]) -> Iterator[tuple[Work, Outcome | StageError]]:
         if len(works) == 1:

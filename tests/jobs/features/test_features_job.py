@@ -111,6 +111,7 @@ def extracted(tmp_path_factory: pytest.TempPathFactory, digits: Folder, encoder:
     }
     assert 0 < outcome.metrics["features/sve"] <= math.log(24)
     assert outcome.metrics["features/lsvr"] >= 0
+    assert outcome.seconds
     assert {"features/sve_raw", "features/lsvr_centred"} <= set(outcome.metrics)
     return step
 
@@ -194,6 +195,37 @@ def test_batch_size_affects_features_by_rounding_alone(
         assert a.drop_columns("vector").equals(b.drop_columns("vector"))
         one_by_one, by_default = (np.stack(t["vector"].to_numpy()) for t in (a, b))
         assert np.allclose(one_by_one, by_default, rtol=1e-4, atol=1e-5)
+
+
+def test_parts_that_are_added_later_are_those_made_at_once(
+    extracted: Work, digits: Folder, encoder: Folder, tmp_path: Path
+) -> None:
+    tested = PLAIN.model_copy(update={"only": ("test",)})
+    step = work(tmp_path, "later", tested, encoder, digits)
+    results = Results()
+    run([step], results.hooks())
+    assert set(results.outcome("later").counts) == {"rows_test", "dim"}
+    before = {name: step.output.stamp(name) for name, _ in step.output.files()}
+    assert "features-train.parquet" not in before
+    more = PLAIN.model_copy(update={"only": ("train", "validation")})
+    results = Results()
+    run([dataclasses.replace(step, spec=more)], results.hooks())
+    assert set(results.outcome("later").counts) == {"rows_train", "rows_validation", "dim"}
+    assert not results.outcome("later").metrics
+    assert bytes_of(step.output) == bytes_of(extracted.output)
+    assert before == {name: step.output.stamp(name) for name in before}
+
+
+def test_no_part_is_added_to_those_of_another_library_version(
+    extracted: Work, digits: Folder, encoder: Folder, tmp_path: Path
+) -> None:
+    step = work(tmp_path, "other", PLAIN, encoder, digits)
+    made_with = extracted.output.read_json("extraction.json")
+    step.output.write_json("extraction.json", {**made_with, "versions": {"timm": "0.1"}})
+    results = Results()
+    run([step], results.hooks())
+    assert "made with other versions" in str(results.of["other"])
+    assert [name for name, _ in step.output.files()] == ["extraction.json"]
 
 
 def test_a_shift_reaches_the_test_part_alone_and_changes_it(

@@ -127,6 +127,7 @@ def test_packed_runs_equal_runs_of_their_own_process_and_a_failing_one_fails_alo
     assert "do not fill a batch of 1000" in str(failed)
     for packed, epochs, level in ((works[1], 3, 30), (works[2], 2, 0)):
         assert results.outcome(packed.address).counts["flipped"] == level
+        assert results.outcome(packed.address).seconds
         alone = make_work(supervised(epochs=epochs), f"alone-{level}", level=level)
         train_run(alone)
         assert weights(packed) == weights(alone)

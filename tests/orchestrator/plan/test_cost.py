@@ -11,10 +11,12 @@ from jobs.storage.folder import Folder
 from jobs.tuning.spec import TuneStep
 from orchestrator.cli import _run
 from orchestrator.experiment import load
-from orchestrator.plan import build
+from orchestrator.plan import build, rates
 from orchestrator.plan.assess import assess
-from orchestrator.plan.cost import FORWARD_SHARE, Cost, Given, batch_fault, estimate
+from orchestrator.plan.cost import Cost, estimate
+from orchestrator.plan.counting import batch_fault, rows_trained
 from orchestrator.plan.plan import Plan
+from orchestrator.plan.speed import FORWARD_SHARE, Given, measured
 from orchestrator.step.step import Step
 from orchestrator.store.store import Store
 
@@ -204,3 +206,42 @@ def test_a_plan_on_cpus_tells_minutes_and_one_on_gpus_hours(store: Store) -> Non
         )
     )
     assert any("GPU-hours" in line for line in priced(there, store, **rates).lines())
+
+
+def test_a_plan_for_a_new_store_has_the_rates_of_the_last_sweep_on_this_machine(
+    plan: Plan, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run of 680 s and one over 18 minutes came without a word."""
+    monkeypatch.setenv("NML_RATES", str(tmp_path / "rates.json"))
+    assert priced(plan, store).unknown == ("pre-training", "features", "tuning")
+    moment, seconds = datetime(2026, 11, 21, tzinfo=UTC), {"pretrain": 60, "features": 5, "tune": 2}
+    for step in plan.steps.values():
+        moment += timedelta(seconds=seconds.get(step.kind, 1))
+        counts = {"rows_train": 300, "rows_validation": 100, "rows_test": 200, "n_train": 100}
+        record = {"finished": moment.isoformat(timespec="seconds")}
+        speed = {"pretrain/images_per_s": 500.0}
+        store.commit(step, Outcome(counts, speed if step.kind == "pretrain" else {}), record)
+    rates.remember(plan, measured(plan, store.records(plan.steps)))
+
+    fresh = Store(Folder.of(tmp_path / "fresh"))
+    cost = priced(plan, fresh, rows=720)
+    assert cost.unknown == ()
+    assert cost.hours == pytest.approx(LEVELS * EPOCHS * 704 / 500 / 3600)
+    parts = [getattr(step.spec, "parts") for step in plan.of_kind("features")]  # noqa: B009
+    encoded = sum(200 if part == ("test",) else 300 * (1 + VIEWS) + 300 for part in parts)
+    assert cost.feature_samples is not None
+    expected = cost.feature_samples / (encoded / (5 * len(parts))) / 3600
+    assert cost.feature_hours == pytest.approx(expected)
+    cells = plan.of_kind("tune")
+    trained = [step for step in cells if step.labels["domain"] == "id"]
+    planned = rows_trained(plan, trained, assess(plan, fresh))
+    assert planned is not None
+    once = sum(s.spec.settings.epochs * s.spec.settings.configurations for s in trained)  # type: ignore[attr-defined]
+    assert cost.tuning_hours == pytest.approx(planned / (100 * once) * 2 * len(cells) / 3600)
+    said = "measured on this machine by the sweep of demo on 20"
+    assert all(said in line for line in cost.lines() if line.startswith("  Time"))
+
+    other = build.build(load.load("encoders-file", overrides=["tasks=[fashion-mnist]"]))
+    assert "features" in priced(other, fresh).unknown  # another model: its rate is not known
+    (tmp_path / "rates.json").write_text("{")
+    assert priced(plan, fresh).unknown == ("pre-training", "features", "tuning")

@@ -8,7 +8,6 @@ import pytest
 from jobs.contract import Outcome
 from jobs.storage.folder import Folder
 from jobs.tuning.spec import TuneStep
-from orchestrator.cli import _run
 from orchestrator.errors import DriftError, StoreError, UserError
 from orchestrator.experiment import load
 from orchestrator.plan import build
@@ -270,25 +269,3 @@ def test_the_plan_says_what_its_seeds_can_show() -> None:
     assert "fewer than 3 seeds give no verdict (2 planned); 13 show" in str(line("0,1"))
     assert line("0,1,2", noise="0") is None
     assert power_line(build.build(load.load("encoders-practical"))) is None
-
-
-def test_rows_that_are_encoded_for_nothing_are_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """1,797 images and their views were encoded for 462 that an OOD task tests on."""
-    monkeypatch.chdir(tmp_path)
-    file = tmp_path / "far.yaml"
-    parts = "{train: 0.5, validation: 0.25, test: 0.25}"
-    file.write_text(
-        "name: far\ntitle: Far\ndomain: ood\ntrained_on: digits\n"
-        f"corpus: {{name: far, reader: {{kind: digits}}, parts: {parts}}}\n"
-    )
-    words = ["plan", "--noise", "0", "--tasks-path", str(tmp_path)]
-    said = "far only tests on the corpus far here, and its train and validation rows are encoded"
-    assert _run([*words, "--set", "tasks=[digits, far]"]) == 0
-    assert said in capsys.readouterr().out
-    assert _run([*words, "--set", "tasks=[digits, digits-rotated]"]) == 0
-    assert "encoded for nothing" not in capsys.readouterr().out
-    file.write_text(file.read_text().replace(parts, "{train: 0, validation: 0, test: 1}"))
-    assert _run([*words, "--set", "tasks=[digits, far]"]) == 0
-    assert "encoded for nothing" not in capsys.readouterr().out

@@ -397,3 +397,20 @@ def test_readers_of_a_step_that_was_done_again_elsewhere_are_drift_and_redone_by
     assert set(RUNS) == small.readers(outdated)
     assert all(result.state.finished for result in results.values())
     assert {s.state for s in assess(small, store).values()} == {StepState.DONE}
+
+
+def measured_stage(works: Sequence[Work], hooks: Hooks) -> None:
+    """Each work of a turn takes 0.02 seconds, and waits for those before it."""
+    for work in works:
+        time.sleep(0.02)
+        hooks.done(work.address, Outcome(seconds=0.02))
+
+
+def test_a_manifest_has_the_seconds_of_the_work_and_not_of_the_waiting(
+    small: Plan, tmp_path: Path
+) -> None:
+    execute(small, tmp_path, {**STAGES, "tune": f"{__name__}:measured_stage"})
+    store = Store(Folder.of(tmp_path))
+    found = [store.manifest(step.address) for step in small.of_kind("tune")]
+    assert len(found) > 10
+    assert {one.provenance["seconds"] for one in found if one} == {0.02}

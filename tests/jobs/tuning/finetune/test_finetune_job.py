@@ -70,7 +70,9 @@ def test_cells_of_all_methods_end_with_equal_budgets_and_are_then_transferred(
     assert isinstance(answers.results["greedy"], StageError)
     assert "FileNotFoundError" in str(answers.results["missing"])
     for cell in works[:3]:
-        assert isinstance(answers.results[cell.address], Outcome), answers.results
+        ended = answers.results[cell.address]
+        assert isinstance(ended, Outcome), answers.results
+        assert ended.seconds
         assert [t.epochs for t in tried(cell)] == [2, 2]
     assert len({tuple(t.lr for t in tried(cell)) for cell in works[:3]}) == 1
 
