@@ -178,7 +178,8 @@ def _stacks_that_fit(members: Sequence[tuple[int, _Prepared, int]]) -> list[list
         step = prepared.step
         seen = prepared.views if step.method.views is None else step.method.views
         batch = step.settings.batch_size * max(1, seen)
-        own = configurations * bytes_of_member(prepared.shape, batch)
+        device = "cuda" if step.settings.gpus else "cpu"
+        own = configurations * bytes_of_member(prepared.shape, batch, device)
         if (
             stacks
             and stacks[-1][0] == rows

@@ -17,6 +17,10 @@ regulariser is computed for the members that give it a weight, and is NaN for th
 A member whose loss is no longer finite is frozen with its current weights, and the reason is
 recorded; the others do not change by a bit. Nothing here reads the test part, or files other than
 those of `offload`.
+
+On a GPU no step waits for the device. What the host has to know is read once an epoch: which
+members failed, and whether SVD's matrix products have converged for all (`nmtune.spread`). If not,
+the epoch is trained again by eigenvectors, as are those that follow.
 """
 
 from __future__ import annotations
@@ -32,6 +36,7 @@ from torch import Tensor
 from jobs.tuning import nmtune, schedule
 from jobs.tuning.budget import Budget
 from jobs.tuning.frozen.offload import Offload
+from jobs.tuning.frozen.snapshot import Snapshot
 from jobs.tuning.frozen.stacked_adamw import StackedAdamW
 from jobs.tuning.heads import TORCH_START, Shape, StackedHeads, Start, seeded
 from jobs.tuning.rows import Labelled
@@ -99,7 +104,10 @@ class Stack:
         self.failures: list[str | None] = [None] * len(configurations)
         self.epochs: list[Epoch] = []
         self._alive = torch.ones(len(configurations), dtype=torch.bool, device=self._device)
+        self._failed_after = torch.full((len(configurations),), -1, device=self._device)  # steps
         self._steps_done = 0
+        self._way = nmtune.way_on(self._device)
+        self._unsettled: list[Tensor] = []  # of the steps of an epoch
         self._optimizer = StackedAdamW(
             self.heads.parameters.values(),
             self._column([c.lr for c in configurations]),
@@ -124,8 +132,10 @@ class Stack:
                 self._sources.append((group.training.features.to(self._device), group.seed))
             source_of.append(known[mark])
         sizes = torch.tensor([len(group.configurations) for group in groups])
-        self._source_of_group = torch.tensor(source_of)
-        self._group_of = torch.arange(len(groups)).repeat_interleave(sizes).to(self._device)
+        self._source_of_group = source_of
+        group_of = torch.arange(len(groups)).repeat_interleave(sizes)
+        self._group_of = group_of.to(self._device)
+        self._source_of = torch.tensor(source_of)[group_of].to(self._device)
 
     def _column(self, values: list[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float64, device=self._device)
@@ -135,6 +145,7 @@ class Stack:
 
         A regulariser that no member weighs is absent. COV and SVD are computed together (`spread`).
         """
+        self._wanted = {name: bool((self._weights[name] != 0).any()) for name in ("cov", "svd")}
         mse = self._weights["mse"] != 0
         spread = (self._weights["cov"] != 0) | (self._weights["svd"] != 0)
         return {
@@ -151,20 +162,45 @@ class Stack:
 
     def run_epoch(self, after_step: Callable[[], None] = lambda: None) -> None:
         """Train every member for one epoch, then validate; the result is `epochs[-1]`."""
-        sums: dict[str, Tensor] = {}
-        seen = 0
         with _allow_tf32(self._precision, self._device):
-            for batch in self._batches():
-                for name, values in self._step(batch).items():
-                    sums[name] = sums.get(name, 0.0) + len(batch[0]) * values.detach().double()
-                seen += len(batch[0])
-                after_step()
+            train = self._train_epoch(after_step)
+        self._record_failures("training loss")
         loss, predicted = evaluate(self.heads, self._validation, self._device)
         scores = self._target.judge(self._validation.labels.to(self._device), predicted)
-        self._freeze(~loss.isfinite(), "validation loss")
-        train = {name: (s / seen).cpu() for name, s in sums.items()}
-        epoch = Epoch(train, loss.cpu(), scores, self._budget.metric)
+        self._freeze(~loss.isfinite())
+        self._record_failures("validation loss")
+        epoch = Epoch(
+            {name: values.cpu() for name, values in train.items()},
+            loss.cpu(),
+            scores,
+            self._budget.metric,
+        )
         self.epochs.append(self._with_stopped_members(epoch))
+
+    def _train_epoch(self, after_step: Callable[[], None]) -> dict[str, Tensor]:
+        """Train for one epoch; the mean of each loss [K] by name."""
+        if self._way == "eigenvectors" or not self._wanted["svd"]:
+            return self._train_steps(after_step)
+        before = Snapshot(self.heads, self._optimizer)
+        state = self._alive, self._failed_after, self._steps_done
+        train = self._train_steps(after_step)
+        if torch.stack(self._unsettled).any():
+            before.restore()
+            self._alive, self._failed_after, self._steps_done = state
+            self._way = "eigenvectors"
+            train = self._train_steps(lambda: None)
+        self._unsettled.clear()
+        return train
+
+    def _train_steps(self, after_step: Callable[[], None]) -> dict[str, Tensor]:
+        sums: dict[str, Tensor] = {}
+        seen = 0
+        for batch in self._batches():
+            for name, values in self._step(batch).items():
+                sums[name] = sums.get(name, 0.0) + len(batch[0]) * values.detach().double()
+            seen += len(batch[0])
+            after_step()
+        return {name: total / seen for name, total in sums.items()}
 
     def keep(self, members: Sequence[int]) -> None:
         """Continue with only these members, given by their initial index."""
@@ -172,7 +208,8 @@ class Stack:
         self.heads = self.heads.keep(rows)
         self._optimizer.keep(self.heads.parameters.values(), rows)
         self._weights = {name: weights[rows] for name, weights in self._weights.items()}
-        self._alive, self._group_of = self._alive[rows], self._group_of[rows]
+        self._alive, self._failed_after = self._alive[rows], self._failed_after[rows]
+        self._group_of, self._source_of = self._group_of[rows], self._source_of[rows]
         self.members = list(members)
         self._weighed = self._weighing_members()
 
@@ -213,13 +250,15 @@ class Stack:
     def _batches(self) -> Iterator[list[Tensor]]:
         """The samples of each step: one index tensor for each source."""
         orders = [
-            torch.randperm(self._samples, generator=seeded(seed, "order", len(self.epochs) + 1))
+            torch.randperm(self._samples, generator=seeded(seed, "order", len(self.epochs) + 1)).to(
+                self._device
+            )
             for _, seed in self._sources
         ]
         size = self._budget.batch_size
         for step in range(self.steps_per_epoch):
             rows = slice(step * size, (step + 1) * size)
-            yield [order[rows].to(self._device) for order in orders]
+            yield [order[rows] for order in orders]
 
     def _step(self, batch: Sequence[Tensor]) -> dict[str, Tensor]:
         """One optimizer step on a batch; its losses by name, [K] each."""
@@ -230,7 +269,7 @@ class Stack:
                 # A term with weight 0 must not make a member fail: 0 x inf is not 0.
                 weighed = weights.to(loss.dtype) * terms[name]
                 loss = loss + torch.where(weights != 0, weighed, 0.0)
-        self._freeze(~loss.detach().isfinite(), "training loss")
+        self._freeze(~loss.detach().isfinite())
         torch.where(self._alive, loss, 0.0).sum().backward()  # type: ignore[no-untyped-call]
         steps = self.steps_per_epoch * self._budget.epochs
         share = schedule.share(self._budget.schedule, self._steps_done, steps)
@@ -246,7 +285,7 @@ class Stack:
         ]
         if len(found) == 1:
             return found[0]
-        return torch.stack(found)[self._source_of_group.to(self._device)[self._group_of]]
+        return torch.stack(found)[self._source_of]
 
     def _views(self, features: Tensor, samples: Tensor) -> Tensor:
         """The views [V', M, D] of some samples on which this epoch trains."""
@@ -266,7 +305,7 @@ class Stack:
         labels = torch.stack(
             [
                 own[batch[source]]
-                for own, source in zip(self._labels, self._source_of_group.tolist(), strict=True)
+                for own, source in zip(self._labels, self._source_of_group, strict=True)
             ]
         )
         targets = labels[self._group_of].repeat(1, views)
@@ -279,11 +318,16 @@ class Stack:
             self._add_term(terms, "mse", nmtune.mse(outputs, given, self._variant), members)
         if "spread" in self._weighed:
             members = self._weighed["spread"]
-            wanted = {name: bool((self._weights[name] != 0).any()) for name in ("cov", "svd")}
             outputs = z if members is None else z[members]
-            found = nmtune.spread(outputs, self._variant, cov=wanted["cov"], svd=wanted["svd"])
-            for name, values in zip(("cov", "svd"), found, strict=True):
-                if wanted[name]:
+            found = nmtune.spread(
+                outputs,
+                self._variant,
+                **self._wanted,
+                way=self._way,
+                unsettled=self._unsettled,
+            )
+            for name, values in zip(self._wanted, found, strict=True):
+                if self._wanted[name]:
                     self._add_term(terms, name, values, members)
         return terms
 
@@ -296,16 +340,18 @@ class Stack:
         weighs = self._weights[name] != 0
         terms[name] = torch.where(weighs, values, torch.nan)
 
-    def _freeze(self, broken: Tensor, what: str) -> None:
-        """End the training of the `broken` members [K], and record the reason."""
-        newly = self._alive & broken.to(self._device)
-        if not newly.any():
-            return
+    def _freeze(self, broken: Tensor) -> None:
+        """End the training of the `broken` members [K]."""
+        newly = self._alive & broken
+        self._failed_after = torch.where(newly, self._steps_done, self._failed_after)
         self._alive = self._alive & ~newly
-        epoch = len(self.epochs) + 1
-        reason = f"{what} not finite in epoch {epoch} after {self._steps_done} steps"
-        for row in newly.nonzero().flatten().tolist():
-            self.failures[self.members[row]] = reason
+
+    def _record_failures(self, what: str) -> None:
+        """Record the reason of the members that have been frozen since the last call."""
+        for member, steps in zip(self.members, self._failed_after.tolist(), strict=True):
+            if steps >= 0 and self.failures[member] is None:
+                epoch = len(self.epochs) + 1
+                self.failures[member] = f"{what} not finite in epoch {epoch} after {steps} steps"
 
 
 def _rows_of(rows: Tensor, members: Tensor) -> Tensor:
@@ -333,12 +379,15 @@ def _allow_tf32(precision: Precision, device: torch.device) -> Iterator[None]:
         torch.backends.cuda.matmul.allow_tf32 = before
 
 
-def bytes_of_member(shape: Shape, rows: int) -> int:
+def bytes_of_member(shape: Shape, rows: int, device: str = "cpu") -> int:
     """An estimate of one member's memory in a step of `rows` rows (views included), in bytes."""
     weights = shape.outputs * shape.dim + 2 * shape.hidden * shape.dim
     activations = rows * (4 * shape.hidden + 6 * shape.dim + 3 * shape.outputs)
-    doubles = rows * (4 * min(rows, shape.dim) + 3 * shape.dim) if shape.hidden else 0
-    return 4 * (5 * weights + activations) + 8 * doubles  # weight, gradient, moments, change
+    on_cpu = torch.device(device).type == "cpu"
+    copies = 5 if on_cpu else 8  # weight, gradient, moments, change; on a GPU also a snapshot
+    squares = 4 if on_cpu else 10  # of the Gram matrix's size
+    doubles = rows * (squares * min(rows, shape.dim) + 3 * shape.dim) if shape.hidden else 0
+    return 4 * (copies * weights + activations) + 8 * doubles
 
 
 @torch.no_grad()

@@ -51,9 +51,14 @@ class StackedAdamW:
         on_cpu = all(p.device.type == "cpu" for p in self.parameters)
         self._fused = on_cpu and weights >= _LARGE if fused is None else fused
 
+    @property
+    def moments(self) -> list[Tensor]:
+        """Both moments of every parameter."""
+        return [*self._means, *self._squares]
+
     def release(self) -> list[Tensor]:
         """Return both moments of every parameter, and drop all tensors; `resume` undoes it."""
-        moments = [*self._means, *self._squares]
+        moments = self.moments
         self.parameters, self._means, self._squares = [], [], []
         return moments
 
@@ -106,7 +111,8 @@ class StackedAdamW:
         lr = self.lr * lr_share
         rate = torch.where(moving, lr * root / (1 - BETAS[0] ** self.taken), 0.0)
         keep = torch.where(moving, 1 - lr * self.weight_decay, 1.0)
-        some_stay = not bool(moving.all())
+        # On a GPU, asking would wait for the device.
+        some_stay = moving.device.type != "cpu" or not bool(moving.all())
         for parameter, mean, square in zip(
             self.parameters, self._means, self._squares, strict=True
         ):

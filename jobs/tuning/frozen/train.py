@@ -76,9 +76,10 @@ def train_groups(
 
     members = [(g, c) for g, group in enumerate(groups) for c in range(len(group.configurations))]
     views = len(budget.views_of(1, groups[0].training.features.shape[0]))
-    at_once = max(1, memory // bytes_of_member(shape, budget.batch_size * views))
+    at_once = max(1, memory // bytes_of_member(shape, budget.batch_size * views, device))
     count = -(-len(members) // at_once)
     groups = _move_to_device(groups, device)
+    validation = Labelled(validation.features.to(device), validation.labels.to(device))
 
     def start(turn: _Turn) -> Stack:
         own = _groups_of(turn.members, groups)

@@ -1,13 +1,7 @@
-"""On a GPU, an update waits for the device only for telemetry and checkpoints.
-
-A wait is a value that the host asks of the device, or a copy to it from memory that is not pinned.
-They are counted on the pretended GPU, in torch's functions and in what these call inside. Waits
-inside a CUDA library, such as for memory, cannot be seen here.
-"""
+"""On a GPU, an update waits for the device only for telemetry and checkpoints (`tests.waits`)."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -15,9 +9,6 @@ from unittest import mock
 
 import pytest
 import torch
-from torch import Tensor
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from jobs.contract import Outcome, Work
 from jobs.pretrain.data.in_memory import MemorySource
@@ -29,84 +20,28 @@ from jobs.pretrain.prepare import Run
 from jobs.pretrain.run import train_run, train_runs
 from tests import pretend
 from tests.jobs.pretrain.conftest import LEVELS, with_step
+from tests.waits import counted, counting, counting_each
 
 UPDATES = 12
-_INSIDE = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "unique_consecutive"}
-_MOVES = (Tensor.cpu, Tensor.to, Tensor.copy_)
-
-
-class _Functions(TorchFunctionMode):
-    """Counts copies from and to the device that the host waits for."""
-
-    def __init__(self, found: list[str]) -> None:
-        super().__init__()
-        self._found = found
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        result = func(*args, **kwargs)
-        if func is Tensor.tolist and isinstance(args[0], pretend.OnGpu):
-            self._found.append("tolist")
-        # Torch groups gradients by their true device, which here is the CPU.
-        grouped = sys._getframe(1).f_code.co_filename.endswith("clip_grad.py")
-        if func in _MOVES and not kwargs.get("non_blocking") and not grouped:
-            source = args[1] if func is Tensor.copy_ else args[0]
-            if isinstance(source, pretend.OnGpu) is not isinstance(result, pretend.OnGpu):
-                self._found.append(func.__name__)
-        if func in (torch.tensor, torch.as_tensor) and isinstance(result, pretend.OnGpu):
-            self._found.append(func.__name__)
-        return result
-
-
-class _Inside(TorchDispatchMode):
-    """Counts operations whose result the host needs."""
-
-    def __init__(self, found: list[str]) -> None:
-        super().__init__()
-        self._found = found
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.name().partition("::")[2].partition(".")[0]
-        if name in _INSIDE and any(isinstance(arg, pretend.OnGpu) for arg in args):
-            self._found.append(name)
-        if name.startswith("index") and isinstance(args[1], list):  # by a mask: how many rows?
-            self._found += [name for mask in args[1] if getattr(mask, "dtype", None) == torch.bool]
-        return func(*args, **(kwargs or {}))
 
 
 @contextmanager
 def counted_waits() -> Iterator[list[str]]:
     """What updates inside the block wait for: batches, inputs and each run's step."""
     found: list[str] = []
-
-    def counting(inner: Callable[..., Any]) -> Callable[..., Any]:
-        def counted(*args: Any) -> Any:
-            with _Functions(found), _Inside(found):
-                return inner(*args)
-
-        return counted
-
-    def counting_each(inner: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
-        def counted(*args: Any) -> Iterator[Any]:
-            batches = inner(*args)
-            while (batch := counting(next)(batches, None)) is not None:
-                yield batch
-
-        return counted
-
     with (
         pretend.gpu(),
-        mock.patch.object(MemorySource, "batches", counting_each(MemorySource.batches)),
-        mock.patch.object(StreamedSource, "batches", counting_each(StreamedSource.batches)),
-        mock.patch.object(Inputs, "make", counting(Inputs.make)),
-        mock.patch.object(Loop, "update", counting(Loop.update)),
+        mock.patch.object(MemorySource, "batches", counting_each(found, MemorySource.batches)),
+        mock.patch.object(StreamedSource, "batches", counting_each(found, StreamedSource.batches)),
+        mock.patch.object(Inputs, "make", counting(found, Inputs.make)),
+        mock.patch.object(Loop, "update", counting(found, Loop.update)),
     ):
         yield found
 
 
 def test_a_wait_would_be_counted() -> None:
     found: list[str] = []
-    with pretend.gpu(), _Functions(found), _Inside(found):
+    with pretend.gpu(), counted(found):
         value = torch.ones(3, device="cuda")
         value.sum().item()
         value.sum().tolist()
@@ -116,13 +51,14 @@ def test_a_wait_would_be_counted() -> None:
         torch.empty(3).copy_(value)
         value.nonzero()
         value[value > 0]
+        torch.linalg.eigh(torch.eye(3, device="cuda"))
         torch.empty(3).copy_(value, non_blocking=True)
         torch.ones(3).sum().item()
         torch.ones(3).to("cuda")
         torch.ones(3).pin_memory().to("cuda", non_blocking=True)
         torch.tensor([1.0], device="cuda")
     one = "_local_scalar_dense"
-    read = [one, "tolist", one, "cpu", "to", "copy_", "nonzero", "index"]
+    read = [one, "tolist", one, "cpu", "to", "copy_", "nonzero", "index", "_linalg_eigh"]
     assert found == [*read, "to", "tensor"]
 
 

@@ -6,7 +6,9 @@ import itertools
 
 import pytest
 import torch
+from torch import Tensor
 
+from jobs.tuning import polar
 from jobs.tuning.budget import Budget, Patience
 from jobs.tuning.frozen import train as train_module
 from jobs.tuning.frozen.stack import Group, Stack, bytes_of_member
@@ -14,12 +16,14 @@ from jobs.tuning.frozen.train import train, train_groups
 from jobs.tuning.heads import Shape, StackedHeads
 from jobs.tuning.methods import HeadKind
 from jobs.tuning.metrics import Scores
+from jobs.tuning.polar import dominance
 from jobs.tuning.rows import Labelled
 from jobs.tuning.spec import Halving, Precision
 from jobs.tuning.target import ClassTarget
 from jobs.tuning.trained import Configuration, Epoch, Trained
 from tests import pretend
 from tests.jobs.tuning.frozen.test_stack import CLASSES, DIM, blobs
+from tests.waits import counting
 
 TRAINING, VALIDATION = blobs(70, 2, 1), blobs(50, 0, 2)
 TRIED = [
@@ -268,3 +272,45 @@ def test_bf16_products_come_near_float32_and_leave_float32_weights() -> None:
     first, other = fine.epochs[0].train["ce"], coarse.epochs[0].train["ce"]
     torch.testing.assert_close(first, other, rtol=0.05, atol=0)
     assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("kind", ["paper", "released"])
+def test_steps_on_a_gpu_wait_for_nothing(kind: HeadKind, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[str] = []
+    shape, noisy = (
+        Shape(kind, DIM, ClassTarget(CLASSES)),
+        Labelled(TRAINING.features, TRAINING.labels.roll(3)),
+    )
+    groups = [Group(TRAINING, [*TRIED, Configuration(1e30)], 0), Group(noisy, TRIED[:2], 1)]
+    monkeypatch.setattr(Stack, "_step", counting(found, Stack._step))
+    with pretend.gpu():
+        (one, _) = train_groups(
+            shape, groups, VALIDATION, Budget(3, 16, Halving(first=1, eta=2)), device="cuda"
+        )
+    assert found == []
+    assert one.failures[-1] is not None
+
+
+def test_an_epoch_that_has_not_converged_is_trained_again_by_eigenvectors(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """From the third step on the products have not converged, and their values are wrong."""
+    shape, group = Shape("released", DIM, ClassTarget(CLASSES)), [Group(TRAINING, TRIED, 0)]
+    wanted = train_groups(shape, group, VALIDATION, Budget(3, 16))
+    calls = itertools.count()
+    progress: list[float] = []
+
+    def wrong(gram: Tensor, top: int) -> tuple[Tensor, Tensor, Tensor]:
+        value, operator, settled = dominance(gram, top)
+        right = next(calls) < 2
+        return value, operator if right else 9 * operator, settled & right
+
+    monkeypatch.setattr(polar, "dominance", wrong)
+    with pretend.gpu():
+        found = train_groups(
+            shape, group, VALIDATION, Budget(3, 16), device="cuda", on_progress=progress.append
+        )
+    assert_same(found[0], wanted[0])
+    assert next(calls) == 5  # the steps of one epoch
+    assert progress == sorted(progress)
+    assert len(progress) == 15
