@@ -11,6 +11,10 @@ cores). Ends with one line of JSON:
   the rounds' ratios. `_cpu`: the same by processor time, which a busy machine affects less.
 - bound_by: the slower part; forward_rows_per_s, decode_rows_per_s, extract_rows_per_s.
 - batch_size: the choice of `auto`.
+- features_of_five_vs_five: processor time of five encoders that extract one after another, over
+  that of the same five fed from one decoding, with one thread; both sides alternate, the median.
+  JPEGs of 500 x 375, and a vision transformer with few tokens, whose forward pass takes
+  `encoder_share` of the time of decoding. `_resnet18`: the same with a ResNet-18.
 
 The images are JPEGs of 160 x 160 (as smooth as photographs, about 5 kB), the encoder a ResNet-50 at
 160 pixels with random weights; the training part has two augmented views, so three passes a row.
@@ -28,6 +32,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from statistics import median
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -39,12 +44,13 @@ from jobs.corpus.shards import write_rows
 from jobs.corpus.units import Unit
 from jobs.encoders.encoder import Architecture, EncoderCard
 from jobs.encoders.image import ImageEncoder
-from jobs.features.extract import extract
+from jobs.features.extract import Member, extract, extract_each
 from jobs.features.spec import FeaturesStep
 from jobs.images.pixels import unit_range
 from jobs.images.spec import Augment, ImageInput, Views
 from jobs.images.views import augmented
 from jobs.storage.folder import Folder
+from synthetic_corpus import jpegs
 
 SIDE = 160
 ROWS = 16
@@ -63,16 +69,22 @@ def images(folder: Folder) -> list[bytes]:
         sink = io.BytesIO()
         noise.filter(ImageFilter.GaussianBlur(2)).save(sink, "JPEG", quality=90)
         encoded.append(sink.getvalue())
-    rows = {
-        "key": [f"b/{n:04d}" for n in range(ROWS)],
-        "image": encoded,
-        "label": [n % 10 for n in range(ROWS)],
-        "caption": [None] * ROWS,
-        "width": [SIDE] * ROWS,
-        "height": [SIDE] * ROWS,
-    }
-    write_rows(folder, SHARD, pa.table(rows, schema=IMAGES))
+    write_images(folder, encoded, (SIDE, SIDE))
     return encoded
+
+
+def write_images(folder: Folder, encoded: list[bytes], size: tuple[int, int]) -> None:
+    """Write one shard of images."""
+    rows = len(encoded)
+    columns = {
+        "key": [f"b/{n:04d}" for n in range(rows)],
+        "image": encoded,
+        "label": [n % 10 for n in range(rows)],
+        "caption": [None] * rows,
+        "width": [size[0]] * rows,
+        "height": [size[1]] * rows,
+    }
+    write_rows(folder, SHARD, pa.table(columns, schema=IMAGES))
 
 
 def encoder() -> ImageEncoder:
@@ -141,10 +153,66 @@ def measure() -> dict[str, float | str]:
     }
 
 
+FIVE = 5
+FIVE_ROWS = 32
+FIVE_REPEATS = 5
+TINY = {"patch_size": 32, "embed_dim": 64, "depth": 2, "num_heads": 1}
+
+
+def five(model: str, options: dict[str, Any]) -> list[ImageEncoder]:
+    """Five encoders with different weights and the same input, 224 x 224."""
+    image = ImageInput(size=224)
+    architecture = Architecture("timm", model, options, image, 10)
+    classes, found = tuple(map(str, range(10))), []
+    for seed in range(FIVE):
+        torch.manual_seed(seed)
+        built = architecture.build()
+        digest, dim = str(seed) * 64, architecture.feature_dim(built)
+        card = EncoderCard("timm", model, options, image, classes, dim, digest, digest, digest)
+        found.append(ImageEncoder(card, built, torch.device("cpu")))
+    return found
+
+
+def features_of_five_vs_five() -> dict[str, float]:
+    """Processor seconds of five extractions, over those of one that feeds five encoders."""
+    torch.set_num_threads(1)
+    step = FeaturesStep(images="b", parts=("test",))
+    unit = Unit("test", SHARD, 0, FIVE_ROWS, sha256="")
+    found: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Folder.of(name)
+        write_images(folder, list(jpegs(FIVE_ROWS, 500, 375, 90)), (500, 375))
+        encoded = folder.read_table(SHARD)["image"].to_pylist()
+        for tail, model, options in (
+            ("", "vit_tiny_patch16_224", TINY),
+            ("_resnet18", "resnet18", {}),
+        ):
+            members = [Member(encoder, step) for encoder in five(model, options)]
+            one = members[0].encoder
+            pixels = torch.stack([one.prepare(data, "b") for data in encoded])
+
+            def alone() -> None:
+                for member in members:  # noqa: B023
+                    extract(unit, folder, "b", member.encoder, step)
+
+            sides = (alone, lambda: extract_each(unit, folder, "b", members))  # noqa: B023
+            ratios, shares = [], []
+            one.features(pixels)  # warm-up
+            for _ in range(FIVE_REPEATS):
+                apart, together = (timed(side)[1] for side in sides)
+                ratios.append(apart / together)
+                forward = timed(lambda: one.features(pixels))[1]  # noqa: B023
+                decoding = timed(lambda: [one.prepare(data, "b") for data in encoded])[1]  # noqa: B023
+                shares.append(forward / decoding)
+            found[f"features_of_five_vs_five{tail}"] = round(median(ratios), 2)
+            found[f"encoder_share{tail}"] = round(median(shares), 2)
+    return found
+
+
 def extract_vs_forward() -> float:
     """Only the ratio."""
     return float(measure()["extract_vs_forward"])
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure()))
+    print(json.dumps(measure() | features_of_five_vs_five()))

@@ -188,6 +188,16 @@ class EncoderCard:
         return _LIBRARIES[self.family]
 
     @property
+    def preparation(self) -> str | None:
+        """What decides a row's inputs: equal where two encoders' are the same; None: never shared.
+
+        Inputs of images are pixels before they are normalised.
+        """
+        if not isinstance(self.input, ImageInput):
+            return None
+        return self.input.model_dump_json(exclude={"mean", "std"})
+
+    @property
     def input_json(self) -> dict[str, Any]:
         """The input and its kind, as JSON values."""
         return {"kind": self.input.kind, **self.input.model_dump(mode="json")}

@@ -40,6 +40,15 @@ class Batch:
     inputs: Inputs
     counts: Mapping[str, int] = field(default_factory=dict)  # what befell them -> rows
 
+    def pieces(self, most: int) -> Iterator[Batch]:
+        """The batch itself, or, if it has more than `most` rows, its images in smaller ones."""
+        if len(self.rows) <= most:
+            yield self
+            return
+        for start in range(0, len(self.rows), most):
+            stop = start + most
+            yield Batch(self.rows[start:stop], self.inputs[start:stop])
+
 
 class Prepared(Protocol):
     """The inputs of N rows, kept in memory."""

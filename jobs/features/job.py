@@ -1,22 +1,24 @@
 """The features stage: frozen encoders over corpora, by Ray Data.
 
-Works with the same resources are one execution over small units of shards. Units are ordered by
-encoder, so a process loads an encoder once for all its units and image sets. A unit's features are
-saved in the step's scratch at once; an interrupted step resumes with the missing units. After a
-step's last unit, one task concatenates them into the output. Nothing here decides what to run,
-commits an output or retries.
+Works with the same resources are one execution over small units of shards. Encoders that prepare
+the same rows alike are fed from one decoding (`together.py`). Units are ordered by encoder, so a
+process loads an encoder once for all its units and image sets. A unit's features are saved in the
+step's scratch at once; an interrupted step resumes with the units that it lacks. After a step's
+last unit, one task concatenates them into the output. Nothing here decides what to run, commits an
+output or retries.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from functools import lru_cache, partial
+from dataclasses import asdict
+from functools import partial
 from typing import Any, cast
 
 import pyarrow as pa
@@ -28,17 +30,15 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset
 from jobs.contract import Failure, Hooks, Outcome, StageError, Work
 from jobs.corpus.shards import Index
 from jobs.corpus.units import Unit, units_of
-from jobs.encoders.encoder import CARD, Encoder, EncoderCard, load
 from jobs.features.api import buy_texts, encoder_of, write_features
-from jobs.features.extract import extract
 from jobs.features.given import import_features
-from jobs.features.identity import identity
-from jobs.features.parts import finish, has_unit, may_add, save_unit
+from jobs.features.parts import finish, may_add
 from jobs.features.spec import FeaturesStep, GivenStep
+from jobs.features.together import Job, extract_unit, groups, made_with, weights_of
 from jobs.remote import report_each
-from jobs.storage.folder import Folder
 
 _WRITERS = 4  # steps of bought features that are written at once
+_SHARE = 0.25  # of a process's part of its node's memory: what encoders fed together may take
 
 
 def run(works: Sequence[Work], hooks: Hooks) -> None:
@@ -63,38 +63,30 @@ def run(works: Sequence[Work], hooks: Hooks) -> None:
 
 def _extract(works: Sequence[Work], hooks: Hooks) -> None:
     """The works whose encoder runs here."""
-    groups: dict[tuple[float, int], list[_Job]] = defaultdict(list)
+    groups: dict[tuple[float, int], list[Job]] = defaultdict(list)
     for work in sorted(works, key=lambda work: work.inputs["encoder"].uri):
         step = cast(FeaturesStep, work.spec)
         try:
             index = Index.read(work.inputs["corpus"])
             _require_gpus(step.gpus_per_worker)
-            may_add(work.output, json.loads(_made_with(step, work.inputs["encoder"])))
+            may_add(work.output, json.loads(made_with(step, work.inputs["encoder"])))
         except Exception as error:
             hooks.done(work.address, error)
             continue
         units = units_of(index, step.wanted)
         wanted = (step.gpus_per_worker, step.cpus_per_worker)
-        groups[wanted].append(_Job(work, step, index, units))
+        groups[wanted].append(Job(work, step, index, units))
     for (gpus, cpus), jobs in groups.items():
         _Execution(jobs, gpus, cpus, hooks).run()
-
-
-@dataclass(frozen=True)
-class _Job:
-    """One work with its step, corpus index and units."""
-
-    work: Work
-    step: FeaturesStep
-    index: Index
-    units: list[Unit]
 
 
 class _Execution:
     """Some jobs as one Ray Data execution, and the state of its results."""
 
-    def __init__(self, jobs: Sequence[_Job], gpus: float, cpus: int, hooks: Hooks) -> None:
+    def __init__(self, jobs: Sequence[Job], gpus: float, cpus: int, hooks: Hooks) -> None:
         self._jobs, self._gpus, self._cpus, self._hooks = jobs, gpus, cpus, hooks
+        self._groups = _groups(jobs, gpus, cpus)
+        self._sharing = {number: len(group) for group in self._groups for number in group}
         self._units_left = [len(job.units) for job in jobs]
         self._seconds = [0.0] * len(jobs)  # of work, in all units
         self._reported: set[int] = set()
@@ -116,17 +108,17 @@ class _Execution:
 
     def _unit_results(self) -> Iterator[dict[str, Any]]:
         items = [
-            {"job": number} | asdict(unit)
-            for number, job in enumerate(self._jobs)
-            for unit in job.units
+            {"group": number} | asdict(unit)
+            for number, group in enumerate(self._groups)
+            for unit in self._jobs[group[0]].units
         ]
         source = ray.data.from_items(items, override_num_blocks=len(items))
-        encoded = _encode_units(source, self._jobs, self._gpus, self._cpus)
+        encoded = _encode_units(source, self._jobs, self._groups, self._gpus, self._cpus)
         for batch in encoded.iter_batches(batch_size=None, batch_format="pyarrow"):
             yield from cast(pa.Table, batch).to_pylist()
 
     def _handle_result(self, result: dict[str, Any]) -> None:
-        """Handle the result of one unit. An error of a unit fails its job."""
+        """Handle a job's result of one unit. An error of a unit fails its job."""
         number = result["job"]
         job = self._jobs[number]
         self._units_left[number] -= 1
@@ -138,7 +130,10 @@ class _Execution:
         share = 1 - self._units_left[number] / len(job.units)
         if number not in self._reported:
             rows = sum(unit.stop - unit.start for unit in job.units)
-            self._hooks.say(job.work.address, 0.95 * share, f"{share:.0%} of {rows:,} rows")
+            words = f"{share:.0%} of {rows:,} rows"
+            if self._sharing[number] > 1:
+                words += f", decoded once for {self._sharing[number]} encoders"
+            self._hooks.say(job.work.address, 0.95 * share, words)
 
     def _collect_finished(self, wait: float) -> None:
         finished, _ = (
@@ -159,17 +154,31 @@ class _Execution:
             self._hooks.done(self._jobs[number].work.address, result)
 
 
+def _groups(jobs: Sequence[Job], gpus: float, cpus: int) -> list[list[int]]:
+    """The jobs, by number, that are fed from one decoding; what the cluster has limits them."""
+    processes, memory = 0, math.inf
+    for node in ray.nodes():
+        has = node["Resources"] if node["Alive"] else {}
+        here = int(has.get("GPU", 0) / gpus if gpus else has.get("CPU", 0) / cpus)
+        if here:
+            processes += here
+            memory = min(memory, _SHARE * has.get("memory", 0) / here)
+    return groups(jobs, weights_of(jobs), max(1, processes), memory)
+
+
 # -- in the workers --------------------------------------------------------------------------------
 
 
-def _encode_units(source: Dataset, jobs: Sequence[_Job], gpus: float, cpus: int) -> Dataset:
+def _encode_units(
+    source: Dataset, jobs: Sequence[Job], groups: Sequence[Sequence[int]], gpus: float, cpus: int
+) -> Dataset:
     """Extract the units: in tasks on CPUs, whose processes Ray reuses; in actors on GPUs."""
     if gpus == 0:
-        return source.map_batches(partial(_encode, jobs), batch_size=1, num_cpus=cpus)
+        return source.map_batches(partial(_encode, jobs, groups), batch_size=1, num_cpus=cpus)
     most = max(1, int(ray.cluster_resources()["GPU"] / gpus))
     return source.map_batches(
         _EncodeActor,
-        fn_constructor_args=(jobs,),
+        fn_constructor_args=(jobs, groups),
         batch_size=1,
         num_cpus=cpus,
         num_gpus=gpus,
@@ -180,17 +189,17 @@ def _encode_units(source: Dataset, jobs: Sequence[_Job], gpus: float, cpus: int)
 class _EncodeActor:
     """`_encode` in a lasting process: Ray ends the process of a GPU task with the task."""
 
-    def __init__(self, jobs: Sequence[_Job]) -> None:
-        self._jobs = jobs
+    def __init__(self, jobs: Sequence[Job], groups: Sequence[Sequence[int]]) -> None:
+        self._jobs, self._groups = jobs, groups
 
     def __call__(self, batch: Any) -> pa.Table:
         """Extract one unit; see `_encode`."""
-        return _encode(self._jobs, batch)
+        return _encode(self._jobs, self._groups, batch)
 
 
-def _encode(jobs: Sequence[_Job], batch: Any) -> pa.Table:
-    """Extract one unit into its job's scratch, unless it is there; the result is one row."""
-    job = jobs[int(batch["job"][0])]
+def _encode(jobs: Sequence[Job], groups: Sequence[Sequence[int]], batch: Any) -> pa.Table:
+    """Extract one unit into the scratch of a group's jobs; the result is one row for each."""
+    numbers = groups[int(batch["group"][0])]
     unit = Unit(
         str(batch["part"][0]),
         str(batch["file"][0]),
@@ -198,44 +207,31 @@ def _encode(jobs: Sequence[_Job], batch: Any) -> pa.Table:
         int(batch["stop"][0]),
         str(batch["sha256"][0]),
     )
-    address, failure, begun = job.work.address, "", time.monotonic()
-    try:
-        corpus, folder = job.work.inputs["corpus"], job.work.inputs["encoder"]
-        made_with = _made_with(job.step, folder)
-        if not has_unit(job.work.scratch, unit, made_with):
-            encoder = _load_encoder(
-                folder, folder.read_bytes(CARD), _device(job.step), job.step.cpus_per_worker
-            )
-            table = extract(unit, corpus, job.index.name, encoder, job.step)
-            save_unit(job.work.scratch, unit, table)
-    except torch.OutOfMemoryError as error:
+    begun = time.monotonic()
+    errors = extract_unit([jobs[number] for number in numbers], unit)
+    seconds = (time.monotonic() - begun) / len(numbers)
+    return pa.Table.from_pylist(
+        [
+            {
+                "job": number,
+                "failure": _as_failure(error, jobs[number].work.address),
+                "seconds": seconds,
+            }
+            for number, error in zip(numbers, errors, strict=True)
+        ]
+    )
+
+
+def _as_failure(error: Exception | None, address: str) -> str:
+    """An error as JSON; empty: there is none."""
+    if isinstance(error, torch.OutOfMemoryError):
         message = " ".join(str(error).split())[:200]
-        too_large = StageError(f"{message}; set features.batch_size to a small number")
-        failure = Failure.of(too_large, address).as_json()
-    except Exception as error:
-        failure = Failure.of(error, address).as_json()
-    seconds = time.monotonic() - begun
-    row = {"job": int(batch["job"][0]), "failure": failure, "seconds": seconds}
-    return pa.Table.from_pylist([row])
-
-
-def _device(step: FeaturesStep) -> str:
-    return "cuda" if step.gpus_per_worker > 0 else "cpu"
-
-
-def _made_with(step: FeaturesStep, encoder: Folder) -> str:
-    return identity(step, EncoderCard.read(encoder), _device(step))
-
-
-@lru_cache(maxsize=2)
-def _load_encoder(folder: Folder, card: bytes, device: str, threads: int) -> Encoder:
-    """The encoder, loaded once; `card` holds the weights' sha256, so a replaced one loads again."""
-    torch.set_num_threads(threads)
-    return load(folder, torch.device(device))
+        error = StageError(f"{message}; set features.batch_size to a small number")
+    return Failure.of(error, address).as_json() if error is not None else ""
 
 
 @ray.remote(num_cpus=1)
-def _finish(job: _Job) -> Outcome:
+def _finish(job: Job) -> Outcome:
     begun = time.monotonic()
     found = finish(job.step, job.index, job.units, job.work.scratch, job.work.output)
     return found.took(time.monotonic() - begun)
