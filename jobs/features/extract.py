@@ -74,6 +74,7 @@ def extract(
     views = range(step.views.count + 1 if unit.part == "train" else 1)
     kept = np.float32 if unit.part == "test" else np.dtype(step.dtype)
     found = [np.empty((len(rows), encoder.dim), kept) for _ in views]
+    learned: dict[int, npt.NDArray[np.int32]] = {}  # by view, where labels are made with the inputs
     counts: Counter[str] = Counter()
     for batch in encoder.batches(rows, size, step.shift, step.cpus_per_worker):
         counts.update(batch.counts)
@@ -86,7 +87,16 @@ def extract(
             if unit.part == "test":
                 stored = np.where(np.isfinite(stored), features, np.inf)
             found[view][batch.rows] = stored
-    tables = [_checked_table(unit, rows, view, found[view], step) for view in views]
+            if (targets := encoder.targets(seen)) is not None:
+                shape = len(rows), targets.shape[1]
+                learned.setdefault(view, np.empty(shape, np.int32))[batch.rows] = targets
+    given = rows["label"].combine_chunks()
+    tables = [
+        _checked_table(
+            unit, keys, _lists(learned[view]) if learned else given, view, found[view], step
+        )
+        for view in views
+    ]
     made_with = identity(step, encoder.card, encoder.device.type)
     metadata = {IDENTITY: made_with, BATCH: str(size), ROWS: unit.rows}
     if counts:
@@ -94,11 +104,20 @@ def extract(
     return pa.concat_tables(tables).replace_schema_metadata(metadata)
 
 
+def _lists(values: npt.NDArray[np.int32]) -> pa.Array:
+    """The rows of a matrix as a column of lists."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
+
+
 def _checked_table(
-    unit: Unit, rows: pa.Table, view: int, found: npt.NDArray[Any], step: FeaturesStep
+    unit: Unit,
+    keys: pa.Array,
+    labels: pa.Array,
+    view: int,
+    found: npt.NDArray[Any],
+    step: FeaturesStep,
 ) -> pa.Table:
     """A view's features by `schema`. Raises StageError when one is not finite."""
-    keys = rows["key"].combine_chunks()
     finite = np.isfinite(found).all(axis=1)
     if not finite.all():
         advice = "ask for float32, or " if "float16" in (step.dtype, step.precision) else ""
@@ -107,5 +126,4 @@ def _checked_table(
             f"{unit.file} (the first: {keys[int(np.argmin(finite))]}, view {view}, "
             f"{step.dtype}); {advice}give it other weights"
         )
-    label = rows["label"].combine_chunks()
-    return view_table(keys, label, view, found)
+    return view_table(keys, labels, view, found)

@@ -25,11 +25,12 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset
 
 from jobs.contract import Failure, Hooks, Outcome, StageError, Work
 from jobs.corpus.shards import Index
-from jobs.corpus.units import Unit, units_of
-from jobs.encoders.encoder import CARD, Encoder, EncoderCard, load
+from jobs.corpus.units import UNIT_ROWS, Unit, units_of
+from jobs.encoders.encoder import CARD, Encoder, EncoderCard, gridded, load
 from jobs.features.api import buy_texts, encoder_of, write_features
 from jobs.features.extract import extract
 from jobs.features.given import import_features
+from jobs.features.grids import GRID_ROWS
 from jobs.features.identity import identity
 from jobs.features.parts import finish, has_unit, save_unit
 from jobs.features.spec import FeaturesStep, GivenStep
@@ -70,7 +71,7 @@ def _extract(works: Sequence[Work], hooks: Hooks) -> None:
         except Exception as error:
             hooks.done(work.address, error)
             continue
-        units = units_of(index, step.parts)
+        units = units_of(index, step.parts, UNIT_ROWS if step.grid is None else GRID_ROWS)
         wanted = (step.gpus_per_worker, step.cpus_per_worker)
         groups[wanted].append(_Job(work, step, index, units))
     for (gpus, cpus), jobs in groups.items():
@@ -202,6 +203,8 @@ def _encode(jobs: Sequence[_Job], batch: Any) -> pa.Table:
             encoder = _load_encoder(
                 folder, folder.read_bytes(CARD), device, job.step.cpus_per_worker
             )
+            if job.step.grid is not None:
+                encoder = gridded(encoder, job.step.grid, len(job.index.classes))
             table = extract(unit, corpus, job.index.name, encoder, job.step)
             save_unit(job.work.scratch, unit, table)
     except torch.OutOfMemoryError as error:

@@ -12,6 +12,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ import pyarrow.parquet as pq
 from jobs.contract import Outcome, StageError
 from jobs.corpus.shards import Index
 from jobs.corpus.units import Unit
+from jobs.features import grids
 from jobs.features.extract import BATCH, COUNTS, IDENTITY, ROWS, view_table
 from jobs.features.spec import FeaturesStep
 from jobs.features.spectrum import Dtypes, Spectrum, spectra, to_table
@@ -78,7 +80,13 @@ def finish(
     for part in step.parts:
         views = step.views.count + 1 if part == "train" else 1
         mine = [unit for unit in units if unit.part == part]
-        written = write_part(output, part, _concatenate_views(scratch, mine, range(views)), dtypes)
+        if step.grid is not None:
+            each = partial(_read_view, scratch)
+            found = grids.write_part(output, part, mine, views, len(index.classes), each, dtypes)
+            written = _with_spectrum(output, part, *found, dtypes)
+        else:
+            tables = _concatenate_views(scratch, mine, range(views))
+            written = write_part(output, part, tables, dtypes)
         counts |= written.counts
         metrics |= written.metrics
     output.write_json("classes.json", list(index.classes))
@@ -166,6 +174,13 @@ def write_part(output: Folder, part: str, views: Iterable[pa.Table], dtypes: Dty
             dim = table.schema.field("vector").type.list_size
         if writer is not None:
             writer.close()
+    return _with_spectrum(output, part, rows, dim, found, dtypes)
+
+
+def _with_spectrum(
+    output: Folder, part: str, rows: int, dim: int, found: Sequence[Spectrum], dtypes: Dtypes
+) -> Outcome:
+    """Write the spectrum of a test part; the counts and metrics of any part."""
     counts = {f"rows_{part}": rows, "dim": dim}
     if part != "test":
         return Outcome(counts)
