@@ -1,9 +1,9 @@
 """An encoder of images that gives a vector for each patch of the model's spatial map.
 
 Takes a loaded `ImageEncoder` of any timm or open_clip model that has such a map: a CNN's last
-feature map, a vision transformer's tokens without its prefix tokens, or an earlier layer's. Gives features [N, P * P * D],
-patch by patch, row by row, and the counts of the classes of each patch's pixels. The whole image is
-shown, its sides made equal, so that every pixel of a mask has a patch.
+feature map, a vision transformer's tokens without its prefix tokens, or an earlier layer's. Gives
+features [N, P * P * D], patch by patch, row by row, and the counts of the classes of each patch's
+pixels. The whole image is shown, its sides made equal, so that every pixel has a patch.
 """
 
 from __future__ import annotations

@@ -44,6 +44,16 @@ class GridPart:
     counts: npt.NDArray[np.int32]  # [V, N, P * P, C]
 
 
+@dataclass(frozen=True)
+class Written:
+    """What a part holds that was written."""
+
+    images: int
+    patches: int  # of an image, P * P
+    dim: int  # D
+    spectra: list[Spectrum]  # of all patches of a test part
+
+
 def write_part(
     output: Folder,
     part: str,
@@ -52,8 +62,8 @@ def write_part(
     classes: int,
     read: ReadView,
     dtypes: Dtypes,
-) -> tuple[int, int, list[Spectrum]]:
-    """Write a part from its units; (images, D, the spectra of the patches of a test part)."""
+) -> Written:
+    """Write a part from its units."""
     keys = pa.concat_tables([read(unit, 0, ["key"]) for unit in units])["key"].combine_chunks()
     order = pc.sort_indices(keys)
     position = np.empty(len(keys), np.int64)  # of each row, once sorted
@@ -87,7 +97,7 @@ def write_part(
     measured = spectra(vectors) if part == "test" else []
     for _ in vectors:
         pass
-    return len(keys), dim, measured
+    return Written(len(keys), patches, dim, measured)
 
 
 def has_part(folder: Folder, part: str) -> bool:
