@@ -48,7 +48,7 @@ class GridPart:
 class Written:
     """What a part holds that was written."""
 
-    images: int
+    rows: int  # images, in each of their views
     patches: int  # of an image, P * P
     dim: int  # D
     spectra: list[Spectrum]  # of all patches of a test part
@@ -97,7 +97,7 @@ def write_part(
     measured = spectra(vectors) if part == "test" else []
     for _ in vectors:
         pass
-    return Written(len(keys), patches, dim, measured)
+    return Written(views * len(keys), patches, dim, measured)
 
 
 def has_part(folder: Folder, part: str) -> bool:

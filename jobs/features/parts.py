@@ -72,7 +72,8 @@ def finish(
     made with: weights, input, views, arithmetic, library versions) and, where there is a test part,
     `spectrum.parquet` of its plain features. Metrics: features/sve, features/lsvr and
     features/effective_rank after preprocessing `released`; other preprocessings add their name.
-    Counts: rows_<part>, dim, patches (of an image, for masks), and what befell the rows of all units (`rows_truncated`, of texts).
+    Counts: rows_<part>, dim, patches (of an image with a mask), and what befell the rows of all
+    units (`rows_truncated`, of texts).
     """
     counts: dict[str, int] = dict(_read_counts(scratch, units))
     metrics: dict[str, float] = {}
@@ -83,7 +84,7 @@ def finish(
         if step.grid is not None:
             each = partial(_read_view, scratch)
             found = grids.write_part(output, part, mine, views, len(index.classes), each, dtypes)
-            written = _with_spectrum(output, part, found.images, found.dim, found.spectra, dtypes)
+            written = _with_spectrum(output, part, found.rows, found.dim, found.spectra, dtypes)
             counts["patches"] = found.patches
         else:
             tables = _concatenate_views(scratch, mine, range(views))

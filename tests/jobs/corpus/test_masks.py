@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from pydantic import ValidationError
+from scenes import CLASSES, IGNORED, parquet, png, scene
 
 from jobs.contract import StageError
 from jobs.corpus.form import MASKED
@@ -18,7 +19,6 @@ from jobs.corpus.shards import Index, read_part
 from jobs.corpus.spec import Corpus
 from jobs.images import masks
 from jobs.storage.folder import Folder
-from scenes import CLASSES, IGNORED, parquet, png, scene
 
 Build = Callable[[Corpus, Path], tuple[Folder, Any]]
 
@@ -52,7 +52,8 @@ def test_masks_are_kept_byte_by_byte_where_their_numbers_are_the_corpuss(
     assert {row["key"]: row["mask"] for row in found} == given
     assert {row["label"] for row in found} == {None}
     shown = preview(corpus(in_parquet(source)))
-    assert "scene-000: 40 x 32" in shown.rows[0] and shown.counts is None
+    assert "scene-000: 40 x 32" in shown.rows[0]
+    assert shown.counts is None
 
 
 def folders(root: Path, names: Mapping[str, bytes]) -> None:
