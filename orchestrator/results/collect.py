@@ -41,7 +41,7 @@ from orchestrator.store.manifest import MANIFEST
 from orchestrator.store.store import Store
 from orchestrator.tracking.runs import NOTE, Data, SweepRecord
 
-PROTOCOL = 10  # raised when the report's contents change
+PROTOCOL = 11  # raised when the report's contents change
 SUMMARY = "summary.parquet"
 PRETRAINED = "encoders.parquet"
 
