@@ -19,6 +19,7 @@ from analysis.averages import PERCENT, Average, Bounds, Score, average
 from analysis.registration import Registration
 from analysis.schemas import (
     CELLS_SCHEMA,
+    CLASS_IOU_SCHEMA,
     CORRELATIONS,
     CURVES_SCHEMA,
     DOMAINS,
@@ -34,6 +35,7 @@ from analysis.schemas import (
     PROBLEMS_SCHEMA,
     REGULARISERS,
     ROTATION_SCHEMA,
+    SCENES_SCHEMA,
     SPECTRA_SCHEMA,
     TRANSITION_SCHEMA,
 )
@@ -125,6 +127,8 @@ class Readout:
     pretrained_cells: pa.Table = field(default_factory=PRETRAINED_CELLS_SCHEMA.empty_table)
     pretrained_spectra: pa.Table = field(default_factory=PRETRAINED_SPECTRA_SCHEMA.empty_table)
     label_noise_cells: pa.Table = field(default_factory=LABEL_NOISE_CELLS_SCHEMA.empty_table)
+    class_iou: pa.Table = field(default_factory=CLASS_IOU_SCHEMA.empty_table)
+    scenes: pa.Table = field(default_factory=SCENES_SCHEMA.empty_table)
     provenance: Mapping[str, Any] = field(default_factory=dict)  # JSON values, nested
     run_pages: Mapping[str, str] = field(default_factory=dict)  # a cell's address -> its run's page
 
@@ -319,6 +323,8 @@ _TABLES = {
     "pretrained_cells": PRETRAINED_CELLS_SCHEMA,
     "pretrained_spectra": PRETRAINED_SPECTRA_SCHEMA,
     "label_noise_cells": LABEL_NOISE_CELLS_SCHEMA,
+    "class_iou": CLASS_IOU_SCHEMA,
+    "scenes": SCENES_SCHEMA,
 }
 
 

@@ -29,6 +29,8 @@ _METRICS = {
     "f1": "F1",
     "accuracy_f1": "Mean of accuracy and F1",
     "matthews": "Matthews correlation",
+    "miou": "Mean IoU",
+    "pixel_accuracy": "Pixel accuracy",
     "pearson": "Pearson correlation",
     "spearman": "Spearman correlation",
     "pearson_spearman": "Mean of Pearson and Spearman correlation",

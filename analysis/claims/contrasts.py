@@ -26,6 +26,9 @@ Unit = Literal["points", "nats", "z"]  # of score; of SVE and LSVR; Fisher's z o
 
 _MOST_R = 0.999999  # Fisher's z of a correlation is capped there: that of 1 is infinite
 
+OF_PIXELS = ("miou", "pixel_accuracy")
+"""Metrics of masks, whose test samples are images."""
+
 Samples = Mapping[str, NDArray[np.float64]]  # digest of a test set -> [seeds, samples]
 
 
@@ -117,7 +120,8 @@ class Contrasts:
         self, sides: Sequence[Side], members: Sequence[str], seeds: Sequence[int]
     ) -> Samples:
         """What each test sample adds to a comparison; empty unless every prediction is known."""
-        if any(self.readout.metrics().get(task) != "accuracy" for task in members):
+        metrics = self.readout.metrics()
+        if any(metrics.get(task) not in ("accuracy", *OF_PIXELS) for task in members):
             return {}  # a sample adds nothing of its own to F1 or to a correlation
         sums: dict[str, NDArray[np.float64]] = {}
         for task in members:
@@ -147,16 +151,17 @@ HeadKey = tuple[float, int, str, str]  # noise level, pre-training seed, task, m
 def _shares_correct(readout: Readout) -> dict[HeadKey, tuple[str, NDArray[np.float64]]]:
     """For each head: the digest of its test samples, and how often each was classified correctly.
 
-    The share [samples] is over tuning seeds. Heads whose tuning seeds were tested on different
-    samples are left out.
+    Of masks: what each image adds to the score. The share [samples] is over tuning seeds. Heads
+    whose tuning seeds were tested on different samples are left out.
     """
     gathered: dict[HeadKey, list[tuple[str, NDArray[np.float64]]]] = defaultdict(list)
     table = readout.predictions
     names = ("noise", "pretrain_seed", "task", "method", "samples")
     columns = [table[name].to_pylist() for name in names]
-    lists = table["correct"].combine_chunks()
+    lists, shares = table["correct"].combine_chunks(), table["shares"].combine_chunks()
     for at, (noise, seed, task, method, digest) in enumerate(zip(*columns, strict=True)):
-        correct = lists[at].values.to_numpy(zero_copy_only=False).astype(np.float64)
+        own = lists[at] if lists[at].is_valid else shares[at]
+        correct = own.values.to_numpy(zero_copy_only=False).astype(np.float64)
         gathered[noise, seed, task, method].append((digest, correct))
     return {
         key: (found[0][0], np.mean([correct for _, correct in found], axis=0))

@@ -21,6 +21,7 @@ from analysis.figures import (
     matrix,
     noise,
     published,
+    scenes,
     space,
 )
 from analysis.readout import Readout
@@ -50,6 +51,14 @@ def draw(readout: Readout) -> Iterator[Drawing]:
             "task's training labels was changed (validation and test labels stay right); no other "
             "figure has these cells.",
             downstream_noise.against_label_noise(readout),
+        )
+    for task in dict.fromkeys(readout.scenes["task"].to_pylist()):
+        yield Drawing(
+            f"scenes-{task}",
+            f"{readout.question.titles.get(task, task)}: some test images",
+            "Each image beside its mask and what heads predict, by the experiment's first method. "
+            "A class has one colour, and pixels without a class are white.",
+            scenes.beside_predictions(readout, task),
         )
     yield from _feature_space(readout)
     yield from _encoders(readout)

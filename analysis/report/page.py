@@ -16,7 +16,7 @@ from analysis.claims.claims import verdicts
 from analysis.claims.verdicts import Verdict
 from analysis.figures.draw import Drawing
 from analysis.readout import Readout
-from analysis.report import answer, cells, downstream_noise, pretrained, svg, tables
+from analysis.report import answer, cells, downstream_noise, masks, pretrained, svg, tables
 from analysis.report import verdicts as verdict_text
 from analysis.report.facts import assurance, facts
 from analysis.report.findings import findings
@@ -131,6 +131,12 @@ def _sections(readout: Readout, figures: Markup, found: Sequence[Verdict]) -> li
             "Downstream label noise",
             _html(*downstream_noise.scores(readout).values()),
             "Downstream label noise",
+        ),
+        Section(
+            "masks",
+            "IoU by class",
+            _html(*(table for _, table in masks.class_iou(readout))),
+            "IoU by class",
         ),
         Section("beside", "Other measures by noise level", beside),
         Section("tasks", "Tasks", _html(tables.tasks(readout)), "Tasks"),

@@ -15,7 +15,7 @@ from analysis.averages import Average
 from analysis.claims.verdicts import Verdict
 from analysis.figures.ablation import families
 from analysis.readout import Readout
-from analysis.report import downstream_noise, pretrained, tables
+from analysis.report import downstream_noise, masks, pretrained, tables
 from analysis.report import verdicts as verdict_text
 from analysis.report.facts import assurance, facts
 from analysis.report.findings import findings
@@ -65,6 +65,7 @@ def markdown(readout: Readout, found: Sequence[Verdict], drawn: Sequence[tuple[s
             lines += [*_averages(readout, domain, measure), ""]
     lines += _section("Feature space of the pretrained encoders", pretrained.spaces(readout))
     lines += _section("Downstream label noise", *downstream_noise.scores(readout).values())
+    lines += _section("IoU by class", *(table for _, table in masks.class_iou(readout)))
     lines += _section("Tasks", tables.tasks(readout))
     lines += _section("Test samples that are trained on", tables.overlaps(readout))
     lines += _missing(readout)
@@ -150,6 +151,10 @@ def latex(readout: Readout, found: Sequence[Verdict]) -> dict[str, str]:
         **{
             f"label-noise-{domain}.tex": _latex(table, f"label-noise-{domain}")
             for domain, table in downstream_noise.scores(readout).items()
+        },
+        **{
+            f"iou-{task}.tex": _latex(table, f"iou-{task}")
+            for task, table in masks.class_iou(readout)
         },
         "tasks.tex": _latex(tables.tasks(readout), "tasks"),
         "overlap.tex": _latex(tables.overlaps(readout), "overlap"),

@@ -84,6 +84,7 @@ def _others(readout: Readout) -> dict[str, str]:
         "noise.csv": readout.noise,
         "problems.csv": readout.problems,
         "overlaps.csv": readout.overlaps,
+        "iou.csv": readout.class_iou,
     }
     return {
         name: as_csv(table.column_names, sorted(table.to_pylist(), key=lambda row: _sort_key(row)))

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 
 from jobs import records
 from jobs.contract import Outcome, StageError
-from jobs.corpus.check import QUARANTINE_SCHEMA, Rules, check
+from jobs.corpus.check import QUARANTINE_SCHEMA, Rules, check, mask_numbers
 from jobs.corpus.readers import Classes, Unit, reader_of
 from jobs.corpus.readers.source import Listing
 from jobs.corpus.runs import PARTS, RUN_BYTES, Run, write_run
@@ -167,6 +167,8 @@ def scan(corpus: Corpus, found: Survey, piece: Piece, scratch: Folder) -> Scan:
     if (recorded := records.find(scratch, record, Scan)) is not None:
         return recorded
     scratch.delete(record)
+    reader = {MAIN: corpus.reader, **corpus.parts.sources}[piece.source]
+    own = range(len(found.classes.ids))
     rules = Rules(
         form=corpus.form,
         labels=found.labels,
@@ -175,6 +177,7 @@ def scan(corpus: Corpus, found: Survey, piece: Piece, scratch: Folder) -> Scan:
         captions=found.captions,
         max_pixels=corpus.max_pixels,
         decode=corpus.verify == "full",
+        masks=mask_numbers(corpus, reader, found.relabel.get(piece.source, own)),
     )
     runs = _RunWriter(corpus, piece, scratch)
     bad, notes, read = [QUARANTINE_SCHEMA.empty_table()], Counter[str](), 0
@@ -276,6 +279,8 @@ def refuse_bad(corpus: Corpus, found: Survey, scans: Sequence[Scan]) -> None:
 def _refuse_empty_classes(corpus: Corpus, found: Survey, scans: Sequence[Scan]) -> None:
     if not found.classes.ids or corpus.parts.shares[0] == 0 or corpus.allow_empty_classes:
         return
+    if corpus.label_kind == "masks":
+        return  # a class is met in some pixels of some images
     seen = {label for scan in scans for run in scan.runs for label in run.labels}
     empty = [label for label in range(len(found.classes.ids)) if label not in seen]
     if not empty:

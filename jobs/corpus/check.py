@@ -8,7 +8,8 @@ on request. Texts are checked as bytes. Nothing is repaired, and every row is co
 Reasons: no_key, no_label, label_unknown, and a reader's own (broken_json, too_large, ...).
 Of images: no_image, empty_image, not_an_image, broken_header, too_many_pixels, truncated,
 undecodable, no_caption, empty_caption, caption_not_utf8, unsafe_path, link, not_a_file, two_images,
-caption_not_text, dotted_stem. Notes: cmyk, sixteen_bit, palette, animated, exif_rotated,
+caption_not_text, dotted_stem. Of masks: no_mask, and those of `jobs.images.masks.checked`. Notes of
+images: all_ignored (a mask without a class), cmyk, sixteen_bit, palette, animated, exif_rotated,
 wrong_extension, caption_of_lines.
 Of texts, and the same of pairs: no_text, empty_text, text_not_utf8, text_not_text, text_with_nul,
 text_too_long; label_not_a_number, wrong_number_of_fields. Notes: unlabelled, equal_rows,
@@ -18,6 +19,7 @@ equal_rows_other_label.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,8 +29,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.corpus.form import Form
+from jobs.corpus.mask_spec import MaskFields
+from jobs.corpus.spec import AnyReader, Corpus
+from jobs.images import masks
 from jobs.images.decode import decode_fault
 from jobs.images.headers import HeaderError, read_header
+from jobs.images.masks import Numbers
 
 QUARANTINE_SCHEMA = pa.schema(
     [
@@ -52,6 +58,15 @@ class Rules:
     captions: bool  # every row must have one; of texts: a pair
     max_pixels: int
     decode: bool  # every image, not only small and unusual ones
+    masks: Numbers | None = None  # what the numbers of the source's masks stand for
+
+
+def mask_numbers(corpus: Corpus, reader: AnyReader, classes: Sequence[int]) -> Numbers | None:
+    """What the numbers of a reader's masks stand for: these classes; None without masks."""
+    if corpus.label_kind != "masks":
+        return None
+    assert isinstance(reader, MaskFields), "all readers of a corpus have masks, or none"
+    return masks.numbers_of(reader.first_class, reader.ignored, list(classes))
 
 
 @dataclass(frozen=True)
@@ -198,7 +213,32 @@ def _image_columns(
     sizes, notes = _image_sizes(rows, rules, reasons)
     lines = np.flatnonzero(_as_numpy(_has_line_breaks(captions)))
     notes["caption_of_lines"] = sum(reasons[row] is None for row in lines)
-    return [rows["image"], labels, captions, sizes[:, 0], sizes[:, 1]], notes
+    columns = [rows["image"], labels, captions, sizes[:, 0], sizes[:, 1]]
+    if rules.masks is not None:
+        columns.append(_checked_masks(rows["mask"], rules.masks, sizes, reasons, notes))
+    return columns, notes
+
+
+def _checked_masks(
+    column: pa.ChunkedArray,
+    numbers: Numbers,
+    sizes: npt.NDArray[np.int32],
+    reasons: list[str | None],
+    notes: Counter[str],
+) -> pa.Array:
+    """The masks of the images that are good so far, as the corpus keeps them."""
+    _set_reason(reasons, "no_mask", _is_empty(column))
+    kept: list[bytes | None] = [None] * len(column)
+    for row, reason in enumerate(reasons):
+        if reason is None:
+            size = int(sizes[row, 0]), int(sizes[row, 1])
+            found = masks.checked(column[row].as_py(), size, numbers)
+            if isinstance(found, str):
+                reasons[row] = found
+            else:
+                kept[row], any_class = found
+                notes["all_ignored"] += not any_class
+    return pa.array(kept, pa.binary())
 
 
 def _has_line_breaks(texts: Any) -> Any:

@@ -1,8 +1,9 @@
 """The form of a corpus's rows: which columns they have, before and after they are stored.
 
-A corpus has one modality, image or text, and labels of one kind, classes or numbers. `form_of`
-gives its schemas and names the one column that holds most of a row's bytes. All else in this room
-handles rows by their form. Knows schemas alone: reads and checks nothing.
+A corpus has one modality, image or text, and labels of one kind: classes, numbers, or masks (a
+class for each pixel of an image). `form_of` gives its schemas and names the one column that holds
+most of a row's bytes. All else in this room handles rows by their form. Knows schemas alone: reads
+and checks nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Literal
 import pyarrow as pa
 
 Modality = Literal["image", "text"]
-LabelKind = Literal["classes", "numbers"]
+LabelKind = Literal["classes", "numbers", "masks"]
 
 IMAGES = pa.schema(
     [
@@ -28,6 +29,9 @@ IMAGES = pa.schema(
 )
 """A row of a shard of images."""
 
+MASKED = IMAGES.append(pa.field("mask", pa.binary(), nullable=False))
+"""As IMAGES, with a PNG of the corpus's class numbers (`jobs.images.masks`); labels are null."""
+
 TEXTS = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),  # from the source, or a hash of both texts
@@ -38,7 +42,7 @@ TEXTS = pa.schema(
 )
 """A row of a shard of texts; `label` is float64 where labels are numbers."""
 
-_UNCOMPRESSED = ("image",)  # encoded images do not become smaller
+_UNCOMPRESSED = ("image", "mask")  # encoded images do not become smaller
 _REPEATING = ("label", "width", "height")  # columns with few different values
 
 
@@ -93,7 +97,7 @@ class Form:
 def form_of(modality: Modality, labels: LabelKind = "classes") -> Form:
     """The form of a corpus with this modality and kind of labels."""
     if modality == "image":
-        return Form("image", IMAGES, ("image",), "caption")
+        return Form("image", MASKED if labels == "masks" else IMAGES, ("image",), "caption")
     shard = TEXTS
     if labels == "numbers":
         shard = shard.set(shard.get_field_index("label"), pa.field("label", pa.float64()))

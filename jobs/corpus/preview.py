@@ -14,7 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from jobs.contract import StageError
-from jobs.corpus.check import Checked, Rules, check
+from jobs.corpus.check import Checked, Rules, check, mask_numbers
 from jobs.corpus.readers import Classes, Reader, reader_of
 from jobs.corpus.readers.rows import RAW
 from jobs.corpus.readers.source import files
@@ -74,6 +74,7 @@ def preview(corpus: Corpus, *, count: bool = True) -> Preview:
         captions=reader.captions,
         max_pixels=corpus.max_pixels,
         decode=corpus.verify == "full",
+        masks=mask_numbers(corpus, corpus.reader, range(len(classes.ids))),
     )
     first = _first_rows(reader)
     prefix = getattr(corpus.reader, "key_prefix", "")

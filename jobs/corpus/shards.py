@@ -139,10 +139,10 @@ def columns_sha256(table: pa.Table, form: Form) -> str:
     for name in form.light:
         column = pa.concat_arrays([pa.array([], form.shard.field(name).type), *table[name].chunks])
         digest.update(np.packbits(column.is_valid().to_numpy(zero_copy_only=False)).tobytes())
-        if not pa.types.is_string(column.type):
+        if not (pa.types.is_string(column.type) or pa.types.is_binary(column.type)):
             digest.update(column.fill_null(0).to_numpy().tobytes())
             continue
-        texts = column.fill_null("")
+        texts = column.fill_null("" if pa.types.is_string(column.type) else b"")
         digest.update(pc.binary_length(texts).to_numpy().tobytes())
         _, offsets, data = texts.buffers()
         ends = np.frombuffer(offsets, np.int32)[texts.offset : texts.offset + len(texts) + 1]

@@ -12,10 +12,10 @@ from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from jobs.contract import NOT_SEMANTIC, PATH, SILENT, Slug, Spec
 from jobs.corpus.form import Form, LabelKind, Modality, form_of
+from jobs.corpus.mask_spec import Column, MaskColumn, MaskFields, check_masks
 from jobs.images.spec import MOST_PIXELS
 
 WhereValue = Annotated[int, Field(strict=True)] | str
-Column = Annotated[str, Field(min_length=1)]
 
 
 def _refuse_duplicates(classes: tuple[str, ...]) -> tuple[str, ...]:
@@ -128,7 +128,7 @@ class WebDatasetReader(FileReader):
         return self
 
 
-class ParquetReader(FileReader):
+class ParquetReader(FileReader, MaskFields):
     """Parquet in Hugging Face's layout; key: columns joined by `/`, else file and row number."""
 
     kind: Literal["parquet"] = "parquet"
@@ -139,20 +139,22 @@ class ParquetReader(FileReader):
     classes: ClassNames = Field((), description="names in label order, if no column has them")
     caption: Column | None = Field(None, description="the column with the caption")
     key: tuple[Column, ...] = Field((), description="the columns that name a row")
+    mask: MaskColumn = None
     where: dict[Column, WhereValue | tuple[WhereValue, ...]] = Field(
         default_factory=dict, description="column -> the value (or values) of the rows to keep"
     )
 
     @model_validator(mode="after")
     def _has_label_or_caption(self) -> ParquetReader:
-        if self.label is None and self.caption is None:
+        check_masks(self, self.mask, self.label, self.classes)
+        if self.label is None and self.caption is None and self.mask is None:
             raise ValueError("neither caption nor label: there is nothing to learn from")
-        if self.label is None and (self.label_name or self.classes):
+        if self.label is None and self.mask is None and (self.label_name or self.classes):
             raise ValueError("label_name and classes need `label`: give it as well")
         return self
 
 
-class TableReader(FileReader):
+class TableReader(FileReader, MaskFields):
     """A CSV or TSV of image paths; key: a column, else the image's path as the table gives it."""
 
     kind: Literal["table"] = "table"
@@ -169,11 +171,36 @@ class TableReader(FileReader):
     label: Column | None = Field(None, description="integers with `classes`, or names")
     classes: ClassNames = Field((), description="names in label order")
     key: Column | None = Field(None, description="the column that names a row")
+    mask: MaskColumn = None
 
     @model_validator(mode="after")
     def _has_label_or_caption(self) -> TableReader:
-        if self.label is None and self.caption is None:
+        check_masks(self, self.mask, self.label, self.classes)
+        if self.label is None and self.caption is None and self.mask is None:
             raise ValueError("neither caption nor label: there is nothing to learn from")
+        return self
+
+
+class MaskFolderReader(FileReader, MaskFields):
+    """A folder of images and one of their masks, as VOC, ADE20K and Cityscapes have them.
+
+    Key: the image's path below the root, without its ending.
+    """
+
+    kind: Literal["maskfolder"] = "maskfolder"
+    masks: Annotated[str, PATH, NOT_SEMANTIC] = Field(
+        min_length=1, description="the folder of the masks"
+    )
+    names: Annotated[str | None, PATH, NOT_SEMANTIC] = Field(
+        None, description="a file with the keys to read, one a line; none: all images"
+    )
+    image_ending: str = Field(".jpg", min_length=1, description="what images' names end in")
+    mask_ending: str = Field(".png", min_length=1, description="what stands in its place in masks'")
+    classes: ClassNames = Field(min_length=1, description="names in the order of their numbers")
+
+    @model_validator(mode="after")
+    def _numbers_fit(self) -> MaskFolderReader:
+        check_masks(self, self.masks, None, self.classes)
         return self
 
 
@@ -253,6 +280,7 @@ AnyReader = (
     | WebDatasetReader
     | ParquetReader
     | TableReader
+    | MaskFolderReader
     | TextParquetReader
     | TextTableReader
     | JsonLinesReader
@@ -260,8 +288,8 @@ AnyReader = (
 )
 
 _KINDS = (
-    *("digits", "imagefolder", "ilsvrc_tar", "webdataset", "parquet", "table", "jsonl"),
-    "remarks",
+    *("digits", "imagefolder", "ilsvrc_tar", "webdataset", "parquet", "table", "maskfolder"),
+    *("jsonl", "remarks"),
 )
 
 
@@ -279,6 +307,7 @@ Reader = Annotated[
     | Annotated[WebDatasetReader, Tag("webdataset")]
     | Annotated[ParquetReader, Tag("parquet")]
     | Annotated[TableReader, Tag("table")]
+    | Annotated[MaskFolderReader, Tag("maskfolder")]
     | Annotated[TextParquetReader, Tag("tagged-parquet-text")]
     | Annotated[TextTableReader, Tag("tagged-table-text")]
     | Annotated[JsonLinesReader, Tag("jsonl")]
@@ -388,12 +417,14 @@ class Corpus(Spec):
                 f"`fields` (kind parquet, table or jsonl)"
             )
         if len({_label_kind(reader) for reader in readers.values()}) > 1:
-            raise ValueError("the readers of a corpus must have the same `labels`")
+            raise ValueError(
+                "the readers of a corpus must have the same `labels`, and masks in all or in none"
+            )
         return self
 
     @property
     def label_kind(self) -> LabelKind:
-        """Whether its labels are classes or numbers."""
+        """Whether its labels are classes, numbers or masks."""
         return _label_kind(self.reader)
 
     @property
@@ -403,4 +434,6 @@ class Corpus(Spec):
 
 
 def _label_kind(reader: AnyReader) -> LabelKind:
+    if isinstance(reader, MaskFolderReader) or getattr(reader, "mask", None) is not None:
+        return "masks"
     return reader.labels if isinstance(reader, TextReader) else "classes"

@@ -35,11 +35,11 @@ class Unit:
         return f"{self.sha256} {self.start}-{self.stop}"
 
 
-def units_of(index: Index, parts: Iterable[str]) -> list[Unit]:
-    """The units of these parts of a corpus, in training order."""
+def units_of(index: Index, parts: Iterable[str], rows: int = UNIT_ROWS) -> list[Unit]:
+    """The units of these parts of a corpus, in training order, with at most `rows` rows each."""
     return [
-        Unit(part, file.file, start, min(start + UNIT_ROWS, file.rows), file.sha256)
+        Unit(part, file.file, start, min(start + rows, file.rows), file.sha256)
         for part in parts
         for file in index.parts[part]
-        for start in range(0, file.rows, UNIT_ROWS)
+        for start in range(0, file.rows, rows)
     ]

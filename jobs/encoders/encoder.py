@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from functools import lru_cache
 
 import safetensors.torch
 import torch
@@ -19,11 +20,12 @@ from jobs.encoders.card import CARD as CARD
 from jobs.encoders.card import Architecture as Architecture
 from jobs.encoders.card import EncoderCard as EncoderCard
 from jobs.encoders.card import Family as Family
+from jobs.encoders.grid import GridEncoder
 from jobs.encoders.image import ImageEncoder
 from jobs.encoders.interface import Encoder as Encoder
 from jobs.encoders.interface import Precision as Precision
 from jobs.encoders.text import TextEncoder
-from jobs.images.spec import ImageInput
+from jobs.images.spec import Grid, ImageInput
 from jobs.storage.folder import AlteredError, Folder
 
 WEIGHTS = "model.safetensors"
@@ -81,6 +83,17 @@ def opened(
     if isinstance(card.input, ImageInput):
         return ImageEncoder(card, model, device)
     return TextEncoder(card, model, device, files)
+
+
+@lru_cache(maxsize=2)
+def gridded(encoder: Encoder, grid: Grid, classes: int) -> Encoder:
+    """An encoder of the patches of the same encoder's images, with masks of so many classes.
+
+    Raises StageError when the encoder reads no images or gives no map.
+    """
+    if not isinstance(encoder, ImageEncoder):
+        raise StageError(f"{encoder.card.model} reads no images, so it has no patches")
+    return GridEncoder(encoder, grid, classes)
 
 
 def _read_expected(folder: Folder, name: str, sha256: str) -> bytes:

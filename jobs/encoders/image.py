@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from jobs.encoders.card import image_features
-from jobs.encoders.interface import Batch, Encoder, Precision, Rows
+from jobs.encoders.interface import Batch, Encoder, Inputs, Precision, Rows
 from jobs.images import shifts
 from jobs.images.pixels import to_input, unit_range
 from jobs.images.rows import ImageRows, allocate
@@ -38,7 +38,7 @@ class ImageEncoder(Encoder):
     embedding, not normalised.
     """
 
-    columns = ("image",)
+    columns: ClassVar[tuple[str, ...]] = ("image",)
 
     @property
     def input(self) -> ImageInput:
@@ -139,8 +139,8 @@ class ImageEncoder(Encoder):
         return ImageRows(pixels)
 
     def views(
-        self, inputs: Tensor, keys: pa.Array, views: Views, numbers: Sequence[int], scope: str
-    ) -> Tensor:
+        self, inputs: Inputs, keys: pa.Array, views: Views, numbers: Sequence[int], scope: str
+    ) -> Inputs:
         """Augmented views, float32 [V * M, C, S, S] in [0, 1]; plain images in the same form."""
         pixels = inputs.to(self.device)
         if not numbers:
@@ -148,7 +148,7 @@ class ImageEncoder(Encoder):
         found = [augmented(pixels, keys, views, number, scope) for number in numbers]
         return found[0] if len(found) == 1 else torch.cat(found)
 
-    def forward(self, inputs: Tensor, precision: Precision = "float32") -> Tensor:
+    def forward(self, inputs: Inputs, precision: Precision = "float32") -> Tensor:
         """See `Encoder.forward`; images [N, C, S, S]."""
         images = to_input(inputs.to(self.device), self.input)
         with self.arithmetic(precision):

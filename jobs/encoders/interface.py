@@ -129,6 +129,10 @@ class Encoder(ABC):
         `keys` [M] are the rows', `scope` the corpus's name: both fix what is drawn.
         """
 
+    def targets(self, inputs: Inputs) -> npt.NDArray[np.int32] | None:
+        """What is to be learned of each row of a batch, [M, T]; None: the label of its row."""
+        return None
+
     @abstractmethod
     def forward(self, inputs: Inputs, precision: Precision = "float32") -> Tensor:
         """As `features`, but on the encoder's device, with gradients where they are enabled.

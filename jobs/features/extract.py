@@ -142,6 +142,7 @@ class _Extraction:
         self._views = range(self._step.views.count + 1 if unit.part == "train" else 1)
         kept = np.float32 if unit.part == "test" else np.dtype(self._step.dtype)
         self._found = [np.empty((len(rows), self._encoder.dim), kept) for _ in self._views]
+        self._learned: dict[int, npt.NDArray[np.int32]] = {}  # by view, where inputs have targets
         self._counts: Counter[str] = Counter()
 
     def add(self, batch: Batch) -> None:
@@ -161,11 +162,23 @@ class _Extraction:
             if self._unit.part == "test":
                 stored = np.where(np.isfinite(stored), features, np.inf)
             self._found[view][batch.rows] = stored
+            if (targets := encoder.targets(seen)) is not None:
+                shape = len(self._rows), targets.shape[1]
+                learned = self._learned.setdefault(view, np.empty(shape, np.int32))
+                learned[batch.rows] = targets
 
     def table(self) -> pa.Table:
         """The features, by `schema`; raises StageError when one is not finite."""
+        labels = self._rows["label"].combine_chunks()
         tables = [
-            _checked_table(self._unit, self._rows, view, self._found[view], self._step)
+            _checked_table(
+                self._unit,
+                self._keys,
+                _lists(self._learned[view]) if self._learned else labels,
+                view,
+                self._found[view],
+                self._step,
+            )
             for view in self._views
         ]
         made_with = identity(self._step, self._encoder.card, self._encoder.device.type)
@@ -175,11 +188,20 @@ class _Extraction:
         return pa.concat_tables(tables).replace_schema_metadata(metadata)
 
 
+def _lists(values: npt.NDArray[np.int32]) -> pa.Array:
+    """The rows of a matrix as a column of lists."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
+
+
 def _checked_table(
-    unit: Unit, rows: pa.Table, view: int, found: npt.NDArray[Any], step: FeaturesStep
+    unit: Unit,
+    keys: pa.Array,
+    labels: pa.Array,
+    view: int,
+    found: npt.NDArray[Any],
+    step: FeaturesStep,
 ) -> pa.Table:
     """A view's features by `schema`. Raises StageError when one is not finite."""
-    keys = rows["key"].combine_chunks()
     finite = np.isfinite(found).all(axis=1)
     if not finite.all():
         advice = "ask for float32, or " if "float16" in (step.dtype, step.precision) else ""
@@ -188,5 +210,4 @@ def _checked_table(
             f"{unit.file} (the first: {keys[int(np.argmin(finite))]}, view {view}, "
             f"{step.dtype}); {advice}give it other weights"
         )
-    label = rows["label"].combine_chunks()
-    return view_table(keys, label, view, found)
+    return view_table(keys, labels, view, found)

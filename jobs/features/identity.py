@@ -28,6 +28,8 @@ def identity(step: FeaturesStep, card: EncoderCard, device: str) -> str:
         "device": device,
         "versions": {name: found for name in card.libraries if (found := _version(name))},
     }
+    if step.grid is not None:
+        made_with["grid"] = step.grid.semantic()
     return json.dumps(made_with, sort_keys=True)
 
 

@@ -29,9 +29,10 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset
 
 from jobs.contract import Failure, Hooks, Outcome, StageError, Work
 from jobs.corpus.shards import Index
-from jobs.corpus.units import Unit, units_of
+from jobs.corpus.units import UNIT_ROWS, Unit, units_of
 from jobs.features.api import buy_texts, encoder_of, write_features
 from jobs.features.given import import_features
+from jobs.features.grids import GRID_ROWS
 from jobs.features.parts import finish, may_add
 from jobs.features.spec import FeaturesStep, GivenStep
 from jobs.features.together import Job, extract_unit, groups, made_with, weights_of
@@ -73,7 +74,7 @@ def _extract(works: Sequence[Work], hooks: Hooks) -> None:
         except Exception as error:
             hooks.done(work.address, error)
             continue
-        units = units_of(index, step.wanted)
+        units = units_of(index, step.wanted, UNIT_ROWS if step.grid is None else GRID_ROWS)
         wanted = (step.gpus_per_worker, step.cpus_per_worker)
         groups[wanted].append(Job(work, step, index, units))
     for (gpus, cpus), jobs in groups.items():

@@ -12,6 +12,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ import pyarrow.parquet as pq
 from jobs.contract import Outcome, StageError
 from jobs.corpus.shards import Index
 from jobs.corpus.units import Unit
+from jobs.features import grids
 from jobs.features.extract import BATCH, COUNTS, IDENTITY, ROWS, view_table
 from jobs.features.spec import FeaturesStep
 from jobs.features.spectrum import Dtypes, Spectrum, spectra, to_table
@@ -71,7 +73,8 @@ def finish(
     made with: weights, input, views, arithmetic, library versions) and, where there is a test part,
     `spectrum.parquet` of its plain features. Metrics: features/sve, features/lsvr and
     features/effective_rank after preprocessing `released`; other preprocessings add their name.
-    Counts: rows_<part>, dim, and what befell the rows of all units (`rows_truncated`, of texts).
+    Counts: rows_<part>, dim, patches (of an image with a mask), and what befell the rows of all
+    units (`rows_truncated`, of texts).
 
     Where the output has some parts already, the wanted ones are added, and none of its files is
     written again. Raises StageError if they were made with other weights or library versions.
@@ -84,7 +87,14 @@ def finish(
     for part in step.wanted:
         views = step.views.count + 1 if part == "train" else 1
         mine = [unit for unit in units if unit.part == part]
-        written = write_part(output, part, _concatenate_views(scratch, mine, range(views)), dtypes)
+        if step.grid is not None:
+            each = partial(_read_view, scratch)
+            found = grids.write_part(output, part, mine, views, len(index.classes), each, dtypes)
+            written = _with_spectrum(output, part, found.rows, found.dim, found.spectra, dtypes)
+            counts["patches"] = found.patches
+        else:
+            tables = _concatenate_views(scratch, mine, range(views))
+            written = write_part(output, part, tables, dtypes)
         counts |= written.counts
         metrics |= written.metrics
     if not adds:
@@ -190,6 +200,13 @@ def write_part(output: Folder, part: str, views: Iterable[pa.Table], dtypes: Dty
             dim = table.schema.field("vector").type.list_size
         if writer is not None:
             writer.close()
+    return _with_spectrum(output, part, rows, dim, found, dtypes)
+
+
+def _with_spectrum(
+    output: Folder, part: str, rows: int, dim: int, found: Sequence[Spectrum], dtypes: Dtypes
+) -> Outcome:
+    """Write the spectrum of a test part; the counts and metrics of any part."""
     counts = {f"rows_{part}": rows, "dim": dim}
     if part != "test":
         return Outcome(counts)

@@ -7,10 +7,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from jobs.contract import NOT_SEMANTIC, PATH, Slug, Spec
+from jobs.contract import NOT_SEMANTIC, PATH, SILENT, Slug, Spec
 from jobs.encoders.api import ApiEncoder
 from jobs.encoders.spec import GivenColumns
-from jobs.images.spec import Shift, Views
+from jobs.images.spec import Grid, Shift, Views
 from jobs.tasks.target import TargetName
 
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -26,6 +26,9 @@ class Features(Spec):
     views: Views = Field(Views(), description="augmented copies of the training samples")
     dtype: Literal["float32", "float16"] = Field("float32", description="as features are stored")
     precision: Precision = Field("float32", description="the encoder's arithmetic (autocast)")
+    grid: Annotated[Grid | None, SILENT] = Field(
+        None, description="how patches become features, where a task's labels are masks"
+    )
     batch_size: Annotated[BatchSize, NOT_SEMANTIC] = Field(
         "auto",
         description="rows an encoder encodes at once; auto: as many as fit the device's memory, "

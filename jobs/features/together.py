@@ -20,7 +20,7 @@ import torch
 from jobs.contract import Work
 from jobs.corpus.shards import Index
 from jobs.corpus.units import UNIT_ROWS, Unit
-from jobs.encoders.encoder import CARD, WEIGHTS, Encoder, EncoderCard, load
+from jobs.encoders.encoder import CARD, WEIGHTS, Encoder, EncoderCard, gridded, load
 from jobs.features.extract import Member, extract_each
 from jobs.features.identity import identity
 from jobs.features.parts import has_unit, save_unit
@@ -74,6 +74,9 @@ def weights_of(jobs: Sequence[Job]) -> list[Weight]:
             found.append(Weight(None))
             continue
         card, weights = known
+        if job.step.grid is not None:  # the model's work on patches outweighs the decoding
+            found.append(Weight(None))
+            continue
         features = 4 * UNIT_ROWS * (job.step.views.count + 1) * card.feature_dim
         found.append(Weight(card.preparation, weights + features))
     return found
@@ -194,7 +197,7 @@ class _Loaded:
     """The encoders of the jobs whose unit a process has last extracted, each loaded once."""
 
     def __init__(self) -> None:
-        self._encoders: dict[tuple[str, bytes, str], Encoder] = {}
+        self._encoders: dict[tuple[str, bytes, str, str], Encoder] = {}
 
     def keep(self, jobs: Sequence[Job]) -> None:
         """Drop the encoders of all other jobs."""
@@ -208,9 +211,13 @@ class _Loaded:
         """A job's encoder. Its card holds the weights' sha256, so a replaced one loads again."""
         device = _device(job.step)
         torch.set_num_threads(job.step.cpus_per_worker)
-        key = (job.encoder.uri, job.encoder.read_bytes(CARD), device)
+        form = "" if job.step.grid is None else f"{job.step.grid} {len(job.index.classes)} classes"
+        key = (job.encoder.uri, job.encoder.read_bytes(CARD), device, form)
         if key not in self._encoders:
-            self._encoders[key] = load(job.encoder, torch.device(device))
+            encoder, grid = load(job.encoder, torch.device(device)), job.step.grid
+            if grid is not None:
+                encoder = gridded(encoder, grid, len(job.index.classes))
+            self._encoders[key] = encoder
         return self._encoders[key]
 
 

@@ -9,6 +9,7 @@ or earlier draws. Holds no state and reads no global generator.
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -51,13 +52,18 @@ def flips_alone(spec: Affine) -> bool:
     return spec.flip and not (spec.degrees or spec.translate) and spec.scale == (1.0, 1.0)
 
 
-def augment(images: Tensor, spec: Affine, draws: Tensor) -> Tensor:
+def augment(
+    images: Tensor,
+    spec: Affine,
+    draws: Tensor,
+    mode: Literal["bilinear", "nearest"] = "bilinear",
+) -> Tensor:
     """Rotate, shift, scale and flip each image by its own row of draws.
 
     `images` is float [N, C, H, W] in [0, 1], before normalisation: pixels from outside the image
     are 0. It may be uint8 where `flips_alone`. `draws` is at least [N, DRAWS] in [0, 1). The result
-    has the images' shape; each row depends on its own image and draws alone. Bilinear, about the
-    image's centre; the flip comes first.
+    has the images' shape; each row depends on its own image and draws alone. About the image's
+    centre; the flip comes first. `mode`: how pixels are sampled.
     """
     if not spec.moves:
         return images
@@ -70,7 +76,7 @@ def augment(images: Tensor, spec: Affine, draws: Tensor) -> Tensor:
     scale = low + (high - low) * u[:, 3]
     mirror = torch.where(u[:, 4] < 0.5, -1.0, 1.0) if spec.flip else torch.ones_like(angle)
     grid = _source_grid(images.shape[-2:], angle, shift, scale, mirror)
-    return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    return F.grid_sample(images, grid, mode=mode, padding_mode="zeros", align_corners=False)
 
 
 def _source_grid(

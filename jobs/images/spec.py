@@ -142,6 +142,19 @@ class Shift(Spec):
         return self
 
 
+class Grid(Spec):
+    """How the patches of an image become features, for tasks whose labels are masks."""
+
+    size: Annotated[int | None, Field(ge=8, le=1024)] = Field(
+        None, description="side in pixels to which whole images are resized; none: the encoder's"
+    )
+    layer: int | None = Field(
+        None,
+        description="which of the model's stages or blocks gives the map, as an index of timm's "
+        "`forward_intermediates` (-2: the one before the last); none: its last map",
+    )
+
+
 class Views(Spec):
     """Seeded augmented views of the training part, shared by all methods of all cells.
 

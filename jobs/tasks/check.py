@@ -12,10 +12,12 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jobs.contract import StageError
 from jobs.corpus.spec import (
     AnyReader,
+    Corpus,
     DigitsReader,
     ImageFolderReader,
     ParquetReader,
@@ -25,6 +27,9 @@ from jobs.corpus.spec import (
 )
 from jobs.images.spec import MOST_PIXELS
 from jobs.tasks.spec import Classes, Task, other_of_number
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 SAMPLED = 8  # samples checked of each source: images are decoded
 
@@ -176,6 +181,8 @@ def _source_faults(task: Task, name: str, spec: AnyReader) -> Iterator[str]:
         yield f"{name}: {rows:,} rows, but facts.sizes say {stated:,}"
     seen, most = 0, task.corpus.max_pixels if task.corpus else MOST_PIXELS
     for table in islice((t for unit in reader.units() for t in reader.read(unit, Counter())), 1):
+        if task.target_kind.dense and task.corpus is not None:
+            yield from _mask_faults(task.corpus, name, spec, table.slice(0, SAMPLED), len(names))
         for row in table.slice(0, SAMPLED).to_pylist():
             seen += 1
             fault = row["fault"]
@@ -183,12 +190,24 @@ def _source_faults(task: Task, name: str, spec: AnyReader) -> Iterator[str]:
                 fault = _decode_error(row["image"], most)
             if fault:
                 yield f"{name}: {row['key']}: {fault}"
-            if not task.target_kind.has_classes:
+            if task.target_kind.dense or not task.target_kind.has_classes:
                 continue
             if row["label"] is None or not 0 <= row["label"] < len(names):
                 yield f"{name}: {row['key']}: label {row['label']} of {len(names)} classes"
     if not seen:
         yield f"{name}: no rows"
+
+
+def _mask_faults(
+    corpus: Corpus, name: str, spec: AnyReader, rows: pa.Table, classes: int
+) -> Iterator[str]:
+    """Where a mask does not fit its image or has a number of no class."""
+    from jobs.corpus.check import Rules, check, mask_numbers
+
+    numbers = mask_numbers(corpus, spec, range(classes))
+    rules = Rules(corpus.form, False, classes, None, False, corpus.max_pixels, False, numbers)
+    for row in check(rows, rules).bad.to_pylist():
+        yield f"{name}: {row['key']}: {row['reason']}"
 
 
 def _class_faults(task: Task, names: Sequence[str]) -> Iterator[str]:

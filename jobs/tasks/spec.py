@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from jobs.contract import NOT_SEMANTIC, Slug, Spec
+from jobs.contract import NOT_SEMANTIC, SILENT, Slug, Spec
 from jobs.corpus.form import Modality
 from jobs.corpus.spec import Corpus
 from jobs.images.spec import Shift
@@ -68,7 +68,14 @@ class Task(Spec):
         "texts and given features: every name that a source may give the class",
     )
     target: TargetName = Field(
-        "class", description="number: a regression, for texts and given features"
+        "class",
+        description="number: a regression, for texts and given features; mask: a class for each "
+        "pixel, for images with masks",
+    )
+    patch_label: Annotated[Literal["shares", "majority"], SILENT] = Field(
+        "shares",
+        description="masks: what a patch is trained to give: the shares of its pixels' classes, or "
+        "the class that most of them have",
     )
     metric: Metric = Field(
         "accuracy", description="what selects configurations, and what every average is of"
@@ -136,6 +143,21 @@ class Task(Spec):
             raise ValueError(
                 f"task {self.name} predicts a {kind.name}, but the labels of a corpus of images "
                 f"are classes; give its features (`source: features`)"
+            )
+        if kind.dense and self.source != "images":
+            raise ValueError(
+                f"task {self.name} predicts masks, which only a corpus of images has; give it "
+                f"`source: images` and a reader with masks"
+            )
+        if not kind.dense and self.patch_label != "shares":
+            raise ValueError(f"task {self.name}: patch_label is for `target: mask`; leave it out")
+        if self.corpus is not None and (kind.plural == "masks") != (
+            self.corpus.label_kind == "masks"
+        ):
+            remedy = "name its masks in the reader" if kind.dense else "set `target: mask`"
+            raise ValueError(
+                f"task {self.name} predicts a {kind.name}, and the labels of corpus "
+                f"{self.corpus.name} are {self.corpus.label_kind}; {remedy}"
             )
         if self.corpus is not None and self.corpus.label_kind != kind.plural:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""The kinds of target: what plans, task files and feature files know of a class and a number.
+"""The kinds of target: what plans, task files and feature files know of classes, numbers and masks.
 
 Holds facts alone and imports nothing heavy. How a target is learnt, decoded and scored stands in
 `jobs.tuning.target`. A further kind of target is one record here and one class there.
@@ -20,11 +20,13 @@ Metric = Literal[
     "pearson",
     "spearman",
     "pearson_spearman",  # mean of the two, as GLUE does for STS-B
+    "miou",  # of pixels: mean over classes of intersection over union
+    "pixel_accuracy",
 ]
 
 OF_TWO_CLASSES: tuple[Metric, ...] = ("f1", "accuracy_f1")
 
-TargetName = Literal["class", "number"]
+TargetName = Literal["class", "number", "mask"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,9 @@ class TargetKind:
     has_classes: bool  # labels are classes: tasks name them, label noise can exchange them
     in_images: bool  # the labels of a corpus of images are of this kind
     unfit_heads: Mapping[str, str] = field(default_factory=dict)  # head -> what it is, in words
+    needs: str = "classes"  # what an unfit head needs instead
+    remedy: str = "ridge"  # what to use in its place
+    dense: bool = False  # an image is many rows: its patches
 
 
 CLASS = TargetKind(
@@ -66,4 +71,21 @@ NUMBER = TargetKind(
     unfit_heads={"lbfgs": "logistic regression", "zero_shot": "zero-shot"},
 )
 
-KINDS: Mapping[TargetName, TargetKind] = {kind.name: kind for kind in (CLASS, NUMBER)}
+MASK = TargetKind(
+    name="mask",
+    plural="masks",
+    metrics=("miou", "pixel_accuracy"),
+    arrow="int32",
+    has_classes=True,
+    in_images=True,
+    unfit_heads={
+        "ridge": "least squares",
+        "lbfgs": "logistic regression",
+        "zero_shot": "zero-shot",
+    },
+    needs="one class for each row",
+    remedy="a head that is trained by steps",
+    dense=True,
+)
+
+KINDS: Mapping[TargetName, TargetKind] = {kind.name: kind for kind in (CLASS, NUMBER, MASK)}

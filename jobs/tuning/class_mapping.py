@@ -50,8 +50,11 @@ class ClassMapping:
         probabilities = counted.double().softmax(1)
         by_class = torch.zeros(len(probabilities), self.count, dtype=torch.float64)
         by_class.index_add_(1, self.classes, probabilities)
-        own = by_class.gather(1, labels[:, None])[:, 0]
-        losses = -own.clamp_min(torch.finfo(torch.float64).tiny).log()
+        surprise = -by_class.clamp_min(torch.finfo(torch.float64).tiny).log()
+        if labels.dim() == 2:  # of masks: the pixels of each class
+            losses = (surprise * labels).sum(1) / labels.sum(1).clamp_min(1)
+        else:
+            losses = surprise.gather(1, labels[:, None])[:, 0]
         return losses, self.classes[counted.argmax(1)]
 
     def is_identity(self, outputs: int) -> bool:

@@ -7,6 +7,7 @@ same labels have the same digest. 64 bits, in hex.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -19,17 +20,33 @@ _ROWS = 4_096  # hashed at once
 
 def digest(samples: Labelled) -> str:
     """The digest of plain features [N, D] and their targets."""
-    vectors = np.ascontiguousarray(samples.features.numpy(), dtype=np.float32)
-    return digest_of(vectors.view(np.uint32), samples.labels.numpy())
+    rows, dim = samples.features.shape
+    targets = samples.labels.numpy()
+    masks = targets if targets.ndim == 2 else np.zeros((rows, 0), np.int32)
+
+    def pieces() -> Iterator[npt.NDArray[np.uint32]]:
+        for start in range(0, rows, _ROWS):
+            vectors = samples.features[start : start + _ROWS].numpy()
+            words = np.ascontiguousarray(vectors, dtype=np.float32).view(np.uint32)
+            own = masks[start : start + _ROWS].astype(np.uint32)
+            yield np.concatenate([words, own], axis=1) if own.shape[1] else words
+
+    alone = np.zeros(rows, np.int64) if targets.ndim == 2 else targets
+    return _digest(pieces(), dim + masks.shape[1], alone)
 
 
 def digest_of(words: npt.NDArray[np.uint32], targets: Labels) -> str:
     """The digest of samples given as 32-bit words [N, W], with their targets [N]."""
-    weights = np.random.default_rng(0).integers(1, 2**63, words.shape[1], dtype=np.uint64)
-    sums = np.zeros(len(words), np.uint64)
-    for start in range(0, len(words), _ROWS):
-        piece = words[start : start + _ROWS].astype(np.uint64)
-        sums[start : start + _ROWS] = (_mixed(piece) * weights).sum(axis=1, dtype=np.uint64)
+    pieces = (words[start : start + _ROWS] for start in range(0, len(words), _ROWS))
+    return _digest(pieces, words.shape[1], targets)
+
+
+def _digest(pieces: Iterable[npt.NDArray[np.uint32]], width: int, targets: Labels) -> str:
+    weights = np.random.default_rng(0).integers(1, 2**63, width, dtype=np.uint64)
+    found = [np.zeros(0, np.uint64)]
+    for piece in pieces:
+        found.append((_mixed(piece.astype(np.uint64)) * weights).sum(axis=1, dtype=np.uint64))
+    sums = np.concatenate(found)
     bits = targets.view(np.uint64) if targets.dtype == np.float64 else targets.astype(np.uint64)
     labels = bits * np.uint64(0x9E3779B97F4A7C15)
     ordered = np.sort(_mixed(sums ^ _mixed(labels)))

@@ -153,7 +153,59 @@ def _ranks(values: Tensor) -> Tensor:
     return ranks
 
 
-# -- both ------------------------------------------------------------------------------------------
+# -- masks -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class MaskScores(Judged):
+    """Scores of masks, by pixel, in percent."""
+
+    miou: Tensor
+    pixel_accuracy: Tensor
+
+    def of(self, metric: Metric) -> Tensor:
+        """The scores by a task's own metric. Raises ValueError for one of other targets."""
+        if metric not in ("miou", "pixel_accuracy"):
+            raise ValueError(f"metric {metric} is not of masks; these are scores of masks")
+        return self.miou if metric == "miou" else self.pixel_accuracy
+
+
+def overlap(counts: Tensor, predicted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(intersection, predicted pixels, labelled pixels) of each class, float64 [K, C] on the CPU.
+
+    `counts` [N, C]: the pixels of each class in a patch; `predicted` [K, N]: the class that all
+    pixels of a patch get.
+    """
+    members, classes = len(predicted), counts.shape[1]
+    base = torch.arange(members, device=predicted.device)[:, None] * classes
+    where = (base + predicted).flatten()
+
+    def summed(pixels: Tensor) -> Tensor:
+        found = torch.bincount(where, pixels.double().flatten(), minlength=members * classes)
+        return found.view(members, classes).cpu()
+
+    hits = summed(counts.gather(1, predicted.mT).mT)
+    chosen = summed(counts.sum(1).expand(members, -1))
+    return hits, chosen, counts.sum(0, dtype=torch.float64).expand(members, -1).cpu()
+
+
+def score_masks(counts: Tensor, predicted: Tensor) -> MaskScores:
+    """Scores of a class for each patch, `predicted` [K, N], against its pixels, `counts` [N, C].
+
+    Mean IoU is over the classes that occur in labels or predictions (torchmetrics' `macro`). Raises
+    ValueError without a pixel.
+    """
+    hits, chosen, present = overlap(counts, predicted)
+    if not present.sum() > 0:
+        raise ValueError("there is no pixel to score")
+    union = chosen + present - hits
+    return MaskScores(
+        miou=100 * (hits / union.clamp_min(1)).sum(1) / (union > 0).sum(1),
+        pixel_accuracy=100 * hits.sum(1) / present.sum(1),
+    )
+
+
+# -- all -------------------------------------------------------------------------------------------
 
 
 def gathered(found: Sequence[tuple[Judged, Sequence[int] | slice]]) -> Judged:
@@ -169,7 +221,7 @@ def gathered(found: Sequence[tuple[Judged, Sequence[int] | slice]]) -> Judged:
 
 def from_columns(columns: Mapping[str, Tensor]) -> Judged:
     """The scores with exactly these names. Raises ValueError when no kind of target has them."""
-    for kind in (Scores, Correlations):
+    for kind in (Scores, Correlations, MaskScores):
         if {field.name for field in fields(kind)} == set(columns):
             return kind(**columns)
     raise ValueError(f"no target is judged by {', '.join(columns)}")

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +24,8 @@ from jobs.contract import StageError
 from jobs.keyed_hash import hash64
 from jobs.tasks.spec import Task, other_of_number
 from jobs.tasks.target import OF_TWO_CLASSES
-from jobs.tuning.target import Indices, Labels, kind_of, target_of
+from jobs.tuning.target import Indices, Labels
+from jobs.tuning.targets import kind_of, target_of
 
 PartName = Literal["train", "validation", "test"]
 
@@ -33,8 +34,8 @@ PartName = Literal["train", "validation", "test"]
 class Samples:
     """The keys and labels of one part, sorted by key."""
 
-    keys: pa.Array  # string, [N]
-    labels: Labels  # the corpus's labels, [N]; float64 where they are numbers
+    keys: pa.Array  # string, [N]; of masks: of patches, which share their image's key
+    labels: Labels  # the corpus's labels, [N]; float64: numbers; int32 [N, V, C]: pixels by class
 
 
 @dataclass(frozen=True)
@@ -42,19 +43,38 @@ class TaskRows:
     """The rows of a part that belong to a task."""
 
     keys: pa.Array  # string, [n]
-    labels: Tensor  # int64 [n], class indices of the task; or float64 [n], its numbers
+    labels: Tensor  # int64 [n], class indices of the task; float64 [n], its numbers; of masks int32
     indices: Indices  # [n], ascending, into the part's samples
     other_classes: int  # rows left out because the task has no class for their label
     beyond_fraction: int = 0  # rows left out because only a fraction is used
     dropped: int = 0  # test rows left out because they are trained on
 
 
+class Features(Protocol):
+    """What of a tensor of features is used: so they may also be read from a file, row by row."""
+
+    @property
+    def shape(self) -> Any:
+        """[V, N, D] or [N, D]."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: Any, /) -> Tensor:
+        """Some rows, or views and rows, float32."""
+
+    def to(self, device: Any, /) -> Any:
+        """The same, whose rows come on a device."""
+
+    def data_ptr(self) -> int:
+        """A number that is equal for the same rows of the same features alone."""
+
+
 @dataclass(frozen=True)
 class Labelled:
     """Features with their targets. Training features carry their views on the first axis."""
 
-    features: Tensor  # float32, [V, N, D] or, without views, [N, D]
-    labels: Tensor  # int64, [N], in [0, C); or float64, numbers in the task's own units
+    features: Features  # float32, [V, N, D] or, without views, [N, D]
+    labels: Tensor  # int64 [N], in [0, C); float64, numbers in the task's units; int32, of masks
 
 
 # -- the task's classes ----------------------------------------------------------------------------
@@ -163,7 +183,10 @@ def _draw_fraction(
     """`percent` of the rows of each group."""
     if percent >= 100:
         return whole
-    kept = fraction(whole.keys, groups, percent=percent, seed=seed, scope=task.scope)
+    if task.target_kind.dense:
+        kept = _fraction_of_images(whole.keys, percent, seed, task)
+    else:
+        kept = fraction(whole.keys, groups, percent=percent, seed=seed, scope=task.scope)
     return TaskRows(
         whole.keys.take(pa.array(kept)),
         whole.labels[torch.from_numpy(kept)],
@@ -171,6 +194,15 @@ def _draw_fraction(
         whole.other_classes,
         len(groups) - len(kept),
     )
+
+
+def _fraction_of_images(keys: pa.Array, percent: float, seed: int, task: Task) -> Indices:
+    """Ascending indices of the patches of `percent` of the images; patches share their key."""
+    named = keys.dictionary_encode()
+    images = named.dictionary
+    alike = np.zeros(len(images), np.int64)
+    kept = fraction(images, alike, percent=percent, seed=seed, scope=task.scope)
+    return np.flatnonzero(np.isin(named.indices.to_numpy(), kept))
 
 
 def plain_rows(part: Samples, classes: TaskClasses, task: Task) -> TaskRows:

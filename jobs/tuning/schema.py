@@ -3,7 +3,8 @@
 A cell's output folder holds
 
     cell.parquet            one row, `Cell`
-    predictions.parquet     one `Prediction` for each row of the test part, or one `Estimate`
+    predictions.parquet     one `Prediction` for each row of the test part, or one `Estimate`; of
+                            masks one `Segmented` for each image
     configurations.parquet  one `Tried` for each configuration           (ID cells)
     curves.parquet          `Point`s of the selected configuration       (ID cells)
     head.safetensors, head.json  the selected configuration's head       (ID cells)
@@ -62,7 +63,7 @@ class Cell:
     )
     test_loss: float = _column(
         "mean cross-entropy on the test part, nats; of numbers the mean squared error, in units of "
-        "the variance of the training targets"
+        "the variance of the training targets; of masks the mean over patches"
     )
     validation_metric: float = _column(
         "what it was selected by: `metric` on validation; ood: its ID's"
@@ -74,7 +75,7 @@ class Cell:
         "of the selected configuration, percent; ood: its ID's; null: the target is a number"
     )
     validation_loss: float = _column("of the selected configuration, as test_loss; ood: its ID's")
-    n_train: int = _column("training samples (each has all its views)")
+    n_train: int = _column("training samples (each has all its views); of masks: patches")
     n_validation: int = _column("validation samples")
     n_test: int = _column("test samples")
     n_classes: int = _column("classes of the task; 0: the target is a number")
@@ -147,6 +148,25 @@ class Estimate:
 
 
 @dataclass(frozen=True)
+class Segmented:
+    """The selected head's prediction for one test image with a mask, and its scores by class."""
+
+    key: str = _column("the image's key")
+    patches: tuple[int, ...] = _column(
+        "rows of the test part, P * P for each image, that have a class"
+    )
+    predicted: tuple[int, ...] = _column("class index of each of these patches")
+    classes: tuple[int, ...] = _column("class indices that occur in the image or its prediction")
+    intersection: tuple[int, ...] = _column(
+        "pixels of each of these classes that are predicted as it"
+    )
+    predicted_pixels: tuple[int, ...] = _column(
+        "pixels that are predicted as each of these classes"
+    )
+    labelled_pixels: tuple[int, ...] = _column("pixels of each of these classes in the mask")
+
+
+@dataclass(frozen=True)
 class Point:
     """One number of a training curve."""
 
@@ -158,12 +178,18 @@ class Point:
     value: float = _column("mean of the epoch (train), or after it (validation)")
 
 
-Row = TypeVar("Row", Cell, Tried, Prediction, Estimate, Point)
+Row = TypeVar("Row", Cell, Tried, Prediction, Estimate, Segmented, Point)
 
-_ARROW = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
+_ARROW = {
+    str: pa.string(),
+    int: pa.int64(),
+    float: pa.float64(),
+    bool: pa.bool_(),
+    tuple[int, ...]: pa.list_(pa.int64()),
+}
 
 
-def of(kind: type[Cell | Tried | Prediction | Estimate | Point]) -> pa.Schema:
+def of(kind: type[Cell | Tried | Prediction | Estimate | Segmented | Point]) -> pa.Schema:
     """The Arrow schema of a table of `kind`; each field's metadata holds its meaning."""
     hints = get_type_hints(kind)
     columns = []

@@ -245,9 +245,20 @@ class TuneStep(Spec):
         unfit = kind.unfit_heads.get(self.method.head)
         if unfit is not None:
             raise ValueError(
-                f"method {self.method_name} is {unfit}, which needs classes, but task "
-                f"{self.task.name} predicts a {kind.name}; use ridge, or put one of the two in an "
-                f"experiment of its own"
+                f"method {self.method_name} is {unfit}, which needs {kind.needs}, but task "
+                f"{self.task.name} predicts a {kind.name}; use {kind.remedy}, or put one of the "
+                f"two in an experiment of its own"
+            )
+        if kind.dense and self.method.trains_encoder:
+            raise ValueError(
+                f"method {self.method_name} trains the encoder, and task {self.task.name} predicts "
+                f"a mask from features of patches that do not change; leave the method out, or put "
+                f"one of the two in an experiment of its own"
+            )
+        if self.label_noise and kind.dense:
+            raise ValueError(
+                f"label_noise {self.label_noise:g} replaces the label of a row, but task "
+                f"{self.task.name} predicts a mask; put one of the two in an experiment of its own"
             )
         if self.label_noise and not kind.has_classes:
             raise ValueError(

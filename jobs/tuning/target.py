@@ -1,9 +1,9 @@
-"""The targets of tasks: classes and numbers, behind one interface.
+"""The targets of tasks, behind one interface: classes and numbers; masks are in `mask_target.py`.
 
 A target defines how labels are encoded for training, what the loss is, how outputs become
 predictions, how predictions are scored, and what a row of `predictions.parquet` is. Nothing else in
 the tuning stage asks which kind a target is. To add a kind, write a subclass of `Target`, add it to
-`TARGETS`, and describe it in `jobs.tasks.target`.
+`jobs.tuning.targets.TARGETS`, and describe it in `jobs.tasks.target`.
 """
 
 from __future__ import annotations
@@ -15,19 +15,22 @@ from typing import ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from jobs.contract import StageError
 from jobs.tasks.spec import Task
-from jobs.tasks.target import CLASS, NUMBER, TargetKind, TargetName
+from jobs.tasks.target import CLASS, NUMBER, TargetKind
 from jobs.tuning.class_mapping import ClassMapping
 from jobs.tuning.metrics import Judged, correlate, score
-from jobs.tuning.schema import Estimate, Prediction
+from jobs.tuning.schema import Estimate, Prediction, Segmented
+from jobs.tuning.schema import of as schema_of
 
 Indices = npt.NDArray[np.int64]
-Labels = npt.NDArray[np.int64] | npt.NDArray[np.float64]
+Labels = npt.NDArray[np.int64] | npt.NDArray[np.float64] | npt.NDArray[np.int32]
+LabelType = np.dtype[np.int64] | np.dtype[np.float64] | np.dtype[np.int32]
 Statistics = Mapping[str, float] | Mapping[str, Tensor]
 """Statistics of a head's training targets, by buffer name: numbers, or [K, 1] for K members."""
 
@@ -36,12 +39,12 @@ class Target(ABC):
     """What a head predicts for one task. K members, R rows, C outputs."""
 
     kind: ClassVar[TargetKind]
-    label_type: ClassVar[np.dtype[np.int64] | np.dtype[np.float64]]  # of the labels in the files
+    label_type: ClassVar[LabelType]  # of the labels in the files
     term: ClassVar[str]  # the training loss's name in `trained.TERMS`
     dtype: ClassVar[torch.dtype]  # of encoded targets
     blank: ClassVar[Mapping[str, float]] = {}  # statistics of an untrained head
     curves: ClassVar[tuple[str, ...]]  # validation scores that are recorded epoch by epoch
-    row: ClassVar[type[Prediction] | type[Estimate]]  # of `predictions.parquet`
+    row: ClassVar[type[Prediction] | type[Estimate] | type[Segmented]]  # of `predictions.parquet`
 
     @classmethod
     @abstractmethod
@@ -82,6 +85,12 @@ class Target(ABC):
     def check_part(self, targets: Labels, task: Task) -> None:
         """Raise StageError for a validation or test part that cannot be scored."""
 
+    def predictions(
+        self, keys: pa.Array, indices: Indices, targets: Tensor, predicted: Tensor
+    ) -> pa.Table:
+        """The table `predictions.parquet` of test rows: keys, indices in the part, targets [N]."""
+        return pa.table([keys, targets.numpy(), predicted.numpy()], schema=schema_of(self.row))
+
     # -- training and prediction -------------------------------------------------------------------
 
     def statistics(self, targets: Tensor) -> Mapping[str, float]:
@@ -91,6 +100,10 @@ class Target(ABC):
     @abstractmethod
     def encoded(self, targets: Tensor, statistics: Statistics) -> Tensor:
         """Targets [N] or [K, N] in the form that `losses` compares with outputs."""
+
+    def of_views(self, targets: Tensor, views: Sequence[int]) -> Tensor:
+        """The targets [V * M] of these views of M rows, one view after another."""
+        return targets.repeat(len(views))
 
     @abstractmethod
     def regressed(self, targets: Tensor, statistics: Statistics) -> Tensor:
@@ -311,16 +324,3 @@ class NumberTarget(Target):
     ) -> ClassMapping | None:
         """None: the output is the number."""
         return None
-
-
-TARGETS: Mapping[TargetName, type[Target]] = {"class": ClassTarget, "number": NumberTarget}
-
-
-def target_of(task: Task, classes: int) -> Target:
-    """The target of a task with `classes` classes (0 where its target has none)."""
-    return TARGETS[task.target].of(classes)
-
-
-def kind_of(label_type: np.dtype[np.int64] | np.dtype[np.float64]) -> TargetKind | None:
-    """The kind of target whose labels are of this type."""
-    return next((t.kind for t in TARGETS.values() if t.label_type == label_type), None)

@@ -24,7 +24,8 @@ from jobs.tuning.methods import HeadKind
 from jobs.tuning.metrics import Judged
 from jobs.tuning.rows import TaskRows
 from jobs.tuning.spec import TuneStep
-from jobs.tuning.target import Target, target_of
+from jobs.tuning.target import Target
+from jobs.tuning.targets import target_of
 from jobs.tuning.trained import TERMS, Fit, Selected, step_of
 
 
@@ -229,8 +230,8 @@ def _curves(fit: Fit) -> list[schema.Point]:
 
 
 def _write_result(output: Folder, cell: schema.Cell, tested: Tested) -> None:
-    columns = [tested.rows.keys, tested.rows.labels.numpy(), tested.predicted.numpy()]
-    predictions = pa.table(columns, schema=schema.of(tested.target.row))
+    rows = tested.rows
+    predictions = tested.target.predictions(rows.keys, rows.indices, rows.labels, tested.predicted)
     output.write_table(schema.PREDICTIONS, predictions)
     output.write_table(schema.CELL, schema.to_table(schema.Cell, [cell]))
 

@@ -19,6 +19,7 @@ from jobs.encoders.api import ApiEncoder
 from jobs.encoders.digests import digest
 from jobs.encoders.spec import EncoderStep, GivenColumns, GivenEncoder, PretrainedEncoder
 from jobs.features.spec import Features, FeaturesStep, GivenStep
+from jobs.images.spec import Grid
 from jobs.noise.spec import Noise, NoiseStep
 from jobs.pretrain.spec import PretrainSettings, PretrainStep
 from jobs.tasks.spec import Task
@@ -316,6 +317,7 @@ def _add_features(
     settings = experiment.features
     only = None if whole or task.parts == ("test",) else ("test",)
     views = settings.views.of(modality_of(task))
+    grid = (settings.grid or Grid()) if task.target_kind.dense else None
     return builder.add(
         "features",
         FeaturesAddress(of, task.images),
@@ -325,7 +327,7 @@ def _add_features(
             only=only,
             shift=task.shift,
             api=api,
-            **{**settings.of_base(Features), "views": views},
+            **{**settings.of_base(Features), "views": views, "grid": grid},
         ),
         {"encoder": encoder, "corpus": str(CorpusAddress(task.scope))},
         **coordinates,

@@ -26,7 +26,9 @@ from jobs.corpus.shards import Index, read_part
 from jobs.features.spec import FeaturesStep
 from jobs.storage.folder import Folder
 from jobs.tasks.duplicates import counted_twice
+from jobs.tuning.spec import TuneStep
 from orchestrator.errors import ReplacedError, UserError
+from orchestrator.results import masks
 from orchestrator.step.address import FeaturesAddress, RotationAddress, parse_as
 from orchestrator.step.fingerprint import fingerprint
 from orchestrator.step.step import Step
@@ -188,9 +190,14 @@ def predictions(
 
 
 def _correct(step: Step, store: Store) -> dict[str, Any] | None:
-    """Which test samples one cell got right; None if the target is a number."""
+    """What each test sample adds to one cell's score; None if the target is a number."""
     found = store.committed(step.address).read_table(_PREDICTIONS).sort_by("key")
-    if not {"label", "predicted"} <= set(found.column_names):
+    added: dict[str, Any]
+    if isinstance(step.spec, TuneStep) and step.spec.task.target_kind.dense:
+        added = {"shares": masks.shares(found, step.spec.task.metric)}
+    elif {"label", "predicted"} <= set(found.column_names):
+        added = {"correct": pc.equal(found["label"], found["predicted"]).combine_chunks()}
+    else:
         return None
     keys = "\n".join(found["key"].to_pylist())
     return {
@@ -200,7 +207,7 @@ def _correct(step: Step, store: Store) -> dict[str, Any] | None:
         "method": step.labels["method"],
         "tuning_seed": step.labels["tuning_seed"],
         "samples": hashlib.sha256(keys.encode()).hexdigest(),
-        "correct": pc.equal(found["label"], found["predicted"]).combine_chunks(),
+        **added,
     }
 
 

@@ -22,7 +22,7 @@ from orchestrator.experiment.model import Experiment
 from orchestrator.plan.assess import assess
 from orchestrator.plan.plan import Plan
 from orchestrator.plan.states import StepState, StepStatus
-from orchestrator.results import derived
+from orchestrator.results import derived, masks
 from orchestrator.step.address import (
     AddressError,
     CellAddress,
@@ -105,6 +105,10 @@ class FinishedSteps:
             pretrained_spectra=_table(
                 self._pretrained_spectra(), schemas.PRETRAINED_SPECTRA_SCHEMA
             ),
+            class_iou=_table(self._class_iou(largest), schemas.CLASS_IOU_SCHEMA),
+            scenes=_table(
+                masks.scenes(self.plan, self._all_done(), self.store), schemas.SCENES_SCHEMA
+            ),
             provenance={**provenance.environment(), "written": provenance.now()},
             run_pages=self._run_pages(runs_page) if runs_page else {},
         )
@@ -115,6 +119,13 @@ class FinishedSteps:
             step.address: search(runs_page, group_of(self.plan, step))
             for step, _ in self.done("tune")
         }
+
+    def _all_done(self) -> list[tuple[Step, Record]]:
+        """The finished clean cells of all encoders, those trained here first."""
+        return [*self.done("tune"), *self.done("tune", of_pretrained=True)]
+
+    def _class_iou(self, fraction: float) -> Iterator[dict[str, Any]]:
+        return masks.class_iou(self._all_done(), self.store, fraction)
 
     def data(self) -> tuple[Data, ...]:
         """The corpora of the plan."""

@@ -14,6 +14,7 @@ from jobs.corpus import spec as specs
 from jobs.corpus.readers.digits import Digits
 from jobs.corpus.readers.ilsvrc import IlsvrcTar
 from jobs.corpus.readers.imagefolder import ImageFolder
+from jobs.corpus.readers.maskfolder import MaskFolder
 from jobs.corpus.readers.parquet import Parquet
 from jobs.corpus.readers.remarks import Remarks
 from jobs.corpus.readers.rows import Classes, Reader, Unit
@@ -45,6 +46,8 @@ def reader_of(spec: specs.Reader, known: Classes | None = None) -> Reader:
             return Parquet(spec, known)
         case specs.TableReader():
             return Table(spec, known)
+        case specs.MaskFolderReader():
+            return MaskFolder(spec)
         case specs.RemarksReader():
             return Remarks(spec)
         case specs.TextParquetReader():

@@ -75,6 +75,7 @@ class Digits:
                 "image": [_png(row.reshape(8, 8)) for row in pixels],
                 "label": labels,
                 "caption": captions,
+                "mask": [None] * len(keys),
                 "claims": ["png"] * len(keys),
                 "fault": [None] * len(keys),
                 "detail": [None] * len(keys),

@@ -61,8 +61,10 @@ class Parquet:
 
     def classes(self) -> Classes:
         """Names in label order; if nothing declares them, from the label columns of all rows."""
-        if self.known is not None or self.spec.label is None:
-            return self.known or Classes()
+        if self.known is not None:
+            return self.known
+        if self.spec.label is None:
+            return Classes.of(self.spec.classes)  # of masks, or none
         schema = self._labelled_schema()
         names = is_text(schema.field(self.spec.label).type)
         if self.spec.classes:
@@ -140,6 +142,7 @@ class Parquet:
                 "image": image,
                 "label": label,
                 "caption": none if self.spec.caption is None else table[self.spec.caption],
+                "mask": none if self.spec.mask is None else image_bytes(table[self.spec.mask])[0],
                 "claims": none if path is None else claimed_formats(path),
                 "fault": none,
                 "detail": detail,
@@ -205,7 +208,8 @@ class Parquet:
 
     def _columns(self) -> list[str]:
         """The columns to read."""
-        named = [self.spec.image, self.spec.label, self.spec.caption, *self.spec.key]
+        named = [self.spec.image, self.spec.label, self.spec.caption, self.spec.mask]
+        named += self.spec.key
         wanted = [name for name in (*named, *self.spec.where) if name is not None]
         return list(dict.fromkeys(wanted))
 
@@ -215,6 +219,7 @@ class Parquet:
         refuse_columns(schema, named, file)
         roles = [
             ("image", self.spec.image, may_be_image, "encoded bytes"),
+            ("mask", self.spec.mask, may_be_image, "encoded bytes"),
             ("caption", self.spec.caption, may_be_caption, "text"),
             ("label", self.spec.label, may_be_label, "integers or names"),
             ("label_name", self.spec.label_name, is_flat, "names"),

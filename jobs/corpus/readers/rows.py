@@ -24,6 +24,7 @@ RAW = pa.schema(
         pa.field("image", pa.large_binary()),  # encoded
         pa.field("label", pa.int64()),  # index into the reader's classes
         pa.field("caption", pa.large_binary()),  # should be UTF-8
+        pa.field("mask", pa.large_binary()),  # encoded; null unless the corpus has masks
         pa.field("claims", pa.string()),  # the image format by the file's extension
         pa.field("fault", pa.string()),  # why the row goes to quarantine; null: no fault so far
         pa.field("detail", pa.string()),  # what a message shows of it: a path tried, a label's text
@@ -120,15 +121,16 @@ class RowBatcher:
         *,
         label: int | None = None,
         caption: bytes | None = None,
+        mask: bytes | None = None,
         claims: str | None = None,
         fault: str | None = None,
         detail: str | None = None,
     ) -> None:
         """Add a row."""
-        row = (self.source, key, image, label, caption, claims, fault, detail)
+        row = (self.source, key, image, label, caption, mask, claims, fault, detail)
         for column, value in zip(self._rows.values(), row, strict=True):
             column.append(value)
-        self._bytes += len(image or b"")
+        self._bytes += len(image or b"") + len(mask or b"")
 
     def full(self) -> Iterator[pa.Table]:
         """The table of the rows so far, once they are enough for one."""

@@ -61,7 +61,7 @@ class Table:
         name, _ = next(self.files())
         # A line break outside captions means that a field has swallowed rows.
         spec = self.spec
-        named = (spec.image, spec.label, spec.key)
+        named = (spec.image, spec.label, spec.mask, spec.key)
         one_line = {name for name in named if name is not None and name != spec.caption}
         self._file.refuse_stray_quotes(one_line)
         rows = sum(len(rows) for rows in self._batches(self._columns()))
@@ -99,7 +99,8 @@ class Table:
             found = [dict(zip(columns, values, strict=True)) for values in block]
             paths = [values[spec.image].removeprefix("./") for values in found]
             images = contents(root, [p if _is_safe(p) else None for p in paths])
-            for values, path, (image, fault) in zip(found, paths, images, strict=True):
+            masks = self._masks(root, found)
+            for values, path, (image, fault), mask in zip(found, paths, images, masks, strict=True):
                 text = values[spec.label] if spec.label else ""
                 label = naming.of_text(text) if text.strip() else None
                 detail = None if image is not None else why_no_content(root, path, fault)
@@ -110,6 +111,7 @@ class Table:
                     image,
                     label=label,
                     caption=values[spec.caption] if spec.caption else None,
+                    mask=mask,
                     claims=claim(path),
                     fault=fault if _is_safe(path) else "unsafe_path",
                     detail=detail,
@@ -117,8 +119,18 @@ class Table:
                 yield from rows.full()
         yield from rows.rest()
 
+    def _masks(self, root: str, rows: Sequence[dict[str, Any]]) -> Iterator[bytes | None]:
+        """The masks' bytes; none for a path without a file, and in a table without masks."""
+        if self.spec.mask is None:
+            yield from [None] * len(rows)
+            return
+        paths = [row[self.spec.mask].removeprefix("./") for row in rows]
+        for found in contents(root, [path if _is_safe(path) else None for path in paths]):
+            yield found.data
+
     def _columns(self) -> list[str]:
-        wanted = [self.spec.image, self.spec.caption, self.spec.label, self.spec.key]
+        spec = self.spec
+        wanted = [spec.image, spec.caption, spec.label, spec.mask, spec.key]
         return list(dict.fromkeys(name for name in wanted if name is not None))
 
     def _rows(self, columns: list[str], unit: Unit) -> Iterator[list[tuple[Any, ...]]]:
@@ -137,7 +149,7 @@ class Table:
         Captions are bytes: one that is not UTF-8 is then only its row's fault. A caption column
         that is also the path, label or key is text.
         """
-        others = (self.spec.image, self.spec.label, self.spec.key)
+        others = (self.spec.image, self.spec.label, self.spec.mask, self.spec.key)
         caption = self.spec.caption
         as_bytes = () if caption is None or caption in others else (caption,)
         for batch in self._file.batches(columns, as_bytes):

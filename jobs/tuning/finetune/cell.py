@@ -49,7 +49,8 @@ from jobs.tuning.finetune.train import (
 from jobs.tuning.label_noise import corrupted
 from jobs.tuning.rows import TaskClasses, TaskRows
 from jobs.tuning.spec import EncoderTuning, TuneStep
-from jobs.tuning.target import Target, target_of
+from jobs.tuning.target import Target
+from jobs.tuning.targets import target_of
 from jobs.tuning.trained import (
     DROPPED,
     Configuration,

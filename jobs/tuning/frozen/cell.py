@@ -22,7 +22,7 @@ from jobs.tuning.frozen.fit import fit, fit_siblings
 from jobs.tuning.frozen.stack import evaluate
 from jobs.tuning.heads import Shape, StackedHeads
 from jobs.tuning.rows import Labelled, TaskClasses, plain_rows, without
-from jobs.tuning.target import target_of
+from jobs.tuning.targets import target_of
 from jobs.tuning.trained import Configuration, Fit, Selected, step_of
 from jobs.tuning.write import Tested, read_head, record, record_transfer
 

@@ -2,8 +2,9 @@
 
 Takes a features folder: `features-<part>.parquet` (key, view, label, vector; view 0 is the plain
 image, views 1..V are augmented and exist only in the training part) and `classes.json`. Gives
-arrays whose order depends only on the keys, never on how the files were written. `jobs.tuning.rows`
-selects the rows of a cell; `Part.training` and `Part.plain` index features with them.
+arrays whose order depends only on the keys, never on how the files were written. Features of
+patches (`patches`) are read from their file as they are needed. `jobs.tuning.rows` selects the rows
+of a cell; `Part.training` and `Part.plain` index features with them.
 
 Only `TestPart` reads the test part. It opens the part once, for a selected head.
 """
@@ -17,34 +18,16 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 
 from jobs import records
 from jobs.contract import StageError
+from jobs.features import grids
 from jobs.storage.folder import Folder
-from jobs.tuning.rows import Labelled, PartName, Samples, TaskRows
+from jobs.tuning.frozen import patches
+from jobs.tuning.frozen.part import Part
+from jobs.tuning.rows import PartName
 from jobs.tuning.target import Labels
 from jobs.tuning.trained import Selected
-
-
-@dataclass(frozen=True)
-class Part(Samples):
-    """One part of an image set as features, rows sorted by key."""
-
-    views: npt.NDArray[np.float32]  # [V, N, D]; only the plain image unless augmented
-    augmented: int  # augmented views in `views`; 0: the plain image
-
-    def training(self, rows: TaskRows) -> Labelled:
-        """The features [V, n, D] of the selected rows; not copied where all rows are selected."""
-        features = torch.from_numpy(self.views)
-        if len(rows.indices) < len(self.keys):
-            features = features[:, torch.from_numpy(rows.indices)]
-        return Labelled(features, rows.labels)
-
-    def plain(self, rows: TaskRows) -> Labelled:
-        """The features [n, D] of the selected rows, in the first view."""
-        found = self.training(rows)
-        return Labelled(found.features[0], found.labels)
 
 
 @dataclass(frozen=True)
@@ -75,6 +58,8 @@ def read_part(folder: Folder, part: PartName, *, plain: bool = False) -> Part:
 
     Raises StageError on a missing, empty or inconsistent file.
     """
+    if grids.has_part(folder, part):
+        return patches.read_part(folder, part, plain=plain)
     name = file_name(part)
     where = f"{folder.uri}/{name}"
     try:

@@ -24,7 +24,7 @@ from jobs.tuning.label_noise import corrupted
 from jobs.tuning.methods import GIVEN
 from jobs.tuning.metrics import gathered
 from jobs.tuning.rows import Labelled, TaskClasses, TaskRows, plain_rows, training_rows
-from jobs.tuning.target import target_of
+from jobs.tuning.targets import target_of
 from jobs.tuning.trained import TERMS, Configuration, Epoch, Fit, Trained, all_failed, step_of
 
 

@@ -91,7 +91,9 @@ def judged(
 
 def _rows(training: Labelled) -> Tensor:
     """Every view of every sample as a row, [R, D]."""
-    return training.features.flatten(0, 1)
+    features = training.features
+    assert isinstance(features, Tensor), "features in a file are of masks, which no probe takes"
+    return features.flatten(0, 1)
 
 
 def _labels(training: Labelled) -> Tensor:

@@ -39,7 +39,7 @@ from jobs.tuning.frozen.offload import Offload
 from jobs.tuning.frozen.snapshot import Snapshot
 from jobs.tuning.frozen.stacked_adamw import StackedAdamW
 from jobs.tuning.heads import TORCH_START, Shape, StackedHeads, Start, seeded
-from jobs.tuning.rows import Labelled
+from jobs.tuning.rows import Features, Labelled
 from jobs.tuning.spec import Precision
 from jobs.tuning.trained import TERMS, Configuration, Epoch
 
@@ -119,11 +119,14 @@ class Stack:
         """Move features and labels to the device. A source is a distinct (features, seed) pair."""
         labels = [group.training.labels for group in groups]
         self._statistics = [self._target.statistics(own) for own in labels]
-        encoded = map(self._target.encoded, labels, self._statistics)
-        self._labels = torch.stack([own.to(self._target.dtype) for own in encoded])
-        self._labels = self._labels.to(self._device)
+        encoded: dict[int, Tensor] = {}  # groups may share their labels
+        for own, statistics in zip(labels, self._statistics, strict=True):
+            if own.data_ptr() not in encoded:
+                found = self._target.encoded(own, statistics).to(self._target.dtype)
+                encoded[own.data_ptr()] = found.to(self._device)
+        self._labels = [encoded[own.data_ptr()] for own in labels]
         known: dict[tuple[int, int], int] = {}
-        self._sources: list[tuple[Tensor, int]] = []
+        self._sources: list[tuple[Features, int]] = []
         source_of = []  # by group
         for group in groups:
             mark = (group.training.features.data_ptr(), group.seed)
@@ -287,9 +290,13 @@ class Stack:
             return found[0]
         return torch.stack(found)[self._source_of]
 
-    def _views(self, features: Tensor, samples: Tensor) -> Tensor:
+    def _seen(self, features: Features) -> list[int]:
+        """The views on which this epoch trains, from 0."""
+        return self._budget.views_of(len(self.epochs) + 1, len(features))
+
+    def _views(self, features: Features, samples: Tensor) -> Tensor:
         """The views [V', M, D] of some samples on which this epoch trains."""
-        seen = self._budget.views_of(len(self.epochs) + 1, len(features))
+        seen = self._seen(features)
         if len(seen) == len(features):
             return features[:, samples]
         return torch.stack([features[view, samples] for view in seen])
@@ -298,17 +305,18 @@ class Stack:
         """The target's loss and each regulariser that has a weight, by name."""
         features = self._features(batch)
         views, samples = features.shape[-3:-1]
+        seen = self._seen(self._sources[0][0])
         rows = features.flatten(-3, -2)
         with _autocast(self._precision, self._device):
             columns, logits = self.heads.forward(rows, training=True)
         z = columns.mT.float()
         labels = torch.stack(
             [
-                own[batch[source]]
+                self._target.of_views(own[batch[source]], seen)
                 for own, source in zip(self._labels, self._source_of_group, strict=True)
             ]
         )
-        targets = labels[self._group_of].repeat(1, views)
+        targets = labels[self._group_of]
         terms = {self._target.term: self._target.losses(logits.float(), targets).mean(1)}
         if "mse" in self._weighed:
             members = self._weighed["mse"]
@@ -408,7 +416,8 @@ def evaluate(
     for start in range(0, len(part.labels), piece):
         rows = slice(start, start + piece)
         _, logits = heads.forward(part.features[rows].to(device), training=False)
-        targets = part.labels[rows].to(device).expand(heads.members, -1)
+        own = part.labels[rows].to(device)
+        targets = own.expand(heads.members, *own.shape)
         losses = target.losses(logits, target.encoded(targets, heads.buffers))
         predicted.append(target.decode(logits, heads.buffers))
         loss += losses.sum(1, dtype=torch.float64)

@@ -45,7 +45,7 @@ def train(
 
     Training features are [V, N, D], or [N, D] for samples with a single view.
     """
-    if training.features.dim() == 2:
+    if len(training.features.shape) == 2:
         training = Labelled(training.features[None], training.labels)
     group = Group(training, configurations, seed)
     (trained,) = train_groups(

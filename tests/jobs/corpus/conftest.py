@@ -53,19 +53,20 @@ def write_tar() -> WriteTar:
     return write
 
 
+def built(corpus: Corpus, root: Path) -> tuple[Folder, Outcome]:
+    """Build a corpus below a folder, in this process and without Ray."""
+    output, scratch = Folder.of(root / "corpus"), Folder.of(root / "scratch")
+    found = building.survey(corpus)
+    building.resume(scratch, found)
+    scans = [building.scan(corpus, found, piece, scratch) for piece in found.pieces]
+    building.refuse_bad(corpus, found, scans)
+    runs = [run for scan in scans for run in scan.runs]
+    cuts = lay_out(corpus, scratch, runs)
+    files = [(cut.part, write_shard(scratch, runs, cut, output, corpus.form)) for cut in cuts]
+    return output, building.finish(corpus, found, scans, files, scratch, output)
+
+
 @pytest.fixture
 def build() -> Build:
-    """Build a corpus below a folder, in this process and without Ray."""
-
-    def run(corpus: Corpus, root: Path) -> tuple[Folder, Outcome]:
-        output, scratch = Folder.of(root / "corpus"), Folder.of(root / "scratch")
-        found = building.survey(corpus)
-        building.resume(scratch, found)
-        scans = [building.scan(corpus, found, piece, scratch) for piece in found.pieces]
-        building.refuse_bad(corpus, found, scans)
-        runs = [run for scan in scans for run in scan.runs]
-        cuts = lay_out(corpus, scratch, runs)
-        files = [(cut.part, write_shard(scratch, runs, cut, output, corpus.form)) for cut in cuts]
-        return output, building.finish(corpus, found, scans, files, scratch, output)
-
-    return run
+    """See `built`."""
+    return built

@@ -14,9 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from jobs.corpus.mask_spec import MaskFields
 from jobs.corpus.spec import (
     AnyReader,
     ImageFolderReader,
+    MaskFolderReader,
     ParquetReader,
     TableReader,
     TextReader,
@@ -59,6 +61,10 @@ def write(task: Task, each: int = 2) -> int:
 
 def write_source(reader: AnyReader, names: Sequence[str], each: int, role: str) -> int:
     match reader:
+        case MaskFolderReader():
+            return _mask_folder(reader, each, role)
+        case ParquetReader(mask=str()):
+            return _masks(reader, each, role)
         case ImageFolderReader():
             for label, name in enumerate(names):
                 folder = Path(reader.path) / name
@@ -73,6 +79,56 @@ def write_source(reader: AnyReader, names: Sequence[str], each: int, role: str) 
         case TextReader():
             return _texts(reader, names, each, role)
     raise ValueError(f"no data is generated for a reader of kind {reader.kind}; add its layout")
+
+
+def _mask(reader: MaskFields, classes: Sequence[str], number: int) -> bytes:
+    """A mask for `picture`: some class in each half, and a line that is ignored."""
+    found = np.full((8, 8), reader.first_class + number % len(classes), np.uint8)
+    found[4:] = reader.first_class + (number + 1) % len(classes)
+    found[0] = reader.ignored[0]
+    stream = io.BytesIO()
+    Image.fromarray(found).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def _mask_folder(reader: MaskFolderReader, each: int, role: str) -> int:
+    """`each` images for a class, in folders of towns where the names have no list."""
+    count = each * len(reader.classes)
+    town = "" if reader.names else "town/"
+    keys = [f"{town}{role}_{number:04d}" for number in range(count)]
+    for number, key in enumerate(keys):
+        for root, ending, data in (
+            (reader.path, reader.image_ending, picture(number)),
+            (reader.masks, reader.mask_ending, _mask(reader, reader.classes, number)),
+        ):
+            path = Path(root) / f"{key}{ending}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+    if reader.names:
+        Path(reader.names).parent.mkdir(parents=True, exist_ok=True)
+        Path(reader.names).write_text("".join(f"{key}\n" for key in keys))
+    return count
+
+
+def _masks(reader: ParquetReader, each: int, role: str) -> int:
+    """Rows of one sequence, added to those of the others."""
+    path, count = Path(reader.path), each * len(reader.classes)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    (sequence,) = reader.where.values()
+    table = pa.table(
+        {
+            "image": [picture(number) for number in range(count)],
+            "mask": [_mask(reader, reader.classes, number) for number in range(count)],
+            "key": [f"{sequence}_{number}" for number in range(count)],
+            "sequence": [sequence] * count,
+        }
+    )
+    if path.exists():
+        before = pq.read_table(path)
+        other = [found != sequence for found in before["sequence"].to_pylist()]
+        table = pa.concat_tables([before.filter(pa.array(other)), table])
+    pq.write_table(table, path)
+    return count
 
 
 def _parquet(reader: ParquetReader, names: Sequence[str], each: int, role: str) -> int:
