@@ -93,6 +93,13 @@ def experiment_options(
         metavar="PATH=VALUE",
         help="Change any field, like pretrain.recipe.schedule.epochs=5. Repeatable.",
     )
+    @click.option(
+        "--extension",
+        "extensions",
+        multiple=True,
+        metavar="FILE",
+        help="A Python file with methods, noises, encoders or claims of your own. Repeatable.",
+    )
     @click.option("--storage", metavar="FOLDER", help="Where results go: a folder, s3:// or gs://.")
     @task_options
     @click.option(
@@ -114,10 +121,11 @@ def experiment_options(
         data: str | None,
         features: str | None,
         task: str | None,
+        extensions: tuple[str, ...],
         **rest: Any,
     ) -> Any:
         file = one_file(words, noise, seeds)
-        given = file, noise, seeds, overrides, storage, tasks_path, data, features, task
+        given = file, noise, seeds, overrides, storage, tasks_path, data, features, task, extensions
         if held and not any((*given[:4], *given[5:])):
             return function(Held(_store(storage)), **rest)
         with waiting("reading the experiment and planning its steps"):
@@ -178,6 +186,7 @@ def choose(
     data: str | None = None,
     features: str | None = None,
     task: str | None = None,
+    extensions: Sequence[str] = (),
     *,
     last: bool = False,
     sources: bool = False,
@@ -212,6 +221,7 @@ def choose(
             noise=noise,
             seeds=seeds,
             task_folders=tasks_path,
+            extensions=extensions,
             features=features,
             task=task,
             model=Sources if sources else Experiment,

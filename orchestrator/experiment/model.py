@@ -59,6 +59,11 @@ class Experiment(Spec):
         description="a task's test images that are trained on: refuse the task if they are more "
         "than 1 % of its test images, drop them from its tests, or allow them; always counted",
     )
+    extensions: Annotated[tuple[str, ...], NOT_SEMANTIC] = Field(
+        (),
+        description="your own methods, noises, encoders and claims: Python files (.py), from this "
+        "file's folder, or names that installed packages give (docs/extensions.md)",
+    )
     task_folders: Annotated[tuple[str, ...], PATH, NOT_SEMANTIC] = ()
     data: Annotated[str | None, PATH, NOT_SEMANTIC] = Field(
         None, description="where the paths of task files start; else $NML_DATA, else here"
