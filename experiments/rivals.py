@@ -5,8 +5,6 @@ f is a sample's feature [D], y its class of C, z the output of the two-layer hea
 each equation out once more, in plain numpy, and compares.
 """
 
-import math
-
 import torch
 from torch import nn
 from torch.nn import functional
@@ -54,9 +52,9 @@ class FeatureMixup(Mlp):
 
     f' = m f_i + (1 - m) f_j,  L = m CE(f', y_i) + (1 - m) CE(f', y_j),  m ~ Beta(a, a), a <= 1
 
-    One m for a batch; j is a random order of its rows. Beta by Joehnk's rule (1964): of uniform u, v
-    with u^(1/a) + v^(1/a) <= 1, m = u^(1/a) / (u^(1/a) + v^(1/a)), the first of 64 draws that fits.
-    So each configuration of a stack has its own a and the same draws.
+    One m for a batch; j is a random order of its rows. Beta by Joehnk's rule (1964): of uniform u
+    and v with u^(1/a) + v^(1/a) <= 1, m = u^(1/a) / (u^(1/a) + v^(1/a)), the first of 64 draws that
+    fits. So each configuration of a stack has its own a and the same draws.
     """
 
     hyperparameters = {"alpha": (0.05, 1.0)}

@@ -181,7 +181,7 @@ def _add_trained(
     corpus, pretrain = experiment.corpus, experiment.pretrain
     if corpus is None or experiment.noise is None:
         return
-    noise = _digested_noise(experiment.noise)
+    noise = extensions.with_source(_digested_noise(experiment.noise), builder.extensions)
     source = str(CorpusAddress(corpus.name))
     for level in noise.levels:
         for seed in draws if pretrain is None else pretrain.seeds:

@@ -14,6 +14,7 @@ from jobs.extensions import declared
 from jobs.extensions.declared import Declared
 from jobs.extensions.files import find
 from jobs.extensions.spec import Extension, Part
+from jobs.noise.spec import Noise, OwnCaptions, OwnLabels
 from jobs.tuning.methods import Method
 from jobs.tuning.search_space import (
     STANDARD,
@@ -47,6 +48,18 @@ def planned(experiment: Experiment) -> dict[str, Extension]:
             raise UserError(f"{where}.head: {error}") from error
         _check(where, method, one)
     return found
+
+
+def with_source(noise: Noise, known: Mapping[str, Extension]) -> Noise:
+    """The noise with the extension that has its function. Raises UserError if there is none."""
+    if not isinstance(noise, (OwnLabels, OwnCaptions)):
+        return noise
+    try:
+        part = part_of(noise.function, known)
+        declared.part(part, "noise")
+    except StageError as error:
+        raise UserError(f"noise.function: {error}") from error
+    return noise.model_copy(update={"source": part.extension})
 
 
 def part_of(reference: str, known: Mapping[str, Extension]) -> Part:
