@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from analysis.averages import PERCENT, Average, Bounds, Score, average
+from analysis.own_claim import OwnClaim
 from analysis.registration import Registration
 from analysis.schemas import (
     CELLS_SCHEMA,
@@ -126,6 +127,7 @@ class Readout:
     pretrained_spectra: pa.Table = field(default_factory=PRETRAINED_SPECTRA_SCHEMA.empty_table)
     label_noise_cells: pa.Table = field(default_factory=LABEL_NOISE_CELLS_SCHEMA.empty_table)
     provenance: Mapping[str, Any] = field(default_factory=dict)  # JSON values, nested
+    own_claims: tuple[OwnClaim, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.question.fractions:

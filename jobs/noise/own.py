@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from jobs.contract import StageError
+from jobs.extensions.declared import Declared
 from jobs.extensions.load import blaming, load
 from jobs.extensions.spec import Part
 from jobs.noise.captions import Captioned
@@ -135,3 +136,30 @@ def _lowest(thresholds: Any, order: Rows, able: Mask) -> tuple[Rows, Mask]:
     able[order] &= ~np.isnan(thresholds)
     ranked = order[np.argsort(thresholds, kind="stable")]
     return ranked[able[ranked]], able
+
+
+def check(part: Part, declared: Declared) -> str:
+    """One sentence about a function that works on made-up rows. StageError if it does not."""
+    keys = [f"sample-{number:03d}" for number in range(200)]
+    names = ("cat", "dog", "fox", "owl", "eel")
+    of_captions = "captions" in declared.arguments
+    made: list[Flips | Replaced] = []
+    for order in (range(200), range(200), range(199, -1, -1)):
+        own = [keys[n] for n in order]
+        if of_captions:
+            texts = Captioned.of("made-up", own, [f"a {names[n % 5]} number {n}" for n in order])
+            made.append(captions(texts, Choice(), part, names, None))
+        else:
+            rows = Labelled.of("made-up", own, [n % 5 for n in order], len(names))
+            made.append(labels(rows, Choice(), part, names))
+    reach = 100 * len(made[0].order) / 200
+    level = min(20.0, reach)
+    first, again, turned = (
+        {row["key"]: row["noisy"] for row in one.changed(level).to_pylist()} for one in made
+    )
+    if first != again:
+        raise StageError(f"{part} gives other noise when it is called again; draw from its seed")
+    if first != turned:
+        raise StageError(f"{part} depends on the order of the rows; draw from keys and seed")
+    what = "captions" if of_captions else "labels"
+    return f"changes up to {reach:.0f} % of made-up {what}, nested and exact"

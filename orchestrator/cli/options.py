@@ -230,6 +230,8 @@ def choose(
         if text is not None and str(error).startswith(f"{file}:"):
             raise UserError(f"{error}; {last_sweep.REMEDY}") from error
         raise
+    if text is not None:
+        experiment = experiment.as_remembered()
     complaint = experiment.pretrain.recipe.model_fault() if experiment.pretrain else None
     if complaint:
         raise UserError(f"pretrain.recipe.model: {complaint}")

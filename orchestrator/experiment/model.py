@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from jobs.contract import NOT_SEMANTIC, PATH, Slug, Spec
 from jobs.corpus.spec import Corpus
@@ -69,7 +69,19 @@ class Experiment(Spec):
         None, description="where the paths of task files start; else $NML_DATA, else here"
     )
     storage: Annotated[str, PATH, NOT_SEMANTIC] = Field(STORAGE, min_length=1)
+    _remembered: bool = PrivateAttr(False)
     tracking: Annotated[Tracking, NOT_SEMANTIC] = Tracking()
+
+    @property
+    def may_run_code(self) -> bool:
+        """Whether a person named this experiment, and so the code of its extensions."""
+        return not self._remembered
+
+    def as_remembered(self) -> Experiment:
+        """The same, as a store remembers it: the code of its extensions is not run."""
+        copy = self.model_copy()
+        copy._remembered = True
+        return copy
 
     @field_validator("tasks")
     @classmethod

@@ -53,7 +53,8 @@ def _compare(part: Part, together: Trained, alone: Sequence[Trained]) -> None:
                 if not torch.isclose(stacked, lone, rtol=TOLERANCE, atol=1e-6, equal_nan=True):
                     raise StageError(
                         f"{part}: {name} of epoch {number} is {float(stacked):.6g} in a stack and "
-                        f"{float(lone):.6g} alone; keep state in parameters and buffers only"
+                        f"{float(lone):.6g} alone; keep all state in parameters and buffers, and "
+                        f"leave out a bias before BatchNorm (its gradient is rounding noise)"
                     )
     finished = [(one.epochs[-1].key(0)[:2], k) for k, one in enumerate(alone) if one.chosen == 0]
     best = min(finished)[1] if finished else None
