@@ -27,6 +27,8 @@ def find(named: Sequence[str]) -> dict[str, Extension]:
     """
     found: dict[str, Extension] = {}
     for item in named:
+        if "://" in item:
+            raise StageError(f"{item} is in a bucket, and code is never run from one; copy it here")
         extension = _read(Path(item)) if item.endswith(SUFFIX) else _installed(item)
         known = found.setdefault(extension.name, extension)
         if known.sha256 != extension.sha256:
@@ -37,10 +39,6 @@ def find(named: Sequence[str]) -> dict[str, Extension]:
 
 
 def _read(path: Path) -> Extension:
-    if "://" in str(path):
-        raise StageError(
-            f"{path} is in a bucket, and code is never run from one; give a local file"
-        )
     if not is_name(path.stem):
         raise StageError(
             f"{path}: an extension is called by its file's name, so {path.stem!r} must be letters, "

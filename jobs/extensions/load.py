@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.abc
 import importlib.util
 import sys
+import textwrap
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ from typing import Any
 
 from jobs.contract import StageError
 from jobs.extensions.spec import Extension, Part
+
+_LONGEST = 160  # characters of an error's message
 
 
 class _Text(importlib.abc.InspectLoader):
@@ -79,4 +82,5 @@ def sentence(extension: Extension, error: BaseException) -> str:
             line = frame.lineno
     where = extension.file if line is None else f"{extension.file}, line {line}"
     lines = [text.strip() for text in str(error).splitlines() if text.strip()]
-    return f"{where}: {type(error).__name__}: {lines[0] if lines else 'no message'}"
+    reason = textwrap.shorten(lines[0], _LONGEST, placeholder=" ...") if lines else "no message"
+    return f"{where}: {type(error).__name__}: {reason}"

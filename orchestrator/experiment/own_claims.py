@@ -2,8 +2,8 @@
 
 Takes an experiment; gives a claim for each function of its files that takes `results`. A claim's id
 is the function's name with dashes, its sentence the docstring's first line, its source the line
-that begins with `Source:`. The functions run in the driver, when claims are tested. An experiment that a
-store remembers has none: code runs only where a person names its file.
+that begins with `Source:`. The functions run in the driver, when claims are tested. An experiment
+that a store remembers has none: code runs only where a person names its file.
 """
 
 from __future__ import annotations
