@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from analysis.averages import PERCENT, Average, Bounds, Score, average
+from analysis.own_claim import OwnClaim
 from analysis.registration import Registration
 from analysis.schemas import (
     CELLS_SCHEMA,
@@ -131,6 +132,7 @@ class Readout:
     scenes: pa.Table = field(default_factory=SCENES_SCHEMA.empty_table)
     provenance: Mapping[str, Any] = field(default_factory=dict)  # JSON values, nested
     run_pages: Mapping[str, str] = field(default_factory=dict)  # a cell's address -> its run's page
+    own_claims: tuple[OwnClaim, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.question.fractions:

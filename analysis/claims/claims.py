@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from analysis import wording
 from analysis.averages import Average
-from analysis.claims import published
+from analysis.claims import own, published
 from analysis.claims.contrasts import Comparison, Contrasts, Side
 from analysis.claims.verdicts import Claim, Verdict, judge
 from analysis.readout import Readout
@@ -49,6 +49,7 @@ def declared(readout: Readout) -> list[Declared]:
         "Methods against each other": _order(contrasts),
         "Whether NMTune narrows the gap": _gap(contrasts),
         "What each regulariser adds": _shares(contrasts),
+        "Claims of your own": [own.declared(one, contrasts) for one in readout.own_claims],
     }
     return [
         (replace(claim, kind=kind), comparisons)

@@ -16,8 +16,8 @@ import pyarrow as pa
 
 from jobs.contract import StageError
 from jobs.corpus.shards import Index, read_part
-from jobs.noise import confusions, files, labels
-from jobs.noise.captions import Captioned, Clusters, Swaps, caption_swap
+from jobs.noise import confusions, files, labels, own
+from jobs.noise.captions import Captioned, Clusters, caption_swap
 from jobs.noise.classes import Classes
 from jobs.noise.files import Source
 from jobs.noise.labels import Choice, Labelled, Labels, Mask
@@ -29,6 +29,8 @@ from jobs.noise.spec import (
     Groups,
     Instance,
     Noise,
+    OwnCaptions,
+    OwnLabels,
     Pair,
     Subset,
     Symmetric,
@@ -90,7 +92,7 @@ def derive(noise: Noise, corpus: Folder) -> Plan:
     index = Index.read(corpus)
     source = files.source_of(noise) if getattr(noise, "file", None) else None
     digest = source.digest() if source else None
-    if isinstance(noise, (CaptionSwap, CaptionSwapNear)):
+    if isinstance(noise, (CaptionSwap, CaptionSwapNear, OwnCaptions)):
         levels: Levels = _derive_caption_noise(noise, corpus, index, source)
     else:
         levels = _derive_label_noise(noise, corpus, index, source)
@@ -98,7 +100,7 @@ def derive(noise: Noise, corpus: Folder) -> Plan:
 
 
 def _derive_label_noise(
-    noise: Symmetric | Pair | Groups | Transition | Subset | Instance | Given,
+    noise: Symmetric | Pair | Groups | Transition | Subset | Instance | Given | OwnLabels,
     corpus: Folder,
     index: Index,
     source: Source | None,
@@ -121,6 +123,8 @@ def _derive_label_noise(
             return labels.symmetric(samples, choice)
         case Pair():
             return labels.pair(samples, choice)
+        case OwnLabels():
+            return own.labels(samples, choice, noise.part, index.classes)
         case Subset():
             return labels.subset(samples, choice)
         case Groups():
@@ -137,8 +141,11 @@ def _derive_label_noise(
 
 
 def _derive_caption_noise(
-    noise: CaptionSwap | CaptionSwapNear, corpus: Folder, index: Index, source: Source | None
-) -> Swaps:
+    noise: CaptionSwap | CaptionSwapNear | OwnCaptions,
+    corpus: Folder,
+    index: Index,
+    source: Source | None,
+) -> Levels:
     by_label = bool(noise.classes) or (isinstance(noise, CaptionSwapNear) and source is None)
     rows = read_part(corpus, "train", ["key", "caption", *(["label"] if by_label else [])])
     samples = Captioned(index.name, _as_one_array(rows["key"]), _as_one_array(rows["caption"]))
@@ -155,6 +162,8 @@ def _derive_caption_noise(
         if source is not None and noise.column is not None:
             clusters = files.clusters_by_key(source, noise.key, noise.column, samples.keys)
     choice = Choice(noise.draw, named, noise.of)
+    if isinstance(noise, OwnCaptions):
+        return own.captions(samples, choice, noise.part, index.classes, allowed)
     return caption_swap(samples, choice, allowed=allowed, clusters=clusters)
 
 

@@ -12,7 +12,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from jobs.contract import NOT_SEMANTIC, PATH, Slug, Spec
+from jobs.contract import NOT_SEMANTIC, PATH, SILENT, Slug, Spec
+from jobs.extensions.spec import Extension, Part, Reference
 
 Level = Annotated[float, Field(ge=0, lt=100)]
 """A noise level in percent."""
@@ -195,6 +196,36 @@ class CaptionSwapNear(_DrawnNoise):
         return self
 
 
+class _OwnNoise(_DrawnNoise):
+    """Noise of an extension (docs/extensions.md)."""
+
+    function: Reference = Field(description="as in my_noise:confuse, a function of my_noise.py")
+    source: Annotated[Extension | None, SILENT] = Field(
+        None, description="the file; filled in when planned"
+    )
+
+    @property
+    def part(self) -> Part:
+        """The function. Raises ValueError for noise that was not planned."""
+        if self.source is None:
+            raise ValueError(f"{self.function} has no source")
+        return Part(self.source, self.function.partition(":")[2])
+
+
+class OwnLabels(_OwnNoise):
+    """A function of an extension gives each sample's threshold and label."""
+
+    kind: Literal["extension"] = "extension"
+
+
+class OwnCaptions(_OwnNoise):
+    """A function of an extension gives each sample's threshold and caption."""
+
+    replaces: ClassVar[Literal["label", "caption"]] = "caption"
+
+    kind: Literal["caption_extension"] = "caption_extension"
+
+
 Noise: TypeAlias = Annotated[
     Symmetric
     | Pair
@@ -204,7 +235,9 @@ Noise: TypeAlias = Annotated[
     | Instance
     | Given
     | CaptionSwap
-    | CaptionSwapNear,
+    | CaptionSwapNear
+    | OwnLabels
+    | OwnCaptions,
     Field(discriminator="kind"),
 ]
 """A noise of any kind, with its levels."""

@@ -35,6 +35,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from jobs.extensions.spec import Part
 from jobs.tuning.methods import ClassifierInit, HeadKind, Method
 from jobs.tuning.target import Target
 
@@ -50,6 +51,7 @@ class Shape:
     dim: int  # D, the features' dimensions
     target: Target  # what is predicted
     residual: bool = True  # released: whether the features are added to the output
+    part: Part | None = None  # extension: the class of one member
 
     @property
     def outputs(self) -> int:
@@ -59,7 +61,7 @@ class Shape:
     @property
     def hidden(self) -> int:
         """Width of the hidden layer (0 for the linear probe)."""
-        return 0 if self.kind == "linear" else WIDENING * self.dim
+        return WIDENING * self.dim if self.kind in ("paper", "released") else 0
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,11 @@ class StackedHeads:
         self.parameters = dict(parameters)
         self.buffers = dict(buffers)
         self.members = self.parameters["classifier.weight"].shape[0]
+
+    @property
+    def width(self) -> int:
+        """The most outputs of a layer of one member."""
+        return max(self.shape.hidden, self.shape.dim, self.shape.outputs)
 
     @staticmethod
     def fresh(

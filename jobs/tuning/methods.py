@@ -5,15 +5,17 @@ Refuses combinations that have no meaning, in one sentence, when the file is rea
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from jobs.contract import SILENT, Spec
 from jobs.encoders.templates import Template
-from jobs.tuning.search_space import Space, bounds
+from jobs.extensions.spec import reference
+from jobs.tuning.search_space import STANDARD, Space, bounds
+from jobs.validation import one_of
 
-HeadKind = Literal["linear", "paper", "released"]
+HeadKind = Literal["linear", "paper", "released", "extension"]
 
 ClassifierInit = Literal["uniform", "kaiming_uniform"]
 
@@ -26,6 +28,20 @@ TEMPLATES = ("a photo of a {}.",)
 GIVEN = (*PROBES, "zero_shot")
 """Linear heads that are not trained by steps."""
 
+HEADS = ("linear", "paper", "released", *GIVEN)
+
+
+def _known_head(head: str) -> str:
+    if head in HEADS:
+        return head
+    if ":" in head:
+        return reference(head)
+    raise ValueError(f"{one_of(head, [*HEADS])}, or an extension's, as in my_methods:Shrinkage")
+
+
+Head = Annotated[str, AfterValidator(_known_head)]
+"""One of HEADS, or a class of an extension."""
+
 
 class Method(Spec):
     """A head and how its hyper-parameters are searched.
@@ -35,7 +51,8 @@ class Method(Spec):
     regularisers have weight 0. `ridge`: least squares on the classes' indicators, in closed form;
     `lbfgs`: logistic regression to convergence; both linear, with `l2` as their only parameter.
     `zero_shot`: the text tower of an open_clip encoder embeds the classes' names in `templates`;
-    nothing is trained or searched, so a task has one such cell.
+    nothing is trained or searched, so a task has one such cell. `my_methods:Shrinkage`: the class
+    Shrinkage of the extension my_methods.py, with the hyper-parameters that it declares.
 
     `adapt` chooses what is trained: only the head, on frozen features, or the encoder too, by
     low-rank adapters (`lora`) or whole (`ft`). With a trained encoder the head is linear, and COV
@@ -45,9 +62,7 @@ class Method(Spec):
     (`docs/published.md`).
     """
 
-    head: Literal["linear", "paper", "released", "ridge", "lbfgs", "zero_shot"] = Field(
-        description="the layers on the encoder, and how they are found"
-    )
+    head: Head = Field(description="the layers on the encoder, and how they are found")
     space: Space = Field(Space(), description="the hyper-parameters and their ranges")
     templates: tuple[Template, ...] = Field(
         TEMPLATES, min_length=1, description="zero_shot: {} stands for a class's name"
@@ -79,10 +94,28 @@ class Method(Spec):
         "eval", description="lora, ft: of BatchNorm and dropout while the encoder is trained"
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _split_space(cls, given: Any) -> Any:
+        """Set an extension's own hyper-parameters apart from those that every method may have."""
+        space = given.get("space") if isinstance(given, dict) else None
+        if not isinstance(space, dict) or ":" not in str(given.get("head")) or "own" in space:
+            return given
+        own = {name: domain for name, domain in space.items() if name not in STANDARD}
+        rest = {name: domain for name, domain in space.items() if name in STANDARD}
+        return {**given, "space": {**rest, "own": own} if own else rest}
+
     @property
     def kind(self) -> HeadKind:
         """The head's layers; probes and zero-shot heads are linear."""
-        return self.head if self.head == "paper" or self.head == "released" else "linear"
+        kinds: dict[str, HeadKind] = {"paper": "paper", "released": "released"}
+        return "extension" if self.extension else kinds.get(self.head, "linear")
+
+    @property
+    def extension(self) -> str | None:
+        """The extension that has the head; None for a built-in one."""
+        name, colon, _ = self.head.partition(":")
+        return name if colon else None
 
     @property
     def trains_encoder(self) -> bool:
@@ -111,7 +144,7 @@ class Method(Spec):
             ("residual", self.head != "released"),
             ("residual_scale", self.head != "released" or not self.residual),
             ("views", self.head in GIVEN),
-            ("classifier_init", self.head in GIVEN),
+            ("classifier_init", self.head in GIVEN or self.extension is not None),
         ):
             if unfit and getattr(self, name) != fields[name].default:
                 where = {
@@ -119,6 +152,11 @@ class Method(Spec):
                     "residual_scale": "head: released with residual: true",
                 }.get(name, "heads that are trained by steps")
                 raise ValueError(f"{name} belongs to {where}; leave it out")
+        if self.space.own and not self.extension:
+            raise ValueError(
+                f"space.{next(iter(self.space.own))} is a hyper-parameter of an extension's; "
+                f"leave it out"
+            )
         if self.space.scale != Space.model_fields["scale"].default and not self.space.regularised:
             raise ValueError("scale multiplies mse, cov and svd, and none is given; leave it out")
         return self
@@ -148,6 +186,8 @@ class Method(Spec):
         elif self.head == "zero_shot":
             if self.space != Space():
                 raise ValueError("a zero_shot head has nothing to search; leave out space")
+        elif self.extension:
+            pass  # its file says what it reads (`jobs.tuning.declared`)
         elif self.space.lr is None or self.space.l2 is not None:
             raise ValueError(f"a {self.head} head needs lr in its space, and takes no l2")
         return self

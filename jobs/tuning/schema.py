@@ -10,6 +10,8 @@ A cell's output folder holds
     head.safetensors, head.json  the selected configuration's head       (ID cells)
     model.safetensors, encoder.json      the fine-tuned encoder          (ID cells of `ft`)
     adapter.safetensors, adapter.json    the encoder's adapters          (ID cells of `lora`)
+    hyperparameters.parquet              `Own` ones of each configuration (ID cells of extensions)
+    extension/                           a copy of the extension's file  (cells of extensions)
 
 An OOD cell tests the head of the ID cell that its task names (`trained_on`). It repeats that
 cell's columns about training, validation and the selected configuration. Accuracies and F1 are
@@ -34,6 +36,8 @@ PREDICTIONS = "predictions.parquet"
 CURVES = "curves.parquet"
 HEAD = "head.safetensors"
 HEAD_CARD = "head.json"
+HYPERPARAMETERS = "hyperparameters.parquet"
+EXTENSION = "extension"  # a folder
 
 
 def _column(meaning: str) -> Any:
@@ -48,7 +52,7 @@ class Cell:
     domain: str = _column("id or ood")
     trained_on: str | None = _column("ood: the ID task whose head is tested here")
     method: str = _column("the method's name in the experiment")
-    head: str = _column("linear, paper, released, ridge, lbfgs or zero_shot")
+    head: str = _column("linear, paper, released, ridge, lbfgs, zero_shot, or file:Class")
     fraction: float = _column("percent of each class's training rows that were used")
     label_noise: float = _column("percent of those rows whose label was made wrong; nowhere else")
     tuning_seed: int = _column("seed of weights, batch order, fraction and configurations")
@@ -130,6 +134,16 @@ class Tried:
 
 
 @dataclass(frozen=True)
+class Own:
+    """One hyper-parameter of an extension in one configuration of a cell."""
+
+    configuration: int = _column("index in drawing order")
+    name: str = _column("as the extension declares it")
+    value: float = _column("as it was drawn")
+    selected: bool = _column("whether this is the cell's configuration")
+
+
+@dataclass(frozen=True)
 class Prediction:
     """The selected head's prediction for one test sample; intervals can be paired by sample."""
 
@@ -178,7 +192,7 @@ class Point:
     value: float = _column("mean of the epoch (train), or after it (validation)")
 
 
-Row = TypeVar("Row", Cell, Tried, Prediction, Estimate, Segmented, Point)
+Row = TypeVar("Row", Cell, Tried, Own, Prediction, Estimate, Segmented, Point)
 
 _ARROW = {
     str: pa.string(),
@@ -189,7 +203,7 @@ _ARROW = {
 }
 
 
-def of(kind: type[Cell | Tried | Prediction | Estimate | Segmented | Point]) -> pa.Schema:
+def of(kind: type[Cell | Tried | Own | Prediction | Estimate | Segmented | Point]) -> pa.Schema:
     """The Arrow schema of a table of `kind`; each field's metadata holds its meaning."""
     hints = get_type_hints(kind)
     columns = []

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from jobs.contract import Spec
+from jobs.contract import SILENT, Spec
 
 
 class LogUniform(Spec):
@@ -149,10 +149,13 @@ class Space(Spec):
     l2: Domain | None = Field(
         None, description="required for ridge and lbfgs, their only parameter"
     )
+    own: Annotated[dict[str, Domain], SILENT] = Field(
+        {}, description="an extension's hyper-parameters, which a file writes beside lr"
+    )
 
     @model_validator(mode="after")
     def _in_range(self) -> Space:
-        for name in type(self).model_fields:
+        for name in STANDARD:
             domain = getattr(self, name)
             if domain is None:
                 continue
@@ -166,7 +169,7 @@ class Space(Spec):
     @property
     def domains(self) -> dict[str, Domain]:
         """The domains by name, without `lr` or `l2` where they are not given."""
-        return {n: d for n in type(self).model_fields if (d := getattr(self, n)) is not None}
+        return {n: d for n in STANDARD if (d := getattr(self, n)) is not None} | self.own
 
     @property
     def regularised(self) -> bool:
@@ -180,3 +183,7 @@ class Space(Spec):
         if any(not isinstance(domain, (Grid, int, float)) for domain in domains):
             return None
         return math.prod(len(domain.grid) for domain in domains if isinstance(domain, Grid))
+
+
+STANDARD = tuple(name for name in Space.model_fields if name != "own")
+"""The hyper-parameters that every method may have; an extension adds names of its own."""

@@ -10,6 +10,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from jobs.contract import FLAT, NOT_SEMANTIC, SILENT, Slug, Spec
+from jobs.extensions.spec import Extension, Part
 from jobs.features.spec import Precision as EncoderPrecision
 from jobs.images.spec import Views
 from jobs.tasks.spec import Task
@@ -130,9 +131,8 @@ class Tuning(TuningSettings):
     @property
     def controls(self) -> dict[str, str]:
         """The control of each regularised method, by name."""
-        names = {method: name for name, method in reversed(self.methods.items())}
         return {
-            name: names[method.control]
+            name: next(other for other, one in self.methods.items() if one == method.control)
             for name, method in self.methods.items()
             if method.space.regularised
         }
@@ -225,11 +225,19 @@ class TuneStep(Spec):
     label_noise: Percent = 0.0
     label_noise_classes: Annotated[NoiseClasses, SILENT] = "others"
     settings: Annotated[TuningSettings, FLAT]
+    source: Annotated[Extension | None, SILENT] = None  # the file that has the method's head
     drop_overlap: Annotated[bool, SILENT] = False  # test rows that an input, `overlap`, names
     encoder: EncoderTuning | None = None  # of methods that read images; None: frozen features
 
+    @property
+    def part(self) -> Part | None:
+        """The class of the extension that has the head; None for a built-in head."""
+        return Part(self.source, self.method.head.partition(":")[2]) if self.source else None
+
     @model_validator(mode="after")
     def _consistent(self) -> TuneStep:
+        if self.method.extension != (self.source.name if self.source else None):
+            raise ValueError(f"{self.method_name}: source is the file of {self.method.head}")
         if self.task.domain == "ood" and self.task.trained_on is None:
             raise ValueError(f"OOD task {self.task.name} must name the task it is trained on")
         if self.method.trains_encoder != (self.encoder is not None):

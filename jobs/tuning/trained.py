@@ -6,8 +6,8 @@ files.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -17,11 +17,18 @@ from jobs.tuning.budget import Key
 from jobs.tuning.heads import Shape
 from jobs.tuning.metrics import Judged
 from jobs.tuning.rows import TaskClasses, TaskRows
+from jobs.tuning.search_space import STANDARD
 from jobs.tuning.spec import TuneStep
 
 TERMS = ("loss", "ce", "squared_error", "mse", "cov", "svd")
 """Training losses by name; `loss` is the weighted sum that is minimised. A task has `ce` or, where
-its target is a number, `squared_error`; `mse` is the regulariser of NMTune."""
+its target is a number, `squared_error`; `mse` is the regulariser of NMTune. An extension's losses
+may have other names."""
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """The names of losses, those of TERMS first."""
+    return sorted({*names}, key=lambda n: (TERMS.index(n) if n in TERMS else len(TERMS), n))
 
 
 DROPPED = "dropped by halving after epoch"
@@ -37,6 +44,11 @@ class Configuration:
     cov: float = 0.0
     svd: float = 0.0
     l2: float = 0.0  # ridge and lbfgs
+    own: Mapping[str, float] = field(default_factory=dict)  # an extension's hyper-parameters
+
+    def value(self, name: str) -> float | None:
+        """A hyper-parameter by name; None if the space does not have it."""
+        return self.own.get(name) if name not in STANDARD else float(getattr(self, name, 0.0))
 
 
 def configuration(values: dict[str, float]) -> Configuration:
@@ -49,6 +61,7 @@ def configuration(values: dict[str, float]) -> Configuration:
         cov=values["cov"] * scale,
         svd=values["svd"] * scale,
         l2=values.get("l2", 0.0),
+        own={name: value for name, value in values.items() if name not in STANDARD},
     )
 
 
@@ -59,7 +72,7 @@ class Epoch:
     A member that no longer trains repeats the values of its last epoch.
     """
 
-    train: dict[str, Tensor]  # by name in TERMS, means over the epoch; absent: not computed
+    train: dict[str, Tensor]  # by name (TERMS), means over the epoch; absent: not computed
     validation_loss: Tensor
     validation: Judged
     metric: Metric  # the task's own, by which members are compared
@@ -80,6 +93,7 @@ class Trained:
     trained_for: tuple[int, ...]  # epochs, by member
     chosen: int | None  # the selected member; None when all failed
     state: Mapping[str, Tensor]  # its weights; empty when all failed
+    unstackable: str | None = None  # why an extension's members trained one by one
 
 
 @dataclass(frozen=True)

@@ -45,10 +45,14 @@ class Tested:
 def record(work: Work, fit: Fit, tested: Tested, selected: Selected) -> Outcome:
     """Write the files of an ID cell whose selected configuration has been tested."""
     cell = _id_cell(step_of(work), fit, tested)
+    _keep_source(work)
     _write_head(work.output, fit.shape, selected)
     work.output.write_table(schema.CONFIGURATIONS, schema.to_table(schema.Tried, _tried(fit)))
     work.output.write_table(schema.CURVES, schema.to_table(schema.Point, _curves(fit)))
     _write_result(work.output, cell, tested)
+    if step_of(work).source is not None:
+        rows = schema.to_table(schema.Own, _own(fit))
+        work.output.write_table(schema.HYPERPARAMETERS, rows)
     return Outcome(
         counts={
             "n_train": cell.n_train,
@@ -64,6 +68,7 @@ def record(work: Work, fit: Fit, tested: Tested, selected: Selected) -> Outcome:
             "validation_other_classes": fit.validation.other_classes,
             "test_other_classes": tested.rows.other_classes,
             **({"test_dropped": tested.rows.dropped} if step_of(work).drop_overlap else {}),
+            **({"trained_one_by_one": len(fit.configurations)} if fit.trained.unstackable else {}),
         },
         metrics=_metrics("validation", cell) | _metrics("test", cell),
     )
@@ -72,6 +77,7 @@ def record(work: Work, fit: Fit, tested: Tested, selected: Selected) -> Outcome:
 def record_transfer(work: Work, trained: schema.Cell, tested: Tested) -> Outcome:
     """Write the files of an OOD cell: the ID cell's row `trained` with new test results."""
     step = step_of(work)
+    _keep_source(work)
     cell = replace(
         trained,
         task=step.task.name,
@@ -208,6 +214,15 @@ def _tried(fit: Fit) -> list[schema.Tried]:
     return rows
 
 
+def _own(fit: Fit) -> list[schema.Own]:
+    """A row for each of an extension's hyper-parameters in each configuration."""
+    return [
+        schema.Own(index, name, value, index == fit.chosen)
+        for index, configuration in enumerate(fit.configurations)
+        for name, value in configuration.own.items()
+    ]
+
+
 def _finite(value: torch.Tensor) -> float | None:
     return float(value) if value.isfinite() else None
 
@@ -227,6 +242,13 @@ def _curves(fit: Fit) -> list[schema.Point]:
             if values[fit.chosen].isfinite()
         ]
     return points
+
+
+def _keep_source(work: Work) -> None:
+    """Write the extension that has the head beside the results. Nothing ever runs this copy."""
+    source = step_of(work).source
+    if source is not None:
+        work.output.write_bytes(f"{schema.EXTENSION}/{source.file}", source.text.encode())
 
 
 def _write_result(output: Folder, cell: schema.Cell, tested: Tested) -> None:
@@ -274,5 +296,5 @@ def read_head(source: Folder, step: TuneStep) -> tuple[Shape, Selected, schema.C
             f"not of {'/'.join(map(str, wanted))}; run that cell again"
         )
     target = target_of(step.task, len(card.classes))
-    shape = Shape(card.kind, card.dim, target, step.method.residual)
+    shape = Shape(card.kind, card.dim, target, step.method.residual, step.part)
     return shape, Selected(state, card.classes), cell

@@ -111,6 +111,13 @@ def experiment_options(
         metavar="PATH=VALUE",
         help="Change any field, like pretrain.recipe.schedule.epochs=5. Repeatable.",
     )
+    @click.option(
+        "--extension",
+        "extensions",
+        multiple=True,
+        metavar="FILE",
+        help="A Python file with methods, noises, encoders or claims of your own. Repeatable.",
+    )
     @click.option("--storage", metavar="FOLDER", help="Where results go: a folder, s3:// or gs://.")
     @task_options
     @click.option(
@@ -132,12 +139,13 @@ def experiment_options(
         data: str | None,
         features: str | None,
         task: str | None,
+        extensions: tuple[str, ...],
         **rest: Any,
     ) -> Any:
         if two and len(words) == 2 and not any((noise, seeds, overrides, features, task)):
             return function(Two((words[0], words[1]), storage, tasks_path, data), **rest)
         file = one_file(words, noise, seeds)
-        given = file, noise, seeds, overrides, storage, tasks_path, data, features, task
+        given = file, noise, seeds, overrides, storage, tasks_path, data, features, task, extensions
         if held and not any((*given[:4], *given[5:])):
             return function(Held(_store(storage)), **rest)
         with waiting("reading the experiment and planning its steps"):
@@ -211,6 +219,7 @@ def choose(
     data: str | None = None,
     features: str | None = None,
     task: str | None = None,
+    extensions: Sequence[str] = (),
     *,
     last: bool = False,
     sources: bool = False,
@@ -245,6 +254,7 @@ def choose(
             noise=noise,
             seeds=seeds,
             task_folders=tasks_path,
+            extensions=extensions,
             features=features,
             task=task,
             model=Sources if sources else Experiment,
@@ -253,6 +263,8 @@ def choose(
         if text is not None and str(error).startswith(f"{file}:"):
             raise UserError(f"{error}; {last_sweep.REMEDY}") from error
         raise
+    if text is not None:
+        experiment = experiment.as_remembered()
     complaint = experiment.pretrain.recipe.model_fault() if experiment.pretrain else None
     if complaint:
         raise UserError(f"pretrain.recipe.model: {complaint}")

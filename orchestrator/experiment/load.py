@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from jobs import strict_yaml
 from jobs.contract import truth_value_fault
+from jobs.extensions.spec import SUFFIX
 from jobs.storage.bounded import read_text
 from orchestrator import EXPERIMENTS
 from orchestrator.errors import UserError
@@ -63,6 +64,7 @@ def load(
     noise: str | None = None,
     seeds: str | None = None,
     task_folders: Sequence[str] = (),
+    extensions: Sequence[str] = (),
     features: str | None = None,
     task: str | None = None,
     text: str | None = None,
@@ -73,10 +75,10 @@ def load(
     `text` is the content of the file if it was read already; `source` is then its name in messages.
 
     `overrides` are `path.to.field=value` (value in YAML); `noise` a list of levels in percent,
-    `seeds` a list of pre-training seeds, both comma-separated; `task_folders` are added to the
-    file's own. With `features`, a Parquet file, the experiment is the adaptation of these features
-    alone, to one ID task. With `Sources` as the model, the file may have a corpus and noise alone;
-    `seeds` are then kept only where it has pre-training too. Raises UserError.
+    `seeds` a list of pre-training seeds, both comma-separated; `task_folders` and `extensions` are
+    added to the file's own. With `features`, a Parquet file, the experiment is the adaptation of
+    these features alone, to one ID task. With `Sources` as the model, the file may have a corpus
+    and noise alone; `seeds` are then kept only where it has pre-training too. Raises UserError.
     """
     asks = text is None
     label, text = _read(source or DEMO) if text is None else (source or "the experiment", text)
@@ -115,6 +117,7 @@ def load(
             problem = strict_yaml.in_words(error)
             raise UserError(f"--set {item}: the value is not valid YAML: {problem}") from error
     shares.resolve(raw, label, asks=asks)
+    _place_extensions(raw, source, extensions)
     if task_folders:
         raw["task_folders"] = [*(raw.get("task_folders") or ()), *task_folders]
     if (fault := truth_value_fault([model], raw)) is not None:
@@ -126,6 +129,16 @@ def load(
     if task is not None:
         given_features.check_new(task, found.task_folders)
     return found
+
+
+def _place_extensions(raw: dict[str, Any], source: str | None, added: Sequence[str]) -> None:
+    """Add extensions to the file's own. A path in the file starts from the file's folder."""
+    named = raw.get("extensions") or ()
+    if isinstance(named, (list, tuple)) and all(isinstance(item, str) for item in named):
+        file = Path(source or DEMO)
+        folder = file.parent if file.is_file() else (EXPERIMENTS / f"{source}.yaml").parent
+        own = [str(folder / item) if item.endswith(SUFFIX) else item for item in named]
+        raw["extensions"] = [*own, *added]
 
 
 def _assign(raw: dict[str, Any], path: str, value: Any) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from jobs.contract import NOT_SEMANTIC, PATH, Slug, Spec
 from jobs.corpus.spec import Corpus
@@ -67,6 +67,11 @@ class Experiment(Spec):
         description="a task's test images that are trained on: refuse the task if they are more "
         "than 1 % of its test images, drop them from its tests, or allow them; always counted",
     )
+    extensions: Annotated[tuple[str, ...], NOT_SEMANTIC] = Field(
+        (),
+        description="your own methods, noises, encoders and claims: Python files (.py), from this "
+        "file's folder, or names that installed packages give (docs/extensions.md)",
+    )
     task_folders: Annotated[tuple[str, ...], PATH, NOT_SEMANTIC] = Field(
         (), description="folders with task files of your own"
     )
@@ -79,6 +84,18 @@ class Experiment(Spec):
     tracking: Annotated[Tracking, NOT_SEMANTIC] = Field(
         Tracking(), description="the mirror of the results in MLflow"
     )
+    _remembered: bool = PrivateAttr(False)
+
+    @property
+    def may_run_code(self) -> bool:
+        """Whether a person named this experiment, and so the code of its extensions."""
+        return not self._remembered
+
+    def as_remembered(self) -> Experiment:
+        """The same, as a store remembers it: the code of its extensions is not run."""
+        copy = self.model_copy()
+        copy._remembered = True
+        return copy
 
     @field_validator("tasks")
     @classmethod

@@ -27,6 +27,7 @@ from jobs.validation import in_words
 from orchestrator.errors import UserError
 from orchestrator.experiment.given_features import given_tasks
 from orchestrator.experiment.model import Experiment
+from orchestrator.plan import extensions
 from orchestrator.plan.cells import (
     Cell,
     cells_of,
@@ -54,7 +55,8 @@ from orchestrator.step.step import KINDS, Step, differences
 class _Builder:
     """Collects steps. Two different steps with one address are a user's mistake."""
 
-    def __init__(self) -> None:
+    def __init__(self, experiment: Experiment) -> None:
+        self.extensions = extensions.planned(experiment)
         self.steps: dict[str, Step] = {}
         self.comparisons = Comparisons()
         self._texts = Texts()
@@ -76,7 +78,9 @@ class _Builder:
         found = self._cells.get(key)
         if found is None:
             try:
-                found = list(cells_of(experiment, task, method, seeds, drops))
+                file = experiment.tuning.methods[method].extension
+                source = None if file is None else self.extensions[file]
+                found = list(cells_of(experiment, task, method, seeds, drops, source))
             except ValidationError as error:
                 raise UserError(f"tuning: {in_words(error.errors()[0])}") from error
             self._cells[key] = found
@@ -143,7 +147,7 @@ def _collector_paused() -> Iterator[None]:
 
 
 def _build(experiment: Experiment, draws: tuple[int, ...]) -> Plan:
-    builder = _Builder()
+    builder = _Builder(experiment)
     tasks = experiment.load_tasks()
     for corpus in (experiment.corpus, *_task_corpora(experiment, tasks)):
         if corpus is not None:
@@ -178,7 +182,7 @@ def _add_trained(
     corpus, pretrain = experiment.corpus, experiment.pretrain
     if corpus is None or experiment.noise is None:
         return
-    noise = _digested_noise(experiment.noise)
+    noise = extensions.with_source(_digested_noise(experiment.noise), builder.extensions)
     source = str(CorpusAddress(corpus.name))
     for level in noise.levels:
         for seed in draws if pretrain is None else pretrain.seeds:

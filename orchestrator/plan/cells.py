@@ -13,6 +13,7 @@ from itertools import product
 from jobs.corpus.form import Modality
 from jobs.encoders.api import ApiEncoder
 from jobs.encoders.spec import GivenEncoder
+from jobs.extensions.spec import Extension
 from jobs.tasks.spec import Task
 from jobs.tuning.spec import EncoderTuning, TuneStep
 from orchestrator.errors import UserError
@@ -30,9 +31,17 @@ class Cell:
 
 
 def cells_of(
-    experiment: Experiment, task: Task, name: str, seeds: tuple[int, ...], drops: bool
+    experiment: Experiment,
+    task: Task,
+    name: str,
+    seeds: tuple[int, ...],
+    drops: bool,
+    source: Extension | None = None,
 ) -> Iterator[Cell]:
-    """The cells of a task and method with some tuning seeds, without their encoder."""
+    """The cells of a task and method with some tuning seeds, without their encoder.
+
+    `source`: the extension that has the method's head.
+    """
     tuning, method = experiment.tuning, experiment.tuning.methods[name]
     encoder = _encoder_tuning(experiment, task) if method.trains_encoder else None
     _check_views(experiment, task, name)
@@ -61,6 +70,7 @@ def cells_of(
                 label_noise=label_noise,
                 label_noise_classes=tuning.label_noise_classes if label_noise else "others",
                 settings=settings,
+                source=source,
                 drop_overlap=drops,
                 encoder=encoder,
             ),

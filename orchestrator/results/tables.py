@@ -18,6 +18,7 @@ from analysis.registration import Registration
 from jobs.embeddings.ledger import LEDGERS, drifts
 from jobs.encoders.api import ApiEncoder
 from jobs.features.spec import FeaturesStep, GivenStep
+from orchestrator.experiment import own_claims
 from orchestrator.experiment.model import Experiment
 from orchestrator.plan.assess import assess
 from orchestrator.plan.plan import Plan
@@ -86,6 +87,7 @@ class FinishedSteps:
         ]
         return Readout(
             experiment=self.plan.experiment.name,
+            own_claims=own_claims.of(self.plan.experiment),
             question=replace(self._question(), registrations=tuple(claims)),
             cells=cells,
             spectra=_table(self._in_domains(self._spectra()), schemas.SPECTRA_SCHEMA),

@@ -53,6 +53,9 @@ class Difference:
     planned: Any
 
     def __str__(self) -> str:
+        *_, field, name = ("", *self.path.split("."))
+        if field == "source" and self.recorded and self.planned:
+            return f"the source of {name} changed"
         return f"{self.path}: {_short(self.recorded)} -> {_short(self.planned)}"
 
 

@@ -21,6 +21,7 @@ from jobs.tuning.frozen.features import FeatureCache, TestPart, read_classes
 from jobs.tuning.frozen.fit import fit, fit_siblings
 from jobs.tuning.frozen.stack import evaluate
 from jobs.tuning.heads import Shape, StackedHeads
+from jobs.tuning.module_heads import single
 from jobs.tuning.rows import Labelled, TaskClasses, plain_rows, without
 from jobs.tuning.targets import target_of
 from jobs.tuning.trained import Configuration, Fit, Selected, step_of
@@ -108,7 +109,7 @@ def _test(
     if step.drop_overlap:
         rows = without(rows, dropped(work.inputs["overlap"]), step.task)
     samples = features.plain(rows)
-    heads = StackedHeads.single(shape, selected.state)
+    heads = single(shape, selected.state)
     if mapping is None:
         loss, predicted = evaluate(heads, samples, _CPU)
     else:
@@ -129,8 +130,7 @@ def evaluate_mapped(
         return evaluate(heads, part, torch.device("cpu"))
     if len(part.labels) == 0:
         raise ValueError("there is no row to evaluate")
-    widest = max(heads.shape.hidden, heads.shape.dim, heads.shape.outputs)
-    piece = max(1, _ENTRIES // widest)
+    piece = max(1, _ENTRIES // heads.width)
     losses, predicted = [], []
     for start in range(0, len(part.labels), piece):
         rows = slice(start, start + piece)

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from jobs.contract import StageError, Work
+from jobs.tasks.target import Metric
 from jobs.tuning.budget import Budget, OnProgress, ignore_progress
 from jobs.tuning.frozen import probes, zero_shot
 from jobs.tuning.frozen.features import FeatureCache
@@ -21,17 +22,18 @@ from jobs.tuning.frozen.stack import Group, bytes_of_member
 from jobs.tuning.frozen.train import train_groups
 from jobs.tuning.heads import Shape, StackedHeads, Start
 from jobs.tuning.label_noise import corrupted
-from jobs.tuning.methods import GIVEN
+from jobs.tuning.methods import GIVEN, PROBES
 from jobs.tuning.metrics import gathered
+from jobs.tuning.module_heads import fresh, hyper_of, is_solved, prepare
 from jobs.tuning.rows import Labelled, TaskClasses, TaskRows, plain_rows, training_rows
 from jobs.tuning.targets import target_of
-from jobs.tuning.trained import TERMS, Configuration, Epoch, Fit, Trained, all_failed, step_of
+from jobs.tuning.trained import Configuration, Epoch, Fit, Trained, all_failed, in_order, step_of
 
 
 def sibling_key(work: Work) -> tuple[str, ...]:
     """A key that is equal for cells that can train as one stack."""
     step = step_of(work)
-    if step.method.head in GIVEN or step.settings.search == "optuna":
+    if step.method.head in GIVEN or step.part or step.settings.search == "optuna":
         return (work.address,)
     own = {"method", "method_name", "label_noise", "label_noise_classes", "seed"}
     same = step.model_dump_json(exclude=own)
@@ -135,6 +137,7 @@ class _Prepared:
             fitting.train.views.shape[-1],
             target_of(step.task, len(self.classes.names)),
             step.method.residual,
+            step.part,
         )
 
     def labelled(self) -> Labelled:
@@ -156,7 +159,7 @@ class _Prepared:
     def fit_of(self, configurations: Sequence[Configuration], trained: Trained) -> Fit:
         """The cell's `Fit`. Raises StageError when every configuration failed."""
         if trained.chosen is None:
-            domain = "lr" if self.shape.kind == self.step.method.head else "l2"
+            domain = "l2" if self.step.method.head in GIVEN else "lr"
             raise all_failed(self.step, domain, trained.failures)
         return Fit(
             self.shape,
@@ -198,7 +201,7 @@ def _train(
 ) -> list[Trained]:
     first, step = prepared[0], prepared[0].step
     head = step.method.head
-    if head == "ridge" or head == "lbfgs":
+    if head in PROBES:
         rows = first.labelled(), first.validation_samples
         metric = step.task.metric
         return [probes.solve(head, first.shape, *rows, configurations[0], metric, on_progress)]
@@ -209,6 +212,17 @@ def _train(
         rows = first.labelled(), first.validation_samples
         fresh = StackedHeads.fresh(first.shape, 1, 0, torch.device("cpu"))
         return [probes.judged(solution, fresh, *rows, step.task.metric)]
+    if is_solved(step.part):
+        return [
+            solve(
+                first.shape,
+                first.labelled(),
+                first.validation_samples,
+                configurations[0],
+                step.task.metric,
+                step.seed,
+            )
+        ]
     return train_groups(
         first.shape,
         [
@@ -232,6 +246,30 @@ def _train(
     )
 
 
+def solve(
+    shape: Shape,
+    training: Labelled,
+    validation: Labelled,
+    configurations: Sequence[Configuration],
+    metric: Metric,
+    seed: int,
+) -> Trained:
+    """The heads of an extension's class without a loss, which its `prepare` solves."""
+    statistics = shape.target.statistics(training.labels)
+    heads = fresh(shape, len(configurations), seed, statistics=statistics)
+    targets = shape.target.encoded(training.labels, statistics)
+    targets = shape.target.of_views(targets, range(len(training.features)))
+    hyper = hyper_of(shape, configurations)
+    prepare(heads, training.features, targets.to(shape.target.dtype), hyper)
+    failures = [
+        None
+        if all(value.isfinite().all() for value in heads.member(k).values())
+        else "the solution is not finite"
+        for k in range(heads.members)
+    ]
+    return probes.of_heads(heads, failures, training, validation, metric)
+
+
 def _partial_progress(
     on_progress: OnProgress, before: int, own: int, all_of_them: int
 ) -> OnProgress:
@@ -253,7 +291,7 @@ def _concatenate(parts: Sequence[Trained]) -> Trained:
         known = {term for epoch in found for term in epoch.train}
         epochs.append(
             Epoch(
-                {t: torch.cat([_term(epoch, t) for epoch in found]) for t in TERMS if t in known},
+                {t: torch.cat([_term(epoch, t) for epoch in found]) for t in in_order(known)},
                 torch.cat([epoch.validation_loss for epoch in found]),
                 gathered([(epoch.validation, slice(None)) for epoch in found]),
                 found[0].metric,

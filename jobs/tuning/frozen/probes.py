@@ -16,7 +16,6 @@ They have no steps and no batch order. Their only epoch is the solved head.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -39,7 +38,7 @@ _ENTRIES = 1 << 22  # of a piece's rows or targets: 32 MB in float64
 
 
 def solve(
-    kind: Literal["ridge", "lbfgs"],
+    kind: str,
     shape: Shape,
     training: Labelled,
     validation: Labelled,
@@ -48,6 +47,8 @@ def solve(
     on_progress: OnProgress = ignore_progress,
 ) -> Trained:
     """The optimal linear head for each configuration's `l2`; the best one by `metric` is selected.
+
+    `kind` is `ridge` or `lbfgs`.
 
     Raises ValueError for `lbfgs` on numbers: logistic regression predicts classes.
     """
@@ -77,7 +78,20 @@ def judged(
     for index in broken.nonzero().flatten().tolist():
         failures[index] = "the solution is not finite"
     found = {"classifier.weight": weight.float(), "classifier.bias": bias.float()}
-    heads = StackedHeads(shape, found, fresh.buffers)
+    return of_heads(
+        StackedHeads(shape, found, fresh.buffers), failures, training, validation, metric
+    )
+
+
+def of_heads(
+    heads: StackedHeads,
+    failures: Sequence[str | None],
+    training: Labelled,
+    validation: Labelled,
+    metric: Metric,
+) -> Trained:
+    """Heads that were solved by whatever means, as the result of one epoch."""
+    shape = heads.shape
     fitted, _ = evaluate(heads, Labelled(_rows(training), _labels(training)), _CPU)
     loss, predicted = evaluate(heads, validation, _CPU)
     scores = shape.target.judge(validation.labels, predicted)

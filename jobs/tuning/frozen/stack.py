@@ -11,8 +11,8 @@ that it would get alone, up to rounding.
 A batch is `batch_size` samples with all their views (a last batch of one sample is left out). The
 target's loss, COV and SVD use every row of it. MSE compares each row's output with the features of
 that row (`paper`), or the second view's output with the first view's features (`released`; a single
-view is compared with itself). Under `Budget.views` an epoch trains on some of the views, in turn. A
-regulariser is computed for the members that give it a weight, and is NaN for the others.
+view is compared with itself). Under `Budget.views` an epoch trains on some of the views, in turn.
+`losses.py` has the losses of the built-in heads, `module_losses.py` those of an extension.
 
 A member whose loss is no longer finite is frozen with its current weights, and the reason is
 recorded; the others do not change by a bit. Nothing here reads the test part, or files other than
@@ -28,20 +28,22 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from jobs.tuning import nmtune, schedule
+from jobs.tuning import schedule
 from jobs.tuning.budget import Budget
+from jobs.tuning.frozen.losses import Losses, Regularised, Step
+from jobs.tuning.frozen.module_losses import ModuleLosses
 from jobs.tuning.frozen.offload import Offload
 from jobs.tuning.frozen.snapshot import Snapshot
 from jobs.tuning.frozen.stacked_adamw import StackedAdamW
 from jobs.tuning.heads import TORCH_START, Shape, StackedHeads, Start, seeded
+from jobs.tuning.module_heads import fresh, member, prepare, size
 from jobs.tuning.rows import Features, Labelled
 from jobs.tuning.spec import Precision
-from jobs.tuning.trained import TERMS, Configuration, Epoch
+from jobs.tuning.trained import Configuration, Epoch, in_order
 
 _ENTRIES = 1 << 24  # activations of all members in memory at once in an evaluation
 
@@ -79,17 +81,12 @@ class Stack:
         self._precision: Precision = precision
         self._validation = validation
         self._budget = budget
-        self._variant = nmtune.RELEASED if shape.kind == "released" else nmtune.PAPER
         configurations = [c for group in groups for c in group.configurations]
         self._target = shape.target
         self._move_to_device(groups)
-        self._weights = {
-            name: self._column([getattr(c, name) for c in configurations])
-            for name in ("mse", "cov", "svd")
-        }
         self.heads = StackedHeads.concatenated(
             [
-                StackedHeads.fresh(
+                fresh(
                     shape,
                     len(group.configurations),
                     group.seed,
@@ -106,14 +103,31 @@ class Stack:
         self._alive = torch.ones(len(configurations), dtype=torch.bool, device=self._device)
         self._failed_after = torch.full((len(configurations),), -1, device=self._device)  # steps
         self._steps_done = 0
-        self._way = nmtune.way_on(self._device)
-        self._unsettled: list[Tensor] = []  # of the steps of an epoch
         self._optimizer = StackedAdamW(
             self.heads.parameters.values(),
             self._column([c.lr for c in configurations]),
             self._column([c.weight_decay for c in configurations]),
         )
-        self._weighed = self._weighing_members()
+        self._losses = self._losses_of(shape, groups, configurations)
+
+    def _losses_of(
+        self, shape: Shape, groups: Sequence[Group], configurations: Sequence[Configuration]
+    ) -> Losses:
+        if shape.part is None:
+            return Regularised(shape, configurations, self._device, self._precision)
+        if len(groups) != 1:
+            raise ValueError(f"{shape.part} trains one group, not {len(groups)}")
+        (group,) = groups
+        found = ModuleLosses(shape, configurations, group.seed, self._device, self._precision)
+        features, _ = self._sources[0]
+        targets = self._target.of_views(self._labels[0], range(len(features)))
+        prepare(self.heads, features, targets, found.hyper)
+        return found
+
+    @property
+    def unstackable(self) -> str | None:
+        """Why the members of an extension train one by one; None: they train as one stack."""
+        return self._losses.unstackable if isinstance(self._losses, ModuleLosses) else None
 
     def _move_to_device(self, groups: Sequence[Group]) -> None:
         """Move features and labels to the device. A source is a distinct (features, seed) pair."""
@@ -143,20 +157,6 @@ class Stack:
     def _column(self, values: list[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float64, device=self._device)
 
-    def _weighing_members(self) -> dict[str, Tensor | None]:
-        """The members that give each regulariser a weight, by index; None: all members.
-
-        A regulariser that no member weighs is absent. COV and SVD are computed together (`spread`).
-        """
-        self._wanted = {name: bool((self._weights[name] != 0).any()) for name in ("cov", "svd")}
-        mse = self._weights["mse"] != 0
-        spread = (self._weights["cov"] != 0) | (self._weights["svd"] != 0)
-        return {
-            name: None if members.all() else members.nonzero().flatten()
-            for name, members in (("mse", mse), ("spread", spread))
-            if members.any()
-        }
-
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps in an epoch."""
@@ -182,17 +182,15 @@ class Stack:
 
     def _train_epoch(self, after_step: Callable[[], None]) -> dict[str, Tensor]:
         """Train for one epoch; the mean of each loss [K] by name."""
-        if self._way == "eigenvectors" or not self._wanted["svd"]:
+        if not self._losses.iterative:
             return self._train_steps(after_step)
         before = Snapshot(self.heads, self._optimizer)
         state = self._alive, self._failed_after, self._steps_done
         train = self._train_steps(after_step)
-        if torch.stack(self._unsettled).any():
+        if not self._losses.converged():
             before.restore()
             self._alive, self._failed_after, self._steps_done = state
-            self._way = "eigenvectors"
             train = self._train_steps(lambda: None)
-        self._unsettled.clear()
         return train
 
     def _train_steps(self, after_step: Callable[[], None]) -> dict[str, Tensor]:
@@ -210,11 +208,10 @@ class Stack:
         rows = torch.tensor([self.members.index(m) for m in members], device=self._device)
         self.heads = self.heads.keep(rows)
         self._optimizer.keep(self.heads.parameters.values(), rows)
-        self._weights = {name: weights[rows] for name, weights in self._weights.items()}
         self._alive, self._failed_after = self._alive[rows], self._failed_after[rows]
         self._group_of, self._source_of = self._group_of[rows], self._source_of[rows]
         self.members = list(members)
-        self._weighed = self._weighing_members()
+        self._losses.keep(rows)
 
     def store(self, offload: Offload) -> None:
         """Move all weights to a file; `restore` must be called before anything else."""
@@ -241,7 +238,7 @@ class Stack:
                 values[self.members] = new.double()
             return values
 
-        names = [term for term in TERMS if term in before.train or term in epoch.train]
+        names = in_order([*before.train, *epoch.train])
         found, last = epoch.validation, before.validation
         return Epoch(
             {n: full(epoch.train.get(n), before.train.get(n)) for n in names},
@@ -265,16 +262,19 @@ class Stack:
 
     def _step(self, batch: Sequence[Tensor]) -> dict[str, Tensor]:
         """One optimizer step on a batch; its losses by name, [K] each."""
-        terms = self._terms(batch)
-        loss = terms[self._target.term]
-        for name, weights in self._weights.items():
-            if name in terms:
-                # A term with weight 0 must not make a member fail: 0 x inf is not 0.
-                weighed = weights.to(loss.dtype) * terms[name]
-                loss = loss + torch.where(weights != 0, weighed, 0.0)
+        features, seen = self._features(batch), self._seen(self._sources[0][0])
+        labels = torch.stack(
+            [
+                self._target.of_views(own[batch[source]], seen)
+                for own, source in zip(self._labels, self._source_of_group, strict=True)
+            ]
+        )
+        targets = labels[self._group_of]
+        steps = self.steps_per_epoch * self._budget.epochs
+        terms = self._losses.terms(self.heads, Step(features, targets, self._steps_done, steps))
+        loss = self._losses.total(terms)
         self._freeze(~loss.detach().isfinite())
         torch.where(self._alive, loss, 0.0).sum().backward()  # type: ignore[no-untyped-call]
-        steps = self.steps_per_epoch * self._budget.epochs
         share = schedule.share(self._budget.schedule, self._steps_done, steps)
         self._optimizer.step(share, self._alive)
         self._steps_done += 1
@@ -301,53 +301,6 @@ class Stack:
             return features[:, samples]
         return torch.stack([features[view, samples] for view in seen])
 
-    def _terms(self, batch: Sequence[Tensor]) -> dict[str, Tensor]:
-        """The target's loss and each regulariser that has a weight, by name."""
-        features = self._features(batch)
-        views, samples = features.shape[-3:-1]
-        seen = self._seen(self._sources[0][0])
-        rows = features.flatten(-3, -2)
-        with _autocast(self._precision, self._device):
-            columns, logits = self.heads.forward(rows, training=True)
-        z = columns.mT.float()
-        labels = torch.stack(
-            [
-                self._target.of_views(own[batch[source]], seen)
-                for own, source in zip(self._labels, self._source_of_group, strict=True)
-            ]
-        )
-        targets = labels[self._group_of]
-        terms = {self._target.term: self._target.losses(logits.float(), targets).mean(1)}
-        if "mse" in self._weighed:
-            members = self._weighed["mse"]
-            outputs, given = (z, rows) if members is None else (z[members], _rows_of(rows, members))
-            if self._variant.per_entry and views > 1:
-                outputs, given = outputs[:, samples : 2 * samples], given[..., :samples, :]
-            self._add_term(terms, "mse", nmtune.mse(outputs, given, self._variant), members)
-        if "spread" in self._weighed:
-            members = self._weighed["spread"]
-            outputs = z if members is None else z[members]
-            found = nmtune.spread(
-                outputs,
-                self._variant,
-                **self._wanted,
-                way=self._way,
-                unsettled=self._unsettled,
-            )
-            for name, values in zip(self._wanted, found, strict=True):
-                if self._wanted[name]:
-                    self._add_term(terms, name, values, members)
-        return terms
-
-    def _add_term(
-        self, terms: dict[str, Tensor], name: str, values: Tensor, members: Tensor | None
-    ) -> None:
-        if members is not None:
-            nothing = values.new_full((len(self.members),), torch.nan)
-            values = nothing.index_put((members,), values)
-        weighs = self._weights[name] != 0
-        terms[name] = torch.where(weighs, values, torch.nan)
-
     def _freeze(self, broken: Tensor) -> None:
         """End the training of the `broken` members [K]."""
         newly = self._alive & broken
@@ -356,21 +309,10 @@ class Stack:
 
     def _record_failures(self, what: str) -> None:
         """Record the reason of the members that have been frozen since the last call."""
-        for member, steps in zip(self.members, self._failed_after.tolist(), strict=True):
-            if steps >= 0 and self.failures[member] is None:
+        for number, steps in zip(self.members, self._failed_after.tolist(), strict=True):
+            if steps >= 0 and self.failures[number] is None:
                 epoch = len(self.epochs) + 1
-                self.failures[member] = f"{what} not finite in epoch {epoch} after {steps} steps"
-
-
-def _rows_of(rows: Tensor, members: Tensor) -> Tensor:
-    return rows if rows.dim() == 2 else rows[members]
-
-
-def _autocast(precision: Precision, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """A context that computes the heads' products in `precision`; weights and losses: float32."""
-    if precision == "bf16":
-        return torch.autocast(device.type, torch.bfloat16)
-    return contextlib.nullcontext()
+                self.failures[number] = f"{what} not finite in epoch {epoch} after {steps} steps"
 
 
 @contextlib.contextmanager
@@ -389,6 +331,10 @@ def _allow_tf32(precision: Precision, device: torch.device) -> Iterator[None]:
 
 def bytes_of_member(shape: Shape, rows: int, device: str = "cpu") -> int:
     """An estimate of one member's memory in a step of `rows` rows (views included), in bytes."""
+    if shape.part is not None:
+        sizes = [size(value) for value in member(shape, 0).state_dict().values()]
+        entries, widths = sum(n for n, _ in sizes), sum(n for _, n in sizes)
+        return 4 * (5 * entries + rows * (6 * shape.dim + 4 * widths))
     weights = shape.outputs * shape.dim + 2 * shape.hidden * shape.dim
     activations = rows * (4 * shape.hidden + 6 * shape.dim + 3 * shape.outputs)
     on_cpu = torch.device(device).type == "cpu"
@@ -409,8 +355,7 @@ def evaluate(
     if len(part.labels) == 0:
         raise ValueError("there is no row to evaluate")
     target = heads.shape.target
-    widest = max(heads.shape.hidden, heads.shape.dim, heads.shape.outputs)
-    piece = max(1, _ENTRIES // (widest * heads.members))
+    piece = max(1, _ENTRIES // (heads.width * heads.members))
     loss = torch.zeros(heads.members, dtype=torch.float64, device=device)
     predicted = []
     for start in range(0, len(part.labels), piece):

@@ -24,7 +24,7 @@ from jobs.tuning.heads import Shape
 from jobs.tuning.metrics import gathered
 from jobs.tuning.rows import Labelled
 from jobs.tuning.spec import Precision
-from jobs.tuning.trained import DROPPED, TERMS, Configuration, Epoch, Trained
+from jobs.tuning.trained import DROPPED, Configuration, Epoch, Trained, in_order
 
 MEMORY = 1 << 30  # bytes for all members of a turn
 
@@ -136,6 +136,7 @@ class _Turn:
         self._patience = Patience(budget.patience)
         self._stack: Stack | None = None
         self._offload = offload
+        self.unstackable: str | None = None
         self._best: dict[int, tuple[Key, Mapping[str, Tensor]]] = {}  # by group, of stopped members
 
     def run_to(
@@ -153,6 +154,7 @@ class _Turn:
         while self._stack is not None and len(self.epochs) < epoch:
             step = len(self._stack.members) / self._stack.steps_per_epoch
             self._stack.run_epoch(partial(trained, step))
+            self.unstackable = self._stack.unstackable
             self._after_epoch(self._stack)
         if self._stack is not None and len(self.epochs) == self._budget.epochs:
             self._stop(self._stack, self._stack.members)
@@ -259,6 +261,7 @@ def _gather(turns: Sequence[_Turn], group: int) -> Trained:
         trained_for=tuple(turn.trained_for[m] for turn, m in flat),
         chosen=index,
         state=state,
+        unstackable=next((turn.unstackable for turn in turns if turn.unstackable), None),
     )
 
 
@@ -274,7 +277,7 @@ def _epoch(shares: Sequence[tuple[_Turn, list[int]]], number: int) -> Epoch:
         return values[members]
 
     return Epoch(
-        {t: torch.cat([of(e, t, m) for e, m in found]) for t in TERMS if t in terms},
+        {t: torch.cat([of(e, t, m) for e, m in found]) for t in in_order(terms)},
         torch.cat([epoch.validation_loss[m] for epoch, m in found]),
         gathered([(epoch.validation, m) for epoch, m in found]),
         found[0][0].metric,

@@ -1,0 +1,161 @@
+"""Rivals of NMTune on frozen features, each from its paper, written as an extension.
+
+f is a sample's feature [D], y its class of C, z the output of the two-layer head (paper 1, section
+4), p = softmax(logits). Every loss is a mean over the rows of a batch. The test of this file writes
+each equation out once more, in plain numpy, and compares.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+
+class Mlp(nn.Module):
+    """The two-layer head alone: z = W2 relu(W1 f + b1) + b2, a classifier on z, cross-entropy."""
+
+    hyperparameters = {}
+
+    def __init__(self, dim, outputs):
+        super().__init__()
+        self.first = nn.Linear(dim, 4 * dim)
+        self.second = nn.Linear(4 * dim, dim)
+        self.classifier = nn.Linear(dim, outputs)
+
+    def forward(self, features):
+        z = self.second(self.first(features).relu())
+        return self.classifier(z), z
+
+    def loss(self, batch):
+        logits, _ = self.forward(batch.features)
+        return {"ce": batch.task_loss(logits)}
+
+
+class LabelSmoothing(Mlp):
+    """Label smoothing (Szegedy et al. 2016, arXiv 1512.00567, section 7).
+
+    L = - sum_c q_c log p_c,  q_c = (1 - s) [c = y] + s / C
+    """
+
+    hyperparameters = {"smoothing": (0.0, 1.0)}
+
+    def loss(self, batch):
+        logits, _ = self.forward(batch.features)
+        log_p = logits.log_softmax(1)
+        smoothing = batch.hyper["smoothing"]
+        right = functional.nll_loss(log_p, batch.targets)
+        even = -log_p.mean(1).mean()
+        return {"ce": (1 - smoothing) * right + smoothing * even}
+
+
+class FeatureMixup(Mlp):
+    """Mixup (Zhang et al. 2018, arXiv 1710.09412, equation 1) of frozen features.
+
+    f' = m f_i + (1 - m) f_j,  L = m CE(f', y_i) + (1 - m) CE(f', y_j),  m ~ Beta(a, a), a <= 1
+
+    One m for a batch; j is a random order of its rows. Beta by Joehnk's rule (1964): of uniform u
+    and v with u^(1/a) + v^(1/a) <= 1, m = u^(1/a) / (u^(1/a) + v^(1/a)), the first of 64 draws that
+    fits. So each configuration of a stack has its own a and the same draws.
+    """
+
+    hyperparameters = {"alpha": (0.05, 1.0)}
+
+    def loss(self, batch):
+        m = beta(batch.hyper["alpha"])
+        order = torch.randperm(len(batch.features), device=batch.features.device)
+        mixed = m * batch.features + (1 - m) * batch.features[order]
+        logits, _ = self.forward(mixed)
+        one = functional.cross_entropy(logits, batch.targets)
+        other = functional.cross_entropy(logits, batch.targets[order])
+        return {"ce": m * one + (1 - m) * other}
+
+
+def beta(alpha):
+    """A draw of Beta(alpha, alpha), alpha in (0, 1]; the logarithms keep small powers apart."""
+    u, v = torch.rand(2, 64, device=alpha.device).log() / alpha
+    total = torch.logaddexp(u, v)
+    first = torch.where(total <= 0, 1.0, 0.0).argmax(keepdim=True)
+    return (u - total).exp().gather(0, first)[0]
+
+
+class Bss(Mlp):
+    """Batch spectral shrinkage (Chen et al., NeurIPS 2019, equation 3), on the head's z.
+
+    L = CE + eta sum_{i=1..k} sigma_{-i}^2, the squares of the k = 1 smallest singular values of the
+    batch's z [R, D]. They are eigenvalues of z z^T or z^T z, whichever is smaller.
+    """
+
+    hyperparameters = {"eta": (0.0, None)}
+
+    def loss(self, batch):
+        logits, z = self.forward(batch.features)
+        z = z.double()
+        gram = z @ z.mT if z.shape[0] <= z.shape[1] else z.mT @ z
+        smallest = torch.linalg.eigvalsh(gram)[0].clamp_min(0)
+        return {"ce": batch.task_loss(logits), "bss": batch.hyper["eta"] * smallest.float()}
+
+
+class Whitened(nn.Module):
+    """A linear head on features whitened with a shrunken covariance (Ledoit and Wolf 2004).
+
+    S' = (1 - s) S + s (tr S / D) I,  g = S'^(-1/2) (f - mean),  classifier on g, cross-entropy.
+    S and the mean are those of all training rows; the shrinkage s is searched.
+    """
+
+    hyperparameters = {"shrinkage": (0.0, 1.0)}
+
+    def __init__(self, dim, outputs):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("whitening", torch.eye(dim))
+        self.classifier = nn.Linear(dim, outputs)
+
+    def prepare(self, features, targets, hyper):
+        rows = features.double()
+        values, vectors = torch.linalg.eigh(torch.cov(rows.mT, correction=0))
+        shrunk = shrink(values, hyper["shrinkage"])
+        self.mean = rows.mean(0).float()
+        self.whitening = (vectors * shrunk.rsqrt() @ vectors.mT).float()
+
+    def forward(self, features):
+        z = (features - self.mean) @ self.whitening
+        return self.classifier(z), z
+
+    def loss(self, batch):
+        logits, _ = self.forward(batch.features)
+        return {"ce": batch.task_loss(logits)}
+
+
+def shrink(eigenvalues, share):
+    """The eigenvalues of (1 - s) S + s (tr S / D) I, kept above 1e-10 of their mean."""
+    mean = eigenvalues.clamp_min(0).mean()
+    return ((1 - share) * eigenvalues + share * mean).clamp_min(1e-10 * mean)
+
+
+class Lda(nn.Module):
+    """Linear discriminant analysis with a shrunken covariance (Friedman 1989), solved at once.
+
+    logits_c = m_c^T W f - m_c^T W m_c / 2 + log(n_c / n),  W = S'^(-1), S the covariance within
+    classes, S' = (1 - s) S + s (tr S / D) I.
+    """
+
+    hyperparameters = {"shrinkage": (0.0, 1.0)}
+
+    def __init__(self, dim, outputs):
+        super().__init__()
+        self.register_buffer("weight", torch.zeros(outputs, dim))
+        self.register_buffer("bias", torch.zeros(outputs))
+
+    def prepare(self, features, targets, hyper):
+        rows, classes = features.double(), len(self.bias)
+        counts = torch.bincount(targets, minlength=classes).double()
+        means = torch.zeros(classes, rows.shape[1], dtype=torch.float64)
+        means = means.to(rows.device).index_add(0, targets, rows) / counts[:, None]
+        within = rows - means[targets]
+        values, vectors = torch.linalg.eigh(within.mT @ within / len(rows))
+        inverse = vectors / shrink(values, hyper["shrinkage"]) @ vectors.mT
+        weight = means @ inverse
+        self.weight = weight.float()
+        self.bias = ((counts / len(rows)).log() - (weight * means).sum(1) / 2).float()
+
+    def forward(self, features):
+        return features @ self.weight.mT + self.bias
