@@ -167,7 +167,7 @@ def scan(corpus: Corpus, found: Survey, piece: Piece, scratch: Folder) -> Scan:
     if (recorded := records.find(scratch, record, Scan)) is not None:
         return recorded
     scratch.delete(record)
-    reader = {MAIN: corpus.reader, **corpus.parts.sources}[piece.source]
+    source = _sources(corpus)[piece.source]
     own = range(len(found.classes.ids))
     rules = Rules(
         form=corpus.form,
@@ -177,12 +177,12 @@ def scan(corpus: Corpus, found: Survey, piece: Piece, scratch: Folder) -> Scan:
         captions=found.captions,
         max_pixels=corpus.max_pixels,
         decode=corpus.verify == "full",
-        masks=mask_numbers(corpus, reader, found.relabel.get(piece.source, own)),
+        masks=mask_numbers(corpus, source, found.relabel.get(piece.source, own)),
     )
     runs = _RunWriter(corpus, piece, scratch)
     bad, notes, read = [QUARANTINE_SCHEMA.empty_table()], Counter[str](), 0
     examples: dict[str, str] = {}
-    reader = reader_of(_sources(corpus)[piece.source], found.own[piece.source])
+    reader = reader_of(source, found.own[piece.source])
     for rows in reader.read(piece.unit, notes):
         checked = check(_with_prefix(corpus, piece.source, rows), rules)
         examples = checked.examples | examples
