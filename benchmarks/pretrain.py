@@ -18,7 +18,8 @@ cores). The two sides alternate in one process; figures are medians. Ends with o
 - first_step_s: from the start of a run in the stage until its first update, with Ray already up;
   five_levels_vs_one: wall time of five such runs, side by side, over that of one.
 - five_levels_vs_five_runs_...: see `pretrain_cohort.py`.
-- on a GPU, also the figures of `pretrain_gpu.py`.
+
+On a GPU: `gpu.py`.
 """
 
 from __future__ import annotations
@@ -306,12 +307,6 @@ def main() -> None:
         result |= data_wait_share(large)
         result |= start(small)
         result |= five_levels_vs_five_runs(Path(name) / "cohort")
-        if torch.cuda.is_available():
-            from pretrain_gpu import measure
-
-            result |= measure(Path(name) / "gpu", list(jpegs(1_024, 400, 300, 92)))
-        else:
-            print("no GPU here: images_per_s, ceiling_share, vs_timm and vs_open_clip left out")
     print(json.dumps({name: round(value, 4) for name, value in result.items()}))
 
 

@@ -28,6 +28,7 @@ from spent import Spent
 
 from jobs.contract import Work
 from jobs.images.spec import Augment, ImageInput
+from jobs.pretrain.distributed import DistributedGroup
 from jobs.pretrain.loop import Loop, Pace
 from jobs.pretrain.prepare import Run
 from jobs.pretrain.run import train_run, train_runs
@@ -47,28 +48,37 @@ def raise_errors(_: Work, result: Any) -> None:
         raise result
 
 
-def alone(works: Sequence[Work]) -> Spent:
+def alone(works: Sequence[Work], group: DistributedGroup | None = None) -> Spent:
     begun = Spent.now()
     for each in works:
-        train_run(each, pace=PACE)
+        train_run(each, group, pace=PACE)
     return Spent.now().since(begun)
 
 
-def together(works: Sequence[Work]) -> Spent:
+def together(works: Sequence[Work], group: DistributedGroup | None = None) -> Spent:
     begun = Spent.now()
-    train_runs([Run(each) for each in works], raise_errors, pace=PACE)
+    train_runs([Run(each) for each in works], raise_errors, group, pace=PACE)
     return Spent.now().since(begun)
 
 
-def compare(root: Path, name: str, model: str, fields: dict[str, Any]) -> dict[str, float]:
+def compare(
+    root: Path,
+    name: str,
+    model: str,
+    fields: dict[str, Any],
+    resources: Resources | None = None,
+    group: DistributedGroup | None = None,
+    repeats: int = REPEATS,
+) -> dict[str, float]:
     """Images a processor-second side by side over alone: both train the same images."""
     ratios: dict[str, list[float]] = {"": [], "_wall": []}
-    resources = Resources(cpus_per_worker=1)
-    for turn in range(REPEATS):
+    resources = resources or Resources(cpus_per_worker=1)
+    for turn in range(repeats):
         sides = []
         for side in (alone, together):
             names = [f"{name}-{turn}-{side.__name__}-{n}" for n in range(LEVELS)]
-            sides.append(side([work(root, each, model, fields, resources) for each in names]))
+            works = [work(root, each, model, fields, resources) for each in names]
+            sides.append(side(works, group))
         ratios[""].append(sides[0].cpu / sides[1].cpu)
         ratios["_wall"].append(sides[0].wall / sides[1].wall)
         print(f"  {name}: five runs {sides[0]}, five levels {sides[1]}", flush=True)

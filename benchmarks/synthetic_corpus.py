@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -16,9 +15,6 @@ from jobs.contract import Work
 from jobs.corpus.form import IMAGES
 from jobs.corpus.shards import PARTS, Index, write_rows
 from jobs.noise.overlay import Overlay
-from jobs.pretrain.distributed import DistributedGroup
-from jobs.pretrain.loop import Pace, Watch
-from jobs.pretrain.run import train_run
 from jobs.pretrain.spec import Contrastive, PretrainStep, Resources, Supervised
 from jobs.storage.folder import Folder
 
@@ -112,15 +108,3 @@ def work(
         output=Folder.of(root / "runs" / name / "output"),
         scratch=Folder.of(root / "runs" / name / "scratch"),
     )
-
-
-def update_times(one: Work, group: DistributedGroup | None = None) -> list[float]:
-    """When each update of a run ended."""
-    times: list[float] = []
-
-    def on_progress(share: float, message: str) -> None:
-        if share > 0:
-            times.append(time.perf_counter())
-
-    train_run(one, group, Watch(on_progress=on_progress), Pace(minutes=60, time_share=0))
-    return times

@@ -92,18 +92,25 @@ def configurations(count: int, weight: float) -> list[Configuration]:
 
 
 def engine_epoch(
-    dim: int, members: int, weight: float, steps: int, precision: Precision = "float32"
+    dim: int,
+    members: int,
+    weight: float,
+    steps: int,
+    precision: Precision = "float32",
+    device: str = "cpu",
 ) -> Callable[[], float]:
     """Seconds of an epoch of `steps` steps for all members, with a tiny validation part."""
     shape = Shape("paper", dim, ClassTarget(CLASSES))
     given = features(steps * ROWS, dim)
+    given = Labelled(given.features.to(device), given.labels.to(device))
     validation = Labelled(given.features[0, :2], given.labels[:2])
     group = Group(given, configurations(members, weight), 0)
-    stack = Stack(shape, [group], validation, Budget(EPOCHS, ROWS), precision=precision)
+    budget = Budget(EPOCHS, ROWS)
+    stack = Stack(shape, [group], validation, budget, device=device, precision=precision)
 
     def run() -> float:
         begun = time.perf_counter()
-        stack.run_epoch()
+        stack.run_epoch()  # its losses are read, so it ends when the device has done all
         return time.perf_counter() - begun
 
     return run
@@ -115,11 +122,13 @@ def engine_epoch(
 class Published:
     """A head, its losses and its optimizer, as in the published code."""
 
-    def __init__(self, dim: int, weight: float) -> None:
+    def __init__(self, dim: int, weight: float, device: str = "cpu") -> None:
         torch.manual_seed(0)
         self.weight = weight
         self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.ReLU(), nn.Linear(4 * dim, dim))
         self.classifier = nn.Linear(dim, CLASSES)
+        self.mlp.to(device)
+        self.classifier.to(device)
         weights = [*self.mlp.parameters(), *self.classifier.parameters()]
         self.optimizer = torch.optim.AdamW(weights, lr=1e-3, weight_decay=1e-4)
 
@@ -148,15 +157,25 @@ class Published:
             self.step(given.features[0, samples], given.labels[samples])
 
 
-def published_epoch(dim: int, weight: float, steps: int) -> Callable[[], float]:
-    model, given = Published(dim, weight), features(steps * ROWS, dim)
+def published_epoch(
+    dim: int, weight: float, steps: int, device: str = "cpu"
+) -> Callable[[], float]:
+    model, given = Published(dim, weight, device), features(steps * ROWS, dim)
+    given = Labelled(given.features.to(device), given.labels.to(device))
 
     def run() -> float:
         begun = time.perf_counter()
         model.epoch(given, steps)
+        finish(device)
         return time.perf_counter() - begun
 
     return run
+
+
+def finish(device: str) -> None:
+    """Wait until the device has done all."""
+    if device != "cpu":
+        torch.cuda.synchronize()
 
 
 # -- what is measured ------------------------------------------------------------------------------
@@ -200,19 +219,20 @@ def cell_step_ratio() -> dict[str, object]:
     return {"nmtune_step_vs_mlp_in_a_cell": round(found["nmtune"] / found["mlp"], 3)}
 
 
-def product_rate(members: int) -> float:
+def product_rate(members: int, dim: int = SWEEP_DIM, device: str = "cpu") -> float:
     """Flops a second of a bare batched product with the shapes of the head's larger layers."""
-    hidden = 4 * SWEEP_DIM
-    weights = torch.randn(members, hidden, SWEEP_DIM)
-    rows = torch.randn(members, SWEEP_DIM, ROWS)
-    out = torch.empty(members, hidden, ROWS)
+    hidden = 4 * dim
+    weights = torch.randn(members, hidden, dim, device=device)
+    rows = torch.randn(members, dim, ROWS, device=device)
+    out = torch.empty(members, hidden, ROWS, device=device)
 
     def run() -> float:
         begun = time.perf_counter()
         torch.bmm(weights, rows, out=out)
+        finish(device)
         return time.perf_counter() - begun
 
-    return 2 * members * hidden * SWEEP_DIM * ROWS / fastest({"bmm": run}, 4 * TURNS)["bmm"]
+    return 2 * members * hidden * dim * ROWS / fastest({"bmm": run}, 4 * TURNS)["bmm"]
 
 
 def sweep_ratios() -> dict[str, object]:

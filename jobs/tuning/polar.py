@@ -71,8 +71,8 @@ def _largest(gram: Tensor, top: int) -> tuple[Tensor, Tensor, Tensor]:
     others close to the last of them [K].
     """
     rest = gram
-    values = list[Tensor]()
-    vectors = list[Tensor]()
+    values: list[Tensor] = []
+    vectors: list[Tensor] = []
     pure = torch.ones(len(gram), dtype=torch.bool, device=gram.device)
     for number in range(top):
         power = _normed(rest)

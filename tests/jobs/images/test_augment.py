@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from jobs.images.augment import DRAWS, augment, draws, flips_alone, mix
 from jobs.images.pixels import normalise, to_input, unit_range
 from jobs.images.spec import Augment, ImageInput
+from tests import pretend
 
 ALL = Augment(degrees=30, translate=0.2, scale=(0.7, 1.3), flip=True)
 
@@ -116,6 +117,17 @@ def test_images_normalised_in_pieces_equal_those_normalised_at_once(
     before = floats.clone()
     assert torch.equal(to_input(floats, spec), normalise(before, spec))
     assert torch.equal(floats, before)
+
+
+def test_a_cpu_flips_to_the_bytes_of_a_gpu() -> None:
+    spec, u = Augment(flip=True), draws(np.arange(32, dtype=np.uint64))
+    pixels = torch.arange(32 * 3 * 4 * 5, dtype=torch.int32).byte().view(32, 3, 4, 5)
+    before = pixels.clone()
+    with pretend.gpu():
+        on_gpu = augment(pixels.to("cuda"), spec, u).cpu()
+    assert torch.equal(augment(pixels, spec, u), on_gpu)
+    assert not torch.equal(on_gpu, before)
+    assert torch.equal(pixels, before)
 
 
 def test_flipping_bytes_equals_flipping_floats() -> None:

@@ -142,3 +142,14 @@ def test_nothing_and_what_is_not_finite_is_settled() -> None:
     assert values[1].isnan()
     assert gradients[0].count_nonzero() == 0
     assert not unsettled.any()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("batch", BATCHES)
+def test_a_gpus_products_give_the_cpus_value_and_gradient(batch: Batch) -> None:
+    z = torch.stack([batch(24, 60, seed) for seed in range(3)])
+    *found, (unsettled,) = svd(z.cuda(), RELEASED, "products")
+    assert not unsettled.any()
+    wanted = svd(z, RELEASED, "eigenvectors")[:2]
+    assert_equal(z, tuple(values.cpu() for values in found), wanted)

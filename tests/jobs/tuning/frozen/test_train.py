@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -314,3 +315,27 @@ def test_an_epoch_that_has_not_converged_is_trained_again_by_eigenvectors(
     assert next(calls) == 5  # the steps of one epoch
     assert progress == sorted(progress)
     assert len(progress) == 15
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("kind", ["linear", "paper", "released"])
+def test_a_gpu_gives_the_cpus_losses_and_its_steps_wait_for_nothing(
+    kind: HeadKind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = Stack._step
+
+    def refusing(self: Stack, batch: Sequence[Tensor]) -> dict[str, Tensor]:
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            return step(self, batch)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    tried = [Configuration(c.lr, c.weight_decay) for c in TRIED] if kind == "linear" else TRIED
+    shape, group = Shape(kind, DIM, ClassTarget(CLASSES)), [Group(TRAINING, tried, 0)]
+    wanted = train_groups(shape, group, VALIDATION, Budget(3, 16))
+    monkeypatch.setattr(Stack, "_step", refusing)
+    found = train_groups(shape, group, VALIDATION, Budget(3, 16), device="cuda")
+    losses = [epochs[0].epochs[-1].validation_loss for epochs in (found, wanted)]
+    torch.testing.assert_close(*losses, rtol=1e-2, atol=0)
