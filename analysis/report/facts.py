@@ -35,10 +35,23 @@ def facts(readout: Readout) -> list[str]:
         number = wording.count(readout.pretrained_cells.num_rows, "cell")
         names = wording.join(question.encoders, many=6)
         found.append(f"pretrained encoders: {names} ({number} finished)")
+    if heads := _extensions(readout):
+        found.append(f"methods written as extensions: {wording.join(heads, many=_MANY)}")
     if number := readout.label_noise_cells.num_rows:
         noisy = wording.count(number, "cell")
         found.append(f"{noisy} with downstream label noise, shown apart")
     return found
+
+
+def _extensions(readout: Readout) -> list[str]:
+    """The methods whose heads are a researcher's own, with file and class."""
+    pairs = {
+        (row["method"], row["head"])
+        for table in (readout.cells, readout.pretrained_cells)
+        for row in table.select(["method", "head"]).to_pylist()
+        if ":" in str(row["head"])
+    }
+    return [f"{method} ({head})" for method, head in sorted(pairs)]
 
 
 def assurance(readout: Readout) -> str:
