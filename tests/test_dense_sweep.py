@@ -1,4 +1,4 @@
-"""A whole sweep on masks: two encoders, a task, its rotation and other classes, report, MLflow."""
+"""A whole sweep on masks: an ID task, its rotation and other classes, report and MLflow."""
 
 import csv
 from pathlib import Path

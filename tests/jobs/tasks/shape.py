@@ -46,6 +46,9 @@ def names_of(task: Task) -> tuple[str, ...]:
     assert task.facts is not None
     if not task.target_kind.has_classes:
         return ()
+    if task.target_kind.dense and task.corpus is not None:
+        assert isinstance(task.corpus.reader, ParquetReader | MaskFolderReader)
+        return task.corpus.reader.classes
     return task.facts.class_names or tuple(f"class-{i}" for i in range(task.facts.classes))
 
 
