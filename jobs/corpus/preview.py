@@ -73,6 +73,7 @@ def preview(corpus: Corpus, *, count: bool = True) -> Preview:
         captions=reader.captions,
         max_pixels=corpus.max_pixels,
         decode=corpus.verify == "full",
+        shrink=corpus.shrink,
     )
     first = _first_rows(reader)
     prefix = getattr(corpus.reader, "key_prefix", "")

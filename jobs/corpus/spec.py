@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from jobs.contract import NOT_SEMANTIC, PATH, SILENT, Slug, Spec
 from jobs.corpus.form import Form, LabelKind, Modality, form_of
-from jobs.images.spec import MOST_PIXELS
+from jobs.images.spec import MOST_PIXELS, Shrink
 
 WhereValue = Annotated[int, Field(strict=True)] | str
 Column = Annotated[str, Field(min_length=1)]
@@ -353,6 +353,9 @@ class Corpus(Spec):
         le=MOST_PIXELS,
         description="width x height; a larger image is refused undecoded",
     )
+    shrink: Annotated[Shrink | None, SILENT] = Field(
+        None, description="of images: larger ones are stored smaller; none: as they are"
+    )
     allow_empty_classes: Annotated[bool, NOT_SEMANTIC] = Field(
         False, description="build although a class has no row in the training part"
     )
@@ -376,6 +379,8 @@ class Corpus(Spec):
                 f"corpus.{where} of kind {reader.kind} reads images, and modality is text: give it "
                 f"`fields` (kind parquet, table or jsonl)"
             )
+        if self.shrink is not None and self.modality != "image":
+            raise ValueError("corpus.shrink is for images, and modality is text: leave it out")
         if len({_label_kind(reader) for reader in readers.values()}) > 1:
             raise ValueError("the readers of a corpus must have the same `labels`")
         return self

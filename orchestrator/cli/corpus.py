@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -310,6 +311,7 @@ def _summary(folder: Folder) -> dict[str, Any]:
         "rows_read": index.rows_read,
         "quarantined": dict(index.quarantined),
         "notes": dict(index.notes),
+        "shrunk": None if index.shrunk is None else asdict(index.shrunk),
         "classes": [
             {"id": identity, "name": name, "train_rows": counts.get(label, 0)}
             for label, (identity, name) in enumerate(
@@ -328,6 +330,10 @@ def _lines(address: str, summary: dict[str, Any]) -> Iterator[str]:
     for title, counts in (("quarantine", summary["quarantined"]), ("notes", summary["notes"])):
         listed = ", ".join(f"{count:,} {name}" for name, count in counts.items()) or "none"
         yield f"  {title:12}{listed}"
+    if (shrunk := summary["shrunk"]) is not None:
+        before, after = (shrunk[f"bytes_{when}"] / 1e6 for when in ("before", "after"))
+        sizes = f"{before:,.1f} MB before, {after:,.1f} MB now"
+        yield f"  {'shrunk':12}{shrunk['images']:>12,} images, {sizes}"
     classes = summary["classes"]
     for entry in classes[:CLASSES_SHOWN]:
         named = "" if entry["id"] == entry["name"] else f"  ({entry['id']})"
