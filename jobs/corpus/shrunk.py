@@ -9,9 +9,9 @@ from dataclasses import dataclass
 class Shrunk:
     """The images that were shrunk, and their bytes before and after."""
 
-    images: int = 0
-    bytes_before: int = 0
-    bytes_after: int = 0
+    images: int
+    bytes_before: int
+    bytes_after: int
 
     def __add__(self, other: Shrunk) -> Shrunk:
         return Shrunk(
@@ -21,4 +21,4 @@ class Shrunk:
         )
 
 
-NONE = Shrunk()
+NONE = Shrunk(0, 0, 0)
