@@ -20,7 +20,7 @@ from jobs.images.decode import open_image
 from jobs.images.shrink import shrunk, smaller_size
 from jobs.images.spec import MOST_PIXELS, Shrink
 from jobs.storage.folder import Folder
-from orchestrator.cli.corpus import _lines, _summary
+from orchestrator.cli.corpus import _in_a_line, _lines, _summary
 
 SMALL = Shrink(shorter_side=32, quality=95)
 Build = Callable[[Corpus, Path], tuple[Folder, Outcome]]
@@ -173,7 +173,9 @@ def test_only_large_images_are_stored_smaller_and_they_are_counted(
         "shrunk_bytes_after": after,
     }
     shown = "\n".join(_lines("corpus/c", _summary(small)))
-    assert f"2 images, {before / 1e6:,.1f} MB before, {after / 1e6:,.1f} MB now" in shown
+    words = f"2 images shrunk from {before / 1e6:,.1f} MB to {after / 1e6:,.1f} MB"
+    assert words in shown
+    assert words in _in_a_line(index)
     assert "shrunk" not in json.loads((plain.local_path() / INDEX).read_text())
     assert "shrunk" not in "\n".join(_lines("corpus/c", _summary(plain)))
 
