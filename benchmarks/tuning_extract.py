@@ -14,7 +14,7 @@ cores). Ends with one line of JSON:
 - features_of_five_vs_five: processor time of five encoders that extract one after another, over
   that of the same five fed from one decoding, with one thread; both sides alternate, the median.
   JPEGs of 500 x 375, and a vision transformer with few tokens, whose forward pass takes
-  `encoder_share` of the time of decoding. `_resnet18`: the same with a ResNet-18.
+  `encoder_share` of the time of decoding.
 
 The images are JPEGs of 160 x 160 (as smooth as photographs, about 5 kB), the encoder a ResNet-50 at
 160 pixels with random weights; the training part has two augmented views, so three passes a row.
@@ -32,7 +32,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from statistics import median
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -159,16 +158,16 @@ FIVE_REPEATS = 5
 TINY = {"patch_size": 32, "embed_dim": 64, "depth": 2, "num_heads": 1}
 
 
-def five(model: str, options: dict[str, Any]) -> list[ImageEncoder]:
+def five() -> list[ImageEncoder]:
     """Five encoders with different weights and the same input, 224 x 224."""
-    image = ImageInput(size=224)
-    architecture = Architecture("timm", model, options, image, 10)
+    name, image = "vit_tiny_patch16_224", ImageInput(size=224)
+    architecture = Architecture("timm", name, TINY, image, 10)
     classes, found = tuple(map(str, range(10))), []
     for seed in range(FIVE):
         torch.manual_seed(seed)
         built = architecture.build()
         digest, dim = str(seed) * 64, architecture.feature_dim(built)
-        card = EncoderCard("timm", model, options, image, classes, dim, digest, digest, digest)
+        card = EncoderCard("timm", name, TINY, image, classes, dim, digest, digest, digest)
         found.append(ImageEncoder(card, built, torch.device("cpu")))
     return found
 
@@ -178,35 +177,30 @@ def features_of_five_vs_five() -> dict[str, float]:
     torch.set_num_threads(1)
     step = FeaturesStep(images="b", parts=("test",))
     unit = Unit("test", SHARD, 0, FIVE_ROWS, sha256="")
-    found: dict[str, float] = {}
+    members = [Member(encoder, step) for encoder in five()]
+    one = members[0].encoder
     with tempfile.TemporaryDirectory() as name:
-        folder = Folder.of(name)
-        write_images(folder, list(jpegs(FIVE_ROWS, 500, 375, 90)), (500, 375))
-        encoded = folder.read_table(SHARD)["image"].to_pylist()
-        for tail, model, options in (
-            ("", "vit_tiny_patch16_224", TINY),
-            ("_resnet18", "resnet18", {}),
-        ):
-            members = [Member(encoder, step) for encoder in five(model, options)]
-            one = members[0].encoder
-            pixels = torch.stack([one.prepare(data, "b") for data in encoded])
+        folder, encoded = Folder.of(name), list(jpegs(FIVE_ROWS, 500, 375, 90))
+        write_images(folder, encoded, (500, 375))
+        pixels = torch.stack([one.prepare(data, "b") for data in encoded])
 
-            def alone() -> None:
-                for member in members:  # noqa: B023
-                    extract(unit, folder, "b", member.encoder, step)
+        def alone() -> None:
+            for member in members:
+                extract(unit, folder, "b", member.encoder, step)
 
-            sides = (alone, lambda: extract_each(unit, folder, "b", members))  # noqa: B023
-            ratios, shares = [], []
-            one.features(pixels)  # warm-up
-            for _ in range(FIVE_REPEATS):
-                apart, together = (timed(side)[1] for side in sides)
-                ratios.append(apart / together)
-                forward = timed(lambda: one.features(pixels))[1]  # noqa: B023
-                decoding = timed(lambda: [one.prepare(data, "b") for data in encoded])[1]  # noqa: B023
-                shares.append(forward / decoding)
-            found[f"features_of_five_vs_five{tail}"] = round(median(ratios), 2)
-            found[f"encoder_share{tail}"] = round(median(shares), 2)
-    return found
+        sides: dict[str, Callable[[], object]] = {
+            "apart": alone,
+            "together": lambda: extract_each(unit, folder, "b", members),
+            "forward": lambda: one.features(pixels),
+            "decode": lambda: [one.prepare(data, "b") for data in encoded],
+        }
+        for do in sides.values():
+            do()  # warm-up
+        taken = [{side: timed(do)[1] for side, do in sides.items()} for _ in range(FIVE_REPEATS)]
+    return {
+        "features_of_five_vs_five": round(median(t["apart"] / t["together"] for t in taken), 2),
+        "encoder_share": round(median(t["forward"] / t["decode"] for t in taken), 2),
+    }
 
 
 def extract_vs_forward() -> float:

@@ -27,6 +27,7 @@ from jobs.corpus.readers import Classes, Unit, reader_of
 from jobs.corpus.readers.source import Listing
 from jobs.corpus.runs import PARTS, RUN_BYTES, Run, write_run
 from jobs.corpus.shards import QUARANTINE, File, Index
+from jobs.corpus.shrunk import NONE, Shrunk
 from jobs.corpus.spec import AnyReader, Corpus
 from jobs.storage.folder import Folder
 
@@ -144,6 +145,7 @@ class Scan:
     quarantined: Counter[str]  # reason -> rows
     notes: Counter[str]
     examples: dict[str, str]  # reason -> the first such row, in words
+    shrunk: Shrunk = NONE
 
     def as_json(self) -> dict[str, Any]:
         """JSON values that `of` reads."""
@@ -153,6 +155,7 @@ class Scan:
             "quarantined": dict(self.quarantined),
             "notes": dict(self.notes),
             "examples": self.examples,
+            "shrunk": asdict(self.shrunk),
         }
 
     @staticmethod
@@ -178,9 +181,11 @@ def scan(corpus: Corpus, found: Survey, piece: Piece, scratch: Folder) -> Scan:
         max_pixels=corpus.max_pixels,
         decode=corpus.verify == "full",
         masks=mask_numbers(corpus, source, found.relabel.get(piece.source, own)),
+        shrink=corpus.shrink,
     )
     runs = _RunWriter(corpus, piece, scratch)
     bad, notes, read = [QUARANTINE_SCHEMA.empty_table()], Counter[str](), 0
+    shrunk = NONE
     examples: dict[str, str] = {}
     reader = reader_of(source, found.own[piece.source])
     for rows in reader.read(piece.unit, notes):
@@ -189,12 +194,13 @@ def scan(corpus: Corpus, found: Survey, piece: Piece, scratch: Folder) -> Scan:
         runs.add(checked.good, np.flatnonzero(checked.kept) + read)
         bad.append(checked.bad)
         notes += checked.notes
+        shrunk += checked.shrunk
         read += len(rows)
     refused = pa.concat_tables(bad)
     if len(refused):
         scratch.write_table(f"{piece.name}{_REFUSED}", refused)
     reasons = Counter(refused["reason"].to_pylist())
-    done = Scan(runs.close(), read, reasons, +notes, examples)
+    done = Scan(runs.close(), read, reasons, +notes, examples, shrunk)
     scratch.write_json(record, done.as_json())
     return done
 
@@ -305,7 +311,8 @@ def finish(
 ) -> Outcome:
     """Write the quarantine and the index of the shards, given as (part, file).
 
-    Counts: rows_read, rows_<part>, quarantined, and each `bad_<reason>` and `note_<what>` above 0.
+    Counts: rows_read, rows_<part>, quarantined, and each `bad_<reason>` and `note_<what>` above 0;
+    with `shrink`, shrunk_images, shrunk_bytes_before and shrunk_bytes_after.
     """
     refused = [QUARANTINE_SCHEMA.empty_table()]
     for piece, scanned in zip(found.pieces, scans, strict=True):
@@ -326,12 +333,15 @@ def finish(
         sources=found.sources,
         modality=corpus.modality,
         label_kind=corpus.label_kind,
+        shrunk=sum((scan.shrunk for scan in scans), NONE) if corpus.shrink else None,
     )
     index.write(output)
     counts = {"rows_read": index.rows_read, "quarantined": reasons.total()}
     counts |= {f"rows_{part}": index.rows(part) for part in PARTS}
     counts |= {f"bad_{reason}": count for reason, count in index.quarantined.items()}
     counts |= {f"note_{what}": count for what, count in index.notes.items()}
+    if index.shrunk is not None:
+        counts |= {f"shrunk_{what}": count for what, count in asdict(index.shrunk).items()}
     return Outcome(counts)
 
 

@@ -3,7 +3,8 @@
 Takes rows as readers give them (`readers.rows`). Gives the good rows by the corpus's form, the bad
 ones as rows of the quarantine (source, key, reason), and counts of what is unusual but kept. Images
 are checked by their structure. A small image, and one with anything unusual, is decoded; all are,
-on request. Texts are checked as bytes. Nothing is repaired, and every row is counted.
+on request. Texts are checked as bytes. Nothing is repaired, and every row is counted. On request,
+large images are replaced by smaller ones (`jobs.images.shrink`).
 
 Reasons: no_key, no_label, label_unknown, and a reader's own (broken_json, too_large, ...).
 Of images: no_image, empty_image, not_an_image, broken_header, too_many_pixels, truncated,
@@ -21,7 +22,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -30,11 +31,14 @@ import pyarrow.compute as pc
 
 from jobs.corpus.form import Form
 from jobs.corpus.mask_spec import MaskFields
+from jobs.corpus.shrunk import NONE, Shrunk
 from jobs.corpus.spec import AnyReader, Corpus
 from jobs.images import masks
-from jobs.images.decode import decode_fault
+from jobs.images.decode import decode_fault, fault_of
 from jobs.images.headers import HeaderError, read_header
 from jobs.images.masks import Numbers
+from jobs.images.shrink import shrunk, smaller_size
+from jobs.images.spec import Shrink
 
 QUARANTINE_SCHEMA = pa.schema(
     [
@@ -43,6 +47,9 @@ QUARANTINE_SCHEMA = pa.schema(
         pa.field("reason", pa.string(), nullable=False),  # one of the reasons above
     ]
 )
+
+Columns: TypeAlias = "tuple[list[Any], Counter[str], Shrunk]"
+"""The columns after the key, the notes, and what was shrunk."""
 
 TEXT_BYTES = 1 << 20  # of a text, in UTF-8; a longer one is no sample
 
@@ -59,6 +66,7 @@ class Rules:
     max_pixels: int
     decode: bool  # every image, not only small and unusual ones
     masks: Numbers | None = None  # what the numbers of the source's masks stand for
+    shrink: Shrink | None = None  # how large images are stored
 
 
 def mask_numbers(corpus: Corpus, reader: AnyReader, classes: Sequence[int]) -> Numbers | None:
@@ -78,6 +86,7 @@ class Checked:
     bad: pa.Table  # by QUARANTINE_SCHEMA
     notes: Counter[str]  # of the good rows
     examples: dict[str, str]  # reason -> the first such row, in words
+    shrunk: Shrunk = NONE
 
 
 def check(rows: pa.Table, rules: Rules) -> Checked:
@@ -85,7 +94,7 @@ def check(rows: pa.Table, rules: Rules) -> Checked:
     rows = rows.combine_chunks()
     reasons: list[str | None] = rows["fault"].to_pylist()
     _set_reason(reasons, "no_key", _is_empty(rows["key"]))
-    columns, notes = _COLUMNS[rules.form.modality](rows, rules, reasons)
+    columns, notes, shrunk = _COLUMNS[rules.form.modality](rows, rules, reasons)
     bad = np.array([reason is not None for reason in reasons], dtype=bool)
     good = pa.array(~bad)
     table = pa.table([rows["key"], *columns], names=rules.form.checked.names)
@@ -99,7 +108,12 @@ def check(rows: pa.Table, rules: Rules) -> Checked:
         schema=QUARANTINE_SCHEMA,
     )
     return Checked(
-        table.cast(rules.form.checked), ~bad, faulty, +notes, _examples(rows, rules, reasons)
+        table.cast(rules.form.checked),
+        ~bad,
+        faulty,
+        +notes,
+        _examples(rows, rules, reasons),
+        shrunk,
     )
 
 
@@ -175,9 +189,7 @@ def _decode_each(column: pa.ChunkedArray, what: str, reasons: list[str | None]) 
 # -- texts -----------------------------------------------------------------------------------------
 
 
-def _text_columns(
-    rows: pa.Table, rules: Rules, reasons: list[str | None]
-) -> tuple[list[Any], Counter[str]]:
+def _text_columns(rows: pa.Table, rules: Rules, reasons: list[str | None]) -> Columns:
     """The columns of texts after the key."""
     texts = _checked_text(rows["text"], "text", True, reasons)
     pairs = _checked_text(rows["pair"], "pair", rules.captions, reasons)
@@ -187,7 +199,7 @@ def _text_columns(
     else:
         labels = _corpus_labels(rows["label"], rules, reasons)
     bulk = texts.cast(pa.large_string()).cast(pa.large_binary())
-    return [bulk, pairs, labels], Counter()
+    return [bulk, pairs, labels], Counter(), NONE
 
 
 def _checked_text(
@@ -203,20 +215,19 @@ def _checked_text(
 # -- images ----------------------------------------------------------------------------------------
 
 
-def _image_columns(
-    rows: pa.Table, rules: Rules, reasons: list[str | None]
-) -> tuple[list[Any], Counter[str]]:
+def _image_columns(rows: pa.Table, rules: Rules, reasons: list[str | None]) -> Columns:
     """The columns of images after the key."""
     _set_reason(reasons, "no_image", rows["image"].is_null())
     labels = _corpus_labels(rows["label"], rules, reasons)
     captions = _decoded(rows["caption"], "caption", rules.captions, reasons)
-    sizes, notes = _image_sizes(rows, rules, reasons)
+    stored = _Stored(rows, rules, reasons)
     lines = np.flatnonzero(_as_numpy(_has_line_breaks(captions)))
-    notes["caption_of_lines"] = sum(reasons[row] is None for row in lines)
-    columns = [rows["image"], labels, captions, sizes[:, 0], sizes[:, 1]]
+    stored.notes["caption_of_lines"] = sum(reasons[row] is None for row in lines)
+    sizes = np.array(stored.sizes, np.int32).reshape(-1, 2)
+    columns = [stored.column(), labels, captions, sizes[:, 0], sizes[:, 1]]
     if rules.masks is not None:
-        columns.append(_checked_masks(rows["mask"], rules.masks, sizes, reasons, notes))
-    return columns, notes
+        columns.append(_checked_masks(rows["mask"], rules.masks, sizes, reasons, stored.notes))
+    return columns, stored.notes, stored.shrunk
 
 
 def _checked_masks(
@@ -247,40 +258,62 @@ def _has_line_breaks(texts: Any) -> Any:
     return pc.fill_null(found, False)
 
 
-def _image_sizes(
-    rows: pa.Table, rules: Rules, reasons: list[str | None]
-) -> tuple[npt.NDArray[np.int32], Counter[str]]:
-    """Every good row's (width, height), [N, 2], and the notes."""
-    notes: Counter[str] = Counter()
-    image = rows["image"].chunk(0)  # the only chunk; combining would copy it
-    _, offsets_buffer, data = image.buffers()
-    if data is None:  # every image is null
-        return np.zeros((len(rows), 2), np.int32), notes
-    offsets = np.frombuffer(offsets_buffer, np.int64, len(rows) + 1, 8 * image.offset).tolist()
-    view = memoryview(data).cast("B")
-    shapes = [(0, 0)] * len(rows)
-    for row, claimed in enumerate(rows["claims"].to_pylist()):
-        if reasons[row] is not None:
-            continue
-        encoded = view[offsets[row] : offsets[row + 1]]
+class _Stored:
+    """The images of some rows as they are stored: checked, and shrunk where the rules say so."""
+
+    def __init__(self, rows: pa.Table, rules: Rules, reasons: list[str | None]) -> None:
+        self._rules, self._rows = rules, rows
+        self.sizes = [(0, 0)] * len(rows)  # of every good row: width, height
+        self.notes: Counter[str] = Counter()
+        self.shrunk = NONE
+        self._smaller: dict[int, bytes] = {}  # row -> what takes the image's place
+        image = rows["image"].chunk(0)  # the only chunk; combining would copy it
+        _, offsets_buffer, data = image.buffers()
+        if data is None:  # every image is null
+            return
+        offsets = np.frombuffer(offsets_buffer, np.int64, len(rows) + 1, 8 * image.offset).tolist()
+        view = memoryview(data).cast("B")
+        for row, claimed in enumerate(rows["claims"].to_pylist()):
+            if reasons[row] is None:
+                reasons[row] = self._check(row, view[offsets[row] : offsets[row + 1]], claimed)
+
+    def _check(self, row: int, encoded: memoryview, claimed: str | None) -> str | None:
+        """Note a row's image; the reason why it is bad, if it is."""
+        rules = self._rules
         try:
             header = read_header(encoded)
         except HeaderError as error:
-            reasons[row] = error.reason
-            continue
+            return error.reason
         if header.width * header.height > rules.max_pixels:
-            reasons[row] = "too_many_pixels"
-            continue
-        if rules.decode or not header.plain:
-            reasons[row] = decode_fault(encoded, rules.max_pixels)
-            if reasons[row] is not None:
-                continue
-        shapes[row] = header.width, header.height
-        if header.notes:
-            notes.update(header.notes)
+            return "too_many_pixels"
+        size = header.width, header.height
+        if rules.shrink is not None and smaller_size(*size, rules.shrink) is not None:
+            try:
+                found = shrunk(encoded, rules.shrink, rules.max_pixels)
+            except Exception as error:
+                return fault_of(error)
+            if found is not None:
+                self._smaller[row], size = found
+                self.shrunk += Shrunk(1, len(encoded), len(self._smaller[row]))
+        elif (rules.decode or not header.plain) and (
+            fault := decode_fault(encoded, rules.max_pixels)
+        ):
+            return fault
+        self.sizes[row] = size
+        self.notes.update(header.notes)
         if claimed is not None and claimed != header.format:
-            notes["wrong_extension"] += 1
-    return np.array(shapes, np.int32).reshape(-1, 2), notes
+            self.notes["wrong_extension"] += 1
+        return None
+
+    def column(self) -> pa.Array | pa.ChunkedArray:
+        """The images, large_binary [N]; null for bad rows that have none."""
+        images = self._rows["image"]
+        if not self._smaller:
+            return images
+        return pa.array(
+            [self._smaller.get(row) or images[row].as_py() for row in range(len(images))],
+            images.type,
+        )
 
 
 _COLUMNS = {"image": _image_columns, "text": _text_columns}

@@ -20,7 +20,7 @@ LabelKind = Literal["classes", "numbers", "masks"]
 IMAGES = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),  # stable, unique, from the source's naming
-        pa.field("image", pa.binary(), nullable=False),  # encoded bytes, untouched
+        pa.field("image", pa.binary(), nullable=False),  # encoded: the source's bytes, or shrunk
         pa.field("label", pa.int32()),  # index into the corpus's classes
         pa.field("caption", pa.string()),
         pa.field("width", pa.int32(), nullable=False),  # pixels

@@ -75,6 +75,7 @@ def preview(corpus: Corpus, *, count: bool = True) -> Preview:
         max_pixels=corpus.max_pixels,
         decode=corpus.verify == "full",
         masks=mask_numbers(corpus, corpus.reader, range(len(classes.ids))),
+        shrink=corpus.shrink,
     )
     first = _first_rows(reader)
     prefix = getattr(corpus.reader, "key_prefix", "")

@@ -27,6 +27,7 @@ from jobs.corpus.layout import Cut
 from jobs.corpus.readers.source import Listing
 from jobs.corpus.runs import PARTS as PARTS
 from jobs.corpus.runs import Blobs, Run, read_slice
+from jobs.corpus.shrunk import Shrunk
 from jobs.storage.folder import Folder
 
 INDEX = "_index.json"
@@ -69,6 +70,7 @@ class Index:
     sources: Mapping[str, Listing] = field(default_factory=dict)  # of `reader` and parts' own
     modality: Modality = "image"  # an index of an older version lacks it
     label_kind: LabelKind = "classes"
+    shrunk: Shrunk | None = None  # with `corpus.shrink`: the images that are stored smaller
 
     @property
     def form(self) -> Form:
@@ -80,8 +82,11 @@ class Index:
         return sum(file.rows for file in self.parts[part])
 
     def write(self, folder: Folder) -> None:
-        """Write `_index.json` into the corpus's folder."""
-        folder.write_json(INDEX, asdict(self))
+        """Write `_index.json` into the corpus's folder; without `shrunk` where nothing can be."""
+        values = asdict(self)
+        if self.shrunk is None:  # as the index once was
+            del values["shrunk"]
+        folder.write_json(INDEX, values)
 
     @staticmethod
     def read(folder: Folder) -> Index:

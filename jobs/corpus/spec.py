@@ -13,7 +13,7 @@ from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 from jobs.contract import NOT_SEMANTIC, PATH, SILENT, Slug, Spec
 from jobs.corpus.form import Form, LabelKind, Modality, form_of
 from jobs.corpus.mask_spec import Column, MaskColumn, MaskFields, check_masks
-from jobs.images.spec import MOST_PIXELS
+from jobs.images.spec import MOST_PIXELS, Shrink
 
 WhereValue = Annotated[int, Field(strict=True)] | str
 
@@ -393,6 +393,9 @@ class Corpus(Spec):
         le=MOST_PIXELS,
         description="width x height; a larger image is refused undecoded",
     )
+    shrink: Annotated[Shrink | None, SILENT] = Field(
+        None, description="of images: larger ones are stored smaller; none: as they are"
+    )
     allow_empty_classes: Annotated[bool, NOT_SEMANTIC] = Field(
         False, description="build although a class has no row in the training part"
     )
@@ -416,6 +419,10 @@ class Corpus(Spec):
                 f"corpus.{where} of kind {reader.kind} reads images, and modality is text: give it "
                 f"`fields` (kind parquet, table or jsonl)"
             )
+        if self.shrink is not None and self.modality != "image":
+            raise ValueError("corpus.shrink is for images, and modality is text: leave it out")
+        if self.shrink is not None and self.label_kind == "masks":
+            raise ValueError("corpus.shrink keeps no masks, which are as large as their images")
         if len({_label_kind(reader) for reader in readers.values()}) > 1:
             raise ValueError(
                 "the readers of a corpus must have the same `labels`, and masks in all or in none"

@@ -67,14 +67,21 @@ def decode_fault(data: bytes | memoryview, max_pixels: int = MOST_PIXELS) -> str
         if image.mode not in ("L", "RGB"):  # those two always convert
             image.convert("L")
             image.convert("RGB")
-    except (TooManyPixelsError, Image.DecompressionBombError):
-        return "too_many_pixels"
-    except MemoryError:  # of this machine, not of the image: its pixels are limited
-        raise
-    # Decoders of broken bytes raise nearly any exception; all of them are faults.
     except Exception as error:
-        return "truncated" if "truncated" in str(error) else "undecodable"
+        return fault_of(error)
     return None
+
+
+def fault_of(error: Exception) -> str:
+    """The word for an error of decoding. Raises a MemoryError again.
+
+    Decoders of broken bytes raise nearly any exception; all others are faults of the image.
+    """
+    if isinstance(error, MemoryError):  # of this machine, not of the image: its pixels are limited
+        raise error
+    if isinstance(error, (TooManyPixelsError, Image.DecompressionBombError)):
+        return "too_many_pixels"
+    return "truncated" if "truncated" in str(error) else "undecodable"
 
 
 class DamagedImageError(StageError):

@@ -55,6 +55,15 @@ class ImageInput(Spec):
         return self
 
 
+class Shrink(Spec):
+    """How images that are larger than needed are stored: smaller, as JPEGs."""
+
+    shorter_side: int = Field(
+        ge=8, le=8192, description="pixels; an image whose shorter side is longer is stored at this"
+    )
+    quality: int = Field(92, ge=1, le=100, description="of the JPEG")
+
+
 class Affine(Spec):
     """Random changes of decoded pixels, drawn from the seed, the epoch and the key alone."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -285,7 +286,13 @@ def _in_a_line(index: Index) -> str:
     files = [file for part in PARTS for file in index.parts[part]]
     size = sum(file.bytes for file in files) / 1e6
     bad = sum(index.quarantined.values())
-    return f"{parts}; {len(files)} shards, {size:,.1f} MB; {bad:,} rows in quarantine"
+    shrunk = "" if index.shrunk is None else f" ({_shrunk_in_words(**asdict(index.shrunk))})"
+    return f"{parts}; {len(files)} shards, {size:,.1f} MB{shrunk}; {bad:,} rows in quarantine"
+
+
+def _shrunk_in_words(images: int, bytes_before: int, bytes_after: int) -> str:
+    before, after = bytes_before / 1e6, bytes_after / 1e6
+    return f"{images:,} images shrunk from {before:,.1f} MB to {after:,.1f} MB"
 
 
 def _summary(folder: Folder) -> dict[str, Any]:
@@ -310,6 +317,7 @@ def _summary(folder: Folder) -> dict[str, Any]:
         "rows_read": index.rows_read,
         "quarantined": dict(index.quarantined),
         "notes": dict(index.notes),
+        "shrunk": None if index.shrunk is None else asdict(index.shrunk),
         "classes": [
             {"id": identity, "name": name, "train_rows": counts.get(label, 0)}
             for label, (identity, name) in enumerate(
@@ -328,6 +336,8 @@ def _lines(address: str, summary: dict[str, Any]) -> Iterator[str]:
     for title, counts in (("quarantine", summary["quarantined"]), ("notes", summary["notes"])):
         listed = ", ".join(f"{count:,} {name}" for name, count in counts.items()) or "none"
         yield f"  {title:12}{listed}"
+    if summary["shrunk"] is not None:
+        yield f"  {'shrunk':12}{_shrunk_in_words(**summary['shrunk'])}"
     classes = summary["classes"]
     for entry in classes[:CLASSES_SHOWN]:
         named = "" if entry["id"] == entry["name"] else f"  ({entry['id']})"

@@ -125,7 +125,7 @@ def command(chosen: Chosen, verbose: bool, claims: bool, as_json: bool, **given:
             click.echo(line)
     experiment = chosen.experiment
     lines = (replicates_line(experiment), controls_line(experiment), power_line(chosen.plan))
-    if known := [line for line in lines if line]:
+    if known := [line for line in (*lines, _together(chosen, assessments, given["gpus"])) if line]:
         click.echo("\n" + "\n".join(known))
     registered = _registered(chosen, assessments)
     for line in (*registered, *_sources(chosen, assessments)):
@@ -135,6 +135,34 @@ def command(chosen: Chosen, verbose: bool, claims: bool, as_json: bool, **given:
     for answer in lacking:
         click.echo(f"  {answer.question}: {answer.message}")
     return 2 if any(answer.state is State.FAULT for answer in lacking) else 0
+
+
+def _together(
+    chosen: Chosen, assessments: Mapping[str, Assessment], gpus: int | None
+) -> str | None:
+    """How many pre-training runs will train side by side, as far as it is known without Ray.
+
+    A sweep without RAY_ADDRESS uses this machine's CPUs. GPUs are known if `--gpus` names them.
+    """
+    import os
+
+    from jobs.pretrain.packs import Node
+    from orchestrator.plan.states import StepState
+    from orchestrator.plan.together import together_line
+
+    section = chosen.experiment.pretrain
+    if section is None:
+        return None
+    left = [a for a, found in assessments.items() if found.state is not StepState.DONE]
+    if section.resources.gpus_per_worker:
+        enough = section.resources.cpus_per_worker / section.resources.gpus_per_worker
+        nodes, where = [Node(gpus * enough, gpus)] if gpus else None, f"a cluster of {gpus} GPUs"
+    elif os.environ.get("RAY_ADDRESS"):
+        nodes, where = None, ""
+    else:
+        cpus = os.cpu_count() or 1
+        nodes, where = [Node(cpus, 0)], f"this machine, with {cpus} CPUs,"
+    return together_line(chosen.plan, left, nodes, where)
 
 
 def _purchases(chosen: Chosen, assessments: Mapping[str, Assessment]) -> list[Purchase]:

@@ -181,6 +181,7 @@ class Resources:
     gpus: float
     most_cpus: float  # of the node with most CPUs
     most_gpus: float  # of the node with most GPUs
+    each: tuple[tuple[float, float], ...] = ()  # of every node: CPUs and GPUs
 
 
 def resources() -> Resources:
@@ -189,4 +190,5 @@ def resources() -> Resources:
 
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     cpus, gpus = ([node.get(unit, 0.0) for node in alive] for unit in ("CPU", "GPU"))
-    return Resources(len(alive), sum(cpus), sum(gpus), max(cpus, default=0), max(gpus, default=0))
+    most = max(cpus, default=0), max(gpus, default=0)
+    return Resources(len(alive), sum(cpus), sum(gpus), *most, tuple(zip(cpus, gpus, strict=True)))

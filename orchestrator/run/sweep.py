@@ -14,6 +14,7 @@ from types import FrameType
 
 from analysis.registration import in_words
 from jobs.contract import StageError
+from jobs.pretrain.packs import Node
 from orchestrator import cluster, preflight
 from orchestrator.cluster import nodes
 from orchestrator.cluster.needs import lacking
@@ -27,6 +28,7 @@ from orchestrator.plan.paid import check_prices, uncounted
 from orchestrator.plan.plan import Plan
 from orchestrator.plan.speed import measured
 from orchestrator.plan.states import StepState, StepStatus
+from orchestrator.plan.together import together_line
 from orchestrator.results import collect
 from orchestrator.run.executor import Executor, load
 from orchestrator.run.progress import Bars, Lines, Progress
@@ -223,8 +225,10 @@ def _execute(
     try:
         with cluster.session():  # the bars are on the screen
             signal.signal(signal.SIGTERM, _terminate)  # Ray has set a handler of its own
-            _check_resources(plan, set(done) - plan.readers(start.redo))
+            settled = set(done) - plan.readers(start.redo)
+            _check_resources(plan, settled)
             nodes.check(store.root)
+            _say_together(plan, settled, progress)
             if not start.redo and (first := uncounted(plan, done)):
                 built = _build_first(plan, store, start, first)
                 done = [*done, *(a for a, found in built.items() if found.state.finished)]
@@ -270,6 +274,19 @@ def _check_resources(plan: Plan, done: set[str]) -> None:
     kinds = {plan.steps[address].kind for address in plan.steps.keys() - done}
     for sentence in lacking(plan.experiment, cluster.resources(), kinds):
         raise ClusterError(sentence)
+
+
+def _say_together(plan: Plan, done: set[str], progress: Progress) -> None:
+    """Say how many pre-training runs train side by side on this cluster, if several are left."""
+    have = cluster.resources()
+    line = together_line(
+        plan,
+        plan.steps.keys() - done,
+        [Node(*each) for each in have.each],
+        f"Ray, with {have.cpus:g} CPUs and {have.gpus:g} GPUs,",
+    )
+    if line:
+        progress.note(line)
 
 
 def _progress(plan: Plan, done: list[str]) -> Progress:

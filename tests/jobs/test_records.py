@@ -18,6 +18,7 @@ from jobs.corpus import build
 from jobs.corpus.readers.source import Listing
 from jobs.corpus.runs import PARTS
 from jobs.corpus.shards import File, Index
+from jobs.corpus.shrunk import Shrunk
 from jobs.encoders.encoder import EncoderCard
 from jobs.images.spec import ImageInput
 from jobs.noise.overlay import Overlay
@@ -39,6 +40,7 @@ SCAN = {
     "quarantined": {"no_label": 1},
     "notes": {},
     "examples": {"no_label": "a"},
+    "shrunk": {"images": 1, "bytes_before": 90, "bytes_after": 40},
 }
 Read = Callable[[Folder], Any]
 
@@ -55,6 +57,7 @@ RECORDS: dict[str, tuple[str, Any, Read]] = {
                 {"no_label": 1},
                 {"odd": 2},
                 {"reader": Listing(2, 90, SHA)},
+                shrunk=Shrunk(1, 90, 40),
             )
         ),
         Index.read,
