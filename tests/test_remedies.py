@@ -10,6 +10,7 @@ import click
 import pytest
 
 from jobs.contract import Spec
+from jobs.tasks.spec import Task
 from orchestrator.cli import cli
 from orchestrator.experiment.model import Experiment
 
@@ -125,3 +126,29 @@ def test_every_field_that_a_message_names_exists(section: str) -> None:
             if not NOT_FIELDS.search(found) and " " in text:
                 named[found] = where
     assert {name: where for name, where in named.items() if name not in FIELDS} == {}
+
+
+def raised(path: Path) -> Iterator[tuple[str, str]]:
+    """Every text within a module's `raise` statements, f-strings in whole."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        parts = ast.walk(node) if isinstance(node, ast.Raise) else ()
+        for part in parts:
+            if isinstance(part, ast.Constant) and isinstance(part.value, str):
+                yield f"{path.relative_to(ROOT)}:{part.lineno}", part.value
+
+
+def test_every_name_in_back_ticks_that_a_message_gives_is_a_field() -> None:
+    """Such as "list it in `unlabelled`"."""
+    last = {name.rpartition(".")[2] for name in (*FIELDS, *fields(Task))}
+    named = {
+        word: where
+        for path in MODULES
+        for where, text in raised(path)
+        for word in re.findall(r"`([a-z][a-z0-9_]*)`", text)
+    }
+    assert {"unlabelled", "label_names", "classes"} <= named.keys()
+    values = {"skip", "stop", "encoder", "shared"}
+    others = {"bytes", "huggingface", "convmv"}  # of a Parquet file; of another tool
+    assert {
+        word: where for word, where in named.items() if word not in last | values | others
+    } == {}

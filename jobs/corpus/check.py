@@ -9,9 +9,9 @@ large images are replaced by smaller ones (`jobs.images.shrink`).
 Reasons: no_key, no_label, label_unknown, and a reader's own (broken_json, too_large, ...).
 Of images: no_image, empty_image, not_an_image, broken_header, too_many_pixels, truncated,
 undecodable, no_caption, empty_caption, caption_not_utf8, unsafe_path, link, not_a_file, two_images,
-caption_not_text, dotted_stem. Of masks: no_mask, and those of `jobs.images.masks.checked`. Notes of
-images: all_ignored (a mask without a class), cmyk, sixteen_bit, palette, animated, exif_rotated,
-wrong_extension, caption_of_lines.
+caption_not_text, dotted_stem, repeated_member. Of masks: no_mask, and those of
+`jobs.images.masks.checked`. Notes of images: all_ignored (a mask without a class), cmyk,
+sixteen_bit, palette, animated, exif_rotated, wrong_extension, caption_of_lines.
 Of texts, and the same of pairs: no_text, empty_text, text_not_utf8, text_not_text, text_with_nul,
 text_too_long; label_not_a_number, wrong_number_of_fields. Notes: unlabelled, equal_rows,
 equal_rows_other_label.

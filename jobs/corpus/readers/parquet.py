@@ -248,9 +248,10 @@ class Parquet:
         """Class names in the order of their numbers, from the label columns of all rows."""
         label, named = str(self.spec.label), self.spec.label_name
         if named is None:
-            values = pa.array(list(self._distinct_values([label])))
-            found = cast(values, self.spec.path, label, pa.int64()).drop_null()
-            return dense_names(found.to_pylist(), f"{self.spec.path}: column {label!r}")
+            values = [value for value in self._distinct_values([label]) if value is not None]
+            if not all(isinstance(value, int) for value in values):  # integers may exceed an int64
+                values = cast(pa.array(values), self.spec.path, label, pa.int64()).to_pylist()
+            return dense_names(values, f"{self.spec.path}: column {label!r}")
         pairs = [pair for pair in self._distinct_values([label, named]) if None not in pair]
         pairs.sort(key=lambda pair: pair[0])
         numbers = [number for number, _ in pairs]
@@ -279,6 +280,9 @@ class Parquet:
                         f"numbers in {kinds[False]}; use one of them, or give `classes`"
                     )
                 for batch in self._tables(opened, name, 1 << 16, columns):
+                    if is_text(kind):
+                        column = cast(batch[columns[0]], self.spec.path, columns[0], pa.string())
+                        batch = batch.set_column(0, columns[0], column)
                     table = batch.group_by(columns).aggregate([])
                     rows = zip(*(table[c].to_pylist() for c in columns), strict=True)
                     found |= {row if len(columns) > 1 else row[0] for row in rows}

@@ -135,6 +135,8 @@ class WebDataset:
         elif extension in EXTENSIONS:
             sample.fault = "two_images" if sample.image else sample.fault
             sample.image = member
+        elif extension in sample.texts:
+            sample.fault = "repeated_member"  # which of the two is meant, nobody can say
         else:
             sample.texts[extension] = member.data
 

@@ -237,6 +237,10 @@ def test_faulty_samples_of_a_tar_are_quarantined(
         link = tarfile.TarInfo("link.jpg")
         link.type, link.linkname = tarfile.LNKTYPE, "ok.jpg"
         tar.addfile(link)
+        for name, data in (("z.jpg", picture(5)), ("z.txt", b"one"), ("z.txt", b"other")):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
     folder, _ = build(corpus(reader={"kind": "webdataset", "path": str(tmp_path)}), tmp_path / "o")
     assert quarantine(folder) == {
         "mute": "no_caption",
@@ -244,6 +248,7 @@ def test_faulty_samples_of_a_tar_are_quarantined(
         "two": "two_images",
         "../up": "unsafe_path",
         "link": "link",
+        "z": "repeated_member",
     }
 
 

@@ -330,3 +330,27 @@ def test_a_table_is_read_with_a_byte_order_mark(
     (row,) = rows.to_pylist()
     assert (row["key"], row["label"], row["fault"]) == ("a.jpg", 0, None)
     assert row["image"] == picture(0)
+
+
+def test_a_json_field_that_is_given_twice_has_no_value(
+    tmp_path: Path, picture: Picture, write_tar: WriteTar
+) -> None:
+    members = {"a.jpg": picture(0), "a.json": b'{"label": "ape", "label": "bee", "x": 1, "x": 2}'}
+    members |= {"b.jpg": picture(1), "b.json": b'{"label": "bee", "x": 1, "x": 2}'}
+    write_tar(tmp_path / "0.tar", members)
+    fields: dict[str, Any] = {"label": "json:label", "classes": ["ape", "bee"], "caption": None}
+    found = reader(kind="webdataset", path=str(tmp_path), **fields)
+    (rows,) = (rows for unit in found.units() for rows in found.read(unit, Counter()))
+    assert rows["fault"].to_pylist() == ["broken_json", None]
+    assert rows["detail"][0].as_py() == "'label' is given twice"
+    assert rows["label"][1].as_py() == 1
+
+
+def test_labels_that_cannot_be_stored_are_refused(tmp_path: Path, picture: Picture) -> None:
+    large = pa.array([0, 2**64 - 1], pa.uint64())
+    with pytest.raises(StageError, match="holds the label 18,446,744,073,709,551,615, but only"):
+        parquet_labels(tmp_path, large, picture).classes()
+    offsets = np.array([0, 1, 2], np.int32).tobytes()
+    latin = pa.StringArray.from_buffers(2, pa.py_buffer(offsets), pa.py_buffer(b"a\xe9"))
+    with pytest.raises(StageError, match="column 'label' holds more than text"):
+        parquet_labels(tmp_path, latin, picture).classes()
