@@ -268,9 +268,9 @@ class Stack:
             if name in terms:
                 # A term with weight 0 must not make a member fail: 0 x inf is not 0.
                 weighed = weights.to(loss.dtype) * terms[name]
-                loss = loss + torch.where(weights != 0, weighed, 0.0)
+                loss = loss + weighed.masked_fill(weights == 0, 0.0)
         self._freeze(~loss.detach().isfinite())
-        torch.where(self._alive, loss, 0.0).sum().backward()  # type: ignore[no-untyped-call]
+        loss.masked_fill(~self._alive, 0.0).sum().backward()  # type: ignore[no-untyped-call]
         steps = self.steps_per_epoch * self._budget.epochs
         share = schedule.share(self._budget.schedule, self._steps_done, steps)
         self._optimizer.step(share, self._alive)
@@ -338,12 +338,12 @@ class Stack:
             nothing = values.new_full((len(self.members),), torch.nan)
             values = nothing.index_put((members,), values)
         weighs = self._weights[name] != 0
-        terms[name] = torch.where(weighs, values, torch.nan)
+        terms[name] = values.masked_fill(~weighs, torch.nan)
 
     def _freeze(self, broken: Tensor) -> None:
         """End the training of the `broken` members [K]."""
         newly = self._alive & broken
-        self._failed_after = torch.where(newly, self._steps_done, self._failed_after)
+        self._failed_after = self._failed_after.masked_fill(newly, self._steps_done)
         self._alive = self._alive & ~newly
 
     def _record_failures(self, what: str) -> None:
