@@ -139,7 +139,7 @@ def _scales(least: float) -> tuple[float, ...]:
 
 
 def _normed(matrices: Tensor) -> Tensor:
-    norm = torch.linalg.vector_norm(matrices, dim=(1, 2), keepdim=True)
+    norm: Tensor = torch.linalg.vector_norm(matrices, dim=(1, 2), keepdim=True)
     return matrices / norm.masked_fill(norm <= 0, 1.0)
 
 
