@@ -33,7 +33,7 @@ from jobs.features.api import buy_texts, encoder_of, write_features
 from jobs.features.extract import extract
 from jobs.features.given import import_features
 from jobs.features.identity import identity
-from jobs.features.parts import finish, has_unit, may_add, save_unit
+from jobs.features.parts import MADE_WITH, finish, has_unit, may_add, save_unit
 from jobs.features.spec import FeaturesStep, GivenStep
 from jobs.remote import report_each
 from jobs.storage.folder import Folder
@@ -69,7 +69,8 @@ def _extract(works: Sequence[Work], hooks: Hooks) -> None:
         try:
             index = Index.read(work.inputs["corpus"])
             _require_gpus(step.gpus_per_worker)
-            may_add(work.output, json.loads(_made_with(step, work.inputs["encoder"])))
+            if work.output.exists(MADE_WITH):  # parts are added to those that it has
+                may_add(work.output, json.loads(_made_with(step, work.inputs["encoder"])))
         except Exception as error:
             hooks.done(work.address, error)
             continue
