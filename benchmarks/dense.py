@@ -34,7 +34,7 @@ import pyarrow as pa
 import torch
 from PIL import Image
 
-from jobs.corpus.form import MASKED
+from jobs.corpus.form import MASKED, form_of
 from jobs.corpus.shards import write_rows
 from jobs.corpus.units import Unit
 from jobs.encoders.encoder import Architecture, EncoderCard, gridded
@@ -117,7 +117,7 @@ def extraction(folder: Folder) -> dict[str, float]:
         "height": [360] * IMAGES,
         "mask": labels,
     }
-    write_rows(folder, SHARD, pa.table(rows, schema=MASKED))
+    write_rows(folder, SHARD, pa.table(rows, schema=MASKED), form_of("image", "masks"))
     encoder = vit()
     step = FeaturesStep(images="b", parts=("test",), views=Views(count=0), grid=Grid())
     unit = Unit("test", SHARD, 0, IMAGES, sha256="")
@@ -236,7 +236,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write_part(folder, "train", PATCHES // SIDE**2)
-        found = memory(folder) | tuning(folder) | extraction(Folder.of(folder / "corpus"))
+        found = extraction(Folder.of(folder / "corpus")) | memory(folder) | tuning(folder)
     print(json.dumps({name: round(value, 3) for name, value in found.items()}))
 
 
