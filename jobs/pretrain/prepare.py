@@ -7,6 +7,7 @@ by all workers, so none waits for one that has failed. Never writes.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -172,11 +173,13 @@ def source(members: Sequence[Member], shared: Shared) -> Source:
     )
 
 
-def initial(step: PretrainStep, objective: Objective) -> Initial:
-    """A new model of a step."""
+def initials(step: PretrainStep, objective: Objective, count: int) -> list[Initial]:
+    """New models of a step, for `count` runs that start from the same weights: built once."""
     model = objective.build(step.seed)
     digest = hashlib.sha256(encoder.weights_bytes(model)).hexdigest()
-    return Initial(model, digest, objective.architecture.feature_dim(model))
+    dim = objective.architecture.feature_dim(model)
+    models = [model, *(copy.deepcopy(model) for _ in range(count - 1))]
+    return [Initial(each, digest, dim) for each in models]
 
 
 def _objective(recipe: Recipe, classes: tuple[str, ...], group: DistributedGroup) -> Objective:

@@ -34,7 +34,7 @@ from jobs.pretrain.prepare import (
     Run,
     Shared,
     agreed,
-    initial,
+    initials,
     most_together,
     share,
     source,
@@ -162,14 +162,13 @@ class _Piece:
         self._remark = remark
 
         def prepare() -> tuple[Source, list[Initial]]:
-            made = source(members, shared)
-            return made, [initial(step, shared.objective) for _ in members]
+            return source(members, shared), initials(step, shared.objective, len(members))
 
-        self._source, initials = agreed(prepare, group)
-        self._facts = [(one.sha256, one.dim) for one in initials]
+        self._source, made = agreed(prepare, group)
+        self._facts = [(one.sha256, one.dim) for one in made]
         self._checkpoints = [Checkpoints(member.run.work.scratch) for member in members]
         with explain_out_of_memory(group.world, self._per_pass, len(members)):
-            self._loops = {at: self._loop(at, one.model) for at, one in enumerate(initials)}
+            self._loops = {at: self._loop(at, one.model) for at, one in enumerate(made)}
 
     def train(self, ended: Ended) -> None:
         """Train all to their ends, and tell `ended` how each ended."""

@@ -161,7 +161,7 @@ def _together(
         nodes, where = None, ""
     else:
         cpus = os.cpu_count() or 1
-        nodes, where = [Node(cpus, 0)], f"this machine, with {cpus} CPUs,"
+        nodes, where = [Node(cpus, 0)], f"this machine (with {cpus} CPUs)"
     return together_line(chosen.plan, left, nodes, where)
 
 

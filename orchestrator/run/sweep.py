@@ -283,7 +283,7 @@ def _say_together(plan: Plan, done: set[str], progress: Progress) -> None:
         plan,
         plan.steps.keys() - done,
         [Node(*each) for each in have.each],
-        f"Ray, with {have.cpus:g} CPUs and {have.gpus:g} GPUs,",
+        f"Ray (with {have.cpus:g} CPUs and {have.gpus:g} GPUs)",
     )
     if line:
         progress.note(line)
