@@ -25,7 +25,8 @@ COLUMNS = {
     "comparison": "what is compared, in words; empty: nothing was measured",
     "configurations": "configurations that were tried",
     "configurations_failed": "of these: those whose loss was not finite",
-    "correct": "whether each test sample is classified correctly, in the order of the keys",
+    "correct": "whether each test sample is classified correctly, in the order of the keys; null: "
+    "a task of masks",
     "correction": "how p values are corrected: Holm over so many claims, or none (exploratory)",
     "corpus": "the pre-training corpus; null: pretrained encoders, or none",
     "cov": "the selected configuration's weight of NMTune's covariance term",
@@ -84,6 +85,8 @@ COLUMNS = {
     "seeds_needed_least": "the same, if the spread over seeds is as small as it may be",
     "seeds_needed_most": "the same, if the spread over seeds is as large as it may be",
     "sentence": "the claim in a sentence",
+    "shares": "of masks: what each test image adds to the score, in the order of the keys; the "
+    "mean is the score, 0-1",
     "singular_values": "the singular values of the features, largest first",
     "source": "where the claim was published",
     "status": "failed, blocked, missing, skipped, quarantined, constant, ...",
@@ -140,7 +143,12 @@ def _words(kind: pa.DataType) -> str:
     """A column's type in words."""
     if pa.types.is_list(kind):
         return f"list of {_words(kind.value_type)}"
-    plain = {pa.string(): "text", pa.int64(): "whole number", pa.bool_(): "true or false"}
+    plain = {
+        pa.string(): "text",
+        pa.binary(): "bytes",
+        pa.int64(): "whole number",
+        pa.bool_(): "true or false",
+    }
     return plain.get(kind, "number")
 
 
@@ -197,6 +205,29 @@ TABLES = (
         "`Readout.spectra` alone, and `Readout.pretrained_spectra` has the column `encoder` in "
         "place of `noise` and `pretrain_seed`.",
         _of(schemas.SPECTRA_SCHEMA),
+    ),
+    TableColumns(
+        "iou.csv",
+        "One row for each class of each finished cell of a task of masks, at the largest fraction.",
+        _of(schemas.CLASS_IOU_SCHEMA),
+        {
+            "class": "the class whose pixels are meant",
+            "iou": "intersection over union, percent; null: neither labelled nor predicted",
+            "pixels": "pixels of the class in the test masks",
+            "noise": "noise level, percent; null: a pretrained encoder",
+            "encoder": "the pretrained encoder; null: trained here",
+        },
+    ),
+    TableColumns(
+        "Readout.scenes",
+        "One row for each picture of some test images of tasks of masks, in the order shown.",
+        _of(schemas.SCENES_SCHEMA),
+        {
+            "key": "the test image's key",
+            "title": "what the picture shows",
+            "is_mask": "whether it is a mask or a prediction",
+            "picture": "PNG; of masks: class numbers, 255 where there is no class",
+        },
     ),
     TableColumns(
         "rotation.csv",

@@ -54,9 +54,9 @@ PREDICTIONS_SCHEMA = pa.schema(
         pa.field("task", pa.string(), nullable=False),
         pa.field("method", pa.string(), nullable=False),
         pa.field("tuning_seed", pa.int64(), nullable=False),
-        pa.field("samples", pa.string(), nullable=False),  # digest of the test samples' keys
-        pa.field("correct", pa.list_(pa.bool_())),  # in order of the keys; null: of masks
-        pa.field("shares", pa.list_(pa.float64())),  # of masks; its mean is the score, 0-1
+        pa.field("samples", pa.string(), nullable=False),
+        pa.field("correct", pa.list_(pa.bool_())),
+        pa.field("shares", pa.list_(pa.float64())),
     ]
 )
 """What each test sample adds to a head's score: a row for each cell of the largest fraction.
@@ -69,14 +69,14 @@ CLASS_IOU_SCHEMA = pa.schema(
     [
         pa.field("task", pa.string(), nullable=False),
         pa.field("domain", pa.string(), nullable=False),
-        pa.field("noise", pa.float64()),  # null: a pretrained encoder
+        pa.field("noise", pa.float64()),
         pa.field("pretrain_seed", pa.int64()),
-        pa.field("encoder", pa.string()),  # null: trained here
+        pa.field("encoder", pa.string()),
         pa.field("method", pa.string(), nullable=False),
         pa.field("tuning_seed", pa.int64(), nullable=False),
         pa.field("class", pa.string(), nullable=False),
-        pa.field("iou", pa.float64()),  # percent; null: neither labelled nor predicted
-        pa.field("pixels", pa.int64(), nullable=False),  # of the class in the test masks
+        pa.field("iou", pa.float64()),
+        pa.field("pixels", pa.int64(), nullable=False),
     ]
 )
 """IoU of each class of a task of masks: rows for each cell of the largest fraction."""
@@ -84,10 +84,10 @@ CLASS_IOU_SCHEMA = pa.schema(
 SCENES_SCHEMA = pa.schema(
     [
         pa.field("task", pa.string(), nullable=False),
-        pa.field("key", pa.string(), nullable=False),  # the test image's
-        pa.field("title", pa.string(), nullable=False),  # what is shown
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("title", pa.string(), nullable=False),
         pa.field("is_mask", pa.bool_(), nullable=False),
-        pa.field("picture", pa.binary(), nullable=False),  # PNG; of masks: class numbers, or 255
+        pa.field("picture", pa.binary(), nullable=False),
     ]
 )
 """Some test images of tasks of masks, beside their masks and predictions, in the order shown."""

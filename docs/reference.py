@@ -176,7 +176,7 @@ def _tag(model: type[Spec]) -> str:
 
 
 def _anchor(model: type[Spec]) -> str:
-    return f"field-{model.__name__.lower()}"
+    return f"field-{model.__module__}-{model.__name__}".replace(".", "-").lower()
 
 
 def _prose(text: str) -> str:

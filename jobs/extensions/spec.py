@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, StringConstraints, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from jobs.contract import NOT_SEMANTIC, Spec
 
@@ -41,9 +41,11 @@ def is_name(text: str) -> bool:
 class Extension(Spec):
     """One Python file of a researcher's."""
 
-    name: str
-    sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-    text: Annotated[str, NOT_SEMANTIC]
+    name: str = Field(description="the file's name, without `.py`")
+    sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")] = Field(
+        description="of its text"
+    )
+    text: Annotated[str, NOT_SEMANTIC] = Field(description="what the file holds")
 
     @staticmethod
     def of(name: str, text: str) -> Extension:

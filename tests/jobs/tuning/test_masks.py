@@ -74,6 +74,7 @@ def test_scores_are_those_of_single_pixels() -> None:
 @pytest.mark.slow  # its import takes seconds
 def test_scores_are_those_of_torchmetrics() -> None:
     from torchmetrics.functional import classification as metrics  # slow to import
+
     for seed in range(3):
         counts, predicted, labels, each = by_pixel(seed)
         found = score_masks(counts, predicted)
