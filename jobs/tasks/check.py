@@ -262,6 +262,7 @@ def _decode_error(image: bytes | None, max_pixels: int) -> str | None:
 def _count_rows(spec: AnyReader) -> int | None:
     """How many rows a source has, if they can be counted without reading images; else None."""
     from jobs.corpus.readers import reader_of
+    from jobs.corpus.readers.parquet import Parquet
     from jobs.corpus.readers.texts import Texts
 
     match spec:
@@ -276,27 +277,6 @@ def _count_rows(spec: AnyReader) -> int | None:
             assert isinstance(reader, Texts)
             return reader.rows()
         case ParquetReader():
-            return _count_parquet_rows(spec)
+            return Parquet(spec).rows()
         case _:
             return None
-
-
-def _count_parquet_rows(spec: ParquetReader) -> int:
-    import pyarrow as pa
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
-
-    from jobs.corpus.readers.source import files, locate
-
-    total = 0
-    for name, _ in files(spec.path, spec.files):
-        filesystem, full = locate(spec.path, name)
-        if not spec.where:
-            total += pq.read_metadata(full, filesystem=filesystem).num_rows
-            continue
-        table = pq.read_table(full, columns=list(spec.where), filesystem=filesystem)
-        for column, wanted in spec.where.items():
-            values = pa.array(wanted if isinstance(wanted, tuple) else (wanted,))
-            table = table.filter(pc.is_in(table[column], values.cast(table[column].type)))
-        total += len(table)
-    return total
