@@ -11,8 +11,8 @@ Ends with one line of JSON:
 - tuning_vs_plain_<head>: rows that the stacked engine trains on in a second, from patches in a
   mapped file with soft labels, over those of the same engine on the same features in memory with
   class labels. Two members, batches of 256 rows; `_cpu` as above.
-- memory_bytes_per_patch: what a cell of PATCHES patches keeps in memory when its rows are selected,
-  without the pages of mapped files, which the system takes back when it needs them;
+- memory_bytes_per_patch: what a cell keeps in memory for each patch (keys, indices, counts) when
+  its rows are selected. The pages of mapped files, which the system takes back, are not counted;
   plain_bytes_per_patch: what the features alone would take as float32 in memory.
 - gb_for_10000_images: the former for 10,000 images of 24 x 24 patches with 768 dimensions and 21
   classes; file_gb_float16: their file of features.
@@ -29,12 +29,11 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-import psutil
 import pyarrow as pa
 import torch
 from PIL import Image
 
-from jobs.corpus.form import MASKED
+from jobs.corpus.form import MASKED, form_of
 from jobs.corpus.shards import write_rows
 from jobs.corpus.units import Unit
 from jobs.encoders.encoder import Architecture, EncoderCard, gridded
@@ -117,7 +116,7 @@ def extraction(folder: Folder) -> dict[str, float]:
         "height": [360] * IMAGES,
         "mask": labels,
     }
-    write_rows(folder, SHARD, pa.table(rows, schema=MASKED))
+    write_rows(folder, SHARD, pa.table(rows, schema=MASKED), form_of("image", "masks"))
     encoder = vit()
     step = FeaturesStep(images="b", parts=("test",), views=Views(count=0), grid=Grid())
     unit = Unit("test", SHARD, 0, IMAGES, sha256="")
@@ -188,7 +187,7 @@ def tuning(folder: Path) -> dict[str, float]:
 
 
 def memory(folder: Path) -> dict[str, float]:
-    """Bytes of a cell's own memory for each patch, the engine's aside."""
+    """Bytes that a cell keeps for each patch, the engine's aside."""
     task = Task.model_validate(
         {
             "name": "b",
@@ -202,19 +201,12 @@ def memory(folder: Path) -> dict[str, float]:
             },
         }
     )
-    process = psutil.Process()
-
-    def own() -> int:
-        return int(process.memory_full_info().uss) - _mapped_bytes(process)
-
-    before = own()
     part = read_part(Folder.of(folder), "train")
     rows = training_rows(part, TaskClasses.of(task, CLASSES), task, percent=100, seed=0)
-    labelled = part.training(rows)
-    running = stack("linear", labelled, MaskTarget(len(CLASSES)))
-    grown = own() - before
-    each = grown / PATCHES
-    del running
+    running = stack("linear", part.training(rows), MaskTarget(len(CLASSES)))
+    assert running.steps_per_epoch > 0, "its labels are those of the rows: no second copy"
+    kept = part.keys.nbytes + rows.keys.nbytes + rows.indices.nbytes + rows.labels.nbytes
+    each = kept / PATCHES
     patches = 10_000 * SIDE**2
     return {
         "memory_bytes_per_patch": each,
@@ -224,19 +216,13 @@ def memory(folder: Path) -> dict[str, float]:
     }
 
 
-def _mapped_bytes(process: psutil.Process) -> int:
-    """Pages of mapped .npy files that are in memory."""
-    maps = process.memory_maps(grouped=False)
-    return sum(one.private_clean + one.private_dirty for one in maps if one.path.endswith(".npy"))
-
-
 def main() -> None:
     """Print the figures."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write_part(folder, "train", PATCHES // SIDE**2)
-        found = memory(folder) | tuning(folder) | extraction(Folder.of(folder / "corpus"))
+        found = extraction(Folder.of(folder / "corpus")) | memory(folder) | tuning(folder)
     print(json.dumps({name: round(value, 3) for name, value in found.items()}))
 
 

@@ -7,6 +7,7 @@ before a failure is kept. The sizes are an H200's; a dry run has tiny ones.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import re
 import subprocess
@@ -484,12 +485,16 @@ def extraction(sizes: Sizes) -> Figures:
 
 
 def tests(sizes: Sizes) -> Figures:
-    """tests_<outcome>: the tests marked `gpu`. Names of failed ones are in the log."""
+    """tests_<outcome>: the tests marked `gpu`; without Ray, those that need no fixtures of ours.
+
+    Names of failed ones are in the log. A CPU skips them.
+    """
     root = Path(__file__).parent.parent
     words = [sys.executable, "-m", "pytest", "-m", "gpu", "-n", "0", "-p", "no:cacheprovider"]
     folders = ["tests/jobs/tuning", "tests/jobs/pretrain"]
-    if sizes.device == "cpu":
-        folders = ["tests/jobs/tuning/test_polar.py"]  # where they are skipped
+    if sizes.device == "cpu" or importlib.util.find_spec("ray") is None:
+        folders = ["tests/jobs/tuning/test_polar.py", "tests/jobs/tuning/frozen/test_train.py"]
+        words.append("--noconftest")
     done = subprocess.run([*words, *folders], cwd=root, capture_output=True, text=True)
     print(done.stdout[-8_000:], done.stderr[-2_000:])
     for count, outcome in re.findall(r"(\d+) (passed|failed|skipped|errors?)", done.stdout):
@@ -507,5 +512,5 @@ SECTIONS: dict[str, Section] = {
     "cohort": Section(cohort, 80, ("timm",)),
     "shards": Section(shards, 40, ("timm",)),
     "extraction": Section(extraction, 30, ("timm",)),
-    "tests": Section(tests, 50, ("pytest", "xdist", "hypothesis", "ray")),
+    "tests": Section(tests, 50, ("pytest", "xdist", "hypothesis")),
 }

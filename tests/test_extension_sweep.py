@@ -1,15 +1,14 @@
 """A sweep with a file of one's own: it trains, is kept, errs alone, and reports like the rest."""
 
-import csv
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
-import pytest
 
-from commands import TINY, UNTRACKED, Run
-from tests import stores
+from commands import Run
 
-MINE = '''
+MINE = """
 import torch
 from torch import nn
 
@@ -44,66 +43,65 @@ class Means(nn.Module):
 
     def forward(self, features):
         return -torch.cdist(features, self.means)
+"""
+EXPERIMENT = """
+name: own
+extensions: [mine.py]
+encoders: [{kind: features, name: given, files: {points: points.parquet}}]
+tasks: [points]
+tracking: {enabled: false}
+tuning:
+  configurations: 2
+  epochs: 10
+  batch_size: 16
+  seeds: [0]
+  methods:
+    lp: {head: linear, space: {lr: 0.01}}
+    mine: {head: mine:Linear, space: {lr: 0.01, strength: {uniform: [0, 1]}}}
+    means: {head: mine:Means}
+    broken: {head: mine:Broken, space: {lr: 0.01, strength: 1}}
+"""
+CELL = "tune/encoder/given/points/{}/fraction=100/seed=0"
 
-def mine_beats_lp(results):
-    """Mine beats the probe.
 
-    Source: a hypothesis
-    """
-    return results.methods("mine", "lp")
-'''
-METHODS = (
-    "mine={head: mine:Linear, space: {lr: 0.01, strength: {uniform: [0, 1]}}}",
-    "means={head: mine:Means}",
-    "broken={head: mine:Broken, space: {lr: 0.01, strength: 1}}",
-)
-CELL = "tune/digits/symmetric/resnet-small/noise=20/seed=0/{}/{}/fraction=100/seed=0"
+def write_points(folder: Path) -> None:
+    """Features of three classes, as somebody else has extracted them."""
+    generator = np.random.default_rng(0)
+    labels = np.arange(240) % 3
+    vectors = generator.normal(size=(3, 12))[labels] + 0.3 * generator.normal(size=(240, 12))
+    splits = np.array(["train", "train", "validation", "test"])[np.arange(240) // 3 % 4]
+    columns = {
+        "key": [f"point-{number:03d}" for number in range(240)],
+        "vector": vectors.astype(np.float32).tolist(),
+        "label": labels,
+        "split": splits.tolist(),
+    }
+    pq.write_table(pa.table(columns), folder / "points.parquet")
 
 
-@pytest.fixture(scope="module")
-def swept(
-    undisturbed: Path, run_on_ray: Run, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, list[str], str]:
-    """(the folder, the words of the sweep, what it printed)."""
-    folder = stores.copy(undisturbed, tmp_path_factory.mktemp("extension"))
-    (folder / "mine.py").write_text(MINE)
-    methods = [word for method in METHODS for word in ("--set", f"tuning.methods.{method}")]
-    words = [*TINY, *UNTRACKED, *methods, "--extension", "mine.py"]
-    code, printed = run_on_ray(folder, "sweep", *words)
+def test_own_methods_train_are_kept_and_err_alone(run_on_ray: Run, tmp_path: Path) -> None:
+    write_points(tmp_path)
+    (tmp_path / "mine.py").write_text(MINE)
+    (tmp_path / "own.yaml").write_text(EXPERIMENT)
+    code, printed = run_on_ray(tmp_path, "sweep", "own.yaml")
     assert code == 1, printed
-    return folder, words, printed
-
-
-def test_a_broken_method_fails_with_its_line_and_the_others_go_on(
-    swept: tuple[Path, list[str], str],
-) -> None:
-    folder, _, printed = swept
-    failed = CELL.format("digits", "broken").replace("noise=20", "noise=0")
-    assert f"failed   {failed} (and 1 more): mine.py, line 23: KeyError: 'nothing'" in printed
-    store = folder / "nml-store"
-    for task in ("digits", "digits-rotated"):
-        for method in ("mine", "means"):
-            kept = store / CELL.format(task, method) / "extension" / "mine.py"
-            assert kept.read_text() == MINE
-    row = pq.read_table(store / CELL.format("digits", "mine") / "cell.parquet").to_pylist()[0]
-    assert row["head"] == "mine:Linear"
-    assert row["test_accuracy"] > 50
-    own = pq.read_table(store / CELL.format("digits", "mine") / "hyperparameters.parquet")
+    failed = CELL.format("broken")
+    assert f"failed   {failed}: mine.py, line 23: KeyError: 'nothing'" in printed
+    store = tmp_path / "nml-store"
+    assert not (store / failed / "manifest.json").exists()
+    for method in ("mine", "means"):
+        assert (store / CELL.format(method) / "extension" / "mine.py").read_text() == MINE
+        row = pq.read_table(store / CELL.format(method) / "cell.parquet").to_pylist()[0]
+        assert row["head"] == {"mine": "mine:Linear", "means": "mine:Means"}[method]
+        assert row["test_accuracy"] > 80, row
+    mine = store / CELL.format("mine")
+    own = pq.read_table(mine / "hyperparameters.parquet")
     assert own["name"].to_pylist() == ["strength", "strength"]
-    curves = pq.read_table(store / CELL.format("digits", "mine") / "curves.parquet")
-    assert "train/size" in curves["metric"].to_pylist()
+    assert "train/size" in pq.read_table(mine / "curves.parquet")["metric"].to_pylist()
+    page = (store / "report/own/report.html").read_text()
+    assert "methods written as extensions: means (mine:Means) and mine (mine:Linear)" in page
 
-
-def test_what_is_finished_is_reused_and_an_own_claim_is_reported(
-    swept: tuple[Path, list[str], str], run: Run
-) -> None:
-    folder, words, _ = swept
-    left = [word for word in words if "broken" not in word]
-    left = [w for i, w in enumerate(left) if not (w == "--set" and left[i + 1] == "--extension")]
-    code, printed = run(folder, "plan", *left)
-    assert code == 0, printed
-    (tune,) = (line.split() for line in printed.splitlines() if line.startswith("tune"))
-    assert tune[2:] == []
-    with (folder / "nml-store/report/demo/claims.csv").open() as file:
-        found = {row["claim"]: row for row in csv.DictReader(file)}
-    assert "mine-beats-lp" in found
+    (tmp_path / "mine.py").write_text(MINE.replace("nothing", "strength"))
+    code, printed = run_on_ray(tmp_path, "sweep", "own.yaml")
+    assert code == 2, printed
+    assert "the source of mine changed" in printed

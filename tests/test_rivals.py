@@ -126,4 +126,4 @@ def test_the_experiment_gives_each_rival_what_it_declares() -> None:
     experiment = experiments.load("rivals")
     assert planned(experiment).keys() == {"rivals"}
     heads = [method.head for method in experiment.tuning.methods.values()]
-    assert sum(head.startswith("rivals:") for head in heads) == 5
+    assert sum(head.startswith("rivals:") for head in heads) == 6

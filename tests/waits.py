@@ -42,6 +42,10 @@ class _Functions(TorchFunctionMode):
             source = args[1] if func is Tensor.copy_ else args[0]
             if isinstance(source, pretend.OnGpu) is not isinstance(result, pretend.OnGpu):
                 self._found.append(func.__name__)
+        # `where` copies a number to the device; `masked_fill` does not.
+        numbers = any(isinstance(arg, (int, float)) for arg in args)
+        if func in (torch.where, Tensor.where) and numbers and isinstance(result, pretend.OnGpu):
+            self._found.append("where")
         if func in (torch.tensor, torch.as_tensor) and isinstance(result, pretend.OnGpu):
             self._found.append(func.__name__)
         return result

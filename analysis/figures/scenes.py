@@ -25,7 +25,7 @@ def beside_predictions(readout: Readout, task: str) -> Figure:
     rows = [row for row in readout.scenes.to_pylist() if row["task"] == task]
     titles = list(dict.fromkeys(row["title"] for row in rows))
     keys = list(dict.fromkeys(row["key"] for row in rows))
-    height = 0.6 + 2.0 * len(keys)
+    height = 0.5 + 0.85 * style.WIDTH / len(titles) * len(keys)
     figure, panels = style.new_figure(len(keys), len(titles), height=height)
     found = {(row["key"], row["title"]): row for row in rows}
     for axes, (key, title) in zip(panels, ((k, t) for k in keys for t in titles), strict=True):

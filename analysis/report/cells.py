@@ -68,7 +68,7 @@ def _links(address: str, run_page: str | None) -> Cell:
 def _of_runs(readout: Readout) -> str:
     """Where the runs of the cells are in MLflow."""
     if readout.run_pages:
-        return ", MLflow where its server can be reached"
+        return ", MLflow where its server can be reached (unfold the sweep)"
     return "; in MLflow (nml-orch ui) its run is called tune noise=.../seed=.../method"
 
 

@@ -4,7 +4,6 @@ Takes an extension; gives its parts. A part is known by its form:
 
     a method    a class with `forward`, and `loss` or `prepare` or both
     a noise     a function that takes `keys` and `seed`
-    an encoder  a function that takes `input`
     a claim     a function that takes `results`
 
 So `plan`, `status` and `report` check a file, and run nothing of it.
@@ -21,7 +20,7 @@ from typing import Literal, TypeAlias
 from jobs.contract import StageError
 from jobs.extensions.spec import Extension, Part
 
-Kind = Literal["method", "noise", "encoder", "claim"]
+Kind = Literal["method", "noise", "claim"]
 RANGES = "hyperparameters"
 """The class attribute that declares a method's hyper-parameters."""
 
@@ -108,8 +107,6 @@ def _function(node: ast.FunctionDef) -> Declared | None:
     kind: Kind | None = None
     if {"keys", "seed"} <= {*arguments}:
         kind = "noise"
-    elif "input" in arguments:
-        kind = "encoder"
     elif "results" in arguments:
         kind = "claim"
     if kind is None or node.name.startswith("_"):

@@ -33,7 +33,7 @@ from jobs.corpus.units import UNIT_ROWS, Unit, units_of
 from jobs.features.api import buy_texts, encoder_of, write_features
 from jobs.features.given import import_features
 from jobs.features.grids import GRID_ROWS
-from jobs.features.parts import finish, may_add
+from jobs.features.parts import MADE_WITH, finish, may_add
 from jobs.features.spec import FeaturesStep, GivenStep
 from jobs.features.together import Job, extract_unit, groups, made_with, weights_of
 from jobs.remote import report_each
@@ -70,7 +70,8 @@ def _extract(works: Sequence[Work], hooks: Hooks) -> None:
         try:
             index = Index.read(work.inputs["corpus"])
             _require_gpus(step.gpus_per_worker)
-            may_add(work.output, json.loads(made_with(step, work.inputs["encoder"])))
+            if work.output.exists(MADE_WITH):  # parts are added to those that it has
+                may_add(work.output, json.loads(made_with(step, work.inputs["encoder"])))
         except Exception as error:
             hooks.done(work.address, error)
             continue

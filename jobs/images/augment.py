@@ -74,7 +74,9 @@ def augment(
     shift = (2 * u[:, 1:3] - 1) * (2 * spec.translate)  # in grid units: a side is 2 long
     low, high = spec.scale
     scale = low + (high - low) * u[:, 3]
-    mirror = torch.where(u[:, 4] < 0.5, -1.0, 1.0) if spec.flip else torch.ones_like(angle)
+    mirror = torch.ones_like(angle)
+    if spec.flip:
+        mirror.masked_fill_(u[:, 4] < 0.5, -1.0)
     grid = _source_grid(images.shape[-2:], angle, shift, scale, mirror)
     return F.grid_sample(images, grid, mode=mode, padding_mode="zeros", align_corners=False)
 

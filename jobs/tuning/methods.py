@@ -187,7 +187,7 @@ class Method(Spec):
             if self.space != Space():
                 raise ValueError("a zero_shot head has nothing to search; leave out space")
         elif self.extension:
-            pass  # its file says what it reads (`jobs.tuning.declared`)
+            pass  # its file says what it reads (`jobs.extensions.declared`)
         elif self.space.lr is None or self.space.l2 is not None:
             raise ValueError(f"a {self.head} head needs lr in its space, and takes no l2")
         return self

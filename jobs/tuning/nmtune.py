@@ -97,7 +97,7 @@ def _directions(rows: Tensor) -> tuple[Tensor, Tensor]:
     """(rows of length 1, or 0 where they have none; one over their length, or 0)."""
     squared = rows.square().sum(-1, keepdim=True)
     longer = squared > torch.finfo(rows.dtype).tiny
-    shortening = torch.where(longer, squared, torch.inf).rsqrt()
+    shortening = squared.masked_fill(~longer, torch.inf).rsqrt()
     return rows * shortening, shortening
 
 
@@ -143,7 +143,7 @@ class _Spread(torch.autograd.Function):
         gram = z64 @ z64.mT if by_rows else z64.mT @ z64
         finite = gram.diagonal(dim1=1, dim2=2).isfinite().all(1)  # float32 squares stay in range
         if z.device.type != "cpu" or not finite.all():  # on a GPU, asking costs more
-            z64, gram = (torch.where(finite[:, None, None], t, 0.0) for t in (z64, gram))
+            z64, gram = (t.masked_fill(~finite[:, None, None], 0.0) for t in (z64, gram))
         # Beside the covariance:
         solving = begin(gram) if svd and way == "eigenvectors" else None
         zero = z64.new_zeros(z.shape[0])
@@ -159,7 +159,7 @@ class _Spread(torch.autograd.Function):
         ctx.by_rows = by_rows
         ctx.save_for_backward(z64, cov_operator, shift, stretch, svd_operator)
         return tuple(  # type: ignore[return-value]
-            torch.where(finite, value, torch.nan).to(z.dtype) for value in (cov_value, svd_value)
+            value.masked_fill(~finite, torch.nan).to(z.dtype) for value in (cov_value, svd_value)
         )
 
     @staticmethod

@@ -3,7 +3,8 @@
 Takes Gram matrices [K, N, N]; gives what `nmtune` needs of them: the share of the largest singular
 values in the nuclear norm, and the operator that turns Z into its gradient. A GPU solves a batch of
 eigenproblems slowly, and the host waits for it. Here every operation is a product or elementwise,
-their number is fixed, and the host waits for nothing.
+their number is fixed, and the host waits for nothing (`torch.where` with a number would wait: the
+number is copied to the device).
 
 - The largest eigenvalues: a power of G, by squaring, is the projection onto its first eigenvector.
   That vector is projected out and the next one found. Nothing is kept from batch to batch: another
@@ -53,14 +54,15 @@ def dominance(gram: Tensor, top: int) -> tuple[Tensor, Tensor, Tensor]:
     eigenvalues, vectors, pure = _largest(gram, top)
     largest = eigenvalues[:, :1].clamp_min(0)
     resolved = eigenvalues > largest * cutoff(size)
-    sigma = torch.where(resolved, eigenvalues, 0.0).sqrt()
-    scale = torch.where(largest > 0, largest, 1.0)[:, :, None]
+    sigma = eigenvalues.masked_fill(~resolved, 0.0).sqrt()
+    scale = largest.masked_fill(largest <= 0, 1.0)[:, :, None]
     root, inverse, converged = _roots(gram / scale)
     scale = scale.sqrt()
     total = (scale[:, :, 0] * _trace(root)[:, None]).clamp_min(0)
-    safe = torch.where(total > 0, total, 1.0)
+    safe = total.masked_fill(total <= 0, 1.0)
     share = sigma.sum(1, keepdim=True) / safe / top
-    slopes = torch.where(resolved, 1 / (safe * top) / torch.where(resolved, sigma, 1.0), 0.0)
+    slopes = 1 / (safe * top) / sigma.masked_fill(~resolved, 1.0)
+    slopes = slopes.masked_fill(~resolved, 0.0)
     operator = (share / safe)[:, :, None] / scale * inverse
     operator = operator - (vectors * slopes[:, None, :]) @ vectors.mT
     return -share[:, 0], operator, converged & (pure | ~resolved[:, -1])
@@ -137,8 +139,8 @@ def _scales(least: float) -> tuple[float, ...]:
 
 
 def _normed(matrices: Tensor) -> Tensor:
-    norm = torch.linalg.vector_norm(matrices, dim=(1, 2), keepdim=True)
-    return matrices / torch.where(norm > 0, norm, 1.0)
+    norm: Tensor = torch.linalg.vector_norm(matrices, dim=(1, 2), keepdim=True)
+    return matrices / norm.masked_fill(norm <= 0, 1.0)
 
 
 def _trace(matrices: Tensor) -> Tensor:

@@ -116,7 +116,7 @@ def experiment_options(
         "extensions",
         multiple=True,
         metavar="FILE",
-        help="A Python file with methods, noises, encoders or claims of your own. Repeatable.",
+        help="A Python file with methods, noises or claims of your own. Repeatable.",
     )
     @click.option("--storage", metavar="FOLDER", help="Where results go: a folder, s3:// or gs://.")
     @task_options

@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from jobs.extensions.spec import SUFFIX
+from orchestrator import EXPERIMENTS
 from orchestrator.errors import UserError
 
 VARIABLE = "RAY_API_SERVER_ADDRESS"
@@ -100,6 +102,9 @@ def _prepare(words: tuple[str, ...], name: str | None, limit_mb: float | None) -
     chosen = choose(**parsed)
     chosen.plan.named(redo)
     experiment = chosen.experiment
+    for item in map(Path, experiment.extensions):
+        if item.suffix == SUFFIX and not item.is_relative_to(EXPERIMENTS):  # bundled: there too
+            _refuse_outside(item, here)
     storage = experiment.storage
     if "://" not in storage and not Path(storage).is_absolute():
         raise UserError(

@@ -81,11 +81,14 @@ def session(cpus: int | None = None) -> Iterator[None]:
     try:
         with nullcontext() if address else _setup_hook():
             ray.init(**options)
-    except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
+    except Exception as error:  # Ray raises nearly anything, a bare Exception on a busy machine
         reason = " ".join(str(error).split())[:300]
         if address:
             raise _cannot_join(address, reason) from error
-        raise ClusterError(f"cannot start Ray on this machine: {reason}") from error
+        raise ClusterError(
+            f"cannot start Ray on this machine: {reason} If it is busy or short of memory, run the "
+            f"same command again when it is less so"
+        ) from error
     if not os.environ.get("NML_DEBUG"):
         # Else Ray prints a screenful for each lost worker or node, whatever `log_to_driver` is.
         ray._private.worker._worker_logs_enabled = False

@@ -7,8 +7,10 @@ the store (`MLFLOW_TRACKING_URI` names such a server).
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+from jobs.extensions.spec import SUFFIX
 from jobs.storage.folder import Folder
 from orchestrator.errors import StoreError
 from orchestrator.experiment import shares
@@ -22,7 +24,8 @@ REMEDY = "name the experiment file in the command, or delete it and run the swee
 def remember(experiment: Experiment, root: Folder) -> None:
     """Write the experiment at the store's root; replaces the previous one. May raise StoreError."""
     uri = experiment.tracking.uri
-    changed: dict[str, Any] = {"storage": root.uri}
+    files = [str(Path(e).absolute()) if e.endswith(SUFFIX) else e for e in experiment.extensions]
+    changed: dict[str, Any] = {"storage": root.uri, "extensions": tuple(files)}
     if uri and redact(uri) != uri:
         changed["tracking"] = experiment.tracking.model_copy(update={"uri": None})
     everywhere = experiment.with_absolute_paths().model_copy(update=changed)

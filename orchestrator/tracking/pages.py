@@ -54,6 +54,9 @@ def runs_page(uri: str, experiment: str) -> str:
 
 
 def search(runs_page: str, address: str) -> str:
-    """The page of runs, filtered by the address of one."""
+    """The page of runs, filtered by the address of one: it lies below its sweep.
+
+    A search and no run's id, because a group of cells that grows gets a new run.
+    """
     wanted = quote(f"tags.`nml.address` = '{address}'", safe="")
     return f"{runs_page}&searchFilter={wanted}"

@@ -122,7 +122,7 @@ class Regularised:
             if name in terms:
                 # A term with weight 0 must not make a member fail: 0 x inf is not 0.
                 weighed = weights.to(loss.dtype) * terms[name]
-                loss = loss + torch.where(weights != 0, weighed, 0.0)
+                loss = loss + weighed.masked_fill(weights == 0, 0.0)
         return loss
 
     def terms(self, heads: StackedHeads, step: Step) -> Terms:
@@ -159,7 +159,7 @@ class Regularised:
         if members is not None:
             nothing = values.new_full((len(weighs),), torch.nan)
             values = nothing.index_put((members,), values)
-        terms[name] = torch.where(weighs, values, torch.nan)
+        terms[name] = values.masked_fill(~weighs, torch.nan)
 
 
 def _rows_of(rows: Tensor, members: Tensor) -> Tensor:

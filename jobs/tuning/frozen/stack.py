@@ -274,7 +274,7 @@ class Stack:
         terms = self._losses.terms(self.heads, Step(features, targets, self._steps_done, steps))
         loss = self._losses.total(terms)
         self._freeze(~loss.detach().isfinite())
-        torch.where(self._alive, loss, 0.0).sum().backward()  # type: ignore[no-untyped-call]
+        loss.masked_fill(~self._alive, 0.0).sum().backward()  # type: ignore[no-untyped-call]
         share = schedule.share(self._budget.schedule, self._steps_done, steps)
         self._optimizer.step(share, self._alive)
         self._steps_done += 1
@@ -304,7 +304,7 @@ class Stack:
     def _freeze(self, broken: Tensor) -> None:
         """End the training of the `broken` members [K]."""
         newly = self._alive & broken
-        self._failed_after = torch.where(newly, self._steps_done, self._failed_after)
+        self._failed_after = self._failed_after.masked_fill(newly, self._steps_done)
         self._alive = self._alive & ~newly
 
     def _record_failures(self, what: str) -> None:

@@ -109,8 +109,8 @@ class StackedAdamW:
     def _step_at_once(self, lr_share: float, moving: Tensor) -> None:
         root = math.sqrt(1 - BETAS[1] ** self.taken)
         lr = self.lr * lr_share
-        rate = torch.where(moving, lr * root / (1 - BETAS[0] ** self.taken), 0.0)
-        keep = torch.where(moving, 1 - lr * self.weight_decay, 1.0)
+        rate = (lr * root / (1 - BETAS[0] ** self.taken)).masked_fill(~moving, 0.0)
+        keep = (1 - lr * self.weight_decay).masked_fill(~moving, 1.0)
         # On a GPU, asking would wait for the device.
         some_stay = moving.device.type != "cpu" or not bool(moving.all())
         for parameter, mean, square in zip(
@@ -124,6 +124,6 @@ class StackedAdamW:
             change = square.sqrt().add_(EPS * root)
             torch.div(mean, change, out=change)
             if some_stay:  # the moments of a frozen member may be NaN, and 0 x NaN is not 0
-                change = torch.where(moving.view(members), change, 0.0)
+                change.masked_fill_(~moving.view(members), 0.0)
             parameter.mul_(keep.to(parameter.dtype).view(members))
             parameter.addcmul_(change, rate.to(parameter.dtype).view(members), value=-1)

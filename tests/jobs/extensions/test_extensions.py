@@ -127,8 +127,8 @@ def test_a_part_that_is_not_there_has_the_nearest_name() -> None:
     extension = Extension.of("mine", TEXT)
     with pytest.raises(StageError, match=r"mine\.py has no method Min; did you mean Mine\?"):
         declared.part(Part(extension, "Min"), "method")
-    with pytest.raises(StageError, match=r"mine\.py has no encoder Mine; it has no encoder"):
-        declared.part(Part(extension, "Mine"), "encoder")
+    with pytest.raises(StageError, match=r"mine\.py has no claim Mine; it has better"):
+        declared.part(Part(extension, "Mine"), "claim")
     with pytest.raises(StageError, match=r"mine\.py, line 2: .*; correct the file"):
         declared.parts(Extension.of("mine", "\ndef ("))
 

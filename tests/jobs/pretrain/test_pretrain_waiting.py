@@ -52,13 +52,15 @@ def test_a_wait_would_be_counted() -> None:
         value.nonzero()
         value[value > 0]
         torch.linalg.eigh(torch.eye(3, device="cuda"))
+        torch.where(value > 0, value, 0.0)
+        value.masked_fill(value > 0, 0.0)
         torch.empty(3).copy_(value, non_blocking=True)
         torch.ones(3).sum().item()
         torch.ones(3).to("cuda")
         torch.ones(3).pin_memory().to("cuda", non_blocking=True)
         torch.tensor([1.0], device="cuda")
     one = "_local_scalar_dense"
-    read = [one, "tolist", one, "cpu", "to", "copy_", "nonzero", "index", "_linalg_eigh"]
+    read = [one, "tolist", one, "cpu", "to", "copy_", "nonzero", "index", "_linalg_eigh", "where"]
     assert found == [*read, "to", "tensor"]
 
 

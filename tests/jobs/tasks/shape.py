@@ -57,7 +57,8 @@ def write(task: Task, each: int = 2) -> int:
     rows = {}
     for role, reader in sources(task).items():
         classes = len(names_of(task)) or 5
-        count = max(1 if classes > MANY else each, -(-LEAST_ROWS // classes))
+        least = 1 if classes > MANY or task.target_kind.dense else each  # a mask has two classes
+        count = max(least, -(-LEAST_ROWS // classes))
         rows[role] = write_source(reader, names_of(task), count, role)
     return rows["reader"]
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 
 from jobs.corpus.shards import Index, read_part
+from jobs.images import masks
+from jobs.storage.folder import Folder
 from jobs.tasks import registry
 from jobs.tasks.check import absent, class_names, data_faults, faults, link_faults
 from jobs.tasks.duplicates import duplicate_tests
@@ -121,11 +125,22 @@ def test_generated_data_in_its_layout_becomes_its_corpus(
     if not task.target_kind.has_classes:
         return
     classes = TaskClasses.of(task, index.classes)
-    labels = read_part(folder, "test", ["label"])["label"].to_numpy()
+    labels = _labels(folder, task)
     assert len(set(classes.index_of[labels]) - {-1}) <= len(classes.names)
     if task.domain == "ood":
         _check_class_mapping(task, tasks[str(task.trained_on)], classes)
         assert set(classes.index_of[labels]) - {-1} == set(range(len(classes.names)))
+
+
+def _labels(folder: Folder, task: Task) -> npt.NDArray[np.int64]:
+    """The labels of the test part, of masks those of all pixels."""
+    if not task.target_kind.dense:
+        found: npt.NDArray[np.int64] = read_part(folder, "test", ["label"])["label"].to_numpy()
+        return found
+    each = read_part(folder, "test", ["mask"])["mask"].to_pylist()
+    pixels = np.concatenate([masks.read(mask, "mask").reshape(-1) for mask in each])
+    assert (pixels == masks.IGNORED).any(), "what the file ignores"
+    return pixels[pixels != masks.IGNORED].astype(np.int64)
 
 
 def _check_class_mapping(task: Task, source: Task, classes: TaskClasses) -> None:

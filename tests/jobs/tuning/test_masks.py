@@ -71,6 +71,7 @@ def test_scores_are_those_of_single_pixels() -> None:
         assert found.miou[member] == pytest.approx(100 * np.mean(ious), abs=1e-5)
 
 
+@pytest.mark.slow  # its import takes seconds
 def test_scores_are_those_of_torchmetrics() -> None:
     metrics = pytest.importorskip("torchmetrics.functional.classification")
     for seed in range(3):

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator import cluster
+from orchestrator.errors import ClusterError
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -75,3 +76,19 @@ def test_a_call_outside_a_session_starts_no_ray() -> None:
         check=True,
     )
     assert done.stdout == "RaySystemError False\n", done.stderr
+
+
+def test_a_ray_that_does_not_start_in_time_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine Ray gives up after 30 s, with an Exception of no type of its own."""
+    import ray
+
+    def give_up(**_: object) -> None:
+        raise Exception("The current node timed out during startup.")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "init", give_up)
+    with (
+        pytest.raises(ClusterError, match="cannot start Ray on this machine: The current node"),
+        cluster.session(),
+    ):
+        pass

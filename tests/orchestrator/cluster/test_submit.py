@@ -41,6 +41,17 @@ def test_a_file_outside_the_folder_that_is_sent_is_refused(
     assert "inside this folder" in capsys.readouterr().err
 
 
+def test_an_extension_outside_the_folder_that_is_sent_is_refused(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path_factory.mktemp("elsewhere") / "mine.py"
+    file.write_text("")
+    assert _run(["submit", "--extension", str(file), "--storage", "s3://b/n"]) == 2
+    error = capsys.readouterr().err
+    assert str(file) in error
+    assert "inside this folder" in error
+
+
 def test_a_cluster_that_does_not_answer_is_named_with_a_remedy(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

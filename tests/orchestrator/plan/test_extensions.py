@@ -122,7 +122,9 @@ def test_a_built_in_head_takes_no_name_of_an_extension(method: str, fault: str) 
     assert fault in str(error.value)
 
 
-def test_a_file_is_found_beside_the_experiment_and_remembered_by_its_path(tmp_path: Path) -> None:
+def test_a_file_is_found_beside_the_experiment_and_remembered_by_its_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "mine.py").write_text(MINE)
     raw = {
         "name": "mine",
@@ -135,7 +137,11 @@ def test_a_file_is_found_beside_the_experiment_and_remembered_by_its_path(tmp_pa
     file.write_text(yaml.safe_dump(raw))
     experiment = load.load(str(file))
     assert experiment.extensions == (str(tmp_path / "mine.py"),)
-    again = load.load("last-sweep.yaml", text=last_sweep.as_yaml(experiment))
+    monkeypatch.chdir(tmp_path)
+    near = load.load("experiment.yaml")
+    assert near.extensions == ("mine.py",)
+    last_sweep.remember(near, root := Folder.of(tmp_path / "store"))
+    again = load.load("last-sweep.yaml", text=last_sweep.recall(root))
     assert again.tuning == experiment.tuning
     assert again.extensions == experiment.extensions
 
