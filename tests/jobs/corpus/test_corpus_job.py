@@ -103,7 +103,7 @@ def test_units_runs_and_workers_do_not_affect_the_files(
             cuts = [1797, 1300, 1299, 700, 350, 0]
             return [Unit("digits", b, a) for a, b in itertools.pairwise(cuts)]
 
-    monkeypatch.setattr(building, "reader_of", Finely)
+    monkeypatch.setattr(building, "reader_of", lambda spec, known=None: Finely(spec))
     monkeypatch.setattr(building, "RUN_ROWS", 100)
     folder, _ = build(DIGITS, tmp_path)  # in this process, without Ray
     assert bytes_of(folder) == bytes_of(digits)
