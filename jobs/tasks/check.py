@@ -212,7 +212,6 @@ def _mask_faults(
 
 def _class_faults(task: Task, names: Sequence[str]) -> Iterator[str]:
     facts = task.facts
-    taken: dict[int, tuple[str, int | str]] = {}
     if facts is not None and len(names) != facts.classes:
         yield f"{len(names)} classes, but facts.classes say {facts.classes}"
     if facts is not None and facts.class_names and set(facts.class_names) != set(names):
@@ -221,6 +220,12 @@ def _class_faults(task: Task, names: Sequence[str]) -> Iterator[str]:
             f"class {unmatched[0]!r} is in only one of the data and facts.class_names "
             f"({len(unmatched)} such)"
         )
+    yield from map_faults(task, names)
+
+
+def map_faults(task: Task, names: Sequence[str]) -> Iterator[str]:
+    """Where a task's `classes` do not fit the class names of its data, in label order."""
+    taken: dict[int, tuple[str, int | str]] = {}
     if task.spells_labels and task.classes:
         yield from _spelling_faults(task.classes, names)
         return

@@ -8,6 +8,7 @@ an image are passed over, and counted as notes.
 
 from __future__ import annotations
 
+import glob
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -50,7 +51,7 @@ class MaskFolder:
             (self.spec.path, self.spec.image_ending),
             (self.spec.masks, self.spec.mask_ending),
         ):
-            for name, size in files(path, f"*{ending}", broken=True, empty=True):
+            for name, size in files(path, _pattern(ending), broken=True, empty=True):
                 if name.removesuffix(ending) in keys:
                     yield name, size
 
@@ -93,7 +94,10 @@ class MaskFolder:
         every = {name for name, _ in files(spec.path, broken=True, empty=True, hidden=True)}
         seen = {name for name in every if not is_hidden(name)}
         notes["hidden_file"] += len(every) - len(seen)
-        masks = {name for name, _ in files(spec.masks, f"*{spec.mask_ending}", empty=True)}
+        masks = {
+            name
+            for name, _ in files(spec.masks, _pattern(spec.mask_ending), broken=True, empty=True)
+        }
         notes["mask_without_image"] += sum(
             name.removesuffix(spec.mask_ending) not in keys for name in masks
         )
@@ -104,7 +108,7 @@ class MaskFolder:
         """The keys, sorted. Raises StageError when there is none, and for an unsafe name."""
         ending = self.spec.image_ending
         if self.spec.names is None:
-            found = files(self.spec.path, f"*{ending}", broken=True)
+            found = files(self.spec.path, _pattern(ending), broken=True)
             return [name.removesuffix(ending) for name, _ in found]
         lines = [line.strip() for line in text(self.spec.names).splitlines()]
         keys = sorted({line.removesuffix(ending) for line in lines if line})
@@ -113,3 +117,8 @@ class MaskFolder:
             what = f"names {unsafe[0]!r}, which is outside the folder" if unsafe else "has no name"
             raise StageError(f"{self.spec.names} {what}; correct the list")
         return keys
+
+
+def _pattern(ending: str) -> str:
+    """What fits every name with this ending, whatever characters it has."""
+    return f"*{glob.escape(ending)}"
