@@ -23,7 +23,7 @@ IGNORED = 255
 """The number of pixels that count for nothing, in every mask of a corpus."""
 
 Mask = npt.NDArray[np.uint8]  # [H, W], class indices or IGNORED
-_STEPS = {(2, 0): 85, (4, 0): 17}
+_STEPS: dict[tuple[int, ...], int] = {(2, 0): 85, (4, 0): 17}
 """Bits and colour type of a grey PNG -> the factor by which Pillow spreads its numbers over 0..255.
 """
 

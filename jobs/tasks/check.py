@@ -26,7 +26,7 @@ from jobs.corpus.spec import (
     TextReader,
 )
 from jobs.images.spec import MOST_PIXELS
-from jobs.tasks.spec import Classes, Task, other_of_number
+from jobs.tasks.spec import Classes, Task, other_of_number, shared_name
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -230,9 +230,12 @@ def map_faults(task: Task, names: Sequence[str]) -> Iterator[str]:
         yield from _spelling_faults(task.classes, names)
         return
     for name, member in _members(task):
-        if member not in names if isinstance(member, str) else member >= len(names):
+        known = member in names if isinstance(member, str) else 0 <= member < len(names)
+        if not known:
             yield f"classes.{name} names {member!r}, which the data lacks"
             continue
+        if isinstance(member, str) and (fault := shared_name(member, names)) is not None:
+            yield f"classes.{name} names {fault}"
         if isinstance(member, int) and (other := other_of_number(member, names)) is not None:
             yield f"classes.{name} names {other}"
         label = names.index(member) if isinstance(member, str) else member
