@@ -16,8 +16,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from jobs.contract import Outcome, StageError
+from jobs.corpus.readers.parquet import Parquet
 from jobs.corpus.shards import Index, read_part
-from jobs.corpus.spec import Corpus
+from jobs.corpus.spec import Corpus, ParquetReader
 from jobs.images.decode import decode
 from jobs.images.pixels import to_pixels
 from jobs.images.spec import ImageInput
@@ -54,6 +55,8 @@ def test_what_a_parquet_source_cannot_mean_is_refused(
     chosen = parquet(path, **rows) | {"where": {"key": ["c", "d"]}, "classes": ["fox", "owl"]}
     with pytest.raises(StageError, match=r"no row of the source fits `where` \(.*'c', 'd'"):
         build(corpus(reader=chosen), tmp_path / "o")
+    mixed = ParquetReader.model_validate(chosen | {"where": {"key": [1, "a"]}})
+    assert Parquet(mixed).rows() == 1
     for name, order in (("a", ["fox", "crane", "crane"]), ("b", ["crane", "fox", "crane"])):
         declared = {"info": {"features": {"label": {"names": order}}}}
         schema = pa.table(rows).schema.with_metadata({"huggingface": json.dumps(declared)})
