@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import shutil
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -22,7 +22,7 @@ from jobs.corpus.spec import Corpus, DigitsReader, RemarksReader
 from jobs.encoders.spec import EncoderStep, FileEncoder, TransformersEncoder
 from jobs.features.spec import GivenStep
 from jobs.storage.folder import Folder
-from jobs.tasks.check import absent
+from jobs.tasks.check import absent, map_faults
 from jobs.tasks.spec import Task
 from orchestrator.errors import NmlError, UserError
 from orchestrator.plan.plan import Plan
@@ -294,11 +294,12 @@ def _corpora(plan: Plan, left: Collection[str]) -> Iterator[Answer]:
         packaged = isinstance(spec.reader, (DigitsReader, RemarksReader))
         if packaged or not (is_own or step.address in here):
             continue
-        yield _source(step.address, spec)
+        readers = [task for task in plan.tasks if str(CorpusAddress(task.scope)) == step.address]
+        yield _source(step.address, spec, readers)
 
 
-def _source(address: str, spec: Corpus) -> Answer:
-    """What the readers of a corpus find."""
+def _source(address: str, spec: Corpus, tasks: Sequence[Task]) -> Answer:
+    """What the readers of a corpus find, and whether it has the classes that its tasks name."""
     from jobs.corpus.preview import is_quick, preview
 
     for part, reader in (("reader", spec.reader), *spec.parts.sources.items()):
@@ -315,6 +316,9 @@ def _source(address: str, spec: Corpus) -> Answer:
             return Answer("corpus", State.OK, f"{address}: large; looked at when it is built")
         if part == "reader":
             found = seen
+    for task in tasks:
+        for fault in map_faults(task, found.classes.names):
+            return Answer("corpus", State.FAULT, f"task {task.name}: {fault}; correct its file")
     line = f"{address}: {found.in_a_line()}"
     if found.without_rows and not spec.allow_empty_classes:
         return Answer("corpus", State.FAULT, line)

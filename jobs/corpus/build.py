@@ -261,7 +261,9 @@ def refuse_bad(corpus: Corpus, found: Survey, scans: Sequence[Scan]) -> None:
     read, reasons = sum(scan.read for scan in scans), _add_up(scan.quarantined for scan in scans)
     bad = reasons.total()
     if read == 0:
-        raise StageError(f"corpus {corpus.name}: the source has no rows; correct corpus.reader")
+        where = getattr(corpus.reader, "where", None)
+        what = f"no row of the source fits `where` ({where})" if where else "the source has no rows"
+        raise StageError(f"corpus {corpus.name}: {what}; correct corpus.reader")
     examples: dict[str, str] = {}
     for scan in scans:
         examples = scan.examples | examples

@@ -8,9 +8,9 @@ large images are replaced by smaller ones (`jobs.images.shrink`).
 
 Reasons: no_key, no_label, label_unknown, and a reader's own (broken_json, too_large, ...).
 Of images: no_image, empty_image, not_an_image, broken_header, too_many_pixels, truncated,
-undecodable, no_caption, empty_caption, caption_not_utf8, unsafe_path, link, not_a_file, two_images,
-caption_not_text, dotted_stem, repeated_member. Of masks: no_mask, and those of
-`jobs.images.masks.checked`. Notes of images: all_ignored (a mask without a class), cmyk,
+undecodable, no_caption, empty_caption, caption_not_utf8, caption_with_nul, unsafe_path, link,
+not_a_file, two_images, caption_not_text, dotted_stem, repeated_member. Of masks: no_mask, and those
+of `jobs.images.masks.checked`. Notes of images: all_ignored (a mask without a class), cmyk,
 sixteen_bit, palette, animated, exif_rotated, wrong_extension, caption_of_lines.
 Of texts, and the same of pairs: no_text, empty_text, text_not_utf8, text_not_text, text_with_nul,
 text_too_long; label_not_a_number, wrong_number_of_fields. Notes: unlabelled, equal_rows,
@@ -172,6 +172,7 @@ def _decoded(
     except pa.ArrowInvalid:
         texts = _decode_each(column, what, reasons)
     _set_reason(reasons, f"empty_{what}", _is_empty(pc.utf8_trim_whitespace(texts)))
+    _set_reason(reasons, f"{what}_with_nul", pc.fill_null(pc.match_substring(texts, "\0"), False))
     return texts
 
 
@@ -208,7 +209,6 @@ def _checked_text(
     lengths = pc.fill_null(pc.binary_length(column), 0)
     _set_reason(reasons, f"{what}_too_long", pc.greater(lengths, TEXT_BYTES))
     texts = _decoded(column, what, wanted, reasons)
-    _set_reason(reasons, f"{what}_with_nul", pc.fill_null(pc.match_substring(texts, "\0"), False))
     return texts if isinstance(texts, pa.ChunkedArray) else pa.chunked_array([texts])
 
 

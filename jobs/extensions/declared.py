@@ -58,17 +58,35 @@ class Declared:
 
 
 def parts(extension: Extension) -> dict[str, Declared]:
-    """Every part of an extension, by name. Raises StageError where its text is no Python."""
+    """Every part of an extension, by name.
+
+    Raises StageError where its text is no Python, and where a part's name is defined twice.
+    """
     try:
         tree = ast.parse(extension.text)
     except (SyntaxError, ValueError) as error:
         line = getattr(error, "lineno", None) or 1
         what = getattr(error, "msg", None) or str(error)
         raise StageError(f"{extension.file}, line {line}: {what}; correct the file") from None
-    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
-    found = [_method(extension, node, classes) for node in classes.values()]
-    found += [_function(node) for node in tree.body if isinstance(node, _Function)]
-    return {part.name: part for part in found if part is not None}
+    except (RecursionError, MemoryError):  # Python's own answers to deep nesting
+        raise StageError(f"{extension.file} is nested too deeply; write it in parts") from None
+    defined = [node for node in tree.body if isinstance(node, (ast.ClassDef, _Function))]
+    classes = {node.name: node for node in defined if isinstance(node, ast.ClassDef)}
+    found: dict[str, Declared] = {}
+    for node in defined:
+        one = (
+            _method(extension, node, classes) if isinstance(node, ast.ClassDef) else _function(node)
+        )
+        if one is not None:
+            found[one.name] = one
+    for name in found:
+        lines = [node.lineno for node in defined if node.name == name]
+        if len(lines) > 1:
+            raise StageError(
+                f"{extension.file} defines {name} in lines {lines[0]} and {lines[1]}; rename one "
+                f"of them"
+            )
+    return found
 
 
 def part(part: Part, kind: Kind) -> Declared:
@@ -114,10 +132,10 @@ def _method(
 
 
 def _body(node: ast.ClassDef, classes: Mapping[str, ast.ClassDef]) -> Iterator[ast.stmt]:
-    """The statements of a class and of its bases in the same file; what comes last counts."""
+    """The statements of a class and of its bases above it in the file; what comes last counts."""
     for base in reversed(node.bases):
         known = classes.get(base.id) if isinstance(base, ast.Name) else None
-        if known is not None and known is not node:
+        if known is not None and known.lineno < node.lineno:
             yield from _body(known, classes)
     yield from node.body
 
@@ -126,7 +144,12 @@ def _ranges(extension: Extension, name: str, value: ast.expr | None, line: int) 
     where = f"{extension.file}, line {line}: {RANGES} of {name}"
     try:
         found = ast.literal_eval(value) if value is not None else {}
-        return {str(each): _range(limits) for each, limits in found.items()}
+        ranges = {each: _range(limits) for each, limits in found.items()}
+        if isinstance(value, ast.Dict) and len(value.keys) > len(ranges):
+            raise _RangeError("a name is given twice")
+        if not_text := [each for each in ranges if not isinstance(each, str)]:
+            raise _RangeError(f"{not_text[0]!r} is no name")
+        return ranges
     except (ValueError, TypeError, AttributeError) as error:
         reason = str(error) if isinstance(error, _RangeError) else "it is written in other words"
         raise StageError(

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from jobs.contract import StageError
 from jobs.extensions.spec import SUFFIX, Extension, is_name
+from jobs.storage.bounded import read_text
 
 GROUP = "nml_orch.extensions"
 """The entry points of packages that bring an extension: a name, and the module that is its file."""
@@ -51,14 +52,17 @@ def _read(path: Path) -> Extension:
                 f"file of your own"
             )
     try:
-        return Extension.of(path.stem, path.read_bytes().decode())
+        return Extension.of(path.stem, read_text(path))
     except FileNotFoundError:
         raise StageError(
             f"{path} does not exist; correct the path, or put the file back (each finished step "
             f"that used it keeps a copy)"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise StageError(f"{path} cannot be read as text ({error})") from None
+    except (OSError, ValueError) as error:  # ValueError: of a path with NUL, of text not in UTF-8
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise StageError(
+            f"{path} cannot be read as text in UTF-8 ({reason}); correct the path or the file"
+        ) from None
 
 
 def _installed(name: str) -> Extension:

@@ -68,7 +68,7 @@ def blaming(extension: Extension) -> Iterator[None]:
         yield
     except StageError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # code that exits would end the sweep without a word
         raise StageError(sentence(extension, error)) from error
 
 
@@ -81,6 +81,10 @@ def sentence(extension: Extension, error: BaseException) -> str:
         if frame.filename == extension.file:
             line = frame.lineno
     where = extension.file if line is None else f"{extension.file}, line {line}"
-    lines = [text.strip() for text in str(error).splitlines() if text.strip()]
+    try:
+        message = str(error)
+    except Exception:  # of an exception whose text is code, too
+        message = ""
+    lines = [text.strip() for text in message.splitlines() if text.strip()]
     reason = textwrap.shorten(lines[0], _LONGEST, placeholder=" ...") if lines else "no message"
     return f"{where}: {type(error).__name__}: {reason}"

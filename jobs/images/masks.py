@@ -17,11 +17,16 @@ from PIL import Image
 
 from jobs.images.decode import naming_errors
 from jobs.images.spec import MOST_PIXELS, Shift
+from jobs.images.structure import png_pixels_are_whole
 
 IGNORED = 255
 """The number of pixels that count for nothing, in every mask of a corpus."""
 
 Mask = npt.NDArray[np.uint8]  # [H, W], class indices or IGNORED
+_STEPS: dict[tuple[int, ...], int] = {(2, 0): 85, (4, 0): 17}
+"""Bits and colour type of a grey PNG -> the factor by which Pillow spreads its numbers over 0..255.
+"""
+
 Numbers = npt.NDArray[np.int16]
 """What each number of a source's masks stands for, [n]: a class, IGNORED, or -1 for nothing."""
 
@@ -63,12 +68,17 @@ def checked(
         found = np.asarray(image).astype(np.int64)
     except Exception:  # decoders of broken bytes raise nearly anything
         return "mask_undecodable"
+    if not png_pixels_are_whole(data):  # Pillow makes up what is missing
+        return "mask_undecodable"
+    kept = image.mode in ("L", "P")
+    if (step := _STEPS.get(tuple(data[24:26]))) is not None:
+        found, kept = found // step, False
     if found.min() < 0 or found.max() >= len(numbers):
         return "mask_number_unknown"
     meant = numbers[found]
     if (meant < 0).any():
         return "mask_number_unknown"
-    kept = image.mode in ("L", "P") and np.array_equal(meant, found)
+    kept = kept and np.array_equal(meant, found)
     return bytes(data) if kept else encoded(meant.astype(np.uint8)), bool((meant != IGNORED).any())
 
 

@@ -132,7 +132,7 @@ def _derive_label_noise(
             return labels.groups(samples, choice, files.grouping(source, classes))
         case Transition():
             assert source is not None
-            return confusions.transition(samples, choice, files.matrix(source))
+            return confusions.transition(samples, choice, files.matrix(source, classes))
         case Instance():
             assert source is not None
             blocks = files.probabilities_by_key(source, noise.key, noise.column, samples.keys)

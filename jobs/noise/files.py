@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from pyarrow import csv as arrow_csv
 
 from jobs.contract import StageError
+from jobs.corpus.readers.labels import refuse_alike
 from jobs.noise.captions import Clusters
 from jobs.noise.classes import Classes
 from jobs.noise.labels import Labels, Rows
@@ -184,6 +185,12 @@ def grouping(source: Source, classes: Classes) -> Rows:
     pairs = _read_pairs(source)
     numbers = classes.numbers_of([name for name, _ in pairs], source.path)
     _refuse_twice(numbers, classes, source.path)
+    refuse_alike(
+        sorted({group for _, group in pairs if group.strip()}),
+        source.path,
+        "give a group one spelling",
+        "groups",
+    )
     group_of = np.full(len(classes), -1, np.int64)
     groups: dict[str, int] = {}
     for number, (_, group) in zip(numbers, pairs, strict=True):
@@ -216,14 +223,27 @@ def _read_pairs(source: Source) -> list[tuple[str, str]]:
             if not isinstance(pairs, tuple):
                 raise ValueError("not an object")
         else:
-            lines = csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""))
-            pairs = tuple((line["class"], line["group"]) for line in lines)
+            pairs = tuple(_csv_pairs(csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""))))
         return [(_to_text(name), _to_text(group)) for name, group in pairs]
-    except (ValueError, KeyError, csv.Error) as error:
+    except (ValueError, csv.Error, RecursionError) as error:
         raise StageError(
-            f"{source.path} is not a grouping ({type(error).__name__}: {error}); give a CSV with "
-            f"the columns class and group, or JSON {{class: group}}"
+            f"{source.path} is not a grouping ({_one_line(error)}); give a CSV with the columns "
+            f"class and group, or JSON {{class: group}}"
         ) from None
+
+
+def _csv_pairs(lines: Iterator[list[str]]) -> Iterator[tuple[str, str]]:
+    """The values of the columns class and group; ValueError for columns that are not clear."""
+    header = next(lines, [])
+    for column in ("class", "group"):
+        if header.count(column) != 1:
+            raise ValueError(f"{header.count(column)} columns are called {column}; it has {header}")
+    for number, line in enumerate(lines, 2):
+        if len(line) > len(header):
+            raise ValueError(f"row {number} has {len(line)} fields, and the first {len(header)}")
+        values = dict(zip(header, line, strict=False))
+        if line:
+            yield values.get("class", ""), values.get("group", "")
 
 
 def _to_text(value: object) -> str:
@@ -234,23 +254,48 @@ def _to_text(value: object) -> str:
     return str(value)
 
 
-def matrix(source: Source) -> npt.NDArray[np.float64]:
-    """A matrix of numbers from npy, csv or parquet; StageError for another content."""
+def matrix(source: Source, classes: Classes) -> npt.NDArray[np.float64]:
+    """A matrix of numbers from npy, csv or parquet.
+
+    Raises StageError for another content, and for a Parquet file whose columns are called like the
+    classes but stand in another order.
+    """
     data = source.bytes()
     try:
         if source.name.endswith(".npy"):
-            values = np.load(io.BytesIO(data), allow_pickle=False)
+            values = np.asarray(np.load(io.BytesIO(data), allow_pickle=False))
         elif source.name.endswith(".parquet"):
             table = pq.read_table(pa.BufferReader(data))
-            values = np.stack([column.to_numpy() for column in table.columns], axis=1)
+            _refuse_other_order(table.column_names, classes, source.path)
+            if not all(_is_number(kind) for kind in table.schema.types):
+                raise ValueError(f"its columns are {', '.join(map(str, table.schema.types))}")
+            numbers = [column.cast(pa.float64(), safe=False) for column in table.columns]
+            values = np.stack([column.to_numpy() for column in numbers], axis=1)
         else:
-            values = np.loadtxt(io.StringIO(data.decode("utf-8-sig")), delimiter=",", ndmin=2)
-        return np.asarray(values, np.float64)
-    except (ValueError, TypeError, EOFError, OSError, pa.ArrowException) as error:
+            text = data.decode("utf-8-sig")
+            if not text.strip():
+                raise ValueError("it is empty")
+            values = np.loadtxt(io.StringIO(text), delimiter=",", ndmin=2)
+        if values.dtype.kind not in "fiu":
+            raise ValueError(f"its values are of the type {values.dtype}")
+        return values.astype(np.float64)
+    except StageError:
+        raise
+    except Exception as error:  # NumPy raises nearly anything for damaged files
         raise StageError(
             f"{source.path} is not a matrix of numbers ({_one_line(error)}); give npy, csv without "
             f"a header, or parquet"
         ) from None
+
+
+def _refuse_other_order(columns: Sequence[str], classes: Classes, path: str) -> None:
+    for names in (classes.names, classes.ids):
+        if tuple(columns) != names and sorted(columns) == sorted(names):
+            first = next(n for n, name in enumerate(names) if columns[n] != name)
+            raise StageError(
+                f"{path}: column {first} (from 0) is called {columns[first]!r}, and class {first} "
+                f"of the corpus {names[first]!r}; order rows and columns like the classes"
+            )
 
 
 # -- tables by key ---------------------------------------------------------------------------------
@@ -306,8 +351,12 @@ def probabilities_by_key(
 
 def _lists_numbers(kind: pa.DataType) -> bool:
     lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    return any(one(kind) for one in lists) and _is_number(kind.value_type)
+
+
+def _is_number(kind: pa.DataType) -> bool:
     numbers = (pa.types.is_floating, pa.types.is_integer, pa.types.is_decimal)
-    return any(one(kind) for one in lists) and any(one(kind.value_type) for one in numbers)
+    return any(one(kind) for one in numbers)
 
 
 def _values_by_key(source: Source, key: str, column: str, keys: pa.Array) -> pa.Array:
@@ -344,12 +393,14 @@ def _read_keys(source: Source, table: pa.Table, column: str, kind: pa.DataType) 
 
 
 def _read_values(source: Source, table: pa.Table, column: str) -> pa.Array:
-    """A column of numbers or text as one array; StageError for lists and text not in UTF-8."""
+    """A column of numbers or text as one array; StageError for others and text not in UTF-8."""
     values = table[column]
     if pa.types.is_dictionary(values.type):  # a pandas categorical
         values = values.cast(values.type.value_type)
-    if pa.types.is_nested(values.type):
+    if not (_is_number(values.type) or _is_text(values.type)):
         raise _wrong_type(source, column, values.type, "one number or text")
+    if pa.types.is_float16(values.type):  # of which Arrow can do little
+        values = values.cast(pa.float32())
     if not pa.types.is_primitive(values.type):
         try:
             values = values.cast(pa.large_string())
@@ -362,6 +413,21 @@ def _read_values(source: Source, table: pa.Table, column: str) -> pa.Array:
     if pa.types.is_floating(values.type):  # pandas writes a missing number as NaN
         values = pc.if_else(pc.is_nan(values), None, values)
     return values
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    """Whether a column has text, text as bytes, or nothing at all."""
+    texts = (
+        pa.types.is_string,
+        pa.types.is_large_string,
+        pa.types.is_string_view,
+        pa.types.is_binary,
+        pa.types.is_large_binary,
+        pa.types.is_binary_view,
+        pa.types.is_fixed_size_binary,
+        pa.types.is_null,
+    )
+    return any(one(kind) for one in texts)
 
 
 def _wrong_type(source: Source, column: str, kind: pa.DataType, wanted: str) -> StageError:

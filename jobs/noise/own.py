@@ -19,9 +19,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from jobs.contract import StageError
+from jobs.corpus.readers.labels import is_unicode
 from jobs.extensions.declared import Declared
 from jobs.extensions.load import blaming, load
 from jobs.extensions.spec import Part
@@ -33,22 +35,26 @@ def labels(samples: Labelled, choice: Choice, part: Part, classes: Sequence[str]
     """The plan of a label noise. Raises StageError for what the function gets wrong."""
     order = _by_key(samples.keys)
     thresholds, given = _call(part, samples.keys, samples.labels[order], order, classes, choice)
-    try:
-        found = np.asarray(given, np.int64)
-    except (TypeError, ValueError):
-        found = np.zeros(0, np.int64)
-    if found.shape != (len(order),) or not np.array_equal(found, np.asarray(given)):
+    found = _numbers(given)
+    if found is None or found.shape != (len(order),) or (found != np.floor(found)).any():
         raise StageError(f"{part}: its labels are not {len(order)} whole numbers, one for each key")
     outside = (found < 0) | (found >= samples.classes)
     if outside.any():
         raise StageError(
-            f"{part}: label {found[outside][0]} is outside 0..{samples.classes - 1}, the numbers "
+            f"{part}: label {found[outside][0]:g} is outside 0..{samples.classes - 1}, the numbers "
             f"of the corpus's classes"
         )
     noisy: Labels = np.empty(len(order), np.int32)
     noisy[order] = found
     allowed = samples.allowed(choice)
     rows, able = _lowest(thresholds, order, allowed & (noisy != samples.labels))
+    empty = rows[~samples.has_rows[noisy[rows]]]
+    if len(empty):
+        raise StageError(
+            f"{part} gives key {samples.keys[int(empty[0])].as_py()!r} the class "
+            f"{classes[noisy[empty[0]]]!r}, which has no training row ({len(empty)} such keys); "
+            f"give another class, or the threshold NaN"
+        )
     counts = {"rows_not_changeable": int((allowed & ~able).sum())}
     return Flips(samples, noisy, rows, int(allowed.sum()), choice.of, counts)
 
@@ -92,9 +98,13 @@ def captions(
     order = _by_key(samples.keys)
     clean = samples.captions.take(pa.array(order)).to_pylist()
     thresholds, given = _call(part, samples.keys, clean, order, classes, choice)
-    found = list(given)
-    if len(found) != len(order) or not all(isinstance(text, str) for text in found):
-        raise StageError(f"{part}: its captions are not {len(order)} texts, one for each key")
+    with blaming(part.extension):  # it may be a generator
+        found = list(given)
+    if len(found) != len(order) or not all(_is_caption(text) for text in found):
+        raise StageError(
+            f"{part}: its captions are not {len(order)} texts, one for each key, with words in "
+            f"each and no NUL"
+        )
     back = np.argsort(order)
     noisy = pa.array(found, samples.captions.type).take(pa.array(back))
     differs = np.array([ours != theirs for ours, theirs in zip(clean, found, strict=True)])[back]
@@ -121,13 +131,29 @@ def _call(
         raise StageError(
             f"{part} returns {type(found).__name__}; return (thresholds, replacements)"
         )
-    thresholds = np.asarray(found[0], np.float64)
+    thresholds = _numbers(found[0])
+    if thresholds is None:
+        raise StageError(f"{part}: its thresholds are not numbers; return one for each key")
     if thresholds.shape != (len(order),):
         raise StageError(
             f"{part}: its thresholds have the shape {thresholds.shape}, not ({len(order)},): one "
             f"for each key"
         )
     return thresholds, found[1]
+
+
+def _numbers(given: Any) -> npt.NDArray[np.float64] | None:
+    """What a function returned as float64; None if it is no array of real numbers."""
+    try:
+        found = np.asarray(given)
+    except Exception:  # any object may be returned
+        return None
+    return found.astype(np.float64) if found.dtype.kind in "fiu" else None
+
+
+def _is_caption(text: Any) -> bool:
+    """Whether a corpus could have this caption."""
+    return isinstance(text, str) and bool(text.strip()) and "\0" not in text and is_unicode(text)
 
 
 def _lowest(thresholds: Any, order: Rows, able: Mask) -> tuple[Rows, Mask]:

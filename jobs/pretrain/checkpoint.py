@@ -1,7 +1,7 @@
 """Checkpoints: all that a run needs to resume at the next batch, bit for bit.
 
 Takes model, optimizer, position, running sums and curves; writes them to a run's scratch folder as
-`checkpoint-<updates>.safetensors` and then `checkpoint-<updates>.json`, with the tensors' sha256.
+`checkpoint-<updates>.safetensors` and then `checkpoint-<updates>.json`, with the sha256 of both.
 Keeps the last two. Schedule, data order, augmentation and random draws are functions of the seed
 and the position, so there is no other state. Never unpickles.
 
@@ -13,6 +13,7 @@ complete checkpoint.
 from __future__ import annotations
 
 import hashlib
+import json
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -69,6 +70,7 @@ class _Metadata:
     scalars: dict[str, dict[str, int | float]]
     groups: list[dict[str, float]]
     sha256: str
+    own_sha256: str = ""  # of all the rest; empty in checkpoints of earlier versions
 
 
 @dataclass(frozen=True)
@@ -207,8 +209,8 @@ class Checkpoints:
         data = safetensors.torch.save(dict(tensors))
         name = f"checkpoint-{position.updates:09d}"
         self._folder.write_bytes(f"{name}.safetensors", data)
-        digest = hashlib.sha256(data).hexdigest()
-        self._folder.write_json(f"{name}.json", {**metadata, "sha256": digest})
+        content = json.loads(json.dumps({**metadata, "sha256": hashlib.sha256(data).hexdigest()}))
+        self._folder.write_json(f"{name}.json", {**content, "own_sha256": _own_digest(content)})
         for old in self._complete_names()[:-KEEP]:
             self._folder.delete(f"{old}.json")
             self._folder.delete(f"{old}.safetensors")
@@ -219,7 +221,7 @@ class Checkpoints:
         """The newest complete checkpoint; None without any. Counts damaged ones."""
         self.wait()
         for name in reversed(self._complete_names()):
-            metadata = records.find(self._folder, f"{name}.json", _Metadata)
+            metadata = self._metadata(f"{name}.json")
             try:
                 data = self._folder.read_bytes(f"{name}.safetensors")
             except (FileNotFoundError, IsADirectoryError):
@@ -229,6 +231,14 @@ class Checkpoints:
                 return Checkpoint(metadata.progress, tensors, metadata.scalars, metadata.groups)
             self.damaged += 1
         return None
+
+    def _metadata(self, name: str) -> _Metadata | None:
+        """A checkpoint's JSON file; None when it is broken or has changed."""
+        found = records.find(self._folder, name, _Metadata)
+        if found is None or not found.own_sha256:
+            return found
+        content = json.loads(self._folder.read_bytes(name))
+        return found if content.pop("own_sha256") == _own_digest(content) else None
 
     def last_good(self) -> str:
         """A clause for error messages that names the newest checkpoint."""
@@ -248,6 +258,10 @@ class Checkpoints:
             for name, _ in self._folder.files()
             if name.startswith("checkpoint-") and name.endswith(".json")
         ]
+
+
+def _own_digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _host_copy(tensor: Tensor) -> Tensor:

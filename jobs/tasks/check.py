@@ -26,7 +26,7 @@ from jobs.corpus.spec import (
     TextReader,
 )
 from jobs.images.spec import MOST_PIXELS
-from jobs.tasks.spec import Classes, Task, other_of_number
+from jobs.tasks.spec import Classes, Task, other_of_number, shared_name
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -212,7 +212,6 @@ def _mask_faults(
 
 def _class_faults(task: Task, names: Sequence[str]) -> Iterator[str]:
     facts = task.facts
-    taken: dict[int, tuple[str, int | str]] = {}
     if facts is not None and len(names) != facts.classes:
         yield f"{len(names)} classes, but facts.classes say {facts.classes}"
     if facts is not None and facts.class_names and set(facts.class_names) != set(names):
@@ -221,13 +220,22 @@ def _class_faults(task: Task, names: Sequence[str]) -> Iterator[str]:
             f"class {unmatched[0]!r} is in only one of the data and facts.class_names "
             f"({len(unmatched)} such)"
         )
+    yield from map_faults(task, names)
+
+
+def map_faults(task: Task, names: Sequence[str]) -> Iterator[str]:
+    """Where a task's `classes` do not fit the class names of its data, in label order."""
+    taken: dict[int, tuple[str, int | str]] = {}
     if task.spells_labels and task.classes:
         yield from _spelling_faults(task.classes, names)
         return
     for name, member in _members(task):
-        if member not in names if isinstance(member, str) else member >= len(names):
+        known = member in names if isinstance(member, str) else 0 <= member < len(names)
+        if not known:
             yield f"classes.{name} names {member!r}, which the data lacks"
             continue
+        if isinstance(member, str) and (fault := shared_name(member, names)) is not None:
+            yield f"classes.{name} names {fault}"
         if isinstance(member, int) and (other := other_of_number(member, names)) is not None:
             yield f"classes.{name} names {other}"
         label = names.index(member) if isinstance(member, str) else member
@@ -262,6 +270,7 @@ def _decode_error(image: bytes | None, max_pixels: int) -> str | None:
 def _count_rows(spec: AnyReader) -> int | None:
     """How many rows a source has, if they can be counted without reading images; else None."""
     from jobs.corpus.readers import reader_of
+    from jobs.corpus.readers.parquet import Parquet
     from jobs.corpus.readers.texts import Texts
 
     match spec:
@@ -276,27 +285,6 @@ def _count_rows(spec: AnyReader) -> int | None:
             assert isinstance(reader, Texts)
             return reader.rows()
         case ParquetReader():
-            return _count_parquet_rows(spec)
+            return Parquet(spec).rows()
         case _:
             return None
-
-
-def _count_parquet_rows(spec: ParquetReader) -> int:
-    import pyarrow as pa
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
-
-    from jobs.corpus.readers.source import files, locate
-
-    total = 0
-    for name, _ in files(spec.path, spec.files):
-        filesystem, full = locate(spec.path, name)
-        if not spec.where:
-            total += pq.read_metadata(full, filesystem=filesystem).num_rows
-            continue
-        table = pq.read_table(full, columns=list(spec.where), filesystem=filesystem)
-        for column, wanted in spec.where.items():
-            values = pa.array(wanted if isinstance(wanted, tuple) else (wanted,))
-            table = table.filter(pc.is_in(table[column], values.cast(table[column].type)))
-        total += len(table)
-    return total

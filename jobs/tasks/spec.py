@@ -179,6 +179,10 @@ class Task(Spec):
     @model_validator(mode="after")
     def _check_maps(self) -> Task:
         for field, found in (("classes", self.classes), ("answers", self.answers)):
+            if found == {}:
+                raise ValueError(f"{field} lists nothing; name the classes, or leave it out")
+            if not all(name.strip() for name in found or ()):
+                raise ValueError(f"{field} has a class without a name; give it one")
             for name, members in (found or {}).items():
                 if not members:
                     raise ValueError(f"{field}.{name} lists nothing; name at least one")
@@ -246,3 +250,11 @@ def other_of_number(label: int, names: Sequence[str]) -> str | None:
         f"{label}, which may be the class called {other!r} or the label {label} (the class called "
         f"{names[label]!r}); write the name, in quotes: {other!r} or {names[label]!r}"
     )
+
+
+def shared_name(name: str, names: Sequence[str]) -> str | None:
+    """Words on a name that two classes have; None if it has one class."""
+    if names.count(name) < 2:
+        return None
+    labels = [label for label, other in enumerate(names) if other == name]
+    return f"{name!r}, as labels {labels[0]} and {labels[1]} are called; write the label"

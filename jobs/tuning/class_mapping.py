@@ -31,6 +31,9 @@ class ClassMapping:
     @staticmethod
     def of(task: Task, classes: Sequence[str], outputs: Sequence[str]) -> ClassMapping:
         """For a task's `classes` and a head's `outputs`, by name. Raises StageError."""
+        if task.answers is None and tuple(classes) == tuple(outputs):
+            same = torch.arange(len(outputs))  # also where two classes share a name
+            return ClassMapping(same, same, len(classes))
         members = _members(task, classes)
         output_of = {name: number for number, name in enumerate(outputs)}
         unknown = [name for names in members.values() for name in names if name not in output_of]
@@ -39,6 +42,12 @@ class ClassMapping:
                 f"task {task.name} needs the outputs {', '.join(unknown[:3])}, but the heads of "
                 f"{task.trained_on} have {_first_names(outputs)}; use their names in `classes` and "
                 f"`answers`"
+            )
+        shared = [n for names in members.values() for n in names if outputs.count(n) > 1]
+        if shared:
+            raise StageError(
+                f"task {task.name} needs the output {shared[0]}, but two classes of "
+                f"{task.trained_on} are called so; give each of them a name of its own"
             )
         pairs = [(output_of[n], c) for c, name in enumerate(classes) for n in members[name]]
         chosen = torch.tensor(pairs, dtype=torch.int64)

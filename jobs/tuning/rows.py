@@ -22,7 +22,7 @@ from torch import Tensor
 
 from jobs.contract import StageError
 from jobs.keyed_hash import hash64
-from jobs.tasks.spec import Task, other_of_number
+from jobs.tasks.spec import Task, other_of_number, shared_name
 from jobs.tasks.target import OF_TWO_CLASSES
 from jobs.tuning.target import Indices, Labels
 from jobs.tuning.targets import kind_of, target_of
@@ -100,6 +100,8 @@ class TaskClasses:
             for member in members:
                 if task.spells_labels and isinstance(member, str) and member not in label_of:
                     continue  # another spelling of the class; this source does not use it
+                if isinstance(member, str) and (fault := shared_name(member, corpus_classes)):
+                    raise StageError(f"task {task.name}: classes.{name} names {fault}")
                 label = _label(task, name, member, label_of)
                 if index_of[label] >= 0:
                     raise StageError(

@@ -36,6 +36,8 @@ def planned(experiment: Experiment) -> dict[str, Extension]:
     """The extensions by name. Raises UserError for a file, a name or a space that does not fit."""
     try:
         found = find(experiment.extensions)
+        for extension in found.values():
+            declared.parts(extension)  # also of a file of which nothing is used
     except StageError as error:
         raise UserError(f"extensions: {error}") from error
     for name, method in experiment.tuning.methods.items():

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
+from jobs.storage.bounded import require_regular
 from orchestrator.errors import TrackingError
 
 PREFIX = "sqlite:///"
@@ -61,6 +62,7 @@ def check(path: Path) -> None:
     remedy = "or name another with --set tracking.uri=URI"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        require_regular(path)
         with path.open("rb") as file:
             start = file.read(len(_MAGIC))
     except FileNotFoundError:

@@ -50,6 +50,25 @@ def test_a_corpus_without_a_column_is_found_by_each(
     assert not list(tmp_path.rglob("manifest.json"))
 
 
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_task_whose_numbers_may_be_names_is_found_by_each(
+    verb: tuple[str, ...], run: Run, tmp_path: Path
+) -> None:
+    for number in range(12):
+        (tmp_path / f"data/{number}").mkdir(parents=True)
+        (tmp_path / f"data/{number}/a.png").write_bytes(b"")
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own/low.yaml").write_text(
+        "{name: low, title: low, domain: id, classes: {two: [2], three: [3]}, corpus: {name: own, "
+        "reader: {kind: imagefolder, path: data}}}"
+    )
+    words = ("--set", "task_folders=[own]", "--set", "tasks=[low]", "--data", ".", *UNTRACKED)
+    code, output = run(tmp_path, *verb, *words)
+    assert code == 2, output
+    assert "task low: classes.two names 2, which may be the class called '2' or" in output
+    assert not list(tmp_path.rglob("manifest.json"))
+
+
 def test_data_that_is_not_here_is_found_by_each_and_a_plan_is_made_all_the_same(
     run: Run, tmp_path: Path
 ) -> None:

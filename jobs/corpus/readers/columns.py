@@ -7,6 +7,7 @@ Raises StageError for values of another type. Reads no files.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -122,6 +123,11 @@ def is_flat(kind: pa.DataType) -> bool:
     return not pa.types.is_nested(kind)
 
 
+def may_be_key(kind: pa.DataType) -> bool:
+    """Whether a column of this type may hold keys: one value in a row, but not true and false."""
+    return is_flat(kind) and not pa.types.is_boolean(kind)
+
+
 def may_be_image(kind: pa.DataType) -> bool:
     """Whether a column of this type may hold encoded images."""
     if not pa.types.is_struct(kind):
@@ -182,3 +188,15 @@ def declared_names(
             f"Face writes them; give the names in `{field}`"
         )
     return [str(name) for name in found]
+
+
+def refuse_repeated(names: Sequence[str], where: str, field: str) -> None:
+    """Raise StageError for two classes of one name, where names decide which class is meant.
+
+    `field` can list names in their place.
+    """
+    repeated = next((name for name, count in Counter(names).items() if count > 1), None)
+    if repeated is not None:
+        raise StageError(
+            f"{where} calls two classes {repeated!r}; give each a name of its own in `{field}`"
+        )

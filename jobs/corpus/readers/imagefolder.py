@@ -24,6 +24,7 @@ from jobs.corpus.readers.source import (
     files,
     files_beside,
     folders,
+    hidden_beside,
     is_hidden,
     why_no_content,
 )
@@ -80,6 +81,7 @@ class ImageFolder:
         found = self._files(unit.file, notes if first else Counter())
         if first and unit.label == 0:
             notes["file_outside_classes"] += files_beside(self.spec.path)
+            notes["hidden_file"] += hidden_beside(self.spec.path)
         cut = [len(found) * share // unit.stop for share in (unit.start, unit.start + 1)]
         names = [name for name, _ in found[cut[0] : cut[1]]]
         rows = RowBatcher(unit.file)

@@ -135,14 +135,14 @@ def scanned_names(texts: Iterable[str], where: str, field: str = "classes") -> l
     return sorted(names)
 
 
-def refuse_alike(names: Sequence[str], where: str, remedy: str) -> None:
+def refuse_alike(names: Sequence[str], where: str, remedy: str, what: str = "classes") -> None:
     """Raise StageError for two names that look alike (`_folded`)."""
     first: dict[str, str] = {}
     for name in names:
         other = first.setdefault(_folded(name), name)
         if other != name:
             raise StageError(
-                f"{where}: the classes {other!r} and {name!r} differ only in {_UNSEEN}; {remedy}"
+                f"{where}: the {what} {other!r} and {name!r} differ only in {_UNSEEN}; {remedy}"
             )
 
 

@@ -2,11 +2,13 @@
 
 The mask of `a/b.jpg` is `a/b.png` below the other folder, with the endings of the spec. A list of
 names chooses some images (VOC's `ImageSets/Segmentation/train.txt`); a name in it without a file is
-a row without an image. Hidden files and files with another ending are passed over.
+a row without an image. Without a list, hidden files, images with another ending and masks without
+an image are passed over, and counted as notes.
 """
 
 from __future__ import annotations
 
+import glob
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +17,7 @@ import pyarrow as pa
 
 from jobs.contract import StageError
 from jobs.corpus.readers.rows import Classes, RowBatcher, Unit, claim
-from jobs.corpus.readers.source import contents, files, text, why_no_content
+from jobs.corpus.readers.source import contents, files, is_hidden, text, why_no_content
 from jobs.corpus.spec import MaskFolderReader
 
 UNITS = 64  # at most
@@ -49,7 +51,7 @@ class MaskFolder:
             (self.spec.path, self.spec.image_ending),
             (self.spec.masks, self.spec.mask_ending),
         ):
-            for name, size in files(path, f"*{ending}", broken=True, empty=True):
+            for name, size in files(path, _pattern(ending), broken=True, empty=True):
                 if name.removesuffix(ending) in keys:
                     yield name, size
 
@@ -60,6 +62,8 @@ class MaskFolder:
     def read(self, unit: Unit, notes: Counter[str]) -> Iterator[pa.Table]:
         """The images of some keys with their masks."""
         spec, rows = self.spec, RowBatcher(unit.file)
+        if unit.start == 0:
+            self._note(notes)
         keys = self._keys()[unit.start : unit.stop]
         for start in range(0, len(keys), READ_ROWS):
             some = keys[start : start + READ_ROWS]
@@ -82,11 +86,29 @@ class MaskFolder:
                 yield from rows.full()
         yield from rows.rest()
 
+    def _note(self, notes: Counter[str]) -> None:
+        """Count what is passed over, where no list chooses."""
+        if self.spec.names is not None:
+            return
+        spec, keys = self.spec, set(self._keys())
+        every = {name for name, _ in files(spec.path, broken=True, empty=True, hidden=True)}
+        seen = {name for name in every if not is_hidden(name)}
+        notes["hidden_file"] += len(every) - len(seen)
+        masks = {
+            name
+            for name, _ in files(spec.masks, _pattern(spec.mask_ending), broken=True, empty=True)
+        }
+        notes["mask_without_image"] += sum(
+            name.removesuffix(spec.mask_ending) not in keys for name in masks
+        )
+        apart = (spec.image_ending, spec.mask_ending)
+        notes["other_ending"] += sum(claim(n) is not None and not n.endswith(apart) for n in seen)
+
     def _keys(self) -> list[str]:
         """The keys, sorted. Raises StageError when there is none, and for an unsafe name."""
         ending = self.spec.image_ending
         if self.spec.names is None:
-            found = files(self.spec.path, f"*{ending}", broken=True)
+            found = files(self.spec.path, _pattern(ending), broken=True)
             return [name.removesuffix(ending) for name, _ in found]
         lines = [line.strip() for line in text(self.spec.names).splitlines()]
         keys = sorted({line.removesuffix(ending) for line in lines if line})
@@ -95,3 +117,8 @@ class MaskFolder:
             what = f"names {unsafe[0]!r}, which is outside the folder" if unsafe else "has no name"
             raise StageError(f"{self.spec.names} {what}; correct the list")
         return keys
+
+
+def _pattern(ending: str) -> str:
+    """What fits every name with this ending, whatever characters it has."""
+    return f"*{glob.escape(ending)}"

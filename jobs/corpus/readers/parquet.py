@@ -29,8 +29,10 @@ from jobs.corpus.readers.columns import (
     is_text,
     may_be_caption,
     may_be_image,
+    may_be_key,
     may_be_label,
     refuse_columns,
+    refuse_repeated,
     value_type,
 )
 from jobs.corpus.readers.labels import Naming, dense_names, scanned_names
@@ -94,6 +96,18 @@ class Parquet:
     def files(self) -> Iterator[tuple[str, int]]:
         """The Parquet files."""
         yield from files(self.spec.path, self.spec.files)
+
+    def rows(self) -> int:
+        """How many rows fit `where`; reads its columns alone."""
+        total = 0
+        for name, _ in self.files():
+            with self._open(name) as opened:
+                if not self.spec.where:
+                    total += opened.metadata.num_rows
+                    continue
+                for table in self._tables(opened, name, 1 << 16, list(self.spec.where)):
+                    total += pc.sum(self._where_mask(table)).as_py() or 0
+        return total
 
     def label_counts(self) -> Counter[int] | None:
         """By the label column."""
@@ -182,6 +196,7 @@ class Parquet:
                 f"{where}: its metadata gives the names of `classes` in another order "
                 f"({', '.join(declared[:3])}, ...); correct `classes`, or leave it out"
             )
+        refuse_repeated(declared, f"{where}: its metadata", "classes")
         return LabelColumn(self.spec.label, where, relabel=[classes.index(n) for n in declared])
 
     def _where_mask(self, table: pa.Table) -> pa.ChunkedArray | None:
@@ -223,7 +238,7 @@ class Parquet:
             ("caption", self.spec.caption, may_be_caption, "text"),
             ("label", self.spec.label, may_be_label, "integers or names"),
             ("label_name", self.spec.label_name, is_flat, "names"),
-            *(("key", name, is_flat, "text or numbers") for name in self.spec.key),
+            *(("key", name, may_be_key, "text or numbers") for name in self.spec.key),
         ]
         for role, name, fits, wanted in roles:
             kind = None if name is None else schema.field(name).type

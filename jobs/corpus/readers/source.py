@@ -121,6 +121,21 @@ def files_beside(path: str) -> int:
     return sum(f.type == pafs.FileType.File and not is_hidden(f.base_name) for f in below)
 
 
+def hidden_beside(path: str) -> int:
+    """How many files of a folder are hidden, or lie in hidden folders directly below it."""
+    filesystem, root = _open_folder(Folder.of(path))
+    total = 0
+    for found in filesystem.get_file_info(pafs.FileSelector(root)):
+        if not is_hidden(found.base_name):
+            continue
+        if found.type == pafs.FileType.Directory:
+            below = filesystem.get_file_info(pafs.FileSelector(found.path, recursive=True))
+            total += sum(one.type == pafs.FileType.File for one in below)
+        else:
+            total += 1
+    return total
+
+
 def is_hidden(name: str) -> bool:
     """Whether a relative path is hidden: a part begins with a dot, or is macOS's `__MACOSX`."""
     parts = (part for part in name.split("/") if part not in (".", ".."))

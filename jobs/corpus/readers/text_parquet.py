@@ -19,6 +19,7 @@ from jobs.corpus.readers.columns import (
     declared_names,
     is_flat,
     is_text,
+    may_be_key,
     may_be_label,
     refuse_columns,
     value_type,
@@ -142,7 +143,7 @@ class TextParquet:
             ("text", fields.text, is_text, "text"),
             ("pair", fields.pair, is_text, "text"),
             ("label", fields.label, may_be_label, "names or numbers"),
-            *(("key", name, is_flat, "text or numbers") for name in self.spec.key),
+            *(("key", name, may_be_key, "text or numbers") for name in self.spec.key),
             *(("where", name, is_flat, "text or numbers") for name in self.spec.where),
         ]
         for role, name, fits_role, wanted in roles:

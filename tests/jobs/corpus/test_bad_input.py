@@ -16,8 +16,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from jobs.contract import Outcome, StageError
+from jobs.corpus.readers.parquet import Parquet
 from jobs.corpus.shards import Index, read_part
-from jobs.corpus.spec import Corpus
+from jobs.corpus.spec import Corpus, ParquetReader
 from jobs.images.decode import decode
 from jobs.images.pixels import to_pixels
 from jobs.images.spec import ImageInput
@@ -40,6 +41,39 @@ def parquet(path: Path, **columns: object) -> dict[str, object]:
     pq.write_table(pa.table(columns), path)
     fields = {"kind": "parquet", "path": str(path), "key": ["key"]}
     return fields | {name: name for name in ("label", "caption") if name in columns}
+
+
+def test_what_a_parquet_source_cannot_mean_is_refused(
+    tmp_path: Path, picture: Picture, build: Build
+) -> None:
+    path = tmp_path / "t.parquet"
+    images = [picture(number) for number in range(2)]
+    truths = parquet(path, image=images, key=[True, False], caption=["x", "y"])
+    with pytest.raises(StageError, match="`key`, holds bool instead of text or numbers"):
+        build(corpus(reader=truths), tmp_path / "o")
+    rows = {"image": images, "key": ["a", "b"], "label": [0, 1]}
+    chosen = parquet(path, **rows) | {"where": {"key": ["c", "d"]}, "classes": ["fox", "owl"]}
+    with pytest.raises(StageError, match=r"no row of the source fits `where` \(.*'c', 'd'"):
+        build(corpus(reader=chosen), tmp_path / "o")
+    mixed = ParquetReader.model_validate(chosen | {"where": {"key": [1, "a"]}})
+    assert Parquet(mixed).rows() == 1
+    for name, order in (("a", ["fox", "crane", "crane"]), ("b", ["crane", "fox", "crane"])):
+        declared = {"info": {"features": {"label": {"names": order}}}}
+        schema = pa.table(rows).schema.with_metadata({"huggingface": json.dumps(declared)})
+        (tmp_path / "two").mkdir(exist_ok=True)
+        pq.write_table(pa.table(rows, schema=schema), tmp_path / f"two/{name}.parquet")
+    reader = {"kind": "parquet", "path": str(tmp_path / "two"), "key": ["key"], "label": "label"}
+    with pytest.raises(StageError, match="calls two classes 'crane'; give each a name of its own"):
+        build(corpus(reader=reader), tmp_path / "o")
+
+
+def test_a_caption_with_a_null_character_is_counted(
+    tmp_path: Path, picture: Picture, build: Build
+) -> None:
+    rows = {"image": [picture(0), picture(1)], "key": ["a", "b"], "caption": ["x", "x\0y"]}
+    output, outcome = build(corpus(reader=parquet(tmp_path / "t.parquet", **rows)), tmp_path / "o")
+    assert outcome.counts["bad_caption_with_nul"] == 1
+    assert quarantine(output) == {"b": "caption_with_nul"}
 
 
 def quarantine(folder: Folder) -> dict[str, str]:

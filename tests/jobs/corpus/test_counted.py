@@ -145,7 +145,7 @@ def test_files_of_an_image_folder_that_are_no_rows_are_counted(
         (root / name).write_bytes(picture(0))
     folder, outcome = build(corpus(root, "imagefolder"), tmp_path / "o")
     assert keys(folder) == ["cat/a.jpg", "dog/b.jpg"]
-    assert outcome.counts["note_hidden_file"] == 4
+    assert outcome.counts["note_hidden_file"] == 6
     assert outcome.counts["note_file_outside_classes"] == 2
 
 

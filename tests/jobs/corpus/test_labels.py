@@ -305,7 +305,7 @@ def test_a_names_file_that_does_not_apply_is_one_sentence(
 
 def test_a_noises_files_are_read_with_a_byte_order_mark(tmp_path: Path) -> None:
     (tmp_path / "m.csv").write_bytes(BOM + b"0.9,0.1\r\n0.2,0.8\r\n")
-    found = files.matrix(Source(str(tmp_path / "m.csv"), None))
+    found = files.matrix(Source(str(tmp_path / "m.csv"), None), Classes(("a", "b")))
     assert np.array_equal(found, [[0.9, 0.1], [0.2, 0.8]])
     for name, content in (("g.csv", b"class,group\na,1\nb,1\n"), ("g.json", b'{"a": 1, "b": 1}')):
         (tmp_path / name).write_bytes(BOM + content)

@@ -1,5 +1,8 @@
 """Corpora with masks: each reader, and every way in which a mask can be wrong."""
 
+import io
+import struct
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ from jobs.corpus.preview import preview
 from jobs.corpus.shards import Index, read_part
 from jobs.corpus.spec import Corpus
 from jobs.images import masks
+from jobs.images.structure import png_pixels_are_whole
 from jobs.storage.folder import Folder
 
 Build = Callable[[Corpus, Path], tuple[Folder, Any]]
@@ -67,6 +71,8 @@ def test_folders_of_images_and_masks_are_paired_by_name(tmp_path: Path, build: B
     folders(tmp_path / "i", {f"{name}_img.jpg": image for name, (image, _) in made.items()})
     folders(tmp_path / "m", {f"{name}_ids.png": png(mask) for name, (_, mask) in made.items()})
     folders(tmp_path / "i", {"town/lost_img.jpg": scene(9)[0], "town/.hidden_img.jpg": b""})
+    folders(tmp_path / "i", {"town/d_img.JPG": scene(8)[0], "town/about.txt": b"no image"})
+    folders(tmp_path / "m", {"town/d_ids.png": png(scene(8)[1])})
     reader = {
         "kind": "maskfolder",
         "path": str(tmp_path / "i"),
@@ -77,6 +83,12 @@ def test_folders_of_images_and_masks_are_paired_by_name(tmp_path: Path, build: B
     }
     output, outcome = build(corpus(reader), tmp_path / "o")
     assert outcome.counts["bad_no_mask"] == 1
+    assert {k: n for k, n in outcome.counts.items() if k.startswith("note_")} == {
+        "note_hidden_file": 1,
+        "note_mask_without_image": 1,
+        "note_other_ending": 1,
+        "note_wrong_extension": 4,  # they are PNGs
+    }
     assert kept(output).keys() == made.keys()
     for name, (_, mask) in made.items():
         assert np.array_equal(kept(output)[name], mask)
@@ -156,6 +168,62 @@ def test_each_bad_mask_is_counted_by_its_reason(tmp_path: Path, build: Build) ->
         "bad_mask_number_unknown": 1,
         "note_all_ignored": 1,
     }
+
+
+def png_of(header: tuple[int, ...], pixels: bytes) -> bytes:
+    """A PNG with this header, and these bytes as its pixels."""
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", *header)), (b"IDAT", zlib.compress(pixels))]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in (*chunks, (b"IEND", b""))
+    )
+
+
+@pytest.mark.parametrize(
+    ("depth", "row", "numbers"),
+    [(2, b"\x1b", [0, 1, 2, 3]), (4, b"\x0f\x12", [0, 15, 1, 2]), (1, b"\x50", [0, 1, 0, 1])],
+)
+def test_the_numbers_of_a_grey_mask_of_few_bits_are_not_spread(
+    depth: int, row: bytes, numbers: list[int]
+) -> None:
+    """Pillow makes 15 of 4 bits 255, which would be no class."""
+    data = png_of((4, 2, depth, 0, 0, 0, 0), (b"\0" + row) * 2)
+    found = masks.checked(data, (4, 2), masks.numbers_of(0, (255,), list(range(16))))
+    assert not isinstance(found, str)
+    assert masks.read(found[0], "mask").tolist() == [numbers] * 2
+
+
+def test_a_damaged_mask_never_has_other_numbers() -> None:
+    mask = np.kron(np.arange(9).reshape(3, 3) % 3, np.ones((8, 8))).astype(np.uint8)
+    meaning = masks.numbers_of(0, (255,), [0, 1, 2])
+    good = png(mask)
+    damaged = [
+        good[:at] + bytes([good[at] ^ 1 << at % 8]) + good[at + 1 :] for at in range(8, len(good))
+    ]
+    rows = b"".join(b"\0" + row.tobytes() for row in mask)
+    damaged += [png_of((24, 24, 8, 0, 0, 0, 0), rows[: -25 * n]) for n in (1, 5, 20)]
+    damaged += [good[:at] for at in range(20, len(good), 3)]
+    accepted = 0
+    for data in damaged:
+        found = masks.checked(data, (24, 24), meaning)
+        if not isinstance(found, str):
+            accepted += 1
+            assert np.array_equal(masks.read(found[0], "mask"), mask)
+    assert accepted < len(damaged) / 3
+
+
+def test_the_pixels_of_every_kind_of_png_are_counted() -> None:
+    for mode in ("1", "L", "P", "I;16", "RGB", "RGBA", "LA"):
+        for size in ((1, 1), (7, 3), (33, 20)):
+            data = io.BytesIO()
+            Image.new(mode, size).save(data, "PNG")
+            assert png_pixels_are_whole(data.getvalue()), (mode, size)
+    # Interlaced, from the definition: 1 + 1, 1 + 1, 1 + 2, 2 x (1 + 2), 1 + 3, ... bytes.
+    for size, count in (((1, 1), 2), ((3, 5), 25), ((9, 2), 23), ((16, 16), 286)):
+        header = (*size, 8, 0, 0, 0, 1)
+        Image.open(io.BytesIO(png_of(header, bytes(count)))).load()
+        assert png_pixels_are_whole(png_of(header, bytes(count)))
+        assert not png_pixels_are_whole(png_of(header, bytes(count - 1)))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """An extension's file: found, read without running it, run from its planned bytes."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,8 @@ def test_the_parts_of_a_file_are_known_without_running_it() -> None:
         ("{'a': ('low', 2)}", "('low', 2) is no range of numbers"),
         ("{'a': (0, 1, 3)}", "3 is outside (0, 1)"),
         ("dict(a=(0, 1))", "in other words"),
+        ("{'a': (0, 1), 'a': (0, 9)}", "a name is given twice"),
+        ("{1: (0, 1)}", "1 is no name"),
     ],
 )
 def test_a_faulty_range_is_told_with_its_line(ranges: str, fault: str) -> None:
@@ -72,6 +75,52 @@ def test_a_faulty_range_is_told_with_its_line(ranges: str, fault: str) -> None:
         declared.parts(Extension.of("mine", text))
     assert str(error.value).startswith("mine.py, line 2: hyperparameters of A maps each name to")
     assert fault in str(error.value)
+
+
+METHOD = "class {}({}):\n  def forward(s, f): ...\n  def loss(s, b): ...\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("def A(keys, seed): ...\n" + METHOD.format("A", ""), "defines A in lines 1 and 2; rename"),
+        ("def A(input): ...\ndef A(results): ...\n", "defines A in lines 1 and 2; rename"),
+        ("x = " + "-" * 200_000 + "1", "is nested too deeply"),
+        ("x = " + "+".join(["1"] * 20_000), "is nested too deeply"),
+    ],
+)
+def test_a_name_given_twice_and_deep_nesting_are_told(text: str, fault: str) -> None:
+    with pytest.raises(StageError, match=fault):
+        declared.parts(Extension.of("mine", text))
+
+
+def test_classes_that_extend_each_other_have_an_end() -> None:
+    text = METHOD.format("A", "B") + "class B(A): ...\n"
+    assert declared.parts(Extension.of("mine", text)).keys() == {"A", "B"}
+
+
+def test_a_file_that_is_no_text_is_refused_and_a_byte_order_mark_read(tmp_path: Path) -> None:
+    for name in ("fifo", "folder", "zero", "latin"):
+        path = tmp_path / f"{name}.py"
+        match name:
+            case "fifo":
+                os.mkfifo(path)
+            case "folder":
+                path.mkdir()
+            case "zero":
+                path.symlink_to("/dev/zero")
+            case _:
+                path.write_bytes(b"# caf\xe9\n")
+        with pytest.raises(StageError, match=rf"{name}\.py cannot be read as text in UTF-8 \("):
+            find([str(path)])
+    (tmp_path / "mark.py").write_bytes(b"\xef\xbb\xbfdef wrong(keys, seed): ...\n")
+    assert declared.parts(find([str(tmp_path / "mark.py")])["mark"]).keys() == {"wrong"}
+
+
+@pytest.mark.parametrize("text", ["raise SystemExit(0)", "import sys; sys.exit()", "exit(3)"])
+def test_an_extension_that_ends_the_process_is_a_fault(text: str) -> None:
+    with pytest.raises(StageError, match=r"^mine\.py, line 1: SystemExit: "):
+        load(Part(Extension.of("mine", text), "A"))
 
 
 def test_a_part_that_is_not_there_has_the_nearest_name() -> None:

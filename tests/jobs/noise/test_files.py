@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import json
 import pickle
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from jobs.noise.files import Source
 from jobs.noise.spec import Noise
 
 CLASSES = Classes(("cat", "dog", "oak", "7"))
+TWO = Classes(("cat", "dog"))
 KEYS = pa.array(["a", "b", "c"])
 
 
@@ -63,6 +65,11 @@ def test_a_grouping_is_read_by_class_name_or_number(tmp_path: Path, name: str, t
         ("g.csv", "class,group\n²,a\n", "names a class '²' that the corpus does not have"),
         ("g.csv", "name,parent\ncat,a\n", "give a CSV with the columns class and group"),
         ("g.json", "[1, 2]", "is not a grouping"),
+        ("g.json", "[" * 100_000, "is not a grouping"),
+        ("g.csv", "class,group\ntabby, cat,a\n", "row 2 has 3 fields, and the first 2"),
+        ("g.csv", "class,group,group\ncat,a,b\n", "2 columns are called group"),
+        ("g.csv", "class;group\ncat;a\n", "0 columns are called class; it has ['class;group']"),
+        ("g.csv", "class,group\ncat,a\ndog,A \n", "the groups 'A ' and 'a' differ only in blanks"),
         ("g.json", "{", "is not a grouping"),
     ],
 )
@@ -80,7 +87,42 @@ def test_a_matrix_is_the_same_from_npy_csv_and_parquet(tmp_path: Path) -> None:
     np.savetxt(tmp_path / "m.csv", wanted, delimiter=",")
     pq.write_table(pa.table({"x": wanted[:, 0], "y": wanted[:, 1]}), tmp_path / "m.parquet")
     for name in ("m.npy", "m.csv", "m.parquet"):
-        assert files.matrix(source(tmp_path / name)).tolist() == wanted.tolist()
+        assert files.matrix(source(tmp_path / name), TWO).tolist() == wanted.tolist()
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"dog": [0.9, 0.1], "cat": [0.1, 0.9]},
+        {"x": ["0.9", "0.1"], "y": ["0.1", "0.9"]},
+        {"x": [True, False], "y": [False, True]},
+    ],
+)
+def test_columns_of_other_types_or_classes_in_another_order_are_no_matrix(
+    tmp_path: Path, columns: dict[str, list[object]]
+) -> None:
+    pq.write_table(pa.table(columns), tmp_path / "m.parquet")
+    named = r"column 0 \(from 0\) is called 'dog', and class 0 of the corpus 'cat'; order"
+    with pytest.raises(StageError, match=f"is not a matrix of numbers|{named}"):
+        files.matrix(source(tmp_path / "m.parquet"), TWO)
+
+
+@pytest.mark.parametrize("values", [[[1, 2j]], [["0.9", "0.1"]], [[True, False]]])
+def test_an_array_of_another_type_is_no_matrix(tmp_path: Path, values: list[list[object]]) -> None:
+    np.save(tmp_path / "m.npy", np.array(values))
+    with pytest.raises(StageError, match="its values are of the type"):
+        files.matrix(source(tmp_path / "m.npy"), TWO)
+
+
+def test_a_matrix_that_claims_to_be_huge_is_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "m.npy", np.zeros((1, 1)))
+    data = (tmp_path / "m.npy").read_bytes()
+    for shape in (b"(999999999, 99999)", b"(1, "):
+        grown = data.replace(b"(1, 1), }".ljust(len(shape) + 3), shape + b", }")
+        assert shape in grown
+        (tmp_path / "m.npy").write_bytes(grown)
+        with pytest.raises(StageError, match="is not a matrix of numbers"):
+            files.matrix(source(tmp_path / "m.npy"), TWO)
 
 
 def test_a_pickled_matrix_is_never_opened(tmp_path: Path) -> None:
@@ -92,7 +134,7 @@ def test_a_pickled_matrix_is_never_opened(tmp_path: Path) -> None:
     (tmp_path / "n.npy").write_bytes(pickle.dumps(Trap()))
     for name in ("m.npy", "n.npy"):
         with pytest.raises(StageError, match="is not a matrix of numbers"):
-            files.matrix(source(tmp_path / name))
+            files.matrix(source(tmp_path / name), TWO)
     assert not (tmp_path / "sprung").exists()
 
 
@@ -127,6 +169,9 @@ def test_labels_are_looked_up_by_key_from_numbers_or_names(tmp_path: Path, suffi
         ({"key": ["a", "b", "c"], "v": [1, 2, 4]}, "column 'v' names a class 4 that the corpus"),
         ({"key": ["a", "b", "c"], "v": [0.5, 1.0, 2.0]}, "names a class '0.5' that the corpus"),
         ({"key": ["a", "b", "c"], "v": [[0], [1], [2]]}, "not one number or text; name another"),
+        ({"key": ["a", "b", "c"], "v": [True, False, True]}, "column 'v' holds bool in a row"),
+        ({"key": [True, False, None], "v": [1, 1, 2]}, "column 'key' holds bool in a row"),
+        ({"key": [date(2026, 1, 1)] * 3, "v": [1, 1, 2]}, "column 'key' holds date32"),
     ],
 )
 def test_a_table_that_does_not_fit_the_keys_is_refused(
@@ -226,7 +271,7 @@ def test_a_file_that_is_not_a_table_is_refused(
 def test_a_matrix_in_a_damaged_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "m.parquet").write_bytes(damaged_parquet())
     with pytest.raises(StageError, match="is not a matrix of numbers"):
-        files.matrix(source(tmp_path / "m.parquet"))
+        files.matrix(source(tmp_path / "m.parquet"), TWO)
 
 
 def test_clusters_that_are_lists_are_refused(tmp_path: Path) -> None:
@@ -338,5 +383,5 @@ def test_nan_is_a_missing_label_or_cluster(tmp_path: Path) -> None:
 @pytest.mark.parametrize("values", [[True, False, True], [1.5, 0.0, 2.0]])
 def test_noisy_labels_of_another_type_are_refused(tmp_path: Path, values: list[object]) -> None:
     pq.write_table(pa.table({"key": ["a", "b", "c"], "value": values}), tmp_path / "t.parquet")
-    with pytest.raises(StageError, match="names a class"):
+    with pytest.raises(StageError, match=r"names a class|holds bool"):
         files.labels_by_key(source(tmp_path / "t.parquet"), "key", "value", KEYS, CLASSES)

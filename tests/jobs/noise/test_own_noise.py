@@ -38,6 +38,21 @@ def short(keys, labels, classes, seed):
 def breaks(keys, labels, classes, seed):
     return keys / 2
 
+def words(keys, labels, classes, seed):
+    return keys, labels
+
+def huge(keys, labels, classes, seed):
+    return np.zeros(len(keys)), [2**70] * len(keys)
+
+def leaves(keys, labels, classes, seed):
+    raise SystemExit(0)
+
+def truths(keys, labels, classes, seed):
+    return np.zeros(len(keys)), labels == 0
+
+def blank(keys, captions, classes, seed):
+    return np.zeros(len(keys)), [" "] * len(keys)
+
 def forgets_its_seed(keys, labels, classes, seed):
     return np.random.random(len(keys)), (labels + 1) % len(classes)
 '''
@@ -106,12 +121,25 @@ def test_what_cannot_change_is_counted_and_too_high_a_level_refused(corpus: Writ
         ("outside", "label 3 is outside 0..2"),
         ("short", r"its thresholds have the shape \(3,\), not \(300,\)"),
         ("breaks", r"^mine\.py, line 21: TypeError: unsupported operand"),
+        ("words", "its thresholds are not numbers; return one for each key"),
+        ("huge", "its labels are not 300 whole numbers"),
+        ("truths", "its labels are not 300 whole numbers"),
+        ("leaves", r"^mine\.py, line 30: SystemExit: 0$"),
     ],
 )
 def test_a_fault_of_the_function_is_one_sentence(corpus: Write, function: str, fault: str) -> None:
     folder = corpus(KEYS, LABELS, CAPTIONS, classes=CLASSES)
     with pytest.raises(StageError, match=fault):
         derive(step(function).noise, folder)
+
+
+def test_no_row_gets_a_caption_that_no_corpus_has_or_a_class_without_a_row(corpus: Write) -> None:
+    folder = corpus(KEYS, LABELS, CAPTIONS, classes=CLASSES)
+    with pytest.raises(StageError, match="its captions are not 300 texts"):
+        derive(step("blank", kind="caption_extension").noise, folder)
+    empty = corpus(KEYS, [0, 2] * 150, CAPTIONS, classes=CLASSES, folder="without dogs")
+    with pytest.raises(StageError, match="the class 'dog', which has no training row"):
+        derive(step("confuse").noise, empty)
 
 
 def test_the_check_finds_a_function_that_forgets_its_seed() -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -146,3 +147,17 @@ def test_a_full_disk_is_reported_in_one_sentence_and_nothing_is_lost(
     train_run(work, pace=Pace(minutes=0))
     name = "model.safetensors"
     assert work.output.read_bytes(name) == whole.output.read_bytes(name)
+
+
+def test_a_checkpoint_whose_position_has_changed_is_not_used(tmp_path: Path) -> None:
+    model = torch.nn.Linear(3, 2)
+    checkpoints = Checkpoints(Folder.of(tmp_path))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    checkpoints.save(model, optimizer, Progress(Position(1, 2, 10)))
+    assert checkpoints.latest() is not None
+    (path,) = tmp_path.glob("*.json")
+    good = path.read_text()
+    path.write_text(re.sub(r'("updates": ?)10', r"\g<1>30", good))
+    assert path.read_text() != good
+    assert checkpoints.latest() is None
+    assert checkpoints.damaged == 1

@@ -149,6 +149,8 @@ def test_long_maps_are_in_tables_beside_the_file(tmp_path: Path) -> None:
         ),
         ("a\tx\nb\n", "answers: {a: ['0'], b: ['0']}", "'0' counts as two of answers"),
         ("a\tx\n", "answers: {a: []}", "answers.a lists nothing"),
+        ("a\tx\n", "answers: {}", "answers lists nothing; name the classes"),
+        ("\tx\n", "", "classes has a class without a name"),
         ("a\tx\n", "metric: pearson", "metric pearson does not fit target class"),
         ("a\tx\n", "target: number", "metric accuracy does not fit target number"),
         ("a\nb\nc\n", "metric: accuracy_f1", "needs two classes, not 3"),

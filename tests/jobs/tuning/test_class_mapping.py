@@ -90,3 +90,12 @@ def test_a_class_without_an_output_is_refused(
 ) -> None:
     with pytest.raises(StageError, match=message):
         ClassMapping.of(ood_task(answers=answers), classes, OUTPUTS)
+
+
+def test_an_output_whose_name_two_classes_have_is_never_guessed() -> None:
+    outputs = ("crane", "fox", "crane")
+    same = ClassMapping.of(ood_task(), outputs, outputs)
+    assert same.is_identity(3)
+    with pytest.raises(StageError, match="two classes of blobs-id are called so; give each"):
+        ClassMapping.of(ood_task(), ("crane", "fox"), outputs)
+    assert ClassMapping.of(ood_task(), ("fox",), outputs).outputs.tolist() == [1]

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from jobs.contract import StageError
 from jobs.tasks import registry
+from jobs.tasks.check import map_faults
 from jobs.tasks.spec import Task
 from jobs.tuning.frozen import features
 from jobs.tuning.frozen.features import FeatureCache, read_part
@@ -105,6 +106,16 @@ def test_labels_that_do_not_fit_are_refused(
 ) -> None:
     with pytest.raises(StageError, match=message):
         TaskClasses.of(id_task(classes=classes), CLASSES)
+
+
+def test_a_name_that_two_classes_have_is_refused_as_the_check_does() -> None:
+    task, names = id_task(classes={"a": ("crane",), "b": (1,)}), ("crane", "fox", "crane", "owl")
+    fault = "classes.a names 'crane', as labels 0 and 2 are called; write the label"
+    assert list(map_faults(task, names)) == [fault]
+    with pytest.raises(StageError, match=fault):
+        TaskClasses.of(task, names)
+    below = id_task(classes={"a": (-1,), "b": (1,)})
+    assert list(map_faults(below, names)) == ["classes.a names -1, which the data lacks"]
 
 
 def test_an_empty_class_and_a_single_class_are_refused(write_features: WriteFeatures) -> None:

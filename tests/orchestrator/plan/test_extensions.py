@@ -166,3 +166,11 @@ def test_own_claims_are_registered_and_run_only_where_a_person_names_the_file(
     assert own_claims.of(plan.experiment.as_remembered()) == ()
     with pytest.raises(UserError, match=r"extensions: mine\.py, line \d+: ZeroDivisionError"):
         planned(tmp_path, "claims=[mine-beats-lp]", text=text + "\n1 / 0\n")
+
+
+def test_a_file_that_is_no_python_is_refused_also_where_nothing_of_it_is_used(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "unused.py").write_text("def broken(:")
+    with pytest.raises(UserError, match=r"^extensions: unused\.py, line 1: invalid syntax"):
+        build.build(load.load(extensions=[str(tmp_path / "unused.py")]))

@@ -1,5 +1,6 @@
 """MLflow's database file: at any path, with two first processes, damaged, locked, altered."""
 
+import os
 import shutil
 import sqlite3
 import subprocess
@@ -215,3 +216,9 @@ def test_a_file_that_is_no_database_is_told_as_such(
     assert "\n" not in messages[0]
     if content is not None:
         assert path.read_bytes() == content
+
+
+def test_a_pipe_in_the_databases_place_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "mlflow.db")
+    with pytest.raises(TrackingError, match=r"mlflow\.db cannot be opened \(it is a FIFO"):
+        sqlite.check(tmp_path / "mlflow.db")
