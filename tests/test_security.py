@@ -92,10 +92,12 @@ def test_the_search_finds_what_it_looks_for(bad: str) -> None:
     assert list(dangers(bad))
 
 
-def test_no_module_runs_what_a_file_says() -> None:
+def test_no_module_runs_what_a_file_says_but_the_one_that_runs_extensions() -> None:
     files = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
     assert len(files) > 100
-    found = {str(path): list(dangers(path.read_text())) for path in files}
+    found = {path.relative_to(ROOT).as_posix(): list(dangers(path.read_text())) for path in files}
+    (allowed,) = found.pop("jobs/extensions/load.py")  # code that a person names: docs/security.md
+    assert allowed.endswith(": exec")
     assert {path: lines for path, lines in found.items() if lines} == {}
 
 
