@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from functools import lru_cache
 
 import safetensors.torch
 import torch
@@ -85,7 +84,6 @@ def opened(
     return TextEncoder(card, model, device, files)
 
 
-@lru_cache(maxsize=2)
 def gridded(encoder: Encoder, grid: Grid, classes: int) -> Encoder:
     """An encoder of the patches of the same encoder's images, with masks of so many classes.
 

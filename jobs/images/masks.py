@@ -66,6 +66,8 @@ def checked(
         return "mask_not_numbers"
     try:
         found = np.asarray(image).astype(np.int64)
+    except MemoryError:  # of this machine, not of the mask: its size is its image's
+        raise
     except Exception:  # decoders of broken bytes raise nearly anything
         return "mask_undecodable"
     if not png_pixels_are_whole(data):  # Pillow makes up what is missing

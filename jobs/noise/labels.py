@@ -35,6 +35,21 @@ def changed_count(level: float, samples: int) -> int:
     return int(Fraction(str(level)) * samples / 100 + Fraction(1, 2))
 
 
+def possible_count(level: float, of: int, able: int, corpus: str, what: str) -> int:
+    """How many of `of` samples a level in percent changes, of which `able` can be changed.
+
+    Raises StageError when these are too few, with a level that is possible.
+    """
+    wanted = changed_count(level, of)
+    if wanted > able:
+        reach = int(10_000 * able / of) / 100  # rounded down: this level must be possible
+        raise StageError(
+            f"corpus {corpus}: level {level:g} changes {wanted} of {of} {what}, but only {able} "
+            f"can change; give a level of at most {reach:.2f}"
+        )
+    return wanted
+
+
 @dataclass(frozen=True)
 class Choice:
     """The settings that all random kinds of noise share."""
@@ -106,15 +121,7 @@ class Flips:
     def count(self, level: float) -> int:
         """How many samples `level` percent changes; StageError when too few can be changed."""
         of = len(self.noisy) if self.of == "corpus" else self.eligible
-        wanted = changed_count(level, of)
-        if wanted > len(self.order):
-            # Rounded down: the message must name a level that is possible.
-            reach = int(10_000 * len(self.order) / of) / 100
-            raise StageError(
-                f"corpus {self.samples.corpus}: level {level:g} changes {wanted} of {of} rows, but "
-                f"only {len(self.order)} can change; give a level of at most {reach:.2f}"
-            )
-        return wanted
+        return possible_count(level, of, len(self.order), self.samples.corpus, "rows")
 
     def rows(self, level: float) -> Rows:
         """The changed samples' positions, rising."""

@@ -28,7 +28,7 @@ from jobs.extensions.declared import Declared
 from jobs.extensions.load import blaming, load
 from jobs.extensions.spec import Part
 from jobs.noise.captions import Captioned
-from jobs.noise.labels import Choice, Flips, Labelled, Labels, Mask, Rows, changed_count
+from jobs.noise.labels import Choice, Flips, Labelled, Labels, Mask, Rows, possible_count
 
 
 def labels(samples: Labelled, choice: Choice, part: Part, classes: Sequence[str]) -> Flips:
@@ -73,13 +73,7 @@ class Replaced:
     def changed(self, level: float) -> pa.Table:
         """The changed samples by position: row (int64), key, clean and noisy caption (string)."""
         of = len(self.noisy) if self.of == "corpus" else self.eligible
-        wanted = changed_count(level, of)
-        if wanted > len(self.order):
-            reach = int(10_000 * len(self.order) / of) / 100
-            raise StageError(
-                f"corpus {self.samples.corpus}: level {level:g} changes {wanted} of {of} captions, "
-                f"but only {len(self.order)} can change; give a level of at most {reach:.2f}"
-            )
+        wanted = possible_count(level, of, len(self.order), self.samples.corpus, "captions")
         rows = pa.array(np.sort(self.order[:wanted]))
         return pa.table(
             {

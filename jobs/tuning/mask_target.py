@@ -21,17 +21,16 @@ from torch.nn import functional
 from jobs.contract import StageError
 from jobs.tasks.spec import Task
 from jobs.tasks.target import MASK
-from jobs.tuning.class_mapping import ClassMapping
 from jobs.tuning.metrics import Judged, score_masks
 from jobs.tuning.schema import Segmented
 from jobs.tuning.schema import of as schema_of
-from jobs.tuning.target import Indices, Labels, Statistics, Target
+from jobs.tuning.target import Indices, Labels, OfClasses, Statistics
 
 _ROWS = 1 << 16  # patches whose classes are merged at once
 
 
 @dataclass(frozen=True)
-class MaskTarget(Target):
+class MaskTarget(OfClasses):
     """One of C classes for each pixel. The loss is cross-entropy with the shares of a patch.
 
     Labels are counts of pixels: [N, V, C] of V views, in which pixels have moved, or [N, C]. A
@@ -39,7 +38,6 @@ class MaskTarget(Target):
     the class that most pixels of the patch have.
     """
 
-    count: int  # C
     majority: bool = False
 
     kind = MASK
@@ -48,21 +46,6 @@ class MaskTarget(Target):
     dtype = torch.int32
     curves = ("miou", "pixel_accuracy")
     row = Segmented
-
-    @classmethod
-    def of(cls, classes: int) -> MaskTarget:
-        """See `Target.of`."""
-        return cls(classes)
-
-    @property
-    def classes(self) -> int:
-        """C."""
-        return self.count
-
-    @property
-    def outputs(self) -> int:
-        """One for each class."""
-        return self.count
 
     def select(self, labels: Labels, index_of: Indices, task: Task) -> tuple[Indices, Labels]:
         """See `Target.select`; `labels` are counts [N, V, classes of the corpus].
@@ -184,16 +167,6 @@ class MaskTarget(Target):
         losses = found * weight
         return losses.mean() if reduction == "mean" else losses
 
-    def decode(self, outputs: Tensor, statistics: Statistics) -> Tensor:
-        """The class with the largest output."""
-        return outputs.argmax(1)
-
     def judge(self, targets: Tensor, predicted: Tensor) -> Judged:
         """Mean IoU and accuracy of pixels, see `metrics.score_masks`."""
         return score_masks(targets[:, 0] if targets.dim() == 3 else targets, predicted)
-
-    def mapping(
-        self, task: Task, classes: Sequence[str], outputs: Sequence[str]
-    ) -> ClassMapping | None:
-        """By name, see `ClassMapping.of`."""
-        return ClassMapping.of(task, classes, outputs)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -137,20 +137,13 @@ class Target(ABC):
 
 
 @dataclass(frozen=True)
-class ClassTarget(Target):
-    """One of C classes. The loss is cross-entropy; the largest output is the prediction."""
+class OfClasses(Target):
+    """A target with an output for each of C classes; the largest output is the prediction."""
 
     count: int  # C
 
-    kind = CLASS
-    label_type = np.dtype(np.int64)
-    term = "ce"
-    dtype = torch.int64
-    curves = ("accuracy", "macro_f1")
-    row = Prediction
-
     @classmethod
-    def of(cls, classes: int) -> ClassTarget:
+    def of(cls, classes: int) -> Self:
         """See `Target.of`."""
         return cls(classes)
 
@@ -163,6 +156,28 @@ class ClassTarget(Target):
     def outputs(self) -> int:
         """One for each class."""
         return self.count
+
+    def decode(self, outputs: Tensor, statistics: Statistics) -> Tensor:
+        """The class with the largest output."""
+        return outputs.argmax(1)
+
+    def mapping(
+        self, task: Task, classes: Sequence[str], outputs: Sequence[str]
+    ) -> ClassMapping | None:
+        """By name, see `ClassMapping.of`."""
+        return ClassMapping.of(task, classes, outputs)
+
+
+@dataclass(frozen=True)
+class ClassTarget(OfClasses):
+    """One of C classes. The loss is cross-entropy."""
+
+    kind = CLASS
+    label_type = np.dtype(np.int64)
+    term = "ce"
+    dtype = torch.int64
+    curves = ("accuracy", "macro_f1")
+    row = Prediction
 
     def select(self, labels: Labels, index_of: Indices, task: Task) -> tuple[Indices, Labels]:
         """See `Target.select`; rows of other classes are left out."""
@@ -213,19 +228,9 @@ class ClassTarget(Target):
         """Cross-entropy, in nats."""
         return functional.cross_entropy(outputs, encoded, reduction=reduction)
 
-    def decode(self, outputs: Tensor, statistics: Statistics) -> Tensor:
-        """The class with the largest output."""
-        return outputs.argmax(1)
-
     def judge(self, targets: Tensor, predicted: Tensor) -> Judged:
         """Accuracy, F1 and Matthews' coefficient, see `metrics.score`."""
         return score(targets, predicted, self.count)
-
-    def mapping(
-        self, task: Task, classes: Sequence[str], outputs: Sequence[str]
-    ) -> ClassMapping | None:
-        """By name, see `ClassMapping.of`."""
-        return ClassMapping.of(task, classes, outputs)
 
 
 @dataclass(frozen=True)

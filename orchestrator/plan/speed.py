@@ -63,7 +63,7 @@ def rates_of(
     """
     done = [s for s in plan.steps.values() if assessments[s.address].state is StepState.DONE]
     todo = [s for s in plan.steps.values() if assessments[s.address].state is not StepState.DONE]
-    runs, encodings, trained = _ofrates_of(todo)
+    runs, encodings, trained = _by_kind(todo)
     training = _training_rate(done, assessments, given.images_per_second)
     if training.per_second is None and (here := rates.known(plan, "pretrain", runs)):
         training = Rate(here.per_second, f"at {here.per_second:.0f} samples/s, {here.source}")
@@ -106,7 +106,7 @@ def measured(plan: Plan, done: Mapping[str, Record]) -> dict[str, tuple[float, l
     }
     steps = [plan.steps[address] for address in plan.steps if address in done]
     timed, spent = _spent(steps, found)
-    runs, encodings, trained = _ofrates_of(timed)
+    runs, encodings, trained = _by_kind(timed)
     kept: dict[str, tuple[float, list[Step]]] = {}
     if rate := _training_rate(runs, found, None).per_second:
         kept["pretrain"] = rate, runs
@@ -117,7 +117,7 @@ def measured(plan: Plan, done: Mapping[str, Record]) -> dict[str, tuple[float, l
     return kept
 
 
-def _ofrates_of(steps: Iterable[Step]) -> tuple[list[Step], list[Step], list[Step]]:
+def _by_kind(steps: Iterable[Step]) -> tuple[list[Step], list[Step], list[Step]]:
     """The pre-training runs, the features that are encoded here, and the ID cells."""
     runs, encodings, trained = list[Step](), list[Step](), list[Step]()
     for step in steps:
