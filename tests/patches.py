@@ -33,6 +33,7 @@ class Extracted:
     units: Sequence[Unit]
     scratch: Folder
     folder: Folder
+    corpus: Folder
     outcome: Outcome
 
     def identity(self, step: FeaturesStep) -> str:
@@ -71,5 +72,11 @@ def extracted(root: Path, shift: Shift | None = None) -> Extracted:
         save_unit(scratch, unit, extract(unit, folder, index.name, encoder, step))
     output = Folder.of(root / "features")
     return Extracted(
-        step, card, units, scratch, output, finish(step, index, units, scratch, output)
+        step,
+        card,
+        units,
+        scratch,
+        output,
+        folder,
+        finish(step, index, units, scratch, output),
     )

@@ -105,6 +105,11 @@ def link_faults(task: Task, tasks: Mapping[str, Task]) -> Iterator[str]:
         return
     if task.target != source.target or len({task.source, source.source} - {"features"}) > 1:
         yield f"trained_on: {source.name} predicts a {source.target} from {source.source}"
+    if task.upsampling != source.upsampling:
+        yield (
+            f"upsampling: {task.upsampling}, but {source.name} has {source.upsampling}, and their "
+            f"scores are compared; give both the same"
+        )
     if not task.target_kind.has_classes:
         return  # there are no classes to map
     if task.corpus == source.corpus and task.classes == source.classes and task.answers is None:

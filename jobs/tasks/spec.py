@@ -77,6 +77,11 @@ class Task(Spec):
         description="masks: what a patch is trained to give: the shares of its pixels' classes, or "
         "the class that most of them have",
     )
+    upsampling: Annotated[Literal["nearest", "bilinear"], SILENT] = Field(
+        "nearest",
+        description="masks: how the prediction for the patches of a test image is enlarged to its "
+        "mask; the validation part always by the nearest patch",
+    )
     metric: Metric = Field(
         "accuracy", description="what selects configurations, and what every average is of"
     )
@@ -149,8 +154,9 @@ class Task(Spec):
                 f"task {self.name} predicts masks, which only a corpus of images has; give it "
                 f"`source: images` and a reader with masks"
             )
-        if not kind.dense and self.patch_label != "shares":
-            raise ValueError(f"task {self.name}: patch_label is for `target: mask`; leave it out")
+        for name in ("patch_label", "upsampling"):
+            if not kind.dense and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"task {self.name}: {name} is for `target: mask`; leave it out")
         if self.corpus is not None and (kind.plural == "masks") != (
             self.corpus.label_kind == "masks"
         ):

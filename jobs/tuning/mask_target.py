@@ -2,7 +2,8 @@
 
 A row is a patch. Its label is how many of its pixels belong to each class. A head gives the patch
 one class, which stands for all of its pixels: that is the prediction enlarged to the mask's size by
-the nearest patch, and it is scored pixel by pixel. Pixels without a class count for nothing.
+the nearest patch, and it is scored pixel by pixel. (`frozen/upsampling.py` enlarges bilinearly.)
+Pixels without a class count for nothing.
 """
 
 from __future__ import annotations
@@ -21,12 +22,27 @@ from torch.nn import functional
 from jobs.contract import StageError
 from jobs.tasks.spec import Task
 from jobs.tasks.target import MASK
-from jobs.tuning.metrics import Judged, score_masks
+from jobs.tuning.metrics import Judged, score_masks, scores_of_pixels
 from jobs.tuning.schema import Segmented
 from jobs.tuning.schema import of as schema_of
 from jobs.tuning.target import Indices, Labels, OfClasses, Statistics
 
 _ROWS = 1 << 16  # patches whose classes are merged at once
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """The pixels of some images by class, each int64 [images, C]."""
+
+    images: pa.Array  # their keys
+    hits: npt.NDArray[np.int64]  # predicted as the class that they have
+    predicted: npt.NDArray[np.int64]
+    labelled: npt.NDArray[np.int64]
+
+    def score(self) -> Judged:
+        """The scores of all pixels, of one member."""
+        each = (self.hits, self.predicted, self.labelled)
+        return scores_of_pixels(*(torch.from_numpy(e.sum(0)).double()[None] for e in each))
 
 
 @dataclass(frozen=True)
@@ -97,6 +113,10 @@ class MaskTarget(OfClasses):
         self, keys: pa.Array, indices: Indices, targets: Tensor, predicted: Tensor
     ) -> pa.Table:
         """A row for each image: its patches' classes, and what each class scores by."""
+        pixels = self._by_nearest_patch(keys, targets, predicted)
+        return self.table(keys, indices, predicted, pixels)
+
+    def _by_nearest_patch(self, keys: pa.Array, targets: Tensor, predicted: Tensor) -> Pixels:
         named = keys.dictionary_encode()
         image = named.indices.to_numpy()
         counts = targets[:, 0] if targets.dim() == 3 else targets
@@ -111,9 +131,15 @@ class MaskTarget(OfClasses):
         guessed = summed(cell, counts.sum(1).numpy())
         whole = torch.zeros(images, self.count, dtype=torch.int64)
         whole.index_add_(0, torch.from_numpy(image.astype(np.int64)), counts.long())
-        labelled = whole.numpy()
-        met = (guessed + labelled) > 0
-        of_patches = np.concatenate([[0], np.cumsum(np.bincount(image, minlength=images))])
+        return Pixels(named.dictionary, hits, guessed, whole.numpy())
+
+    def table(
+        self, keys: pa.Array, indices: Indices, predicted: Tensor, pixels: Pixels
+    ) -> pa.Table:
+        """`predictions` of patches, whose images score by `pixels`."""
+        image = keys.dictionary_encode().indices.to_numpy()
+        met = (pixels.predicted + pixels.labelled) > 0
+        of_patches = np.concatenate([[0], np.cumsum(np.bincount(image))])
         of_classes = np.concatenate([[0], np.cumsum(met.sum(axis=1))])
 
         def lists(ends: npt.NDArray[Any], values: npt.NDArray[Any]) -> pa.Array:
@@ -123,13 +149,13 @@ class MaskTarget(OfClasses):
 
         return pa.table(
             [
-                named.dictionary,
+                pixels.images,
                 lists(of_patches, indices),
-                lists(of_patches, chosen),
+                lists(of_patches, predicted.numpy()),
                 lists(of_classes, met.nonzero()[1]),
-                lists(of_classes, hits[met]),
-                lists(of_classes, guessed[met]),
-                lists(of_classes, labelled[met]),
+                lists(of_classes, pixels.hits[met]),
+                lists(of_classes, pixels.predicted[met]),
+                lists(of_classes, pixels.labelled[met]),
             ],
             schema=schema_of(Segmented),
         )

@@ -195,7 +195,14 @@ def score_masks(counts: Tensor, predicted: Tensor) -> MaskScores:
     Mean IoU is over the classes that occur in labels or predictions (torchmetrics' `macro`). Raises
     ValueError without a pixel.
     """
-    hits, chosen, present = overlap(counts, predicted)
+    return scores_of_pixels(*overlap(counts, predicted))
+
+
+def scores_of_pixels(hits: Tensor, chosen: Tensor, present: Tensor) -> MaskScores:
+    """Scores from each class's intersection, predicted and labelled pixels, each float64 [K, C].
+
+    Raises ValueError without a pixel.
+    """
     if not present.sum() > 0:
         raise ValueError("there is no pixel to score")
     union = chosen + present - hits

@@ -289,6 +289,8 @@ def _add_downstream(
                 inputs = encoder_inputs(task, name, encoder)
             elif method.head == "zero_shot" and task.trained_on is None:
                 inputs["encoder"] = zero_shot_encoder(experiment, name, encoder)
+            if task.upsampling == "bilinear":  # it is compared with the masks themselves
+                inputs["corpus"] = str(CorpusAddress(task.scope))
             if compared is not None and drops:
                 inputs["overlap"] = compared
             read = builder.read(inputs)

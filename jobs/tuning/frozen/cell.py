@@ -17,6 +17,7 @@ from jobs.overlap.compare import dropped
 from jobs.tuning.budget import OnProgress, ignore_progress
 from jobs.tuning.class_mapping import ClassMapping
 from jobs.tuning.digest import digest
+from jobs.tuning.frozen import upsampling
 from jobs.tuning.frozen.features import FeatureCache, TestPart, read_classes
 from jobs.tuning.frozen.fit import fit, fit_siblings
 from jobs.tuning.frozen.stack import evaluate
@@ -52,7 +53,7 @@ def adapt_siblings(
     cache: FeatureCache,
     on_progress: OnProgress = ignore_progress,
 ) -> Iterator[tuple[Work, Outcome | StageError]]:
-    """Run ID cells with the same `fit.sibling_key`, in as few stacks as memory allows.
+    """Run ID cells with the same `siblings.sibling_key`, in as few stacks as memory allows.
 
     Yields each cell as soon as its stack has ended.
     """
@@ -115,8 +116,13 @@ def _test(
     else:
         loss, predicted = evaluate_mapped(heads, samples, mapping)
     target = target_of(step.task, len(classes.names))
-    scores = target.judge(rows.labels, predicted)
-    return Tested(target, rows, predicted[0], scores, float(loss), part.reads, digest(samples))
+    whole, scores = None, target.judge(rows.labels, predicted)
+    if step.task.upsampling == "bilinear":
+        corpus = work.inputs["corpus"]
+        whole = upsampling.pixels(heads, features, rows, corpus, step.task, classes, mapping)
+        scores = whole.score()
+    found = digest(samples)
+    return Tested(target, rows, predicted[0], scores, float(loss), part.reads, found, whole)
 
 
 def evaluate_mapped(

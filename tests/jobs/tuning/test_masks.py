@@ -6,17 +6,24 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 import pytest
+import safetensors.torch
 import torch
 from pydantic import ValidationError
 from scenes import CLASSES
 from torch.nn import functional
 
 from jobs.contract import StageError
+from jobs.corpus.shards import read_part
+from jobs.images import masks, shifts
+from jobs.images.spec import Shift
+from jobs.tasks.check import link_faults
 from jobs.tasks.spec import Task
 from jobs.tuning import schema
 from jobs.tuning.class_mapping import ClassMapping
 from jobs.tuning.digest import digest
+from jobs.tuning.frozen import patches
 from jobs.tuning.frozen.cell import adapt, evaluate_mapped, transfer
 from jobs.tuning.frozen.features import FeatureCache
 from jobs.tuning.heads import Shape, StackedHeads
@@ -25,7 +32,7 @@ from jobs.tuning.methods import Method
 from jobs.tuning.metrics import score_masks
 from jobs.tuning.rows import Labelled, TaskClasses, plain_rows, training_rows
 from jobs.tuning.search_space import Space
-from jobs.tuning.trained import Configuration
+from jobs.tuning.trained import Configuration, step_of
 from tests.jobs.tuning.blobs import NMTUNE, step
 from tests.jobs.tuning.conftest import MakeWork
 from tests.patches import SIDE, Extracted, corpus, extracted
@@ -171,6 +178,89 @@ def test_heads_are_tested_on_classes_of_another_set_by_name(
     assert rows.other_classes > 0, "patches without sky are left out"
 
 
+def interpolated(outputs: torch.Tensor, size: tuple[int, int]) -> np.ndarray:
+    """Outputs [C, P, P] at the centre of each pixel, between the centres of the patches."""
+    at = []
+    for pixels in size:
+        place = (np.arange(pixels) + 0.5) * SIDE / pixels - 0.5
+        place = place.clip(0, SIDE - 1)
+        low = np.floor(place).astype(int)
+        at.append((low, np.minimum(low + 1, SIDE - 1), place - low))
+    (top, bottom, down), (left, right, across) = at
+    values = outputs.double().numpy()
+    upper = values[:, top][:, :, left] * (1 - across) + values[:, top][:, :, right] * across
+    lower = values[:, bottom][:, :, left] * (1 - across) + values[:, bottom][:, :, right] * across
+    found: np.ndarray = upper * (1 - down[:, None]) + lower * down[:, None]
+    return found
+
+
+def test_masks_are_enlarged_bilinearly_and_scored_by_pixel(
+    made: Extracted, make_work: MakeWork, tmp_path: Path
+) -> None:
+    shift = Shift(kind="rotate", strength=30)
+    turned = extracted(tmp_path, shift)
+    chosen = task(upsampling="bilinear")
+    trained = make_work(
+        "id",
+        step(task=chosen, method=LINEAR, method_name="lp", epochs=6),
+        features=made.folder,
+        corpus=made.corpus,
+    )
+    adapt(trained, TRIED, FeatureCache())
+    names = {"back": ("sky", "ground"), "box": ("box",)}
+    linked = {"domain": "ood", "trained_on": "scenes", "classes": names, "answers": names}
+    other = task(name="turned", upsampling="bilinear", shift=shift, **linked)
+    tested = make_work(
+        "ood",
+        step(task=other, method=LINEAR, method_name="lp"),
+        features=turned.folder,
+        corpus=turned.corpus,
+        head=trained.output,
+    )
+    transfer(tested)
+    state = safetensors.torch.load(trained.output.read_bytes(schema.HEAD))
+    for work, source, of in ((trained, made, [0, 1, 2]), (tested, turned, [0, 0, 1])):
+        part = patches.read_part(source.folder, "test")
+        keys = pa.compute.unique(part.keys)
+        stored = read_part(source.corpus, "test", ["key", "mask"]).to_pylist()
+        drawn = shifts.draws(keys, shift)
+        rows = work.output.read_table(schema.PREDICTIONS).to_pylist()
+        sums = np.zeros((3, max(of) + 1))
+        for number, (key, row) in enumerate(zip(keys.to_pylist(), rows, strict=True)):
+            mask = masks.read(next(s["mask"] for s in stored if s["key"] == key), key)
+            if source is turned:
+                mask = masks.shifted(mask, shift, drawn[number])
+            features = torch.from_numpy(
+                part.views[0, number * SIDE**2 : (number + 1) * SIDE**2].astype(np.float32)
+            )
+            outputs = features @ state["classifier.weight"].mT + state["classifier.bias"]
+            large = interpolated(outputs.mT.reshape(-1, SIDE, SIDE), mask.shape)
+            guess = np.array(of)[large.argmax(0)]
+            label = np.array([*of, *[-1] * (256 - len(of))])[mask]
+            own = np.zeros((3, max(of) + 1))
+            for c in range(max(of) + 1):
+                meant, guessed = label == c, (guess == c) & (label >= 0)
+                own[:, c] = (meant & guessed).sum(), guessed.sum(), meant.sum()
+            assert row["key"] == key
+            for name, at in (("intersection", 0), ("predicted_pixels", 1), ("labelled_pixels", 2)):
+                assert row[name] == own[at, row["classes"]].tolist()
+            sums += own
+        (cell,) = schema.from_table(schema.Cell, work.output.read_table(schema.CELL))
+        iou = 100 * (sums[0] / (sums[1] + sums[2] - sums[0])).mean()
+        assert cell.test_metric == pytest.approx(iou, rel=1e-9)
+    nearest = make_work(
+        "nearest", step(task=task(), method=LINEAR, method_name="lp"), features=made.folder
+    )
+    assert "upsampling" not in step_of(nearest).semantic()["task"], "no step changes its name"
+
+
+def test_heads_are_compared_over_the_same_upsampling() -> None:
+    other = task(name="box", domain="ood", trained_on="scenes", upsampling="bilinear")
+    (fault,) = link_faults(other, {"scenes": task()})
+    assert fault.startswith("upsampling: bilinear, but scenes has nearest")
+    assert list(link_faults(other, {"scenes": task(upsampling="bilinear")})) == []
+
+
 def test_the_mapped_loss_is_the_surprise_of_a_patchs_pixels() -> None:
     mapping = ClassMapping(torch.tensor([0, 1, 2]), torch.tensor([0, 0, 1]), 2)
     logits = torch.randn(7, 3, generator=torch.Generator().manual_seed(0))
@@ -223,6 +313,7 @@ def test_what_masks_cannot_have_is_refused(changes: dict[str, Any], message: str
         ({"source": "features", "corpus": None}, "predicts masks, which only a corpus of images"),
         ({"target": "class", "metric": "accuracy"}, "set `target: mask`"),
         ({"target": "class", "metric": "accuracy", "patch_label": "majority"}, "leave it out"),
+        ({"target": "class", "metric": "accuracy", "upsampling": "bilinear"}, "leave it out"),
     ],
 )
 def test_a_task_file_of_masks_that_means_nothing_is_refused(
