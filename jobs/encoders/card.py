@@ -2,7 +2,8 @@
 
 `Architecture` builds a model, for training and for loading: timm's, open_clip's or one of
 transformers' text models. `EncoderCard` is `encoder.json`, with the architecture, the input and the
-digests of the folder's other files. Nothing here reads weights.
+digests of the folder's other files. Nothing here reads weights. torch is imported where a model is
+built: the driver reads cards too.
 """
 
 from __future__ import annotations
@@ -10,21 +11,21 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, TypeAlias
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from jobs import records
 from jobs.contract import StageError
-from jobs.encoders import transformers
 from jobs.encoders.api import ApiInput
 from jobs.encoders.catalogue import IN_PLACE
 from jobs.images.spec import ImageInput
 from jobs.storage.folder import Folder
 from jobs.text.spec import TextInput
 
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
 CARD = "encoder.json"
+WEIGHTS = "model.safetensors"
 
 Input: TypeAlias = ImageInput | TextInput | ApiInput
 """What an encoder reads."""
@@ -59,6 +60,8 @@ class Architecture:
         Raises StageError when the library refuses the options, or the model the images' shape.
         """
         if isinstance(self.input, TextInput):
+            from jobs.encoders import transformers
+
             return transformers.build(self.model, self.model_options)
         if isinstance(self.input, ApiInput):
             raise StageError(f"{self.model!r} runs behind an API: its weights cannot be loaded")
@@ -78,9 +81,13 @@ class Architecture:
     def feature_dim(self, model: nn.Module) -> int:
         """Dimensions of the model's features."""
         if isinstance(self.input, TextInput):
+            from jobs.encoders import transformers
+
             return self.input.vectors * transformers.width(model)
         if isinstance(self.input, ApiInput):
             raise TypeError(f"{self.model} runs behind an API")
+        import torch
+
         with torch.no_grad():
             blank = torch.zeros(1, *self.input.shape)
             return int(image_features(self.family, model.eval(), blank).shape[1])

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from jobs.contract import StageError
 from jobs.encoders.card import CARD as CARD
+from jobs.encoders.card import WEIGHTS as WEIGHTS
 from jobs.encoders.card import Architecture as Architecture
 from jobs.encoders.card import EncoderCard as EncoderCard
 from jobs.encoders.card import Family as Family
@@ -26,8 +27,6 @@ from jobs.encoders.interface import Precision as Precision
 from jobs.encoders.text import TextEncoder
 from jobs.images.spec import Grid, ImageInput
 from jobs.storage.folder import AlteredError, Folder
-
-WEIGHTS = "model.safetensors"
 
 
 def weights_bytes(model: nn.Module) -> bytes:

@@ -26,9 +26,9 @@ from jobs.embeddings.price import estimate, lacking, money, too_dear
 from jobs.embeddings.texts import Sent, key_of, of_corpus
 from jobs.embeddings.tokens import counter
 from jobs.encoders.api import ApiEncoder
-from jobs.features.extract import BATCH, COUNTS, IDENTITY, ROWS, view_table
 from jobs.features.parts import finish, save_unit
 from jobs.features.spec import FeaturesStep
+from jobs.features.unit_table import BATCH, COUNTS, IDENTITY, ROWS, view_table
 
 LEASE_POLL = 2.0  # seconds between two tries for a ledger that another sweep writes
 LEASE_LOOK = 10.0  # seconds between two looks whether the lease is still ours

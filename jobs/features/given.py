@@ -20,10 +20,10 @@ import pyarrow.parquet as pq
 
 from jobs.contract import Outcome, StageError, Work
 from jobs.features.columns import check_columns, no_parquet
-from jobs.features.extract import view_table
 from jobs.features.parts import write_part
 from jobs.features.spec import GivenStep
 from jobs.features.spectrum import Dtypes
+from jobs.features.unit_table import view_table
 from jobs.keyed_hash import hash64, unit
 from jobs.storage.folder import Folder
 from jobs.tasks.target import KINDS, TargetName

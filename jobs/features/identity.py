@@ -12,8 +12,19 @@ import json
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from jobs.encoders.encoder import EncoderCard
+from jobs.encoders.card import EncoderCard
 from jobs.features.spec import FeaturesStep
+from jobs.storage.folder import Folder
+
+
+def made_with(step: FeaturesStep, encoder: Folder) -> str:
+    """The `identity` of a step's features by the encoder in a folder."""
+    return identity(step, EncoderCard.read(encoder), device_of(step))
+
+
+def device_of(step: FeaturesStep) -> str:
+    """Where the step's encoder runs, as torch names it."""
+    return "cuda" if step.gpus_per_worker > 0 else "cpu"
 
 
 def identity(step: FeaturesStep, card: EncoderCard, device: str) -> str:

@@ -1,11 +1,11 @@
 """The features stage: frozen encoders over corpora, by Ray Data.
 
 Works with the same resources are one execution over small units of shards. Encoders that prepare
-the same rows alike are fed from one decoding (`together.py`). Units are ordered by encoder, so a
-process loads an encoder once for all its units and image sets. A unit's features are saved in the
-step's scratch at once; an interrupted step resumes with the units that it lacks. After a step's
-last unit, one task concatenates them into the output. Nothing here decides what to run, commits an
-output or retries.
+the same rows alike are fed from one decoding (`groups.py`, `together.py`). Units are ordered by
+encoder, so a process loads an encoder once for all its units and image sets. A unit's features are
+saved in the step's scratch at once; an interrupted step resumes with the units that it lacks. After
+a step's last unit, one task concatenates them into the output. Nothing here decides what to run,
+commits an output or retries.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from typing import Any, cast
 import pyarrow as pa
 import ray
 import ray.data
-import torch
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 
 from jobs.contract import Failure, Hooks, Outcome, StageError, Work
@@ -33,9 +32,10 @@ from jobs.corpus.units import UNIT_ROWS, Unit, units_of
 from jobs.features.api import buy_texts, encoder_of, write_features
 from jobs.features.given import import_features
 from jobs.features.grids import GRID_ROWS
+from jobs.features.groups import Job, groups, weights_of
+from jobs.features.identity import made_with
 from jobs.features.parts import MADE_WITH, finish, may_add
 from jobs.features.spec import FeaturesStep, GivenStep
-from jobs.features.together import Job, extract_unit, groups, made_with, weights_of
 from jobs.remote import report_each
 
 _WRITERS = 4  # steps of bought features that are written at once
@@ -201,6 +201,8 @@ class _EncodeActor:
 
 def _encode(jobs: Sequence[Job], groups: Sequence[Sequence[int]], batch: Any) -> pa.Table:
     """Extract one unit into the scratch of a group's jobs; the result is one row for each."""
+    from jobs.features.together import extract_unit  # it imports torch
+
     numbers = groups[int(batch["group"][0])]
     unit = Unit(
         str(batch["part"][0]),
@@ -226,9 +228,6 @@ def _encode(jobs: Sequence[Job], groups: Sequence[Sequence[int]], batch: Any) ->
 
 def _as_failure(error: Exception | None, address: str) -> str:
     """An error as JSON; empty: there is none."""
-    if isinstance(error, torch.OutOfMemoryError):
-        message = " ".join(str(error).split())[:200]
-        error = StageError(f"{message}; set features.batch_size to a small number")
     return Failure.of(error, address).as_json() if error is not None else ""
 
 

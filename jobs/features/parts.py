@@ -1,9 +1,9 @@
 """The files of a features folder: save units in scratch, then concatenate them view by view.
 
 Takes the tables of finished units, or given features; writes `features-<part>.parquet` (schema:
-`extract.schema`; sorted by view and key; a row group never spans two views), the classes, what the
-features were made with, and their spectrum. Holds one view of a part in memory at a time. Nothing
-here imports Ray or computes a feature.
+`unit_table.schema`; sorted by view and key; a row group never spans two views), the classes, what
+the features were made with, and their spectrum. Holds one view of a part in memory at a time.
+Nothing here imports Ray or computes a feature.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from jobs.contract import Outcome, StageError
 from jobs.corpus.shards import Index
 from jobs.corpus.units import Unit
 from jobs.features import grids
-from jobs.features.extract import BATCH, COUNTS, IDENTITY, ROWS, view_table
 from jobs.features.spec import FeaturesStep
 from jobs.features.spectrum import Dtypes, Spectrum, spectra, to_table
+from jobs.features.unit_table import BATCH, COUNTS, IDENTITY, ROWS, view_table
 from jobs.storage.folder import Folder
 
 GROUP_ROWS = 4_096  # rows of a row group, and of the pieces that the spectrum reads
@@ -178,7 +178,7 @@ def _read_counts(scratch: Folder, units: Sequence[Unit]) -> Counter[str]:
 
 
 def write_part(output: Folder, part: str, views: Iterable[pa.Table], dtypes: Dtypes) -> Outcome:
-    """Write a part's rows: tables of `extract.schema`, one for each view in order, sorted by key.
+    """Write a part's rows: tables of `unit_table.schema`, one for each view, sorted by key.
 
     Vectors are stored as `dtypes.stored`. Writes the spectrum of the test part too, computed from
     the vectors as they come. Counts and metrics: see `finish`.

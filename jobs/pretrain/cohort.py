@@ -22,8 +22,9 @@ from jobs.pretrain.data.part import Batch, Part, Source, Targets
 from jobs.pretrain.distributed import DistributedGroup
 from jobs.pretrain.inputs import Inputs
 from jobs.pretrain.loop import Loop, StoppedError, Trained
-from jobs.pretrain.nonfinite import TooManyTogetherError, explain_out_of_memory
+from jobs.pretrain.nonfinite import explain_out_of_memory
 from jobs.pretrain.objectives.objective import Objective
+from jobs.pretrain.restarts import TooManyTogetherError
 
 Result = Outcome | Exception
 """How a run ended."""

@@ -2,7 +2,7 @@
 
 Takes `PretrainStep` works (inputs: `corpus`, `noise`); reports each work's outcome as soon as it is
 finished. Starting a worker group takes longer than a small run, so runs are packed (`packs.py`): a
-`TorchTrainer` trains the runs of its pack that differ in noise alone side by side (`cohort.py`),
+Ray trainer trains the runs of its pack that differ in noise alone side by side (`cohort.py`),
 and others one after another. Packing never affects a result. If memory does not suffice for runs
 side by side, the group is started again with half as many at once.
 
@@ -34,7 +34,7 @@ from typing import Any, cast
 
 import ray
 import ray.train
-import ray.train.torch
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from jobs import records
 from jobs.contract import Failure, Hooks, Outcome, StageError, Work
@@ -270,14 +270,14 @@ def _ray_train_folder(pack: _Pack) -> Iterator[str]:
             shared.delete()
 
 
-def _trainer(works: Sequence[Work], pack: _Pack, storage: str) -> ray.train.torch.TorchTrainer:
+def _trainer(works: Sequence[Work], pack: _Pack, storage: str) -> DataParallelTrainer:
     resources = pack.resources
     per_worker = {"CPU": float(resources.cpus_per_worker)}
     if resources.gpus_per_worker:
         per_worker["GPU"] = resources.gpus_per_worker
-    return ray.train.torch.TorchTrainer(
+    return DataParallelTrainer(
         _train_pack,
-        torch_config=process_group.config(resources.workers),
+        backend_config=process_group.config(resources.workers),
         train_loop_config={"works": list(works), "sharing": pack.sharing, "limit": pack.limit},
         scaling_config=ray.train.ScalingConfig(
             num_workers=resources.workers,
@@ -303,6 +303,8 @@ def _name(works: Sequence[Work]) -> str:
 
 def _train_pack(config: Mapping[str, Any]) -> None:
     """Train a pack's runs that have no result yet, cohort by cohort."""
+    from ray.train.torch import get_device
+
     from jobs.pretrain.distributed import DistributedGroup
     from jobs.pretrain.loop import StoppedError
     from jobs.pretrain.prepare import Run
@@ -312,7 +314,7 @@ def _train_pack(config: Mapping[str, Any]) -> None:
     group = DistributedGroup(
         context.get_world_rank(),
         context.get_world_size(),
-        ray.train.torch.get_device(),
+        get_device(),
         sharing=config["sharing"],
     )
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from jobs.contract import StageError
 from jobs.pretrain.distributed import Agreed
+from jobs.pretrain.restarts import TooManyTogetherError
 from jobs.pretrain.spec import OnNan
 
 MOST_IN_A_ROW = 10
@@ -75,10 +76,6 @@ class NonFiniteGuard:
                 f"{self._last_good()}; {_REMEDY}"
             )
         return True
-
-
-class TooManyTogetherError(RuntimeError):
-    """Runs cannot go on side by side: fewer of them at once may. Says why."""
 
 
 @contextmanager

@@ -5,7 +5,7 @@ message for giving up. A lost node (preemption) is no fault of the run and never
 worker counts only if the runs made no progress since the last restart: so a run on machines that
 are often preempted finishes, and a run that always kills its workers is given up. An error raised
 by the training itself always counts. Where memory does not suffice for runs side by side, half as
-many train at once, which counts as no failure. Knows no Ray.
+many train at once, which counts as no failure. Knows neither Ray nor torch.
 """
 
 from __future__ import annotations
@@ -15,10 +15,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from jobs.contract import StageError
-from jobs.pretrain.nonfinite import TooManyTogetherError
 
 _MEMORY = ("low on memory", "OutOfMemoryError", "out-of-memory", "OOM", "exit code 137")
 _WORKER_LOST = ("ActorDiedError", "ActorUnavailableError", "WorkerHealthCheckFailedError")
+
+
+class TooManyTogetherError(RuntimeError):
+    """Runs cannot go on side by side: fewer of them at once may. Says why."""
 
 
 @dataclass(frozen=True)

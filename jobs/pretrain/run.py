@@ -83,7 +83,7 @@ def train_runs(
 
     Each ends as with `train_run`, and `ended` is called with it. `limit`: how many train at once;
     none: as many as memory holds. Raises `loop.StoppedError` when a watch asks to stop, and
-    `nonfinite.TooManyTogetherError` when fewer must train at once.
+    `restarts.TooManyTogetherError` when fewer must train at once.
     """
     step, group, limit = runs[0].step, group or DistributedGroup(), limit or Limit()
     pace = pace or Pace(minutes=step.checkpoint_minutes)

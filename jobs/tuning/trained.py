@@ -8,17 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from jobs.contract import StageError, Work
 from jobs.tasks.target import Metric
 from jobs.tuning.budget import Key
-from jobs.tuning.heads import Shape
-from jobs.tuning.metrics import Judged
-from jobs.tuning.rows import TaskClasses, TaskRows
 from jobs.tuning.search_space import STANDARD
 from jobs.tuning.spec import TuneStep
+
+if TYPE_CHECKING:  # they import torch, which the driver does without
+    from torch import Tensor
+
+    from jobs.tuning.heads import Shape
+    from jobs.tuning.metrics import Judged
+    from jobs.tuning.rows import TaskClasses, TaskRows
 
 TERMS = ("loss", "ce", "squared_error", "mse", "cov", "svd")
 """Training losses by name; `loss` is the weighted sum that is minimised. A task has `ce` or, where

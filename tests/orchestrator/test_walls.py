@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.run.executor import STAGES
+
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = sorted(
     path for room in ("orchestrator", "jobs", "analysis") for path in (ROOT / room).rglob("*.py")
@@ -62,6 +64,30 @@ def test_light_verbs_pay_for_no_heavy_import(tmp_path: Path) -> None:
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
     )
     assert result.stdout.splitlines()[-1] == "codes [0, 0, 0] heavy []", result.stderr
+
+
+def imported_with(name: str) -> set[str]:
+    """What importing a module of ours brings in: all but what functions and type checks import."""
+    found, ahead = set[str](), [name]
+    while ahead:
+        for node in ast.parse(NAMES[ahead.pop()].read_text()).body:
+            if isinstance(node, ast.Import):
+                names = {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                below = {f"{node.module}.{alias.name}" for alias in node.names}
+                names = {node.module} | (below & NAMES.keys())
+            else:
+                continue
+            ahead += (names - found) & NAMES.keys()
+            found |= names
+    return found
+
+
+@pytest.mark.parametrize("stage", [work.partition(":")[0] for work in STAGES.values()])
+def test_the_driver_and_the_helpers_of_ray_do_not_import_torch(stage: str) -> None:
+    libraries = {name.split(".")[0] for name in imported_with(stage)}
+    assert "pydantic" in libraries, "nothing was followed"
+    assert libraries & {"torch", "timm", "open_clip", "torchvision", "safetensors"} == set()
 
 
 # -- layers and circles ----------------------------------------------------------------------------

@@ -19,7 +19,7 @@ import os
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import tune
@@ -27,10 +27,12 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
 from jobs.contract import Failure, Hooks, Outcome, Work
 from jobs.remote import POLL_S, guarded, received, report_each
-from jobs.tuning.finetune.cell import Cell, close, transfer
-from jobs.tuning.finetune.train import FineTuning
 from jobs.tuning.trained import Configuration, step_of
 from jobs.tuning.tune_run import LOST_WORKERS, QUIET, Drawn, StopWhenAsked
+
+if TYPE_CHECKING:
+    from jobs.tuning.finetune.cell import Cell
+    from jobs.tuning.finetune.train import FineTuning
 
 
 def run(works: Sequence[Work], drawn: Drawn, hooks: Hooks) -> None:
@@ -82,6 +84,8 @@ class _Trial(tune.Trainable):
         if self._tuning is None:
             if self._cell is None or self._cell.work.address != self._work.address:
                 self._cell = None  # free one cell's images before reading those of the next
+                from jobs.tuning.finetune.cell import Cell
+
                 self._cell = Cell.open(self._work)
             configuration = self._drawn[self._work.address][self._number]
             self._tuning = self._cell.start(self._number, configuration)
@@ -106,6 +110,8 @@ class _Trial(tune.Trainable):
 
 
 def _close_cell(work: Work, configurations: Sequence[Configuration]) -> Outcome | Failure:
+    from jobs.tuning.finetune.cell import close
+
     return guarded(work.address, lambda: close(work, configurations))
 
 
@@ -277,5 +283,11 @@ def _evaluate(works: Sequence[Work], hooks: Hooks) -> None:
     """Run a task for each cell, and report its result."""
     needs = [(work, step_of(work)) for work in works]
     report_each(
-        transfer, [([work], step.settings.cpus, step.settings.gpus) for work, step in needs], hooks
+        _transfer, [([work], step.settings.cpus, step.settings.gpus) for work, step in needs], hooks
     )
+
+
+def _transfer(work: Work) -> Outcome:
+    from jobs.tuning.finetune.cell import transfer
+
+    return transfer(work)

@@ -30,17 +30,6 @@ from jobs.tuning.targets import target_of
 from jobs.tuning.trained import Configuration, Epoch, Fit, Trained, all_failed, in_order, step_of
 
 
-def sibling_key(work: Work) -> tuple[str, ...]:
-    """A key that is equal for cells that can train as one stack."""
-    step = step_of(work)
-    if step.method.head in GIVEN or step.part or step.settings.search == "optuna":
-        return (work.address,)
-    own = {"method", "method_name", "label_noise", "label_noise_classes", "seed"}
-    same = step.model_dump_json(exclude=own)
-    method = step.method.model_dump_json(include={"head", "residual", "views"})
-    return work.inputs["features"].uri, method, same
-
-
 def fit(
     work: Work,
     configurations: Sequence[Configuration] | None,

@@ -2,11 +2,12 @@
 
 Takes the tuning steps that read features; reports each result through `Hooks.done` as soon as the
 step ends. A trial is a batch of ID cells over the same features. Cells that can train as one stack
-(`fit.sibling_key`) run together: Tune schedules batches, the stack does the arithmetic, and a cell
+(`siblings.py`) run together: Tune schedules batches, the stack does the arithmetic, and a cell
 costs a share of a trial. While a stack trains, its trial reports its progress every few seconds.
 Actors are reused, and keep the features that they read last. When a cell fails, its error is
 reported and the others continue. Cells whose process died run once more, each in its own trial.
-After the user asks to stop, no cell starts, and unfinished cells have no result.
+After the user asks to stop, no cell starts, and unfinished cells have no result. torch is imported
+in the workers alone.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from queue import SimpleQueue
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import tune
@@ -26,13 +27,13 @@ from ray import tune
 from jobs.contract import Failure, Hooks, Outcome, StageError, Work
 from jobs.remote import received, report_each
 from jobs.tuning.draw import configurations_of
-from jobs.tuning.frozen.allocator import keep_freed_memory
-from jobs.tuning.frozen.cell import adapt, adapt_siblings, transfer
-from jobs.tuning.frozen.features import FeatureCache
-from jobs.tuning.frozen.fit import sibling_key
+from jobs.tuning.frozen.siblings import sibling_key
 from jobs.tuning.methods import GIVEN
 from jobs.tuning.trained import step_of
 from jobs.tuning.tune_run import LOST_WORKERS, QUIET, StopWhenAsked
+
+if TYPE_CHECKING:
+    from jobs.tuning.frozen.features import FeatureCache
 
 _LONGEST = 32  # most stacks of a trial: all of them may run again if its process dies
 _REPORT_S = 2.0  # between a trial's reports of progress
@@ -61,6 +62,9 @@ class _Trial(tune.Trainable):
     """An actor that runs one batch after another."""
 
     def setup(self, config: dict[str, Any], batches: tuple[Batch, ...] = ()) -> None:
+        from jobs.tuning.frozen.allocator import keep_freed_memory
+        from jobs.tuning.frozen.features import FeatureCache
+
         keep_freed_memory()
         self._batches = batches
         self._cache = FeatureCache()
@@ -142,6 +146,8 @@ class _Running:
             self._results.put((work, ended.took(each) if isinstance(ended, Outcome) else ended))
 
     def _results_of(self, works: Sequence[Work]) -> Iterator[tuple[Work, Outcome | StageError]]:
+        from jobs.tuning.frozen.cell import adapt, adapt_siblings
+
         if len(works) == 1:
             yield (
                 works[0],
@@ -291,4 +297,10 @@ def _evaluate(works: Sequence[Work], hooks: Hooks) -> None:
     for work in works:
         groups[work.inputs["features"].uri].append(work)
     tasks = [(group, max(step_of(w).settings.cpus for w in group), 0) for group in groups.values()]
-    report_each(transfer, tasks, hooks)
+    report_each(_transfer, tasks, hooks)
+
+
+def _transfer(work: Work) -> Outcome:
+    from jobs.tuning.frozen.cell import transfer
+
+    return transfer(work)

@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.contract import Work
-from jobs.features.extract import view_table
 from jobs.features.given import import_features
 from jobs.features.parts import write_part
 from jobs.features.spec import FeaturesStep, GivenStep
 from jobs.features.spectrum import Dtypes, spectra
+from jobs.features.unit_table import view_table
 from jobs.storage.folder import Folder
 from tests.jobs.features.test_spectrum import direct
 

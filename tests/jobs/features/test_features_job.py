@@ -23,10 +23,11 @@ from jobs.corpus.spec import Corpus, DigitsReader
 from jobs.corpus.units import units_of
 from jobs.encoders.encoder import Architecture, EncoderCard, load, save, weights_bytes
 from jobs.encoders.image import LEAST, MOST, ImageEncoder
-from jobs.features.extract import extract, schema
+from jobs.features.extract import extract
 from jobs.features.job import run
 from jobs.features.parts import finish, save_unit
 from jobs.features.spec import FeaturesStep, Precision
+from jobs.features.unit_table import schema
 from jobs.images.spec import Augment, ImageInput, Shift, Views
 from jobs.storage.folder import Folder
 from tests import pretend

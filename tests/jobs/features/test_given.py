@@ -11,9 +11,9 @@ import pytest
 
 from jobs.contract import Outcome, StageError, Work
 from jobs.features import given
-from jobs.features.extract import schema
 from jobs.features.given import import_features
 from jobs.features.spec import GivenStep
+from jobs.features.unit_table import schema
 from jobs.storage.folder import Folder
 from jobs.tuning.frozen.features import read_classes, read_part
 

@@ -22,8 +22,9 @@ from jobs.corpus.units import Unit, units_of
 from jobs.encoders.encoder import EncoderCard
 from jobs.encoders.image import ImageEncoder
 from jobs.features import together
+from jobs.features.groups import Job, Weight, groups, weights_of
 from jobs.features.spec import FeaturesStep
-from jobs.features.together import Job, Weight, extract_unit, groups, weights_of
+from jobs.features.together import extract_unit
 from jobs.images import shifts
 from jobs.images.spec import Affine, Shift, Views
 from jobs.storage.folder import Folder

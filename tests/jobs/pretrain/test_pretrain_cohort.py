@@ -18,10 +18,9 @@ from jobs.pretrain.data.reader import LazyImages
 from jobs.pretrain.data.streamed import StreamedSource
 from jobs.pretrain.distributed import DistributedGroup
 from jobs.pretrain.loop import Loop, Pace, StoppedError, Watch
-from jobs.pretrain.nonfinite import TooManyTogetherError
 from jobs.pretrain.objectives.supervised import SupervisedObjective
 from jobs.pretrain.prepare import Run
-from jobs.pretrain.restarts import Limit
+from jobs.pretrain.restarts import Limit, TooManyTogetherError
 from jobs.pretrain.run import train_run, train_runs
 from jobs.pretrain.spec import Resources
 from tests.jobs.pretrain.conftest import LEVELS, with_step

@@ -3,10 +3,10 @@
 import pytest
 
 from jobs.contract import StageError
-from jobs.pretrain.nonfinite import TooManyTogetherError
 from jobs.pretrain.restarts import (
     Limit,
     RestartBudget,
+    TooManyTogetherError,
     giving_up_message,
     stage_error,
     too_many_together,
