@@ -10,7 +10,13 @@ import hashlib
 
 from jobs.contract import StageError
 from jobs.encoders.model_folder import ModelFolder, locate
-from jobs.encoders.spec import FileEncoder, GivenEncoder, PretrainedEncoder, TransformersEncoder
+from jobs.encoders.spec import (
+    FileEncoder,
+    GivenEncoder,
+    OwnEncoder,
+    PretrainedEncoder,
+    TransformersEncoder,
+)
 from jobs.storage.folder import Folder
 
 
@@ -21,7 +27,7 @@ def digest(encoder: PretrainedEncoder) -> PretrainedEncoder:
     machine. Raises StageError when a file cannot be read or differs from its `sha256`.
     """
     match encoder := encoder.with_absolute_paths():
-        case FileEncoder():
+        case FileEncoder() | OwnEncoder() if encoder.file is not None:
             sha256 = _file_digest(encoder.file, encoder.sha256, "file")
             return encoder.model_copy(update={"sha256": sha256})
         case GivenEncoder():

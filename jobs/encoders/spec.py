@@ -13,9 +13,11 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
 from pydantic import Field, JsonValue, StringConstraints, model_validator
 
-from jobs.contract import NOT_SEMANTIC, PATH, Slug, Spec
+from jobs.contract import NOT_SEMANTIC, PATH, SILENT, Slug, Spec
 from jobs.corpus.form import Modality
 from jobs.encoders.api import ApiEncoder
+from jobs.extensions.spec import Extension, Reference
+from jobs.images.spec import ImageInput
 from jobs.storage.folder import Folder
 from jobs.text.spec import Pair, Pooling, Truncate
 
@@ -101,6 +103,38 @@ class FileEncoder(_WithWeights):
     leave_out: tuple[str, ...] = Field(
         (), description="match=name: prefixes of tensors in the file that the encoder does not have"
     )
+
+
+class OwnEncoder(Spec):
+    """A function of an extension builds the encoder of images; its weights may come from a file."""
+
+    modality: ClassVar[Modality] = "image"
+
+    kind: Literal["extension"] = "extension"
+    name: Slug = Field(description="the encoder's name in addresses and tables")
+    model: Reference = Field(description="the function, as in my_models:small_cnn")
+    model_options: dict[str, JsonValue] = Field(
+        default_factory=dict, description="the function's arguments after `image`"
+    )
+    image: ImageInput = Field(ImageInput(), description="how an image becomes the encoder's input")
+    file: Annotated[str | None, PATH, NOT_SEMANTIC] = Field(
+        None,
+        description="the weights of the module that the function returns: a path, s3:// or gs://; "
+        "none: those that the function gives",
+    )
+    sha256: Sha256 | None = Field(None, description="of the file; filled in when planned")
+    leave_out: tuple[str, ...] = Field(
+        (), description="prefixes of tensors in the file that the module does not have"
+    )
+    source: Annotated[Extension | None, SILENT] = Field(
+        None, description="the extension's file; filled in when planned"
+    )
+
+    @model_validator(mode="after")
+    def _has_a_file(self) -> OwnEncoder:
+        if self.file is None and (self.sha256 or self.leave_out):
+            raise ValueError("sha256 and leave_out belong to file; give it, or leave them out")
+        return self
 
 
 PACKAGE = "package:"
@@ -204,11 +238,17 @@ class GivenEncoder(GivenColumns):
 
 
 Weights: TypeAlias = Annotated[
-    TimmEncoder | OpenClipEncoder | FileEncoder | TransformersEncoder | ApiEncoder,
+    TimmEncoder | OpenClipEncoder | FileEncoder | OwnEncoder | TransformersEncoder | ApiEncoder,
     Field(discriminator="kind"),
 ]
 PretrainedEncoder: TypeAlias = Annotated[
-    TimmEncoder | OpenClipEncoder | FileEncoder | TransformersEncoder | ApiEncoder | GivenEncoder,
+    TimmEncoder
+    | OpenClipEncoder
+    | FileEncoder
+    | OwnEncoder
+    | TransformersEncoder
+    | ApiEncoder
+    | GivenEncoder,
     Field(discriminator="kind"),
 ]
 """Every kind of pretrained encoder an experiment file can have."""
