@@ -191,13 +191,13 @@ def test_an_own_encoder_goes_through_every_stage(run_on_ray: Run, tmp_path: Path
         for task in ("digits", "digits-rotated")
         for method in ("lp", "anchored", "lora")
     }
-    assert accuracy[run, "digits", "anchored"] > 60
-    assert accuracy[run, "digits", "anchored"] > accuracy["encoder/drawn", "digits", "lp"]
+    assert accuracy[run, "digits", "anchored"] > 15  # chance is 10, and it trains for 18 steps
+    assert accuracy[run, "digits", "lp"] > accuracy["encoder/drawn", "digits", "lp"] + 10
     page = (store / "report/nets/report.html").read_text()
     assert "supervised pre-training of nets:small" in page
     assert "anchored (nets:Anchored)" in page
 
     (tmp_path / "nets.py").write_text(f"{NET}\n")
-    code, printed = run_on_ray(tmp_path, "sweep", "nets.yaml")
-    assert code == 2, printed
-    assert "the source of nets changed" in printed
+    code, printed = run_on_ray(tmp_path, "plan", "nets.yaml")
+    assert code == 0, printed
+    assert "drift encoder/drawn\n  the source of nets changed" in printed

@@ -20,17 +20,19 @@ from jobs.contract import StageError
 from jobs.encoders import own, transformers
 from jobs.encoders.api import ApiInput
 from jobs.encoders.catalogue import IN_PLACE
-from jobs.extensions.spec import Extension
+from jobs.extensions.spec import Extension, Part
 from jobs.images.spec import ImageInput
 from jobs.storage.folder import Folder
-from jobs.text.spec import TextInput
+from jobs.text.spec import OwnTextInput, TextInput
 
 CARD = "encoder.json"
 
-Input: TypeAlias = ImageInput | TextInput | ApiInput
+Input: TypeAlias = ImageInput | OwnTextInput | TextInput | ApiInput
 """What an encoder reads."""
 
-INPUTS: Mapping[str, type[Input]] = {kind.kind: kind for kind in (ImageInput, TextInput, ApiInput)}
+INPUTS: Mapping[str, type[Input]] = {
+    kind.kind: kind for kind in (ImageInput, TextInput, ApiInput, OwnTextInput)
+}
 """Every kind of input an encoder may have, by its name in `encoder.json`."""
 
 Family = Literal["timm", "open_clip", "transformers", "api", "extension"]
@@ -68,6 +70,8 @@ class Architecture:
 
         Raises StageError when the library refuses the options, or the model the images' shape.
         """
+        if isinstance(self.input, OwnTextInput):
+            return own.build_text(self._part, self.model_options, self.input)
         if isinstance(self.input, TextInput):
             return transformers.build(self.model, self.model_options)
         if isinstance(self.input, ApiInput):
@@ -121,13 +125,18 @@ class Architecture:
         )
         return model
 
-    def _build_own(self, image: ImageInput) -> nn.Module:
+    @property
+    def _part(self) -> Part:
+        """The function of an extension's model. Raises StageError without its file."""
         if self.source is None:
             raise StageError(
                 f"{self.model} is an extension's, and this step was planned without its file; name "
                 f"the file under `extensions` and plan again"
             )
-        return own.build(self.source.part(self.model), self.model_options, image, self.classes)
+        return self.source.part(self.model)
+
+    def _build_own(self, image: ImageInput) -> nn.Module:
+        return own.build(self._part, self.model_options, image, self.classes)
 
     def _build_open_clip(self, image: ImageInput) -> nn.Module:
         import open_clip

@@ -22,17 +22,19 @@ from jobs.encoders.api import ApiEncoder, ApiInput
 from jobs.encoders.encoder import CARD, Architecture, EncoderCard
 from jobs.encoders.imported import Imported, misfit_error, unavailable_error
 from jobs.encoders.inputs import CLIP_INPUT, declared, image_input, timm_cfg
-from jobs.encoders.own import OwnModel
-from jobs.encoders.pretrained_text import import_transformers
+from jobs.encoders.pretrained_text import import_transformers, own_input
 from jobs.encoders.spec import (
     EncoderStep,
     FileEncoder,
     OpenClipEncoder,
     OwnEncoder,
+    OwnTextEncoder,
     TimmEncoder,
     TransformersEncoder,
 )
+from jobs.images.spec import ImageInput
 from jobs.storage.folder import Folder
+from jobs.text.spec import OwnTextInput
 
 
 def import_encoder(work: Work) -> Outcome:
@@ -53,7 +55,7 @@ def import_encoder(work: Work) -> Outcome:
                 imported = _import_open_clip(spec)
             case FileEncoder():
                 imported = _import_file(spec)
-            case OwnEncoder():
+            case OwnEncoder() | OwnTextEncoder():
                 imported = _import_own(spec)
             case TransformersEncoder():
                 imported = import_transformers(spec)
@@ -193,20 +195,24 @@ def _planned_name(file: str, sha256: str | None) -> str:
     return name
 
 
-def _import_own(spec: OwnEncoder) -> Imported:
-    architecture = Architecture(
-        "extension", spec.model, spec.model_options, spec.image, 0, spec.source
-    )
+def _import_own(spec: OwnEncoder | OwnTextEncoder) -> Imported:
+    files: dict[str, bytes] = {}
+    read: ImageInput | OwnTextInput
+    if isinstance(spec, OwnEncoder):
+        read = spec.image
+    else:
+        read, files = own_input(spec)
+    architecture = Architecture("extension", spec.model, spec.model_options, read, 0, spec.source)
     torch.manual_seed(0)  # for weights that no file gives
-    model = cast(OwnModel, architecture.build())
+    model: Any = architecture.build()
     if spec.file is None:
-        return Imported(architecture, model, architecture.made_with)
+        return Imported(architecture, model, architecture.made_with, files=files)
     name = _planned_name(spec.file, spec.sha256)
     wanted = model.encoder.state_dict()
     filled, left_out = weights.by_name(weights.read(spec.file), wanted, spec.leave_out)
     model.encoder.load_state_dict(filled)
     source = {**architecture.made_with, "weights": name, "weights_sha256": spec.sha256}
-    return Imported(architecture, model, source, left_out)
+    return Imported(architecture, model, source, left_out, files)
 
 
 def _import_file(spec: FileEncoder) -> Imported:

@@ -3,7 +3,7 @@
 Takes an extension; gives its parts. A part is known by its form:
 
     a method    a class with `forward`, and `loss` or `prepare` or both
-    an encoder  a function that takes `image` first, then its options
+    an encoder  a function that takes `image` or `text` first, then its options
     a noise     a function that takes `keys` and `seed`
     a claim     a function that takes `results`
 
@@ -26,7 +26,8 @@ from jobs.extensions.spec import Extension, Part
 Kind = Literal["method", "encoder", "noise", "claim"]
 RANGES = "hyperparameters"
 """The class attribute that declares a method's hyper-parameters."""
-IMAGE = "image"
+IMAGE, TEXT = "image", "text"
+INPUTS = (IMAGE, TEXT)
 """The first argument of an encoder's function."""
 ENCODER = "encoder"
 """The argument of the `loss` of a method that trains the encoder."""
@@ -124,7 +125,7 @@ def _function(node: ast.FunctionDef) -> Declared | None:
         kind = "noise"
     elif "results" in arguments:
         kind = "claim"
-    elif plain[:1] == [IMAGE]:
+    elif plain and plain[0] in INPUTS:
         kind = "encoder"
     if kind is None or node.name.startswith("_"):
         return None

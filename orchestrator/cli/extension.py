@@ -115,7 +115,7 @@ def _try(part: Part, declared: Declared) -> str:
 
         return check_method(part, declared)
     if declared.kind == "encoder":
-        from jobs.encoders.own import check as check_encoder
+        from jobs.encoders.own_check import check as check_encoder
 
         return check_encoder(part, declared)
     if declared.kind == "noise":

@@ -17,13 +17,7 @@ from jobs.corpus.form import Modality
 from jobs.corpus.spec import Corpus
 from jobs.encoders.api import ApiEncoder
 from jobs.encoders.digests import digest
-from jobs.encoders.spec import (
-    EncoderStep,
-    GivenColumns,
-    GivenEncoder,
-    OwnEncoder,
-    PretrainedEncoder,
-)
+from jobs.encoders.spec import EncoderStep, GivenColumns, GivenEncoder, PretrainedEncoder
 from jobs.extensions.spec import Extension
 from jobs.features.spec import Features, FeaturesStep, GivenStep
 from jobs.images.spec import Grid
@@ -241,7 +235,7 @@ def _add_pretrained(
         own = tuple(task for task in tasks if task.name in pretrained.files)
         _add_downstream(builder, experiment, own, address, pretrained, coordinates)
         return
-    file = pretrained.source if isinstance(pretrained, OwnEncoder) else None
+    file = getattr(pretrained, "source", None)  # of an extension's encoder
     encoder = builder.add("encoder", address, EncoderStep(encoder=pretrained), None, **coordinates)
     reads = pretrained.modality
     api = pretrained if isinstance(pretrained, ApiEncoder) else None

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jobs.contract import StageError
-from jobs.encoders.spec import OwnEncoder, PretrainedEncoder
+from jobs.encoders.spec import OwnEncoder, OwnTextEncoder, PretrainedEncoder
 from jobs.extensions import declared
 from jobs.extensions.declared import Declared
 from jobs.extensions.files import find
@@ -56,9 +56,9 @@ def planned(experiment: Experiment) -> dict[str, Extension]:
     if isinstance(recipe, Supervised) and recipe.extension:
         _check_encoder("pretrain.recipe", recipe.model, recipe.model_options, found)
     for encoder in experiment.encoders:
-        if isinstance(encoder, OwnEncoder):
-            where = f"encoders: {encoder.name}"
-            _check_encoder(where, encoder.model, encoder.model_options, found)
+        if isinstance(encoder, (OwnEncoder, OwnTextEncoder)):
+            where, options = f"encoders: {encoder.name}", encoder.model_options
+            _check_encoder(where, encoder.model, options, found, encoder.modality)
     return found
 
 
@@ -70,7 +70,7 @@ def of_recipe(recipe: Recipe, known: Mapping[str, Extension]) -> Extension | Non
 
 def with_encoder(encoder: PretrainedEncoder, known: Mapping[str, Extension]) -> PretrainedEncoder:
     """The encoder with the extension that has its function, if one has."""
-    if not isinstance(encoder, OwnEncoder):
+    if not isinstance(encoder, (OwnEncoder, OwnTextEncoder)):
         return encoder
     return encoder.model_copy(update={"source": part_of(encoder.model, known).extension})
 
@@ -98,14 +98,23 @@ def part_of(reference: str, known: Mapping[str, Extension]) -> Part:
 
 
 def _check_encoder(
-    where: str, reference: str, options: Mapping[str, Any], known: Mapping[str, Extension]
+    where: str,
+    reference: str,
+    options: Mapping[str, Any],
+    known: Mapping[str, Extension],
+    reads: str = declared.IMAGE,
 ) -> None:
     """Raise UserError for an encoder's function that does not exist or takes other options."""
     try:
         one = declared.part(part_of(reference, known), "encoder")
     except StageError as error:
         raise UserError(f"{where}.model: {error}") from error
-    own = [name for name in one.arguments if name != declared.IMAGE]
+    if one.arguments[0] != reads:
+        raise UserError(
+            f"{where}.model: the first argument of {reference} is {one.arguments[0]}, and this "
+            f"encoder reads {reads}s; name another function"
+        )
+    own = one.arguments[1:]
     for name in options:
         if name not in own and not one.takes_any:
             near = difflib.get_close_matches(name, own, n=1)
@@ -114,7 +123,7 @@ def _check_encoder(
                 f"{where}.model_options has {name}, and {reference} has no such; {hint}"
             )
     for name in one.required:
-        if name not in options and name != declared.IMAGE:
+        if name not in options and name != reads:
             raise UserError(f"{where}.model_options lacks {name}, which {reference} needs")
 
 

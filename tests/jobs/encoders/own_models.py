@@ -73,6 +73,27 @@ class Bare(nn.Module):
 def bare(image):
     return Bare(image)
 
+class Words(nn.Module):
+    def __init__(self, vocabulary, width):
+        super().__init__()
+        self.table = nn.Embedding(vocabulary, width)
+        self.mlp = nn.Linear(width, width)
+
+    def forward(self, ids, mask):
+        return self.mlp(self.table(ids))
+
+class Padded(Words):
+    def forward(self, ids, mask):
+        found = super().forward(ids, mask)
+        return found - found.mean(1, keepdim=True)
+
+def words(text, width=8):
+    """A vector for each word."""
+    return Words(text.vocabulary, width)
+
+def padded(text):
+    return Padded(text.vocabulary, 8)
+
 def noisy(image): return Noisy(image.channels, 8)
 def unused(image): return Unused(image.channels, 8)
 def beside(image): return Beside(image.channels, 8)

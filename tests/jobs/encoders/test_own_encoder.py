@@ -11,7 +11,8 @@ from jobs.contract import StageError, Work
 from jobs.encoders import encoder
 from jobs.encoders.digests import digest
 from jobs.encoders.encoder import gridded
-from jobs.encoders.own import build, check
+from jobs.encoders.own import build
+from jobs.encoders.own_check import check
 from jobs.encoders.pretrained import import_encoder
 from jobs.encoders.spec import EncoderStep, OwnEncoder
 from jobs.extensions import declared
@@ -28,6 +29,7 @@ def test_a_sound_encoder_passes_the_check() -> None:
     assert checked("small") == (
         "gives 8 features of 32 x 32 pixels and a map of 8 x 8 patches; 408 parameters"
     )
+    assert checked("words") == "gives 8 features of a text; 472 parameters"
     assert "_helper" not in declared.parts(SOURCE)
 
 
@@ -36,11 +38,12 @@ def test_a_sound_encoder_passes_the_check() -> None:
     [
         ("noisy", "gives encoder.stem.bias other values when it is built again from the same seed"),
         ("unused", "parameter more.weight takes no part in the features"),
-        ("beside", "gives an image other features when it is encoded alone"),
+        ("beside", "gives a row other features when it is encoded alone"),
+        ("padded", "let them depend on that row only, without its padding"),
         ("hidden", "gives other features when its weights are loaded again; keep all state in"),
-        ("drawn", "gives other features of the same images in eval mode"),
+        ("drawn", "gives other features of the same rows in eval mode"),
         ("broken", r"^mine\.py, line 52: AttributeError: 'Broken' object has no attribute"),
-        ("flat", r"mine:flat gives \(8,\) for 1 images; give features \[N, D\], a tensor"),
+        ("flat", r"mine:flat gives \(8,\) for 1 rows; give features \[N, D\], a tensor"),
         ("nothing", "mine:nothing returns NoneType; return a torch.nn.Module"),
         ("asks", "mine:asks: give width a default, with which it can be tried"),
     ],

@@ -191,6 +191,10 @@ def test_a_changed_encoder_s_file_is_drift_of_the_steps_that_use_it(tmp_path: Pa
         ([RECIPE[0] + "s", RECIPE[1]], "model: mine.py has no encoder smalls; did you mean small?"),
         (["pretrain.recipe.model=mien:small"], "is in no extension of this experiment; did you"),
         (["encoders=[{name: own, kind: extension, model: mine:Mine}]"], "encoders: own.model: "),
+        (
+            ["encoders=[{name: own, kind: text_extension, model: mine:small, tokenizer: x}]"],
+            "the first argument of mine:small is image, and this encoder reads texts; name another",
+        ),
     ],
 )
 def test_an_encoder_s_function_and_options_are_checked_when_it_is_planned(
