@@ -54,7 +54,7 @@ class OwnModel(nn.Module):
         """The map [N, D, P, P] of normalised images. Raises ValueError if the module has none."""
         own = getattr(self.encoder, "map", None)
         if own is None:
-            raise ValueError("its module has no method `map`")
+            raise ValueError("its module has no method map")
         return _called(self._part, own, (images,), "a map [N, D, P, P]", 4)
 
 

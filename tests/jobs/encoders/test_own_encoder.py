@@ -88,5 +88,5 @@ def test_tasks_of_masks_read_the_module_s_own_map(tmp_path: Path) -> None:
     with pytest.raises(StageError, match="an extension's encoder has one map; leave out layer"):
         gridded(opened, Grid(layer=1), 2)
     work = imported(tmp_path / "bare", model="mine:bare")
-    with pytest.raises(StageError, match="its module has no method `map`"):
+    with pytest.raises(StageError, match="its module has no method map"):
         gridded(encoder.load(work.output, source=SOURCE), Grid(), 2)
