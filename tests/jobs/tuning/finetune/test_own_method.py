@@ -3,6 +3,7 @@ called when they should be, and it goes on after an interruption as without one.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from jobs.tuning.search_space import Space
 from jobs.tuning.spec import EncoderTuning
 from jobs.tuning.trained import Configuration
 from orchestrator import EXPERIMENTS
+from tests import pretend
 from tests.jobs.tuning.finetune.digits import INVERTED, VIEWS, step, work
 
 MINE = """
@@ -187,6 +189,17 @@ def test_a_continued_configuration_gives_the_same_numbers(
     trained(broken, 1)
     going = trained(broken, 1)  # in a process that has opened the cell anew
     assert going.save() == whole.save()
+
+
+def test_no_tensor_is_left_on_the_other_device(
+    digits: Folder, encoder: Folder, tmp_path: Path
+) -> None:
+    losses = []
+    for gpus, device in ((0, nullcontext()), (1, pretend.gpu())):
+        with device:
+            cell = cell_of(tmp_path / f"g{gpus}", "Hooked", digits, encoder, gpus=gpus, epochs=1)
+            losses.append(trained(cell, 1).history[0].validation_loss)
+    assert losses[0] == losses[1]
 
 
 def test_a_closed_cell_keeps_the_file_and_its_ood_cell_predicts_alike(
