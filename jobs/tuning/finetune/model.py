@@ -2,11 +2,11 @@
 
 Takes a finished encoder and a method; gives features and logits with gradients, the trained
 parameters, and the tensors of the adapted encoder. The head is linear, or a class of an extension
-(`ft`; see `own.py`). The encoder stays in eval mode: BatchNorm keeps
-the statistics of pre-training, and dropout is off. So `ft` and `lora` differ from a linear probe
-only in what they learn (with `encoder_lr: 0` they do not differ), and `lora` changes only its
-adapters and the head. `encoder_mode: train` trains as the authors' code does: BatchNorm uses each
-batch's statistics and updates those of the encoder, also under `lora`, and dropout is on.
+(`ft`; see `own.py`). The encoder stays in eval mode: BatchNorm keeps the statistics of
+pre-training, and dropout is off. So `ft` and `lora` differ from a linear probe only in what they
+learn (with `encoder_lr: 0` they do not differ), and `lora` changes only its adapters and the head.
+`encoder_mode: train` trains as the authors' code does: BatchNorm uses each batch's statistics and
+updates those of the encoder, also under `lora`, and dropout is on.
 
 LoRA (peft; rank r, alpha = r, so an adapter's output is added unscaled) adapts the MLP layers:
 every linear layer or 1 x 1 convolution inside a module named `mlp` (in GPT-2, layers that
