@@ -1,8 +1,9 @@
-"""Rivals of NMTune on frozen features, each from its paper, written as an extension.
+"""Rivals of NMTune, each from its paper, written as an extension.
 
 f is a sample's feature [D], y its class of C, z the output of the two-layer head (paper 1, section
-4), p = softmax(logits). Every loss is a mean over the rows of a batch. The test of this file writes
-each equation out once more, in plain numpy, and compares.
+4), p = softmax(logits). Every loss is a mean over the rows of a batch. The last three train the
+encoder: e are its weights, h those of a linear head, and e0, h0 the same at the start. The test of
+this file writes each equation out once more, in plain numpy, and compares.
 """
 
 import torch
@@ -159,3 +160,102 @@ class Lda(nn.Module):
 
     def forward(self, features):
         return features @ self.weight.mT + self.bias
+
+
+class LpFt(nn.Module):
+    """LP-FT: linear probing, then fine-tuning (Kumar et al. 2022, arXiv 2202.10054).
+
+    h0 = argmin_h CE(h, e0) + l2 / 2 |W|^2,  then CE(h, e) is minimised from (h0, e0)
+    """
+
+    hyperparameters = {"l2": (1e-6, None)}
+
+    def __init__(self, dim, outputs):
+        super().__init__()
+        self.classifier = nn.Linear(dim, outputs)
+
+    def prepare(self, features, targets, hyper):
+        probe(self.classifier, features, targets, hyper["l2"])
+
+    def forward(self, features):
+        return self.classifier(features)
+
+    def loss(self, encoder, batch):
+        return {"ce": batch.task_loss(self.forward(encoder(batch.inputs)))}
+
+
+@torch.enable_grad()
+def probe(layer, features, targets, l2):
+    """Logistic regression to convergence, in float64; the bias has no penalty."""
+    rows = features.double()
+    weight = torch.zeros_like(layer.weight, dtype=torch.float64, requires_grad=True)
+    bias = torch.zeros_like(layer.bias, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS(
+        [weight, bias], max_iter=500, tolerance_grad=1e-6, line_search_fn="strong_wolfe"
+    )
+
+    def closure():
+        optimizer.zero_grad()
+        loss = functional.cross_entropy(functional.linear(rows, weight, bias), targets)
+        loss = loss + l2 / 2 * weight.square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    layer.weight.data.copy_(weight)
+    layer.bias.data.copy_(bias)
+
+
+class WiseFt(LpFt):
+    """WiSE-FT (Wortsman et al. 2022, arXiv 2109.01903): the mean of two sets of weights.
+
+    (h, e) = (1 - alpha) (h0, e0) + alpha (h1, e1)
+
+    (h1, e1) are the weights after fine-tuning from (h0, e0). The paper's h0 is CLIP's zero-shot
+    head. An encoder without a text tower has none, so h0 is the linear probe, as in LP-FT.
+    """
+
+    hyperparameters = {"l2": (1e-6, None), "alpha": (0.0, 1.0)}
+
+    def __init__(self, dim, outputs):
+        super().__init__(dim, outputs)
+        self.register_buffer("start_weight", torch.zeros(outputs, dim))
+        self.register_buffer("start_bias", torch.zeros(outputs))
+
+    def prepare(self, features, targets, hyper):
+        super().prepare(features, targets, hyper)
+        self.start_weight.copy_(self.classifier.weight)
+        self.start_bias.copy_(self.classifier.bias)
+
+    def finish(self, encoder, hyper):
+        pairs = [(weight, encoder.start[name]) for name, weight in encoder.weights.items()]
+        pairs += [(self.classifier.weight, self.start_weight)]
+        pairs += [(self.classifier.bias, self.start_bias)]
+        for end, start in pairs:
+            end.copy_(start.lerp(end, hyper["alpha"]))
+
+
+class L2Sp(nn.Module):
+    """L2-SP (Li et al. 2018, arXiv 1802.01483): weight decay towards the start.
+
+    L = CE + alpha / 2 |e - e0|^2 + beta / 2 |h|^2;  the space has no weight decay beside it
+    """
+
+    hyperparameters = {"alpha": (0.0, None), "beta": (0.0, None)}
+
+    def __init__(self, dim, outputs):
+        super().__init__()
+        self.classifier = nn.Linear(dim, outputs)
+
+    def forward(self, features):
+        return self.classifier(features)
+
+    def loss(self, encoder, batch):
+        logits = self.forward(encoder(batch.inputs))
+        moved = sum((w - encoder.start[n]).square().sum() for n, w in encoder.weights.items())
+        head = sum(value.square().sum() for value in self.parameters())
+        return {
+            "ce": batch.task_loss(logits),
+            "sp": batch.hyper["alpha"] / 2 * moved,
+            "head": batch.hyper["beta"] / 2 * head,
+        }

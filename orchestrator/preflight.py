@@ -19,7 +19,13 @@ from typing import Any
 
 from jobs.contract import StageError
 from jobs.corpus.spec import Corpus, DigitsReader, RemarksReader
-from jobs.encoders.spec import EncoderStep, FileEncoder, TransformersEncoder
+from jobs.encoders.spec import (
+    EncoderStep,
+    FileEncoder,
+    OwnEncoder,
+    OwnTextEncoder,
+    TransformersEncoder,
+)
 from jobs.features.spec import GivenStep
 from jobs.storage.folder import Folder
 from jobs.tasks.check import absent, map_faults
@@ -232,8 +238,10 @@ def _weights(step: Step, spec: EncoderStep) -> Answer:
     if isinstance(spec.encoder, TransformersEncoder) and spec.encoder.revision is None:
         return _text_model(step, spec.encoder)
     match encoder := spec.encoder:
-        case FileEncoder():
+        case FileEncoder() | OwnEncoder() | OwnTextEncoder() if encoder.file is not None:
             path = encoder.file
+        case OwnEncoder() | OwnTextEncoder():
+            return Answer("encoders", State.OK, f"{step.address}: {encoder.model} builds it")
         case _:
             where = "its library gets the weights when the step runs"
             return Answer("encoders", State.OK, f"{step.address}: {encoder.model}; {where}")

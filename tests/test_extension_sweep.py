@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from commands import Run
 
@@ -105,3 +106,98 @@ def test_own_methods_train_are_kept_and_err_alone(run_on_ray: Run, tmp_path: Pat
     code, printed = run_on_ray(tmp_path, "sweep", "own.yaml")
     assert code == 2, printed
     assert "the source of mine changed" in printed
+
+
+NET = '''
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, channels, width):
+        super().__init__()
+        self.stem = nn.Conv2d(channels, width, 3, padding=1)
+        self.next = nn.Conv2d(width, 2 * width, 3, stride=2)
+
+    def forward(self, images):
+        return self.next(self.stem(images).relu()).relu().mean((2, 3))
+
+def small(image, width=8):
+    """A small convolutional network."""
+    return Net(image.channels, width)
+
+class Anchored(nn.Module):
+    hyperparameters = {"strength": (0.0, 1.0)}
+
+    def __init__(self, dim, outputs):
+        super().__init__()
+        self.classifier = nn.Linear(dim, outputs)
+
+    def forward(self, features):
+        return self.classifier(features)
+
+    def loss(self, encoder, batch):
+        moved = sum((w - encoder.start[n]).square().sum() for n, w in encoder.weights.items())
+        ce = batch.task_loss(self.forward(encoder(batch.inputs)))
+        return {"ce": ce, "moved": batch.hyper["strength"] * moved}
+'''
+TRAINED = """
+name: nets
+extensions: [nets.py]
+corpus: {name: digits, reader: {kind: digits}, rows_per_shard: 512}
+noise: {name: symmetric, kind: symmetric, levels: [0]}
+pretrain:
+  recipe:
+    objective: supervised
+    name: small
+    model: nets:small
+    model_options: {width: 12}
+    image: {size: 8, channels: 1, mean: [0.5], std: [0.5]}
+    schedule: {epochs: 2, batch_size: 64, lr: 0.01}
+encoders:
+  - name: drawn
+    kind: extension
+    model: nets:small
+    image: {size: 8, channels: 1, mean: [0.5], std: [0.5]}
+features: {views: {count: 0}}
+tasks: [digits, digits-rotated]
+overlap: allow
+tracking: {enabled: false}
+tuning:
+  configurations: 1
+  epochs: 2
+  batch_size: 64
+  methods:
+    lp: {head: linear, space: {lr: 0.03}}
+    anchored: {adapt: ft, head: nets:Anchored, space: {lr: 0.01, strength: 0.001}}
+    lora: {adapt: lora, rank: 2, head: linear, space: {lr: 0.01}}
+"""
+
+
+@pytest.mark.slow
+def test_an_own_encoder_goes_through_every_stage(run_on_ray: Run, tmp_path: Path) -> None:
+    (tmp_path / "nets.py").write_text(NET)
+    (tmp_path / "nets.yaml").write_text(TRAINED)
+    code, printed = run_on_ray(tmp_path, "sweep", "nets.yaml")
+    assert code == 0, printed
+    store = tmp_path / "nml-store"
+    run = "digits/symmetric/small/noise=0/seed=0"
+    for step in (f"pretrain/{run}", "encoder/drawn"):
+        assert (store / step / "extension/nets.py").read_text() == NET
+    accuracy = {
+        (of, task, method): pq.read_table(
+            store / f"tune/{of}/{task}/{method}/fraction=100/seed=0/cell.parquet"
+        ).to_pylist()[0]["test_accuracy"]
+        for of in (run, "encoder/drawn")
+        for task in ("digits", "digits-rotated")
+        for method in ("lp", "anchored", "lora")
+    }
+    assert accuracy[run, "digits", "anchored"] > 15  # chance is 10, and it trains for 18 steps
+    assert accuracy[run, "digits", "lp"] > accuracy["encoder/drawn", "digits", "lp"] + 10
+    page = (store / "report/nets/report.html").read_text()
+    assert "supervised pre-training of nets:small" in page
+    assert "anchored (nets:Anchored)" in page
+
+    (tmp_path / "nets.py").write_text(f"{NET}\n")
+    code, printed = run_on_ray(tmp_path, "plan", "nets.yaml")
+    assert code == 0, printed
+    assert "drift encoder/drawn\n  the source of nets changed" in printed

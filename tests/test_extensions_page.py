@@ -23,7 +23,8 @@ def test_every_block_of_the_page_runs(tmp_path: Path, run: Run) -> None:
     pq.write_table(pa.table(rows), tmp_path / "reviews.parquet")
     code, printed = run(tmp_path, "extension", "check", "my_methods.py")
     assert code == 0, printed
-    names = ["Shrinkage", "NearestMean", "next_class", "shrinkage_beats_the_probe"]
+    names = ["Shrinkage", "NearestMean", "Anchored", "small", "next_class"]
+    names += ["shrinkage_beats_the_probe"]
     assert [line.split()[1] for line in printed.splitlines()] == [f"{name}:" for name in names]
     code, printed = run(tmp_path, "extension", "list", "my_methods.py")
     assert code == 0, printed
@@ -36,6 +37,16 @@ def test_every_block_of_the_page_runs(tmp_path: Path, run: Run) -> None:
     claim = ["--set", f"tuning.methods.shrinkage={method}"]
     claim += ["--set", "claims=[shrinkage-beats-the-probe]"]
     code, printed = run(tmp_path, "plan", *words, *claim)
+    assert code == 0, printed
+    (encoders,) = re.findall(r"^    encoders: (\[.*\])$", PAGE, re.MULTILINE)
+    (anchored,) = re.findall(r"`anchored: (\{.*?\})`", PAGE)
+    model, options = re.findall(r"`model: (\S+)` with\n`model_options: (\{.*?\})`", PAGE)[0]
+    (tmp_path / "weights.safetensors").write_bytes(b"")
+    words = ["--extension", "my_methods.py", "--set", f"encoders={encoders}"]
+    words += ["--set", f"tuning.methods.anchored={anchored}"]
+    words += ["--set", f"pretrain.recipe.model={model}"]
+    words += ["--set", f"pretrain.recipe.model_options={options}"]
+    code, printed = run(tmp_path, "plan", *words)
     assert code == 0, printed
 
 

@@ -1,9 +1,9 @@
 """What an encoder is: its architecture, and the card that lies beside its weights.
 
-`Architecture` builds a model, for training and for loading: timm's, open_clip's or one of
-transformers' text models. `EncoderCard` is `encoder.json`, with the architecture, the input and the
-digests of the folder's other files. Nothing here reads weights. torch is imported where a model is
-built: the driver reads cards too.
+`Architecture` builds a model, for training and for loading: timm's, open_clip's, one of
+transformers' text models, or an extension's. `EncoderCard` is `encoder.json`, with the
+architecture, the input and the digests of the folder's other files. Nothing here reads weights.
+torch is imported where a model is built: the driver reads cards too.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from jobs import records
 from jobs.contract import StageError
 from jobs.encoders.api import ApiInput
 from jobs.encoders.catalogue import IN_PLACE
+from jobs.extensions.spec import Extension, Part
 from jobs.images.spec import ImageInput
 from jobs.storage.folder import Folder
-from jobs.text.spec import TextInput
+from jobs.text.spec import OwnTextInput, TextInput
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -27,13 +28,15 @@ if TYPE_CHECKING:
 CARD = "encoder.json"
 WEIGHTS = "model.safetensors"
 
-Input: TypeAlias = ImageInput | TextInput | ApiInput
+Input: TypeAlias = ImageInput | OwnTextInput | TextInput | ApiInput
 """What an encoder reads."""
 
-INPUTS: Mapping[str, type[Input]] = {kind.kind: kind for kind in (ImageInput, TextInput, ApiInput)}
+INPUTS: Mapping[str, type[Input]] = {
+    kind.kind: kind for kind in (ImageInput, TextInput, ApiInput, OwnTextInput)
+}
 """Every kind of input an encoder may have, by its name in `encoder.json`."""
 
-Family = Literal["timm", "open_clip", "transformers", "api"]
+Family = Literal["timm", "open_clip", "transformers", "api", "extension"]
 
 _VISION = ("torch", "timm", "open_clip_torch", "pillow", "numpy")
 _LIBRARIES: Mapping[Family, tuple[str, ...]] = {
@@ -41,6 +44,7 @@ _LIBRARIES: Mapping[Family, tuple[str, ...]] = {
     "open_clip": _VISION,
     "transformers": ("torch", "transformers", "tokenizers", "numpy"),
     "api": (),  # the model runs elsewhere
+    "extension": ("torch", "pillow", "numpy"),
 }
 
 
@@ -52,22 +56,34 @@ class Architecture:
     model: str
     model_options: Mapping[str, Any]
     input: Input
-    classes: int  # outputs of a timm model; 0 for the other families
+    classes: int  # outputs of a timm or an extension's model; 0 for the other families
+    source: Extension | None = None  # the file with the function of an extension's model
+
+    @property
+    def made_with(self) -> dict[str, str]:
+        """What a card's `source` says of an extension's model; empty for others."""
+        if self.source is None:
+            return {}
+        return {"kind": "extension", "file": self.source.file, "sha256": self.source.sha256}
 
     def build(self) -> nn.Module:
         """The model, with weights drawn from torch's global generator.
 
         Raises StageError when the library refuses the options, or the model the images' shape.
         """
+        if isinstance(self.input, OwnTextInput):
+            from jobs.encoders import own
+
+            return own.build_text(self._part, self.model_options, self.input)
         if isinstance(self.input, TextInput):
             from jobs.encoders import transformers
 
             return transformers.build(self.model, self.model_options)
         if isinstance(self.input, ApiInput):
             raise StageError(f"{self.model!r} runs behind an API: its weights cannot be loaded")
+        build = {"timm": self._build_timm, "extension": self._build_own}
         try:
-            build = self._build_timm if self.family == "timm" else self._build_open_clip
-            model = build(self.input)
+            model = build.get(self.family, self._build_open_clip)(self.input)
         except StageError:
             raise
         except Exception as error:  # libraries raise nearly anything for options they cannot use
@@ -118,6 +134,21 @@ class Architecture:
         )
         return model
 
+    @property
+    def _part(self) -> Part:
+        """The function of an extension's model. Raises StageError without its file."""
+        if self.source is None:
+            raise StageError(
+                f"{self.model} is an extension's, and this step was planned without its file; name "
+                f"the file under `extensions` and plan again"
+            )
+        return self.source.part(self.model)
+
+    def _build_own(self, image: ImageInput) -> nn.Module:
+        from jobs.encoders import own
+
+        return own.build(self._part, self.model_options, image, self.classes)
+
     def _build_open_clip(self, image: ImageInput) -> nn.Module:
         import open_clip
 
@@ -151,9 +182,12 @@ class Architecture:
 
 
 def image_features(family: Family, model: Any, images: Tensor) -> Tensor:
-    """Features [N, D] of normalised images [N, C, S, S] by a timm or an open_clip model."""
+    """Features [N, D] of normalised images [N, C, S, S] by a model of any family of images."""
+    features: Tensor
     if family == "timm":
-        features: Tensor = model.forward_head(model.forward_features(images), pre_logits=True)
+        features = model.forward_head(model.forward_features(images), pre_logits=True)
+    elif family == "extension":
+        features = model.features(images)
     else:
         features = model.encode_image(images)
     if features.ndim != 2:
@@ -175,14 +209,26 @@ class EncoderCard:
     initial_weights_sha256: str | None
     order_sha256: str | None
     weights_sha256: str  # of the file model.safetensors
-    source: Mapping[str, Any] = field(default_factory=dict)  # of pretrained weights
+    source: Mapping[str, Any] = field(default_factory=dict)  # of weights or an extension
     files: Mapping[str, str] = field(default_factory=dict)  # of a tokenizer: name -> sha256
 
-    @property
-    def architecture(self) -> Architecture:
-        """The architecture to build before the weights are loaded."""
-        outputs = len(self.classes) if self.family == "timm" else 0
-        return Architecture(self.family, self.model, self.model_options, self.input, outputs)
+    def architecture(self, source: Extension | None = None) -> Architecture:
+        """The architecture to build before the weights are loaded.
+
+        `source`: the file of an extension's encoder, as the step that opens it was planned. Raises
+        StageError if the encoder was made with another text of it.
+        """
+        outputs = len(self.classes) if self.family in ("timm", "extension") else 0
+        if self.family != "extension":
+            source = None
+        elif source is not None and self.source.get("sha256") != source.sha256:
+            raise StageError(
+                f"the encoder {self.model} was made with another text of {source.file} than this "
+                f"step was planned with; plan again"
+            )
+        return Architecture(
+            self.family, self.model, self.model_options, self.input, outputs, source
+        )
 
     def as_json(self) -> dict[str, Any]:
         """The card as JSON values; without `files` where there are none, as it once was."""

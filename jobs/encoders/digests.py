@@ -9,8 +9,15 @@ from __future__ import annotations
 import hashlib
 
 from jobs.contract import StageError
-from jobs.encoders.model_folder import ModelFolder, locate
-from jobs.encoders.spec import FileEncoder, GivenEncoder, PretrainedEncoder, TransformersEncoder
+from jobs.encoders.model_folder import ModelFolder, digest_of, locate, tokenizer_of
+from jobs.encoders.spec import (
+    FileEncoder,
+    GivenEncoder,
+    OwnEncoder,
+    OwnTextEncoder,
+    PretrainedEncoder,
+    TransformersEncoder,
+)
 from jobs.storage.folder import Folder
 
 
@@ -20,8 +27,10 @@ def digest(encoder: PretrainedEncoder) -> PretrainedEncoder:
     A file that does not exist here keeps its declared sha256, so results can be read on another
     machine. Raises StageError when a file cannot be read or differs from its `sha256`.
     """
+    if isinstance(encoder, OwnTextEncoder):
+        encoder = encoder.model_copy(update={"tokenizer_sha256": _tokenizer_digest(encoder)})
     match encoder := encoder.with_absolute_paths():
-        case FileEncoder():
+        case FileEncoder() | OwnEncoder() | OwnTextEncoder() if encoder.file is not None:
             sha256 = _file_digest(encoder.file, encoder.sha256, "file")
             return encoder.model_copy(update={"sha256": sha256})
         case GivenEncoder():
@@ -34,6 +43,22 @@ def digest(encoder: PretrainedEncoder) -> PretrainedEncoder:
             return encoder.model_copy(update={"sha256": _model_digest(encoder)})
         case _:
             return encoder
+
+
+def _tokenizer_digest(encoder: OwnTextEncoder) -> str:
+    folder, declared = Folder.of(encoder.tokenizer), encoder.tokenizer_sha256
+    try:
+        found = digest_of({name: folder.sha256(name) for name in tokenizer_of(folder)})
+    except (StageError, OSError) as error:
+        if declared is not None:
+            return declared
+        raise StageError(f"tokenizer = {encoder.tokenizer}: {error}") from None
+    if declared not in (None, found):
+        raise StageError(
+            f"tokenizer = {encoder.tokenizer} holds other files (sha256 {found[:12]}...) than its "
+            f"tokenizer_sha256 ({declared[:12]}...); restore them, or give the encoder a new name"
+        )
+    return found
 
 
 def _model_digest(encoder: TransformersEncoder) -> str:

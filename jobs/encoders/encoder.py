@@ -25,6 +25,7 @@ from jobs.encoders.image import ImageEncoder
 from jobs.encoders.interface import Encoder as Encoder
 from jobs.encoders.interface import Precision as Precision
 from jobs.encoders.text import TextEncoder
+from jobs.extensions.spec import Extension
 from jobs.images.spec import Grid, ImageInput
 from jobs.storage.folder import AlteredError, Folder
 
@@ -52,8 +53,10 @@ def save(
     folder.write_json(CARD, card.as_json())
 
 
-def load(folder: Folder, device: torch.device | None = None) -> Encoder:
-    """Open a finished encoder's folder.
+def load(
+    folder: Folder, device: torch.device | None = None, source: Extension | None = None
+) -> Encoder:
+    """Open a finished encoder's folder; `source`: the planned file of an extension's encoder.
 
     Raises StageError when a file is not the one that the card names, or the weights do not fit the
     architecture that the installed library builds.
@@ -62,7 +65,7 @@ def load(folder: Folder, device: torch.device | None = None) -> Encoder:
     data = _read_expected(folder, WEIGHTS, card.weights_sha256)
     files = {name: _read_expected(folder, name, sha256) for name, sha256 in card.files.items()}
     with torch.random.fork_rng(devices=[]):  # building draws initial weights
-        model = card.architecture.build()
+        model = card.architecture(source).build()
     try:
         model.load_state_dict(safetensors.torch.load(data))
     except RuntimeError as error:

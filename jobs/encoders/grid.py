@@ -1,9 +1,10 @@
 """An encoder of images that gives a vector for each patch of the model's spatial map.
 
-Takes a loaded `ImageEncoder` of any timm or open_clip model that has such a map: a CNN's last
-feature map, a vision transformer's tokens without its prefix tokens, or an earlier layer's. Gives
-features [N, P * P * D], patch by patch, row by row, and the counts of the classes of each patch's
-pixels. The whole image is shown, its sides made equal, so that every pixel has a patch.
+Takes a loaded `ImageEncoder` whose model has such a map: a CNN's last feature map, a vision
+transformer's tokens without its prefix tokens, an earlier layer's, or what an extension's `map`
+gives. Gives features [N, P * P * D], patch by patch, row by row, and the counts of the classes of
+each patch's pixels. The whole image is shown, its sides made equal, so that every pixel has a
+patch.
 """
 
 from __future__ import annotations
@@ -163,6 +164,11 @@ def spatial_map(family: Family, model: Any, images: Tensor, layer: int | None) -
             intermediates_only=True,
         )["image_intermediates"]
         return _only(found)
+    if family == "extension":
+        if layer is not None:
+            raise ValueError("an extension's encoder has one map; leave out layer")
+        own: Tensor = model.map(images)
+        return own
     if layer is not None:
         return _only(model.forward_intermediates(images, indices=[layer], intermediates_only=True))
     last: Tensor = model.forward_features(images)

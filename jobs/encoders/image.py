@@ -1,4 +1,4 @@
-"""An encoder of images: a timm model, or the image tower of an open_clip model.
+"""An encoder of images: a timm model, the image tower of an open_clip model, or an extension's.
 
 Its inputs are tensors [N, C, S, S]: uint8 pixels, or floats in [0, 1] (such as augmented views).
 Rows are decoded in threads, one batch ahead of the model.

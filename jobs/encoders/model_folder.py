@@ -148,14 +148,9 @@ class ModelFolder:
                 f"never run; use a model that transformers itself has"
             )
         weights = _weights(folder)
-        names = [n for n in (*TOKENIZER, *VOCABULARIES) if folder.exists(n)]
-        if not {"tokenizer.json", *VOCABULARIES} & set(names):
-            raise StageError(
-                f"{folder.uri} has no tokenizer (tokenizer.json, vocab.txt, ...); save it there "
-                f"with the tokenizer's save_pretrained"
-            )
+        names = tokenizer_of(folder)
         sentence, others = _sentence_settings(folder)
-        return ModelFolder(folder, config, weights, tuple(names), sentence, others)
+        return ModelFolder(folder, config, weights, names, sentence, others)
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -165,6 +160,17 @@ class ModelFolder:
     def sha256(self) -> str:
         """One digest over the names and digests of all used files."""
         return digest_of({name: self.folder.sha256(name) for name in self.files})
+
+
+def tokenizer_of(folder: Folder) -> tuple[str, ...]:
+    """The names of a tokenizer's files in a folder. Raises StageError if it has none."""
+    names = [n for n in (*TOKENIZER, *VOCABULARIES) if folder.exists(n)]
+    if not {"tokenizer.json", *VOCABULARIES} & set(names):
+        raise StageError(
+            f"{folder.uri} has no tokenizer (tokenizer.json, vocab.txt, ...); save it there "
+            f"with the tokenizer's save_pretrained"
+        )
+    return tuple(names)
 
 
 def digest_of(files: Mapping[str, str]) -> str:

@@ -22,15 +22,19 @@ from jobs.encoders.api import ApiEncoder, ApiInput
 from jobs.encoders.encoder import CARD, Architecture, EncoderCard
 from jobs.encoders.imported import Imported, misfit_error, unavailable_error
 from jobs.encoders.inputs import CLIP_INPUT, declared, image_input, timm_cfg
-from jobs.encoders.pretrained_text import import_transformers
+from jobs.encoders.pretrained_text import import_transformers, own_input
 from jobs.encoders.spec import (
     EncoderStep,
     FileEncoder,
     OpenClipEncoder,
+    OwnEncoder,
+    OwnTextEncoder,
     TimmEncoder,
     TransformersEncoder,
 )
+from jobs.images.spec import ImageInput
 from jobs.storage.folder import Folder
+from jobs.text.spec import OwnTextInput
 
 
 def import_encoder(work: Work) -> Outcome:
@@ -51,6 +55,8 @@ def import_encoder(work: Work) -> Outcome:
                 imported = _import_open_clip(spec)
             case FileEncoder():
                 imported = _import_file(spec)
+            case OwnEncoder() | OwnTextEncoder():
+                imported = _import_own(spec)
             case TransformersEncoder():
                 imported = import_transformers(spec)
     data = encoder.weights_bytes(imported.model)
@@ -69,8 +75,10 @@ def import_encoder(work: Work) -> Outcome:
         files=encoder.digests_of(imported.files),
     )
     encoder.save(work.output, card, data, imported.files)
+    if architecture.source is not None:
+        architecture.source.keep(work.output)
     del data
-    encoder.load(work.output)
+    encoder.load(work.output, source=architecture.source)
     return Outcome(
         counts={
             "parameters": sum(value.numel() for value in imported.model.parameters()),
@@ -173,18 +181,42 @@ def _open_clip_options(model: str, *, quick_gelu: bool = False) -> dict[str, Any
 # -- from a file ---------------------------------------------------------------------------------
 
 
-def _import_file(spec: FileEncoder) -> Imported:
-    folder, name = Folder.holding(spec.file)
+def _planned_name(file: str, sha256: str | None) -> str:
+    """The name of a file of weights. Raises StageError if it is not the one that was planned."""
+    folder, name = Folder.holding(file)
     try:
-        if folder.sha256(name) != spec.sha256:
-            raise StageError(
-                f"{spec.file} is not the file that was planned (other sha256); run again"
-            )
+        if folder.sha256(name) != sha256:
+            raise StageError(f"{file} is not the file that was planned (other sha256); run again")
     except FileNotFoundError:
         raise StageError(
-            f"{spec.file} does not exist where this step runs; put it there, or on storage that "
+            f"{file} does not exist where this step runs; put it there, or on storage that "
             f"every node sees"
         ) from None
+    return name
+
+
+def _import_own(spec: OwnEncoder | OwnTextEncoder) -> Imported:
+    files: dict[str, bytes] = {}
+    read: ImageInput | OwnTextInput
+    if isinstance(spec, OwnEncoder):
+        read = spec.image
+    else:
+        read, files = own_input(spec)
+    architecture = Architecture("extension", spec.model, spec.model_options, read, 0, spec.source)
+    torch.manual_seed(0)  # for weights that no file gives
+    model: Any = architecture.build()
+    if spec.file is None:
+        return Imported(architecture, model, architecture.made_with, files=files)
+    name = _planned_name(spec.file, spec.sha256)
+    wanted = model.encoder.state_dict()
+    filled, left_out = weights.by_name(weights.read(spec.file), wanted, spec.leave_out)
+    model.encoder.load_state_dict(filled)
+    source = {**architecture.made_with, "weights": name, "weights_sha256": spec.sha256}
+    return Imported(architecture, model, source, left_out, files)
+
+
+def _import_file(spec: FileEncoder) -> Imported:
+    name = _planned_name(spec.file, spec.sha256)
     options: dict[str, Any] = dict(spec.model_options)
     cfg: Mapping[str, Any] = {}
     leave_out = list(spec.leave_out)

@@ -8,6 +8,7 @@ it is not there. Weights are read from safetensors alone; no code of a model is 
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 import tempfile
@@ -21,11 +22,19 @@ from jobs.contract import StageError
 from jobs.encoders import transformers
 from jobs.encoders.card import Architecture
 from jobs.encoders.imported import Imported, misfit_error, unavailable_error
-from jobs.encoders.model_folder import CONFIG, PATTERNS, PROMPTS, ModelFolder, digest_of, locate
-from jobs.encoders.spec import TransformersEncoder
+from jobs.encoders.model_folder import (
+    CONFIG,
+    PATTERNS,
+    PROMPTS,
+    ModelFolder,
+    digest_of,
+    locate,
+    tokenizer_of,
+)
+from jobs.encoders.spec import OwnTextEncoder, TransformersEncoder
 from jobs.reach import web_fault
 from jobs.storage.folder import Folder
-from jobs.text.spec import Pooling, TextInput
+from jobs.text.spec import OwnTextInput, Pooling, TextInput
 from jobs.text.tokenizer import open_tokenizer
 
 _STRAY = re.compile(r"(position_ids|attn\.bias|masked_bias|inv_freq)$")
@@ -65,6 +74,30 @@ def import_transformers(spec: TransformersEncoder) -> Imported:
         **({} if spec.revision is None else {"revision": spec.revision}),
     }
     return Imported(architecture, model, source, left_out, files)
+
+
+def own_input(spec: OwnTextEncoder) -> tuple[OwnTextInput, dict[str, bytes]]:
+    """The input of an extension's encoder of texts, and its tokenizer's files.
+
+    Raises StageError for files that are not the planned ones, or no tokenizer.
+    """
+    transformers.require()
+    folder = Folder.of(spec.tokenizer)
+    files = {name: folder.read_bytes(name) for name in tokenizer_of(folder)}
+    sha256 = digest_of({n: hashlib.sha256(data).hexdigest() for n, data in files.items()})
+    if sha256 != spec.tokenizer_sha256:
+        raise StageError(
+            f"{spec.tokenizer} does not hold the files that were planned (other sha256); run again"
+        )
+    own = open_tokenizer(files, {})
+    shared = ("max_length", "truncate", "pair", "prompt", "pooling", "normalise")
+    text = OwnTextInput(
+        **{name: getattr(spec, name) for name in shared},
+        tokenizer_sha256=sha256,
+        vocabulary=len(own),
+        padding=0 if own.pad_token_id is None else own.pad_token_id,
+    )
+    return text, files
 
 
 def _silence() -> None:

@@ -13,9 +13,11 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
 from pydantic import Field, JsonValue, StringConstraints, model_validator
 
-from jobs.contract import NOT_SEMANTIC, PATH, Slug, Spec
+from jobs.contract import NOT_SEMANTIC, PATH, SILENT, Slug, Spec
 from jobs.corpus.form import Modality
 from jobs.encoders.api import ApiEncoder
+from jobs.extensions.spec import Extension, Reference
+from jobs.images.spec import ImageInput
 from jobs.storage.folder import Folder
 from jobs.text.spec import Pair, Pooling, Truncate
 
@@ -101,6 +103,69 @@ class FileEncoder(_WithWeights):
     leave_out: tuple[str, ...] = Field(
         (), description="match=name: prefixes of tensors in the file that the encoder does not have"
     )
+
+
+class _OfExtension(Spec):
+    """The fields of every encoder that a function of an extension builds."""
+
+    name: Slug = Field(description="the encoder's name in addresses and tables")
+    model: Reference = Field(description="the function, as in my_models:small_cnn")
+    model_options: dict[str, JsonValue] = Field(
+        default_factory=dict, description="the function's arguments after the first"
+    )
+    file: Annotated[str | None, PATH, NOT_SEMANTIC] = Field(
+        None,
+        description="the weights of the module that the function returns: a path, s3:// or gs://; "
+        "none: those that the function gives",
+    )
+    sha256: Sha256 | None = Field(None, description="of the file; filled in when planned")
+    leave_out: tuple[str, ...] = Field(
+        (), description="prefixes of tensors in the file that the module does not have"
+    )
+    source: Annotated[Extension | None, SILENT] = Field(
+        None, description="the extension's file; filled in when planned"
+    )
+
+    @model_validator(mode="after")
+    def _has_a_file(self) -> Self:
+        if self.file is None and (self.sha256 or self.leave_out):
+            raise ValueError("sha256 and leave_out belong to file; give it, or leave them out")
+        return self
+
+
+class OwnEncoder(_OfExtension):
+    """A function of an extension builds the encoder of images; its weights may come from a file."""
+
+    modality: ClassVar[Modality] = "image"
+
+    kind: Literal["extension"] = "extension"
+    image: ImageInput = Field(ImageInput(), description="how an image becomes the encoder's input")
+
+
+class OwnTextEncoder(_OfExtension):
+    """A function of an extension builds the encoder of texts; its weights may come from a file."""
+
+    modality: ClassVar[Modality] = "text"
+
+    kind: Literal["text_extension"] = "text_extension"
+    tokenizer: Annotated[str, PATH, NOT_SEMANTIC] = Field(
+        description="a folder with a tokenizer, as its save_pretrained writes it"
+    )
+    tokenizer_sha256: Sha256 | None = Field(
+        None, description="of the tokenizer's files; filled in when planned"
+    )
+    pooling: Literal["cls", "mean", "last"] = Field(
+        "mean", description="which hidden states stand for a text: the first, the mean, the last"
+    )
+    pair: Pair = Field(
+        "join",
+        description="how two texts of a row are read: tokenizer: as its own pair; join: with a "
+        "line break between; concat4: each by itself, [u; v; |u - v|; u * v]",
+    )
+    prompt: str = Field("", description="stands before each text")
+    normalise: bool = Field(False, description="features of length 1")
+    max_length: int = Field(128, ge=1, description="tokens of a text, special ones included")
+    truncate: Truncate = Field("end", description="what happens to a longer text")
 
 
 PACKAGE = "package:"
@@ -204,11 +269,24 @@ class GivenEncoder(GivenColumns):
 
 
 Weights: TypeAlias = Annotated[
-    TimmEncoder | OpenClipEncoder | FileEncoder | TransformersEncoder | ApiEncoder,
+    TimmEncoder
+    | OpenClipEncoder
+    | FileEncoder
+    | OwnEncoder
+    | OwnTextEncoder
+    | TransformersEncoder
+    | ApiEncoder,
     Field(discriminator="kind"),
 ]
 PretrainedEncoder: TypeAlias = Annotated[
-    TimmEncoder | OpenClipEncoder | FileEncoder | TransformersEncoder | ApiEncoder | GivenEncoder,
+    TimmEncoder
+    | OpenClipEncoder
+    | FileEncoder
+    | OwnEncoder
+    | OwnTextEncoder
+    | TransformersEncoder
+    | ApiEncoder
+    | GivenEncoder,
     Field(discriminator="kind"),
 ]
 """Every kind of pretrained encoder an experiment file can have."""

@@ -1,4 +1,4 @@
-"""An encoder of texts: a model and a tokenizer of the transformers library.
+"""An encoder of texts: a model of the transformers library or an extension, and a tokenizer.
 
 Its inputs are `Tokens`. The texts of a table are tokenized at once, and rows of like length share a
 batch, so little of it is padding. A row's features depend on the row alone, up to rounding.
@@ -47,7 +47,8 @@ class TextEncoder(Encoder):
     ) -> None:
         super().__init__(card, model, device)
         self._files = files
-        own = open_tokenizer(files, card.model_options)
+        config = {} if card.family == "extension" else card.model_options
+        own = open_tokenizer(files, config)
         self.tokenizer = Tokenizer(
             own,
             self.input,

@@ -1,1 +1,1 @@
-"""Extensions: a researcher's own methods, noises and claims, one file each."""
+"""Extensions: a researcher's own methods, encoders, noises and claims, one file each."""

@@ -3,8 +3,11 @@
 Takes an extension; gives its parts. A part is known by its form:
 
     a method    a class with `forward`, and `loss` or `prepare` or both
+    an encoder  a function that takes `image` or `text` first, then its options
     a noise     a function that takes `keys` and `seed`
     a claim     a function that takes `results`
+
+A name that begins with an underscore is a part of none of these.
 
 So `plan`, `status` and `report` check a file, and run nothing of it.
 """
@@ -15,14 +18,19 @@ import ast
 import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, TypeGuard
 
 from jobs.contract import StageError
 from jobs.extensions.spec import Extension, Part
 
-Kind = Literal["method", "noise", "claim"]
+Kind = Literal["method", "encoder", "noise", "claim"]
 RANGES = "hyperparameters"
 """The class attribute that declares a method's hyper-parameters."""
+IMAGE, TEXT = "image", "text"
+INPUTS = (IMAGE, TEXT)
+"""The first argument of an encoder's function."""
+ENCODER = "encoder"
+"""The argument of the `loss` of a method that trains the encoder."""
 
 _Function: TypeAlias = ast.FunctionDef
 
@@ -52,9 +60,16 @@ class Declared:
     name: str
     line: int
     summary: str  # the docstring's first line; empty: none
-    arguments: tuple[str, ...] = ()  # of a function
+    arguments: tuple[str, ...] = ()  # of a function; of a method: of its loss
+    required: tuple[str, ...] = ()  # those of them without a default
+    takes_any: bool = False  # a function that takes options of any name (**options)
     ranges: Mapping[str, Range] = field(default_factory=dict)  # of a method
     trained: bool = False  # a method with a loss; else `prepare` solves it
+
+    @property
+    def trains_encoder(self) -> bool:
+        """Whether it is a method whose loss takes the encoder."""
+        return self.kind == "method" and ENCODER in self.arguments
 
 
 def parts(extension: Extension) -> dict[str, Declared]:
@@ -101,17 +116,22 @@ def part(part: Part, kind: Kind) -> Declared:
 
 
 def _function(node: ast.FunctionDef) -> Declared | None:
-    arguments = tuple(
-        a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)
-    )
+    own, arguments = node.args, _arguments(node)
+    plain = [a.arg for a in (*own.posonlyargs, *own.args)]
+    required = plain[: len(plain) - len(own.defaults)]
+    required += [a.arg for a, d in zip(own.kwonlyargs, own.kw_defaults, strict=True) if d is None]
     kind: Kind | None = None
     if {"keys", "seed"} <= {*arguments}:
         kind = "noise"
     elif "results" in arguments:
         kind = "claim"
+    elif plain and plain[0] in INPUTS:
+        kind = "encoder"
     if kind is None or node.name.startswith("_"):
         return None
-    return Declared(kind, node.name, node.lineno, _summary(node), arguments)
+    takes_any = own.kwarg is not None
+    summary = _summary(node)
+    return Declared(kind, node.name, node.lineno, summary, arguments, tuple(required), takes_any)
 
 
 def _method(
@@ -128,7 +148,24 @@ def _method(
         if isinstance(target, ast.Name) and target.id == RANGES:
             value = item.value if isinstance(item, (ast.Assign, ast.AnnAssign)) else None
             ranges = _ranges(extension, node.name, value, item.lineno)
-    return Declared("method", node.name, node.lineno, _summary(node), (), ranges, "loss" in defined)
+    return Declared(
+        "method",
+        node.name,
+        node.lineno,
+        _summary(node),
+        next((_arguments(item) for item in reversed(body) if _is_loss(item)), ()),
+        ranges=ranges,
+        trained="loss" in defined,
+    )
+
+
+def _is_loss(item: ast.stmt) -> TypeGuard[ast.FunctionDef]:
+    return isinstance(item, _Function) and item.name == "loss"
+
+
+def _arguments(node: ast.FunctionDef) -> tuple[str, ...]:
+    own = node.args
+    return tuple(a.arg for a in (*own.posonlyargs, *own.args, *own.kwonlyargs))
 
 
 def _body(node: ast.ClassDef, classes: Mapping[str, ast.ClassDef]) -> Iterator[ast.stmt]:

@@ -14,8 +14,11 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from jobs.contract import NOT_SEMANTIC, Spec
+from jobs.storage.folder import Folder
 
 SUFFIX = ".py"
+COPIES = "extension"
+"""The folder of a step's output with the extensions that it used."""
 _NAME = r"[A-Za-z_][A-Za-z0-9_]*"
 
 
@@ -31,6 +34,12 @@ def reference(text: str) -> str:
 
 Reference = Annotated[str, AfterValidator(reference)]
 """A part of an extension: the file's name without `.py`, a colon, and the class or function."""
+
+
+def extension_of(text: str) -> str | None:
+    """The extension in which a name's part is; None for a name without a colon."""
+    name, colon, _ = text.partition(":")
+    return name if colon else None
 
 
 def is_name(text: str) -> bool:
@@ -66,6 +75,14 @@ class Extension(Spec):
     def file(self) -> str:
         """The file's name, by which messages call it."""
         return f"{self.name}{SUFFIX}"
+
+    def part(self, reference: str) -> Part:
+        """The part of it that a reference names."""
+        return Part(self, reference.partition(":")[2])
+
+    def keep(self, output: Folder) -> None:
+        """Write a copy into a step's folder, for people to read. Nothing ever runs it."""
+        output.write_bytes(f"{COPIES}/{self.file}", self.text.encode())
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from pydantic import Field
 from jobs.contract import NOT_SEMANTIC, PATH, SILENT, Slug, Spec
 from jobs.encoders.api import ApiEncoder
 from jobs.encoders.spec import GivenColumns
+from jobs.extensions.spec import Extension
 from jobs.images.spec import Grid, Shift, Views
 from jobs.tasks.target import TargetName
 
@@ -56,6 +57,9 @@ class FeaturesStep(Features):
         None, description="the parts to encode now, others can be added later; none: all"
     )
     shift: Shift | None = None
+    source: Annotated[Extension | None, SILENT] = Field(
+        None, description="the file that has the function of an extension's encoder"
+    )
     api: Annotated[ApiEncoder | None, NOT_SEMANTIC] = Field(
         None, description="how to ask an encoder behind an API; the encoder's step identifies it"
     )

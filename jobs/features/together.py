@@ -100,7 +100,8 @@ class _Loaded:
         form = "" if job.step.grid is None else f"{job.step.grid} {len(job.index.classes)} classes"
         key = (job.encoder.uri, job.encoder.read_bytes(CARD), device, form)
         if key not in self._encoders:
-            encoder, grid = load(job.encoder, torch.device(device)), job.step.grid
+            encoder = load(job.encoder, torch.device(device), job.step.source)
+            grid = job.step.grid
             if grid is not None:
                 encoder = gridded(encoder, grid, len(job.index.classes))
             self._encoders[key] = encoder

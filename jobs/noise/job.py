@@ -79,8 +79,8 @@ def _build_level(plan: Plan, work: Work) -> Outcome | StageError:
     overlay = plan.overlay(level, changed)
     overlay.write(output, changed)
     source = getattr(plan.noise, "source", None)
-    if source is not None:  # a copy to read; nothing ever runs it
-        output.write_bytes(f"extension/{source.file}", source.text.encode())
+    if source is not None:
+        source.keep(output)
     return Outcome(
         counts={
             "rows": overlay.rows,

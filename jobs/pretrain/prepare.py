@@ -30,7 +30,7 @@ from jobs.pretrain.loop import Watch
 from jobs.pretrain.objectives.contrastive import ContrastiveObjective
 from jobs.pretrain.objectives.objective import Objective
 from jobs.pretrain.objectives.supervised import SupervisedObjective
-from jobs.pretrain.spec import Contrastive, PretrainStep, Recipe
+from jobs.pretrain.spec import Contrastive, PretrainStep
 
 _T = TypeVar("_T")
 
@@ -105,7 +105,7 @@ def share(step: PretrainStep, work: Work, group: DistributedGroup) -> Shared:
         limit, sharing = resources.decoded_gb, group.sharing
         return part_fits_in_memory(corpus, part, recipe.image, limit, sharing)
 
-    objective = _objective(recipe, index.classes, group)
+    objective = _objective(step, index.classes, group)
     train = clean = None
     # Else streamed: the augmentation needs the source image, or memory is too small.
     if not needs_source_image(recipe.augment) and fits("train"):
@@ -123,7 +123,7 @@ def share(step: PretrainStep, work: Work, group: DistributedGroup) -> Shared:
 def most_together(step: PretrainStep, shared: Shared, group: DistributedGroup) -> int:
     """How many runs of a step memory holds at once, beside what is held already."""
     recipe, resources = step.recipe, step.resources
-    alone = _objective(recipe, shared.index.classes, DistributedGroup())
+    alone = _objective(step, shared.index.classes, DistributedGroup())
     of_run = footprint.measure(
         alone,
         alone.build(step.seed),
@@ -182,7 +182,7 @@ def initials(step: PretrainStep, objective: Objective, count: int) -> list[Initi
     return [Initial(each, digest, dim) for each in models]
 
 
-def _objective(recipe: Recipe, classes: tuple[str, ...], group: DistributedGroup) -> Objective:
-    if isinstance(recipe, Contrastive):
-        return ContrastiveObjective(recipe, group)
-    return SupervisedObjective(recipe, len(classes), group)
+def _objective(step: PretrainStep, classes: tuple[str, ...], group: DistributedGroup) -> Objective:
+    if isinstance(step.recipe, Contrastive):
+        return ContrastiveObjective(step.recipe, group)
+    return SupervisedObjective(step.recipe, len(classes), group, step.source)

@@ -244,11 +244,14 @@ class _Piece:
             initial_weights_sha256=initial_sha256,
             order_sha256=self._source.order_sha256(),
             weights_sha256=hashlib.sha256(weights).hexdigest(),
+            source=architecture.made_with,
         )
         work.output.write_table(CURVES, _curves(trained.curves))
         for name, table in tables(trained.telemetry, self._group.device.type == "cuda").items():
             work.output.write_table(name, table)
         encoder.save(work.output, card, weights)
+        if architecture.source is not None:
+            architecture.source.keep(work.output)
 
 
 def _outcome(

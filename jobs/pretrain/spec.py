@@ -10,9 +10,10 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, JsonValue, model_validator
 
-from jobs.contract import NOT_SEMANTIC, Slug, Spec
+from jobs.contract import NOT_SEMANTIC, SILENT, Slug, Spec
 from jobs.encoders import catalogue
 from jobs.encoders.templates import Template
+from jobs.extensions.spec import Extension, extension_of
 from jobs.images.spec import Augment, ImageInput, Share
 
 
@@ -97,13 +98,17 @@ class Mix(Spec):
 
 
 class Supervised(Spec):
-    """A timm model trained with cross-entropy, or binary cross-entropy, on the (noisy) labels."""
+    """A model trained with cross-entropy, or binary cross-entropy, on the (noisy) labels."""
 
     objective: Literal["supervised"] = "supervised"
     name: Slug = Field(description="the recipe's name in addresses and tables")
-    model: str = Field(description="a timm model name")
+    model: str = Field(
+        description="a timm model name, or a function of an extension, as in my_models:small_cnn"
+    )
     model_options: dict[str, JsonValue] = Field(
-        default_factory=dict, description="timm's: drop_path_rate, drop_rate, ..."
+        default_factory=dict,
+        description="timm's: drop_path_rate, drop_rate, ...; the arguments of an extension's "
+        "function",
     )
     image: ImageInput = Field(ImageInput(), description="how an image becomes the encoder's input")
     augment: Augment = Field(Augment(), description="random changes of the training images")
@@ -130,9 +135,14 @@ class Supervised(Spec):
             raise ValueError("bce_threshold belongs to loss: bce; remove it or set the loss")
         return self
 
+    @property
+    def extension(self) -> str | None:
+        """The extension that has the model's function; None for a model of timm's."""
+        return extension_of(self.model)
+
     def model_fault(self) -> str | None:
         """What is wrong with the model's name, and the nearest names; None when timm knows it."""
-        return catalogue.check_timm(self.model)
+        return None if self.extension else catalogue.check_timm(self.model)
 
 
 class Contrastive(Spec):
@@ -263,6 +273,7 @@ class PretrainStep(PretrainSettings):
     protocol: ClassVar[int] = 4
 
     seed: int
+    source: Annotated[Extension | None, SILENT] = None  # the file that has the model's function
 
     def circumstances(self) -> dict[str, Any]:
         """The kernels of a run on GPUs; a CPU has one kind."""

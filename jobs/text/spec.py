@@ -46,3 +46,12 @@ class TextInput(Spec):
     def vectors(self) -> int:
         """How many vectors of the model's width a row's features are."""
         return 4 if self.pair == "concat4" else 1
+
+
+class OwnTextInput(TextInput):
+    """The input of an extension's encoder, whose module is built for a tokenizer's ids."""
+
+    vocabulary: int = Field(ge=1, description="token ids that the tokenizer has")
+    padding: int = Field(ge=0, description="the id that fills a batch")
+
+    kind: ClassVar[str] = "own_text"

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from jobs.contract import SILENT, Spec
 from jobs.encoders.templates import Template
-from jobs.extensions.spec import reference
+from jobs.extensions.spec import extension_of, reference
 from jobs.tuning.search_space import STANDARD, Space, bounds
 from jobs.validation import one_of
 
@@ -56,7 +56,8 @@ class Method(Spec):
 
     `adapt` chooses what is trained: only the head, on frozen features, or the encoder too, by
     low-rank adapters (`lora`) or whole (`ft`). With a trained encoder the head is linear, and COV
-    and SVD regularise the encoder's features (the authors' code).
+    and SVD regularise the encoder's features (the authors' code); or it is an extension's class
+    whose loss takes the encoder (`ft`).
 
     The fields from `views` on are what the authors' code does in another way
     (`docs/published.md`).
@@ -114,8 +115,7 @@ class Method(Spec):
     @property
     def extension(self) -> str | None:
         """The extension that has the head; None for a built-in one."""
-        name, colon, _ = self.head.partition(":")
-        return name if colon else None
+        return extension_of(self.head)
 
     @property
     def trains_encoder(self) -> bool:
@@ -163,9 +163,11 @@ class Method(Spec):
 
     @model_validator(mode="after")
     def _fits_the_encoder(self) -> Method:
-        if self.trains_encoder and self.head != "linear":
+        if not self.trains_encoder or self.extension:
+            return self
+        if self.head != "linear":
             raise ValueError(f"{self.adapt} puts a linear head on the encoder, not {self.head}")
-        if self.trains_encoder and bounds(self.space.mse)[1] > 0:
+        if bounds(self.space.mse)[1] > 0:
             raise ValueError(
                 f"mse compares a head's output with frozen features, and {self.adapt} has none; "
                 f"leave out mse"

@@ -40,11 +40,10 @@ _MODULE = "method"  # where `_Call` keeps the member
 Result = TypeVar("Result")
 
 
-@dataclass(frozen=True)
-class Batch:
-    """What the `loss` of a method is given: the rows of one step, for one member."""
+@dataclass(frozen=True, kw_only=True)
+class AnyBatch:
+    """What the `loss` of every method is given of the rows of one step, for one member."""
 
-    features: Tensor  # [R, D]: every view of every sample, view after view
     targets: Tensor  # [R]: classes, int64; of numbers, standard deviations from the mean
     views: int  # of each sample, so R / views samples
     progress: float  # the share of all steps that is done, in [0, 1)
@@ -54,6 +53,26 @@ class Batch:
     def task_loss(self, logits: Tensor) -> Tensor:
         """The task's own loss of logits [R, C], a mean: cross-entropy, or squared error."""
         return self.target.losses(logits, self.targets, "mean")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch(AnyBatch):
+    """What the `loss` of a method on frozen features is given."""
+
+    features: Tensor  # [R, D]: every view of every sample, view after view
+
+
+def checked_losses(part: Part | None, found: Any) -> dict[str, Tensor]:
+    """What a `loss` returned, float32. Raises StageError unless it is scalars by name."""
+    if not isinstance(found, dict) or not found:
+        raise StageError(
+            f"{part}: loss returns {type(found).__name__}, not losses by name; return a dict of "
+            f"scalars, such as {{'ce': ...}}"
+        )
+    for name, value in found.items():
+        if not isinstance(value, Tensor) or value.dim():
+            raise StageError(f"{part}: loss gives {name!r} no scalar tensor; take its mean")
+    return {name: value.float() for name, value in found.items()}
 
 
 class _Call(nn.Module):
@@ -101,7 +120,7 @@ class ModuleHeads(StackedHeads):
         """(z [K, D', R], logits [K, C, R]) of features [R, D]; without a z of its own, logits."""
 
         def outputs(method: Any) -> tuple[Tensor, Tensor]:
-            return _pair(self.shape, method(rows), len(rows))
+            return pair(self.shape, method(rows), len(rows))
 
         z, logits = self.map(outputs, training=training)
         return z.mT, logits.mT
@@ -149,8 +168,8 @@ class ModuleHeads(StackedHeads):
         return {n: v for n, v in self.buffers.items() if n not in self.shape.target.blank}
 
 
-def _pair(shape: Shape, output: Any, rows: int) -> tuple[Tensor, Tensor]:
-    """(z, logits) of what `forward` returned."""
+def pair(shape: Shape, output: Any, rows: int) -> tuple[Tensor, Tensor]:
+    """(z, logits) of what `forward` returned. Raises StageError for logits of another shape."""
     logits, z = output if isinstance(output, tuple) else (output, output)
     if not isinstance(logits, Tensor) or logits.shape != (rows, shape.outputs):
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
@@ -254,7 +273,6 @@ def prepare(
     """
     if not isinstance(heads, ModuleHeads) or not hasattr(heads._call.method, "prepare"):
         return
-    assert heads.shape.part is not None
     if not isinstance(features, Tensor):
         raise StageError(
             f"{heads.shape.part} has a `prepare`, which needs all rows in memory, and patches are "
@@ -263,17 +281,38 @@ def prepare(
     rows = features.flatten(0, 1)
     both = {**heads.parameters, **heads.buffers}
     for index in range(heads.members):
-        made: Any = heads.member_module(index)
-        with blaming(heads.shape.part.extension), drawing(0, "prepare", features.device):
-            made.prepare(rows, targets, {n: v[index] for n, v in hyper.items()})
-        own = {**dict(made.named_parameters()), **dict(made.named_buffers())}
+        made = heads.member_module(index)
+        own = prepared(heads.shape, made, rows, targets, {n: v[index] for n, v in hyper.items()})
         for name, value in own.items():
-            if value.shape != both[name].shape[1:]:
-                raise StageError(
-                    f"{heads.shape.part}: prepare gives {name} the shape {tuple(value.shape)}, and "
-                    f"__init__ gave it {tuple(both[name].shape[1:])}; keep the shape"
-                )
-            both[name][index] = value.detach()
+            both[name][index] = value
+
+
+def tensors_of(made: nn.Module) -> dict[str, Tensor]:
+    """A module's parameters and buffers by name."""
+    return {**dict(made.named_parameters()), **dict(made.named_buffers())}
+
+
+def prepared(
+    shape: Shape, made: Any, rows: Tensor, targets: Tensor, hyper: Hyper
+) -> dict[str, Tensor]:
+    """A module's tensors after its `prepare`. Raises StageError if one has another shape then."""
+    assert shape.part is not None
+    before, attributes = {n: tuple(v.shape) for n, v in tensors_of(made).items()}, {*vars(made)}
+    with blaming(shape.part.extension), drawing(0, "prepare", rows.device):
+        made.prepare(rows, targets, hyper)
+    if stray := sorted({*vars(made)} - attributes):
+        raise StageError(
+            f"{shape.part}: prepare sets {stray[0]}, which is neither parameter nor buffer; "
+            f"register it in __init__"
+        )
+    found = {name: value.detach() for name, value in tensors_of(made).items()}
+    for name, value in found.items():
+        if tuple(value.shape) != before.get(name):
+            raise StageError(
+                f"{shape.part}: prepare gives {name} the shape {tuple(value.shape)}, and __init__ "
+                f"gave it {before.get(name, 'none')}; keep the shape"
+            )
+    return found
 
 
 @contextmanager

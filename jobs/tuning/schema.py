@@ -37,7 +37,6 @@ CURVES = "curves.parquet"
 HEAD = "head.safetensors"
 HEAD_CARD = "head.json"
 HYPERPARAMETERS = "hyperparameters.parquet"
-EXTENSION = "extension"  # a folder
 
 
 def _column(meaning: str) -> Any:

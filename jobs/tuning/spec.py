@@ -53,6 +53,7 @@ class EncoderTuning(Spec):
 
     views: Views
     precision: EncoderPrecision = "float32"
+    source: Annotated[Extension | None, SILENT] = None  # the file of an extension's encoder
 
 
 class TuningSettings(Spec):

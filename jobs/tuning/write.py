@@ -247,10 +247,11 @@ def _curves(fit: Fit) -> list[schema.Point]:
 
 
 def _keep_source(work: Work) -> None:
-    """Write the extension that has the head beside the results. Nothing ever runs this copy."""
-    source = step_of(work).source
-    if source is not None:
-        work.output.write_bytes(f"{schema.EXTENSION}/{source.file}", source.text.encode())
+    """Write copies of the extensions that have the head and a trained encoder."""
+    step = step_of(work)
+    for source in (step.source, step.encoder.source if step.encoder else None):
+        if source is not None:
+            source.keep(work.output)
 
 
 def _write_result(output: Folder, cell: schema.Cell, tested: Tested) -> None:

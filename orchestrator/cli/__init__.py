@@ -19,7 +19,7 @@ COMMANDS = {
     "corpus": "Build only the corpora, verify them, or show their contents.",
     "noise": "Build only the noise levels, or audit them row by row.",
     "embeddings": "Show, verify or export what was bought from embedding APIs.",
-    "extension": "Write, list or check methods, noises and claims of your own.",
+    "extension": "Write, list or check methods, encoders, noises and claims of your own.",
     "tasks": "List the downstream tasks, show one, or check files and data.",
     "status": "Show which steps are done, running, failed or missing.",
     "diff": "Do two runs differ only in noise? Lists every difference.",

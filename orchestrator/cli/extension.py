@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @click.group("extension")
 def command() -> None:
-    """Write, list or check files with methods, noises and claims of your own."""
+    """Write, list or check files with methods, encoders, noises and claims of your own."""
 
 
 @command.command("new")
@@ -65,7 +65,10 @@ def list_(named: tuple[str, ...]) -> None:
 @command.command("check")
 @click.argument("named", nargs=-1, required=True, metavar="FILE...")
 def check(named: tuple[str, ...]) -> int:
-    """Try every part of a file on made-up data. A method must give in a stack what it gives alone.
+    """Try every part of a file on made-up data.
+
+    A method must give in a stack what it gives alone, or, if it trains the encoder, with an
+    interruption what it gives without. An encoder must depend on its image and its weights alone.
 
     Exit status: 0 all parts work; 2 one does not.
     """
@@ -82,7 +85,7 @@ def check(named: tuple[str, ...]) -> int:
                 click.echo(f"fault  {part.name}: {error}")
         if not parts:
             faults += 1
-            click.echo(f"fault  {extension.file} has no method, noise or claim")
+            click.echo(f"fault  {extension.file} has no method, encoder, noise or claim")
     return 2 if faults else 0
 
 
@@ -103,10 +106,18 @@ def _found(named: tuple[str, ...]) -> Iterator[tuple[Extension, Mapping[str, Dec
 
 def _try(part: Part, declared: Declared) -> str:
     """One sentence about a part that works. Raises StageError for one that does not."""
+    if declared.trains_encoder:
+        from jobs.tuning.finetune.check import check as check_training
+
+        return check_training(part, declared)
     if declared.kind == "method":
         from jobs.tuning.frozen.check import check as check_method
 
         return check_method(part, declared)
+    if declared.kind == "encoder":
+        from jobs.encoders.own_check import check as check_encoder
+
+        return check_encoder(part, declared)
     if declared.kind == "noise":
         from jobs.noise.own import check as check_noise
 

@@ -69,7 +69,7 @@ class Experiment(Spec):
     )
     extensions: Annotated[tuple[str, ...], NOT_SEMANTIC] = Field(
         (),
-        description="your own methods, noises and claims: Python files (.py), from this "
+        description="your own methods, encoders, noises and claims: Python files (.py), from this "
         "file's folder, or names that installed packages give (docs/extensions.md)",
     )
     task_folders: Annotated[tuple[str, ...], PATH, NOT_SEMANTIC] = Field(

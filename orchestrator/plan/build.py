@@ -18,6 +18,7 @@ from jobs.corpus.spec import Corpus
 from jobs.encoders.api import ApiEncoder
 from jobs.encoders.digests import digest
 from jobs.encoders.spec import EncoderStep, GivenColumns, GivenEncoder, PretrainedEncoder
+from jobs.extensions.spec import Extension
 from jobs.features.spec import Features, FeaturesStep, GivenStep
 from jobs.images.spec import Grid
 from jobs.noise.spec import Noise, NoiseStep
@@ -60,7 +61,7 @@ class _Builder:
         self.steps: dict[str, Step] = {}
         self.comparisons = Comparisons()
         self._texts = Texts()
-        self._cells: dict[tuple[str, str, tuple[int, ...], bool], list[Cell]] = {}
+        self._cells: dict[tuple[object, ...], list[Cell]] = {}
 
     def cells(
         self,
@@ -69,18 +70,20 @@ class _Builder:
         method: str,
         seeds: tuple[int, ...],
         drops: bool,
+        encoder: Extension | None,
     ) -> list[Cell]:
         """The cells of a task and method with some tuning seeds, made once.
 
-        `drops`: their tests leave out the images that are trained on.
+        `drops`: their tests leave out the images that are trained on. `encoder`: the extension of
+        an encoder that they train.
         """
-        key = task.name, method, seeds, drops
+        key = task.name, method, seeds, drops, encoder.name if encoder else None
         found = self._cells.get(key)
         if found is None:
             try:
                 file = experiment.tuning.methods[method].extension
                 source = None if file is None else self.extensions[file]
-                found = list(cells_of(experiment, task, method, seeds, drops, source))
+                found = list(cells_of(experiment, task, method, seeds, drops, source, encoder))
             except ValidationError as error:
                 raise UserError(f"tuning: {in_words(error.errors()[0])}") from error
             self._cells[key] = found
@@ -183,6 +186,7 @@ def _add_trained(
     if corpus is None or experiment.noise is None:
         return
     noise = extensions.with_source(_digested_noise(experiment.noise), builder.extensions)
+    own = None if pretrain is None else extensions.of_recipe(pretrain.recipe, builder.extensions)
     source = str(CorpusAddress(corpus.name))
     for level in noise.levels:
         for seed in draws if pretrain is None else pretrain.seeds:
@@ -194,11 +198,11 @@ def _add_trained(
             encoder = builder.add(
                 "pretrain",
                 run,
-                PretrainStep(seed=seed, **pretrain.of_base(PretrainSettings)),
+                PretrainStep(seed=seed, source=own, **pretrain.of_base(PretrainSettings)),
                 {"corpus": source, "noise": overlay},
                 **coordinates,
             )
-            _add_downstream(builder, experiment, tasks, run, encoder, coordinates)
+            _add_downstream(builder, experiment, tasks, run, encoder, coordinates, source=own)
 
 
 def _add_overlay(builder: _Builder, corpus: str, noise: Noise, level: float) -> str:
@@ -222,7 +226,7 @@ def _add_pretrained(
 ) -> None:
     """Add an encoder that is not trained here, and the steps that use it."""
     try:
-        pretrained = digest(pretrained)
+        pretrained = digest(extensions.with_encoder(pretrained, builder.extensions))
     except StageError as error:
         raise UserError(f"encoders: {pretrained.name}: {error}") from error
     address = PretrainedAddress(pretrained.name)
@@ -231,12 +235,13 @@ def _add_pretrained(
         own = tuple(task for task in tasks if task.name in pretrained.files)
         _add_downstream(builder, experiment, own, address, pretrained, coordinates)
         return
+    file = getattr(pretrained, "source", None)  # of an extension's encoder
     encoder = builder.add("encoder", address, EncoderStep(encoder=pretrained), None, **coordinates)
     reads = pretrained.modality
     api = pretrained if isinstance(pretrained, ApiEncoder) else None
     if api is not None:
         check_api(experiment, api)
-    _add_downstream(builder, experiment, tasks, address, encoder, coordinates, reads, api)
+    _add_downstream(builder, experiment, tasks, address, encoder, coordinates, reads, api, file)
 
 
 def _digested_noise(noise: Noise) -> Noise:
@@ -260,11 +265,12 @@ def _add_downstream(
     coordinates: Mapping[str, str | float | int],
     modality: Modality = "image",
     api: ApiEncoder | None = None,
+    source: Extension | None = None,
 ) -> None:
     """Add the features and cells of one encoder, which have its `coordinates` as labels.
 
     `modality`: what the encoder reads; it takes the tasks whose samples are that. `api`: how to ask
-    it if it is behind one.
+    it if it is behind one. `source`: the extension that has its function.
     """
     tuning = experiment.tuning
     replicate = of.seed if isinstance(of, RunAddress) else 0
@@ -280,7 +286,7 @@ def _add_downstream(
         else:
             whole = task.images in trained_on
             features = _add_features(
-                builder, experiment, task, of, encoder, coordinates, api, whole=whole
+                builder, experiment, task, of, encoder, coordinates, api, source, whole=whole
             )
         after = () if compared is None else (compared,)
         for name, method in tuning.methods.items():
@@ -294,7 +300,8 @@ def _add_downstream(
             if compared is not None and drops:
                 inputs["overlap"] = compared
             read = builder.read(inputs)
-            for cell in builder.cells(experiment, task, name, seeds, drops):
+            trained = source if method.trains_encoder else None
+            for cell in builder.cells(experiment, task, name, seeds, drops, trained):
                 if task.trained_on is not None:
                     head = CellAddress(of, task.trained_on, cell.trial)
                     inputs = {**inputs, "head": str(head)}
@@ -312,6 +319,7 @@ def _add_features(
     encoder: str,
     coordinates: Mapping[str, str | float | int],
     api: ApiEncoder | None,
+    source: Extension | None,
     *,
     whole: bool,
 ) -> str:
@@ -333,6 +341,7 @@ def _add_features(
             only=only,
             shift=task.shift,
             api=api,
+            source=source,
             **{**settings.of_base(Features), "views": views, "grid": grid},
         ),
         {"encoder": encoder, "corpus": str(CorpusAddress(task.scope))},

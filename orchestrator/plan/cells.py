@@ -37,13 +37,16 @@ def cells_of(
     seeds: tuple[int, ...],
     drops: bool,
     source: Extension | None = None,
+    encoder_source: Extension | None = None,
 ) -> Iterator[Cell]:
     """The cells of a task and method with some tuning seeds, without their encoder.
 
-    `source`: the extension that has the method's head.
+    `source`: the extension that has the method's head; `encoder_source`: the one that has the
+    function of the encoder, for a method that trains it.
     """
     tuning, method = experiment.tuning, experiment.tuning.methods[name]
-    encoder = _encoder_tuning(experiment, task) if method.trains_encoder else None
+    trains = method.trains_encoder
+    encoder = _encoder_tuning(experiment, task, encoder_source) if trains else None
     _check_views(experiment, task, name)
     settings = tuning.settings(method)
     axes: tuple[tuple[float, ...], tuple[float, ...], tuple[int, ...]]
@@ -146,7 +149,7 @@ def _check_views(experiment: Experiment, task: Task, name: str) -> None:
         )
 
 
-def _encoder_tuning(experiment: Experiment, task: Task) -> EncoderTuning:
+def _encoder_tuning(experiment: Experiment, task: Task, source: Extension | None) -> EncoderTuning:
     """Views and precision as frozen methods get them from the features."""
     settings = experiment.features
     if settings.precision == "float16":
@@ -155,4 +158,4 @@ def _encoder_tuning(experiment: Experiment, task: Task) -> EncoderTuning:
             "bfloat16 or float32"
         )
     views = settings.views.of(modality_of(task))
-    return EncoderTuning(views=views, precision=settings.precision)
+    return EncoderTuning(views=views, precision=settings.precision, source=source)

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from typing import Any
 
 from jobs.contract import StageError
+from jobs.encoders.spec import OwnEncoder, OwnTextEncoder, PretrainedEncoder
 from jobs.extensions import declared
 from jobs.extensions.declared import Declared
 from jobs.extensions.files import find
 from jobs.extensions.spec import Extension, Part
 from jobs.noise.spec import Noise, OwnCaptions, OwnLabels
+from jobs.pretrain.spec import Recipe, Supervised
 from jobs.tuning.methods import Method
 from jobs.tuning.search_space import (
     STANDARD,
@@ -49,7 +52,27 @@ def planned(experiment: Experiment) -> dict[str, Extension]:
         except StageError as error:
             raise UserError(f"{where}.head: {error}") from error
         _check(where, method, one)
+    recipe = experiment.pretrain.recipe if experiment.pretrain else None
+    if isinstance(recipe, Supervised) and recipe.extension:
+        _check_encoder("pretrain.recipe", recipe.model, recipe.model_options, found)
+    for encoder in experiment.encoders:
+        if isinstance(encoder, (OwnEncoder, OwnTextEncoder)):
+            where, options = f"encoders: {encoder.name}", encoder.model_options
+            _check_encoder(where, encoder.model, options, found, encoder.modality)
     return found
+
+
+def of_recipe(recipe: Recipe, known: Mapping[str, Extension]) -> Extension | None:
+    """The extension that has the function of a recipe's model; None for a library's model."""
+    name = recipe.extension if isinstance(recipe, Supervised) else None
+    return None if name is None else known[name]
+
+
+def with_encoder(encoder: PretrainedEncoder, known: Mapping[str, Extension]) -> PretrainedEncoder:
+    """The encoder with the extension that has its function, if one has."""
+    if not isinstance(encoder, (OwnEncoder, OwnTextEncoder)):
+        return encoder
+    return encoder.model_copy(update={"source": part_of(encoder.model, known).extension})
 
 
 def with_source(noise: Noise, known: Mapping[str, Extension]) -> Noise:
@@ -74,8 +97,40 @@ def part_of(reference: str, known: Mapping[str, Extension]) -> Part:
     return Part(known[file], name)
 
 
+def _check_encoder(
+    where: str,
+    reference: str,
+    options: Mapping[str, Any],
+    known: Mapping[str, Extension],
+    reads: str = declared.IMAGE,
+) -> None:
+    """Raise UserError for an encoder's function that does not exist or takes other options."""
+    try:
+        one = declared.part(part_of(reference, known), "encoder")
+    except StageError as error:
+        raise UserError(f"{where}.model: {error}") from error
+    if one.arguments[0] != reads:
+        raise UserError(
+            f"{where}.model: the first argument of {reference} is {one.arguments[0]}, and this "
+            f"encoder reads {reads}s; name another function"
+        )
+    own = one.arguments[1:]
+    for name in options:
+        if name not in own and not one.takes_any:
+            near = difflib.get_close_matches(name, own, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"it takes {', '.join(own) or 'none'}"
+            raise UserError(
+                f"{where}.model_options has {name}, and {reference} has no such; {hint}"
+            )
+    for name in one.required:
+        if name not in options and name != reads:
+            raise UserError(f"{where}.model_options lacks {name}, which {reference} needs")
+
+
 def _check(where: str, method: Method, one: Declared) -> None:
-    if method.trains_encoder:
+    if one.trains_encoder and method.adapt != "ft":
+        raise UserError(f"{where}: the loss of {method.head} takes the encoder; set adapt: ft")
+    if method.trains_encoder and not one.trains_encoder:
         raise UserError(f"{where}: {method.head} is a head on frozen features; leave out adapt")
     given = _given(method.space)
     own = ", ".join(one.ranges) or "none of its own"

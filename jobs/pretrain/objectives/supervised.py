@@ -1,4 +1,4 @@
-"""Supervised pre-training: a timm model under cross-entropy on the (noisy) labels.
+"""Supervised pre-training: a timm or own model under cross-entropy on the (noisy) labels.
 
 Paper 1 section 2.1, the ImageNet runs. Takes normalised images and class numbers. Losses, mixing
 and the groups of weight decay are timm's. With mixing, the training measures are of mixed images,
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from jobs.contract import StageError
 from jobs.encoders.encoder import Architecture
+from jobs.extensions.spec import Extension
 from jobs.images.pixels import to_input
 from jobs.pretrain.data.part import Field, Part, Targets
 from jobs.pretrain.distributed import DistributedGroup, no_gradient_sync
@@ -39,9 +40,13 @@ class SupervisedObjective:
     field: Field = "label"
 
     def __init__(
-        self, recipe: Supervised, classes: int, group: DistributedGroup | None = None
+        self,
+        recipe: Supervised,
+        classes: int,
+        group: DistributedGroup | None = None,
+        source: Extension | None = None,
     ) -> None:
-        """`classes`: number of the corpus's classes.
+        """`classes`: number of the corpus's classes; `source`: the file of an extension's model.
 
         Raises StageError for fewer than two, or if a worker's share is not whole mixing groups.
         """
@@ -60,11 +65,16 @@ class SupervisedObjective:
         self._mixup = make_mixup(recipe.mix, classes, recipe.label_smoothing)
         self._loss = _loss(recipe)
         self.architecture = Architecture(
-            "timm", recipe.model, recipe.model_options, recipe.image, classes
+            "extension" if recipe.extension else "timm",
+            recipe.model,
+            recipe.model_options,
+            recipe.image,
+            classes,
+            source,
         )
 
     def build(self, seed: int) -> nn.Module:
-        """The timm model at its initial weights for this seed."""
+        """The model at its initial weights for this seed."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return self.architecture.build()

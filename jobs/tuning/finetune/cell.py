@@ -29,6 +29,7 @@ from jobs import records
 from jobs.contract import Outcome, StageError, Work
 from jobs.corpus.shards import Index
 from jobs.encoders.encoder import Encoder, load, save, weights_bytes
+from jobs.extensions.spec import Extension
 from jobs.overlap.compare import dropped
 from jobs.storage.folder import AlteredError, Folder
 from jobs.tasks.target import Metric
@@ -129,7 +130,7 @@ class Cell:
         """A configuration, untrained or restored from its state in scratch."""
         seen, step = encoder_tuning_of(self.step), self.step
         tuning = FineTuning(
-            AdaptedEncoder(self.encoder, step.method, self.target, step.seed),
+            AdaptedEncoder(self.encoder, step.method, self.target, step.seed, step.part),
             self.training,
             self.validation,
             configuration,
@@ -168,7 +169,7 @@ def _open_inputs(work: Work) -> tuple[TuneStep, Encoder, Source, Index]:
     step = step_of(work)
     torch.set_num_threads(step.settings.cpus)
     device = torch.device("cuda" if step.settings.gpus > 0 else "cpu")
-    encoder = load(work.inputs["encoder"], device)
+    encoder = load(work.inputs["encoder"], device, encoder_tuning_of(step).source)
     corpus = work.inputs["corpus"]
     return step, encoder, Source(corpus, encoder, step.settings.cpus), Index.read(corpus)
 
@@ -189,7 +190,8 @@ def close(work: Work, configurations: Sequence[Configuration]) -> Outcome:
     if chosen is None:
         raise all_failed(cell.step, "lr", [history[-1].failed for history in histories])
     state = State.read(work.scratch.read_bytes(state_name(chosen)))
-    adapted = AdaptedEncoder(cell.encoder, cell.step.method, cell.target, cell.step.seed)
+    step = cell.step
+    adapted = AdaptedEncoder(cell.encoder, step.method, cell.target, step.seed, step.part)
     adapted.load(state.encoder, state.head)
     selected = Selected(state.head, cell.classes.names)
     tested = _test(work, adapted, cell.source, selected, cell.classes)
@@ -311,20 +313,23 @@ def transfer(work: Work) -> Outcome:
     step, encoder, source, index = _open_inputs(work)
     head = work.inputs["head"]
     shape, selected, trained = read_head(head, step)
-    adapted = AdaptedEncoder(encoder, step.method, shape.target, step.seed)
-    adapted.load(_adapted_state(head, adapted), selected.state)
+    adapted = AdaptedEncoder(encoder, step.method, shape.target, step.seed, step.part)
+    file = encoder_tuning_of(step).source
+    adapted.load(_adapted_state(head, adapted, file), selected.state)
     classes = TaskClasses.of(step.task, index.classes)
     mapping = shape.target.mapping(step.task, classes.names, selected.classes)
     tested = _test(work, adapted, source, selected, classes, mapping)
     return record_transfer(work, trained, tested)
 
 
-def _adapted_state(head: Folder, adapted: AdaptedEncoder) -> Mapping[str, torch.Tensor]:
+def _adapted_state(
+    head: Folder, adapted: AdaptedEncoder, source: Extension | None
+) -> Mapping[str, torch.Tensor]:
     """The adapted encoder's tensors in an ID cell's output. Raises StageError."""
     card = adapted.encoder.card
     try:
         if adapted.method.adapt == "ft":
-            return load(head).model.state_dict()
+            return load(head, source=source).model.state_dict()
         remedy = "delete that cell's folder and run it again"
         adapter = records.read(head, ADAPTER_CARD, _AdapterCard, remedy)
         weights = head.read_expected(ADAPTER, adapter.weights_sha256)

@@ -1,11 +1,12 @@
-"""An encoder that is trained with a linear head: all its weights (`ft`) or adapters (`lora`).
+"""An encoder that is trained with a head: all its weights (`ft`) or adapters (`lora`).
 
 Takes a finished encoder and a method; gives features and logits with gradients, the trained
-parameters, and the tensors of the adapted encoder. The encoder stays in eval mode: BatchNorm keeps
-the statistics of pre-training, and dropout is off. So `ft` and `lora` differ from a linear probe
-only in what they learn (with `encoder_lr: 0` they do not differ), and `lora` changes only its
-adapters and the head. `encoder_mode: train` trains as the authors' code does: BatchNorm uses each
-batch's statistics and updates those of the encoder, also under `lora`, and dropout is on.
+parameters, and the tensors of the adapted encoder. The head is linear, or a class of an extension
+(`ft`; see `own.py`). The encoder stays in eval mode: BatchNorm keeps the statistics of
+pre-training, and dropout is off. So `ft` and `lora` differ from a linear probe only in what they
+learn (with `encoder_lr: 0` they do not differ), and `lora` changes only its adapters and the head.
+`encoder_mode: train` trains as the authors' code does: BatchNorm uses each batch's statistics and
+updates those of the encoder, also under `lora`, and dropout is on.
 
 LoRA (peft; rank r, alpha = r, so an adapter's output is added unscaled) adapts the MLP layers:
 every linear layer or 1 x 1 convolution inside a module named `mlp` (in GPT-2, layers that
@@ -27,9 +28,13 @@ from torch import Tensor, nn
 from jobs.contract import StageError
 from jobs.encoders.encoder import Encoder, EncoderCard
 from jobs.encoders.interface import Inputs
+from jobs.encoders.own import MODULE
+from jobs.extensions.load import blaming
+from jobs.extensions.spec import Part
 from jobs.features.spec import Precision
 from jobs.tuning.heads import Shape, StackedHeads, Start, seeded
 from jobs.tuning.methods import Method
+from jobs.tuning.module_heads import member, pair, tensors_of
 from jobs.tuning.target import Target
 
 _CPU = torch.device("cpu")
@@ -37,18 +42,35 @@ _BERT_MLP = re.compile(r"(?<!attention)\.(intermediate|output)\.dense$")
 
 
 class AdaptedEncoder:
-    """A copy of an encoder with a linear head, prepared for training by a method."""
+    """A copy of an encoder with a head, prepared for training by a method.
 
-    def __init__(self, encoder: Encoder, method: Method, target: Target, seed: int) -> None:
+    `part`: the class of an extension that is the head; none: a linear one.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        method: Method,
+        target: Target,
+        seed: int,
+        part: Part | None = None,
+    ) -> None:
         self.method = method
-        self.shape = Shape("linear", encoder.dim, target)
-        self.encoder = encoder.copied()
+        self.shape = Shape(method.kind, encoder.dim, target, part=part)
+        self.encoder, self._untrained = encoder.copied(), encoder.model
         model = self.encoder.model
         if method.adapt == "lora":
             _inject(self.encoder.card, model, method.rank, seed)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(method.adapt == "ft" or _is_adapter(name))
         # The head has the same initial weights as the classifier of a frozen method.
+        self.own: nn.Module | None = None
+        if part is not None:
+            made: nn.Module = member(self.shape, seed)
+            self.own = made.eval().to(encoder.device)
+            named = self.own.named_parameters()
+            self.head = {name: value for name, value in named if value.requires_grad}
+            return
         start = Start.of(method)
         fresh = StackedHeads.fresh(self.shape, 1, seed, _CPU, start=start).member(0)
         self.head = {
@@ -63,12 +85,20 @@ class AdaptedEncoder:
 
     def logits(self, features: Tensor) -> Tensor:
         """The head's outputs [N, C] for features [N, D]."""
+        if self.own is not None:
+            assert self.shape.part is not None
+            with blaming(self.shape.part.extension):
+                return pair(self.shape, self.own(features), len(features))[1]
         weight, bias = self.head["classifier.weight"], self.head["classifier.bias"]
         return torch.addmm(bias, features, weight.mT)
 
     def trained(self) -> dict[str, nn.Parameter]:
         """The encoder's parameters that are trained, by name."""
         return {n: p for n, p in self.encoder.model.named_parameters() if p.requires_grad}
+
+    def start(self) -> dict[str, Tensor]:
+        """The encoder's parameters before training, by name; not those of adapters."""
+        return {name: value.detach() for name, value in self._untrained.named_parameters()}
 
     def state(self) -> dict[str, Tensor]:
         """The tensors that training changes in the encoder.
@@ -86,7 +116,10 @@ class AdaptedEncoder:
 
     def head_state(self) -> dict[str, Tensor]:
         """The head's tensors, as `StackedHeads.member` gives them."""
-        return {name: value.detach().cpu().clone() for name, value in self.head.items()}
+        return {n: value.detach().cpu().clone() for n, value in self._head_tensors().items()}
+
+    def _head_tensors(self) -> dict[str, Tensor]:
+        return dict(self.head) if self.own is None else tensors_of(self.own)
 
     def load(self, state: Mapping[str, Tensor], head: Mapping[str, Tensor]) -> None:
         """Load tensors of `state` and `head_state`. Raises StageError when they do not fit."""
@@ -100,13 +133,14 @@ class AdaptedEncoder:
             )
         self.encoder.model.load_state_dict(dict(state), strict=False)
         with torch.no_grad():
-            for name, value in self.head.items():
+            for name, value in self._head_tensors().items():
                 value.copy_(head[name])
 
 
 def adapted_layers(card: EncoderCard, model: nn.Module) -> list[str]:
     """Names of the layers that LoRA adapts. Raises StageError when there is none."""
-    tower = "visual." if card.family == "open_clip" else ""
+    towers = {"open_clip": "visual.", "extension": f"{MODULE}."}
+    tower = towers.get(card.family, "")
     layers = [(n, m) for n, m in model.named_modules() if n.startswith(tower)]
     inside = [n for n, m in layers if "mlp" in n and _is_linear(m)]
     inside = inside or [n for n, m in layers if _BERT_MLP.search(n) and _is_linear(m)]

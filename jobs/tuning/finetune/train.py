@@ -5,7 +5,7 @@ every sample (drawn by key; `Budget.views` chooses those of an epoch), the same 
 same seed, AdamW with one schedule over all epochs, cross-entropy over the rows of every view,
 and COV and SVD (the `released` form) on the encoder's features where their weight is not 0. The
 head has the space's learning rate, the encoder `encoder_lr` times that rate. With `encoder_lr: 0`
-it is the linear probe.
+it is the linear probe. A method of an extension has losses of its own (`own.py`).
 
 Its whole state (weights, AdamW's moments, the results of every epoch) can be saved to a safetensors
 file, so that an interrupted trial continues after its last finished epoch and gives the same
@@ -36,6 +36,7 @@ from jobs.tuning.budget import Budget
 from jobs.tuning.class_mapping import ClassMapping
 from jobs.tuning.finetune.inputs import Inputs
 from jobs.tuning.finetune.model import AdaptedEncoder
+from jobs.tuning.finetune.own import OwnMethod
 from jobs.tuning.heads import seeded
 from jobs.tuning.metrics import Judged, from_columns
 from jobs.tuning.schedule import BETAS, EPS, share
@@ -100,6 +101,10 @@ class FineTuning:
         )
         self._seed = seed
         self._device = adapted.encoder.device
+        self._own: OwnMethod | None = None
+        if adapted.own is not None:
+            some = training.prepared.take(torch.tensor([0]))
+            self._own = OwnMethod(adapted, configuration, self._features, some, seed)
         self._labels = training.labels.to(self._device)
         self._encoder_names = list(adapted.trained())
         groups = [list(adapted.trained().values()), list(adapted.head.values())]
@@ -129,6 +134,9 @@ class FineTuning:
         seen = 0
         failed = None
         model = self.adapted.encoder.model
+        if self._own is not None:
+            self._prepare(self._own)
+            self._own.train(True)
         model.train(self.adapted.method.encoder_mode == "train")
         for step, samples in enumerate(self._batches()):
             terms = self._step(samples, len(self.history) * self.steps_per_epoch + step)
@@ -139,6 +147,10 @@ class FineTuning:
                 failed = self._reason("training loss", step)
                 break
         model.eval()
+        if self._own is not None:
+            self._own.train(False)
+            if failed is None and len(self.history) + 1 == self._budget.epochs:
+                self._own.finish()
         loss, predicted = evaluate(self.adapted, self._validation, self._view_settings.precision)
         if failed is None and not torch.isfinite(torch.tensor(loss)):
             failed = self._reason("validation loss", self.steps_per_epoch)
@@ -168,13 +180,33 @@ class FineTuning:
     def _step(self, samples: Tensor, taken: int) -> dict[str, float]:
         """One optimizer step on a batch; its losses by name. A non-finite loss skips the step."""
         inputs = self._views(samples)
-        with self._dropout(taken):
-            features = self.adapted.features(inputs, self._view_settings.precision)
         views = len(inputs) // len(samples)
-        targets = self._labels[samples.to(self._device)].repeat(views)
+        targets = self._targets(samples, views)
+        steps = self.steps_per_epoch * self._budget.epochs
+        if self._own is None:
+            loss, terms = self._losses(inputs, targets, taken)
+        else:
+            terms = self._own.losses(inputs, targets, views, taken, steps)
+            loss = torch.stack(list(terms.values())).sum()
+        if loss.isfinite():
+            self._optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            if self._own is not None and taken == 0:
+                self._own.check_gradients()
+            rate = self._configuration.lr * share(self._budget.schedule, taken, steps)
+            for group, part in zip(self._optimizer.param_groups, self._shares, strict=True):
+                group["lr"] = rate * part
+            self._optimizer.step()
+        return {name: float(value.detach()) for name, value in {"loss": loss, **terms}.items()}
+
+    def _losses(
+        self, inputs: Batch, targets: Tensor, taken: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a built-in method, and its terms by name."""
+        with self._dropout(taken):
+            features = self._features(inputs)
         target = self.adapted.shape.target
-        encoded = target.encoded(targets, target.blank).to(target.dtype)
-        terms = {target.term: target.losses(self.adapted.logits(features), encoded, "mean")}
+        terms = {target.term: target.losses(self.adapted.logits(features), targets, "mean")}
         weights = {"cov": self._configuration.cov, "svd": self._configuration.svd}
         if any(weights.values()):
             found = nmtune.spread(
@@ -184,16 +216,29 @@ class FineTuning:
                 svd=weights["svd"] != 0,
             )
             terms |= {n: v[0] for n, v in zip(weights, found, strict=True) if weights[n]}
-        loss = terms[target.term] + sum(w * terms[n] for n, w in weights.items() if w)
-        if loss.isfinite():
-            self._optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            steps = self.steps_per_epoch * self._budget.epochs
-            rate = self._configuration.lr * share(self._budget.schedule, taken, steps)
-            for group, part in zip(self._optimizer.param_groups, self._shares, strict=True):
-                group["lr"] = rate * part
-            self._optimizer.step()
-        return {name: float(value.detach()) for name, value in {"loss": loss, **terms}.items()}
+        return terms[target.term] + sum(w * terms[n] for n, w in weights.items() if w), terms
+
+    def _features(self, inputs: Batch) -> Tensor:
+        return self.adapted.features(inputs, self._view_settings.precision)
+
+    def _targets(self, samples: Tensor, views: int) -> Tensor:
+        """The encoded targets [V * M] of M training samples, view after view."""
+        target = self.adapted.shape.target
+        targets = self._labels[samples.to(self._device)].repeat(views)
+        return target.encoded(targets, target.blank).to(target.dtype)
+
+    @torch.no_grad()
+    def _prepare(self, own: OwnMethod) -> None:
+        """Before the first step: give the method the features of all rows, as it starts."""
+        if self.history or not own.prepares:
+            return
+        every = torch.arange(len(self._labels))
+        found = []
+        for samples in torch.split(every, self._budget.batch_size):
+            features = self._features(self._views(samples))
+            found.append(features.reshape(-1, len(samples), features.shape[1]))
+        rows = torch.cat(found, 1)  # [V, N, D]
+        own.prepare(rows.flatten(0, 1), self._targets(every, len(rows)))
 
     @contextlib.contextmanager
     def _dropout(self, taken: int) -> Iterator[None]:

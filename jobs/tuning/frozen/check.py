@@ -12,15 +12,16 @@ from collections.abc import Sequence
 import torch
 
 from jobs.contract import StageError
-from jobs.extensions.declared import Declared, Range
+from jobs.extensions.declared import Declared
 from jobs.extensions.spec import Part
 from jobs.tuning.budget import Budget
 from jobs.tuning.frozen.fit import solve
 from jobs.tuning.frozen.train import train
 from jobs.tuning.heads import Shape
+from jobs.tuning.made_up import made_up
 from jobs.tuning.rows import Labelled
 from jobs.tuning.target import ClassTarget
-from jobs.tuning.trained import Configuration, Trained
+from jobs.tuning.trained import Trained
 
 TOLERANCE = 1e-4
 """The largest relative difference between a member's losses in a stack and alone."""
@@ -33,7 +34,8 @@ def check(part: Part, declared: Declared) -> str:
     """One sentence about a method that works. Raises StageError for one that does not."""
     shape = Shape("extension", _DIM, ClassTarget(_CLASSES), part=part)
     training, validation = _blobs(120, 2, 1), _blobs(60, 0, 2)
-    tried = [_configuration(declared, member) for member in range(_MEMBERS)]
+    shares = [(member + 1) / (_MEMBERS + 1) for member in range(_MEMBERS)]
+    tried = [made_up(declared, share) for share in shares]
     if not declared.trained:
         found = solve(shape, training, validation, tried, "accuracy", _SEED)
         return f"is solved by `prepare`; {_score(found)}"
@@ -67,23 +69,6 @@ def _score(found: Trained) -> str:
         raise StageError(f"every configuration failed (first: {found.failures[0]})")
     score = found.epochs[-1].validation.value("accuracy", found.chosen)
     return f"{score:.0f} % on made-up classes"
-
-
-def _configuration(declared: Declared, member: int) -> Configuration:
-    """A configuration with values from the declared ranges, another for each member."""
-    share = (member + 1) / (_MEMBERS + 1)
-    values = {name: _value(limits, share) for name, limits in declared.ranges.items()}
-    standard = {n: v for n, v in values.items() if n in ("mse", "cov", "svd", "l2")}
-    own = {n: v for n, v in values.items() if n not in (*standard, "lr", "weight_decay")}
-    lr = 10 ** (-3 + 2 * share) if declared.trained else 0.0
-    return Configuration(lr=lr, weight_decay=1e-4 if declared.trained else 0.0, own=own, **standard)
-
-
-def _value(limits: Range, share: float) -> float:
-    low = limits.low if limits.low is not None else min(0.0, limits.high or 0.0)
-    high = limits.high if limits.high is not None else max(low + 1.0, limits.default or 0.0)
-    value = low + share * (high - low)
-    return float(round(value)) if limits.whole else value
 
 
 def _blobs(samples: int, views: int, seed: int) -> Labelled:

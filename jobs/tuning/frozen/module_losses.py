@@ -17,7 +17,7 @@ from jobs.contract import StageError
 from jobs.extensions.load import sentence
 from jobs.tuning.frozen.losses import Step, Terms, autocast
 from jobs.tuning.heads import Shape, StackedHeads
-from jobs.tuning.module_heads import Batch, ModuleHeads, drawing, hyper_of
+from jobs.tuning.module_heads import Batch, ModuleHeads, checked_losses, drawing, hyper_of
 from jobs.tuning.spec import Precision
 from jobs.tuning.trained import Configuration
 
@@ -73,19 +73,15 @@ class ModuleLosses:
         views, progress = step.features.shape[-3], step.taken / step.steps
 
         def loss(method: Any, hyper: Mapping[str, Tensor]) -> Terms:
-            batch = Batch(rows, targets, views, progress, hyper, self._target)
-            found = method.loss(batch)
-            if not isinstance(found, dict) or not found:
-                raise StageError(
-                    f"{self._part}: loss returns {type(found).__name__}, not losses by name; "
-                    f"return a dict of scalars, such as {{'ce': ...}}"
-                )
-            for name, value in found.items():
-                if not isinstance(value, Tensor) or value.dim():
-                    raise StageError(
-                        f"{self._part}: loss gives {name!r} no scalar tensor; take its mean"
-                    )
-            return {name: value.float() for name, value in found.items()}
+            batch = Batch(
+                features=rows,
+                targets=targets,
+                views=views,
+                progress=progress,
+                hyper=hyper,
+                target=self._target,
+            )
+            return checked_losses(self._part, method.loss(batch))
 
         with drawing(self._seed, step.taken, self._device), autocast(self._precision, self._device):
             return heads.map(loss, self.hyper, training=True)

@@ -36,7 +36,7 @@ def classifier(folder: Folder, classes: Sequence[str], templates: Sequence[str])
             f"{folder.uri} holds a {opened.card.family} model, which reads no text; leave out the "
             f"zero_shot method, or use an open_clip encoder"
         )
-    tokenizer = opened.card.architecture.tokenizer()
+    tokenizer = opened.card.architecture().tokenizer()
     with torch.no_grad():
         weights: Tensor = open_clip.build_zero_shot_classifier(
             opened.model, tokenizer, class_words(classes), tuple(templates)

@@ -429,6 +429,6 @@ def test_features_beyond_float16_are_refused_rather_than_stored(
         def features(self, images: torch.Tensor, precision: Precision = "float32") -> torch.Tensor:
             return super().features(images, precision) * 1e6
 
-    loud = Loud(opened.card, opened.card.architecture.build(), torch.device("cpu"))
+    loud = Loud(opened.card, opened.card.architecture().build(), torch.device("cpu"))
     with pytest.raises(StageError, match=r"not finite .*; ask for float32, or give it other w"):
         extract(unit, digits, "digits", loud, half)

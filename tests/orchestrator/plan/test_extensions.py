@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from jobs.extensions.spec import Extension
 from jobs.storage.folder import Folder
 from jobs.tuning.spec import TuneStep
 from orchestrator.errors import UserError
@@ -29,6 +30,12 @@ class Solved:
     def prepare(self, features, targets, hyper): ...
 
 def confuse(keys, labels, classes, seed): ...
+
+def small(image, width, depth=2): ...
+
+class Trains:
+    def forward(self, features): ...
+    def loss(self, encoder, batch): ...
 """
 CLAIM = '''
 def mine_beats_lp(results):
@@ -106,6 +113,95 @@ def test_a_space_that_does_not_fit_is_one_sentence(
     own = head if ":" in head else f"mine:{head}"
     with pytest.raises(UserError) as error:
         planned(tmp_path, f"tuning.methods.bad={{head: '{own}', space: {space}}}")
+    assert fault in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("method", "fault"),
+    [
+        ("{head: mine:Trains, space: {lr: 1}}", "takes the encoder; set adapt: ft"),
+        ("{adapt: lora, head: mine:Trains, space: {lr: 1}}", "takes the encoder; set adapt: ft"),
+        ("{adapt: ft, head: mine:Mine, space: {lr: 1}}", "is a head on frozen features; leave out"),
+    ],
+)
+def test_a_loss_that_takes_the_encoder_goes_with_ft(
+    tmp_path: Path, method: str, fault: str
+) -> None:
+    with pytest.raises(UserError) as error:
+        planned(tmp_path, f"tuning.methods.bad={method}")
+    assert fault in str(error.value)
+
+
+RECIPE = ["pretrain.recipe.model=mine:small", "pretrain.recipe.model_options={width: 8}"]
+FT = "tuning.methods.ft={adapt: ft, head: linear, space: {lr: 0.001}}"
+
+
+def test_every_step_that_opens_an_encoder_of_an_extension_has_its_file(tmp_path: Path) -> None:
+    encoders = (
+        "encoders=[{name: own, kind: extension, model: mine:small, model_options: {width: 4}}]"
+    )
+    found = planned(tmp_path, *RECIPE, FT, encoders)
+    with_source = {
+        address
+        for address, step in found.steps.items()
+        if {"mine": Extension.of("mine", MINE).sha256} in _sources(step.fields["spec"])
+    }
+    opening = {
+        address
+        for address, step in found.steps.items()
+        if step.kind in ("pretrain", "encoder", "features") or "/ft/" in address
+    }
+    assert with_source == opening | {address for address in found.steps if "/mine/" in address}
+    without = planned(tmp_path, FT)
+    assert found.steps.keys() > without.steps.keys()
+    kept = [a for a in without.steps if marks(found)[a] == marks(without)[a]]
+    assert {without.steps[address].kind for address in kept} == {
+        "corpus",
+        "hashes",
+        "overlap",
+        "noise",
+    }
+
+
+def _sources(fields: object) -> list[object]:
+    if not isinstance(fields, dict):
+        return []
+    own = [fields["source"]] if "source" in fields else []
+    return own + [one for value in fields.values() for one in _sources(value)]
+
+
+def test_a_changed_encoder_s_file_is_drift_of_the_steps_that_use_it(tmp_path: Path) -> None:
+    plan, store = planned(tmp_path, *RECIPE, FT), Store(Folder.of(tmp_path / "store"))
+    store.prepare()
+    for step in plan.steps.values():
+        finish(store, step)
+    found = assess(planned(tmp_path, *RECIPE, FT, text=f"{MINE}\n# a remark\n"), store)
+    drifted = {a: one.reason for a, one in found.items() if one.state is StepState.DRIFT}
+    (run,) = [a for a in drifted if a.startswith("pretrain/") and "noise=10/" in a]
+    assert drifted[run] == "the source of mine changed"
+    assert not any(address.startswith(("corpus/", "noise/")) for address in drifted)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "fault"),
+    [
+        (RECIPE[:1], "pretrain.recipe.model_options has channels, and mine:small has no such; it"),
+        ([RECIPE[0], "pretrain.recipe.model_options={widht: 8}"], "did you mean width?"),
+        ([RECIPE[0], "pretrain.recipe.model_options={}"], "lacks width, which mine:small needs"),
+        ([RECIPE[0] + "s", RECIPE[1]], "model: mine.py has no encoder smalls; did you mean small?"),
+        (["pretrain.recipe.model=mien:small"], "is in no extension of this experiment; did you"),
+        (["encoders=[{name: own, kind: extension, model: mine:Mine}]"], "encoders: own.model: "),
+        (
+            ["encoders=[{name: own, kind: text_extension, model: mine:small, tokenizer: x}]"],
+            "the first argument of mine:small is image, and this encoder reads texts; name another",
+        ),
+    ],
+)
+def test_an_encoder_s_function_and_options_are_checked_when_it_is_planned(
+    tmp_path: Path, overrides: list[str], fault: str
+) -> None:
+    with pytest.raises(UserError) as error:
+        planned(tmp_path, *overrides)
     assert fault in str(error.value)
 
 
