@@ -6,6 +6,7 @@ so that neither process waits for the other at the end.
 """
 
 import fcntl
+import json
 import os
 import shutil
 import signal
@@ -20,7 +21,15 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import HealthCheck, settings
 
-from commands import TINY, Command, Run, Start, in_process, in_process_on_ray
+from commands import (
+    TINY,
+    Command,
+    Run,
+    Start,
+    in_process,
+    in_process_on_all_cpus,
+    in_process_on_ray,
+)
 from orchestrator import cluster
 from planted import sweep as sweep_among_secrets
 
@@ -48,7 +57,7 @@ if SHARED:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 SLOW = ("slow", "faults", "cluster")
-ON_RAY = ("ray_session", "run_on_ray")
+ON_RAY = ("ray_session", "run_on_ray", "run_on_all_cpus")
 SWEPT = {"undisturbed", "planted"}  # fixtures that make a whole sweep
 
 
@@ -98,13 +107,12 @@ def start() -> Iterator[Start]:
     def begin(folder: Path, *words: str, **environment: str) -> Command:
         folder.mkdir(parents=True, exist_ok=True)
         mark = uuid.uuid4().hex
-        # Settings of this process, not a person's.
-        ours = ("RAY_", "NML_DEBUG", "MLFLOW_TRACKING_URI", "OMP_NUM_THREADS")
+        ours = ("RAY_", "NML_DEBUG", "MLFLOW_TRACKING_URI")  # of this process, not a person's
         clean = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
         process = subprocess.Popen(
             [sys.executable, "-m", "nml_orch", *words],
             cwd=folder,
-            env={**clean, "NML_TEST_MARK": mark, **environment},
+            env={**clean, "NML_TEST_MARK": mark, **ONE_CPU, **environment},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -129,9 +137,18 @@ def run() -> Run:
 
 @pytest.fixture(scope="session")
 def run_on_ray(ray_session: None) -> Run:
-    """The same for the verbs that use Ray, on the Ray of the tests."""
+    """The same for the verbs that use Ray, on one CPU of the Ray of the tests."""
     return in_process_on_ray
 
+
+@pytest.fixture(scope="session")
+def run_on_all_cpus(ray_session: None) -> Run:
+    """The same on both, for a sweep that trains two levels: they begin at once."""
+    return in_process_on_all_cpus
+
+
+ONE_CPU = {"OMP_NUM_THREADS": "1", "RAY_OVERRIDE_RESOURCES": json.dumps({"CPU": 1})}
+"""For a command that is started: of one CPU Ray makes the fewest processes."""
 
 Once = Callable[[str, Callable[[Path], None]], Path]
 
@@ -160,7 +177,8 @@ def undisturbed(start: Start, once: Once) -> Path:
     """The folder of a TINY sweep that nothing happened to, its text in screen.txt."""
 
     def sweep(folder: Path) -> None:
-        code, output = start(folder, "sweep", *TINY).finish()
+        # With one, the cells of two levels would train as one stack, which rounds differently.
+        code, output = start(folder, "sweep", *TINY, RAY_OVERRIDE_RESOURCES='{"CPU": 2}').finish()
         assert code == 0, output
         (folder / "screen.txt").write_text(output)
 
@@ -169,7 +187,7 @@ def undisturbed(start: Start, once: Once) -> Path:
 
 @pytest.fixture(scope="session")
 def planted(start: Start, once: Once) -> Path:
-    """The folder of the same sweep made elsewhere, among secrets and without an MLflow.
+    """The folder of a part of the same sweep made elsewhere, among secrets and without an MLflow.
 
     Its name has what URIs, shells and SQL read as something else.
     """

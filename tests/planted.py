@@ -1,6 +1,7 @@
 """A sweep with secrets planted in its environment and in the tracking URI of its file.
 
-It is watched while it runs: which command lines its processes have, and where they listen.
+Files of a user lie where it runs, under the names of our packages. It is watched while it runs:
+which command lines its processes have, and where they listen.
 """
 
 import time
@@ -22,15 +23,29 @@ SECRETS = {
     "MLFLOW_TRACKING_TOKEN": "planted-token-7d6",
     "HF_TOKEN": "planted-hf-7d7",
 }
+TRAP = "raise RuntimeError('a file of the user was imported')\n"
+FILES = (
+    "jobs.py",
+    "analysis.py",
+    "jobs/__init__.py",
+    "orchestrator/__init__.py",
+    "experiments/__init__.py",
+)
+WORDS = ["mine.yaml", *TINY, "--noise", "20", "--set", "tasks=[digits]"]
+"""Of a TINY sweep one level and one task."""
+
 IN_FILE = "http://planted-file-user:planted-file-pass@127.0.0.1:{port}/?token=planted-file-token"
 
 
 def sweep(start: Start, folder: Path) -> None:
-    """A TINY sweep whose MLflow never answers; its text and what was seen of it are kept."""
+    """A sweep of WORDS whose MLflow never answers; its text and what was seen of it are kept."""
     text = (ROOT / "experiments/demo.yaml").read_text()
     uri = IN_FILE.format(port=free_port())
     (folder / "mine.yaml").write_text(f"{text}\ntracking:\n  uri: {uri}\n")
-    command = start(folder, "sweep", "mine.yaml", *TINY, **SECRETS)
+    write_traps(folder)
+    path = folder.with_name("traps")  # without a colon, which ends an entry of PYTHONPATH
+    write_traps(path)
+    command = start(folder, "sweep", *WORDS, **SECRETS, PYTHONPATH=str(path))
     lines: set[str] = set()
     ports: set[Listener] = set()
     while command.process.poll() is None:
@@ -42,6 +57,14 @@ def sweep(start: Start, folder: Path) -> None:
     (folder / "screen.txt").write_text(output)
     (folder / "command-lines.txt").write_text("\n".join(sorted(lines)))
     (folder / "listening.txt").write_text("\n".join(map(" ".join, sorted(ports))))
+
+
+def write_traps(folder: Path) -> None:
+    """Put a user's files under our packages' names; to import one is an error."""
+    for name in FILES:
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(TRAP)
 
 
 def command_lines(command: Command) -> set[str]:

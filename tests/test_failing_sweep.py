@@ -7,14 +7,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from commands import TINY, UNTRACKED, Run
-from stores import finished
+from stores import copy, finished
 
 pytestmark = pytest.mark.slow
 
 
 def test_a_step_that_cannot_be_done_is_named_and_the_rest_goes_on(
-    run_on_ray: Run, tmp_path: Path
+    undisturbed: Path, run_on_ray: Run, tmp_path: Path
 ) -> None:
+    """With a corpus that is there already."""
+    copy(undisturbed, tmp_path, "noise", "pretrain", "features", "tune")
     broken = ["--set", "pretrain.recipe.model_options={no_such_option: 1}"]
     code, output = run_on_ray(tmp_path, "sweep", *TINY, *UNTRACKED, "--noise", "0", *broken)
     assert code == 1, output

@@ -8,24 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from commands import TINY, UNTRACKED, Start
 from nml_orch import HOME
-
-TRAP = "raise RuntimeError('a file of the user was imported')\n"
-FILES = (
-    "jobs.py",
-    "analysis.py",
-    "jobs/__init__.py",
-    "orchestrator/__init__.py",
-    "experiments/__init__.py",
-)
-
-SHORT = [
-    *TINY[2:],
-    *UNTRACKED,
-    *("--noise", "20", "--set", "tasks=[digits]", "--set", "pretrain.recipe.schedule.epochs=2"),
-    *("--set", "tuning.configurations=1", "--set", "tuning.epochs=1"),
-]
+from planted import FILES, TRAP, write_traps
 
 A_CLUSTER = """
 import ray, sys
@@ -55,18 +39,13 @@ with cluster.session():
 def traps(tmp_path: Path) -> Path:
     """A folder with a user's own files under our packages' names."""
     folder = tmp_path / "mine"
-    for name in FILES:
-        file = folder / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(TRAP)
+    write_traps(folder)
     return folder
 
 
-@pytest.mark.slow
-def test_a_sweep_runs_among_a_users_files_of_our_names(traps: Path, start: Start) -> None:
-    code, output = start(traps, "sweep", *SHORT, PYTHONPATH=str(traps)).finish()
-    assert code == 0, output
-    assert (traps / "nml-store/report").is_dir()
+def test_a_sweep_runs_among_a_users_files_of_our_names(planted: Path) -> None:
+    assert {path.read_text() for path in map(planted.joinpath, FILES)} == {TRAP}
+    assert (planted / "nml-store/report").is_dir()
 
 
 @pytest.mark.slow

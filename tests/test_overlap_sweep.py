@@ -5,24 +5,20 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from commands import Run
-from stores import finished, manifests
+from commands import TINY, UNTRACKED, Run
+from stores import copy, finished, manifests
 
 pytestmark = pytest.mark.slow
 
 DIGITS = "reader: {kind: digits}"
 SETS = [
-    "pretrain.recipe.schedule.epochs=1",
-    "pretrain.recipe.schedule.warmup_epochs=0",
     "tasks=[digits, memorised, recalled, mirrored]",
-    "tuning.fractions=[100]",
     "tuning.configurations=1",
     "tuning.epochs=1",
     "tuning.methods={lp: {head: linear, space: {lr: 0.1}}}",
-    "tracking.enabled=false",
     "task_folders=[tasks]",
 ]
-WORDS = ["--noise", "0", "--seeds", "0", *(word for value in SETS for word in ("--set", value))]
+WORDS = [*TINY, *UNTRACKED, "--noise", "0", *(w for value in SETS for w in ("--set", value))]
 
 
 def put_tasks(folder: Path) -> None:
@@ -44,8 +40,10 @@ def put_tasks(folder: Path) -> None:
 
 
 def test_a_task_on_training_images_is_refused_and_the_others_go_on(
-    run_on_ray: Run, tmp_path: Path
+    undisturbed: Path, run_on_ray: Run, tmp_path: Path
 ) -> None:
+    """With an encoder that is there already."""
+    copy(undisturbed, tmp_path, "features", "tune")
     put_tasks(tmp_path)
     code, output = run_on_ray(tmp_path, "sweep", *WORDS)
     assert code == 1, output

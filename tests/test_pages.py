@@ -20,17 +20,16 @@ from orchestrator.results import collect
 from orchestrator.store.store import Store
 from orchestrator.tracking import pages as links
 from orchestrator.tracking.mirror import sync
+from planted import listening
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine"),
-]
+pytestmark = pytest.mark.slow
 
 
 @dataclass
 class Pages:
-    """MLflow's pages over a finished sweep."""
+    """MLflow's pages over a finished sweep, served by `process`."""
 
+    process: int
     folder: Path
     url: str
     experiment_id: str
@@ -61,17 +60,26 @@ def pages(tmp_path_factory: pytest.TempPathFactory, start: Start) -> Iterator[Pa
     command = start(folder, "ui", "--port", str(port))
     url = f"http://127.0.0.1:{port}"
     command.wait_until(lambda: answers(f"{url}/health"), "MLflow's pages", every=0.3)
-    yield Pages(folder, url, found.experiment_id, by_address["sweep/demo"], by_address)
+    process = command.process.pid
+    yield Pages(process, folder, url, found.experiment_id, by_address["sweep/demo"], by_address)
     os.killpg(command.process.pid, signal.SIGTERM)
     command.process.wait()
 
 
 @pytest.fixture(scope="module")
 def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    if CHROMIUM is None:
+        pytest.skip("no chromium on this machine")
     folder = tmp_path_factory.mktemp("browser")
     shots = Path(os.environ.get("NML_SCREENSHOTS", folder / "shots"))
     with browser(folder / "profile", shots) as opened:
         yield opened
+
+
+def test_the_pages_are_served_on_loopback_alone(pages: Pages) -> None:
+    found = listening(pages.process)
+    assert pages.url.rpartition(":")[2] in {at for _, at, _ in found}
+    assert {address for address, _, _ in found} <= {"127.0.0.1", "::1"}, found
 
 
 def test_the_experiments_page_lists_runs_by_level(pages: Pages, web: Browser) -> None:

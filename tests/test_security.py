@@ -18,9 +18,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from mlflow import MlflowClient
 
-from commands import TINY, Run, Start, answers, free_port
+from commands import Run
 from jobs.contract import StageError
 from jobs.corpus import build
 from jobs.corpus.spec import Corpus
@@ -31,7 +30,7 @@ from jobs.tasks import registry
 from orchestrator.errors import UserError
 from orchestrator.experiment import load
 from orchestrator.store.provenance import redact
-from planted import MARK, SECRETS, listening
+from planted import MARK, SECRETS, WORDS
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("orchestrator", "jobs", "analysis", "experiments")
@@ -188,20 +187,7 @@ def test_an_archive_writes_nothing_outside_the_corpus(tmp_path: Path) -> None:
     assert sum(scan.read for scan in scans) == 3
 
 
-# -- what listens --------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_the_pages_are_served_on_loopback_alone(start: Start, tmp_path: Path) -> None:
-    MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db").search_experiments()
-    port = free_port()
-    command = start(tmp_path, "ui", "--port", str(port))
-    url = f"http://127.0.0.1:{port}/health"
-    command.wait_until(lambda: answers(url), "MLflow's pages", every=0.3)
-    found = listening(command.process.pid)
-    os.killpg(command.process.pid, 15)
-    assert str(port) in {at for _, at, _ in found}
-    assert {address for address, _, _ in found} <= {*LOOPBACK}, found
+# -- what listens (MLflow's pages: test_pages.py) --------------------------------------------------
 
 
 @pytest.mark.slow
@@ -224,7 +210,7 @@ def test_no_secret_is_kept_or_shown(planted: Path, run: Run, tmp_path: Path) -> 
     assert "does not answer" in output
     folder = shutil.copytree(planted, tmp_path / "copied")
     local = ["--set", f"tracking.uri=sqlite:///{folder}/mlflow.db"]
-    code, synced = run(folder, "sync", "mine.yaml", *TINY, *local, **SECRETS)
+    code, synced = run(folder, "sync", *WORDS, *local, **SECRETS)
     assert code == 0, synced
     assert (folder / "mlflow.db").exists()
     kept = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != "mine.yaml"}

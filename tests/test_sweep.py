@@ -108,8 +108,8 @@ def test_the_same_command_elsewhere_gives_the_same_numbers(
     undisturbed: Path, planted: Path
 ) -> None:
     first, second = manifests(undisturbed), manifests(planted)
-    assert set(first) == set(second)
-    for address in first:
+    assert len(second) == len(set(second) & set(first)) > 8
+    for address in second:
         same = {key: first[address][key] for key in ("fingerprint", "counts")}
         assert same == {key: second[address][key] for key in same}, address
         if not address.startswith("pretrain/"):  # its metrics hold a speed, its files do not
@@ -123,7 +123,9 @@ def test_the_same_command_elsewhere_gives_the_same_numbers(
             for each in (first, second)
         ]
         assert files[0] == files[1], address
-    assert table(undisturbed) == table(planted)
+    whole, part = (table(folder).splitlines() for folder in (undisturbed, planted))
+    assert len(part) == 1 + 3, "of each method a cell"
+    assert set(part) < set(whole)
 
 
 def test_noise_is_nested_and_listed_row_by_row(swept: Path) -> None:

@@ -45,7 +45,7 @@ def write_tasks(folder: Path) -> None:
     for table in ("synsets.tsv", "imagenet-r.tsv"):
         (folder / table).write_bytes((registry.SHIPPED / "imagenet" / table).read_bytes())
     said = [
-        ("wide", "id", "{train: 0.9, validation: 0.05, test: 0.05}", "", 6000, 1000, "synsets.tsv"),
+        ("wide", "id", "{train: 0.9, validation: 0.05, test: 0.05}", "", 3000, 1000, "synsets.tsv"),
         (
             *("wide-r", "ood", "{train: 0, validation: 0, test: 1}"),
             "trained_on: wide\nclasses: {file: imagenet-r.tsv}",
@@ -76,8 +76,8 @@ def swept(undisturbed: Path, run_on_ray: Run, tmp_path_factory: pytest.TempPathF
     for name in TASKS:
         task = registry.load(name, [folder / "mine"], str(folder / "data"))
         assert task.corpus is not None
-        each = 6 if name == "wide" else 2
-        shape.write_source(task.corpus.reader, shape.names_of(task), max(each, 2), name)
+        each = 3 if name == "wide" else 2
+        shape.write_source(task.corpus.reader, shape.names_of(task), each, name)
     shape.write(registry.load("pacs-without-photo", data=str(folder / "data")), each=20)
     words = [*TINY, *UNTRACKED, "--tasks-path", "mine", "--data", "data", "--noise", "0"]
     for said in (

@@ -100,17 +100,6 @@ def _here(command: str) -> str:
     )
 
 
-def wait_for_nodes(count: int) -> float:
-    """Seconds until the cluster has so many nodes."""
-    started = time.monotonic()
-    while time.monotonic() - started < PATIENCE:
-        listed = run("ray", "list", "nodes", "--format=json", check=False)
-        if listed.returncode == 0 and listed.stdout.count('"ALIVE"') >= count:
-            return time.monotonic() - started
-        time.sleep(0.3)
-    raise SystemExit(f"{count} nodes never came")
-
-
 def left() -> list[str]:
     """Ray's processes in this namespace."""
     found = [" ".join(p.info["cmdline"] or ()) for p in psutil.process_iter(["cmdline"])]
@@ -129,12 +118,12 @@ def main(folder: Path) -> dict[str, Any]:
     }
     run("ray", "get-auth-token", "--generate")
     file = cluster_file(folder, ssh_server(folder, home))
-    doctor = ["nml-orch", "doctor", "--no-ray", "--set", "tracking.enabled=false"]
-    run(*doctor, "--storage", str(folder / "nml-store"), "--cluster", str(file), check=False)
     started = time.monotonic()
     run("ray", "up", "--yes", "--no-config-cache", str(file))
     up = time.monotonic() - started
-    joined = wait_for_nodes(2)
+    started = time.monotonic()
+    run(sys.executable, "-c", BOTH)
+    joined = time.monotonic() - started
     work = folder / "experiment"
     work.mkdir()
     os.chdir(work)
@@ -159,6 +148,13 @@ def main(folder: Path) -> dict[str, Any]:
         "left": left(),
     }
 
+
+BOTH = """
+import ray, time
+ray.init("auto", log_to_driver=False, logging_level="ERROR")
+while sum(node["Alive"] for node in ray.nodes()) < 2:
+    time.sleep(0.2)
+"""
 
 MLFLOW = """
 import json

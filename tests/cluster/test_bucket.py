@@ -1,7 +1,6 @@
 """Storage in a bucket: the same results as on a disk, and none lost to a bad network."""
 
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from datetime import datetime
@@ -10,12 +9,11 @@ from pathlib import Path
 import pyarrow.fs as pafs
 import pytest
 
-import stores
 from commands import TINY, UNTRACKED, Start, waiting
 from jobs.storage.folder import Folder
 from orchestrator.store.lease import Leases
 from outages import Bucket, Mood
-from stores import LEVEL_20, digests
+from stores import digests
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
@@ -111,23 +109,6 @@ def beats_of(root: Folder, driver: Leases) -> list[datetime]:
     return [info.mtime for info in found if info.base_name == driver.owner]
 
 
-def test_steps_made_on_a_slow_disk_are_those_of_a_fast_one(
-    bucket: Bucket, undisturbed: Path, start: Start, tmp_path: Path
-) -> None:
-    """Survey, shards, overlays and commits, each at its first try and under its own lease."""
-    uri = bucket.uri("slow")
-    with slow(bucket, 0.1):
-        code, output = start(tmp_path, "noise", "build", *TINY, "--storage", uri).finish()
-    assert code == 0, output
-    assert "another sweep" not in output  # leases lost to itself
-    root, fast = Folder.of(uri), digests(Folder.of(undisturbed / "nml-store"))
-    expected = {n: d for n, d in fast.items() if n.startswith(("corpus/digits/", "noise/"))}
-    assert len(expected) > 4
-    assert digests(root) == expected
-    made = [root.read_json(name) for name, _ in root.files() if name.endswith("manifest.json")]
-    assert [each["provenance"]["attempts"] for each in made] == [1, 1, 1]
-
-
 def test_what_cannot_be_reached_at_all_is_an_error_not_a_wait(bucket: Bucket) -> None:
     folder = Folder.of(bucket.uri("x").replace("nml/x", "nobodys-bucket/x"))
     with pytest.raises(OSError, match="nobodys-bucket"):
@@ -140,42 +121,58 @@ def test_credentials_in_a_uri_are_refused() -> None:
     assert "secret-9d1" not in str(raised.value)
 
 
-def test_a_sweep_through_a_bad_network_ends_as_on_a_disk(
-    bucket: Bucket, undisturbed: Path, start: Start, tmp_path: Path
-) -> None:
-    """503 for 8 s and resets for 8 s, from the first step that it finishes on.
+EARLY = ("corpus/digits", "noise/digits/symmetric/draw=0/level=20")
 
-    Of a sweep that lacks one noise level.
+
+@pytest.fixture(scope="module")
+def swept(
+    bucket: Bucket, start: Start, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Folder, str]:
+    """The store of a sweep in the bucket, and what it printed.
+
+    The bucket is on a slow disk until the steps of EARLY are there. Then the network answers 503,
+    and then it cuts connections, until many requests were refused.
     """
     uri = bucket.uri("sweep")
+    words = [*TINY, *UNTRACKED, "--noise", "20", "--set", "tasks=[digits]", "--storage", uri]
     root = Folder.of(uri)
-    missing = ("noise/digits/symmetric/draw=0/level=20", *LEVEL_20)
-    filesystem, path = root.open()
-    pafs.copy_files(
-        str(stores.copy(undisturbed, tmp_path, *missing) / "nml-store"),
-        path,
-        source_filesystem=pafs.LocalFileSystem(),
-        destination_filesystem=filesystem,
-    )
-    command = start(tmp_path, "sweep", *TINY, *UNTRACKED, "--storage", uri)
-    first = f"{missing[0]}/manifest.json"
-    command.wait_until(lambda: root.exists(first), "the first step's end", every=0.2)
+    command = start(tmp_path_factory.mktemp("bucket"), "sweep", *words)
+    with slow(bucket, 0.1):
+        manifests = [f"{address}/manifest.json" for address in EARLY]
+        command.wait_until(lambda: all(map(root.exists, manifests)), "the overlay", every=0.5)
     for mood in ("busy", "resetting"):
-        bucket.relay.mood = mood  # type: ignore[assignment]
-        time.sleep(8)
-    bucket.relay.mood = "well"
+        with Outage(bucket, mood, requests=20):
+            pass
     code, output = command.finish()
     assert code == 0, output
+    return root, output
+
+
+def test_a_sweep_through_a_slow_and_a_bad_network_ends_as_on_a_disk(
+    swept: tuple[Folder, str], undisturbed: Path
+) -> None:
+    root, output = swept
     assert "Traceback" not in output
     assert "testing-secret" not in output
-    assert digests(root) == digests(Folder.of(undisturbed / "nml-store"))
+    found, expected = digests(root), digests(Folder.of(undisturbed / "nml-store"))
+    assert {name.partition("/")[0] for name in found} > {"corpus", "pretrain", "features", "tune"}
+    assert found == {name: expected[name] for name in found}
     left = [name for name, _ in root.files() if name.startswith((".scratch/", ".leases/"))]
     assert left == []
 
 
-def test_no_secret_is_kept_in_the_storage(bucket: Bucket) -> None:
-    """After the sweep above: not in a manifest, a report or a name."""
-    filesystem, path = Folder.of(bucket.uri("sweep")).open()
+def test_steps_made_on_a_slow_disk_need_one_try_and_keep_their_leases(
+    swept: tuple[Folder, str],
+) -> None:
+    root, output = swept
+    assert "another sweep" not in output  # leases lost to itself
+    made = [root.read_json(f"{address}/manifest.json") for address in EARLY]
+    assert [each["provenance"]["attempts"] for each in made] == [1, 1]
+
+
+def test_no_secret_is_kept_in_the_storage(swept: tuple[Folder, str]) -> None:
+    """Not in a manifest, a report or a name."""
+    filesystem, path = swept[0].open()
     found = filesystem.get_file_info(pafs.FileSelector(path, recursive=True))
     small = [i for i in found if i.type == pafs.FileType.File and i.size < 1_000_000]
     assert small

@@ -177,7 +177,8 @@ def story(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Iterator[St
         command.wait_until(lambda: len(diary.points) > before, "a checkpoint after the loss")
         told.done["head"] = finished(told.folder)
         first.lose_head()
-        undisturbed = start(told.undisturbed, "sweep", *words())  # while that cluster dies
+        two = {"RAY_OVERRIDE_RESOURCES": '{"CPU": 2}'}  # a run has two workers
+        undisturbed = start(told.undisturbed, "sweep", *words(), **two)  # while that cluster dies
         told.orphan_code, told.orphan = command.finish()
         first.close()
         second = told.machines = Machines(folder / "second", folder / "hidden")
@@ -315,6 +316,3 @@ def test_a_node_with_other_versions_is_named_before_anything_starts(
     assert f"node {strange.node} runs timm 0.0.1 (here " in output
     assert "Traceback" not in output
     assert not (tmp_path / "store/corpus").exists()
-    code, output = start(tmp_path, "doctor", *words, **strange.environment).finish()
-    assert code == 2, output
-    assert f"node {strange.node} runs timm 0.0.1" in output

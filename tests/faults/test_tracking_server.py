@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from mlflow import MlflowClient
 
 import stores
 import synthetic
-from commands import TINY, Run, Start, answers, free_port, waiting
+from commands import TINY, Run, answers, free_port, waiting
 from jobs.storage.folder import Folder
 from orchestrator.experiment import load
 from orchestrator.plan import build
@@ -64,15 +65,28 @@ RUNS = (
 
 
 def test_the_sweep_finishes_says_so_once_and_sync_fills_the_gap(
-    undisturbed: Path, start: Start, run: Run, tmp_path: Path
+    undisturbed: Path, run: Run, run_on_ray: Run, tmp_path: Path
 ) -> None:
-    """Of a sweep that lacks one noise level."""
-    port, folder = free_port(), stores.copy(undisturbed, tmp_path / "sweep", *LEVEL_20)
-    with server(tmp_path, port) as uri:
-        command = start(folder, "sweep", *TINY, MLFLOW_TRACKING_URI=uri)
-        encoder = f"{LEVEL_20[0]}/seed=0"
-        command.wait_until(lambda: encoder in addresses(uri), "an encoder in MLflow", every=0.5)
-    code, output = command.finish()
+    """Of a sweep that lacks what comes of one level's encoder."""
+    port, folder = free_port(), stores.copy(undisturbed, tmp_path / "sweep", *LEVEL_20[1:])
+    asked, ended = threading.Event(), threading.Event()
+
+    def serve_until_features_are_there() -> None:
+        with server(tmp_path, port) as uri:
+            asked.set()
+            for _ in waiting("features in MLflow", every=0.2):
+                if ended.is_set() or f"{LEVEL_20[1]}/seed=0/digits" in addresses(uri):
+                    return
+
+    serving = threading.Thread(target=serve_until_features_are_there)
+    serving.start()
+    asked.wait()
+    uri = f"http://127.0.0.1:{port}"
+    try:
+        code, output = run_on_ray(folder, "sweep", *TINY, MLFLOW_TRACKING_URI=uri)
+    finally:
+        ended.set()
+        serving.join()
     assert code == 0, output
     assert output.count("does not answer") == 1, output
     assert "nml-orch sync" in output

@@ -221,8 +221,9 @@ def contrastive() -> Callable[..., Contrastive]:
     return make
 
 
-@pytest.fixture
-def make_work(toy: Toy, tmp_path: Path) -> Callable[..., Work]:
+def works_in(root: Path, toy: Toy) -> Callable[..., Work]:
+    """A function that makes runs on a toy, with all that they write below a folder."""
+
     def make(
         recipe: Recipe,
         name: str = "run",
@@ -240,8 +241,13 @@ def make_work(toy: Toy, tmp_path: Path) -> Callable[..., Work]:
                 recipe=recipe, seed=seed, resources=Resources.model_validate(resources)
             ),
             inputs={"corpus": toy.corpus, "noise": toy.noise(field, level)},
-            output=Folder.of(tmp_path / name / "output"),
-            scratch=Folder.of(tmp_path / name / "scratch"),
+            output=Folder.of(root / name / "output"),
+            scratch=Folder.of(root / name / "scratch"),
         )
 
     return make
+
+
+@pytest.fixture
+def make_work(toy: Toy, tmp_path: Path) -> Callable[..., Work]:
+    return works_in(tmp_path, toy)

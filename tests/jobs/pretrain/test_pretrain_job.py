@@ -1,10 +1,12 @@
 """The pre-training stage on a real Ray."""
 
 import os
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -20,7 +22,9 @@ from jobs.pretrain.data.in_memory import fits_in_memory
 from jobs.pretrain.packs import Node, cohorts, most_on_a_node, packs
 from jobs.pretrain.run import train_run
 from jobs.pretrain.spec import Resources
+from jobs.storage.folder import Folder
 from planted import Listener, listening
+from tests.jobs.pretrain.conftest import Toy, works_in
 from tests.jobs.pretrain.interruption import outputs
 
 
@@ -149,61 +153,6 @@ def test_runs_too_large_for_the_cluster_are_refused_at_once_in_one_sentence(
     assert "lower pretrain.resources or add nodes" in str(error)
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("ray_session")
-def test_a_stopped_run_is_not_reported_and_resumes_where_it_was(
-    supervised: Callable[..., Any], make_work: Callable[..., Work]
-) -> None:
-    recipe = supervised(epochs=60)
-    work = make_work(recipe)
-    results = Results()
-    hooks = results.hooks()
-
-    heard: list[str] = []
-
-    def on_progress(address: str, share: float, words: str) -> None:
-        if share > 0:
-            heard.append(words)
-            results.stop.set()
-
-    job.run([work], Hooks(done=hooks.done, say=on_progress, stopping=hooks.stopping))
-    assert results.of == {}
-    assert "epoch " in heard[0]
-    assert [name for name, _ in work.scratch.files() if name.startswith("checkpoint")]
-    alone = make_work(recipe, "alone")
-    train_run(alone)
-    train_run(work)
-    assert weights(work) == weights(alone)
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("ray_session")
-def test_levels_side_by_side_end_with_the_files_of_levels_alone(
-    supervised: Callable[..., Any], make_work: Callable[..., Work]
-) -> None:
-    """On two workers; `test_pretrain_cohort.py` has one worker and other recipes, without Ray."""
-    recipe = supervised(augment={"crop": (0.5, 1), "flip": True})
-
-    def levels(name: str, **more: Any) -> list[Work]:
-        return [
-            make_work(recipe, f"{name}-{level}", level=level, **resources, **more)
-            for level in (0, 30)
-        ]
-
-    # Both CPUs for a group: one group fits, so both levels share it.
-    resources: dict[str, Any] = {"workers": 2, "cpus_per_worker": 1}
-    together, alone = levels("together"), levels("alone", together=1)
-    results = Results()
-    job.run(together, results.hooks())
-    said = {words.rpartition(", ")[2] for _, share, words in results.reported if share > 0}
-    assert said <= {"2 runs side by side"}
-    expected = Results()
-    job.run(alone, expected.hooks())
-    for one, other in zip(together, alone, strict=True):
-        assert results.outcome(one.address).counts == expected.outcome(other.address).counts
-        assert outputs(one) == outputs(other)
-
-
 @contextmanager
 def watched_sockets() -> Iterator[set[Listener]]:
     """Where this process and what it started have listened inside the block."""
@@ -223,47 +172,99 @@ def watched_sockets() -> Iterator[set[Listener]]:
         thread.join()
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("ray_session")
-def test_two_workers_train_what_one_trains(
+@dataclass(frozen=True)
+class OnTwoWorkers:
+    """Runs that one group of two workers has trained, by name, and where the group listened."""
+
+    together: dict[int, Work]  # two levels that trained side by side
+    alone: dict[int, Work]  # the same two levels, each as a cohort of its own
+    damaged: dict[str, Work]  # by what they train on: labels or captions of damaged images
+    results: Results
+    listened: set[Listener]
+
+
+@pytest.fixture(scope="module")
+def on_two_workers(
+    ray_session: None,
     supervised: Callable[..., Any],
     contrastive: Callable[..., Any],
-    make_work: Callable[..., Work],
-    damaged_toy: Any,
-) -> None:
-    # Each worker meets some of the damaged images.
-    # Without batch statistics, which are each worker's own.
-    vit = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}
-    recipes = {
-        "labels": supervised(model="vit_tiny_patch16_224", model_options=vit, optimizer="sgd"),
-        "captions": contrastive(optimizer="sgd"),
-    }
-    fields: dict[str, str] = {"labels": "label", "captions": "caption"}
-
-    def on_damaged(work: Work, name: str) -> Work:
-        noise = damaged_toy.noise(fields[name], 30)
-        return replace(work, inputs={"corpus": damaged_toy.corpus, "noise": noise})
-
-    pairs = {
-        name: on_damaged(make_work(recipe, name, workers=2), name)
-        for name, recipe in recipes.items()
-    }
+    toy: Toy,
+    damaged_toy: Toy,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> OnTwoWorkers:
+    """Both CPUs are for one group, so that all runs share it."""
+    root = tmp_path_factory.mktemp("two-workers")
+    both: dict[str, Any] = {"workers": 2, "cpus_per_worker": 1}
+    recipe = supervised(augment={"crop": (0.5, 1), "flip": True})
+    make = works_in(root, toy)
+    together = {lv: make(recipe, f"together-{lv}", level=lv, **both) for lv in (0, 30)}
+    alone = {}
+    for level in (0, 30):  # runs of two corpora are no cohort, even if their files are equal
+        work = make(recipe, f"alone-{level}", level=level, **both)
+        corpus = Folder.of(shutil.copytree(toy.root / "corpus", root / f"corpus-{level}"))
+        alone[level] = replace(work, inputs={**work.inputs, "corpus": corpus})
+    recipes = {"labels": of_labels(supervised), "captions": contrastive(optimizer="sgd")}
+    make = works_in(root, damaged_toy)
+    damaged = {name: make(recipe, name, **both) for name, recipe in recipes.items()}
     results = Results()
-    with watched_sockets() as found:
-        job.run(list(pairs.values()), results.hooks())
+    with watched_sockets() as listened:
+        job.run([*together.values(), *alone.values(), *damaged.values()], results.hooks())
+    return OnTwoWorkers(together, alone, damaged, results, listened)
+
+
+def of_labels(supervised: Callable[..., Any]) -> Any:
+    """A recipe without batch statistics, which are each worker's own."""
+    vit = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}
+    return supervised(model="vit_tiny_patch16_224", model_options=vit, optimizer="sgd")
+
+
+@pytest.mark.slow
+def test_levels_side_by_side_end_with_the_files_of_levels_alone(
+    on_two_workers: OnTwoWorkers,
+) -> None:
+    """On two workers; `test_pretrain_cohort.py` has one worker and other recipes, without Ray."""
+    results = on_two_workers.results
+    said = {
+        words.rpartition(", ")[2]
+        for address, share, words in results.reported
+        if share > 0 and "together" in address
+    }
+    assert said <= {"2 runs side by side"}
+    for level, one in on_two_workers.together.items():
+        other = on_two_workers.alone[level]
+        assert results.outcome(one.address).counts == results.outcome(other.address).counts
+        assert outputs(one) == outputs(other)
+
+
+@pytest.mark.slow
+def test_a_group_of_workers_listens_on_loopback_alone(on_two_workers: OnTwoWorkers) -> None:
+    found = on_two_workers.listened
     assert sum("RayTrainWorker" in name for _, _, name in found) >= 2
     assert {address for address, _, _ in found} <= {"127.0.0.1", "::1"}, found
-    for name, pair in pairs.items():
-        alone = on_damaged(make_work(recipes[name], f"{name}-alone"), name)
-        outcome, expected = results.outcome(pair.address), train_run(alone)
-        assert outcome.counts == expected.counts
-        assert outcome.counts["damaged_images"] == 4
-        for metric, value in expected.metrics.items():
-            if metric != "pretrain/images_per_s":
-                assert outcome.metrics[metric] == pytest.approx(value, rel=1e-3), metric
-        cards = [EncoderCard.read(work.output) for work in (pair, alone)]
-        assert cards[0].initial_weights_sha256 == cards[1].initial_weights_sha256
-        assert cards[0].order_sha256 == cards[1].order_sha256
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["labels", "captions"])
+def test_two_workers_train_what_one_trains(
+    on_two_workers: OnTwoWorkers,
+    supervised: Callable[..., Any],
+    contrastive: Callable[..., Any],
+    damaged_toy: Toy,
+    tmp_path: Path,
+    name: str,
+) -> None:
+    """Each worker meets some of the damaged images."""
+    recipe = of_labels(supervised) if name == "labels" else contrastive(optimizer="sgd")
+    pair, alone = on_two_workers.damaged[name], works_in(tmp_path, damaged_toy)(recipe)
+    outcome, expected = on_two_workers.results.outcome(pair.address), train_run(alone)
+    assert outcome.counts == expected.counts
+    assert outcome.counts["damaged_images"] == 4
+    for metric, value in expected.metrics.items():
+        if metric != "pretrain/images_per_s":
+            assert outcome.metrics[metric] == pytest.approx(value, rel=1e-3), metric
+    cards = [EncoderCard.read(work.output) for work in (pair, alone)]
+    assert cards[0].initial_weights_sha256 == cards[1].initial_weights_sha256
+    assert cards[0].order_sha256 == cards[1].order_sha256
 
 
 def training_worker() -> psutil.Process | None:
@@ -280,26 +281,43 @@ def training_worker() -> psutil.Process | None:
 @pytest.mark.faults
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
-def test_a_worker_killed_while_it_streams_is_replaced_and_ends_with_the_held_runs_weights(
+def test_a_run_that_was_stopped_and_then_lost_its_worker_ends_with_the_weights_of_a_whole_one(
     supervised: Callable[..., Any], make_work: Callable[..., Work]
 ) -> None:
-    recipe = supervised(epochs=150)
-    work = make_work(recipe, "killed", decoded_gb=0)
+    """It streams; the whole one has its images in memory."""
+    recipe = supervised(epochs=40, batch_size=4)
+    work = make_work(recipe, "struck", decoded_gb=0)
     results = Results()
-    killed: list[str] = []
     hooks = results.hooks()
+    heard: list[str] = []
 
-    def on_progress(address: str, share: float, words: str) -> None:
-        checkpoints = [n for n, _ in work.scratch.files() if n.startswith("checkpoint-")]
+    def stop(address: str, share: float, words: str) -> None:
+        if share > 0:
+            heard.append(words)
+            results.stop.set()
+
+    job.run([work], Hooks(done=hooks.done, say=stop, stopping=hooks.stopping))
+    assert results.of == {}, "a stopped run is not reported"
+    assert "epoch " in heard[0]
+    kept = checkpoints(work)
+    assert kept
+    results.stop.clear()
+    killed: list[str] = []
+
+    def kill(address: str, share: float, words: str) -> None:
         worker = training_worker()
-        if not killed and checkpoints and share > 0.1 and worker is not None:
+        if not killed and checkpoints(work) - kept and worker is not None:
             killed.append(words)
             worker.kill()
 
-    job.run([work], Hooks(done=hooks.done, say=on_progress, stopping=hooks.stopping))
+    job.run([work], Hooks(done=hooks.done, say=kill, stopping=hooks.stopping))
     assert killed, "the run was over before its worker could be killed"
-    outcome = results.outcome("pretrain/killed")
+    outcome = results.outcome(work.address)
     alone = make_work(recipe, "alone")
     expected = train_run(alone)
     assert weights(work) == weights(alone)
     assert outcome.counts == expected.counts
+
+
+def checkpoints(work: Work) -> set[str]:
+    return {name for name, _ in work.scratch.files() if name.startswith("checkpoint-")}

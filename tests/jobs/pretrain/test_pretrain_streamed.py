@@ -4,6 +4,7 @@ import itertools
 import multiprocessing
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from jobs.pretrain.data.part import Batch
 from jobs.pretrain.data.reader import lazy_part
 from jobs.pretrain.data.streamed import StreamedSource
 from jobs.pretrain.distributed import DistributedGroup
-from jobs.pretrain.loop import Pace
+from jobs.pretrain.loop import Pace, Watch
 from jobs.pretrain.run import train_run
 from tests.jobs.pretrain.interruption import interrupted, outputs
 
@@ -323,6 +324,25 @@ def test_a_shard_altered_or_missing_between_epochs_is_named(own_toy: Any) -> Non
         list(source.batches(1, 0, DistributedGroup()))
     shard.write_bytes(whole)
     assert len(list(source.batches(1, 0, DistributedGroup()))) == 6
+
+
+def test_a_run_whose_shards_are_altered_between_epochs_says_so_and_how_to_go_on(
+    supervised: Callable[..., Any], make_work: Callable[..., Work], own_toy: Any
+) -> None:
+    """Its segments are more than a reader keeps, so that each epoch reads them again."""
+    work = make_work(supervised(), decoded_gb=0)
+    work = replace(work, inputs={**work.inputs, "corpus": own_toy.corpus})
+    shards = sorted(own_toy.corpus.local_path().glob("train-*.parquet"))
+
+    def alter(share: float, words: str) -> None:
+        if share >= 0.5:
+            for shard in shards:
+                data = shard.read_bytes()
+                shard.write_bytes(data[:200] + bytes([data[200] ^ 1]) + data[201:])
+
+    with pytest.raises(StageError, match=r"^shard train-.*other sha256.*build the corpus again"):
+        train_run(work, watch=Watch(on_progress=alter))
+    assert len(shards) == 3
 
 
 @pytest.mark.parametrize("processes", [0, 1])

@@ -36,7 +36,7 @@ from tests.jobs.tuning import blobs
 from tests.jobs.tuning.conftest import MakeWork, WriteFeatures
 from tests.jobs.tuning.finetune import digits as images
 from tests.jobs.tuning.finetune.conftest import digits, encoder  # noqa: F401
-from tests.jobs.tuning.finetune.test_finetune_cell import CONFIGURATIONS, train_all
+from tests.jobs.tuning.finetune.digits import CONFIGURATIONS, train_all
 from tests.jobs.tuning.frozen.test_fit import tried
 from tests.jobs.tuning.frozen.test_frozen_cell import read_cell
 

@@ -37,9 +37,9 @@ with cluster.session(cpus=1):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["x" * 90, "a b %20 #\u00e9"])
-def test_ray_starts_whatever_the_temporary_folder_is_called(tmp_path: Path, name: str) -> None:
-    folder = tmp_path / name
+def test_ray_starts_whatever_the_temporary_folder_is_called(tmp_path: Path) -> None:
+    """It is too long and has special characters; the next test has each of these alone."""
+    folder = tmp_path / ("a b %20 #\u00e9" + 90 * "x")
     folder.mkdir()
     clean = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     done = subprocess.run(

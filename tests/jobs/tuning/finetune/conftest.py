@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 from jobs.corpus.form import IMAGES
 from jobs.corpus.readers.digits import NAMES, Digits
@@ -41,3 +43,12 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Folder:
 @pytest.fixture(scope="session")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
     return put_encoder(Folder.of(tmp_path_factory.mktemp("encoder")))
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As in a trial of one CPU."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

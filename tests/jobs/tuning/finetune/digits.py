@@ -8,15 +8,17 @@ from typing import Any
 
 import torch
 
-from jobs.contract import Work
+from jobs.contract import Outcome, Work
 from jobs.corpus.spec import Corpus, DigitsReader
 from jobs.encoders.encoder import Architecture, EncoderCard, Family, save, weights_bytes
 from jobs.images.spec import Augment, ImageInput, Shift, Views
 from jobs.storage.folder import Folder
 from jobs.tasks.spec import Task
+from jobs.tuning.finetune.cell import Cell, close
 from jobs.tuning.methods import Method
 from jobs.tuning.search_space import Space
 from jobs.tuning.spec import EncoderTuning, TuneStep
+from jobs.tuning.trained import Configuration
 from tests.jobs.tuning.blobs import nested
 
 CLASSES = tuple(map(str, range(10)))
@@ -108,3 +110,17 @@ def work(folder: Path, address: str, spec: TuneStep, **inputs: Folder) -> Work:
         Folder.of(folder / "out" / address),
         Folder.of(folder / "scratch" / address),
     )
+
+
+CONFIGURATIONS = (Configuration(lr=0.003, weight_decay=1e-4), Configuration(lr=0.01))
+
+
+def train_all(cell: Work, configurations: tuple[Configuration, ...] = CONFIGURATIONS) -> Outcome:
+    """Train and close a cell in this process."""
+    opened = Cell.open(cell)
+    for number, configuration in enumerate(configurations):
+        tuning = opened.start(number, configuration)
+        while len(tuning.history) < opened.step.settings.epochs and tuning.failure is None:
+            tuning.run_epoch()
+        opened.keep(number, tuning)
+    return close(cell, configurations)

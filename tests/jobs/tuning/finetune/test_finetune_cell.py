@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from jobs.contract import Outcome, StageError, Work
+from jobs.contract import StageError
 from jobs.corpus.shards import Index
 from jobs.corpus.units import units_of
 from jobs.encoders.encoder import load
@@ -23,7 +23,7 @@ from jobs.features.spec import FeaturesStep
 from jobs.storage.folder import Folder
 from jobs.tuning import schema
 from jobs.tuning.budget import Budget
-from jobs.tuning.finetune.cell import Cell, close, select, state_name, transfer
+from jobs.tuning.finetune.cell import Cell, select, state_name, transfer
 from jobs.tuning.finetune.inputs import Source, TestInputs
 from jobs.tuning.finetune.model import AdaptedEncoder, adapted_layers
 from jobs.tuning.finetune.train import EpochNumbers, State
@@ -38,6 +38,7 @@ from jobs.tuning.trained import Configuration, Selected
 from tests import pretend
 from tests.jobs.committing import seal
 from tests.jobs.tuning.finetune.digits import (
+    CONFIGURATIONS,
     INVERTED,
     METHODS,
     REGULARISED,
@@ -46,20 +47,9 @@ from tests.jobs.tuning.finetune.digits import (
     VIEWS,
     put_encoder,
     step,
+    train_all,
     work,
 )
-
-CONFIGURATIONS = (Configuration(lr=0.003, weight_decay=1e-4), Configuration(lr=0.01))
-
-
-def train_all(cell: Work, configurations: tuple[Configuration, ...] = CONFIGURATIONS) -> Outcome:
-    opened = Cell.open(cell)
-    for number, configuration in enumerate(configurations):
-        tuning = opened.start(number, configuration)
-        while len(tuning.history) < opened.step.settings.epochs and tuning.failure is None:
-            tuning.run_epoch()
-        opened.keep(number, tuning)
-    return close(cell, configurations)
 
 
 def features_of(digits: Folder, encoder: Folder, folder: Path) -> Folder:

@@ -47,7 +47,7 @@ class Answers:
     def done(self, address: str, result: Outcome | BaseException) -> None:
         if address in self.results:
             self.twice.append(address)
-        if not self.results:
+        if isinstance(result, Outcome) and Outcome not in map(type, self.results.values()):
             self.on_first()
         self.results[address] = result
 
@@ -72,7 +72,7 @@ def contents(folder: Folder) -> dict[str, bytes]:
     return {name: folder.read_bytes(name) for name, _ in folder.files()}
 
 
-def test_cells_are_done_from_a_thread_as_they_would_be_alone(
+def test_cells_are_done_from_a_thread_as_they_would_be_alone_and_a_failing_one_fails_alone(
     ray_session: None,
     write_features: WriteFeatures,
     make_work: MakeWork,
@@ -82,18 +82,32 @@ def test_cells_are_done_from_a_thread_as_they_would_be_alone(
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     works = id_works(write_features, make_work)
+    diverging = Method(head="linear", space=Space(lr=1e38))
+    big = step(method=diverging, method_name="big")
+    failing = [
+        make_work("diverges", big, features=write_features("d")),
+        make_work("absent", step(), features=write_features("empty", parts=())),
+        make_work("greedy", step(cpus=512), features=write_features("g")),
+    ]
     unfinished_at_first: list[Work] = []
     answers = Answers(
         on_first=lambda: unfinished_at_first.extend(
             work for work in works if not work.output.exists(schema.CELL)
         )
     )
-    thread = threading.Thread(target=run, args=(works, answers.hooks))
+    all_works = [works[0], *failing, *works[1:]]
+    thread = threading.Thread(target=run, args=(all_works, answers.hooks))
     begun = time.monotonic()
     thread.start()
     thread.join(timeout=PATIENCE)
     passed = time.monotonic() - begun
     assert answers.twice == []
+    failed = {a: r for a, r in answers.results.items() if isinstance(r, BaseException)}
+    assert set(failed) == {"diverges", "absent", "greedy"}
+    assert all(isinstance(error, StageError) for error in failed.values())
+    assert "all 3 configurations failed" in str(failed["diverges"])
+    assert "has no features-train.parquet" in str(failed["absent"])
+    assert "tuning.cpus=512, but" in str(failed["greedy"])
     assert unfinished_at_first, "the first answer came only after every cell had ended"
     ended = [answers.results[work.address] for work in works]
     spent = [result.seconds for result in ended if isinstance(result, Outcome) and result.seconds]
@@ -115,30 +129,6 @@ def test_cells_are_done_from_a_thread_as_they_would_be_alone(
 def step_of(work: Work) -> TuneStep:
     assert isinstance(work.spec, TuneStep)
     return work.spec
-
-
-def test_a_failing_cell_has_a_result_and_its_siblings_continue(
-    ray_session: None, write_features: WriteFeatures, make_work: MakeWork
-) -> None:
-    works = id_works(write_features, make_work, levels=1)
-    diverging = Method(head="linear", space=Space(lr=1e38))
-    works.insert(
-        1,
-        make_work(
-            "diverges", step(method=diverging, method_name="big"), features=write_features("d")
-        ),
-    )
-    works.insert(2, make_work("absent", step(), features=write_features("empty", parts=())))
-    works.insert(3, make_work("greedy", step(cpus=512), features=write_features("g")))
-    answers = Answers()
-    run(works, answers.hooks)
-    failed = {a: r for a, r in answers.results.items() if isinstance(r, BaseException)}
-    assert set(failed) == {"diverges", "absent", "greedy"}
-    assert all(isinstance(error, StageError) for error in failed.values())
-    assert "all 3 configurations failed" in str(failed["diverges"])
-    assert "has no features-train.parquet" in str(failed["absent"])
-    assert "tuning.cpus=512, but" in str(failed["greedy"])
-    assert len(answers.results) == len(works)
 
 
 def test_ood_cells_have_results_and_are_never_trained(
