@@ -109,7 +109,7 @@ def load(
         _assign(raw, "pretrain.seeds", parse_seeds(seeds))
     for item in overrides:
         path, equals, value = item.partition("=")
-        if not equals or not path.strip():
+        if not equals or not all(part.strip() for part in path.split(".")):
             raise UserError(f"--set {item}: must read path=value, as in noise.seed=1")
         try:
             _assign(raw, path.strip(), strict_yaml.parse(value))
