@@ -25,6 +25,8 @@ _BOOL, _INT, _FLOAT = (f"tag:yaml.org,2002:{name}" for name in ("bool", "int", "
 
 _UNUSED = ("binary", "omap", "pairs", "set")  # a set has no order, and bytes are no text
 
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")  # what no file, path or store can hold
+
 _MOST = 1_000_000
 """Values that a document may have, each counted as often as its aliases repeat it."""
 
@@ -80,6 +82,13 @@ def _count(node: yaml.Node, counted: dict[yaml.Node, int]) -> int:
     """How many values a node has. Raises YAMLError for more than _MOST, and for one in itself."""
     if node in counted:
         return counted[node]
+    if isinstance(node, yaml.ScalarNode) and _NO_TEXT.search(node.value):
+        raise yaml.composer.ComposerError(
+            None,
+            None,
+            f"{_OWN}a NUL or half a character (\\0, \\ud800); remove it",
+            node.start_mark,
+        )
     counted[node] = _MOST + 1  # until it is known: a node within itself has no end
     below = node.value if isinstance(node, yaml.CollectionNode) else ()
     pairs = (one if isinstance(one, tuple) else (one,) for one in below)

@@ -48,7 +48,9 @@ def _read(source: str) -> tuple[str, str]:
         try:
             return str(path), read_text(path)
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: cannot be read as text ({error})") from error
+            raise UserError(
+                f"{path}: cannot be read as text ({error}); give a file in UTF-8"
+            ) from error
     if source in bundled():
         text = (EXPERIMENTS / f"{source}.yaml").read_text(encoding="utf-8")
         return f"{source}.yaml", text

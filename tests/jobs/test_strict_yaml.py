@@ -48,6 +48,8 @@ HOSTILE = {
     "a mapping merged into itself": ("a: &a {<<: *a}", "repeat values without end"),
     "a set, which has no order": ("tasks: !!set {a, b}", "a tag (!...) makes an object"),
     "bytes": ("name: !!binary aGk=", "a tag (!...) makes an object"),
+    "a NUL": ('path: "a\\0b"', "a NUL or half a character"),
+    "half a character": ('"\\ud800": a', "a NUL or half a character"),
     "pairs": ("tasks: !!omap [a: 1]", "a tag (!...) makes an object"),
 }
 
