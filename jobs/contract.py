@@ -40,14 +40,15 @@ For a field that is added later: results made before it existed keep their ident
 
 SLUG = r"^[a-z0-9][a-z0-9._-]*$"
 
-_MOST_LETTERS = 80
+MOST_LETTERS = 80
+"""The most letters of a name."""
 
 
 def _slug(text: str) -> str:
-    if len(text) > _MOST_LETTERS or not re.fullmatch(SLUG, text, re.ASCII):
+    if len(text) > MOST_LETTERS or not re.fullmatch(SLUG, text, re.ASCII):
         raise ValueError(
             f"a name begins with a letter from a to z or a digit, and has only these, dots, dashes "
-            f"and underscores, at most {_MOST_LETTERS}; a title may have any letters"
+            f"and underscores, at most {MOST_LETTERS}; a title may have any letters"
         )
     return text
 

@@ -1,7 +1,10 @@
 """The YAML parser for every file of this project: plain values only, no duplicate keys.
 
 `yes`, `no`, `on` and `off` are words, as in YAML 1.2, so a class may be called `no`. Only `true`
-and `false` are truth values. A field that needs one takes these words too.
+and `false` are truth values. A field that needs one takes these words too. A whole number has
+decimal digits alone, and no zero before them: YAML 1.1 reads `010` as 8 and `12:30` as 750. Such a
+text is a word, which a field that needs a number takes for one if it is one (`010` is 10).
+Tags that make sets, bytes or pairs are refused, and so are aliases that repeat values without end.
 """
 
 from __future__ import annotations
@@ -18,15 +21,27 @@ MERGE = "tag:yaml.org,2002:merge"
 _OWN = "\u2063"
 """Begins the messages of this module, which a reader may see."""
 
-_BOOL = "tag:yaml.org,2002:bool"
+_BOOL, _INT, _FLOAT = (f"tag:yaml.org,2002:{name}" for name in ("bool", "int", "float"))
+
+_UNUSED = ("binary", "omap", "pairs", "set")  # a set has no order, and bytes are no text
+
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")  # what no file, path or store can hold
+
+_MOST = 1_000_000
+"""Values that a document may have, each counted as often as its aliases repeat it."""
 
 
 class _StrictLoader(yaml.SafeLoader):
     """A safe loader that refuses duplicate keys."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012 (as in PyYAML)
-        first: [(tag, pattern) for tag, pattern in resolvers if tag != _BOOL]
+        first: [(tag, pattern) for tag, pattern in resolvers if tag not in (_BOOL, _INT, _FLOAT)]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    yaml_constructors = {  # noqa: RUF012 (as in PyYAML)
+        tag: make
+        for tag, make in yaml.SafeLoader.yaml_constructors.items()
+        if tag is None or tag.rpartition(":")[2] not in _UNUSED
     }
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
@@ -40,10 +55,50 @@ class _StrictLoader(yaml.SafeLoader):
             )
         return node
 
+    def get_single_node(self) -> yaml.Node | None:
+        node: yaml.Node | None = super().get_single_node()
+        if node is not None:
+            _count(node, {})
+        return node
+
 
 _StrictLoader.add_implicit_resolver(
     _BOOL, re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
 )
+_StrictLoader.add_implicit_resolver(
+    _INT, re.compile(r"^[-+]?(?:0|[1-9][0-9]*)$"), list("-+0123456789")
+)
+_StrictLoader.add_implicit_resolver(
+    _FLOAT,
+    re.compile(
+        r"^(?:[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+][0-9]+)?|[-+]?\.(?:inf|Inf|INF)"
+        r"|\.(?:nan|NaN|NAN))$"
+    ),
+    list("-+0123456789."),
+)
+
+
+def _count(node: yaml.Node, counted: dict[yaml.Node, int]) -> int:
+    """How many values a node has. Raises YAMLError for more than _MOST, and for one in itself."""
+    if node in counted:
+        return counted[node]
+    if isinstance(node, yaml.ScalarNode) and _NO_TEXT.search(node.value):
+        raise yaml.composer.ComposerError(
+            None,
+            None,
+            f"{_OWN}a NUL or half a character (\\0, \\ud800); remove it",
+            node.start_mark,
+        )
+    counted[node] = _MOST + 1  # until it is known: a node within itself has no end
+    below = node.value if isinstance(node, yaml.CollectionNode) else ()
+    pairs = (one if isinstance(one, tuple) else (one,) for one in below)
+    found = 1 + sum(_count(one, counted) for pair in pairs for one in pair)
+    if found > _MOST:
+        raise yaml.composer.ComposerError(
+            None, None, f"{_OWN}its aliases (*name) repeat values without end", node.start_mark
+        )
+    counted[node] = found
+    return found
 
 
 def parse(text: str) -> Any:

@@ -129,3 +129,12 @@ def _discriminator(limits: Mapping[str, Any]) -> str:
 
 def _number(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+_BRANCHES = ("function-", "tagged", "constrained-", "lax-or-strict", "nullable", "json-or-python")
+_TYPES = {"float", "int", "str", "bool", "list", "dict", "none", "tuple", "literal"}
+
+
+def names_a_branch(part: str) -> bool:
+    """Whether a part of a location is pydantic's name for a branch of a union, not a field."""
+    return part.startswith(_BRANCHES) or part.partition("[")[0] in _TYPES

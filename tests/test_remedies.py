@@ -138,7 +138,8 @@ def test_every_name_in_back_ticks_that_a_message_gives_is_a_field() -> None:
     assert {"unlabelled", "label_names", "classes"} <= named.keys()
     values = {"skip", "stop", "encoder", "shared"}
     others = {"bytes", "huggingface", "txt", "cls"}  # of a Parquet file; of a tar
-    others |= {"convmv", "forward_intermediates", "prepare"}  # of other tools; of an extension
+    others |= {"convmv", "bunzip2", "unxz", "unzstd"}  # other tools
+    others |= {"forward_intermediates", "prepare"}  # of an extension
     assert {
         word: where for word, where in named.items() if word not in last | values | others
     } == {}

@@ -24,6 +24,7 @@ from jobs import records
 from jobs.contract import Outcome, StageError
 from jobs.corpus.check import QUARANTINE_SCHEMA, Rules, check, mask_numbers
 from jobs.corpus.readers import Classes, Unit, reader_of
+from jobs.corpus.readers.rows import why_no_rows
 from jobs.corpus.readers.source import Listing
 from jobs.corpus.runs import PARTS, RUN_BYTES, Run, write_run
 from jobs.corpus.shards import QUARANTINE, File, Index
@@ -258,30 +259,46 @@ def refuse_bad(corpus: Corpus, found: Survey, scans: Sequence[Scan]) -> None:
     They are none if more than `max_bad_share` of the rows, or all of them, are bad, and if a class
     has no training row (unless `allow_empty_classes`).
     """
-    read, reasons = sum(scan.read for scan in scans), _add_up(scan.quarantined for scan in scans)
-    bad = reasons.total()
-    if read == 0:
-        where = getattr(corpus.reader, "where", None)
-        what = f"no row of the source fits `where` ({where})" if where else "the source has no rows"
-        raise StageError(f"corpus {corpus.name}: {what}; correct corpus.reader")
-    examples: dict[str, str] = {}
-    for scan in scans:
-        examples = scan.examples | examples
-    listed = ", ".join(
-        f"{count:,} {reason} (first: {examples[reason]})" for reason, count in reasons.most_common()
+    for name in _sources(corpus):
+        own = [s for p, s in zip(found.pieces, scans, strict=True) if p.source == name]
+        _refuse_useless(corpus, name, own)
+    read, bad = (
+        sum(scan.read for scan in scans),
+        _add_up(scan.quarantined for scan in scans).total(),
     )
-    if bad == read:
-        raise StageError(
-            f"corpus {corpus.name}: all {read:,} rows are bad: {listed}; repair the source or "
-            f"correct corpus.reader"
-        )
     if bad > corpus.max_bad_share * read:
         raise StageError(
             f"corpus {corpus.name}: {bad:,} of {read:,} rows ({bad / read:.2%}) are bad, more than "
-            f"max_bad_share = {corpus.max_bad_share:.2%}: {listed}; repair the source, or raise "
-            f"corpus.max_bad_share to leave them out"
+            f"max_bad_share = {corpus.max_bad_share:.2%}: {_reasons(scans)}; repair the source, or "
+            f"raise corpus.max_bad_share to leave them out"
         )
     _refuse_empty_classes(corpus, found, scans)
+
+
+def _refuse_useless(corpus: Corpus, name: str, scans: Sequence[Scan]) -> None:
+    """Raise StageError when a source has no good row."""
+    where = "corpus.reader" if name == MAIN else f"corpus.parts.{name}"
+    of = "" if name == MAIN else f" of {where}"
+    read = sum(scan.read for scan in scans)
+    if read == 0:
+        what = why_no_rows(_sources(corpus)[name])
+        raise StageError(f"corpus {corpus.name}: {what}; correct {where}")
+    if _add_up(scan.quarantined for scan in scans).total() == read:
+        raise StageError(
+            f"corpus {corpus.name}: all {read:,} rows{of} are bad: {_reasons(scans)}; repair the "
+            f"source or correct {where}"
+        )
+
+
+def _reasons(scans: Sequence[Scan]) -> str:
+    """Why rows are bad, most frequent first, each with its first row."""
+    examples: dict[str, str] = {}
+    for scan in scans:
+        examples = scan.examples | examples
+    return ", ".join(
+        f"{count:,} {reason} (first: {examples[reason]})"
+        for reason, count in _add_up(scan.quarantined for scan in scans).most_common()
+    )
 
 
 def _refuse_empty_classes(corpus: Corpus, found: Survey, scans: Sequence[Scan]) -> None:
@@ -296,6 +313,7 @@ def _refuse_empty_classes(corpus: Corpus, found: Survey, scans: Sequence[Scan]) 
     named = ", ".join(repr(found.classes.ids[label]) for label in empty[:CLASSES_SHOWN])
     more = f" and {len(empty) - CLASSES_SHOWN:,} more" if len(empty) > CLASSES_SHOWN else ""
     hint = "do the labels begin at 1? " if empty == [0] and found.classes.ids[0] == "0" else ""
+    hint = "does `where` leave their rows out? " if getattr(corpus.reader, "where", None) else hint
     raise StageError(
         f"corpus {corpus.name}: {len(empty):,} of {len(found.classes.ids):,} classes have no row "
         f"in the training part ({named}{more}); {hint}correct the labels or the list of classes, "

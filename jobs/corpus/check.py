@@ -93,7 +93,7 @@ def check(rows: pa.Table, rules: Rules) -> Checked:
     """Separate good from bad rows (one row or more). A row's reason is its first fault found."""
     rows = rows.combine_chunks()
     reasons: list[str | None] = rows["fault"].to_pylist()
-    _set_reason(reasons, "no_key", _is_empty(rows["key"]))
+    _set_reason(reasons, "no_key", _is_empty(pc.utf8_trim_whitespace(rows["key"])))
     columns, notes, shrunk = _COLUMNS[rules.form.modality](rows, rules, reasons)
     bad = np.array([reason is not None for reason in reasons], dtype=bool)
     good = pa.array(~bad)

@@ -16,7 +16,7 @@ import pyarrow as pa
 from jobs.contract import StageError
 from jobs.corpus.check import Checked, Rules, check, mask_numbers
 from jobs.corpus.readers import Classes, Reader, reader_of
-from jobs.corpus.readers.rows import RAW
+from jobs.corpus.readers.rows import RAW, why_no_rows
 from jobs.corpus.readers.source import files
 from jobs.corpus.spec import Corpus, JsonLinesReader, TableReader, TextTableReader
 from jobs.storage.folder import Folder
@@ -33,6 +33,7 @@ class Preview:
     classes: Classes
     counts: Mapping[int, int] | None  # label -> rows; None: only reading the images tells
     rows: tuple[str, ...]  # the first ones, in words
+    why_none: str = ""  # words on a source without rows
 
     @property
     def without_rows(self) -> list[str]:
@@ -43,7 +44,7 @@ class Preview:
 
     def in_a_line(self) -> str:
         """The classes and the first rows."""
-        return f"{self.classes_in_words()}; {'; '.join(self.rows) or 'no rows'}"
+        return f"{self.classes_in_words()}; {'; '.join(self.rows) or self.why_none}"
 
     def classes_in_words(self) -> str:
         """How many classes there are, the first of them, and which have no row."""
@@ -80,7 +81,8 @@ def preview(corpus: Corpus, *, count: bool = True) -> Preview:
     first = _first_rows(reader)
     prefix = getattr(corpus.reader, "key_prefix", "")
     shown = [_in_words(first.slice(n, 1), rules, classes, prefix) for n in range(len(first))]
-    return Preview(classes, reader.label_counts() if count else None, tuple(shown))
+    counts = reader.label_counts() if count else None
+    return Preview(classes, counts, tuple(shown), "" if shown else why_no_rows(corpus.reader))
 
 
 def _first_rows(reader: Reader) -> pa.Table:

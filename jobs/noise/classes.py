@@ -7,6 +7,7 @@ A name takes precedence over a number; an ambiguous name is refused. Reads no fi
 from __future__ import annotations
 
 import difflib
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -119,7 +120,10 @@ class Classes:
         return StageError(f"{where} names a class {name!r} that the corpus does not have; {hint}")
 
 
+_WHOLE = re.compile("[0-9]{1,18}")
+
+
 def _parse_number(text: str) -> ClassName:
     """The whole number that a text reads as, also with decimals of zeros; else the text."""
     whole, _, decimals = text.strip().partition(".")
-    return int(whole) if whole.isdecimal() and not decimals.strip("0") else text
+    return int(whole) if _WHOLE.fullmatch(whole) and not decimals.strip("0") else text

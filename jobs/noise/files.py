@@ -345,7 +345,10 @@ def probabilities_by_key(
                 f"{source.path}: the lists of column {column!r} differ in length; give each key "
                 f"one probability for each class"
             )
-        flat = lists.flatten().to_numpy(zero_copy_only=False)
+        flat = lists.flatten()
+        if pa.types.is_decimal(flat.type):
+            flat = flat.cast(pa.float64())
+        flat = flat.to_numpy(zero_copy_only=False)
         yield rows, flat.reshape(len(rows), lengths[0].as_py())
 
 

@@ -14,7 +14,7 @@ nested and exact, and nothing depends on shards or on the rows' order. A sample 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,6 +92,11 @@ def captions(
     order = _by_key(samples.keys)
     clean = samples.captions.take(pa.array(order)).to_pylist()
     thresholds, given = _call(part, samples.keys, clean, order, classes, choice)
+    if isinstance(given, (str, bytes, Set, Mapping)):  # its parts are no captions, or in no order
+        raise StageError(
+            f"{part}: its captions are a {type(given).__name__}; return a list of {len(order)} "
+            f"texts, one for each key"
+        )
     with blaming(part.extension):  # it may be a generator
         found = list(given)
     if len(found) != len(order) or not all(_is_caption(text) for text in found):

@@ -61,7 +61,7 @@ class _NoiseBase(Spec):
         repeated = [level for level in levels if levels.count(level) > 1]
         if repeated:
             raise ValueError(f"{repeated[0]:g} is given twice; name each level once")
-        return tuple(sorted(levels))
+        return tuple(sorted(level + 0.0 for level in levels))  # -0.0 is 0.0
 
     @property
     def shared(self) -> bool:

@@ -174,6 +174,7 @@ def found(task: Task) -> Iterator[str]:
 
 def _source_faults(task: Task, name: str, spec: AnyReader) -> Iterator[str]:
     from jobs.corpus.readers import reader_of
+    from jobs.corpus.readers.rows import why_no_rows
 
     facts = task.facts
     reader = reader_of(spec)
@@ -200,7 +201,7 @@ def _source_faults(task: Task, name: str, spec: AnyReader) -> Iterator[str]:
             if row["label"] is None or not 0 <= row["label"] < len(names):
                 yield f"{name}: {row['key']}: label {row['label']} of {len(names)} classes"
     if not seen:
-        yield f"{name}: no rows"
+        yield f"{name}: {why_no_rows(spec)}"
 
 
 def _mask_faults(

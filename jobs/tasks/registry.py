@@ -16,11 +16,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from jobs.contract import truth_value_fault
+from jobs.contract import Spec, truth_value_fault
 from jobs.storage.bounded import read_text
 from jobs.storage.folder import Folder
 from jobs.tasks.spec import Task
-from jobs.validation import in_words
+from jobs.validation import in_words, names_a_branch
 
 SHIPPED = Path(__file__).parent
 
@@ -78,10 +78,11 @@ def _parse(file: Path) -> Task:
         task = Task.model_validate(content)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        parts = (str(part) for part in first["loc"] if not str(part).startswith("tagged"))
+        parts = (str(part) for part in first["loc"] if not names_a_branch(str(part)))
         field = ".".join(parts) or "the whole file"
         what = in_words(first)
-        given = "" if first["type"] == "missing" else f" (given: {_shorten(first['input'])})"
+        whole = first["type"] == "missing" or isinstance(first["input"], (dict, Spec))
+        given = "" if whole else f" (given: {_shorten(first['input'])})"
         raise TaskError(f"{file}: {field}: {what}{given}; correct the file") from None
     if task.name != file.stem:
         raise TaskError(

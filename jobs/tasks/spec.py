@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from jobs.alike import UNSEEN, first_alike
 from jobs.contract import NOT_SEMANTIC, SILENT, Slug, Spec
 from jobs.corpus.form import Modality
 from jobs.corpus.spec import Corpus
@@ -189,6 +190,11 @@ class Task(Spec):
                 raise ValueError(f"{field} lists nothing; name the classes, or leave it out")
             if not all(name.strip() for name in found or ()):
                 raise ValueError(f"{field} has a class without a name; give it one")
+            if (alike := first_alike(found or ())) is not None:
+                raise ValueError(
+                    f"the classes {alike[0]!r} and {alike[1]!r} of {field} differ only in "
+                    f"{UNSEEN}; make them one class, or rename one"
+                )
             for name, members in (found or {}).items():
                 if not members:
                     raise ValueError(f"{field}.{name} lists nothing; name at least one")

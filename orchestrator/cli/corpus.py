@@ -252,7 +252,7 @@ def source_lines(address: str, source: Preview | str) -> Iterator[str]:
         yield f"  {'class':12}{source.counts.get(label, 0):>12,} rows  {identity}"
     if len(ids) > CLASSES_SHOWN:
         yield f"  {'':12}... and {len(ids) - CLASSES_SHOWN:,} more classes; --json lists them"
-    for row in source.rows:
+    for row in source.rows or (source.why_none,):
         yield f"  {'row':12}{row}"
 
 

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from jobs.contract import Spec, specs_in
-from jobs.validation import in_words
+from jobs.validation import in_words, names_a_branch
 
 _SHOWN = 80  # characters of a value
 
@@ -72,7 +72,7 @@ def _field_path(model: type[Spec], location: tuple[int | str, ...]) -> list[str]
             if name in ("kind", "objective")
         }
         known = any(part in candidate.model_fields for candidate in candidates)
-        if part in tags or (not known and _names_a_branch(str(part))):
+        if part in tags or (not known and names_a_branch(str(part))):
             continue
         path.append(str(part))
         inner = [
@@ -83,15 +83,6 @@ def _field_path(model: type[Spec], location: tuple[int | str, ...]) -> list[str]
         ]
         candidates = inner or candidates
     return path
-
-
-_BRANCHES = ("function-", "tagged", "constrained-", "lax-or-strict", "nullable", "json-or-python")
-_TYPES = {"float", "int", "str", "bool", "list", "dict", "none", "tuple", "literal"}
-
-
-def _names_a_branch(part: str) -> bool:
-    """Whether a part of a location is pydantic's name for a branch of a union, not a field."""
-    return part.startswith(_BRANCHES) or part.partition("[")[0] in _TYPES
 
 
 def _fields_at(model: type[Spec], path: list[str]) -> list[str]:

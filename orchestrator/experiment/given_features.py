@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from jobs.contract import Slug
+from jobs.contract import MOST_LETTERS, Slug
 from jobs.encoders.spec import GivenEncoder, PretrainedEncoder
 from jobs.storage.folder import Folder
 from jobs.tasks import registry
@@ -91,8 +91,8 @@ def on_given(
     task.
 
     `short`: the tuning is the demo's, which is cut to the demo's time; `BUDGET` replaces that.
-    The encoder is named after the file, and so is the task unless it has its own name. Raises
-    UserError for a name that an address cannot hold.
+    The encoder is named after the file (if that name is too long, after the task), and so is the
+    task unless it has its own name. Raises UserError for a name that an address cannot hold.
     """
     own = Path(Folder.holding(file)[1]).stem.lower()
     stem = re.sub(r"[^a-z0-9._-]+", "-", own).strip("-._") or "given"
@@ -105,6 +105,8 @@ def on_given(
             f"{what} is up to 70 small letters, digits, dots, dashes and underscores, a letter or "
             f"digit first; give one with --task"
         ) from None
+    if task is not None and len(stem) > MOST_LETTERS:
+        stem = name
     kept = ("features", "tuning", "storage", "tracking", "task_folders", "data")
     sections = {section: raw[section] for section in kept if section in raw}
     if short:

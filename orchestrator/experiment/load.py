@@ -48,7 +48,9 @@ def _read(source: str) -> tuple[str, str]:
         try:
             return str(path), read_text(path)
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: cannot be read as text ({error})") from error
+            raise UserError(
+                f"{path}: cannot be read as text ({error}); give a file in UTF-8"
+            ) from error
     if source in bundled():
         text = (EXPERIMENTS / f"{source}.yaml").read_text(encoding="utf-8")
         return f"{source}.yaml", text
@@ -109,7 +111,7 @@ def load(
         _assign(raw, "pretrain.seeds", parse_seeds(seeds))
     for item in overrides:
         path, equals, value = item.partition("=")
-        if not equals or not path.strip():
+        if not equals or not all(part.strip() for part in path.split(".")):
             raise UserError(f"--set {item}: must read path=value, as in noise.seed=1")
         try:
             _assign(raw, path.strip(), strict_yaml.parse(value))

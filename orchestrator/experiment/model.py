@@ -6,6 +6,7 @@ change a fingerprint.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -96,6 +97,17 @@ class Experiment(Spec):
         copy = self.model_copy()
         copy._remembered = True
         return copy
+
+    @field_validator("storage")
+    @classmethod
+    def _is_clear(cls, storage: str) -> str:
+        if not storage.strip():
+            raise ValueError("is blank; give a folder, s3://BUCKET/FOLDER or gs://BUCKET/FOLDER")
+        if mistyped := re.match("(s3|gs):/?(?!/)", storage):
+            scheme = mistyped[1]
+            rest = storage[mistyped.end() :]
+            raise ValueError(f"is no bucket; write {scheme}://{rest}, or ./{storage} for a folder")
+        return storage
 
     @field_validator("tasks")
     @classmethod

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -26,7 +27,7 @@ from analysis.report import answer, facts
 from analysis.summary import summary as summarised
 from jobs import records
 from jobs.storage.folder import Folder
-from orchestrator.errors import UserError
+from orchestrator.errors import StoreError, UserError
 from orchestrator.experiment.last_sweep import as_yaml
 from orchestrator.experiment.registered import register
 from orchestrator.plan.assess import look
@@ -37,12 +38,15 @@ from orchestrator.results.tables import FinishedSteps
 from orchestrator.step.address import ReportAddress
 from orchestrator.step.fingerprint import fingerprint
 from orchestrator.store import provenance
+from orchestrator.store.lease import Leases
 from orchestrator.store.manifest import MANIFEST
 from orchestrator.store.store import Store
 from orchestrator.tracking.pages import runs_page
 from orchestrator.tracking.runs import NOTE, Data, SweepRecord
 from orchestrator.tracking.server import resolve_uri
 
+PATIENCE = 600.0  # seconds until the report of another process must be written
+RETRY_SECONDS = 0.2
 PROTOCOL = 11  # raised when the report's contents change
 SUMMARY = "summary.parquet"
 PRETRAINED = "encoders.parquet"
@@ -151,9 +155,28 @@ def refresh(
     )
     folder = store.root / str(ReportAddress(plan.experiment.name))
     complete = len(found.records) == len(plan.steps)
+    stored = _stored(found, folder, report_fingerprint, complete, claims)
+    if stored is not None:
+        return stored
+    with _alone(store, plan.experiment.name):
+        return _stored(found, folder, report_fingerprint, complete, claims) or _write(
+            found, folder, report_fingerprint, problems, complete, rotations, claims
+        )
+
+
+def _stored(
+    found: FinishedSteps,
+    folder: Folder,
+    report_fingerprint: str,
+    complete: bool,
+    claims: Sequence[Registration],
+) -> Report | None:
+    """The report in the store, if it is of these steps and as it was written; else None."""
     stored = records.find(folder, MANIFEST, _Written)
-    if stored and stored.fingerprint == report_fingerprint and _intact(folder, stored.files):
-        with suppress(OSError, pa.ArrowException):  # a damaged table: the report is written again
+    if stored is None or stored.fingerprint != report_fingerprint:
+        return None
+    with suppress(OSError, pa.ArrowException):  # damaged, or written by another at this moment
+        if _intact(folder, stored.files):
             return Report(
                 folder,
                 report_fingerprint,
@@ -165,7 +188,29 @@ def refresh(
                 stored.constant,
                 stored.answer,
             )
-    return _write(found, folder, report_fingerprint, problems, complete, rotations, claims)
+    return None
+
+
+@contextmanager
+def _alone(store: Store, experiment: str) -> Iterator[None]:
+    """Hold the lease of an experiment's report, so that no two are written into one folder.
+
+    Two sweeps that share a store may end at the same time. Waits up to PATIENCE for the other.
+    """
+    address, leases = str(ReportAddress(experiment)), Leases(store.root)
+    deadline = time.monotonic() + PATIENCE
+    try:
+        while not leases.acquire(address):
+            if time.monotonic() > deadline:
+                raise StoreError(
+                    f"another sweep or command on this store is writing {address}; when it has "
+                    f"ended, run `nml-orch report`"
+                )
+            time.sleep(RETRY_SECONDS)
+        yield
+    finally:
+        with suppress(OSError):
+            leases.close()
 
 
 def _intact(folder: Folder, files: Mapping[str, str]) -> bool:

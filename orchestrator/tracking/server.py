@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from urllib.parse import urlsplit
 
 from jobs.reach import database_fault, web_fault
+from orchestrator.errors import UserError
 from orchestrator.store.provenance import redact
 from orchestrator.tracking import sqlite
 
@@ -12,8 +14,19 @@ VARIABLE = "MLFLOW_TRACKING_URI"
 
 
 def resolve_uri(configured: str | None) -> str:
-    """The tracking URI: the experiment's, else the environment's, else a database here."""
+    """The tracking URI: the experiment's, else the environment's, else a database here.
+
+    Raises UserError for a text that is no URI.
+    """
     uri = configured or os.environ.get(VARIABLE) or "sqlite:///mlflow.db"
+    try:
+        parts = urlsplit(uri)
+        _ = parts.port if parts.scheme in ("http", "https") else None
+    except ValueError as error:
+        where = "tracking.uri" if configured else VARIABLE
+        raise UserError(
+            f"{where} = {redact(uri)}: is no address ({error}); give one like http://HOST:5000"
+        ) from None
     return sqlite.absolute(uri)
 
 

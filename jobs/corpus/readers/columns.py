@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from jobs.alike import alike, folded
 from jobs.contract import StageError
 from jobs.corpus.readers.labels import Naming, label_text
 from jobs.corpus.readers.rows import UNKNOWN
@@ -70,6 +71,14 @@ def cast(
             f"{where}: column {name!r} holds more than {wanted} ({error}); correct it or name "
             f"another column"
         ) from None
+
+
+def key_texts(column: pa.Array | pa.ChunkedArray, where: str, name: str) -> pa.ChunkedArray:
+    """A column of keys as text; null for NaN, which is no key."""
+    column = column.cast(value_type(column.type))
+    if pa.types.is_floating(column.type):
+        column = pc.if_else(pc.is_nan(column), None, column)
+    return cast(column, where, name, pa.string())
 
 
 def image_bytes(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, pa.ChunkedArray | None]:
@@ -156,20 +165,23 @@ def refuse_columns(schema: pa.Schema, named: Sequence[str], path: str) -> None:
     for name in named:
         count = schema.names.count(name)
         if count == 0:
+            near = alike(name, schema.names)
+            hint = "correct the reader's fields"
+            hint = hint if near is None else f"name it as the file does, {near!r}"
             raise StageError(
-                f"{path} has no column {name!r}; it has {', '.join(schema.names)}: correct the "
-                f"reader's fields"
+                f"{path} has no column {name!r}; it has {', '.join(schema.names)}: {hint}"
             )
         if count > 1:
             raise StageError(f"{path} has {count} columns called {name!r}; rename all but one")
 
 
 def declared_names(
-    schema: pa.Schema, label: str, path: str, field: str = "classes"
+    schema: pa.Schema, label: str, path: str, field: str = "classes", *, given: bool = False
 ) -> list[str] | None:
     """The class names in Hugging Face's metadata, if any.
 
-    Raises StageError when they are of no use; `field` can list names in their place.
+    Raises StageError when they are of no use; `field` can list names in their place, and if they
+    are `given` there, metadata of no use is passed over.
     """
     raw = (schema.metadata or {}).get(b"huggingface")
     if raw is None:
@@ -182,21 +194,44 @@ def declared_names(
         found = raw
     if not found:
         return None
-    if not isinstance(found, list) or not all(label_text(name) is not None for name in found):
+    if not isinstance(found, list) or not all((label_text(name) or "").strip() for name in found):
+        if given:
+            return None
         raise StageError(
             f"{path}: its `huggingface` metadata does not list the names of {label!r} as Hugging "
-            f"Face writes them; give the names in `{field}`"
+            f"Face writes them, a text for each; give the names in `{field}`"
         )
     return [str(name) for name in found]
 
 
-def refuse_repeated(names: Sequence[str], where: str, field: str) -> None:
-    """Raise StageError for two classes of one name, where names decide which class is meant.
+def positions(names: Sequence[str], first: Sequence[str], where: str) -> list[int] | None:
+    """Where the names that a file declares stand in those of the first file; None: all in place.
 
-    `field` can list names in their place.
+    Raises StageError for other names, and where two classes have one name.
     """
+    if list(names) == list(first):
+        return None
+    unknown = [name for name in names if name not in first]
+    if unknown:
+        raise StageError(
+            f"{where}: its metadata names a class {unknown[0]!r} that the first file does not "
+            f"have; write all files with the same classes"
+        )
     repeated = next((name for name, count in Counter(names).items() if count > 1), None)
     if repeated is not None:
         raise StageError(
-            f"{where} calls two classes {repeated!r}; give each a name of its own in `{field}`"
+            f"{where}: its metadata has another order of classes than the first file and calls two "
+            f"{repeated!r}; write all files with the same order of classes"
         )
+    return [first.index(name) for name in names]
+
+
+def refuse_contradiction(declared: Sequence[str], classes: Sequence[str], where: str) -> None:
+    """Raise StageError when `classes` gives a declared name to another number."""
+    listed = [folded(name) for name in classes]
+    for number, name in enumerate(map(folded, declared)):
+        if name in listed and listed[number : number + 1] != [name]:
+            raise StageError(
+                f"{where}: its metadata gives the names of `classes` in another order "
+                f"({', '.join(declared[:3])}, ...); correct `classes`, or leave it out"
+            )

@@ -8,7 +8,6 @@ next quote, and for a file that is no such table. Knows no column's role.
 
 from __future__ import annotations
 
-import codecs
 import csv
 import io
 import json
@@ -19,7 +18,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.csv as pacsv
 
+from jobs.alike import alike
 from jobs.contract import StageError
+from jobs.corpus.readers.formats import other_format
 from jobs.corpus.readers.source import stream
 
 MAX_FIELD = 1 << 20  # characters of a field: pyarrow's limit for a row
@@ -137,20 +138,27 @@ class CsvFile:
     def _unreadable(self, columns: Sequence[str], error: str) -> StageError:
         """The error of a table that pyarrow cannot read: what its first line holds instead."""
         found, begin = self._first_line()
-        if begin.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in begin:
-            return StageError(
-                f"{self._full} is not UTF-8 text, but probably UTF-16; convert it "
-                f"(`iconv -f UTF-16 -t UTF-8`)"
-            )
+        if (other := other_format(begin)) is not None:
+            return StageError(f"{self._full} {other}")
+        if not begin.strip():
+            return StageError(f"{self._full} is empty; correct the reader's path, or restore it")
         missing = [column for column in columns if column not in found]
         if missing and not self.columns:
             other = next((d for d in ";\t|,:" if len(found) == 1 and d in found[0]), None)
             hint = "correct the reader's fields, or name the columns in `columns` if it has none"
             if other is not None:
                 hint = f"set `delimiter: {json.dumps(other)}`"
+            elif (near := alike(missing[0], found)) is not None:
+                hint = f"name it as the table does: {near!r}"
             return StageError(
                 f"{self._full} has no column {missing[0]!r}; its first line gives the columns "
                 f"{_shorten(', '.join(found))}; {hint}"
+            )
+        if "UTF8" in error:
+            return StageError(
+                f"{self._full} has a label, key or path that is not UTF-8 text "
+                f"({_shorten(error)}); convert it from its own encoding "
+                f"(`iconv -f LATIN1 -t UTF-8`, say)"
             )
         hint = "" if self.quoted else ", or set `quoting: true` if its fields are quoted"
         return StageError(

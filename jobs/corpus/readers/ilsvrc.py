@@ -18,6 +18,7 @@ from typing import Any
 import pyarrow as pa
 
 from jobs.contract import StageError
+from jobs.corpus.readers.labels import refuse_alike
 from jobs.corpus.readers.names import Entry, class_names, entries, refuse_nameless
 from jobs.corpus.readers.rows import Classes, RowBatcher, Unit, claim
 from jobs.corpus.readers.source import files, is_hidden, locate, stream, text
@@ -40,6 +41,7 @@ class IlsvrcTar:
             named = self._synsets()
             return Classes.of(sorted(e.id for e in named), {e.id: e.name for e in named})
         ids = sorted(_class_id(member.name) for member in self._class_tars())
+        refuse_alike(ids, self.spec.path, "rename or merge their tars")
         if self.spec.synsets is None:
             return Classes.of(ids)
         names = class_names(self.spec.synsets)
@@ -80,15 +82,17 @@ class IlsvrcTar:
         yield from rows.rest()
 
     def _read_flat(self, unit: Unit, notes: Counter[str]) -> Iterator[pa.Table]:
-        truth = self._true_labels()
+        truth, numbers = self._true_labels(), set[int]()
         rows = RowBatcher(unit.file)
         with stream(self.spec.path, unit.file) as opened:
             for member in members(opened, self.spec.path):
-                digits = re.search(r"(\d+)\.\w+$", member.name)
+                digits = re.search(r"([0-9]{1,18})\.\w+$", member.name)
                 number = int(digits.group(1)) if digits else 0
+                numbers.add(number)
                 label = truth[number - 1] if 1 <= number <= len(truth) else None
                 _add_row(rows, member, member.name, label, notes)
                 yield from rows.full()
+        notes["truth_without_image"] += len(set(range(1, len(truth) + 1)) - numbers)
         yield from rows.rest()
 
     def _true_labels(self) -> list[int]:
@@ -122,6 +126,12 @@ class IlsvrcTar:
                 f"{self.spec.synsets} does not number its classes; give lines `number WNID name` "
                 f"as in the devkit's meta.mat"
             )
+        counts = Counter(entry.number for entry in named)
+        repeated = [number for number, count in counts.items() if count > 1]
+        if repeated:
+            raise StageError(
+                f"{self.spec.synsets} gives two classes the number {repeated[0]}; correct one"
+            )
         return {str(entry.number): label_of[entry.id] for entry in named}
 
     def _class_tars(self) -> list[Member]:
@@ -140,6 +150,11 @@ class IlsvrcTar:
             raise StageError(
                 f"{self.spec.path} contains {others[0] if others else 'nothing'} instead of a tar "
                 f"for each class; for the flat validation tar give `ground_truth`"
+            )
+        repeated = [name for name, count in Counter(m.name for m in tars).items() if count > 1]
+        if repeated:
+            raise StageError(
+                f"{self.spec.path} contains {repeated[0]} twice; keep one, or merge the two"
             )
         return tars
 

@@ -9,19 +9,18 @@ no files.
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from jobs.alike import UNSEEN, first_alike, folded
 from jobs.contract import StageError
 from jobs.corpus.readers.rows import UNKNOWN
 
 _WHOLE = re.compile(r"\d{1,18}(\.0*)?")  # more digits may not fit an int64
 _NO_NAME = re.compile(r"[+-]?([0-9]+(\.0*)?|nan|inf|infinity)", re.IGNORECASE)
 _POINT_ZERO = re.compile(r"(-?\d+)\.0*")
-_UNSEEN = "blanks, invisible characters or letter case"
 _SPARSE = 1_000  # numbers without a row that may lie below a label, whatever the number of classes
 
 
@@ -49,7 +48,7 @@ class Naming:
 
     @cached_property
     def _by_folded(self) -> Mapping[str, str]:
-        return {_folded(name): name for name in self.classes}
+        return {folded(name): name for name in self.classes}
 
     @cached_property
     def _numbers_are_names(self) -> bool:
@@ -78,7 +77,7 @@ class Naming:
     def why_unknown(self, value: Any) -> str:
         """Words on a label that is no class, for a message."""
         shown = repr(value) if len(repr(value)) <= 40 else f"{repr(value)[:40]}..."
-        near = self._by_folded.get(_folded(value)) if isinstance(value, str) else None
+        near = self._by_folded.get(folded(value)) if isinstance(value, str) else None
         hint = f"; is it the class {near!r}?" if near is not None and near != value else ""
         return f"the label {shown} is none of the {len(self.classes)} classes{hint}"
 
@@ -131,19 +130,30 @@ def scanned_names(texts: Iterable[str], where: str, field: str = "classes") -> l
     if numbers is not None:
         stripped = {without_point_zero(text.strip()) for text in names}
         names = {text for text in stripped if whole_number(text) is not None}
+        _refuse_two_spellings(sorted(names), where, field)
     refuse_alike(sorted(names), where, f"correct the labels, or list the names in `{field}`")
     return sorted(names)
 
 
-def refuse_alike(names: Sequence[str], where: str, remedy: str, what: str = "classes") -> None:
-    """Raise StageError for two names that look alike (`_folded`)."""
-    first: dict[str, str] = {}
-    for name in names:
-        other = first.setdefault(_folded(name), name)
-        if other != name:
+def _refuse_two_spellings(numbers: Sequence[str], where: str, field: str) -> None:
+    """Raise StageError for one number that is written in two ways, as `01` and `1`."""
+    first: dict[int | None, str] = {}
+    for text in numbers:
+        other = first.setdefault(whole_number(text), text)
+        if other != text:
             raise StageError(
-                f"{where}: the {what} {other!r} and {name!r} differ only in {_UNSEEN}; {remedy}"
+                f"{where}: the labels {other!r} and {text!r} are one number; write it in one way, "
+                f"or list the names in `{field}`"
             )
+
+
+def refuse_alike(names: Sequence[str], where: str, remedy: str, what: str = "classes") -> None:
+    """Raise StageError for two names that look alike (`jobs.alike`)."""
+    found = first_alike(names)
+    if found is not None:
+        raise StageError(
+            f"{where}: the {what} {found[0]!r} and {found[1]!r} differ only in {UNSEEN}; {remedy}"
+        )
 
 
 def dense_names(numbers: Iterable[int], where: str) -> list[str]:
@@ -165,12 +175,3 @@ def dense_names(numbers: Iterable[int], where: str) -> list[str]:
             f"correct it, or give names as labels"
         )
     return [str(number) for number in range(found[-1] + 1)]
-
-
-def _folded(name: str) -> str:
-    """A name without what a reader does not see: case, blanks, marks such as U+FEFF and NUL."""
-    words = unicodedata.normalize("NFKC", name).casefold().split()
-    invisible = ("Cc", "Cf")
-    return " ".join(
-        "".join(c for c in word if unicodedata.category(c) not in invisible) for word in words
-    ).strip()

@@ -8,11 +8,14 @@ truth); JSON `{"n01440764": "tench"}`, `{"1": "n02119789"}` or `{"0": ["n0144076
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from jobs.contract import StageError
 from jobs.corpus.readers.source import text
+
+_NUMBER = re.compile("[0-9]{1,18}")
 
 
 @dataclass(frozen=True)
@@ -55,24 +58,32 @@ def refuse_nameless(ids: Sequence[str], named: Mapping[str, str], path: str) -> 
     nameless = [identity for identity in ids if identity not in named]
     if nameless:
         first = next(iter(named), None)
+        hint = ""
+        if _NUMBER.fullmatch(nameless[0]):  # which begins a line as a number, not as an id
+            line, pair = f"{nameless[0]} {nameless[0]} NAME", f'["{nameless[0]}", "NAME"]'
+            hint = f"; the class {nameless[0]} has the line `{line}`, in JSON the value `{pair}`"
         raise StageError(
             f"{path} has no name for {len(nameless)} of {len(ids)} classes (the first: "
-            f"{nameless[0]!r}; the file begins with {first!r}); complete it, or leave it out"
+            f"{nameless[0]!r}; the file begins with {first!r}); complete it, or leave it out{hint}"
         )
 
 
 def _parse_value(path: str, key: str, value: object) -> Entry:
-    number = int(key) if key.isdigit() else None
-    if isinstance(value, str):
+    number = int(key) if _NUMBER.fullmatch(key) else None
+    if isinstance(value, str) and value.strip():
         return Entry(value, value, number) if number is not None else Entry(key, value, None)
-    if isinstance(value, list) and len(value) == 2 and all(isinstance(v, str) for v in value):
+    if (
+        isinstance(value, list)
+        and len(value) == 2
+        and all(isinstance(v, str) and v.strip() for v in value)
+    ):
         return Entry(value[0], value[1], number)
     raise StageError(f"{path}: {key!r} should have a name or [id, name], not {value!r}; correct it")
 
 
 def _parse_line(path: str, number: int, line: str) -> Entry:
     words = line.split(maxsplit=1)
-    if words[0].isdigit() and len(words) == 2:
+    if _NUMBER.fullmatch(words[0]) and len(words) == 2:
         identity, _, name = words[1].partition(" ")
         return Entry(identity, name.strip() or identity, int(words[0]))
     if len(words) == 2:

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
@@ -25,14 +26,15 @@ from jobs.corpus.readers.columns import (
     claimed_formats,
     declared_names,
     image_bytes,
-    is_flat,
     is_text,
+    key_texts,
     may_be_caption,
     may_be_image,
     may_be_key,
     may_be_label,
+    positions,
     refuse_columns,
-    refuse_repeated,
+    refuse_contradiction,
     value_type,
 )
 from jobs.corpus.readers.labels import Naming, dense_names, scanned_names
@@ -73,8 +75,13 @@ class Parquet:
             if not names:
                 Naming(self.spec.classes).refuse_numbers_for_others(f"{self.spec.path}, `classes`")
             return Classes.of(self.spec.classes)
+        if names and self.spec.label_name is not None:
+            raise StageError(
+                f"{self.spec.path}: column {self.spec.label!r} holds names, so `label_name` does "
+                f"not apply; leave it out"
+            )
         if not names:
-            declared = declared_names(schema, self.spec.label, self.spec.path)
+            declared = self._declared(schema, self.spec.path)
             return Classes.of(declared if declared is not None else self._scanned_names())
         found = self._distinct_values([self.spec.label])
         where = f"{self.spec.path}, column {self.spec.label!r}"
@@ -167,7 +174,7 @@ class Parquet:
         if not self.spec.key:
             return pc.binary_join_element_wise(file, numbers.cast(pa.string()), "/")
         where = f"{self.spec.path}, {file}"
-        parts = [cast(table[name], where, name, pa.string()) for name in self.spec.key]
+        parts = [key_texts(table[name], where, name) for name in self.spec.key]
         return parts[0] if len(parts) == 1 else pc.binary_join_element_wise(*parts, "/")
 
     def _label_reader(self, schema: pa.Schema, file: str) -> LabelColumn | None:
@@ -177,27 +184,29 @@ class Parquet:
         where = f"{self.spec.path}, {file}"
         if is_text(schema.field(self.spec.label).type):
             return LabelColumn(self.spec.label, where, Naming(self.classes().ids))
-        declared = declared_names(schema, self.spec.label, where)
+        declared = self._declared(schema, where)
         if declared is None:  # its numbers are the labels
             return LabelColumn(self.spec.label, where)
-        classes = self.classes().ids
-        if tuple(declared) == classes:
-            return LabelColumn(self.spec.label, where)
-        if self.spec.classes and set(declared) != set(classes):
-            return LabelColumn(self.spec.label, where)  # other names for the same numbers
-        unknown = [name for name in declared if name not in classes]
-        if unknown:
-            raise StageError(
-                f"{where}: its metadata names a class {unknown[0]!r} that the first file does not "
-                f"have; give both the same classes, or list all names in `classes`"
-            )
-        if self.spec.classes:
-            raise StageError(
-                f"{where}: its metadata gives the names of `classes` in another order "
-                f"({', '.join(declared[:3])}, ...); correct `classes`, or leave it out"
-            )
-        refuse_repeated(declared, f"{where}: its metadata", "classes")
-        return LabelColumn(self.spec.label, where, relabel=[classes.index(n) for n in declared])
+        if not self.spec.classes:
+            relabel = positions(declared, self.classes().ids, where)
+            return LabelColumn(self.spec.label, where, relabel=relabel)
+        refuse_contradiction(declared, self.spec.classes, where)
+        relabel = positions(declared, self._first_declared, where)
+        return LabelColumn(self.spec.label, where, relabel=relabel)
+
+    def _declared(self, schema: pa.Schema, where: str) -> Sequence[str] | None:
+        """The class names that a file's metadata has, if any."""
+        return declared_names(schema, str(self.spec.label), where, given=bool(self.spec.classes))
+
+    @cached_property
+    def _first_declared(self) -> Sequence[str]:
+        """The names for which `classes` gives others: of the first file that declares some."""
+        for name, _ in self.files():
+            with self._open(name) as opened:
+                found = self._declared(opened.schema_arrow, name)
+            if found is not None:
+                return found
+        return self.spec.classes
 
     def _where_mask(self, table: pa.Table) -> pa.ChunkedArray | None:
         kept = None
@@ -237,7 +246,7 @@ class Parquet:
             ("mask", self.spec.mask, may_be_image, "encoded bytes"),
             ("caption", self.spec.caption, may_be_caption, "text"),
             ("label", self.spec.label, may_be_label, "integers or names"),
-            ("label_name", self.spec.label_name, is_flat, "names"),
+            ("label_name", self.spec.label_name, is_text, "text"),
             *(("key", name, may_be_key, "text or numbers") for name in self.spec.key),
         ]
         for role, name, fits, wanted in roles:
@@ -270,12 +279,12 @@ class Parquet:
         pairs = [pair for pair in self._distinct_values([label, named]) if None not in pair]
         pairs.sort(key=lambda pair: pair[0])
         numbers = [number for number, _ in pairs]
-        if numbers != list(range(len(pairs))):
+        if numbers != list(range(len(pairs))) or not all(name.strip() for _, name in pairs):
             raise StageError(
                 f"{self.spec.path}: columns {label!r} and {named!r} do not give each class 0, 1, "
                 f"2, ... exactly one name; give the names in `classes`"
             )
-        return [str(name) for _, name in pairs]
+        return [name for _, name in pairs]
 
     def _distinct_values(self, columns: list[str]) -> set[Any]:
         """The distinct values of a column, or tuples of several, over all rows of the source.

@@ -147,3 +147,9 @@ class RowBatcher:
 def claim(name: str) -> str | None:
     """The image format by a file name's extension; None for an unknown extension."""
     return EXTENSIONS.get(name.rpartition(".")[2].lower())
+
+
+def why_no_rows(spec: object) -> str:
+    """Words on a source in which its reader (its settings are `spec`) found no row."""
+    where = getattr(spec, "where", None)
+    return f"no row of the source fits `where` ({where})" if where else "the source has no rows"

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import pyarrow.fs as pafs
 
 from jobs.contract import StageError
+from jobs.corpus.readers.formats import other_format
 from jobs.storage.bounded import IMAGE_BYTES, TEXT_BYTES, BoundedStream, TooLargeError
 from jobs.storage.folder import Folder
 
@@ -313,13 +314,18 @@ def text(path: str) -> str:
         raise StageError(f"{path} has {info.size:,} bytes, too many for a list; correct its path")
     try:
         with filesystem.open_input_stream(root) as opened:  # decompressed, by its extension
-            return BoundedStream(opened, int(info.size or 0)).read().decode("utf-8-sig")
+            data = BoundedStream(opened, int(info.size or 0)).read()
+        if b"\0" not in data:
+            return data.decode("utf-8-sig")
+        words = other_format(data[:512])
     except FileNotFoundError:
         raise StageError(f"{path} does not exist; correct its path") from None
     except TooLargeError as error:
         raise StageError(f"{path} is refused: {error}; correct its path") from None
     except UnicodeDecodeError:
-        raise StageError(f"{path} is not UTF-8 text; convert it (`iconv -t UTF-8`)") from None
+        words = other_format(data[:512])
+    other = "is not UTF-8 text; convert it from its own encoding (`iconv -f LATIN1 -t UTF-8`, say)"
+    raise StageError(f"{path} {words or other}")
 
 
 def _read_local(root: Path, name: str | None) -> Content:

@@ -13,15 +13,18 @@ of their own and are never followed.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 from jobs.contract import StageError
+from jobs.corpus.readers.formats import known_format
 from jobs.storage.bounded import IMAGE_BYTES
 
 BLOCK = 512
 MAX_NAME = 1 << 20  # bytes of a long name or a pax header; a longer one is damage
+MAX_SIZE = 1 << 62  # bytes of a member; no filesystem has such a file
 
 _FILES = (b"0", b"\x00", b"7")
 _KINDS = {b"1": "link", b"2": "link", b"5": "folder"}
@@ -75,6 +78,8 @@ def members(
             # The end mark, which a truncated file lacks. Another tar may follow its zeros.
             at, ended = at + BLOCK, True
             continue
+        if at == 0 and (other := known_format(header)) and not _has_checksum(header):
+            raise StageError(f"{label} {other}")
         if len(header) < BLOCK:
             raise _truncated(label, at)
         ended = False
@@ -110,17 +115,24 @@ def members(
 def _parse_header(header: bytes, label: str, at: int) -> tuple[str, bytes, int]:
     """(name, kind, size) of a header block; StageError unless its checksum is right."""
     try:
-        stated = int(header[148:156].strip(b" \x00") or b"-1", 8)
         size = _parse_number(header[124:136])
     except ValueError:
         raise _damaged(label, at) from None
-    if stated != sum(header) - sum(header[148:156]) + 8 * 32 or size < 0:
+    if not _has_checksum(header) or not 0 <= size < MAX_SIZE:
         raise _damaged(label, at)
     name = header[:100].split(b"\x00", 1)[0]
     if header[257:263] == b"ustar\x00":
         prefix = header[345:500].split(b"\x00", 1)[0]
         name = prefix + b"/" + name if prefix else name
     return name.decode("utf-8", "backslashreplace"), header[156:157], size
+
+
+def _has_checksum(header: bytes) -> bool:
+    try:
+        stated = int(header[148:156].strip(b" \x00") or b"-1", 8)
+    except ValueError:
+        return False
+    return stated == sum(header) - sum(header[148:156]) + 8 * 32
 
 
 def _parse_number(field: bytes) -> int:
@@ -139,7 +151,8 @@ def _parse_pax(text: bytes, label: str, at: int) -> dict[str, str]:
         name, _, value = record[:-1].partition(b"=")
         found[name.decode("utf-8", "replace")] = value.decode("utf-8", "backslashreplace")
         text = text[int(length) :]
-    if not found.get("size", "0").isdigit():
+    size = found.get("size", "0")
+    if not re.fullmatch("[0-9]{1,19}", size) or int(size) >= MAX_SIZE:
         raise _damaged(label, at)
     return found
 

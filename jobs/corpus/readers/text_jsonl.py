@@ -14,7 +14,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from jobs.alike import alike
 from jobs.contract import StageError
+from jobs.corpus.readers.formats import other_format
 from jobs.corpus.readers.json_object import parse_object
 from jobs.corpus.readers.labels import is_unicode, label_text, without_point_zero
 from jobs.corpus.readers.rows import BATCH_ROWS
@@ -62,12 +64,8 @@ class TextJsonLines:
         """Each line that is not blank and its number. Of a line that is too long, its start."""
         with stream(self.spec.path, name) as opened:
             lines = io.BufferedReader(_Raw(opened), 1 << 20)
-            start = lines.peek(4)[:4]
-            if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in start:
-                raise StageError(
-                    f"{locate(self.spec.path, name)[1]} is not UTF-8 text, but probably UTF-16; "
-                    f"convert it (`iconv -f UTF-16 -t UTF-8`)"
-                )
+            if (other := other_format(lines.peek(8)[:8])) is not None:
+                raise StageError(f"{locate(self.spec.path, name)[1]} {other}")
             number = 0
             while line := lines.readline(LINE_BYTES + 1):
                 number += 1
@@ -122,9 +120,11 @@ class TextJsonLines:
         if missing and not whole and last is not None:
             full = locate(self.spec.path, name)[1]
             found = ", ".join(column if is_unicode(column) else repr(column) for column in values)
+            near = alike(missing[0], values)
+            hint = "" if near is None else f": name it as the file does, {near!r}"
             raise StageError(
                 f"{full}: no line has all fields: one lacks {missing[0]!r} and has {found}; "
-                f"correct the reader's `fields`, `key` or `where`"
+                f"correct the reader's `fields`, `key` or `where`{hint}"
             )
 
 

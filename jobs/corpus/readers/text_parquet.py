@@ -19,6 +19,7 @@ from jobs.corpus.readers.columns import (
     declared_names,
     is_flat,
     is_text,
+    key_texts,
     may_be_key,
     may_be_label,
     refuse_columns,
@@ -91,7 +92,7 @@ class TextParquet:
             return column.cast(pa.large_string()).cast(pa.large_binary())
 
         label, fault, detail = self._labels(table[fields.label], names, full)
-        keys = [cast(table[name], full, name, pa.string()) for name in self.spec.key if name in has]
+        keys = [key_texts(table[name], full, name) for name in self.spec.key if name in has]
         key = pc.binary_join_element_wise(*keys, "/") if keys else none.cast(pa.string())
         columns = [bytes_of(fields.text), bytes_of(fields.pair), label, key]
         return pa.table([*columns, fault, detail], schema=FORM)
@@ -133,7 +134,11 @@ class TextParquet:
         label = self.spec.fields.label
         if self.spec.labels == "numbers" or is_text(schema.field(label).type):
             return None
-        return declared_names(schema, label, full, "label_names")
+        given = bool(self.spec.label_names)
+        found = declared_names(schema, label, full, "label_names", given=given)
+        if found is not None and len(set(found)) < len(found) and given:
+            return None  # a number is a position in `label_names`
+        return found
 
     def _refuse_columns(self, schema: pa.Schema, full: str) -> None:
         """Raise StageError when a named column is missing or has a type that its role forbids."""

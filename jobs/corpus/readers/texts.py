@@ -20,6 +20,7 @@ from typing import Protocol
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from jobs.alike import alike
 from jobs.contract import StageError
 from jobs.corpus.readers.labels import (
     Naming,
@@ -109,6 +110,12 @@ class Texts:
                 f"{where} holds the label {negative[0]}; list it in `unlabelled` if it stands for "
                 f"no label, or name the classes in `label_names`"
             )
+        for left_out in _unlabelled(self.spec) - texts:
+            if (near := alike(left_out, texts)) is not None:
+                raise StageError(
+                    f"{where} holds the label {near!r}, and `unlabelled` lists {left_out!r}; "
+                    f"write it as the source does"
+                )
         numbers = scanned_numbers(texts)
         if numbers is None:
             return Classes.of(scanned_names(texts, where, "label_names"))
@@ -122,7 +129,10 @@ class Texts:
         blank = [name for name in names if not name.strip()]
         if repeated or blank:
             what = f"two classes called {repeated[0]!r}" if repeated else "a class without a name"
-            raise StageError(f"{self.spec.path}: {source} {what}; give each a name of its own")
+            where = "in `label_names`" if declared else "there"
+            raise StageError(
+                f"{self.spec.path}: {source} {what}; give each a name of its own {where}"
+            )
         for text in left_out:
             number = whole_number(text)
             if declared and text not in names and number is not None and number < len(names):

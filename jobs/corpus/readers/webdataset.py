@@ -10,6 +10,7 @@ no sample are counted: hidden ones and unused ones as notes, samples that the fi
 from __future__ import annotations
 
 import json
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -105,11 +106,12 @@ class WebDataset:
         yield from rows.rest()
 
     def _not_adjacent(self, unit: Unit, stem: str) -> StageError:
-        name = unit.file.rpartition("/")[2]
+        file = unit.file.rpartition("/")[2]
+        name, made = shlex.quote(file), shlex.quote(f"sorted-{file}")
         return StageError(
             f"{self.spec.path}, {unit.file}: the members of sample {stem!r} do not follow one "
-            f"another; sort the tar: mkdir t && tar -xf {name} -C t && tar --sort=name -cf "
-            f"sorted-{name.removesuffix('.gz')} -C t ."
+            f"another; sort the tar: mkdir t && tar -xf {name} -C t && tar --sort=name -caf {made} "
+            f"-C t . && mv {made} {name} && rm -r t"
         )
 
     def _is_wanted(self, name: str) -> bool:

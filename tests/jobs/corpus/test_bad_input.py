@@ -16,6 +16,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from jobs.contract import Outcome, StageError
+from jobs.corpus.preview import preview
 from jobs.corpus.readers.parquet import Parquet
 from jobs.corpus.shards import Index, read_part
 from jobs.corpus.spec import Corpus, ParquetReader
@@ -63,8 +64,30 @@ def test_what_a_parquet_source_cannot_mean_is_refused(
         (tmp_path / "two").mkdir(exist_ok=True)
         pq.write_table(pa.table(rows, schema=schema), tmp_path / f"two/{name}.parquet")
     reader = {"kind": "parquet", "path": str(tmp_path / "two"), "key": ["key"], "label": "label"}
-    with pytest.raises(StageError, match="calls two classes 'crane'; give each a name of its own"):
+    with pytest.raises(StageError, match="calls two 'crane'; write all files with the same order"):
         build(corpus(reader=reader), tmp_path / "o")
+
+
+def test_a_where_that_no_row_fits_is_said_of_the_reader_that_has_it(
+    tmp_path: Path, picture: Picture, build: Build
+) -> None:
+    columns = {"image": [picture(n) for n in range(2)], "label": [0, 1], "key": ["a", "b"]}
+    main = parquet(tmp_path / "t.parquet", **columns)
+    own = parquet(tmp_path / "u.parquet", **columns) | {"key_prefix": "u/"}
+    nothing = own | {"where": {"key": "A"}}
+    parts = ALL_TRAIN | {"test": nothing}
+    fits = r"no row of the source fits `where` \(\{'key': 'A'\}\); correct corpus\.parts\.test"
+    with pytest.raises(StageError, match=fits):
+        build(corpus(reader=main, parts=parts), tmp_path / "o")
+    parts = ALL_TRAIN | {"test": parquet(tmp_path / "v.parquet", **columns | {"image": [b"", b""]})}
+    with pytest.raises(
+        StageError, match=r"all 2 rows of corpus\.parts\.test are bad: 2 empty_image"
+    ):
+        build(corpus(reader=main, parts=parts), tmp_path / "p")
+    with pytest.raises(StageError, match=r"have no row .* \('1'\); does `where` leave their rows"):
+        build(corpus(reader=main | {"where": {"key": "a"}}), tmp_path / "q")
+    shown = preview(corpus(reader=main | {"where": {"key": "A"}})).in_a_line()
+    assert shown.endswith("no row of the source fits `where` ({'key': 'A'})")
 
 
 def test_a_caption_with_a_null_character_is_counted(

@@ -287,7 +287,7 @@ def test_a_names_file_is_read_with_and_without_a_byte_order_mark(
         (b"x Ape\ny Bee\n", r"no name for 2 of 2 classes"),
         (b"a Ape\nb Bee\na Ant\n", "gives 'a' two names, 'Ape' and 'Ant'"),
         (b'{"a": "Ape", "a": "Ant", "b": "Bee"}', "gives 'a' two names"),
-        ("a Ape\nb Bee\n".encode("utf-16"), "is not UTF-8 text; convert it"),
+        ("a Ape\nb Bee\n".encode("utf-16"), "probably UTF-16; convert it"),
         (b'{"a": true, "b": "Bee"}', "'a' should have a name or"),
         (b'{"a": ["x", 3], "b": "Bee"}', "'a' should have a name or"),
     ],

@@ -4,7 +4,7 @@ import io
 import tarfile
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from jobs.contract import StageError
@@ -52,6 +52,46 @@ def test_a_tar_cut_anywhere_is_refused_in_a_sentence(data: st.DataObject) -> Non
 def test_other_bytes_than_a_tar_are_refused() -> None:
     with pytest.raises(StageError, match="is not a tar"):
         list(members(io.BytesIO(b"not a tar at all " * 100), "some.tar"))
+
+
+def with_pax_size(size: bytes) -> bytes:
+    """A tar whose only member has a pax header with this size."""
+    record = b" size=" + size + b"\n"
+    length = len(record) + 1
+    while len(str(length)) + len(record) != length:
+        length = len(str(length)) + len(record)
+    text = str(length).encode() + record
+    header = tarfile.TarInfo("h")
+    header.type, header.size = b"x", len(text)
+    info = tarfile.TarInfo("a.jpg")
+    info.size = 1
+    return b"".join(
+        (
+            header.tobuf(tarfile.USTAR_FORMAT) + text.ljust(-(-len(text) // 512) * 512, b"\0"),
+            info.tobuf(tarfile.USTAR_FORMAT) + b"x".ljust(512, b"\0") + bytes(1024),
+        )
+    )
+
+
+@given(st.integers(10**6, 10**40).map(str) | st.text("\u00b2\u0663x- +_", min_size=1))
+@example("9" * 5000)
+def test_a_size_that_is_no_size_is_damage(size: str) -> None:
+    """Python takes other scripts' digits for digits, and fails at numbers of 4,300 of them."""
+    assert [m.data for m in members(io.BytesIO(with_pax_size(b"1")), "t")] == [b"x"]
+    with pytest.raises(StageError, match=r"^some\.tar (ends before|is not a tar)"):
+        list(members(io.BytesIO(with_pax_size(size.encode())), "some.tar"))
+
+
+@pytest.mark.parametrize("size", [1 << 62, 1 << 80])
+def test_a_member_larger_than_any_file_is_damage(size: int) -> None:
+    header = bytearray(tarfile.TarInfo("n01.tar").tobuf(tarfile.USTAR_FORMAT))
+    header[124:136] = b"\x80" + size.to_bytes(11, "big")
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    skipped: list[int] = []
+    with pytest.raises(StageError, match="is not a tar, or is damaged"):
+        list(members(io.BytesIO(bytes(header)), "t", wanted=lambda _: False, skip=skipped.append))
+    assert not skipped
 
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "../up.jpg", "a/../../up.jpg"])

@@ -193,7 +193,7 @@ def test_a_line_without_an_end_is_read_in_bounded_memory(tmp_path: Path) -> None
 
 NAMES: dict[str, tuple[list[Any], str]] = {
     "twice": (["a", "a"], "two classes called 'a'"),
-    "blank": (["a", " "], "a class without a name"),
+    "blank": (["a", " "], "does not list the names"),
     "a truth value": ([True, "a"], "does not list the names"),
     "half a character": (["a", "\ud800"], "does not list the names"),
 }

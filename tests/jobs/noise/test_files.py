@@ -5,6 +5,7 @@ import hashlib
 import json
 import pickle
 from datetime import date
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -385,3 +386,15 @@ def test_noisy_labels_of_another_type_are_refused(tmp_path: Path, values: list[o
     pq.write_table(pa.table({"key": ["a", "b", "c"], "value": values}), tmp_path / "t.parquet")
     with pytest.raises(StageError, match=r"names a class|holds bool"):
         files.labels_by_key(source(tmp_path / "t.parquet"), "key", "value", KEYS, CLASSES)
+
+
+def test_numbers_of_any_length_and_decimals_are_read(tmp_path: Path) -> None:
+    """Python reads no number of more than 4,300 digits, and NumPy no decimals."""
+    (tmp_path / "g.csv").write_text(f"class,group\ncat,a\ndog,a\noak,b\n{'7' * 5000},b\n")
+    with pytest.raises(StageError, match="that the corpus does not have"):
+        files.grouping(source(tmp_path / "g.csv"), CLASSES)
+    table = pa.table({"key": ["a", "b", "c"], "p": [[Decimal("0.25"), Decimal("0.75")]] * 3})
+    pq.write_table(table, tmp_path / "p.parquet")
+    ((_, found),) = files.probabilities_by_key(source(tmp_path / "p.parquet"), "key", "p", KEYS)
+    assert found.dtype == np.float64
+    assert found.tolist() == [[0.25, 0.75]] * 3

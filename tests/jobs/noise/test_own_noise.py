@@ -53,6 +53,18 @@ def truths(keys, labels, classes, seed):
 def blank(keys, captions, classes, seed):
     return np.zeros(len(keys)), [" "] * len(keys)
 
+def one_text(keys, captions, classes, seed):
+    return np.zeros(len(keys)), "x" * len(keys)
+
+def by_key(keys, captions, classes, seed):
+    return np.zeros(len(keys)), dict(zip(keys, captions))
+
+def unordered(keys, captions, classes, seed):
+    return np.zeros(len(keys)), {f"{key} {caption}" for key, caption in zip(keys, captions)}
+
+def lazy(keys, captions, classes, seed):
+    return np.zeros(len(keys)), (caption[::-1] for caption in captions)
+
 def forgets_its_seed(keys, labels, classes, seed):
     return np.random.random(len(keys)), (labels + 1) % len(classes)
 '''
@@ -140,6 +152,17 @@ def test_no_row_gets_a_caption_that_no_corpus_has_or_a_class_without_a_row(corpu
     empty = corpus(KEYS, [0, 2] * 150, CAPTIONS, classes=CLASSES, folder="without dogs")
     with pytest.raises(StageError, match="the class 'dog', which has no training row"):
         derive(step("confuse").noise, empty)
+
+
+@pytest.mark.parametrize(
+    ("function", "what"), [("one_text", "a str"), ("by_key", "a dict"), ("unordered", "a set")]
+)
+def test_captions_are_a_list_of_texts(corpus: Write, function: str, what: str) -> None:
+    """The letters of one text, the keys of a mapping and a set's members are texts as well."""
+    folder = corpus(KEYS, LABELS, CAPTIONS, classes=CLASSES)
+    with pytest.raises(StageError, match=f"its captions are {what}; return a list of 300 texts"):
+        derive(step(function, kind="caption_extension").noise, folder)
+    assert len(changes(folder, step("lazy", kind="caption_extension"), 20)) == 60
 
 
 def test_the_check_finds_a_function_that_forgets_its_seed() -> None:

@@ -165,3 +165,40 @@ def test_an_invalid_map_gets_one_sentence(
     with pytest.raises(TaskError, match=sentence) as caught:
         load("mine", [tmp_path])
     assert "\n" not in str(caught.value)
+
+
+OOD = """
+name: mine
+title: Mine
+domain: ood
+trained_on: digits
+corpus: {name: c, reader: {kind: digits}, parts: {train: 0, validation: 0, test: 1}}
+"""
+
+
+@pytest.mark.parametrize("other", ["Cat", "cat ", "CAT", "cat\\u200b", "\\uff43at"])
+@pytest.mark.parametrize("field", ["classes", "answers"])
+def test_classes_that_look_alike_are_refused(tmp_path: Path, field: str, other: str) -> None:
+    text = GOOD.format(name="mine") if field == "classes" else OOD
+    folder = put(tmp_path, "mine", f"{text}{field}: {{cat: ['1'], \"{other}\": ['2']}}\n")
+    with pytest.raises(TaskError, match=r"differ only in blanks, .*; make them one class, or"):
+        load("mine", [folder])
+    put(tmp_path, "mine", f"{text}{field}: {{cat: ['1'], cats: ['2']}}\n")
+    assert load("mine", [folder]).name == "mine"
+
+
+@pytest.mark.parametrize("label", ["010", "1_0", "1:10", "0x10"])
+def test_a_label_in_another_spelling_is_a_name(tmp_path: Path, label: str) -> None:
+    """YAML 1.1 reads these as other numbers: 010 as 8."""
+    folder = put(tmp_path, "mine", f"{GOOD.format(name='mine')}classes: {{a: [{label}], b: [2]}}\n")
+    assert load("mine", [folder]).classes == {"a": (label,), "b": (2,)}
+
+
+def test_a_fault_of_a_task_shows_the_value_and_not_the_whole_file(tmp_path: Path) -> None:
+    folder = put(tmp_path, "mine", f"{GOOD.format(name='mine')}classes: {{cat: [1], Cat: [2]}}\n")
+    with pytest.raises(TaskError) as caught:
+        load("mine", [folder])
+    assert "given" not in str(caught.value)
+    put(tmp_path, "mine", f"{GOOD.format(name='mine')}classes: {{cat: [1.5]}}\n")
+    with pytest.raises(TaskError, match=r"classes\.cat\.0: must be .* \(given: 1\.5\)"):
+        load("mine", [folder])
