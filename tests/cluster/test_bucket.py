@@ -131,7 +131,7 @@ def swept(
     """The store of a sweep in the bucket, and what it printed.
 
     The bucket is on a slow disk until the steps of EARLY are there. Then the network answers 503,
-    and then it cuts connections, until many requests were refused.
+    and then it cuts connections, until five requests were refused.
     """
     uri = bucket.uri("sweep")
     words = [*TINY, *UNTRACKED, "--noise", "20", "--set", "tasks=[digits]", "--storage", uri]
@@ -141,7 +141,7 @@ def swept(
         manifests = [f"{address}/manifest.json" for address in EARLY]
         command.wait_until(lambda: all(map(root.exists, manifests)), "the overlay", every=0.5)
     for mood in ("busy", "resetting"):
-        with Outage(bucket, mood, requests=20):
+        with Outage(bucket, mood, requests=5):
             pass
     code, output = command.finish()
     assert code == 0, output
