@@ -22,6 +22,7 @@ from jobs.tuning.frozen import cell as frozen_cell
 from jobs.tuning.frozen import fit
 from jobs.tuning.frozen.cell import adapt, adapt_siblings
 from jobs.tuning.frozen.features import FeatureCache
+from jobs.tuning.frozen.siblings import sibling_key
 from jobs.tuning.frozen.stack import Group, Stack
 from jobs.tuning.heads import Shape, StackedHeads, Start
 from jobs.tuning.label_noise import corrupted
@@ -199,13 +200,11 @@ def test_siblings_with_these_settings_are_the_cells_they_would_be_alone(
         ]
 
     together = works("together")
-    assert len({fit.sibling_key(work) for work in together}) == 1
+    assert len({sibling_key(work) for work in together}) == 1
     apart = blobs.step(method=released(views=1, residual=False))
     two = blobs.step(method=released(views=2))
     for other in (apart, two):
-        assert fit.sibling_key(make_work("x", other, features=features)) != fit.sibling_key(
-            together[0]
-        )
+        assert sibling_key(make_work("x", other, features=features)) != sibling_key(together[0])
     losses = set()
     for work, _ in adapt_siblings(together, [tried(w) for w in together], FeatureCache()):
         mine = read_cell(work.output)

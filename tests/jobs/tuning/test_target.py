@@ -21,7 +21,7 @@ from jobs.tuning import schema
 from jobs.tuning.digest import digest
 from jobs.tuning.frozen.cell import adapt, adapt_siblings, transfer
 from jobs.tuning.frozen.features import FeatureCache, read_part
-from jobs.tuning.frozen.fit import sibling_key
+from jobs.tuning.frozen.siblings import sibling_key
 from jobs.tuning.methods import Method
 from jobs.tuning.rows import TaskClasses, plain_rows, training_rows
 from jobs.tuning.search_space import Space

@@ -16,6 +16,7 @@ from jobs.tuning.draw import draw
 from jobs.tuning.frozen import fit, optuna_search
 from jobs.tuning.frozen.cell import adapt, adapt_siblings
 from jobs.tuning.frozen.features import FeatureCache
+from jobs.tuning.frozen.siblings import sibling_key
 from jobs.tuning.frozen.train import train
 from jobs.tuning.heads import Shape
 from jobs.tuning.methods import Method
@@ -62,7 +63,7 @@ def test_siblings_are_the_cells_they_would_be_alone(
     features = write_features()
     together = siblings(make_work, features, "together")
     alone = siblings(make_work, features, "alone")
-    assert len({fit.sibling_key(work) for work in together}) == 1
+    assert len({sibling_key(work) for work in together}) == 1
     stacks: list[int] = []
     original = fit.train_groups
     monkeypatch.setattr(
@@ -129,7 +130,7 @@ def test_cells_of_another_budget_or_shape_are_no_siblings(
 ) -> None:
     features = write_features()
     one, other = (make_work(n, step(**c), features=features) for n, c in (("a", {}), ("b", change)))
-    assert fit.sibling_key(one) != fit.sibling_key(other)
+    assert sibling_key(one) != sibling_key(other)
 
 
 def test_label_noise_reaches_the_training_labels_alone(
