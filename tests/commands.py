@@ -29,7 +29,7 @@ TINY = [
     "--seeds",
     "0",
     "--set",
-    "pretrain.recipe.schedule.epochs=8",
+    "pretrain.recipe.schedule.epochs=12",
     "--set",
     "pretrain.recipe.schedule.batch_size=32",
     "--set",
@@ -138,31 +138,9 @@ def in_process(folder: Path, *words: str, **environment: str) -> tuple[int, str]
 
 
 def in_process_on_ray(folder: Path, *words: str, **environment: str) -> tuple[int, str]:
-    """The same, on one CPU of the Ray that this process has started already."""
-    with mock.patch.object(cluster, "session", _one_cpu):
-        return in_process(folder, *words, **environment)
-
-
-def in_process_on_all_cpus(folder: Path, *words: str, **environment: str) -> tuple[int, str]:
-    """The same on all of them."""
+    """The same, on the Ray that this process has started already."""
     with mock.patch.object(cluster, "session", contextlib.nullcontext):
         return in_process(folder, *words, **environment)
-
-
-@contextlib.contextmanager
-def _one_cpu() -> Iterator[None]:
-    """Of two CPUs one is kept from the block: fewer processes start, which takes most of a sweep.
-
-    How a sweep is divided does not change; it depends on all CPUs.
-    """
-    from ray.util.placement_group import placement_group, remove_placement_group
-
-    kept = placement_group([{"CPU": 1}])
-    assert kept.wait(PATIENCE)
-    try:
-        yield
-    finally:
-        remove_placement_group(kept)
 
 
 def free_port() -> int:

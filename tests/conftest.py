@@ -27,7 +27,6 @@ from commands import (
     Run,
     Start,
     in_process,
-    in_process_on_all_cpus,
     in_process_on_ray,
 )
 from orchestrator import cluster
@@ -57,7 +56,7 @@ if SHARED:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 SLOW = ("slow", "faults", "cluster")
-ON_RAY = ("ray_session", "run_on_ray", "run_on_all_cpus")
+ON_RAY = ("ray_session", "run_on_ray")
 SWEPT = {"undisturbed", "planted"}  # fixtures that make a whole sweep
 
 
@@ -137,14 +136,8 @@ def run() -> Run:
 
 @pytest.fixture(scope="session")
 def run_on_ray(ray_session: None) -> Run:
-    """The same for the verbs that use Ray, on one CPU of the Ray of the tests."""
+    """The same for the verbs that use Ray, on the Ray of the tests."""
     return in_process_on_ray
-
-
-@pytest.fixture(scope="session")
-def run_on_all_cpus(ray_session: None) -> Run:
-    """The same on both, for a sweep that trains two levels: they begin at once."""
-    return in_process_on_all_cpus
 
 
 ONE_CPU = {"OMP_NUM_THREADS": "1", "RAY_OVERRIDE_RESOURCES": json.dumps({"CPU": 1})}

@@ -23,7 +23,7 @@ SHORTER = [
 
 @pytest.mark.slow
 def test_the_tutorial_leads_from_images_to_a_report(
-    run_on_all_cpus: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_on_ray: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = PAGE.read_text()
     files = dict(FILE.findall(text))
@@ -42,7 +42,7 @@ def test_the_tutorial_leads_from_images_to_a_report(
         for line in block.splitlines():
             _, *words = line.split()
             more = SHORTER if words[0] in ("plan", "sweep", "status", "report") else []
-            code, output = run_on_all_cpus(tmp_path, *words, *more)
+            code, output = run_on_ray(tmp_path, *words, *more)
             assert code == 0, (line, output)
             printed[words[0]] = output
     assert list(printed) == ["corpus", "tasks", "plan", "sweep", "status", "report"]
