@@ -207,7 +207,7 @@ def probe(layer, features, targets, l2):
 
 
 class WiseFt(LpFt):
-    """WiSE-FT (Wortsman et al. 2022, arXiv 2109.01903): the mean of two sets of weights.
+    """WiSE-FT (Wortsman et al. 2022, arXiv 2109.01903): a weighted mean of two sets of weights.
 
     (h, e) = (1 - alpha) (h0, e0) + alpha (h1, e1)
 

@@ -233,7 +233,7 @@ def _import_file(spec: FileEncoder) -> Imported:
     if spec.match == "order":
         filled, left_out = weights.by_order(tensors, wanted, architecture.feature_dim(model))
     else:
-        filled, left_out = weights.by_name(tensors, wanted, leave_out)
+        filled, left_out = weights.by_name(tensors, wanted, leave_out, ", or try match: order")
     model.load_state_dict(filled)
     return Imported(architecture, model, {"file": name, "sha256": spec.sha256}, left_out)
 

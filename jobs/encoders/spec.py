@@ -268,17 +268,7 @@ class GivenEncoder(GivenColumns):
         return self
 
 
-Weights: TypeAlias = Annotated[
-    TimmEncoder
-    | OpenClipEncoder
-    | FileEncoder
-    | OwnEncoder
-    | OwnTextEncoder
-    | TransformersEncoder
-    | ApiEncoder,
-    Field(discriminator="kind"),
-]
-PretrainedEncoder: TypeAlias = Annotated[
+_Loaded: TypeAlias = (
     TimmEncoder
     | OpenClipEncoder
     | FileEncoder
@@ -286,9 +276,10 @@ PretrainedEncoder: TypeAlias = Annotated[
     | OwnTextEncoder
     | TransformersEncoder
     | ApiEncoder
-    | GivenEncoder,
-    Field(discriminator="kind"),
-]
+)
+
+Weights: TypeAlias = Annotated[_Loaded, Field(discriminator="kind")]
+PretrainedEncoder: TypeAlias = Annotated[_Loaded | GivenEncoder, Field(discriminator="kind")]
 """Every kind of pretrained encoder an experiment file can have."""
 
 

@@ -72,20 +72,20 @@ def _not_weights_error(path: str, reason: str) -> StageError:
 
 
 def by_name(
-    tensors: Tensors, wanted: Tensors, leave_out: Collection[str]
+    tensors: Tensors, wanted: Tensors, leave_out: Collection[str], remedy: str = ""
 ) -> tuple[dict[str, Tensor], int]:
     """`wanted` filled by name, and the number of the file's tensors that were left out.
 
     Strips a prefix that a wrapper has put before every name. Leaves out tensors whose names begin
     with one of `leave_out` (such as the classifier). Raises StageError for a tensor that is
-    missing, unknown or of another shape.
+    missing, unknown or of another shape; `remedy`: what else to try for one that is missing.
     """
     tensors = _strip_prefixes(tensors, wanted)
     missing = [n for n in wanted if n not in tensors and not n.endswith(_BATCH_COUNTER)]
     if missing:
         raise StageError(
             f"the file lacks {len(missing)} of the model's {len(wanted)} tensors (the first: "
-            f"{missing[0]}); name its architecture in `model`, or try match: order"
+            f"{missing[0]}); name its architecture in `model`{remedy}"
         )
     extra = [n for n in tensors if n not in wanted and not n.startswith(tuple(leave_out))]
     if extra:

@@ -102,6 +102,16 @@ def shifted(mask: Mask, shift: Shift, draw: np.uint64) -> Mask:
     return np.asarray(turned, np.uint8)
 
 
+def renumbered(mask: Mask, numbers: npt.ArrayLike) -> Mask:
+    """The mask with `numbers[c]` for class c, IGNORED where that is negative."""
+    found = np.asarray(numbers)
+    meant = np.full(256, IGNORED, np.uint8)
+    inside = np.flatnonzero(found >= 0)
+    meant[inside] = found[inside]
+    renamed: Mask = meant[mask]
+    return renamed
+
+
 def resized(mask: Mask, size: int) -> Mask:
     """The mask with both sides `size`, by the nearest pixel."""
     height, width = mask.shape

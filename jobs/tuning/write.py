@@ -20,7 +20,6 @@ from jobs.contract import Outcome, StageError, Work
 from jobs.storage.folder import Folder
 from jobs.tuning import schema
 from jobs.tuning.heads import Shape
-from jobs.tuning.mask_target import MaskTarget, Pixels
 from jobs.tuning.methods import HeadKind
 from jobs.tuning.metrics import Judged
 from jobs.tuning.rows import TaskRows
@@ -37,11 +36,11 @@ class Tested:
     target: Target
     rows: TaskRows
     predicted: torch.Tensor  # [N], in the units of the target
+    predictions: pa.Table  # the same as `Target.predictions` gives them
     scores: Judged  # of one member
     loss: float
     reads: int
     digest: str  # of what was tested, see `jobs.tuning.digest`
-    pixels: Pixels | None = None  # masks enlarged bilinearly; None: by the nearest patch
 
 
 def record(work: Work, fit: Fit, tested: Tested, selected: Selected) -> Outcome:
@@ -255,12 +254,7 @@ def _keep_source(work: Work) -> None:
 
 
 def _write_result(output: Folder, cell: schema.Cell, tested: Tested) -> None:
-    rows = tested.rows
-    if tested.pixels is not None and isinstance(tested.target, MaskTarget):
-        found = tested.target.table(rows.keys, rows.indices, tested.predicted, tested.pixels)
-    else:
-        found = tested.target.predictions(rows.keys, rows.indices, rows.labels, tested.predicted)
-    output.write_table(schema.PREDICTIONS, found)
+    output.write_table(schema.PREDICTIONS, tested.predictions)
     output.write_table(schema.CELL, schema.to_table(schema.Cell, [cell]))
 
 

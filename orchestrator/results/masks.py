@@ -188,12 +188,11 @@ def _merged(mask: masks.Mask, step: Step, store: Store) -> masks.Mask:
     if spec.task.classes is None:
         return mask
     known = list(_corpus_classes(step, store))
-    table = np.full(256, masks.IGNORED, np.uint8)
+    numbers = np.full(len(known), -1)
     for number, members in enumerate(spec.task.classes.values()):
         for member in members:
-            table[known.index(member) if isinstance(member, str) else member] = number
-    found: masks.Mask = table[mask]
-    return found
+            numbers[known.index(member) if isinstance(member, str) else member] = number
+    return masks.renumbered(mask, numbers)
 
 
 def _patches(step: Step, store: Store, keys: Sequence[str]) -> dict[str, masks.Mask]:

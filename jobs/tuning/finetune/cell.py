@@ -275,7 +275,9 @@ def _test(
     loss, predicted = evaluate(adapted, inputs, encoder_tuning_of(step).precision, mapping)
     target = target_of(step.task, len(classes.names))
     scores = target.judge(inputs.labels, predicted[None])
-    return Tested(target, inputs.rows, predicted, scores, loss, part.reads, inputs.digest)
+    rows = inputs.rows
+    table = target.predictions(rows.keys, rows.indices, rows.labels, predicted)
+    return Tested(target, rows, predicted, table, scores, loss, part.reads, inputs.digest)
 
 
 def _write_adapted(work: Work, adapted: AdaptedEncoder) -> None:

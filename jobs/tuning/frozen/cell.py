@@ -22,6 +22,7 @@ from jobs.tuning.frozen.features import FeatureCache, TestPart, read_classes
 from jobs.tuning.frozen.fit import fit, fit_siblings
 from jobs.tuning.frozen.stack import evaluate
 from jobs.tuning.heads import Shape, StackedHeads
+from jobs.tuning.mask_target import MaskTarget
 from jobs.tuning.module_heads import single
 from jobs.tuning.rows import Labelled, TaskClasses, plain_rows, without
 from jobs.tuning.targets import target_of
@@ -116,13 +117,16 @@ def _test(
     else:
         loss, predicted = evaluate_mapped(heads, samples, mapping)
     target = target_of(step.task, len(classes.names))
-    whole, scores = None, target.judge(rows.labels, predicted)
-    if step.task.upsampling == "bilinear":
+    if isinstance(target, MaskTarget) and step.task.upsampling == "bilinear":
         corpus = work.inputs["corpus"]
         whole = upsampling.pixels(heads, features, rows, corpus, step.task, classes, mapping)
         scores = whole.score()
+        table = target.table(rows.keys, rows.indices, predicted[0], whole)
+    else:
+        scores = target.judge(rows.labels, predicted)
+        table = target.predictions(rows.keys, rows.indices, rows.labels, predicted[0])
     found = digest(samples)
-    return Tested(target, rows, predicted[0], scores, float(loss), part.reads, found, whole)
+    return Tested(target, rows, predicted[0], table, scores, float(loss), part.reads, found)
 
 
 def evaluate_mapped(

@@ -56,7 +56,8 @@ def pixels(
         features = np.asarray(part.views[0, first : first + patches], np.float32)
         _, outputs = heads.forward(torch.from_numpy(features), training=False)
         predicted = enlarged(outputs[0], mask.shape, mapping)
-        found.append(_counts(_of_task(mask, classes), predicted, len(classes.names)))
+        labels = masks.renumbered(mask, classes.index_of)
+        found.append(_counts(labels, predicted, len(classes.names)))
     hits, guessed, labelled = (np.stack(each) for each in zip(*found, strict=True))
     return Pixels(images, hits, guessed, labelled)
 
@@ -76,15 +77,6 @@ def enlarged(
     chosen = whole[0].argmax(0)
     found: masks.Mask = (chosen if mapping is None else mapping.classes[chosen]).numpy()
     return found.astype(np.uint8)
-
-
-def _of_task(mask: masks.Mask, classes: TaskClasses) -> masks.Mask:
-    """A mask of the corpus's classes as one of the task's; others are IGNORED."""
-    number = np.full(256, masks.IGNORED, np.uint8)
-    inside = np.flatnonzero(classes.index_of >= 0)
-    number[inside] = classes.index_of[inside]
-    found: masks.Mask = number[mask]
-    return found
 
 
 def _counts(mask: masks.Mask, predicted: masks.Mask, classes: int) -> npt.NDArray[np.int64]:
