@@ -44,6 +44,10 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     # As in the background of a shell; whatever a test starts would ignore Ctrl-C as well.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# The processes that tests start are hundreds: modules are compiled once, not by each of them.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
 # What sweeps of tests measure is for the plans of none, and the user's own rates are not theirs.
 os.environ["NML_RATES"] = ""
 
