@@ -7,6 +7,7 @@ counted by characters, four to a token; what the server reports as `usage` corre
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from functools import lru_cache
 from importlib.util import find_spec
 from typing import Protocol
@@ -59,9 +60,17 @@ class _Vocabulary:
                 return text
             # A token may end within a character; the rest of a text may make other tokens.
             found: str = self._own.decode_bytes(ids[:size]).decode("utf-8", "ignore")
+            if not text.startswith(found):  # Voyage's vocabularies compose characters (NFC) first
+                return self._cut_by_characters(text, most)
             if self.count(found) <= most:
                 return found
         return ""
+
+    def _cut_by_characters(self, text: str, most: int) -> str:
+        size = bisect_right(range(len(text)), most, key=lambda end: self.count(text[:end])) - 1
+        while self.count(text[:size]) > most:  # a longer text may have fewer tokens
+            size -= 1
+        return text[:size]
 
 
 @lru_cache(maxsize=4)

@@ -31,6 +31,7 @@ from orchestrator.plan.states import StepState, StepStatus
 from orchestrator.plan.together import together_line
 from orchestrator.results import collect
 from orchestrator.run.executor import Executor, load
+from orchestrator.run.last_words import last_words
 from orchestrator.run.progress import Bars, Lines, Progress
 from orchestrator.run.waiting import waiting
 from orchestrator.step.step import KINDS
@@ -243,7 +244,7 @@ def _execute(
                 leases=start.leases,
                 on_commit=tracker.commit if tracker else lambda step, manifest: None,
             )
-            with watching(progress.note):
+            with last_words(), watching(progress.note):
                 return {**executor.run(), **built}
     finally:
         progress.close()

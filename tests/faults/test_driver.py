@@ -17,6 +17,7 @@ from mlflow import MlflowClient
 import stores
 from commands import TINY, Command, Start
 from jobs.storage.folder import Folder
+from orchestrator.run.last_words import ENDED
 from stores import LEVEL_20, digests, finished, table
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
@@ -106,7 +107,13 @@ def test_a_stopped_sweep_says_that_it_goes_on_from_here(story: Story, blow: str)
     struck = story.blows[blow]
     assert struck.code == 130, struck.output
     assert "the same command continues from here" in struck.output
+    assert ENDED not in struck.output
     assert "Traceback" not in struck.output
+
+
+@pytest.mark.parametrize("blow", [name for name in BLOWS if name not in POLITE])
+def test_a_killed_sweep_leaves_a_sentence_too(story: Story, blow: str) -> None:
+    assert ENDED in story.blows[blow].output
 
 
 @pytest.mark.parametrize("blow", BLOWS)

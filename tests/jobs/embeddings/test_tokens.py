@@ -7,7 +7,7 @@ import time
 
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from jobs.contract import StageError
@@ -62,6 +62,8 @@ def test_a_million_tokens_take_less_than_five_processor_seconds() -> None:
 
 @pytest.mark.parametrize("table", TABLES)
 @given(text=st.text(max_size=80), most=st.integers(1, 12))
+@example(text="\ufa15" + "0", most=2)  # composed (NFC), it is another character
+@example(text="e\u0301" * 9, most=3)
 def test_a_cut_text_is_a_beginning_within_the_limit(table: Table, text: str, most: int) -> None:
     own = counter(table)
     found = own.cut(text, most)

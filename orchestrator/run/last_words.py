@@ -1,0 +1,36 @@
+"""Says that a sweep has ended when its own process can no longer say it.
+
+A process that is killed prints nothing. Ray, too, ends a driver at once and without a message, when
+the driver needs a raylet that is gone. So a shell waits for the end of this process at a pipe, and
+prints a sentence unless it was told before that all is well.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+ENDED = (
+    "nml-orch ended without a message: it was killed, or Ray ended it because Ray's own processes "
+    "are gone. Finished steps are kept; the same command continues from here."
+)
+WAIT = 'trap "" INT TERM HUP; read -r told || printf "\\n%s\\n" "$0" >&2'
+
+
+@contextmanager
+def last_words() -> Iterator[None]:
+    """Print ENDED on the standard error if this process ends inside the block."""
+    try:
+        shell = subprocess.Popen(["sh", "-c", WAIT, ENDED], stdin=subprocess.PIPE, bufsize=0)
+    except OSError:  # no shell, or no memory for one: the sweep itself may still do well
+        yield
+        return
+    assert shell.stdin is not None
+    try:
+        yield
+    finally:
+        with suppress(BrokenPipeError):
+            shell.stdin.write(b"\n")
+        shell.stdin.close()
+        shell.wait()
