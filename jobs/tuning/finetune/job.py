@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -166,7 +166,9 @@ class _Cells(tune.Callback):
         self._works, self._drawn, self._hooks = works, drawn, hooks
         self._open = {n: set(range(len(drawn[work.address]))) for n, work in enumerate(works)}
         self._epochs: dict[int, dict[int, int]] = {number: {} for number in self._open}
+        self._to_close: deque[Work] = deque()
         self._closing: dict[ray.ObjectRef[Any], Work] = {}
+        self._at_once = max(1, int(ray.cluster_resources().get("CPU", 1)))
         self._seconds: Counter[str] = Counter()  # of all trials, by the cell's address
         self.reported: set[str] = set()
 
@@ -198,7 +200,7 @@ class _Cells(tune.Callback):
         message = f"{count - len(left)} of {count} configurations, {epochs} epochs each"
         self._hooks.say(work.address, 0.95 * trained, message)
         if not left and result["done"]:
-            self._close(work)
+            self._to_close.append(work)
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         work = self._works[int(trial.config["trial"]["cell"])]
@@ -207,13 +209,14 @@ class _Cells(tune.Callback):
     def on_step_end(self, iteration: int, trials: Any, **info: Any) -> None:
         self.collect(0)
 
-    def _close(self, work: Work) -> None:
-        # It requests no CPU: the trials of other cells use them all, and closing is short.
-        task = ray.remote(_close_cell).options(num_cpus=0, num_gpus=_resources(work)["GPU"])
-        self._closing[task.remote(work, self._drawn[work.address])] = work
-
     def collect(self, wait: float) -> bool:
         """Wait up to `wait` seconds, report closed cells, and return whether some still close."""
+        # Closing is short and requests no CPU, because the trials of other cells use them all. As
+        # many at once as there are CPUs: each may need a new process and the encoder in memory.
+        while self._to_close and len(self._closing) < self._at_once:
+            work = self._to_close.popleft()
+            task = ray.remote(_close_cell).options(num_cpus=0, num_gpus=_resources(work)["GPU"])
+            self._closing[task.remote(work, self._drawn[work.address])] = work
         if self._closing:
             waiting = list(self._closing)
             for reference in ray.wait(waiting, num_returns=len(waiting), timeout=wait)[0]:
@@ -225,7 +228,7 @@ class _Cells(tune.Callback):
                     self.done(work, result)
                 except ray.exceptions.RayError as error:
                     self.done(work, error)
-        return bool(self._closing)
+        return bool(self._closing or self._to_close)
 
 
 def _fit(works: Sequence[Work], drawn: Drawn, hooks: Hooks) -> None:
