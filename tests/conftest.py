@@ -1,8 +1,8 @@
 """Shared parts of the tests: one Ray a process, each finished store made once, sweeps by command.
 
 Two processes run the tests (`pytest-xdist`). A file's tests stay together in one of them, and all
-files that use Ray stay in the same one, so that Ray is started once. The longest files come first,
-so that neither process waits for the other at the end.
+files that use the same Ray stay in the same one, so that it is started once. The longest files come
+first, so that neither process waits for the other at the end.
 """
 
 import fcntl
@@ -14,6 +14,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -60,7 +61,7 @@ if SHARED:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 SLOW = ("slow", "faults", "cluster")
-ON_RAY = ("ray_session", "run_on_ray")
+ON_RAY = {"ray_session": "ray", "run_on_ray": "ray", "ray_of_two": "ray of two"}
 SWEPT = {"undisturbed", "planted"}  # fixtures that make a whole sweep
 
 
@@ -68,7 +69,8 @@ SWEPT = {"undisturbed", "planted"}  # fixtures that make a whole sweep
 def group(file: Path) -> str:
     """What the tests of a file stay together with: those of all that use Ray, or their own."""
     text = file.read_text()
-    return "ray" if any(fixture in text for fixture in ON_RAY) else str(file)
+    rays = [ray for fixture, ray in ON_RAY.items() if fixture in text]
+    return rays[0] if rays else str(file)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -93,13 +95,45 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     slow = {
         group(item.path) for item in items if any(item.get_closest_marker(mark) for mark in SLOW)
     }
-    items.sort(key=lambda item: (group(item.path) != "ray", group(item.path) not in slow))
+    rays = list(ON_RAY.values())
+    items.sort(key=lambda item: (group(item.path) not in rays, group(item.path) not in slow))
+
+
+class OneRay:
+    """The Ray of this process, which is started when it is asked for, with as many CPUs."""
+
+    def __init__(self) -> None:
+        self._cpus = 0
+        self._open = ExitStack()
+
+    def of(self, cpus: int) -> None:
+        if cpus != self._cpus:
+            self.close()
+            self._open.enter_context(cluster.session(cpus=cpus))
+            self._cpus = cpus
+
+    def close(self) -> None:
+        self._open.close()
+        self._cpus = 0
 
 
 @pytest.fixture(scope="session")
-def ray_session() -> Iterator[None]:
-    with cluster.session(cpus=2):
-        yield
+def one_ray() -> Iterator[OneRay]:
+    rays = OneRay()
+    yield rays
+    rays.close()
+
+
+@pytest.fixture(scope="module")
+def ray_session(one_ray: OneRay) -> None:
+    """A Ray of one CPU, on which a stage starts the fewest processes."""
+    one_ray.of(1)
+
+
+@pytest.fixture(scope="module")
+def ray_of_two(one_ray: OneRay) -> None:
+    """A Ray of two CPUs, for what needs two processes at once."""
+    one_ray.of(2)
 
 
 @pytest.fixture(scope="session")
@@ -138,7 +172,7 @@ def run() -> Run:
     return in_process
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def run_on_ray(ray_session: None) -> Run:
     """The same for the verbs that use Ray, on the Ray of the tests."""
     return in_process_on_ray

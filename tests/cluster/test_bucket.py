@@ -42,6 +42,9 @@ def test_two_drivers_never_hold_one_lease(bucket: Bucket) -> None:
         second.close()
 
 
+REFUSED = 4  # one more than the client's own habit sends a request; each waits longer than the last
+
+
 class Outage:
     """A mood of the bucket's, from the start of the block until it has refused so many requests."""
 
@@ -69,7 +72,7 @@ def test_a_request_outlives_an_outage(bucket: Bucket, mood: Mood) -> None:
     """And is sent more often than the three times of the client's own habit."""
     folder = Folder.of(bucket.uri("outage"))
     folder.write_bytes("before", b"1")
-    with Outage(bucket, mood, requests=5):
+    with Outage(bucket, mood, requests=REFUSED):
         folder.write_bytes("after", b"2")
     assert folder.read_bytes("before") + folder.read_bytes("after") == b"12"
 
@@ -88,9 +91,9 @@ def test_a_lease_is_kept_through_a_slow_disk(bucket: Bucket) -> None:
     """Every file written takes as long as a beat's pause, and more."""
     root = Folder.of(bucket.uri("slow-lease"))
     with (
-        slow(bucket, 0.3),
-        closing(Leases(root, beat=0.2)) as holder,
-        closing(Leases(root, beat=0.2)) as other,
+        slow(bucket, 0.15),
+        closing(Leases(root, beat=0.1)) as holder,
+        closing(Leases(root, beat=0.1)) as other,
     ):
         assert holder.acquire("tune/a")
         beats: set[datetime] = set()
@@ -131,17 +134,17 @@ def swept(
     """The store of a sweep in the bucket, and what it printed.
 
     The bucket is on a slow disk until the steps of EARLY are there. Then the network answers 503,
-    and then it cuts connections, until five requests were refused.
+    and then it cuts connections, until REFUSED requests were refused.
     """
     uri = bucket.uri("sweep")
     words = [*TINY, *UNTRACKED, "--noise", "20", "--set", "tasks=[digits]", "--storage", uri]
     root = Folder.of(uri)
     command = start(tmp_path_factory.mktemp("bucket"), "sweep", *words)
-    with slow(bucket, 0.1):
+    with slow(bucket, 0.05):
         manifests = [f"{address}/manifest.json" for address in EARLY]
         command.wait_until(lambda: all(map(root.exists, manifests)), "the overlay", every=0.5)
     for mood in ("busy", "resetting"):
-        with Outage(bucket, mood, requests=5):
+        with Outage(bucket, mood, requests=REFUSED):
             pass
     code, output = command.finish()
     assert code == 0, output

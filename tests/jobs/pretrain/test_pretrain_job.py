@@ -114,11 +114,11 @@ def test_what_fits_one_worker_is_too_much_for_two_on_a_node() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("ray_of_two")
 def test_packed_runs_equal_runs_of_their_own_process_and_a_failing_one_fails_alone(
     supervised: Callable[..., Any], make_work: Callable[..., Work]
 ) -> None:
-    # Two worker groups fit on the session's two CPUs: the first run shares its group with the last.
+    # Two worker groups fit on Ray's two CPUs: the first run shares its group with the last.
     works = [
         make_work(supervised(batch_size=1000), "too-large"),
         make_work(supervised(epochs=3), "noisy", level=30),
@@ -139,7 +139,7 @@ def test_packed_runs_equal_runs_of_their_own_process_and_a_failing_one_fails_alo
     assert shares == sorted(shares)
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("ray_of_two")
 def test_runs_too_large_for_the_cluster_are_refused_at_once_in_one_sentence(
     supervised: Callable[..., Any], make_work: Callable[..., Work]
 ) -> None:
@@ -185,7 +185,7 @@ class OnTwoWorkers:
 
 @pytest.fixture(scope="module")
 def on_two_workers(
-    ray_session: None,
+    ray_of_two: None,
     supervised: Callable[..., Any],
     contrastive: Callable[..., Any],
     toy: Toy,
@@ -280,7 +280,7 @@ def training_worker() -> psutil.Process | None:
 
 @pytest.mark.faults
 @pytest.mark.slow
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("ray_of_two")
 def test_a_run_that_was_stopped_and_then_lost_its_worker_ends_with_the_weights_of_a_whole_one(
     supervised: Callable[..., Any], make_work: Callable[..., Work]
 ) -> None:

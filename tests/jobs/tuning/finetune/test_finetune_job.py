@@ -62,7 +62,7 @@ class Swept:
 
 @pytest.fixture(scope="module")
 def swept(
-    ray_session: None,
+    ray_of_two: None,
     digits: Folder,
     encoder: Folder,
     tmp_path_factory: pytest.TempPathFactory,
@@ -147,7 +147,7 @@ def test_asha_stops_some_at_a_rung_within_a_cell_and_records_it(swept: Swept) ->
 
 @pytest.mark.slow
 def test_an_interrupted_cell_continues_and_writes_the_bytes_of_one_trained_here_without_ray(
-    ray_session: None, digits: Folder, encoder: Folder, tmp_path: Path, one_thread: None
+    ray_of_two: None, digits: Folder, encoder: Folder, tmp_path: Path, one_thread: None
 ) -> None:
     inputs = {"encoder": encoder, "corpus": digits}
     spec: TuneStep = step("lora", configurations=3, epochs=3)

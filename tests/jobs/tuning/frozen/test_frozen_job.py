@@ -170,33 +170,26 @@ def test_a_request_to_stop_ends_the_run_soon(
 
 
 @pytest.mark.slow
-def test_long_cells_report_progress_and_are_abandoned_on_a_request_to_stop(
+def test_a_long_cell_reports_progress_and_is_abandoned_on_a_request_to_stop(
     ray_session: None, write_features: WriteFeatures, make_work: MakeWork
 ) -> None:
-    features = write_features()
-    works = [
-        make_work(f"cell-{n}", step(seed=n, epochs=100_000), features=features) for n in (0, 1)
-    ]
+    work = make_work("cell", step(epochs=100_000), features=write_features())
     answers = Answers()
-    moved: dict[str, set[float]] = {work.address: set() for work in works}
-
-    def both_moved() -> bool:
-        for address, share, words in answers.progress:
-            moved[address].add(share)
-            assert "3 configurations, 100000 epochs" in words
-        return all(len(shares) >= 3 for shares in moved.values())
-
-    answers.stop = both_moved
+    answers.stop = lambda: len({share for _, share, _ in answers.progress}) >= 3
     before = trial_processes()
     try:
-        run(works, answers.hooks)
+        run([work], answers.hooks)
     finally:
         for pid in trial_processes() - before:  # else they train on during the next tests
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
     assert answers.results == {}
-    assert all(min(shares) == 0 and 0 < max(shares) < 1 for shares in moved.values())
-    assert not any(work.output.exists(schema.CELL) for work in works)
+    addresses, shares, words = (set(part) for part in zip(*answers.progress, strict=True))
+    assert addresses == {work.address}
+    assert min(shares) == 0
+    assert 0 < max(shares) < 1
+    assert all("3 configurations, 100000 epochs" in each for each in words)
+    assert not work.output.exists(schema.CELL)
 
 
 @pytest.mark.faults
