@@ -1,8 +1,8 @@
 """Shared parts of the tests: one Ray a process, each finished store made once, sweeps by command.
 
-Two processes run the tests (`pytest-xdist`). A file's tests stay together in one of them, and all
-files that use the same Ray stay in the same one, so that it is started once. The longest files come
-first, so that neither process waits for the other at the end.
+Three processes run the tests (`pytest-xdist`), because each waits often. A file's tests stay
+together in one of them, and all files that use the same Ray stay in the same one, so that it is
+started once. The longest files come first, so that no process waits for another at the end.
 """
 
 import fcntl

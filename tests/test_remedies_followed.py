@@ -169,6 +169,99 @@ case(
 )
 
 
+def drop(words: Words, found: re.Match[str], folder: Path) -> None:
+    """Follow "leave it out" and "remove it"."""
+    del words[-2:]
+
+
+def set_to(value: str) -> Follow:
+    """Give the last field another value, where the message says what kind of value."""
+    return lambda words, found, folder: words.__setitem__(
+        -1, f"{words[-1].partition('=')[0]}={value}"
+    )
+
+
+for field, what, remedy in (
+    (
+        "tuning.methods.lp.rank=4",
+        "a rank without lora",
+        "rank belongs to adapt: lora; leave it out",
+    ),
+    ("tuning.methods.lp.space.l2=0.1", "a penalty of steps", "takes no l2"),
+    ("tuning.methods.lp.space.mse=1", "an mse of a linear head", "leave out mse"),
+    ("tuning.methods.lp.space.svd=1", "an svd of a linear head", "leave out mse, cov and svd"),
+    ("tuning.methods.lp.space.scale=2", "a scale of nothing", "none is given; leave it out"),
+    ("tuning.methods.lp.templates=['a {}']", "words for a linear head", "linear; remove them"),
+    ("tuning.label_noise_classes=all", "classes of no noise", "or leave it out"),
+    ("pretrain.recipe.bce_threshold=0.2", "a threshold of no loss", "remove it or set the loss"),
+):
+    case(what, ["--set", field], remedy, drop)
+for field, what, remedy, value in (
+    ("tuning.seeds=[0, 0]", "a tuning seed twice", "given twice; name each once", "[0]"),
+    ("tuning.fractions=[10, 10]", "a fraction twice", "given twice; name each once", "[10]"),
+    ("pretrain.seeds=[1, 1]", "a pre-training seed twice", "given twice; name each once", "[1]"),
+    ("tasks=[digits, digits]", "a task twice", "named twice", "[digits]"),
+    ("noise.levels=[0, 120]", "a level above all", "must be below 100", "[0, 90]"),
+    ("tuning.fractions=[0]", "no rows", "must be above 0", "[1]"),
+    (
+        "storage=s3:/bucket",
+        "a bucket with one slash",
+        r"or \./s3:/bucket for a folder",
+        "./s3:/bucket",
+    ),
+    ("storage=' '", "a blank storage", "is blank; give a folder", "store"),
+    ("pretrain.recipe.schedule.warmup_epochs=999", "a long warm-up", "shorten it", "1"),
+    ("pretrain.recipe.schedule.batch_size=100000", "a large batch", "lower it", "64"),
+    ("tuning.configurations=0", "no configuration", "must be at least 1", "1"),
+    ("tuning.epochs=ten", "a word for a number", "must be a whole number", "10"),
+    ("tuning.seeds=0", "a number for a list", r"must be a list, such as \[a, b\]", "[0]"),
+    ("tracking.enabled=maybe", "a word for true", "must be true or false", "false"),
+    ("features.views=3", "a number for fields", "must be fields with values", "{count: 3}"),
+):
+    case(what, ["--set", field], remedy, set_to(value))
+case(
+    "levels twice",
+    "--noise 0,5,5",
+    "given twice; name each level once",
+    lambda w, m, _: w.__setitem__(-1, "0,5"),
+)
+case(
+    "seeds twice",
+    "--seeds 0,0",
+    "given twice; name each once",
+    lambda w, m, _: w.__setitem__(-1, "0"),
+)
+case(
+    "words for levels",
+    "--noise low",
+    "give percentages such as (?P<meant>[0-9,]+)",
+    lambda w, m, _: w.__setitem__(-1, m["meant"]),
+)
+case(
+    "halves of seeds",
+    "--seeds 0.5",
+    r"give e\.g\. (?P<meant>[0-9,]+)",
+    lambda w, m, _: w.__setitem__(-1, m["meant"]),
+)
+case(
+    "halving what draws one by one",
+    ["--set", "tuning.search=optuna", "--set", "tuning.halving={first: 1, eta: 3}"],
+    "leave out halving",
+    drop,
+)
+case(
+    "fine-tuning in half precision",
+    [
+        "--set",
+        "tuning.methods.ft={head: linear, adapt: ft, space: {lr: 0.001}}",
+        "--set",
+        "features.precision=float16",
+    ],
+    "use (?P<meant>bfloat16) or float32",
+    replace_value,
+)
+
+
 def features(folder: Path, name: str) -> None:
     rows = 60
     vectors = list(np.random.default_rng(0).normal(size=(rows, 4)).astype(np.float32))
@@ -188,5 +281,5 @@ def test_a_remedy_works_when_it_is_followed(name: str, tmp_path: Path, run: Run)
     found = re.search(remedy, sentence)
     assert found is not None, message
     follow(words, found, tmp_path)
-    code, output = run(tmp_path, *([] if words[0] == "plan" else ["plan"]), *words)
+    code, output = run(tmp_path, *([] if words[:1] == ["plan"] else ["plan"]), *words)
     assert code == 0, (words, output)

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 ENDED = (
-    "nml-orch ended without a message: it was killed, or Ray ended it because Ray's own processes "
-    "are gone. Finished steps are kept; the same command continues from here."
+    "This sweep ended without a message: its process was killed, or Ray ended it because Ray's own "
+    "processes are gone. Finished steps are kept; the same command continues from here."
 )
 WAIT = 'trap "" INT TERM HUP; read -r told || printf "\\n%s\\n" "$0" >&2'
 

@@ -1,6 +1,6 @@
 """What happens to a sweep whose driver is killed or stopped.
 
-One sweep is struck five times, three times while it pre-trains, and goes on each time. It starts
+One sweep is struck four times, twice while it pre-trains, and goes on each time. It starts
 from a finished store that lacks what comes of one noise level.
 """
 
@@ -74,12 +74,11 @@ def to_the_driver(sent: signal.Signals) -> Callable[[Command], None]:
 
 BLOWS = {
     "ctrl-c": (pretraining, to_all(signal.SIGINT)),
-    "sigterm to all": (pretraining, to_all(signal.SIGTERM)),
     "kill in pre-training": (pretraining, to_the_driver(signal.SIGKILL)),
-    "sigterm": (extracting, to_the_driver(signal.SIGTERM)),
+    "sigterm": (extracting, to_all(signal.SIGTERM)),
     "kill in tuning": (tuning, to_the_driver(signal.SIGKILL)),
 }
-POLITE = ["ctrl-c", "sigterm to all", "sigterm"]
+POLITE = ["ctrl-c", "sigterm"]
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,10 @@ from jobs.encoders.spec import EncoderStep, OwnEncoder
 from jobs.extensions import declared
 from jobs.images.spec import Grid
 from jobs.storage.folder import Folder
+from jobs.tuning.finetune.model import AdaptedEncoder
+from jobs.tuning.methods import Method
+from jobs.tuning.search_space import Space
+from jobs.tuning.target import ClassTarget
 from tests.jobs.encoders.own_models import IMAGE, SOURCE
 
 
@@ -60,6 +64,13 @@ def imported(folder: Path, **fields: Any) -> Work:
     work = Work("encoder/own", "0", step, {}, Folder.of(folder / "out"), Folder.of(folder / "s"))
     import_encoder(work)
     return work
+
+
+def test_lora_adapts_the_convolutions_of_an_own_encoder(tmp_path: Path) -> None:
+    opened: Any = encoder.load(imported(tmp_path).output, source=SOURCE)
+    method = Method(head="linear", adapt="lora", rank=2, space=Space(lr=0.1))
+    adapted = AdaptedEncoder(opened, method, ClassTarget(2), 0)
+    assert {name.split(".lora_")[0] for name in adapted.state()} == {"encoder.stem"}
 
 
 def test_an_encoder_of_an_extension_takes_its_weights_from_a_file_or_from_the_function(

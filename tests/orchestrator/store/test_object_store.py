@@ -59,7 +59,8 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Folder]:
 
 @pytest.fixture
 def small() -> Plan:
-    overrides = ["tuning.fractions=[100]", "tasks=[digits]"]
+    probe = "tuning.methods={lp: {head: linear, space: {lr: 0.01}}}"
+    overrides = ["tuning.fractions=[100]", "tasks=[digits]", probe]
     return build.build(experiment.load(noise="0,10", overrides=overrides))
 
 
