@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Protocol, Self, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, field_validator
 
 from jobs.redaction import redact
 from jobs.storage.folder import Folder
@@ -67,6 +67,13 @@ class Spec(BaseModel):
     )
 
     protocol: ClassVar[int] = 1  # of a step's spec: raised when its stage's results change meaning
+
+    @field_validator("*")
+    @classmethod
+    def _fits_64_bits(cls, value: Any) -> Any:
+        if isinstance(value, int) and abs(value) >= 2**63:
+            raise ValueError("is too large a number; give one below 2^63")
+        return value
 
     def semantic(self) -> dict[str, Any]:
         """The fields that bear identity, as JSON values (those marked NOT_SEMANTIC left out)."""

@@ -212,6 +212,7 @@ for field, what, remedy, value in (
     ("storage=' '", "a blank storage", "is blank; give a folder", "store"),
     ("pretrain.recipe.schedule.warmup_epochs=999", "a long warm-up", "shorten it", "1"),
     ("pretrain.recipe.schedule.batch_size=100000", "a large batch", "lower it", "64"),
+    ("tuning.epochs=9223372036854775808", "epochs for ever", r"give one below 2\^63", "10"),
     ("tuning.configurations=0", "no configuration", "must be at least 1", "1"),
     ("tuning.epochs=ten", "a word for a number", "must be a whole number", "10"),
     ("tuning.seeds=0", "a number for a list", r"must be a list, such as \[a, b\]", "[0]"),
