@@ -57,6 +57,15 @@ Slug = Annotated[str, AfterValidator(_slug)]
 """A name that an address can hold: small letters, digits, dot, dash, underscore."""
 
 
+def _too_large(value: Any) -> bool:
+    """Whether a number, or one inside a list or fields, does not fit 64 bits."""
+    if isinstance(value, Mapping):
+        return any(map(_too_large, value.values()))
+    if isinstance(value, (list, tuple)):
+        return any(map(_too_large, value))
+    return isinstance(value, int) and abs(value) >= 2**63
+
+
 class Spec(BaseModel):
     """Base of all models of experiment files. Refuses unknown fields and numbers that are not
     finite; values are frozen.
@@ -71,7 +80,7 @@ class Spec(BaseModel):
     @field_validator("*")
     @classmethod
     def _fits_64_bits(cls, value: Any) -> Any:
-        if isinstance(value, int) and abs(value) >= 2**63:
+        if _too_large(value):
             raise ValueError("is too large a number; give one below 2^63")
         return value
 

@@ -47,6 +47,11 @@ def instead(words: Words, found: re.Match[str], folder: Path) -> None:
     words[:] = found["meant"].split()
 
 
+def give(words: Words, found: re.Match[str], folder: Path) -> None:
+    """Write what the message gives in place of the last word."""
+    words[-1] = found["meant"]
+
+
 def without(words: Words, found: re.Match[str], folder: Path) -> None:
     """Leave out the options that the message names, with their values."""
     for name in re.findall("--[a-z]+", found["meant"]):
@@ -153,13 +158,13 @@ case(
     "a path without a value",
     "--set noise.seed",
     r"as in (?P<meant>noise\.seed=1)",
-    lambda w, m, _: w.__setitem__(-1, m["meant"]),
+    give,
 )
 case(
     "a path with a gap",
     "--set noise..seed=2",
     r"as in (?P<meant>noise\.seed=1)",
-    lambda w, m, _: w.__setitem__(-1, m["meant"]),
+    give,
 )
 case(
     "a storage that is no folder",
@@ -236,13 +241,13 @@ case(
     "words for levels",
     "--noise low",
     "give percentages such as (?P<meant>[0-9,]+)",
-    lambda w, m, _: w.__setitem__(-1, m["meant"]),
+    give,
 )
 case(
     "halves of seeds",
     "--seeds 0.5",
     r"give e\.g\. (?P<meant>[0-9,]+)",
-    lambda w, m, _: w.__setitem__(-1, m["meant"]),
+    give,
 )
 case(
     "halving what draws one by one",

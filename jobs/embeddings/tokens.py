@@ -67,6 +67,7 @@ class _Vocabulary:
         return ""
 
     def _cut_by_characters(self, text: str, most: int) -> str:
+        """`cut` for a text whose tokens are those of another text."""
         size = bisect_right(range(len(text)), most, key=lambda end: self.count(text[:end])) - 1
         while self.count(text[:size]) > most:  # a longer text may have fewer tokens
             size -= 1

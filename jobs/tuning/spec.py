@@ -105,7 +105,7 @@ class Tuning(TuningSettings):
         description="what a label is replaced by: one of the C - 1 other classes, or one of all C, "
         "so that 1/C of those drawn stay right",
     )
-    seeds: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...] | None = Field(
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
         None,
         min_length=1,
         description="tuning seeds of every encoder; none: each replicate's own pre-training seed",

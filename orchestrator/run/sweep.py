@@ -31,9 +31,9 @@ from orchestrator.plan.states import StepState, StepStatus
 from orchestrator.plan.together import together_line
 from orchestrator.results import collect
 from orchestrator.run.executor import Executor, load
-from orchestrator.run.last_words import last_words
 from orchestrator.run.progress import Bars, Lines, Progress
 from orchestrator.run.waiting import waiting
+from orchestrator.run.watchdog import watchdog
 from orchestrator.step.step import KINDS
 from orchestrator.store import register
 from orchestrator.store.lease import Leases
@@ -166,7 +166,7 @@ def _begin(plan: Plan, store: Store, force: bool, redo: Collection[str]) -> Iter
     if before not in (None, signal.SIG_IGN):  # a shell's background job is not ended by Ctrl-C
         signal.signal(signal.SIGINT, _Once())
     try:
-        with _begun(plan, store, force, redo) as start:
+        with watchdog(), _begun(plan, store, force, redo) as start:
             yield start
     finally:
         signal.signal(signal.SIGINT, before or signal.default_int_handler)
@@ -244,7 +244,7 @@ def _execute(
                 leases=start.leases,
                 on_commit=tracker.commit if tracker else lambda step, manifest: None,
             )
-            with last_words(), watching(progress.note):
+            with watching(progress.note):
                 return {**executor.run(), **built}
     finally:
         progress.close()

@@ -42,7 +42,7 @@ def test_two_drivers_never_hold_one_lease(bucket: Bucket) -> None:
         second.close()
 
 
-REFUSED = 4  # one more than the client's own habit sends a request; each waits longer than the last
+REFUSED = 4  # requests: the client by itself sends one three times, and waits longer each time
 
 
 class Outage:

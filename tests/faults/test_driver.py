@@ -17,7 +17,7 @@ from mlflow import MlflowClient
 import stores
 from commands import TINY, Command, Start
 from jobs.storage.folder import Folder
-from orchestrator.run.last_words import ENDED
+from orchestrator.run.watchdog import ENDED
 from stores import LEVEL_20, digests, finished, table
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]

@@ -1,16 +1,16 @@
-"""A sweep whose process ends without a message leaves a sentence."""
+"""A process that ends without a message leaves a sentence."""
 
 import subprocess
 import sys
 
 import pytest
 
-from orchestrator.run.last_words import ENDED
+from orchestrator.run.watchdog import ENDED
 
 IN_THE_BLOCK = """
 import os, sys
-from orchestrator.run.last_words import last_words
-with last_words():
+from orchestrator.run.watchdog import watchdog
+with watchdog():
     {}
 """
 
@@ -26,7 +26,9 @@ with last_words():
         ("os.killpg(0, 2)", False),  # Ctrl-C, which reaches the shell too
     ],
 )
-def test_only_a_process_that_cannot_speak_leaves_the_sentence(happens: str, told: bool) -> None:
+def test_only_a_process_that_ends_inside_the_block_leaves_the_sentence(
+    happens: str, told: bool
+) -> None:
     done = subprocess.run(
         [sys.executable, "-c", IN_THE_BLOCK.format(happens)],
         stderr=subprocess.PIPE,
