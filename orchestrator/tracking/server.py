@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from importlib.metadata import entry_points
 from urllib.parse import urlsplit
 
 from jobs.reach import database_fault, web_fault
@@ -12,22 +14,43 @@ from orchestrator.tracking import sqlite
 
 VARIABLE = "MLFLOW_TRACKING_URI"
 
+_WEB = ("http", "https")
+_KINDS = ("sqlite", "postgresql", "mysql", "mssql", "file", "databricks", "databricks-uc", "uc", "")
+"""The other schemes of MLflow's own stores. None: a folder. Installed packages can add some."""
+
 
 def resolve_uri(configured: str | None) -> str:
     """The tracking URI: the experiment's, else the environment's, else a database here.
 
-    Raises UserError for a text that is no URI.
+    Raises UserError for a text that is no address which MLflow could open.
     """
     uri = configured or os.environ.get(VARIABLE) or "sqlite:///mlflow.db"
-    try:
-        parts = urlsplit(uri)
-        _ = parts.port if parts.scheme in ("http", "https") else None
-    except ValueError as error:
+    if fault := _fault(uri):
         where = "tracking.uri" if configured else VARIABLE
         raise UserError(
-            f"{where} = {redact(uri)}: is no address ({error}); give one like http://HOST:5000"
-        ) from None
+            f"{where} = {redact(uri)}: is no address ({fault}); give one like http://HOST:5000"
+        )
     return sqlite.absolute(uri)
+
+
+def _fault(uri: str) -> str:
+    """What makes a URI unusable for MLflow whatever runs there; "" if nothing does."""
+    try:
+        parts = urlsplit(uri)
+        port = parts.port if parts.scheme in _WEB else None
+    except ValueError as error:
+        return str(error)
+    if parts.scheme in _WEB:
+        return "" if parts.hostname and port != 0 else "it names no host and port"
+    if re.fullmatch(r"[^/]+:[0-9]+", uri):
+        return "a server's address begins with http:// or https://"
+    kind = parts.scheme.partition("+")[0]
+    if kind in _KINDS:
+        return ""
+    if kind in {plugin.name for plugin in entry_points(group="mlflow.tracking_store")}:
+        return ""
+    known = ", ".join(kind for kind in (*_WEB, *_KINDS) if kind)
+    return f"MLflow has no kind {kind!r}, but {known}"
 
 
 def named(uri: str) -> str:

@@ -9,7 +9,6 @@ import pytest
 from orchestrator.cli import ui
 from orchestrator.errors import UserError
 from orchestrator.tracking import port
-from orchestrator.tracking.server import resolve_uri
 
 
 @pytest.fixture
@@ -38,14 +37,3 @@ def test_without_a_wish_the_next_free_port_is_taken(
     found = ui._free(None)
     assert found > taken
     assert f"port {taken} is taken by" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("uri", ["http://[::1", "http://host:port", "http://host:99999"])
-def test_a_tracking_server_that_is_no_address_is_one_sentence(
-    uri: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with pytest.raises(UserError, match=r"^tracking\.uri = .*: is no address .*; give one like"):
-        resolve_uri(uri)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    with pytest.raises(UserError, match=r"^MLFLOW_TRACKING_URI = "):
-        resolve_uri(None)
