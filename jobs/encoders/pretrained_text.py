@@ -104,7 +104,7 @@ def _silence() -> None:
     """Progress bars and warnings of the library: what matters of them is raised or counted here."""
     from transformers.utils import logging as own
 
-    own.disable_progress_bar()  # type: ignore[no-untyped-call]
+    own.disable_progress_bar()
     logging.getLogger("transformers").setLevel(logging.ERROR)
 
 
