@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol, TextIO
 
@@ -41,11 +41,18 @@ class Progress(Protocol):
 
 
 class _Counts:
-    """Counts by kind of step, for both ways to show them."""
+    """Counts by kind of step, for both ways to show them.
 
-    def __init__(self, totals: Mapping[str, int], reused: Mapping[str, int]) -> None:
+    `quick`: the steps to do whose time is nothing beside that of the others of their kind.
+    """
+
+    def __init__(
+        self, totals: Mapping[str, int], reused: Mapping[str, int], quick: Collection[str]
+    ) -> None:
         self.totals = dict(totals)
         self._reused = {kind: reused.get(kind, 0) for kind in totals}
+        self._quick = Counter(kind_of(address) for address in quick)  # of each kind
+        self._quick_left = set(quick)
         self._pace = Pace()
         self.settled = {kind: reused.get(kind, 0) for kind in totals}
         self.unfinished: dict[str, Counter[StepState]] = {kind: Counter() for kind in totals}
@@ -72,6 +79,7 @@ class _Counts:
         self.shares.pop(address, None)
         self._messages.pop(address, None)
         self.settled[kind] += 1
+        self._quick_left.discard(address)
         if not state.finished:
             self.unfinished[kind][state] += 1
         return kind
@@ -100,9 +108,13 @@ class _Counts:
     def left(self) -> Left | None:
         """The time that is left for the whole sweep, as far as this run's rates tell."""
         self._pass_time()
-        completed = {kind: self.completed(kind) for kind, total in self.totals.items() if total}
-        done = {kind: steps - self._reused[kind] for kind, steps in completed.items()}
-        rest = {kind: self.totals[kind] - steps for kind, steps in completed.items()}
+        quick_left = Counter(kind_of(address) for address in self._quick_left)
+        done, rest = dict[str, float](), dict[str, float]()
+        for kind, total in self.totals.items():
+            completed = self.completed(kind)
+            quick_done = self._quick[kind] - quick_left[kind]
+            done[kind] = completed - self._reused[kind] - quick_done
+            rest[kind] = total - completed - quick_left[kind]
         return self._pace.left(done, rest)
 
     def overall(self) -> str:
@@ -110,7 +122,9 @@ class _Counts:
         return f"{sum(self.settled.values())}/{sum(self.totals.values())}"
 
     def _pass_time(self) -> None:
-        self._pace.pass_time(time.monotonic(), {kind_of(address) for address in self.shares})
+        # A step that has begun may wait for a CPU, so the time belongs to those that report.
+        working = self._messages or self.shares
+        self._pace.pass_time(time.monotonic(), {kind_of(address) for address in working})
 
 
 SWEEP = "sweep"
@@ -119,7 +133,9 @@ SWEEP = "sweep"
 class Bars:
     """Live bars, one for each kind of step, and one for the whole sweep with the time left."""
 
-    def __init__(self, totals: Mapping[str, int], reused: Mapping[str, int]) -> None:
+    def __init__(
+        self, totals: Mapping[str, int], reused: Mapping[str, int], quick: Collection[str] = ()
+    ) -> None:
         from rich.console import Console, RenderableType
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
         from rich.table import Column
@@ -133,7 +149,7 @@ class Bars:
                 yield Text(HEADING, style="dim", no_wrap=True, overflow="crop")
                 yield from super().get_renderables()
 
-        self._counts = _Counts(totals, reused)
+        self._counts = _Counts(totals, reused, quick)
         rest = Column(ratio=1, no_wrap=True, overflow="ellipsis")  # cut on a narrow screen
         self._bars = Headed(
             TextColumn("{task.description:<8}", table_column=Column(no_wrap=True, min_width=8)),
@@ -219,11 +235,12 @@ class Lines:
         self,
         totals: Mapping[str, int],
         reused: Mapping[str, int],
+        quick: Collection[str] = (),
         *,
         stream: TextIO | None = None,
         interval: float = INTERVAL_SECONDS,
     ) -> None:
-        self._counts = _Counts(totals, reused)
+        self._counts = _Counts(totals, reused, quick)
         self._stream = stream or sys.stderr
         self._interval = interval
         self._started = self._last = time.monotonic()

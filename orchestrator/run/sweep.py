@@ -293,7 +293,8 @@ def _say_together(plan: Plan, done: set[str], progress: Progress) -> None:
 def _progress(plan: Plan, done: list[str]) -> Progress:
     totals = {kind: len(plan.of_kind(kind)) for kind in KINDS}
     reused = Counter(plan.steps[address].kind for address in done)
-    return (Bars if sys.stderr.isatty() else Lines)(totals, reused)
+    evaluated = {a for a, step in plan.steps.items() if {"head", "features"} <= step.inputs.keys()}
+    return (Bars if sys.stderr.isatty() else Lines)(totals, reused, evaluated - set(done))
 
 
 def _tracker(plan: Plan, store: Store, say: Callable[[str], None]) -> Tracker | None:

@@ -110,6 +110,42 @@ def test_the_time_left_stands_in_80_columns_below_a_heading(
     assert "min left" in whole
 
 
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_cells_that_are_only_evaluated_do_not_count_as_much_time(clock: list[float]) -> None:
+    cells = [f"tune/a/symmetric/r/noise=0/seed=0/t/lp/fraction=100/seed={n}" for n in range(6)]
+    printed = io.StringIO()
+    display = Lines({"tune": 6}, {}, quick=set(cells[3:]), stream=printed, interval=0)
+    display.begin(cells[0])
+    display.say(cells[0], 0.0, "8 configurations")
+    clock[0] = 600.0
+    display.settle(cells[0], StepState.DONE, "")
+    assert "(about 20 min left)" in last(printed)
+    display.begin(cells[3])
+    display.settle(cells[3], StepState.DONE, "")
+    assert "(about 20 min left)" in last(printed), "an evaluation is no third of the work"
+
+
+def test_a_step_that_waits_for_a_cpu_is_charged_no_time(clock: list[float]) -> None:
+    cell = "tune/a/symmetric/r/noise=0/seed=0/t/lp/fraction=100/seed=0"
+    printed = io.StringIO()
+    display = Lines({"pretrain": 2, "tune": 2}, {}, stream=printed, interval=0)
+    display.begin(RUN.format(0))
+    display.say(RUN.format(0), 0.0, "epoch 0/10")
+    display.begin(cell)
+    clock[0] = 600.0
+    display.settle(RUN.format(0), StepState.DONE, "")
+    display.say(cell, 0.0, "8 configurations")
+    clock[0] = 660.0
+    display.settle(cell, StepState.DONE, "")
+    assert "(about 11 min left)" in last(printed), "10 for the other run, 1 for the other cell"
+
+
 def test_a_log_is_never_silent_for_ten_seconds() -> None:
     assert progress.INTERVAL_SECONDS * 1.25 <= 10.0
     printed = io.StringIO()
