@@ -3,6 +3,7 @@
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, get_args
 
@@ -44,7 +45,9 @@ def texts(path: Path) -> Iterator[tuple[str, str]]:
             yield f"{path.relative_to(ROOT)}:{node.lineno}", node.value
 
 
-TEXTS = [found for path in MODULES for found in texts(path)]
+@cache
+def all_texts() -> list[tuple[str, str]]:
+    return [found for path in MODULES for found in texts(path)]
 
 
 def commands(group: click.Command, prefix: str = "") -> Iterator[tuple[str, click.Command]]:
@@ -90,7 +93,7 @@ OF_OTHERS = {"--sort"}  # of tar, in the command that sorts one
 
 def test_every_command_that_a_message_names_exists() -> None:
     named = {}
-    for where, text in TEXTS:
+    for where, text in all_texts():
         for found in re.findall(r"nml-orch ([a-z]+(?: [a-z]+)?)", text):
             named[found] = where
     assert len(named) > 10
@@ -106,7 +109,7 @@ def test_every_command_that_a_message_names_exists() -> None:
 
 def test_every_option_that_a_message_names_exists() -> None:
     named = {}
-    for where, text in TEXTS:
+    for where, text in all_texts():
         if not where.startswith(("orchestrator/cluster", "nml_orch")):  # which start Ray's commands
             for found in re.findall(r"(?<![\w-])--[a-z][a-z-]+", text) if " " in text else ():
                 named[found] = where
@@ -119,7 +122,7 @@ def test_every_option_that_a_message_names_exists() -> None:
 )
 def test_every_field_that_a_message_names_exists(section: str) -> None:
     named = {}
-    for where, text in TEXTS:
+    for where, text in all_texts():
         for found in re.findall(rf"(?<![\w./]){section}\.[a-z0-9_]+(?:\.[a-z0-9_]+)*", text):
             if not NOT_FIELDS.search(found) and " " in text:
                 named[found] = where
@@ -131,7 +134,7 @@ def test_every_name_in_back_ticks_that_a_message_gives_is_a_field() -> None:
     last = {name.rpartition(".")[2] for name in (*FIELDS, *fields(Task))}
     named = {
         word: where
-        for where, text in TEXTS
+        for where, text in all_texts()
         if not where.startswith("analysis/")  # which names columns
         for word in re.findall(r"`([a-z][a-z0-9_]*)`", text)
     }
