@@ -49,14 +49,22 @@ class GivenLabels:
         if abs(level - rate) > RATE_TOLERANCE + 1e-9:
             raise StageError(
                 f"corpus {self.samples.corpus}: the given labels differ from the clean ones in "
-                f"{rate:.3f} % of the training rows, not in {level:g} %; "
-                f"give noise.levels=[0, {rate:.1f}]"
+                f"{rate:.3f} % of the training rows, not in {level:g} %; {_level_remedy(rate)}"
             )
         return wrong
 
     def changed(self, level: float) -> pa.Table:
         """The mislabelled samples by position: row (int64), key, clean and noisy label (int32)."""
         return changed_table(self.samples, self.noisy, self.rows(level))
+
+
+def _level_remedy(rate: float) -> str:
+    """What to do where given labels have another rate than the level: a level that is allowed."""
+    if rate == 0:
+        return "correct noise.column, or give noise.levels=[0]"
+    if rate >= 100 - RATE_TOLERANCE:
+        return "correct noise.file or noise.column"
+    return f"give noise.levels=[0, {f'{rate:.1f}' if rate >= 0.1 else f'{rate:.2g}'}]"
 
 
 def transition(samples: Labelled, choice: Choice, matrix: Weights) -> Flips:
@@ -214,7 +222,8 @@ def _refuse_empty_classes(samples: Labelled, flips: Weights) -> None:
     if into.any():
         raise StageError(
             f"corpus {samples.corpus}: the transition matrix changes labels to class "
-            f"{np.flatnonzero(into)[0]}, which has no training row; set its column to 0"
+            f"{np.flatnonzero(into)[0]}, which has no training row; set its column to 0, and make "
+            f"every row sum to 1"
         )
 
 

@@ -126,7 +126,10 @@ class Source:
     def _check_columns(self, columns: Sequence[str], found: Sequence[str]) -> None:
         for column in columns:
             if column not in found:
-                raise StageError(f"{self.path} has no column {column!r}; it has {', '.join(found)}")
+                raise StageError(
+                    f"{self.path} has no column {column!r}; it has {', '.join(found)}: name the "
+                    f"right one in noise.key or noise.column"
+                )
             if found.count(column) > 1:
                 raise StageError(f"{self.path} has two columns {column!r}; give each its own name")
 
@@ -134,7 +137,8 @@ class Source:
         if self.sha256 is not None and found != self.sha256:
             raise StageError(
                 f"{self.path} has the sha256 {found[:12]}..., but noise.sha256 is "
-                f"{self.sha256[:12]}...; restore the file, or give the noise a new name"
+                f"{self.sha256[:12]}...; restore the file, or leave out noise.sha256 and give the "
+                f"noise a new name"
             )
 
     def _unreadable(self, error: OSError) -> StageError:

@@ -37,12 +37,14 @@ def labels(samples: Labelled, choice: Choice, part: Part, classes: Sequence[str]
     thresholds, given = _call(part, samples.keys, samples.labels[order], order, classes, choice)
     found = _numbers(given)
     if found is None or found.shape != (len(order),) or (found != np.floor(found)).any():
-        raise StageError(f"{part}: its labels are not {len(order)} whole numbers, one for each key")
+        raise StageError(
+            f"{part}: its labels are not {len(order)} whole numbers; return one for each key"
+        )
     outside = (found < 0) | (found >= samples.classes)
     if outside.any():
         raise StageError(
             f"{part}: label {found[outside][0]:g} is outside 0..{samples.classes - 1}, the numbers "
-            f"of the corpus's classes"
+            f"of the corpus's classes; return one of these"
         )
     noisy: Labels = np.empty(len(order), np.int32)
     noisy[order] = found
@@ -102,7 +104,7 @@ def captions(
     if len(found) != len(order) or not all(_is_caption(text) for text in found):
         raise StageError(
             f"{part}: its captions are not {len(order)} texts, one for each key, with words in "
-            f"each and no NUL"
+            f"each and no NUL; return such a list"
         )
     back = np.argsort(order)
     noisy = pa.array(found, samples.captions.type).take(pa.array(back))
@@ -135,8 +137,8 @@ def _call(
         raise StageError(f"{part}: its thresholds are not numbers; return one for each key")
     if thresholds.shape != (len(order),):
         raise StageError(
-            f"{part}: its thresholds have the shape {thresholds.shape}, not ({len(order)},): one "
-            f"for each key"
+            f"{part}: its thresholds have the shape {thresholds.shape}, not ({len(order)},); "
+            f"return one for each key"
         )
     return thresholds, found[1]
 
