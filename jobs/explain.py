@@ -1,4 +1,4 @@
-"""A validation error of an experiment file, as one sentence with the nearest known field."""
+"""A validation error of an experiment or task file, as one sentence with the nearest field."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ def in_words(problem: ErrorDetails) -> str:
     kind, limits = problem["type"], problem.get("ctx") or {}
     if kind in ("value_error", "assertion_error"):
         message = str(limits.get("error", problem["msg"]))
-        return message[:1].lower() + message[1:]
+        return message if message[:2].isupper() else message[:1].lower() + message[1:]  # "OOD"
     if kind not in _theirs():
         return _own(str(problem["msg"]), problem.get("input"))
     if kind in _WORDS:

@@ -326,7 +326,7 @@ def _source(address: str, spec: Corpus, tasks: Sequence[Task]) -> Answer:
             found = seen
     for task in tasks:
         for fault in map_faults(task, found.classes.names):
-            return Answer("corpus", State.FAULT, f"task {task.name}: {fault}; correct its file")
+            return Answer("corpus", State.FAULT, f"the file of task {task.name}: {fault}")
     line = f"{address}: {found.in_a_line()}"
     if found.without_rows and not spec.allow_empty_classes:
         return Answer("corpus", State.FAULT, line)

@@ -238,8 +238,8 @@ def test_a_name_beyond_ascii_is_refused_with_a_sentence(
     said = "a name begins with a letter from a to z or a digit"
     assert _run(["tasks", "check", "--tasks-path", str(tmp_path)]) == 2
     printed = capsys.readouterr().err
-    assert f"{file}: name: {said}" in printed
-    assert "a title may have any letters (given: 'prüfung')" in printed
+    assert f"{file}: name = 'prüfung': {said}" in printed
+    assert "a title may have any letters" in printed
     assert _run(["plan", "--set", "tasks=[prüfung]"]) == 2
     assert f"tasks.0 = 'prüfung': {said}" in capsys.readouterr().err
 

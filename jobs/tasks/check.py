@@ -31,6 +31,7 @@ from jobs.tasks.spec import Classes, Task, other_of_number, shared_name
 if TYPE_CHECKING:
     import pyarrow as pa
 
+_LISTED = 5  # classes in a message
 SAMPLED = 8  # samples checked of each source: images are decoded
 
 
@@ -52,17 +53,21 @@ def faults(task: Task) -> Iterator[str]:
     if task.corpus is not None:
         for name in sorted(set(sources(task)) ^ set(facts.sizes)):
             verb = "lack" if name in sources(task) else "name"
-            yield f"facts.sizes {verb} {name}; the readers are {', '.join(sources(task))}"
+            readers = ", ".join(sources(task))
+            yield f"facts.sizes {verb} {name}; give the rows of each reader: {readers}"
     elif "test" not in facts.sizes or (task.domain == "id" and "train" not in facts.sizes):
         yield "facts.sizes lack the rows of a part; give train and test"
     if (facts.classes > 0) != task.target_kind.has_classes:
-        yield f"facts.classes is {facts.classes}, but the target is a {task.target}"
+        yield f"facts.classes is {facts.classes}, but the target is a {task.target}; correct one"
     for name, member in _members(task):
         if isinstance(member, int) and not 0 <= member < facts.classes:
-            yield f"classes.{name} names label {member} of {facts.classes} classes"
+            yield (
+                f"classes.{name} names label {member} of {facts.classes} classes (from 0); correct "
+                f"it, or facts.classes"
+            )
         known = not facts.class_names or task.spells_labels or member in facts.class_names
         if isinstance(member, str) and not known:
-            yield f"classes.{name} names {member!r}, which facts.class_names lack"
+            yield f"classes.{name} names {member!r}, which facts.class_names lack; correct one"
 
 
 def class_names(task: Task) -> tuple[str, ...]:
@@ -104,7 +109,10 @@ def link_faults(task: Task, tasks: Mapping[str, Task]) -> Iterator[str]:
         yield f"trained_on: {task.trained_on} is {found}; name an ID task"
         return
     if task.target != source.target or len({task.source, source.source} - {"features"}) > 1:
-        yield f"trained_on: {source.name} predicts a {source.target} from {source.source}"
+        yield (
+            f"trained_on: {source.name} predicts a {source.target} from {source.source}, and this "
+            f"task a {task.target} from {task.source}; name an ID task like this one"
+        )
     if task.upsampling != source.upsampling:
         yield (
             f"upsampling: {task.upsampling}, but {source.name} has {source.upsampling}, and their "
@@ -121,11 +129,19 @@ def link_faults(task: Task, tasks: Mapping[str, Task]) -> Iterator[str]:
             yield f"the file of {nameless.name} does not name its classes: give facts.class_names"
         return
     if task.answers is not None and set(task.answers) != set(own):
-        yield f"answers are for other classes than {', '.join(own[:3])}, ..."
+        yield f"answers are for other classes than the task's; give them for {_listed(own)}"
     wanted = [n for names in task.answers.values() for n in names] if task.answers else list(own)
     unknown = [name for name in wanted if name not in outputs]
     if unknown:
-        yield f"{source.name} has no class {unknown[0]!r} ({len(unknown)} such)"
+        remedy = "correct answers" if task.answers else "give answers"
+        yield (
+            f"{source.name} has no class {unknown[0]!r} ({len(unknown)} such); {remedy}: it has "
+            f"{_listed(outputs)}"
+        )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:_LISTED]) + (", ..." if len(names) > _LISTED else "")
 
 
 # -- against the data ------------------------------------------------------------------------------
@@ -184,7 +200,7 @@ def _source_faults(task: Task, name: str, spec: AnyReader) -> Iterator[str]:
     rows = _count_rows(spec)
     stated = next((n for key, n in facts.sizes.items() if key == name), None) if facts else None
     if rows is not None and stated is not None and rows != stated:
-        yield f"{name}: {rows:,} rows, but facts.sizes say {stated:,}"
+        yield f"{name}: {rows:,} rows, but facts.sizes say {stated:,}; correct one of them"
     seen, most = 0, task.corpus.max_pixels if task.corpus else MOST_PIXELS
     for table in islice((t for unit in reader.units() for t in reader.read(unit, Counter())), 1):
         if task.target_kind.dense and task.corpus is not None:
@@ -219,12 +235,12 @@ def _mask_faults(
 def _class_faults(task: Task, names: Sequence[str]) -> Iterator[str]:
     facts = task.facts
     if facts is not None and len(names) != facts.classes:
-        yield f"{len(names)} classes, but facts.classes say {facts.classes}"
+        yield f"{len(names)} classes, but facts.classes say {facts.classes}; correct one of them"
     if facts is not None and facts.class_names and set(facts.class_names) != set(names):
         unmatched = sorted(set(facts.class_names) ^ set(names))
         yield (
             f"class {unmatched[0]!r} is in only one of the data and facts.class_names "
-            f"({len(unmatched)} such)"
+            f"({len(unmatched)} such); correct one of them"
         )
     yield from map_faults(task, names)
 
@@ -238,7 +254,10 @@ def map_faults(task: Task, names: Sequence[str]) -> Iterator[str]:
     for name, member in _members(task):
         known = member in names if isinstance(member, str) else 0 <= member < len(names)
         if not known:
-            yield f"classes.{name} names {member!r}, which the data lacks"
+            yield (
+                f"classes.{name} names {member!r}, which the data lacks; use one of "
+                f"{_listed(names)}"
+            )
             continue
         if isinstance(member, str) and (fault := shared_name(member, names)) is not None:
             yield f"classes.{name} names {fault}"
@@ -248,7 +267,8 @@ def map_faults(task: Task, names: Sequence[str]) -> Iterator[str]:
         first = taken.setdefault(label, (name, member))
         if first != (name, member):
             yield (
-                f"classes.{name} names {member!r}, which classes.{first[0]} names as {first[1]!r}"
+                f"classes.{name} names {member!r}, which classes.{first[0]} names as {first[1]!r}; "
+                f"keep it in one of them"
             )
 
 
@@ -257,10 +277,16 @@ def _spelling_faults(classes: Classes, names: Sequence[str]) -> Iterator[str]:
     members = {member for found in classes.values() for member in found}
     for name, found in classes.items():
         if not set(found) & set(names):
-            yield f"no label of the data ({', '.join(names[:4])}) is a name of class {name}"
+            yield (
+                f"no label of the data ({_listed(names)}) is a name of class {name}; add the name "
+                f"that the data has"
+            )
     for label in names:
         if label not in members:
-            yield f"no class of the task has the name {label!r}, which the data has"
+            yield (
+                f"no class of the task has the name {label!r}, which the data has; add it to a "
+                f"class, or leave such rows out of the source"
+            )
 
 
 def _decode_error(image: bytes | None, max_pixels: int) -> str | None:

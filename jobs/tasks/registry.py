@@ -16,11 +16,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from jobs.contract import Spec, truth_value_fault
+from jobs.contract import truth_value_fault
+from jobs.explain import explain
 from jobs.storage.bounded import read_text
 from jobs.storage.folder import Folder
 from jobs.tasks.spec import Task
-from jobs.validation import in_words, names_a_branch
 
 SHIPPED = Path(__file__).parent
 
@@ -77,13 +77,7 @@ def _parse(file: Path) -> Task:
     try:
         task = Task.model_validate(content)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        parts = (str(part) for part in first["loc"] if not names_a_branch(str(part)))
-        field = ".".join(parts) or "the whole file"
-        what = in_words(first)
-        whole = first["type"] == "missing" or isinstance(first["input"], (dict, Spec))
-        given = "" if whole else f" (given: {_shorten(first['input'])})"
-        raise TaskError(f"{file}: {field}: {what}{given}; correct the file") from None
+        raise TaskError(f"{file}: {explain(error, Task)}") from None
     if task.name != file.stem:
         raise TaskError(
             f"{file}: name: {task.name!r} is not the file's own name; rename the file to "
@@ -140,8 +134,3 @@ def _read_yaml(file: Path) -> Any:
         raise TaskError(
             f"{file}: cannot be read as YAML text ({reason}); correct it or remove it"
         ) from None
-
-
-def _shorten(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

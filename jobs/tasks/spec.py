@@ -37,7 +37,10 @@ class Facts(Spec):
     @model_validator(mode="after")
     def _check_class_names(self) -> Facts:
         if self.class_names and len(self.class_names) != self.classes:
-            raise ValueError(f"{len(self.class_names)} class_names, but classes is {self.classes}")
+            raise ValueError(
+                f"{len(self.class_names)} class_names, but classes is {self.classes}; correct one "
+                f"of them"
+            )
         return self
 
 
@@ -107,11 +110,15 @@ class Task(Spec):
         if self.domain == "ood" and self.trained_on is None:
             raise ValueError(f"OOD task {self.name} needs `trained_on`: the ID task of its heads")
         if self.domain == "id" and (self.trained_on or self.shift or self.answers):
-            raise ValueError(f"ID task {self.name} cannot have `trained_on`, `shift` or `answers`")
+            raise ValueError(
+                f"ID task {self.name} cannot have `trained_on`, `shift` or `answers`; leave them "
+                f"out, or set `domain: ood`"
+            )
         if self.source == "features":
             if self.corpus or self.shift:
                 raise ValueError(
-                    f"task {self.name} has given features; it cannot have `corpus` or `shift`"
+                    f"task {self.name} has given features, so it cannot have `corpus` or `shift`; "
+                    f"leave them out, or correct `source`"
                 )
             return self
         if self.corpus is None:
@@ -123,7 +130,9 @@ class Task(Spec):
                 f"{self.corpus.modality}; correct one of them"
             )
         if self.shift is not None and modality == "text":
-            raise ValueError(f"task {self.name} has texts, and shifts are for images; leave it out")
+            raise ValueError(
+                f"task {self.name} has texts, and shifts are for images; leave `shift` out"
+            )
         needed = ("train", "validation", "test") if self.domain == "id" else ("test",)
         empty = [part for part in needed if getattr(self.corpus.parts, part) == 0]
         if empty:
@@ -139,11 +148,12 @@ class Task(Spec):
         if self.metric not in kind.metrics:
             raise ValueError(
                 f"metric {self.metric} does not fit target {kind.name}; a {kind.name} is judged by "
-                f"{', '.join(kind.metrics)}"
+                f"{', '.join(kind.metrics)}: use one of these"
             )
         if not kind.has_classes and (self.classes or self.answers):
             raise ValueError(
-                f"task {self.name} predicts a {kind.name}: it has no `classes` and no `answers`"
+                f"task {self.name} predicts a {kind.name}, which has no `classes` and no "
+                f"`answers`; leave them out"
             )
         if not kind.in_images and self.source == "images":
             raise ValueError(
@@ -179,7 +189,8 @@ class Task(Spec):
             )
         if self.metric in OF_TWO_CLASSES and len(self.classes or ()) != 2:
             raise ValueError(
-                f"metric {self.metric} needs two classes, not {len(self.classes or ())}"
+                f"metric {self.metric} needs two classes, not {len(self.classes or ())}; name two, "
+                f"or use another metric"
             )
         return self
 
@@ -206,7 +217,8 @@ class Task(Spec):
         if self.classes and self.answers and set(self.classes) != set(self.answers):
             other = sorted(set(self.classes) ^ set(self.answers))
             raise ValueError(
-                f"classes and answers must name the same classes; only one names {other[0]!r}"
+                f"classes and answers must name the same classes; only one names {other[0]!r}: "
+                f"name it in both, or in none"
             )
         return self
 

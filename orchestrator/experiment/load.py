@@ -16,12 +16,12 @@ from pydantic import ValidationError
 
 from jobs import strict_yaml
 from jobs.contract import truth_value_fault
+from jobs.explain import explain
 from jobs.extensions.spec import SUFFIX
 from jobs.storage.bounded import read_text
 from orchestrator import EXPERIMENTS
 from orchestrator.errors import UserError
 from orchestrator.experiment import given_features, shares
-from orchestrator.experiment.explain import explain
 from orchestrator.experiment.model import Experiment
 
 DEMO = "demo"

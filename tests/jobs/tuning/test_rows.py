@@ -115,7 +115,9 @@ def test_a_name_that_two_classes_have_is_refused_as_the_check_does() -> None:
     with pytest.raises(StageError, match=fault):
         TaskClasses.of(task, names)
     below = id_task(classes={"a": (-1,), "b": (1,)})
-    assert list(map_faults(below, names)) == ["classes.a names -1, which the data lacks"]
+    assert list(map_faults(below, names)) == [
+        "classes.a names -1, which the data lacks; use one of crane, fox, crane, owl"
+    ]
 
 
 def test_an_empty_class_and_a_single_class_are_refused(write_features: WriteFeatures) -> None:
