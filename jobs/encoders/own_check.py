@@ -41,9 +41,11 @@ def check(part: Part, declared: Declared) -> str:
     _check_gradients(part, model, rows)  # in training mode: buffers may change
     found = _features(model, rows)
     if not found.isfinite().all():
-        raise StageError(f"{part} gives features that are not finite")
+        raise StageError(f"{part} gives features that are not finite; give numbers alone")
     if not torch.equal(found, _features(model, rows)):
-        raise StageError(f"{part} gives other features of the same rows in eval mode")
+        raise StageError(
+            f"{part} gives other features of the same rows in eval mode; draw nothing there"
+        )
     if not _is_close(found[:1], _features(model, rows[:1])):
         raise StageError(
             f"{part} gives a row other features when it is encoded alone; let them depend on that "
@@ -119,7 +121,10 @@ def _check_gradients(part: Part, model: nn.Module, rows: Tensor) -> None:
     if not named:
         return
     if not features.requires_grad:
-        raise StageError(f"{part} gives features that depend on none of its parameters")
+        raise StageError(
+            f"{part} gives features that depend on none of its parameters; compute them without "
+            f"no_grad and detach, or make the parameters buffers"
+        )
     slopes = torch.autograd.grad(features.square().sum(), list(named.values()), allow_unused=True)
     for name, slope in zip(named, slopes, strict=True):
         if slope is None:

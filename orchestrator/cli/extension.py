@@ -29,7 +29,9 @@ def new(name: str) -> None:
 
     name = name.removesuffix(SUFFIX)
     if not is_name(name):
-        raise UserError(f"{name}: an extension's name is letters, digits and underscores")
+        raise UserError(
+            f"{name}: an extension's name is letters, digits and underscores, such as my_methods"
+        )
     path = Path(f"{name}{SUFFIX}")
     text = (files("jobs.extensions") / "template.txt").read_text(encoding="utf-8")
     try:
@@ -85,7 +87,10 @@ def check(named: tuple[str, ...]) -> int:
                 click.echo(f"fault  {part.name}: {error}")
         if not parts:
             faults += 1
-            click.echo(f"fault  {extension.file} has no method, encoder, noise or claim")
+            click.echo(
+                f"fault  {extension.file} has no method, encoder, noise or claim; begin with what "
+                f"`nml-orch extension new` writes"
+            )
     return 2 if faults else 0
 
 
