@@ -201,7 +201,9 @@ class _Buying:
             if len(batch.keys) == 1:
                 self._refused[batch.keys[0]] = str(error)
                 if len(self._refused) >= ALL_REFUSED and not self._bought:
-                    raise client.ending(f"it refuses every text ({error})") from None
+                    raise client.ending(
+                        f"it refuses every text ({error}); correct max_length or extra"
+                    ) from None
             else:
                 self._queue.extendleft(reversed(batch.halves()))
             return
@@ -255,7 +257,9 @@ class _Buying:
             except BusyError as error:
                 useless += isinstance(error, UselessAnswerError)
                 if useless >= USELESS_ANSWERS:
-                    raise client.ending(f"{error}, {useless} times in a row") from None
+                    raise client.ending(
+                        f"{error}, {useless} times in a row; correct base_url, or sweep again"
+                    ) from None
                 wait = max(pause, error.wait or 0.0)
                 self._check_patience(client, wait, error)
                 if error.wait is not None:  # the server speaks to all slots
@@ -334,7 +338,9 @@ class _Buying:
             self._check_purse(client, batch)
             answer = await self._answer(client, batch.texts)
         except RefusedError as error:
-            raise client.ending(f"it refuses even a short plain text ({error})") from None
+            raise client.ending(
+                f"it refuses even a short plain text ({error}); correct model, dimensions or extra"
+            ) from None
         if answer is None:
             return
         if answer.faults:
