@@ -56,7 +56,8 @@ def _tokenizer_digest(encoder: OwnTextEncoder) -> str:
     if declared not in (None, found):
         raise StageError(
             f"tokenizer = {encoder.tokenizer} holds other files (sha256 {found[:12]}...) than its "
-            f"tokenizer_sha256 ({declared[:12]}...); restore them, or give the encoder a new name"
+            f"tokenizer_sha256 ({declared[:12]}...); restore them, or leave out tokenizer_sha256 "
+            f"and give the encoder a new name"
         )
     return found
 
@@ -77,7 +78,8 @@ def _model_digest(encoder: TransformersEncoder) -> str:
     if encoder.sha256 is not None and found != encoder.sha256:
         raise StageError(
             f"model = {encoder.model} holds other files (sha256 {found[:12]}...) than its sha256 "
-            f"({encoder.sha256[:12]}...); restore them, or give the encoder a new name"
+            f"({encoder.sha256[:12]}...); restore them, or leave out sha256 and give the encoder a "
+            f"new name"
         )
     return found
 
@@ -98,6 +100,7 @@ def _file_digest(path: str, declared: str | None, field: str) -> str:
     if declared is not None and found != declared:
         raise StageError(
             f"{field} = {path} holds other bytes (sha256 {found[:12]}...) than its sha256 "
-            f"({declared[:12]}...); restore the file, or give the encoder a new name"
+            f"({declared[:12]}...); restore the file, or leave out its sha256 and give the "
+            f"encoder a new name"
         )
     return found
