@@ -92,7 +92,10 @@ def gridded(encoder: Encoder, grid: Grid, classes: int) -> Encoder:
     Raises StageError when the encoder reads no images or gives no map.
     """
     if not isinstance(encoder, ImageEncoder):
-        raise StageError(f"{encoder.card.model} reads no images, so it has no patches")
+        raise StageError(
+            f"{encoder.card.model} reads no images, so it has no patches; give tasks of masks "
+            f"another encoder"
+        )
     return GridEncoder(encoder, grid, classes)
 
 

@@ -115,13 +115,14 @@ class TextEncoder(Encoder):
         mask = self.tokenizer.mask
         if not views.mask:
             raise StageError(
-                "views of a text replace some of its tokens, but views.mask is 0; set it to 0.15, "
-                "say, or views.count to 0"
+                "views of a text replace some of its tokens, but features.views.mask is 0; set it "
+                "to 0.15, say, or features.views.count to 0"
             )
         if mask is None:
             raise StageError(
-                f"views.mask is {views.mask:g}, but the tokenizer of {self.card.model!r} has no "
-                f"mask token; set views.count to 0 for this encoder"
+                f"features.views.mask is {views.mask:g}, but the tokenizer of "
+                f"{self.card.model!r} has no mask token; set features.views.count to 0, or leave "
+                f"this encoder out"
             )
         special = self.tokenizer.special
         return Tokens.joined(

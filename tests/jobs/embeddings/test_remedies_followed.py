@@ -5,6 +5,7 @@ message and followed; then every text has its vector.
 """
 
 import re
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -335,3 +336,24 @@ def test_a_model_that_changed_behind_its_name_is_accepted_or_renamed(
         one.set(**{"accept_drift": True} if remedy == "accept_drift" else {"model": "ada-003"})
         wanted = np.stack([vector(text, "second") for text in one.texts])
         assert np.array_equal(one.buy(tmp_path)[0], wanted)
+
+
+def test_a_damaged_ledger_gives_its_vectors_once_it_is_restored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving() as stub:
+        own = {"name": "ada", "base_url": stub.url, "model": "text-embedding-ada-002"}
+        one = Case(stub, own, monkeypatch)
+        one.buy(tmp_path / "store")
+        shutil.copytree(tmp_path / "store", tmp_path / "copy")
+        for file in (tmp_path / "store").rglob("*.arrow"):
+            file.write_bytes(file.read_bytes()[:-100])
+        with pytest.raises(StageError, match=r"; restore it from a copy; .*") as caught:
+            one.buy(tmp_path / "store")
+        damaged = Path(str(caught.value).partition(" is not what")[0].removeprefix("file://"))
+        assert damaged.is_relative_to(tmp_path / "store")
+        for file in (tmp_path / "copy").rglob("*.arrow"):
+            shutil.copy(file, tmp_path / "store" / file.relative_to(tmp_path / "copy"))
+        sold = stub.sold.total()
+        assert len(one.buy(tmp_path / "store")[0]) == len(TEXTS)
+        assert stub.sold.total() == sold + 1  # the canary, and no text again

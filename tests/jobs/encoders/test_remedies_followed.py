@@ -28,8 +28,9 @@ from jobs.encoders.model_folder import Limits, ModelFolder
 from jobs.encoders.spec import ImageChange, PretrainedEncoder, TimmEncoder
 from jobs.encoders.templates import Template
 from jobs.encoders.weights import by_name, by_order, read
+from jobs.images.spec import Views
 from jobs.storage.folder import Folder
-from tests.jobs.text.models import imported, put_model
+from tests.jobs.text.models import imported, put_model, table
 
 CONFIG = {"model_type": "bert", "num_hidden_layers": 2, "max_position_embeddings": 64}
 POOLING = {"pooling_mode_mean_tokens": True}
@@ -520,6 +521,38 @@ def edit(folder: Path, config: dict[str, Any]) -> None:
     path = folder / "config.json"
     values = {**json.loads(path.read_text()), **config}
     path.write_text(json.dumps({name: v for name, v in values.items() if v is not None}))
+
+
+@pytest.mark.parametrize(
+    ("kind", "views", "remedy"),
+    [
+        (
+            "bert",
+            {"count": 1},
+            r"features\.views\.(?P<field>mask) is 0; set it to (?P<value>0\.15)",
+        ),
+        ("bert", {"count": 1}, r"or features\.views\.(?P<field>count) to (?P<value>0)$"),
+        ("gpt2", {"count": 1, "mask": 0.2}, r"features\.views\.(?P<field>count) to (?P<value>0),"),
+    ],
+)
+def test_views_of_texts_are_made_or_left_out_as_the_message_says(
+    kind: str, views: dict[str, Any], remedy: str, models: dict[str, Path], tmp_path: Path
+) -> None:
+    _, opened = imported(models[kind], tmp_path)
+    rows = table(["the film is good", "the film is bad"])
+    (batch,) = opened.batches(rows, 8, None, 1)
+
+    def made(views: dict[str, Any]) -> Any:
+        found = Views.model_validate(views)
+        keys, numbers = rows["key"].combine_chunks(), range(1, found.count + 1)
+        return opened.views(batch.inputs, keys, found, numbers, "c")
+
+    with pytest.raises(StageError) as caught:
+        made(views)
+    found = re.search(remedy, str(caught.value))
+    assert found is not None, caught.value
+    changed = made({**views, found["field"]: float(found["value"])})
+    assert (changed is batch.inputs) == (found["field"] == "count")
 
 
 @pytest.mark.parametrize("value", ["whole", 1.0])

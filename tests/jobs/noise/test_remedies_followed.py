@@ -6,6 +6,7 @@ changes the rows of a small corpus: as many as it should, or the very ones with 
 
 import json
 import re
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,13 +18,16 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from jobs.contract import StageError
+from jobs.contract import Outcome, StageError, Work
 from jobs.extensions.files import find
+from jobs.noise.audit import Auditor
 from jobs.noise.confusions import given
 from jobs.noise.derive import derive
 from jobs.noise.files import digested
+from jobs.noise.job import build_levels
 from jobs.noise.labels import Labelled
-from jobs.noise.spec import Given, Noise
+from jobs.noise.spec import Given, Noise, NoiseStep
+from jobs.storage.folder import Folder
 from tests.jobs.noise.conftest import Write
 
 KEYS = [*"abcdef"]
@@ -652,3 +656,36 @@ def test_a_remedy_works_when_it_is_followed(name: str, tmp_path: Path, corpus: W
     follow(refused, found)
     changed = refused.changed(corpus, "followed")
     assert changed == wanted or len(changed) == wanted, changed
+
+
+DAMAGES: dict[str, Callable[[Path], Any]] = {
+    "changed.parquet is gone": lambda noise: (noise / "changed.parquet").unlink(),
+    "overlay.json is gone": lambda noise: (noise / "overlay.json").unlink(),
+    "half of changed.parquet": lambda noise: (noise / "changed.parquet").write_bytes(b"PAR1"),
+    "another overlay.json": lambda noise: (noise / "overlay.json").write_text("{}"),
+    "another table": lambda noise: pq.write_table(
+        pa.table({"row": [0]}), noise / "changed.parquet"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_noise_is_sound_once_it_is_built_again(
+    name: str, tmp_path: Path, corpus: Write
+) -> None:
+    clean = corpus(KEYS, [0, 0, 1, 1, 2, 2], classes=CLASSES)
+    noise = {"name": "n", "kind": "symmetric", "levels": [50]}
+    step = NoiseStep.model_validate({"corpus": "c", "noise": noise, "level": 50})
+    output = Folder.of(tmp_path / "noise")
+
+    def build() -> None:
+        (outcome,) = build_levels([Work("noise/c/n", "f", step, {"corpus": clean}, output, output)])
+        assert isinstance(outcome, Outcome)
+
+    build()
+    DAMAGES[name](tmp_path / "noise")
+    with pytest.raises(StageError, match=r"delete its folder and build the noise again$"):
+        Auditor(step.noise, clean).audit(output)
+    shutil.rmtree(tmp_path / "noise")
+    build()
+    assert Auditor(step.noise, clean).audit(output).sound
