@@ -29,6 +29,12 @@ from jobs.storage.folder import Folder
 TEXTS = [f"a remark about film number {n}, which is {n % 7} stars long" for n in range(6)]
 
 
+@pytest.fixture(autouse=True)
+def _no_certificates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stub speaks plain HTTP, and reading all certificates was most of a test's cost."""
+    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path))
+
+
 @dataclass
 class Case:
     """An encoder that is refused, with what following the message needs."""
