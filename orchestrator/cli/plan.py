@@ -29,7 +29,7 @@ class Finite(click.FloatRange):
         """The number. Raises a usage error if it is not finite."""
         found = float(super().convert(value, param, ctx))
         if not math.isfinite(found):
-            self.fail(f"{value} is not a finite number.", param, ctx)
+            self.fail(f"{value} is not a finite number; give one such as 100", param, ctx)
         return found
 
 

@@ -24,7 +24,7 @@ def command(port: int | None, uri: str | None) -> None:
     from orchestrator.tracking.pages import pages
     from orchestrator.tracking.server import resolve_uri
 
-    store = resolve_uri(uri)
+    store = resolve_uri(uri, "--uri")
     if store.startswith(("http://", "https://")):
         raise UserError(f"{store} is a running server; open it in a browser")
     path = sqlite.path_of(store)

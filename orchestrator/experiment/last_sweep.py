@@ -18,7 +18,7 @@ from orchestrator.experiment.model import Experiment
 from orchestrator.store.provenance import redact
 
 NAME = "last-sweep.yaml"
-REMEDY = "name the experiment file in the command, or delete it and run the sweep again"
+REMEDY = f"name the experiment file in the command, or delete {NAME} and run the sweep again"
 
 
 def remember(experiment: Experiment, root: Folder) -> None:

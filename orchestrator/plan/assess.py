@@ -129,7 +129,7 @@ def refuse_drift(assessments: Mapping[str, Assessment]) -> None:
         lines.append(f"  {followers} more read a step that changed")
     lines.append(
         "Give what changed a new name (the recipe's, the corpus's, ... `name` field) to keep both, "
-        "or redo these steps with --force."
+        "or redo these steps with --force (of sweep, corpus build and noise build)."
     )
     raise DriftError("\n".join(lines))
 
@@ -146,7 +146,9 @@ def _outdated_message(outdated: Mapping[str, Assessment]) -> str:
         lines.append(f"  {addresses[0]}{more} {reason}")
     if followers := len(outdated) - sum(map(len, first.values())):
         lines.append(f"  {followers} more read one of these")
-    return "\n".join([*lines, "Redo these steps with --force."])
+    return "\n".join(
+        [*lines, "Redo these steps with --force (of sweep, corpus build and noise build)."]
+    )
 
 
 _DONE, _RUNNING, _MISSING = map(StepStatus, (StepState.DONE, StepState.RUNNING, StepState.MISSING))

@@ -178,7 +178,7 @@ class Store:
     def _useless(self, address: str, why: str) -> StoreError:
         where = (self.output(address) / MANIFEST).uri
         return StoreError(
-            f"{where} cannot be used ({why}); delete that folder to have the step redone"
+            f"{where} cannot be used ({why}); delete its folder to have the step redone"
         )
 
     def _parsed(self, address: str, data: bytes) -> Manifest:

@@ -19,14 +19,14 @@ _KINDS = ("sqlite", "postgresql", "mysql", "mssql", "file", "databricks", "datab
 """The other schemes of MLflow's own stores. None: a folder. Installed packages can add some."""
 
 
-def resolve_uri(configured: str | None) -> str:
-    """The tracking URI: the experiment's, else the environment's, else a database here.
+def resolve_uri(configured: str | None, field: str = "tracking.uri") -> str:
+    """The tracking URI: the one that `field` gives, else the environment's, else a database here.
 
     Raises UserError for a text that is no address which MLflow could open.
     """
     uri = configured or os.environ.get(VARIABLE) or "sqlite:///mlflow.db"
     if fault := _fault(uri):
-        where = "tracking.uri" if configured else VARIABLE
+        where = field if configured else VARIABLE
         raise UserError(
             f"{where} = {redact(uri)}: is no address ({fault}); give one like http://HOST:5000"
         )

@@ -204,7 +204,7 @@ def test_a_broken_manifest_is_one_sentence_with_the_remedy(tmp_path: Path) -> No
     made = planned()
     store = commit_all(made, tmp_path)
     (tmp_path / "corpus/digits/manifest.json").write_text("{")
-    with pytest.raises(StoreError, match="delete that folder"):
+    with pytest.raises(StoreError, match="delete its folder"):
         assess(made, store)
 
 

@@ -82,7 +82,7 @@ def test_no_typed_field_of_a_manifest_may_have_another_type(store: Store) -> Non
         ]
         for other in () if free else mutations.OTHER[:1]:
             path.write_bytes(mutations.changed(value, at, other))
-            with pytest.raises(StoreError, match="delete that folder to have the step redone"):
+            with pytest.raises(StoreError, match="delete its folder to have the step redone"):
                 store.manifest(STEP)
 
 
