@@ -24,7 +24,11 @@ def explain(error: ValidationError, model: type[Spec]) -> str:
     if kind == "extra_forbidden":
         known = _fields_at(model, path[:-1])
         near = difflib.get_close_matches(path[-1], known, n=1)
-        remedy = f"did you mean {near[0]}?" if near else f"known here: {', '.join(sorted(known))}"
+        remedy = (
+            f"did you mean {near[0]}?"
+            if near
+            else f"remove it; known here: {', '.join(sorted(known))}"
+        )
         sentence = f"unknown field {field} ({remedy})"
     elif kind == "missing":
         sentence = f"{field} is missing; give it a value"

@@ -67,6 +67,11 @@ _LENGTHS = {
     "string_too_short": ("at least", "min_length", "character", "characters"),
     "string_too_long": ("at most", "max_length", "character", "characters"),
 }
+_FORMS = {
+    r"^[0-9a-f]{40}$": "must be a commit: all 40 digits and letters from a to f",
+    r"^[0-9a-f]{64}$": "must be a sha256: all 64 digits and letters from a to f",
+    r"^[A-Z_][A-Z0-9_]*$": "must be the name of an environment variable, such as MY_KEY",
+}
 _FIELD = re.compile(r"`(\w+)` must be ")
 _QUOTED = re.compile(r"'([^']*)'")
 
@@ -96,7 +101,8 @@ def in_words(problem: ErrorDetails) -> str:
     if kind == "union_tag_not_found":
         return f"the {_discriminator(limits)} is missing; give it one"
     if kind == "string_pattern_mismatch":
-        return f"does not have the form {limits.get('pattern')}"
+        form = str(limits.get("pattern"))
+        return _FORMS.get(form, f"does not have the form {form}; correct it")
     return "is not a value that this field takes; correct it"
 
 

@@ -65,7 +65,7 @@ def test_a_failure_between_processes_has_no_key() -> None:
 
 def test_a_key_written_into_the_file_by_mistake_is_not_shown(tmp_path: Path) -> None:
     for line, words in (
-        ("key_env: sk-planted-9a", "key_env: does not have the form"),
+        ("key_env: sk-planted-9a", "key_env: must be the name of an environment variable"),
         ("extra: {api_key: sk-planted-9a}", "looks like a key"),
         ("base_url: https://me:sk-planted-9a@h/v1", "has a user, a password"),
     ):

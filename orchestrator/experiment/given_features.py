@@ -48,7 +48,8 @@ def check(
             if kind is not None and not kind.has_classes and encoder.classes.get(name):
                 raise UserError(f"{where}, which predicts a {kind.name}; leave out its classes")
             if name not in tasks:
-                near = difflib.get_close_matches(name, tasks, n=1)
+                left = [task for task in tasks if task not in encoder.files]
+                near = difflib.get_close_matches(name, left, n=1)
                 hint = f"did you mean {near[0]}?" if near else "add it to `tasks`"
                 raise UserError(f"{where}, which is not listed in tasks; {hint}")
             trained_on = tasks[name].trained_on

@@ -1,0 +1,350 @@
+"""What a message about an experiment's sections tells its user to do works when it is done."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from commands import Run
+from followed import Case, Cases, Follow, also, say
+
+CASES = Cases()
+COMMIT = "0123456789" * 4
+PRETRAINED = "encoders: [{kind: timm, name: r18, model: resnet18}]\n"
+LP = "tuning: {methods: {lp: {head: linear, space: {lr: 0.01}}}}\n"
+BERT = "encoders: [{kind: transformers, name: t, model: org/x, revision: " + COMMIT + "}]\n"
+MINE = f"name: mine\ntasks: [digits]\n{LP}"
+GIVEN = "encoders: [{kind: features, name: f, files: {FILES}}]\n"
+
+
+def lines(case: str, text: str, remedy: str, old: str, new: str, shows: str = "mine in") -> None:
+    """Add a case of an experiment file; the remedy is followed by writing `new` for `old`."""
+
+    def make(case: Case) -> None:
+        features(case.folder)
+        case.write("mine.yaml", text)
+        case.say("plan mine.yaml -v")
+
+    def follow(case: Case, found: object) -> None:
+        assert old in text
+        case.write("mine.yaml", text.replace(old, new))
+
+    CASES[case] = (make, remedy, follow, shows)
+
+
+def words(case: str, given: str, remedy: str, follow: Follow, shows: str = "demo in") -> None:
+    """Add a case of a command line."""
+
+    def make(case: Case) -> None:
+        features(case.folder)
+        case.say(f"plan {given}")
+
+    CASES[case] = (make, remedy, follow, shows)
+
+
+def features(folder: Path) -> None:
+    vectors = list(np.eye(60, 4, dtype=np.float32))
+    columns = {"key": [f"k{n}" for n in range(60)], "vector": vectors}
+    pq.write_table(pa.table({**columns, "label": ["cat", "dog"] * 30}), folder / "f.parquet")
+
+
+def given(**files: str) -> str:
+    listed = ", ".join(f"{task.replace('_', '-')}: {file}" for task, file in files.items())
+    return GIVEN.replace("FILES", listed)
+
+
+# -- what stands in the file -----------------------------------------------------------------------
+
+lines(
+    "a missing field",
+    MINE.replace(LP, "") + PRETRAINED,
+    "is missing; give it",
+    "tasks",
+    LP + "tasks",
+)
+lines(
+    "nothing to adapt",
+    MINE,
+    r"give all three, or `encoders`, or both",
+    "tasks",
+    PRETRAINED + "tasks",
+)
+lines(
+    "noise that nothing trains on",
+    MINE + PRETRAINED + "noise: {kind: symmetric, name: s, levels: [0]}\n",
+    "on pretrained encoders alone none of them",
+    "noise: {kind: symmetric, name: s, levels: [0]}\n",
+    "",
+)
+lines(
+    "claims without pre-training",
+    MINE + PRETRAINED + "claims: [sve-moves]\n",
+    "pre-trains nothing; leave claims out",
+    "claims: [sve-moves]\n",
+    "",
+)
+lines(
+    "two encoders of a name",
+    MINE + PRETRAINED.replace("]", ", {kind: timm, name: r18, model: resnet34}]"),
+    "r18 named twice; give each encoder its own name",
+    "r18, model: resnet34",
+    "r34, model: resnet34",
+    "encoder/r34",
+)
+lines(
+    "a tab",
+    f"{MINE}{PRETRAINED}data:\n\tx\n",
+    "a tab stands where only blanks may; use blanks",
+    "\tx",
+    "  x",
+)
+lines(
+    "a value in percent signs",
+    MINE + PRETRAINED + "title: %x\n",
+    "put the value in quotes",
+    "%x",
+    "'%x'",
+)
+lines(
+    "a second colon",
+    MINE + PRETRAINED + "title: a: b\n",
+    "put the value in quotes",
+    "a: b",
+    "'a: b'",
+)
+lines(
+    "an open bracket",
+    MINE.replace("[digits]", "[digits") + PRETRAINED,
+    r"begins with \[ does not end with \]; close it",
+    "[digits",
+    "[digits]",
+)
+lines(
+    "an open list of fields",
+    MINE.replace("0.01}}}", "0.01}}") + PRETRAINED,
+    r"do not end with \}; close them",
+    "0.01}}",
+    "0.01}}}",
+)
+lines(
+    "a line without a colon",
+    MINE + PRETRAINED + "title\n",
+    "without a colon after its key; add it",
+    "title",
+    "title: x",
+)
+lines(
+    "a line that is indented alone",
+    MINE + PRETRAINED + "  title: x\n",
+    "align it|or indent it",
+    "  title",
+    "title",
+)
+lines(
+    "an open quotation",
+    MINE + PRETRAINED + "title: 'x\n",
+    "a quotation mark is not closed; close it",
+    "'x",
+    "'x'",
+)
+lines("a star", MINE + PRETRAINED + "title: *x\n", r"put a text with \* in quotes", "*x", "'*x'")
+lines("a tag", MINE + PRETRAINED + "title: !x y\n", "give a plain value", "!x y", "y")
+lines(
+    "a second document",
+    MINE + PRETRAINED + "---\nname: x\n",
+    "keep one in a file",
+    "---\nname: x\n",
+    "",
+)
+lines(
+    "a control character",
+    MINE + PRETRAINED + "title: a\x07b\n",
+    "a control character; remove it",
+    "\x07",
+    "",
+)
+lines(
+    "an escaped NUL",
+    MINE + PRETRAINED + 'title: "a\\0b"\n',
+    r"NUL or half a character .*; remove it",
+    "\\0",
+    "",
+)
+lines(
+    "a field of nobody",
+    MINE + PRETRAINED + "wsdfgh: 1\n",
+    r"unknown field wsdfgh \(remove it; known here",
+    "wsdfgh: 1\n",
+    "",
+)
+lines(
+    "a kind that is missing",
+    MINE + "encoders: [{name: r18, model: resnet18}]\n",
+    "kind is missing; give it one",
+    "{name",
+    "{kind: timm, name",
+)
+lines(
+    "a key that is a number",
+    MINE + PRETRAINED + "tracking: {1: x}\n",
+    "a key that is no text; put it in quotes",
+    "1: x",
+    "'enabled': false",
+)
+
+# -- given features --------------------------------------------------------------------------------
+
+lines(
+    "a branch in place of a commit",
+    MINE.replace("[digits]", "[remarks-films]") + BERT.replace(COMMIT, "main"),
+    r"revision = 'main': must be a commit: all 40 digits",
+    "main",
+    COMMIT,
+    "encoder/t",
+)
+lines(
+    "a file of an unlisted task",
+    MINE + given(digits="f.parquet", digits_parity="f.parquet"),
+    "not listed in tasks; .*add it to `tasks`",
+    "[digits]",
+    "[digits, digits-parity]",
+    "digits-parity\n",
+)
+lines(
+    "a file of a mistyped task",
+    MINE + given(digis="f.parquet"),
+    r"not listed in tasks; did you mean digits\?",
+    "digis",
+    "digits",
+)
+lines(
+    "a task that no encoder reads",
+    MINE.replace("[digits]", "[digits, remarks-films]") + PRETRAINED,
+    "modality text, and no encoder of this experiment reads them; .* or take the task out",
+    "[digits, remarks-films]",
+    "[digits]",
+)
+lines(
+    "an encoder that reads no task",
+    MINE.replace("[digits]", "[remarks-films]")
+    + PRETRAINED.replace(
+        "]", ", {kind: transformers, name: t, model: org/x, revision: " + COMMIT + "}]"
+    ),
+    "r18 reads samples of modality image, and no task has any; .*, or take the encoder out",
+    "{kind: timm, name: r18, model: resnet18}, ",
+    "",
+    "encoder/t",
+)
+lines(
+    "an encoder that reads no listed task",
+    MINE.replace("[digits]", "[remarks-films]")
+    + PRETRAINED.replace(
+        "]", ", {kind: transformers, name: t, model: org/x, revision: " + COMMIT + "}]"
+    ),
+    "no task has any; add such a task",
+    "[remarks-films]",
+    "[remarks-films, digits]",
+    "encoder/r18",
+)
+words(
+    "a task like another",
+    "--features f.parquet --task digis",
+    r"similar name \((?P<meant>digits)\b.*\); correct it",
+    say("plan --features f.parquet --task {meant}"),
+    "features-digits in",
+)
+words(
+    "views of given features",
+    "--features f.parquet --set features.views.count=2 --set tuning.methods.lp.views=2",
+    "leave views out",
+    say("plan --features f.parquet --set features.views.count=2"),
+    "features-f in",
+)
+
+# -- methods and encoders --------------------------------------------------------------------------
+
+FT = LP.replace("}}}}", "}}, ft: {head: linear, adapt: ft, space: {lr: 0.01}}}}")
+lines(
+    "fine-tuning of given features",
+    MINE.replace(LP, FT) + given(digits="f.parquet"),
+    "gives features alone; leave the method out",
+    FT,
+    LP,
+)
+ZERO = "tuning: {methods: {lp: {head: linear, space: {lr: 0.01}}, zs: {head: zero_shot}}}\n"
+lines(
+    "a zero-shot head without words",
+    MINE.replace(LP, ZERO) + PRETRAINED,
+    "is none; leave the method out",
+    ZERO,
+    LP,
+)
+API = "encoders: [{kind: api, name: a, base_url: 'http://h/v1', model: text-embedding-ada-002}]\n"
+TEXT = MINE.replace("[digits]", "[remarks-films]")
+lines(
+    "fine-tuning behind an API",
+    TEXT.replace(LP, FT) + API,
+    "stays behind an API; leave the method out",
+    FT,
+    LP,
+)
+lines(
+    "hidden tokens behind an API",
+    TEXT + API + "features: {views: {count: 1, mask: 0.1}}\n",
+    "leave the mask out",
+    ", mask: 0.1",
+    "",
+)
+VIEWS = "features: {views: {count: 2}}\n"
+lines(
+    "views of texts",
+    TEXT.replace("lr: 0.01}", "lr: 0.01}, views: 2") + BERT + VIEWS,
+    "set features.views.mask",
+    "count: 2",
+    "count: 2, mask: 0.1",
+)
+lines(
+    "views of texts, without",
+    TEXT.replace("lr: 0.01}", "lr: 0.01}, views: 2") + BERT + VIEWS,
+    "or leave views out",
+    ", views: 2",
+    "",
+)
+words(
+    "noise of captions for labels",
+    "--set noise.kind=caption_swap",
+    "use (?P<meant>symmetric)",
+    say("plan --set noise.kind={meant}"),
+)
+words(
+    "a corpus like a task's, but other",
+    "--set corpus.rows_per_shard=100",
+    "give one of the two another name",
+    also("--set corpus.name=mine"),
+    "demo in",
+)
+words(
+    "a batch that a declared corpus does not fill",
+    "--rows 50",
+    "they do not fill a batch; lower it",
+    also("--set pretrain.recipe.schedule.batch_size=32"),
+)
+words(
+    "a server without http",
+    "--set tracking.uri=localhost:5000",
+    r"give one like (?P<meant>http://)HOST:5000",
+    say("plan --set tracking.uri={meant}localhost:1"),
+)
+words(
+    "a model of nobody",
+    "--set pretrain.recipe.model=resnet_18 --set pretrain.recipe.model_options={}",
+    r"did you mean (?P<meant>\w+)",
+    say("plan --set pretrain.recipe.model={meant} --set pretrain.recipe.model_options={{}}"),
+)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_remedy_works_when_it_is_followed(name: str, tmp_path: Path, run: Run) -> None:
+    CASES.check(name, tmp_path, run)
