@@ -166,7 +166,9 @@ class Method(Spec):
         if not self.trains_encoder or self.extension:
             return self
         if self.head != "linear":
-            raise ValueError(f"{self.adapt} puts a linear head on the encoder, not {self.head}")
+            raise ValueError(
+                f"{self.adapt} puts a linear head on the encoder, not {self.head}; use head: linear"
+            )
         if bounds(self.space.mse)[1] > 0:
             raise ValueError(
                 f"mse compares a head's output with frozen features, and {self.adapt} has none; "
@@ -191,7 +193,13 @@ class Method(Spec):
         elif self.extension:
             pass  # its file says what it reads (`jobs.extensions.declared`)
         elif self.space.lr is None or self.space.l2 is not None:
-            raise ValueError(f"a {self.head} head needs lr in its space, and takes no l2")
+            remedies = ["give lr"] * (self.space.lr is None) + ["leave out l2"] * (
+                self.space.l2 is not None
+            )
+            raise ValueError(
+                f"a {self.head} head needs lr in its space, and takes no l2; "
+                f"{' and '.join(remedies)}"
+            )
         return self
 
     @model_validator(mode="after")
