@@ -124,7 +124,7 @@ def _check_encoder(
             )
     for name in one.required:
         if name not in options and name != reads:
-            raise UserError(f"{where}.model_options lacks {name}, which {reference} needs")
+            raise UserError(f"{where}.model_options lacks {name}, which {reference} needs; give it")
 
 
 def _check(where: str, method: Method, one: Declared) -> None:
@@ -147,11 +147,13 @@ def _check(where: str, method: Method, one: Declared) -> None:
                 f"{where}.space has {name}, which {method.head} does not declare; {hint}"
             )
     if one.trained and "lr" not in given:
-        raise UserError(f"{where}.space lacks lr, which every method with a loss needs")
+        raise UserError(f"{where}.space lacks lr, which every method with a loss needs; give it")
     for name, limits in one.ranges.items():
         if name not in given:
             if limits.default is None:
-                raise UserError(f"{where}.space lacks {name}, which {method.head} declares")
+                raise UserError(
+                    f"{where}.space lacks {name}, which {method.head} declares; give it"
+                )
             continue
         low, high = bounds(given[name])
         if (limits.low is not None and low < limits.low) or (
@@ -159,7 +161,7 @@ def _check(where: str, method: Method, one: Declared) -> None:
         ):
             raise UserError(
                 f"{where}.space.{name} spans [{low:g}, {high:g}], and {method.head} declares it "
-                f"{limits}"
+                f"{limits}; stay within that"
             )
         if limits.whole and not _is_whole(given[name]):
             raise UserError(

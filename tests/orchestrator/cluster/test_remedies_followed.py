@@ -1,0 +1,198 @@
+"""What a message about a cluster tells its user to do works when it is done."""
+
+import re
+import shlex
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from commands import Run
+from orchestrator import cluster
+from orchestrator.cluster import launch
+from orchestrator.cluster.needs import lacking
+from orchestrator.cluster.nodes import NodeReport, _versions, version_fault
+from orchestrator.cluster.submission import Cluster, Job
+from orchestrator.cluster.working_dir import WorkingDir, working_dir
+from orchestrator.errors import ClusterError, UserError
+from orchestrator.experiment import load
+
+ROOT = Path(__file__).resolve().parents[3]
+Change = Callable[[str], str]
+
+
+def faults(text: str, folder: Path) -> str:
+    """All that is wrong with a cluster file, with its versions too."""
+    file = folder / "cluster.yaml"
+    file.write_text(text)
+    try:
+        return "\n".join(launch.pins(launch.validate(file)).differences())
+    except UserError as error:
+        return str(error)
+
+
+WHOLE = (ROOT / "cluster.yaml").read_text().replace("2.60.0", launch.installed("ray"))
+FILES: dict[str, tuple[Change, str, Change]] = {
+    "a mistyped cloud": (
+        lambda text: text.replace("type: aws", "type: was"),
+        r"must be one of (?P<meant>\w+), .*; correct it",
+        lambda text: text.replace("type: was", "type: <meant>"),
+    ),
+    "a list for a file": (
+        lambda text: "- a\n",
+        r"must be a mapping, such as `(?P<meant>.*)`",
+        lambda text: WHOLE,
+    ),
+    "an open quotation": (
+        lambda text: f"{text}x: 'y\n",
+        r"a quotation mark is not closed; close it",
+        lambda text: f"{WHOLE}",
+    ),
+    "a word for a number": (
+        lambda text: text.replace("max_workers: ", "max_workers: x", 1),
+        r"max_workers: .*; correct the file",
+        lambda text: text.replace("max_workers: x", "max_workers: ", 1),
+    ),
+    "another version of Ray": (
+        lambda text: text.replace(launch.installed("ray"), "2.9.3"),
+        r"it pins ray 2\.9\.3 but (?P<meant>\S+) is installed here; .*: change the pin",
+        lambda text: text.replace("2.9.3", "<meant>"),
+    ),
+    "two versions of Ray": (
+        lambda text: text.replace(f"ray:{launch.installed('ray')}", "ray:2.9.3", 1),
+        r"it pins ray twice, to .*; keep one",
+        lambda text: text.replace("ray:2.9.3", f"ray:{launch.installed('ray')}"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_remedy_of_a_cluster_file_works(name: str, tmp_path: Path) -> None:
+    damage, remedy, mend = FILES[name]
+    before = faults(WHOLE, tmp_path)
+    message = faults(damage(WHOLE), tmp_path)
+    found = re.search(remedy, message)
+    assert found is not None, message
+    mended = mend(damage(WHOLE)).replace("<meant>", found.groupdict().get("meant") or "")
+    assert faults(mended, tmp_path) == before
+
+
+# -- sending a sweep -------------------------------------------------------------------------------
+
+SENT = "--noise 0 --storage s3://b/n"
+WORDS: dict[str, tuple[str, str, str]] = {
+    "two orders": ("--attach a --stop b", r"cannot be combined, .*; give one", "--attach a"),
+    "an order and a sweep": (f"--list {SENT}", r"nor given with a sweep; give one", SENT),
+    "a storage in the job's folder": (
+        "--noise 0 --storage here",
+        r"give --storage a bucket, or a path that every node has",
+        SENT,
+    ),
+    "a storage in the job's folder, on every node": (
+        "--noise 0 --storage here",
+        r"or a path that every node has",
+        "--noise 0 --storage /shared/n",
+    ),
+    "an experiment by its whole path": (
+        f"{{here}}/my.yaml {SENT}",
+        r"must be given by a relative path inside this folder",
+        f"my.yaml {SENT}",
+    ),
+    "an address without http": (
+        f"--address 127.0.0.1:8265 {SENT}",
+        r"must begin with http:// or https://, like (?P<meant>\S+)",
+        f"--address {{meant}} {SENT}",
+    ),
+    "a name that exists": (
+        f"--id old {SENT}",
+        r"exists at .*; give another --id",
+        f"--id new {SENT}",
+    ),
+}
+
+
+class Answering(Cluster):
+    """A cluster that has one job, `old`, and takes others."""
+
+    def __init__(self, address: str, source: str) -> None:
+        if not address.startswith("http"):
+            super().__init__(address, source)
+        self._address = address
+
+    def jobs(self) -> list[Job]:
+        return [Job("old", "RUNNING", "", "", None)]
+
+    def submit(self, name: str, arguments: object, files: WorkingDir) -> None:
+        if name == "old":
+            super().submit(name, [], files)
+
+    def follow(self, name: str, say: object) -> Job:
+        return Job(name, "SUCCEEDED", "", "", 0)
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_a_remedy_of_a_sweep_that_is_sent_works(
+    name: str, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.cluster.submission.Cluster", Answering)
+    text = (ROOT / "experiments/demo.yaml").read_text()
+    (tmp_path / "my.yaml").write_text(text)
+    wrong, remedy, right = WORDS[name]
+    code, message = run(tmp_path, "submit", *shlex.split(wrong.format(here=tmp_path)))
+    assert code == 2
+    found = re.search(remedy, message)
+    assert found is not None, message
+    code, output = run(tmp_path, "submit", *shlex.split(right.format(**found.groupdict())))
+    assert code == 0, output
+
+
+@pytest.mark.parametrize("way", ["move data to the cluster's storage", "or name it in .gitignore"])
+def test_a_folder_that_is_too_large_to_send_can_be_made_smaller(way: str, tmp_path: Path) -> None:
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    (tmp_path / "small").write_bytes(bytes(1_000))
+    (tmp_path / "large").write_bytes(bytes(2_000_000))
+    with pytest.raises(UserError, match=re.escape(way)) as caught:
+        working_dir(tmp_path, 1)
+    found = re.search(r"largest: (?P<meant>\S+) 2 MB", str(caught.value))
+    assert found is not None
+    if "gitignore" in way:
+        (tmp_path / ".gitignore").write_text(f"{found['meant']}\n")
+    else:
+        (tmp_path / found["meant"]).unlink()
+    assert Path("small") in working_dir(tmp_path, 1).files
+
+
+# -- a cluster that is joined ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:6379", "somewhere", "127.0.0.1:1"])
+def test_an_address_of_ray_that_does_not_answer_can_be_left_out(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ClusterError, match="or unset it to use this machine alone"):
+        cluster._check_answers(address)
+    cluster._check_answers("local")
+
+
+@pytest.mark.parametrize(
+    "asks", ["pretrain.resources.workers=5", "features.gpus_per_worker=2", "tuning.cpus=3"]
+)
+def test_resources_are_lowered_or_a_larger_cluster_is_joined(asks: str) -> None:
+    kinds = ("pretrain", "features", "tune")
+    small = cluster.Resources(nodes=2, cpus=4, gpus=1, most_cpus=2, most_gpus=1)
+    large = cluster.Resources(nodes=2, cpus=16, gpus=4, most_cpus=8, most_gpus=2)
+    (sentence,) = lacking(load.load(overrides=[asks]), small, kinds)
+    assert "lower it, or join a larger cluster" in sentence
+    assert not [*lacking(load.load(overrides=[f"{asks.partition('=')[0]}=1"]), small, kinds)]
+    assert not [*lacking(load.load(overrides=[asks]), large, kinds)]
+
+
+def test_a_node_with_the_same_versions_is_accepted() -> None:
+    here = _versions()
+    old = NodeReport("10.0.0.2", {**here, "torch": "1.0"})
+    fault = version_fault([old])
+    assert "; install the same versions on every node" in fault
+    same = re.findall(r"(\S+) \S+ \(here (\S+)\)", fault)
+    assert same == [("torch", here["torch"])]
+    assert version_fault([NodeReport("10.0.0.2", {**here, **dict(same)})]) == ""

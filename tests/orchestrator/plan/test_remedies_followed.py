@@ -1,0 +1,234 @@
+"""What a message about extensions, and about what a sweep lacks, tells its user to do works."""
+
+import hashlib
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from commands import Run
+from followed import Case, Cases
+
+CASES = Cases()
+case = CASES.case
+HEADS = """
+class Mine:
+    hyperparameters = {"strength": (0.0, 1.0), "top": (1, 5, 2)}
+    def forward(self, features): ...
+    def loss(self, batch): ...
+
+class Solved:
+    def forward(self, features): ...
+    def prepare(self, features, targets, hyper): ...
+
+class Trains:
+    def forward(self, features): ...
+    def loss(self, encoder, batch): ...
+
+def small(image, width, depth=2): ...
+
+def of_text(text): ...
+"""
+TEXT = """name: mine
+tasks: [digits]
+extensions: [mine.py]
+encoders: [{kind: extension, name: e, model: mine:small, model_options: {width: 2}}]
+tuning: {methods: {m: {head: mine:Mine, space: {lr: 0.1, strength: 0.5}}}}
+"""
+MEANT = r"did you mean (?P<meant>\w+)\?"
+
+
+def fault(name: str, right: str, wrong: str, remedy: str, mended: str = "") -> None:
+    """Add a case: `wrong` stands for `right`; `mended` is written for it, else `right`.
+
+    "<meant>" in `mended` is what the message gives.
+    """
+
+    def make(case: Case) -> None:
+        assert right in TEXT
+        case.write("mine.py", HEADS)
+        case.write("mine.yaml", TEXT.replace(right, wrong))
+        case.say("plan mine.yaml")
+
+    def follow(case: Case, found: re.Match[str]) -> None:
+        new = mended.replace("<meant>", found.groupdict().get("meant") or "")
+        case.write("mine.yaml", TEXT.replace(right, new or right))
+
+    CASES[name] = (make, remedy, follow, "mine in")
+
+
+fault("a mistyped extension", "mine:Mine", "mnie:Mine", MEANT, "<meant>:Mine")
+fault(
+    "an extension that is not listed",
+    "[mine.py]",
+    "[]",
+    r"add (?P<meant>\S+) to `extensions`",
+    "[<meant>]",
+)
+fault("a mistyped class", "mine:Mine", "mine:Mien", MEANT, "mine:<meant>")
+fault("an extension that does not exist", "[mine.py]", "[other.py]", "correct the path")
+fault("a method without lr", "lr: 0.1, ", "", "lacks lr, .*; give it$")
+fault("a method without its own", ", strength: 0.5", "", "lacks strength, .* declares; give it$")
+fault("a mistyped hyper-parameter", "strength: 0.5", "strenth: 0.5", MEANT, "<meant>: 0.5")
+fault("a value out of range", "strength: 0.5", "strength: 2", "declares it .*; stay within that$")
+fault(
+    "a half where wholes are",
+    "strength: 0.5",
+    "strength: 0.5, top: 1.5",
+    "use randint, choice or one number",
+    "strength: 0.5, top: {randint: [1, 3]}",
+)
+fault(
+    "a loss that takes the encoder",
+    "mine:Mine, space: {lr: 0.1, strength: 0.5}",
+    "mine:Trains, space: {lr: 0.1}",
+    "set (?P<meant>adapt: ft)$",
+    "mine:Trains, <meant>, space: {lr: 0.1}",
+)
+fault(
+    "a head that trains no encoder",
+    "{head: mine:Mine",
+    "{adapt: ft, head: mine:Mine",
+    "is a head on frozen features; leave out adapt$",
+)
+fault(
+    "steps of a solved head",
+    "mine:Mine, space: {lr: 0.1, strength: 0.5}",
+    "mine:Solved, space: {lr: 0.1}",
+    "leave lr out$",
+    "mine:Solved",
+)
+fault(
+    "an encoder of texts for images",
+    "mine:small, model_options: {width: 2}",
+    "mine:of_text",
+    "reads images; name another function$",
+)
+fault("a mistyped option", "width: 2", "widht: 2", MEANT, "<meant>: 2")
+fault(
+    "an encoder without its option",
+    ", model_options: {width: 2}",
+    "",
+    "lacks width, which mine:small needs; give it$",
+)
+
+
+def extension(case: Case, name: str) -> None:
+    case.write(name, HEADS)
+    case.say(f"plan --extension {name}")
+
+
+@case(
+    r"(?P<meant>mine\.py), line 2: .*; correct the file",
+    lambda c, _: c.write("mine.py", HEADS),
+    "mine in",
+)
+def a_file_that_is_no_python(case: Case) -> None:
+    case.write("mine.py", "\nclass Mine(:\n")
+    case.write("mine.yaml", TEXT)
+    case.say("plan mine.yaml")
+
+
+@case(
+    r"mine\.py defines Mine in lines .*; rename one",
+    lambda c, _: c.write("mine.py", HEADS),
+    "mine in",
+)
+def two_classes_of_a_name(case: Case) -> None:
+    a_file_that_is_no_python(case)
+    case.write("mine.py", HEADS + "\nclass Mine: ...\n")
+
+
+@case(
+    r"(?P<meant>my-own\.py): .*; rename the file",
+    lambda case, _: extension(case, "my_own.py"),
+    "demo in",
+)
+def a_file_with_a_dash(case: Case) -> None:
+    extension(case, "my-own.py")
+
+
+@case(
+    r"is in the result store .*; give a file of your own",
+    lambda case, _: extension(case, "m.py"),
+    "demo in",
+)
+def a_file_in_a_store(case: Case) -> None:
+    case.write("s/store.json", "{}")
+    extension(case, "s/mine.py")
+
+
+# -- what a sweep from here would lack -------------------------------------------------------------
+
+
+def given(case: Case) -> None:
+    vectors = list(np.eye(60, 4, dtype=np.float32))
+    columns = {"key": [f"k{n}" for n in range(60)], "vector": vectors}
+    table = pa.table({**columns, "label": ["cat", "dog"] * 30})
+    pq.write_table(table, case.folder / "g.parquet")
+
+
+@case(r"g\.parquet does not exist; correct the path", lambda case, _: given(case), "features-g in")
+def given_features_that_are_not_here(case: Case) -> None:
+    case.say("plan --features g.parquet")
+
+
+def weights(more: str = "") -> str:
+    fields = f"kind: file, name: e, model: resnet18, file: w.pth{more}"
+    return f"--set 'encoders=[{{{fields}}}]'"
+
+
+NOT_HERE = weights(f", sha256: {hashlib.sha256().hexdigest()}")  # of an empty file
+
+
+@case(r"w\.pth does not exist; correct the path", lambda c, _: c.write("w.pth"), "demo in")
+def weights_that_are_not_here(case: Case) -> None:
+    case.say(f"plan {weights()}")
+
+
+@case(
+    r"or give its sha256 to plan without the file",
+    lambda c, _: c.say(f"plan {NOT_HERE}"),
+    "demo in",
+)
+def weights_that_are_planned_without_the_file(case: Case) -> None:
+    case.say(f"plan {weights()}")
+
+
+LACKS = "A sweep from here lacks:"
+LACKING: dict[str, tuple[str, str, str, str]] = {  # words, the remedy, and what follows it
+    "weights": (NOT_HERE, r"does not exist here; put it there", NOT_HERE, "w.pth"),
+    "data": ("--set 'tasks=[cifar10]'", "or remove the task", "--set 'tasks=[digits]'", ""),
+    "a storage": ("--storage f/s", r"name a folder .* with --storage", "--storage s", ""),
+    "a server": (
+        "--set tracking.uri=http://127.0.0.1:1",
+        r"start it, or set MLFLOW_TRACKING_URI or --set tracking\.uri=URI",
+        "--set tracking.uri=sqlite:///m.db",
+        "",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LACKING)
+def test_what_a_sweep_would_lack_is_here_when_the_remedy_is_followed(
+    name: str, tmp_path: Path, run: Run
+) -> None:
+    words, remedy, followed, file = LACKING[name]
+    case = Case(tmp_path)
+    case.write("f")
+    _, message = run(tmp_path, "plan", *shlex.split(words))
+    assert re.search(f"{LACKS} .*{remedy}", " ".join(message.split())), message
+    if file:
+        case.write(file)
+    code, output = run(tmp_path, "plan", *shlex.split(followed))
+    assert code == 0
+    assert LACKS not in output
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_remedy_works_when_it_is_followed(name: str, tmp_path: Path, run: Run) -> None:
+    CASES.check(name, tmp_path, run)
