@@ -1,0 +1,45 @@
+"""What a message of the analysis tells who calls it to do works when it is done."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from analysis.claims import own
+from analysis.rotation import rotation, space
+from analysis.statistics import pearson
+
+EYE = np.eye(4, 3)
+CALLS: dict[str, tuple[Callable[[], Any], str, Callable[[], Any]]] = {
+    "one row": (lambda: space(EYE[:1]), r"give \[N >= 2, D\]", lambda: space(EYE[:2])),
+    "one axis": (lambda: space(EYE[0]), r"give \[N >= 2, D\]", lambda: space(EYE)),
+    "a value that is none": (
+        lambda: space(EYE * np.nan),
+        "extract them again in float32",
+        lambda: space(EYE.astype(np.float32)),
+    ),
+    "other samples": (
+        lambda: rotation(space(EYE), space(EYE[:3])),
+        "features of 4 and 3 samples; give the same",
+        lambda: rotation(space(EYE[:3]), space(EYE[:3])),
+    ),
+    "a value too few": (
+        lambda: pearson([1, 2, 3], [1, 2]),
+        "give as many of each",
+        lambda: pearson([1, 2, 3], [1, 2, 4]),
+    ),
+    "a domain of nobody": (
+        lambda: own._domain("ID"),
+        "domain is 'ID'; give 'id' or 'ood'",
+        lambda: own._domain("id"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_remedy_works_when_it_is_followed(name: str) -> None:
+    refused, remedy, followed = CALLS[name]
+    with pytest.raises(ValueError, match=remedy):
+        refused()
+    assert followed() is not None
