@@ -30,7 +30,8 @@ def new(name: str) -> None:
     name = name.removesuffix(SUFFIX)
     if not is_name(name):
         raise UserError(
-            f"{name}: an extension's name is letters, digits and underscores, such as my_methods"
+            f"{name}: an extension's name is letters, digits and underscores; give one such as "
+            f"my_methods"
         )
     path = Path(f"{name}{SUFFIX}")
     text = (files("jobs.extensions") / "template.txt").read_text(encoding="utf-8")
@@ -40,7 +41,10 @@ def new(name: str) -> None:
     except FileExistsError:
         raise UserError(f"{path} exists; give another name, or delete it") from None
     except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror})") from error
+        raise UserError(
+            f"{path} cannot be written ({error.strerror}); give another name, or change to a "
+            f"folder you may write to"
+        ) from error
     click.echo(f"wrote {path}; try it: nml-orch extension check {path}")
 
 

@@ -110,7 +110,10 @@ class Cluster:
         """Stop the job as Ctrl-C would. Committed steps stay. Raises UserError if it has ended."""
         job = self.job(name)
         if job.status in FINISHED:
-            raise UserError(f"job {name} has ended already ({job.status.lower()})")
+            raise UserError(
+                f"job {name} has ended already ({job.status.lower()}); `nml-orch submit --list` "
+                f"shows which still run"
+            )
         with self._client_errors():
             self._client.stop_job(name)
 

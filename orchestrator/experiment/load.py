@@ -148,18 +148,25 @@ def _assign(raw: dict[str, Any], path: str, value: Any) -> None:
     *parents, last = path.split(".")
     node: Any = raw
     for name in parents:
-        node = node[_index(node, name, path)] if isinstance(node, list) else _child(node, name)
+        node = (
+            node[_index(node, name, path)] if isinstance(node, list) else _child(node, name, path)
+        )
     if isinstance(node, list):
         node[_index(node, last, path)] = value
     elif isinstance(node, dict):
         node[last] = value
     else:
-        raise UserError(f"--set {path}: {'.'.join(parents)} is a value, it has no fields")
+        raise UserError(
+            f"--set {path}: {parents[-1]} is a value, it has no fields; leave out {last}"
+        )
 
 
-def _child(node: Any, name: str) -> Any:
+def _child(node: Any, name: str, path: str) -> Any:
     if not isinstance(node, dict):
-        raise UserError(f"--set: {name} is below a value, which has no fields")
+        raise UserError(
+            f"--set {path}: {name} is below a value, which has no fields; end the path before "
+            f"{name}"
+        )
     if node.get(name) is None:
         node[name] = {}
     return node[name]
@@ -185,7 +192,9 @@ def parse_levels(text: str) -> list[float | str]:
                 f"--noise {text}: {item!r} is not a number; give percentages such as 0,5,10,20,30"
             ) from None
         if not 0 <= level < 100:
-            raise UserError(f"--noise {text}: {item} is outside 0 <= level < 100 percent")
+            raise UserError(
+                f"--noise {text}: {item} is outside 0 <= level < 100 percent; give a level in it"
+            )
         if level in levels:
             raise UserError(f"--noise {text}: {level:g} is given twice; name each level once")
         levels[level] = item if item.endswith("%") else level

@@ -47,8 +47,8 @@ class Plan:
             below = {a for a in self.steps if a == wanted or a.startswith(f"{wanted}/")}
             if not wanted or not below:
                 near = difflib.get_close_matches(wanted, self.steps, n=1, cutoff=0.5)
-                meant = f"did you mean {near[0]}" if near else "see `nml-orch plan`"
-                raise UserError(f"--redo: this experiment has no step {name!r}; {meant}?")
+                hint = f"did you mean {near[0]}?" if near else "`nml-orch plan -v` lists all"
+                raise UserError(f"--redo: this experiment has no step {name!r}; {hint}")
             found |= below
         return found
 

@@ -126,7 +126,7 @@ def an_extension_that_is_in_the_way(case: Case) -> None:
     an_extension_that_exists(case)
 
 
-@case(r"name is letters, digits and underscores", say("extension new my_own"), "wrote my_own.py")
+@case(r"underscores; give one such as (?P<meant>\w+)", put(2), "wrote my_methods.py")
 def an_extension_with_a_dash(case: Case) -> None:
     case.say("extension new my-own")
 

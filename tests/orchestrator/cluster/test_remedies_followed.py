@@ -82,7 +82,7 @@ def test_a_remedy_of_a_cluster_file_works(name: str, tmp_path: Path) -> None:
 
 SENT = "--noise 0 --storage s3://b/n"
 WORDS: dict[str, tuple[str, str, str]] = {
-    "two orders": ("--attach a --stop b", r"cannot be combined, .*; give one", "--attach a"),
+    "two orders": ("--attach old --stop b", r"cannot be combined, .*; give one", "--attach old"),
     "an order and a sweep": (f"--list {SENT}", r"nor given with a sweep; give one", SENT),
     "a storage in the job's folder": (
         "--noise 0 --storage here",
@@ -98,6 +98,21 @@ WORDS: dict[str, tuple[str, str, str]] = {
         f"{{here}}/my.yaml {SENT}",
         r"must be given by a relative path inside this folder",
         f"my.yaml {SENT}",
+    ),
+    "a mistyped step": (
+        f"--redo corpus/digts {SENT}",
+        r"no step 'corpus/digts'; did you mean (?P<meant>\S+)\?",
+        f"--redo {{meant}} {SENT}",
+    ),
+    "a mistyped job": (
+        "--attach odl",
+        r"no job is named odl .*; known: (?P<meant>\w+)",
+        "--attach {meant}",
+    ),
+    "a job that has ended": (
+        "--stop ended",
+        r"has ended already \(failed\); `nml-orch submit (?P<meant>--list)` shows",
+        "{meant}",
     ),
     "an address without http": (
         f"--address 127.0.0.1:8265 {SENT}",
@@ -119,15 +134,19 @@ class Answering(Cluster):
         if not address.startswith("http"):
             super().__init__(address, source)
         self._address = address
+        self._sent: list[Job] = []
 
     def jobs(self) -> list[Job]:
-        return [Job("old", "RUNNING", "", "", None)]
+        known = [Job("old", "RUNNING", "", "", None), Job("ended", "FAILED", "", "", 1)]
+        return known + self._sent
 
     def submit(self, name: str, arguments: object, files: WorkingDir) -> None:
         if name == "old":
             super().submit(name, [], files)
+        self._sent.append(Job(name, "RUNNING", "", "", None))
 
     def follow(self, name: str, say: object) -> Job:
+        self.job(name)
         return Job(name, "SUCCEEDED", "", "", 0)
 
 

@@ -313,6 +313,32 @@ lines(
     "",
 )
 words(
+    "a field of a value",
+    "--set name.folder=here",
+    r"name is a value, it has no fields; leave out folder$",
+    say("plan --set name=here"),
+    "here in",
+)
+words(
+    "a field deep below a value",
+    "--set name.folder.name=here",
+    r"--set name\.folder\.name: folder is below a value, .*; end the path before folder$",
+    say("plan --set name=here"),
+    "here in",
+)
+words(
+    "a place in a list",
+    "--set tasks.9=digits",
+    r"9 must be an index from 0 to (?P<last>\d+)$",
+    say("plan --set tasks.{last}=digits-noisy"),
+)
+words(
+    "a level above all",
+    "--noise 0,120",
+    r"is outside 0 <= level < 100 percent; give a level in it$",
+    say("plan --noise 0,90"),
+)
+words(
     "noise of captions for labels",
     "--set noise.kind=caption_swap",
     "use (?P<meant>symmetric)",
