@@ -51,7 +51,17 @@ class AnyBatch:
     target: Target = field(repr=False)
 
     def task_loss(self, logits: Tensor) -> Tensor:
-        """The task's own loss of logits [R, C], a mean: cross-entropy, or squared error."""
+        """The task's own loss of logits [R, C], a mean: cross-entropy, or squared error.
+
+        Raises ValueError for logits of another shape.
+        """
+        rows, outputs = len(self.targets), self.target.outputs
+        if not isinstance(logits, Tensor) or logits.shape != (rows, outputs):
+            found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise ValueError(
+                f"task_loss is given logits of shape {found}, and the task needs "
+                f"({rows}, {outputs}); give it logits [rows, outputs] alone"
+            )
         return self.target.losses(logits, self.targets, "mean")
 
 

@@ -162,6 +162,11 @@ class Experiment(Spec):
     def _corpus_can_be_learned(self) -> Experiment:
         if self.corpus is not None and self.corpus.parts.train == 0:
             raise ValueError("corpus.parts.train is 0: nothing is left to pre-train on; raise it")
+        if self.corpus is not None and self.pretrain and self.corpus.parts.validation == 0:
+            raise ValueError(
+                "corpus.parts.validation is 0: a run is evaluated on this part after each epoch; "
+                "raise it, or give it a reader"
+            )
         if self.corpus is not None and self.pretrain and self.corpus.modality != "image":
             raise ValueError(
                 "corpus.modality is text, and pre-training reads images; give encoders that are "

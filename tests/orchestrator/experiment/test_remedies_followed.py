@@ -313,6 +313,21 @@ lines(
     "",
 )
 words(
+    "a corpus without validation rows",
+    "--set corpus.name=mine --set 'corpus.parts={train: 0.75, validation: 0, test: 0.25}'",
+    r"(?P<meant>corpus\.parts\.validation) is 0: .*; raise it, or give it a reader$",
+    say("plan --set corpus.name=mine --set 'corpus.parts.train=0.6' --set '{meant}=0.15'"),
+)
+words(
+    "a corpus without validation rows, which gets a reader",
+    "--set corpus.name=mine --set 'corpus.parts={train: 0.75, validation: 0, test: 0.25}'",
+    r"(?P<meant>corpus\.parts\.validation) is 0: .*; raise it, or give it a reader$",
+    say(
+        "plan --set corpus.name=mine --set corpus.parts.train=0.75 --set corpus.parts.test=0.25 "
+        "--set '{meant}={{kind: imagefolder, path: v}}'"
+    ),
+)
+words(
     "a field of a value",
     "--set name.folder=here",
     r"name is a value, it has no fields; leave out folder$",

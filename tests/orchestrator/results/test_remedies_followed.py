@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from markupsafe import Markup
 
 from commands import Run
 from followed import SMALL, Case, Cases, also, put, say
@@ -141,4 +142,5 @@ def test_a_remedy_works_when_it_is_followed(
     name: str, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("analysis.report.write.draw", lambda readout: iter(()))
+    monkeypatch.setattr("analysis.report.side_by_side._figures", lambda _: [Markup()] * 2)
     CASES.check(name, tmp_path, run)

@@ -258,3 +258,17 @@ def test_what_cannot_be_written_is_written_when_the_way_is_free(tmp_path: Path) 
         assert name in str(caught.value) or ".leases" in name
         path.rmdir() if path.is_dir() else path.unlink()
         write()
+
+
+def test_a_report_that_another_command_writes_is_written_later(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("analysis.report.write.draw", lambda readout: iter(()))
+    monkeypatch.setattr("orchestrator.results.collect.PATIENCE", 0)
+    with closing(Leases(Case(tmp_path).store().root, beat=3600)) as other:
+        assert other.acquire("report/demo")
+        code, message = run(tmp_path, "report")
+    found = re.search(r"when it has ended, run `nml-orch (?P<meant>\w+)`", message)
+    assert code
+    assert found is not None, message
+    assert run(tmp_path, found["meant"])[0] == 0

@@ -227,7 +227,7 @@ def test_a_closed_cell_keeps_the_file_and_its_ood_cell_predicts_alike(
         ("Unused", "parameter norm.weight takes no part in the loss"),
         ("Still", "its loss depends on no parameter; nothing is trained"),
         ("Broken", r"^mine\.py, line 57: KeyError: 'strenght'$"),
-        ("Wide", r"forward returns logits of shape \(30, 8\), and the task needs \(30, 3\)"),
+        ("Wide", r"task_loss is given logits of shape \(32, 8\), and the task needs \(32, 3\)"),
         (
             "Stray",
             "prepare sets factor, which is neither parameter nor buffer; register it in __in",
