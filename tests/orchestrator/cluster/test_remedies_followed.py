@@ -207,6 +207,18 @@ def test_resources_are_lowered_or_a_larger_cluster_is_joined(asks: str) -> None:
     assert not [*lacking(load.load(overrides=[asks]), large, kinds)]
 
 
+def test_a_temporary_folder_for_sockets_can_be_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "SHORT_FOLDERS", ())
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv("TMPDIR", f"/tmp/{99 * 'x'}")
+    with pytest.raises(ClusterError, match=r"set it to a folder of at most \d+ plain") as caught:
+        cluster._use_short_folders()
+    found = re.search(r"^(?P<name>\w+)=.* at most (?P<most>\d+) plain", str(caught.value))
+    assert found is not None
+    monkeypatch.setenv(found["name"], "/tmp/".ljust(int(found["most"]), "x"))
+    cluster._use_short_folders()
+
+
 def test_a_node_with_the_same_versions_is_accepted() -> None:
     here = _versions()
     old = NodeReport("10.0.0.2", {**here, "torch": "1.0"})

@@ -313,6 +313,48 @@ lines(
     "",
 )
 words(
+    "a claim that is named twice",
+    "--noise 0,20 --set 'claims=[sve-moves, sve-moves]'",
+    r"sve-moves named twice; name each claim once$",
+    say("plan --noise 0,20 --set 'claims=[sve-moves]'"),
+    "registers 1 claim",
+)
+words(
+    "a claim that the levels do not test",
+    "--noise 0,10 --set 'claims=[id-peaks-at-5-10]'",
+    r"id-peaks-at-5-10 cannot be tested .*; it needs a clean level, one of at most 10 % and a heav",
+    say("plan --noise 0,10,30 --set 'claims=[id-peaks-at-5-10]' -v"),
+    "noise=30",
+)
+words(
+    "an experiment of nobody",
+    "xyzzy",
+    r"give a YAML file or a name \(bundled: .*\b(?P<meant>digits-clip)\b",
+    say("plan {meant}"),
+    "digits-clip in",
+)
+words(
+    "a file of features as an experiment",
+    "f.parquet",
+    r"f\.parquet: cannot be read as text .*; give a file in UTF-8$",
+    say("plan --features f.parquet"),
+    "features-f in",
+)
+words(
+    "noise levels of pretrained encoders",
+    "encoders-practical --noise 0 --seeds 1",
+    r"pre-trains nothing; leave out --noise and --seeds, or give it corpus",
+    say("plan encoders-practical"),
+    "practical in",
+)
+lines(
+    "a list for an experiment",
+    "- a\n",
+    r"must be a mapping of fields, such as `name: my-experiment`$",
+    "- a\n",
+    MINE + PRETRAINED,
+)
+words(
     "a corpus without validation rows",
     "--set corpus.name=mine --set 'corpus.parts={train: 0.75, validation: 0, test: 0.25}'",
     r"(?P<meant>corpus\.parts\.validation) is 0: .*; raise it, or give it a reader$",

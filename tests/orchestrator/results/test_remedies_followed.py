@@ -84,14 +84,6 @@ def a_sweep_that_was_stopped(case: Case) -> None:
     case.say("report a c")
 
 
-CASES["a_sweep_that_was_stopped, and another"] = (
-    a_sweep_that_was_stopped,
-    r"has no finished cell .*, or name another",
-    say("report a b"),
-    PAGE,
-)
-
-
 @case(r"has no finished step; run a sweep first", lambda c, _: c.store() and None, "report.html")
 def a_report_before_a_sweep(case: Case) -> None:
     sets = " ".join(f"--set '{one}'" for one in SMALL)
