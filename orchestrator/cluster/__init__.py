@@ -11,10 +11,13 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+import psutil
 
 from jobs import INSTRUCTION_SETS
 from jobs.reach import grpc_fault
@@ -42,6 +45,8 @@ PRIVATE_ENV = {
 SOCKET_FOLDER = 36  # bytes of a temporary folder that leave room for Ray's sockets
 SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")  # nosec: Ray makes folders of its own there
 _PLAIN = re.compile(r"[\w./+=@~-]*", re.ASCII)
+
+STARTS = 3  # of a private Ray, before it is given up
 
 log = logging.getLogger("nml.cluster")
 
@@ -79,8 +84,11 @@ def session(cpus: int | None = None) -> Iterator[None]:
         _use_short_folders()
         options |= {"address": "local", "num_cpus": cpus, "include_dashboard": False}
     try:
-        with nullcontext() if address else _setup_hook():
+        if address:
             ray.init(**options)
+        else:
+            with _setup_hook():
+                _start(options)
     except Exception as error:  # Ray raises nearly anything, a bare Exception on a busy machine
         reason = " ".join(str(error).split())[:300]
         if address:
@@ -96,6 +104,35 @@ def session(cpus: int | None = None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _start(options: Mapping[str, Any]) -> None:
+    """Start a private Ray. It gives up after 30 s; a busy machine may take longer, so try again."""
+    import ray
+
+    for left in reversed(range(STARTS)):
+        before = _processes_of_ray()
+        try:
+            ray.init(**options)
+            return
+        except Exception:
+            for process in _processes_of_ray() - before:  # which Ray leaves behind
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+            if not left:
+                raise
+
+
+def _processes_of_ray() -> set[psutil.Process]:
+    """Those that this process has started, itself or through others."""
+    import ray
+
+    home, found = str(Path(ray.__file__).parent), set[psutil.Process]()
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            if home in " ".join(process.cmdline()):
+                found.add(process)
+    return found
 
 
 def _check_answers(address: str) -> None:

@@ -76,7 +76,7 @@ def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
         ("- a\n- b\n", r"mine\.yaml: the file = .*: must be fields with values"),
         (
             GOOD.format(name="mine") + "colour: red\n",
-            r"mine\.yaml: unknown field colour \(known here: answers, classes,",
+            r"mine\.yaml: unknown field colour \(remove it; known here: answers, classes,",
         ),
         (GOOD.format(name="mine").replace("title: Mine", ""), r"mine\.yaml: title is missing"),
         (GOOD.format(name="mine").replace("kind: digits", "kind: x"), r"corpus\.reader: "),

@@ -1,6 +1,7 @@
 """Ray runs during a session and no longer."""
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from commands import PATIENCE
 from orchestrator import cluster
 from orchestrator.errors import ClusterError
 
@@ -92,3 +94,23 @@ def test_a_ray_that_does_not_start_in_time_is_one_sentence(monkeypatch: pytest.M
         cluster.session(),
     ):
         pass
+
+
+def test_a_ray_that_is_late_is_started_again_and_nothing_of_the_first_start_is_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import ray
+
+    left: list[subprocess.Popen[bytes]] = []
+
+    def late_once(**_: object) -> None:
+        if not left:
+            waits = [sys.executable, "-c", "import time; time.sleep(3600)", ray.__file__]
+            left.append(subprocess.Popen(waits))
+            raise Exception("The current node timed out during startup.")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "init", late_once)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    with cluster.session():
+        assert left[0].wait(PATIENCE) == -signal.SIGKILL

@@ -200,7 +200,10 @@ def test_progress_that_is_written_while_it_is_read_is_whole_or_not_there(bucket:
     writing.start()
     found = []
     while writing.is_alive():
-        found.append(records.find(bucket, "p.json", dict[str, str]))
+        try:
+            found.append(records.find(bucket, "p.json", dict[str, str]))
+        except OSError as error:  # moto sent more than the length that it had told
+            assert "response stream" in str(error)  # noqa: PT017
     whole = [one for one in found if one is not None]
     assert whole
     assert {len(one["words"]) for one in whole} <= set(lengths)
