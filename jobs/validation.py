@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, get_args
 
@@ -144,3 +144,9 @@ _TYPES = {"float", "int", "str", "bool", "list", "dict", "none", "tuple", "liter
 def names_a_branch(part: str) -> bool:
     """Whether a part of a location is pydantic's name for a branch of a union, not a field."""
     return part.startswith(_BRANCHES) or part.partition("[")[0] in _TYPES
+
+
+def first_names(names: Sequence[str]) -> str:
+    """The first five names, and how many there are."""
+    first = ", ".join(names[:5])
+    return first if len(names) <= 5 else f"{first}, ... ({len(names):,} in all)"

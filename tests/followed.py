@@ -1,6 +1,6 @@
-"""Commands whose message has a remedy, and how it is followed.
+"""Tables of what is refused with a remedy, for the tests that follow it.
 
-`Cases` is a table of such commands for the tests of one room. `Cases.check` gives the command,
+A `Table` holds the cases of a room. `Cases` is one of commands: `Cases.check` gives the command,
 reads the remedy from its message, follows it, gives the command again, and looks at what it shows.
 """
 
@@ -9,6 +9,7 @@ import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
 
 import synthetic
 from commands import Run
@@ -17,6 +18,7 @@ from orchestrator.experiment import last_sweep, load
 from orchestrator.plan import build
 from orchestrator.store.store import Store
 
+T = TypeVar("T", bound=Callable[..., Any])
 SMALL = ("tasks=[digits]", "tuning.methods={lp: {head: linear, space: {lr: 0.01}}}")
 
 
@@ -44,7 +46,6 @@ class Case:
         (self.folder / name).write_bytes(data)
 
 
-Make = Callable[[Case], None]
 Follow = Callable[[Case, re.Match[str]], None]
 
 
@@ -75,17 +76,29 @@ def nothing(case: Case, found: re.Match[str]) -> None:
     """Give the same command again."""
 
 
-class Cases(dict[str, tuple[Make, str, Follow, str]]):
-    """The cases by name."""
+class Table(dict[str, tuple[Any, ...]]):
+    """Cases by name: how each is made, what stands in its message, how that is followed, and what a
+    room's tests find then (`usual`, where a case does not say).
+    """
 
-    def case(self, remedy: str, follow: Follow, shows: str) -> Callable[[Make], Make]:
-        """Add a case: what stands in its message, how that is followed, what is shown then."""
+    def __init__(self, *usual: Any) -> None:
+        super().__init__()
+        self._usual = usual
 
-        def add(make: Make) -> Make:
-            self[make.__name__] = (make, remedy, follow, shows)
+    def case(self, remedy: str, follow: Callable[..., Any], *found: Any) -> Callable[[T], T]:
+        """Add a case: the decorated function makes it, and names it."""
+
+        def add(make: T) -> T:
+            name = make.__name__
+            assert name not in self, f"two cases are called {name}"
+            self[name] = (make, remedy, follow, *(found or self._usual))
             return make
 
         return add
+
+
+class Cases(Table):
+    """Commands: `found` is what the followed one shows."""
 
     def check(self, name: str, folder: Path, run: Run) -> None:
         make, remedy, follow, shows = self[name]

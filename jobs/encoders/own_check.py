@@ -41,10 +41,11 @@ def check(part: Part, declared: Declared) -> str:
     _check_gradients(part, model, rows)  # in training mode: buffers may change
     found = _features(model, rows)
     if not found.isfinite().all():
-        raise StageError(f"{part} gives features that are not finite; give numbers alone")
+        raise StageError(f"{part} gives features that are not finite; return finite numbers")
     if not torch.equal(found, _features(model, rows)):
         raise StageError(
-            f"{part} gives other features of the same rows in eval mode; draw nothing there"
+            f"{part} gives other features of the same rows in eval mode; draw no random numbers "
+            f"there"
         )
     if not _is_close(found[:1], _features(model, rows[:1])):
         raise StageError(

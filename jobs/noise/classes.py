@@ -15,6 +15,7 @@ from functools import cached_property
 
 from jobs.contract import StageError
 from jobs.noise.spec import ClassName
+from jobs.validation import first_names
 
 
 @dataclass(frozen=True)
@@ -116,13 +117,11 @@ class Classes:
 
     def _unknown_class(self, name: ClassName, where: str) -> StageError:
         near = difflib.get_close_matches(str(name), (*self.names, *self.ids), n=1)
-        first = ", ".join(map(repr, self.names[:_LISTED]))
-        more = f", ... ({len(self):,} in all)" if len(self) > _LISTED else ""
-        hint = f"did you mean {near[0]!r}?" if near else f"it has {first}{more}: name one of them"
+        known = first_names(self.names)
+        hint = f"did you mean {near[0]!r}?" if near else f"it has {known}: name one of them"
         return StageError(f"{where} names a class {name!r} that the corpus does not have; {hint}")
 
 
-_LISTED = 5  # classes in a message
 _WHOLE = re.compile("[0-9]{1,18}")
 
 

@@ -27,11 +27,11 @@ from jobs.corpus.spec import (
 )
 from jobs.images.spec import MOST_PIXELS
 from jobs.tasks.spec import Classes, Task, other_of_number, shared_name
+from jobs.validation import first_names
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_LISTED = 5  # classes in a message
 SAMPLED = 8  # samples checked of each source: images are decoded
 
 
@@ -129,19 +129,15 @@ def link_faults(task: Task, tasks: Mapping[str, Task]) -> Iterator[str]:
             yield f"the file of {nameless.name} does not name its classes: give facts.class_names"
         return
     if task.answers is not None and set(task.answers) != set(own):
-        yield f"answers are for other classes than the task's; give them for {_listed(own)}"
+        yield f"answers are for other classes than the task's; give them for {first_names(own)}"
     wanted = [n for names in task.answers.values() for n in names] if task.answers else list(own)
     unknown = [name for name in wanted if name not in outputs]
     if unknown:
         remedy = "correct answers" if task.answers else "give answers"
         yield (
             f"{source.name} has no class {unknown[0]!r} ({len(unknown)} such); {remedy}: it has "
-            f"{_listed(outputs)}"
+            f"{first_names(outputs)}"
         )
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:_LISTED]) + (", ..." if len(names) > _LISTED else "")
 
 
 # -- against the data ------------------------------------------------------------------------------
@@ -256,7 +252,7 @@ def map_faults(task: Task, names: Sequence[str]) -> Iterator[str]:
         if not known:
             yield (
                 f"classes.{name} names {member!r}, which the data lacks; use one of "
-                f"{_listed(names)}"
+                f"{first_names(names)}"
             )
             continue
         if isinstance(member, str) and (fault := shared_name(member, names)) is not None:
@@ -278,8 +274,8 @@ def _spelling_faults(classes: Classes, names: Sequence[str]) -> Iterator[str]:
     for name, found in classes.items():
         if not set(found) & set(names):
             yield (
-                f"no label of the data ({_listed(names)}) is a name of class {name}; add the name "
-                f"that the data has"
+                f"no label of the data ({first_names(names)}) is a name of class {name}; add the "
+                f"name that the data has"
             )
     for label in names:
         if label not in members:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from jobs.contract import StageError
 from jobs.tasks.spec import Task
+from jobs.validation import first_names
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class ClassMapping:
         if unknown:
             raise StageError(
                 f"task {task.name} needs the outputs {', '.join(unknown[:3])}, but the heads of "
-                f"{task.trained_on} have {_first_names(outputs)}; use their names in `classes` and "
+                f"{task.trained_on} have {first_names(outputs)}; use their names in `classes` and "
                 f"`answers`"
             )
         shared = [n for names in members.values() for n in names if outputs.count(n) > 1]
@@ -83,8 +84,3 @@ def _members(task: Task, classes: Sequence[str]) -> Mapping[str, tuple[str, ...]
             f"out of `classes`"
         )
     return {name: task.answers[name] for name in classes}
-
-
-def _first_names(names: Sequence[str]) -> str:
-    first = ", ".join(names[:5])
-    return first if len(names) <= 5 else f"{first}, ... ({len(names)} in all)"

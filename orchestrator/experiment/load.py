@@ -193,7 +193,7 @@ def parse_levels(text: str) -> list[float | str]:
             ) from None
         if not 0 <= level < 100:
             raise UserError(
-                f"--noise {text}: {item} is outside 0 <= level < 100 percent; give a level in it"
+                f"--noise {text}: {item} is outside 0 <= level < 100 percent; correct it"
             )
         if level in levels:
             raise UserError(f"--noise {text}: {level:g} is given twice; name each level once")

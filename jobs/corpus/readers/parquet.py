@@ -223,7 +223,7 @@ class Parquet:
         for value in wanted if isinstance(wanted, tuple) else (wanted,):
             try:
                 found.append(pa.array([value]).cast(kind))
-            except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OverflowError):
+            except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
                 raise StageError(
                     f"{self.spec.path}: column {column!r} holds {kind}, but {value!r} in `where` "
                     f"is not one; correct the value or name another column"

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from followed import Table
 from jobs.contract import Outcome, StageError
 from jobs.corpus.shards import Index, read_part
 from jobs.corpus.spec import Corpus
@@ -91,21 +92,11 @@ class Case:
         file.write_bytes(made.stdout)
 
 
-Make = Callable[[Case], None]
 Follow = Callable[[Case, re.Match[str]], None]
-CASES: dict[str, tuple[Make, str, Follow, str]] = {}
-
-
-def case(remedy: str, follow: Follow, wanted: str = "cat dog") -> Callable[[Make], Make]:
-    """Register a case: what stands in its message, how that is followed, and which classes its
-    training rows have then (of a corpus without classes: its captions).
-    """
-
-    def register(make: Make) -> Make:
-        CASES[make.__name__] = (make, remedy, follow, wanted)
-        return make
-
-    return register
+CASES = Table(
+    "cat dog"
+)  # the classes that the training rows have then (of a corpus without classes: its captions)
+case = CASES.case
 
 
 def as_told(case: Case, found: re.Match[str]) -> None:

@@ -17,6 +17,7 @@ import pytest
 from pydantic import ValidationError
 
 from embedding_server import Stub, error, serving, vector
+from followed import Table
 from jobs.contract import StageError
 from jobs.embeddings import ask
 from jobs.embeddings.ask import buy
@@ -71,19 +72,9 @@ class Case:
         return [ledger.vectors([key_of(text) for text in side]) for side in sides]
 
 
-Make = Callable[[Case], None]
 Follow = Callable[[Case, re.Match[str]], object]
-CASES: dict[str, tuple[Make, str, Follow]] = {}
-
-
-def case(remedy: str, follow: Follow) -> Callable[[Make], Make]:
-    """Register a case: what stands in its message, and how that is followed."""
-
-    def register(make: Make) -> Make:
-        CASES[make.__name__] = (make, remedy, follow)
-        return make
-
-    return register
+CASES = Table()
+case = CASES.case
 
 
 def set_to(**fields: Any) -> Follow:

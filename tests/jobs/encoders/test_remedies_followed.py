@@ -19,6 +19,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
+from followed import Table
 from jobs.contract import StageError
 from jobs.encoders.catalogue import check_open_clip, check_timm
 from jobs.encoders.digests import digest
@@ -80,19 +81,9 @@ class Case:
         return found
 
 
-Make = Callable[[Case], None]
 Follow = Callable[[Case, re.Match[str]], object]
-CASES: dict[str, tuple[Make, str, Follow]] = {}
-
-
-def case(remedy: str, follow: Follow) -> Callable[[Make], Make]:
-    """Register a case: what stands in its message, and how that is followed."""
-
-    def register(make: Make) -> Make:
-        CASES[make.__name__] = (make, remedy, follow)
-        return make
-
-    return register
+CASES = Table()
+case = CASES.case
 
 
 def drop(*names: str) -> Follow:

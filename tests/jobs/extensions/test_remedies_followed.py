@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from commands import Run, in_process
+from followed import Table
 
 NOISE = """\
 import numpy as np
@@ -63,19 +64,9 @@ class Case:
         return run(self.folder, "extension", self.command, self.name, *self.more)
 
 
-Make = Callable[[Case], None]
 Follow = Callable[[Case, re.Match[str]], object]
-CASES: dict[str, tuple[Make, str, Follow, str]] = {}
-
-
-def case(remedy: str, follow: Follow, wanted: str = "ok ") -> Callable[[Make], Make]:
-    """Register a case: what stands in its message, how that is followed, what is then printed."""
-
-    def register(make: Make) -> Make:
-        CASES[make.__name__] = (make, remedy, follow, wanted)
-        return make
-
-    return register
+CASES = Table("ok ")  # what is then printed
+case = CASES.case
 
 
 def mend(case: Case, found: re.Match[str]) -> None:
@@ -292,12 +283,12 @@ def a_weight_that_is_not_kept(case: Case) -> None:
     case.text = text.replace(".mean((2, 3))", ".mean((2, 3)) * self.factor")
 
 
-@case(r"other features of the same rows in eval mode; draw nothing there$", mend)
+@case(r"other features of the same rows in eval mode; draw no random numbers there$", mend)
 def features_that_are_drawn(case: Case) -> None:
     case.spoil(".mean((2, 3))", ".mean((2, 3)) + torch.rand(4)", ENCODER)
 
 
-@case(r"gives features that are not finite; give numbers alone$", mend)
+@case(r"gives features that are not finite; return finite numbers$", mend)
 def features_that_are_not_finite(case: Case) -> None:
     case.spoil(".mean((2, 3))", ".mean((2, 3)) / 0", ENCODER)
 

@@ -16,6 +16,7 @@ import pyarrow.csv as csv
 import pyarrow.parquet as pq
 import pytest
 
+from followed import Table
 from jobs.contract import StageError, Work
 from jobs.features.given import import_features
 from jobs.features.spec import GivenStep
@@ -85,23 +86,10 @@ class Case:
         return sum(counts[f"rows_{p}"] for p in PARTS), tuple(read_classes(planned.output))
 
 
-Make = Callable[[Case], None]
 Follow = Callable[[Case, re.Match[str]], Any]
-Wanted = tuple[int, tuple[str, ...]]
 NAMES = ("cat", "dog")
-CASES: dict[str, tuple[Make, str, Follow, Wanted]] = {}
-
-
-def case(remedy: str, follow: Follow, wanted: Wanted = (ROWS, NAMES)) -> Callable[[Make], Make]:
-    """Register a case: what stands in its message, how that is followed, and which rows and classes
-    are then imported.
-    """
-
-    def register(make: Make) -> Make:
-        CASES[make.__name__] = (make, remedy, follow, wanted)
-        return make
-
-    return register
+CASES = Table((ROWS, NAMES))  # which rows and classes are then imported
+case = CASES.case
 
 
 def name_in(setting: str, column: str) -> Follow:

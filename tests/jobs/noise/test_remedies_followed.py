@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
+from followed import Table
 from jobs.contract import Outcome, StageError, Work
 from jobs.extensions.files import find
 from jobs.noise.audit import Auditor
@@ -90,22 +91,9 @@ class Case:
         return {k: names[v] if isinstance(v, int) else v for k, v in noisy.items()}
 
 
-Make = Callable[[Case], None]
 Follow = Callable[[Case, re.Match[str]], None]
-Wanted = int | dict[str, str]
-CASES: dict[str, tuple[Make, str, Follow, Wanted]] = {}
-
-
-def case(remedy: str, follow: Follow, wanted: Wanted = 3) -> Callable[[Make], Make]:
-    """Register a case: what stands in its message, how that is followed, and what is then changed:
-    how many rows, or which ones to what.
-    """
-
-    def register(make: Make) -> Make:
-        CASES[make.__name__] = (make, remedy, follow, wanted)
-        return make
-
-    return register
+CASES = Table(3)  # how many rows are then changed, or which ones to what
+case = CASES.case
 
 
 def write(*args: Any, **fields: Any) -> Follow:

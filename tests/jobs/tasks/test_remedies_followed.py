@@ -19,6 +19,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from followed import Table
 from jobs.tasks.check import data_faults, faults, link_faults
 from jobs.tasks.registry import TaskError, load, names
 
@@ -101,19 +102,9 @@ class Case:
         return said[0] if said else None
 
 
-Make = Callable[[Case], None]
 Follow = Callable[[Case, re.Match[str]], Any]
-CASES: dict[str, tuple[Make, str, Follow]] = {}
-
-
-def case(remedy: str, follow: Follow) -> Callable[[Make], Make]:
-    """Register a case: what stands in its message, and how that is followed."""
-
-    def register(make: Make) -> Make:
-        CASES[make.__name__] = (make, remedy, follow)
-        return make
-
-    return register
+CASES = Table()
+case = CASES.case
 
 
 def set_to(**fields: Any) -> Follow:

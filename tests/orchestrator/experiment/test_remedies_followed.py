@@ -392,7 +392,7 @@ words(
 words(
     "a level above all",
     "--noise 0,120",
-    r"is outside 0 <= level < 100 percent; give a level in it$",
+    r"is outside 0 <= level < 100 percent; correct it$",
     say("plan --noise 0,90"),
 )
 words(

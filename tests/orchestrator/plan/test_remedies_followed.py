@@ -12,27 +12,11 @@ import pytest
 
 from commands import Run
 from followed import Case, Cases
+from tests.orchestrator.plan.test_extensions import MINE
 
 CASES = Cases()
 case = CASES.case
-HEADS = """
-class Mine:
-    hyperparameters = {"strength": (0.0, 1.0), "top": (1, 5, 2)}
-    def forward(self, features): ...
-    def loss(self, batch): ...
-
-class Solved:
-    def forward(self, features): ...
-    def prepare(self, features, targets, hyper): ...
-
-class Trains:
-    def forward(self, features): ...
-    def loss(self, encoder, batch): ...
-
-def small(image, width, depth=2): ...
-
-def of_text(text): ...
-"""
+HEADS = MINE + "def of_text(text): ...\n"
 TEXT = """name: mine
 tasks: [digits]
 extensions: [mine.py]
