@@ -381,7 +381,9 @@ def save(figure: Figure, kind: str) -> bytes:
     buffer = io.BytesIO()
     metadata: dict[str, Any] = {"Date": None} if kind == "svg" else {"Software": None}
     with _SAVING, matplotlib.rc_context({"svg.hashsalt": "nml-orch"}):
+        if (layout := figure.get_layout_engine()) is not None:
+            # One layout for both files: they agree. `savefig` would draw once more for its own.
+            layout.execute(figure)
+            figure.set_layout_engine(None)
         figure.savefig(buffer, format=kind, dpi=150, metadata=metadata)
-    # One layout for both files: they agree, and the second costs half.
-    figure.set_layout_engine(None)
     return buffer.getvalue()

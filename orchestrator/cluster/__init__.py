@@ -12,7 +12,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ import psutil
 
 from jobs import INSTRUCTION_SETS
 from jobs.reach import grpc_fault
+from orchestrator.cluster.one_machine import without_services
 from orchestrator.errors import ClusterError
 
 WORKER_ENV = {
@@ -83,27 +84,28 @@ def session(cpus: int | None = None) -> Iterator[None]:
     else:
         _use_short_folders()
         options |= {"address": "local", "num_cpus": cpus, "include_dashboard": False}
-    try:
-        if address:
-            ray.init(**options)
-        else:
-            with _setup_hook():
-                _start(options)
-    except Exception as error:  # Ray raises nearly anything, a bare Exception on a busy machine
-        reason = " ".join(str(error).split())[:300]
-        if address:
-            raise _cannot_join(address, reason) from error
-        raise ClusterError(
-            f"cannot start Ray on this machine: {reason} If it is busy or short of memory, run the "
-            f"same command again when it is less so"
-        ) from error
-    if not os.environ.get("NML_DEBUG"):
-        # Else Ray prints a screenful for each lost worker or node, whatever `log_to_driver` is.
-        ray._private.worker._worker_logs_enabled = False
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    with nullcontext() if address else without_services():
+        try:
+            if address:
+                ray.init(**options)
+            else:
+                with _setup_hook():
+                    _start(options)
+        except Exception as error:  # Ray raises nearly anything, a bare Exception on a busy machine
+            reason = " ".join(str(error).split())[:300]
+            if address:
+                raise _cannot_join(address, reason) from error
+            raise ClusterError(
+                f"cannot start Ray on this machine: {reason} If it is busy or short of memory, run "
+                f"the same command again when it is less so"
+            ) from error
+        if not os.environ.get("NML_DEBUG"):
+            # Else Ray prints a screenful for each lost worker or node, whatever `log_to_driver` is.
+            ray._private.worker._worker_logs_enabled = False
+        try:
+            yield
+        finally:
+            ray.shutdown()
 
 
 def _start(options: Mapping[str, Any]) -> None:

@@ -45,25 +45,40 @@ class Node:
     log: Path
     seen: set[str] = field(default_factory=set)  # names of the tasks and actors that it ran
 
+    _raylet: psutil.Process | None = None
+
     def raylet(self) -> psutil.Process | None:
         """The process that makes it a node, while it lives."""
-        with suppress(psutil.NoSuchProcess):
-            for each in psutil.Process(self.process.pid).children(recursive=True):
-                if each.name() == "raylet":
-                    return each
-        return None
+        if self._raylet is None:
+            with suppress(psutil.NoSuchProcess):
+                for each in psutil.Process(self.process.pid).children(recursive=True):
+                    if each.name() == "raylet":
+                        self._raylet = each
+        return self._raylet if self._raylet and self._raylet.is_running() else None
 
     def busy(self) -> set[str]:
         """What it runs at this moment, by name."""
         found = set()
-        with suppress(psutil.NoSuchProcess):
-            raylet = self.raylet()
-            for each in raylet.children() if raylet else ():
-                with suppress(psutil.NoSuchProcess, IndexError):
-                    title = each.cmdline()[0]
-                    if title.startswith("ray::") and not title.startswith("ray::IDLE"):
-                        found.add(title.removeprefix("ray::"))
+        raylet = self.raylet()
+        for child in children(raylet.pid) if raylet else ():
+            with suppress(OSError):
+                title = Path(f"/proc/{child}/cmdline").read_bytes().partition(b"\0")[0].decode()
+                if title.startswith("ray::") and not title.startswith("ray::IDLE"):
+                    found.add(title.removeprefix("ray::"))
         return found
+
+
+_parents: dict[int, int] = {}  # of the processes that live
+
+
+def children(process: int) -> list[int]:
+    """The processes that a process has started. Cheap: only of new ones the parent is looked up."""
+    for child in {*psutil.pids()} ^ _parents.keys():
+        try:
+            _parents[child] = psutil.Process(child).ppid()
+        except psutil.NoSuchProcess:
+            _parents.pop(child, None)
+    return [child for child, parent in list(_parents.items()) if parent == process]
 
 
 class Machines:

@@ -1,0 +1,65 @@
+"""Leaves out of a private Ray what only a cluster needs. Ray has no options for it.
+
+These are four processes: the autoscaler, the reader of the workers' logs, the server of the
+dashboard (for which `ray.init` waits although the dashboard is off), and the actor in which Ray
+Data counts for the dashboard (for which its first data set waits). Each has 50 to 120 MB and takes
+up to two seconds of a processor. Where another version of Ray calls one of them otherwise, that one
+starts as usual.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from uuid import uuid4
+
+STATISTICS = "ray.data._internal.stats"
+
+
+@contextmanager
+def without_services() -> Iterator[None]:
+    """In this block a Ray that is started has none of these processes.
+
+    Ray Data must have been imported before; if not, it counts as usual.
+    """
+    from ray._private import node
+
+    replaced: list[tuple[Any, str, Any]] = [(node, "Node", _node(node.Node))]
+    if hasattr(statistics := sys.modules.get(STATISTICS), "get_or_create_stats_actor"):
+        replaced.append((statistics, "get_or_create_stats_actor", _Uncounted))
+    usual = [(module, name, getattr(module, name)) for module, name, _ in replaced]
+    try:
+        for module, name, ours in replaced:
+            setattr(module, name, ours)
+        yield
+    finally:
+        for module, name, theirs in usual:
+            setattr(module, name, theirs)
+
+
+def _node(usual: type) -> type:
+    class Node(usual):  # type: ignore[misc]
+        def start_monitor(self) -> None:
+            pass
+
+        def start_log_monitor(self) -> None:
+            pass
+
+        def start_api_server(self, **_: object) -> None:
+            pass
+
+    return Node
+
+
+class _Uncounted:
+    """Stands for the actor. Of its methods, one alone answers something: the id of a data set."""
+
+    def __getattr__(self, name: str) -> _Uncounted:
+        return self
+
+    def remote(self, *_: object) -> object:
+        import ray
+
+        return ray.put(uuid4().hex)
