@@ -148,7 +148,7 @@ def plain(text: str) -> str:
 def label_axes(axes: Axes, *, title: str, x: str, y: str) -> None:
     """Give a panel its title, axis labels with units, a light grid and no box."""
     title = plain(_wrapped(axes.figure, title, 10.5))
-    axes.set_title(title, loc="left", fontsize=10.5, color=INK, fontweight="bold")
+    axes.set_title(title, loc="left", y=1.0, fontsize=10.5, color=INK, fontweight="bold")
     axes.set_xlabel(x, fontsize=9.5, color=INK)
     axes.set_ylabel(y, fontsize=9.5, color=INK)
     axes.grid(True, axis="y", color=GRID, linewidth=0.8)
@@ -164,7 +164,7 @@ def subtitle(axes: Axes, text: str) -> None:
     """Write a faint line between a panel and its title."""
     title, text = axes.get_title(loc="left"), _wrapped(axes.figure, text, 8.5)
     pad = 8 + 11 * (text.count("\n") + 1)
-    axes.set_title(title, loc="left", pad=pad, fontsize=10.5, color=INK, fontweight="bold")
+    axes.set_title(title, loc="left", y=1.0, pad=pad, fontsize=10.5, color=INK, fontweight="bold")
     axes.annotate(
         plain(text),
         (0, 1),
