@@ -153,7 +153,8 @@ class Machines:
         address = f"127.0.0.{self._count}"
         log = self._folder / f"node-{self._count}.txt"
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block"]
-        command += ["--disable-usage-stats", f"--node-ip-address={address}", *words]
+        command += ["--disable-usage-stats", "--include-log-monitor=false"]
+        command += [f"--node-ip-address={address}", *words]
         if mask:
             command = ["unshare", "--mount", "sh", "-c", MASK, str(self.hidden), *command]
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_"))}

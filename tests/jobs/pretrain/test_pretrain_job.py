@@ -11,6 +11,7 @@ from typing import Any
 
 import psutil
 import pytest
+import ray
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -137,6 +138,9 @@ def test_packed_runs_equal_runs_of_their_own_process_and_a_failing_one_fails_alo
         assert weights(packed) == weights(alone)
     shares = [share for address, share, _ in results.reported if address == "pretrain/noisy"]
     assert shares == sorted(shares)
+    started = {actor["ActorClassName"] for actor in ray._private.state.actors().values()}
+    assert "TrainController" in started
+    assert "DatasetManager" not in started  # workers read shards themselves
 
 
 @pytest.mark.usefixtures("ray_of_two")
