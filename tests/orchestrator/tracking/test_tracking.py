@@ -2,7 +2,9 @@
 
 import dataclasses
 import importlib.util
+import tempfile
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import pyarrow as pa
@@ -63,8 +65,19 @@ def record(tmp_path: Path, points: tuple[tuple[str, float, float], ...] = POINTS
     return SweepRecord(str(hash(points)), points, folder, "done")
 
 
+@cache
+def empty_database() -> bytes:
+    """One without runs. MLflow takes a second to make it."""
+    with tempfile.TemporaryDirectory() as folder:
+        MlflowClient(tracking_uri=f"sqlite:///{folder}/mlflow.db").search_experiments()
+        return Path(folder, "mlflow.db").read_bytes()
+
+
 def database(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path}/mlflow.db"
+    file = tmp_path / "mlflow.db"
+    if not file.exists():
+        file.write_bytes(empty_database())
+    return f"sqlite:///{file}"
 
 
 def mirror_all(made: Plan, store: Store, uri: str, messages: list[str], **words: object) -> Tracker:
