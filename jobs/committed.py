@@ -90,9 +90,11 @@ class Committed(Folder):
 
 def damaged(address: str, name: str, how: str) -> StageError:
     """The error for a file of a finished step that is missing or has changed."""
+    kind = address.partition("/")[0]  # a file of these alone is no experiment for a sweep
+    build = f"`nml-orch {kind} build` or " if kind in ("corpus", "noise") else ""
     return StageError(
         f"{name} of {address} is not the file that the step wrote ({how}); put the file back, or "
-        f"do the step again: `nml-orch sweep` with the same options and --redo {address}"
+        f"do the step again: {build}`nml-orch sweep` with the same options and --redo {address}"
     )
 
 

@@ -183,6 +183,8 @@ def _lines(audits: dict[str, Audit | str]) -> Iterator[str]:
         elif not one.sound:
             kinds = ", ".join(f"{count} {kind}" for kind, count in one.faults.items() if count)
             yield f"\nDIFFERS {address}: {kinds}; {one.first_fault}"
+            how = f"`nml-orch noise build` with the same options and --redo {address}"
+            yield f"{address}: {how} builds it again"
 
 
 def _table(found: list[Audit]) -> Iterator[str]:
