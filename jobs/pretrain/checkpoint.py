@@ -30,6 +30,11 @@ from jobs.contract import StageError
 from jobs.storage.folder import Folder
 
 KEEP = 2
+LOWER_LR = (
+    "lower `pretrain.recipe.schedule.lr`, lengthen `pretrain.recipe.schedule.warmup_epochs` or set "
+    "`pretrain.recipe.schedule.clip_grad_norm`"
+)
+"""What to do about weights or losses that are not finite."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,7 @@ class Checkpoint:
     tensors: Mapping[str, Tensor]
     scalars: Mapping[str, Mapping[str, float]]  # parameter -> numbers of its optimizer state
     groups: Sequence[Mapping[str, float]]  # the optimizer's counters for each parameter group
+    folder: str  # where it lies
 
     def extra(self, name: str) -> dict[str, Tensor]:
         """The tensors saved as this extra; empty without any."""
@@ -106,7 +112,7 @@ class Checkpoint:
             reason = " ".join(str(error).split())[:200]
             raise StageError(
                 f"the checkpoint after {self.progress.position.updates} updates is not of this "
-                f"model ({reason}); delete the run's scratch folder to train it from the start"
+                f"model ({reason}); delete {self.folder} to train the run from the start"
             ) from error
 
 
@@ -228,7 +234,13 @@ class Checkpoints:
                 data = b""
             if metadata and hashlib.sha256(data).hexdigest() == metadata.sha256:
                 tensors = safetensors.torch.load(data)
-                return Checkpoint(metadata.progress, tensors, metadata.scalars, metadata.groups)
+                return Checkpoint(
+                    metadata.progress,
+                    tensors,
+                    metadata.scalars,
+                    metadata.groups,
+                    self._folder.uri,
+                )
             self.damaged += 1
         return None
 
@@ -275,8 +287,7 @@ def _refuse_non_finite(tensors: Mapping[str, Tensor], position: Position, good: 
         if weights and not bool(torch.isfinite(tensor).all()):
             raise StageError(
                 f"{name.removeprefix('model.')} is not finite after update {position.updates}; "
-                f"{good}; lower schedule.lr, lengthen schedule.warmup_epochs or set "
-                f"schedule.clip_grad_norm"
+                f"{good}; {LOWER_LR}"
             )
 
 

@@ -103,8 +103,8 @@ class Loop:
         """
         if source.batch_size % group.world:
             raise StageError(
-                f"schedule.batch_size {source.batch_size} cannot be shared evenly by "
-                f"{group.world} workers; change `pretrain.resources.workers`"
+                f"pretrain.recipe.schedule.batch_size {source.batch_size} cannot be shared evenly "
+                f"by {group.world} workers; change `pretrain.resources.workers`"
             )
         resources = resources or Resources()
         self._objective, self._source, self._seed = objective, source, seed
@@ -279,9 +279,13 @@ class Loop:
         return self._final_model
 
     def end_epoch(self, validation: Mapping[str, float]) -> None:
-        """Add the epoch's measures to the curves, and move on to the next epoch."""
+        """Add the epoch's measures to the curves, and move on to the next epoch.
+
+        Raises StageError for a measure that is not finite.
+        """
         epoch = self.position.epoch + 1
         measured = _train_measures(self._group.total(self._sums).tolist()) | dict(validation)
+        self._guard.check_epoch(measured, epoch)
         self._damaged.check()
         points = tuple(Point(name, epoch, value) for name, value in measured.items())
         position = Position(epoch, 0, self.position.updates)

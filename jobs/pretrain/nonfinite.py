@@ -8,13 +8,14 @@ of memory raises an error with the remedies.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from jobs.contract import StageError
+from jobs.pretrain.checkpoint import LOWER_LR
 from jobs.pretrain.distributed import Agreed
 from jobs.pretrain.restarts import TooManyTogetherError
 from jobs.pretrain.spec import OnNan
@@ -22,7 +23,6 @@ from jobs.pretrain.spec import OnNan
 MOST_IN_A_ROW = 10
 """Updates that `skip` skips in a row before it ends the run."""
 
-_REMEDY = "lower schedule.lr, lengthen schedule.warmup_epochs or set schedule.clip_grad_norm"
 
 _HOST_MEMORY = ("can't allocate memory", "not enough memory", "bad_alloc")  # in torch's messages
 
@@ -51,8 +51,19 @@ class NonFiniteGuard:
         if not self.skips and not math.isfinite(agreed.loss):
             raise StageError(
                 f"the loss is {agreed.loss} at update {agreed.update} (epoch {agreed.epoch}); "
-                f"{self._last_good()}; {_REMEDY}"
+                f"{self._last_good()}; {LOWER_LR}"
             )
+
+    def check_epoch(self, measured: Mapping[str, float], epoch: int) -> None:
+        """Raise StageError for a measure of an epoch that is not finite: none can be recorded.
+
+        Weights can be too large for a forward pass although each is finite.
+        """
+        for name, value in measured.items():
+            if not math.isfinite(value):
+                raise StageError(
+                    f"{name} is {value} after epoch {epoch}; {self._last_good()}; {LOWER_LR}"
+                )
 
     def skip_update(self, agreed: Agreed, norm: Tensor | None) -> bool:
         """Skip the update, count it and return True if its loss or gradient norm is not finite.
@@ -73,7 +84,7 @@ class NonFiniteGuard:
             raise StageError(
                 f"the loss or its gradient is not finite in {self.in_a_row} updates in a row, the "
                 f"last of them {agreed.update} (epoch {agreed.epoch}), {self.skipped} in all; "
-                f"{self._last_good()}; {_REMEDY}"
+                f"{self._last_good()}; {LOWER_LR}"
             )
         return True
 
@@ -99,8 +110,8 @@ def explain_out_of_memory(world: int, images_per_pass: int, together: int = 1) -
         message = (
             f"{owner} memory does not suffice for a pass of {images_per_pass} images; set "
             f"`pretrain.resources.images_per_pass` lower (the batch stays the same), or "
-            f"use smaller images (recipe.image) or a smaller schedule.batch_size, or more "
-            f"`pretrain.resources.workers`"
+            f"use smaller images (`pretrain.recipe.image.size`) or a smaller "
+            f"`pretrain.recipe.schedule.batch_size`, or more `pretrain.resources.workers`"
         )
         raise (StageError if world == 1 else RuntimeError)(message) from error
 

@@ -60,7 +60,7 @@ class Order:
         if self.rows < batch_size:
             raise StageError(
                 f"corpus {corpus}: {self.rows} training rows do not fill a batch of "
-                f"{batch_size}; lower `schedule.batch_size`"
+                f"{batch_size}; lower `pretrain.recipe.schedule.batch_size`"
             )
         self.batch_size, self.steps = batch_size, self.rows // batch_size
         self.lanes = _lanes(self.steps, batch_size)

@@ -103,7 +103,7 @@ STEPS: dict[str, tuple[Callable[[], Any], str, Callable[[], Any], Any]] = {
     ),
     "a part below a batch": (
         lambda: order(101),
-        r"100 training rows .*; lower `schedule\.batch_size`",
+        r"100 training rows .*; lower `pretrain\.recipe\.schedule\.batch_size`",
         lambda: order(100),
         1,
     ),
