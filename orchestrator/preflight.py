@@ -133,7 +133,7 @@ def _existing(folder: Path) -> Path:
 
 def _tracking(plan: Plan) -> Answer:
     from orchestrator.tracking import sqlite
-    from orchestrator.tracking.server import check_answers, named, resolve_uri
+    from orchestrator.tracking.server import check_answers, named, other, resolve_uri
 
     if not plan.experiment.tracking.enabled:
         return Answer("tracking", State.OK, "switched off in the experiment file")
@@ -144,8 +144,11 @@ def _tracking(plan: Plan) -> Answer:
     try:
         check_answers(uri)
     except (OSError, ModuleNotFoundError) as error:
-        remedy = "start it, or set MLFLOW_TRACKING_URI or --set tracking.uri=URI"
-        message = f"MLflow at {named(uri)} does not answer ({redact(str(error))}); {remedy}"
+        what, remedy = f"MLflow at {named(uri)} does not answer", "start it"
+        if isinstance(error, ModuleNotFoundError):
+            what, remedy = f"MLflow cannot open {named(uri)} here", "install that driver"
+        elsewhere = other(plan.experiment.tracking.uri)
+        message = f"{what} ({redact(str(error))}); {remedy}, or {elsewhere}"
         return Answer("tracking", State.ABSENT, message)
     return Answer("tracking", State.OK, f"{redact(uri)} answers")
 

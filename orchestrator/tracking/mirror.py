@@ -28,7 +28,7 @@ from orchestrator.tracking import mlflow
 from orchestrator.tracking.methods import sweep_params
 from orchestrator.tracking.mlflow import Mirror
 from orchestrator.tracking.runs import CellGroup, RunViews, SweepRecord, group_of, groups
-from orchestrator.tracking.server import reason
+from orchestrator.tracking.server import other, reason
 
 RETRY_SECONDS = 15.0  # between two calls to a server that does not answer
 
@@ -162,10 +162,11 @@ def sync(plan: Plan, store: Store, uri: str, record: SweepRecord) -> int:
     except (NmlError, StageError):
         raise
     except Exception as error:
+        elsewhere = other(plan.experiment.tracking.uri)
         remedy = {
-            "unreachable": "start it, or set MLFLOW_TRACKING_URI or --set tracking.uri=URI",
-            "refused": "the store is complete; name another server or experiment",
-            "no driver": "the store is complete; install that driver, or name another server",
+            "unreachable": f"start it, or {elsewhere}",
+            "refused": f"the store is complete; give the experiment another name, or {elsewhere}",
+            "no driver": f"the store is complete; install that driver, or {elsewhere}",
             "ours": "the store is complete; `nml-orch --debug sync` shows where it happened",
         }[mlflow.error_kind(error)]
         raise TrackingError(f"{mlflow.error_message(error, uri)}; {remedy}") from error

@@ -33,6 +33,13 @@ def resolve_uri(configured: str | None, field: str = "tracking.uri") -> str:
     return sqlite.absolute(uri)
 
 
+def other(configured: str | None) -> str:
+    """How to name another server, as words: the environment's does not count beside the file's."""
+    if configured:
+        return "name another with --set tracking.uri=URI"
+    return f"set {VARIABLE} or --set tracking.uri=URI"
+
+
 def _fault(uri: str) -> str:
     """What makes a URI unusable for MLflow whatever runs there; "" if nothing does."""
     try:
