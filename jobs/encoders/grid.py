@@ -59,20 +59,28 @@ class GridEncoder(ImageEncoder):
         size = grid.size or encoder.input.size
         self._input = encoder.input.model_copy(update={"size": size, "crop_pct": None})
         blank = torch.zeros(1, *self._input.shape)
+        own = self.card.family == "extension"
+        if own and grid.layer is not None:
+            raise StageError(
+                f"{self.card.model} is an extension's, whose encoder has one map of patches; leave "
+                f"out features.grid.layer"
+            )
         try:
             with torch.inference_mode():
                 _, self._dim, height, width = self._map(blank.to(self.device)).shape
         except Exception as error:  # libraries raise nearly anything for a model or size without
             reason = " ".join(str(error).split())[:200]
+            remedy = "choose another features.grid.layer or size"
+            remedy = "correct its method map, choose another features.grid.size" if own else remedy
             raise StageError(
                 f"{self.card.family} model {self.card.model!r} gives no map of patches "
-                f"{_in_words(grid, size)} ({reason}); choose another features.grid.layer or size, "
-                f"or another encoder"
+                f"{_in_words(grid, size)} ({reason}); {remedy}, or another encoder"
             ) from error
         if height != width:
+            remedy = "let its method map give one" if own else "choose another features.grid.layer"
             raise StageError(
                 f"{self.card.family} model {self.card.model!r} gives a map of {height} x {width} "
-                f"patches, and a square one is needed; choose another features.grid.layer"
+                f"patches, and a square one is needed; {remedy}"
             )
         self.side = int(width)
 
@@ -165,8 +173,6 @@ def spatial_map(family: Family, model: Any, images: Tensor, layer: int | None) -
         )["image_intermediates"]
         return _only(found)
     if family == "extension":
-        if layer is not None:
-            raise ValueError("an extension's encoder has one map; leave out layer")
         own: Tensor = model.map(images)
         return own
     if layer is not None:

@@ -96,7 +96,7 @@ def test_tasks_of_masks_read_the_module_s_own_map(tmp_path: Path) -> None:
     opened = encoder.load(imported(tmp_path).output, source=SOURCE)
     patches = gridded(opened, Grid(size=32), 2)
     assert patches.dim == 8 * 8 * 8
-    with pytest.raises(StageError, match="an extension's encoder has one map; leave out layer"):
+    with pytest.raises(StageError, match=r"one map of patches; leave out features\.grid\.layer"):
         gridded(opened, Grid(layer=1), 2)
     work = imported(tmp_path / "bare", model="mine:bare")
     with pytest.raises(StageError, match="its module has no method map"):
