@@ -63,6 +63,16 @@ CASES = {
         "logits.square().mean(1)",
         r"loss gives 'size' no scalar tensor; take its mean",
     ),
+    "a loss without a name": (
+        'return {"ce": batch.task_loss(logits), "size": batch.hyper["strength"] * size}',
+        "return batch.task_loss(logits) + size",
+        r"loss returns Tensor, not losses by name; return a dict of scalars, such as \{'ce': ...\}",
+    ),
+    "a class of nothing": (
+        "class Mine(nn.Module)",
+        "class Mine(dict)",
+        r"Mine is no torch\.nn\.Module; let its class inherit from it",
+    ),
     "a parameter of no use": (
         LINE,
         f"{LINE}; self.unused = nn.Parameter(torch.ones(2))",
