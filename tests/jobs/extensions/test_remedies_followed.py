@@ -316,6 +316,40 @@ def a_parameter_that_is_a_constant(case: Case) -> None:
     a_parameter_without_use(case)
 
 
+CLAIM = """\
+def mine(results):
+    \'\'\'Mine beats the probe.
+
+    Source: a hypothesis
+    \'\'\'
+    return results.methods("mine", "lp")
+"""
+
+
+def describe(case: Case, found: re.Match[str]) -> None:
+    """Begin the docstring with what the message calls its first line."""
+    assert "sentence" in found["line"]
+    case.text = CLAIM
+
+
+@case(
+    r"has no docstring; its first line is (?P<line>the claim's sentence)$", describe, "Mine beats"
+)
+def a_claim_without_a_docstring(case: Case) -> None:
+    case.text = "def mine(results):\n    return results.methods('mine', 'lp')\n"
+
+
+@case(
+    r"docstring has no line `(?P<line>Source: )\.\.\.`; say where the claim is from$",
+    lambda case, found: setattr(
+        case, "text", case.text.replace("probe.", f"probe.\n\n    {found['line']}a hypothesis")
+    ),
+    "Mine beats the probe",
+)
+def a_claim_without_its_source(case: Case) -> None:
+    case.text = CLAIM.replace("\n\n    Source: a hypothesis", "")
+
+
 @case(r"map gives 4 x 2 patches; give a square map$", write("[..., :2]", ""))
 def a_map_that_is_not_square(case: Case) -> None:
     case.text = ENCODER.replace(

@@ -1,21 +1,25 @@
 """What a message about a cluster tells its user to do works when it is done."""
 
+import os
 import re
 import shlex
 import subprocess
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import ray
 
 from commands import Run
+from jobs.storage.folder import Folder
 from orchestrator import cluster
-from orchestrator.cluster import launch
+from orchestrator.cluster import launch, nodes
 from orchestrator.cluster.needs import lacking
 from orchestrator.cluster.nodes import NodeReport, _versions, version_fault
 from orchestrator.cluster.submission import Cluster, Job
 from orchestrator.cluster.working_dir import WorkingDir, working_dir
-from orchestrator.errors import ClusterError, UserError
+from orchestrator.errors import ClusterError, StoreError, UserError
 from orchestrator.experiment import load
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -54,6 +58,11 @@ FILES: dict[str, tuple[Change, str, Change]] = {
         r"max_workers: .*; correct the file",
         lambda text: text.replace("max_workers: x", "max_workers: ", 1),
     ),
+    "a head node of no type": (
+        lambda text: text.replace("head_node_type: ", "head_node_type: x", 1),
+        r"Ray refuses it \(.*\); correct the file",
+        lambda text: text.replace("head_node_type: x", "head_node_type: ", 1),
+    ),
     "another version of Ray": (
         lambda text: text.replace(launch.installed("ray"), "2.9.3"),
         r"it pins ray 2\.9\.3 but (?P<meant>\S+) is installed here; .*: change the pin",
@@ -76,6 +85,13 @@ def test_a_remedy_of_a_cluster_file_works(name: str, tmp_path: Path) -> None:
     assert found is not None, message
     mended = mend(damage(WHOLE)).replace("<meant>", found.groupdict().get("meant") or "")
     assert faults(mended, tmp_path) == before
+
+
+def test_a_cluster_file_is_named_not_its_folder(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot be read \(.*\); give a cluster file$"):
+        launch.load(tmp_path)
+    (tmp_path / "cluster.yaml").write_text(WHOLE)
+    assert launch.load(tmp_path / "cluster.yaml")
 
 
 # -- sending a sweep -------------------------------------------------------------------------------
@@ -217,6 +233,69 @@ def test_a_temporary_folder_for_sockets_can_be_given(monkeypatch: pytest.MonkeyP
     assert found is not None
     monkeypatch.setenv(found["name"], "/tmp/".ljust(int(found["most"]), "x"))
     cluster._use_short_folders()
+
+
+@pytest.mark.parametrize("mounted", ["read and write", "only written elsewhere"])
+def test_a_storage_is_shared_once_every_node_has_it(
+    mounted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The nodes' own part runs here; a node that has not mounted the storage has another folder."""
+    storage, apart = Folder.of(tmp_path / "storage"), Folder.of(tmp_path / "apart")
+    seen = {"10.0.0.1": storage, "10.0.0.2": apart}
+    if mounted == "only written elsewhere":
+        apart.write_bytes("token", b"token")
+
+    def ask(folder: Folder) -> list[NodeReport]:
+        folder.write_bytes("token", b"token")
+        asked = ((node, nodes._answer(own, "token", node)) for node, own in seen.items())
+        found = (nodes._collect(folder, "token", node, answer) for node, answer in asked)
+        return [report for report in found if report is not None]
+
+    monkeypatch.setattr(nodes, "ask", ask)
+    monkeypatch.setattr(ray, "get", lambda report: report)
+    with pytest.raises(
+        StoreError, match=r"is not shared: node 10\.0\.0\.2 .*mounted on every node$"
+    ):
+        nodes.check(storage)
+    seen["10.0.0.2"] = storage
+    assert [report.node for report in nodes.check(storage)] == [*seen]
+
+
+def test_a_node_that_cannot_run_the_tool_gets_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Folder.of(tmp_path)
+    folder.write_bytes("token", b"token")
+
+    def lacking(reference: object) -> None:
+        raise ray.exceptions.RaySystemError("No module named 'orchestrator'")
+
+    monkeypatch.setattr(ray, "get", lacking)
+    remedy = r"node n cannot run nml-orch \(.*\); install the same version there$"
+    with pytest.raises(ClusterError, match=remedy):
+        nodes._collect(folder, "token", "n", None)
+    monkeypatch.setattr(ray, "get", lambda report: report)
+    found = nodes._collect(folder, "token", "n", nodes._answer(folder, "token", "n"))
+    assert found is not None
+    assert not found.storage_fault
+    assert version_fault([found]) == ""
+
+
+def test_a_folder_for_sockets_is_chosen_as_the_warning_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv("TMPDIR", f"/tmp/{99 * 'x'}")
+    monkeypatch.setattr(tempfile, "tempdir", tempfile.tempdir)
+    cluster._use_short_folders()
+    (warning,) = caplog.messages
+    found = re.search(r"\(set (?P<name>\w+) to a folder of at most (?P<most>\d+) plain", warning)
+    assert found is not None
+    chosen = "/tmp/".ljust(int(found["most"]), "x")
+    monkeypatch.setenv(found["name"], chosen)
+    cluster._use_short_folders()
+    assert os.environ["TMPDIR"] == chosen
+    assert len(caplog.messages) == 1
 
 
 def test_a_node_with_the_same_versions_is_accepted() -> None:

@@ -428,6 +428,97 @@ words(
 )
 
 
+# -- tasks of one's own ----------------------------------------------------------------------------
+
+TASK = "title: T\ndomain: {domain}\nsource: {source}\nmetric: {metric}\n"
+OF_NAMES = TASK.format(domain="id", source="features", metric="accuracy")
+OF_NUMBERS = TASK.format(domain="id", source="features", metric="pearson") + "target: number\n"
+CLASSES = "classes: {cat: [cat], dog: [dog]}\n"
+LATER = TASK.format(domain="ood", source="features", metric="accuracy") + "trained_on: first\n"
+ENCODER = "{kind: features, name: f, files: {first: f.parquet}}"
+
+
+def own_tasks(name: str, text: str, remedy: str, old: str, new: str, **tasks: str) -> None:
+    """Add a case of an experiment with task files of its own, mended by `new` for `old`."""
+
+    def make(case: Case) -> None:
+        features(case.folder)
+        for task, content in tasks.items():
+            case.write(f"own/{task}.yaml", f"name: {task}\n{content}")
+        case.write("mine.yaml", text)
+        case.say("plan mine.yaml -v --tasks-path own")
+
+    def follow(case: Case, found: object) -> None:
+        assert old in text
+        case.write("mine.yaml", text.replace(old, new))
+
+    CASES[name] = (make, remedy, follow, "mine in")
+
+
+FIRST = f"name: mine\ntasks: [first]\n{LP}encoders: [{ENCODER}]\n"
+own_tasks(
+    "a task whose features no encoder gives",
+    FIRST.replace("[first]", "[first, second]"),
+    r"second has given features, and no encoder .*; add its file to one$",
+    "f.parquet}",
+    "f.parquet, second: f.parquet}",
+    first=OF_NAMES + CLASSES,
+    second=OF_NAMES + CLASSES.replace("cat: [cat]", "kitten: [cat]"),
+)
+own_tasks(
+    "classes of numbers",
+    FIRST.replace("f.parquet}}", "f.parquet}, classes: {first: [cat, dog]}}"),
+    r"files names first, which predicts a number; leave out its classes$",
+    ", classes: {first: [cat, dog]}",
+    "",
+    first=OF_NUMBERS,
+)
+own_tasks(
+    "a task without the file of the one it is trained on",
+    FIRST.replace("[first]", "[first, later]").replace("{first: f", "{later: f"),
+    r"files names later, which is trained on first; give that task's file as well$",
+    "{later: f.parquet}",
+    "{later: f.parquet, first: f.parquet}",
+    first=OF_NAMES + CLASSES,
+    later=LATER + CLASSES,
+)
+words(
+    "a corpus of texts to pre-train on",
+    "--set corpus.name=mine --set corpus.modality=text "
+    "--set 'corpus.reader={kind: table, path: t.csv, fields: {}}'",
+    r"pre-training reads images; give encoders that are trained elsewhere \(`encoders`\)",
+    say("plan encoders-practical"),
+    "practical in",
+)
+
+
+@CASES.case(
+    r"corpus is missing; say which samples it has and how they are read$",
+    lambda case, found: case.write("part.yaml", f"name: part\n{CORPUS}"),
+    "is not built",
+)
+def noise_without_a_corpus(case: Case) -> None:
+    case.write("part.yaml", "name: part\nnoise: {kind: symmetric, name: s, levels: [10]}\n")
+    case.say("corpus show part.yaml")
+
+
+CORPUS = "corpus: {name: digits, reader: {kind: digits}}\n"
+
+
+@CASES.case(
+    r"and .* test the same samples by the same labels, .*; take one out, or correct its reader$",
+    lambda case, found: case.write("mine.yaml", TWINS.replace(", twin", "")),
+    "mine in",
+)
+def two_tasks_that_test_the_same(case: Case) -> None:
+    case.write("own/twin.yaml", f"name: twin\ntitle: T\ndomain: id\n{CORPUS}metric: accuracy\n")
+    case.write("mine.yaml", TWINS)
+    case.say("plan mine.yaml -v --tasks-path own")
+
+
+TWINS = MINE.replace("[digits]", "[digits, twin]") + PRETRAINED
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_a_remedy_works_when_it_is_followed(name: str, tmp_path: Path, run: Run) -> None:
     CASES.check(name, tmp_path, run)

@@ -78,6 +78,16 @@ def a_storage_of_an_unknown_kind(case: Case) -> None:
     case.say("status --storage ftp://x/y")
 
 
+@case(
+    r"cannot be read .*; check that it is reachable and that you may read it",
+    lambda case, found: (case.folder / "f").unlink() or (case.store("f/s") and None),
+    "done",
+)
+def a_storage_below_a_file(case: Case) -> None:
+    case.write("f")
+    case.say("status --storage f/s")
+
+
 @case(r"name the experiment file in the command", say("status demo"), "demo in")
 def a_damaged_last_sweep(case: Case) -> None:
     case.store()
@@ -240,10 +250,16 @@ def test_a_step_that_is_gone_can_be_done_again(tmp_path: Path) -> None:
     store.committed(corpus.address)
 
 
+def enter(root: Folder) -> None:
+    with closing(Leases(root, beat=3600)) as leases:
+        register.enter(root, leases, plan().steps)
+
+
 def test_what_cannot_be_written_is_written_when_the_way_is_free(tmp_path: Path) -> None:
     experiment, root = load.load(), Folder.of(tmp_path)
     in_the_way: tuple[tuple[str, Callable[[], object]], ...] = (
         (".leases", lambda: Leases(root, beat=3600).acquire("corpus/digits")),
+        (register.SWEEPS, lambda: enter(root)),
         (last_sweep.NAME, lambda: last_sweep.remember(experiment, root)),
         (
             registered.FOLDER,
