@@ -4,13 +4,16 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
+from analysis import readout
 from analysis.claims import own
 from analysis.rotation import rotation, space
 from analysis.statistics import pearson
 
 EYE = np.eye(4, 3)
+TABLE = pa.table({"a": [1], "b": [2]})
 CALLS: dict[str, tuple[Callable[[], Any], str, Callable[[], Any]]] = {
     "one row": (lambda: space(EYE[:1]), r"give \[N >= 2, D\]", lambda: space(EYE[:2])),
     "one axis": (lambda: space(EYE[0]), r"give \[N >= 2, D\]", lambda: space(EYE)),
@@ -28,6 +31,11 @@ CALLS: dict[str, tuple[Callable[[], Any], str, Callable[[], Any]]] = {
         lambda: pearson([1, 2, 3], [1, 2]),
         "give as many of each",
         lambda: pearson([1, 2, 3], [1, 2, 4]),
+    ),
+    "a table without a column": (
+        lambda: readout._checked("cells", TABLE.drop_columns("b"), TABLE.schema),
+        "the readout's cells table lacks b; add them",
+        lambda: readout._checked("cells", TABLE, TABLE.schema),
     ),
     "a domain of nobody": (
         lambda: own._domain("ID"),

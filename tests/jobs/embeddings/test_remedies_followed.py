@@ -335,6 +335,21 @@ def test_a_model_that_changed_behind_its_name_is_accepted_or_renamed(
         assert np.array_equal(one.buy(tmp_path)[0], wanted)
 
 
+@pytest.mark.parametrize("remedy", ["model", "dimensions"])
+def test_a_model_whose_vectors_have_another_length_is_another_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, remedy: str
+) -> None:
+    with serving() as stub:
+        own = {"name": "ada", "base_url": stub.url, "model": "text-embedding-ada-002"}
+        one = Case(stub, own, monkeypatch)
+        one.buy(tmp_path)
+        stub.dim, one.texts = 5, [f"{text}!" for text in TEXTS]
+        with pytest.raises(StageError, match=r"give the encoder another model, or dimensions$"):
+            one.buy(tmp_path)
+        one.set(**{"dimensions": 5} if remedy == "dimensions" else {"model": "ada-003"})
+        assert one.buy(tmp_path)[0].shape == (len(TEXTS), 5)
+
+
 def test_a_damaged_ledger_gives_its_vectors_once_it_is_restored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

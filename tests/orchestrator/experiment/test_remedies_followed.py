@@ -94,6 +94,13 @@ lines(
     "encoder/r34",
 )
 lines(
+    "an encoder of no kind",
+    MINE + PRETRAINED.replace("kind: timm, ", ""),
+    r"encoders\.0\.kind is missing; give it one$",
+    "[{name",
+    "[{kind: timm, name",
+)
+lines(
     "a tab",
     f"{MINE}{PRETRAINED}data:\n\tx\n",
     "a tab stands where only blanks may; use blanks",
