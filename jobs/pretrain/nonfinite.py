@@ -110,7 +110,7 @@ def explain_out_of_memory(world: int, images_per_pass: int, together: int = 1) -
         message = (
             f"{owner} memory does not suffice for a pass of {images_per_pass} images; set "
             f"`pretrain.resources.images_per_pass` lower (the batch stays the same), or "
-            f"use smaller images (`pretrain.recipe.image.size`) or a smaller "
+            f"use smaller images (`pretrain.recipe.image`) or a smaller "
             f"`pretrain.recipe.schedule.batch_size`, or more `pretrain.resources.workers`"
         )
         raise (StageError if world == 1 else RuntimeError)(message) from error

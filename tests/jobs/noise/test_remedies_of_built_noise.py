@@ -44,8 +44,9 @@ def built(run_on_ray: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "tree/a/bad.png").write_bytes(b"")
     (folder / "m.csv").write_text("0.5,0.5\n0.5,0.5\n")
     (folder / "part.yaml").write_text(yaml.safe_dump(FILE))
-    code, output = run_on_ray(folder, "noise", "build", "part.yaml")
-    assert code == 0, output
+    shows = r"has no noise step; run `nml-orch (?P<command>noise build)` first"
+    found = asked(folder, run_on_ray, "noise audit part.yaml", 2, shows)
+    asked(folder, run_on_ray, f"{found['command']} part.yaml", 0, "2 rows")
     return folder
 
 
@@ -155,14 +156,6 @@ def test_a_corpus_that_noise_cannot_be_derived_from_is_built_again(
 def test_noise_of_a_file_is_audited_by_the_experiment_file(built: Path, run: Run) -> None:
     asked(built, run, "noise audit", 2, r"\(its file, say\); name its experiment FILE")
     asked(built, run, "noise audit part.yaml", 0, "kept in")
-
-
-def test_an_empty_store_is_filled_as_its_message_says(built: Path, run_on_ray: Run) -> None:
-    storage = "part.yaml --storage other"
-    shows = r"has no noise step; run `nml-orch (?P<command>noise build)` first"
-    found = asked(built, run_on_ray, f"noise audit {storage}", 2, shows)
-    asked(built, run_on_ray, f"{found['command']} {storage}", 0, "2 rows")
-    asked(built, run_on_ray, f"noise audit {storage}", 0, "kept in")
 
 
 def test_an_experiment_without_noise_builds_its_corpus(built: Path, run_on_ray: Run) -> None:
