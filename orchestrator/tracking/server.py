@@ -36,7 +36,7 @@ def resolve_uri(configured: str | None, field: str = "tracking.uri") -> str:
 def other(configured: str | None) -> str:
     """How to name another server, as words: the environment's does not count beside the file's."""
     if configured:
-        return "name another with --set tracking.uri=URI"
+        return "name another server with --set tracking.uri=URI"
     return f"set {VARIABLE} or --set tracking.uri=URI"
 
 
