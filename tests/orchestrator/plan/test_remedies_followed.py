@@ -190,7 +190,7 @@ LACKING: dict[str, tuple[str, str, str, str]] = {  # words, the remedy, and what
     "a storage": ("--storage f/s", r"name a folder .* with --storage", "--storage s", ""),
     "a server": (
         "--set tracking.uri=http://127.0.0.1:1",
-        r"start it, or name another with --set tracking\.uri=URI",
+        r"start it, or name another server with --set tracking\.uri=URI",
         "--set tracking.uri=sqlite:///m.db",
         "",
     ),

@@ -18,7 +18,9 @@ from orchestrator.step.address import TrackingAddress
 from orchestrator.store.lease import Leases
 
 HERE = "sqlite:///m.db"
-ELSEWHERE = r"(name another with|set (?P<variable>\w+) or) (?P<option>--set tracking\.uri)=URI$"
+ELSEWHERE = (
+    r"(name another server with|set (?P<variable>\w+) or) (?P<option>--set tracking\.uri)=URI$"
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
