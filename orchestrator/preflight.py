@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from jobs.contract import StageError
-from jobs.corpus.spec import Corpus, DigitsReader, RemarksReader
+from jobs.corpus.reader_spec import DigitsReader, RemarksReader
+from jobs.corpus.spec import Corpus
 from jobs.encoders.spec import (
     EncoderStep,
     FileEncoder,

@@ -23,13 +23,14 @@ import pyarrow.compute as pc
 from jobs import records
 from jobs.contract import Outcome, StageError
 from jobs.corpus.check import QUARANTINE_SCHEMA, Rules, check, mask_numbers
+from jobs.corpus.reader_spec import AnyReader
 from jobs.corpus.readers import Classes, Unit, reader_of
 from jobs.corpus.readers.rows import why_no_rows
 from jobs.corpus.readers.source import Listing
 from jobs.corpus.runs import PARTS, RUN_BYTES, Run, write_run
 from jobs.corpus.shards import QUARANTINE, File, Index
 from jobs.corpus.shrunk import NONE, Shrunk
-from jobs.corpus.spec import AnyReader, Corpus
+from jobs.corpus.spec import Corpus
 from jobs.storage.folder import Folder
 
 MAIN = "reader"

@@ -31,8 +31,9 @@ import pyarrow.compute as pc
 
 from jobs.corpus.form import Form
 from jobs.corpus.mask_spec import MaskFields
+from jobs.corpus.reader_spec import AnyReader
 from jobs.corpus.shrunk import NONE, Shrunk
-from jobs.corpus.spec import AnyReader, Corpus
+from jobs.corpus.spec import Corpus
 from jobs.images import masks
 from jobs.images.decode import decode_fault, fault_of
 from jobs.images.headers import HeaderError, read_header

@@ -16,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from jobs.contract import StageError
+from jobs.corpus.reader_spec import ParquetReader, TableReader, WebDatasetReader
 from jobs.corpus.runs import PARTS, Run, read_entries
-from jobs.corpus.spec import Corpus, ParquetReader, TableReader, WebDatasetReader
+from jobs.corpus.spec import Corpus
 from jobs.storage.folder import Folder
 
 BLOCK_ROWS = 4_000_000  # rows merged at a time: 100 MB of entries

@@ -15,10 +15,11 @@ import pyarrow as pa
 
 from jobs.contract import StageError
 from jobs.corpus.check import Checked, Rules, check, mask_numbers
+from jobs.corpus.reader_spec import JsonLinesReader, TableReader, TextTableReader
 from jobs.corpus.readers import Classes, Reader, reader_of
 from jobs.corpus.readers.rows import RAW, why_no_rows
 from jobs.corpus.readers.source import files
-from jobs.corpus.spec import Corpus, JsonLinesReader, TableReader, TextTableReader
+from jobs.corpus.spec import Corpus
 from jobs.storage.folder import Folder
 
 ROWS = 3  # shown

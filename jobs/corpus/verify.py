@@ -15,10 +15,11 @@ import pyarrow as pa
 from jobs.committed import MANIFEST
 from jobs.contract import StageError
 from jobs.corpus.build import MAIN
+from jobs.corpus.reader_spec import AnyReader
 from jobs.corpus.readers import reader_of
 from jobs.corpus.readers.source import Listing
 from jobs.corpus.shards import INDEX, QUARANTINE, File, Index, open_shard
-from jobs.corpus.spec import AnyReader, Corpus
+from jobs.corpus.spec import Corpus
 from jobs.storage.folder import Folder
 
 _NOT_SHARDS = (INDEX, QUARANTINE, MANIFEST)

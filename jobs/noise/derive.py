@@ -19,9 +19,9 @@ from jobs.corpus.shards import Index, read_part
 from jobs.noise import confusions, files, labels, own
 from jobs.noise.captions import Captioned, Clusters, caption_swap
 from jobs.noise.classes import Classes
-from jobs.noise.files import Source
 from jobs.noise.labels import Choice, Labelled, Labels, Mask
 from jobs.noise.overlay import Overlay
+from jobs.noise.source import Source, source_of
 from jobs.noise.spec import (
     CaptionSwap,
     CaptionSwapNear,
@@ -90,7 +90,7 @@ def derive(noise: Noise, corpus: Folder) -> Plan:
     when the noise's file does not fit.
     """
     index = Index.read(corpus)
-    source = files.source_of(noise) if getattr(noise, "file", None) else None
+    source = source_of(noise) if getattr(noise, "file", None) else None
     digest = source.digest() if source else None
     if isinstance(noise, (CaptionSwap, CaptionSwapNear, OwnCaptions)):
         levels: Levels = _derive_caption_noise(noise, corpus, index, source)

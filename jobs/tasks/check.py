@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs.contract import StageError
-from jobs.corpus.spec import (
+from jobs.corpus.reader_spec import (
     AnyReader,
-    Corpus,
     DigitsReader,
     ImageFolderReader,
     ParquetReader,
@@ -25,6 +24,7 @@ from jobs.corpus.spec import (
     TableReader,
     TextReader,
 )
+from jobs.corpus.spec import Corpus
 from jobs.images.spec import MOST_PIXELS
 from jobs.tasks.spec import Classes, Task, other_of_number, shared_name
 from jobs.validation import first_names

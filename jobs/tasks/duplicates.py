@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from jobs.corpus.spec import AnyReader
+from jobs.corpus.reader_spec import AnyReader
 from jobs.tasks.spec import Task
 
 

@@ -209,7 +209,7 @@ def _registered(chosen: Chosen, assessments: Mapping[str, Assessment]) -> Iterat
 def _sources(chosen: Chosen, assessments: Mapping[str, Assessment]) -> Iterator[str]:
     """What the reader of the experiment's corpus finds, if it is not built."""
     from jobs.corpus.preview import is_quick
-    from jobs.corpus.spec import DigitsReader
+    from jobs.corpus.reader_spec import DigitsReader
     from orchestrator.cli.corpus import previews, source_lines
     from orchestrator.plan.states import StepState
 

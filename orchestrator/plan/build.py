@@ -248,7 +248,7 @@ def _digested_noise(noise: Noise) -> Noise:
     """The noise with the digest of the small file that it names."""
     if getattr(noise, "file", None) is None:
         return noise
-    from jobs.noise.files import digested  # numpy and Arrow, paid where a noise names a file
+    from jobs.noise.source import digested  # numpy and Arrow, paid where a noise names a file
 
     try:
         return digested(noise)

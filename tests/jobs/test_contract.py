@@ -9,7 +9,8 @@ import pytest
 from pydantic import Field, TypeAdapter
 
 from jobs.contract import NOT_SEMANTIC, PATH, Spec
-from jobs.corpus.spec import AnyReader, Corpus
+from jobs.corpus.reader_spec import AnyReader
+from jobs.corpus.spec import Corpus
 from jobs.encoders.spec import PretrainedEncoder
 from jobs.noise.spec import Noise
 from jobs.storage.folder import Folder

@@ -256,7 +256,7 @@ UNCHECKED = {
     "jobs/corpus/readers/source.py",  # a user's files, as the three below
     "jobs/features/columns.py",
     "jobs/features/given.py",
-    "jobs/noise/files.py",
+    "jobs/noise/source.py",
     "jobs/tasks/check.py",
     "jobs/features/parts.py",  # a step's own scratch
 }

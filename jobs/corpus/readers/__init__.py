@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import assert_never
 
-from jobs.corpus import spec as specs
+from jobs.corpus import reader_spec as specs
 from jobs.corpus.readers.digits import Digits
 from jobs.corpus.readers.ilsvrc import IlsvrcTar
 from jobs.corpus.readers.imagefolder import ImageFolder

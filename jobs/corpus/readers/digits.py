@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from jobs.corpus.reader_spec import DigitsReader
 from jobs.corpus.readers.rows import RAW, Classes, Unit
-from jobs.corpus.spec import DigitsReader
 from jobs.keyed_hash import hash64
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

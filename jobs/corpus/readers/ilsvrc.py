@@ -18,12 +18,12 @@ from typing import Any
 import pyarrow as pa
 
 from jobs.contract import StageError
+from jobs.corpus.reader_spec import IlsvrcTarReader
 from jobs.corpus.readers.labels import refuse_alike
 from jobs.corpus.readers.names import Entry, class_names, entries, refuse_nameless
 from jobs.corpus.readers.rows import Classes, RowBatcher, Unit, claim
 from jobs.corpus.readers.source import files, is_hidden, locate, stream, text
 from jobs.corpus.readers.tar import Member, members
-from jobs.corpus.spec import IlsvrcTarReader
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from jobs.contract import StageError
+from jobs.corpus.reader_spec import ImageFolderReader
 from jobs.corpus.readers.labels import refuse_alike
 from jobs.corpus.readers.names import class_names, refuse_nameless
 from jobs.corpus.readers.rows import Classes, RowBatcher, Unit, claim
@@ -28,7 +29,6 @@ from jobs.corpus.readers.source import (
     is_hidden,
     why_no_content,
 )
-from jobs.corpus.spec import ImageFolderReader
 from jobs.storage.folder import Folder
 
 PARTS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval"}

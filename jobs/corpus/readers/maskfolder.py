@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from jobs.contract import StageError
+from jobs.corpus.reader_spec import MaskFolderReader
 from jobs.corpus.readers.rows import Classes, RowBatcher, Unit, claim
 from jobs.corpus.readers.source import contents, files, is_hidden, text, why_no_content
-from jobs.corpus.spec import MaskFolderReader
 
 UNITS = 64  # at most
 UNIT_ROWS = 200  # at least

@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jobs.contract import StageError
+from jobs.corpus.reader_spec import ParquetReader
 from jobs.corpus.readers.columns import (
     LabelColumn,
     cast,
@@ -41,7 +42,6 @@ from jobs.corpus.readers.labels import Naming, dense_names, scanned_names
 from jobs.corpus.readers.parquet_file import open_file, tables
 from jobs.corpus.readers.rows import BATCH_ROWS, RAW, Classes, Unit
 from jobs.corpus.readers.source import files, locate
-from jobs.corpus.spec import ParquetReader
 
 UNIT_BYTES = 256 << 20  # of uncompressed row groups: the least for a unit, except a file's last
 

@@ -14,8 +14,8 @@ from itertools import product
 
 import pyarrow as pa
 
+from jobs.corpus.reader_spec import RemarksReader
 from jobs.corpus.readers.rows import TEXTS, Classes, Unit
-from jobs.corpus.spec import RemarksReader
 
 NAMES = ("negative", "positive")
 

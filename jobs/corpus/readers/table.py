@@ -16,11 +16,11 @@ from typing import Any
 import pyarrow as pa
 
 from jobs.contract import StageError
+from jobs.corpus.reader_spec import TableReader
 from jobs.corpus.readers.csv_file import CsvFile
 from jobs.corpus.readers.labels import Naming, scanned_names
 from jobs.corpus.readers.rows import UNKNOWN, Classes, RowBatcher, Unit, claim
 from jobs.corpus.readers.source import contents, files, why_no_content
-from jobs.corpus.spec import TableReader
 from jobs.storage.folder import Folder
 
 UNITS = 64  # at most: every unit reads the table up to its own rows

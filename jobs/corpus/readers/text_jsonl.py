@@ -16,13 +16,13 @@ import pyarrow as pa
 
 from jobs.alike import alike
 from jobs.contract import StageError
+from jobs.corpus.reader_spec import JsonLinesReader
 from jobs.corpus.readers.formats import other_format
 from jobs.corpus.readers.json_object import parse_object
 from jobs.corpus.readers.labels import is_unicode, label_text, without_point_zero
 from jobs.corpus.readers.rows import BATCH_ROWS
 from jobs.corpus.readers.source import locate, stream
 from jobs.corpus.readers.texts import FORM, wanted
-from jobs.corpus.spec import JsonLinesReader
 
 LINE_BYTES = 16 << 20  # of a line; a longer one is a bad row
 _SHOWN = 40  # characters of a line that a message shows

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.contract import StageError
+from jobs.corpus.reader_spec import TextParquetReader
 from jobs.corpus.readers.columns import (
     cast,
     declared_names,
@@ -29,7 +30,6 @@ from jobs.corpus.readers.parquet_file import open_file, tables
 from jobs.corpus.readers.rows import BATCH_ROWS
 from jobs.corpus.readers.source import files
 from jobs.corpus.readers.texts import FORM, fits
-from jobs.corpus.spec import TextParquetReader
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from jobs.corpus.reader_spec import TextTableReader
 from jobs.corpus.readers.csv_file import CsvFile
 from jobs.corpus.readers.texts import FORM, fits
-from jobs.corpus.spec import TextTableReader
 
 BLOCK = 16 << 20  # bytes of a row, at most
 

@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 
 from jobs.alike import alike
 from jobs.contract import StageError
+from jobs.corpus.reader_spec import TextReader
 from jobs.corpus.readers.labels import (
     Naming,
     dense_names,
@@ -32,7 +33,6 @@ from jobs.corpus.readers.labels import (
 )
 from jobs.corpus.readers.rows import TEXTS, UNKNOWN, Classes, Unit
 from jobs.corpus.readers.source import files
-from jobs.corpus.spec import TextReader
 
 FORM = pa.schema(
     [

@@ -20,12 +20,12 @@ from typing import Any
 import pyarrow as pa
 
 from jobs.contract import StageError
+from jobs.corpus.reader_spec import WebDatasetReader
 from jobs.corpus.readers.json_object import parse_object
 from jobs.corpus.readers.labels import Naming
 from jobs.corpus.readers.rows import UNKNOWN, Classes, RowBatcher, Unit, claim
 from jobs.corpus.readers.source import files, is_hidden, stream
 from jobs.corpus.readers.tar import Member, members
-from jobs.corpus.spec import WebDatasetReader
 from jobs.images.headers import EXTENSIONS
 
 Fault = str

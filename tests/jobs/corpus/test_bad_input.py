@@ -17,9 +17,10 @@ from PIL.PngImagePlugin import PngInfo
 
 from jobs.contract import Outcome, StageError
 from jobs.corpus.preview import preview
+from jobs.corpus.reader_spec import ParquetReader
 from jobs.corpus.readers.parquet import Parquet
 from jobs.corpus.shards import Index, read_part
-from jobs.corpus.spec import Corpus, ParquetReader
+from jobs.corpus.spec import Corpus
 from jobs.images.decode import decode
 from jobs.images.pixels import to_pixels
 from jobs.images.spec import ImageInput

@@ -24,9 +24,10 @@ from jobs.corpus import build as building
 from jobs.corpus import job
 from jobs.corpus.form import IMAGES
 from jobs.corpus.layout import lay_out
+from jobs.corpus.reader_spec import DigitsReader
 from jobs.corpus.readers import Digits, Unit
 from jobs.corpus.shards import PARTS, Index, read_part, write_shard
-from jobs.corpus.spec import Corpus, DigitsReader
+from jobs.corpus.spec import Corpus
 from jobs.corpus.verify import compare_source, verify
 from jobs.storage.folder import Folder
 

@@ -18,7 +18,7 @@ from jobs.corpus.readers import source, tar
 from jobs.corpus.readers.source import contents
 from jobs.corpus.spec import Corpus
 from jobs.encoders import weights
-from jobs.noise.files import Source
+from jobs.noise.source import Source
 from jobs.storage import bounded
 from jobs.storage.folder import Folder
 from jobs.tasks import registry

@@ -22,7 +22,7 @@ from jobs.corpus.readers.rows import UNKNOWN
 from jobs.corpus.spec import Corpus
 from jobs.noise import files
 from jobs.noise.classes import Classes
-from jobs.noise.files import Source
+from jobs.noise.source import Source
 
 Picture = Callable[..., bytes]
 WriteTar = Callable[[Path, Mapping[str, bytes]], Path]

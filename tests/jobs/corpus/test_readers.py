@@ -21,10 +21,11 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from jobs.contract import StageError
+from jobs.corpus.reader_spec import DigitsReader
 from jobs.corpus.readers import Digits, Reader, reader_of
 from jobs.corpus.readers import parquet as parquet_module
 from jobs.corpus.readers.digits import NAMES
-from jobs.corpus.spec import Corpus, DigitsReader
+from jobs.corpus.spec import Corpus
 from jobs.storage.folder import Folder
 
 Picture = Callable[..., bytes]

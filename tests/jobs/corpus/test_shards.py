@@ -14,6 +14,7 @@ from jobs.contract import StageError
 from jobs.corpus import layout
 from jobs.corpus.form import IMAGES, form_of
 from jobs.corpus.layout import lay_out
+from jobs.corpus.reader_spec import DigitsReader
 from jobs.corpus.runs import PARTS, Run, write_run
 from jobs.corpus.shards import (
     ROW_GROUP,
@@ -26,7 +27,7 @@ from jobs.corpus.shards import (
     write_rows,
     write_shard,
 )
-from jobs.corpus.spec import Corpus, DigitsReader
+from jobs.corpus.spec import Corpus
 from jobs.storage.folder import Folder
 
 FORM = form_of("image")

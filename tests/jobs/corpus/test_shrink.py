@@ -14,8 +14,9 @@ from PIL import Image, ImageCms
 from pydantic import ValidationError
 
 from jobs.contract import Outcome
+from jobs.corpus.reader_spec import ImageFolderReader
 from jobs.corpus.shards import INDEX, Index, read_part
-from jobs.corpus.spec import Corpus, ImageFolderReader
+from jobs.corpus.spec import Corpus
 from jobs.images.decode import open_image
 from jobs.images.shrink import shrunk, smaller_size
 from jobs.images.spec import MOST_PIXELS, Shrink

@@ -18,8 +18,9 @@ import torch
 
 from jobs.contract import Hooks, Outcome, StageError, Work
 from jobs.corpus.job import run_corpus
+from jobs.corpus.reader_spec import DigitsReader
 from jobs.corpus.shards import Index, read_part
-from jobs.corpus.spec import Corpus, DigitsReader
+from jobs.corpus.spec import Corpus
 from jobs.corpus.units import units_of
 from jobs.encoders.encoder import Architecture, EncoderCard, load, save, weights_bytes
 from jobs.encoders.image import LEAST, MOST, ImageEncoder

@@ -18,7 +18,7 @@ from pydantic import TypeAdapter
 from jobs.contract import StageError
 from jobs.noise import files
 from jobs.noise.classes import Classes
-from jobs.noise.files import Source
+from jobs.noise.source import Source, digested, source_of
 from jobs.noise.spec import Noise
 
 CLASSES = Classes(("cat", "dog", "oak", "7"))
@@ -327,31 +327,31 @@ def test_probabilities_must_be_parquet(tmp_path: Path) -> None:
 
 
 def test_a_small_file_is_digested_by_its_content_and_never_by_its_path(tmp_path: Path) -> None:
-    digested = []
+    made = []
     for folder in ("one", "other"):
         (tmp_path / folder).mkdir()
         path = tmp_path / folder / "g.csv"
         path.write_text("class,group\n")
-        digested.append(files.digested(noise(kind="groups", file=str(path))))
-    assert digested[0].semantic() == digested[1].semantic()
+        made.append(digested(noise(kind="groups", file=str(path))))
+    assert made[0].semantic() == made[1].semantic()
     sha256 = hashlib.sha256(b"class,group\n").hexdigest()
-    assert digested[0].semantic()["sha256"] == sha256
+    assert made[0].semantic()["sha256"] == sha256
     path.write_text("class,group\ncat,a\n")
     with pytest.raises(StageError, match=r"but noise\.sha256 is"):
-        files.digested(digested[1])
+        digested(made[1])
     with pytest.raises(StageError, match="cannot be read"):
-        files.digested(noise(kind="groups", file=str(tmp_path / "absent.csv")))
+        digested(noise(kind="groups", file=str(tmp_path / "absent.csv")))
 
 
 def test_a_large_table_is_checked_only_against_a_given_digest(tmp_path: Path) -> None:
     path = tmp_path / "t.parquet"
     path.write_bytes(b"many rows")
-    spec = files.digested(noise(kind="given", file=str(path), column="v"))
+    spec = digested(noise(kind="given", file=str(path), column="v"))
     assert spec.semantic()["sha256"] is None
-    assert files.source_of(spec).digest() == hashlib.sha256(b"many rows").hexdigest()
+    assert source_of(spec).digest() == hashlib.sha256(b"many rows").hexdigest()
     named = noise(kind="given", file=str(path), column="v", sha256="0" * 64)
     with pytest.raises(StageError, match=r"but noise\.sha256 is"):
-        files.source_of(named).digest()
+        source_of(named).digest()
 
 
 def test_class_names_take_precedence_over_numbers() -> None:

@@ -14,8 +14,8 @@ import pytest
 from jobs.contract import Hooks, Outcome, StageError, Work
 from jobs.corpus.shards import Index, read_part
 from jobs.noise import job
-from jobs.noise.files import digested
 from jobs.noise.overlay import Changes, Overlay, apply
+from jobs.noise.source import digested
 from jobs.noise.spec import NoiseStep
 from jobs.storage.folder import Folder
 from tests.jobs.noise.conftest import Write

@@ -24,9 +24,9 @@ from jobs.extensions.files import find
 from jobs.noise.audit import Auditor
 from jobs.noise.confusions import given
 from jobs.noise.derive import derive
-from jobs.noise.files import digested
 from jobs.noise.job import build_levels
 from jobs.noise.labels import Labelled
+from jobs.noise.source import digested
 from jobs.noise.spec import Given, Noise, NoiseStep
 from jobs.storage.folder import Folder
 from tests.jobs.noise.conftest import Write

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from jobs.corpus.mask_spec import MaskFields
-from jobs.corpus.spec import (
+from jobs.corpus.reader_spec import (
     AnyReader,
     ImageFolderReader,
     MaskFolderReader,

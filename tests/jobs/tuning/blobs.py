@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from jobs.corpus.spec import Corpus, DigitsReader
+from jobs.corpus.reader_spec import DigitsReader
+from jobs.corpus.spec import Corpus
 from jobs.tasks.spec import Task
 from jobs.tuning.methods import Method
 from jobs.tuning.search_space import Space

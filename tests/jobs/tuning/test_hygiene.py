@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from jobs.corpus.reader_spec import DigitsReader
 from jobs.corpus.shards import read_part
-from jobs.corpus.spec import Corpus, DigitsReader, Parts
+from jobs.corpus.spec import Corpus, Parts
 from jobs.keyed_hash import hash64, unit
 from jobs.storage.folder import Folder
 from jobs.tasks.duplicates import counted_twice

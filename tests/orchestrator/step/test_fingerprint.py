@@ -2,7 +2,7 @@
 
 import pytest
 
-from jobs.corpus.spec import ImageFolderReader
+from jobs.corpus.reader_spec import ImageFolderReader
 from orchestrator.errors import UserError
 from orchestrator.experiment import load
 from orchestrator.plan import build

@@ -18,8 +18,8 @@ import synthetic
 from commands import free_port
 from jobs import records
 from jobs.contract import StageError, Work
+from jobs.corpus.reader_spec import TableReader
 from jobs.corpus.readers import reader_of
-from jobs.corpus.spec import TableReader
 from jobs.embeddings.ledger import Ledger, Paid
 from jobs.embeddings.texts import key_of
 from jobs.encoders import pretrained as encoders
@@ -29,7 +29,7 @@ from jobs.encoders.encoder import load
 from jobs.encoders.spec import EncoderStep, FileEncoder, GivenEncoder
 from jobs.features.given import import_features
 from jobs.features.spec import GivenStep
-from jobs.noise.files import Source
+from jobs.noise.source import Source
 from jobs.storage.folder import Folder
 from jobs.tasks import registry
 from orchestrator.errors import StoreError

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from jobs.corpus.form import IMAGES
+from jobs.corpus.reader_spec import DigitsReader
 from jobs.corpus.readers.digits import NAMES, Digits
 from jobs.corpus.shards import Index, write_rows
-from jobs.corpus.spec import DigitsReader
 from jobs.storage.folder import Folder
 from tests.jobs.tuning.finetune.digits import put_encoder
 

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from jobs.contract import Outcome, Work
-from jobs.corpus.spec import Corpus, DigitsReader
+from jobs.corpus.reader_spec import DigitsReader
+from jobs.corpus.spec import Corpus
 from jobs.encoders.encoder import Architecture, EncoderCard, Family, save, weights_bytes
 from jobs.images.spec import Augment, ImageInput, Shift, Views
 from jobs.storage.folder import Folder
