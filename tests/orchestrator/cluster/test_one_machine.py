@@ -1,8 +1,10 @@
 """A private Ray runs no process that only a cluster needs, and Ray Data works without."""
 
 import psutil
+import pytest
 import ray
 import ray.data  # before Ray starts, as a sweep imports its stages
+from ray.data._internal import stats
 
 
 def test_a_private_ray_has_no_autoscaler_log_monitor_or_dashboard(ray_session: None) -> None:
@@ -12,6 +14,9 @@ def test_a_private_ray_has_no_autoscaler_log_monitor_or_dashboard(ray_session: N
     assert [line for line in started if any(f"/{name} " in line for name in names)] == []
 
 
+@pytest.mark.skipif(
+    not hasattr(stats, "get_or_create_stats_actor"), reason="this Ray calls the actor otherwise"
+)
 def test_ray_data_works_without_the_actor_that_counts_for_the_dashboard(ray_session: None) -> None:
     doubled = ray.data.range(3).map(lambda row: {"id": 2 * row["id"]})
     assert sorted(row["id"] for row in doubled.take_all()) == [0, 2, 4]
