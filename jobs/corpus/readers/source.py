@@ -322,6 +322,13 @@ def text(path: str) -> str:
         raise StageError(f"{path} does not exist; correct its path") from None
     except TooLargeError as error:
         raise StageError(f"{path} is refused: {error}; correct its path") from None
+    except OSError as error:
+        if not is_damage(error):
+            raise
+        raise StageError(
+            f"{path} cannot be decompressed ({error}); download it again, or rename it if it is "
+            f"not compressed"
+        ) from None
     except UnicodeDecodeError:
         words = other_format(data[:512])
     other = "is not UTF-8 text; convert it from its own encoding (`iconv -f LATIN1 -t UTF-8`, say)"

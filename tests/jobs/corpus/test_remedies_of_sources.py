@@ -4,12 +4,14 @@ Each case raises its message; the remedy is read from the message and followed; 
 built, with the classes and rows that the source has.
 """
 
+import gzip
 import io
 import json
 import os
 import re
 import subprocess
 import tarfile
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,9 +20,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
+from scenes import CLASSES as SCENE_CLASSES
+from scenes import png, scene
 
 from followed import Table
+from jobs.contract import StageError
 from jobs.corpus.spec import Corpus
+from jobs.storage import bounded
 from jobs.validation import in_words
 from tests.jobs.corpus.refused import TRAIN, Build, Case, Follow, Picture, check
 
@@ -656,11 +662,146 @@ def a_table_by_the_name_of_a_compressed_one(case: Case) -> None:
     case.text("t.csv.gz", ROWS, **LABELLED)
 
 
+@case(
+    r"is a ZIP archive, as Excel's files are; unpack it, or save the table as CSV",
+    lambda case, found: case.text("t.csv", unpacked(case.folder / "t.csv"), **LABELLED),
+)
+def a_table_in_an_archive(case: Case) -> None:
+    whole_table(case)
+    with zipfile.ZipFile(case.folder / "t.csv", "w") as archive:
+        archive.writestr("t.csv", ROWS)
+
+
+def unpacked(path: Path) -> bytes:
+    with zipfile.ZipFile(path) as archive:
+        return archive.read("t.csv")
+
+
+@case(
+    r"no file at \S+; its path has back-slashes: write `/`",
+    lambda case, found: case.text("t.csv", BACK.replace("\\", "/"), **LABELLED),
+)
+def paths_of_windows(case: Case) -> None:
+    case.images("p/a.jpg", "p/b.jpg")
+    case.text("t.csv", BACK, **LABELLED)
+
+
+BACK = "path,label\np\\a.jpg,cat\np\\b.jpg,dog\n"
+
+
+@case(
+    r"holds the label -1; labels begin at 0, so correct it",
+    lambda case, found: case.parquet("a.parquet", label=[0, 1, 1]),
+    "0 1 1",
+)
+def a_label_below_zero(case: Case) -> None:
+    case.parquet("a.parquet", label=[0, 1, -1])
+    case.reader(**ON_PARQUET)
+
+
+@case(
+    r"labels begin at 0, .*, or leave such rows out of the source",
+    lambda case, found: case.parquet("a.parquet", label=[0, 1]),
+    "0 1",
+)
+def a_label_for_no_class(case: Case) -> None:
+    a_label_below_zero(case)
+
+
+@case(
+    r"names\.gz cannot be decompressed .*; download it again",
+    lambda case, found: (case.folder / "names.gz").write_bytes(gzip.compress(NAMED_CLASSES)),
+)
+def a_cut_list_of_names(case: Case) -> None:
+    names("")(case)
+    (case.folder / "names.gz").write_bytes(gzip.compress(NAMED_CLASSES)[:-9])
+    case.set("reader.class_names", str(case.folder / "names.gz"))
+
+
+@case(
+    r"names\.gz cannot be decompressed .*, or rename it if it is not compressed",
+    lambda case, found: case.set(
+        "reader.class_names",
+        str((case.folder / "names.gz").rename(case.folder / "names")),
+    ),
+)
+def a_list_by_the_name_of_a_compressed_one(case: Case) -> None:
+    a_cut_list_of_names(case)
+    (case.folder / "names.gz").write_bytes(NAMED_CLASSES)
+
+
+NAMED_CLASSES = b"n1 cat\nn2 dog\n"
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_a_remedy_works_when_it_is_followed(
     name: str, tmp_path: Path, picture: Picture, build: Build
 ) -> None:
     check(CASES, name, tmp_path, picture, build)
+
+
+GROWS = {
+    "a table": (
+        {**LABELLED, "path": "t.csv.gz"},
+        gzip.compress(ROWS.encode() + b"\n" * 5_000),
+        r"(?P<path>\S+) is refused: .*; if its content is right, decompress it yourself$",
+        {"path": "t.csv"},
+    ),
+    "a list of names": (
+        {"kind": "imagefolder", "path": "source", "class_names": "n.gz"},
+        gzip.compress(b"\n" * 5_000),
+        r"(?P<path>\S+) is refused: .*; correct its path$",
+        {"class_names": "names"},
+    ),
+}
+
+
+@pytest.mark.parametrize("what", GROWS)
+def test_a_file_that_grows_is_decompressed_or_another_is_named(
+    what: str, tmp_path: Path, picture: Picture, build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bounded, "ALLOWANCE", 0)
+    monkeypatch.setattr(bounded, "GROWTH", 10)
+    monkeypatch.chdir(tmp_path)
+    case = Case(tmp_path, picture, {"name": "c", "parts": TRAIN})
+    case.images("a.jpg", "b.jpg", "source/n1/a.jpg", "source/n2/b.jpg")
+    (tmp_path / "names").write_bytes(NAMED_CLASSES)
+    reader, data, remedy, changes = GROWS[what]
+    path = tmp_path / reader.get("class_names", reader["path"])
+    path.write_bytes(data)
+    with pytest.raises(StageError) as caught:
+        build(Corpus.model_validate({**case.settings, "reader": reader}), tmp_path / "refused")
+    found = re.search(remedy, str(caught.value))
+    assert found is not None, caught.value
+    if "decompress" in remedy:
+        subprocess.run(["gunzip", found["path"]], check=True)
+    corpus = Corpus.model_validate({**case.settings, "reader": reader | changes})
+    assert build(corpus, tmp_path / "built")[1].counts["rows_train"] == 2
+
+
+MASKS = {
+    "a name outside": ("a\n../b\n", r"(?P<path>\S+) names '\.\./b', .*; correct the list$"),
+    "no name": ("\n", r"(?P<path>\S+) has no name; correct the list$"),
+}
+
+
+@pytest.mark.parametrize("what", MASKS)
+def test_a_list_of_masked_images_is_corrected(what: str, tmp_path: Path, build: Build) -> None:
+    content, remedy = MASKS[what]
+    for name, (image, mask) in {"a": scene(0), "b": scene(1)}.items():
+        for folder, data in (("i", image), ("m", png(mask))):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            (tmp_path / folder / f"{name}.png").write_bytes(data)
+    (tmp_path / "list").write_text(content)
+    reader = {"kind": "maskfolder", "path": f"{tmp_path}/i", "masks": f"{tmp_path}/m"}
+    reader |= {"names": f"{tmp_path}/list", "image_ending": ".png", "classes": SCENE_CLASSES}
+    corpus = Corpus.model_validate({"name": "c", "parts": TRAIN, "reader": reader})
+    with pytest.raises(StageError) as caught:
+        build(corpus, tmp_path / "refused")
+    found = re.search(remedy, str(caught.value))
+    assert found is not None, caught.value
+    Path(found["path"]).write_text("a\nb\n")
+    assert build(corpus, tmp_path / "built")[1].counts["rows_train"] == 2
 
 
 # -- what the settings alone tell ------------------------------------------------------------------
