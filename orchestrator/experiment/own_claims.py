@@ -77,5 +77,8 @@ def _checked(part: Part, found: object) -> Iterator[Comparison]:
         raise StageError(f"{part} returns {type(found).__name__}; return a list of comparisons")
     for one in found:
         if not isinstance(one, Comparison):
-            raise StageError(f"{part} returns a list of other things than comparisons")
+            raise StageError(
+                f"{part} returns a list with a {type(one).__name__} in it; return a list of "
+                f"comparisons alone"
+            )
         yield one

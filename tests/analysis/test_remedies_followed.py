@@ -14,6 +14,27 @@ from analysis.statistics import pearson
 
 EYE = np.eye(4, 3)
 TABLE = pa.table({"a": [1], "b": [2]})
+
+
+def readout_of(fractions: tuple[float, ...]) -> readout.Readout:
+    question = readout.Question(
+        title="t",
+        corpus="c",
+        noise_kind="symmetric",
+        objective="supervised",
+        recipe="r",
+        encoder="e",
+        levels=(0.0,),
+        seeds=(0,),
+        id_tasks=("t",),
+        ood_tasks=(),
+        methods=("lp",),
+        fractions=fractions,
+        tuning_seeds=(),
+    )
+    return readout.Readout("demo", question, readout._TABLES["cells"].empty_table())
+
+
 CALLS: dict[str, tuple[Callable[[], Any], str, Callable[[], Any]]] = {
     "one row": (lambda: space(EYE[:1]), r"give \[N >= 2, D\]", lambda: space(EYE[:2])),
     "one axis": (lambda: space(EYE[0]), r"give \[N >= 2, D\]", lambda: space(EYE)),
@@ -36,6 +57,11 @@ CALLS: dict[str, tuple[Callable[[], Any], str, Callable[[], Any]]] = {
         lambda: readout._checked("cells", TABLE.drop_columns("b"), TABLE.schema),
         "the readout's cells table lacks b; add them",
         lambda: readout._checked("cells", TABLE, TABLE.schema),
+    ),
+    "no fraction": (
+        lambda: readout_of(()),
+        r"question\.fractions is empty; name at least one, in percent",
+        lambda: readout_of((100.0,)).fraction,
     ),
     "a domain of nobody": (
         lambda: own._domain("ID"),

@@ -91,6 +91,14 @@ def call(name: str) -> Follow:
 # -- the file --------------------------------------------------------------------------------------
 
 
+@case(
+    r"mine\.py is nested too deeply; write it in parts$",
+    lambda case, found: setattr(case, "text", f"{NOISE}\nX = sum(range(20_000))\n"),
+)
+def a_sum_of_very_many_terms(case: Case) -> None:
+    case.text = f"{NOISE}\nX = {'+'.join(['1'] * 20_000)}\n"
+
+
 @case(r"own\.py does not exist; correct the path", call("mine.py"))
 def a_path_of_no_file(case: Case) -> None:
     case.name = "own.py"

@@ -427,6 +427,18 @@ def a_field_of_masks(case: Case) -> None:
     case.set(upsampling="bilinear")
 
 
+@case(
+    r"upsampling: bilinear, but scenes has (?P<value>nearest), .*; give both the same",
+    lambda case, found: case.set(upsampling=found["value"]),
+)
+def masks_that_are_enlarged_otherwise_than_their_heads_were_tested(case: Case) -> None:
+    case.masks(mask="mask", classes=["ground", "sky"])
+    case.set(target="mask", metric="miou")
+    case.others["scenes"] = {**case.task}
+    corpus = {**case.task["corpus"], "name": "d", "parts": TESTS_ONLY}
+    case.set(domain="ood", trained_on="scenes", corpus=corpus, upsampling="bilinear")
+
+
 YES = {"no": ["no"], "yes": ["yes"]}
 
 

@@ -288,6 +288,53 @@ lines(
     ZERO,
     LP,
 )
+MASKED = MINE.replace("[digits]", "[digits, camvid]") + PRETRAINED
+RELABELLED = LP.replace("tuning: {", "tuning: {label_noise: [0, 10], ")
+for case, tuning, remedy, old, new in (
+    (
+        "fine-tuning for masks",
+        FT,
+        "ft trains the encoder, and task camvid predicts a mask .*; leave the method out",
+        FT,
+        LP,
+    ),
+    (
+        "fine-tuning beside masks",
+        FT,
+        "or put one of the two in an experiment of its own$",
+        "[digits, camvid]",
+        "[digits]",
+    ),
+    (
+        "masks beside fine-tuning",
+        FT,
+        "or put one of the two in an experiment of its own$",
+        MINE.replace(LP, FT).replace("[digits]", "[digits, camvid]"),
+        MINE.replace("[digits]", "[camvid]"),
+    ),
+    (
+        "label noise beside masks",
+        RELABELLED,
+        "label_noise 10 .* camvid predicts a mask; put one of the two in an experiment of its own$",
+        "[digits, camvid]",
+        "[digits]",
+    ),
+    (
+        "masks beside label noise",
+        RELABELLED,
+        "label_noise 10 .* camvid predicts a mask; put one of the two in an experiment of its own$",
+        MINE.replace(LP, RELABELLED).replace("[digits]", "[digits, camvid]"),
+        MINE.replace("[digits]", "[camvid]"),
+    ),
+):
+    lines(case, MASKED.replace(LP, tuning), remedy, old, new)
+lines(
+    "an extension's hyper-parameter of a linear head",
+    MINE.replace("lr: 0.01", "lr: 0.01, own: {strength: 1}") + PRETRAINED,
+    r"space\.strength is a hyper-parameter of an extension's; leave it out$",
+    ", own: {strength: 1}",
+    "",
+)
 API = "encoders: [{kind: api, name: a, base_url: 'http://h/v1', model: text-embedding-ada-002}]\n"
 TEXT = MINE.replace("[digits]", "[remarks-films]")
 lines(

@@ -146,6 +146,39 @@ def a_file_in_a_store(case: Case) -> None:
     extension(case, "s/mine.py")
 
 
+CLAIM = '''
+def mine_beats_lp(results):
+    """Mine beats the probe.
+
+    Source: a hypothesis
+    """
+    return results.methods("mlp", "lp")
+'''
+
+
+def claim(case: Case, found: str) -> None:
+    case.write("mine.py", CLAIM.replace('results.methods("mlp", "lp")', found))
+    case.say("plan --extension mine.py --claims")
+
+
+@case(
+    r"mine:mine_beats_lp returns Comparison; return a list of comparisons$",
+    lambda case, _: claim(case, 'results.methods("mlp", "lp")'),
+    "mine-beats-lp",
+)
+def a_claim_of_one_comparison(case: Case) -> None:
+    claim(case, 'results.methods("mlp", "lp")[0]')
+
+
+@case(
+    r"returns a list with a list in it; return a list of comparisons alone$",
+    lambda case, _: claim(case, 'results.methods("mlp", "lp") + results.noise("lp", [10])'),
+    "mine-beats-lp",
+)
+def a_claim_of_two_lists(case: Case) -> None:
+    claim(case, '[results.methods("mlp", "lp"), results.noise("lp", [10])]')
+
+
 # -- what a sweep from here would lack -------------------------------------------------------------
 
 
