@@ -2,6 +2,7 @@
 
 import ast
 import re
+import tomllib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -105,6 +106,19 @@ def test_every_command_that_a_message_names_exists() -> None:
     assert unknown == set()
     groups = {name for name, command in COMMANDS.items() if isinstance(command, click.Group)}
     assert {w for w in named if w.partition(" ")[0] in groups and " " in w} <= COMMANDS.keys()
+
+
+def test_every_extra_that_a_message_names_can_be_installed() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    named = {
+        found: where
+        for where, text in all_texts()
+        for found in re.findall(r"nml-orch\[(\w+)\]", text)
+    }
+    assert named.keys() == {"api", "lora", "optuna", "text"}
+    assert {extra: where for extra, where in named.items() if extra not in extras} == {}
 
 
 def test_every_option_that_a_message_names_exists() -> None:

@@ -28,15 +28,13 @@ def unavailable_error(library: str, name: str, error: Exception) -> StageError:
     """Weights that a library can neither find in its cache nor download."""
     reason = shorten(str(error), 160, placeholder=" ...")
     return StageError(
-        f"{library}'s weights {name} are not in the local cache and could not be downloaded "
-        f"({type(error).__name__}: {reason}); connect to the network once, copy them into "
-        f"$HF_HOME/hub, or name a file with kind: file"
+        f"{library}'s weights {name} are not in the local cache, or damaged there, and could not "
+        f"be downloaded ({type(error).__name__}: {reason}); connect to the network once, copy them "
+        f"into $HF_HOME/hub, or name a file with kind: file"
     )
 
 
-def misfit_error(what: str, model: str, error: Exception) -> StageError:
-    """Weights of another model than the one they were loaded into."""
+def misfit_error(what: str, error: Exception, remedy: str) -> StageError:
+    """Weights that a library cannot load into the model that they are of."""
     reason = shorten(str(error), 160, placeholder=" ...")
-    return StageError(
-        f"{what} do not fit the installed {model!r} ({reason}); name the weights' own model"
-    )
+    return StageError(f"{what} cannot be loaded ({reason}); {remedy}")

@@ -153,7 +153,9 @@ def _import_open_clip(spec: OpenClipEncoder) -> Imported:
     try:
         open_clip.load_checkpoint(model, path)
     except Exception as error:
-        raise misfit_error(f"the weights {spec.tag}", spec.model, error) from error
+        what = f"the weights {spec.tag} of open_clip model {spec.model!r} in {path}"
+        remedy = "delete that file, which is then downloaded again, or give another tag"
+        raise misfit_error(what, error, remedy) from error
     return Imported(architecture, model, {"tag": f"{spec.model}.{spec.tag}"})
 
 

@@ -185,7 +185,8 @@ def _load(name: str, folder: Path) -> tuple[Any, int, bool]:
         except ValueError:  # the few models that have no such attention
             model, info = AutoModel.from_pretrained(folder, attn_implementation="eager", **loading)
     except Exception as error:  # the library raises nearly anything for files that do not fit
-        raise misfit_error(f"the weights in {name}", name, error) from error
+        what = f"the weights of {name!r}, in the model that its {CONFIG} describes,"
+        raise misfit_error(what, error, "copy both again, or use another model") from error
     drawn = sorted(info["missing_keys"])
     missing = [n for n in drawn if not n.startswith("pooler.")]
     wrong = sorted(str(found) for found in info["mismatched_keys"])

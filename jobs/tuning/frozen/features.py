@@ -119,8 +119,7 @@ def _read_view(
     if bad.any():
         raise StageError(
             f"{where}: {int(bad.sum())} rows of view {view} are not finite (first: key "
-            f"{keys[int(bad.argmax())]}); the encoder has diverged: pre-train it again with a "
-            f"lower learning rate"
+            f"{keys[int(bad.argmax())]}); extract the features again"
         )
     numbers = pa.types.is_floating(rows["label"].type)
     labels: Labels = rows["label"].to_numpy().astype(np.float64 if numbers else np.int64)

@@ -326,6 +326,17 @@ def another_pooling(case: Case) -> None:
     case.sentence_model(("Transformer", ""), ("Pooling", "1_Pooling"), pooling=pooling)
 
 
+@case(
+    r"pools without the tokens of its prompt, .*; use another model$",
+    lambda case, found: case.text_model(name="other"),
+)
+def a_pooling_without_its_prompt(case: Case) -> None:
+    pooling = {**POOLING, "include_prompt": False}
+    case.sentence_model(("Transformer", ""), ("Pooling", "1_Pooling"), pooling=pooling)
+    prompts = {"prompts": {"query": "query: "}, "default_prompt_name": "query"}
+    case.write("bert/config_sentence_transformers.json", prompts)
+
+
 @case(r"is no list of modules; copy the model again$", copy_again)
 def modules_that_are_words(case: Case) -> None:
     case.text_model()
@@ -460,6 +471,13 @@ OPENED: dict[str, Opened] = {
         r"do not fit its config\.json: the file lacks .*; copy both from one model$",
         lambda found: {"config": {"num_hidden_layers": 2}},
     ),
+    "a configuration that contradicts itself": (
+        "bert",
+        {"num_attention_heads": 5},
+        {},
+        r"config\.json describes, cannot be loaded \(The hidden size .*\); copy both again",
+        lambda found: {"config": {"num_attention_heads": 4}},
+    ),
     "a pooler that a decoder has not": (
         "gpt2",
         {},
@@ -505,6 +523,29 @@ def test_a_model_is_opened_once_the_message_is_followed(
     edit(folder, followed.pop("config", {}))
     outcome, _ = imported(folder, tmp_path / "followed", **{**settings, **followed})
     assert outcome.counts["dim"] == 32
+
+
+def test_a_damaged_or_incomplete_file_of_weights_is_copied_or_not_asked_for(
+    models: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(models["bert"], tmp_path / "bert"))
+    file = folder / "model.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-100])
+    with pytest.raises(StageError, match=r"cannot be loaded .*; copy both again, or use another"):
+        imported(folder, tmp_path / "cut")
+    tensors = safetensors.torch.load(whole)
+    some = {name: value for name, value in tensors.items() if not name.startswith("pooler.")}
+    file.write_bytes(safetensors.torch.save(some, {"format": "pt"}))
+    with pytest.raises(StageError) as caught:
+        imported(folder, tmp_path / "pooler", pooling="pooler")
+    found = re.search(
+        r"no weights for its pooler; set the .* to cls, (?P<to>\w+) or", str(caught.value)
+    )
+    assert found is not None, caught.value
+    assert imported(folder, tmp_path / "mean", pooling=found["to"])[0].counts["dim"] == 32
+    file.write_bytes(whole)
+    assert imported(folder, tmp_path / "again", pooling="pooler")[0].counts["dim"] == 32
 
 
 def edit(folder: Path, config: dict[str, Any]) -> None:

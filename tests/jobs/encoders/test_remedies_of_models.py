@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import open_clip
 import pytest
 import safetensors.torch
 import timm
@@ -18,11 +19,13 @@ from jobs.encoders.digests import digest
 from jobs.encoders.encoder import WEIGHTS, Encoder, gridded, load
 from jobs.encoders.known import check_names
 from jobs.encoders.pretrained import import_encoder
+from jobs.encoders.pretrained_text import own_input
 from jobs.encoders.spec import (
     EncoderStep,
     FileEncoder,
     OpenClipEncoder,
     OwnEncoder,
+    OwnTextEncoder,
     TimmEncoder,
     TransformersEncoder,
 )
@@ -31,7 +34,7 @@ from jobs.storage.folder import Folder
 from tests.jobs.encoders.own_models import IMAGE, MINE, SOURCE
 from tests.jobs.encoders.test_grid import CNN, encoder
 from tests.jobs.encoders.test_pretrained import hub, keep  # noqa: F401 - a fixture
-from tests.jobs.text.models import imported, put_model, table
+from tests.jobs.text.models import imported, put_model, table, words_tokenizer
 
 COLOUR = ImageInput(size=32)
 CLIP: dict[str, Any] = {
@@ -40,6 +43,7 @@ CLIP: dict[str, Any] = {
     "text_cfg": {"context_length": 8, "width": 16, "heads": 2, "layers": 1},
 }
 NAMED = {**CLIP, "text_cfg": {**CLIP["text_cfg"], "hf_model_name": "org/model"}}
+VISION = {**CLIP["vision_cfg"], "image_size": 32}
 LACKING = {name: CLIP[name] for name in ("embed_dim", "vision_cfg")}
 
 
@@ -207,6 +211,47 @@ def test_weights_without_a_network_are_copied_or_named_as_a_file(
     assert import_encoder(work(found, tmp_path)).counts["dim"] == 512
 
 
+def test_damaged_weights_in_the_cache_are_copied_there_again(
+    hub: Path,  # noqa: F811 - the fixture
+    tmp_path: Path,
+) -> None:
+    spec = TimmEncoder(name="e", model="resnet10t", tag="c3_in1k")
+    model = timm.create_model("resnet10t", pretrained=False)
+    keep(hub, "timm/resnet10t.c3_in1k", "model.safetensors", model.state_dict())
+    (file,) = hub.rglob("model.safetensors")
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-9])
+    remedy = r"not in the local cache, or damaged there, .*, copy them into \$HF_HOME/hub, or"
+    refused(lambda: import_encoder(work(spec, tmp_path)), remedy)
+    file.write_bytes(whole)
+    assert import_encoder(work(spec, tmp_path)).counts["dim"] == 512
+
+
+def test_damaged_weights_of_open_clip_are_deleted_and_downloaded_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tiny-clip.json").write_text(json.dumps({**CLIP, "vision_cfg": VISION}))
+    open_clip.add_model_config(tmp_path / "tiny-clip.json")
+    whole = open_clip.CLIP(**CLIP | {"vision_cfg": VISION}).state_dict()
+    file = tmp_path / "open_clip_model.safetensors"
+
+    def download(tag: object) -> str:
+        if not file.exists():
+            safetensors.torch.save_file({n: v.contiguous().clone() for n, v in whole.items()}, file)
+        return str(file)
+
+    monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda model, tag: {"hf_hub": "x"})
+    monkeypatch.setattr(open_clip, "download_pretrained", download)
+    file.write_bytes(b"<html>")
+    spec = OpenClipEncoder(name="e", model="tiny-clip", tag="x")
+    found = refused(
+        lambda: import_encoder(work(spec, tmp_path)),
+        r" in (?P<path>\S+) cannot be loaded .*; delete that file, which is then downloaded again",
+    )
+    Path(found["path"]).unlink()
+    assert import_encoder(work(spec, tmp_path)).counts["dim"] == 16
+
+
 def test_a_tag_that_the_message_gives_is_known(tmp_path: Path) -> None:
     for spec, remedy in (
         (TimmEncoder(name="e", model="resnet10t", tag="c3"), r"did you mean (?P<tag>\w+)"),
@@ -271,6 +316,27 @@ def test_an_extension_has_one_map_which_is_square(tmp_path: Path) -> None:
     )
     bare = own_encoder(tmp_path / "c", MINE, "mine:bare")
     refused(lambda: gridded(bare, Grid(), 2), r"no method map\); correct its method map, choose")
+
+
+def test_an_extension_is_opened_by_the_text_that_made_it(tmp_path: Path) -> None:
+    own_encoder(tmp_path / "a", MINE, "mine:small")
+    made, other = Folder.of(tmp_path / "a/out"), f"{MINE}\n"
+    source = type(SOURCE).of("mine", other)
+    refused(lambda: load(made, source=source), r"another text of mine\.py than .*; plan again$")
+    assert own_encoder(tmp_path / "b", other, "mine:small").dim == 8  # as it is then planned
+    assert load(Folder.of(tmp_path / "b/out"), source=source).dim == 8
+
+
+def test_the_tokenizer_of_an_extension_is_planned_again(tmp_path: Path) -> None:
+    folder = tmp_path / "tokenizer"
+    words_tokenizer().save_pretrained(folder)
+    spec = OwnTextEncoder(name="e", model="mine:words", tokenizer=str(folder))
+    planned: Any = digest(spec)
+    settings = folder / "tokenizer_config.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "model_max_length": 9}))
+    refused(lambda: own_input(planned), r"files that were planned \(other sha256\); run again$")
+    again: Any = digest(spec)
+    assert own_input(again)[0].tokenizer_sha256 != planned.tokenizer_sha256
 
 
 # -- texts -----------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ Each case raises its message and does what it says; then the cell is adapted, or
 
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,15 +23,17 @@ from jobs.storage.folder import Folder
 from jobs.tuning import schema
 from jobs.tuning.frozen.cell import adapt, transfer
 from jobs.tuning.frozen.features import FeatureCache, file_name
+from jobs.tuning.frozen.optuna_search import Optuna
 from jobs.tuning.frozen.probes import solve
 from jobs.tuning.frozen.zero_shot import classifier
 from jobs.tuning.heads import Shape
 from jobs.tuning.job import _error_if_too_large
 from jobs.tuning.mask_target import MaskTarget
 from jobs.tuning.rows import Labelled
+from jobs.tuning.search_space import Space
 from jobs.tuning.target import NumberTarget
 from jobs.tuning.trained import Configuration
-from tests.jobs.tuning.blobs import NMTUNE, id_task, ood_task, part_table, step
+from tests.jobs.tuning.blobs import NMTUNE, SIZES, id_task, ood_task, part_table, step
 from tests.jobs.tuning.conftest import MakeWork, WriteFeatures
 from tests.jobs.tuning.frozen.test_zero_shot import TINY, write_encoder
 
@@ -78,6 +81,13 @@ def narrow(table: pa.Table) -> pa.Table:
     return table.set_column(table.column_names.index("vector"), "vector", flat)
 
 
+def spoil(table: pa.Table) -> pa.Table:
+    vectors = np.stack(table["vector"].to_numpy())
+    vectors[SIZES["train"] + 3] = np.nan
+    flat = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
+    return table.set_column(table.column_names.index("vector"), "vector", flat)
+
+
 AGAIN = "extract (its|the) features again"
 FEATURES: dict[str, tuple[Callable[[Folder], Any], str]] = {
     "a part that is missing": (
@@ -95,6 +105,10 @@ FEATURES: dict[str, tuple[Callable[[Folder], Any], str]] = {
     "labels of more classes": (
         lambda folder: folder.write_json("classes.json", ["zero", "one"]),
         rf"have label 3, but the corpus has 2 classes; {AGAIN}$",
+    ),
+    "a value that is none": (
+        altered("train", spoil),
+        rf"1 rows of view 1 are not finite \(first: key train-0003\); {AGAIN}$",
     ),
     "numbers for classes": (
         altered("train", column("label", lambda found: found.cast(pa.float64()))),
@@ -223,6 +237,16 @@ def test_a_cell_is_as_large_as_a_node(make_work: MakeWork) -> None:
     assert re.search(r"tuning\.cpus=4, .*; lower it, or add a larger node$", str(error))
     assert _error_if_too_large(make_work("cell", step(cpus=2)), small) is None
     assert _error_if_too_large(make_work("cell", step(cpus=4)), large) is None
+
+
+def test_a_search_needs_its_library_or_is_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    space = Space.model_validate({"lr": {"loguniform": [0.1, 1]}})
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "optuna", None)
+        remedy = r"run pip install 'nml-orch\[optuna\]', or use search: (?P<search>random)$"
+        found = refused(lambda: Optuna(space, 4, 0), remedy)
+    assert Optuna(space, 4, 0).ask()
+    assert step(search=found["search"]).settings.search == "random"
 
 
 # -- masks -----------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,12 @@ from jobs.extensions.spec import Extension
 from jobs.storage.folder import Folder
 from jobs.tuning.finetune.cell import transfer
 from jobs.tuning.finetune.check import check
-from jobs.tuning.finetune.model import adapted_layers
+from jobs.tuning.finetune.model import AdaptedEncoder, adapted_layers
+from jobs.tuning.target import ClassTarget
 from tests.jobs.tuning.finetune.digits import (
     CONFIGURATIONS,
     INVERTED,
+    METHODS,
     put_encoder,
     step,
     train_all,
@@ -68,6 +71,29 @@ def test_lora_of_a_model_without_such_layers_is_ft(encoder: Folder) -> None:
     with pytest.raises(StageError, match=r"for lora to adapt; use (ft)$"):
         adapted_layers(card, nn.Sequential(nn.Linear(2, 2)))
     assert adapted_layers(card, load(encoder).model)
+
+
+def test_weights_of_another_rank_are_adapted_again(encoder: Folder) -> None:
+    def adapted(rank: int) -> AdaptedEncoder:
+        method = METHODS["lora"].model_copy(update={"rank": rank})
+        return AdaptedEncoder(load(encoder), method, ClassTarget(10), 0)
+
+    cell, state = adapted(2), adapted(4)
+    with pytest.raises(StageError, match=r"lora weights do not fit .*; run the ID cell again$"):
+        cell.load(state.state(), state.head_state())
+    again = adapted(2)  # as that cell is then
+    cell.load(again.state(), again.head_state())
+
+
+def test_lora_needs_its_library(encoder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def adapted() -> AdaptedEncoder:
+        return AdaptedEncoder(load(encoder), METHODS["lora"], ClassTarget(10), 0)
+
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "peft", None)
+        with pytest.raises(StageError, match=r"cannot be imported .*; install nml-orch\[lora\]$"):
+            adapted()
+    assert adapted().state()
 
 
 OWN: dict[str, tuple[str, str, str]] = {
