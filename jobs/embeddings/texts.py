@@ -77,7 +77,21 @@ def sent(rows: pa.Table, encoder: ApiEncoder, counter: Counter) -> Sent:
 def of_corpus(
     corpus: Folder, parts: tuple[str, ...], encoder: ApiEncoder, counter: Counter
 ) -> Iterator[tuple[Unit, pa.Table, Sent]]:
-    """Every unit of a finished corpus's parts, with its rows and the texts that are sent."""
+    """Every unit of a finished corpus's parts, with its rows and the texts that are sent.
+
+    Raises StageError as `sent` does, also for rows of one text in one unit and of two in another.
+    """
+    paired: bool | None = None
     for unit in units_of(Index.read(corpus), parts):
         rows = read_rows(corpus, unit.file, unit.start, unit.stop, [*COLUMNS, "label"])
-        yield unit, rows, sent(rows, encoder, counter)
+        texts = sent(rows, encoder, counter)
+        if len(rows):
+            found = rows["pair"].null_count == 0
+            if paired not in (None, found):
+                which, other = ("a", "none") if found else ("no", "one")
+                raise StageError(
+                    f"sample {rows['key'][0]} has {which} second text and others of its task have "
+                    f"{other}; give every row a pair, or none"
+                )
+            paired = found
+        yield unit, rows, texts

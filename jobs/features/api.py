@@ -221,11 +221,10 @@ def write_features(work: Work) -> Outcome:
     """
     step, encoder = cast(FeaturesStep, work.spec), encoder_of(work)
     ledger = Ledger.of(work.root, encoder)
-    corpus, dims = work.inputs["corpus"], set[int]()
+    corpus = work.inputs["corpus"]
     index = Index.read(corpus)
     for unit, rows, texts in of_corpus(corpus, step.wanted, encoder, counter(encoder.table)):
         vectors = _vectors(ledger, texts)
-        dims.add(vectors.shape[1])
         with np.errstate(over="ignore"):  # beyond float16: infinite, refused below
             stored = vectors.astype(step.dtype)
         finite = np.isfinite(stored).all(axis=1)
@@ -234,11 +233,6 @@ def write_features(work: Work) -> Outcome:
             raise StageError(
                 f"the vector of sample {first} is not finite as {step.dtype}; set features.dtype "
                 f"to float32"
-            )
-        if len(dims) > 1:
-            raise StageError(
-                f"some rows of {step.images} have a second text and others have none; give every "
-                f"row a pair, or none"
             )
         keys, labels = rows["key"].combine_chunks(), rows["label"].combine_chunks()
         # The spectrum of the test part is computed before its features are stored.

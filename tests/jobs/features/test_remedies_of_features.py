@@ -13,8 +13,8 @@ import ray
 import torch
 from pydantic import ValidationError
 
-from embedding_server import Stub, serving, vector
-from jobs.contract import StageError, Work
+from embedding_server import Stub, error, serving, vector
+from jobs.contract import Outcome, StageError, Work
 from jobs.corpus.units import Unit
 from jobs.embeddings.ledger import Ledger, Paid
 from jobs.embeddings.texts import key_of
@@ -29,7 +29,7 @@ from jobs.images.spec import Views
 from jobs.storage.folder import Folder
 from jobs.text.count import tokens_per_row
 from jobs.text.tokenizer import open_tokenizer
-from tests.jobs.features.test_api_features import FIRST, work
+from tests.jobs.features.test_api_features import FIRST, SECOND, done, work
 from tests.jobs.text.models import imported, put_corpus, put_model, table
 
 EYE = np.eye(8, 3, dtype=np.float32)
@@ -190,6 +190,64 @@ def fill(folder: Path, stub: Stub, factor: float = 1.0) -> tuple[Work, Callable[
     vectors = factor * np.stack([vector(text) for text in texts])
     ledger.add([key_of(text) for text in texts[:-1]], vectors[:-1].astype(np.float32), Paid())
     return one, lambda: ledger.add([key_of(texts[-1])], vectors[-1:].astype(np.float32), Paid())
+
+
+@pytest.mark.parametrize("way", ["raise max_price", "ask for fewer tasks"])
+def test_texts_are_bought_for_a_higher_price_or_for_fewer_tasks(way: str, tmp_path: Path) -> None:
+    price = {"price_per_million": 1e4, "max_price": 25}
+    with serving() as stub:
+        films = work(tmp_path, stub, "films", **price)
+        both = done(films, work(tmp_path, stub, "pairs", pairs=True, **price))
+        for error in both.values():
+            assert re.search(
+                f"more than max_price 25; .*{way}.*; nothing was asked for", str(error)
+            )
+        assert stub.requests == []
+        more = price | {"max_price": 1000}
+        again = [films]
+        if way == "raise max_price":
+            again = [
+                work(tmp_path, stub, name, name == "pairs", **more) for name in ("films", "pairs")
+            ]
+        assert all(isinstance(found, Outcome) for found in done(*again).values())
+
+
+@pytest.mark.parametrize("way", ["take these samples out", r"or shorten them \((?P<field>\w+)\)"])
+def test_a_text_that_a_server_refuses_is_taken_out_or_shortened(way: str, tmp_path: Path) -> None:
+    bad = max(FIRST, key=len)
+    with serving() as stub:
+        stub.fault = lambda texts, number: error(400, "bad words") if bad in texts else None
+        one = work(tmp_path, stub, "films")
+        message = str(done(one)[one.address])
+        found = re.search(rf"samples \((?P<keys>[^)]+)\): 400.*{way}.* sweep again$", message)
+        assert found is not None, message
+        if "shorten" in way:
+            again, rows = work(tmp_path, stub, "short", **{found["field"]: 8}), 90
+        else:
+            kept = table(FIRST)
+            kept = kept.filter(~np.isin(kept["key"].to_pylist(), found["keys"].split(", ")))
+            again, rows = one, len(kept)
+            parts = {"train": kept.slice(0, 60), "validation": kept.slice(0, 0)}
+            put_corpus(one.inputs["corpus"], {**parts, "test": kept.slice(60)})
+        counts = getattr(done(again)[again.address], "counts", {})
+        assert counts["rows_train"] + counts["rows_test"] == rows
+
+
+def test_every_row_of_a_task_has_a_second_text_or_none_has(tmp_path: Path) -> None:
+    with serving() as stub:
+        one = work(tmp_path, stub, "films")
+        alone, pairs = table(FIRST), table(FIRST, list(SECOND))
+        mixed = {"train": alone.slice(0, 60), "validation": alone.slice(0, 0), "test": pairs[60:]}
+        put_corpus(one.inputs["corpus"], mixed)
+        message = str(done(one)[one.address])
+        assert re.search("second text and others .*; give every row a pair, or none$", message)
+        assert stub.requests == []
+        for rows in (alone, pairs):
+            put_corpus(
+                one.inputs["corpus"],
+                {"train": rows[:60], "validation": rows[:0], "test": rows[60:]},
+            )
+            assert isinstance(done(one)[one.address], Outcome)
 
 
 def of_dtype(one: Work, dtype: str) -> Work:
