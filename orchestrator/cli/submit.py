@@ -79,7 +79,10 @@ def command(
         return 0
     if stop:
         cluster.stop(stop)
-        click.echo(f"{stop} was asked to stop; send the same sweep again to continue it")
+        click.echo(
+            f"{stop} was asked to stop; send the same sweep again to continue it (with another "
+            f"--id, if you gave one)"
+        )
         return 0
     assert attach is not None
     return _follow(cluster, attach)

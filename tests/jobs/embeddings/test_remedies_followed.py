@@ -19,11 +19,13 @@ from pydantic import ValidationError
 from embedding_server import Stub, error, serving, vector
 from followed import Table
 from jobs.contract import StageError
-from jobs.embeddings import ask
+from jobs.embeddings import ask, client, tokens
 from jobs.embeddings.ask import buy
+from jobs.embeddings.client import Client
 from jobs.embeddings.ledger import Ledger
 from jobs.embeddings.texts import key_of, sent
 from jobs.embeddings.tokens import counter
+from jobs.encoders import known
 from jobs.encoders.api import ApiEncoder
 from jobs.storage.folder import Folder
 
@@ -317,6 +319,28 @@ def test_a_remedy_works_when_it_is_followed(
     if refused.settings.get("max_length") is None:
         assert np.array_equal(vectors[0], np.stack([vector(text) for text in refused.texts]))
     assert [len(side) for side in vectors] == [len(TEXTS)] * (1 + (refused.pairs[0] is not None))
+
+
+def test_a_package_that_is_missing_is_installed_or_not_needed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    own = {"name": "ada", "base_url": "http://h/v1", "model": "text-embedding-ada-002"}
+    ada, install = ApiEncoder.model_validate(own), r"; install nml-orch\[api\]"
+    calls: list[tuple[Callable[[], object], str]] = [
+        (lambda: counter("cl100k_base"), f"{install}, or set the encoder's tokens to characters$"),
+        (lambda: Client(ada), f"{install}$"),
+    ]
+    counter.cache_clear()
+    with monkeypatch.context() as without:
+        for module in (tokens, client, known):
+            without.setattr(module, "find_spec", lambda name: None)
+        for call, remedy in calls:
+            with pytest.raises(StageError, match=remedy):
+                call()
+        assert re.search(f"needs openai and bpe_openai{install}$", known.check_names(ada) or "")
+        assert counter("characters").count("a word") > 0
+    assert [call() for call, _ in calls]
+    assert known.check_names(ada) is None
 
 
 @pytest.mark.parametrize("remedy", ["accept_drift", "name"])

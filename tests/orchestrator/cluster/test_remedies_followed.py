@@ -182,6 +182,20 @@ def test_a_remedy_of_a_sweep_that_is_sent_works(
     assert code == 0, output
 
 
+def test_a_sweep_that_was_stopped_is_sent_again(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.cluster.submission.Cluster", Answering)
+    monkeypatch.setattr(Answering, "stop", lambda self, name: None)
+    code, output = run(tmp_path, "submit", "--stop", "old")
+    assert (code, "send the same sweep again to continue it" in output) == (0, True)
+    found = re.search(r"with another (?P<option>--id), if you gave one", output)
+    assert found is not None
+    for words in ([], [found["option"], "other"]):
+        code, output = run(tmp_path, "submit", *words, *shlex.split(SENT))
+        assert code == 0, output
+
+
 @pytest.mark.parametrize("way", ["move data to the cluster's storage", "or name it in .gitignore"])
 def test_a_folder_that_is_too_large_to_send_can_be_made_smaller(way: str, tmp_path: Path) -> None:
     subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)

@@ -12,6 +12,15 @@ import pytest
 
 from commands import Run
 from followed import Case, Cases
+from jobs.contract import Outcome
+from jobs.storage.folder import Folder
+from orchestrator.errors import UserError
+from orchestrator.experiment.model import Experiment
+from orchestrator.plan import build
+from orchestrator.plan.paid import check_prices, purchases
+from orchestrator.plan.plan import Plan
+from orchestrator.store.store import Store
+from tests.jobs.text.models import put_corpus, table, texts
 from tests.orchestrator.plan.test_extensions import MINE
 
 CASES = Cases()
@@ -179,14 +188,53 @@ def a_claim_of_two_lists(case: Case) -> None:
     claim(case, '[results.methods("mlp", "lp"), results.noise("lp", [10])]')
 
 
+# -- what an encoder behind an API costs -----------------------------------------------------------
+
+ADA = {
+    "kind": "api",
+    "name": "ada",
+    "base_url": "https://api.example/v1",
+    "model": "text-embedding-ada-002",
+    "tokens": "characters",
+    "price_per_million": 1e4,
+}
+
+
+def paid(most: float, *tasks: str) -> Plan:
+    lp = {"lp": {"head": "linear", "space": {"lr": 0.01}}}
+    given = {"name": "mine", "encoders": [{**ADA, "max_price": most}], "tasks": list(tasks)}
+    return build.build(Experiment.model_validate({**given, "tuning": {"methods": lp}}))
+
+
+@pytest.mark.parametrize("way", ["raise max_price", "ask for fewer tasks"])
+def test_a_plan_may_cost_more_or_has_fewer_tasks(way: str, tmp_path: Path) -> None:
+    store, tasks = Store(Folder.of(tmp_path)), ("remarks-films", "remarks-kitchen")
+    store.prepare()
+    plan = paid(1, *tasks)
+    for number, step in enumerate(plan.of_kind("corpus")):
+        rows = table(texts(60, seed=number))
+        parts = {"train": rows[:40], "validation": rows[40:50], "test": rows[50:]}
+        put_corpus(store.begin(step).output, parts)
+        store.commit(step, Outcome(), {})
+    done = [step.address for step in plan.of_kind("corpus")]
+    (one,) = purchases(paid(1, tasks[0]), store, done)
+    (both,) = purchases(plan, store, done)
+    assert one.left.price is not None
+    assert both.left.price is not None
+    most = round((one.left.price + both.left.price) / 2)
+    with pytest.raises(UserError, match=f"than max_price {most}; .*{way}.*; nothing was asked for"):
+        check_prices(paid(most, *tasks), store, done)
+    check_prices(paid(2 * most, *tasks) if "raise" in way else paid(most, tasks[0]), store, done)
+
+
 # -- what a sweep from here would lack -------------------------------------------------------------
 
 
 def given(case: Case) -> None:
     vectors = list(np.eye(60, 4, dtype=np.float32))
     columns = {"key": [f"k{n}" for n in range(60)], "vector": vectors}
-    table = pa.table({**columns, "label": ["cat", "dog"] * 30})
-    pq.write_table(table, case.folder / "g.parquet")
+    rows = pa.table({**columns, "label": ["cat", "dog"] * 30})
+    pq.write_table(rows, case.folder / "g.parquet")
 
 
 @case(r"g\.parquet does not exist; correct the path", lambda case, _: given(case), "features-g in")
