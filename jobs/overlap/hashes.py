@@ -105,7 +105,9 @@ def file_name(part: str) -> str:
 
 def read_classes(folder: Folder) -> tuple[str, ...]:
     """The corpus's class names, in label order."""
-    return records.read(folder, CLASSES, tuple[str, ...], "do the step again with --redo")
+    name = folder.uri.partition("?")[0].rstrip("/").rpartition("/")[2]
+    remedy = f"do the step again: `nml-orch sweep` with the same options and --redo hashes/{name}"
+    return records.read(folder, CLASSES, tuple[str, ...], remedy)
 
 
 def read_pieces(folder: Folder, part: str) -> Iterator[pa.Table]:

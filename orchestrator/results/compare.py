@@ -272,7 +272,8 @@ def _record(step: StoredStep, beside: list[str], cache: _Cache) -> dict[str, Any
         },
     }
     if CARD in manifest.files:
-        folder, remedy = step.store.committed(manifest.address), "run it again with --redo"
+        folder = step.store.committed(manifest.address)
+        remedy = f"do the step again with --redo {manifest.address}"
         card = records.read(folder, CARD, dict[str, Any], remedy)
         record["results"]["card"] = {name: card.pop(name, None) for name in _RESULTS_OF_CARD}
         record["card"] = card

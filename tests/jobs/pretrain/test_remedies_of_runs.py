@@ -5,6 +5,7 @@ Each run is refused or ends early; its message is followed; then the run is trai
 
 from __future__ import annotations
 
+import errno
 import re
 import shutil
 from collections.abc import Callable
@@ -18,11 +19,16 @@ import pytest
 from jobs.contract import Outcome, StageError, Work
 from jobs.corpus.shards import Index
 from jobs.noise.overlay import CHANGED, Overlay
-from jobs.pretrain.data.in_memory import load_part
+from jobs.pretrain.checkpoint import Checkpoints
+from jobs.pretrain.data.in_memory import MemorySource, load_part
+from jobs.pretrain.data.noisy import noisy_targets
 from jobs.pretrain.distributed import DistributedGroup
+from jobs.pretrain.loop import Loop, Pace
 from jobs.pretrain.objectives.contrastive import ContrastiveObjective
 from jobs.pretrain.objectives.supervised import SupervisedObjective
+from jobs.pretrain.restarts import giving_up_message
 from jobs.pretrain.run import train_run
+from jobs.storage.folder import Folder
 from orchestrator.experiment import load
 from tests.jobs.pretrain.conftest import Toy, with_step, works_in, write_noise
 
@@ -132,6 +138,66 @@ def test_a_corpus_without_validation_rows_is_given_some(
     ended(work, r"give its parts\.validation a share or a reader$")
     index.write(own_toy.corpus)
     assert whole(train_run(work))
+
+
+def test_a_batch_is_of_as_many_workers_as_divide_it(
+    supervised: Make, toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(DistributedGroup, "wrap", lambda self, model: model)  # alone here
+    recipe = supervised()
+    objective = SupervisedObjective(recipe, 3, DistributedGroup())
+    part = load_part(toy.corpus, "train", recipe.image)
+    targets = noisy_targets(part, toy.noise("label", 0), "label", objective.encode)
+    source = MemorySource(part, targets, seed=0, batch_size=16)
+
+    def loop(workers: int) -> Loop:
+        checkpoints, group = Checkpoints(Folder.of(tmp_path)), DistributedGroup(0, workers)
+        schedule = recipe.schedule
+        more: Any = {"schedule": schedule, "seed": 0, "group": group}
+        return Loop(objective.build(0), objective, source, part, checkpoints, **more)
+
+    with pytest.raises(StageError, match=r"change `(?P<path>pretrain\.resources\.workers)`$"):
+        loop(3)
+    load.load(overrides=["pretrain.resources.workers=4"])
+    assert loop(4)
+
+
+def test_a_full_disk_is_freed_and_the_same_command_resumes(
+    supervised: Make, make_work: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = make_work(supervised(epochs=2))
+    with monkeypatch.context() as full:
+        full.setattr(Checkpoints, "_write", refuse_second(Checkpoints._write))
+        remedy = (
+            r"No space left .*; the last good checkpoint is .*; check space .*; the same command"
+        )
+        with pytest.raises(StageError, match=remedy):
+            train_run(work, pace=Pace(minutes=0))
+    assert whole(train_run(work), 12)
+
+
+def refuse_second(write: Any) -> Any:
+    """The writing of checkpoints, on a disk that has room for one."""
+
+    def refusing(self: Any, tensors: Any, metadata: Any, position: Any) -> None:
+        if position.updates > 6:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(self, tensors, metadata, position)
+
+    return refusing
+
+
+def test_workers_that_memory_does_not_suffice_for_decode_fewer_images(
+    supervised: Make, make_work: Runs
+) -> None:
+    message = giving_up_message(
+        [RuntimeError("Task was killed due to the node running low on memory")], 3
+    )
+    found = re.search(r"lower (?P<a>pretrain\.\S+) .*, or (?P<b>pretrain\.\S+)$", message)
+    assert found is not None, message
+    load.load(overrides=[f"{found['a']}=0", f"{found['b']}=8"])
+    a, b = (path.rpartition(".")[2] for path in found.groups())
+    assert whole(train_run(make_work(supervised(epochs=1), **{a: 0, b: 8})))
 
 
 def test_labels_outside_the_classes_are_corrected(supervised: Make, toy: Toy) -> None:
