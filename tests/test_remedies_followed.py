@@ -86,6 +86,12 @@ case(
     instead,
 )
 case("levels without commas", "--noise 5 10", r"use commas: (?P<meant>.+)$", instead)
+case(
+    "levels with blanks",
+    ["--noise", "5 10"],
+    r"use commas: --noise (?P<meant>\S+)$",
+    give,
+)
 case("seeds without commas", "--seeds 0 1", r"use commas: (?P<meant>.+)$", instead)
 case(
     "levels as shares",

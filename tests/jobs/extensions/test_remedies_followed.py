@@ -91,6 +91,11 @@ def call(name: str) -> Follow:
 # -- the file --------------------------------------------------------------------------------------
 
 
+@case(r"mine\.py defines no wrong; correct its name$", write("\ndel wrong\n", ""))
+def a_function_that_is_deleted(case: Case) -> None:
+    case.text = f"{NOISE}\ndel wrong\n"
+
+
 @case(
     r"mine\.py is nested too deeply; write it in parts$",
     lambda case, found: setattr(case, "text", f"{NOISE}\nX = sum(range(20_000))\n"),

@@ -126,6 +126,11 @@ def an_extension_that_is_in_the_way(case: Case) -> None:
     an_extension_that_exists(case)
 
 
+@case(r"cannot be written .*; give another name, or", say("extension new other"), "wrote other.py")
+def an_extension_with_a_very_long_name(case: Case) -> None:
+    case.say(f"extension new {'x' * 300}")
+
+
 @case(r"underscores; give one such as (?P<meant>\w+)", put(2), "wrote my_methods.py")
 def an_extension_with_a_dash(case: Case) -> None:
     case.say("extension new my-own")

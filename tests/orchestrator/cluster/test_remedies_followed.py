@@ -7,6 +7,8 @@ import subprocess
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import ray
@@ -293,6 +295,37 @@ def test_a_node_that_cannot_run_the_tool_gets_it(
     assert found is not None
     assert not found.storage_fault
     assert version_fault([found]) == ""
+
+
+class Remote:
+    """A function that runs on a node: its answer is the node's address."""
+
+    def __init__(self, function: object) -> None: ...
+
+    def options(self, scheduling_strategy: Any, num_cpus: int) -> Any:
+        return SimpleNamespace(remote=lambda *given: given[-1])
+
+
+@pytest.mark.parametrize("way", ["end the node", "or wait for it"])
+def test_a_node_that_does_not_answer_is_ended_or_waited_for(
+    way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    living, late = [f"10.0.0.{n}" for n in (1, 2, 3)], ["10.0.0.3"]
+
+    def alive() -> list[dict[str, Any]]:
+        return [{"Alive": True, "NodeID": "0" * 56, "NodeManagerAddress": n} for n in living]
+
+    def wait(asked: list[str], **given: object) -> tuple[list[str], list[str]]:
+        return [n for n in asked if n not in late], [n for n in asked if n in late]
+
+    monkeypatch.setattr(ray, "nodes", alive)
+    monkeypatch.setattr(ray, "remote", Remote)
+    monkeypatch.setattr(ray, "wait", wait)
+    monkeypatch.setattr(nodes, "_collect", lambda folder, token, node, answer: answer)
+    with pytest.raises(ClusterError, match=rf"node 10\.0\.0\.3 did not .*{way}.*start again$"):
+        nodes.ask(Folder.of(tmp_path))
+    (living if way == "end the node" else late).remove("10.0.0.3")
+    assert nodes.ask(Folder.of(tmp_path)) == living
 
 
 def test_a_folder_for_sockets_is_chosen_as_the_warning_says(

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from commands import Run
-from followed import Case, Cases
+from followed import Case, Cases, also
 from jobs.contract import Outcome
 from jobs.storage.folder import Folder
 from orchestrator.errors import UserError
@@ -292,6 +292,35 @@ def test_what_a_sweep_would_lack_is_here_when_the_remedy_is_followed(
     code, output = run(tmp_path, "plan", *shlex.split(followed))
     assert code == 0
     assert LACKS not in output
+
+
+def test_given_features_that_a_sweep_would_lack_are_put_there(tmp_path: Path, run: Run) -> None:
+    case, file = Case(tmp_path), tmp_path / "g.parquet"
+    given(case)
+    sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+    away = file.rename(tmp_path / "away")
+    encoder = (
+        f"{{kind: features, name: f, files: {{digits: g.parquet}}, sha256: {{digits: {sha256}}}}}"
+    )
+    words = ["plan", "--set", f"encoders=[{encoder}]", "--set", "tasks=[digits]"]
+    _, message = run(tmp_path, *words)
+    found = re.search(r"reads (?P<path>\S+), which does not exist here; put it there", message)
+    assert found is not None, message
+    away.rename(found["path"])
+    code, output = run(tmp_path, *words)
+    assert code == 0
+    assert LACKS not in output
+
+
+@case(
+    r"features/encoder/r18/digits/noise=0/seed=0/digits would be inside another .*; rename it$",
+    also("--set pretrain.recipe.name=small"),
+    "demo in",
+)
+def a_recipe_with_the_name_of_a_task(case: Case) -> None:
+    names = "--set corpus.name=encoder --set noise.name=r18 --set pretrain.recipe.name=digits"
+    encoder = "--set 'encoders=[{kind: timm, name: r18, model: resnet18}]'"
+    case.say(f"plan --noise 0 --seeds 0 {names} {encoder}")
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -3,11 +3,14 @@
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from markupsafe import Markup
 
 from commands import Run
 from followed import SMALL, Case, Cases, also, put, say
+from orchestrator.errors import UserError
+from orchestrator.results.derived import refuse_counted_twice
 
 CASES = Cases()
 case = CASES.case
@@ -127,6 +130,20 @@ CASES["folders_of_other_kinds, as folders"] = (
     say(f"diff {RUN}=0 {RUN}=10"),
     "differ only in noise",
 )
+
+
+@pytest.mark.parametrize("way", ["take one out", "correct where its data comes from"])
+def test_a_test_that_is_counted_twice_is_taken_out_or_corrected(way: str) -> None:
+    columns = {"domain": "id", "trained_on": None, "method": "lp", "test_digest": "d"}
+    one, two = ({**columns, "task": task} for task in ("svhn", "patches"))
+
+    def checked(*rows: dict[str, str | None]) -> None:
+        table = pa.Table.from_pylist(list(rows))
+        refuse_counted_twice(table, [0.0] * len(rows), [0] * len(rows))
+
+    with pytest.raises(UserError, match=rf"an average counts a task once; .*{way}"):
+        checked(one, two)
+    checked(*([one] if way == "take one out" else [one, {**two, "test_digest": "e"}]))
 
 
 @pytest.mark.parametrize("name", CASES)

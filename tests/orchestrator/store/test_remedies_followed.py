@@ -11,12 +11,14 @@ import pytest
 import synthetic
 from commands import Run
 from followed import SMALL, Case, Cases, also, delete, say
-from jobs.contract import StageError
+from jobs.contract import StageError, Work
 from jobs.storage.folder import Folder
 from orchestrator.errors import ReplacedError, StoreError
 from orchestrator.experiment import last_sweep, load, registered
 from orchestrator.plan import build
 from orchestrator.plan.plan import Plan
+from orchestrator.plan.states import StepStatus
+from orchestrator.run.opening import Opener
 from orchestrator.store import register
 from orchestrator.store.lease import Leases
 
@@ -274,6 +276,37 @@ def test_what_cannot_be_written_is_written_when_the_way_is_free(tmp_path: Path) 
         assert name in str(caught.value) or ".leases" in name
         path.rmdir() if path.is_dir() else path.unlink()
         write()
+
+
+def test_a_plan_that_cannot_be_registered_is_registered_by_the_same_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as gone:
+        gone.setattr(register, "living_files", lambda root, folder: set())
+        gone.setattr(register.time, "sleep", lambda seconds: None)
+        with pytest.raises(StoreError, match="you may write to it, and run the same command again"):
+            enter(Folder.of(tmp_path))
+    enter(Folder.of(tmp_path))
+
+
+@pytest.mark.parametrize("way", ["give what changed a new name", "or redo it with --force"])
+def test_a_step_that_another_sweep_has_done_is_renamed_or_redone(way: str, tmp_path: Path) -> None:
+    store, mine = Case(tmp_path).store("nml-store", LONGER), plan()
+    with closing(Leases(store.root, beat=3600)) as leases:
+
+        def opened(plan: Plan, replace: dict[str, str]) -> object:
+            opener = Opener(plan, store, leases, (), replace)
+            return opener.open(opener.inputs(), plan.of_kind("pretrain")[0])
+
+        refused = opened(mine, {})
+        assert isinstance(refused, StepStatus)
+        assert re.search(rf"schedule\.epochs.*, and those stand; .*{way}", refused.reason)
+        if "name" in way:
+            found = opened(plan("pretrain.recipe.name=other"), {})
+        else:
+            address = mine.of_kind("pretrain")[0].address
+            found = opened(mine, {address: store.manifest(address).fingerprint})  # type: ignore[union-attr]
+        assert isinstance(found, Work)
 
 
 def test_a_report_that_another_command_writes_is_written_later(
