@@ -12,20 +12,26 @@ import re
 import subprocess
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from pydantic import ValidationError
 from scenes import CLASSES as SCENE_CLASSES
 from scenes import png, scene
 
 from followed import Table
 from jobs.contract import StageError
+from jobs.corpus.shards import read_part
 from jobs.corpus.spec import Corpus
+from jobs.images.pixels import prepared
+from jobs.images.spec import ImageInput
 from jobs.storage import bounded
 from jobs.validation import in_words
 from tests.jobs.corpus.refused import TRAIN, Build, Case, Follow, Picture, check
@@ -777,6 +783,40 @@ def test_a_file_that_grows_is_decompressed_or_another_is_named(
         subprocess.run(["gunzip", found["path"]], check=True)
     corpus = Corpus.model_validate({**case.settings, "reader": reader | changes})
     assert build(corpus, tmp_path / "built")[1].counts["rows_train"] == 2
+
+
+def test_an_image_that_cannot_be_decoded_is_removed_and_the_corpus_built_again(
+    tmp_path: Path, picture: Picture, build: Build
+) -> None:
+    """By another version of the reader; `--force` is followed where a source has changed."""
+    case = Case(tmp_path, picture, {"name": "c", "parts": TRAIN})
+    two_images(case)
+    case.images("source/dog/c.png")
+    pixels = np.random.default_rng(0).integers(0, 256, (80, 80, 3), np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
+    image, path = stream.getvalue(), tmp_path / "source/dog/c.png"
+    at = image.index(b"IDAT")
+    end = at + 4 + int.from_bytes(image[at - 4 : at])
+    chunk = image[at : at + 20] + bytes(end - at - 20)  # its checksum is right, its pixels are not
+    path.write_bytes(image[:at] + chunk + zlib.crc32(chunk).to_bytes(4) + image[end + 4 :])
+
+    def read(name: str) -> int:
+        built, _ = build(Corpus.model_validate(case.settings), tmp_path / name)
+        rows = read_part(built, "train", ["key", "image"]).to_pylist()
+        return len([prepared(row["image"], row["key"], ImageInput(size=8)) for row in rows])
+
+    remedy = (
+        r"^(?P<key>\S+) cannot .*; remove it from the source, give the .* `(?P<field>\w+)`, and"
+    )
+    with pytest.raises(StageError) as caught:
+        read("refused")
+    found = re.search(remedy, str(caught.value))
+    assert found is not None, caught.value
+    assert found["key"] == "dog/c.png"
+    path.unlink()
+    case.set(f"reader.{found['field']}", "2")
+    assert read("built") == 2
 
 
 MASKS = {
