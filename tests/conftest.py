@@ -52,6 +52,9 @@ sys.dont_write_bytecode = False
 # What sweeps of tests measure is for the plans of none, and the user's own rates are not theirs.
 os.environ["NML_RATES"] = ""
 
+# The Ray of the tests keeps processes that wait for work, with what they imported.
+os.environ.setdefault("RAY_num_workers_soft_limit", "4")
+
 cluster.settings()  # before a test module imports Ray, which reads some of them then
 
 SHARED = "PYTEST_XDIST_WORKER" in os.environ  # the machine, with another process of these tests

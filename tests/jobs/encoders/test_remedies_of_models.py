@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+from open_clip import factory
 
 from jobs.contract import StageError, Work
 from jobs.encoders.card import CARD, Architecture
@@ -230,6 +232,8 @@ def test_damaged_weights_in_the_cache_are_copied_there_again(
 def test_damaged_weights_of_open_clip_are_deleted_and_downloaded_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for registry in ("_MODEL_CONFIG_PATHS", "_MODEL_CONFIGS"):  # as they are, for later tests
+        monkeypatch.setattr(factory, registry, copy(getattr(factory, registry)))
     (tmp_path / "tiny-clip.json").write_text(json.dumps({**CLIP, "vision_cfg": VISION}))
     open_clip.add_model_config(tmp_path / "tiny-clip.json")
     whole = open_clip.CLIP(**CLIP | {"vision_cfg": VISION}).state_dict()

@@ -365,7 +365,7 @@ def _pickled(folder: Path) -> None:
             "do not fit its config.json.*lacks",
         ),
         (lambda f: edit(f, "config.json", num_hidden_layers=1), "config.json.*has too"),
-        (lambda f: edit(f, "config.json", hidden_size=64), "do not fit"),
+        (lambda f: edit(f, "config.json", hidden_size=64), "config.json describes, cannot"),
         (lambda f: (f / "tokenizer.json").write_text("{}"), "are no tokenizer"),
         (lambda f: (f / "config.json").write_text("{"), "config.json cannot be read"),
     ],
