@@ -52,8 +52,10 @@ sys.dont_write_bytecode = False
 # What sweeps of tests measure is for the plans of none, and the user's own rates are not theirs.
 os.environ["NML_RATES"] = ""
 
-# The Ray of the tests keeps processes that wait for work, with what they imported.
+# The Ray of the tests keeps processes that wait for work, with what they imported. They are as nice
+# as the tests: else those of other processes leave them a thirtieth of the processor.
 os.environ.setdefault("RAY_num_workers_soft_limit", "4")
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 cluster.settings()  # before a test module imports Ray, which reads some of them then
 
@@ -181,7 +183,11 @@ def run_on_ray(ray_session: None) -> Run:
     return in_process_on_ray
 
 
-ONE_CPU = {"OMP_NUM_THREADS": "1", "RAY_OVERRIDE_RESOURCES": json.dumps({"CPU": 1})}
+ONE_CPU = {
+    "OMP_NUM_THREADS": "1",
+    "RAY_OVERRIDE_RESOURCES": json.dumps({"CPU": 1}),
+    "RAY_worker_niceness": "0",
+}
 """For a command that is started: of one CPU Ray makes the fewest processes."""
 
 Once = Callable[[str, Callable[[Path], None]], Path]

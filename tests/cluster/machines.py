@@ -165,6 +165,7 @@ class Machines:
                 env={
                     **clean,
                     "RAY_AUTH_MODE": "disabled",
+                    "RAY_worker_niceness": "0",
                     "RAY_raylet_start_wait_time_s": "180",  # a busy machine is not a broken one
                     "PYTHONPATH": os.pathsep.join(map(str, [path, ROOT] if path else [ROOT])),
                     "TMPDIR": str(self.hidden),
