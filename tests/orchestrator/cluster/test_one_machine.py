@@ -7,8 +7,15 @@ import ray.data  # before Ray starts, as a sweep imports its stages
 from ray.data._internal import stats
 
 
+def line(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:  # it has ended meanwhile
+        return ""
+
+
 def test_a_private_ray_has_no_autoscaler_log_monitor_or_dashboard(ray_session: None) -> None:
-    started = [" ".join(p.cmdline()) for p in psutil.Process().children(recursive=True)]
+    started = [line(each) for each in psutil.Process().children(recursive=True)]
     assert any("raylet/raylet" in line for line in started)
     names = ("monitor.py", "log_monitor.py", "dashboard.py")
     assert [line for line in started if any(f"/{name} " in line for name in names)] == []
