@@ -188,7 +188,7 @@ ONE_CPU = {
     "RAY_OVERRIDE_RESOURCES": json.dumps({"CPU": 1}),
     "RAY_worker_niceness": "0",
 }
-"""For a command that is started: of one CPU Ray makes the fewest processes."""
+"""For a command that is started: with one CPU Ray makes the fewest processes. Nice as the tests."""
 
 Once = Callable[[str, Callable[[Path], None]], Path]
 

@@ -148,6 +148,7 @@ def plain(text: str) -> str:
 def label_axes(axes: Axes, *, title: str, x: str, y: str) -> None:
     """Give a panel its title, axis labels with units, a light grid and no box."""
     title = plain(_wrapped(axes.figure, title, 10.5))
+    # With `y`, matplotlib does not look at every tick again to place the title.
     axes.set_title(title, loc="left", y=1.0, fontsize=10.5, color=INK, fontweight="bold")
     axes.set_xlabel(x, fontsize=9.5, color=INK)
     axes.set_ylabel(y, fontsize=9.5, color=INK)

@@ -59,7 +59,7 @@ class _Uncounted:
     def __getattr__(self, name: str) -> _Uncounted:
         return self
 
-    def remote(self, *_: object) -> object:
+    def remote(self, *_: object, **__: object) -> object:
         import ray
 
         return ray.put(uuid4().hex)
