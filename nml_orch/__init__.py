@@ -9,6 +9,7 @@ through them. Processes that these fork inherit it.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import sys
 from pathlib import Path
@@ -27,9 +28,19 @@ def pin() -> None:
         sys.path.remove(str(HOME))
 
 
+def prepare() -> None:
+    """Prepare this process for our work: `pin`, and look for garbage less often.
+
+    Importing torch, timm and Ray makes hundreds of thousands of objects and no garbage. Python's
+    usual search, after each 700 new ones, takes a fifth of that time.
+    """
+    gc.set_threshold(10_000)
+    pin()
+
+
 def main() -> None:
     """Run the command line, as `nml-orch` does."""
-    pin()
+    prepare()
     from orchestrator.cli import main as run
 
     run()

@@ -6,6 +6,7 @@ started once. The longest files come first, so that no process waits for another
 """
 
 import fcntl
+import gc
 import json
 import os
 import shutil
@@ -51,6 +52,13 @@ sys.dont_write_bytecode = False
 
 # What sweeps of tests measure is for the plans of none, and the user's own rates are not theirs.
 os.environ["NML_RATES"] = ""
+
+# Figures are most of the cost of a report. Tests that are about them ask for them.
+os.environ["NML_FIGURES"] = "0"
+FIGURES = {"NML_FIGURES": "1"}
+
+# As `nml-orch` does, for the commands that tests run in their own process.
+gc.set_threshold(10_000)
 
 # The Ray of the tests keeps processes that wait for work, with what they imported. They are as nice
 # as the tests: else those of other processes leave them a thirtieth of the processor.
@@ -218,7 +226,8 @@ def undisturbed(start: Start, once: Once) -> Path:
 
     def sweep(folder: Path) -> None:
         # With one, the cells of two levels would train as one stack, which rounds differently.
-        code, output = start(folder, "sweep", *TINY, RAY_OVERRIDE_RESOURCES='{"CPU": 2}').finish()
+        two = {"RAY_OVERRIDE_RESOURCES": '{"CPU": 2}'}
+        code, output = start(folder, "sweep", *TINY, **two, **FIGURES).finish()
         assert code == 0, output
         (folder / "screen.txt").write_text(output)
 

@@ -45,7 +45,7 @@ def sweep(start: Start, folder: Path) -> None:
     write_traps(folder)
     path = folder.with_name("traps")  # without a colon, which ends an entry of PYTHONPATH
     write_traps(path)
-    command = start(folder, "sweep", *WORDS, **SECRETS, PYTHONPATH=str(path))
+    command = start(folder, "sweep", *WORDS, **SECRETS, PYTHONPATH=str(path), NML_FIGURES="1")
     lines: set[str] = set()
     ports: set[Listener] = set()
     while command.process.poll() is None:

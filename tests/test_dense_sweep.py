@@ -58,7 +58,7 @@ def swept(run_on_ray: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
         text = f"{text[:-1]}, corpus: {{name: scenes, reader: {READER}}}}}"
         (folder / "tasks" / f"{name}.yaml").write_text(text)
     (folder / "my.yaml").write_text(FILE.format(folder=folder))
-    code, output = run_on_ray(folder, "sweep", "my.yaml")
+    code, output = run_on_ray(folder, "sweep", "my.yaml", NML_FIGURES="1")
     assert code == 0, output
     return folder, output
 

@@ -34,7 +34,6 @@ def test_the_tutorial_leads_from_images_to_a_report(
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(content.replace("digits.images", "digits.images[:300]"))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("analysis.report.write.draw", lambda readout: iter(()))  # saves half
     runpy.run_path("make_photos.py")
 
     printed = {}

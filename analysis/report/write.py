@@ -31,31 +31,21 @@ from analysis.schemas import (
 from analysis.summary import summary
 
 
-def write(readout: Readout, folder: Path) -> list[Path]:
+def write(readout: Readout, folder: Path, *, drawn: bool = True) -> list[Path]:
     """Write the report's files into a folder, which is made if absent.
 
     Each figure is kept as PNG and SVG under `figures/`, and drawn again for phones, on the page
-    alone. Returns the paths of the
-    files, the page first. Raises OSError when the folder cannot be written.
+    alone; without `drawn` there are none. Returns the paths of the files, the page first. Raises
+    OSError when the folder cannot be written.
     """
-    pictures = folder / "figures"
-    pictures.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
-    figures: list[Picture] = []
-    with style.narrow():
-        narrow = [style.save(one.figure, "svg") for one in draw(readout)]
-    for drawing, of_phone in zip(draw(readout), narrow, strict=True):
-        saved = {kind: style.save(drawing.figure, kind) for kind in ("png", "svg")}
-        for kind, data in saved.items():
-            path = pictures / f"{drawing.name}.{kind}"
-            path.write_bytes(data)
-            written.append(path)
-        figures.append(Picture(drawing, saved["svg"], of_phone))
-    drawn = [(one.drawing.name, one.drawing.title) for one in figures]
+    figures = _pictures(readout, folder / "figures", written) if drawn else []
+    names = [(one.drawing.name, one.drawing.title) for one in figures]
     found = verdicts(readout)
     files = {
         "report.html": html_page(readout, figures, found),
-        "report.md": text.markdown(readout, found, drawn),
+        "report.md": text.markdown(readout, found, names),
         "verdicts.md": text.short(readout, found),
         "claims.csv": as_csv(verdict_text.COLUMNS, list(verdict_text.rows(found))),
         "table.csv": cells_csv(readout),
@@ -73,6 +63,22 @@ def write(readout: Readout, folder: Path) -> list[Path]:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(content, encoding="utf-8", newline="")
     return [*(folder / name for name in files), *written]
+
+
+def _pictures(readout: Readout, folder: Path, written: list[Path]) -> list[Picture]:
+    """The figures, whose files are written and named in `written`."""
+    folder.mkdir(exist_ok=True)
+    with style.narrow():
+        narrow = [style.save(one.figure, "svg") for one in draw(readout)]
+    found = []
+    for drawing, of_phone in zip(draw(readout), narrow, strict=True):
+        saved = {kind: style.save(drawing.figure, kind) for kind in ("png", "svg")}
+        for kind, data in saved.items():
+            path = folder / f"{drawing.name}.{kind}"
+            path.write_bytes(data)
+            written.append(path)
+        found.append(Picture(drawing, saved["svg"], of_phone))
+    return found
 
 
 def _others(readout: Readout) -> dict[str, str]:

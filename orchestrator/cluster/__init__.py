@@ -51,7 +51,7 @@ STARTS = 3  # of a private Ray, before it is given up
 
 log = logging.getLogger("nml.cluster")
 
-SETUP_HOOK = "nml_orch.pin"
+SETUP_HOOK = "nml_orch.prepare"
 """The function that a worker runs before its first task: it puts our packages before user files."""
 
 

@@ -8,6 +8,7 @@ evidence, so it has no drift.
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import tempfile
 import time
@@ -145,6 +146,7 @@ def refresh(
     report_fingerprint = fingerprint(
         {
             "protocol": PROTOCOL,
+            "figures": _drawn(),
             "title": plan.experiment.title,
             "claims": [asdict(entry) for entry in claims],
             "steps": {address: r.fingerprint for address, r in found.records.items()},
@@ -189,6 +191,11 @@ def _stored(
                 stored.answer,
             )
     return None
+
+
+def _drawn() -> bool:
+    """Whether reports have figures, most of their cost: `NML_FIGURES=0` leaves them out."""
+    return os.environ.get("NML_FIGURES") != "0"
 
 
 @contextmanager
@@ -240,7 +247,7 @@ def _write(
     summary, of_pretrained = summarised(readout), pretrained.summary(readout)
     with tempfile.TemporaryDirectory() as temporary:
         local_folder = Path(temporary)
-        write(readout, local_folder)
+        write(readout, local_folder, drawn=_drawn())
         (local_folder / "experiment.yaml").write_text(as_yaml(found.plan.experiment))
         pq.write_table(summary, local_folder / SUMMARY)
         pq.write_table(of_pretrained, local_folder / PRETRAINED)

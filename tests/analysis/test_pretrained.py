@@ -130,13 +130,10 @@ def test_every_cell_shows_its_own_metric_beside_an_accuracy_that_it_is_not(make:
 
 
 def test_the_report_has_a_section_for_them_only_where_they_are(
-    make: Any, both: Readout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make: Any, both: Readout, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(
-        "analysis.report.write.draw", lambda readout: iter(())
-    )  # no figure is of them
-    report.write(make(), tmp_path / "without")
-    report.write(both, tmp_path / "with")
+    report.write(make(), tmp_path / "without", drawn=False)  # no figure is of them
+    report.write(both, tmp_path / "with", drawn=False)
     assert "Pretrained encoders" not in (tmp_path / "without/report.html").read_text()
     assert "Pretrained encoders" in (tmp_path / "with/report.html").read_text()
     assert not (tmp_path / "without/encoders.csv").exists()

@@ -26,7 +26,7 @@ import psutil
 from commands import free_port, waiting
 
 ROOT = Path(__file__).resolve().parents[2]
-LOOK_SECONDS = 0.03
+LOOK_SECONDS = 0.1
 MASK = 'mount -t tmpfs tmpfs "$0" && exec "$@"'
 
 

@@ -103,7 +103,7 @@ class Diary:
         self._thread.join()
 
     def _follow(self) -> None:
-        while not self._ended.wait(0.05):
+        while not self._ended.wait(0.1):
             there = set()
             for path in self._scratch.rglob("*"):
                 with suppress(OSError):
@@ -150,7 +150,7 @@ def strike(
         found[:] = [node for node in machines.nodes if any(task in t for t in node.busy())]
         return further and len(found) >= (2 if stage == "pretrain" else 1)
 
-    command.wait_until(at_work, f"work in {stage}")
+    command.wait_until(at_work, f"work in {stage}", every=0.05)
     story.kept[stage] = diary.kept(stage, str(ending)) if ending else set()
     story.done[stage] = finished(story.folder)
     story.lost[stage] = found[0]

@@ -164,7 +164,7 @@ def watched_sockets() -> Iterator[set[Listener]]:
     ended = threading.Event()
 
     def watch() -> None:
-        while not ended.wait(0.5):
+        while not ended.wait(1):
             found.update(listening(os.getpid()))
 
     thread = threading.Thread(target=watch)

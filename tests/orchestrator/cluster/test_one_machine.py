@@ -1,10 +1,16 @@
-"""A private Ray runs no process that only a cluster needs, and Ray Data works without."""
+"""A private Ray runs no process that only a cluster needs, and starts workers by a shorter way."""
+
+import json
+import os
+import sys
 
 import psutil
 import pytest
 import ray
 import ray.data  # before Ray starts, as a sweep imports its stages
 from ray.data._internal import stats
+
+from orchestrator.cluster.setup_worker import command
 
 
 def line(process: psutil.Process) -> str:
@@ -29,3 +35,65 @@ def test_ray_data_works_without_the_actor_that_counts_for_the_dashboard(ray_sess
     assert sorted(row["id"] for row in doubled.take_all()) == [0, 2, 4]
     named = {actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)}
     assert "datasets_stats_actor" not in named
+
+
+class Asked:
+    """An actor that tells a variable of its environment."""
+
+    def variable(self, name: str) -> str | None:
+        return os.environ.get(name)
+
+
+@pytest.mark.parametrize(
+    ("given", "seen"),
+    [("plain", "plain"), ("a b'\"c", "a b'\"c"), ("${NML_RATES}x", "x")],
+    ids=["plain", "quotes", "to be expanded by Ray"],
+)
+def test_a_worker_gets_the_variables_of_its_runtime_environment(
+    given: str, seen: str, ray_session: None
+) -> None:
+    env = {"env_vars": {"NML_ASKED": given}}
+    asked = ray.remote(num_cpus=0, runtime_env=env)(Asked).remote()
+    assert ray.get(asked.variable.remote("NML_ASKED")) == seen
+    ray.kill(asked)
+
+
+WORKER = "/somewhere/workers/default_worker.py"
+RAYS = [sys.executable, "/somewhere/workers/setup_worker.py"]
+
+
+def words(context: str, language: str = "PYTHON") -> list[str]:
+    mark = f"--serialized-runtime-env-context={context}"
+    return [
+        "-s",
+        WORKER,
+        "--gcs-address=a:1",
+        f"--language={language}",
+        mark,
+        "--runtime-env-hash=7",
+    ]
+
+
+def test_the_worker_is_started_at_once_where_only_variables_are_set() -> None:
+    context = {"env_vars": {"A": "1"}, "py_executable": sys.executable, "java_jars": []}
+    line, variables = command(words(json.dumps(context)))
+    assert line == [sys.executable, "-s", WORKER, "--gcs-address=a:1", "--runtime-env-hash=7"]
+    assert variables == {"A": "1"}
+
+
+@pytest.mark.parametrize(
+    ("context", "language"),
+    [
+        ({"command_prefix": ["conda", "activate", "&&"]}, "PYTHON"),
+        ({"py_executable": "/other/python"}, "PYTHON"),
+        ({"override_worker_entrypoint": "/in/a/container.py"}, "PYTHON"),
+        ({"something_new": True}, "PYTHON"),
+        ({"env_vars": {"A": "$HOME"}}, "PYTHON"),
+        ({"env_vars": {"A": "1"}}, "JAVA"),
+    ],
+)
+def test_any_other_environment_is_for_rays_own_script(
+    context: dict[str, object], language: str
+) -> None:
+    given = words(json.dumps(context), language)
+    assert command(given) == ([*RAYS, *given], {})

@@ -80,7 +80,6 @@ def test_a_finished_sweep_is_shown_as_it_was_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("analysis.report.write.draw", lambda readout: iter(()))
     plan = build.build(
         load.load(
             noise="0,30",

@@ -37,7 +37,6 @@ def planned(tasks: Path) -> Plan:
 def test_a_task_file_that_changes_during_a_sweep_costs_no_report(
     change: str, tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("analysis.report.write.draw", lambda readout: iter(()))
     monkeypatch.setattr("signal.signal", lambda *handler: None)  # this process keeps its own
     made = planned(tasks)
     store = Store(Folder.of(tmp_path / "store"))

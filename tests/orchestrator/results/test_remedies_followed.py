@@ -150,6 +150,5 @@ def test_a_test_that_is_counted_twice_is_taken_out_or_corrected(way: str) -> Non
 def test_a_remedy_works_when_it_is_followed(
     name: str, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("analysis.report.write.draw", lambda readout: iter(()))
     monkeypatch.setattr("analysis.report.side_by_side._figures", lambda _: [Markup()] * 2)
     CASES.check(name, tmp_path, run)

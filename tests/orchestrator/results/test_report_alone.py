@@ -23,8 +23,7 @@ def plan(noise: str) -> Plan:
 
 
 @pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
-    monkeypatch.setattr("analysis.report.write.draw", lambda readout: iter(()))
+def store(tmp_path: Path) -> Store:
     made = Store(Folder.of(tmp_path / "nml-store"))
     synthetic.fill(plan("0,10,20"), made)
     return made

@@ -25,9 +25,8 @@ WORDS = ["--noise", "0,10", "--seeds", "0,1,2", *(w for s in SETS for w in ("--s
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
-    """A finished sweep, but for one cell; its figures, which no flag bears on, are not drawn."""
+    """A finished sweep, but for one cell."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("analysis.report.write.draw", lambda readout: iter(()))
     made = Store(Folder.of(tmp_path / "nml-store"))
     synthetic.fill(plan(), made)
     made.output(plan().of_kind("tune")[0].address).delete()

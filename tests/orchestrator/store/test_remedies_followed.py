@@ -171,10 +171,7 @@ def a_damaged_registration_that_is_deleted(case: Case) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_remedy_works_when_it_is_followed(
-    name: str, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("analysis.report.write.draw", lambda readout: iter(()))
+def test_a_remedy_works_when_it_is_followed(name: str, tmp_path: Path, run: Run) -> None:
     CASES.check(name, tmp_path, run)
 
 
@@ -312,7 +309,6 @@ def test_a_step_that_another_sweep_has_done_is_renamed_or_redone(way: str, tmp_p
 def test_a_report_that_another_command_writes_is_written_later(
     tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("analysis.report.write.draw", lambda readout: iter(()))
     monkeypatch.setattr("orchestrator.results.collect.PATIENCE", 0)
     with closing(Leases(Case(tmp_path).store().root, beat=3600)) as other:
         assert other.acquire("report/demo")

@@ -4,7 +4,6 @@ import importlib.util
 import os
 import re
 import shlex
-from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -21,14 +20,6 @@ HERE = "sqlite:///m.db"
 ELSEWHERE = (
     r"(name another server with|set (?P<variable>\w+) or) (?P<option>--set tracking\.uri)=URI$"
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _without_figures() -> Iterator[None]:
-    """`sync` writes the report first, whose figures are most of its cost."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("analysis.report.write.draw", lambda readout: iter(()))
-        yield
 
 
 @pytest.fixture(scope="module")
