@@ -1,8 +1,8 @@
 """Shared parts of the tests: one Ray a process, each finished store made once, sweeps by command.
 
 Three processes run the tests (`pytest-xdist`), because each waits often. A file's tests stay
-together in one of them, and all files that use the same Ray stay in the same one, so that it is
-started once. The longest files come first, so that no process waits for another at the end.
+together in one of them. All files that use Ray are in three groups, of which each starts one Ray.
+The longest files come first, so that no process waits for another at the end.
 """
 
 import fcntl
@@ -74,7 +74,7 @@ if SHARED:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 SLOW = ("slow", "faults", "cluster")
-ON_RAY = {"ray_session": "ray", "run_on_ray": "ray", "ray_of_two": "ray of two"}
+RAYS = ("ray of two", "ray of sweeps", "ray of stages")  # each in a process
 SWEPT = {"undisturbed", "planted"}  # fixtures that make a whole sweep
 
 
@@ -82,8 +82,12 @@ SWEPT = {"undisturbed", "planted"}  # fixtures that make a whole sweep
 def group(file: Path) -> str:
     """What the tests of a file stay together with: those of all that use Ray, or their own."""
     text = file.read_text()
-    rays = [ray for fixture, ray in ON_RAY.items() if fixture in text]
-    return rays[0] if rays else str(file)
+    of_two, of_sweeps, of_stages = RAYS
+    if "ray_of_two" in text:
+        return of_two
+    if "ray_session" in text or "run_on_ray" in text:
+        return of_sweeps if file.parent.name == "tests" else of_stages
+    return str(file)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -108,8 +112,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     slow = {
         group(item.path) for item in items if any(item.get_closest_marker(mark) for mark in SLOW)
     }
-    rays = list(ON_RAY.values())
-    items.sort(key=lambda item: (group(item.path) not in rays, group(item.path) not in slow))
+    items.sort(key=lambda item: (group(item.path) not in RAYS, group(item.path) not in slow))
 
 
 class OneRay:

@@ -2,11 +2,11 @@
 
 Workers that Ray Train and Ray Tune ask for start by a shorter way (setup_worker.py).
 
-These are four processes: the autoscaler, the reader of the workers' logs, the server of the
-dashboard (for which `ray.init` waits although the dashboard is off), and the actor in which Ray
-Data counts for the dashboard (for which its first data set waits). Each has 50 to 120 MB and takes
-up to two seconds of a processor. Where another version of Ray calls one of them otherwise, that one
-starts as usual.
+These are five processes: the autoscaler, the reader of the workers' logs, the server of the
+dashboard (for which `ray.init` waits although the dashboard is off), the actor in which Ray Data
+counts for the dashboard (for which its first data set waits), and the actor through which Ray
+Data's data sets ask for nodes. Each has 50 to 120 MB and takes up to two seconds of a processor.
+Where another version of Ray calls one of them otherwise, that one starts as usual.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 STATISTICS = "ray.data._internal.stats"
+EXECUTOR = "ray.data._internal.execution.streaming_executor"
 SETUP = str(Path(__file__).with_name("setup_worker.py"))
 
 
@@ -26,13 +28,18 @@ SETUP = str(Path(__file__).with_name("setup_worker.py"))
 def without_services() -> Iterator[None]:
     """In this block a Ray that is started has none of these processes.
 
-    Ray Data must have been imported before; if not, it counts as usual.
+    Ray Data must have been imported before; if not, it counts and asks as usual.
     """
     from ray._private import node
 
     replaced: list[tuple[Any, str, Any]] = [(node, "Node", _node(node.Node))]
     if hasattr(statistics := sys.modules.get(STATISTICS), "get_or_create_stats_actor"):
         replaced.append((statistics, "get_or_create_stats_actor", _Uncounted))
+    if (data := sys.modules.get("ray.data")) is not None:
+        executor = import_module(EXECUTOR)
+        known = hasattr(executor, "create_cluster_autoscaler")
+        if known and hasattr(data.ExecutionResources, "from_resource_dict"):
+            replaced.append((executor, "create_cluster_autoscaler", _WholeMachine))
     usual = [(module, name, getattr(module, name)) for module, name, _ in replaced]
     try:
         for module, name, ours in replaced:
@@ -60,6 +67,25 @@ def _node(usual: type) -> type:
             pass
 
     return Node
+
+
+class _WholeMachine:
+    """Stands for the cluster autoscaler of Ray Data: a data set has all there is, and no more."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        import ray
+        from ray.data import ExecutionResources
+
+        self._all = ExecutionResources.from_resource_dict(ray.cluster_resources())
+
+    def get_total_resources(self) -> object:
+        return self._all
+
+    def try_trigger_scaling(self) -> None:
+        pass
+
+    def on_executor_shutdown(self) -> None:
+        pass
 
 
 class _Uncounted:
