@@ -74,7 +74,7 @@ def test_the_sweep_finishes_says_so_once_and_sync_fills_the_gap(
     def serve_until_features_are_there() -> None:
         with server(tmp_path, port) as uri:
             asked.set()
-            for _ in waiting("features in MLflow", every=0.2):
+            for _ in waiting("features in MLflow", every=0.5):
                 if ended.is_set() or f"{LEVEL_20[1]}/seed=0/digits" in addresses(uri):
                     return
 

@@ -193,7 +193,7 @@ from orchestrator import cluster
 root, spec = Path(sys.argv[1]), Corpus.model_validate_json(sys.argv[2])
 hooks = Hooks(done=lambda *_: None, say=lambda *words: print(*words, flush=True), stopping=bool)
 folder = lambda name: Folder.of(root / name)
-with cluster.session(cpus=2):
+with cluster.session(cpus=1):
     run_corpus([Work("c", "f", spec, {}, folder("out"), folder("scratch"))], hooks)
 """
 
@@ -226,6 +226,7 @@ def killed_in(phase: str, root: Path, source: Corpus) -> None:
         env={
             **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
             "PYTHONPATH": str(Path(__file__).resolve().parents[3]),
+            "RAY_worker_niceness": "0",
             "NML_TEST_MARK": mark,
         },
         start_new_session=True,
