@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub.constants
+import huggingface_hub.file_download
 import pytest
 
 from jobs.contract import StageError
@@ -86,7 +87,8 @@ def hub(bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", found.url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", found.url + template)
+    for module in (constants, huggingface_hub.file_download):  # older versions keep two copies
+        monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", found.url + template, False)
     yield found
     server.shutdown()
     server.server_close()

@@ -169,12 +169,13 @@ def test_a_tokenizer_is_saved_again(bert: Path, tmp_path: Path) -> None:
     whole = (bert / "tokenizer.json").read_bytes()
     with pytest.raises(StageError, match="save the tokenizer again with save_pretrained"):
         open_tokenizer({"tokenizer.json": whole[:50]}, {})
-    assert len(open_tokenizer({"tokenizer.json": whole}, {"model_type": "bert"}))
+    assert len(open_tokenizer({"tokenizer.json": whole, **settings}, {"model_type": "bert"}))
     rows = table(LONG)
     corpus = put_corpus(Folder.of(tmp_path), dict.fromkeys(("train", "validation", "test"), rows))
     with pytest.raises(StageError, match=r"tokenizer\.json cannot be read .*; save it again"):
         tokens_per_row(corpus, whole[:50], None)
     assert tokens_per_row(corpus, whole, None) > 10
+    settings = {"tokenizer_config.json": (bert / "tokenizer_config.json").read_bytes()}
 
 
 # -- an encoder behind an API ----------------------------------------------------------------------
