@@ -20,7 +20,7 @@ from orchestrator.errors import NmlError
 from orchestrator.step.address import SweepAddress
 from orchestrator.tracking import naming, sqlite
 from orchestrator.tracking.methods import METHOD, of_methods
-from orchestrator.tracking.runs import Data, RunView, SweepRecord, step_unit
+from orchestrator.tracking.runs import EXPERIMENT_NOTE, Data, RunView, SweepRecord, step_unit
 from orchestrator.tracking.server import check_answers, named, reason
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 BATCH = 900  # metrics in one call; the server's limit is 1,000
 KIND_TAG = "mlflow.experimentKind"
+NOTE_TAG = "mlflow.note.content"  # the description
 _SETTINGS = {
     # With MLflow's own settings, one call to a dead server blocks for minutes.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
@@ -268,9 +269,10 @@ class Mirror:
             "nml.score": record.score or "one metric, which names the score",
             "nml.features_dtype": record.features_dtype or "none",
         }
-        if record.note:
-            tags["mlflow.note.content"] = record.note
-            self.client.set_experiment_tag(self.experiment_id, "mlflow.note.content", record.note)
+        if note := record.note():
+            tags[NOTE_TAG] = note
+            note = record.note(EXPERIMENT_NOTE)
+            self.client.set_experiment_tag(self.experiment_id, NOTE_TAG, note)
         self.client.log_batch(self.parent_id, tags=[RunTag(k, v) for k, v in tags.items()])
         self._methods(record)
         self.client.set_terminated(self.parent_id, "FINISHED")

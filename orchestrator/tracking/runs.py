@@ -44,7 +44,8 @@ CURVE_POINTS = 200  # a curve is thinned to this many points
 CURVES = ("curves.parquet", "telemetry.parquet")  # files of (metric, step, value) rows
 SPECTRUM = "spectrum.parquet"
 DIGEST = 12  # characters of a fingerprint that identify a data set
-NOTE = 7500  # characters of a description; a tag holds 8,000
+NOTE = 7500  # characters of a description; a tag of a run holds 8,000
+EXPERIMENT_NOTE = 4900  # an experiment's tag holds 5,000 on servers before MLflow 3.16
 NOTES = ("verdicts.md", "report.md")  # a report's file for the description, best first
 PARAMS = 100  # the most that a server accepts in one call
 LABELS = ("noise", "draw", "seed", "encoder", "method", "images")
@@ -108,18 +109,17 @@ class SweepRecord:
     answer: str = ""  # what was found, in one sentence
     params: Mapping[str, str] = field(default_factory=dict)  # the experiment's fields
 
-    @property
-    def note(self) -> str:
+    def note(self, most: int = NOTE) -> str:
         """The run's description in Markdown: the answer, then a file of the report.
 
-        It is cut at a line's end.
+        What has more than `most` characters is cut at a line's end.
         """
         first = f"**{self.answer}**\n\n" if self.answer else ""
         for name in NOTES:
             path = self.folder / name
             if path.is_file():
                 text = first + path.read_text(encoding="utf-8")
-                return text if len(text) <= NOTE else text[:NOTE].rpartition("\n")[0] + "\n\n..."
+                return text if len(text) <= most else text[:most].rpartition("\n")[0] + "\n\n..."
         return first.strip()
 
 
