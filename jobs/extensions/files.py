@@ -7,8 +7,9 @@ result store or in a bucket is refused: code comes from the person who runs it, 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
 from pathlib import Path
 
 from jobs.contract import StageError
@@ -76,11 +77,23 @@ def _installed(name: str) -> Extension:
 
 def _file_of(point: EntryPoint) -> Path:
     """The file of an entry point's module, found without importing it or its package."""
-    inside = Path(*point.value.partition(":")[0].split("."))
-    if point.dist is not None:
-        found = Path(str(point.dist.locate_file(inside.with_suffix(SUFFIX))))
-        if found.exists():
-            return found
+    inside = Path(*point.module.split(".")).with_suffix(SUFFIX)
+    for path in _paths_of(point, inside):
+        if path.is_file():
+            return path
     raise StageError(
-        f"{point.name}: its package has no file {inside.with_suffix(SUFFIX)}; install it again"
+        f"{point.name}: its package has no file {inside}; install it again or in another version, "
+        f"or name a file by its path"
     )
+
+
+def _paths_of(point: EntryPoint, inside: Path) -> Iterator[Path]:
+    """Where the file may be: beside the installed package, or where an editable one is imported."""
+    if point.dist is not None:
+        yield Path(str(point.dist.locate_file(inside)))
+    top, *below = inside.parts
+    spec = find_spec(top.removesuffix(SUFFIX))
+    if spec is not None and spec.submodule_search_locations:
+        yield from (Path(folder, *below) for folder in spec.submodule_search_locations)
+    elif spec is not None and spec.origin:
+        yield Path(spec.origin)

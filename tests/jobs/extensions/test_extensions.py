@@ -167,16 +167,23 @@ def test_code_comes_neither_from_a_store_nor_from_a_bucket(tmp_path: Path) -> No
             find([named])
 
 
-def test_an_installed_package_brings_an_extension_by_its_entry_point(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "pack").mkdir()
-    (tmp_path / "pack" / "__init__.py").write_text("raise RuntimeError('never imported')")
-    (tmp_path / "pack" / "rivals_of_mine.py").write_text("value = 5\n")
-    info = tmp_path / "pack-1.0.dist-info"
-    info.mkdir()
+def install(site: Path, sources: Path) -> Path:
+    """Install a package whose modules are in `sources`; return the module that its entry names."""
+    (sources / "pack").mkdir(parents=True)
+    (sources / "pack" / "__init__.py").write_text("raise RuntimeError('never imported')")
+    info = site / "pack-1.0.dist-info"
+    info.mkdir(parents=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: pack\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[nml_orch.extensions]\nmine = pack.rivals_of_mine\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
+    return sources / "pack" / "rivals_of_mine.py"
+
+
+@pytest.mark.parametrize("sources", ["site", "editable"])
+def test_an_installed_package_brings_an_extension_by_its_entry_point(
+    sources: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(tmp_path / "site", tmp_path / sources).write_text("value = 5\n")
+    for folder in ("site", sources):
+        monkeypatch.syspath_prepend(str(tmp_path / folder))
     found = find(["mine"])
     assert load(Part(found["rivals_of_mine"], "value")) == 5

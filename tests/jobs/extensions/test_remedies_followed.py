@@ -13,6 +13,7 @@ import pytest
 
 from commands import Run, in_process
 from followed import Table
+from tests.jobs.extensions.test_extensions import install
 
 NOISE = """\
 import numpy as np
@@ -384,3 +385,25 @@ def test_a_remedy_works_when_it_is_followed(name: str, tmp_path: Path, run: Run)
     follow(refused, found)
     code, output = refused.check(run)
     assert (code, wanted in output) == (0, True), output
+
+
+def test_a_package_without_its_file_is_installed_again_or_the_file_is_named(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = install(tmp_path / "site", tmp_path / "site")
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    code, message = run(tmp_path, "extension", "list", "mine")
+    assert code == 2
+    found = re.search(
+        r"its package has no file (?P<file>\S+); install it again or in another version, or name a "
+        r"file by its path$",
+        message.strip(),
+    )
+    assert found is not None, message
+    (tmp_path / "own.py").write_text(NOISE)
+    code, output = run(tmp_path, "extension", "list", "own.py")
+    assert (code, "own:wrong" in output) == (0, True), output
+    assert tmp_path / "site" / found["file"] == file
+    file.write_text(NOISE)
+    code, output = run(tmp_path, "extension", "list", "mine")
+    assert (code, "rivals_of_mine:wrong" in output) == (0, True), output
