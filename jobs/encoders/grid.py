@@ -77,7 +77,7 @@ class GridEncoder(ImageEncoder):
                 f"{_in_words(grid, size)} ({reason}); {remedy}, or another encoder"
             ) from error
         if height != width:
-            remedy = "let its method map give one" if own else "choose another features.grid.layer"
+            remedy = "let its method map give one" if own else "choose another encoder"
             raise StageError(
                 f"{self.card.family} model {self.card.model!r} gives a map of {height} x {width} "
                 f"patches, and a square one is needed; {remedy}"
@@ -180,6 +180,9 @@ def spatial_map(family: Family, model: Any, images: Tensor, layer: int | None) -
     last: Tensor = model.forward_features(images)
     width = model.num_features
     if last.ndim == 3:  # tokens
+        patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
+        if isinstance(patch, tuple) and len({*patch}) > 1:  # their number may be a square
+            raise ValueError(f"its patches of {' x '.join(map(str, patch))} pixels are no squares")
         last = last[:, getattr(model, "num_prefix_tokens", 0) :]
         side = math.isqrt(last.shape[1])
         if side * side != last.shape[1]:

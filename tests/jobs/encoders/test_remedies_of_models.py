@@ -287,6 +287,19 @@ def test_another_layer_or_size_gives_a_map(wrong: Grid, right: Grid) -> None:
 
 
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 2}
+
+
+@pytest.mark.parametrize(
+    ("grid", "fault"),
+    [(Grid(), r"8 x 2 pixels are no squares\)"), (Grid(layer=0), "of 4 x 16 patch")],
+)
+def test_another_encoder_gives_a_square_map(grid: Grid, fault: str) -> None:
+    images = encoder("vit_tiny_patch16_224", {**VIT, "patch_size": (8, 2)})
+    refused(lambda: gridded(images, grid, 2), rf"{fault}.*(choose|or) another encoder$")
+    found: Any = gridded(encoder("vit_tiny_patch16_224", VIT), grid, 2)
+    assert found.side == 4
+
+
 WIDE = (
     MINE
     + """
