@@ -15,6 +15,7 @@ from jobs.encoders.catalogue import open_clip_models, timm_models, timm_tags, un
 from jobs.encoders.spec import (
     FileEncoder,
     OpenClipEncoder,
+    OwnTextEncoder,
     PretrainedEncoder,
     TimmEncoder,
     TransformersEncoder,
@@ -34,7 +35,7 @@ def check_names(encoder: PretrainedEncoder) -> str | None:
             return unknown(encoder.model, "timm", timm_models()) or _check_tag(encoder)
         case FileEncoder(family="timm"):
             return unknown(encoder.model, "timm", timm_models())
-        case TransformersEncoder():
+        case TransformersEncoder() | OwnTextEncoder():
             return _check_transformers(encoder)
         case ApiEncoder():
             return _check_api(encoder)
@@ -42,10 +43,11 @@ def check_names(encoder: PretrainedEncoder) -> str | None:
             return None
 
 
-def _check_transformers(encoder: TransformersEncoder) -> str | None:
+def _check_transformers(encoder: TransformersEncoder | OwnTextEncoder) -> str | None:
     if find_spec("transformers") is None:
         return "a text encoder needs the transformers library; install nml-orch[text]"
-    if encoder.revision is not None and not _HUB_ID.fullmatch(encoder.model):
+    revision = encoder.revision if isinstance(encoder, TransformersEncoder) else None
+    if revision is not None and not _HUB_ID.fullmatch(encoder.model):
         return (
             f"model {encoder.model!r} has a revision but is no id of the Hub, as in "
             f"openai-community/gpt2; correct it, or leave out revision for a folder"

@@ -47,6 +47,7 @@ class TextEncoder(Encoder):
     ) -> None:
         super().__init__(card, model, device)
         self._files = files
+        transformers.require()
         config = {} if card.family == "extension" else card.model_options
         own = open_tokenizer(files, config)
         self.tokenizer = Tokenizer(
