@@ -18,24 +18,32 @@ from jobs.contract import Outcome, StageError, Work
 from jobs.corpus.units import Unit
 from jobs.embeddings.ledger import Ledger, Paid
 from jobs.embeddings.texts import key_of
+from jobs.encoders.image import ImageEncoder
+from jobs.features import identity
 from jobs.features.api import write_features
 from jobs.features.extract import _checked_table
 from jobs.features.job import _require_gpus
-from jobs.features.parts import MADE_WITH, may_add
+from jobs.features.parts import MADE_WITH, finish, may_add
 from jobs.features.spec import FeaturesStep
 from jobs.features.spectrum import spectra
+from jobs.features.together import extract_unit
 from jobs.images.rows import allocate
 from jobs.images.spec import Views
 from jobs.storage.folder import Folder
 from jobs.text.count import tokens_per_row
 from jobs.text.tokenizer import open_tokenizer
 from tests.jobs.features.test_api_features import FIRST, SECOND, done, work
+from tests.jobs.features.test_features_job import put_encoder
+from tests.jobs.features.test_together import extract, job
+from tests.jobs.features.test_together import put_corpus as put_images
 from tests.jobs.text.models import imported, put_corpus, put_model, table
 
 EYE = np.eye(8, 3, dtype=np.float32)
 BIG = EYE.copy()
 BIG[3, 1] = 1e6
 PIXELS = torch.zeros(1 << 20, dtype=torch.uint8)
+TEST = FeaturesStep(images="t", parts=("test",), views=Views(count=0))
+BOTH = TEST.model_copy(update={"parts": ("train", "test")})
 
 
 def checked(dtype: Any) -> pa.Table:
@@ -167,6 +175,7 @@ def test_texts_are_encoded_once_the_message_is_followed(
 
 def test_a_tokenizer_is_saved_again(bert: Path, tmp_path: Path) -> None:
     whole = (bert / "tokenizer.json").read_bytes()
+    settings = {"tokenizer_config.json": (bert / "tokenizer_config.json").read_bytes()}
     with pytest.raises(StageError, match="save the tokenizer again with save_pretrained"):
         open_tokenizer({"tokenizer.json": whole[:50]}, {})
     assert len(open_tokenizer({"tokenizer.json": whole, **settings}, {"model_type": "bert"}))
@@ -175,7 +184,6 @@ def test_a_tokenizer_is_saved_again(bert: Path, tmp_path: Path) -> None:
     with pytest.raises(StageError, match=r"tokenizer\.json cannot be read .*; save it again"):
         tokens_per_row(corpus, whole[:50], None)
     assert tokens_per_row(corpus, whole, None) > 10
-    settings = {"tokenizer_config.json": (bert / "tokenizer_config.json").read_bytes()}
 
 
 # -- an encoder behind an API ----------------------------------------------------------------------
@@ -264,3 +272,39 @@ def test_vectors_of_an_api_are_stored_in_the_type_that_holds_them(tmp_path: Path
         with pytest.raises(StageError, match=r"set features\.dtype to float32$"):
             write_features(of_dtype(one, "float16"))
         assert write_features(of_dtype(one, "float32")).counts["rows_train"] == 60
+
+
+def test_a_batch_that_does_not_fit_is_made_smaller(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inner = ImageEncoder.features
+
+    def crowded(self: ImageEncoder, inputs: Any, *args: Any) -> torch.Tensor:
+        if len(inputs) > 8:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+        return inner(self, inputs, *args)
+
+    monkeypatch.setattr(ImageEncoder, "features", crowded)
+    images, encoder = put_images(Folder.of(tmp_path / "c")), put_encoder(Folder.of(tmp_path), 0)
+    (message,) = {str(error) for error in extract([job(tmp_path, "f", encoder, images, TEST)])}
+    found = re.search(r"; set features\.(?P<field>\w+) to a small number$", message)
+    assert found is not None, message
+    smaller = TEST.model_copy(update={found["field"]: 8})
+    assert extract([job(tmp_path, "f", encoder, images, smaller)]) == [None]
+
+
+def test_features_of_two_versions_are_extracted_again_with_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, encoder = put_images(Folder.of(tmp_path / "c")), put_encoder(Folder.of(tmp_path), 0)
+    one = job(tmp_path, "f", encoder, images, BOTH)
+    first, *others = one.units
+    assert others
+    with monkeypatch.context() as older:
+        older.setattr(identity, "version", lambda library: "0.1")
+        assert extract_unit([one], first) == [None]
+    assert [extract_unit([one], unit) for unit in others] == [[None]] * len(others)
+    with pytest.raises(StageError, match=r"use one version on all nodes and run the step again$"):
+        finish(one.step, one.index, one.units, one.work.scratch, one.work.output)
+    assert extract([one]) == [None]
+    assert finish(one.step, one.index, one.units, one.work.scratch, one.work.output).counts

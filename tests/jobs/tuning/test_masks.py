@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from jobs.contract import StageError
 from jobs.corpus.shards import read_part
+from jobs.extensions.spec import Extension
 from jobs.images import masks, shifts
 from jobs.images.spec import Shift
 from jobs.tasks.check import link_faults
@@ -331,3 +332,32 @@ def test_masks_of_one_class_teach_nothing(made: Extracted) -> None:
     with pytest.raises(StageError, match="have pixels of 1 of its 2 classes"):
         training_rows(lone, classes, only, percent=100, seed=0)
     assert isinstance(part.keys, pa.Array)
+
+
+MEANS = """
+import torch
+from torch import nn
+
+class Means(nn.Module):
+    def __init__(self, dim, outputs):
+        super().__init__()
+        self.register_buffer("means", torch.zeros(outputs, dim))
+
+    def prepare(self, features, targets, hyper):
+        self.means[:] = features.mean(0)
+
+    def forward(self, features):
+        return -torch.cdist(features, self.means)
+"""
+
+
+def test_a_method_that_needs_all_rows_is_left_out_of_tasks_of_masks(
+    made: Extracted, make_work: MakeWork
+) -> None:
+    own = Method(head="mine:Means", space=Space())
+    spec = step(task=task(), method=own, method_name="means", source=Extension.of("mine", MEANS))
+    work = make_work("means", spec, features=made.folder)
+    with pytest.raises(StageError, match="; leave this method out of experiments with tasks of ma"):
+        adapt(work, [Configuration(None)], FeatureCache())
+    rest = step(task=task(), method=LINEAR, method_name="lp", epochs=1)
+    assert adapt(make_work("lp", rest, features=made.folder), TRIED[:1], FeatureCache()).metrics
