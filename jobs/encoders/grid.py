@@ -182,7 +182,7 @@ def spatial_map(family: Family, model: Any, images: Tensor, layer: int | None) -
     if last.ndim == 3:  # tokens
         patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
         if isinstance(patch, tuple) and len({*patch}) > 1:  # their number may be a square
-            raise ValueError(f"its patches of {' x '.join(map(str, patch))} pixels are no squares")
+            raise ValueError(f"its patches of {' x '.join(map(str, patch))} pixels are not square")
         last = last[:, getattr(model, "num_prefix_tokens", 0) :]
         side = math.isqrt(last.shape[1])
         if side * side != last.shape[1]:

@@ -291,7 +291,7 @@ VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads"
 
 @pytest.mark.parametrize(
     ("grid", "fault"),
-    [(Grid(), r"8 x 2 pixels are no squares\)"), (Grid(layer=0), "of 4 x 16 patch")],
+    [(Grid(), r"8 x 2 pixels are not square\)"), (Grid(layer=0), "of 4 x 16 patch")],
 )
 def test_another_encoder_gives_a_square_map(grid: Grid, fault: str) -> None:
     images = encoder("vit_tiny_patch16_224", {**VIT, "patch_size": (8, 2)})
