@@ -38,9 +38,8 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from jobs import records
 from jobs.contract import Failure, Hooks, Outcome, StageError, Work
-from jobs.pretrain import process_group
+from jobs.pretrain import nodes, process_group
 from jobs.pretrain.packs import (
-    Node,
     cohorts,
     group_slots,
     infeasible_message,
@@ -113,32 +112,30 @@ class _Pack:
 def run(works: Sequence[Work], hooks: Hooks) -> None:
     """Train every work and report each separately. After a stop, unfinished works are not reported.
 
-    A work whose resources exceed the cluster's is reported with a StageError.
+    A work whose resources exceed the cluster's is reported with a StageError; where nodes have been
+    lost, it first waits some minutes for others.
     """
     logging.getLogger("ray.train").setLevel(logging.ERROR)
-    settings = _SETTINGS | (_SETTINGS_OF_ONE_NODE if len(_nodes()) == 1 else {})
+    settings = _SETTINGS | (_SETTINGS_OF_ONE_NODE if len(nodes.alive()) == 1 else {})
     for name, value in settings.items():
         os.environ.setdefault(name, value)
     by_resources: dict[Resources, list[Work]] = {}
     for work in works:
         by_resources.setdefault(cast(PretrainStep, work.spec).resources, []).append(work)
     for resources, group in by_resources.items():
-        nodes = _nodes()
-        slots = group_slots(resources, nodes)
+        found = nodes.room_for(resources, group, hooks)
+        slots = group_slots(resources, found)
+        if hooks.stopping():
+            return
         if slots == 0:
             for work in group:
-                hooks.done(work.address, StageError(infeasible_message(resources, nodes)))
-        elif not hooks.stopping():
+                hooks.done(work.address, StageError(infeasible_message(resources, found)))
+        else:
             packed = packs(cohorts(group), slots)
-            _run_packs(packed, resources, most_on_a_node(resources, nodes, len(packed)), hooks)
+            _run_packs(packed, resources, most_on_a_node(resources, found, len(packed)), hooks)
 
 
 # -- in the driver -------------------------------------------------------------------------------
-
-
-def _nodes() -> list[Node]:
-    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return [Node(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in alive]
 
 
 def _run_packs(
@@ -206,7 +203,7 @@ def _fit(pack: _Pack) -> None:
     try:
         with _ray_train_folder(pack) as storage:
             while True:
-                works, nodes = _unfinished(pack), _node_ids()
+                works, before = _unfinished(pack), nodes.ids()
                 checkpoints = _newest_checkpoints(pack)
                 if not works or pack.stopped:
                     return
@@ -224,7 +221,7 @@ def _fit(pack: _Pack) -> None:
                     pack.error = stage_error(errors)
                     if pack.error is not None:
                         return
-                    gone = bool(nodes - _node_ids())
+                    gone = bool(before - nodes.ids())
                     progressed = _newest_checkpoints(pack) != checkpoints
                     if not budget.allows(errors, node_gone=gone, progressed=progressed):
                         pack.error = RuntimeError(giving_up_message(errors, budget.spent))
@@ -248,10 +245,6 @@ def _newest_checkpoints(pack: _Pack) -> set[tuple[str, str]]:
     return found
 
 
-def _node_ids() -> set[str]:
-    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-
-
 @contextlib.contextmanager
 def _ray_train_folder(pack: _Pack) -> Iterator[str]:
     """A folder for Ray Train's own files, deleted at the end; our files are elsewhere.
@@ -259,7 +252,7 @@ def _ray_train_folder(pack: _Pack) -> Iterator[str]:
     On a single node, a temporary folder; on several nodes, which must share it, a folder in the
     first run's scratch.
     """
-    if len(_nodes()) == 1:
+    if len(nodes.alive()) == 1:
         with tempfile.TemporaryDirectory(prefix="nml-train-", ignore_cleanup_errors=True) as path:
             yield path
     else:
