@@ -5,15 +5,16 @@ Workers that Ray Train and Ray Tune ask for start by a shorter way (setup_worker
 These are five processes: the autoscaler, the reader of the workers' logs, the server of the
 dashboard (for which `ray.init` waits although the dashboard is off), the actor in which Ray Data
 counts for the dashboard (for which its first data set waits), and the actor through which Ray
-Data's data sets ask for nodes. Each has 50 to 120 MB and takes up to two seconds of a processor.
+Data and Ray Train ask for nodes. Each has 50 to 120 MB and takes up to two seconds of a processor.
 Where another version of Ray calls one of them otherwise, that one starts as usual.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from uuid import uuid4
 
 STATISTICS = "ray.data._internal.stats"
 EXECUTOR = "ray.data._internal.execution.streaming_executor"
+TRAINER = "ray.train.v2.api.data_parallel_trainer"
 SETUP = str(Path(__file__).with_name("setup_worker.py"))
 
 
@@ -28,7 +30,7 @@ SETUP = str(Path(__file__).with_name("setup_worker.py"))
 def without_services() -> Iterator[None]:
     """In this block a Ray that is started has none of these processes.
 
-    Ray Data must have been imported before; if not, it counts and asks as usual.
+    Ray Data and Ray Train must have been imported before; if not, they count and ask as usual.
     """
     from ray._private import node
 
@@ -40,6 +42,10 @@ def without_services() -> Iterator[None]:
         known = hasattr(executor, "create_cluster_autoscaler")
         if known and hasattr(data.ExecutionResources, "from_resource_dict"):
             replaced.append((executor, "create_cluster_autoscaler", _WholeMachine))
+    trainer: Any = sys.modules.get(TRAINER)
+    if hasattr(trainer, "create_scaling_policy"):
+        policy = partial(_unasking, trainer.create_scaling_policy)
+        replaced.append((trainer, "create_scaling_policy", policy))
     usual = [(module, name, getattr(module, name)) for module, name, _ in replaced]
     try:
         for module, name, ours in replaced:
@@ -67,6 +73,23 @@ def _node(usual: type) -> type:
             pass
 
     return Node
+
+
+def _unasking(usual: Callable[[Any], Any], config: object) -> Any:
+    """Ray Train's policy for a worker group of fixed size, but one that asks for no nodes."""
+    policy = usual(config)
+    kind: Any = type(policy)
+    if kind.__name__ != "FixedScalingPolicy" or not hasattr(kind, "_maybe_send_resource_request"):
+        return policy
+
+    class Policy(kind):  # type: ignore[misc]
+        def after_controller_start(self, *_: object) -> None:
+            pass
+
+        def _maybe_send_resource_request(self) -> None:
+            pass
+
+    return Policy(config)
 
 
 class _WholeMachine:

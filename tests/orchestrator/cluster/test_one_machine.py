@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from pathlib import Path
 
 import psutil
 import pytest
@@ -35,6 +36,15 @@ def test_ray_data_works_without_its_own_actors(ray_session: None) -> None:
     assert sorted(row["id"] for row in doubled.take_all()) == [0, 2, 4]
     named = {actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)}
     assert not named & {"datasets_stats_actor", "AutoscalingCoordinator"}
+
+
+@pytest.mark.slow
+def test_a_sweep_runs_without_them(planted: Path) -> None:
+    """Nor does Ray Train ask for nodes. Seen from outside once a second, through all of a sweep."""
+    lines = (planted / "command-lines.txt").read_text()
+    assert "ray::TrainController" in lines
+    assert "ray::_AutoscalingCoordinatorActor" not in lines
+    assert "ray::_StatsActor" not in lines
 
 
 class Asked:
