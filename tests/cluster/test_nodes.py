@@ -12,6 +12,7 @@ cannot go on; the sweep's state is all in the store.
 from __future__ import annotations
 
 import io
+import re
 import threading
 from collections import defaultdict
 from collections.abc import Iterator
@@ -147,7 +148,7 @@ def strike(
         else:
             marks = {"corpus": "unit-", "pretrain": "checkpoint-", "features": ""}
             further = any(marks[stage] in name for name in diary.kept(stage, str(ending)))
-        found[:] = [node for node in machines.nodes if any(task in t for t in node.busy())]
+        found[:] = [node for node in machines.nodes if re.search(task, " ".join(node.busy()))]
         return further and len(found) >= (2 if stage == "pretrain" else 1)
 
     command.wait_until(at_work, f"work in {stage}", every=0.05)
@@ -178,7 +179,7 @@ def story(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Iterator[St
         first.add()
         first.add()
         command = start(told.folder, "sweep", *words(), **first.environment)
-        strike(told, first, command, diary, "corpus", "MapBatches(_run_piece)")
+        strike(told, first, command, diary, "corpus", r"MapBatches\(_run_piece")
         told.joined["corpus"] = first.add()
         strike(told, first, command, diary, "pretrain", "RayTrainWorker")
         told.joined["pretrain"] = first.add()
@@ -194,7 +195,7 @@ def story(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Iterator[St
         command = start(told.folder, "sweep", *words(), **second.environment)
         strike(told, second, command, diary, "features", "_encode")
         told.joined["features"] = second.add()
-        strike(told, second, command, diary, "tune", "Trial")
+        strike(told, second, command, diary, "tune", "Trial|ResourceTrainable")
         told.code, told.output = command.finish()
         diary.close()
         told.written, told.points = diary.written, diary.points

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import threading
 import time
@@ -215,12 +216,15 @@ def test_a_cell_whose_process_is_killed_is_done_again(
 
 
 def trial_processes() -> set[int]:
-    """The trial processes of this test run only: other Ray sessions may run on this machine."""
+    """The trial processes of this test run only: other Ray sessions may run on this machine.
+
+    Ray names them after our class, and while they train after Tune's that wraps it.
+    """
     found = set()
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
             name = process.name()
-            if name.startswith("ray::") and "Trial" in name:
+            if re.match(r"ray::(_Trial|ResourceTrainable\.train)", name):
                 found.add(process.pid)
     return found
 
