@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import HealthCheck, settings
 
+import nml_orch
 from commands import (
     TINY,
     Command,
@@ -58,7 +59,7 @@ os.environ["NML_FIGURES"] = "0"
 FIGURES = {"NML_FIGURES": "1"}
 
 # As `nml-orch` does, for the commands that tests run in their own process.
-gc.set_threshold(10_000)
+gc.set_threshold(nml_orch.OBJECTS)
 
 # The Ray of the tests keeps processes that wait for work, with what they imported. They are as nice
 # as the tests: else those of other processes leave them a thirtieth of the processor.

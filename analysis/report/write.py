@@ -17,7 +17,7 @@ from typing import Any
 from analysis import downstream_noise, pretrained
 from analysis.claims.claims import verdicts
 from analysis.figures import style
-from analysis.figures.draw import draw
+from analysis.figures.draw import Drawing, draw
 from analysis.readout import Readout
 from analysis.report import text
 from analysis.report import verdicts as verdict_text
@@ -30,6 +30,8 @@ from analysis.schemas import (
 )
 from analysis.summary import summary
 
+KINDS = ("png", "svg")  # of files, for each figure
+
 
 def write(readout: Readout, folder: Path, *, drawn: bool = True) -> list[Path]:
     """Write the report's files into a folder, which is made if absent.
@@ -39,8 +41,7 @@ def write(readout: Readout, folder: Path, *, drawn: bool = True) -> list[Path]:
     OSError when the folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    written: list[Path] = []
-    figures = _pictures(readout, folder / "figures", written) if drawn else []
+    figures = _pictures(readout, folder) if drawn else []
     names = [(one.drawing.name, one.drawing.title) for one in figures]
     found = verdicts(readout)
     files = {
@@ -62,23 +63,26 @@ def write(readout: Readout, folder: Path, *, drawn: bool = True) -> list[Path]:
     for name, content in files.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(content, encoding="utf-8", newline="")
-    return [*(folder / name for name in files), *written]
+    of_figures = [_file(one.drawing, kind) for one in figures for kind in KINDS]
+    return [folder / name for name in (*files, *of_figures)]
 
 
-def _pictures(readout: Readout, folder: Path, written: list[Path]) -> list[Picture]:
-    """The figures, whose files are written and named in `written`."""
-    folder.mkdir(exist_ok=True)
+def _pictures(readout: Readout, folder: Path) -> list[Picture]:
+    """The figures, after their files have been written into the report's folder."""
+    (folder / "figures").mkdir(exist_ok=True)
     with style.narrow():
         narrow = [style.save(one.figure, "svg") for one in draw(readout)]
     found = []
     for drawing, of_phone in zip(draw(readout), narrow, strict=True):
-        saved = {kind: style.save(drawing.figure, kind) for kind in ("png", "svg")}
+        saved = {kind: style.save(drawing.figure, kind) for kind in KINDS}
         for kind, data in saved.items():
-            path = folder / f"{drawing.name}.{kind}"
-            path.write_bytes(data)
-            written.append(path)
+            (folder / _file(drawing, kind)).write_bytes(data)
         found.append(Picture(drawing, saved["svg"], of_phone))
     return found
+
+
+def _file(drawing: Drawing, kind: str) -> str:
+    return f"figures/{drawing.name}.{kind}"
 
 
 def _others(readout: Readout) -> dict[str, str]:

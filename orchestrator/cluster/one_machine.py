@@ -1,12 +1,13 @@
 """Leaves out of a private Ray what only a cluster needs. Ray has no options for it.
 
-Workers that Ray Train and Ray Tune ask for start by a shorter way (setup_worker.py).
-
-These are five processes: the autoscaler, the reader of the workers' logs, the server of the
+Left out are five processes: the autoscaler, the reader of the workers' logs, the server of the
 dashboard (for which `ray.init` waits although the dashboard is off), the actor in which Ray Data
 counts for the dashboard (for which its first data set waits), and the actor through which Ray
 Data and Ray Train ask for nodes. Each has 50 to 120 MB and takes up to two seconds of a processor.
 Where another version of Ray calls one of them otherwise, that one starts as usual.
+
+The workers that Ray Train and Ray Tune ask for are started by setup_worker.py, which is quicker
+than Ray's script.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def without_services() -> Iterator[None]:
             replaced.append((executor, "create_cluster_autoscaler", _WholeMachine))
     trainer: Any = sys.modules.get(TRAINER)
     if hasattr(trainer, "create_scaling_policy"):
-        policy = partial(_unasking, trainer.create_scaling_policy)
+        policy = partial(_policy_without_requests, trainer.create_scaling_policy)
         replaced.append((trainer, "create_scaling_policy", policy))
     usual = [(module, name, getattr(module, name)) for module, name, _ in replaced]
     try:
@@ -75,8 +76,8 @@ def _node(usual: type) -> type:
     return Node
 
 
-def _unasking(usual: Callable[[Any], Any], config: object) -> Any:
-    """Ray Train's policy for a worker group of fixed size, but one that asks for no nodes."""
+def _policy_without_requests(usual: Callable[[Any], Any], config: object) -> Any:
+    """Ray Train's policy; that for a worker group of fixed size without its requests for nodes."""
     policy = usual(config)
     kind: Any = type(policy)
     if kind.__name__ != "FixedScalingPolicy" or not hasattr(kind, "_maybe_send_resource_request"):
