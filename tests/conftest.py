@@ -33,6 +33,7 @@ from commands import (
     in_process_on_ray,
 )
 from orchestrator import cluster
+from orchestrator.cluster import fork_server
 from planted import sweep as sweep_among_secrets
 
 if TYPE_CHECKING:
@@ -126,7 +127,12 @@ class OneRay:
     def of(self, cpus: int) -> None:
         if cpus != self._cpus:
             self.close()
-            self._open.enter_context(cluster.session(cpus=cpus))
+            from orchestrator.run.executor import STAGES, imports
+
+            workers = fork_server.start(imports(STAGES))
+            if workers is not None:
+                self._open.callback(workers.close)
+            self._open.enter_context(cluster.session(cpus, workers))
             self._cpus = cpus
 
     def close(self) -> None:

@@ -12,7 +12,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ import psutil
 
 from jobs import INSTRUCTION_SETS
 from jobs.reach import grpc_fault
+from orchestrator.cluster.fork_server import ADDRESS, ForkServer
 from orchestrator.cluster.one_machine import without_services
 from orchestrator.errors import ClusterError
 
@@ -69,8 +70,12 @@ def settings() -> None:
 
 
 @contextmanager
-def session(cpus: int | None = None) -> Iterator[None]:
-    """Ray runs until the block ends. Raises ClusterError if it cannot be started or joined."""
+def session(cpus: int | None = None, workers: ForkServer | None = None) -> Iterator[None]:
+    """Ray runs until the block ends. Raises ClusterError if it cannot be started or joined.
+
+    A private Ray has as many CPUs, else this machine's, and its workers come from `workers` (see
+    `fork_server.start`).
+    """
     settings()
     import ray
 
@@ -90,7 +95,7 @@ def session(cpus: int | None = None) -> Iterator[None]:
                 ray.init(**options)
             else:
                 with _setup_hook():
-                    _start(options)
+                    _start(options, workers)
         except Exception as error:  # Ray raises nearly anything, a bare Exception on a busy machine
             reason = " ".join(str(error).split())[:300]
             if address:
@@ -108,14 +113,15 @@ def session(cpus: int | None = None) -> Iterator[None]:
             ray.shutdown()
 
 
-def _start(options: Mapping[str, Any]) -> None:
+def _start(options: Mapping[str, Any], workers: ForkServer | None) -> None:
     """Start a private Ray. It gives up after 30 s; a busy machine may take longer, so try again."""
     import ray
 
     for left in reversed(range(STARTS)):
         before = _processes_of_ray()
         try:
-            ray.init(**options)
+            with _variable(ADDRESS, workers.address if workers else ""):
+                ray.init(**options)
             return
         except Exception:
             for process in _processes_of_ray() - before:  # which Ray leaves behind
@@ -123,6 +129,8 @@ def _start(options: Mapping[str, Any]) -> None:
                     process.kill()
             if not left:
                 raise
+            if workers:
+                workers.restart()
 
 
 def _processes_of_ray() -> set[psutil.Process]:
@@ -193,7 +201,16 @@ def _use_short_folders() -> None:
 
 
 @contextmanager
-def _setup_hook() -> Iterator[None]:
+def _variable(name: str, value: str) -> Iterator[None]:
+    """What is started in this block has this environment variable."""
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        del os.environ[name]
+
+
+def _setup_hook() -> AbstractContextManager[None]:
     """The workers of a Ray that is started in this block run SETUP_HOOK before their first task.
 
     They inherit Ray's environment variable for it. A runtime environment would do the same, but the
@@ -201,11 +218,7 @@ def _setup_hook() -> Iterator[None]:
     """
     from ray._private.ray_constants import WORKER_PROCESS_SETUP_HOOK_ENV_VAR as NAME
 
-    os.environ[NAME] = SETUP_HOOK
-    try:
-        yield
-    finally:
-        del os.environ[NAME]
+    return _variable(NAME, SETUP_HOOK)
 
 
 def _worker_environment() -> dict[str, str]:

@@ -12,6 +12,7 @@ than Ray's script.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,9 +22,12 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from orchestrator.cluster.fork_server import ADDRESS
+
 STATISTICS = "ray.data._internal.stats"
 EXECUTOR = "ray.data._internal.execution.streaming_executor"
 TRAINER = "ray.train.v2.api.data_parallel_trainer"
+START = str(Path(__file__).with_name("start_worker.py"))
 SETUP = str(Path(__file__).with_name("setup_worker.py"))
 
 
@@ -62,6 +66,8 @@ def _node(usual: type) -> type:
         def start_raylet(self, *given: Any, **options: Any) -> None:
             if not any(map(str.isspace, SETUP)):  # at which Ray splits a worker's command
                 self._ray_params.setup_worker_path = SETUP
+                if os.environ.get(ADDRESS):
+                    self._ray_params.worker_path = START
             super().start_raylet(*given, **options)
 
         def start_monitor(self) -> None:

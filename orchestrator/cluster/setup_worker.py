@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from importlib.util import find_spec
 
 CONTEXT = "--serialized-runtime-env-context="
 LANGUAGE = "--language="
@@ -22,9 +23,17 @@ def command(words: list[str]) -> tuple[list[str], dict[str, str]]:
     contexts = [word[len(CONTEXT) :] for word in words if word.startswith(CONTEXT)]
     found = _variables(contexts[0]) if len(contexts) == 1 else None
     if found is None or f"{LANGUAGE}PYTHON" not in words:
-        usual = os.path.join(os.path.dirname(words[worker]), "setup_worker.py")
-        return [sys.executable, usual, *words], {}
+        usual = _rays_folder()
+        words[worker] = os.path.join(usual, "default_worker.py")
+        return [sys.executable, os.path.join(usual, "setup_worker.py"), *words], {}
     return [sys.executable, *(w for w in words if not w.startswith((CONTEXT, LANGUAGE)))], found
+
+
+def _rays_folder() -> str:
+    ray = find_spec("ray")
+    assert ray is not None
+    assert ray.origin is not None
+    return os.path.join(os.path.dirname(ray.origin), "_private", "workers")
 
 
 def _variables(context: str) -> dict[str, str] | None:

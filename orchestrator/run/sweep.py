@@ -16,7 +16,8 @@ from analysis.registration import in_words
 from jobs.contract import StageError
 from jobs.pretrain.packs import Node
 from orchestrator import cluster, preflight
-from orchestrator.cluster import nodes
+from orchestrator.cluster import fork_server, nodes
+from orchestrator.cluster.fork_server import ForkServer
 from orchestrator.cluster.needs import lacking
 from orchestrator.cluster.watch import watching
 from orchestrator.errors import ClusterError, ReplacedError, UserError
@@ -30,7 +31,7 @@ from orchestrator.plan.speed import measured
 from orchestrator.plan.states import StepState, StepStatus
 from orchestrator.plan.together import together_line
 from orchestrator.results import collect
-from orchestrator.run.executor import Executor, load
+from orchestrator.run.executor import Executor, imports, load
 from orchestrator.run.progress import Bars, Lines, Progress
 from orchestrator.run.waiting import waiting
 from orchestrator.run.watchdog import watchdog
@@ -72,6 +73,7 @@ class _Start:
     replace: Mapping[str, str]  # the drifted steps to be replaced, with their fingerprints
     progress: Progress | None  # None if no step is left
     leases: Leases
+    workers: ForkServer | None = None  # from which Ray's come
 
 
 def run(
@@ -177,6 +179,7 @@ def _begun(plan: Plan, store: Store, force: bool, redo: Collection[str]) -> Iter
     with waiting(f"reaching {redact(store.root.uri)}"):
         store.prepare()
         leases = Leases(store.root)
+    workers = None
     try:
         with waiting("comparing the plan with what is stored"):
             register.enter(store.root, leases, plan.steps, redo)
@@ -207,11 +210,16 @@ def _begun(plan: Plan, store: Store, force: bool, redo: Collection[str]) -> Iter
         progress = None
         if left:
             cluster.settings()
-            with waiting("loading torch and Ray"):
-                load(sorted({plan.steps[address].kind for address in left}))
+            wanted = {plan.steps[address].kind for address in left}
+            kinds = [kind for kind in KINDS if kind in wanted]
+            workers = fork_server.start(imports(kinds))
+            with waiting("loading Ray"):
+                load(kinds)
             progress = _progress(plan, reused)
-        yield _Start(done, again, replace, progress, leases)
+        yield _Start(done, again, replace, progress, leases, workers)
     finally:
+        if workers is not None:
+            workers.close()
         with suppress(OSError):
             leases.close()
 
@@ -224,7 +232,7 @@ def _execute(
     if progress is None:
         return {address: StepStatus(StepState.REUSED) for address in plan.steps}
     try:
-        with cluster.session():  # the bars are on the screen
+        with cluster.session(workers=start.workers):  # the bars are on the screen
             signal.signal(signal.SIGTERM, _terminate)  # Ray has set a handler of its own
             settled = set(done) - plan.readers(start.redo)
             _check_resources(plan, settled)

@@ -69,7 +69,7 @@ def test_a_worker_gets_the_variables_of_its_runtime_environment(
 
 
 WORKER = "/somewhere/workers/default_worker.py"
-RAYS = [sys.executable, "/somewhere/workers/setup_worker.py"]
+RAYS = Path(ray.__file__).parent / "_private" / "workers"
 
 
 def words(context: str, language: str = "PYTHON") -> list[str]:
@@ -106,4 +106,5 @@ def test_any_other_environment_is_for_rays_own_script(
     context: dict[str, object], language: str
 ) -> None:
     given = words(json.dumps(context), language)
-    assert command(given) == ([*RAYS, *given], {})
+    usual = [str(RAYS / "default_worker.py") if word == WORKER else word for word in given]
+    assert command(given) == ([sys.executable, str(RAYS / "setup_worker.py"), *usual], {})

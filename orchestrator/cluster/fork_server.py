@@ -1,0 +1,204 @@
+"""Forks the workers of a private Ray from one process that has imported what they need.
+
+A worker imports torch, timm and Ray: several seconds of a processor and some 400 MB, for each of
+them. A fork takes 30 ms, and shares this memory with the others as long as none writes to it. So
+this runs as a process of its own beside the driver, from before Ray starts. `start_worker.py` asks
+it for a fork, and starts the worker as Ray does if it gets none. (`multiprocessing.forkserver` is
+such a process too, but Ray's raylet starts the workers, and knows only command lines.)
+
+Ray is imported at the first request: when it is imported, it reads what the raylet puts into its
+workers' environment, which is the same for all workers of a private Ray. Until then the server
+imports everything else. It has no thread besides its first one.
+
+It runs by its path. It ends with the driver, because its standard input ends then. On Linux only,
+and not beside GPUs, where it has not been tried. `NML_FORK=0` in the environment does without it.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import runpy
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from contextlib import suppress
+from glob import glob
+from importlib import import_module
+from importlib.util import find_spec
+
+ADDRESS = "NML_FORK_SERVER"
+"""The variable of a worker's environment that names the server's socket."""
+
+GPUS = ("/dev/nvidia[0-9]*", "/dev/dxg", "/dev/kfd")
+NEED_RAY = ("ray", "jobs", "orchestrator")
+OBJECTS = 10_000  # as in nml_orch
+FIELDS = 4  # file descriptors of a request: the three standard ones, and a file that says the rest
+
+
+class ForkServer:
+    """The driver's end of the server."""
+
+    def __init__(self, modules: Iterable[str]) -> None:
+        self._modules = list(modules)
+        self._begin()
+
+    def _begin(self) -> None:
+        self._folder = tempfile.mkdtemp(prefix="nml-fork-")  # of this user alone
+        self.address = os.path.join(self._folder, "socket")
+        flags = ["-s"] * bool(sys.flags.no_user_site)
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(self.address)
+            listener.listen(128)
+            self._process = subprocess.Popen(
+                [sys.executable, *flags, __file__, str(listener.fileno()), *self._modules],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=[listener.fileno()],
+            )
+
+    @property
+    def pid(self) -> int:
+        """The id of its process."""
+        return self._process.pid
+
+    def restart(self) -> None:
+        """End it and start it anew, for another Ray."""
+        self.close()
+        self._begin()
+
+    def close(self) -> None:
+        """End it. Its forks stay, until Ray ends them."""
+        self._process.kill()
+        self._process.wait()
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def possible() -> bool:
+    """Whether the workers of a private Ray can be forked on this machine."""
+    return sys.platform == "linux" and not any(map(glob, GPUS))
+
+
+def start(modules: Iterable[str]) -> ForkServer | None:
+    """A server that imports `modules` in this order, as far as they can be imported.
+
+    None where no worker can be forked, or where RAY_ADDRESS names a cluster, which has its own.
+    """
+    unwanted = os.environ.get("NML_FORK") == "0" or os.environ.get("RAY_ADDRESS")
+    return ForkServer(modules) if possible() and not unwanted else None
+
+
+class _Request:
+    """What a fork is to be: its command line, environment, folder and signals."""
+
+    def __init__(self, connection: socket.socket, descriptors: list[int]) -> None:
+        self._connection = connection
+        self._descriptors = descriptors
+        with open(descriptors[-1], closefd=False) as file:
+            asked = json.load(file)
+        self._words: list[str] = asked["words"]
+        self._folder: str = asked["folder"]
+        self._blocked: list[int] = asked["blocked"]
+        self.environment: dict[str, str] = asked["environment"]
+
+    def close(self) -> None:
+        self._connection.close()
+        for each in self._descriptors:
+            os.close(each)
+
+    def become(self) -> None:
+        """Make this process the worker, and tell who asked. Raises OSError if that has ended."""
+        for standard, given in enumerate(self._descriptors[:-1]):
+            os.dup2(given, standard)
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._blocked)
+        _set_environment(self.environment)
+        os.chdir(self._folder)
+        if (numpy := sys.modules.get("numpy")) is not None:
+            numpy.random.seed()  # else all forks draw the same; Python's `random` does so itself
+        sys.argv = self._words
+        self._connection.send(b"1")
+        self.close()
+        runpy.run_path(self._words[0], run_name="__main__")
+
+
+def _set_environment(environment: dict[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+
+
+def _received(listener: socket.socket) -> _Request | None:
+    """A request; None if who asked has ended."""
+    connection, _ = listener.accept()
+    _, descriptors, _, _ = socket.recv_fds(connection, 1, FIELDS)
+    if len(descriptors) == FIELDS:
+        return _Request(connection, descriptors)
+    connection.close()
+    return None
+
+
+def _serve(listener: socket.socket, modules: list[str]) -> _Request | None:
+    """Fork until the driver ends. Returns None then, and in each fork what it is to be."""
+    driver = sys.stdin.fileno()
+    with_ray = [name for name in modules if name.partition(".")[0] in NEED_RAY]
+    waiting = [name for name in modules if name not in with_ray]
+    while True:
+        ready, _, _ = select.select([driver, listener], [], [], 0 if waiting else None)
+        if driver in ready:
+            return None
+        if listener not in ready:
+            _import(waiting.pop(0))
+            continue
+        request = _received(listener)
+        if request is None:
+            continue
+        if with_ray:
+            _set_environment(request.environment)
+            while with_ray:
+                _import(with_ray.pop(0))
+        if os.fork() == 0:
+            return request
+        request.close()
+
+
+def _import(name: str) -> None:
+    """Import a module. One that cannot be imported is left to the workers that need it."""
+    with suppress(Exception):
+        if name.startswith("jobs."):
+            import_module("nml_orch").pin()
+        import_module(name)
+    gc.freeze()  # a search for garbage in a fork would write to all that it shares
+
+
+def _main(listener: int, modules: list[str]) -> None:
+    ray = find_spec("ray")
+    assert ray is not None
+    assert ray.origin is not None
+    # Where Python looks first for a worker's modules, in place of this file's own folder.
+    sys.path[0] = os.path.join(os.path.dirname(ray.origin), "_private", "workers")
+    interrupted = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's affair
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for forks
+    gc.set_threshold(OBJECTS)
+    # As many threads as Ray gives a worker of one CPU. Stages with more set those of torch.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    with socket.socket(fileno=listener) as listening:
+        folder = os.path.dirname(listening.getsockname())
+        request = _serve(listening, modules)
+    if request is None:
+        shutil.rmtree(folder, ignore_errors=True)
+        os._exit(0)  # at once: nothing that was imported has anything to end
+    signal.signal(signal.SIGINT, interrupted)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    request.become()
+
+
+if __name__ == "__main__":
+    _main(int(sys.argv[1]), sys.argv[2:])
