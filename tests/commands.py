@@ -22,6 +22,7 @@ import psutil
 
 from orchestrator import cluster
 from orchestrator.cli import _run
+from orchestrator.cluster import fork_server
 
 TINY = [
     "--noise",
@@ -139,7 +140,10 @@ def in_process(folder: Path, *words: str, **environment: str) -> tuple[int, str]
 
 def in_process_on_ray(folder: Path, *words: str, **environment: str) -> tuple[int, str]:
     """The same, on the Ray that this process has started already."""
-    with mock.patch.object(cluster, "session", contextlib.nullcontext):
+    with (
+        mock.patch.object(cluster, "session", return_value=contextlib.nullcontext()),
+        mock.patch.object(fork_server, "start", return_value=None),
+    ):
         return in_process(folder, *words, **environment)
 
 
