@@ -127,9 +127,10 @@ class OneRay:
     def of(self, cpus: int) -> None:
         if cpus != self._cpus:
             self.close()
-            from orchestrator.run.executor import STAGES, imports
+            from orchestrator.run.imports import imports
+            from orchestrator.step.step import KINDS
 
-            workers = fork_server.start(imports(STAGES))
+            workers = fork_server.start(imports(KINDS))
             if workers is not None:
                 self._open.callback(workers.close)
             self._open.enter_context(cluster.session(cpus, workers))

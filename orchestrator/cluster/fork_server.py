@@ -6,9 +6,10 @@ this runs as a process of its own beside the driver, from before Ray starts. `st
 it for a fork, and starts the worker as Ray does if it gets none. (`multiprocessing.forkserver` is
 such a process too, but Ray's raylet starts the workers, and knows only command lines.)
 
-Ray is imported at the first request: when it is imported, it reads what the raylet puts into its
-workers' environment, which is the same for all workers of a private Ray. Until then the server
-imports everything else. It has no thread besides its first one.
+The server imports the modules that it is told to, one after another while nobody asks. Those from
+"ray" on wait for the first request: Ray keeps what its import reads from the environment, to which
+the raylet adds the same for all its workers. Forks must not share the state from which Ray draws
+the ids of objects. If they did, the server would end, and Ray would start its workers as usual.
 
 It runs by its path. It ends with the driver, because its standard input ends then. On Linux only,
 and not beside GPUs, where it has not been tried. `NML_FORK=0` in the environment does without it.
@@ -32,12 +33,12 @@ from contextlib import suppress
 from glob import glob
 from importlib import import_module
 from importlib.util import find_spec
+from typing import Any
 
 ADDRESS = "NML_FORK_SERVER"
 """The variable of a worker's environment that names the server's socket."""
 
 GPUS = ("/dev/nvidia[0-9]*", "/dev/dxg", "/dev/kfd")
-NEED_RAY = ("ray", "jobs", "orchestrator")
 OBJECTS = 10_000  # as in nml_orch
 FIELDS = 4  # file descriptors of a request: the three standard ones, and a file that says the rest
 
@@ -146,10 +147,10 @@ def _received(listener: socket.socket) -> _Request | None:
 
 
 def _serve(listener: socket.socket, modules: list[str]) -> _Request | None:
-    """Fork until the driver ends. Returns None then, and in each fork what it is to be."""
+    """Fork until the driver ends or forks are unsafe: then return None; in a fork, its request."""
     driver = sys.stdin.fileno()
-    with_ray = [name for name in modules if name.partition(".")[0] in NEED_RAY]
-    waiting = [name for name in modules if name not in with_ray]
+    rays = modules.index("ray") if "ray" in modules else len(modules)
+    waiting, with_ray = modules[:rays], modules[rays:]
     while True:
         ready, _, _ = select.select([driver, listener], [], [], 0 if waiting else None)
         if driver in ready:
@@ -160,10 +161,9 @@ def _serve(listener: socket.socket, modules: list[str]) -> _Request | None:
         request = _received(listener)
         if request is None:
             continue
-        if with_ray:
-            _set_environment(request.environment)
-            while with_ray:
-                _import(with_ray.pop(0))
+        if with_ray and not _import_with_ray(with_ray, request.environment):
+            return None
+        with_ray = []
         if os.fork() == 0:
             return request
         request.close()
@@ -176,6 +176,43 @@ def _import(name: str) -> None:
             import_module("nml_orch").pin()
         import_module(name)
     gc.freeze()  # a search for garbage in a fork would write to all that it shares
+
+
+def _import_with_ray(modules: list[str], environment: dict[str, str]) -> bool:
+    """Import them in a worker's environment. Returns whether forks draw different ids then."""
+    if "ray" in sys.modules:  # in another environment
+        return False
+    _set_environment(environment)
+    with suppress(Exception):
+        actor: Any = import_module("ray.actor")
+        actor.ActorClassID = _ClassId(actor.ActorClassID)
+    for name in modules:
+        _import(name)
+    return _drawn_in_fork() != _drawn_in_fork()
+
+
+class _ClassId:
+    """Stands for Ray's ids of classes: Ray draws one for each actor of its own libraries."""
+
+    def __init__(self, kind: Any) -> None:
+        self._kind = kind
+
+    def from_random(self) -> object:
+        return self._kind(os.urandom(self._kind.size()))
+
+
+def _drawn_in_fork() -> bytes:
+    """The first id that a fork draws as Ray does; empty if it cannot."""
+    reads, writes = os.pipe()
+    if os.fork() == 0:
+        try:
+            ray = import_module("ray._raylet")
+            os.write(writes, ray.TaskID.for_fake_task(ray.JobID.from_int(1)).binary())
+        finally:
+            os._exit(0)
+    os.close(writes)
+    with open(reads, "rb") as drawn:
+        return drawn.read()
 
 
 def _main(listener: int, modules: list[str]) -> None:

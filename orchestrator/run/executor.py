@@ -54,23 +54,6 @@ STAGES: Mapping[str, str] = {
 }
 """The function that does each kind of step."""
 
-EVERY_WORKER_IMPORTS = (
-    "pandas",
-    "pyarrow.compute",
-    "pydantic.v1",
-    "ray._private.node",
-    "ray._private.arrow_serialization",
-    "jobs.committed",
-)
-WORKERS_IMPORT: Mapping[str, Sequence[str]] = {
-    "corpus": ("ray.data",),
-    "pretrain": ("torch", "torchvision", "timm", "ray.train.torch", "jobs.pretrain.run"),
-    "encoder": ("torch", "torchvision", "timm"),
-    "features": ("torch", "torchvision", "timm", "ray.data"),
-    "tune": ("torch", "ray.tune", "jobs.tuning.frozen.cell", "jobs.tuning.finetune.cell"),
-}
-"""The large modules that the workers of a stage import, besides that of its function."""
-
 Stage = Callable[[Sequence[Work], Hooks], None]
 
 
@@ -400,16 +383,6 @@ def load(kinds: Iterable[str]) -> None:
     torch = sys.modules.get("torch")
     if torch is not None:
         torch.ones(2, 2) @ torch.ones(2, 2)
-
-
-def imports(kinds: Iterable[str]) -> list[str]:
-    """The modules that the workers of some kinds of steps import."""
-    found = [
-        name
-        for kind in kinds
-        for name in (*WORKERS_IMPORT.get(kind, ()), STAGES[kind].split(":")[0])
-    ]
-    return list(dict.fromkeys(found))
 
 
 def _stage(name: str) -> Stage:

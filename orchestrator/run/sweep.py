@@ -31,7 +31,8 @@ from orchestrator.plan.speed import measured
 from orchestrator.plan.states import StepState, StepStatus
 from orchestrator.plan.together import together_line
 from orchestrator.results import collect
-from orchestrator.run.executor import Executor, imports, load
+from orchestrator.run.executor import Executor, load
+from orchestrator.run.imports import imports
 from orchestrator.run.progress import Bars, Lines, Progress
 from orchestrator.run.waiting import waiting
 from orchestrator.run.watchdog import watchdog

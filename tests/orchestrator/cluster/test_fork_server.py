@@ -24,11 +24,13 @@ class Worker:
 
     def seen(self) -> dict[str, object]:
         import numpy as np
+        from ray._raylet import JobID, TaskID
 
         return {
             "torch": "torch" in sys.modules,
             "parent": psutil.Process(os.getppid()).cmdline(),
             "draw": float(np.random.random()),
+            "id": TaskID.for_fake_task(JobID.from_int(1)).hex(),
             "threads": os.environ["OMP_NUM_THREADS"],
             "address": os.environ.get(fork_server.ADDRESS),
             "given": os.environ.get("NML_GIVEN"),
@@ -55,6 +57,7 @@ def test_a_worker_is_a_fork_that_has_imported_torch(ray_session: None) -> None:
         assert each["threads"] == os.environ.get("OMP_NUM_THREADS", "1")
     assert [plain["given"], one["given"], two["given"]] == [None, "1", "2"]
     assert len({plain["draw"], one["draw"], two["draw"]}) == 3
+    assert len({plain["id"], one["id"], two["id"]}) == 3
 
 
 def given(kind: type, value: str):  # type: ignore[no-untyped-def]
@@ -112,6 +115,20 @@ def test_without_a_server_nothing_is_forked(server: ForkServer, tmp_path: Path) 
     os.kill(server.pid, signal.SIGKILL)
     assert ask(server.address, tmp_path) == (False, "")
     assert not forked(["no address"])
+
+
+@forks
+def test_no_fork_where_forks_would_draw_the_same_ids(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "draws.py").write_text(
+        "from ray._raylet import JobID, TaskID\nTaskID.for_fake_task(JobID.from_int(1))\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    for modules, fork in ((["ray"], True), (["ray", "draws"], False), (["draws", "ray"], False)):
+        server = ForkServer(modules)
+        assert ask(server.address, tmp_path)[0] == fork
+        server.close()
 
 
 @forks
