@@ -77,7 +77,8 @@ if SHARED:
 
 SLOW = ("slow", "faults", "cluster")
 RAYS = ("ray of two", "ray of sweeps", "ray of stages")  # each in a process
-SWEPT = {"undisturbed", "planted"}  # fixtures that make a whole sweep
+LONG = {"undisturbed", "planted", "ray_session", "ray_of_two", "run_on_ray"}
+"""Fixtures that make a whole sweep, or start a Ray."""
 
 
 @cache
@@ -107,9 +108,9 @@ def pytest_xdist_make_scheduler(
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark as slow what needs a whole sweep. Put the groups that take longest first."""
+    """Mark as slow what needs a whole sweep or Ray. Put the groups that take longest first."""
     for item in items:
-        if SWEPT & set(getattr(item, "fixturenames", ())):
+        if LONG & set(getattr(item, "fixturenames", ())):
             item.add_marker("slow")
     slow = {
         group(item.path) for item in items if any(item.get_closest_marker(mark) for mark in SLOW)

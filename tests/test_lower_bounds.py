@@ -1,4 +1,4 @@
-"""Every lower bound in pyproject.toml has passed the quick tests.
+"""Every lower bound in pyproject.toml has passed the tests of `.ci/lowest`.
 
 `.ci/lowest` runs this file to know the bounds, and keeps them once the tests have passed with them.
 """

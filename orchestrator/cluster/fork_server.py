@@ -44,20 +44,24 @@ FIELDS = 4  # file descriptors of a request: the three standard ones, and a file
 
 
 class ForkServer:
-    """The driver's end of the server."""
+    """The driver's end of the server. Raises OSError if it cannot be started."""
 
     def __init__(self, modules: Iterable[str]) -> None:
         self._modules = list(modules)
-        self._begin()
-
-    def _begin(self) -> None:
         self._folder = tempfile.mkdtemp(prefix="nml-fork-")  # of this user alone
         self.address = os.path.join(self._folder, "socket")
+        try:
+            self._process = self._started()
+        except OSError:  # a path too long for a socket, say
+            shutil.rmtree(self._folder, ignore_errors=True)
+            raise
+
+    def _started(self) -> subprocess.Popen[bytes]:
         flags = ["-s"] * bool(sys.flags.no_user_site)
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(self.address)
             listener.listen(128)
-            self._process = subprocess.Popen(
+            return subprocess.Popen(
                 [sys.executable, *flags, __file__, str(listener.fileno()), *self._modules],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
@@ -71,17 +75,22 @@ class ForkServer:
         return self._process.pid
 
     def restart(self) -> None:
-        """End it and start it anew, for another Ray."""
-        self.close()
-        self._begin()
+        """End it and start it anew, for another Ray. It stays away if it cannot be started."""
+        self._end()
+        with suppress(OSError):
+            os.unlink(self.address)
+            self._process = self._started()
 
     def close(self) -> None:
         """End it. Its forks stay, until Ray ends them."""
+        self._end()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _end(self) -> None:
         self._process.kill()
         self._process.wait()
         assert self._process.stdin is not None
         self._process.stdin.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def possible() -> bool:
@@ -95,7 +104,12 @@ def start(modules: Iterable[str]) -> ForkServer | None:
     None where no worker can be forked, or where RAY_ADDRESS names a cluster, which has its own.
     """
     unwanted = os.environ.get("NML_FORK") == "0" or os.environ.get("RAY_ADDRESS")
-    return ForkServer(modules) if possible() and not unwanted else None
+    if unwanted or not possible():
+        return None
+    try:
+        return ForkServer(modules)
+    except OSError:
+        return None
 
 
 class _Request:

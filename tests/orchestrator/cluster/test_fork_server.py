@@ -1,10 +1,12 @@
 """Workers of a private Ray are forks of one process that has imported what they need."""
 
+import importlib.util
 import os
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +17,8 @@ import ray
 from orchestrator.cluster import fork_server
 from orchestrator.cluster.fork_server import ForkServer
 from orchestrator.cluster.start_worker import forked
+from orchestrator.run.imports import imports
+from orchestrator.step.step import KINDS
 
 forks = pytest.mark.skipif(not fork_server.possible(), reason="not on Linux, or with a GPU")
 
@@ -85,12 +89,21 @@ def ask(address: str, folder: Path) -> tuple[bool, str]:
     asks = f"""
 import sys
 from orchestrator.cluster.start_worker import forked
+from orchestrator.run.imports import imports
+from orchestrator.step.step import KINDS
 sys.exit(0 if forked([{str(script)!r}, "a b", "é"]) else 9)
 """
     environment = {**os.environ, fork_server.ADDRESS: address}
     line = [sys.executable, "-c", asks]
     asked = subprocess.run(line, env=environment, stdout=subprocess.PIPE, text=True)
     return asked.returncode == 0, asked.stdout
+
+
+def test_all_that_it_is_told_to_import_exists_and_rays_comes_last() -> None:
+    told = imports(KINDS)
+    assert [name for name in told if importlib.util.find_spec(name) is None] == []
+    assert {"torch", "timm"} < set(told[: told.index("ray")])
+    assert "torch" not in imports(["corpus", "noise"])
 
 
 @forks
@@ -163,6 +176,25 @@ def test_no_server_where_workers_cannot_be_forked(
     (tmp_path / "gpu0").touch()
     monkeypatch.setattr(fork_server, "GPUS", (str(tmp_path / "gpu[0-9]"),))
     assert fork_server.start(()) is None
+
+
+@forks
+def test_no_server_where_there_is_no_room_for_its_socket(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    deep = tmp_path / ("long" * 30)
+    deep.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(deep))
+    assert fork_server.start(()) is None
+    assert list(deep.iterdir()) == []
+
+
+@forks
+def test_a_server_that_is_restarted_forks_again(server: ForkServer, tmp_path: Path) -> None:
+    before = server.pid
+    server.restart()
+    assert server.pid != before
+    assert ask(server.address, tmp_path)[0]
 
 
 RUN_WITHOUT_IT = """
