@@ -20,6 +20,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import resource
 import runpy
 import select
 import shutil
@@ -113,7 +114,7 @@ def start(modules: Iterable[str]) -> ForkServer | None:
 
 
 class _Request:
-    """What a fork is to be: its command line, environment, folder and signals."""
+    """What a fork is to be: its command line, environment, folder, signals and number of files."""
 
     def __init__(self, connection: socket.socket, descriptors: list[int]) -> None:
         self._connection = connection
@@ -123,6 +124,7 @@ class _Request:
         self._words: list[str] = asked["words"]
         self._folder: str = asked["folder"]
         self._blocked: list[int] = asked["blocked"]
+        self._files: list[int] = asked["files"]
         self.environment: dict[str, str] = asked["environment"]
 
     def close(self) -> None:
@@ -135,6 +137,7 @@ class _Request:
         for standard, given in enumerate(self._descriptors[:-1]):
             os.dup2(given, standard)
         signal.pthread_sigmask(signal.SIG_SETMASK, self._blocked)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (self._files[0], self._files[1]))
         _set_environment(self.environment)
         os.chdir(self._folder)
         if (numpy := sys.modules.get("numpy")) is not None:

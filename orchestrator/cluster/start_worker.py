@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import socket
 import sys
@@ -24,6 +25,7 @@ def forked(words: list[str]) -> bool:
         "words": words,
         "environment": environment,
         "folder": os.getcwd(),
+        "files": resource.getrlimit(resource.RLIMIT_NOFILE),
         "blocked": [int(each) for each in signal.pthread_sigmask(signal.SIG_BLOCK, ())],
     }
     try:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -39,6 +40,7 @@ class Worker:
             "address": os.environ.get(fork_server.ADDRESS),
             "given": os.environ.get("NML_GIVEN"),
             "folder": os.getcwd(),
+            "files": resource.getrlimit(resource.RLIMIT_NOFILE),
             "interrupted": signal.getsignal(signal.SIGINT) is signal.default_int_handler,
             "child": subprocess.run(["sh", "-c", "exit 3"]).returncode,
         }
@@ -55,6 +57,7 @@ def test_a_worker_is_a_fork_that_has_imported_torch(ray_session: None) -> None:
         assert any("fork_server.py" in word for word in each["parent"])
         assert each["torch"]
         assert each["folder"] == os.getcwd()
+        assert each["files"] == resource.getrlimit(resource.RLIMIT_NOFILE)  # which Ray has raised
         assert each["interrupted"]
         assert each["child"] == 3  # it waits for the processes that it starts
         assert each["address"] is None
