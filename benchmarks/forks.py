@@ -5,7 +5,7 @@ sweep without noise twice, with and without the fork server, in turns. Ends with
 the medians of the ratios, forked to usual, of wall seconds, of processor seconds of all processes,
 and of the peak of proportional memory (shared pages counted once); and the medians themselves.
 
-The peak is read several times a second, which itself takes some time of a processor.
+The peak is read twice a second, which itself takes some time of a processor.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from statistics import median
 import psutil
 
 SWEEP = ["sweep", "--noise", "0", "--seeds", "0"]
-WAIT = 0.1  # seconds between two looks at the processes
+WAIT = 0.5  # seconds between two looks at the processes
 
 
 def measured(fork: str) -> dict[str, float]:
@@ -36,6 +36,7 @@ def measured(fork: str) -> dict[str, float]:
             cwd=folder,
             env={**os.environ, "NML_FORK": fork},
             stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         while process.poll() is None:
             held = 0.0

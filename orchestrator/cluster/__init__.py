@@ -7,6 +7,7 @@ environment.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import re
@@ -110,7 +111,23 @@ def session(cpus: int | None = None, workers: ForkServer | None = None) -> Itera
         try:
             yield
         finally:
-            ray.shutdown()
+            _end()
+
+
+def _end() -> None:
+    """End Ray, without a search for garbage by another thread meanwhile.
+
+    Such a search may free an id of an object. Ray's core, which counts these, ends the process at
+    once when it is asked after its own end and before Python knows of it.
+    """
+    import ray
+
+    gc.collect()
+    gc.disable()
+    try:
+        ray.shutdown()
+    finally:
+        gc.enable()
 
 
 def _start(options: Mapping[str, Any], workers: ForkServer | None) -> None:

@@ -114,3 +114,48 @@ def test_a_ray_that_is_late_is_started_again_and_nothing_of_the_first_start_is_l
     monkeypatch.setattr(ray, "shutdown", lambda: None)
     with cluster.session():
         assert left[0].wait(PATIENCE) == -signal.SIGKILL
+
+
+GARBAGE_MEANWHILE = """
+import gc, threading
+from orchestrator import cluster
+
+gone = threading.Event()
+
+class Core:
+    \"\"\"Ray's core, which takes a second to come back from its end.\"\"\"
+
+    def __init__(self, core):
+        self._core = core
+
+    def __getattr__(self, name):
+        return getattr(self._core, name)
+
+    def shutdown_driver(self):
+        self._core.shutdown_driver()
+        gone.set()
+        other.join(1)
+
+def leave_garbage():
+    gone.wait()
+    while ids:
+        circle = [ids.pop()]
+        circle.append(circle)
+
+with cluster.session(cpus=1):
+    import ray
+    ids = [ray.put(None) for _ in range(300)]
+    worker = ray._private.worker.global_worker
+    worker.core_worker = Core(worker.core_worker)
+    gc.set_threshold(20)
+    other = threading.Thread(target=leave_garbage)
+    other.start()
+print("ended well", gc.isenabled())
+"""
+
+
+@pytest.mark.slow
+def test_garbage_that_another_thread_leaves_while_ray_ends_does_not_end_the_process() -> None:
+    line = [sys.executable, "-c", GARBAGE_MEANWHILE]
+    ended = subprocess.run(line, capture_output=True, text=True)
+    assert ended.stdout == "ended well True\n", ended.stderr
