@@ -40,6 +40,7 @@ ADDRESS = "NML_FORK_SERVER"
 """The variable of a worker's environment that names the server's socket."""
 
 GPUS = ("/dev/nvidia[0-9]*", "/dev/dxg", "/dev/kfd")
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD)  # which it ignores
 OBJECTS = 10_000  # as in nml_orch
 FIELDS = 4  # file descriptors of a request: the three standard ones, and a file that says the rest
 
@@ -238,8 +239,8 @@ def _main(listener: int, modules: list[str]) -> None:
     assert ray.origin is not None
     # Where Python looks first for a worker's modules, in place of this file's own folder.
     sys.path[0] = os.path.join(os.path.dirname(ray.origin), "_private", "workers")
-    interrupted = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's affair
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for forks
+    # Ctrl-C and the end of the group are the driver's affair; nobody waits for forks.
+    usual = {each: signal.signal(each, signal.SIG_IGN) for each in SIGNALS}
     gc.set_threshold(OBJECTS)
     # As many threads as Ray gives a worker of one CPU. Stages with more set those of torch.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -249,8 +250,8 @@ def _main(listener: int, modules: list[str]) -> None:
     if request is None:
         shutil.rmtree(folder, ignore_errors=True)
         os._exit(0)  # at once: nothing that was imported has anything to end
-    signal.signal(signal.SIGINT, interrupted)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for each, action in usual.items():
+        signal.signal(each, action)
     request.become()
 
 

@@ -148,7 +148,7 @@ def test_no_fork_where_forks_would_draw_the_same_ids(
 
 
 @forks
-def test_the_server_ends_with_a_driver_that_is_killed() -> None:
+def test_the_server_ends_with_a_driver_that_is_killed(tmp_path: Path) -> None:
     starts = """
 import sys
 from orchestrator.cluster import fork_server
@@ -161,7 +161,8 @@ sys.stdin.read()
         assert driver.stdout is not None
         pid, address = driver.stdout.readline().split()
         process = psutil.Process(int(pid))
-        assert Path(address).exists()
+        assert ask(address, tmp_path)[0]
+        process.terminate()  # as whoever ends the whole group does
         driver.kill()
     process.wait(60)
     assert not Path(address).parent.exists()
