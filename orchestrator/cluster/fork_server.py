@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import os
 import resource
 import runpy
@@ -35,6 +36,8 @@ from glob import glob
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
+
+log = logging.getLogger("nml.cluster")
 
 ADDRESS = "NML_FORK_SERVER"
 """The variable of a worker's environment that names the server's socket."""
@@ -77,7 +80,7 @@ class ForkServer:
         return self._process.pid
 
     def restart(self) -> None:
-        """End it and start it anew, for another Ray. It stays away if it cannot be started."""
+        """End it and start it anew, for another Ray. If that fails, Ray starts its workers."""
         self._end()
         with suppress(OSError):
             os.unlink(self.address)
@@ -85,6 +88,8 @@ class ForkServer:
 
     def close(self) -> None:
         """End it. Its forks stay, until Ray ends them."""
+        if self._process.poll() is not None:
+            log.info("the fork server had ended early: Ray started its workers one by one")
         self._end()
         shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -110,7 +115,8 @@ def start(modules: Iterable[str]) -> ForkServer | None:
         return None
     try:
         return ForkServer(modules)
-    except OSError:
+    except OSError as error:
+        log.info("no fork server, so Ray starts its workers one by one: %s", error)
         return None
 
 

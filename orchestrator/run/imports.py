@@ -1,6 +1,6 @@
-"""What the workers of each kind of step import, before they are asked to do anything.
+"""The modules that the fork server imports for the workers of each kind of step.
 
-Large modules, and ours that import more of them.
+They are large, or import large ones.
 """
 
 from __future__ import annotations

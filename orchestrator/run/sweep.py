@@ -74,7 +74,7 @@ class _Start:
     replace: Mapping[str, str]  # the drifted steps to be replaced, with their fingerprints
     progress: Progress | None  # None if no step is left
     leases: Leases
-    workers: ForkServer | None = None  # from which Ray's come
+    workers: ForkServer | None = None  # the server of which Ray's workers are forks
 
 
 def run(

@@ -92,8 +92,6 @@ def ask(address: str, folder: Path) -> tuple[bool, str]:
     asks = f"""
 import sys
 from orchestrator.cluster.start_worker import forked
-from orchestrator.run.imports import imports
-from orchestrator.step.step import KINDS
 sys.exit(0 if forked([{str(script)!r}, "a b", "é"]) else 9)
 """
     environment = {**os.environ, fork_server.ADDRESS: address}
