@@ -175,12 +175,14 @@ def _serve(listener: socket.socket, modules: list[str]) -> _Request | None:
     driver = sys.stdin.fileno()
     rays = modules.index("ray") if "ray" in modules else len(modules)
     waiting, with_ray = modules[:rays], modules[rays:]
+    safe = False  # whether forks draw different ids, since the last import
     while True:
         ready, _, _ = select.select([driver, listener], [], [], 0 if waiting else None)
         if driver in ready:
             return None
         if listener not in ready:
             _import(waiting.pop(0))
+            safe = False
             continue
         request = _received(listener)
         if request is None:
@@ -188,6 +190,9 @@ def _serve(listener: socket.socket, modules: list[str]) -> _Request | None:
         if with_ray and not _import_with_ray(with_ray, request.environment):
             return None
         with_ray = []
+        safe = safe or "ray" not in sys.modules or _drawn_in_fork() != _drawn_in_fork()
+        if not safe:
+            return None
         if os.fork() == 0:
             return request
         request.close()
@@ -203,8 +208,8 @@ def _import(name: str) -> None:
 
 
 def _import_with_ray(modules: list[str], environment: dict[str, str]) -> bool:
-    """Import them in a worker's environment. Returns whether forks draw different ids then."""
-    if "ray" in sys.modules:  # in another environment
+    """Import them in a worker's environment. False if Ray was imported before, in another."""
+    if "ray" in sys.modules:
         return False
     _set_environment(environment)
     with suppress(Exception):
@@ -212,7 +217,7 @@ def _import_with_ray(modules: list[str], environment: dict[str, str]) -> bool:
         actor.ActorClassID = _ClassId(actor.ActorClassID)
     for name in modules:
         _import(name)
-    return _drawn_in_fork() != _drawn_in_fork()
+    return True
 
 
 class _ClassId:

@@ -131,18 +131,47 @@ def test_without_a_server_nothing_is_forked(server: ForkServer, tmp_path: Path) 
     assert not forked(["no address"])
 
 
+DRAWS = """
+from pathlib import Path
+from ray._raylet import JobID, TaskID
+TaskID.for_fake_task(JobID.from_int(1))
+Path(__file__).with_name("drawn").touch()
+"""
+ASKED = """
+import select, sys
+select.select([int(sys.argv[1])], [], [])  # until somebody asks
+"""
+
+
 @forks
+@pytest.mark.parametrize(
+    ("modules", "forks_made"),
+    [
+        (["ray"], [True]),
+        (["ray", "draws"], [False]),
+        (["draws", "ray"], [False]),
+        (["asked", "draws", "ray"], [True, False]),  # the first one asks before "draws" is imported
+    ],
+    ids=["ray", "ray-draws", "draws-ray", "asked-draws-ray"],
+)
 def test_no_fork_where_forks_would_draw_the_same_ids(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    modules: list[str], forks_made: list[bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "draws.py").write_text(
-        "from ray._raylet import JobID, TaskID\nTaskID.for_fake_task(JobID.from_int(1))\n"
-    )
+    from commands import waiting  # here: Ray's workers import this file, and do not find it
+
+    (tmp_path / "draws.py").write_text(DRAWS)
+    (tmp_path / "asked.py").write_text(ASKED)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    for modules, fork in ((["ray"], True), (["ray", "draws"], False), (["draws", "ray"], False)):
-        server = ForkServer(modules)
-        assert ask(server.address, tmp_path)[0] == fork
-        server.close()
+    server = ForkServer(modules)
+    made = []
+    for asked in range(len(forks_made)):
+        if modules[asked] == "draws":
+            for _ in waiting("the import of draws"):
+                if (tmp_path / "drawn").exists():
+                    break
+        made.append(ask(server.address, tmp_path)[0])
+    server.close()
+    assert made == forks_made
 
 
 @forks
