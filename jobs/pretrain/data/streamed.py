@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -22,13 +22,7 @@ import torch
 from jobs.corpus.shards import Index
 from jobs.images.augment import Hashes, mix
 from jobs.images.spec import Augment, ImageInput
-from jobs.pretrain.data.decoding import (
-    CHUNK,
-    Encoded,
-    concatenate_pixels,
-    decode,
-    prefetch,
-)
+from jobs.pretrain.data.decoding import CHUNK, Encoded, concatenate_pixels, decode, prefetch
 from jobs.pretrain.data.in_memory import MOST_MEMORISED
 from jobs.pretrain.data.noisy import NoisyRows
 from jobs.pretrain.data.order import LANES, Order, Rows, Span, shuffle
@@ -116,47 +110,49 @@ class StreamedSource:
 
     def batches(self, epoch: int, first: int, group: DistributedGroup) -> Iterator[Batch]:
         """The epoch's batches from number `first` on: worker r takes the r-th piece of each."""
-        batches = self._generate(epoch, first, group)
-        # For a GPU, DataLoader's pinning thread already copies them from shared memory.
-        return prefetch(batches) if self._processes and group.device.type == "cpu" else batches
-
-    def _generate(self, epoch: int, first: int, group: DistributedGroup) -> Generator[Batch]:
         shares: deque[_Share] = deque()
         with ThreadPoolExecutor(_READERS, thread_name_prefix="read") as pool:
             try:
-                chunks = iter(
-                    decode(
-                        self._chunks(epoch, first, group, pool, shares),
-                        model_input=self._input,
-                        augment=self._augment,
-                        share=-(-self.batch_size // group.world // CHUNK),
-                        processes=self._processes,
-                        device=group.device,
-                    )
+                # This forks, and not `prefetch`: a process that is forked in a pool's thread ends
+                # with an error, because Python joins the pool's threads at its end.
+                chunks = decode(
+                    self._chunks(epoch, first, group, pool, shares),
+                    model_input=self._input,
+                    augment=self._augment,
+                    share=-(-self.batch_size // group.world // CHUNK),
+                    processes=self._processes,
                 )
-                for _ in range(first, self.steps_per_epoch):
-                    pixels = [self._pixels(next(chunks), group)]
-                    share = shares.popleft()
-                    pixels += [self._pixels(next(chunks), group) for _ in range(share.chunks - 1)]
-                    yield Batch(
-                        images=concatenate_pixels(pixels),
-                        hashes=share.hashes,
-                        targets=tuple(
-                            select_targets(each, torch.arange(len(share.hashes)), group.device)
-                            for each in share.targets
-                        ),
-                        ends_segment=share.ends_segment,
-                    )
+                made = self._make(chunks, shares, self.steps_per_epoch - first, group.device)
+                for batch in prefetch(made) if self._processes else made:
+                    yield _on_device(batch, group.device)
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
 
-    def _pixels(
-        self, chunk: tuple[torch.Tensor, list[str]], group: DistributedGroup
-    ) -> torch.Tensor:
-        """A chunk's pixels on the device; its damaged images are noted."""
+    def _make(
+        self,
+        chunks: Iterator[tuple[torch.Tensor, list[str]]],
+        shares: deque[_Share],
+        steps: int,
+        device: torch.device,
+    ) -> Generator[Batch]:
+        """The batches on the CPU; images that are meant for a GPU are in pinned memory."""
+        for _ in range(steps):
+            pixels = [self._pixels(next(chunks))]
+            share = shares.popleft()
+            pixels += [self._pixels(next(chunks)) for _ in range(share.chunks - 1)]
+            images = concatenate_pixels(pixels)
+            yield Batch(
+                images=images.pin_memory() if device.type == "cuda" else images,
+                hashes=share.hashes,
+                targets=tuple(share.targets),
+                ends_segment=share.ends_segment,
+            )
+
+    def _pixels(self, chunk: tuple[torch.Tensor, list[str]]) -> torch.Tensor:
+        """A chunk's pixels; its damaged images are noted."""
         pixels, damaged = chunk
         self.damaged |= set(damaged)
-        return pixels.to(group.device, non_blocking=True)
+        return pixels
 
     def _chunks(
         self,
@@ -326,6 +322,15 @@ class _Lane:
             if (past_half or len(positions)) and len(self._ahead) == 1:
                 self._start_next()
         return found
+
+
+def _on_device(batch: Batch, device: torch.device) -> Batch:
+    every = torch.arange(len(batch.hashes))
+    return replace(
+        batch,
+        images=batch.images.to(device, non_blocking=True),
+        targets=tuple(select_targets(each, every, device) for each in batch.targets),
+    )
 
 
 def _of_each_run(pieces: list[list[Targets]]) -> list[Targets]:

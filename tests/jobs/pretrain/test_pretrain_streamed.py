@@ -1,9 +1,11 @@
 """A streamed part equals the part in memory, byte for byte; errors of reading it are named."""
 
 import gc
+import io
 import itertools
 import multiprocessing
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,6 +16,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from commands import waiting
 from jobs.contract import StageError, Work
@@ -21,6 +24,7 @@ from jobs.corpus.shards import File, Index
 from jobs.encoders.encoder import EncoderCard
 from jobs.images.spec import Augment, ImageInput
 from jobs.pretrain.data import in_memory, order, streamed
+from jobs.pretrain.data.decoding import Encoded, decode
 from jobs.pretrain.data.in_memory import MemorySource, load_part
 from jobs.pretrain.data.noisy import NoisyRows, noisy_targets
 from jobs.pretrain.data.order import Order
@@ -106,6 +110,37 @@ def test_the_number_of_decoding_processes_changes_nothing(toy: Any, processes: i
         list(streamed_source(toy).batches(1, 2, DistributedGroup())),
         list(other.batches(1, 2, DistributedGroup())),
     )
+
+
+@pytest.mark.parametrize("processes", [0, 2])
+def test_pixels_stay_as_they_are_until_the_next_batch_is_asked_for(processes: int) -> None:
+    share, batches = 3, 8
+    images = [np.full((16, 16), number, np.uint8) for number in range(share * batches)]
+    chunks = (Encoded(["file"] * 2, ["a", "b"], [png(image)] * 2, [0] * 2) for image in images)
+    decoded = decode(chunks, model_input=IMAGE, augment=Augment(), share=share, processes=processes)
+    for batch in range(batches):
+        pixels = [next(decoded)[0] for _ in range(share)]
+        time.sleep(0.05)  # in which the processes go as far ahead as they may
+        expected = [[batch * share + number] * 2 for number in range(share)]
+        assert [piece.amax((1, 2, 3)).tolist() for piece in pixels] == expected
+
+
+def png(pixels: np.ndarray) -> bytes:
+    held = io.BytesIO()
+    Image.fromarray(pixels).save(held, "png")
+    return held.getvalue()
+
+
+@pytest.mark.parametrize("taken", [1, 6])
+def test_decoding_processes_end_without_an_error(toy: Any, taken: int) -> None:
+    """Otherwise torch may raise it in the training loop, which has another epoch to train."""
+    before = multiprocessing.active_children()
+    batches = streamed_source(toy, processes=2).batches(0, 0, DistributedGroup())
+    next(batches)
+    processes = [each for each in multiprocessing.active_children() if each not in before]
+    assert len(list(itertools.islice(batches, taken - 1))) == taken - 1
+    del batches
+    assert [process.exitcode for process in processes] == [0, 0]
 
 
 def test_an_unfinished_epoch_leaves_no_process_and_no_thread(toy: Any) -> None:
