@@ -54,7 +54,7 @@ def test_a_worker_is_a_fork_that_has_imported_torch(ray_session: None) -> None:
     for worker in workers:
         ray.kill(worker)
     for each in (plain, one, two):
-        assert any("fork_server.py" in word for word in each["parent"])
+        assert any("serve_forks.py" in word for word in each["parent"])
         assert each["torch"]
         assert each["folder"] == os.getcwd()
         assert each["files"] == resource.getrlimit(resource.RLIMIT_NOFILE)  # which Ray has raised
