@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol, TextIO
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 INTERVAL_SECONDS = 8.0  # a log is never silent for ten
+Works = Mapping[str, str | None]
 HEADING = f"{'stage':<8} {'':16} {'steps':>7}    time  what runs"
 
 
@@ -43,16 +44,20 @@ class Progress(Protocol):
 class _Counts:
     """Counts by kind of step, for both ways to show them.
 
-    `quick`: the steps to do whose time is nothing beside that of the others of their kind.
+    `works`: what the steps to do are to do, by address, where it is not the work of their kind: the
+    steps of one work have one rate. None: their time is nothing beside that of the others.
     """
 
     def __init__(
-        self, totals: Mapping[str, int], reused: Mapping[str, int], quick: Collection[str]
+        self, totals: Mapping[str, int], reused: Mapping[str, int], works: Works | None
     ) -> None:
         self.totals = dict(totals)
-        self._reused = {kind: reused.get(kind, 0) for kind in totals}
-        self._quick = Counter(kind_of(address) for address in quick)  # of each kind
-        self._quick_left = set(quick)
+        self._works = works or {}
+        self._to_do = Counter[str | None](self._works.values())
+        for kind, total in totals.items():
+            self._to_do[kind] += total - reused.get(kind, 0)
+        self._to_do.subtract(map(kind_of, self._works))
+        self._ended: Counter[str | None] = Counter()
         self._pace = Pace()
         self.settled = {kind: reused.get(kind, 0) for kind in totals}
         self.unfinished: dict[str, Counter[StepState]] = {kind: Counter() for kind in totals}
@@ -79,7 +84,7 @@ class _Counts:
         self.shares.pop(address, None)
         self._messages.pop(address, None)
         self.settled[kind] += 1
-        self._quick_left.discard(address)
+        self._ended[self._work(address)] += 1
         if not state.finished:
             self.unfinished[kind][state] += 1
         return kind
@@ -108,13 +113,11 @@ class _Counts:
     def left(self) -> Left | None:
         """The time that is left for the whole sweep, as far as this run's rates tell."""
         self._pass_time()
-        quick_left = Counter(kind_of(address) for address in self._quick_left)
-        done, rest = dict[str, float](), dict[str, float]()
-        for kind, total in self.totals.items():
-            completed = self.completed(kind)
-            quick_done = self._quick[kind] - quick_left[kind]
-            done[kind] = completed - self._reused[kind] - quick_done
-            rest[kind] = total - completed - quick_left[kind]
+        done: dict[str, float] = {w: self._ended[w] for w in self._to_do if w is not None}
+        for address, share in self.shares.items():
+            if (work := self._work(address)) in done:
+                done[work] += share
+        rest = {work: self._to_do[work] - steps for work, steps in done.items()}
         return self._pace.left(done, rest)
 
     def overall(self) -> str:
@@ -124,7 +127,11 @@ class _Counts:
     def _pass_time(self) -> None:
         # A step that has begun may wait for a CPU, so the time belongs to those that report.
         working = self._messages or self.shares
-        self._pace.pass_time(time.monotonic(), {kind_of(address) for address in working})
+        works = {self._work(address) for address in working}
+        self._pace.pass_time(time.monotonic(), [work for work in works if work is not None])
+
+    def _work(self, address: str) -> str | None:
+        return self._works.get(address, kind_of(address))
 
 
 SWEEP = "sweep"
@@ -134,7 +141,7 @@ class Bars:
     """Live bars, one for each kind of step, and one for the whole sweep with the time left."""
 
     def __init__(
-        self, totals: Mapping[str, int], reused: Mapping[str, int], quick: Collection[str] = ()
+        self, totals: Mapping[str, int], reused: Mapping[str, int], works: Works | None = None
     ) -> None:
         from rich.console import Console, RenderableType
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -149,7 +156,7 @@ class Bars:
                 yield Text(HEADING, style="dim", no_wrap=True, overflow="crop")
                 yield from super().get_renderables()
 
-        self._counts = _Counts(totals, reused, quick)
+        self._counts = _Counts(totals, reused, works)
         rest = Column(ratio=1, no_wrap=True, overflow="ellipsis")  # cut on a narrow screen
         self._bars = Headed(
             TextColumn("{task.description:<8}", table_column=Column(no_wrap=True, min_width=8)),
@@ -235,12 +242,12 @@ class Lines:
         self,
         totals: Mapping[str, int],
         reused: Mapping[str, int],
-        quick: Collection[str] = (),
+        works: Works | None = None,
         *,
         stream: TextIO | None = None,
         interval: float = INTERVAL_SECONDS,
     ) -> None:
-        self._counts = _Counts(totals, reused, quick)
+        self._counts = _Counts(totals, reused, works)
         self._stream = stream or sys.stderr
         self._interval = interval
         self._started = self._last = time.monotonic()

@@ -36,7 +36,7 @@ from orchestrator.run.imports import imports
 from orchestrator.run.progress import Bars, Lines, Progress
 from orchestrator.run.waiting import waiting
 from orchestrator.run.watchdog import watchdog
-from orchestrator.step.step import KINDS
+from orchestrator.step.step import KINDS, Step
 from orchestrator.store import register
 from orchestrator.store.lease import Leases
 from orchestrator.store.provenance import redact
@@ -302,8 +302,18 @@ def _say_together(plan: Plan, done: set[str], progress: Progress) -> None:
 def _progress(plan: Plan, done: list[str]) -> Progress:
     totals = {kind: len(plan.of_kind(kind)) for kind in KINDS}
     reused = Counter(plan.steps[address].kind for address in done)
-    evaluated = {a for a, step in plan.steps.items() if {"head", "features"} <= step.inputs.keys()}
-    return (Bars if sys.stderr.isatty() else Lines)(totals, reused, evaluated - set(done))
+    works = {a: _work(step) for a, step in plan.steps.items() if step.kind == "tune"}
+    for address in done:
+        works.pop(address, None)
+    return (Bars if sys.stderr.isatty() else Lines)(totals, reused, works)
+
+
+def _work(step: Step) -> str | None:
+    """What sets the time of a cell: whether it trains, and whether images or texts are encoded."""
+    evaluated, encoded = "head" in step.inputs, "features" not in step.inputs
+    if evaluated and not encoded:
+        return None  # no time beside that of the others
+    return "tune" + " evaluated" * evaluated + " encoded" * encoded
 
 
 def _tracker(plan: Plan, store: Store, say: Callable[[str], None]) -> Tracker | None:

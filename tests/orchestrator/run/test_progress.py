@@ -120,7 +120,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def test_cells_that_are_only_evaluated_do_not_count_as_much_time(clock: list[float]) -> None:
     cells = [f"tune/a/symmetric/r/noise=0/seed=0/t/lp/fraction=100/seed={n}" for n in range(6)]
     printed = io.StringIO()
-    display = Lines({"tune": 6}, {}, quick=set(cells[3:]), stream=printed, interval=0)
+    display = Lines({"tune": 6}, {}, dict.fromkeys(cells[3:]), stream=printed, interval=0)
     display.begin(cells[0])
     display.say(cells[0], 0.0, "8 configurations")
     clock[0] = 600.0
@@ -129,6 +129,23 @@ def test_cells_that_are_only_evaluated_do_not_count_as_much_time(clock: list[flo
     display.begin(cells[3])
     display.settle(cells[3], StepState.DONE, "")
     assert "(about 20 min left)" in last(printed), "an evaluation is no third of the work"
+
+
+def test_cells_that_do_other_work_have_a_rate_of_their_own(clock: list[float]) -> None:
+    cells = [f"tune/a/symmetric/r/noise=0/seed=0/t/ft/fraction=100/seed={n}" for n in range(6)]
+    printed = io.StringIO()
+    works = dict.fromkeys(cells[2:], "evaluation")
+    display = Lines({"tune": 7}, {"tune": 1}, works, stream=printed, interval=0)
+    display.begin(cells[0])
+    display.say(cells[0], 0.0, "8 configurations")
+    clock[0] = 600.0
+    display.settle(cells[0], StepState.DONE, "")
+    assert "(at least 10 min left)" in last(printed), "no evaluation has been seen"
+    display.begin(cells[2])
+    display.say(cells[2], 0.0, "images")
+    clock[0] = 660.0
+    display.say(cells[2], 0.5, "images")
+    assert "(about 17 min left)" in last(printed), "10 for the other cell, and 3.5 times 2"
 
 
 def test_a_step_that_waits_for_a_cpu_is_charged_no_time(clock: list[float]) -> None:
