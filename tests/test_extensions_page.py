@@ -40,7 +40,7 @@ def test_every_block_of_the_page_runs(tmp_path: Path, run: Run) -> None:
     assert code == 0, printed
     (encoders,) = re.findall(r"^    encoders: (\[.*\])$", PAGE, re.MULTILINE)
     (anchored,) = re.findall(r"`anchored: (\{.*?\})`", PAGE)
-    model, options = re.findall(r"`model: (\S+)` with\n`model_options: (\{.*?\})`", PAGE)[0]
+    model, options = re.findall(r"`model: (\S+)`,\s+`model_options: (\{.*?\})`", PAGE)[0]
     (tmp_path / "weights.safetensors").write_bytes(b"")
     words = ["--extension", "my_methods.py", "--set", f"encoders={encoders}"]
     words += ["--set", f"tuning.methods.anchored={anchored}"]

@@ -60,6 +60,7 @@ def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_each_script_of_the_page_prints_what_the_page_says(folder: Path) -> None:
     done = run(folder, "-c", EACH)
     assert done.returncode == 0, done.stderr

@@ -25,6 +25,8 @@ DOCS = ROOT / "docs"
 sys.path.append(str(DOCS))
 from reference import fields, models  # noqa: E402  (of the site: docs/reference.py)
 
+pytestmark = pytest.mark.slow
+
 DOCS_LINES = {  # what commands.md has people add to the start file of a shell
     shell: line.replace("\\|", "|")
     for shell, line in re.findall(

@@ -103,6 +103,7 @@ def test_no_bar_reaches_beyond_what_is_possible(make: Make) -> None:
         assert max(ends) <= 100.0
 
 
+@pytest.mark.slow
 def test_a_phone_gets_one_panel_in_a_row_and_no_letter_outside(make: Make) -> None:
     readout = make()
     long = replace(readout.question, methods=(*readout.methods(), "a-method-of-a-very-long-name"))
@@ -160,6 +161,7 @@ def test_long_bars_do_not_flatten_the_lines_and_are_said_to_be_cut(make: Make) -
         assert high - low <= 3.1 * max(max(values) - min(values), style.NARROWEST)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "shape",
     [

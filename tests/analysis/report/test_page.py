@@ -20,6 +20,8 @@ from analysis.report.page import html_page
 from analysis.schemas import CELLS_SCHEMA, SUMMARY_SCHEMA
 from analysis.summary import summary
 
+pytestmark = pytest.mark.slow
+
 Make = Callable[..., Readout]
 HOSTILE = '<script>alert("x")</script>&\'$\\frac'
 

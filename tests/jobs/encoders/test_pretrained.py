@@ -133,6 +133,7 @@ def test_a_timm_tag_comes_from_the_cache_with_its_own_input(hub: Path, tmp_path:
     assert torch.allclose(opened.features(pixels), expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_open_clip_tag_comes_from_the_cache(hub: Path, tmp_path: Path) -> None:
     options = open_clip.get_model_config("RN50")
     options["quick_gelu"] = True

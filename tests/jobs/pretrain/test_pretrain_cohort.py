@@ -26,6 +26,8 @@ from jobs.pretrain.spec import Resources
 from tests.jobs.pretrain.conftest import LEVELS, with_step
 from tests.jobs.pretrain.interruption import OFTEN, SELDOM, Killed, killing_watch, outputs
 
+pytestmark = pytest.mark.slow
+
 RICH: dict[str, Any] = {
     "augment": {"degrees": 10, "translate": 0.1, "flip": True, "erase": 0.5, "erase_mode": "pixel"},
     "mix": {"mixup": 0.4, "cutmix": 1.0, "group": 8, "mode": "elem"},

@@ -29,6 +29,7 @@ def make_damaged(make_work: Make, damaged_toy: Any, supervised: Callable[..., An
     return make
 
 
+@pytest.mark.slow
 def test_a_run_in_memory_streamed_and_interrupted_gives_the_same_files_and_counts(
     make_damaged: Make,
 ) -> None:

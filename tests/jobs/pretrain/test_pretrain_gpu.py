@@ -16,6 +16,8 @@ from tests import pretend
 from tests.jobs.pretrain.conftest import with_step
 from tests.jobs.pretrain.interruption import outputs
 
+pytestmark = pytest.mark.slow
+
 RECIPES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "plain": ("supervised", {}, {}),
     "all-parts": (

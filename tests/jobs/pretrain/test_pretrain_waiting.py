@@ -22,6 +22,8 @@ from tests import pretend
 from tests.jobs.pretrain.conftest import LEVELS, with_step
 from tests.waits import counted, counting, counting_each
 
+pytestmark = pytest.mark.slow
+
 UPDATES = 12
 
 

@@ -71,6 +71,7 @@ def test_the_report_shows_them_by_method_and_level(store: Store) -> None:
     assert not any("label_noise=" in row["address"] for row in found.sorted_cells())
 
 
+@pytest.mark.slow
 def test_a_problem_has_the_coordinates_of_its_address(store: Store, tmp_path: Path) -> None:
     noisy = "tune/c/symmetric/r/noise=30/seed=1/digits/lp/fraction=100/label_noise=20/seed=0"
     of_pretrained = "tune/encoder/mine/digits/lp/fraction=100/seed=0"

@@ -224,6 +224,7 @@ def test_the_history_of_registered_claims_is_in_the_report_and_outlives_it(
     assert "did you mean sve-moves" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_sweep_registers_claims_says_so_and_tags_its_run(
     store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -244,6 +245,7 @@ def test_a_sweep_registers_claims_says_so_and_tags_its_run(
     assert {run.data.tags["nml.features_dtype"] for run in runs} == {"float32"}
 
 
+@pytest.mark.slow
 def test_a_cell_that_answers_one_class_for_every_sample_is_flagged_everywhere(
     store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

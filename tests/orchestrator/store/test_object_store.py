@@ -80,6 +80,7 @@ def test_a_ledger_in_a_bucket_is_as_one_on_a_disk(bucket: Folder) -> None:
     assert list(again.faults()) == []
 
 
+@pytest.mark.slow
 def test_states_are_read_from_a_listing_and_the_index(
     small: Plan, bucket: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -103,6 +104,7 @@ def test_states_are_read_from_a_listing_and_the_index(
     assert cells.num_rows == len(small.of_kind("tune")) - 1
 
 
+@pytest.mark.slow
 def test_a_listing_and_a_single_look_give_one_stamp(small: Plan, bucket: Folder) -> None:
     store = Store(bucket)
     synthetic.fill(small, store)
@@ -123,6 +125,7 @@ def test_one_holder_at_a_time_in_a_bucket_too(bucket: Folder) -> None:
     assert list((bucket / ".leases").files()) == []
 
 
+@pytest.mark.slow
 def test_a_changed_object_of_a_finished_step_is_not_read(small: Plan, bucket: Folder) -> None:
     store = Store(bucket)
     synthetic.fill(small, store)
@@ -192,6 +195,7 @@ def test_a_file_is_named_with_its_endpoint(bucket: Folder) -> None:
     assert source.table(["key"])["key"].to_pylist() == rows["key"]
 
 
+@pytest.mark.slow
 def test_progress_that_is_written_while_it_is_read_is_whole_or_not_there(bucket: Folder) -> None:
     lengths = [1 + 7 * i % 50 for i in range(200)]
     writing = threading.Thread(

@@ -25,6 +25,8 @@ from orchestrator.tracking.runs import SweepRecord
 from orchestrator.tracking.server import resolve_uri
 from synthetic import fill
 
+pytestmark = pytest.mark.slow
+
 AWKWARD = "a %20b %2F?c#d \u00e9 '\" :x &+=;"
 
 

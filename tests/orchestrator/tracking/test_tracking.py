@@ -28,6 +28,8 @@ from orchestrator.tracking.mirror import Tracker, sync
 from orchestrator.tracking.runs import RunViews, SweepRecord, group_of, groups, step_unit
 from orchestrator.tracking.server import resolve_uri
 
+pytestmark = pytest.mark.slow
+
 POINTS = (("id/lp/accuracy", 0.0, 90.0), ("id/lp/accuracy", 10.0, 85.0))
 
 

@@ -51,6 +51,8 @@ from tests.jobs.tuning.finetune.digits import (
     work,
 )
 
+pytestmark = pytest.mark.slow
+
 
 def features_of(digits: Folder, encoder: Folder, folder: Path) -> Folder:
     """Write the features that a frozen method would read."""

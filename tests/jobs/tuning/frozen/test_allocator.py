@@ -31,6 +31,7 @@ def faults(line: str) -> int:
     return int(ran.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another malloc")
 def test_steps_ask_the_system_for_few_pages_they_had_before() -> None:
     step = (MEGABYTES << 20) // 4096
