@@ -1,6 +1,7 @@
 """Workers of a private Ray are forks of one process that has imported what they need."""
 
 import importlib.util
+import json
 import os
 import resource
 import signal
@@ -48,14 +49,18 @@ class Worker:
 
 @forks
 def test_a_worker_is_a_fork_that_has_imported_torch(ray_session: None) -> None:
+    from commands import waiting  # here: Ray's workers import this file, and do not find it
+
     kinds = [ray.remote(num_cpus=0)(Worker), given(Worker, "1"), given(Worker, "2")]
-    workers = [kind.remote() for kind in kinds]
-    plain, one, two = ray.get([worker.seen.remote() for worker in workers])
-    for worker in workers:
-        ray.kill(worker)
+    for _ in waiting("workers that are forked after the import of torch"):
+        workers = [kind.remote() for kind in kinds]
+        plain, one, two = ray.get([worker.seen.remote() for worker in workers])
+        for worker in workers:
+            ray.kill(worker)
+        if plain["torch"] and one["torch"] and two["torch"]:
+            break
     for each in (plain, one, two):
         assert any("serve_forks.py" in word for word in each["parent"])
-        assert each["torch"]
         assert each["folder"] == os.getcwd()
         assert each["files"] == resource.getrlimit(resource.RLIMIT_NOFILE)  # which Ray has raised
         assert each["interrupted"]
@@ -111,8 +116,15 @@ def test_all_that_it_is_told_to_import_exists_and_rays_comes_last() -> None:
 def test_a_fork_takes_the_command_line_and_prints_where_it_was_asked_to(
     server: ForkServer, tmp_path: Path
 ) -> None:
-    told = f'[["a b", "\\u00e9"], true, "{os.environ["HOME"]}"]'
-    assert ask(server.address, tmp_path) == (True, told)
+    from commands import waiting
+
+    for _ in waiting("a fork after the import of json.tool"):
+        made, printed = ask(server.address, tmp_path)
+        assert made
+        words, imported, home = json.loads(printed)
+        assert (words, home) == (["a b", "é"], os.environ["HOME"])
+        if imported:
+            break
 
 
 @forks
@@ -157,7 +169,7 @@ select.select([int(sys.argv[1])], [], [])  # until somebody asks
 def test_no_fork_where_forks_would_draw_the_same_ids(
     modules: list[str], forks_made: list[bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from commands import waiting  # here: Ray's workers import this file, and do not find it
+    from commands import waiting
 
     (tmp_path / "draws.py").write_text(DRAWS)
     (tmp_path / "asked.py").write_text(ASKED)
