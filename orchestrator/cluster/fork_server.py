@@ -25,6 +25,8 @@ from contextlib import suppress
 from glob import glob
 from pathlib import Path
 
+import psutil
+
 log = logging.getLogger("nml.cluster")
 
 ADDRESS = "NML_FORK_SERVER"
@@ -73,15 +75,23 @@ class ForkServer:
             self._process = self._started()
 
     def close(self) -> None:
-        """End it. Its forks stay, until Ray ends them."""
+        """End it, after Ray."""
         if self._process.poll() is not None:
             log.info("the fork server had ended early: Ray started its workers one by one")
         self._end()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _end(self) -> None:
+        """End it, and the forks that Ray has left: some never come to the end of their exit."""
+        left: list[psutil.Process] = []
+        if self._process.poll() is None:  # else its id may be another process's by now
+            with suppress(psutil.NoSuchProcess):
+                left = psutil.Process(self.pid).children(recursive=True)
         self._process.kill()
         self._process.wait()
+        for fork in left:
+            with suppress(psutil.NoSuchProcess):
+                fork.kill()
         assert self._process.stdin is not None
         self._process.stdin.close()
 

@@ -90,10 +90,18 @@ os.write(1, json.dumps([sys.argv[1:], "json.tool" in sys.modules, os.environ["HO
 """
 
 
-def ask(address: str, folder: Path) -> tuple[bool, str]:
+STAYS = """
+import os, time
+os.write(1, str(os.getpid()).encode())
+os.close(1)
+time.sleep(3600)
+"""
+
+
+def ask(address: str, folder: Path, content: str = SCRIPT) -> tuple[bool, str]:
     """Whether a fork was made, as `start_worker.py` asks for it; and what the fork has printed."""
     script = folder / "script.py"
-    script.write_text(SCRIPT)
+    script.write_text(content)
     asks = f"""
 import sys
 from orchestrator.cluster.start_worker import forked
@@ -134,6 +142,15 @@ def test_who_asks_and_ends_takes_nothing_from_the_others(
     with socket.socket(socket.AF_UNIX) as gone:
         gone.connect(server.address)
     assert ask(server.address, tmp_path)[0]
+
+
+@forks
+def test_a_fork_that_has_not_ended_ends_with_the_server(server: ForkServer, tmp_path: Path) -> None:
+    made, pid = ask(server.address, tmp_path, STAYS)
+    assert made
+    process = psutil.Process(int(pid))
+    server.close()
+    process.wait(60)
 
 
 @forks
