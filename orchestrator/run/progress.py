@@ -44,8 +44,9 @@ class Progress(Protocol):
 class _Counts:
     """Counts by kind of step, for both ways to show them.
 
-    `works`: what the steps to do are to do, by address, where it is not the work of their kind: the
-    steps of one work have one rate. None: their time is nothing beside that of the others.
+    `works`: names of sorts of work, by the address of a step that is to be done. Steps of one sort
+    have one rate; those without a name have that of their kind. None: the step takes no time worth
+    counting.
     """
 
     def __init__(

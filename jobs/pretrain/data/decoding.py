@@ -69,8 +69,8 @@ def decode(
 ) -> Iterator[tuple[Tensor, list[str]]]:
     """Each chunk's pixels, in order, and the names of its damaged images.
 
-    `share`: number of chunks in a batch; `processes`: their number; 0: this process decodes. The
-    pixels stay as they are until `share` further chunks have been asked for.
+    `share`: number of chunks in a batch; `processes`: number of decoding processes; 0: this process
+    decodes. The pixels stay as they are until `share` further chunks have been asked for.
     """
     processes = min(processes, share * BATCHES_AHEAD)
     ahead = -(-share * BATCHES_AHEAD // processes) if processes else 1  # chunks of a process
